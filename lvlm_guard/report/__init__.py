@@ -1,0 +1,45 @@
+"""Pages of a run: self-contained HTML from plain data, no script, no font, no address outside the page.
+
+Text is escaped unless it already is `Html`, so what a model or a user wrote can't become markup:
+
+- `html`: `tag` and `Html`, the only way markup is made here.
+- `colour`: a colour ramp of even lightness, for maps.
+- `pictures`: a relevance map over a picture, a picture as a data address, a panel of pictures.
+- `tokens`: an answer whose overruled tokens are marked.
+- `plots`: values with their intervals, as SVG.
+- `tables`: a table, and how a value with its interval is written.
+- `page`: the shell that holds them.
+"""
+
+from lvlm_guard.report.colour import ramp
+from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.page import note, page, section, write_page
+from lvlm_guard.report.pictures import Picture, data_address, overlay, panel, side_by_side
+from lvlm_guard.report.plots import Interval, dot_plot
+from lvlm_guard.report.tables import Cell, number, table, with_interval
+from lvlm_guard.report.tokens import TokenMark, legend, token_marks, token_strip
+
+__all__ = [
+    "Cell",
+    "Html",
+    "Interval",
+    "Picture",
+    "TokenMark",
+    "data_address",
+    "dot_plot",
+    "legend",
+    "note",
+    "number",
+    "overlay",
+    "page",
+    "panel",
+    "ramp",
+    "section",
+    "side_by_side",
+    "table",
+    "tag",
+    "token_marks",
+    "token_strip",
+    "with_interval",
+    "write_page",
+]

@@ -1,0 +1,60 @@
+"""The shell of a page: one file, its style inside, readable in light, in dark and on paper."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from lvlm_guard.report.html import Html, join, tag
+
+
+def section(title: str, *content: object, lead: object = None) -> Html:
+    """Return a titled part of a page."""
+    return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, *content)
+
+
+def note(*content: object) -> Html:
+    """Return a framed remark that a reader must not miss."""
+    return tag("aside", *content, class_="remark")
+
+
+def page(title: str, *content: object, lead: object = None, foot: object = None) -> str:
+    """Return a whole HTML document. It refers to nothing outside itself.
+
+    Args:
+        title: heading and window title.
+        content: sections, in order.
+        lead: a sentence or two under the heading.
+        foot: how the page was made: command, versions.
+    """
+    # a style sheet is raw text in HTML: escaping its quotes would change it
+    style = Html(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", style),
+    )
+    body = tag(
+        "body",
+        tag(
+            "main",
+            tag("header", tag("h1", title), tag("p", lead, class_="lead") if lead else None),
+            *content,
+            tag("footer", foot) if foot else None,
+        ),
+    )
+    return join((Html("<!DOCTYPE html>\n"), tag("html", head, "\n", body, lang="en"), "\n"))
+
+
+def write_page(path: str | os.PathLike[str], document: str) -> Path:
+    """Write a document as UTF-8, its folder made if need be; an older file goes only when all is there."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    part.write_text(document, encoding="utf-8", newline="\n")
+    part.replace(target)
+    return target

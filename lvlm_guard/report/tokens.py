@@ -1,0 +1,124 @@
+"""An answer as a strip of tokens; those the guard overruled are marked, and each tells its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lvlm_guard.report.html import Html, join, tag
+
+
+@dataclass(frozen=True)
+class TokenMark:
+    """One token of an answer.
+
+    Args:
+        text: the token as it reads in the answer, with its leading space.
+        log_prob: log-probability in nats under each branch, None where the branch did not run.
+        divergence: Jensen-Shannon divergence between the branches, in nats.
+        decided: True where one token was plausible, so that no other branch could change it.
+        overruled: what the plain model would have said here, where the guard chose otherwise.
+        claim: what the matcher was asked about this token, if anything.
+    """
+
+    text: str
+    log_prob: Mapping[str, float | None] = field(default_factory=dict)
+    divergence: float | None = None
+    decided: bool = False
+    overruled: str | None = None
+    claim: str | None = None
+
+
+def token_marks(
+    trace: Mapping[str, Any], decode: Callable[[int], str], *, row: int = 0, skip: Iterable[int] = ()
+) -> list[TokenMark]:
+    """Read one row of `GuardTrace.to_dict()`.
+
+    Args:
+        trace: the dictionary; its `steps` hold one list a row.
+        decode: a token id to its text, leading space included.
+        row: which output sequence.
+        skip: token ids to leave out, such as the end of text.
+    """
+    hidden = set(skip)
+    marks = []
+    for step in trace["steps"][row]:
+        if step["token"] in hidden:
+            continue
+        over = step.get("overruled")
+        claims = {int(token): claim for token, claim in (step.get("claims") or {}).items()}
+        marks.append(
+            TokenMark(
+                text=decode(step["token"]),
+                log_prob=step.get("log_prob") or {},
+                divergence=step.get("divergence"),
+                decided=bool(step.get("decided")),
+                overruled=None if over is None else decode(over),
+                claim=claims.get(step["token"]),
+            )
+        )
+    return marks
+
+
+def token_strip(marks: Iterable[TokenMark]) -> Html:
+    """Return the answer; a token shows its numbers when pointed at, tapped or reached by the keyboard."""
+    return tag("p", *(_token(mark) for mark in marks), class_="tokens")
+
+
+def _token(mark: TokenMark) -> Html:
+    kind = "overruled" if mark.overruled is not None else "decided" if mark.decided else "weighed"
+    spoken = (
+        tag("s", mark.overruled.strip() or repr(mark.overruled), class_="was")
+        if mark.overruled is not None
+        else None
+    )
+    return join(
+        (
+            " " if mark.text[:1].isspace() else "",
+            tag(
+                "span",
+                mark.text.strip() or repr(mark.text)[1:-1],
+                spoken,
+                tag("span", _numbers(mark), class_="tip", role="note"),
+                class_=f"token {kind}",
+                tabindex=0,
+            ),
+        )
+    )
+
+
+def _numbers(mark: TokenMark) -> Html:
+    lines: list[object] = []
+    if mark.overruled is not None:
+        lines.append(tag("b", f"The plain model would have said “{mark.overruled.strip()}”."))
+    elif mark.decided:
+        lines.append("One token was plausible: no other view could change it.")
+    else:
+        lines.append("Several tokens were plausible; the plain model's first choice stayed.")
+    for branch, log_prob in mark.log_prob.items():
+        lines.append(
+            f"{branch}: not run"
+            if log_prob is None
+            else f"{branch}: p {math.exp(log_prob):.3f} (log {log_prob:.2f})"
+        )
+    if mark.divergence is not None:
+        lines.append(f"divergence between views: {mark.divergence:.3f} nats")
+    if mark.claim:
+        lines.append(f"asked of the matcher: {mark.claim}")
+    return join(tag("span", line) for line in lines)
+
+
+def legend() -> Html:
+    """Return the key to a strip's marks."""
+    return tag(
+        "p",
+        tag("span", "word", tag("s", "other", class_="was"), class_="token overruled"),
+        " the guard chose it over the struck one; ",
+        tag("span", "word", class_="token weighed"),
+        " weighed, and the plain choice stayed; ",
+        tag("span", "word", class_="token decided"),
+        " nothing else was plausible. Point at a word for its numbers.",
+        class_="legend",
+    )
