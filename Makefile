@@ -1,0 +1,50 @@
+PY    ?= python3.11
+VENV  ?= .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS  ?=
+
+# uv when the machine has it (faster), else the pip inside the venv
+ifneq ($(shell command -v uv 2>/dev/null),)
+MKVENV  = uv venv -q --seed --python $(PY) $(VENV)
+INSTALL = uv pip install -q --python $(BIN)/python
+else
+MKVENV  = $(PY) -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install -q
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-oldest lint train-embedded clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+demo: $(READY)  ## score the decoders on the embedded world; writes demo.html
+	@$(BIN)/python -m lvlm_guard demo $(ARGS)
+
+test: $(READY)  ## run every test, the slow ones last; ARGS='-k vcd' narrows
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -m slow $(ARGS) || test $$? -eq 5
+
+test-fast: $(READY)  ## run the fast tests alone
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+lint: $(READY)  ## style, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+train-embedded: $(READY)  ## train the embedded models again from nothing (about 40 minutes on 2 cores)
+	@$(BIN)/python -m lvlm_guard.embedded.train $(ARGS)
+
+clean:  ## remove the environments and build outputs
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info
+
+$(VENV)/pyvenv.cfg:
+	$(MKVENV)
+
+# Re-runs only when what decides the environment changed; a failed install leaves no stamp.
+$(READY): pyproject.toml setup.py | $(VENV)/pyvenv.cfg
+	$(INSTALL) -e '.[dev]'
+	@touch $@
