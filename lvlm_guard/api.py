@@ -1,0 +1,132 @@
+"""The front door: guard a model and its processor, and take the guard off again."""
+
+from __future__ import annotations
+
+import dataclasses
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lvlm_guard.engine import guarded
+from lvlm_guard.engine.method import Method
+from lvlm_guard.engine.session import EXECUTIONS, Execution
+from lvlm_guard.errors import KnobError, UnsupportedModelError
+from lvlm_guard.families import family_of
+from lvlm_guard.families import processor as processors
+
+if TYPE_CHECKING:
+    from lvlm_guard.families.family import Family
+
+M = TypeVar("M")
+P = TypeVar("P")
+
+
+def resolve(method: str | Method | type[Method], knobs: dict[str, Any] | None = None) -> Method:
+    """Return a method from its name, its class, or itself.
+
+    Raises:
+        UnknownNameError: no method has this name.
+        KnobError: it has no such knob, or a knob's value is out of range.
+    """
+    from lvlm_guard.methods import REGISTRY
+
+    if isinstance(method, Method):
+        if knobs:
+            raise KnobError(
+                f"Knobs were given beside a finished {type(method).__name__}: write "
+                f"methods.{type(method).__name__}({', '.join(f'{k}=...' for k in knobs)}) instead."
+            )
+        return method
+    kind = REGISTRY.get(method) if isinstance(method, str) else method
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise KnobError(
+            f"{method!r} is no decoding method: give a registered name ({', '.join(REGISTRY.names())}), an instance such "
+            "as methods.AGLA(alpha=1.0), or guard=False for a plain call."
+        )
+    names = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]  # every method is one
+    for knob in knobs or {}:
+        if knob not in names:
+            near = get_close_matches(knob, names, n=1)
+            raise KnobError(
+                f"{kind.name} has no knob {knob!r}. " + (f"Did you mean {near[0]!r}? " if near else "")
+                + f"It has: {', '.join(names) or 'none'}."
+            )
+    return kind(**(knobs or {}))
+
+
+def guard(
+    model: M, processor: P, method: str | Method = "agla", *, execution: Execution = "auto", **knobs: Any
+) -> tuple[M, P]:
+    """Guard a model and its processor, in place: `generate()` works as before and hallucinates less.
+
+    Args:
+        model: a transformers model of a supported family; PEFT-wrapped, quantised, compiled and
+            dispatched ones too.
+        processor: the processor that belongs to it.
+        method: a registered name, or a method with its knobs, such as `methods.AGLA(alpha=1.5)`.
+        execution: how the method's branches are run: "auto", "lazy" (only when they matter) or
+            "batched" (stacked with the global one). The tokens are the same.
+        **knobs: knobs of a method given by name.
+
+    Returns:
+        The same two objects. `model.generate(**inputs, guard=False)` is a plain call,
+        `guard=methods.AGLA(alpha=1.0)` one with other knobs, and `guard_execution=` one run otherwise.
+
+    Raises:
+        UnsupportedModelError: the model can't be guarded, or the processor belongs to another family.
+        UnknownNameError, KnobError: see `resolve`.
+        WeightsError: the method's matcher can't be loaded.
+    """
+    if execution not in EXECUTIONS:
+        raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
+    chosen = resolve(method, knobs)
+    inner = _innermost(model)
+    unguard(inner)
+    unguard(processor)
+    family = family_of(inner)
+    _check_pair(inner, processor, family)
+    chosen.prepare(inner)
+    plain = type(inner)
+    setattr(inner, guarded.STATE, guarded.Guard(chosen, family, processor, execution, plain, resolve))
+    inner.__class__ = guarded.guarded_class(plain)
+    setattr(processor, processors.STATE, processors.ProcessorGuard(family, type(processor)))
+    processor.__class__ = processors.guarded_class(type(processor))
+    return model, processor
+
+
+def unguard(thing: M) -> M:
+    """Take the guard off a model or a processor, in place; one without a guard is left as it is."""
+    inner = _innermost(thing)
+    state = inner.__dict__.get(guarded.STATE)
+    if state is not None:
+        inner.__class__ = state.plain
+        delattr(inner, guarded.STATE)
+    return thing
+
+
+def _innermost(model: Any) -> Any:
+    """Return the transformers model within PEFT's and torch.compile's wrappers."""
+    while True:
+        if "_orig_mod" in getattr(model, "_modules", {}):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def _check_pair(model: Any, processor: Any, family: Family) -> None:
+    kind = type(processor).__name__
+    if kind not in family.processors:
+        raise UnsupportedModelError(
+            f"The model is of the family {family.name!r}, whose processor is a {' or '.join(family.processors)}, but this "
+            f"is a {kind}. Load both from one place: AutoProcessor.from_pretrained({model.name_or_path or 'ID'!r})."
+        )
+    token = processor.tokenizer.convert_tokens_to_ids(family.image_token(processor))
+    if token != family.image_token_id(model.config):
+        raise UnsupportedModelError(
+            f"The processor's placeholder {family.image_token(processor)!r} is token {token}, the model expects token "
+            f"{family.image_token_id(model.config)}: they belong to different checkpoints. Load both from one place."
+        )
+
+
+__all__ = ["guard", "resolve", "unguard"]

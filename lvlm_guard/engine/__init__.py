@@ -1,0 +1,19 @@
+"""The decoding engine: N branches inside one call of the model, so that generate() stays transformers' own.
+
+A guarded model is the same object with one more subclass on top. transformers' `generate()` calls it
+once a step with B rows; the engine runs the branches of the method (the picture as it is, the masked
+picture, ...), assembles their logits and hands back B rows. Read in this order:
+
+- `assembly`: the algebra, on tensors alone. The server imports it too.
+- `method`: what a method is: its branches, when they matter, how their logits are assembled.
+- `call`: what one `generate()` call is about: its pictures, questions, image tensors.
+- `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
+- `lagging`: a branch that runs only when it matters and then catches up (`lazy`).
+- `session`: one `generate()` call, step by step.
+- `trace`: what the guard did, token by token.
+- `guarded`: the dynamic subclass.
+"""
+
+from lvlm_guard.engine.method import Branch, Method, Step
+
+__all__ = ["Branch", "Method", "Step"]

@@ -1,0 +1,173 @@
+"""What one `generate()` call is about: its requests, their pictures and questions, and the image tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    from lvlm_guard.engine.trace import GuardTrace
+    from lvlm_guard.families.family import Family
+
+VIEWS = "guard_views"  # the key under which a guarded processor hands its pictures to generate()
+
+
+@dataclass
+class View:
+    """One picture of a request, and what a method made of it.
+
+    Args:
+        image: the picture as the user gave it, RGB.
+        text: the matching text, or "" where none was found.
+        local: the second view, once a branch needed it.
+        match: what the matcher said (`lvlm_guard.matching.Match`), once it was asked.
+    """
+
+    image: Image
+    text: str
+    local: Image | None = None
+    match: Any = None
+
+
+class Pictures:
+    """The pictures and questions behind a batch of inputs; travels with the inputs as `guard_views`.
+
+    It holds no second view yet: those are made at the first decoding step that needs them.
+
+    Args:
+        rows: for each request its views, in the order of the prompt's placeholders.
+        process: turns pictures of the same layout into the family's image tensors.
+        given: whether the caller brought the second views (`guard_images=`).
+    """
+
+    def __init__(
+        self, rows: list[list[View]], process: Callable[[list[list[Image]]], dict[str, Tensor]], given: bool = False
+    ) -> None:
+        self.rows = rows
+        self.process = process
+        self.given = given
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def views(self) -> list[View]:
+        """Return every picture's view, request after request."""
+        return [view for row in self.rows for view in row]
+
+    def to(self, *_: Any, **__: Any) -> Pictures:
+        """Return itself: `{k: v.to(device) for k, v in inputs.items()}` is how many scripts move inputs."""
+        return self
+
+
+class Call:
+    """One guarded `generate()` call, as a method sees it.
+
+    Args:
+        model: the model, plain calls only.
+        family: what is particular to its family.
+        processor: the processor that the guard was given.
+        pictures: from the guarded processor; None where the inputs came from another one.
+        tensors: the call's image tensors by name, B requests, not expanded to beams.
+        has_picture: per request, whether its prompt holds a picture.
+        trace: where notes and counts go.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        processor: ProcessorMixin,
+        pictures: Pictures | None,
+        tensors: dict[str, Tensor],
+        has_picture: list[bool],
+        trace: GuardTrace,
+    ) -> None:
+        self.model = model
+        self.family = family
+        self.processor = processor
+        self.tensors = tensors
+        self.has_picture = has_picture
+        self.trace = trace
+        self._pictures = pictures
+        self.memory: dict[Any, Any] = {}  # what a method wants to keep for the rest of this call
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer."""
+        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer  # type: ignore[attr-defined]
+        return tokenizer
+
+    @property
+    def pictures(self) -> Pictures:
+        """The pictures behind the inputs.
+
+        Raises:
+            MissingViewError: the inputs did not come from a guarded processor, or not whole.
+        """
+        if self._pictures is None:
+            raise MissingViewError(
+                "These inputs hold a picture but not the pictures themselves ('guard_views'), which this method must "
+                "look at. They were made by a processor that is not guarded, or only some of them were passed on. "
+                "Make them with the processor that guard(model, processor) returned and pass all of them: "
+                "model.generate(**inputs). For a plain answer, pass guard=False."
+            )
+        return self._pictures
+
+    def requests(self) -> list[list[View]]:
+        """Return the views of each request; raises `MissingViewError` as `pictures` does."""
+        return self.pictures.rows
+
+    def require_text(self) -> None:
+        """Raise `TextError` unless every picture has a matching text or a second view of its own."""
+        if not any(self.has_picture) or self.pictures.given:
+            return
+        for index, row in enumerate(self.requests()):
+            if row and not row[0].text.strip():
+                raise TextError(
+                    f"Request {index} shows a picture but asks nothing about it, so there is no question to match the "
+                    'picture with. Ask one, or state it: processor(..., guard_text="Is there a dog?").'
+                )
+
+    def redraw(self, draw: Callable[[list[View]], list[Image]]) -> dict[str, Tensor]:
+        """Return the image tensors of a branch that sees other pictures.
+
+        Args:
+            draw: makes a second picture of each view; not asked where the caller brought his own.
+
+        Raises:
+            MissingViewError: see `pictures`.
+            UnsupportedCallError: the second pictures do not fit the prompt's placeholders.
+        """
+        views = self.pictures.views()
+        if not self.pictures.given:
+            for view, local in zip(views, draw(views), strict=True):
+                view.local = local
+        self.trace.masks += len(views)
+        made = self.pictures.process([[view.local or view.image for view in row] for row in self.requests()])
+        for key, tensor in self.tensors.items():
+            if key in made and made[key].shape != tensor.shape:
+                raise UnsupportedCallError(
+                    f"The second view's {key} have the shape {tuple(made[key].shape)}, the picture's "
+                    f"{tuple(tensor.shape)}: the prompt's image tokens would not fit. Use frame='original', or give "
+                    "guard_images of the pictures' own sizes."
+                )
+        return {
+            key: made[key].to(tensor.device, tensor.dtype if tensor.is_floating_point() else made[key].dtype)
+            for key, tensor in self.tensors.items()
+            if key in made
+        }
+
+    def change_pixels(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return the image tensors of a branch whose normalised pixels are changed picture by picture."""
+        self.trace.masks += self.family.count(self.tensors)
+        pixels = [change(part) for part in self.family.split(self.tensors)]
+        return {**self.tensors, "pixel_values": torch.cat(pixels)}

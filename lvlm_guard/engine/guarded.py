@@ -1,0 +1,215 @@
+"""The guarded model: the same object with one more subclass on top.
+
+The branches live in `__call__` rather than in `forward`, because accelerate's device maps and
+`model.forward = torch.compile(model.forward)` put a `forward` on the instance, which would hide one of
+ours without a word. Every branch goes through the model's plain `__call__`, hooks and all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.call import VIEWS, Call, Pictures
+from lvlm_guard.engine.method import Method
+from lvlm_guard.engine.session import ACTIVE, Execution, Session
+from lvlm_guard.engine.trace import GuardTrace
+from lvlm_guard.errors import MissingViewError, UnsupportedCallError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from lvlm_guard.families.family import Family
+
+STATE = "_lvlm_guard"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a guarded model carries."""
+
+    method: Method
+    family: Family
+    processor: ProcessorMixin
+    execution: Execution
+    plain: type[Any]
+    resolve: Callable[[Any], Method]
+
+
+def session_of(model: Any) -> Session | None:
+    """Return the guarded call that this thread is in on this model, if any."""
+    session = ACTIVE.get()
+    return session if session is not None and session.call.model is model else None
+
+
+@functools.lru_cache(maxsize=64)
+def guarded_class(base: type[Any]) -> type[Any]:
+    """Return the guarded subclass of a model class."""
+
+    class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
+        def generate(
+            self,
+            inputs: Tensor | None = None,
+            *args: Any,
+            guard: Any = None,
+            guard_views: Pictures | None = None,
+            guard_execution: Execution | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            nested = session_of(self) is not None  # the model drafts for itself: only its verdict is guarded
+            if guard is False or nested:
+                token = ACTIVE.set(None)
+                try:
+                    return super().generate(inputs, *args, **kwargs)
+                finally:
+                    ACTIVE.reset(token)
+            session = _open(self, inputs, args, guard, guard_views, guard_execution, kwargs)
+            token = ACTIVE.set(session)
+            try:
+                output = super().generate(inputs, *args, **kwargs)
+            finally:
+                ACTIVE.reset(token)
+                session.close()
+            trace = session.finish(output if isinstance(output, Tensor) else output.sequences)
+            if not isinstance(output, Tensor):
+                output.guard = trace
+            return output
+
+        def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+            raise UnsupportedCallError(
+                "Continuous batching keeps one paged cache and can't be guarded. Use generate() with a batch, serve "
+                "the model with `lvlm-guard serve`, or unguard(model) first for plain answers."
+            )
+
+        def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            session = session_of(self)
+            if session is not None:
+                session.prepares(input_ids, _named(base, args, kwargs))
+            return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+        def _prepare_cache_for_generation(
+            self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            made = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            session = session_of(self)
+            if session is not None:
+                session.starts(generation_config, model_kwargs)
+            return made
+
+        def _prefill(
+            self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            session = session_of(self)
+            plain = functools.partial(super()._prefill, input_ids, generation_config, model_kwargs, *args, **kwargs)
+            if session is None or generation_config.prefill_chunk_size is None:
+                return plain()
+            return session.prefill_in_chunks(input_ids, model_kwargs, plain)
+
+        def get_compiled_call(self, compile_config: Any) -> Any:
+            compiled = super().get_compiled_call(compile_config)
+            session = session_of(self)
+            if session is None:
+                return compiled
+            return lambda **inputs: session.forward(compiled, inputs)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            plain = functools.partial(base.__call__, self)
+            if torch.compiler.is_compiling():  # the graph is the plain model's; its branches are run around it
+                return base.__call__(self, *args, **kwargs)
+            session = session_of(self)
+            return plain(*args, **kwargs) if session is None else session.forward(plain, kwargs)
+
+    Guarded.__name__, Guarded.__qualname__, Guarded.__module__ = base.__name__, base.__qualname__, base.__module__
+    return Guarded
+
+
+def _named(base: type[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of prepare_inputs_for_generation after input_ids, by name."""
+    if not args:
+        return dict(kwargs)
+    import inspect
+
+    names = list(inspect.signature(base.prepare_inputs_for_generation).parameters)[2:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _open(
+    model: PreTrainedModel,
+    inputs: Tensor | None,
+    args: tuple[Any, ...],
+    guard: Any,
+    pictures: Pictures | None,
+    execution: Execution | None,
+    kwargs: dict[str, Any],
+) -> Session:
+    """Check a call and open its session.
+
+    Raises:
+        UnsupportedCallError: no prompt tokens, videos, picture features, or paged attention.
+        MissingViewError: the pictures do not belong to these inputs.
+    """
+    state: Guard = getattr(model, STATE)
+    method = state.method if guard is None or guard is True else state.resolve(guard)
+    prompt = inputs if inputs is not None else kwargs.get("input_ids")
+    config = kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config
+    _refuse(prompt, config, kwargs)
+    assert prompt is not None  # noqa: S101 - _refuse() checked
+    prompt = prompt[None] if prompt.ndim == 1 else prompt
+    family = state.family
+    tensors = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
+    has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist() if tensors else [False] * len(prompt)
+    if tensors and pictures is not None:
+        _belong(pictures, prompt, family.count(tensors))
+    trace = GuardTrace(
+        method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture)
+    )
+    if not any(has_picture):
+        trace.note("No picture in the prompt, so there is nothing to guard: the answer is plain.")
+    elif not all(has_picture):
+        trace.note("Some prompts hold no picture; their answers are plain.")
+    call = Call(model, family, state.processor, pictures, tensors, has_picture, trace)
+    if any(has_picture):
+        if method is not state.method:
+            method.prepare(model)
+        if method.asks_about_pictures:
+            call.requests()
+        method.check(call)
+    wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
+    return Session(call, method, execution or state.execution, state.plain, prompt, bool(wants_dict))
+
+
+def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
+    if prompt is None or kwargs.get("inputs_embeds") is not None:
+        raise UnsupportedCallError(
+            "A guarded generate() needs the prompt as input_ids: each branch embeds it with a picture of its own, "
+            "which inputs_embeds no longer allows. Pass the processor's output: model.generate(**inputs)."
+        )
+    if kwargs.get("pixel_values_videos") is not None:
+        raise UnsupportedCallError(
+            "Videos can't be guarded: the methods are defined on pictures. Pass frames as pictures, or guard=False."
+        )
+    if kwargs.get("mm_encoder_outputs") is not None:
+        raise UnsupportedCallError(
+            "mm_encoder_outputs holds encoded pictures, of which no second view can be made. Pass pixel_values."
+        )
+    if "paged" in (kwargs.get("cache_implementation"), getattr(config, "cache_implementation", None)):
+        raise UnsupportedCallError(
+            "cache_implementation='paged' switches to continuous batching, which can't be guarded. Leave it out."
+        )
+
+
+def _belong(pictures: Pictures, prompt: Tensor, count: int) -> None:
+    if len(pictures) != len(prompt) or len(pictures.views()) != count:
+        raise MissingViewError(
+            f"guard_views holds {len(pictures)} requests with {len(pictures.views())} pictures, the inputs have "
+            f"{len(prompt)} requests with {count}: they belong to different inputs, or were sliced by hand. Call the "
+            "guarded processor on just the requests of this call, and pass all that it returns."
+        )
+
+
+__all__ = ["STATE", "VIEWS", "Guard", "guarded_class", "session_of"]

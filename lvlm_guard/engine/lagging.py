@@ -1,0 +1,66 @@
+"""A branch that runs only at steps where it matters, and then catches up all it skipped in one chunk.
+
+Its KV cache is a pure function of (request, tokens). So nothing of generate()'s bookkeeping has to be
+followed: at each run the tokens that the cache holds are compared with the tokens of the rows as they
+are now. Rows that beam search moved are found by their tokens, and draft tokens that assisted decoding
+rejected no longer match and are dropped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+class Lagging:
+    """The tokens and the KV cache of one branch; both lag behind the global branch."""
+
+    def __init__(self) -> None:
+        self.cache: Cache | None = None
+        self._ids: Tensor | None = None  # [R, length of the cache]
+
+    def align(self, ids: Tensor, needed: int, per_request: int) -> int:
+        """Make the cache hold a prefix of each row, and return that prefix's length.
+
+        Args:
+            ids: tokens of the rows now, prompt included, [R, T].
+            needed: for how many positions at the end logits are wanted; they are never cached.
+            per_request: rows of each request (beams); a row takes its cache from a row of its request.
+
+        Returns:
+            How many tokens of each row are cached now: 0 to T - needed.
+        """
+        if self.cache is None or self._ids is None:
+            return 0
+        old = self._ids
+        length = min(old.shape[1], ids.shape[1])
+        if len(old) != len(ids):
+            self.cache, self._ids = None, None
+            return 0
+        shared = length
+        if not torch.equal(old[:, :length], ids[:, :length]):
+            source, shared = _sources(old[:, :length], ids[:, :length], per_request)
+            self.cache.reorder_cache(source)
+        shared = min(shared, ids.shape[1] - needed)
+        if shared <= 0:
+            self.cache, self._ids = None, None
+            return 0
+        if shared < old.shape[1]:
+            self.cache.crop(shared - old.shape[1])
+        return shared
+
+    def ran(self, ids: Tensor) -> None:
+        """Note that the cache now holds the keys and values of these tokens, [R, T]."""
+        self._ids = ids.clone()
+
+
+def _sources(old: Tensor, new: Tensor, per_request: int) -> tuple[Tensor, int]:
+    """For each new row, the old row of its request with the longest common prefix, and the shortest of those."""
+    requests = len(new) // per_request
+    a = new.view(requests, per_request, 1, -1)
+    b = old.view(requests, 1, per_request, -1)
+    common = (a == b).long().cumprod(-1).sum(-1)  # [requests, new row, old row]
+    best = common.max(-1)
+    first = torch.arange(requests, device=new.device)[:, None] * per_request
+    return (best.indices + first).flatten(), int(best.values.min())

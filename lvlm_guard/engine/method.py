@@ -1,0 +1,151 @@
+"""What a decoding method is: the branches it needs, when they matter, how their logits are assembled.
+
+A method is a frozen dataclass of its knobs that derives from `Method`, in a file of its own, with one
+line in `lvlm_guard.methods.REGISTRY` (or an entry point `lvlm_guard.methods` of another package). It
+has no loop, no cache and no state: the engine asks it these questions at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import plausible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lvlm_guard.engine.call import Call
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A second reading of the same prompt, with a KV cache of its own.
+
+    Args:
+        name: how traces call it ("local", "noised").
+        view: makes the image tensors of this branch from the call: keyword arguments of the model such
+            as `pixel_values`, for all B requests. It is called once a `generate()` call, at the first
+            step that needs the branch, and must not draw from the global random state (lazy and
+            batched execution would then sample different tokens).
+    """
+
+    name: str
+    view: Callable[[Call], dict[str, Tensor]]
+
+
+@dataclass
+class Step:
+    """One decoding step, seen by a method. R rows: requests, beams, and draft tokens alike.
+
+    Args:
+        logits: global logits, [R, V], float32 or wider.
+        raw: the same in the model's own dtype.
+        t: index of the token being predicted, [R], 1 for the first token of the answer.
+        request: which request of the call a row belongs to, [R].
+        prefix: the tokens of the answer so far, one list a row.
+        call: pictures, questions and tokenizer of the call.
+        claims: a method may leave here what it asked the matcher about, row -> {token: claim}.
+    """
+
+    logits: Tensor
+    raw: Tensor
+    t: Tensor
+    request: list[int]
+    prefix: Callable[[int], list[int]]
+    call: Call
+    claims: dict[int, dict[int, str]] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """Base of every decoding method. Subclasses are frozen dataclasses of their knobs.
+
+    Class attributes:
+        name: the registered name.
+        asks_about_pictures: True where the method must know the pictures and the question themselves
+            (a matcher reads them), so that inputs must come from a guarded processor.
+        executions: how its branches may be run; a method whose branches are mostly idle by design
+            leaves "batched" out.
+    """
+
+    name: ClassVar[str]
+    asks_about_pictures: ClassVar[bool] = False
+    executions: ClassVar[tuple[str, ...]] = ("lazy", "batched")
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the branches beside the global one; none for a method that only reweighs logits."""
+        return ()
+
+    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - optional hook
+        """Load what the method needs (a matcher), so that a guard that can't work fails at once."""
+
+    def check(self, call: Call) -> None:  # noqa: B027 - optional hook
+        """Raise a `GuardError` where this call can't be guarded by this method."""
+
+    def decided(self, step: Step) -> Tensor:
+        """Mark the rows whose assembled distribution does not depend on the other branches, [R] bool."""
+        return torch.zeros(len(step.logits), dtype=torch.bool, device=step.logits.device)
+
+    @abstractmethod
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the assembled logits, [R, V].
+
+        Args:
+            step: the global branch's step.
+            branches: logits of `branches()` in their order, each [R, V] in the model's own dtype; None
+                where every row was decided and the branches did not run.
+        """
+
+    def knobs(self) -> dict[str, Any]:
+        """Return the knobs as plain data, for traces and reports; a matcher is named by its version."""
+        return {
+            f.name: _plain(getattr(self, f.name))
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]  # every method is a dataclass
+        }
+
+
+class Constrained(Method):
+    """A method whose one branch only matters among the tokens that the plausibility constraint keeps.
+
+    Subclasses are dataclasses with the fields `alpha` (weight of the branch) and `beta` (the cut).
+    """
+
+    alpha: float
+    beta: float
+
+    @property
+    def first_token_only(self) -> bool:
+        """Whether the branch acts on the first token alone, as two published releases have it by a defect.
+
+        They copy the global branch's KV cache into the other one at every step: from the second token
+        on both read the same picture, so the other logits equal l.
+        """
+        return False
+
+    def decided(self, step: Step) -> Tensor:
+        """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""
+        if self.alpha == 0:
+            return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
+        one_left = plausible(step.logits, self.beta).sum(-1) == 1
+        return one_left | (step.t > 1) if self.first_token_only else one_left
+
+    def other(self, step: Step, branches: tuple[Tensor, ...] | None, logits: Tensor) -> Tensor:
+        """Return the branch's logits, [R, V] in the dtype of `logits`, which stand in where it does not act."""
+        if branches is None:
+            return logits
+        other = branches[0].to(logits.dtype)
+        return torch.where((step.t > 1)[:, None], logits, other) if self.first_token_only else other
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return getattr(value, "version", None) or repr(value)

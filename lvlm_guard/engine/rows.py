@@ -1,0 +1,119 @@
+"""N branches as blocks of rows, [global R; branch 1 R; ...], of one forward and one KV cache.
+
+Best where decoding is bound by memory (a GPU at small batch): the weights are read once for all
+branches. generate() sees R rows; the cache holds N * R, so its row operations act block by block.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.utils import ModelOutput
+
+POSITIONS = "position_ids"
+
+
+def stackable(cache: Cache | None) -> bool:
+    """Tell whether every layer of a cache keeps plain [rows, heads, length, size] tensors."""
+    return cache is None or all(isinstance(layer, DynamicLayer | StaticLayer) for layer in cache.layers)
+
+
+def in_blocks(cache: Cache, blocks: int) -> Cache:
+    """Return the same cache, whose row operations act on each of `blocks` stacked blocks of rows."""
+    base = cast(type[Any], type(cache))
+
+    class Blocks(base):
+        def _everywhere(self, rows: Tensor) -> Tensor:
+            size = self.layers[0].keys.shape[0] // blocks
+            return torch.cat([rows + block * size for block in range(blocks)])
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(self._everywhere(beam_idx))
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(self._everywhere(indices))
+
+        def only_global(self) -> None:
+            """Drop every block but the first, and be a plain cache again."""
+            for layer in self.layers:
+                if getattr(layer, "keys", None) is not None and layer.keys.numel():
+                    size = layer.keys.shape[0] // blocks
+                    layer.keys, layer.values = layer.keys[:size], layer.values[:size]
+                    if hasattr(layer, "max_batch_size"):
+                        layer.max_batch_size = size
+            self.__class__ = base
+
+    Blocks.__name__, Blocks.__qualname__ = base.__name__, base.__qualname__
+    cache.__class__ = Blocks
+    return cache
+
+
+def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """Stack a model call of R rows and the image inputs of the other branches into N * R rows.
+
+    Args:
+        inputs: keyword arguments of the model for the global branch.
+        views: for each other branch, what its call has otherwise, already expanded to R rows; keys
+            that `inputs` lacks are ignored (after the first step no picture is passed).
+        rows: R.
+    """
+    stacked = dict(inputs)
+    for key, value in inputs.items():
+        if key == "past_key_values":
+            continue
+        if key == "mm_encoder_outputs":
+            stacked[key] = _stack_encoded(value, [view[key] for view in views])
+        elif isinstance(value, dict):  # masks of a model with several kinds of attention
+            stacked[key] = {name: _repeat(name, mask, len(views), rows) for name, mask in value.items()}
+        elif any(key in view for view in views) and isinstance(value, Tensor):
+            stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
+        else:
+            stacked[key] = _repeat(key, value, len(views), rows)
+    return stacked
+
+
+def _repeat(key: str, value: Any, others: int, rows: int) -> Any:
+    if not isinstance(value, Tensor) or value.ndim < 2:  # settings and index vectors are no rows
+        return value
+    # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
+    axis = 1 if key == POSITIONS and value.ndim == 3 else 0
+    if value.shape[axis] != rows:
+        return value
+    return torch.cat([value] * (1 + others), dim=axis)
+
+
+def _stack_encoded(encoded: dict[str, ModelOutput], others: list[dict[str, ModelOutput]]) -> dict[str, ModelOutput]:
+    """Join the picture features that generate() encoded before the first step, branch after branch."""
+    joined = dict(encoded)
+    for modality, output in encoded.items():
+        if output is None:
+            continue
+        parts = [output, *(other[modality] for other in others)]
+        merged = copy.copy(output)
+        merged.pooler_output = _join([part.pooler_output for part in parts])
+        if getattr(output, "deepstack_features", None) is not None:
+            layers = zip(*(part.deepstack_features for part in parts), strict=True)
+            merged.deepstack_features = [_join(list(layer)) for layer in layers]
+        joined[modality] = merged
+    return joined
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return [feature for part in parts for feature in part]
+
+
+def only_global(value: Any, rows: int, blocks: int) -> Any:
+    """Cut what the model gave for N * R rows down to the R rows of the global branch."""
+    if isinstance(value, Tensor):
+        return value[:rows] if value.ndim and value.shape[0] == rows * blocks else value
+    if isinstance(value, tuple):
+        return tuple(only_global(part, rows, blocks) for part in value)
+    return value

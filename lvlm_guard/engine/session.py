@@ -1,0 +1,291 @@
+"""One guarded `generate()` call: branch, assemble, record - step by step, inside the model's call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from lvlm_guard.engine import rows as blocks
+from lvlm_guard.engine.assembly import upcast
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.lagging import Lagging
+from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.trace import Recorder, answers_of
+from lvlm_guard.errors import KnobError, UnsupportedCallError
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.trace import GuardTrace
+
+Execution = Literal["auto", "lazy", "batched"]
+EXECUTIONS = ("auto", "lazy", "batched")
+BATCH_ON_CPU = 4  # rows from which on `auto` batches on a CPU: docs/decisions.md, "auto"
+
+def _encodes_first(model: Any) -> bool:
+    supports = getattr(model, "_supports_mm_encoder_outputs", None)
+    return supports is not None and bool(supports())
+
+
+ACTIVE: ContextVar[Session | None] = ContextVar("lvlm_guard_session", default=None)
+
+
+@dataclass
+class _Prepared:
+    """What generate() knows before a model call: the whole rows, not only the new tokens."""
+
+    ids: Tensor
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Session:
+    """The state of one guarded call; made by the guarded `generate()`, found by the guarded `__call__`.
+
+    Args:
+        call: what the call is about.
+        method: the decoding method with its knobs.
+        execution: "auto", "lazy" or "batched".
+        plain: the model's class below the guard, whose methods are called for every branch.
+        prompt: prompt tokens, [B, T].
+        keep_steps: whether to record every token for `GuardTrace.steps`.
+    """
+
+    def __init__(
+        self, call: Call, method: Method, execution: Execution, plain: type[Any], prompt: Tensor, keep_steps: bool
+    ) -> None:
+        if execution not in EXECUTIONS:
+            raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
+        self.call = call
+        self.method = method
+        self.plain = plain
+        self.prompt = prompt
+        self.trace: GuardTrace = call.trace
+        self.branches = method.branches() if any(call.has_picture) else ()
+        self.prepared: _Prepared | None = None
+        self.execution: str = execution
+        self.eos: Tensor | None = None
+        self._cache: Any = None  # the cache in blocks, when batched
+        self._lagging = [Lagging() for _ in self.branches]
+        self._views: list[dict[str, Any]] | None = None
+        self._whole_prefill: _Prepared | None = None
+        self._recorder = Recorder([branch.name for branch in self.branches]) if keep_steps else None
+
+    # --- what generate() tells
+
+    def starts(self, generation_config: Any, arguments: dict[str, Any]) -> None:
+        """Learn the cache and the end-of-text tokens; decide how the branches run.
+
+        Raises:
+            UnsupportedCallError: a cache from an earlier call comes without the tokens that it holds.
+        """
+        self.eos = generation_config._eos_token_tensor
+        cache = arguments.get("past_key_values")
+        cached = cache.get_seq_length() if isinstance(cache, Cache) else 0
+        if cached and self.prompt.shape[1] <= cached:
+            raise UnsupportedCallError(
+                f"past_key_values holds {cached} tokens but input_ids only {self.prompt.shape[1]}: the other branches "
+                "must read the whole conversation once. Pass the whole sequence as input_ids (transformers skips what "
+                "the cache holds)."
+            )
+        self.execution = self._choose(generation_config, arguments, cache, cached)
+        self.trace.execution = self.execution
+        if self.execution == "batched" and cache is not None:
+            self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
+
+    def _choose(self, config: Any, arguments: dict[str, Any], cache: Any, cached: int) -> str:
+        if not self.branches:
+            return "single"
+        impossible = None
+        if "batched" not in self.method.executions:
+            impossible = f"{self.method.name} leaves its branch idle most of the time"
+        elif cached:
+            impossible = "past_key_values holds the global branch alone"
+        elif not blocks.stackable(cache):
+            impossible = f"a {type(cache).__name__} can't be stacked"
+        elif config.prefill_chunk_size is not None:
+            impossible = "the prompt is read in chunks"
+        if impossible:
+            if self.execution == "batched":
+                self.trace.note(f"Ran lazy instead of batched: {impossible}.")
+            return "lazy"
+        if self.execution != "auto":
+            return self.execution
+        if config.output_hidden_states or config.output_attentions:
+            return "lazy"
+        rows = len(self.prompt) * max(config.num_beams, config.num_return_sequences)
+        return "batched" if self.prompt.device.type != "cpu" or rows >= BATCH_ON_CPU else "lazy"
+
+    def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
+        """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
+        self.prepared = _Prepared(ids, arguments)
+
+    def prefill_in_chunks(self, ids: Tensor, arguments: dict[str, Any], prefill: Callable[[], Any]) -> Any:
+        """Run a chunked prefill with the global branch alone, then assemble its last logits."""
+        self._whole_prefill = _Prepared(ids, dict(arguments))
+        try:
+            outputs = prefill()
+        finally:
+            self.prepared, self._whole_prefill = self._whole_prefill, None
+        outputs.logits = self._assembled(outputs.logits[:, -1:], None)
+        return outputs
+
+    # --- the model call
+
+    def forward(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """Run all branches for one call of generate() and return the global one's output, logits assembled.
+
+        Args:
+            run: the plain model call (compiled where generate() compiles it).
+            inputs: its keyword arguments for R rows.
+        """
+        if self.prepared is None:
+            raise UnsupportedCallError(
+                "generate() reached the model without prepare_inputs_for_generation(), so the guard can't know which "
+                "rows this call is about. A wrapper around generate() replaces that step (PEFT's prompt learning "
+                "does): guard the wrapped model's plain decoder, or pass guard=False."
+            )
+        self.trace.global_forwards += 1
+        if self._whole_prefill is not None:
+            return run(**inputs)
+        if self.execution != "batched":
+            outputs = run(**inputs)
+            outputs.logits = self._assembled(outputs.logits, None)
+            return outputs
+        return self._stacked(run, inputs)
+
+    def _stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        assert self.prepared is not None  # noqa: S101 - forward() checked
+        rows, count = len(self.prepared.ids), 1 + len(self.branches)
+        views = self.views(rows)
+        outputs = run(**blocks.stack(inputs, views, rows))
+        self.trace.local_tokens += (count - 1) * int(inputs["input_ids"].numel())
+        logits = outputs.logits.split(rows)
+        for key in ("hidden_states", "attentions", "image_hidden_states"):
+            if outputs.get(key) is not None:
+                outputs[key] = blocks.only_global(outputs[key], rows, count)
+        outputs.logits = self._assembled(logits[0], logits[1:])
+        return outputs
+
+    def _assembled(self, logits: Tensor, others: tuple[Tensor, ...] | None) -> Tensor:
+        """Assemble the positions that predict a token of the answer; logits [R, Q, V] -> [R, Q, V]."""
+        assert self.prepared is not None  # noqa: S101 - forward() checked
+        prepared, self.prepared = self.prepared, None
+        ids = prepared.ids
+        length, answers = logits.shape[1], ids.shape[1] - self.prompt.shape[1] + 1
+        count = min(length, answers)  # of the kept positions, those at or after the prompt's last token
+        if not any(self.call.has_picture) or count <= 0:
+            return logits
+        step = self._step(logits[:, length - count :], ids, answers)
+        decided = self.method.decided(step)
+        guarded = self._guarded(step)
+        if others is None and self.branches and bool((~decided & self._matters(guarded, ids, count)).any()):
+            others = tuple(self._catch_up(index, prepared, count) for index in range(len(self.branches)))
+        flat = None
+        if others is not None and self.branches:
+            flat = tuple(other[:, other.shape[1] - count :].flatten(0, 1) for other in others)
+        assembled = self.method.assemble(step, flat)
+        if guarded is not None:
+            assembled = torch.where(guarded[:, None], assembled, step.logits)
+        if self._recorder is not None:
+            self._recorder.add(step, assembled, flat, decided)
+        assembled = assembled.view(len(ids), count, -1)
+        if count == length:
+            return assembled
+        return torch.cat([logits[:, : length - count].to(assembled.dtype), assembled], dim=1)
+
+    def _step(self, logits: Tensor, ids: Tensor, answers: int) -> Step:
+        rows, count, _ = logits.shape
+        per_request = rows // len(self.prompt)
+        prompt = self.prompt.shape[1]
+        raw = logits.flatten(0, 1)
+
+        def prefix(row: int) -> list[int]:
+            end = prompt + answers - count + row % count
+            tokens: list[int] = ids[row // count, prompt:end].tolist()
+            return tokens
+
+        return Step(
+            logits=upcast(raw),
+            raw=raw,
+            t=torch.arange(answers - count + 1, answers + 1, device=raw.device).repeat(rows),
+            request=[row // count // per_request for row in range(rows * count)],
+            prefix=prefix,
+            call=self.call,
+        )
+
+    def _guarded(self, step: Step) -> Tensor | None:
+        """Return which rows show a picture, [R] bool; None where all do."""
+        if all(self.call.has_picture):
+            return None
+        return torch.tensor([self.call.has_picture[request] for request in step.request], device=step.logits.device)
+
+    def _matters(self, guarded: Tensor | None, ids: Tensor, count: int) -> Tensor | bool:
+        """Return which rows are guarded and have not ended their answer, [R] bool; True for all."""
+        if self.eos is None or len(ids) == 1:
+            return True if guarded is None else guarded
+        ended = torch.isin(ids[:, self.prompt.shape[1] :], self.eos.to(ids.device)).any(-1).repeat_interleave(count)
+        return ~ended if guarded is None else ~ended & guarded
+
+    # --- the other branches
+
+    def views(self, rows: int) -> list[dict[str, Any]]:
+        """Return what each branch's call has otherwise, for R rows; made at the first step that asks."""
+        if self._views is None:
+            self._views = [self._view(branch.view(self.call), rows) for branch in self.branches]
+        return self._views
+
+    def _view(self, view: dict[str, Any], rows: int) -> dict[str, Any]:
+        model: Any = self.call.model
+        if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
+            view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
+        expand = rows // len(self.prompt)
+        prompt = self.prompt.to(model.device)
+        _, expanded = self.plain._expand_inputs_for_generation(model, expand, False, prompt, **view)
+        return dict(expanded)
+
+    def _catch_up(self, index: int, prepared: _Prepared, needed: int) -> Tensor:
+        """Run one lagging branch over all that it skipped; returns its last `needed` logits, [R, needed, V]."""
+        lagging, ids = self._lagging[index], prepared.ids
+        use_cache = prepared.arguments.get("use_cache", True) is not False
+        done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if use_cache else 0
+        view = self.views(len(ids))[index]
+        model: Any = self.call.model
+        arguments = {key: value for key, value in prepared.arguments.items() if key != "mm_encoder_outputs"}
+        arguments |= view
+        if use_cache:
+            if lagging.cache is None:
+                lagging.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+            arguments["past_key_values"] = lagging.cache
+        arguments["next_sequence_length"] = ids.shape[1] - done if done else None
+        arguments["is_first_iteration"] = done == 0
+        arguments["logits_to_keep"] = needed
+        inputs = self.plain.prepare_inputs_for_generation(model, ids, **arguments)
+        for key in ("output_attentions", "output_hidden_states"):
+            inputs.pop(key, None)
+        outputs = self.plain.__call__(model, **inputs, return_dict=True)
+        if use_cache:
+            lagging.ran(ids)
+        self.trace.local_forwards += 1
+        self.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
+        logits: Tensor = outputs.logits[:, -needed:]
+        return logits
+
+    # --- the end
+
+    def close(self) -> None:
+        """Give the cache back as the plain cache of the global branch."""
+        if self._cache is not None:
+            self._cache.only_global()
+            self._cache = None
+
+    def finish(self, sequences: Tensor) -> GuardTrace:
+        """Return the trace, its steps filled in from the output sequences, [B * n, T]."""
+        if self._recorder is not None:
+            eos = set() if self.eos is None else set(self.eos.flatten().tolist())
+            answers = answers_of(sequences, self.prompt.shape[1], eos)
+            self.trace.steps = self._recorder.read(answers, len(answers) // len(self.prompt))
+        return self.trace

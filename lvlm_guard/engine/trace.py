@@ -1,0 +1,162 @@
+"""What the guard did: token by token, and in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import divergence
+from lvlm_guard.engine.method import Step
+
+KEPT = 64  # most likely assembled tokens whose log-probabilities a trace keeps at a step
+
+
+@dataclass
+class TokenTrace:
+    """One token of an answer.
+
+    Args:
+        token: its id.
+        log_prob: its log-probability (nats) under each branch and in the assembly; None where a branch
+            did not run (lazy, decided) or the token is not among the `KEPT` most likely assembled ones.
+        divergence: Jensen-Shannon divergence (nats) of the global and the first other branch, if it ran.
+        decided: whether the global branch alone had decided the token.
+        overruled: the token that the global branch ranked first, where the guard ranked another first.
+        claims: what a matcher was asked about here, token id -> claim, if the method asks.
+    """
+
+    token: int
+    log_prob: dict[str, float | None]
+    divergence: float | None
+    decided: bool
+    overruled: int | None
+    claims: dict[int, str] | None = None
+
+
+@dataclass
+class GuardTrace:
+    """What a guarded `generate()` call did.
+
+    Args:
+        method: registered name of the method.
+        knobs: its knobs as plain data.
+        execution: "batched", "lazy", or "single" (a method without a second branch).
+        guarded: False where no row had a picture, so that there was nothing to guard.
+        notes: what a reader should know: rows without pictures, texts that were cut, fallbacks.
+        global_forwards: model calls that generate() made.
+        local_forwards: model calls for other branches beyond those (0 when batched: they share them).
+        local_tokens: tokens that other branches processed, prompt included.
+        masks: second views that were made, one a picture.
+        claims: claims that were voted on, over all steps.
+        matches: for each picture that was matched: index, text, score, kept share of the pixels.
+        steps: for each output sequence its tokens; filled with `return_dict_in_generate=True`.
+    """
+
+    method: str
+    knobs: dict[str, Any]
+    execution: str
+    guarded: bool
+    notes: list[str] = field(default_factory=list)
+    global_forwards: int = 0
+    local_forwards: int = 0
+    local_tokens: int = 0
+    masks: int = 0
+    claims: int = 0
+    matches: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[list[TokenTrace]] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Add a note once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, fit for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Record:
+    """One step's rows, kept small: the most likely tokens and their log-probabilities."""
+
+    tokens: Tensor  # [R, K]
+    log_probs: dict[str, Tensor | None]  # [R, K] each
+    divergence: Tensor | None  # [R]
+    decided: Tensor  # [R]
+    top: Tensor  # [R] the global branch's first choice
+    chosen: Tensor  # [R] the assembly's first choice
+    claims: dict[int, dict[int, str]]
+
+
+class Recorder:
+    """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._records: list[_Record] = []
+        self._where: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+
+    def add(self, step: Step, assembled: Tensor, branches: tuple[Tensor, ...] | None, decided: Tensor) -> None:
+        """Keep a step of R rows."""
+        kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices
+        log_probs: dict[str, Tensor | None] = {
+            "global": step.logits.log_softmax(-1).gather(-1, kept).cpu(),
+            "assembled": assembled.log_softmax(-1).gather(-1, kept).cpu(),
+        }
+        for index, name in enumerate(self._names):
+            ran = branches is not None
+            log_probs[name] = branches[index].float().log_softmax(-1).gather(-1, kept).cpu() if ran else None  # type: ignore[index]
+        apart = None if branches is None or not branches else divergence(step.logits, branches[0].to(step.logits.dtype))
+        self._records.append(
+            _Record(
+                tokens=kept.cpu(),
+                log_probs=log_probs,
+                divergence=None if apart is None else apart.cpu(),
+                decided=decided.cpu(),
+                top=step.logits.argmax(-1).cpu(),
+                chosen=kept[:, 0].cpu(),
+                claims=dict(step.claims),
+            )
+        )
+        for row, request in enumerate(step.request):
+            self._where[request, tuple(step.prefix(row))] = (len(self._records) - 1, row)
+
+    def read(self, answers: list[list[int]], per_request: int) -> list[list[TokenTrace]]:
+        """Return the trace of each answer; answers of one request stand together, `per_request` each."""
+        return [self._read(answer, i // per_request) for i, answer in enumerate(answers)]
+
+    def _read(self, answer: list[int], request: int) -> list[TokenTrace]:
+        traces = []
+        for t, token in enumerate(answer):
+            place = self._where.get((request, tuple(answer[:t])))
+            if place is None:  # a token that no step of ours chose (a forced prefix)
+                continue
+            record, row = self._records[place[0]], place[1]
+            at = (record.tokens[row] == token).nonzero()
+            top, chosen = int(record.top[row]), int(record.chosen[row])
+            traces.append(
+                TokenTrace(
+                    token=token,
+                    log_prob={
+                        name: float(values[row, at[0, 0]]) if values is not None and len(at) else None
+                        for name, values in record.log_probs.items()
+                    },
+                    divergence=None if record.divergence is None else float(record.divergence[row]),
+                    decided=bool(record.decided[row]),
+                    overruled=top if top != chosen else None,
+                    claims=record.claims.get(row),
+                )
+            )
+        return traces
+
+
+def answers_of(sequences: Tensor, prompt: int, eos: set[int]) -> list[list[int]]:
+    """Cut the prompt off [rows, T] and end each row after its first end-of-text token."""
+    answers = []
+    for row in torch.as_tensor(sequences)[:, prompt:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in eos), len(row))
+        answers.append(row[:end])
+    return answers

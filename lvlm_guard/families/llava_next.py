@@ -1,0 +1,17 @@
+"""LLaVA-NeXT (1.6): the picture in tiles, so the number of image tokens follows its shape."""
+
+from typing import ClassVar
+
+from lvlm_guard.families.family import Family
+from lvlm_guard.families.llava import TURNS
+
+
+class LlavaNext(Family):
+    """`LlavaNextForConditionalGeneration`; `pixel_values` [pictures, tiles, 3, H, W], padded with empty tiles."""
+
+    name: ClassVar[str] = "llava_next"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    processors: ClassVar[tuple[str, ...]] = ("LlavaNextProcessor",)
+    image_keys: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
+    fixed_size: ClassVar[bool] = False
+    turns: ClassVar[tuple[tuple[str, str], ...]] = TURNS

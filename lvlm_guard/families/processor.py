@@ -1,0 +1,198 @@
+"""The guarded processor: the same object with one more subclass on top, as for models.
+
+It makes the inputs as before and adds the pictures and the question behind them (`guard_views`), from
+which a branch makes its second view if and when a decoding step needs one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from lvlm_guard.engine.call import VIEWS, Pictures, View
+from lvlm_guard.errors import GuardError, ImageError, TextError, UnsupportedCallError
+from lvlm_guard.families.family import Family
+from lvlm_guard.families.question import from_messages, from_prompt
+from lvlm_guard.images import as_rgb
+
+STATE = "_lvlm_guard"
+REMEMBERED = 256  # prompts whose question apply_chat_template(tokenize=False) has told us
+
+
+@dataclass
+class _Told:
+    """What a call of apply_chat_template() knows that the call inside it does not."""
+
+    questions: list[str]
+    images: Any
+
+
+_TOLD: ContextVar[_Told | None] = ContextVar("lvlm_guard_told", default=None)
+
+
+@dataclass
+class ProcessorGuard:
+    """What a guarded processor carries."""
+
+    family: Family
+    plain: type[Any]
+    questions: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessorGuard:
+        return ProcessorGuard(self.family, self.plain)
+
+    def remember(self, prompts: list[str], questions: list[str]) -> None:
+        """Keep which question a rendered prompt asks."""
+        with self.lock:
+            for prompt, question in zip(prompts, questions, strict=True):
+                self.questions[prompt] = question
+                self.questions.move_to_end(prompt)
+            while len(self.questions) > REMEMBERED:
+                self.questions.popitem(last=False)
+
+    def question(self, prompt: str, image_token: str) -> str:
+        """Return the question of a finished prompt."""
+        with self.lock:
+            known = self.questions.get(prompt)
+        return known if known is not None else from_prompt(prompt, self.family, image_token)
+
+
+@functools.lru_cache(maxsize=64)
+def guarded_class(base: type[Any]) -> type[Any]:
+    """Return the guarded subclass of a processor class."""
+
+    class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
+        def __call__(
+            self,
+            images: Any = None,
+            text: Any = None,
+            *args: Any,
+            guard_text: str | Sequence[str] | None = None,
+            guard_images: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            told = _TOLD.get()
+            if isinstance(images, str) and not isinstance(text, str | list | None):
+                images, text = text, images  # some scripts still pass (text, images)
+            if images is None or text is None:
+                return super().__call__(images, text, *args, **kwargs)
+            if kwargs.get("do_rescale") is False or (kwargs.get("images_kwargs") or {}).get("do_rescale") is False:
+                raise UnsupportedCallError(
+                    "do_rescale=False takes pixel arrays that are scaled already, of which no second view can be "
+                    "painted. Pass PIL pictures, and leave do_rescale out."
+                )
+            state: ProcessorGuard = getattr(self, STATE)
+            prompts = [text] if isinstance(text, str) else list(text)
+            token = state.family.image_token(self)
+            rows = _nest([as_rgb(image) for image in flat(images)], prompts, token)
+            given = guard_images if guard_images is not None else told.images if told else None
+            views = _views(rows, _texts(guard_text, told, prompts, state, token), given)
+
+            def process(pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
+                again = _call(self, base, pictures, text, args, kwargs | {"return_tensors": "pt"})
+                return {key: again[key] for key in state.family.image_keys if key in again}
+
+            made = _call(self, base, rows, text, args, kwargs)
+            made[VIEWS] = Pictures(views, process, given is not None)
+            return made
+
+        def apply_chat_template(
+            self,
+            conversation: Any,
+            *args: Any,
+            guard_text: str | Sequence[str] | None = None,
+            guard_images: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            state: ProcessorGuard = getattr(self, STATE)
+            single = not conversation or isinstance(conversation[0], dict)
+            talks = [conversation] if single else list(conversation)
+            image_token = state.family.image_token(self)
+            questions = [from_messages(talk, state.family, image_token) for talk in talks]
+            if guard_text is not None:
+                questions = [guard_text] * len(talks) if isinstance(guard_text, str) else list(guard_text)
+            token = _TOLD.set(_Told(questions, guard_images))
+            try:
+                made = super().apply_chat_template(conversation, *args, **kwargs)
+            finally:
+                _TOLD.reset(token)
+            if isinstance(made, str) or (isinstance(made, list) and made and isinstance(made[0], str)):
+                state.remember([made] if isinstance(made, str) else made, questions)
+            return made
+
+    Guarded.__name__, Guarded.__qualname__, Guarded.__module__ = base.__name__, base.__qualname__, base.__module__
+    return Guarded
+
+
+def flat(images: Any) -> list[Any]:
+    """Return pictures in any nesting as one list."""
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in flat(part)]
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    return [] if images is None else [images]
+
+
+def _nest(images: list[Image.Image], prompts: list[str], token: str) -> list[list[Image.Image]]:
+    """Give each prompt its pictures, in the order of its placeholders."""
+    wanted = [prompt.count(token) for prompt in prompts]
+    if sum(wanted) != len(images):
+        raise TextError(
+            f"The prompts hold {sum(wanted)} placeholders {token!r} (per prompt: {wanted}), but {len(images)} pictures "
+            f"were given. Write one {token!r} for each picture, in its prompt."
+        )
+    rest = iter(images)
+    return [[next(rest) for _ in range(count)] for count in wanted]
+
+
+def _texts(
+    stated: str | Sequence[str] | None, told: _Told | None, prompts: list[str], state: ProcessorGuard, token: str
+) -> list[str]:
+    if stated is None and told is not None:
+        stated = told.questions
+    if stated is None:
+        return [state.question(prompt, token) for prompt in prompts]
+    texts = [stated] * len(prompts) if isinstance(stated, str) else list(stated)
+    if len(texts) != len(prompts):
+        raise TextError(f"guard_text has {len(texts)} texts for {len(prompts)} prompts: give one each, or one for all.")
+    return texts
+
+
+def _views(rows: list[list[Image.Image]], texts: list[str], given: Any) -> list[list[View]]:
+    views = [[View(image, text) for image in row] for row, text in zip(rows, texts, strict=True)]
+    if given is not None:
+        everything = [view for row in views for view in row]
+        locals_ = [as_rgb(image) for image in flat(given)]
+        if len(locals_) != len(everything):
+            raise ImageError(
+                f"guard_images has {len(locals_)} pictures, images has {len(everything)}: give one second view each."
+            )
+        for view, local in zip(everything, locals_, strict=True):
+            view.local = local
+    return views
+
+
+def _call(
+    processor: Any, base: type[Any], rows: list[list[Image.Image]], text: Any, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """Call the plain processor; what it can't do with a picture becomes an error that names the picture."""
+    images = rows if len(rows) > 1 and not all(len(row) == 1 for row in rows) else [i for row in rows for i in row]
+    try:
+        return base.__call__(processor, images or None, text, *args, **kwargs)
+    except GuardError:
+        raise
+    except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        sizes = ", ".join(f"{image.width}x{image.height}" for row in rows for image in row)
+        raise ImageError(
+            f"{base.__name__} can't process these inputs (pictures of {sizes} pixels): {error} Check the prompt's "
+            "placeholders, truncation, and that no picture is a thin strip of a few pixels."
+        ) from error

@@ -1,0 +1,40 @@
+"""Decoding methods, one file each: a frozen dataclass of knobs, its branches, its assembly.
+
+A new method is one module here, one test module, and one line below; a method of another package is
+an entry point in the group `lvlm_guard.methods` and touches nothing here. Methods never import each
+other. `methods.AGLA`, `methods.Vote`, ... are the classes; `REGISTRY` lists the names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lvlm_guard.registry import Registry
+
+if TYPE_CHECKING:
+    from lvlm_guard.methods.agla import AGLA as AGLA
+    from lvlm_guard.methods.apc import APC as APC
+    from lvlm_guard.methods.vcd import VCD as VCD
+    from lvlm_guard.methods.vote import Vote as Vote
+
+REGISTRY = Registry(
+    "method",
+    "lvlm_guard.methods",
+    {
+        "agla": "lvlm_guard.methods.agla:AGLA",
+        "apc": "lvlm_guard.methods.apc:APC",
+        "vcd": "lvlm_guard.methods.vcd:VCD",
+        "vote": "lvlm_guard.methods.vote:Vote",
+    },
+)
+
+
+def __getattr__(attribute: str) -> Any:
+    for name in REGISTRY.names():
+        if REGISTRY.where(name).partition(":")[2] == attribute:
+            return REGISTRY.get(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def __dir__() -> list[str]:
+    return ["REGISTRY", *(REGISTRY.where(name).partition(":")[2] for name in REGISTRY.names())]

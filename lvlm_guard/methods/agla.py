@@ -1,0 +1,105 @@
+"""AGLA: add what the model says of the picture's relevant part alone.
+
+Source: An et al., "Mitigating Object Hallucinations in Large Vision-Language Models with Assembly of
+Global and Local Attention", CVPR 2025, arXiv:2406.12718. A matcher (BLIP-ITM with GradCAM) says which
+pixels matter to the question; the rest is painted black; the logits for both pictures are added (eq. 8)
+within the plausibility constraint.
+
+Differs from the authors' release in `mode="paper"`: the local branch has a KV cache of its own (theirs
+copies the global one's at every step, so the masked picture acts on the first token only), and the
+arithmetic is float32. `mode="official"` reproduces the release: second token on, l + alpha * l.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut, plausible
+from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching import load_matcher, local_view
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel
+
+    from lvlm_guard.engine.call import Call, View
+
+
+@dataclass(frozen=True)
+class AGLA(Constrained):
+    """Two branches, l + alpha * l_local, then the plausibility cut on l.
+
+    Args:
+        alpha: weight of the local branch, >= 0; 2 in the paper. Equal branches are sharpened to
+            temperature 1 / (1 + alpha): report sampling at that temperature beside it.
+        beta: plausibility cut, a share of the best token's probability, 0 to 1; .5 in the paper.
+        mode: "paper", or "official" for parity with the published code.
+        matcher: what finds the relevant pixels: a registered name, a hub id or folder, a matcher, or
+            None for the model's default (`blip-itm`).
+        frame: where the mask is painted. "squashed" is the paper's (the picture squeezed to the
+            matcher's square), "original" keeps the picture's shape; "auto" takes "squashed" unless
+            the family's number of image tokens depends on the picture's shape.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "agla"
+    asks_about_pictures: ClassVar[bool] = True
+    alpha: float = 2.0
+    beta: float = 0.5
+    mode: Literal["paper", "official"] = "paper"
+    matcher: Any = None
+    frame: Literal["auto", "squashed", "original"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_beta(self.beta)
+        if self.mode not in ("paper", "official"):
+            raise KnobError(f"mode is {self.mode!r}: give 'paper' or, for the published code's numbers, 'official'.")
+        if self.frame not in ("auto", "squashed", "original"):
+            raise KnobError(f"frame is {self.frame!r}: give 'auto', 'squashed' or 'original'.")
+
+    @property
+    def first_token_only(self) -> bool:
+        """True in official mode."""
+        return self.mode == "official"
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the local branch: the same prompt over the masked picture."""
+        return (Branch("local", self._view),)
+
+    def _view(self, call: Call) -> dict[str, Tensor]:
+        matcher = load_matcher(self.matcher, model=call.model)
+        frame = self.frame
+        if frame == "auto":
+            frame = "squashed" if call.family.fixed_size else "original"
+
+        def draw(views: list[View]) -> list[Image]:
+            matches = matcher([view.image for view in views], [view.text for view in views])
+            for index, (view, match) in enumerate(zip(views, matches, strict=True)):
+                view.match = match
+                call.trace.matches.append({"image": index, "text": view.text, "score": match.score})
+                if match.note:
+                    call.trace.note(match.note)
+            return [local_view(view.image, match, frame) for view, match in zip(views, matches, strict=True)]
+
+        return call.redraw(draw)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Load the matcher."""
+        load_matcher(self.matcher, model=model)
+
+    def check(self, call: Call) -> None:
+        """Raise `TextError` where a picture comes without a question to match it with."""
+        call.require_text()
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return l + alpha * l_local within the constraint; official mode computes in the model's dtype."""
+        logits = step.raw if self.mode == "official" else step.logits
+        assembled = complement(logits, self.other(step, branches, logits), self.alpha)
+        return cut(assembled.to(step.logits.dtype), step.logits, plausible(logits, self.beta))

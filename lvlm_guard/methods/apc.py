@@ -1,0 +1,43 @@
+"""APC: the adaptive plausibility constraint alone, the control beside every method that contains it.
+
+Source: Li et al., "Contrastive Decoding", ACL 2023, arXiv:2210.15097, eq. 2. Greedy, it changes
+nothing; sampled, it cuts the tail that a contrast would cut too, so a gain over plain sampling that
+APC alone reaches is no merit of a second branch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_beta, cut, plausible
+from lvlm_guard.engine.method import Method, Step
+
+
+@dataclass(frozen=True)
+class APC(Method):
+    """Keep the tokens whose probability is at least `beta` times the best one's; no second branch.
+
+    Args:
+        beta: share of the best token's probability, 0 to 1; .5 is what AGLA's paper combines it with.
+
+    Raises:
+        KnobError: beta is outside 0 to 1.
+    """
+
+    name: ClassVar[str] = "apc"
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+
+    def decided(self, step: Step) -> Tensor:
+        """Every row: there is no other branch to wait for."""
+        return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the global logits with the implausible tokens pushed down."""
+        return cut(step.logits, step.logits, plausible(step.logits, self.beta))

@@ -1,0 +1,96 @@
+"""VCD: subtract what the model says of a noised picture.
+
+Source: Leng et al., "Mitigating Object Hallucinations in Large Vision-Language Models through Visual
+Contrastive Decoding", CVPR 2024, arXiv:2311.16922; knobs and schedule as in the authors' release
+(DAMO-NLP-SG/VCD at d6568ff).
+
+Differs from the release: each picture's noise comes from a generator of its own, seeded by `seed` and
+the picture's content, so a picture's answer does not depend on its neighbours in the batch, and the
+sampler's random stream is left alone. `mode="official"` reproduces the release before its cache fix
+(c637c85), with which the published numbers were made: the noise acts on the first token only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut, plausible
+from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.errors import KnobError
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+
+SCHEDULE = 1000  # diffusion steps of the noise schedule
+
+
+def kept_share(step: int) -> float:
+    """Return the share of the picture's variance left after `step` diffusion steps (0.7448 at 500)."""
+    rate = torch.sigmoid(torch.linspace(-6, 6, SCHEDULE, dtype=torch.float64)) * (5e-3 - 1e-5) + 1e-5
+    return float(torch.cumprod(1 - rate, dim=0)[step])
+
+
+def _generator(seed: int, pixels: Tensor) -> torch.Generator:
+    """Return a generator that the seed and the picture fix, so that batching changes no picture's noise."""
+    digest = hashlib.blake2b(pixels.detach().float().cpu().numpy().tobytes(), digest_size=7)
+    digest.update(str(seed).encode())
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))
+
+
+@dataclass(frozen=True)
+class VCD(Constrained):
+    """Two branches, (1 + alpha) * l - alpha * l_noised, then the plausibility cut on l.
+
+    Args:
+        alpha: contrast strength, >= 0; 1 in the release.
+        beta: plausibility cut, 0 to 1; .1 in the release (its POPE script passes .2).
+        noise_step: noise level on the normalised pixels, 0 (almost clean) to 999 (nearly pure noise).
+        seed: seed of the noise; together with a picture's pixels it fixes that picture's noise.
+        mode: "paper", or "official" for the noise on the first token only.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "vcd"
+    alpha: float = 1.0
+    beta: float = 0.1
+    noise_step: int = 500
+    seed: int = 0
+    mode: Literal["paper", "official"] = "paper"
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_beta(self.beta)
+        if not (isinstance(self.noise_step, int) and 0 <= self.noise_step < SCHEDULE):
+            raise KnobError(f"noise_step is {self.noise_step!r}: give a whole number from 0 to {SCHEDULE - 1}.")
+        if self.mode not in ("paper", "official"):
+            raise KnobError(f"mode is {self.mode!r}: give 'paper' or 'official'.")
+
+    @property
+    def first_token_only(self) -> bool:
+        """True in official mode."""
+        return self.mode == "official"
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the noised branch: the same prompt over the noised pixels."""
+        return (Branch("noised", self._view),)
+
+    def _view(self, call: Call) -> dict[str, Tensor]:
+        kept = kept_share(self.noise_step)
+
+        def noised(pixels: Tensor) -> Tensor:
+            noise = call.family.normal(pixels, _generator(self.seed, pixels)).to(pixels.device, torch.float32)
+            return (kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise).to(pixels.dtype)
+
+        return call.change_pixels(noised)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the contrast within the constraint; where the noised branch did not run, l."""
+        noised = self.other(step, branches, step.logits)
+        return cut(contrast(step.logits, noised, self.alpha), step.logits, plausible(step.logits, self.beta))

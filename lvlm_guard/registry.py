@@ -1,0 +1,58 @@
+"""Names that resolve late: what is built in is listed as "module:attribute", the rest comes from entry points.
+
+A registry is the only list of names: command-line choices, tables and tests read it. Nothing is
+imported before a name is asked for, so listing the names costs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from lvlm_guard.errors import UnknownNameError
+
+
+class Registry:
+    """Named things of one kind, built in or brought by another package.
+
+    Args:
+        kind: what a name stands for, used in messages: "method", "matcher", "family".
+        group: the entry-point group in which other packages register theirs.
+        builtin: name to "module:attribute".
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._builtin = dict(builtin)
+
+    @cached_property
+    def _found(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Return every known name, built-in ones first."""
+        return [*self._builtin, *(name for name in sorted(self._found) if name not in self._builtin)]
+
+    def where(self, name: str) -> str:
+        """Return "module:attribute" of a name; raises `UnknownNameError`."""
+        if name in self._builtin:
+            return self._builtin[name]
+        if name in self._found:
+            return self._found[name].value
+        near = get_close_matches(name, self.names(), n=1, cutoff=0.5)
+        raise UnknownNameError(
+            f"No {self.kind} is called {name!r}. "
+            + (f"Did you mean {near[0]!r}? " if near else "")
+            + f"Known: {', '.join(self.names())}. A {self.kind} from another package must be installed in this "
+            f"environment and registered under the entry point {self.group!r}; `lvlm-guard doctor` lists what was found."
+        )
+
+    def get(self, name: str) -> Any:
+        """Return what the name stands for, importing it on first use; raises `UnknownNameError`."""
+        module, _, attribute = self.where(name).partition(":")
+        return getattr(import_module(module), attribute)
