@@ -1,0 +1,275 @@
+"""Any picture a user has, as an upright 8-bit RGB one; or a clear error.
+
+What is done to a picture, and what is not:
+
+- EXIF orientation is applied, so that a phone's portrait stands upright.
+- Transparent pixels are laid over white. (Dropping alpha, which `convert("RGB")` does, would show
+  the colours that editors leave under transparent pixels.)
+- 16-bit greys are scaled by 1/257, so that 65535 becomes 255; `convert("RGB")` would clip them to white.
+- Of an animation the frame it stands at is taken: the first one, when read from a file.
+- Colour profiles are left alone, as transformers' processors leave them alone.
+
+What was changed and can matter is said by `notes(picture)`. Pictures over `MAX_PIXELS` are refused
+before they are decoded. EPS and WMF are refused: Pillow would start other programs to read them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from lvlm_guard.errors import ImageError
+
+MAX_PIXELS = 128_000_000
+"""Largest picture taken by default: 384 MB decoded, above the 108-megapixel phones'."""
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any]"
+
+_NOTES = "lvlm_guard"  # key of a picture's `info` under which notes are kept
+_STARTS_PROGRAMS = frozenset({"EPS", "WMF"})
+_WIDE_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+
+
+def load_image(source: Source, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+    """Return a picture as `as_rgb` does, from wherever it is.
+
+    Args:
+        source: a path, an open binary file, the bytes of a file, a Pillow picture, or an array as
+            `from_array` takes it.
+        max_pixels: most pixels (width times height) to decode; None for no limit of ours. Pillow has
+            one too, `PIL.Image.MAX_IMAGE_PIXELS`, and refuses twice that.
+
+    Raises:
+        ImageError: there is no such file, it is no picture, it is corrupt, empty or too large.
+    """
+    if isinstance(source, Image.Image):
+        return as_rgb(source, max_pixels=max_pixels)
+    if isinstance(source, str | os.PathLike):
+        return _read(_existing(source), os.fspath(source), max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read(io.BytesIO(source), "the bytes given", max_pixels)
+    if callable(getattr(source, "read", None)):
+        return _read(source, str(getattr(source, "name", "the open file")), max_pixels)  # type: ignore[arg-type]
+    if hasattr(source, "__array__"):
+        return as_rgb(from_array(source), max_pixels=max_pixels)
+    raise ImageError(
+        f"A {type(source).__name__} is no picture. Give a path, an open binary file, the bytes of a picture file, "
+        "a PIL image, or an array of height x width x 3."
+    )
+
+
+def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+    """Return an upright 8-bit RGB picture; the argument is left as it is.
+
+    A picture that is RGB, upright and opaque comes back itself; calling twice changes nothing.
+
+    Raises:
+        ImageError: the picture is corrupt, empty, too large, or of a mode without a meaning in RGB.
+    """
+    name = str(getattr(image, "filename", "") or "the picture")
+    _check_size(image, name, max_pixels)
+    try:
+        image.load()
+        upright = _upright(image)
+        flat, notes = _flattened(upright)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} is {image.width} x {image.height} and does not fit in memory. Make it smaller first: "
+            "image.thumbnail((4096, 4096))."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        raise _corrupt(name, error) from error
+    # an MPO's second frame is a phone's depth map or thumbnail, not an animation
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        frame, frames = image.tell() + 1, getattr(image, "n_frames", 1)
+        notes = [f"{'the first' if frame == 1 else f'number {frame}'} of {frames} frames alone is used", *notes]
+        flat = flat.copy()
+    if flat is not image:
+        flat.info = {}  # the EXIF orientation is spent; a second call must not turn the picture again
+    if notes:
+        flat.info[_NOTES] = notes
+    return flat
+
+
+def notes(image: Image.Image) -> list[str]:
+    """Return what `as_rgb` changed that can matter: a frame chosen, transparency filled, bits dropped."""
+    return list(image.info.get(_NOTES, ()))
+
+
+def from_array(array: Any) -> Image.Image:
+    """Return an array as a picture.
+
+    Args:
+        array: [h, w], [h, w, c] or [c, h, w] with c = 1, 3 or 4; an array or a CPU tensor. Integers in
+            0 to 255, uint16 over its whole range, bool, or floats in 0 to 1.
+
+    Raises:
+        ImageError: another shape, type or range.
+    """
+    try:
+        values = np.asarray(array)
+    except Exception as error:  # tensors on a device, in bfloat16, or with gradients refuse in their own ways
+        raise ImageError(
+            f"The {type(array).__name__} can't be read as an array ({error}). "
+            "For a tensor: tensor.detach().float().cpu().numpy()."
+        ) from error
+    if values.ndim == 3 and values.shape[-1] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (3, 4)):
+        raise ImageError(
+            f"An array of shape {list(np.shape(array))} is no picture: give height x width, or height x width x 3 or 4 "
+            "(channels first is read too). One picture at a time: not a batch."
+        )
+    if 0 in values.shape:
+        raise ImageError(f"The array of shape {list(np.shape(array))} is empty: give at least one pixel.")
+    return Image.fromarray(np.ascontiguousarray(_eight_bits(values)))
+
+
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return 0 to 255; uint16 over its range, floats from 0 to 1, other integers as they are."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.newbyteorder("=") == np.uint16:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype.kind not in "iuf":
+        raise ImageError(f"An array of {values.dtype} is no picture: give uint8, uint16, bool or float.")
+    if not np.isfinite(values).all():
+        raise ImageError("The picture's array holds NaN or infinity: give finite values, 0 to 1 for floats.")
+    low, high = float(values.min()), float(values.max())
+    top = 1 if values.dtype.kind == "f" else 255
+    if low < 0 or high > top:
+        raise ImageError(
+            f"The picture's array of {values.dtype} goes from {low:g} to {high:g}, but {values.dtype} is read as "
+            f"0 to {top}. Scale it, or give uint8; values that a processor has normalised are no picture any more."
+        )
+    return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    shown = os.fspath(path)
+    if isinstance(shown, str) and shown.startswith(("http://", "https://", "data:")):
+        raise ImageError(f"{shown[:60]!r} is an address, and nothing is fetched here. Save the picture, give its path.")
+    try:
+        file = Path(path)
+        if file.is_file():
+            return file
+        found = "it is a folder" if file.is_dir() else "it is no regular file" if file.exists() else "there is none"
+    except (OSError, ValueError) as error:  # a name with a null byte, or a folder that may not be read
+        found = str(error)
+    raise ImageError(f"No picture at {shown!r}: {found}. Check the path; this run's folder is {os.getcwd()!r}.")
+
+
+def _read(file: Path | IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
+    Image.init()
+    formats = [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS]
+    try:
+        with warnings.catch_warnings():
+            # between once and twice its own limit Pillow only warns; the check below decides
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} has more pixels than Pillow decodes ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}); the limit here is "
+            f"{_limit(max_pixels)}. Make it smaller first, or, if you trust the file, set PIL.Image.MAX_IMAGE_PIXELS "
+            "= None and give max_pixels=None (--max-pixels 0)."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is no picture that Pillow reads: another kind of file, or a damaged header. PNG, JPEG, WebP, "
+            "AVIF, GIF, TIFF, BMP and more are read; HEIC after `pip install pillow-heif` and its "
+            "register_heif_opener(); EPS and WMF are refused."
+        ) from error
+    except PermissionError as error:
+        raise ImageError(f"{name} may not be read: {error.strerror}. Check the file's permissions.") from error
+    except Exception as error:  # as above: header parsers stumble in many ways
+        raise _corrupt(name, error) from error
+    with image:
+        return as_rgb(image, max_pixels=max_pixels)
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is {width} x {height}: it has no pixels. Give a picture of at least 1 x 1.")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ImageError(
+            f"{name} is {width} x {height}, {width * height:,} pixels; the limit is {_limit(max_pixels)}, so that a "
+            "small file can't fill the memory. Make it smaller first, image.thumbnail((4096, 4096)); models see far "
+            f"less anyway. Or raise the limit: load_image(..., max_pixels={width * height}) (--max-pixels)."
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = image.getexif().get(0x0112, 1)
+        return image if turn not in range(2, 9) else ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels, which are fine
+        return image
+
+
+def _flattened(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Return RGB and what was lost on the way."""
+    if image.mode in _WIDE_GREY:
+        grey = np.asarray(image).astype(np.uint16)
+        return from_array(grey).convert("RGB"), ["16-bit greys, scaled to 8 bits"]
+    if image.mode == "I":
+        return from_array(_integers(image)).convert("RGB"), ["greys of more than 8 bits, scaled to 8 bits"]
+    if image.mode == "F":
+        return from_array(_floats(image)).convert("RGB"), ["floating-point greys, scaled to 8 bits"]
+    if image.mode == "LAB":
+        plain = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+        if plain is None:
+            raise ImageError("The picture's LAB colours can't be converted. Save it as RGB first.")
+        return plain, []
+    if image.has_transparency_data:
+        with_alpha = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if with_alpha.getchannel("A").getextrema()[0] == 255:
+            return with_alpha.convert("RGB"), []
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB"), ["transparent pixels, laid over white"]
+    kept = notes(image)
+    return (image if image.mode == "RGB" else image.convert("RGB")), kept
+
+
+def _integers(image: Image.Image) -> NDArray[Any]:
+    """Return 32-bit greys as 8 or 16 bits, whichever holds them: the mode doesn't say its range."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(
+            f"The picture's 32-bit greys go from {low} to {high}, and nothing says what is white. "
+            "Scale them to 0 to 255 and give uint8."
+        )
+    return values.astype(np.uint8 if high <= 255 else np.uint16)
+
+
+def _floats(image: Image.Image) -> NDArray[Any]:
+    """Return float greys as 0 to 1; those that go to 255 are taken for 0 to 255."""
+    values = np.asarray(image)
+    return values / 255 if 1 < values.max() <= 255 else values
+
+
+def _limit(max_pixels: int | None) -> str:
+    return "none" if max_pixels is None else f"{max_pixels:,}"
+
+
+def _corrupt(name: str, error: Exception) -> ImageError:
+    return ImageError(
+        f"{name} can't be decoded: {error or type(error).__name__}. The file is damaged, cut short, or of a kind that "
+        "Pillow reads only in part. Save it anew as PNG or JPEG."
+    )
