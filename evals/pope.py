@@ -1,0 +1,159 @@
+"""POPE: yes/no questions about objects, four readings of the same answers.
+
+Source: Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023,
+arXiv:2305.10355. The readings imitate the scripts of RUCAIBox/POPE at 3df3ba1 ("official"),
+Lackel/AGLA at efa1263 and, the same code, DAMO-NLP-SG/VCD at d6568ff ("agla"), and lmms-eval 0.7
+("stock"). The default, "word", is sound: nothing counts as yes that does not say so.
+
+Differs from the scripts: a ratio 0/0 is 0.0 (theirs stop with an error), and labels are checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict, get_args
+
+from lvlm_guard.evals.errors import DataError
+
+Reading = Literal["word", "official", "agla", "stock"]
+Answer = Literal["yes", "no"]
+
+_WORD = re.compile(r"[^\W\d_]+")
+_SENTENCE_END = re.compile(r"(?<=\w)[.!?]")
+_DECISIVE = re.compile(r"\b(yes|no|not)\b")
+_READ: dict[str, Answer] = {"yes": "yes", "no": "no", "not": "no"}
+
+
+class Scores(TypedDict):
+    """Scores of one set of answers; the positive class is yes, shares are in 0 to 1.
+
+    `tp`, `fp`, `tn`, `fn` count answers. An unreadable answer is wrong: under a label yes it is a miss
+    (in `fn`, so that it lowers recall; "stock" leaves it out), under a label no it is in none of the
+    four. `n` is the number of rows, `unreadable` how many of them could not be read.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+    unreadable: int
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+    n: int
+
+
+def read(answer: str, reading: Reading = "word", label: Answer | None = None) -> Answer | None:
+    """Read an answer.
+
+    Args:
+        answer: the model's words.
+        reading: "word" (default): the first word, else the first whole word yes, no or not of the first
+            sentence. "official": no if the first sentence holds a token No, not or no, otherwise yes, even
+            for no answer at all. "agla": looks for the letters of the label. "stock": the whole answer
+            must be the word.
+        label: the right answer, which "agla" depends on.
+
+    Returns:
+        "yes", "no", or None where the answer can't be read. "agla" has no unreadable answers: what does
+        not hold the letters of the label counts as the other word.
+
+    Raises:
+        DataError: the reading is unknown, or "agla" comes without a label.
+    """
+    if reading == "word":
+        return _first_word(answer)
+    if reading == "official":
+        # NO, "No!", "no;", Not, isn't and the empty answer all read as yes, "Yes, there is no doubt" as no
+        tokens = answer.split(".", 1)[0].replace(",", "").split(" ")
+        return "no" if any(token in ("No", "not", "no") for token in tokens) else "yes"
+    if reading == "agla":
+        if label is None:
+            raise DataError("The reading 'agla' depends on the right answer: give label='yes' or 'no'.")
+        found = label in answer.lower().strip()
+        return label if found else ("no" if label == "yes" else "yes")
+    if reading == "stock":
+        word = answer.lower().strip()
+        return "yes" if word == "yes" else "no" if word == "no" else None
+    raise DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
+
+
+def _first_word(answer: str) -> Answer | None:
+    text = answer.lower()
+    first = _WORD.search(text)
+    if first is None:
+        return None
+    if first.group() in _READ:
+        return _READ[first.group()]
+    found = _DECISIVE.search(_SENTENCE_END.split(text, maxsplit=1)[0])
+    return _READ[found.group()] if found else None
+
+
+def score(rows: Iterable[Mapping[str, Any]], reading: Reading = "word") -> Scores:
+    """Score answers against their labels.
+
+    Args:
+        rows: each with `question_id`, `label` ("yes" or "no") and `answer` (text; None counts as empty).
+        reading: how an answer is read, see `read`. With "stock" the yes ratio is the share of yes among
+            the *labels*, as lmms-eval has it; everywhere else it is that of the answers.
+
+    Raises:
+        DataError: a field is missing, a label is neither yes nor no, or the reading is unknown.
+    """
+    if reading not in get_args(Reading):
+        raise DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
+    tp = fp = tn = fn = unread_yes = unread_no = 0
+    for number, row in enumerate(rows):
+        label, answer = checked(row, number)
+        said = read(answer, reading, label)
+        if said is None:
+            unread_yes += label == "yes"
+            unread_no += label == "no"
+        elif label == "yes":
+            tp += said == "yes"
+            fn += said == "no"
+        else:
+            fp += said == "yes"
+            tn += said == "no"
+    if reading != "stock":
+        fn += unread_yes
+    n = tp + fp + tn + fn + unread_no + (unread_yes if reading == "stock" else 0)
+    precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
+    labelled_yes = tp + fn + (unread_yes if reading == "stock" else 0)
+    return Scores(
+        accuracy=ratio(tp + tn, n),
+        precision=precision,
+        recall=recall,
+        f1=ratio(2 * precision * recall, precision + recall),
+        yes_ratio=ratio(labelled_yes if reading == "stock" else tp + fp, n),
+        unreadable=unread_yes + unread_no,
+        tp=tp,
+        fp=fp,
+        tn=tn,
+        fn=fn,
+        n=n,
+    )
+
+
+def checked(row: Mapping[str, Any], number: int = 0) -> tuple[Answer, str]:
+    """Return a row's label and answer; raises `DataError` where it has none that can be scored."""
+    for field in ("question_id", "label", "answer"):
+        if field not in row:
+            raise DataError(
+                f"Row {number} has no {field!r}; it has {', '.join(map(repr, row)) or 'nothing'}. POPE rows need "
+                "question_id, label ('yes' or 'no') and answer."
+            )
+    label, answer = row["label"], row["answer"]
+    if label not in ("yes", "no"):
+        raise DataError(f"Question {row['question_id']!r} has the label {label!r}: POPE knows 'yes' and 'no' only.")
+    if answer is not None and not isinstance(answer, str):
+        raise DataError(f"Question {row['question_id']!r} has an answer that is no text: {answer!r}.")
+    return label, answer or ""
+
+
+def ratio(part: float, whole: float) -> float:
+    """Return part / whole, and 0.0 for 0/0."""
+    return part / whole if whole else 0.0
