@@ -292,6 +292,6 @@ def test_an_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
 
 
 def test_reading_many_kinds_of_pictures_imports_no_torch() -> None:
-        code = "import sys; import lvlm_guard.images; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys; import lvlm_guard.images; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
