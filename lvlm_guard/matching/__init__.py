@@ -1,0 +1,55 @@
+"""Image-text matching: which pixels matter to a text, and how well a picture supports a claim.
+
+A matcher answers two questions about a picture. `matcher(images, texts)` gives a relevance map and a
+match score a pair (AGLA cuts its local view from them); `matcher.support(image, claims)` gives the
+probability that each claim holds (`vote` asks for it). Read in this order:
+
+- `match`: `Match`, `Matcher`, the local view.
+- `text`, `relevance`: AGLA's arithmetic without any model: text preparation, GradCAM, heat map, mask.
+- `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
+- `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
+- `vocabulary`, `claims`: which objects a half-written answer is about to name (no model, no torch).
+- `memory`: bounded caches keyed by content.
+
+Other packages bring matchers by the entry point `lvlm_guard.matchers`: a subclass of `Matcher`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lvlm_guard.registry import Registry
+
+if TYPE_CHECKING:
+    from lvlm_guard.matching.blip_itm import BlipITM as BlipITM
+    from lvlm_guard.matching.claims import ClaimFinder as ClaimFinder
+    from lvlm_guard.matching.loading import load_matcher as load_matcher
+    from lvlm_guard.matching.match import Match as Match
+    from lvlm_guard.matching.match import Matcher as Matcher
+    from lvlm_guard.matching.match import local_view as local_view
+    from lvlm_guard.matching.relevance import keep_mask as keep_mask
+    from lvlm_guard.matching.vocabulary import Vocabulary as Vocabulary
+
+REGISTRY = Registry("matcher", "lvlm_guard.matchers", {"blip-itm": "lvlm_guard.matching.blip_itm:BlipITM"})
+
+_EXPORTS = {
+    "BlipITM": "blip_itm",
+    "ClaimFinder": "claims",
+    "Match": "match",
+    "Matcher": "match",
+    "Vocabulary": "vocabulary",
+    "keep_mask": "relevance",
+    "load_matcher": "loading",
+    "local_view": "match",
+}
+
+
+def __getattr__(attribute: str) -> Any:
+    if attribute in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def __dir__() -> list[str]:
+    return ["REGISTRY", *_EXPORTS]

@@ -1,0 +1,356 @@
+"""`blip-itm`: BLIP's image-text matching head with GradCAM, the matcher of AGLA.
+
+Source: AGLA (arXiv:2406.12718) with LAVIS' BLIP-ITM (arXiv:2201.12086), constants as in the release
+(Lackel/AGLA at efa1263), on transformers' `BlipForImageTextRetrieval`. One pass over a picture and a text:
+
+    states  the vision tower, once a picture, no gradient
+    ITM     text with [ENC] in front, cross-attention to the states; the raw logit of class 1
+    map     its gradient with respect to one layer's cross-attention, GradCAM over the content tokens
+    ITC     text with [CLS] in front, no cross-attention; cosine with the picture's projected state
+
+The attention enters its dropout as a fresh leaf and all weights are frozen, so the graph holds nothing
+but the text layers above it. The map equals that of a full backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lvlm_guard.errors import KnobError, LogitsError
+from lvlm_guard.matching.blip_weights import first_token, gradcam_layer, read_blip, version_of
+from lvlm_guard.matching.match import Match, Matcher, squash
+from lvlm_guard.matching.memory import Recent, digest
+from lvlm_guard.matching.relevance import gradcam, heat_map, share_on_class
+from lvlm_guard.matching.text import PIECES, MatchingText, tokenise
+
+if TYPE_CHECKING:
+    from transformers import BlipForImageTextRetrieval, PreTrainedModel, PreTrainedTokenizerBase
+
+TOWER_TOKENS = 16 * 577
+"""Image tokens in one pass of the tower or of the text layers; 16 pictures of BLIP-large."""
+
+MATCH_BYTES, STATE_BYTES, SCORES = 64 << 20, 96 << 20, 1 << 16
+"""What is remembered: finished maps, image states (40 pictures of BLIP-large), claim scores."""
+
+CLAIMS = 128
+"""Claims about one picture in one pass."""
+
+EDGE = 1e-6
+"""Probabilities stay this far from 0 and 1."""
+
+
+class BlipITM(Matcher):
+    """A matcher on a `BlipForImageTextRetrieval`.
+
+    Args:
+        model: the model; it is put in eval mode and its weights are frozen.
+        tokenizer: its tokenizer. A token "[ENC]" stands in front for the ITM pass; a tokenizer without one
+            and smaller than the model's vocabulary has it as the last row (30523 in BLIP).
+        mean, std: per channel, of pixels in [0, 1].
+        layer: text layer whose cross-attention makes the map, from 0. None: the config's
+            `lvlm_guard["gradcam_layer"]`, else the middle one (6 of 12, as AGLA).
+        name: what `version` calls the weights.
+
+    Raises:
+        KnobError: the layer is the last one, or none of the model's.
+        UnsupportedModelError: the text layers have no cross-attention, or there is one layer alone.
+    """
+
+    def __init__(
+        self,
+        model: BlipForImageTextRetrieval,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layer: int | None = None,
+        name: str = "blip-itm",
+    ) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        config: Any = model.config
+        self.layer = gradcam_layer(config, layer)
+        self.side: int = config.vision_config.image_size
+        self.first = first_token(tokenizer, config.text_config.vocab_size)
+        self.pieces = min(PIECES, config.text_config.max_position_embeddings)
+        self._chunk = max(1, TOWER_TOKENS // (1 + (self.side // config.vision_config.patch_size) ** 2))
+        self._scale = (mean, std)
+        slope, offset = (getattr(config, "lvlm_guard", None) or {}).get("platt", (1.0, 0.0))
+        self.platt = (float(slope), float(offset))
+        self._version = version_of(name, model, self.layer)
+        self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
+        self._states: Recent[bytes, Tensor] = Recent(STATE_BYTES)
+        self._scores: Recent[tuple[bytes, str], float] = Recent(SCORES)
+        self._texts: Recent[str, Tensor] = Recent(1024)
+        self._tokenised: Recent[str, MatchingText] = Recent(4096)
+        self._here = local()  # threads share the model's one hook, each with an attention of its own
+        attention: nn.Module = self.model.text_encoder.encoder.layer[self.layer].crossattention.self.dropout
+        attention.register_forward_pre_hook(self._swap_attention)
+
+    # --- loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        layer: int | None = None,
+    ) -> BlipITM:
+        """Load a matcher from a folder or a hub id.
+
+        Args:
+            source: "Salesforce/blip-itm-large-coco", or a folder made by `save_pretrained`.
+            device: where it runs; None is the CPU.
+            dtype: torch.float32 (None; AGLA's), or torch.bfloat16: half the memory, maps about the same.
+            layer: see the class.
+
+        Raises:
+            WeightsError: the weights can't be had; the message says how to fetch them.
+            UnsupportedModelError: what is there is no BLIP with an image-text matching head.
+            KnobError: the dtype would underflow in the gradient (float16), or the layer is none.
+        """
+        dtype = dtype or torch.float32
+        if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+            raise KnobError(f"The matcher's dtype is {dtype}: its gradients would underflow. Give float32 or bfloat16.")
+        with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
+            model, tokenizer, mean, std, name = read_blip(source, dtype)
+            placed: Any = model.to(torch.device(device or "cpu"))  # type: ignore[arg-type]  # torch's stub of a wrapped to()
+            return cls(placed, tokenizer, mean=mean, std=std, layer=layer, name=name)
+
+    @classmethod
+    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
+        """Load the default weights for a model: those its config names, else Salesforce/blip-itm-large-coco."""
+        from lvlm_guard.matching.loading import default_source, device_of, shared_blip
+
+        return shared_blip(default_source(model), device_of(model))
+
+    @property
+    def version(self) -> str:
+        """Weights (by name and a digest of the heads), layer and dtype."""
+        return self._version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    # --- what a matcher answers
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i; each distinct pair is computed once, each distinct picture encoded once.
+
+        Args:
+            images: RGB pictures of any size.
+            texts: as the user asked them; cut to 35 pieces, with a note.
+
+        Raises:
+            TextError: a text is empty.
+            LogitsError: a map holds NaN.
+        """
+        keys = [digest(image) for image in images]
+        asked = [self._tokenise(text) for text in texts]
+        pairs = {(key, text.prepared): (image, text) for key, image, text in zip(keys, images, asked, strict=True)}
+        found: dict[tuple[bytes, str], Match] = {}
+        missing = []
+        for pair in pairs:
+            known = self._matches.get(pair)
+            if known is None:
+                missing.append(pair)
+            else:
+                found[pair] = known
+        with self._alone():
+            for start in range(0, len(missing), self._chunk):
+                chunk = missing[start : start + self._chunk]
+                matches = self._match([key for key, _ in chunk], *zip(*(pairs[pair] for pair in chunk), strict=True))
+                for pair, match in zip(chunk, matches, strict=True):
+                    found[pair] = match
+                    self._matches.put(pair, match, match.relevance.nbytes)
+        return [found[key, text.prepared] for key, text in zip(keys, asked, strict=True)]
+
+    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
+        """Return the probability that each claim holds in the picture, [n] float32 in (0, 1).
+
+        It is the ITM probability p, calibrated where the config's `lvlm_guard["platt"]` holds (a, b):
+        sigmoid(a * logit(p) + b). Each (picture, claim) is computed once, all new claims in batches.
+
+        Raises:
+            TextError: a claim is empty.
+        """
+        return self.support_pairs([image] * len(claims), claims)
+
+    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
+        """Return the probability that claim i holds in image i, [n] float32 in (0, 1); see `support`."""
+        keys: dict[int, bytes] = {}
+        for image in images:
+            if id(image) not in keys:
+                keys[id(image)] = digest(image)
+        asked = [self._tokenise(claim) for claim in claims]
+        pairs = {(keys[id(image)], text.prepared): (image, text) for image, text in zip(images, asked, strict=True)}
+        scores = {pair: self._scores.get(pair) for pair in pairs}
+        missing = [pair for pair, score in scores.items() if score is None]
+        with self._alone():
+            for chunk in self._claim_chunks(missing):
+                inputs = zip(*(pairs[pair] for pair in chunk), strict=True)
+                for pair, score in zip(chunk, self._probabilities([key for key, _ in chunk], *inputs), strict=True):
+                    scores[pair] = score
+                    self._scores.put(pair, score)
+        return torch.tensor([scores[keys[id(image)], text.prepared] for image, text in zip(images, asked, strict=True)])
+
+    def _tokenise(self, text: str) -> MatchingText:
+        known = self._tokenised.get(text)
+        if known is None:
+            known = tokenise(text, self.tokenizer, self.pieces)
+            self._tokenised.put(text, known)
+        return known
+
+    def _claim_chunks(self, pairs: list[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
+        """Cut into batches: many claims about one picture share its states, so they go together."""
+        of_picture: dict[bytes, list[tuple[bytes, str]]] = {}
+        for pair in pairs:
+            of_picture.setdefault(pair[0], []).append(pair)
+        lone = [group[0] for group in of_picture.values() if len(group) == 1]
+        for group in [lone, *(group for group in of_picture.values() if len(group) > 1)]:
+            size = self._chunk if group is lone else CLAIMS
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
+
+    # --- one chunk
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Shut out what the caller set for his own model: inference mode, gradients, autocast."""
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device_type=self.device.type, enabled=False),
+        ):
+            yield
+
+    def _match(self, keys: list[bytes], images: Sequence[Image.Image], texts: Sequence[MatchingText]) -> list[Match]:
+        states = self._encode(keys, images)
+        ids, mask = self._batch(texts)
+        self._here.attention = []
+        try:
+            with torch.enable_grad():
+                logits = self._itm(states, ids, mask)
+                (attention,) = self._here.attention
+                (gradient,) = torch.autograd.grad(logits[:, 1].sum(), attention)
+        finally:
+            del self._here.attention
+        attention = attention.detach()
+        cam = gradcam(attention, gradient, mask)
+        shares = share_on_class(attention, mask).tolist()
+        constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
+        cosines = self._cosines(states, texts).tolist()
+        maps = heat_map(cam, self.side).cpu()
+        return [
+            # a clone, so that a match held in memory does not hold its whole batch
+            Match(
+                maps[i].clone() if len(maps) > 1 else maps[i],
+                cosines[i],
+                _note(text, shares[i], constant[i]),
+                shares[i],
+            )
+            for i, text in enumerate(texts)
+        ]
+
+    def _probabilities(
+        self, keys: list[bytes], images: Sequence[Image.Image], texts: Sequence[MatchingText]
+    ) -> list[float]:
+        logits = self._itm(self._encode(keys, images), *self._batch(texts)).float()
+        if torch.isnan(logits).any():
+            raise LogitsError("The matcher's logits hold NaN: its weights overflow. Load the matcher in float32.")
+        slope, offset = self.platt
+        odds = slope * (logits[:, 1] - logits[:, 0]) + offset  # of two classes, the logit of p is their difference
+        probabilities: list[float] = odds.sigmoid().clamp(EDGE, 1 - EDGE).tolist()
+        return probabilities
+
+    def _itm(self, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the ITM logits, [B, 2]; states [B or 1, 1 + g*g, D], ids and mask [B, L]."""
+        ids = ids.clone()
+        ids[:, 0] = self.first
+        text = self.model.text_encoder(
+            input_ids=ids, attention_mask=_unless_full(mask), encoder_hidden_states=states, return_dict=True
+        )
+        logits: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])
+        return logits
+
+    def _swap_attention(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
+        held: list[Tensor] | None = getattr(self._here, "attention", None)
+        if held is None:
+            return None
+        leaf = args[0].detach().requires_grad_(True)
+        held.append(leaf)
+        return (leaf,)
+
+    def _cosines(self, states: Tensor, texts: Sequence[MatchingText]) -> Tensor:
+        """Return the ITC cosine of each pair, [B] in [-1, 1]; each distinct text is encoded once."""
+        held = {text.prepared: self._texts.get(text.prepared) for text in texts}
+        missing = list({text.prepared: text for text in texts if held[text.prepared] is None}.values())
+        if missing:
+            ids, mask = self._batch(missing)
+            out = self.model.text_encoder(input_ids=ids, attention_mask=_unless_full(mask), return_dict=True)
+            projected = nn.functional.normalize(self.model.text_proj(out.last_hidden_state[:, 0]).float(), dim=-1)
+            for text, vector in zip(missing, projected.unbind(), strict=True):
+                held[text.prepared] = vector
+                self._texts.put(text.prepared, vector)
+        image = nn.functional.normalize(self.model.vision_proj(states[:, 0]).float(), dim=-1)
+        return (image * torch.stack([held[text.prepared] for text in texts])).sum(-1)  # type: ignore[misc]
+
+    def _encode(self, keys: list[bytes], images: Sequence[Image.Image]) -> Tensor:
+        """Return the tower's states, [B, 1 + g*g, D]; [1, ...] where all are one picture, to be broadcast."""
+        if len(keys) > 1 and len(set(keys)) == 1:
+            keys, images = keys[:1], images[:1]
+        held = {key: self._states.get(key) for key in keys}
+        missing = {key: image for key, image in zip(keys, images, strict=True) if held[key] is None}
+        if missing:
+            made = self.model.vision_model(self._pixels(list(missing.values())), return_dict=True).last_hidden_state
+            for key, states in zip(missing, made.unbind(), strict=True):
+                held[key] = states
+                self._states.put(key, states.clone() if len(made) > 1 else states, states.nbytes)
+            if len(missing) == len(keys):
+                return made  # type: ignore[no-any-return]
+        return torch.stack([held[key] for key in keys])  # type: ignore[misc]
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        stacked = np.stack([np.asarray(squash(image, self.side, self.side)) for image in images])
+        pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in self._scale)
+        return ((pixels / 255 - mean) / std).to(self.model.dtype)
+
+    def _batch(self, texts: Sequence[MatchingText]) -> tuple[Tensor, Tensor]:
+        """Return ids and attention mask, [B, L], padded on the right."""
+        longest = max(len(text.ids) for text in texts)
+        pad = self.tokenizer.pad_token_id or 0
+        ids = [[*text.ids, *[pad] * (longest - len(text.ids))] for text in texts]
+        mask = [[1] * len(text.ids) + [0] * (longest - len(text.ids)) for text in texts]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+def _unless_full(mask: Tensor) -> Tensor | None:
+    """Return None for a mask of ones: a text alone and in a batch then takes the same path."""
+    return None if bool(mask.all()) else mask
+
+
+def _note(text: MatchingText, share: float, constant: bool) -> str | None:
+    notes = [text.note] if text.note else []
+    if constant:
+        notes.append("the relevance map is constant, so it says nothing; the whole picture is kept")
+    elif share > 0.5:
+        notes.append(
+            f"{share:.0%} of the matching text's attention rests on the image's class token, which the map drops: "
+            "the map may be little better than chance"
+        )
+    return "; ".join(notes) or None

@@ -1,0 +1,127 @@
+"""What a BLIP checkpoint on disk or hub holds, and what is particular to one: layer, first token, version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lvlm_guard.errors import GuardError, KnobError, UnsupportedModelError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase
+
+LARGE = "Salesforce/blip-itm-large-coco"
+"""AGLA's matcher."""
+
+
+def read_blip(
+    source: str | PathLike[str], dtype: torch.dtype
+) -> tuple[BlipForImageTextRetrieval, PreTrainedTokenizerBase, list[float], list[float], str]:
+    """Read model, tokenizer, pixel mean and standard deviation, and a name, from a folder or hub id.
+
+    Raises:
+        WeightsError: something can't be had.
+        UnsupportedModelError: it is no BLIP image-text retrieval model.
+    """
+    from transformers import AutoConfig, AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessor
+
+    place = str(source)
+    if isinstance(source, PathLike) and not Path(source).is_dir():
+        raise WeightsError(f"There is no folder {place!r} with a matcher. {_how_to_fetch(LARGE)}")
+    config = _read(place, lambda: AutoConfig.from_pretrained(place))
+    if config.model_type != "blip":
+        raise UnsupportedModelError(
+            f"{place!r} holds a model of the type {config.model_type!r}, but the matcher `blip-itm` needs a BLIP "
+            f"image-text retrieval model, such as {LARGE}."
+        )
+    loaded = _read(
+        place,
+        lambda: BlipForImageTextRetrieval.from_pretrained(place, config=config, dtype=dtype, output_loading_info=True),
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise UnsupportedModelError(
+            f"{place!r} is a BLIP without the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...: a model "
+            f"for captions or answers has no matching head, and random ones would match at random. Use {LARGE}."
+        )
+    tokenizer = _read(place, lambda: AutoTokenizer.from_pretrained(place))
+    pixels = _read(place, lambda: BlipImageProcessor.from_pretrained(place))
+    name = Path(place).resolve().name if Path(place).is_dir() else place
+    return model, tokenizer, list(pixels.image_mean), list(pixels.image_std), name
+
+
+def _read(place: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except GuardError:
+        raise
+    except Exception as error:  # the hub, the network, safetensors and torch raise dozens of kinds here
+        reason = " ".join(str(error).split())[:200]
+        folder = Path(place).is_dir()
+        raise WeightsError(
+            f"The matcher {place!r} could not be loaded ({type(error).__name__}: {reason}). "
+            + (f"The folder is incomplete or damaged. {_how_to_fetch(LARGE)}" if folder else _how_to_fetch(place))
+        ) from error
+
+
+def _how_to_fetch(source: str) -> str:
+    return (
+        f"On a machine with network, `hf download {source}` fills the cache that is read offline too; or "
+        f"`hf download {source} --local-dir DIR`, copy DIR here, and name it: guard(model, processor, matcher='DIR')."
+    )
+
+
+def gradcam_layer(config: Any, layer: int | None = None) -> int:
+    """Return the text layer for the map.
+
+    The last layer never: the ITM head reads position 0 alone, so the other tokens' attention there has no
+    gradient and the map would be constant.
+
+    Raises:
+        KnobError: the layer is the last one, or none of the model's.
+        UnsupportedModelError: there is no cross-attention, or one layer alone.
+    """
+    layers: int = config.text_config.num_hidden_layers
+    if not config.text_config.is_decoder:
+        raise UnsupportedModelError(
+            "The matcher's text layers have no cross-attention (text_config.is_decoder is false), so no text token "
+            "looks at the picture. Use a BLIP image-text retrieval model, such as Salesforce/blip-itm-large-coco."
+        )
+    if layers < 2:
+        raise UnsupportedModelError(
+            f"The matcher has {layers} text layer: its map would be constant, because the matching head reads nothing "
+            "but the first position of the last layer. Use a model with two layers or more."
+        )
+    chosen = layer if layer is not None else (getattr(config, "lvlm_guard", None) or {}).get("gradcam_layer")
+    if chosen is None:
+        return min(layers // 2, layers - 2)
+    if not (isinstance(chosen, int) and 0 <= chosen < layers - 1):
+        raise KnobError(
+            f"The layer for the map is {chosen!r}: give 0 to {layers - 2}. The last of the {layers} is no choice: the "
+            "matching head reads its first position alone, so its map would be constant."
+        )
+    return chosen
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
+    """Return the token in front of a text in the ITM pass."""
+    if "[ENC]" in tokenizer.get_vocab():
+        return int(tokenizer.get_vocab()["[ENC]"])
+    # BLIP appends [DEC] and [ENC] to BERT's vocabulary; its published tokenizer lacks both
+    return rows - 1 if len(tokenizer) < rows else int(tokenizer.cls_token_id or 0)
+
+
+def version_of(name: str, model: BlipForImageTextRetrieval, layer: int) -> str:
+    """Return name, a digest of the weights that any training of a matcher changes, layer and dtype."""
+    parts: Any = model
+    heads = (parts.itm_head, parts.text_proj, parts.vision_proj, parts.text_encoder.encoder.layer[layer].crossattention)
+    seen = hashlib.blake2b(digest_size=4)
+    for head in heads:
+        for weight in head.parameters():
+            seen.update(weight.detach().float().cpu().numpy().tobytes())
+    return f"{name}@{seen.hexdigest()} layer {layer} {str(model.dtype).removeprefix('torch.')}"

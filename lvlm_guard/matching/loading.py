@@ -1,0 +1,124 @@
+"""From what a user names a matcher by to one matcher that the whole process shares."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from lvlm_guard.errors import KnobError, UnsupportedModelError
+from lvlm_guard.matching import REGISTRY
+from lvlm_guard.matching.blip_weights import LARGE
+from lvlm_guard.matching.match import Matcher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lvlm_guard.matching.blip_itm import BlipITM
+
+Spec = str | PathLike[str] | Matcher | None
+
+_lock = RLock()
+_blips: dict[tuple[str, torch.device, torch.dtype], BlipITM] = {}
+_named: dict[str, Matcher] = {}
+_for_model: WeakKeyDictionary[Any, dict[str, Matcher]] = WeakKeyDictionary()
+
+
+def load_matcher(
+    spec: Spec = None, *, model: PreTrainedModel | None = None, dtype: torch.dtype | None = None
+) -> Matcher:
+    """Return a matcher; the same one for the same weights, device and dtype in one process.
+
+    Args:
+        spec: a registered name ("blip-itm"), a folder or hub id of a BLIP image-text retrieval model,
+            "embedded" for the matcher in this package, a matcher, or None for `blip-itm`.
+        model: the model it will guard; decides the device, and for `blip-itm` the weights: those that the
+            model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
+            Salesforce/blip-itm-large-coco.
+        dtype: of a BLIP given by folder or hub id; None is float32.
+
+    Raises:
+        UnknownNameError: no matcher has this name.
+        WeightsError: the weights can't be had; the message says how to fetch them.
+        UnsupportedModelError: what is there is no matcher.
+        KnobError: `spec` is nothing that names a matcher.
+    """
+    if isinstance(spec, Matcher):
+        return spec
+    if spec is None:
+        spec = "blip-itm"
+    if not isinstance(spec, str | PathLike):
+        raise KnobError(
+            f"matcher is {spec!r}: give a registered name ({', '.join(REGISTRY.names())}), a folder, a hub id, or an "
+            "instance of a subclass of lvlm_guard.matching.Matcher."
+        )
+    text = str(spec)
+    if text in REGISTRY.names():
+        return _registered(text, model)
+    if text == "embedded":
+        return shared_blip(_embedded(), device_of(model), dtype)
+    if isinstance(spec, PathLike) or "/" in text or Path(text).is_dir():
+        return shared_blip(text, device_of(model), dtype)
+    REGISTRY.where(text)  # says which names there are
+    raise AssertionError("unreachable")
+
+
+def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
+    with _lock:
+        held = _named if model is None else _for_model.setdefault(model, {})
+        if name not in held:
+            made = REGISTRY.get(name).load(model)
+            if not isinstance(made, Matcher):
+                raise UnsupportedModelError(
+                    f"The matcher {name!r} ({REGISTRY.where(name)}) made a {type(made).__name__}, which is no "
+                    "lvlm_guard.matching.Matcher: its package must subclass it."
+                )
+            held[name] = made
+        return held[name]
+
+
+def shared_blip(source: str, device: torch.device, dtype: torch.dtype | None = None) -> BlipITM:
+    """Return the one BLIP matcher of this folder or hub id on this device."""
+    from lvlm_guard.matching.blip_itm import BlipITM
+
+    place = str(Path(source).resolve()) if Path(source).is_dir() else source
+    key = (place, device, dtype or torch.float32)
+    with _lock:
+        if key not in _blips:
+            _blips[key] = BlipITM.from_pretrained(source, device=device, dtype=dtype)
+        return _blips[key]
+
+
+def forget_matchers() -> None:
+    """Drop every shared matcher, so that its memory is free once no guard holds it."""
+    with _lock:
+        _blips.clear()
+        _named.clear()
+        _for_model.clear()
+
+
+def device_of(model: PreTrainedModel | None) -> torch.device:
+    """Return where the matcher of a model runs: where the model's first weights are, else the CPU."""
+    device = torch.device("cpu") if model is None else torch.device(model.device)
+    return torch.device("cpu") if device.type == "meta" else device  # weights that accelerate moves in when needed
+
+
+def default_source(model: PreTrainedModel | None) -> str:
+    """Return the folder or hub id of the weights that `blip-itm` stands for, for this model."""
+    told = (getattr(getattr(model, "config", None), "lvlm_guard", None) or {}).get("matcher")
+    if model is None or told is None:
+        return LARGE
+    beside = Path(model.name_or_path or ".") / told
+    if beside.is_dir():
+        return str(beside)
+    # a copy of the embedded model, saved elsewhere, has no such folder beside it
+    return _embedded() if told.startswith(".") else str(told)
+
+
+def _embedded() -> str:
+    return str(import_module("lvlm_guard.embedded").MATCHER)

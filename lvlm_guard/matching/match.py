@@ -1,0 +1,127 @@
+"""What a matcher says of a picture and a text, and the local view cut from it.
+
+A matcher from elsewhere subclasses `Matcher` and registers the class under the entry point
+`lvlm_guard.matchers`, or is passed as an object: `methods.AGLA(matcher=mine)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.matching.relevance import keep_mask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Frame = Literal["squashed", "original"]
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Which pixels of a picture matter to a text, and how well the two match.
+
+    Args:
+        relevance: [h, w] float32 in [0, 1] on the CPU; row and column over the squashed picture.
+        score: how well the whole picture matches; AGLA's ratio reads it (`blip-itm`: the ITC cosine, -1 to 1).
+        note: what a reader should know: a text cut short, a map that says nothing.
+        share_on_class: share of the text's attention that lies on the image's class token, which the map
+            drops, 0 to 1; a map that leaves most of it out is little better than chance. None where a
+            matcher has no such token.
+    """
+
+    relevance: Tensor
+    score: float
+    note: str | None = None
+    share_on_class: float | None = None
+
+    @property
+    def keep(self) -> Tensor:
+        """[h, w] bool: the pixels that stay in the local view."""
+        return keep_mask(self.relevance, self.score)
+
+
+class Matcher(ABC):
+    """Matches pictures with texts. One object serves many threads."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Name of the weights and settings; equal versions give equal matches, so caches may key on it."""
+
+    @abstractmethod
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i.
+
+        Args:
+            images: RGB pictures of any size; the same picture may come with several texts.
+            texts: one for each image, as the user asked them.
+
+        Raises:
+            TextError: a text is empty.
+        """
+
+    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
+        """Return the probability that each claim holds in the picture, [n] float32 in (0, 1).
+
+        Raises:
+            UnsupportedCallError: this matcher gives maps only.
+        """
+        raise UnsupportedCallError(
+            f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one that "
+            "has `support(image, claims)`, such as the default `blip-itm`."
+        )
+
+    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
+        """Return the probability that claim i holds in image i, [n]; matchers that can, batch it."""
+        each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]
+        return torch.cat(each) if each else torch.empty(0)
+
+    @classmethod
+    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
+        """Make the matcher that a registered name stands for; `model` is the model it will guard, if known."""
+        return cls()
+
+
+def squash(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the RGB picture squeezed to width x height (bicubic, aspect ratio not kept)."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def local_view(image: Image.Image, match: Match, frame: Frame = "squashed") -> Image.Image:
+    """Paint black what does not matter to the text.
+
+    Args:
+        image: the picture that was matched.
+        match: its match.
+        frame: "squashed" gives a picture of the map's size (384 x 384 for BLIP), as AGLA's release does; "original"
+            keeps the picture's own size and shape and enlarges the mask to it, nearest pixel.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        KnobError: another frame.
+    """
+    if frame not in ("squashed", "original"):
+        raise KnobError(f"frame is {frame!r}: give 'squashed' (the matcher's square) or 'original' (its shape).")
+    keep: NDArray[np.bool_] = match.keep.cpu().numpy()
+    height, width = keep.shape
+    if frame == "squashed":
+        base = squash(image, width, height)
+    else:
+        base = image if image.mode == "RGB" else image.convert("RGB")
+        if base.size != (width, height):
+            enlarged = Image.fromarray(keep).resize(base.size, Image.Resampling.NEAREST)
+            keep = np.asarray(enlarged, dtype=bool)
+    return Image.fromarray(np.asarray(base) * keep[..., None])

@@ -1,0 +1,67 @@
+"""Bounded memory of what was computed, keyed by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+from PIL import Image
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+def digest(image: Image.Image) -> bytes:
+    """Return a key of the picture's content: its mode, size and pixels."""
+    head = f"{image.mode} {image.width} {image.height} ".encode()
+    return hashlib.blake2b(image.tobytes(), digest_size=16, key=head[:64]).digest()
+
+
+class Recent(Generic[Key, Value]):
+    """The most recently used values, up to a total size. Safe for threads.
+
+    Args:
+        capacity: bound of the summed sizes, in the unit of `put` (bytes, mostly).
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._size = 0
+        self._lock = Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value, or None where it is not held (any more)."""
+        with self._lock:
+            found = self._held.get(key)
+            if found is None:
+                return None
+            self._held.move_to_end(key)
+            return found[0]
+
+    def put(self, key: Key, value: Value, size: int = 1) -> None:
+        """Hold a value; the least recently used ones go where the sum would exceed the capacity."""
+        with self._lock:
+            self._drop(key)
+            if size > self.capacity:
+                return
+            self._held[key] = (value, size)
+            self._size += size
+            while self._size > self.capacity:
+                self._drop(next(iter(self._held)))
+
+    def _drop(self, key: Key) -> None:
+        if key in self._held:
+            self._size -= self._held.pop(key)[1]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._held.clear()
+            self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._held)

@@ -1,0 +1,174 @@
+"""From a text layer's attention to the pixels that are kept: AGLA's map and mask, on tensors alone.
+
+    gradcam    attention and its gradient        -> a g x g map (24 x 24 for BLIP at 384 pixels)
+    heat_map   enlarge by a cubic B-spline, blur -> a side x side map in [0, 1]
+    keep_mask  the best-ranked share of it       -> the pixels that stay
+
+Source: AGLA (arXiv:2406.12718), as its release computes it (Lackel/AGLA at efa1263; LAVIS'
+`compute_gradcam` and `getAttMap`). Everything is batched and stays on its device: enlarging and
+blurring are linear and separable, so each is one small matrix, taken from SciPy once a size.
+
+Differs from the release where a map is constant: it divides 0 by 0 and keeps the whole picture by way
+of NaN. Here such a map is 1 everywhere, which keeps the whole picture too.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from lvlm_guard.errors import ImageError, LogitsError
+
+BLUR = 0.02
+"""Standard deviation of the blur, as a share of the map's side (7.68 pixels of 384)."""
+
+CAP = 1 - 1e-5
+"""Upper bound of the keep ratio."""
+
+
+def content_weights(attention_mask: Tensor) -> Tensor:
+    """Return the weight of each text position in the map: 1 / (n - 2) between the specials, else 0.
+
+    Args:
+        attention_mask: [B, L] of 0 and 1, padding on the right; n ones a row.
+
+    Returns:
+        [B, L] float32 with rows summing to 1 (to 0 where a text has no content).
+    """
+    position = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    real = attention_mask.sum(-1, keepdim=True)
+    content = (position >= 1) & (position < real - 1)
+    return content.float() / (real - 2).clamp(min=1)
+
+
+def gradcam(attention: Tensor, gradient: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return relu(gradient) * attention, averaged over heads and content tokens, as a square map.
+
+    Args:
+        attention: cross-attention probabilities, [B, heads, L, 1 + g*g]; column 0 is the image's class
+            token and is dropped.
+        gradient: of the matching logit with respect to them, same shape.
+        attention_mask: [B, L] of 0 and 1, padding on the right.
+
+    Returns:
+        [B, g, g] float32, row-major over the picture, >= 0.
+    """
+    cam = (gradient[..., 1:].float().clamp(min=0) * attention[..., 1:].float()).mean(1)  # [B, L, g*g]
+    flat = torch.einsum("blp,bl->bp", cam, content_weights(attention_mask))
+    side = math.isqrt(flat.shape[-1])
+    return flat.view(-1, side, side)
+
+
+def share_on_class(attention: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the share of the content tokens' attention that rests on the image's class column, [B] in [0, 1]."""
+    return (attention[..., 0].float().mean(1) * content_weights(attention_mask)).sum(-1)
+
+
+@lru_cache(maxsize=16)
+def spline_matrix(cells: int, side: int) -> NDArray[np.float64]:
+    """Return the [side, cells] matrix that enlarges one axis by a cubic B-spline, zeros outside.
+
+    Equals `scipy.ndimage.zoom(..., order=3, mode="grid-constant", grid_mode=True)` along that axis, which is what
+    `skimage.transform.resize(..., order=3, mode="constant")` computes since scikit-image 0.19.
+    """
+    unit = np.eye(cells)
+    zoomed = [
+        ndimage.zoom(unit[i], side / cells, order=3, mode="grid-constant", cval=0.0, grid_mode=True)
+        for i in range(cells)
+    ]
+    return np.stack(zoomed, axis=1)
+
+
+@lru_cache(maxsize=16)
+def blur_matrix(side: int, sigma: float) -> NDArray[np.float64]:
+    """Return the [side, side] matrix of `scipy.ndimage.gaussian_filter1d(..., sigma)`, edges mirrored."""
+    blurred: NDArray[np.float64] = ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect", truncate=4.0)
+    return blurred
+
+
+@lru_cache(maxsize=16)
+def _operators(cells: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def moved(matrix: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(matrix).float().to(device)
+
+    # a caller's inference_mode would make tensors here that a later caller's autograd refuses
+    with torch.inference_mode(False):
+        return moved(spline_matrix(cells, side)), moved(blur_matrix(side, BLUR * side))
+
+
+def heat_map(cam: Tensor, side: int) -> Tensor:
+    """Enlarge square maps to pixels, blur them, and scale each to [0, 1].
+
+    Args:
+        cam: [B, g, g], g >= 2.
+        side: pixels of the matcher's square picture, 384 for BLIP.
+
+    Returns:
+        [B, side, side] float32 on the device of `cam`; 1 everywhere where a map is constant.
+
+    Raises:
+        LogitsError: a map holds NaN or infinity.
+    """
+    cam = cam.float()
+    if not torch.isfinite(cam).all():
+        raise LogitsError(
+            "The matcher's relevance map holds NaN or infinity, so no pixel can be ranked. Its weights overflow in the "
+            "number format they were loaded in: load the matcher in float32, its default."
+        )
+    enlarge, blur = _operators(cam.shape[-1], side, cam.device)
+    low = cam - cam.amin((-2, -1), keepdim=True)
+    peak = low.amax((-2, -1), keepdim=True)
+    unit = low / torch.where(peak > 0, peak, 1)
+    fine = (enlarge @ unit @ enlarge.T).clamp_(0, 1)  # the spline overshoots; the input spans [0, 1]
+    soft = blur @ fine @ blur.T
+    soft = soft - soft.amin((-2, -1), keepdim=True)
+    top = soft.amax((-2, -1), keepdim=True)
+    flat = (peak == 0) | (top == 0)
+    return torch.where(flat, 1.0, soft / torch.where(flat, 1, top))
+
+
+def keep_index(score: float, pixels: int) -> int:
+    """Return the rank, from 0, of the last pixel kept: int(pixels * min(1 - score / 2, 1 - 1e-5)).
+
+    Computed in float32 below the cap, as the release does. A score of 1 keeps half, 0 or less all but one of 147456.
+
+    Raises:
+        LogitsError: the score is NaN.
+    """
+    if math.isnan(score):
+        raise LogitsError(
+            "The match score is NaN, so no share of the picture can be kept: load the matcher in float32."
+        )
+    ratio = np.float32(1) - np.float32(score) / np.float32(2)
+    index = int(pixels * CAP) if ratio >= CAP else int(np.float32(pixels) * ratio)
+    return min(max(index, 0), pixels - 1)
+
+
+def keep_mask(relevance: Tensor, score: float) -> Tensor:
+    """Mark the pixels at least as relevant as the one ranked `keep_index`.
+
+    Args:
+        relevance: [h, w], higher matters more.
+        score: match score; higher keeps less, 1 about half, 0 or less everything.
+
+    Returns:
+        [h, w] bool with `keep_index(score, h * w) + 1` pixels kept, more only where values tie.
+
+    Raises:
+        ImageError: the map is empty or holds NaN.
+        LogitsError: the score is NaN.
+    """
+    pixels = relevance.numel()
+    if pixels == 0 or torch.isnan(relevance).any():
+        raise ImageError(
+            f"The relevance map of shape {tuple(relevance.shape)} is empty or holds NaN: no pixel has a rank."
+        )
+    # the value ranked `index` from the top is the (pixels - index)-th smallest; no full sort is needed
+    threshold = relevance.flatten().kthvalue(pixels - keep_index(score, pixels)).values
+    return relevance >= threshold
