@@ -39,15 +39,16 @@ def resolve(method: str | Method | type[Method], knobs: dict[str, Any] | None = 
     kind = REGISTRY.get(method) if isinstance(method, str) else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise KnobError(
-            f"{method!r} is no decoding method: give a registered name ({', '.join(REGISTRY.names())}), an instance such "
-            "as methods.AGLA(alpha=1.0), or guard=False for a plain call."
+            f"{method!r} is no decoding method: give a registered name ({', '.join(REGISTRY.names())}), an instance "
+            "such as methods.AGLA(alpha=1.0), or guard=False for a plain call."
         )
     names = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]  # every method is one
     for knob in knobs or {}:
         if knob not in names:
             near = get_close_matches(knob, names, n=1)
             raise KnobError(
-                f"{kind.name} has no knob {knob!r}. " + (f"Did you mean {near[0]!r}? " if near else "")
+                f"{kind.name} has no knob {knob!r}. "
+                + (f"Did you mean {near[0]!r}? " if near else "")
                 + f"It has: {', '.join(names) or 'none'}."
             )
     return kind(**(knobs or {}))
@@ -74,7 +75,6 @@ def guard(
     Raises:
         UnsupportedModelError: the model can't be guarded, or the processor belongs to another family.
         UnknownNameError, KnobError: see `resolve`.
-        WeightsError: the method's matcher can't be loaded.
     """
     if execution not in EXECUTIONS:
         raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
@@ -84,12 +84,12 @@ def guard(
     unguard(processor)
     family = family_of(inner)
     _check_pair(inner, processor, family)
-    chosen.prepare(inner)
+    pair: Any = processor  # the two change class in place, which no type can say
     plain = type(inner)
-    setattr(inner, guarded.STATE, guarded.Guard(chosen, family, processor, execution, plain, resolve))
+    setattr(inner, guarded.STATE, guarded.Guard(chosen, family, pair, execution, plain, resolve))
     inner.__class__ = guarded.guarded_class(plain)
-    setattr(processor, processors.STATE, processors.ProcessorGuard(family, type(processor)))
-    processor.__class__ = processors.guarded_class(type(processor))
+    setattr(pair, processors.STATE, processors.ProcessorGuard(family, type(pair)))
+    pair.__class__ = processors.guarded_class(type(pair))
     return model, processor
 
 
@@ -118,8 +118,8 @@ def _check_pair(model: Any, processor: Any, family: Family) -> None:
     kind = type(processor).__name__
     if kind not in family.processors:
         raise UnsupportedModelError(
-            f"The model is of the family {family.name!r}, whose processor is a {' or '.join(family.processors)}, but this "
-            f"is a {kind}. Load both from one place: AutoProcessor.from_pretrained({model.name_or_path or 'ID'!r})."
+            f"The model is of the family {family.name!r}, whose processor is a {' or '.join(family.processors)}, but "
+            f"this is a {kind}. Load both from one place: AutoProcessor.from_pretrained({model.name_or_path or 'ID'})."
         )
     token = processor.tokenizer.convert_tokens_to_ids(family.image_token(processor))
     if token != family.image_token_id(model.config):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError
@@ -103,7 +102,7 @@ class Call:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The processor's tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer  # type: ignore[attr-defined]
+        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
         return tokenizer
 
     @property
@@ -169,5 +168,7 @@ class Call:
     def change_pixels(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return the image tensors of a branch whose normalised pixels are changed picture by picture."""
         self.trace.masks += self.family.count(self.tensors)
-        pixels = [change(part) for part in self.family.split(self.tensors)]
-        return {**self.tensors, "pixel_values": torch.cat(pixels)}
+        changed = {**self.tensors, "pixel_values": self.tensors["pixel_values"].clone()}
+        for pixels in self.family.split(changed):
+            pixels.copy_(change(pixels))
+        return changed

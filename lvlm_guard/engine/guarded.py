@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lvlm_guard.families.family import Family
 
 STATE = "_lvlm_guard"
+_CLASSES: dict[type[Any], type[Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,14 @@ def session_of(model: Any) -> Session | None:
     return session if session is not None and session.call.model is model else None
 
 
-@functools.lru_cache(maxsize=64)
 def guarded_class(base: type[Any]) -> type[Any]:
-    """Return the guarded subclass of a model class."""
+    """Return the guarded subclass of a model class, always the same one."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _subclass(base)
+    return _CLASSES[base]
+
+
+def _subclass(base: type[Any]) -> type[Any]:
 
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
         def generate(
@@ -158,24 +164,20 @@ def _open(
     prompt = inputs if inputs is not None else kwargs.get("input_ids")
     config = kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config
     _refuse(prompt, config, kwargs)
-    assert prompt is not None  # noqa: S101 - _refuse() checked
+    assert prompt is not None
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     family = state.family
     tensors = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
     has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist() if tensors else [False] * len(prompt)
     if tensors and pictures is not None:
         _belong(pictures, prompt, family.count(tensors))
-    trace = GuardTrace(
-        method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture)
-    )
+    trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture))
     if not any(has_picture):
         trace.note("No picture in the prompt, so there is nothing to guard: the answer is plain.")
     elif not all(has_picture):
         trace.note("Some prompts hold no picture; their answers are plain.")
     call = Call(model, family, state.processor, pictures, tensors, has_picture, trace)
     if any(has_picture):
-        if method is not state.method:
-            method.prepare(model)
         if method.asks_about_pictures:
             call.requests()
         method.check(call)

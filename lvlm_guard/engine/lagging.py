@@ -41,7 +41,7 @@ class Lagging:
         shared = length
         if not torch.equal(old[:, :length], ids[:, :length]):
             source, shared = _sources(old[:, :length], ids[:, :length], per_request)
-            self.cache.reorder_cache(source)
+            self.cache.reorder_cache(source)  # type: ignore[arg-type]  # a LongTensor is no type of its own
         shared = min(shared, ids.shape[1] - needed)
         if shared <= 0:
             self.cache, self._ids = None, None

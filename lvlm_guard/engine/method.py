@@ -19,8 +19,6 @@ from torch import Tensor
 from lvlm_guard.engine.assembly import plausible
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from lvlm_guard.engine.call import Call
 
 
@@ -82,11 +80,11 @@ class Method(ABC):
         """Return the branches beside the global one; none for a method that only reweighs logits."""
         return ()
 
-    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - optional hook
-        """Load what the method needs (a matcher), so that a guard that can't work fails at once."""
-
     def check(self, call: Call) -> None:  # noqa: B027 - optional hook
-        """Raise a `GuardError` where this call can't be guarded by this method."""
+        """Raise a `GuardError` where this call can't be guarded: no question, no matcher to be had.
+
+        Called before the first token, so that a call fails at once or not at all.
+        """
 
     def decided(self, step: Step) -> Tensor:
         """Mark the rows whose assembled distribution does not depend on the other branches, [R] bool."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, StaticLayer
-from transformers.utils import ModelOutput
 
 POSITIONS = "position_ids"
 
@@ -24,11 +23,11 @@ def stackable(cache: Cache | None) -> bool:
     return cache is None or all(isinstance(layer, DynamicLayer | StaticLayer) for layer in cache.layers)
 
 
-def in_blocks(cache: Cache, blocks: int) -> Cache:
+def in_blocks(cache: Cache, blocks: int) -> Any:
     """Return the same cache, whose row operations act on each of `blocks` stacked blocks of rows."""
-    base = cast(type[Any], type(cache))
+    base: Any = type(cache)
 
-    class Blocks(base):
+    class Blocks(base):  # type: ignore[misc]  # the base is only known at run time
         def _everywhere(self, rows: Tensor) -> Tensor:
             size = self.layers[0].keys.shape[0] // blocks
             return torch.cat([rows + block * size for block in range(blocks)])
@@ -88,7 +87,7 @@ def _repeat(key: str, value: Any, others: int, rows: int) -> Any:
     return torch.cat([value] * (1 + others), dim=axis)
 
 
-def _stack_encoded(encoded: dict[str, ModelOutput], others: list[dict[str, ModelOutput]]) -> dict[str, ModelOutput]:
+def _stack_encoded(encoded: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
     """Join the picture features that generate() encoded before the first step, branch after branch."""
     joined = dict(encoded)
     for modality, output in encoded.items():

@@ -26,6 +26,7 @@ Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
 BATCH_ON_CPU = 4  # rows from which on `auto` batches on a CPU: docs/decisions.md, "auto"
 
+
 def _encodes_first(model: Any) -> bool:
     supports = getattr(model, "_supports_mm_encoder_outputs", None)
     return supports is not None and bool(supports())
@@ -158,7 +159,7 @@ class Session:
         return self._stacked(run, inputs)
 
     def _stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        assert self.prepared is not None  # noqa: S101 - forward() checked
+        assert self.prepared is not None
         rows, count = len(self.prepared.ids), 1 + len(self.branches)
         views = self.views(rows)
         outputs = run(**blocks.stack(inputs, views, rows))
@@ -172,7 +173,7 @@ class Session:
 
     def _assembled(self, logits: Tensor, others: tuple[Tensor, ...] | None) -> Tensor:
         """Assemble the positions that predict a token of the answer; logits [R, Q, V] -> [R, Q, V]."""
-        assert self.prepared is not None  # noqa: S101 - forward() checked
+        assert self.prepared is not None
         prepared, self.prepared = self.prepared, None
         ids = prepared.ids
         length, answers = logits.shape[1], ids.shape[1] - self.prompt.shape[1] + 1

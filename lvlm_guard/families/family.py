@@ -49,7 +49,7 @@ class Family:
         return len(tensors["pixel_values"])
 
     def split(self, tensors: dict[str, Tensor]) -> list[Tensor]:
-        """Return the pixels of each picture as [n, ...]; concatenated along dim 0 they are `pixel_values`."""
+        """Return the pixels of each picture, [n, ...], as views of `pixel_values` without what pads a batch."""
         return list(tensors["pixel_values"].split(1))
 
     def normal(self, pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from lvlm_guard.families.family import Family
 from lvlm_guard.families.llava import TURNS
 
@@ -15,3 +17,11 @@ class LlavaNext(Family):
     image_keys: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     fixed_size: ClassVar[bool] = False
     turns: ClassVar[tuple[tuple[str, str], ...]] = TURNS
+
+    def split(self, tensors: dict[str, Tensor]) -> list[Tensor]:
+        """Return each picture's own tiles, [1, tiles, 3, H, W]; a batch pads the rest with tiles of zeros."""
+        used = tensors["pixel_values"].flatten(2).abs().amax(-1) > 0
+        return [
+            picture[:, : int(tiles.nonzero().max()) + 1 if tiles.any() else 1]
+            for picture, tiles in zip(tensors["pixel_values"].split(1), used, strict=True)
+        ]

@@ -6,7 +6,6 @@ which a branch makes its second view if and when a decoding step needs one.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from lvlm_guard.engine.call import VIEWS, Pictures, View
 from lvlm_guard.errors import GuardError, ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family
 from lvlm_guard.families.question import from_messages, from_prompt
-from lvlm_guard.images import as_rgb
+from lvlm_guard.images import load_image
 
 STATE = "_lvlm_guard"
+_CLASSES: dict[type[Any], type[Any]] = {}
 REMEMBERED = 256  # prompts whose question apply_chat_template(tokenize=False) has told us
 
 
@@ -66,9 +66,14 @@ class ProcessorGuard:
         return known if known is not None else from_prompt(prompt, self.family, image_token)
 
 
-@functools.lru_cache(maxsize=64)
 def guarded_class(base: type[Any]) -> type[Any]:
-    """Return the guarded subclass of a processor class."""
+    """Return the guarded subclass of a processor class, always the same one."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _subclass(base)
+    return _CLASSES[base]
+
+
+def _subclass(base: type[Any]) -> type[Any]:
 
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
         def __call__(
@@ -93,7 +98,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             state: ProcessorGuard = getattr(self, STATE)
             prompts = [text] if isinstance(text, str) else list(text)
             token = state.family.image_token(self)
-            rows = _nest([as_rgb(image) for image in flat(images)], prompts, token)
+            rows = _nest([picture(image) for image in flat(images)], prompts, token)
             given = guard_images if guard_images is not None else told.images if told else None
             views = _views(rows, _texts(guard_text, told, prompts, state, token), given)
 
@@ -142,6 +147,20 @@ def flat(images: Any) -> list[Any]:
     return [] if images is None else [images]
 
 
+def picture(source: Any) -> Image.Image:
+    """Return what a processor takes as a picture (also a URL or base64 text, as transformers does) as RGB."""
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        from transformers.image_utils import load_image as fetch
+
+        try:
+            source = fetch(source)
+        except (ValueError, OSError) as error:
+            raise ImageError(f"The picture {source[:80]!r} can't be fetched: {error}") from error
+    elif isinstance(source, Tensor):
+        source = source.cpu().numpy()
+    return load_image(source)
+
+
 def _nest(images: list[Image.Image], prompts: list[str], token: str) -> list[list[Image.Image]]:
     """Give each prompt its pictures, in the order of its placeholders."""
     wanted = [prompt.count(token) for prompt in prompts]
@@ -171,7 +190,7 @@ def _views(rows: list[list[Image.Image]], texts: list[str], given: Any) -> list[
     views = [[View(image, text) for image in row] for row, text in zip(rows, texts, strict=True)]
     if given is not None:
         everything = [view for row in views for view in row]
-        locals_ = [as_rgb(image) for image in flat(given)]
+        locals_ = [picture(image) for image in flat(given)]
         if len(locals_) != len(everything):
             raise ImageError(
                 f"guard_images has {len(locals_)} pictures, images has {len(everything)}: give one second view each."

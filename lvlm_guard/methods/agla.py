@@ -24,7 +24,6 @@ from lvlm_guard.matching import load_matcher, local_view
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedModel
 
     from lvlm_guard.engine.call import Call, View
 
@@ -90,13 +89,11 @@ class AGLA(Constrained):
 
         return call.redraw(draw)
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Load the matcher."""
-        load_matcher(self.matcher, model=model)
-
     def check(self, call: Call) -> None:
-        """Raise `TextError` where a picture comes without a question to match it with."""
+        """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""
         call.require_text()
+        if not call.pictures.given:
+            load_matcher(self.matcher, model=call.model)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return l + alpha * l_local within the constraint; official mode computes in the model's dtype."""

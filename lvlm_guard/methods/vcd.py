@@ -86,7 +86,8 @@ class VCD(Constrained):
 
         def noised(pixels: Tensor) -> Tensor:
             noise = call.family.normal(pixels, _generator(self.seed, pixels)).to(pixels.device, torch.float32)
-            return (kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise).to(pixels.dtype)
+            mixed: Tensor = kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise
+            return mixed.to(pixels.dtype)
 
         return call.change_pixels(noised)
 

@@ -33,7 +33,8 @@ from transformers import (
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 QWEN_SPECIALS = [
-    "<unk>", "<s>", "<|im_end|>", "<pad>", "<|image_pad|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>",
+    "<unk>", "<s>", "<|im_end|>", "<pad>", "<|image_pad|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>",
+    "<|video_pad|>",
 ]  # fmt: skip
 LLAVA_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() }}: "
@@ -92,8 +93,9 @@ def make(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa
     torch.manual_seed(seed)
     if family == "qwen2_5_vl":
         t = tokenizer(QWEN_SPECIALS, image_token="<|image_pad|>", video_token="<|video_pad|>")
+        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
         config = Qwen2_5_VLConfig(
-            text_config=_text(len(t)) | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}},
+            text_config=_text(len(t)) | {"rope_parameters": rope},
             vision_config={
                 "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
                 "patch_size": 7, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 28,
@@ -110,12 +112,16 @@ def make(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa
     t = tokenizer(SPECIALS, image_token="<image>")
     shared = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     if family == "llava":
-        config = LlavaConfig(vision_config=_clip(), text_config=LlamaConfig(**_text(len(t))), image_token_index=4, image_seq_length=16)
+        config = LlavaConfig(
+            vision_config=_clip(), text_config=LlamaConfig(**_text(len(t))), image_token_index=4, image_seq_length=16
+        )
         model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
         images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
         return _finish(model, scale, dtype), LlavaProcessor(images, t, chat_template=LLAVA_TEMPLATE, **shared)
     grid = [[32, 64], [64, 32], [64, 64]]
-    config = LlavaNextConfig(vision_config=_clip(), text_config=LlamaConfig(**_text(len(t))), image_token_index=4, image_grid_pinpoints=grid)
+    config = LlavaNextConfig(
+        vision_config=_clip(), text_config=LlamaConfig(**_text(len(t))), image_token_index=4, image_grid_pinpoints=grid
+    )
     model = LlavaNextForConditionalGeneration._from_config(config, attn_implementation=attention)
     images = LlavaNextImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grid
