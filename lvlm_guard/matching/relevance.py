@@ -145,7 +145,7 @@ def keep_index(score: float, pixels: int) -> int:
         raise LogitsError(
             "The match score is NaN, so no share of the picture can be kept: load the matcher in float32."
         )
-    ratio = np.float32(1) - np.float32(score) / np.float32(2)
+    ratio = np.float32(1) - np.float32(min(max(score, -2), 2)) / np.float32(2)
     index = int(pixels * CAP) if ratio >= CAP else int(np.float32(pixels) * ratio)
     return min(max(index, 0), pixels - 1)
 

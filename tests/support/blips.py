@@ -10,7 +10,28 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, PreTrainedTokeni
 
 from lvlm_guard.matching import BlipITM
 
-WORDS = "is there a an dog cat car carrot in the image ? , / please describe this detail yes no".split()
+WORDS = [
+    "is",
+    "there",
+    "a",
+    "an",
+    "dog",
+    "cat",
+    "car",
+    "carrot",
+    "in",
+    "the",
+    "image",
+    "?",
+    ",",
+    "/",
+    "please",
+    "describe",
+    "this",
+    "detail",
+    "yes",
+    "no",
+]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
