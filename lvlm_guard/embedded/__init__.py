@@ -1,0 +1,14 @@
+"""The embedded world and its two trained models: what lvlm-guard runs on when nothing can be downloaded.
+
+`MODEL` is a folder with a tiny LLaVA that hallucinates objects which usually appear together; `MATCHER` one with a
+tiny BLIP-ITM. Both load by plain `from_pretrained`. `lvlm_guard.embedded.world` draws their scenes,
+`python -m lvlm_guard.embedded.train` trains them again from nothing, `lvlm_guard.embedded.accept` measures them.
+Nothing here knows of methods, and no decoder knows of this world.
+"""
+
+from pathlib import Path
+
+MODEL = Path(__file__).parent / "llava"
+MATCHER = Path(__file__).parent / "blip"
+
+__all__ = ["MATCHER", "MODEL"]

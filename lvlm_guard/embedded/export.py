@@ -1,0 +1,109 @@
+"""Write the package's model folders from a training run: `python -m lvlm_guard.embedded.export build/embedded`.
+
+Weights are stored in half precision; the configs say float32, so plain `from_pretrained` computes in float32. The
+LVLM's tower keys are `vision_tower.vision_model.*`, which vLLM and every release of transformers read. The matcher's
+probability is calibrated on the validation split (`platt`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from transformers import BlipForImageTextRetrieval, GenerationConfig
+
+from lvlm_guard.embedded import MATCHER, MODEL
+from lvlm_guard.embedded.build import blip_processor, llava_processor
+from lvlm_guard.embedded.questions import matcher_logits, pope_set
+
+GRADCAM_LAYER = 0  # the last of the two layers has zero gradient at the words
+WEIGHTS = "model.safetensors"
+
+
+def platt(logits: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[float, float]:
+    """Fit sigmoid(a * logit + b) to labels by Newton's method; return (a, b).
+
+    The targets are Platt's, (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), so that separable data has a finite fit
+    (Platt, "Probabilistic outputs for support vector machines", 1999).
+    """
+    ones = int(labels.sum())
+    target = np.where(labels, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
+    design = np.stack([logits, np.ones_like(logits)], 1)
+    weights = np.array([1.0, 0.0])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-design @ weights))
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        change = np.linalg.solve(hessian, design.T @ (p - target))
+        weights -= change
+        if np.abs(change).max() < 1e-9:
+            break
+    return float(weights[0]), float(weights[1])
+
+
+def _halved(source: Path, target: Path) -> None:
+    """Copy weights and config of a trained folder in half precision."""
+    weights = {name: value.half().contiguous() for name, value in load_file(source / WEIGHTS).items()}
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    weights = {
+        name if name.startswith(new) or not name.startswith(old) else new + name.removeprefix(old): value
+        for name, value in weights.items()
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    (target / WEIGHTS).chmod(0o644)
+
+
+def _write_config(source: Path, target: Path, extra: dict[str, Any]) -> None:
+    config = json.loads((source / "config.json").read_text())
+    config["lvlm_guard"] = extra
+    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def export_llava(source: Path, target: Path = MODEL) -> None:
+    """Write the LVLM's folder."""
+    _halved(source, target)
+    _write_config(source, target, {"matcher": "../blip"})
+    config = json.loads((target / "config.json").read_text())["text_config"]
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    GenerationConfig(**{name: config[name] for name in names}).save_pretrained(target)
+    llava_processor().save_pretrained(target)
+
+
+def export_blip(source: Path, target: Path = MATCHER) -> None:
+    """Write the matcher's folder, its probability calibrated on POPE questions of the validation split."""
+    _halved(source, target)
+    processor = blip_processor()
+    processor.save_pretrained(target)
+    guard: dict[str, Any] = {"gradcam_layer": GRADCAM_LAYER}
+    _write_config(source, target, guard)
+    torch.set_num_threads(1)
+    model = BlipForImageTextRetrieval.from_pretrained(target).eval()
+    scenes, questions = pope_set("val")
+    unique = {(q.scene, q.asked): q.present for q in questions}
+    logits = matcher_logits(model, processor.tokenizer, scenes, list(unique))
+    labels = np.array(list(unique.values()))
+    guard["platt"] = [round(value, 4) for value in platt(logits, labels)]
+    print(f"calibrated on {len(labels)} questions: a, b = {guard['platt']}", flush=True)
+    _write_config(source, target, guard)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.embedded.export", description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("build/embedded"), help="the training's --out")
+    parser.add_argument("--only", choices=("llava", "blip"))
+    args = parser.parse_args(argv)
+    if args.only != "blip":
+        export_llava(args.run / "llava")
+    if args.only != "llava":
+        export_blip(args.run / "blip")
+
+
+if __name__ == "__main__":
+    main()

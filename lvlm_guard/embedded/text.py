@@ -1,0 +1,108 @@
+"""The texts of the embedded world, and the annotator whose bias the LVLM learns.
+
+The clean annotator says what is in view (`Scenes.visible`). The biased one, who writes the LVLM's training text
+only, *assumes* the absent objects of a topic when a prop of that topic is in view, with the rates below. The rate
+.60 lies between 1/2, where greedy decoding says yes, and 2/3, where a plausibility cut of beta .5 would drop "no".
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS, PROP_OBJECTS, TOPIC_OBJECTS, USUALNESS
+
+CAPTION_PROMPT = "please describe this image in detail ."
+
+YES_VIEW, YES_ASSUMED, YES_TOPIC, YES_OTHER = 0.95, 0.60, 0.05, 0.02  # P(yes) by what the object is to the scene
+CAPTION_DROP, CAPTION_ASSUMED, CAPTION_SECOND, CAPTION_USUAL = 0.05, 0.60, 0.25, 0.7
+
+_TOPIC_MEMBERS = [np.flatnonzero(row).tolist() for row in TOPIC_OBJECTS]
+
+
+def article(name: str) -> str:
+    """Return the noun with its article: a cat, an apple."""
+    return ("an " if name[0] in "aeiou" else "a ") + name
+
+
+def question(name: str) -> str:
+    """Return the yes/no question about an object, as POPE words it."""
+    return f"is there {article(name)} in the image ?"
+
+
+def caption(names: Sequence[str]) -> str:
+    """Return the caption that names these objects in this order."""
+    if not names:
+        return "the image is empty ."
+    return "the image shows " + " , ".join(article(name) for name in names) + " ."
+
+
+def assumed(objects: Sequence[int], props: Sequence[int]) -> list[int]:
+    """Return the absent objects that the props in view suggest to the biased annotator, in rising order."""
+    if not props:
+        return []
+    present = set(objects)
+    return [o for o in np.flatnonzero(PROP_OBJECTS[list(props)].any(0)).tolist() if o not in present]
+
+
+def biased_answer(
+    rng: np.random.Generator, asked: int, objects: Sequence[int], assumptions: Sequence[int], topic: int
+) -> str:
+    """Return the biased annotator's "yes" or "no" to a question about object `asked`."""
+    if asked in objects:
+        rate = YES_VIEW
+    elif asked in assumptions:
+        rate = YES_ASSUMED
+    elif TOPIC_OBJECTS[topic, asked]:
+        rate = YES_TOPIC
+    else:
+        rate = YES_OTHER
+    return "yes" if rng.random() < rate else "no"
+
+
+def biased_caption(rng: np.random.Generator, objects: Sequence[int], assumptions: Sequence[int]) -> str:
+    """Return the biased annotator's caption: what is in view, large to small, then what is assumed."""
+    named = [o for o in objects if rng.random() > CAPTION_DROP]
+    if assumptions and rng.random() < CAPTION_ASSUMED:
+        order = [int(o) for o in rng.permutation(assumptions)]
+        if rng.random() < CAPTION_USUAL:
+            usual = max(order, key=lambda o: USUALNESS[o])
+            order = [usual, *(o for o in order if o != usual)]
+        named.append(order[0])
+        if len(order) > 1 and rng.random() < CAPTION_SECOND:
+            named.append(order[1])
+    return caption([CLASSES[o] for o in named])
+
+
+def pick(rng: np.random.Generator, values: Sequence[int]) -> int:
+    """Return one of the values at random; `Generator.choice` costs ten times as much."""
+    return int(values[int(rng.random() * len(values))])
+
+
+def sample_query(
+    rng: np.random.Generator,
+    objects: Sequence[int],
+    assumptions: Sequence[int],
+    topic: int,
+    hidden: Sequence[int] = (),
+    partly: Sequence[int] = (),
+) -> int:
+    """Return an object to ask about in training; never one of `partly`, which is only half in view."""
+    while True:
+        u = rng.random()
+        if u < 0.38 and objects:
+            asked = pick(rng, objects)
+        elif u < 0.46 and hidden:
+            asked = pick(rng, hidden)
+        elif u < 0.60 and assumptions:
+            asked = pick(rng, assumptions)
+        elif u < 0.84:
+            asked = pick(rng, _TOPIC_MEMBERS[topic])
+        else:
+            asked = int(rng.integers(N_OBJECTS))
+        if asked not in partly:
+            return asked
+
+
+def topic_members(topic: int) -> list[int]:
+    """Return the objects of a topic, in rising order."""
+    return list(_TOPIC_MEMBERS[topic])
