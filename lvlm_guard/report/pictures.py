@@ -140,9 +140,7 @@ def _figure(picture: Picture) -> Html:
     )
 
 
-def side_by_side(
-    images: Sequence[Image.Image], labels: Sequence[str] = (), *, height: int = 384
-) -> Image.Image:
+def side_by_side(images: Sequence[Image.Image], labels: Sequence[str] = (), *, height: int = 384) -> Image.Image:
     """Return pictures beside each other on white, scaled to one height in pixels, each under its label."""
     scaled = [
         image.convert("RGB").resize(
@@ -151,9 +149,7 @@ def side_by_side(
         for image in images
     ]
     gap, head = 12, 28 if labels else 0
-    sheet = Image.new(
-        "RGB", (sum(i.width for i in scaled) + gap * (len(scaled) + 1), height + head + 2 * gap), "white"
-    )
+    sheet = Image.new("RGB", (sum(i.width for i in scaled) + gap * (len(scaled) + 1), height + head + 2 * gap), "white")
     draw = ImageDraw.Draw(sheet)
     x = gap
     for index, image in enumerate(scaled):

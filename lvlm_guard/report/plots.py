@@ -79,12 +79,8 @@ def dot_plot(
         if item.low is not None and item.high is not None:
             parts.append(tag("line", x1=x(item.low), x2=x(item.high), y1=y, y2=y, class_="whisker"))
         parts.append(tag("circle", cx=x(item.value), cy=y, r=5))
-        parts.append(
-            tag("text", number(item.value, digits, signed=signed), x=WIDTH - 4, y=y + 4.5, class_="number")
-        )
-        drawn.append(
-            tag("g", tag("title", _spoken(item, digits, signed)), *parts, class_=f"row {item.mark}".strip())
-        )
+        parts.append(tag("text", number(item.value, digits, signed=signed), x=WIDTH - 4, y=y + 4.5, class_="number"))
+        drawn.append(tag("g", tag("title", _spoken(item, digits, signed)), *parts, class_=f"row {item.mark}".strip()))
     picture = tag(
         "svg",
         tag("title", title),

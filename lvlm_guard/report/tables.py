@@ -60,22 +60,16 @@ def table(
     """
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(
-                f"The table has {len(header)} columns, but a row has {len(row)} cells: {list(row)!r}."
-            )
+            raise ValueError(f"The table has {len(header)} columns, but a row has {len(row)} cells: {list(row)!r}.")
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = [
-        tag("tr", tag("th", _shown(row[0]), scope="row"), *(_cell(cell) for cell in row[1:])) for row in rows
-    ]
+    body = [tag("tr", tag("th", _shown(row[0]), scope="row"), *(_cell(cell) for cell in row[1:])) for row in rows]
     whole = tag(
         "table",
         tag("caption", caption) if caption else None,
         tag("thead", head),
         tag("tbody", *body),
     )
-    return join(
-        (tag("div", whole, class_="scroll", tabindex=0), tag("p", note, class_="note") if note else None)
-    )
+    return join((tag("div", whole, class_="scroll", tabindex=0), tag("p", note, class_="note") if note else None))
 
 
 def _cell(cell: object) -> Html:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard.report.html import Html, join, tag
+
+END = " [end]"  # how a token without text, mostly the end of the answer, is shown where it matters
 
 
 @dataclass(frozen=True)
@@ -32,30 +34,37 @@ class TokenMark:
 
 
 def token_marks(
-    trace: Mapping[str, Any], decode: Callable[[int], str], *, row: int = 0, skip: Iterable[int] = ()
+    trace: Mapping[str, Any], decode: Callable[[Sequence[int]], str], *, row: int = 0, prefix: Sequence[int] = ()
 ) -> list[TokenMark]:
     """Read one row of `GuardTrace.to_dict()`.
 
     Args:
         trace: the dictionary; its `steps` hold one list a row.
-        decode: a token id to its text, leading space included.
+        decode: token ids to text, special tokens dropped. A token's text is what it adds to the text before
+            it, so that spaces and characters of several tokens come out right.
         row: which output sequence.
-        skip: token ids to leave out, such as the end of text.
+        prefix: token ids before the first one, if the answer went on from a text.
     """
-    hidden = set(skip)
+    said = list(prefix)
     marks = []
     for step in trace["steps"][row]:
-        if step["token"] in hidden:
-            continue
-        over = step.get("overruled")
+        before = decode(said)
+
+        def adds(token: int, before: str = before) -> str:
+            return decode([*said, token]).removeprefix(before)
+
+        text, over = adds(step["token"]), step.get("overruled")
         claims = {int(token): claim for token, claim in (step.get("claims") or {}).items()}
+        said.append(step["token"])
+        if not text and over is None:
+            continue
         marks.append(
             TokenMark(
-                text=decode(step["token"]),
+                text=text or END,
                 log_prob=step.get("log_prob") or {},
                 divergence=step.get("divergence"),
                 decided=bool(step.get("decided")),
-                overruled=None if over is None else decode(over),
+                overruled=None if over is None else decode([*said[:-1], over]).removeprefix(before) or END,
                 claim=claims.get(step["token"]),
             )
         )
@@ -70,9 +79,7 @@ def token_strip(marks: Iterable[TokenMark]) -> Html:
 def _token(mark: TokenMark) -> Html:
     kind = "overruled" if mark.overruled is not None else "decided" if mark.decided else "weighed"
     spoken = (
-        tag("s", mark.overruled.strip() or repr(mark.overruled), class_="was")
-        if mark.overruled is not None
-        else None
+        tag("s", mark.overruled.strip() or repr(mark.overruled), class_="was") if mark.overruled is not None else None
     )
     return join(
         (
@@ -99,9 +106,7 @@ def _numbers(mark: TokenMark) -> Html:
         lines.append("Several tokens were plausible; the plain model's first choice stayed.")
     for branch, log_prob in mark.log_prob.items():
         lines.append(
-            f"{branch}: not run"
-            if log_prob is None
-            else f"{branch}: p {math.exp(log_prob):.3f} (log {log_prob:.2f})"
+            f"{branch}: not run" if log_prob is None else f"{branch}: p {math.exp(log_prob):.3f} (log {log_prob:.2f})"
         )
     if mark.divergence is not None:
         lines.append(f"divergence between views: {mark.divergence:.3f} nats")

@@ -58,9 +58,7 @@ def test_the_border_of_what_is_kept_is_drawn_outside_the_kept_pixels() -> None:
     assert not changed[:90].any()
 
 
-@pytest.mark.parametrize(
-    "bad", [np.zeros((2, 2, 2)), np.zeros((0, 3)), np.full((2, 2), 1.5), np.full((2, 2), np.nan)]
-)
+@pytest.mark.parametrize("bad", [np.zeros((2, 2, 2)), np.zeros((0, 3)), np.full((2, 2), 1.5), np.full((2, 2), np.nan)])
 def test_a_map_that_is_no_map_is_refused_with_a_way_out(bad: np.ndarray) -> None:
     with pytest.raises(ImageError, match=r"match\.relevance|Scale it"):
         overlay(Image.new("RGB", (8, 8)), bad)
@@ -76,17 +74,13 @@ def test_a_data_address_holds_the_whole_picture_at_a_readable_size(size: tuple[i
 
 
 def test_pictures_side_by_side_have_one_height_and_their_labels() -> None:
-    sheet = side_by_side(
-        [Image.new("RGB", (96, 96)), Image.new("CMYK", (200, 100))], ["one", "two"], height=100
-    )
+    sheet = side_by_side([Image.new("RGB", (96, 96)), Image.new("CMYK", (200, 100))], ["one", "two"], height=100)
     assert sheet.size == (100 + 200 + 3 * 12, 100 + 28 + 24)
     assert (np.asarray(sheet)[12:38] < 200).any()
 
 
 def test_every_picture_of_a_panel_is_described() -> None:
-    html = panel(
-        [Picture(Image.new("RGB", (4, 4)), "A <map>", "below"), Picture(Image.new("L", (4, 4)), "b", alt="c")]
-    )
+    html = panel([Picture(Image.new("RGB", (4, 4)), "A <map>", "below"), Picture(Image.new("L", (4, 4)), "b", alt="c")])
     assert 'alt="A &lt;map&gt;"' in html
     assert 'alt="c"' in html
     assert html.count("<figcaption>") == 1

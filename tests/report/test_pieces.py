@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import pytest
@@ -21,7 +22,13 @@ from lvlm_guard.report import (
 )
 from lvlm_guard.report.plots import _ticks
 
-WORDS = {5: " a", 6: " cat", 7: " dog", 2: "</s>"}
+WORDS = {5: "a", 6: "cat", 7: "dog", 2: ""}
+
+
+def decode(ids: Sequence[int]) -> str:
+    return " ".join(filter(None, (WORDS[token] for token in ids)))
+
+
 TRACE = {
     "steps": [
         [
@@ -41,14 +48,22 @@ TRACE = {
 
 
 def test_a_trace_becomes_marks_without_the_end_of_text() -> None:
-    marks = token_marks(TRACE, WORDS.__getitem__, skip=[2])
-    assert [mark.text for mark in marks] == [" a", " cat"]
+    marks = token_marks(TRACE, decode)
+    assert [mark.text for mark in marks] == ["a", " cat"]
     assert marks[1].overruled == " dog"
     assert marks[1].claim == "a <cat>"
 
 
+def test_a_guard_that_ended_the_answer_early_is_shown() -> None:
+    steps = [{"token": 5}, {"token": 2, "overruled": 6}]
+    marks = token_marks({"steps": [steps]}, decode)
+    assert [(mark.text, mark.overruled) for mark in marks] == [("a", None), (" [end]", " cat")]
+    steps = [{"token": 5}, {"token": 6, "overruled": 2}, {"token": 2}]
+    assert token_marks({"steps": [steps]}, decode)[-1].overruled == " [end]"
+
+
 def test_a_strip_reads_as_the_answer_and_marks_what_was_overruled() -> None:
-    strip = ElementTree.fromstring(token_strip(token_marks(TRACE, WORDS.__getitem__, skip=[2])))
+    strip = ElementTree.fromstring(token_strip(token_marks(TRACE, decode)))
     kinds = [token.get("class") for token in strip]
     assert kinds == ["token decided", "token overruled"]
     struck = strip[1].find("s")
@@ -70,9 +85,7 @@ def test_the_legend_is_well_formed() -> None:
 
 
 def test_a_table_escapes_its_cells_and_writes_three_digits() -> None:
-    html = table(
-        ["decoder", "acc"], [["<agla>", 0.87949], ["vote", Cell(None, "good")]], caption="c", note="n"
-    )
+    html = table(["decoder", "acc"], [["<agla>", 0.87949], ["vote", Cell(None, "good")]], caption="c", note="n")
     root = ElementTree.fromstring(f"<div>{html}</div>")
     assert [cell.text for cell in root.iter("td")] == ["0.879", "–"]
     assert [cell.get("class") for cell in root.iter("td")] == [None, "good"]

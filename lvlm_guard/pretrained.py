@@ -1,0 +1,160 @@
+"""Load a model and its processor by name, and ask them something in their own prompt template."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from lvlm_guard import embedded
+from lvlm_guard.errors import GuardError, KnobError, TextError, UnsupportedModelError, WeightsError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EMBEDDED = "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+T = TypeVar("T")
+
+
+def load_model(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+    """Return a model in evaluation mode and its processor, neither guarded.
+
+    Args:
+        name: "embedded", a folder, or a hub id.
+        device: "auto" (a CUDA GPU, else Apple's, else the CPU) or a torch device.
+        dtype: "float32", "bfloat16", "float16", or "auto": float32 for the embedded model, else the
+            checkpoint's, except that the CPU takes bfloat16 for float16.
+
+    Raises:
+        WeightsError: it can't be had; the message says how to fetch it.
+        UnsupportedModelError: it is no model that takes pictures and gives text.
+        KnobError: no such device or dtype.
+    """
+    where = _device(device)
+    wanted = _dtype(name, dtype, where)
+    place = str(embedded.MODEL) if name == EMBEDDED else name
+    if name == EMBEDDED and not (embedded.MODEL / "config.json").is_file():
+        raise WeightsError(
+            f"The embedded model is not in this copy: {embedded.MODEL.name}/config.json is missing beside "
+            "lvlm_guard/embedded. Install the package again, or train it: make train-embedded."
+        )
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    config = _read(name, place, lambda: AutoConfig.from_pretrained(place))
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise UnsupportedModelError(
+            f"{name!r} is of the type {config.model_type!r}, which takes no pictures or gives no text. Give a "
+            "vision-language model, such as llava-hf/llava-1.5-7b-hf."
+        )
+    if wanted == "auto" and where.type == "cpu" and getattr(config, "dtype", None) == torch.float16:
+        wanted = torch.bfloat16
+    processor = _read(name, place, lambda: AutoProcessor.from_pretrained(place))
+    model = _read(name, place, lambda: AutoModelForImageTextToText.from_pretrained(place, config=config, dtype=wanted))
+    if getattr(processor, "tokenizer", None) is None:
+        raise UnsupportedModelError(
+            f"{name!r} has no processor for pictures and text: preprocessor_config.json is amiss."
+        )
+    processor.tokenizer.padding_side = "left"  # answers of a batch start in one column
+    ready: Any = model
+    return ready.to(where).eval(), processor
+
+
+def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Any:
+    """Return the inputs of one batch: each prompt in the model's chat template, after its pictures.
+
+    A prompt that holds the model's picture placeholder is a finished one and is taken as it is; so is
+    every prompt of a model without a template, after one placeholder a picture.
+
+    Args:
+        processor: a guarded or plain one.
+        pictures: for each prompt its pictures, RGB.
+        prompts: as a user writes them.
+
+    Raises:
+        TextError: a prompt is empty.
+    """
+    token = processor.image_token
+    texts = []
+    for images, prompt in zip(pictures, prompts, strict=True):
+        if not prompt.strip():
+            raise TextError("The prompt is empty, so there is nothing to answer. Ask something about the picture.")
+        if token in prompt:
+            texts.append(prompt)
+        elif getattr(processor, "chat_template", None):
+            content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+            talk = [{"role": "user", "content": content}]
+            texts.append(processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
+        else:
+            texts.append(token * len(images) + "\n" + prompt)
+    bos = processor.tokenizer.bos_token
+    return processor(
+        images=[image for images in pictures for image in images] or None,
+        text=texts,
+        return_tensors="pt",
+        padding=len(texts) > 1,
+        # a template that writes the first token itself would get it twice
+        add_special_tokens=not (bos and texts[0].startswith(bos)),
+    )
+
+
+def spoken(processor: Any, tokens: Sequence[int]) -> str:
+    """Return the text of an answer's tokens, special ones dropped."""
+    text: str = processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return text
+
+
+def unknown_words(processor: Any, prompt: str) -> list[str]:
+    """Return the words of a prompt that a word-level tokenizer does not know."""
+    unknown = processor.tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if unknown not in ids:
+        return []
+    return [w for w in prompt.split() if unknown in processor.tokenizer(w, add_special_tokens=False)["input_ids"]]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise KnobError(f"The device {name!r} can't be used here: {reason} Give auto, cpu, cuda, or cuda:1.") from error
+    return device
+
+
+def _dtype(name: str, dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype == "auto":
+        return torch.float32 if name == EMBEDDED else "auto"
+    if dtype not in DTYPES:
+        raise KnobError(f"dtype is {dtype!r}: give auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _read(name: str, place: str, load: Callable[[], T]) -> T:
+    try:
+        return load()
+    except GuardError:
+        raise
+    except Exception as error:  # the hub, the network, safetensors and torch raise dozens of kinds here
+        reason = " ".join(str(error).split())[:200]
+        if Path(place).is_dir():
+            what = "The folder is incomplete, damaged, or of a model that this transformers does not know."
+        else:
+            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+            what = (
+                f"There is no such folder, and the hub did not give it{offline}. On a machine with network, "
+                f"`hf download {name}` fills the cache that is read offline too; or `hf download {name} --local-dir "
+                "DIR`, copy DIR here, and give it: --model DIR. `--model embedded` needs no download."
+            )
+        raise WeightsError(
+            f"The model {name!r} could not be loaded ({type(error).__name__}: {reason}). {what}"
+        ) from error
