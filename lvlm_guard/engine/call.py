@@ -153,14 +153,13 @@ class Call:
         self.trace.masks += len(views)
         made = self.pictures.process([[view.local or view.image for view in row] for row in self.requests()])
         for key, tensor in self.tensors.items():
-            if key in made and made[key].shape != tensor.shape:
+            if key in made and not _same_layout(made[key], tensor):
                 raise UnsupportedCallError(
-                    f"The second view's {key} have the shape {tuple(made[key].shape)}, the picture's "
-                    f"{tuple(tensor.shape)}: the prompt's image tokens would not fit. Use frame='original', or give "
-                    "guard_images of the pictures' own sizes."
+                    f"The second view's {key} differ in layout from the picture's, so the prompt's image tokens would "
+                    "not fit. Use frame='original', or give guard_images of the pictures' own sizes."
                 )
         return {
-            key: made[key].to(tensor.device, tensor.dtype if tensor.is_floating_point() else made[key].dtype)
+            key: made[key].to(self.model.device, tensor.dtype if tensor.is_floating_point() else made[key].dtype)
             for key, tensor in self.tensors.items()
             if key in made
         }
@@ -172,3 +171,10 @@ class Call:
         for pixels in self.family.split(changed):
             pixels.copy_(change(pixels))
         return changed
+
+
+def _same_layout(made: Tensor, tensor: Tensor) -> bool:
+    """Tell whether two image tensors mean the same number of image tokens: equal shapes, equal grids and sizes."""
+    if made.shape != tensor.shape:
+        return False
+    return tensor.is_floating_point() or bool((made.to(tensor.device) == tensor).all())

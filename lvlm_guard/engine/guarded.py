@@ -168,7 +168,15 @@ def _open(
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     family = state.family
     tensors = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
-    has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist() if tensors else [False] * len(prompt)
+    has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist()
+    if any(has_picture) and not tensors:  # a later turn: past_key_values holds the picture, the prompt its tokens
+        if pictures is None:
+            raise MissingViewError(
+                "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "
+                "past_key_values, pass the first turn's guard_views again: generate(input_ids=..., "
+                'past_key_values=..., guard_views=inputs["guard_views"]).'
+            )
+        tensors = pictures.process([[view.image for view in row] for row in pictures.rows])
     if tensors and pictures is not None:
         _belong(pictures, prompt, family.count(tensors))
     trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture))

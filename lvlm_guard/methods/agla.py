@@ -73,12 +73,12 @@ class AGLA(Constrained):
         return (Branch("local", self._view),)
 
     def _view(self, call: Call) -> dict[str, Tensor]:
-        matcher = load_matcher(self.matcher, model=call.model)
         frame = self.frame
         if frame == "auto":
             frame = "squashed" if call.family.fixed_size else "original"
 
         def draw(views: list[View]) -> list[Image]:
+            matcher = load_matcher(self.matcher, model=call.model)
             matches = matcher([view.image for view in views], [view.text for view in views])
             for index, (view, match) in enumerate(zip(views, matches, strict=True)):
                 view.match = match

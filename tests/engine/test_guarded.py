@@ -1,0 +1,506 @@
+"""The contract of a guarded model: the same object, never silently unguarded, and nothing left behind."""
+
+import copy
+import json
+import threading
+
+import pytest
+import tiny
+import torch
+from matchers import Brightness
+from transformers import (
+    AutoModelForImageTextToText,
+    DynamicCache,
+    LlavaForConditionalGeneration,
+    StoppingCriteria,
+    TextIteratorStreamer,
+    pipeline,
+)
+
+from lvlm_guard import guard, methods, unguard
+from lvlm_guard.errors import (
+    GuardError,
+    KnobError,
+    LogitsError,
+    MissingViewError,
+    TextError,
+    UnknownNameError,
+    UnsupportedCallError,
+    UnsupportedModelError,
+    WeightsError,
+)
+
+RUN = {"max_new_tokens": 12, "do_sample": False}
+
+
+def agla(**knobs):
+    return methods.AGLA(matcher=Brightness(), **knobs)
+
+
+@pytest.fixture
+def pair():
+    return guard(*tiny.make("llava", scale=5.0), agla())
+
+
+def ask(pair, *rows, **extra):
+    """Inputs of rows (question, pictures...); float64 like the model."""
+    _, processor = pair
+    prompts = [tiny.prompt(processor, row[0], len(row) - 1) for row in rows]
+    pictures = [tiny.picture(seed) for row in rows for seed in row[1:]] or None
+    made = processor(images=pictures, text=prompts, padding=True, return_tensors="pt", **extra)
+    return made.to(torch.float64)
+
+
+def test_the_objects_are_the_same_and_instances_of_their_classes():
+    model, processor = tiny.make("llava")
+    kind, other = type(model), type(processor)
+    guarded, guarded_processor = guard(model, processor, "vcd")
+    assert guarded is model
+    assert guarded_processor is processor
+    assert isinstance(model, LlavaForConditionalGeneration)
+    assert isinstance(processor, other)
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    unguard(model)
+    unguard(processor)
+    assert type(model) is kind
+    assert type(processor) is other
+    assert not [name for name in {**vars(model), **vars(processor)} if "guard" in name]
+
+
+def test_agla_is_the_default_with_the_papers_settings():
+    model, _ = guard(*tiny.make("llava"))
+    method = model._lvlm_guard.method
+    assert (method.name, method.alpha, method.beta, method.mode) == ("agla", 2.0, 0.5, "paper")
+
+
+def test_guarding_twice_keeps_the_last_guard(pair):
+    model, processor = pair
+    guard(model, processor, "vcd")
+    assert model._lvlm_guard.method.name == "vcd"
+    unguard(model)
+    assert type(model) is LlavaForConditionalGeneration
+
+
+def test_a_saved_guarded_model_is_a_plain_one(pair, tmp_path):
+    model, processor = pair
+    inputs = ask(pair, ("Is there a dog?", 1))
+    plain = model.generate(**inputs, guard=False, **RUN)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    written = (tmp_path / "config.json").read_text() + (tmp_path / "processor_config.json").read_text()
+    assert "guard" not in written.lower()
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlavaForConditionalGeneration"]
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    tensors = {key: value for key, value in inputs.items() if key != "guard_views"}
+    assert torch.equal(loaded.generate(**tensors, **RUN), plain)
+
+
+def test_inputs_of_an_unguarded_processor_raise():
+    model, processor = tiny.make("llava")
+    plain = processor(images=tiny.picture(1), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+    guard(model, processor, agla())
+    with pytest.raises(MissingViewError, match=r"guard\(model, processor\).*guard=False"):
+        model.generate(**plain.to(torch.float64), **RUN)
+
+
+def test_views_of_other_inputs_raise(pair):
+    model, _ = pair
+    one, two = ask(pair, ("What?", 1)), ask(pair, ("What?", 1), ("Who?", 2))
+    with pytest.raises(MissingViewError, match="belong to different inputs"):
+        model.generate(**{**two, "guard_views": one["guard_views"]}, **RUN)
+
+
+def test_vcd_needs_no_pictures_only_pixels():
+    model, processor = tiny.make("llava", scale=5.0)
+    plain = processor(images=tiny.picture(1), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+    guard(model, processor, "vcd", alpha=2.0)
+    out = model.generate(**plain.to(torch.float64), **RUN, return_dict_in_generate=True)
+    assert out.guard.masks == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        ({"inputs_embeds": torch.zeros(1, 3, 64)}, "inputs_embeds"),
+        ({"pixel_values_videos": torch.zeros(1)}, "Videos"),
+        ({"mm_encoder_outputs": {"image": None}}, "pixel_values"),
+        ({"cache_implementation": "paged"}, "continuous batching"),
+    ],
+)
+def test_calls_that_can_not_be_guarded_raise(pair, extra, match):
+    model, _ = pair
+    with pytest.raises(UnsupportedCallError, match=match):
+        model.generate(**ask(pair, ("What?", 1)), **RUN, **extra)
+
+
+def test_continuous_batching_raises(pair):
+    with pytest.raises(UnsupportedCallError, match="Continuous batching"):
+        pair[0].generate_batch([[1, 2]])
+
+
+def test_a_prompt_without_tokens_raises(pair):
+    with pytest.raises(UnsupportedCallError, match="input_ids"):
+        pair[0].generate(max_new_tokens=2)
+
+
+def test_a_picture_without_a_question_raises(pair):
+    model, _ = pair
+    with pytest.raises(TextError, match="guard_text"):
+        model.generate(**ask(pair, ("", 1)), **RUN)
+    stated = ask(pair, ("", 1), guard_text="Is there a dog?")
+    assert model.generate(**stated, **RUN).shape[0] == 1
+
+
+@pytest.mark.parametrize("bad", ["agla2", "Vcd", ""])
+def test_an_unknown_method_names_the_known_ones(bad):
+    with pytest.raises(UnknownNameError, match="Known: agla, apc, vcd, vote"):
+        guard(*tiny.make("llava"), bad)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "match"),
+    [
+        ({"alpha": -1}, "alpha"), ({"alpha": float("nan")}, "alpha"), ({"beta": 1.5}, "beta"), ({"beta": -0.1}, "beta"),
+        ({"alfa": 1}, "Did you mean 'alpha'"), ({"mode": "fast"}, "official"), ({"frame": "round"}, "squashed"),
+    ],
+)  # fmt: skip
+def test_knobs_out_of_range_raise(knobs, match):
+    with pytest.raises(KnobError, match=match):
+        guard(*tiny.make("llava"), "agla", **knobs)
+
+
+def test_what_is_no_method_raises(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    for bad in (3, object(), dict):
+        with pytest.raises(GuardError):
+            model.generate(**inputs, guard=bad, **RUN)
+    with pytest.raises(KnobError, match="execution"):
+        model.generate(**inputs, guard_execution="fast", **RUN)
+
+
+def test_missing_weights_are_said_before_the_first_token():
+    pair = guard(*tiny.make("llava"))
+    inputs = ask(pair, ("What?", 1))
+    with pytest.raises(WeightsError, match="Salesforce/blip-itm-large-coco"):
+        pair[0].generate(**inputs, **RUN)
+    own = ask(pair, ("What?", 1), guard_images=tiny.picture(2))
+    assert pair[0].generate(**own, **RUN).shape[0] == 1  # a view of one's own needs no matcher
+
+
+def test_nan_logits_raise(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    model.lm_head.weight[7] = float("nan")
+    with pytest.raises(LogitsError, match="NaN"):
+        model.generate(**inputs, **RUN)
+
+
+def test_families_that_do_not_fit_raise():
+    llava, llava_processor = tiny.make("llava")
+    _, qwen_processor = tiny.make("qwen2_5_vl")
+    with pytest.raises(UnsupportedModelError, match="Qwen2_5_VLProcessor"):
+        guard(llava, qwen_processor)
+    with pytest.raises(UnsupportedModelError, match="without an image tower"):
+        guard(llava.model.language_model, llava_processor)
+    shifted = copy.deepcopy(llava)
+    shifted.config.image_token_id = 9
+    with pytest.raises(UnsupportedModelError, match="different checkpoints"):
+        guard(shifted, llava_processor)
+    assert type(llava) is LlavaForConditionalGeneration
+
+
+def test_an_encoder_decoder_raises():
+    from transformers import Florence2Config, Florence2ForConditionalGeneration
+
+    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 64}  # fmt: skip
+    eyes = {"embed_dim": [8], "num_heads": [1], "num_groups": [1], "depths": [1], "window_size": 4,
+            "projection_dim": 16, "patch_size": [7],
+            "patch_stride": [4], "patch_padding": [3], "patch_prenorm": [False]}  # fmt: skip
+    model = Florence2ForConditionalGeneration(Florence2Config(text_config=small, vision_config=eyes))
+    with pytest.raises(UnsupportedModelError, match=r"encoder-decoder|florence2"):
+        guard(model, tiny.make("llava")[1])
+
+
+def test_text_only_calls_are_plain_and_say_so(pair):
+    model, _ = pair
+    inputs = ask(pair, ("How are you?",))
+    out = model.generate(**inputs, **RUN, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, model.generate(**inputs, guard=False, **RUN))
+    assert out.guard.guarded is False
+    assert "No picture" in out.guard.notes[0]
+    assert out.guard.local_forwards == out.guard.masks == 0
+
+
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+def test_in_a_mixed_batch_rows_without_a_picture_stay_plain(pair, execution):
+    model, _ = pair
+    mixed = ask(pair, ("How are you?",), ("What is this?", 3))
+    out = model.generate(**mixed, **RUN, guard_execution=execution, return_dict_in_generate=True)
+    plain = model.generate(**mixed, guard=False, **RUN)
+    assert torch.equal(out.sequences[0], plain[0])
+    assert not torch.equal(out.sequences[1], plain[1])
+    assert "Some prompts hold no picture" in out.guard.notes[0]
+
+
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+def test_each_of_several_pictures_gets_its_own_mask(pair, execution):
+    model, _ = pair
+    two = ask(pair, ("What differs?", 1, 2), ("What is this?", 3))
+    out = model.generate(**two, **RUN, guard_execution=execution, return_dict_in_generate=True)
+    views = two["guard_views"].views()
+    assert out.guard.masks == len(views) == 3
+    assert [match["image"] for match in out.guard.matches] == [0, 1, 2]
+    assert views[0].local.tobytes() != views[1].local.tobytes()
+    alone = ask(pair, ("What differs?", 1, 2))
+    one = model.generate(**alone, **RUN, guard_execution=execution)
+    start, length = two["input_ids"].shape[1], one.shape[1] - alone["input_ids"].shape[1]
+    assert torch.equal(out.sequences[0, start : start + length], one[0, alone["input_ids"].shape[1] :])
+
+
+def test_no_mask_is_made_before_a_step_needs_it(pair):
+    model, _ = pair
+    matcher = Brightness()
+    inputs = ask(pair, ("What?", 1))
+    model.generate(**inputs, **RUN, guard=methods.AGLA(beta=1.0, matcher=matcher), guard_execution="lazy")
+    assert matcher.calls == 0
+    model.generate(**inputs, **RUN, guard=methods.AGLA(beta=0.01, matcher=matcher), guard_execution="lazy")
+    assert matcher.calls == 1
+
+
+def test_trace_is_plain_data_and_says_what_was_overruled(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1), ("Who is there?", 2))
+    out = model.generate(**inputs, max_new_tokens=30, do_sample=False, return_dict_in_generate=True)
+    trace = json.loads(json.dumps(out.guard.to_dict()))
+    assert trace["method"] == "agla"
+    assert trace["knobs"]["matcher"] == "brightness-32"
+    prompt = inputs["input_ids"].shape[1]
+    for row, steps in enumerate(trace["steps"]):
+        tokens = [step["token"] for step in steps]
+        assert tokens == out.sequences[row, prompt : prompt + len(tokens)].tolist()
+        assert all(step["log_prob"]["global"] <= 0 for step in steps)
+    overruled = [s for steps in out.guard.steps for s in steps if s.overruled is not None]
+    assert overruled
+    assert all(not step.decided and step.overruled != step.token for step in overruled)
+    assert any("local" in step.log_prob and step.log_prob["local"] is not None for step in overruled)
+
+
+def test_traces_follow_beams_and_several_samples(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1), ("Who is there?", 2))
+    for extra in ({"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 3}):
+        for execution in ("lazy", "batched"):
+            out = model.generate(**inputs, **{**RUN, **extra}, guard_execution=execution, return_dict_in_generate=True)
+            assert len(out.guard.steps) == len(out.sequences)
+            for answer, row in zip(out.guard.steps, out.sequences, strict=True):
+                tokens = row[inputs["input_ids"].shape[1] :].tolist()
+                assert [step.token for step in answer] == tokens[: len(answer)]
+                assert len(answer) == (tokens.index(2) + 1 if 2 in tokens else len(tokens))
+
+
+def test_streamers_and_stopping_criteria_work_as_ever(pair):
+    model, processor = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
+    thread = threading.Thread(target=model.generate, kwargs={**inputs, **RUN, "streamer": streamer})
+    thread.start()
+    streamed = "".join(streamer)
+    thread.join()
+    assert streamed == processor.tokenizer.decode(expected[0, inputs["input_ids"].shape[1] :])
+
+    class AfterThree(StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            done = input_ids.shape[1] >= inputs["input_ids"].shape[1] + 3
+            return torch.full((len(input_ids),), done)
+
+    short = model.generate(**inputs, **RUN, stopping_criteria=[AfterThree()])
+    assert torch.equal(short, expected[:, : inputs["input_ids"].shape[1] + 3])
+
+
+def test_a_processor_that_forbids_every_survivor_falls_back_to_the_global_order(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    best = model.generate(**inputs, max_new_tokens=1, do_sample=False, guard=methods.APC(beta=1.0))[0, -1].item()
+    runner_up = model.generate(**inputs, max_new_tokens=1, do_sample=False, guard=False, bad_words_ids=[[best]])
+    out = model.generate(
+        **inputs, max_new_tokens=1, do_sample=True, guard=methods.APC(beta=1.0), bad_words_ids=[[best]]
+    )
+    assert out[0, -1] != best
+    greedy = model.generate(
+        **inputs, max_new_tokens=1, do_sample=False, guard=methods.APC(beta=1.0), bad_words_ids=[[best]]
+    )
+    assert torch.equal(greedy, runner_up)
+
+
+def test_threads_with_different_knobs_do_not_mix(pair):
+    model, _ = pair
+    settings = [False, agla(), agla(alpha=0.5, beta=0.05), methods.VCD(alpha=3.0)]
+    inputs = [ask(pair, (f"What is number {i}?", i)) for i in range(len(settings))]
+    expected = [model.generate(**x, **RUN, guard=g) for x, g in zip(inputs, settings, strict=True)]
+    assert len({tuple(e[0, -12:].tolist()) for e in expected}) > 1
+    got: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(settings))}
+
+    def work(index):
+        for _ in range(4):
+            got[index].append(model.generate(**inputs[index], **RUN, guard=settings[index]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(settings))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, outputs in got.items():
+        assert len(outputs) == 4
+        assert all(torch.equal(output, expected[index]) for output in outputs)
+
+
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+def test_the_returned_cache_is_the_plain_one_and_continues_a_conversation(pair, execution):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    out = model.generate(**inputs, **RUN, guard_execution=execution, return_dict_in_generate=True)
+    cache = out.past_key_values
+    assert type(cache) is DynamicCache
+    assert cache.layers[0].keys.shape[0] == 1
+    more = torch.cat([out.sequences, torch.full((1, 2), 70)], 1)
+    turn = {**inputs, "input_ids": more, "attention_mask": torch.ones_like(more)}
+    fresh = model.generate(**turn, **RUN, guard_execution="lazy")
+    del turn["pixel_values"]  # the cache holds the picture; transformers refuses it a second time
+    again = model.generate(
+        **turn, **RUN, past_key_values=cache, return_dict_in_generate=True, guard_execution=execution
+    )
+    assert torch.equal(again.sequences, fresh)
+    assert again.guard.execution == "lazy"
+    assert again.guard.guarded
+    with pytest.raises(MissingViewError, match="guard_views again"):
+        model.generate(input_ids=more, past_key_values=again.past_key_values, **RUN)
+    with pytest.raises(UnsupportedCallError, match="whole sequence"):
+        model.generate(
+            **{**inputs, "input_ids": more[:, -2:], "attention_mask": torch.ones_like(more)},
+            past_key_values=again.past_key_values, **RUN,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+def test_outputs_beside_the_tokens_have_the_rows_of_plain_generate(pair, execution):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1), ("Who?", 2))
+    want = {"return_dict_in_generate": True, "output_hidden_states": True, "output_logits": True, "output_scores": True}
+    plain = model.generate(**inputs, guard=False, **RUN, **want)
+    out = model.generate(**inputs, guard_execution=execution, **RUN, **want)
+    assert type(out) is type(plain)
+    assert out.hidden_states[0][-1].shape == plain.hidden_states[0][-1].shape
+    assert out.logits[0].shape == plain.logits[0].shape
+
+
+def test_training_and_plain_calls_are_unguarded(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    tensors = {key: value for key, value in inputs.items() if key != "guard_views"}
+    base = unguard(copy.deepcopy(model))
+    assert torch.equal(model(**tensors).logits, base(**tensors).logits)
+    model.requires_grad_(True)
+    model.train()
+    loss = model(**tensors, labels=tensors["input_ids"]).loss
+    loss.backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_a_peft_model_is_guarded_within():
+    from peft import LoraConfig, get_peft_model
+
+    model, processor = tiny.make("llava", scale=5.0)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    wrapped.double()
+    pair = guard(wrapped, processor, agla())
+    assert pair[0] is wrapped
+    inputs = ask(pair, ("What?", 1))
+    lazy = wrapped.generate(**inputs, **RUN, guard_execution="lazy")
+    out = wrapped.generate(**inputs, **RUN, guard_execution="batched", return_dict_in_generate=True)
+    assert torch.equal(lazy, out.sequences)
+    assert out.guard.masks == 1
+    strong = wrapped.generate(**inputs, **RUN, guard=agla(alpha=9.0, beta=0.001))
+    assert not torch.equal(strong, wrapped.generate(**inputs, **RUN, guard=False))
+    unguard(wrapped)
+    assert type(wrapped.get_base_model()) is LlavaForConditionalGeneration
+
+
+@pytest.mark.parametrize("order", ["dispatched first", "guarded first"])
+def test_device_maps_put_a_forward_on_the_instance_and_stay_guarded(order):
+    from accelerate import dispatch_model
+
+    model, processor = tiny.make("llava", scale=5.0)
+    reference = guard(*tiny.make("llava", scale=5.0), agla())
+    expected = reference[0].generate(**ask(reference, ("What?", 1)), **RUN)
+    device_map = {
+        "model.vision_tower": "cpu",
+        "model.multi_modal_projector": "cpu",
+        "model.language_model": "cpu",
+        "lm_head": "cpu",
+    }
+    if order == "dispatched first":
+        model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
+        guard(model, processor, agla())
+    else:
+        guard(model, processor, agla())
+        model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
+    assert "forward" in vars(model)
+    assert torch.equal(model.generate(**ask((model, processor), ("What?", 1)), **RUN), expected)
+
+
+def test_a_replaced_forward_stays_guarded(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: plain(*args, **kwargs)  # as torch.compile(model.forward) does
+    model.forward.__signature__ = __import__("inspect").signature(plain)
+    assert torch.equal(model.generate(**inputs, **RUN), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+def test_compiled_models_give_the_same_tokens(execution):
+    pair = guard(*tiny.make("llava", scale=5.0), agla())
+    model, processor = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    wrapped = torch.compile(model, backend="eager")
+    guard(wrapped, processor, agla())
+    assert torch.equal(wrapped.generate(**inputs, **RUN, guard_execution=execution), expected)
+    from transformers import CompileConfig
+
+    config = CompileConfig(backend="eager", mode=None, fullgraph=False)
+    config._compile_all_devices = True
+    static = model.generate(
+        **inputs, **RUN, guard_execution=execution, cache_implementation="static", compile_config=config
+    )
+    assert torch.equal(static, expected)
+    assert torch.equal(
+        model.generate(**inputs, **RUN, guard=False, cache_implementation="static", compile_config=config),
+        model.generate(**inputs, **RUN, guard=False),
+    )
+
+
+def test_the_pipeline_of_transformers_works(pair):
+    model, processor = pair
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    content = [{"type": "image", "image": tiny.picture(1)}, {"type": "text", "text": "What?"}]
+    guarded = pipe(text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False)
+    plain = pipe(
+        text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False,
+        generate_kwargs={"guard": False},
+    )  # fmt: skip
+    assert guarded[0]["generated_text"] != plain[0]["generated_text"]
+
+
+def test_a_copy_of_a_guarded_model_is_guarded_on_its_own(pair):
+    model, _ = pair
+    twin = copy.deepcopy(model)
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    unguard(model)
+    assert torch.equal(twin.generate(**inputs, **RUN), expected)

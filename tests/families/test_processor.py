@@ -1,0 +1,249 @@
+"""Guarded processors: the plain inputs, and the right question and pictures beside them."""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from matchers import Brightness
+from PIL import Image
+
+from lvlm_guard import guard, methods, unguard
+from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
+from lvlm_guard.families import REGISTRY
+from lvlm_guard.families.question import from_messages, from_prompt
+
+TURNS = {
+    "vicuna": "A chat. USER: <image>\n{} ASSISTANT:",
+    "mistral": "[INST] <image>\n{} [/INST]",
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\n<image>\n{}<|im_end|><|im_start|>assistant\n",
+    "llama 3": (
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\n{}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "older llava": "### Human: <image>\n{} ### Assistant:",
+    "no template": "<image>\n{}",
+    "later turn": "USER: <image>\nIs there a cat? ASSISTANT: No.</s>USER: {} ASSISTANT:",
+    "picture last": "USER: {}\n<image> ASSISTANT:",
+}
+
+
+@pytest.fixture(params=tiny.FAMILIES)
+def pair(request):
+    return guard(*tiny.make(request.param), methods.AGLA(matcher=Brightness()))
+
+
+def question_of(inputs, row=0):
+    return inputs["guard_views"].rows[row][0].text
+
+
+@pytest.mark.parametrize("template", TURNS, ids=str)
+@pytest.mark.parametrize("question", ["Is there a dog?", "Is there a 'USER' sign?\nSay where.", "is there a dog"])
+def test_the_question_is_found_between_the_marks_of_the_template(template, question):
+    for name in ("llava", "llava_next"):
+        assert from_prompt(TURNS[template].format(question), REGISTRY.get(name)(), "<image>") == question
+
+
+def test_the_question_of_qwen_leaves_out_the_frame_of_the_picture():
+    prompt = (
+        "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        "Is there a dog?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert from_prompt(prompt, REGISTRY.get("qwen2_5_vl")(), "<|image_pad|>") == "Is there a dog?"
+
+
+def test_a_request_for_the_answers_format_is_no_part_of_the_question():
+    family = REGISTRY.get("llava")()
+    asked = "USER: <image>\nIs there a dog? Please answer this question with one word. ASSISTANT:"
+    assert from_prompt(asked, family, "<image>") == "Is there a dog?"
+    mme = "Is there a dog? Please answer yes or no."  # MME's own words stay, as in AGLA's release
+    assert from_prompt(f"USER: <image>\n{mme} ASSISTANT:", family, "<image>") == mme
+
+
+def test_messages_give_the_last_user_text():
+    family = REGISTRY.get("llava")()
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a cat?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
+        {"role": "user", "content": "And a dog?"},
+    ]
+    assert from_messages(talk, family, "<image>") == "And a dog?"
+    assert from_messages(talk[:1], family, "<image>") == "Is there a cat?"
+    assert from_messages([], family, "<image>") == ""
+
+
+def test_guarded_inputs_are_the_plain_inputs_and_the_views(pair):
+    _, processor = pair
+    plain = unguard(copy.deepcopy(processor))
+    prompts = [tiny.prompt(processor, "Is there a dog?"), tiny.prompt(processor, "And what else?")]
+    pictures = [tiny.picture(1, 60, 40), tiny.picture(2, 40, 60)]
+    ours = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
+    theirs = plain(images=pictures, text=prompts, padding=True, return_tensors="pt")
+    assert set(ours) - set(theirs) == {"guard_views"}
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert [view.text for view in ours["guard_views"].views()] == ["Is there a dog?", "And what else?"]
+    assert ours.to("cpu", torch.float64)["guard_views"] is ours["guard_views"]
+    assert {key: value.to("cpu") for key, value in ours.items()}["guard_views"] is ours["guard_views"]
+
+
+def test_chat_templates_hand_on_the_question_tokenized_or_not(pair):
+    _, processor = pair
+    talk = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": tiny.picture(1, 60, 40)},
+                {"type": "text", "text": "Is there a dog? "},
+            ],
+        }
+    ]
+    at_once = processor.apply_chat_template(
+        talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert question_of(at_once) == "Is there a dog?"
+    rendered = processor.apply_chat_template(talk, add_generation_prompt=True)
+    later = processor(images=tiny.picture(1, 60, 40), text=rendered, return_tensors="pt")
+    assert question_of(later) == "Is there a dog?"
+    assert torch.equal(later["input_ids"], at_once["input_ids"])
+    stated = processor.apply_chat_template(
+        talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", guard_text="a cat"
+    )
+    assert question_of(stated) == "a cat"
+
+
+def test_batches_of_conversations_keep_each_question(pair):
+    _, processor = pair
+    talks = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": tiny.picture(i, 60, 40)},
+                    {"type": "text", "text": f"What is {i}?"},
+                ],
+            }
+        ]
+        for i in range(3)
+    ]
+    made = processor.apply_chat_template(
+        talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+    )
+    assert [view.text for view in made["guard_views"].views()] == ["What is 0?", "What is 1?", "What is 2?"]
+
+
+def test_guard_text_states_the_question_for_one_or_for_each(pair):
+    _, processor = pair
+    prompts = [tiny.prompt(processor, "Which?")] * 2
+    pictures = [tiny.picture(1, 60, 40), tiny.picture(2, 60, 40)]
+    one = processor(images=pictures, text=prompts, guard_text="a dog", return_tensors="pt")
+    assert [question_of(one, 0), question_of(one, 1)] == ["a dog", "a dog"]
+    each = processor(images=pictures, text=prompts, guard_text=["a dog", "a cat"], return_tensors="pt")
+    assert [question_of(each, 0), question_of(each, 1)] == ["a dog", "a cat"]
+    with pytest.raises(TextError, match="3 texts for 2 prompts"):
+        processor(images=pictures, text=prompts, guard_text=["a", "b", "c"], return_tensors="pt")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_placeholders_and_pictures_must_agree(pair, count):
+    _, processor = pair
+    with pytest.raises(TextError, match="placeholders"):
+        processor(images=[tiny.picture(1)], text=tiny.prompt(processor, "What?", count), return_tensors="pt")
+
+
+def test_guard_images_are_the_second_views(pair):
+    _, processor = pair
+    text = tiny.prompt(processor, "What?")
+    given = tiny.picture(9, 60, 40)
+    made = processor(images=tiny.picture(1, 60, 40), guard_images=given, text=text, return_tensors="pt")
+    assert made["guard_views"].given
+    assert np.array_equal(np.asarray(made["guard_views"].views()[0].local), np.asarray(given))
+    with pytest.raises(ImageError, match="one second view each"):
+        processor(images=tiny.picture(1), guard_images=[given, given], text=text, return_tensors="pt")
+
+
+def test_a_second_view_of_another_shape_is_refused_where_tokens_depend_on_it():
+    model, processor = guard(*tiny.make("qwen2_5_vl"), methods.AGLA(matcher=Brightness()))
+    text = tiny.prompt(processor, "What?")
+    made = processor(
+        images=tiny.picture(1, 60, 40), guard_images=tiny.picture(2, 30, 90), text=text, return_tensors="pt"
+    )
+    with pytest.raises(UnsupportedCallError, match="would not fit"):
+        model.generate(**made.to(torch.float64), max_new_tokens=2, guard=methods.AGLA(beta=0.0))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1", "I;16", "LA"])
+def test_pictures_of_any_mode_are_read_by_both_branches(pair, mode):
+    model, processor = pair
+    picture = Image.new("I;16", (60, 40), 30000) if mode == "I;16" else tiny.picture(1, 60, 40).convert(mode)
+    made = processor(images=picture, text=tiny.prompt(processor, "What?"), return_tensors="pt").to(torch.float64)
+    out = model.generate(**made, max_new_tokens=2, guard=methods.AGLA(beta=0.0, matcher=Brightness()))
+    assert out.shape[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "path", "channels first"])
+def test_arrays_tensors_and_paths_are_pictures_too(pair, kind, tmp_path):
+    _, processor = pair
+    image = tiny.picture(1, 60, 40)
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    source = {
+        "array": array, "tensor": torch.from_numpy(array.copy()), "path": str(tmp_path / "a.png"),
+        "channels first": array.transpose(2, 0, 1),
+    }[kind]  # fmt: skip
+    made = processor(images=source, text=tiny.prompt(processor, "What?"), return_tensors="pt")
+    assert np.array_equal(np.asarray(made["guard_views"].views()[0].image), array)
+
+
+def test_pictures_that_can_not_be_used_raise_our_error(pair, tmp_path):
+    _, processor = pair
+    text = tiny.prompt(processor, "What?")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"nothing" * 9)
+    for bad in (str(tmp_path / "broken.png"), str(tmp_path / "none.png"), np.zeros((0, 0, 3), np.uint8), object()):
+        with pytest.raises(ImageError):
+            processor(images=bad, text=text, return_tensors="pt")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (4000, 1)])
+def test_pictures_of_a_few_pixels_are_answered_or_refused_in_our_words(pair, size):
+    model, processor = pair
+
+    def answer():
+        made = processor(images=Image.new("RGB", size), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+        return model.generate(**made.to(torch.float64), max_new_tokens=2)
+
+    with contextlib.suppress(ImageError):
+        assert answer().shape[0] == 1
+
+
+def test_scaled_pixels_are_refused(pair):
+    _, processor = pair
+    with pytest.raises(UnsupportedCallError, match="do_rescale"):
+        processor(images=tiny.picture(1), text=tiny.prompt(processor, "What?"), do_rescale=False, return_tensors="pt")
+
+
+def test_exif_rotation_is_honoured(pair, tmp_path):
+    _, processor = pair
+    image = tiny.picture(1, 60, 40).copy()
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 270 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    made = processor(images=str(tmp_path / "turned.png"), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+    upright = made["guard_views"].views()[0].image
+    assert upright.size == (40, 60)
+    assert np.array_equal(np.asarray(upright), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_the_frame_follows_the_family():
+    for family, size in (("llava", (32, 32)), ("llava_next", (60, 40)), ("qwen2_5_vl", (60, 40))):
+        model, processor = guard(*tiny.make(family), methods.AGLA(beta=0.0, matcher=Brightness()))
+        made = processor(images=tiny.picture(1, 60, 40), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+        model.generate(**made.to(torch.float64), max_new_tokens=1)
+        assert made["guard_views"].views()[0].local.size == size
+
+
+def test_text_alone_is_processed_as_ever(pair):
+    _, processor = pair
+    made = processor(text="USER: hello ASSISTANT:", return_tensors="pt")
+    assert "guard_views" not in made
