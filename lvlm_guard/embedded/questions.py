@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
 from lvlm_guard.embedded.text import assumed, question
-from lvlm_guard.embedded.world import Scenes, cooccurrence, scenes
+from lvlm_guard.embedded.world import Scenes, scenes, training_cooccurrence
 
 MODES = ("random", "popular", "adversarial")
 EACH = 3  # present and absent objects asked about, for each scene and mode
-COUNTED = 4000  # training scenes that co-occurrence is counted on
 
 
 class Question(NamedTuple):
@@ -54,8 +53,7 @@ def ask(
 
 def pope_set(split: str, n: int | None = None, seed: int = 7) -> tuple[Scenes, list[Question]]:
     """Return (scenes, questions) of the first n scenes of a split that have three objects in view."""
-    train = scenes("train", COUNTED)
-    pairs, single = cooccurrence(train.visible(i)[0] for i in range(COUNTED))
+    pairs, single = training_cooccurrence()
     drawn, rng = scenes(split), np.random.default_rng(seed)
     questions: list[Question] = []
     used = 0

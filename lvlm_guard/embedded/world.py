@@ -4,8 +4,10 @@ Needs numpy and Pillow alone. Every split is drawn from its own fixed seed, abou
 and the first n scenes of a split are the same for every n.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from lvlm_guard.errors import UnknownNameError
 __all__ = [
     "CAPTION_PROMPT",
     "CLASSES",
+    "COUNTED",
     "OBJECTS",
     "SIZE",
     "SPLITS",
@@ -40,8 +43,10 @@ __all__ = [
     "question",
     "random_keep",
     "scenes",
+    "training_cooccurrence",
 ]
 
+COUNTED = 4000  # training scenes behind `training_cooccurrence`
 SIZE = 96  # side of a scene in pixels
 GRID = 8  # drawings start at multiples of this many pixels
 ITEMS = 8  # no scene holds more items
@@ -277,3 +282,12 @@ def cooccurrence(objects: Iterable[Sequence[int]]) -> tuple[NDArray[np.int64], N
                 if a != b:
                     pairs[a, b] += 1
     return pairs, single
+
+
+def training_cooccurrence() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `cooccurrence` of what is in view in the first 4 000 training scenes, which POPE's negatives come from.
+
+    Counted once and kept in cooccurrence.json, because drawing the scenes takes 5 s.
+    """
+    stored = json.loads((Path(__file__).parent / "cooccurrence.json").read_text())
+    return np.array(stored["pairs"], np.int64), np.array(stored["single"], np.int64)
