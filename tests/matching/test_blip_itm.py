@@ -50,7 +50,7 @@ def reference(model, tokenizer, image, text, layer, first):
     grid = int(attention.shape[-1] ** 0.5)
     model.zero_grad()
     model.requires_grad_(False)
-    return (cam / (n - 2)).view(grid, grid), float(logits.softmax(-1)[0, 1]), cosine
+    return (cam / (n - 2)).view(grid, grid), logits.softmax(-1)[0, 1].item(), cosine
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

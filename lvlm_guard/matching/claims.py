@@ -1,0 +1,215 @@
+"""What a half-written answer is about to name: from a tokenizer's pieces to the objects they can still become.
+
+A name is found in the text that pieces decode to, never in their ids, so every segmentation counts: " surf" +
+"board", " sur" + "fbo" + "ard", "▁hot" + "▁dog". For the unfinished words before it and a candidate piece, a
+finder says which objects the candidate starts or goes on:
+
+    "a c" + "ar"    -> car, carrot         "a car" + "t"  -> nothing: no name starts with "cart"
+    "a hot" + " dog" -> hot dog, not dog    "s" + "car"   -> nothing: "scar" is one word
+
+Names follow the longest match, as CHAIR counts them. Words of one name are joined by blanks or hyphens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from lvlm_guard.matching.vocabulary import WORD, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NOTHING: frozenset[str] = frozenset()
+HARD = "\n"  # what a special token reads as: no name goes across it
+BROKEN = "\ufffd"  # what decoders give for bytes of an unfinished character
+
+_JOIN = re.compile(r"[ \t\u00a0\u2010\u2011-]+")
+_SAMPLE = 512  # pieces looked at to learn whether a tokenizer has any that goes on a word
+_FAR = 64  # tokens looked back for the start of a name
+_REMEMBERED = 1 << 18  # answers kept of "what does this piece name after that text"
+
+
+class Pieces:
+    """What each piece of a tokenizer adds to a text, leading blank included.
+
+    Args:
+        tokenizer: any; pieces are decoded after an anchor, so the marks of byte-level BPE, SentencePiece and
+            WordPiece, and tokenizers whose pieces are whole words, need no rules of their own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids) | {
+            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
+        }
+        self._anchor, self._base = self._find_anchor()
+        self._known: dict[int, str] = {}
+        self._after = ""
+        if not self._any_goes_on():
+            self._after = " "  # whole words: each is finished as soon as it is there
+
+    def __getitem__(self, token: int) -> str:
+        text = self._known.get(token)
+        if text is None:
+            text = self._known[token] = self._read(token)
+        return text
+
+    def joined(self, tokens: Sequence[int]) -> str:
+        """Return the text of several pieces; characters whose bytes lie in several of them are put together."""
+        text = "".join(self[token] for token in tokens)
+        if BROKEN not in text:
+            return text
+        parts, run = [], []
+        for token in [*tokens, None]:
+            if token is not None and token not in self._special:
+                run.append(token)
+            else:
+                parts += [self._decoded(run), HARD if token is not None else ""]
+                run = []
+        return "".join(parts)
+
+    def _read(self, token: int) -> str:
+        if token in self._special:
+            return HARD
+        text = self._decoded([token])
+        return text + self._after if text else text
+
+    def _decoded(self, tokens: list[int]) -> str:
+        both = self._decode([*self._anchor, *tokens])
+        return both[len(self._base) :] if both.startswith(self._base) else self._decode(tokens)
+
+    def _decode(self, tokens: list[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text if isinstance(text, str) else "".join(text)
+
+    def _find_anchor(self) -> tuple[list[int], str]:
+        for word in ("a", "the", "0", "."):
+            tokens = [t for t in self._tokenizer.encode(word, add_special_tokens=False) if t not in self._special]
+            if tokens and self._decode(tokens).strip():
+                return tokens, self._decode(tokens)
+        return [], ""
+
+    def _any_goes_on(self) -> bool:
+        size = len(self._tokenizer)
+        sample = range(0, size, max(1, size // _SAMPLE))
+        return any(WORD.match(self._decoded([token])) for token in sample if token not in self._special)
+
+
+class ClaimFinder:
+    """Finds which objects of a vocabulary a piece starts or goes on. One object serves many threads.
+
+    Args:
+        tokenizer: of the model that writes the answer.
+        vocabulary: the objects.
+        by_word: name the word itself ("pigeon") instead of its object ("bird").
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, by_word: bool = False) -> None:
+        self._pieces = pieces_of(tokenizer)
+        self._whole = vocabulary.spellings(by_word)
+        begun: dict[str, set[str]] = {}
+        for spelling, names in self._whole.items():
+            for end in range(1, len(spelling) + 1):
+                begun.setdefault(spelling[:end], set()).update(names)
+        self._begun = {start: frozenset(names) for start, names in begun.items()}
+        self._most = 1 + max(spelling.count(" ") for spelling in self._whole)
+        self._dead = "0" * (1 + max(map(len, self._whole)))  # an unfinished word that no name starts with
+        self._memory: dict[tuple[str, int], frozenset[str]] = {}
+
+    def reachable(self, prefix: Sequence[int], candidates: Iterable[int]) -> dict[int, frozenset[str]]:
+        """Return, for each candidate that starts or goes on a name, the objects it can still become.
+
+        Args:
+            prefix: tokens of the answer so far; its start counts as the start of a word.
+            candidates: tokens that may come next.
+        """
+        tail = self._tail(prefix)
+        state = self._state(self._pieces.joined(tail))
+        broken = any(BROKEN in self._pieces[token] for token in tail[-4:])
+        if len(self._memory) > _REMEMBERED:
+            self._memory = {}
+        found = {}
+        for token in candidates:
+            if broken or BROKEN in self._pieces[token]:
+                names = self._across(tail, token)
+            else:
+                key = (state, token)
+                known = self._memory.get(key)
+                if known is None:
+                    known = self._memory[key] = self._named(state, self._pieces[token])
+                names = known
+            if names:
+                found[token] = names
+        return found
+
+    def _tail(self, prefix: Sequence[int]) -> list[int]:
+        """Return the last tokens, as many as can hold the words of a name that is not finished."""
+        text, start = "", len(prefix)
+        while start > max(0, len(prefix) - _FAR):
+            start -= 1
+            text = self._pieces[prefix[start]] + text
+            if HARD in text or len(WORD.findall(text.replace(BROKEN, "x"))) > self._most:
+                break
+        return list(prefix[start:])
+
+    def _state(self, text: str) -> str:
+        """Return the longest end of a text that a name can start with; "" for none, `_dead` within another word."""
+        text = text.lower().rstrip(BROKEN)
+        words = list(WORD.finditer(text))
+        if not words:
+            return ""
+        rest = text[words[-1].end() :]
+        if rest and not _JOIN.fullmatch(rest):
+            return ""
+        for spelling in _runs(text, words, self._most):
+            if spelling + (" " if rest else "") in self._begun:
+                return spelling + (" " if rest else "")
+        return "" if rest else self._dead
+
+    def _named(self, state: str, piece: str) -> frozenset[str]:
+        """Return the objects that a piece starts or goes on after a state."""
+        text = state + piece.lower()
+        words = list(WORD.finditer(text))
+        if not words or words[-1].end() <= len(state):
+            return NOTHING  # no letter is new: a blank, punctuation
+        rest = text[words[-1].end() :]
+        for spelling in _runs(text, words, self._most):
+            if not rest:
+                names = self._begun.get(spelling, NOTHING)
+            elif _JOIN.fullmatch(rest):
+                names = self._whole.get(spelling, NOTHING) | self._begun.get(spelling + " ", NOTHING)
+            else:
+                names = self._whole.get(spelling, NOTHING)
+            if names:
+                return names
+        return NOTHING
+
+    def _across(self, tail: list[int], token: int) -> frozenset[str]:
+        """As `_named`, where a character's bytes lie in several pieces."""
+        before = self._pieces.joined(tail).rstrip(BROKEN)
+        state = self._state(before)
+        return self._named(state, self._pieces.joined([*tail, token]).rstrip(BROKEN)[len(before) :])
+
+
+def _runs(text: str, words: list[re.Match[str]], most: int) -> Iterable[str]:
+    """Yield the last words of a text as spellings, the longest first, as far back as blanks join them."""
+    first = len(words) - 1
+    while first > max(0, len(words) - most) and _JOIN.fullmatch(text, words[first - 1].end(), words[first].start()):
+        first -= 1
+    for start in range(first, len(words)):
+        yield " ".join(word.group() for word in words[start:])
+
+
+@lru_cache(maxsize=8)
+def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
+    """Return the pieces of a tokenizer, read once."""
+    return Pieces(tokenizer)
+
+
+@lru_cache(maxsize=32)
+def finder_of(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, by_word: bool = False) -> ClaimFinder:
+    """Return the finder for a tokenizer and a vocabulary, made once."""
+    return ClaimFinder(tokenizer, vocabulary, by_word)

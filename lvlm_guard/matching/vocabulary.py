@@ -1,0 +1,149 @@
+"""Which objects a matcher may be asked about, and the words that name them.
+
+Default: the 80 COCO categories with the synonyms of the CHAIR metric (`data/coco_synonyms.txt`, from
+LisaAnne/Hallucination at 6e4d33c, published with arXiv:1809.02156). A user's list has one object a line
+or entry: its name, then any synonyms after commas.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+
+from lvlm_guard.errors import KnobError
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]*)*")
+"""A run of letters and digits, with what follows an apostrophe inside it."""
+
+Objects = str | PathLike[str] | Sequence[str] | None
+
+_IRREGULAR = {
+    "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "goose": "geese",
+    "foot": "feet", "tooth": "teeth", "ox": "oxen", "calf": "calves", "leaf": "leaves", "loaf": "loaves",
+    "wolf": "wolves", "shelf": "shelves", "scarf": "scarves", "half": "halves", "elf": "elves", "bus": "buses",
+}  # fmt: skip
+_SILENT = re.compile(r"(hour|honest|heir)")
+_SOUNDED = re.compile(r"(uni|use|euro|one\b|ewe)")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Objects by name, each with the words that name it, its name first.
+
+    Args:
+        objects: (name, words) in the order of the list; words as the user wrote them, lower case.
+        plurals: whether each word's plural names the object too.
+    """
+
+    objects: tuple[tuple[str, tuple[str, ...]], ...]
+    plurals: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objects' names, in order."""
+        return tuple(name for name, _ in self.objects)
+
+    def spellings(self, by_word: bool = False) -> dict[str, frozenset[str]]:
+        """Return what each spelling names: words joined by one blank -> names of objects.
+
+        Args:
+            by_word: name the listed word itself ("pigeon") instead of its object ("bird").
+        """
+        found: dict[str, set[str]] = {}
+        for name, words in self.objects:
+            for word in words:
+                for spelling in (word, plural(word)) if self.plurals else (word,):
+                    found.setdefault(spelled(spelling), set()).add(word if by_word else name)
+        return {spelling: frozenset(names) for spelling, names in found.items()}
+
+    @classmethod
+    def of(cls, objects: Objects) -> Vocabulary:
+        """Return the vocabulary that a user asked for.
+
+        Args:
+            objects: None or "coco" for COCO's 80 categories; names, each with its synonyms after commas; or the
+                path of a file: text with one object a line ("#" starts a comment), or JSON with a list like
+                this or an object of name -> list of synonyms.
+
+        Raises:
+            KnobError: the file can't be read, or the list is empty or holds an entry without letters.
+        """
+        if objects is None or objects == "coco":
+            return _coco()
+        if isinstance(objects, str | PathLike):
+            return cls._from_file(Path(objects))
+        return cls._from_entries(list(objects), "the list of objects")
+
+    @classmethod
+    def _from_entries(cls, entries: Iterable[object], where: str) -> Vocabulary:
+        made = []
+        for entry in entries:
+            parts = [str(part) for part in entry] if isinstance(entry, list | tuple) else str(entry).split(",")
+            words = tuple(dict.fromkeys(" ".join(part.lower().split()) for part in parts if part.strip()))
+            if not words or not all(WORD.search(word) for word in words):
+                raise KnobError(
+                    f"{entry!r} in {where} names no object: give a word or words, such as 'dog' or 'couch, sofa'."
+                )
+            made.append((words[0], words))
+        if not made:
+            raise KnobError(f"There is no object in {where}: name one at least, or give None for COCO's 80 categories.")
+        return cls(tuple(made))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Vocabulary:
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".json":
+                read = json.loads(text)
+                entries: list[object] = (
+                    [[name, *synonyms] for name, synonyms in read.items()] if isinstance(read, dict) else list(read)
+                )
+            else:
+                entries = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        except (OSError, TypeError, ValueError) as error:
+            raise KnobError(
+                f"The objects could not be read from {str(path)!r} ({error}). Give a text file with one object a line "
+                "('couch, sofa'), a JSON list, a tuple of names, or None for COCO's 80 categories."
+            ) from error
+        return cls._from_entries(entries, repr(str(path)))
+
+
+@lru_cache(maxsize=1)
+def _coco() -> Vocabulary:
+    text = files("lvlm_guard.matching").joinpath("data/coco_synonyms.txt").read_text(encoding="utf-8")
+    return Vocabulary._from_entries(text.splitlines(), "COCO's categories")
+
+
+def spelled(text: str) -> str:
+    """Return a name as it is looked up: lower case, its words joined by one blank."""
+    return " ".join(WORD.findall(text.lower()))
+
+
+def plural(word: str) -> str:
+    """Return the plural of an English noun or compound ("stop sign" -> "stop signs"), by rule."""
+    head, blank, last = word.rpartition(" ")
+    for ending, irregular in _IRREGULAR.items():
+        if last == ending or (ending in ("man", "woman", "child", "person") and last.endswith(ending)):
+            return head + blank + last[: -len(ending)] + irregular
+    if re.search(r"[^aeiou]y$", last):
+        last = last[:-1] + "ies"
+    elif last.endswith("fe"):
+        last = last[:-2] + "ves"
+    elif re.search(r"(s|x|z|ch|sh)$", last):
+        last += "es"
+    else:
+        last += "s"
+    return head + blank + last
+
+
+def article(name: str) -> str:
+    """Return "a" or "an" before a noun, by its first letters."""
+    vowel = name[:1].lower() in "aeiou" and name[:1] != ""
+    sounds = _SILENT.match(name.lower()) if not vowel else not _SOUNDED.match(name.lower())
+    return "an" if sounds else "a"
