@@ -4,6 +4,10 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS  ?=
 
+# the lower bound in pyproject.toml; the newest release is what $(VENV) installs
+OLDEST := .venv-oldest
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+
 # uv when the machine has it (faster), else the pip inside the venv
 ifneq ($(shell command -v uv 2>/dev/null),)
 MKVENV  = uv venv -q --seed --python $(PY) $(VENV)
@@ -29,6 +33,10 @@ test: $(READY)  ## run every test, the slow ones last; ARGS='-k vcd' narrows
 test-fast: $(READY)  ## run the fast tests alone
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
+test-oldest: $(OLDEST)/.ready  ## run the fast tests on the oldest transformers that is allowed
+	@$(OLDEST)/bin/python -c "import transformers as t; print('transformers', t.__version__)"
+	@$(OLDEST)/bin/python -m pytest -q -m "not slow" $(ARGS)
+
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -39,10 +47,15 @@ train-embedded: $(READY)  ## train the embedded models again from nothing (about
 	@$(BIN)/python -m lvlm_guard.embedded.train $(ARGS)
 
 clean:  ## remove the environments and build outputs
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	$(MKVENV)
+
+$(OLDEST)/.ready: pyproject.toml setup.py
+	test -e $(OLDEST)/pyvenv.cfg || $(subst $(VENV),$(OLDEST),$(MKVENV))
+	$(subst $(BIN),$(OLDEST)/bin,$(INSTALL)) -e '.[dev]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	@touch $@
 
 # Re-runs only when what decides the environment changed; a failed install leaves no stamp.
 $(READY): pyproject.toml setup.py | $(VENV)/pyvenv.cfg

@@ -245,7 +245,9 @@ class Session:
             view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
         expand = rows // len(self.prompt)
         prompt = self.prompt.to(model.device)
-        _, expanded = self.plain._expand_inputs_for_generation(model, expand, False, prompt, **view)
+        _, expanded = model._expand_inputs_for_generation(
+            expand_size=expand, is_encoder_decoder=False, input_ids=prompt, **view
+        )
         return dict(expanded)
 
     def _catch_up(self, index: int, prepared: _Prepared, needed: int) -> Tensor:

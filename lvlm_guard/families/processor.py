@@ -24,6 +24,7 @@ from lvlm_guard.images import load_image
 
 STATE = "_lvlm_guard"
 _CLASSES: dict[type[Any], type[Any]] = {}
+_OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
 REMEMBERED = 256  # prompts whose question apply_chat_template(tokenize=False) has told us
 
 
@@ -103,7 +104,10 @@ def _subclass(base: type[Any]) -> type[Any]:
             views = _views(rows, _texts(guard_text, told, prompts, state, token), given)
 
             def process(pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
-                again = _call(self, base, pictures, text, args, kwargs | {"return_tensors": "pt"})
+                if state.family.fixed_size and not args and kwargs.keys() <= _OF_THE_TEXT:
+                    again = self.image_processor(flat(pictures), return_tensors="pt")  # the prompt stays as it is
+                else:
+                    again = _call(self, base, pictures, text, args, kwargs | {"return_tensors": "pt"})
                 return {key: again[key] for key in state.family.image_keys if key in again}
 
             made = _call(self, base, rows, text, args, kwargs)

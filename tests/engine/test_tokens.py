@@ -189,7 +189,7 @@ def test_caches_and_chunks_change_no_token(pair, extra, execution):
     run = {"max_new_tokens": STEPS, "do_sample": False}
     try:  # older transformers can't read a prompt with a picture in chunks, and say so in their own words
         model.generate(**inputs, guard=False, **run, **extra)
-    except ValueError:
+    except (ValueError, RuntimeError):
         pytest.skip("plain generate() refuses this")
     expected = model.generate(**inputs, **run, guard_execution="batched")
     assert torch.equal(model.generate(**inputs, **run, guard_execution=execution, **extra), expected)
