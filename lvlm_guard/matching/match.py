@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class Match:
     note: str | None = None
     share_on_class: float | None = None
 
-    @property
+    @cached_property
     def keep(self) -> Tensor:
         """[h, w] bool: the pixels that stay in the local view."""
         return keep_mask(self.relevance, self.score)
@@ -76,10 +77,16 @@ class Matcher(ABC):
         Raises:
             UnsupportedCallError: this matcher gives maps only.
         """
-        raise UnsupportedCallError(
-            f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one that "
-            "has `support(image, claims)`, such as the default `blip-itm`."
-        )
+        self.require_support()
+        raise NotImplementedError
+
+    def require_support(self) -> None:
+        """Raise `UnsupportedCallError` where this matcher gives maps only."""
+        if type(self).support is Matcher.support:
+            raise UnsupportedCallError(
+                f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one "
+                "that has `support(image, claims)`, such as the default `blip-itm`."
+            )
 
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the probability that claim i holds in image i, [n]; matchers that can, batch it."""

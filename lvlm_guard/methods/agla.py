@@ -20,12 +20,11 @@ from torch import Tensor
 from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut, plausible
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching import load_matcher, local_view
+from lvlm_guard.matching import load_matcher
+from lvlm_guard.matching.views import Frame, check_frame, masked_view
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from lvlm_guard.engine.call import Call, View
+    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,14 @@ class AGLA(Constrained):
     beta: float = 0.5
     mode: Literal["paper", "official"] = "paper"
     matcher: Any = None
-    frame: Literal["auto", "squashed", "original"] = "auto"
+    frame: Frame = "auto"
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
         check_beta(self.beta)
         if self.mode not in ("paper", "official"):
             raise KnobError(f"mode is {self.mode!r}: give 'paper' or, for the published code's numbers, 'official'.")
-        if self.frame not in ("auto", "squashed", "original"):
-            raise KnobError(f"frame is {self.frame!r}: give 'auto', 'squashed' or 'original'.")
+        check_frame(self.frame)
 
     @property
     def first_token_only(self) -> bool:
@@ -73,21 +71,7 @@ class AGLA(Constrained):
         return (Branch("local", self._view),)
 
     def _view(self, call: Call) -> dict[str, Tensor]:
-        frame = self.frame
-        if frame == "auto":
-            frame = "squashed" if call.family.fixed_size else "original"
-
-        def draw(views: list[View]) -> list[Image]:
-            matcher = load_matcher(self.matcher, model=call.model)
-            matches = matcher([view.image for view in views], [view.text for view in views])
-            for index, (view, match) in enumerate(zip(views, matches, strict=True)):
-                view.match = match
-                call.trace.matches.append({"image": index, "text": view.text, "score": match.score})
-                if match.note:
-                    call.trace.note(match.note)
-            return [local_view(view.image, match, frame) for view, match in zip(views, matches, strict=True)]
-
-        return call.redraw(draw)
+        return masked_view(call, self.matcher, self.frame)
 
     def check(self, call: Call) -> None:
         """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BlipImageProcessor, BlipProcessor, LlamaConfig, LlamaForCausalLM
 
 from lvlm_guard.errors import KnobError, UnknownNameError, UnsupportedCallError
-from lvlm_guard.matching import REGISTRY, BlipITM, load_matcher
+from lvlm_guard.matching import REGISTRY, BlipITM, Matcher, load_matcher
 from lvlm_guard.matching.loading import LARGE, default_source, forget_matchers
 
 
@@ -85,13 +85,14 @@ def test_what_names_no_matcher_is_refused():
 
 
 def test_a_matcher_without_probabilities_says_so():
-    class Plain(Brightness):
-        support = None
-
-    from lvlm_guard.matching import Matcher
+    class MapsOnly(Brightness):
+        support = Matcher.support
 
     with pytest.raises(UnsupportedCallError, match="support"):
-        Matcher.support(Plain(), Image.new("RGB", (4, 4)), ["a dog"])
+        MapsOnly().support(Image.new("RGB", (4, 4)), ["a dog"])
+    with pytest.raises(UnsupportedCallError, match="support"):
+        MapsOnly().require_support()
+    Brightness().require_support()
 
 
 def test_offline_the_default_weights_are_an_error_that_says_how_to_fetch_them(tmp_path):
