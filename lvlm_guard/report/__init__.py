@@ -9,8 +9,10 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 - `plots`: values with their intervals, as SVG.
 - `tables`: a table, and how a value with its interval is written.
 - `page`: the shell that holds them.
+- `answer`: the page of one answer, made of all of these.
 """
 
+from lvlm_guard.report.answer import Looked, Said, answer_page
 from lvlm_guard.report.colour import ramp
 from lvlm_guard.report.html import Html, tag
 from lvlm_guard.report.page import note, page, section, write_page
@@ -23,8 +25,11 @@ __all__ = [
     "Cell",
     "Html",
     "Interval",
+    "Looked",
     "Picture",
+    "Said",
     "TokenMark",
+    "answer_page",
     "data_address",
     "dot_plot",
     "legend",

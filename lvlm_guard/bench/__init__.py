@@ -1,0 +1,20 @@
+"""What a guard costs: guarded over plain `generate()`, interleaved in one run, nothing hidden.
+
+How it is measured:
+
+- One repetition is a block of calls. Its pictures go to every arm (plain, each method, each execution),
+  one call after the other; the order turns around from call to call (ABC, CBA, ...), so that a machine that
+  speeds up or slows down hits all arms alike.
+- Every call of every arm sees a picture that no call saw before (the same scene, with one corner pixel
+  stamped), so that no cache of the matcher hides what a mask costs.
+- A block's times are summed, guarded over plain is one ratio a block, and the value is the median over
+  blocks with a 95 % bootstrap interval. Blocks rather than calls, because most yes/no questions are
+  decided without the second view: a median over calls would show their cost alone.
+- The plain arm is plain: model and processor without a guard. `time_ratio` is of `generate()`;
+  `request_ratio` counts the processor too.
+- Counts of forwards and masks come from untimed calls of the same kind: a timed call keeps no trace.
+
+- `workloads`: what is asked: captions and yes/no questions, of the embedded world or of a folder's pictures.
+- `measure`: `Bench`, the arms and their order.
+- `intervals`, `memory`: the arithmetic, and the peak of memory.
+"""

@@ -1,0 +1,44 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lvlm_guard import __version__
+from lvlm_guard.cli.bench import bench
+from lvlm_guard.cli.console import reporting
+from lvlm_guard.cli.demo import demo
+from lvlm_guard.cli.doctor import doctor
+from lvlm_guard.cli.generate import generate
+from lvlm_guard.cli.mask import mask
+from lvlm_guard.cli.methods import methods
+
+app = typer.Typer(
+    name="lvlm-guard",
+    help="Vision-language models that say less of what is not in the picture. Start with: lvlm-guard demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (demo, generate, mask, bench, doctor, methods):
+    app.command(command.__name__)(reporting(command))

@@ -1,0 +1,143 @@
+"""`lvlm-guard bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lvlm_guard.cli.console import out, print_json, progress, quiet_libraries, say, usage
+from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
+
+BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
+
+
+def bench(
+    model: Model = "embedded",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated; 'all' for every one.")] = "agla,vote",
+    executions: Annotated[str, typer.Option(help="Of auto, lazy, batched.")] = "auto,lazy,batched",
+    batches: Annotated[str, typer.Option(help="Captions in one call.")] = "1,8",
+    blocks: Annotated[int, typer.Option(min=1, help="Repetitions of each workload.")] = 16,
+    images: Annotated[
+        Path | None, typer.Option(help="Pictures for a model other than embedded; else drawn scenes.", metavar="FOLDER")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption of another model.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Measure what the guard costs: guarded over plain generate(), interleaved in one run.
+
+    Captions at each batch size, and yes/no questions. Every call sees a new picture, so that the mask's
+    cost is always in it. Values are medians over blocks of calls with 95 % intervals. Leave the machine
+    alone meanwhile.
+
+    [bold]Example:[/bold] lvlm-guard bench --methods agla,vcd --blocks 8 --json
+    """
+    sizes = _sizes(batches)
+    chosen_executions = _listed(executions, ("auto", "lazy", "batched"))
+    quiet_libraries()
+    import torch
+
+    from lvlm_guard.bench.measure import Bench, arms_of
+    from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
+    from lvlm_guard.methods import REGISTRY
+    from lvlm_guard.pretrained import load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    names = REGISTRY.names() if methods == "all" else _listed(methods, None)
+    arms = arms_of([method_of(name, None) for name in names], chosen_executions)  # type: ignore[arg-type]
+    busy = _load()
+    if model == "embedded" and images is None:
+        workloads = world_workloads(blocks, sizes)
+    else:
+        workloads = picture_workloads(folder_pictures(images) if images else made_pictures(), sizes, max_new_tokens)
+    lvlm, processor = load_model(model, device=device, dtype=dtype)
+    warm = 1
+    say(f"Measuring {len(arms)} ways to answer on {len(workloads)} workloads, {blocks} blocks each. Ctrl-C stops.")
+    with progress("blocks", len(workloads) * (blocks + warm)) as tick:
+        rows = Bench(lvlm, processor, model, blocks=blocks, warm=warm, tick=tick).run(workloads, arms)
+    if busy > BUSY:
+        say(
+            f"The machine was busy when this began (load {busy:.1f}): ratios hold better than times, but measure again."
+        )
+    if json:
+        print_json("bench", rows, lvlm.device)
+        return
+    for workload in workloads:
+        out().print(_table(rows, workload.task, workload.batch))
+    out().print(
+        "[dim]time: median over blocks of guarded / plain generate(), the mask counted; request: the processor too; "
+        "forwards, tokens and masks are means a call; 95 % intervals in brackets.[/]"
+    )
+
+
+def _listed(text: str, known: tuple[str, ...] | None) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if known is not None and name not in known]
+    if wrong or not names:
+        raise usage(f"{text!r}: give one or more of {', '.join(known or ('the methods',))}, comma-separated.")
+    return names
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise usage(f"--batches {text}: give whole numbers of at least 1, such as 1,8.")
+    return sizes
+
+
+def _load() -> float:
+    import os
+
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _table(rows: list[dict[str, Any]], task: str, batch: int) -> Table:
+    mine = [row for row in rows if (row["task"], row["batch"]) == (task, batch)]
+    title = f"{task}s, {'one by one' if batch == 1 else f'{batch} at once'} (n = {mine[0]['n']})"
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "method",
+        "run",
+        "time",
+        "request",
+        "ms a call",
+        "tokens/s",
+        "local fwd",
+        "tokens",
+        "masks",
+        "peak MiB",
+    ):
+        table.add_column(column, justify="left" if column in ("method", "run") else "right", no_wrap=column == "method")
+    for method, execution in dict.fromkeys((row["method"], row["execution"]) for row in mine):
+        found = {row["metric"]: row for row in mine if (row["method"], row["execution"]) == (method, execution)}
+        table.add_row(
+            method,
+            execution,
+            _ratio(found.get("time_ratio")),
+            _ratio(found.get("request_ratio")),
+            f"{1000 * found['seconds_per_call']['value']:.1f}",
+            f"{found['tokens_per_s']['value']:.0f}",
+            *(_mean(found.get(name)) for name in ("local_forwards", "local_tokens", "masks")),
+            f"{found['peak_memory_mib']['value']:.0f}",
+        )
+    return table
+
+
+def _ratio(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "1"
+    ends = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['value']:.2f}{ends}"
+
+
+def _mean(row: dict[str, Any] | None) -> str:
+    return "–" if row is None else f"{row['value']:.2f}"

@@ -1,0 +1,212 @@
+"""`lvlm-guard doctor`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from typing import Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lvlm_guard.cli.console import FAILED, installed, out, print_json, quiet_libraries
+from lvlm_guard.cli.options import Json
+
+STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part: "ok", "off" (optional, not there), "missing" (needed), "broken"; and what to do about it."""
+
+    part: str
+    state: str
+    detail: str
+    fix: str = ""
+
+
+def doctor(json: Json = False) -> None:
+    """Say what is installed, which parts work here, and what to install for the rest.
+
+    The embedded model answers one guarded question, so "works" is tried, not guessed. Exit code 1 where a
+    part of the core does not work.
+
+    [bold]Example:[/bold] lvlm-guard doctor
+    """
+    with suppress(ImportError):  # what is missing is what it is to say
+        quiet_libraries()
+    findings = list(examine())
+    if json:
+        print_json("doctor", [asdict(finding) for finding in findings])
+    else:
+        table = Table(box=None, pad_edge=False)
+        for column in ("part", "", "found", "to do"):
+            table.add_column(column, overflow="fold")
+        for finding in findings:
+            style = STYLES[finding.state]
+            table.add_row(
+                escape(finding.part), f"[{style}]{finding.state}[/]", escape(finding.detail), escape(finding.fix)
+            )
+        out().print(table)
+    if any(finding.state in ("missing", "broken") for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what was found, part by part."""
+    yield Finding("python", "ok", sys.version.split()[0])
+    yield from _packages()
+    yield _tried("device", _device)
+    yield _tried("embedded model", _embedded)
+    yield _tried("a guarded answer", _guarded)
+    yield _tried("methods and matchers", _registered)
+    yield from _extras()
+    yield _offline()
+    yield _tried("default matcher", _matcher)
+
+
+def _tried(part: str, try_it: Callable[[], Finding]) -> Finding:
+    """Return the finding of a try; whatever it raises means that the part is broken, and says so."""
+    try:
+        return try_it()
+    except Exception as error:
+        return Finding(part, "broken", f"{type(error).__name__}: {error}")
+
+
+def _wanted(extra: str | None) -> list[str]:
+    """Return the requirements of the package itself, or of one of its extras."""
+    try:
+        lines = requires("lvlm-guard") or []
+    except PackageNotFoundError:
+        return []
+    mark = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+    found = []
+    for line in lines:
+        told = mark.search(line)
+        if (told.group(1) if told else None) == extra:
+            found.append(line.split(";")[0].strip())
+    return found
+
+
+def _packages() -> Iterator[Finding]:
+    for wanted in _wanted(None):
+        name = re.split(r"[\s<>=!~\[]", wanted)[0]
+        version = installed(name)
+        if version is None:
+            yield Finding(name, "missing", f"{wanted} is needed", f"pip install '{wanted}'")
+        elif not _fits(version, wanted):
+            yield Finding(name, "missing", f"{version} is here, {wanted} is needed", f"pip install '{wanted}'")
+        else:
+            yield Finding(name, "ok", version)
+
+
+def _fits(version: str, wanted: str) -> bool:
+    from packaging.requirements import Requirement
+
+    return Requirement(wanted).specifier.contains(version, prereleases=True)
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, does in (
+        ("eval", "evaluation on lmms-eval"),
+        ("serve", "the vLLM server (GPU)"),
+        ("serve-cpu", "the vLLM server (CPU)"),
+        ("quant", "quantised models, device maps"),
+        ("train", "adapters and training"),
+        ("dev", "tests and checks"),
+    ):
+        names = [re.split(r"[\s<>=!~\[]", wanted)[0] for wanted in _wanted(extra)]
+        absent = [name for name in names if installed(name) is None]
+        if not names:
+            continue
+        if absent:
+            yield Finding(
+                f"[{extra}] {does}", "off", f"not here: {', '.join(absent)}", f"pip install 'lvlm-guard[{extra}]'"
+            )
+        else:
+            yield Finding(f"[{extra}] {does}", "ok", ", ".join(f"{name} {installed(name)}" for name in names))
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        free, whole = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Finding("device", "ok", f"{name}, {free / 2**30:.0f} of {whole / 2**30:.0f} GiB free")
+    if torch.backends.mps.is_available():
+        return Finding("device", "ok", "Apple GPU (mps)")
+    return Finding("device", "ok", f"CPU, {torch.get_num_threads()} threads", "a CUDA GPU for models of billions")
+
+
+def _embedded() -> Finding:
+    from lvlm_guard import embedded
+
+    for folder in (embedded.MODEL, embedded.MATCHER):
+        weights = folder / "model.safetensors"
+        if not weights.is_file() or weights.stat().st_size < 100_000:
+            fix = "install the package again, or: make train-embedded"
+            return Finding("embedded model", "missing", f"no weights in embedded/{folder.name}", fix)
+    size = sum((folder / "model.safetensors").stat().st_size for folder in (embedded.MODEL, embedded.MATCHER))
+    return Finding("embedded model", "ok", f"model and matcher, {size / 1e6:.1f} MB")
+
+
+def _guarded() -> Finding:
+    from PIL import Image
+
+    from lvlm_guard.api import guard
+    from lvlm_guard.embedded.world import question, scenes
+    from lvlm_guard.methods import AGLA
+    from lvlm_guard.pretrained import ask, load_model
+
+    model, processor = guard(*load_model(device="cpu"), AGLA(beta=0))  # every step needs the second view
+    inputs = ask(processor, [[Image.fromarray(scenes("test", 1).image[0])]], [question("dog")])
+    output = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    if output.guard.masks != 1:
+        return Finding("a guarded answer", "broken", f"{output.guard.masks} second views were made instead of 1")
+    return Finding("a guarded answer", "ok", "the embedded model answered, AGLA's second view made")
+
+
+def _registered() -> Finding:
+    from lvlm_guard.cli.methods import found
+
+    rows = found()
+    broken = [f"{row['name']} ({row['where']}): {row['error']}" for row in rows if row["error"]]
+    if broken:
+        return Finding(
+            "methods and matchers", "broken", "; ".join(broken), "update or uninstall the package it is from"
+        )
+    foreign = [row["name"] for row in rows if not row["where"].startswith("lvlm_guard.")]
+    more = f"; from other packages: {', '.join(foreign)}" if foreign else ""
+    names = ", ".join(row["name"] for row in rows if row["kind"] in ("method", "matcher"))
+    return Finding("methods and matchers", "ok", names + more)
+
+
+def _offline() -> Finding:
+    from huggingface_hub import constants
+
+    told = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
+    where = f"cache {constants.HF_HUB_CACHE}"
+    if told:
+        return Finding(
+            "model hub", "off", f"switched off by {', '.join(told)}; {where}", f"unset {' '.join(told)} to fetch"
+        )
+    return Finding("model hub", "ok", f"may be asked (not tried); {where}")
+
+
+def _matcher() -> Finding:
+    from huggingface_hub import try_to_load_from_cache
+
+    from lvlm_guard.matching.blip_weights import LARGE
+
+    held: Any = [try_to_load_from_cache(LARGE, name) for name in ("model.safetensors", "pytorch_model.bin")]
+    if any(isinstance(path, str) for path in held):
+        return Finding(f"matcher of other models, {LARGE}", "ok", "in the cache")
+    fix = f"hf download {LARGE}, once, with network"
+    return Finding(f"matcher of other models, {LARGE}", "off", "not in the cache; fetched on first use", fix)

@@ -1,0 +1,227 @@
+"""`lvlm-guard generate`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lvlm_guard.cli.console import bullets, out, print_json, quiet_libraries, usage
+from lvlm_guard.cli.options import (
+    Device,
+    Dtype,
+    Execution,
+    Json,
+    Knobs,
+    MaxPixels,
+    Model,
+    Pictures,
+    method_of,
+    pictures_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from PIL.Image import Image
+
+    from lvlm_guard.engine.trace import GuardTrace
+
+
+@dataclass
+class Answer:
+    """One answer: its text, token ids, seconds of generate(), and the guard's trace (None for a plain one)."""
+
+    method: str
+    text: str
+    tokens: list[int]
+    seconds: float
+    trace: GuardTrace | None = None
+    views: list[Any] = field(default_factory=list)
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Option(help="What to ask.", metavar="TEXT")] = None,
+    image: Pictures = None,
+    model: Model = "embedded",
+    method: Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")] = "agla",
+    knob: Knobs = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer plainly too, and show both.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page: maps, views, overruled tokens.", dir_okay=False, metavar="FILE.html"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
+    temperature: Annotated[float, typer.Option(min=1e-3, help="Of --sample.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of --sample; the plain answer starts from it too.")] = 0,
+    execution: Execution = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_pixels: MaxPixels = None,
+    json: Json = False,
+) -> None:
+    """Answer a question about a picture, guarded; with --compare plainly too.
+
+    Without --image and --prompt the embedded model describes a scene of its own world.
+
+    [bold]Example:[/bold] lvlm-guard generate --image world:3 --prompt "is there a car in the image ?" --compare
+    --report answer.html
+    """
+    if prompt is None and model != "embedded":
+        raise usage("Give a question: --prompt TEXT.")
+    pictures, remarks = pictures_of(image, model, max_pixels)
+    quiet_libraries()
+    from lvlm_guard.embedded.world import CAPTION_PROMPT
+    from lvlm_guard.pretrained import load_model, unknown_words
+
+    prompt = CAPTION_PROMPT if prompt is None else prompt
+    chosen = method_of(method, knob)
+    lvlm, processor = load_model(model, device=device, dtype=dtype)
+    unknown = unknown_words(processor, prompt)
+    if unknown:
+        remarks.append(f"The model has no words for: {', '.join(unknown)}. It reads <unk> there.")
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample}
+    settings |= {"temperature": temperature} if sample else {"temperature": None, "top_p": None, "top_k": None}
+    answers = answer(lvlm, processor, chosen, pictures, prompt, settings, execution, seed, compare)
+    guarded = answers[-1]
+    remarks += guarded.trace.notes if guarded.trace else []
+    shown = image or ["world:0"]
+    rows = [
+        {
+            "model": model,
+            "method": one.method,
+            "images": shown,
+            "prompt": prompt,
+            "answer": one.text,
+            "tokens": len(one.tokens),
+            "seconds": one.seconds,
+            "trace": one.trace.to_dict() if one.trace else None,
+        }
+        for one in answers
+    ]
+    if report is not None:
+        from lvlm_guard.report import write_page
+
+        decode = _decoder(processor)
+        write_page(report, _page(answers, pictures, prompt, model, remarks, decode))
+    if json:
+        print_json("generate", rows, lvlm.device, notes=remarks)
+        return
+    _show(answers, shown, prompt, _decoder(processor))
+    bullets(remarks)
+    if report is not None:
+        out().print(f"[dim]page[/]  {escape(str(report))}")
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    method: Any,
+    pictures: Sequence[Image],
+    prompt: str,
+    settings: dict[str, Any],
+    execution: Execution,
+    seed: int,
+    compare: bool,
+) -> list[Answer]:
+    """Return the guarded answer, after the plain one if asked; both start from the same seed.
+
+    Raises:
+        GuardError: the model, the pictures or the prompt can't be guarded.
+    """
+    from transformers import set_seed
+
+    from lvlm_guard.api import guard
+    from lvlm_guard.pretrained import ask, spoken
+
+    model, processor = guard(model, processor, method, execution=execution)
+    answers = []
+    for plain in (True, False) if compare else (False,):
+        inputs = ask(processor, [pictures], [prompt]).to(model.device, dtype=model.dtype)
+        views = inputs["guard_views"].views() if not plain else []
+        set_seed(seed)
+        began = time.perf_counter()
+        if plain:
+            del inputs["guard_views"]
+            output = model.generate(**inputs, **settings, guard=False, return_dict_in_generate=True)
+        else:
+            output = model.generate(**inputs, **settings, return_dict_in_generate=True)
+        seconds = time.perf_counter() - began
+        tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        name = method.name if not plain else "sample" if settings["do_sample"] else "greedy"
+        text = spoken(processor, tokens).strip()
+        answers.append(Answer(name, text, tokens, seconds, None if plain else output.guard, views))
+    return answers
+
+
+def _decoder(processor: Any) -> Callable[[Sequence[int]], str]:
+    from lvlm_guard.pretrained import spoken
+
+    return lambda tokens: spoken(processor, tokens)
+
+
+def _show(answers: list[Answer], images: list[str], prompt: str, decode: Callable[[Sequence[int]], str]) -> None:
+    from lvlm_guard.report import token_marks
+
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[dim]image[/]", escape(", ".join(images)))
+    table.add_row("[dim]asked[/]", escape(prompt))
+    for one in answers:
+        table.add_row(f"[bold]{escape(one.method)}[/]", escape(one.text) or "[dim](nothing)[/]")
+    trace = answers[-1].trace
+    if trace is not None:
+        marks = token_marks(trace.to_dict(), decode) if trace.steps else []
+        over = [f"{(mark.overruled or '').strip()} → {mark.text.strip()}" for mark in marks if mark.overruled]
+        table.add_row("[dim]overruled[/]", escape("; ".join(over)) if over else "[dim]no token[/]")
+        table.add_row("[dim]cost[/]", f"[dim]{_cost(answers[-1])}[/]")
+    out().print(table)
+
+
+def _cost(one: Answer) -> str:
+    trace = one.trace
+    assert trace is not None
+    return (
+        f"{len(one.tokens)} tokens in {one.seconds:.2f} s, {trace.execution}: {trace.global_forwards} forwards, "
+        f"{trace.local_forwards} more for other branches, {trace.masks} second views"
+    )
+
+
+def _page(
+    answers: list[Answer],
+    pictures: Sequence[Image],
+    prompt: str,
+    model: str,
+    remarks: list[str],
+    decode: Callable[[Sequence[int]], str],
+) -> str:
+    from lvlm_guard import __version__
+    from lvlm_guard.report.answer import Looked, Said, answer_page
+
+    guarded = answers[-1]
+    assert guarded.trace is not None
+    looked = []
+    for index, picture in enumerate(pictures):
+        view = guarded.views[index] if index < len(guarded.views) else None
+        looked.append(Looked(picture, *_seen(picture, view)))
+    said = [Said(one.method, one.text, one.seconds, one.trace.to_dict() if one.trace else None) for one in answers]
+    return answer_page(
+        prompt, looked, said, decode, model=model, remarks=remarks, made=f"lvlm-guard {__version__}, generate --report"
+    )
+
+
+def _seen(picture: Image, view: Any) -> tuple[Any, Any, Image | None, str]:
+    """Return relevance, what is kept, the local view in the picture's own shape, and a caption."""
+    match = getattr(view, "match", None)
+    if match is None:
+        return None, None, getattr(view, "local", None), ""
+    from lvlm_guard.matching import local_view
+
+    keep = match.keep.cpu().numpy()
+    said = f"matched with “{view.text}”: score {match.score:.3f}, {keep.mean():.0%} kept"
+    return match.relevance.cpu().numpy(), keep, local_view(picture, match, "original"), said

@@ -1,0 +1,82 @@
+"""`lvlm-guard methods`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from lvlm_guard.cli.console import out, print_json
+from lvlm_guard.cli.options import Json
+
+TITLES = {"method": "Methods", "matcher": "Matchers", "family": "Model families"}
+
+
+def methods(json: Json = False) -> None:
+    """List the methods, matchers and model families that were found, and where.
+
+    Another package brings one by an entry point (lvlm_guard.methods, .matchers, .families).
+
+    [bold]Example:[/bold] lvlm-guard methods --json
+    """
+    rows = found()
+    if json:
+        print_json("methods", rows)
+        return
+    for kind in TITLES:
+        table = Table(title=TITLES[kind], title_justify="left")
+        for column in ("name", "what it does", "model types" if kind == "family" else "knobs", "where"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            if row["kind"] == kind:
+                shown = row["error"] or row["does"]
+                knobs = ", ".join(f"{k}={v!r}" for k, v in row["knobs"].items()) or ", ".join(row["model_types"])
+                table.add_row(row["name"], escape(shown), escape(knobs), escape(row["where"]))
+        out().print(table)
+
+
+def found() -> list[dict[str, Any]]:
+    """Return every registered name: kind, name, where, what it does, knobs, and the error if it can't be loaded."""
+    from lvlm_guard import families, matching
+    from lvlm_guard import methods as decoding
+
+    rows = []
+    for registry in (decoding.REGISTRY, matching.REGISTRY, families.REGISTRY):
+        for name in registry.names():
+            row: dict[str, Any] = {
+                "kind": registry.kind,
+                "name": name,
+                "where": registry.where(name),
+                "does": "",
+                "knobs": {},
+                "model_types": [],
+                "error": None,
+            }
+            rows.append(row)
+            try:
+                thing = registry.get(name)
+            except Exception as error:  # another package's module may fail in any way; the list must still print
+                row["error"] = f"can't be loaded: {type(error).__name__}: {error}"
+                continue
+            row["does"] = _first_line(thing)
+            row["model_types"] = list(getattr(thing, "model_types", ()))
+            if dataclasses.is_dataclass(thing):
+                row["knobs"] = {field.name: _default(field) for field in dataclasses.fields(thing) if field.init}
+    return rows
+
+
+def _first_line(thing: Any) -> str:
+    """Return what the thing's module says of itself: one file tells one method."""
+    module = inspect.getmodule(thing)
+    told = (module.__doc__ if module else None) or inspect.getdoc(thing) or ""
+    return told.strip().split("\n")[0]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    value = field.default
+    if value is dataclasses.MISSING:
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,123 @@
+"""Options that several commands share, and what their texts mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lvlm_guard.cli.console import usage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Model = Annotated[str, typer.Option(help="'embedded' (no download), a folder, or a hub id.", metavar="ID")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+Execution = Annotated[
+    Literal["auto", "lazy", "batched"], typer.Option(help="How the branches are run: the same tokens, another cost.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Knobs = Annotated[
+    list[str] | None,
+    typer.Option("--knob", help="A knob of the method, e.g. alpha=1.5. Repeatable.", metavar="NAME=VALUE"),
+]
+Pictures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        help="A picture file; 'world:7' is scene 7 of the embedded world. Repeatable.",
+        metavar="PATH",
+    ),
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Most pixels of a picture to accept; 0 for no limit. [default: 128 million]", min=0)
+]
+
+WORLD_ONLY = (
+    "The embedded model knows only its own world: 96 x 96 scenes of 54 drawn objects. On any other picture its answer "
+    "shows that the parts work together, and says nothing about the picture. Give --model a real model for that."
+)
+
+
+def method_of(name: str, knobs: Sequence[str] | None) -> Any:
+    """Return a method from its name and NAME=VALUE texts.
+
+    Raises:
+        UnknownNameError: no method has this name.
+        KnobError: no such knob, or a value that it can't take.
+    """
+    import dataclasses
+
+    from lvlm_guard.api import resolve
+    from lvlm_guard.methods import REGISTRY
+
+    kind = REGISTRY.get(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    given: dict[str, Any] = {}
+    for pair in knobs or ():
+        knob, equals, value = pair.partition("=")
+        if not equals:
+            raise usage(f"--knob {pair!r} has no value: write NAME=VALUE, such as alpha=1.5.")
+        given[knob.strip()] = _value(knob.strip(), value.strip(), defaults.get(knob.strip()))
+    return resolve(name, given)
+
+
+def _value(knob: str, text: str, default: Any) -> Any:
+    """Read a knob's text as the type of its default; a knob without one takes None, a number, or text."""
+    if isinstance(default, bool):
+        if text.lower() in ("true", "yes", "1", "false", "no", "0"):
+            return text.lower() in ("true", "yes", "1")
+        raise usage(f"--knob {knob}={text}: give true or false.")
+    if isinstance(default, int | float):
+        try:
+            return type(default)(text)
+        except ValueError:
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise usage(f"--knob {knob}={text}: give {kind}, such as {default}.") from None
+    if text.lower() == "none":
+        return None
+    if default is None and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    return text
+
+
+def pictures_of(sources: Sequence[str] | None, model: str, max_pixels: int | None) -> tuple[list[Image], list[str]]:
+    """Return the pictures of --image and what is to be said about them.
+
+    Without any, the embedded model looks at scene 0 of its own world.
+
+    Raises:
+        ImageError: a file can't be used.
+    """
+    from lvlm_guard.images import MAX_PIXELS, load_image, notes
+
+    limit = MAX_PIXELS if max_pixels is None else max_pixels or None
+    if not sources and model != "embedded":
+        raise usage("Give a picture: --image PATH.")
+    pictures, remarks = [], []
+    for source in sources or ["world:0"]:
+        number = re.fullmatch(r"world:(\d+)", source)
+        if number:
+            pictures.append(scene(int(number[1])))
+            continue
+        picture = load_image(source, max_pixels=limit)
+        pictures.append(picture)
+        remarks += [f"{source}: {note}." for note in notes(picture)]
+        if model == "embedded" and WORLD_ONLY not in remarks:
+            remarks.append(WORLD_ONLY)
+    return pictures, remarks
+
+
+def scene(number: int) -> Image:
+    """Return one of the embedded world's held-out scenes."""
+    from PIL import Image as pillow
+
+    from lvlm_guard.embedded.world import SPLITS, scenes
+
+    size = SPLITS["test"].size
+    if number >= size:
+        raise usage(f"world:{number} is no scene: there are world:0 to world:{size - 1}.")
+    return pillow.fromarray(scenes("test", number + 1).image[number])

@@ -1,0 +1,127 @@
+"""One answer as a page: what the guard looked at, what it said, which tokens it overruled, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+
+from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.page import note, page, section
+from lvlm_guard.report.pictures import Picture, overlay, panel
+from lvlm_guard.report.tables import table
+from lvlm_guard.report.tokens import legend, token_marks, token_strip
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One picture and what the method made of it.
+
+    Args:
+        image: the picture.
+        relevance: [h, w] in 0 to 1, where a matcher was asked.
+        keep: [h, w] bool, what stayed in the local view.
+        local: the second view, where one was made.
+        caption: a sentence on the match.
+    """
+
+    image: Image
+    relevance: Any = None
+    keep: Any = None
+    local: Image | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer; `trace` is `GuardTrace.to_dict()`, None for a plain one."""
+
+    method: str
+    text: str
+    seconds: float
+    trace: Mapping[str, Any] | None = None
+
+
+def answer_page(
+    prompt: str,
+    pictures: Sequence[Looked],
+    answers: Sequence[Said],
+    decode: Callable[[Sequence[int]], str],
+    *,
+    model: str,
+    remarks: Sequence[str] = (),
+    made: str = "",
+) -> str:
+    """Return the page of one prompt.
+
+    Args:
+        prompt: what was asked.
+        pictures: in the prompt's order.
+        answers: plain ones first; the last one is the guarded one.
+        decode: token ids to text, special tokens dropped.
+        model: its name.
+        remarks: what a reader must know.
+        made: how the page was made.
+    """
+    guarded = answers[-1]
+    parts: list[object] = [note(*(tag("p", remark) for remark in remarks)) if remarks else None]
+    for looked in pictures:
+        parts.append(panel(_views(looked)))
+        if looked.relevance is None and guarded.trace and not guarded.trace.get("masks"):
+            parts.append(tag("p", _no_view(guarded.trace), class_="note"))
+    parts.append(section("What it says", tag("div", *(_said(one, decode) for one in answers), class_="two"), legend()))
+    if guarded.trace is not None:
+        parts.append(section("What it cost", _cost(answers), _knobs(guarded.trace)))
+    return page(prompt, *parts, lead=f"Asked of {model}, guarded by {guarded.method}.", foot=made)
+
+
+def _views(looked: Looked) -> list[Picture]:
+    views = [Picture(looked.image, "The picture", f"{looked.image.width} × {looked.image.height}")]
+    if looked.relevance is not None:
+        shown = overlay(looked.image, looked.relevance, keep=looked.keep)
+        views.append(
+            Picture(shown, "What matters to the question", looked.caption, alt="relevance map over the picture")
+        )
+    if looked.local is not None:
+        views.append(Picture(looked.local, "The second view", "what the local branch was shown"))
+    return views
+
+
+def _no_view(trace: Mapping[str, Any]) -> str:
+    if trace["execution"] == "lazy":
+        return "No second view was made: each token was decided without it, so no other view could have changed one."
+    return f"{trace['method']} makes no second view of the picture."
+
+
+def _said(one: Said, decode: Callable[[Sequence[int]], str]) -> Html:
+    marks = token_marks(one.trace, decode) if one.trace is not None and one.trace.get("steps") else None
+    body = token_strip(marks) if marks else tag("p", one.text or "(nothing)", class_="tokens")
+    return tag("div", tag("h3", one.method), body)
+
+
+def _cost(answers: Sequence[Said]) -> Html:
+    header = ["answer", "seconds", "run", "forwards", "for other branches", "their tokens", "second views"]
+    rows = []
+    for one in answers:
+        counts = one.trace or {}
+        rows.append(
+            [
+                one.method,
+                f"{one.seconds:.3f}",
+                counts.get("execution", "plain"),
+                counts.get("global_forwards"),
+                counts.get("local_forwards"),
+                counts.get("local_tokens"),
+                counts.get("masks"),
+            ]
+        )
+    return table(
+        header, rows, note="Seconds are of one call each, the first ones of their kind; lvlm-guard bench measures."
+    )
+
+
+def _knobs(trace: Mapping[str, Any]) -> Html | None:
+    knobs = ", ".join(f"{name} {value}" for name, value in trace["knobs"].items() if value is not None)
+    return tag("p", f"{trace['method']}: {knobs}", class_="note") if knobs else None

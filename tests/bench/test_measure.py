@@ -1,0 +1,157 @@
+import itertools
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lvlm_guard import methods
+from lvlm_guard.bench.measure import Arm, Bench, arms_of, stamped, turning
+from lvlm_guard.bench.memory import peak_meter
+from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
+from lvlm_guard.errors import ImageError, KnobError
+from lvlm_guard.pretrained import load_model
+
+AGLA = methods.AGLA()
+ARMS = [Arm("greedy"), Arm("agla", "lazy", AGLA), Arm("agla", "batched", AGLA), Arm("vcd", "auto", methods.VCD())]
+
+
+def test_every_arm_runs_once_a_call_and_stands_at_every_place_equally_often() -> None:
+    places: Counter[tuple[Arm, int]] = Counter()
+    for order in turning(ARMS, 8 * len(ARMS)):
+        assert set(order) == set(ARMS)
+        places.update((arm, place) for place, arm in enumerate(order))
+    assert set(places.values()) == {8}
+
+
+def test_each_call_turns_the_order_of_the_one_before() -> None:
+    orders = [list(order) for order in turning(ARMS[:2], 4)]
+    assert orders[0] == orders[1][::-1]
+    assert orders[2] == orders[3][::-1]
+
+
+def test_a_stamp_changes_the_content_and_not_the_sight() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    stamps = [stamped(picture, number) for number in range(3000)]
+    assert len({image.tobytes() for image in stamps}) == 3000
+    for image in stamps[::500]:
+        change = np.abs(np.asarray(image).astype(int) - np.asarray(picture))
+        assert change.max() <= 3
+        assert (change.any(-1)).sum() <= 4
+    assert stamped(Image.new("L", (1, 1)), 1).size == (1, 1)
+
+
+def test_a_method_is_measured_only_in_the_ways_that_it_can_run() -> None:
+    arms = arms_of([methods.AGLA(), methods.APC(), methods.Vote()], ["auto", "lazy", "batched"])
+    assert [(arm.name, arm.execution) for arm in arms] == [
+        ("greedy", "auto"),
+        ("agla", "auto"),
+        ("agla", "lazy"),
+        ("agla", "batched"),
+        ("apc", "auto"),
+        ("vote", "auto"),
+    ]
+    with pytest.raises(KnobError, match="'auto', 'lazy' or 'batched'"):
+        arms_of([methods.AGLA()], ["fast"])  # type: ignore[list-item]
+
+
+def test_the_worlds_questions_are_popes_in_equal_parts_each_of_another_scene() -> None:
+    *captions, questions = world_workloads(6, [1, 8])
+    assert [(c.task, c.batch) for c in captions] == [("caption", 1), ("caption", 8)]
+    calls = range(6 * questions.calls)
+    pictures = [questions.pictures(call)[0].tobytes() for call in calls]
+    assert len(set(pictures)) == len(pictures)
+    assert all(questions.prompts(call)[0].startswith("is there a") for call in calls)
+    for caption in captions:
+        assert len(caption.pictures(3)) == len(caption.prompts(3)) == caption.batch
+    seen = [p.tobytes() for call in range(6) for p in captions[1].pictures(call)]
+    assert len(set(seen)) == 48
+
+
+def test_a_folder_gives_its_pictures_and_nothing_else(tmp_path: Any) -> None:
+    with pytest.raises(ImageError, match="no folder"):
+        folder_pictures(tmp_path / "none")
+    (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(ImageError, match="no picture"):
+        picture_workloads(folder_pictures(tmp_path))
+    for size in ((30, 20), (20, 30)):
+        Image.new("CMYK", size).save(tmp_path / f"{size[0]}.tiff")
+    pictures = folder_pictures(tmp_path)
+    assert [picture.size for picture in pictures] == [(20, 30), (30, 20)]
+    workload = picture_workloads(pictures, [3])[0]
+    assert [p.size for p in workload.pictures(1)] == [(30, 20), (20, 30), (30, 20)]
+    assert made_pictures(2)[0].size == (336, 336)
+
+
+def test_the_peak_of_memory_sees_what_was_held_and_let_go() -> None:
+    read = peak_meter(torch.device("cpu"))
+    before = read()
+    block = np.ones(80 * 2**20, np.uint8)
+    del block
+    assert read() - before > 60
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Bench, list[dict[str, Any]]]:
+    model, processor = load_model()
+    bench = Bench(model, processor, "embedded", blocks=2)
+    workloads = [replace(workload, calls=min(workload.calls, 6)) for workload in world_workloads(2, [2])]
+    return bench, bench.run(workloads, arms_of([AGLA, methods.Vote()], ["auto", "batched"]))
+
+
+def test_rows_have_the_long_form_and_say_what_they_are(measured: tuple[Bench, list[dict[str, Any]]]) -> None:
+    _, rows = measured
+    keys = {"model", "method", "task", "metric", "value", "low", "high", "n", "batch", "execution"}
+    assert all(set(row) == keys for row in rows)
+    assert len({(r["method"], r["task"], r["batch"], r["execution"], r["metric"]) for r in rows}) == len(rows)
+    metrics = {row["metric"] for row in rows if row["method"] == "agla"}
+    assert metrics >= {
+        "time_ratio", "tokens_per_s", "local_forwards", "global_forwards", "masks", "peak_memory_mib", "local_tokens",
+    }  # fmt: skip
+    assert not [row for row in rows if row["method"] == "greedy" and row["metric"] == "time_ratio"]
+    for row in rows:
+        assert row["value"] >= 0
+        assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
+
+
+def test_counts_are_those_of_the_traces(measured: tuple[Bench, list[dict[str, Any]]]) -> None:
+    _, rows = measured
+    found = {(r["task"], r["method"], r["execution"], r["metric"]): r["value"] for r in rows}
+    # batched AGLA makes a mask for every picture of every call, lazy AGLA only where it matters
+    assert found["question", "agla", "batched", "masks"] == 1
+    assert found["caption", "agla", "batched", "masks"] == 2
+    assert found["question", "agla", "auto", "masks"] < 0.8
+    assert found["question", "agla", "auto", "local_forwards"] <= found["question", "agla", "auto", "global_forwards"]
+    assert found["question", "vote", "auto", "local_forwards"] == 0
+
+
+def test_the_model_is_left_guarded_by_the_last_arm_only_and_can_be_freed(
+    measured: tuple[Bench, list[dict[str, Any]]],
+) -> None:
+    bench, _ = measured
+    bench._put_on(Arm("greedy"))
+    assert type(bench.model).__name__ == "LlavaForConditionalGeneration"
+    assert "_lvlm_guard" not in vars(bench.model)
+
+
+def test_each_timed_call_sees_a_new_picture(measured: tuple[Bench, list[dict[str, Any]]]) -> None:
+    bench, _ = measured
+    workload = world_workloads(1, [1])[0]
+    seen: list[bytes] = []
+    inner = bench._inputs
+
+    def spy(pictures: list[Image.Image], prompts: list[str]) -> Any:
+        seen.extend(picture.tobytes() for picture in pictures)
+        return inner(pictures, prompts)
+
+    bench._inputs = spy  # type: ignore[method-assign]
+    try:
+        for arm, call in itertools.product(arms_of([AGLA], ["auto", "lazy"]), range(2)):
+            bench._call(workload, arm, call)
+            bench._call(workload, arm, call)
+    finally:
+        del bench._inputs  # type: ignore[method-assign]
+    assert len(set(seen)) == len(seen) == 12
