@@ -92,6 +92,11 @@ class Session:
                 "must read the whole conversation once. Pass the whole sequence as input_ids (transformers skips what "
                 "the cache holds)."
             )
+        if generation_config.prefill_chunk_size is not None and self.branches and not _encodes_first(self.call.model):
+            raise UnsupportedCallError(
+                "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
+                "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
+            )
         self.execution = self._choose(generation_config, arguments, cache, cached)
         self.trace.execution = self.execution
         if self.execution == "batched" and cache is not None:
