@@ -42,6 +42,8 @@ class Scores(Shares):
     `chair_s` is the share of captions with a hallucinated object, `chair_i` that of the object words
     that are hallucinated (repeats counted), over all captions together; `object_recall` the share of
     the pictures' objects that are named; `length` the mean number of words between blanks.
+    `repeated_words` are those that name an object again; CHAIR_i counts them each time, so a method that
+    repeats what is there lowers it.
     `official`: the three shares as the published script reads the same captions; None where it is
     not defined (own vocabulary) or is what was asked for.
     """
@@ -51,6 +53,7 @@ class Scores(Shares):
     hallucinated_captions: int
     object_words: int
     hallucinated_words: int
+    repeated_words: int
     recalled_objects: int
     ground_truth_objects: int
     official: Shares | None
@@ -82,6 +85,11 @@ class Caption:
     def recalled(self) -> frozenset[str]:
         """Objects of the picture that the caption names."""
         return self.truth & frozenset(self.found.nodes)
+
+    @property
+    def repeated(self) -> int:
+        """Number of object words whose object was named before in the caption."""
+        return len(self.found.nodes) - len(set(self.found.nodes))
 
     @property
     def length(self) -> int:
@@ -122,6 +130,7 @@ def score(
         hallucinated_captions=sum(bool(c.hallucinated) for c in captions),
         object_words=sum(len(c.found.words) for c in captions),
         hallucinated_words=sum(len(c.hallucinated) for c in captions),
+        repeated_words=sum(c.repeated for c in captions),
         recalled_objects=sum(len(c.recalled) for c in captions),
         ground_truth_objects=sum(len(c.truth) for c in captions),
         official=official,
