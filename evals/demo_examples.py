@@ -109,13 +109,13 @@ def _captions(
     ]
     rules = [
         (
-            "vote keeps a caption to what is there",
+            "Vote keeps a caption to what is there",
             "the first caption in which greedy names something absent, and vote nothing absent",
             next((i for i, (a, b) in enumerate(wrong) if a and not b), None),
             True,
         ),
         (
-            "vote lets one through",
+            "Vote lets one through",
             "the first caption in which vote still names something absent",
             next((i for i, (_, b) in enumerate(wrong) if b), None),
             False,
