@@ -68,13 +68,15 @@ class Method(ABC):
         name: the registered name.
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
-        executions: how its branches may be run; a method whose branches are mostly idle by design
-            leaves "batched" out.
     """
 
     name: ClassVar[str]
     asks_about_pictures: ClassVar[bool] = False
-    executions: ClassVar[tuple[str, ...]] = ("lazy", "batched")
+
+    @property
+    def executions(self) -> tuple[str, ...]:
+        """How its branches may be run; a method whose branches are idle by design leaves "batched" out."""
+        return ("lazy", "batched")
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the branches beside the global one; none for a method that only reweighs logits."""
@@ -125,6 +127,11 @@ class Constrained(Method):
         on both read the same picture, so the other logits equal l.
         """
         return False
+
+    @property
+    def executions(self) -> tuple[str, ...]:
+        """Lazy alone where the branch acts on the first token only."""
+        return ("lazy",) if self.first_token_only else super().executions
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""

@@ -102,10 +102,11 @@ def test_official_mode_reads_the_masked_picture_at_the_first_token_only(pair, ex
         max_new_tokens=STEPS,
         do_sample=False,
         guard=chosen,
-        guard_execution="lazy",
+        guard_execution=execution,
         return_dict_in_generate=True,
     )
     assert torch.equal(out.sequences, expected)
+    assert out.guard.execution == "lazy"  # batched, the branch would run at every step for nothing
     assert out.guard.local_forwards <= 1
 
 
