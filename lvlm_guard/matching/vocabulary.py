@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -49,18 +49,13 @@ class Vocabulary:
         """The objects' names, in order."""
         return tuple(name for name, _ in self.objects)
 
-    def spellings(self, by_word: bool = False) -> dict[str, frozenset[str]]:
+    def spellings(self, by_word: bool = False) -> Mapping[str, frozenset[str]]:
         """Return what each spelling names: words joined by one blank -> names of objects.
 
         Args:
             by_word: name the listed word itself ("pigeon") instead of its object ("bird").
         """
-        found: dict[str, set[str]] = {}
-        for name, words in self.objects:
-            for word in words:
-                for spelling in (word, plural(word)) if self.plurals else (word,):
-                    found.setdefault(spelled(spelling), set()).add(word if by_word else name)
-        return {spelling: frozenset(names) for spelling, names in found.items()}
+        return _spellings(self, by_word)
 
     @classmethod
     def of(cls, objects: Objects) -> Vocabulary:
@@ -78,7 +73,7 @@ class Vocabulary:
             return _coco()
         if isinstance(objects, str | PathLike):
             return cls._from_file(Path(objects))
-        return cls._from_entries(list(objects), "the list of objects")
+        return _listed(tuple(tuple(entry) if isinstance(entry, list) else entry for entry in objects))
 
     @classmethod
     def _from_entries(cls, entries: Iterable[object], where: str) -> Vocabulary:
@@ -118,6 +113,21 @@ class Vocabulary:
 def _coco() -> Vocabulary:
     text = files("lvlm_guard.matching").joinpath("data/coco_synonyms.txt").read_text(encoding="utf-8")
     return Vocabulary._from_entries(text.splitlines(), "COCO's categories")
+
+
+@lru_cache(maxsize=32)
+def _listed(entries: tuple[object, ...]) -> Vocabulary:
+    return Vocabulary._from_entries(entries, "the list of objects")
+
+
+@lru_cache(maxsize=32)
+def _spellings(vocabulary: Vocabulary, by_word: bool) -> Mapping[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for name, words in vocabulary.objects:
+        for word in words:
+            for spelling in (word, plural(word)) if vocabulary.plurals else (word,):
+                found.setdefault(spelled(spelling), set()).add(word if by_word else name)
+    return {spelling: frozenset(names) for spelling, names in found.items()}
 
 
 def spelled(text: str) -> str:

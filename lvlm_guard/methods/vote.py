@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -168,6 +169,11 @@ def _undecided(keep: Tensor) -> dict[int, list[int]]:
     return found
 
 
+@lru_cache(maxsize=4096)
+def _claim(template: str, name: str) -> str:
+    return template.format(article=article(name), object=name)
+
+
 @dataclass
 class _Ballot:
     """What one call knows of its requests: how claims are found, and how far each is supported.
@@ -192,10 +198,7 @@ class _Ballot:
         vocabulary = Vocabulary.of(vote.objects)
         self._finder = finder_of(call.tokenizer, vocabulary, vote.by_word)
         self._yes_finder = finder_of(call.tokenizer, YES)
-        self._texts = {
-            name: vote.template.format(article=article(name), object=name)
-            for name in sorted(set().union(*vocabulary.spellings(vote.by_word).values()))
-        }
+        self._names = frozenset().union(*vocabulary.spellings(vote.by_word).values()) if vote.prefetch else ()
 
     def claims(self, request: int, prefix: list[int], tokens: list[int]) -> dict[int, list[str]]:
         """Return the claims of each token that has any, none for requests without pictures or with an end."""
@@ -205,7 +208,7 @@ class _Ballot:
         if yes is not None:
             return {token: [yes] for token in self._yes_finder.reachable(prefix, tokens)}
         return {
-            token: [self._texts[name] for name in sorted(names)]
+            token: [_claim(self.vote.template, name) for name in sorted(names)]
             for token, names in self._finder.reachable(prefix, tokens).items()
         }
 
@@ -213,7 +216,7 @@ class _Ballot:
         """Ask the matcher for what is not known yet, all requests in one batch."""
         if self.vote.prefetch:
             free = {request for request, _ in asked if self._yes[request] is None}
-            asked = asked | {(request, claim) for request in free for claim in self._texts.values()}
+            asked = asked | {(request, _claim(self.vote.template, name)) for request in free for name in self._names}
         missing = sorted(asked - self.support.keys())
         pairs = [(pair, image) for pair in missing for image in self._pictures[pair[0]]]
         if not pairs:

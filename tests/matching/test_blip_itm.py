@@ -333,3 +333,16 @@ def test_a_captioning_blip_is_refused_because_its_matching_head_would_be_random(
     BlipForConditionalGeneration(blip_model().config).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="matching head"):
         BlipITM.from_pretrained(tmp_path)
+
+
+def test_at_the_papers_sizes_the_map_comes_from_layer_6_of_12_over_24_by_24_patches():
+    tokenizer = blip_tokenizer(enc=False)
+    tokenizer.add_tokens([f"[unused{i}]" for i in range(30522 - len(tokenizer))])
+    sizes = {"layers": 12, "side": 384, "patch": 16, "vocab_size": 30524, "hidden_size": 24, "num_attention_heads": 12}
+    matcher = BlipITM(blip_model(**sizes), tokenizer, mean=MEAN, std=STD)
+    assert (matcher.first, matcher.layer, matcher.side) == (30523, 6, 384)
+    match = matcher([picture(0, (64, 48))], TEXTS[:1])[0]
+    cam, _, cosine = reference(blip_model(**sizes), tokenizer, picture(0, (64, 48)), TEXTS[0], 6, 30523)
+    assert cam.shape == (24, 24)
+    assert match.score == pytest.approx(cosine, abs=1e-5)
+    torch.testing.assert_close(match.relevance, heat_map(cam[None], 384)[0], atol=1e-3, rtol=0)

@@ -50,7 +50,9 @@ def blip_tokenizer(enc: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
-def blip_model(layers: int = 4, side: int = 32, seed: int = 0, **changed: Any) -> BlipForImageTextRetrieval:
+def blip_model(
+    layers: int = 4, side: int = 32, patch: int = 8, seed: int = 0, **changed: Any
+) -> BlipForImageTextRetrieval:
     """Weights are scaled up, so that attention is peaked and gradients are far from zero."""
     torch.manual_seed(seed)
     text = {
@@ -60,7 +62,7 @@ def blip_model(layers: int = 4, side: int = 32, seed: int = 0, **changed: Any) -
     }  # fmt: skip
     vision = {
         "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "image_size": side, "patch_size": 8, "initializer_range": 0.3,
+        "image_size": side, "patch_size": patch, "initializer_range": 0.3,
     }  # fmt: skip
     config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16)
     model = BlipForImageTextRetrieval(config)
