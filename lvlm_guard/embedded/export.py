@@ -85,9 +85,11 @@ def export_blip(source: Path, target: Path = MATCHER) -> None:
     torch.set_num_threads(1)
     model = BlipForImageTextRetrieval.from_pretrained(target).eval()
     scenes, questions = pope_set("val")
-    unique = {(q.scene, q.asked): q.present for q in questions}
-    logits = matcher_logits(model, processor.tokenizer, scenes, list(unique))
-    labels = np.array(list(unique.values()))
+    where = {pair: k for k, pair in enumerate(dict.fromkeys((q.scene, q.asked) for q in questions))}
+    logits = matcher_logits(model, processor.tokenizer, scenes, list(where))
+    # Every question as often as POPE asks it, so that one in two is about an object in view.
+    logits = logits[[where[q.scene, q.asked] for q in questions]]
+    labels = np.array([q.present for q in questions])
     guard["platt"] = [round(value, 4) for value in platt(logits, labels)]
     print(f"calibrated on {len(labels)} questions: a, b = {guard['platt']}", flush=True)
     _write_config(source, target, guard)
