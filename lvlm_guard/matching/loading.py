@@ -72,13 +72,13 @@ def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
     with _lock:
         held = _named if model is None else _for_model.setdefault(model, {})
         if name not in held:
-            made = REGISTRY.get(name).load(model)
-            if not isinstance(made, Matcher):
+            kind = REGISTRY.get(name)
+            if not (isinstance(kind, type) and issubclass(kind, Matcher)):
                 raise UnsupportedModelError(
-                    f"The matcher {name!r} ({REGISTRY.where(name)}) made a {type(made).__name__}, which is no "
-                    "lvlm_guard.matching.Matcher: its package must subclass it."
+                    f"The matcher {name!r} ({REGISTRY.where(name)}) is no subclass of lvlm_guard.matching.Matcher: the "
+                    "package that registers it must make it one."
                 )
-            held[name] = made
+            held[name] = kind.load(model)
         return held[name]
 
 
