@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -44,7 +43,7 @@ def load_image(source: Source, *, max_pixels: int | None = MAX_PIXELS) -> Image.
         source: a path, an open binary file, the bytes of a file, a Pillow picture, or an array as
             `from_array` takes it.
         max_pixels: most pixels (width times height) to decode; None for no limit of ours. Pillow has
-            one too, `PIL.Image.MAX_IMAGE_PIXELS`, and refuses twice that.
+            one too, `PIL.Image.MAX_IMAGE_PIXELS`: above it it warns, and it refuses twice that.
 
     Raises:
         ImageError: there is no such file, it is no picture, it is corrupt, empty or too large.
@@ -176,10 +175,7 @@ def _read(file: Path | IO[bytes], name: str, max_pixels: int | None) -> Image.Im
     Image.init()
     formats = [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS]
     try:
-        with warnings.catch_warnings():
-            # between once and twice its own limit Pillow only warns; the check below decides
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=formats)
+        image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name} has more pixels than Pillow decodes ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}); the limit here is "

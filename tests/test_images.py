@@ -186,6 +186,7 @@ def test_an_empty_picture_is_refused(size: tuple[int, int]) -> None:
         as_rgb(Image.new("RGB", size))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(20_000, 20_000), (12_000, 12_000)])
 def test_a_picture_too_large_is_refused_before_it_is_decoded(size: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png(*size))
@@ -203,6 +204,7 @@ def test_the_limit_can_be_raised_and_lowered(quarters: Image.Image, tmp_path: Pa
         load_image(quarters, max_pixels=10)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 @given(share=st.floats(0.0, 0.97))
 def test_a_file_cut_short_is_refused_and_never_a_foreign_error(kind: str, share: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard.report.html import Html, join, tag
+from lvlm_guard.report.tables import number
 
 END = " [end]"  # how a token without text, mostly the end of the answer, is shown where it matters
 
@@ -106,7 +107,9 @@ def _numbers(mark: TokenMark) -> Html:
         lines.append("Several tokens were plausible; the plain model's first choice stayed.")
     for branch, log_prob in mark.log_prob.items():
         lines.append(
-            f"{branch}: not run" if log_prob is None else f"{branch}: p {math.exp(log_prob):.3f} (log {log_prob:.2f})"
+            f"{branch}: not run"
+            if log_prob is None
+            else f"{branch}: p {math.exp(log_prob):.3f} (log {number(log_prob, 2)})"
         )
     if mark.divergence is not None:
         lines.append(f"divergence between views: {mark.divergence:.3f} nats")

@@ -70,7 +70,7 @@ def test_a_strip_reads_as_the_answer_and_marks_what_was_overruled() -> None:
     assert struck is not None
     assert struck.text == "dog"
     said = "".join(strip[1].itertext())
-    for part in ("p 0.250", "log −1.39".replace("−", "-"), "0.125 nats", "a <cat>"):
+    for part in ("p 0.250", "log −1.39", "0.125 nats", "a <cat>"):
         assert part in said
     assert "not run" in "".join(strip[0].itertext())
 
