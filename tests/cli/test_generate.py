@@ -146,6 +146,20 @@ def test_photographs_of_scikit_learn_are_taken(run: Run, tmp_path: Path) -> None
         assert any("knows only its own world" in note for note in made.object["notes"])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 5), (5, 3), (1200, 40)])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "I;16", "LA"])
+def test_a_picture_of_any_shape_and_mode_is_answered_and_guarded(
+    run: Run, size: tuple[int, int], mode: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.tiff"
+    Image.new(mode, size).save(file)
+    made = run("generate", "--json", "--image", file, "--prompt", QUESTION, "--knob", "beta=0")
+    assert made.code == 0
+    trace = made.object["rows"][0]["trace"]
+    assert trace["guarded"]
+    assert trace["masks"] == 1
+
+
 def test_notes_say_what_was_done_to_a_picture(run: Run, tmp_path: Path) -> None:
     still, moved = world(1), world(2)
     still.save(tmp_path / "two.gif", save_all=True, append_images=[moved])
