@@ -2,5 +2,6 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads wait for each other
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may wait for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -8,7 +8,7 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 - `method`: what a method is: its branches, when they matter, how their logits are assembled.
 - `call`: what one `generate()` call is about: its pictures, questions, image tensors.
 - `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
-- `lagging`: a branch that runs only when it matters and then catches up (`lazy`).
+- `lagging`: a branch that runs only when it matters and then catches up (`lazy`). `auto` begins so, then stacks.
 - `session`: one `generate()` call, step by step.
 - `trace`: what the guard did, token by token.
 - `guarded`: the dynamic subclass.

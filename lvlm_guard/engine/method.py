@@ -59,6 +59,13 @@ class Step:
     prefix: Callable[[int], list[int]]
     call: Call
     claims: dict[int, dict[int, str]] = field(default_factory=dict)
+    _kept: dict[float, Tensor] = field(default_factory=dict)
+
+    def plausible(self, beta: float) -> Tensor:
+        """Return the tokens that APC keeps, [R, V] bool: `assembly.plausible`, computed once a step."""
+        if beta not in self._kept:
+            self._kept[beta] = plausible(self.logits, beta)
+        return self._kept[beta]
 
 
 class Method(ABC):
@@ -137,8 +144,12 @@ class Constrained(Method):
         """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""
         if self.alpha == 0:
             return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
-        one_left = plausible(step.logits, self.beta).sum(-1) == 1
+        one_left = self.kept(step).sum(-1) == 1
         return one_left | (step.t > 1) if self.first_token_only else one_left
+
+    def kept(self, step: Step) -> Tensor:
+        """Return the tokens that the constraint keeps, [R, V] bool."""
+        return step.plausible(self.beta)
 
     def other(self, step: Step, branches: tuple[Tensor, ...] | None, logits: Tensor) -> Tensor:
         """Return the branch's logits, [R, V] in the dtype of `logits`, which stand in where it does not act."""

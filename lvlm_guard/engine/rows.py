@@ -53,6 +53,16 @@ def in_blocks(cache: Cache, blocks: int) -> Any:
     return cache
 
 
+def append(cache: Any, others: list[Any]) -> None:
+    """Append the rows of other caches of the same length, layer by layer, and empty those."""
+    for index, layer in enumerate(cache.layers):
+        parts = [layer, *(other.layers[index] for other in others)]
+        layer.keys = torch.cat([part.keys for part in parts])
+        layer.values = torch.cat([part.values for part in parts])
+        for part in parts[1:]:
+            part.keys = part.values = None
+
+
 def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> dict[str, Any]:
     """Stack a model call of R rows and the image inputs of the other branches into N * R rows.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.assembly import upcast
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
-BATCH_ON_CPU = 4  # rows from which on `auto` batches on a CPU: docs/decisions.md, "auto"
+JOIN_AT = 2  # undecided steps after which `auto` stacks the branches: docs/decisions.md, "auto"
 
 
 def _encodes_first(model: Any) -> bool:
@@ -70,6 +71,8 @@ class Session:
         self.execution: str = execution
         self.eos: Tensor | None = None
         self._cache: Any = None  # the cache in blocks, when batched
+        self._global: Any = None  # generate()'s cache
+        self._may_join = False
         self._lagging = [Lagging() for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
         self._whole_prefill: _Prepared | None = None
@@ -101,6 +104,7 @@ class Session:
         self.trace.execution = self.execution
         if self.execution == "batched" and cache is not None:
             self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
+        self._global = cache
 
     def _choose(self, config: Any, arguments: dict[str, Any], cache: Any, cached: int) -> str:
         if not self.branches:
@@ -122,8 +126,10 @@ class Session:
             return self.execution
         if config.output_hidden_states or config.output_attentions:
             return "lazy"
-        rows = len(self.prompt) * max(config.num_beams, config.num_return_sequences)
-        return "batched" if self.prompt.device.type != "cpu" or rows >= BATCH_ON_CPU else "lazy"
+        # stacked later: a DynamicCache grows, so that the lagging branches' rows can be appended to it
+        self._may_join = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
+        self._may_join = self._may_join and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+        return "lazy"
 
     def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
         """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
@@ -186,17 +192,20 @@ class Session:
         if not any(self.call.has_picture) or count <= 0:
             return logits
         step = self._step(logits[:, length - count :], ids, answers)
-        decided = self.method.decided(step)
+        lagging = others is None and bool(self.branches)
+        decided = self.method.decided(step) if lagging or self._recorder is not None else None
         guarded = self._guarded(step)
-        if others is None and self.branches and bool((~decided & self._matters(guarded, ids, count)).any()):
+        if lagging and bool((~decided & self._matters(guarded, ids, count)).any()):  # type: ignore[operator]  # see above
             others = tuple(self._catch_up(index, prepared, count) for index in range(len(self.branches)))
+            if self._may_join and self.trace.local_forwards >= JOIN_AT * len(self.branches):
+                self._join()
         flat = None
         if others is not None and self.branches:
             flat = tuple(other[:, other.shape[1] - count :].flatten(0, 1) for other in others)
         assembled = self.method.assemble(step, flat)
         if guarded is not None:
             assembled = torch.where(guarded[:, None], assembled, step.logits)
-        if self._recorder is not None:
+        if self._recorder is not None and decided is not None:
             self._recorder.add(step, assembled, flat, decided)
         assembled = assembled.view(len(ids), count, -1)
         if count == length:
@@ -281,6 +290,19 @@ class Session:
         self.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
         logits: Tensor = outputs.logits[:, -needed:]
         return logits
+
+    def _join(self) -> None:
+        """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""
+        caches = [lagging.cache for lagging in self._lagging]
+        length = self._global.get_seq_length()
+        if any(cache is None or cache.get_seq_length() != length for cache in caches):
+            return  # assisted decoding is about to take draft tokens back
+        blocks.append(self._global, caches)
+        self._cache = blocks.in_blocks(self._global, 1 + len(self.branches))
+        self._lagging = []
+        self._may_join = False
+        self.execution = "batched"
+        self.trace.execution = "joined"
 
     # --- the end
 

@@ -79,8 +79,12 @@ class AGLA(Constrained):
         if not call.pictures.given:
             load_matcher(self.matcher, model=call.model)
 
+    def kept(self, step: Step) -> Tensor:
+        """Return the plausible tokens; official mode rounds the cutoff to the model's dtype, as the release does."""
+        return plausible(step.raw, self.beta) if self.mode == "official" else super().kept(step)
+
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return l + alpha * l_local within the constraint; official mode computes in the model's dtype."""
         logits = step.raw if self.mode == "official" else step.logits
         assembled = complement(logits, self.other(step, branches, logits), self.alpha)
-        return cut(assembled.to(step.logits.dtype), step.logits, plausible(logits, self.beta))
+        return cut(assembled.to(step.logits.dtype), step.logits, self.kept(step))

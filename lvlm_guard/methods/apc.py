@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_beta, cut, plausible
+from lvlm_guard.engine.assembly import check_beta, cut
 from lvlm_guard.engine.method import Method, Step
 
 
@@ -40,4 +40,4 @@ class APC(Method):
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the global logits with the implausible tokens pushed down."""
-        return cut(step.logits, step.logits, plausible(step.logits, self.beta))
+        return cut(step.logits, step.logits, step.plausible(self.beta))

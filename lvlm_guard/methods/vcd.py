@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut, plausible
+from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import KnobError
 
@@ -94,4 +94,4 @@ class VCD(Constrained):
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the contrast within the constraint; where the noised branch did not run, l."""
         noised = self.other(step, branches, step.logits)
-        return cut(contrast(step.logits, noised, self.alpha), step.logits, plausible(step.logits, self.beta))
+        return cut(contrast(step.logits, noised, self.alpha), step.logits, self.kept(step))

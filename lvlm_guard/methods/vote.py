@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut, plausible
+from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching import Vocabulary, load_matcher
@@ -122,11 +122,11 @@ class Vote(Constrained):
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, no vote can change it."""
-        return plausible(step.logits, self.beta).sum(-1) == 1
+        return step.plausible(self.beta).sum(-1) == 1
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the logits with the matcher's votes added, within the constraint."""
-        keep = plausible(step.logits, self.beta)
+        keep = step.plausible(self.beta)
         assembled = step.logits
         if self.alpha > 0:
             assembled = complement(assembled, self.other(step, branches, step.logits), self.alpha)

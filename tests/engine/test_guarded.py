@@ -233,7 +233,7 @@ def test_text_only_calls_are_plain_and_say_so(pair):
     assert out.guard.local_forwards == out.guard.masks == 0
 
 
-@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
 def test_in_a_mixed_batch_rows_without_a_picture_stay_plain(pair, execution):
     model, _ = pair
     mixed = ask(pair, ("How are you?",), ("What is this?", 3))
@@ -244,7 +244,7 @@ def test_in_a_mixed_batch_rows_without_a_picture_stay_plain(pair, execution):
     assert "Some prompts hold no picture" in out.guard.notes[0]
 
 
-@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
 def test_each_of_several_pictures_gets_its_own_mask(pair, execution):
     model, _ = pair
     two = ask(pair, ("What differs?", 1, 2), ("What is this?", 3))
@@ -291,7 +291,7 @@ def test_traces_follow_beams_and_several_samples(pair):
     model, _ = pair
     inputs = ask(pair, ("What?", 1), ("Who is there?", 2))
     for extra in ({"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 3}):
-        for execution in ("lazy", "batched"):
+        for execution in ("lazy", "batched", "auto"):
             out = model.generate(**inputs, **{**RUN, **extra}, guard_execution=execution, return_dict_in_generate=True)
             assert len(out.guard.steps) == len(out.sequences)
             for answer, row in zip(out.guard.steps, out.sequences, strict=True):
@@ -357,7 +357,7 @@ def test_threads_with_different_knobs_do_not_mix(pair):
         assert all(torch.equal(output, expected[index]) for output in outputs)
 
 
-@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
 def test_the_returned_cache_is_the_plain_one_and_continues_a_conversation(pair, execution):
     model, _ = pair
     inputs = ask(pair, ("What?", 1))
@@ -384,7 +384,7 @@ def test_the_returned_cache_is_the_plain_one_and_continues_a_conversation(pair, 
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
 def test_outputs_beside_the_tokens_have_the_rows_of_plain_generate(pair, execution):
     model, _ = pair
     inputs = ask(pair, ("What?", 1), ("Who?", 2))
@@ -462,7 +462,7 @@ def test_a_replaced_forward_stays_guarded(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
 def test_compiled_models_give_the_same_tokens(execution):
     pair = guard(*tiny.make("llava", scale=5.0), agla())
     model, processor = pair

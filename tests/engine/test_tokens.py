@@ -20,7 +20,7 @@ from lvlm_guard.matching import local_view
 
 STEPS = 14
 SHAPES = {"llava": [(40, 40), (64, 48)], "llava_next": [(64, 32), (40, 64)], "qwen2_5_vl": [(60, 40), (40, 60)]}
-EXECUTIONS = ["lazy", "batched"]
+EXECUTIONS = ["lazy", "batched", "auto"]
 MODES = {
     "beams": {"do_sample": False, "num_beams": 3},
     "beams returning two": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
@@ -122,6 +122,7 @@ def test_lazy_equals_batched_equals_no_cache(pair, mode):
     expected = run(use_cache=False, guard_execution="batched")
     assert torch.equal(run(guard_execution="lazy"), expected)
     assert torch.equal(run(guard_execution="batched"), expected)
+    assert torch.equal(run(guard_execution="auto"), expected)
 
 
 def test_a_lazy_branch_rests_where_one_token_is_plausible(pair):
@@ -138,6 +139,20 @@ def test_a_lazy_branch_rests_where_one_token_is_plausible(pair):
     undecided = [not token.decided for token in trace.steps[0]]
     assert trace.local_forwards == sum(undecided)
     assert [token.divergence is not None for token in trace.steps[0]] == undecided
+
+
+def test_auto_begins_lazy_and_stacks_once_the_branch_has_mattered_twice(pair):
+    model, _ = pair
+    run = {"max_new_tokens": 30, "do_sample": False, "return_dict_in_generate": True}
+    inputs = inputs_of(pair)
+    auto = model.generate(**inputs, **run, guard_execution="auto")
+    lazy = model.generate(**inputs, **run, guard_execution="lazy")
+    assert auto.guard.execution == "joined"
+    assert auto.guard.local_forwards == 2 < lazy.guard.local_forwards
+    assert torch.equal(auto.sequences, lazy.sequences)
+    assert auto.past_key_values.layers[0].keys.shape[0] == len(inputs["input_ids"])
+    short = model.generate(**inputs, **(run | {"max_new_tokens": 1}), guard_execution="auto")
+    assert short.guard.execution == "lazy"
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
@@ -227,7 +242,8 @@ def test_attention_implementations_agree(family, attention):
     model.family = family
     inputs = inputs_of((model, processor), (1,))  # eager attention gives NaN where float64 meets padding, guard or not
     runs = [model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, guard_execution=e) for e in EXECUTIONS]
-    assert torch.equal(*runs)
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.05), (torch.float32, 1e-5)])

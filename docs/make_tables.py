@@ -1,0 +1,131 @@
+"""Write the README's tables from what the commands printed, so that no figure is typed by hand.
+
+    lvlm-guard demo --json > docs/results/demo.json
+    lvlm-guard bench --json > docs/results/bench.json
+    python docs/make_tables.py
+
+A test fails when README.md and docs/results differ.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+ABOUT = {
+    "greedy": "plain, greedy",
+    "sample": "plain, sampled",
+    "sample-matched": "plain, sampled at temperature 1/3 (control of AGLA's sharpening)",
+    "apc": "plausibility cut alone, sampled",
+    "vcd": "VCD",
+    "agla": "**AGLA**",
+    "agla-sample": "AGLA, sampled as in the paper",
+    "agla-random": "AGLA with a random map that keeps as much (control)",
+    "vote": "**vote**",
+    "matcher": "the matcher alone (can't write captions)",
+}
+
+
+def row(rows: list[dict[str, Any]], method: str, task: str, metric: str) -> dict[str, Any] | None:
+    """Return one row of long-form results."""
+    return next((r for r in rows if (r["method"], r["task"], r["metric"]) == (method, task, metric)), None)
+
+
+def short(value: float, signed: bool = False) -> str:
+    """Write a share without its leading zero."""
+    return (f"{value:+.3f}" if signed else f"{value:.3f}").replace("0.", ".", 1).replace("-", "−")
+
+
+def value(rows: list[dict[str, Any]], method: str, task: str, metric: str) -> str:
+    """Write a value with its 95 % interval, or a dash."""
+    found = row(rows, method, task, metric)
+    if found is None:
+        return "–"
+    ends = f" [{short(found['low'])}, {short(found['high'])}]" if found["low"] is not None else ""
+    return short(found["value"]) + ends
+
+
+def against_greedy(rows: list[dict[str, Any]], method: str, task: str, metric: str) -> str:
+    """Write the paired difference to greedy; bold where its interval excludes zero."""
+    found = row(rows, f"{method}-greedy", task, metric)
+    if found is None:
+        return "" if method == "greedy" else "–"
+    text = f"{short(found['value'], True)} [{short(found['low'], True)}, {short(found['high'], True)}]"
+    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """Name the machine and the versions, as the run recorded them."""
+    return ", ".join(f"{key} {value}" for key, value in environment.items())
+
+
+def demo_table(result: dict[str, Any]) -> str:
+    """Return the table of decoders."""
+    rows = result["rows"]
+    lines = [
+        "| decoder | POPE adversarial accuracy | against greedy | POPE all, against greedy | CHAIR_i (less is better) "
+        "| against greedy | object recall, against greedy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, about in ABOUT.items():
+        cells = [
+            about,
+            value(rows, method, "pope_adversarial", "accuracy"),
+            against_greedy(rows, method, "pope_adversarial", "accuracy"),
+            against_greedy(rows, method, "pope_all", "accuracy"),
+            value(rows, method, "chair", "chair_i"),
+            against_greedy(rows, method, "chair", "chair_i"),
+            against_greedy(rows, method, "chair", "object_recall"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    settings = result["settings"]
+    lines += [
+        "",
+        f"`make demo`: {settings['pictures']} pictures × 18 questions and {settings['captions']} captions, held out; "
+        f"{settings['seeds']} seeds for what is sampled; 95 % intervals and paired differences by bootstrap over "
+        f"pictures, bold where they exclude zero. Asked and scored in {result['seconds']:.0f} s on {machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    """Return the table of costs: medians of guarded over plain time, the mask counted."""
+    found = {
+        (r["method"], r["execution"], r["task"], r["batch"], r["metric"]): r for r in result["rows"]
+    }
+    ratios = [key for key in found if key[4] == "time_ratio"]
+    work = list(dict.fromkeys(key[2:4] for key in ratios))
+    titles = [f"{task}s, {'one by one' if batch == 1 else f'{batch} at once'}" for task, batch in work]
+    lines = ["| method | run | " + " | ".join(titles) + " |", "|---" * (len(work) + 2) + "|"]
+    for method, execution in dict.fromkeys(key[:2] for key in ratios):
+        cells = []
+        for task, batch in work:
+            ratio = found[method, execution, task, batch, "time_ratio"]
+            masks = found[method, execution, task, batch, "masks"]["value"]
+            local = found[method, execution, task, batch, "local_forwards"]["value"]
+            steps = found[method, execution, task, batch, "global_forwards"]["value"]
+            cells.append(
+                f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}]; {local:.1f} more forwards beside "
+                f"{steps:.1f}, {masks:.1f} masks"
+            )
+        lines.append(f"| {method} | {execution} | " + " | ".join(cells) + " |")
+    lines += ["", f"`lvlm-guard bench` on {machine(result['environment'])}."]
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """Return a text whose marked places hold the tables of docs/results."""
+    for name, make in (("demo", demo_table), ("bench", bench_table)):
+        table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+        place = rf"(<!-- {name} table: docs/make_tables.py -->\n).*?(<!-- end -->)"
+        text = re.sub(place, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
