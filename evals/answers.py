@@ -7,7 +7,7 @@ once, and what is on disk after an interruption covers the same questions for al
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ class Task:
     max_new_tokens: int
     decoders: Sequence[Decoder]
 
+    def block(self, number: int, batch: int) -> Sequence[Item]:
+        """Return the items of a block of `batch`."""
+        return self.items[number * batch : (number + 1) * batch]
+
+    def blocks(self, batch: int) -> range:
+        """Return the numbers of the blocks of `batch`."""
+        return range(-(-len(self.items) // batch))
+
 
 class Answers:
     """Answers on disk: one JSON-lines file a decoder, a line an answer.
@@ -71,11 +79,6 @@ class Answers:
             else:
                 self._path(name).unlink(missing_ok=True)
 
-    def blocks(self, task: Task) -> Iterator[tuple[int, Sequence[Item]]]:
-        """Yield each block's number and items."""
-        for start in range(0, len(task.items), self.batch):
-            yield start // self.batch, task.items[start : start + self.batch]
-
     def has(self, key: Key) -> bool:
         """Return whether a block was answered."""
         return key in self._held
@@ -83,7 +86,7 @@ class Answers:
     def add(self, key: Key, answers: list[str]) -> None:
         """Write a block's answers."""
         decoder, task, seed, block = key
-        items = self.tasks[task].items[block * self.batch :]
+        items = self.tasks[task].block(block, self.batch)
         lines = [
             json.dumps(
                 {
@@ -95,7 +98,7 @@ class Answers:
                     "answer": answer,
                 }
             )
-            for item, answer in zip(items, answers, strict=False)
+            for item, answer in zip(items, answers, strict=True)
         ]
         with self._path(decoder).open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
@@ -104,7 +107,7 @@ class Answers:
     def of(self, decoder: Decoder, task: Task, seed: int) -> list[str]:
         """Return a decoder's answers to a task, in the order of its items; shorter where blocks are missing."""
         found: list[str] = []
-        for block, _ in self.blocks(task):
+        for block in task.blocks(self.batch):
             if not self.has((decoder.name, task.name, seed, block)):
                 break
             found += self._held[decoder.name, task.name, seed, block]
@@ -134,7 +137,7 @@ class Answers:
         _, name, _, block = key
         if name not in self.tasks:
             return False
-        items = self.tasks[name].items[block * self.batch : (block + 1) * self.batch]
+        items = self.tasks[name].block(block, self.batch)
         rows = [json.loads(line) for line in lines]
         return [(row["picture"], row["question"]) for row in rows] == [(item.picture, item.text) for item in items]
 
@@ -185,32 +188,66 @@ def matcher_answers(matcher: Matcher, items: Sequence[Item]) -> list[str]:
     return ["yes" if p > 0.5 else "no" for p in support.tolist()]
 
 
-def ask_all(
-    model: Any,
-    processor: Any,
-    matcher: Matcher,
-    answers: Answers,
-    done: Callable[[str, int], None] = lambda task, asked: None,
-) -> None:
-    """Ask every decoder everything that is not answered yet.
+@dataclass(frozen=True)
+class Asker:
+    """Who answers: a guarded model with its guarded processor, and the matcher for decoders without a model."""
+
+    model: Any
+    processor: Any
+    matcher: Matcher
+
+    def ask(self, task: Task, block: int, items: Sequence[Item], todo: Sequence[tuple[str, int]]) -> list[list[str]]:
+        """Return the answers of each (decoder, seed) of `todo` to one block."""
+        decoders = {decoder.name: decoder for decoder in task.decoders}
+        inputs = None
+        found = []
+        for name, seed in todo:
+            decoder = decoders[name]
+            if decoder.guard is None:
+                found.append(matcher_answers(self.matcher, items))
+                continue
+            inputs = prepare(self.processor, items) if inputs is None else inputs
+            found.append(answer(self.model, self.processor, inputs, decoder, seed, block, task.max_new_tokens))
+        return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """A block and the (decoder, seed) pairs that have not answered it."""
+
+    task: str
+    block: int
+    todo: tuple[tuple[str, int], ...]
+
+
+def open_jobs(answers: Answers) -> list[Job]:
+    """Return what is left to ask, block after block; every decoder is asked before the next block."""
+    jobs = []
+    for task in answers.tasks.values():
+        for block in task.blocks(answers.batch):
+            todo = tuple(
+                (decoder.name, seed)
+                for decoder in task.decoders
+                for seed in range(decoder.seeds)
+                if not answers.has((decoder.name, task.name, seed, block))
+            )
+            if todo:
+                jobs.append(Job(task.name, block, todo))
+    return jobs
+
+
+def ask_all(asker: Asker, answers: Answers, done: Callable[[str, int], object] = lambda task, asked: None) -> None:
+    """Ask everything that is not answered yet, here and now.
 
     Args:
-        model, processor: guarded.
-        matcher: for the decoders that ask it alone.
+        asker: who answers.
         answers: what is asked, and where answers go.
-        done: told the task and the number of answers after each block and decoder, also for those kept.
+        done: told the task and the number of new answers, decoder by decoder.
     """
-    for task in answers.tasks.values():
-        for block, items in answers.blocks(task):
-            inputs = None
-            for decoder in task.decoders:
-                for seed in range(decoder.seeds):
-                    key = (decoder.name, task.name, seed, block)
-                    if not answers.has(key):
-                        if decoder.guard is None:
-                            found = matcher_answers(matcher, items)
-                        else:
-                            inputs = prepare(processor, items) if inputs is None else inputs
-                            found = answer(model, processor, inputs, decoder, seed, block, task.max_new_tokens)
-                        answers.add(key, found)
-                    done(task.name, len(items))
+    for job in open_jobs(answers):
+        task = answers.tasks[job.task]
+        items = task.block(job.block, answers.batch)
+        for name, seed in job.todo:
+            (found,) = asker.ask(task, job.block, items, [(name, seed)])
+            answers.add((name, job.task, seed, job.block), found)
+            done(job.task, len(found))

@@ -13,8 +13,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -23,23 +23,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import lvlm_guard
-from lvlm_guard import guard
 from lvlm_guard.embedded import MATCHER, MODEL
-from lvlm_guard.evals.answers import Answers, ask_all
-from lvlm_guard.evals.decoders import COMPARED, REFERENCE, demo_decoders
-from lvlm_guard.evals.demo_tasks import CAPTION_TOKENS, demo_tasks, measure
+from lvlm_guard.evals.answers import Answers, ask_all, open_jobs
+from lvlm_guard.evals.crew import Crew, usual_workers
+from lvlm_guard.evals.decoders import COMPARED, REFERENCE
+from lvlm_guard.evals.demo_tasks import Setting, measure, prepare_run
 from lvlm_guard.evals.progress import Meter
 from lvlm_guard.evals.rows import Row, find, long_rows
-from lvlm_guard.evals.world import NOUNS, world_chair, world_pope
-from lvlm_guard.matching import load_matcher
-from lvlm_guard.pretrained import load_model
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PICTURES, CAPTIONS, SEEDS, BATCH = 300, 400, 3, 64
+PICTURES, CAPTIONS, SEEDS, BATCH = 240, 320, 3, 64
 QUICK_PICTURES, QUICK_CAPTIONS = 24, 24
-THREADS = 4  # the model is so small that more threads wait for each other
 
 LIMITS = (
     "The world is drawn and its bias is built in. Props mislead the language model because it was trained on labels "
@@ -112,6 +108,7 @@ def run(
     quick: bool = False,
     echo: Callable[[str], object] = print,
     bar: bool | None = None,
+    workers: int | None = None,
     model: str | Path = MODEL,
 ) -> Results:
     """Ask every decoder, score the answers, and write the page.
@@ -128,65 +125,61 @@ def run(
         quick: a few pictures, one seed: shows that it works; the intervals are as wide as that deserves.
         echo: told what happens, a line at a time.
         bar: whether to draw a progress bar on the error stream; None: if it is a terminal.
+        workers: processes that answer side by side; None: one a core, at most four. 0 or 1: this process
+            alone. The answers are the same.
         model: folder of a model that was trained on the embedded world.
 
     Raises:
         DataError: there are not as many scenes.
+        RunError: a worker process ended early.
         KeyboardInterrupt: after a line that says where the answers are.
     """
     if quick:
         pictures, captions, seeds = min(pictures, QUICK_PICTURES), min(captions, QUICK_CAPTIONS), 1
     folder = Path(out)
-    embedded = Path(model) == MODEL
-    settings = {
-        "model": "embedded" if embedded else str(model),
-        "pictures": pictures,
-        "captions": captions,
-        "seeds": seeds,
-        "batch": batch,
-        "caption_tokens": CAPTION_TOKENS,
+    setting = Setting(str(model), pictures, captions, seeds, batch)
+    decides = asdict(setting) | {
+        "model": "embedded" if Path(model) == MODEL else str(model),
         "code": _code_digest(),
         "weights": _weights_digest([Path(model), MATCHER]),
     }
-    with _few_threads():
-        began = time.monotonic()
-        echo(f"Drawing {pictures} scenes for POPE and {captions} to caption, all held out from training.")
-        pope, scenes = world_pope(pictures), world_chair(captions)
-        net, processor, matcher = load(model)
-        decoders = demo_decoders(matcher, NOUNS, seeds)
-        spent = _earlier_seconds(folder, settings)
-        tasks = demo_tasks(pope, scenes, decoders)
-        answers = Answers(folder / "answers", tasks, batch, keep=spent is not None)
-        if spent is None:
-            spent = 0.0
-            _note(folder, settings, spent, finished=False)
-        else:
+    began = time.monotonic()
+    spent = _earlier_seconds(folder, decides)
+    echo(f"{pictures} scenes for POPE and {captions} to caption, all held out from training.")
+    helpers = usual_workers() if workers is None else workers
+    with _one_thread(), Crew(setting, helpers) if helpers > 1 else nullcontext() as crew:
+        run = prepare_run(setting)
+        answers = Answers(folder / "answers", list(run.tasks.values()), batch, keep=spent is not None)
+        _note(folder, decides, spent or 0.0, finished=False)
+        if spent is not None:
             echo(f"Going on with the run in {folder}.")
-        total = sum(len(t.items) * sum(d.seeds for d in t.decoders) for t in answers.tasks.values())
-        echo(f"Asking {len(decoders)} decoders, {total} answers in all.")
+        jobs = open_jobs(answers)
+        total = sum(len(run.tasks[j.task].block(j.block, batch)) * len(j.todo) for j in jobs)
+        echo(f"Asking {len(run.tasks['pope'].decoders)} decoders: {total} answers, {max(1, helpers)} at a time.")
         try:
             with Meter(total, "answers", echo, bar) as meter:
-                ask_all(net, processor, matcher, answers, lambda task, count: meter.advance(count, task))
-        except KeyboardInterrupt:
-            _note(folder, settings, spent + time.monotonic() - began, finished=False)
-            echo(f"Stopped. The answers so far are in {answers.folder}; the same command goes on from there.")
+                if crew is None:
+                    ask_all(run.asker, answers, lambda task, count: meter.advance(count, task))
+                else:
+                    for job, found in crew.work(jobs):
+                        for (name, seed), texts in zip(job.todo, found, strict=True):
+                            answers.add((name, job.task, seed, job.block), texts)
+                            meter.advance(len(texts), job.task)
+        except BaseException as error:
+            _note(folder, decides, (spent or 0.0) + time.monotonic() - began, finished=False)
+            if isinstance(error, KeyboardInterrupt):
+                echo(f"Stopped. The answers so far are in {answers.folder}; the same command goes on from there.")
             raise
-        rows = long_rows(str(settings["model"]), measure(pope, scenes, answers), REFERENCE, list(COMPARED))
-        seconds = spent + time.monotonic() - began
-        results = Results(rows, folder, folder / "demo.html", seconds, settings, _environment())
+        rows = long_rows(str(decides["model"]), measure(run.pope, run.captions, answers), REFERENCE, list(COMPARED))
+        seconds = (spent or 0.0) + time.monotonic() - began
+        results = Results(rows, folder, folder / "demo.html", seconds, decides, _environment(max(1, helpers)))
         (folder / "results.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")
         echo(f"Asked and scored in {seconds:.0f} s.")
         from lvlm_guard.evals.demo_page import write
 
-        write(results, pope, scenes, answers, net, processor)
-        _note(folder, settings, seconds, finished=True)
+        write(results, run, answers)
+        _note(folder, decides, seconds, finished=True)
     return results
-
-
-def load(model: str | Path = MODEL) -> tuple[Any, Any, Any]:
-    """Return the guarded model, its guarded processor, and its matcher, in float32 on the CPU."""
-    net, processor = guard(*load_model(str(model), device="cpu", dtype="float32"))
-    return net, processor, load_matcher(None, model=net)
 
 
 def _earlier_seconds(folder: Path, settings: dict[str, Any]) -> float | None:
@@ -225,20 +218,20 @@ def _weights_digest(folders: list[Path]) -> str:
 
 
 @contextmanager
-def _few_threads() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, THREADS))
+    torch.set_num_threads(1)  # as in a worker, so that sums come out alike
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _environment() -> dict[str, str]:
+def _environment(workers: int) -> dict[str, str]:
     names = ("torch", "transformers", "numpy", "pillow")
     return {
         "python": platform.python_version(),
         **{name: installed(name) for name in names},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": str(torch.get_num_threads()),
+        "workers": f"{workers} of one thread",
     }

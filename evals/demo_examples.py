@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from lvlm_guard.evals import pope as scorer
-from lvlm_guard.evals.answers import Answers, Item, prepare
+from lvlm_guard.evals.answers import Answers, Asker, Item, prepare
 from lvlm_guard.evals.decoders import PLAIN, Decoder
-from lvlm_guard.evals.demo_tasks import CAPTION_TOKENS, pope_answers, read_captions
-from lvlm_guard.evals.world import WorldCaptions, WorldPope, WorldQuestion, picture
+from lvlm_guard.evals.demo_tasks import CAPTION_TOKENS, Run, pope_answers, read_captions
+from lvlm_guard.evals.world import WorldQuestion, picture
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,15 @@ class Example:
     good: bool
 
 
-def choose(pope: WorldPope, captions: WorldCaptions, answers: Answers, model: Any, processor: Any) -> list[Example]:
+def choose(run: Run, answers: Answers) -> list[Example]:
     """Return the examples; a rule that no scene meets gives none."""
-    decoders = {d.name: d for d in answers.tasks["pope"].decoders}
+    decoders = {d.name: d for d in run.tasks["pope"].decoders}
     greedy, agla, vote = (decoders[name] for name in ("greedy", "agla", "vote"))
-    asked = _questions(pope, answers, greedy, agla, model, processor)
-    told = _captions(captions, answers, greedy, vote, model, processor)
-    return [*asked, *told]
+    return [*_questions(run, answers, greedy, agla), *_captions(run, answers, greedy, vote)]
 
 
-def _questions(
-    pope: WorldPope, answers: Answers, greedy: Decoder, agla: Decoder, model: Any, processor: Any
-) -> list[Example]:
+def _questions(run: Run, answers: Answers, greedy: Decoder, agla: Decoder) -> list[Example]:
+    pope = run.pope
     plain, guarded = (pope_answers(pope, answers, decoder) for decoder in (greedy, agla))
     right = [
         (q, scorer.read(a) == q.label, scorer.read(b) == q.label)
@@ -91,7 +88,7 @@ def _questions(
         if question is not None:
             item = Item(question.picture, picture(pope.scenes, question.picture), question.text)
             truth = f"{question.label}: a {question.name} is {'' if question.label == 'yes' else 'not '}in view"
-            found.append(_shown(title, rule, item, truth, None, greedy, agla, 1, model, processor, good))
+            found.append(_shown(title, rule, item, truth, None, greedy, agla, 1, run.asker, good))
     return found
 
 
@@ -99,9 +96,8 @@ def _first(rows: Iterable[tuple[WorldQuestion, bool, bool]], plain: bool, guarde
     return next((question for question, a, b in rows if (a, b) == (plain, guarded)), None)
 
 
-def _captions(
-    captions: WorldCaptions, answers: Answers, greedy: Decoder, vote: Decoder, model: Any, processor: Any
-) -> list[Example]:
+def _captions(run: Run, answers: Answers, greedy: Decoder, vote: Decoder) -> list[Example]:
+    captions = run.captions
     plain, guarded = (read_captions(captions, answers, decoder) for decoder in (greedy, vote))
     wrong = [
         ([node for _, node, _ in a.hallucinated], [node for _, node, _ in b.hallucinated])
@@ -126,7 +122,7 @@ def _captions(
         if index is not None:
             item = answers.tasks["chair"].items[index]
             truth = "in view: " + (", ".join(sorted(captions.objects[item.picture])) or "nothing nameable")
-            shown = _shown(title, rule, item, truth, wrong[index], greedy, vote, CAPTION_TOKENS, model, processor, good)
+            shown = _shown(title, rule, item, truth, wrong[index], greedy, vote, CAPTION_TOKENS, run.asker, good)
             found.append(shown)
     return found
 
@@ -140,13 +136,13 @@ def _shown(
     greedy: Decoder,
     decoder: Decoder,
     tokens: int,
-    model: Any,
-    processor: Any,
+    asker: Asker,
     good: bool,
 ) -> Example:
     """Ask once more, alone and with a trace; float32 gives the tokens of the batch again."""
     assert greedy.guard is not None
     assert decoder.guard is not None
+    model, processor = asker.model, asker.processor
     inputs = prepare(processor, [item])
     plain = model.generate(**inputs, guard=greedy.guard(0), max_new_tokens=tokens, **PLAIN)
     out = model.generate(**inputs, guard=decoder.guard(0), max_new_tokens=tokens, return_dict_in_generate=True, **PLAIN)

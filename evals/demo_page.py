@@ -11,8 +11,8 @@ from lvlm_guard.evals.answers import Answers
 from lvlm_guard.evals.decoders import REFERENCE, Decoder
 from lvlm_guard.evals.demo_examples import Example, choose
 from lvlm_guard.evals.demo_table import methods_of, number, p_text, verdict
+from lvlm_guard.evals.demo_tasks import Run
 from lvlm_guard.evals.rows import Row, find
-from lvlm_guard.evals.world import WorldCaptions, WorldPope
 from lvlm_guard.pretrained import spoken
 from lvlm_guard.report import (
     Cell,
@@ -41,13 +41,11 @@ if TYPE_CHECKING:
 TITLE = "A small model hallucinates, and what a guard does about it"
 
 
-def write(
-    results: Results, pope: WorldPope, captions: WorldCaptions, answers: Answers, model: Any, processor: Any
-) -> Path:
+def write(results: Results, run: Run, answers: Answers) -> Path:
     """Choose the examples, ask them with a trace, and write the page."""
-    examples = choose(pope, captions, answers, model, processor)
-    decoders = answers.tasks["pope"].decoders
-    return write_page(results.page, document(results, examples, decoders, processor))
+    examples = choose(run, answers)
+    decoders = run.tasks["pope"].decoders
+    return write_page(results.page, document(results, examples, decoders, run.asker.processor))
 
 
 def document(results: Results, examples: Sequence[Example], decoders: Sequence[Decoder], processor: Any) -> str:

@@ -3,17 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from lvlm_guard import guard
 from lvlm_guard.evals import chair
-from lvlm_guard.evals.answers import Answers, Item, Task
-from lvlm_guard.evals.decoders import Decoder
+from lvlm_guard.evals.answers import Answers, Asker, Item, Task
+from lvlm_guard.evals.decoders import Decoder, demo_decoders
 from lvlm_guard.evals.rows import CHAIR_SCORES, POPE_SCORES, Measured, chair_counts, pope_counts
 from lvlm_guard.evals.statistics import Array, per_picture
-from lvlm_guard.evals.world import KINDS, NOUNS, WorldCaptions, WorldPope, picture
+from lvlm_guard.evals.world import KINDS, NOUNS, WorldCaptions, WorldPope, picture, world_chair, world_pope
+from lvlm_guard.matching import load_matcher
+from lvlm_guard.pretrained import load_model
 
 CAPTION_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the answers of a run.
+
+    Args:
+        model: folder of the model.
+        pictures, captions: scenes to ask about, and to caption.
+        seeds: runs of sampled decoders and random maps.
+        batch: items of one `generate()` call.
+    """
+
+    model: str
+    pictures: int
+    captions: int
+    seeds: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run asks, and who answers."""
+
+    setting: Setting
+    pope: WorldPope
+    captions: WorldCaptions
+    asker: Asker
+    tasks: dict[str, Task]
+
+
+def prepare_run(setting: Setting) -> Run:
+    """Draw the scenes, load the models, and lay out the tasks; the same in every process.
+
+    Raises:
+        DataError: there are not as many scenes.
+        WeightsError: the model can't be had.
+    """
+    pope, captions = world_pope(setting.pictures), world_chair(setting.captions)
+    asker = load(setting.model)
+    tasks = demo_tasks(pope, captions, demo_decoders(asker.matcher, NOUNS, setting.seeds))
+    return Run(setting, pope, captions, asker, {task.name: task for task in tasks})
+
+
+def load(model: str) -> Asker:
+    """Return the guarded model of a folder, its processor and its matcher, in float32 on the CPU."""
+    net, processor = guard(*load_model(model, device="cpu", dtype="float32"))
+    return Asker(net, processor, load_matcher(None, model=net))
 
 
 def demo_tasks(pope: WorldPope, captions: WorldCaptions, decoders: Sequence[Decoder]) -> list[Task]:

@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from lvlm_guard.embedded import MODEL
-from lvlm_guard.evals import demo
 from lvlm_guard.evals.answers import Answers, Item, Task, ask_all, matcher_answers, prepare
 from lvlm_guard.evals.decoders import demo_decoders
+from lvlm_guard.evals.demo_tasks import load
 from lvlm_guard.evals.world import NOUNS, picture, world_chair, world_pope
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return demo.load(MODEL)
+    return load(str(MODEL))
 
 
 @pytest.fixture(scope="module")
 def tasks(loaded):
     pope, captions = world_pope(2), world_chair(3)
     decoders = [
-        d for d in demo_decoders(loaded[2], NOUNS, 2) if d.name in ("greedy", "sample", "agla-sample", "matcher")
+        d for d in demo_decoders(loaded.matcher, NOUNS, 2) if d.name in ("greedy", "sample", "agla-sample", "matcher")
     ]
     once = dict.fromkeys((q.picture, q.text) for q in pope.questions)
     asked = [Item(i, picture(pope.scenes, i), text) for i, text in list(once)[:10]]
@@ -41,7 +41,7 @@ def everything(answers):
 @pytest.fixture(scope="module")
 def whole(loaded, tasks, tmp_path_factory):
     answers = Answers(tmp_path_factory.mktemp("whole"), tasks, batch=4)
-    ask_all(*loaded, answers)
+    ask_all(loaded, answers)
     return answers
 
 
@@ -68,12 +68,12 @@ def test_a_run_that_was_stopped_anywhere_ends_with_the_same_answers(loaded, task
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            ask_all(*loaded, Answers(tmp_path / "answers", tasks, batch=4), interrupt)
+            ask_all(loaded, Answers(tmp_path / "answers", tasks, batch=4), interrupt)
     # killed in the middle of writing a line
     path = tmp_path / "answers" / "sample.jsonl"
     path.write_text(path.read_text()[:-30])
     resumed = Answers(tmp_path / "answers", tasks, batch=4)
-    ask_all(*loaded, resumed)
+    ask_all(loaded, resumed)
     assert everything(resumed) == everything(whole)
     # and what is on disk is what is held
     assert everything(Answers(tmp_path / "answers", tasks, batch=4)) == everything(whole)
@@ -91,16 +91,16 @@ def test_asking_leaves_the_random_state_alone_and_seeds_differ(loaded, tasks, wh
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    assert len(prepare(loaded[1], tasks[1].items[:2])["input_ids"]) == 2
+    assert len(prepare(loaded.processor, tasks[1].items[:2])["input_ids"]) == 2
     demo_answers = Answers(whole.folder, tasks, batch=4)
-    ask_all(*loaded, demo_answers)
+    ask_all(loaded, demo_answers)
     assert torch.equal(torch.rand(3), expected)
     found = everything(whole)
     assert found["sample", "chair", 0] != found["sample", "chair", 1]
 
 
 def test_greedy_answers_are_those_of_plain_generate_one_by_one(loaded, tasks, whole):
-    model, processor, _ = loaded
+    model, processor = loaded.model, loaded.processor
     for item, said in zip(tasks[1].items, everything(whole)["greedy", "chair", 0], strict=True):
         inputs = prepare(processor, [item])
         del inputs["guard_views"]
@@ -109,7 +109,7 @@ def test_greedy_answers_are_those_of_plain_generate_one_by_one(loaded, tasks, wh
 
 
 def test_the_matcher_answers_by_its_support(loaded, tasks):
-    matcher = loaded[2]
+    matcher = loaded.matcher
     items = tasks[0].items[:4]
     single = [float(matcher.support(item.image, [item.text])[0]) > 0.5 for item in items]
     assert [text == "yes" for text in matcher_answers(matcher, items)] == single

@@ -34,7 +34,14 @@ def told():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, told):
     return demo.run(
-        tmp_path_factory.mktemp("demo"), pictures=3, captions=6, seeds=2, batch=32, echo=told.append, bar=False
+        tmp_path_factory.mktemp("demo"),
+        pictures=3,
+        captions=6,
+        seeds=2,
+        batch=32,
+        echo=told.append,
+        bar=False,
+        workers=0,
     )
 
 
@@ -127,7 +134,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_starts_again(results, tmp
     vote = tmp_path / "answers" / "vote.jsonl"
     vote.write_text("\n".join(vote.read_text().splitlines()[:5]))
     told = []
-    again = demo.run(tmp_path, pictures=3, captions=6, seeds=2, batch=32, echo=told.append, bar=False)
+    again = demo.run(tmp_path, pictures=3, captions=6, seeds=2, batch=32, echo=told.append, bar=False, workers=0)
     assert any("Going on" in line for line in told)
     assert again.rows == results.rows
     assert again.seconds > 1000
