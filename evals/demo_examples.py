@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from lvlm_guard.embedded.text import article
 from lvlm_guard.evals import pope as scorer
 from lvlm_guard.evals.answers import Answers, Asker, Item, prepare
 from lvlm_guard.evals.decoders import PLAIN, Decoder
@@ -87,7 +88,7 @@ def _questions(run: Run, answers: Answers, greedy: Decoder, agla: Decoder) -> li
     for title, rule, question, good in rules:
         if question is not None:
             item = Item(question.picture, picture(pope.scenes, question.picture), question.text)
-            truth = f"{question.label}: a {question.name} is {'' if question.label == 'yes' else 'not '}in view"
+            truth = f"{question.label}: {article(question.name)} is {'' if question.label == 'yes' else 'not '}in view"
             found.append(_shown(title, rule, item, truth, None, greedy, agla, 1, run.asker, good))
     return found
 

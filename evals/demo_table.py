@@ -25,7 +25,8 @@ def methods_of(rows: Sequence[Row]) -> list[str]:
 
 def number(value: float, *, signed: bool = False) -> str:
     """Write a share without its leading zero: .879, +.146, −.003."""
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    # rounded first, so that nothing is written as minus zero
+    text = f"{round(value, 3) + 0.0:+.3f}" if signed else f"{value:.3f}"
     return text.replace("0.", ".", 1).replace("-", "−")
 
 

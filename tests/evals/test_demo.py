@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lvlm_guard.evals import demo
 from lvlm_guard.evals.decoders import COMPARED
-from lvlm_guard.evals.demo_table import p_text, verdict
+from lvlm_guard.evals.demo_table import number, p_text, verdict
 
 METHODS = [
     "greedy",
@@ -147,5 +147,7 @@ def test_differences_are_called_clear_only_by_interval_and_test_together():
     assert verdict(row | {"metric": "chair_i"}) == "bad"
     assert verdict(row | {"p_value": 0.2}) == ""
     assert verdict(row | {"low": -0.01}) == ""
+    assert [number(value, signed=True) for value in (-0.1464, 0.02, -0.0001)] == ["−.146", "+.020", "+.000"]
+    assert [number(value) for value in (0.879, 1.0, 0.0)] == [".879", "1.000", ".000"]
     assert p_text(0.0004) == "p<.001"
     assert p_text(0.0421) == "p=.042"
