@@ -27,15 +27,15 @@ demo: $(READY)  ## score the decoders on the embedded world; writes demo.html
 	@$(BIN)/python -m lvlm_guard demo $(ARGS)
 
 test: $(READY)  ## run every test, the slow ones last; ARGS='-k vcd' narrows
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
-	@$(BIN)/python -m pytest -q -m slow $(ARGS) || test $$? -eq 5
+	@$(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto -m slow $(ARGS) || test $$? -eq 5
 
 test-fast: $(READY)  ## run the fast tests alone
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS)
 
 test-oldest: $(OLDEST)/.ready  ## run the fast tests on the oldest transformers that is allowed
 	@$(OLDEST)/bin/python -c "import transformers as t; print('transformers', t.__version__)"
-	@$(OLDEST)/bin/python -m pytest -q -m "not slow" $(ARGS)
+	@$(OLDEST)/bin/python -m pytest -q -n auto -m "not slow" $(ARGS)
 
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .

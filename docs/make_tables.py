@@ -87,16 +87,15 @@ def demo_table(result: dict[str, Any]) -> str:
         "",
         f"`make demo`: {settings['pictures']} pictures × 18 questions and {settings['captions']} captions, held out; "
         f"{settings['seeds']} seeds for what is sampled; 95 % intervals and paired differences by bootstrap over "
-        f"pictures, bold where they exclude zero. Asked and scored in {result['seconds']:.0f} s on {machine(result['environment'])}.",
+        "pictures, bold where they exclude zero. "
+        f"Asked and scored in {result['seconds']:.0f} s on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
 
 
 def bench_table(result: dict[str, Any]) -> str:
     """Return the table of costs: medians of guarded over plain time, the mask counted."""
-    found = {
-        (r["method"], r["execution"], r["task"], r["batch"], r["metric"]): r for r in result["rows"]
-    }
+    found = {(r["method"], r["execution"], r["task"], r["batch"], r["metric"]): r for r in result["rows"]}
     ratios = [key for key in found if key[4] == "time_ratio"]
     work = list(dict.fromkeys(key[2:4] for key in ratios))
     titles = [f"{task}s, {'one by one' if batch == 1 else f'{batch} at once'}" for task, batch in work]

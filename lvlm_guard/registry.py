@@ -49,7 +49,7 @@ class Registry:
             f"No {self.kind} is called {name!r}. "
             + (f"Did you mean {near[0]!r}? " if near else "")
             + f"Known: {', '.join(self.names())}. A {self.kind} from another package must be installed in this "
-            f"environment and registered under the entry point {self.group!r}; `lvlm-guard doctor` lists what was found."
+            f"environment and registered under the entry point {self.group!r}; `lvlm-guard methods` lists them."
         )
 
     def get(self, name: str) -> Any:

@@ -64,7 +64,7 @@ def plausible(logits: Tensor, beta: float) -> Tensor:
         LogitsError: a row holds NaN or +inf, or nothing but -inf.
     """
     best = logits.amax(-1, keepdim=True)
-    if not torch.isfinite(best).all():
+    if not all(map(math.isfinite, best.flatten().tolist())):
         raise LogitsError(
             "The model's logits hold NaN or infinity, so no next token can be chosen. Mostly the weights overflow in "
             "float16: load the model with dtype=torch.bfloat16 or torch.float32, and check the inputs' pixel values."
@@ -88,13 +88,15 @@ def cut(assembled: Tensor, logits: Tensor, keep: Tensor) -> Tensor:
     Returns:
         [..., V]: `assembled` where kept; elsewhere at least `DEPTH` nats lower than the lowest survivor.
     """
-    floor = assembled.masked_fill(~keep, math.inf).amin(-1, keepdim=True) - DEPTH
-    return torch.where(keep, assembled, floor + (logits - logits.amax(-1, keepdim=True)))
+    floor = torch.where(keep, assembled, math.inf).amin(-1, keepdim=True)
+    floor -= logits.amax(-1, keepdim=True)
+    floor -= DEPTH
+    return torch.where(keep, assembled, logits + floor)
 
 
 def complement(logits: Tensor, other: Tensor, alpha: float) -> Tensor:
     """Add a second view: l + alpha * other. Equal branches sharpen like temperature 1 / (1 + alpha)."""
-    return logits + alpha * other
+    return torch.add(logits, other, alpha=alpha)
 
 
 def contrast(logits: Tensor, other: Tensor, alpha: float) -> Tensor:

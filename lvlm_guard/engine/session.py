@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
-JOIN_AT = 2  # undecided steps after which `auto` stacks the branches: docs/decisions.md, "auto"
 
 
 def _encodes_first(model: Any) -> bool:
@@ -72,6 +71,8 @@ class Session:
         self.eos: Tensor | None = None
         self._cache: Any = None  # the cache in blocks, when batched
         self._global: Any = None  # generate()'s cache
+        self._longest = 0
+        self._rows_of: dict[tuple[int, int], list[int]] = {}
         self._may_join = False
         self._lagging = [Lagging() for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
@@ -105,6 +106,7 @@ class Session:
         if self.execution == "batched" and cache is not None:
             self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
         self._global = cache
+        self._longest = generation_config.max_length
 
     def _choose(self, config: Any, arguments: dict[str, Any], cache: Any, cached: int) -> str:
         if not self.branches:
@@ -197,7 +199,7 @@ class Session:
         guarded = self._guarded(step)
         if lagging and bool((~decided & self._matters(guarded, ids, count)).any()):  # type: ignore[operator]  # see above
             others = tuple(self._catch_up(index, prepared, count) for index in range(len(self.branches)))
-            if self._may_join and self.trace.local_forwards >= JOIN_AT * len(self.branches):
+            if self._may_join and ids.shape[1] + 1 < self._longest:
                 self._join()
         flat = None
         if others is not None and self.branches:
@@ -214,7 +216,6 @@ class Session:
 
     def _step(self, logits: Tensor, ids: Tensor, answers: int) -> Step:
         rows, count, _ = logits.shape
-        per_request = rows // len(self.prompt)
         prompt = self.prompt.shape[1]
         raw = logits.flatten(0, 1)
 
@@ -226,11 +227,22 @@ class Session:
         return Step(
             logits=upcast(raw),
             raw=raw,
-            t=torch.arange(answers - count + 1, answers + 1, device=raw.device).repeat(rows),
-            request=[row // count // per_request for row in range(rows * count)],
+            t=self._t(answers, rows, count, raw.device),
+            request=self._requests(rows, count),
             prefix=prefix,
             call=self.call,
         )
+
+    def _t(self, answers: int, rows: int, count: int, device: torch.device) -> Tensor:
+        if count == 1:
+            return torch.full((rows,), answers, device=device)
+        return torch.arange(answers - count + 1, answers + 1, device=device).repeat(rows)
+
+    def _requests(self, rows: int, count: int) -> list[int]:
+        if (rows, count) not in self._rows_of:
+            per_request = rows // len(self.prompt)
+            self._rows_of[rows, count] = [row // count // per_request for row in range(rows * count)]
+        return self._rows_of[rows, count]
 
     def _guarded(self, step: Step) -> Tensor | None:
         """Return which rows show a picture, [R] bool; None where all do."""

@@ -43,7 +43,7 @@ class GuardTrace:
     Args:
         method: registered name of the method.
         knobs: its knobs as plain data.
-        execution: "batched", "lazy", "joined" (lazy at first, batched once the branch had mattered twice), or
+        execution: "batched", "lazy", "joined" (lazy at first, batched once the branch had mattered), or
             "single" (a method without a second branch).
         guarded: False where no row had a picture, so that there was nothing to guard.
         notes: what a reader should know: rows without pictures, texts that were cut, fallbacks.

@@ -44,6 +44,9 @@ MATCH_BYTES, STATE_BYTES, SCORES = 64 << 20, 96 << 20, 1 << 16
 CLAIMS = 128
 """Claims about one picture in one pass."""
 
+SHARE = 4
+"""Claims about one picture from which on it gets a pass of its own, which computes its keys and values once."""
+
 EDGE = 1e-6
 """Probabilities stay this far from 0 and 1."""
 
@@ -216,13 +219,13 @@ class BlipITM(Matcher):
         return known
 
     def _claim_chunks(self, pairs: list[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
-        """Cut into batches: many claims about one picture share its states, so they go together."""
+        """Cut into batches: many claims about one picture share its keys and values, few are not worth a batch."""
         of_picture: dict[bytes, list[tuple[bytes, str]]] = {}
         for pair in pairs:
             of_picture.setdefault(pair[0], []).append(pair)
-        lone = [group[0] for group in of_picture.values() if len(group) == 1]
-        for group in [lone, *(group for group in of_picture.values() if len(group) > 1)]:
-            size = self._chunk if group is lone else CLAIMS
+        few = [pair for group in of_picture.values() if len(group) < SHARE for pair in group]
+        for group in [few, *(group for group in of_picture.values() if len(group) >= SHARE)]:
+            size = self._chunk if group is few else CLAIMS
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 

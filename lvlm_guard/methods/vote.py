@@ -149,7 +149,8 @@ class Vote(Constrained):
         for row, tokens in survivors.items():
             for token, claims in ballot.claims(step.request[row], step.prefix(row), tokens).items():
                 named[row, token] = claims
-        ballot.poll({(step.request[row], claim) for (row, _), claims in named.items() for claim in claims})
+        asked = {(step.request[row], claim) for (row, _), claims in named.items() for claim in claims}
+        ballot.poll(asked)
         votes = []
         for (row, token), claims in named.items():
             request = step.request[row]

@@ -34,7 +34,7 @@ def logits_of(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 def decode(
     model: Any, inputs: dict[str, Any], other: dict[str, Any], rule: str, alpha: float, beta: float,
-    steps: int, sample: bool = False, official: bool = False,
+    steps: int, sample: bool = False, official: bool = False, pad: int = 3,
 ) -> Tensor:  # fmt: skip
     """Decode rows; `other` holds the image tensors of the second branch. Returns [rows, prompt + steps]."""
     state = {k: v for k, v in inputs.items() if k != "guard_views"}
@@ -44,11 +44,12 @@ def decode(
         plain = logits_of(model, state)
         second = plain if official and t > 0 else logits_of(model, state | other)
         z = published(rule, plain, second, alpha, beta).float()
-        z[:, forbidden] = -math.inf
-        lost = torch.isinf(z).all(-1)  # the only candidates are forbidden: the plain order takes over
-        z[lost] = plain.float()[lost].index_fill(1, torch.tensor(forbidden), -math.inf)
+        if forbidden:
+            z[:, forbidden] = -math.inf
+            lost = torch.isinf(z).all(-1)  # the only candidates are forbidden: the plain order takes over
+            z[lost] = plain.float()[lost].index_fill(1, torch.tensor(forbidden), -math.inf)
         chosen = torch.multinomial(z.softmax(-1), 1)[:, 0] if sample else z.argmax(-1)
-        chosen = torch.where(finished, torch.full_like(chosen, 3), chosen)
+        chosen = torch.where(finished, torch.full_like(chosen, pad), chosen)
         finished |= chosen == 2
         state = dict(state, input_ids=torch.cat([state["input_ids"], chosen[:, None]], 1))
         for key in ("attention_mask", "mm_token_type_ids"):
