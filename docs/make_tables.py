@@ -1,7 +1,7 @@
 """Write the README's tables from what the commands printed, so that no figure is typed by hand.
 
     lvlm-guard demo --json > docs/results/demo.json
-    lvlm-guard bench --json > docs/results/bench.json
+    lvlm-guard bench --threads 1 --json > docs/results/bench.json
     python docs/make_tables.py
 
 A test fails when README.md and docs/results differ.
@@ -112,7 +112,7 @@ def bench_table(result: dict[str, Any]) -> str:
                 f"{steps:.1f}, {masks:.1f} masks"
             )
         lines.append(f"| {method} | {execution} | " + " | ".join(cells) + " |")
-    lines += ["", f"`lvlm-guard bench` on {machine(result['environment'])}."]
+    lines += ["", f"`lvlm-guard bench --threads 1` on {machine(result['environment'])}."]
     return "\n".join(lines)
 
 
