@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lvlm_guard import embedded
-from lvlm_guard.errors import GuardError, KnobError, TextError, UnsupportedModelError, WeightsError
+from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError, WeightsError
+from lvlm_guard.weights import how_to_fetch, read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,21 +139,10 @@ def _dtype(name: str, dtype: str, device: torch.device) -> torch.dtype | str:
 
 
 def _read(name: str, place: str, load: Callable[[], T]) -> T:
-    try:
-        return load()
-    except GuardError:
-        raise
-    except Exception as error:  # the hub, the network, safetensors and torch raise dozens of kinds here
-        reason = " ".join(str(error).split())[:200]
-        if Path(place).is_dir():
-            what = "The folder is incomplete, damaged, or of a model that this transformers does not know."
-        else:
-            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
-            what = (
-                f"There is no such folder, and the hub did not give it{offline}. On a machine with network, "
-                f"`hf download {name}` fills the cache that is read offline too; or `hf download {name} --local-dir "
-                "DIR`, copy DIR here, and give it: --model DIR. `--model embedded` needs no download."
-            )
-        raise WeightsError(
-            f"The model {name!r} could not be loaded ({type(error).__name__}: {reason}). {what}"
-        ) from error
+    return read(
+        f"The model {name!r}",
+        place,
+        load,
+        damaged="The folder is incomplete, damaged, or of a model that this transformers does not know.",
+        absent=f"{how_to_fetch(name, '--model DIR')} `--model embedded` needs no download.",
+    )

@@ -11,7 +11,7 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 - `lagging`: a branch that runs only when it matters and then catches up (`lazy`). `auto` begins so, then stacks.
 - `session`: one `generate()` call, step by step.
 - `trace`: what the guard did, token by token.
-- `guarded`: the dynamic subclass.
+- `guarded`, on `subclass`: the dynamic subclass.
 """
 
 from lvlm_guard.engine.method import Branch, Method, Step

@@ -18,6 +18,7 @@ from torch import Tensor
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import ACTIVE, Execution, Session
+from lvlm_guard.engine.subclass import once_per_class
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from lvlm_guard.families.family import Family
 
 STATE = "_lvlm_guard"
-_CLASSES: dict[type[Any], type[Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,9 @@ def session_of(model: Any) -> Session | None:
     return session if session is not None and session.call.model is model else None
 
 
+@once_per_class
 def guarded_class(base: type[Any]) -> type[Any]:
     """Return the guarded subclass of a model class, always the same one."""
-    if base not in _CLASSES:
-        _CLASSES[base] = _subclass(base)
-    return _CLASSES[base]
-
-
-def _subclass(base: type[Any]) -> type[Any]:
 
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
         def generate(
@@ -130,7 +125,6 @@ def _subclass(base: type[Any]) -> type[Any]:
             session = session_of(self)
             return plain(*args, **kwargs) if session is None else session.forward(plain, kwargs)
 
-    Guarded.__name__, Guarded.__qualname__, Guarded.__module__ = base.__name__, base.__qualname__, base.__module__
     return Guarded
 
 

@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.engine.call import VIEWS, Pictures, View
+from lvlm_guard.engine.subclass import once_per_class
 from lvlm_guard.errors import GuardError, ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family
 from lvlm_guard.families.question import from_messages, from_prompt
 from lvlm_guard.images import load_image
 
 STATE = "_lvlm_guard"
-_CLASSES: dict[type[Any], type[Any]] = {}
 _OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
 REMEMBERED = 256  # prompts whose question apply_chat_template(tokenize=False) has told us
 
@@ -67,14 +67,9 @@ class ProcessorGuard:
         return known if known is not None else from_prompt(prompt, self.family, image_token)
 
 
+@once_per_class
 def guarded_class(base: type[Any]) -> type[Any]:
     """Return the guarded subclass of a processor class, always the same one."""
-    if base not in _CLASSES:
-        _CLASSES[base] = _subclass(base)
-    return _CLASSES[base]
-
-
-def _subclass(base: type[Any]) -> type[Any]:
 
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
         def __call__(
@@ -138,7 +133,6 @@ def _subclass(base: type[Any]) -> type[Any]:
                 state.remember([made] if isinstance(made, str) else made, questions)
             return made
 
-    Guarded.__name__, Guarded.__qualname__, Guarded.__module__ = base.__name__, base.__qualname__, base.__module__
     return Guarded
 
 

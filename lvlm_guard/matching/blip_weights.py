@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lvlm_guard.errors import GuardError, KnobError, UnsupportedModelError, WeightsError
+from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
+from lvlm_guard.weights import how_to_fetch, read
 
 if TYPE_CHECKING:
     from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
 LARGE = "Salesforce/blip-itm-large-coco"
 """AGLA's matcher."""
+
+USE = "guard(model, processor, matcher='DIR')"
 
 
 def read_blip(
@@ -32,7 +35,7 @@ def read_blip(
 
     place = str(source)
     if isinstance(source, PathLike) and not Path(source).is_dir():
-        raise WeightsError(f"There is no folder {place!r} with a matcher. {_how_to_fetch(LARGE)}")
+        raise WeightsError(f"There is no folder {place!r} with a matcher. {how_to_fetch(LARGE, USE)}")
     config = _read(place, lambda: AutoConfig.from_pretrained(place))
     if config.model_type != "blip":
         raise UnsupportedModelError(
@@ -56,23 +59,12 @@ def read_blip(
 
 
 def _read(place: str, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except GuardError:
-        raise
-    except Exception as error:  # the hub, the network, safetensors and torch raise dozens of kinds here
-        reason = " ".join(str(error).split())[:200]
-        folder = Path(place).is_dir()
-        raise WeightsError(
-            f"The matcher {place!r} could not be loaded ({type(error).__name__}: {reason}). "
-            + (f"The folder is incomplete or damaged. {_how_to_fetch(LARGE)}" if folder else _how_to_fetch(place))
-        ) from error
-
-
-def _how_to_fetch(source: str) -> str:
-    return (
-        f"On a machine with network, `hf download {source}` fills the cache that is read offline too; or "
-        f"`hf download {source} --local-dir DIR`, copy DIR here, and name it: guard(model, processor, matcher='DIR')."
+    return read(
+        f"The matcher {place!r}",
+        place,
+        load,
+        damaged=f"The folder is incomplete or damaged. {how_to_fetch(LARGE, USE)}",
+        absent=how_to_fetch(place, USE),
     )
 
 

@@ -77,16 +77,18 @@ class Matcher(ABC):
         Raises:
             UnsupportedCallError: this matcher gives maps only.
         """
-        self.require_support()
-        raise NotImplementedError
+        raise self._gives_maps_only()
 
     def require_support(self) -> None:
         """Raise `UnsupportedCallError` where this matcher gives maps only."""
         if type(self).support is Matcher.support:
-            raise UnsupportedCallError(
-                f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one "
-                "that has `support(image, claims)`, such as the default `blip-itm`."
-            )
+            raise self._gives_maps_only()
+
+    def _gives_maps_only(self) -> UnsupportedCallError:
+        return UnsupportedCallError(
+            f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one "
+            "that has `support(image, claims)`, such as the default `blip-itm`."
+        )
 
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the probability that claim i holds in image i, [n]; matchers that can, batch it."""
