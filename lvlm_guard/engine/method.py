@@ -164,4 +164,4 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return getattr(value, "version", None) or repr(value)
+    return getattr(value, "version", None) or getattr(value, "__qualname__", None) or repr(value)

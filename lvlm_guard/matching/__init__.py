@@ -7,6 +7,7 @@ probability that each claim holds (`vote` asks for it). Read in this order:
 - `match`: `Match`, `Matcher`, the local view.
 - `text`, `relevance`: AGLA's arithmetic without any model: text preparation, GradCAM, heat map, mask.
 - `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
+- `foreign`: any callable of the caller's own as a matcher.
 - `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
 - `vocabulary`, `claims`: which objects a half-written answer is about to name (no model, no torch).
 - `memory`: bounded caches keyed by content.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -14,14 +15,15 @@ import torch
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 from lvlm_guard.matching import REGISTRY
 from lvlm_guard.matching.blip_weights import LARGE
-from lvlm_guard.matching.match import Matcher
+from lvlm_guard.matching.foreign import Foreign
+from lvlm_guard.matching.match import Match, Matcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lvlm_guard.matching.blip_itm import BlipITM
 
-Spec = str | PathLike[str] | Matcher | None
+Spec = str | PathLike[str] | Matcher | Callable[[list[Any], list[str]], Sequence[Match]] | None
 
 _lock = RLock()
 _blips: dict[tuple[str, torch.device, torch.dtype], BlipITM] = {}
@@ -36,7 +38,8 @@ def load_matcher(
 
     Args:
         spec: a registered name ("blip-itm"), a folder or hub id of a BLIP image-text retrieval model,
-            "embedded" for the matcher in this package, a matcher, or None for `blip-itm`.
+            "embedded" for the matcher in this package, a matcher, any callable `(images, texts) -> list[Match]`, or
+            None for `blip-itm`.
         model: the model it will guard; decides the device, and for `blip-itm` the weights: those that the
             model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
             Salesforce/blip-itm-large-coco.
@@ -52,10 +55,12 @@ def load_matcher(
         return spec
     if spec is None:
         spec = "blip-itm"
+    if callable(spec) and not isinstance(spec, type):
+        return Foreign(spec)
     if not isinstance(spec, str | PathLike):
         raise KnobError(
-            f"matcher is {spec!r}: give a registered name ({', '.join(REGISTRY.names())}), a folder, a hub id, or an "
-            "instance of a subclass of lvlm_guard.matching.Matcher."
+            f"matcher is {spec!r}: give a registered name ({', '.join(REGISTRY.names())}), a folder, a hub id, an "
+            "instance of a subclass of lvlm_guard.matching.Matcher, or a callable (images, texts) -> list[Match]."
         )
     text = str(spec)
     if text in REGISTRY.names():
