@@ -14,7 +14,7 @@ RUN = {"max_new_tokens": 8, "do_sample": False}
 
 def left_half(images, texts):
     relevance = torch.zeros(16, 16)
-    relevance[:, :8] = 1.0
+    relevance[:, :9] = 1.0  # a match of 1 keeps half of the pixels, and those that tie with the last one
     return [Match(relevance, 1.0) for _ in images]
 
 
@@ -29,8 +29,8 @@ def test_a_function_is_a_matcher():
     out, view = ask(left_half)
     assert out.guard.knobs["matcher"] == "left_half"
     assert view.local.size == (16, 16)
-    assert view.local.crop((8, 0, 16, 16)).getbbox() is None
-    assert view.local.crop((0, 0, 8, 16)).getbbox() is not None
+    assert view.local.crop((9, 0, 16, 16)).getbbox() is None
+    assert view.local.crop((0, 0, 9, 16)).getbbox() is not None
 
 
 def test_an_object_with_support_can_vote_and_one_without_can_not():
