@@ -40,19 +40,29 @@ class View:
 class Pictures:
     """The pictures and questions behind a batch of inputs; travels with the inputs as `guard_views`.
 
-    It holds no second view yet: those are made at the first decoding step that needs them.
+    It holds no second view yet: those are made at the first decoding step that needs them. It is plain
+    data, so that a DataLoader's workers can make inputs.
 
     Args:
         rows: for each request its views, in the order of the prompt's placeholders.
-        process: turns pictures of the same layout into the family's image tensors.
+        text: the prompts, as the processor got them.
+        args: the processor's further arguments by position.
+        kwargs: the processor's further arguments by name.
         given: whether the caller brought the second views (`guard_images=`).
     """
 
     def __init__(
-        self, rows: list[list[View]], process: Callable[[list[list[Image]]], dict[str, Tensor]], given: bool = False
+        self,
+        rows: list[list[View]],
+        text: str | list[str] = "",
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        given: bool = False,
     ) -> None:
         self.rows = rows
-        self.process = process
+        self.text = text
+        self.args = args
+        self.kwargs = kwargs or {}
         self.given = given
 
     def __len__(self) -> int:
@@ -151,7 +161,8 @@ class Call:
             for view, local in zip(views, draw(views), strict=True):
                 view.local = local
         self.trace.masks += len(views)
-        made = self.pictures.process([[view.local or view.image for view in row] for row in self.requests()])
+        seen = [[view.local or view.image for view in row] for row in self.requests()]
+        made = self.family.image_tensors(self.processor, self.pictures, seen)
         for key, tensor in self.tensors.items():
             if key in made and not _same_layout(made[key], tensor):
                 raise UnsupportedCallError(

@@ -170,7 +170,8 @@ def _open(
                 "past_key_values, pass the first turn's guard_views again: generate(input_ids=..., "
                 'past_key_values=..., guard_views=inputs["guard_views"]).'
             )
-        tensors = pictures.process([[view.image for view in row] for row in pictures.rows])
+        seen = [[view.image for view in row] for row in pictures.rows]
+        tensors = family.image_tensors(state.processor, pictures, seen)
     if tensors and pictures is not None:
         _belong(pictures, prompt, family.count(tensors))
     trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture))

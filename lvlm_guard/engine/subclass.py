@@ -19,7 +19,15 @@ def once_per_class(make: Callable[[type[Any]], type[Any]]) -> Callable[[type[Any
         if base not in made:
             new = make(base)
             new.__name__, new.__qualname__, new.__module__ = base.__name__, base.__qualname__, base.__module__
+            new.guarded_from = base
             made[base] = new
         return made[base]
 
     return subclass
+
+
+def plain_class(thing: Any) -> type[Any]:
+    """Return the class of an object without the guard."""
+    kind = type(thing)
+    plain: type[Any] = kind.__dict__.get("guarded_from", kind)
+    return plain

@@ -7,8 +7,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from lvlm_guard.engine.subclass import plain_class
+from lvlm_guard.errors import ImageError
+
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PretrainedConfig, ProcessorMixin
+
+    from lvlm_guard.engine.call import Pictures
+
+OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
+"""Settings of a processor that do not touch its pictures."""
+
+
+def flat(images: Any) -> list[Any]:
+    """Return pictures in any nesting as one list."""
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in flat(part)]
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    return [] if images is None else [images]
 
 
 class Family:
@@ -43,6 +61,47 @@ class Family:
         """Return the picture's placeholder in a prompt."""
         token: str = processor.image_token  # type: ignore[attr-defined]
         return token
+
+    def process(
+        self, processor: Any, rows: list[list[Image]], text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the plain processor.
+
+        Args:
+            processor: guarded or not.
+            rows: the pictures of each prompt.
+            text: the prompts, as the caller gave them.
+            args: the caller's further arguments by position.
+            kwargs: the caller's further arguments by name.
+
+        Raises:
+            ImageError: it can't process them; names the pictures' sizes and what it said.
+        """
+        plain = plain_class(processor)
+        one_each = len(rows) == 1 or all(len(row) == 1 for row in rows)
+        try:
+            return plain.__call__(processor, (flat(rows) if one_each else rows) or None, text, *args, **kwargs)
+        except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in flat(rows))
+            raise ImageError(
+                f"{plain.__name__} can't process these inputs (pictures of {sizes} pixels): {error} Check the prompt's "
+                "placeholders, truncation, and that no picture is a thin strip of a few pixels."
+            ) from error
+
+    def image_tensors(self, processor: Any, pictures: Pictures, rows: list[list[Image]]) -> dict[str, Tensor]:
+        """Return the image tensors of other pictures under the same prompts and settings.
+
+        Args:
+            processor: guarded or not.
+            pictures: what the prompts and settings were.
+            rows: the pictures of each prompt, as many as before.
+        """
+        if self.fixed_size and not pictures.args and pictures.kwargs.keys() <= OF_THE_TEXT:
+            made = processor.image_processor(flat(rows), return_tensors="pt")  # the prompt stays as it is
+        else:
+            settings = pictures.kwargs | {"return_tensors": "pt"}
+            made = self.process(processor, rows, pictures.text, pictures.args, settings)
+        return {key: made[key] for key in self.image_keys if key in made}
 
     def count(self, tensors: dict[str, Tensor]) -> int:
         """Return how many pictures the image tensors hold."""

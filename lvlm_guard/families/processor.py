@@ -18,13 +18,12 @@ from torch import Tensor
 
 from lvlm_guard.engine.call import VIEWS, Pictures, View
 from lvlm_guard.engine.subclass import once_per_class
-from lvlm_guard.errors import GuardError, ImageError, TextError, UnsupportedCallError
-from lvlm_guard.families.family import Family
+from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
+from lvlm_guard.families.family import Family, flat
 from lvlm_guard.families.question import from_messages, from_prompt
 from lvlm_guard.images import load_image
 
 STATE = "_lvlm_guard"
-_OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
 REMEMBERED = 256  # prompts whose question apply_chat_template(tokenize=False) has told us
 
 
@@ -98,15 +97,8 @@ def guarded_class(base: type[Any]) -> type[Any]:
             given = guard_images if guard_images is not None else told.images if told else None
             views = _views(rows, _texts(guard_text, told, prompts, state, token), given)
 
-            def process(pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
-                if state.family.fixed_size and not args and kwargs.keys() <= _OF_THE_TEXT:
-                    again = self.image_processor(flat(pictures), return_tensors="pt")  # the prompt stays as it is
-                else:
-                    again = _call(self, base, pictures, text, args, kwargs | {"return_tensors": "pt"})
-                return {key: again[key] for key in state.family.image_keys if key in again}
-
-            made = _call(self, base, rows, text, args, kwargs)
-            made[VIEWS] = Pictures(views, process, given is not None)
+            made = state.family.process(self, rows, text, args, kwargs)
+            made[VIEWS] = Pictures(views, text, args, kwargs, given is not None)
             return made
 
         def apply_chat_template(
@@ -134,15 +126,6 @@ def guarded_class(base: type[Any]) -> type[Any]:
             return made
 
     return Guarded
-
-
-def flat(images: Any) -> list[Any]:
-    """Return pictures in any nesting as one list."""
-    if isinstance(images, list | tuple):
-        return [image for part in images for image in flat(part)]
-    if getattr(images, "ndim", 0) == 4:
-        return list(images)
-    return [] if images is None else [images]
 
 
 def picture(source: Any) -> Image.Image:
@@ -196,20 +179,3 @@ def _views(rows: list[list[Image.Image]], texts: list[str], given: Any) -> list[
         for view, local in zip(everything, locals_, strict=True):
             view.local = local
     return views
-
-
-def _call(
-    processor: Any, base: type[Any], rows: list[list[Image.Image]], text: Any, args: tuple[Any, ...], kwargs: Any
-) -> Any:
-    """Call the plain processor; what it can't do with a picture becomes an error that names the picture."""
-    images = rows if len(rows) > 1 and not all(len(row) == 1 for row in rows) else [i for row in rows for i in row]
-    try:
-        return base.__call__(processor, images or None, text, *args, **kwargs)
-    except GuardError:
-        raise
-    except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
-        sizes = ", ".join(f"{image.width}x{image.height}" for row in rows for image in row)
-        raise ImageError(
-            f"{base.__name__} can't process these inputs (pictures of {sizes} pixels): {error} Check the prompt's "
-            "placeholders, truncation, and that no picture is a thin strip of a few pixels."
-        ) from error

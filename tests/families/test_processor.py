@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -247,3 +248,13 @@ def test_text_alone_is_processed_as_ever(pair):
     _, processor = pair
     made = processor(text="USER: hello ASSISTANT:", return_tensors="pt")
     assert "guard_views" not in made
+
+
+def test_inputs_travel_between_processes(pair):
+    model, processor = pair
+    made = processor(images=tiny.picture(1, 60, 40), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+    made = made.to(torch.float64)
+    method = methods.AGLA(beta=0.01, matcher=Brightness())
+    expected = model.generate(**made, max_new_tokens=4, do_sample=False, guard=method)
+    arrived = pickle.loads(pickle.dumps(made))
+    assert torch.equal(model.generate(**arrived, max_new_tokens=4, do_sample=False, guard=method), expected)
