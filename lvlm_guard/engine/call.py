@@ -65,6 +65,25 @@ class Pictures:
         self.kwargs = kwargs or {}
         self.given = given
 
+    @classmethod
+    def of(cls, found: Any) -> Pictures:
+        """Return pictures as they are, or those of several inputs that a pipeline or a DataLoader put in a list.
+
+        Raises:
+            MissingViewError: it is something else.
+        """
+        if isinstance(found, cls):
+            return found
+        parts = list(found) if isinstance(found, list | tuple) else []
+        if not parts or not all(isinstance(part, cls) for part in parts):
+            raise MissingViewError(
+                f"guard_views is a {type(found).__name__}, not what the guarded processor gave. Pass on all that it "
+                "returns, unchanged: model.generate(**inputs)."
+            )
+        texts = [text for part in parts for text in ([part.text] if isinstance(part.text, str) else part.text)]
+        rows = [row for part in parts for row in part.rows]
+        return cls(rows, texts, parts[0].args, parts[0].kwargs | {"padding": True}, any(part.given for part in parts))
+
     def __len__(self) -> int:
         return len(self.rows)
 

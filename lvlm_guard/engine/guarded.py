@@ -154,6 +154,7 @@ def _open(
         MissingViewError: the pictures do not belong to these inputs.
     """
     state: Guard = getattr(model, STATE)
+    pictures = None if pictures is None else Pictures.of(pictures)
     method = state.method if guard is None or guard is True else state.resolve(guard)
     prompt = inputs if inputs is not None else kwargs.get("input_ids")
     config = kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config

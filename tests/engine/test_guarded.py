@@ -495,6 +495,19 @@ def test_the_pipeline_of_transformers_works(pair):
         generate_kwargs={"guard": False},
     )  # fmt: skip
     assert guarded[0]["generated_text"] != plain[0]["generated_text"]
+    talk = [{"role": "user", "content": content}]
+    batch = pipe(text=[talk, talk], batch_size=2, max_new_tokens=12, return_full_text=False)
+    assert [answer[0]["generated_text"] for answer in batch] == [guarded[0]["generated_text"]] * 2
+
+
+def test_views_of_several_inputs_in_a_list_are_put_together(pair):
+    model, _ = pair
+    one, two = ask(pair, ("What?", 1)), ask(pair, ("What?", 2))
+    both = {key: torch.cat([one[key], two[key]]) for key in one if key != "guard_views"}
+    out = model.generate(**both, guard_views=[one["guard_views"], two["guard_views"]], **RUN)
+    assert torch.equal(out[0], model.generate(**one, **RUN)[0])
+    with pytest.raises(MissingViewError, match="not what the guarded processor gave"):
+        model.generate(**both, guard_views=["x"], **RUN)
 
 
 def test_a_copy_of_a_guarded_model_is_guarded_on_its_own(pair):
