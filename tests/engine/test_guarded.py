@@ -1,4 +1,4 @@
-"""The contract of a guarded model: the same object, never silently unguarded, and nothing left behind."""
+"""The contract of a guarded model: the same object, its traces and outputs, and nothing left behind."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import threading
 import pytest
 import tiny
 import torch
+from asking import RUN, agla, ask
 from matchers import Brightness
 from transformers import (
     AutoModelForImageTextToText,
@@ -14,41 +15,10 @@ from transformers import (
     LlavaForConditionalGeneration,
     StoppingCriteria,
     TextIteratorStreamer,
-    pipeline,
 )
 
 from lvlm_guard import guard, methods, unguard
-from lvlm_guard.errors import (
-    GuardError,
-    KnobError,
-    LogitsError,
-    MissingViewError,
-    TextError,
-    UnknownNameError,
-    UnsupportedCallError,
-    UnsupportedModelError,
-    WeightsError,
-)
-
-RUN = {"max_new_tokens": 12, "do_sample": False}
-
-
-def agla(**knobs):
-    return methods.AGLA(matcher=Brightness(), **knobs)
-
-
-@pytest.fixture
-def pair():
-    return guard(*tiny.make("llava", scale=5.0), agla())
-
-
-def ask(pair, *rows, **extra):
-    """Inputs of rows (question, pictures...); float64 like the model."""
-    _, processor = pair
-    prompts = [tiny.prompt(processor, row[0], len(row) - 1) for row in rows]
-    pictures = [tiny.picture(seed) for row in rows for seed in row[1:]] or None
-    made = processor(images=pictures, text=prompts, padding=True, return_tensors="pt", **extra)
-    return made.to(torch.float64)
+from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
 
 def test_the_objects_are_the_same_and_instances_of_their_classes():
@@ -93,134 +63,6 @@ def test_a_saved_guarded_model_is_a_plain_one(pair, tmp_path):
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval()
     tensors = {key: value for key, value in inputs.items() if key != "guard_views"}
     assert torch.equal(loaded.generate(**tensors, **RUN), plain)
-
-
-def test_inputs_of_an_unguarded_processor_raise():
-    model, processor = tiny.make("llava")
-    plain = processor(images=tiny.picture(1), text=tiny.prompt(processor, "What?"), return_tensors="pt")
-    guard(model, processor, agla())
-    with pytest.raises(MissingViewError, match=r"guard\(model, processor\).*guard=False"):
-        model.generate(**plain.to(torch.float64), **RUN)
-
-
-def test_views_of_other_inputs_raise(pair):
-    model, _ = pair
-    one, two = ask(pair, ("What?", 1)), ask(pair, ("What?", 1), ("Who?", 2))
-    with pytest.raises(MissingViewError, match="belong to different inputs"):
-        model.generate(**{**two, "guard_views": one["guard_views"]}, **RUN)
-
-
-def test_vcd_needs_no_pictures_only_pixels():
-    model, processor = tiny.make("llava", scale=5.0)
-    plain = processor(images=tiny.picture(1), text=tiny.prompt(processor, "What?"), return_tensors="pt")
-    guard(model, processor, "vcd", alpha=2.0)
-    out = model.generate(**plain.to(torch.float64), **RUN, return_dict_in_generate=True)
-    assert out.guard.masks == 1
-
-
-@pytest.mark.parametrize(
-    ("extra", "match"),
-    [
-        ({"inputs_embeds": torch.zeros(1, 3, 64)}, "inputs_embeds"),
-        ({"pixel_values_videos": torch.zeros(1)}, "Videos"),
-        ({"mm_encoder_outputs": {"image": None}}, "pixel_values"),
-        ({"cache_implementation": "paged"}, "continuous batching"),
-    ],
-)
-def test_calls_that_can_not_be_guarded_raise(pair, extra, match):
-    model, _ = pair
-    with pytest.raises(UnsupportedCallError, match=match):
-        model.generate(**ask(pair, ("What?", 1)), **RUN, **extra)
-
-
-def test_continuous_batching_raises(pair):
-    with pytest.raises(UnsupportedCallError, match="Continuous batching"):
-        pair[0].generate_batch([[1, 2]])
-
-
-def test_a_prompt_without_tokens_raises(pair):
-    with pytest.raises(UnsupportedCallError, match="input_ids"):
-        pair[0].generate(max_new_tokens=2)
-
-
-def test_a_picture_without_a_question_raises(pair):
-    model, _ = pair
-    with pytest.raises(TextError, match="guard_text"):
-        model.generate(**ask(pair, ("", 1)), **RUN)
-    stated = ask(pair, ("", 1), guard_text="Is there a dog?")
-    assert model.generate(**stated, **RUN).shape[0] == 1
-
-
-@pytest.mark.parametrize("bad", ["agla2", "Vcd", ""])
-def test_an_unknown_method_names_the_known_ones(bad):
-    with pytest.raises(UnknownNameError, match="Known: agla, apc, vcd, vote"):
-        guard(*tiny.make("llava"), bad)
-
-
-@pytest.mark.parametrize(
-    ("knobs", "match"),
-    [
-        ({"alpha": -1}, "alpha"), ({"alpha": float("nan")}, "alpha"), ({"beta": 1.5}, "beta"), ({"beta": -0.1}, "beta"),
-        ({"alfa": 1}, "Did you mean 'alpha'"), ({"mode": "fast"}, "official"), ({"frame": "round"}, "squashed"),
-    ],
-)  # fmt: skip
-def test_knobs_out_of_range_raise(knobs, match):
-    with pytest.raises(KnobError, match=match):
-        guard(*tiny.make("llava"), "agla", **knobs)
-
-
-def test_what_is_no_method_raises(pair):
-    model, _ = pair
-    inputs = ask(pair, ("What?", 1))
-    for bad in (3, object(), dict):
-        with pytest.raises(GuardError):
-            model.generate(**inputs, guard=bad, **RUN)
-    with pytest.raises(KnobError, match="execution"):
-        model.generate(**inputs, guard_execution="fast", **RUN)
-
-
-def test_missing_weights_are_said_before_the_first_token():
-    pair = guard(*tiny.make("llava"))
-    inputs = ask(pair, ("What?", 1))
-    with pytest.raises(WeightsError, match="Salesforce/blip-itm-large-coco"):
-        pair[0].generate(**inputs, **RUN)
-    own = ask(pair, ("What?", 1), guard_images=tiny.picture(2))
-    assert pair[0].generate(**own, **RUN).shape[0] == 1  # a view of one's own needs no matcher
-
-
-def test_nan_logits_raise(pair):
-    model, _ = pair
-    inputs = ask(pair, ("What?", 1))
-    model.lm_head.weight[7] = float("nan")
-    with pytest.raises(LogitsError, match="NaN"):
-        model.generate(**inputs, **RUN)
-
-
-def test_families_that_do_not_fit_raise():
-    llava, llava_processor = tiny.make("llava")
-    _, qwen_processor = tiny.make("qwen2_5_vl")
-    with pytest.raises(UnsupportedModelError, match="Qwen2_5_VLProcessor"):
-        guard(llava, qwen_processor)
-    with pytest.raises(UnsupportedModelError, match="without an image tower"):
-        guard(llava.model.language_model, llava_processor)
-    shifted = copy.deepcopy(llava)
-    shifted.config.image_token_id = 9
-    with pytest.raises(UnsupportedModelError, match="different checkpoints"):
-        guard(shifted, llava_processor)
-    assert type(llava) is LlavaForConditionalGeneration
-
-
-def test_an_encoder_decoder_raises():
-    from transformers import Florence2Config, Florence2ForConditionalGeneration
-
-    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-             "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 64}  # fmt: skip
-    eyes = {"embed_dim": [8], "num_heads": [1], "num_groups": [1], "depths": [1], "window_size": 4,
-            "projection_dim": 16, "patch_size": [7],
-            "patch_stride": [4], "patch_padding": [3], "patch_prenorm": [False]}  # fmt: skip
-    model = Florence2ForConditionalGeneration(Florence2Config(text_config=small, vision_config=eyes))
-    with pytest.raises(UnsupportedModelError, match=r"encoder-decoder|florence2"):
-        guard(model, tiny.make("llava")[1])
 
 
 def test_text_only_calls_are_plain_and_say_so(pair):
@@ -407,107 +249,6 @@ def test_training_and_plain_calls_are_unguarded(pair):
     loss = model(**tensors, labels=tensors["input_ids"]).loss
     loss.backward()
     assert model.lm_head.weight.grad.abs().sum() > 0
-
-
-def test_a_peft_model_is_guarded_within():
-    from peft import LoraConfig, get_peft_model
-
-    model, processor = tiny.make("llava", scale=5.0)
-    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    wrapped.double()
-    pair = guard(wrapped, processor, agla())
-    assert pair[0] is wrapped
-    inputs = ask(pair, ("What?", 1))
-    lazy = wrapped.generate(**inputs, **RUN, guard_execution="lazy")
-    out = wrapped.generate(**inputs, **RUN, guard_execution="batched", return_dict_in_generate=True)
-    assert torch.equal(lazy, out.sequences)
-    assert out.guard.masks == 1
-    strong = wrapped.generate(**inputs, **RUN, guard=agla(alpha=9.0, beta=0.001))
-    assert not torch.equal(strong, wrapped.generate(**inputs, **RUN, guard=False))
-    unguard(wrapped)
-    assert type(wrapped.get_base_model()) is LlavaForConditionalGeneration
-
-
-@pytest.mark.parametrize("order", ["dispatched first", "guarded first"])
-def test_device_maps_put_a_forward_on_the_instance_and_stay_guarded(order):
-    from accelerate import dispatch_model
-
-    model, processor = tiny.make("llava", scale=5.0)
-    reference = guard(*tiny.make("llava", scale=5.0), agla())
-    expected = reference[0].generate(**ask(reference, ("What?", 1)), **RUN)
-    device_map = {
-        "model.vision_tower": "cpu",
-        "model.multi_modal_projector": "cpu",
-        "model.language_model": "cpu",
-        "lm_head": "cpu",
-    }
-    if order == "dispatched first":
-        model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
-        guard(model, processor, agla())
-    else:
-        guard(model, processor, agla())
-        model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
-    assert "forward" in vars(model)
-    assert torch.equal(model.generate(**ask((model, processor), ("What?", 1)), **RUN), expected)
-
-
-def test_a_replaced_forward_stays_guarded(pair):
-    model, _ = pair
-    inputs = ask(pair, ("What?", 1))
-    expected = model.generate(**inputs, **RUN)
-    plain = model.forward
-    model.forward = lambda *args, **kwargs: plain(*args, **kwargs)  # as torch.compile(model.forward) does
-    model.forward.__signature__ = __import__("inspect").signature(plain)
-    assert torch.equal(model.generate(**inputs, **RUN), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
-def test_compiled_models_give_the_same_tokens(execution):
-    pair = guard(*tiny.make("llava", scale=5.0), agla())
-    model, processor = pair
-    inputs = ask(pair, ("What?", 1))
-    expected = model.generate(**inputs, **RUN)
-    wrapped = torch.compile(model, backend="eager")
-    guard(wrapped, processor, agla())
-    assert torch.equal(wrapped.generate(**inputs, **RUN, guard_execution=execution), expected)
-    from transformers import CompileConfig
-
-    config = CompileConfig(backend="eager", mode=None, fullgraph=False)
-    config._compile_all_devices = True
-    static = model.generate(
-        **inputs, **RUN, guard_execution=execution, cache_implementation="static", compile_config=config
-    )
-    assert torch.equal(static, expected)
-    assert torch.equal(
-        model.generate(**inputs, **RUN, guard=False, cache_implementation="static", compile_config=config),
-        model.generate(**inputs, **RUN, guard=False),
-    )
-
-
-def test_the_pipeline_of_transformers_works(pair):
-    model, processor = pair
-    pipe = pipeline("image-text-to-text", model=model, processor=processor)
-    content = [{"type": "image", "image": tiny.picture(1)}, {"type": "text", "text": "What?"}]
-    guarded = pipe(text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False)
-    plain = pipe(
-        text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False,
-        generate_kwargs={"guard": False},
-    )  # fmt: skip
-    assert guarded[0]["generated_text"] != plain[0]["generated_text"]
-    talk = [{"role": "user", "content": content}]
-    batch = pipe(text=[talk, talk], batch_size=2, max_new_tokens=12, return_full_text=False)
-    assert [answer[0]["generated_text"] for answer in batch] == [guarded[0]["generated_text"]] * 2
-
-
-def test_views_of_several_inputs_in_a_list_are_put_together(pair):
-    model, _ = pair
-    one, two = ask(pair, ("What?", 1)), ask(pair, ("What?", 2))
-    both = {key: torch.cat([one[key], two[key]]) for key in one if key != "guard_views"}
-    out = model.generate(**both, guard_views=[one["guard_views"], two["guard_views"]], **RUN)
-    assert torch.equal(out[0], model.generate(**one, **RUN)[0])
-    with pytest.raises(MissingViewError, match="not what the guarded processor gave"):
-        model.generate(**both, guard_views=["x"], **RUN)
 
 
 def test_a_copy_of_a_guarded_model_is_guarded_on_its_own(pair):

@@ -1,0 +1,111 @@
+"""A model stays guarded within what people wrap around it: PEFT, accelerate, torch.compile, pipelines."""
+
+import inspect
+
+import pytest
+import tiny
+import torch
+from asking import RUN, agla, ask
+from transformers import CompileConfig, LlavaForConditionalGeneration, pipeline
+
+from lvlm_guard import guard, unguard
+from lvlm_guard.errors import MissingViewError
+
+
+def test_a_peft_model_is_guarded_within():
+    from peft import LoraConfig, get_peft_model
+
+    model, processor = tiny.make("llava", scale=5.0)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    wrapped.double()
+    pair = guard(wrapped, processor, agla())
+    assert pair[0] is wrapped
+    inputs = ask(pair, ("What?", 1))
+    lazy = wrapped.generate(**inputs, **RUN, guard_execution="lazy")
+    out = wrapped.generate(**inputs, **RUN, guard_execution="batched", return_dict_in_generate=True)
+    assert torch.equal(lazy, out.sequences)
+    assert out.guard.masks == 1
+    strong = wrapped.generate(**inputs, **RUN, guard=agla(alpha=9.0, beta=0.001))
+    assert not torch.equal(strong, wrapped.generate(**inputs, **RUN, guard=False))
+    unguard(wrapped)
+    assert type(wrapped.get_base_model()) is LlavaForConditionalGeneration
+
+
+@pytest.mark.parametrize("order", ["dispatched first", "guarded first"])
+def test_device_maps_put_a_forward_on_the_instance_and_stay_guarded(order):
+    from accelerate import dispatch_model
+
+    model, processor = tiny.make("llava", scale=5.0)
+    reference = guard(*tiny.make("llava", scale=5.0), agla())
+    expected = reference[0].generate(**ask(reference, ("What?", 1)), **RUN)
+    device_map = {
+        "model.vision_tower": "cpu",
+        "model.multi_modal_projector": "cpu",
+        "model.language_model": "cpu",
+        "lm_head": "cpu",
+    }
+    if order == "dispatched first":
+        model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
+        guard(model, processor, agla())
+    else:
+        guard(model, processor, agla())
+        model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
+    assert "forward" in vars(model)
+    assert torch.equal(model.generate(**ask((model, processor), ("What?", 1)), **RUN), expected)
+
+
+def test_a_replaced_forward_stays_guarded(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: plain(*args, **kwargs)  # as torch.compile(model.forward) does
+    model.forward.__signature__ = inspect.signature(plain)
+    assert torch.equal(model.generate(**inputs, **RUN), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
+def test_compiled_models_give_the_same_tokens(execution):
+    pair = guard(*tiny.make("llava", scale=5.0), agla())
+    model, processor = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    wrapped = torch.compile(model, backend="eager")
+    guard(wrapped, processor, agla())
+    assert torch.equal(wrapped.generate(**inputs, **RUN, guard_execution=execution), expected)
+    config = CompileConfig(backend="eager", mode=None, fullgraph=False)
+    config._compile_all_devices = True
+    static = model.generate(
+        **inputs, **RUN, guard_execution=execution, cache_implementation="static", compile_config=config
+    )
+    assert torch.equal(static, expected)
+    assert torch.equal(
+        model.generate(**inputs, **RUN, guard=False, cache_implementation="static", compile_config=config),
+        model.generate(**inputs, **RUN, guard=False),
+    )
+
+
+def test_the_pipeline_of_transformers_works(pair):
+    model, processor = pair
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    content = [{"type": "image", "image": tiny.picture(1)}, {"type": "text", "text": "What?"}]
+    guarded = pipe(text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False)
+    plain = pipe(
+        text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False,
+        generate_kwargs={"guard": False},
+    )  # fmt: skip
+    assert guarded[0]["generated_text"] != plain[0]["generated_text"]
+    talk = [{"role": "user", "content": content}]
+    batch = pipe(text=[talk, talk], batch_size=2, max_new_tokens=12, return_full_text=False)
+    assert [answer[0]["generated_text"] for answer in batch] == [guarded[0]["generated_text"]] * 2
+
+
+def test_views_of_several_inputs_in_a_list_are_put_together(pair):
+    model, _ = pair
+    one, two = ask(pair, ("What?", 1)), ask(pair, ("What?", 2))
+    both = {key: torch.cat([one[key], two[key]]) for key in one if key != "guard_views"}
+    out = model.generate(**both, guard_views=[one["guard_views"], two["guard_views"]], **RUN)
+    assert torch.equal(out[0], model.generate(**one, **RUN)[0])
+    with pytest.raises(MissingViewError, match="not what the guarded processor gave"):
+        model.generate(**both, guard_views=["x"], **RUN)
