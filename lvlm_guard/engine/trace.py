@@ -42,7 +42,7 @@ class GuardTrace:
 
     Args:
         method: registered name of the method.
-        knobs: its knobs as plain data.
+        knobs: its knobs as plain data; the matcher by the version of the one that was used.
         execution: "batched", "lazy", "joined" (lazy at first, batched once the branch had mattered), or
             "single" (a method without a second branch).
         guarded: False where no row had a picture, so that there was nothing to guard.

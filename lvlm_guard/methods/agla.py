@@ -77,7 +77,7 @@ class AGLA(Constrained):
         """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""
         call.require_text()
         if not call.pictures.given:
-            load_matcher(self.matcher, model=call.model)
+            call.trace.knobs["matcher"] = load_matcher(self.matcher, model=call.model).version
 
     def kept(self, step: Step) -> Tensor:
         """Return the plausible tokens; official mode rounds the cutoff to the model's dtype, as the release does."""

@@ -118,7 +118,9 @@ class Vote(Constrained):
         """
         if self.claim is None or self.alpha > 0:
             call.require_text()
-        load_matcher(self.matcher, model=call.model).require_support()
+        matcher = load_matcher(self.matcher, model=call.model)
+        matcher.require_support()
+        call.trace.knobs["matcher"] = matcher.version
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, no vote can change it."""

@@ -37,7 +37,7 @@ def test_an_installed_package_brings_a_method_and_a_matcher(site):
     code = USE.format(site=str(site), support=str(ROOT / "tests/support"))
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines() == ["[71, 71, 71]", "dummy_guard", "everything 1"]
+    assert done.stdout.splitlines() == ["[71, 71, 71]", "dummy_guard", "everything-1 1"]
 
 
 def test_without_the_package_its_method_is_unknown():
