@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError
@@ -27,12 +28,14 @@ class View:
     Args:
         image: the picture as the user gave it, RGB.
         text: the matching text, or "" where none was found.
+        index: its place among the pictures of the call.
         local: the second view, once a branch needed it.
         match: what the matcher said (`lvlm_guard.matching.Match`), once it was asked.
     """
 
     image: Image
     text: str
+    index: int = 0
     local: Image | None = None
     match: Any = None
 
@@ -82,7 +85,14 @@ class Pictures:
             )
         texts = [text for part in parts for text in ([part.text] if isinstance(part.text, str) else part.text)]
         rows = [row for part in parts for row in part.rows]
+        for index, view in enumerate(view for row in rows for view in row):
+            view.index = index
         return cls(rows, texts, parts[0].args, parts[0].kwargs | {"padding": True}, any(part.given for part in parts))
+
+    def only(self, requests: list[int]) -> Pictures:
+        """Return the pictures of some requests."""
+        text = self.text if isinstance(self.text, str) else [self.text[request] for request in requests]
+        return Pictures([self.rows[request] for request in requests], text, self.args, self.kwargs, self.given)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -154,6 +164,25 @@ class Call:
         """Return the views of each request; raises `MissingViewError` as `pictures` does."""
         return self.pictures.rows
 
+    def only(self, requests: list[int]) -> Call | None:
+        """Return the same call about some of its requests; None where it can't be told which pictures are theirs."""
+        counts = [int(has) for has in self.has_picture]
+        if self._pictures is not None:
+            counts = [len(row) for row in self._pictures.rows]
+        if sum(counts) != self.family.count(self.tensors):
+            return None
+        first = [sum(counts[:request]) for request in range(len(counts))]
+        theirs = [first[request] + k for request in requests for k in range(counts[request])]
+        return Call(
+            self.model,
+            self.family,
+            self.processor,
+            None if self._pictures is None else self._pictures.only(requests),
+            self.family.select(self.tensors, theirs),
+            [self.has_picture[request] for request in requests],
+            self.trace,
+        )
+
     def require_text(self) -> None:
         """Raise `TextError` unless every picture has a matching text or a second view of its own."""
         if not any(self.has_picture) or self.pictures.given:
@@ -182,12 +211,11 @@ class Call:
         self.trace.masks += len(views)
         seen = [[view.local or view.image for view in row] for row in self.requests()]
         made = self.family.image_tensors(self.processor, self.pictures, seen)
-        for key, tensor in self.tensors.items():
-            if key in made and not _same_layout(made[key], tensor):
-                raise UnsupportedCallError(
-                    f"The second view's {key} differ in layout from the picture's, so the prompt's image tokens would "
-                    "not fit. Use frame='original', or give guard_images of the pictures' own sizes."
-                )
+        if not _same_layout(made, self.tensors):
+            raise UnsupportedCallError(
+                "The second view differs from the picture in shape, so the prompt's image tokens would not fit. Use "
+                "frame='original', or give guard_images of the pictures' own sizes."
+            )
         return {
             key: made[key].to(self.model.device, tensor.dtype if tensor.is_floating_point() else made[key].dtype)
             for key, tensor in self.tensors.items()
@@ -203,8 +231,12 @@ class Call:
         return changed
 
 
-def _same_layout(made: Tensor, tensor: Tensor) -> bool:
-    """Tell whether two image tensors mean the same number of image tokens: equal shapes, equal grids and sizes."""
-    if made.shape != tensor.shape:
-        return False
-    return tensor.is_floating_point() or bool((made.to(tensor.device) == tensor).all())
+def _same_layout(made: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
+    """Tell whether two sets of image tensors stand for the same number of image tokens.
+
+    Where a family states grids or sizes, those decide: its pixels may be padded to what else is in a batch.
+    """
+    stated = [key for key, tensor in tensors.items() if key in made and not tensor.is_floating_point()]
+    if stated:
+        return all(torch.equal(made[key].cpu(), tensors[key].cpu()) for key in stated)
+    return all(made[key].shape == tensor.shape for key, tensor in tensors.items() if key in made)

@@ -87,14 +87,26 @@ def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> 
     return stacked
 
 
+def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[str, Any]:
+    """Return arguments of R rows for some of the rows."""
+    return {
+        key: value if (axis := _rows_axis(key, value, rows)) is None else value.index_select(axis, chosen)
+        for key, value in arguments.items()
+    }
+
+
 def _repeat(key: str, value: Any, others: int, rows: int) -> Any:
+    axis = _rows_axis(key, value, rows)
+    return value if axis is None else torch.cat([value] * (1 + others), dim=axis)
+
+
+def _rows_axis(key: str, value: Any, rows: int) -> int | None:
+    """Return the axis along which an argument has the R rows; None where it has none."""
     if not isinstance(value, Tensor) or value.ndim < 2:  # settings and index vectors are no rows
-        return value
+        return None
     # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
     axis = 1 if key == POSITIONS and value.ndim == 3 else 0
-    if value.shape[axis] != rows:
-        return value
-    return torch.cat([value] * (1 + others), dim=axis)
+    return axis if value.shape[axis] == rows else None
 
 
 def _stack_encoded(encoded: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:

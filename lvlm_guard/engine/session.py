@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
+FEW = 3  # few requests want a branch: no more than one in so many
 
 
 def _encodes_first(model: Any) -> bool:
@@ -74,6 +75,7 @@ class Session:
         self._longest = 0
         self._rows_of: dict[tuple[int, int], list[int]] = {}
         self._may_join = False
+        self._idle = True  # no branch has run yet
         self._lagging = [Lagging() for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
         self._whole_prefill: _Prepared | None = None
@@ -197,10 +199,11 @@ class Session:
         lagging = others is None and bool(self.branches)
         decided = self.method.decided(step) if lagging or self._recorder is not None else None
         guarded = self._guarded(step)
-        if lagging and bool((~decided & self._matters(guarded, ids, count)).any()):  # type: ignore[operator]  # see above
-            others = tuple(self._catch_up(index, prepared, count) for index in range(len(self.branches)))
-            if self._may_join and ids.shape[1] + 1 < self._longest:
-                self._join()
+        ran = None
+        if lagging:
+            wanted = ~decided & self._matters(guarded, ids, count)  # type: ignore[operator]  # decided where lagging
+            if bool(wanted.any()):
+                others, ran = self._others(prepared, step, wanted, count)
         flat = None
         if others is not None and self.branches:
             flat = tuple(other[:, other.shape[1] - count :].flatten(0, 1) for other in others)
@@ -208,7 +211,7 @@ class Session:
         if guarded is not None:
             assembled = torch.where(guarded[:, None], assembled, step.logits)
         if self._recorder is not None and decided is not None:
-            self._recorder.add(step, assembled, flat, decided)
+            self._recorder.add(step, assembled, flat, decided, ran)
         assembled = assembled.view(len(ids), count, -1)
         if count == length:
             return assembled
@@ -262,33 +265,81 @@ class Session:
     def views(self, rows: int) -> list[dict[str, Any]]:
         """Return what each branch's call has otherwise, for R rows; made at the first step that asks."""
         if self._views is None:
-            self._views = [self._view(branch.view(self.call), rows) for branch in self.branches]
+            expand = rows // len(self.prompt)
+            self._views = [self._view(branch.view(self.call), self.prompt, expand) for branch in self.branches]
         return self._views
 
-    def _view(self, view: dict[str, Any], rows: int) -> dict[str, Any]:
+    def _view(self, view: dict[str, Any], prompt: Tensor, expand: int) -> dict[str, Any]:
         model: Any = self.call.model
         if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
             view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
-        expand = rows // len(self.prompt)
-        prompt = self.prompt.to(model.device)
         _, expanded = model._expand_inputs_for_generation(
-            expand_size=expand, is_encoder_decoder=False, input_ids=prompt, **view
+            expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(model.device), **view
         )
         return dict(expanded)
+
+    def _others(
+        self, prepared: _Prepared, step: Step, wanted: Tensor, needed: int
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Run the lagging branches for the rows that want them, [R] bool.
+
+        Returns:
+            Their last `needed` logits, [R / needed, needed, V] each, and for which rows they ran (None: all).
+            The first time, where few requests want them, only those are matched, encoded and read, and
+            nothing is kept: yes/no answers have one undecided token, and mostly few rows of a batch have it.
+        """
+        requests = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
+        first, self._idle = self._idle, False
+        if first and FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
+            return self._for_few(prepared, step, part, requests, needed)
+        others = tuple(self._catch_up(index, prepared, needed) for index in range(len(self.branches)))
+        if self._may_join and prepared.ids.shape[1] + 1 < self._longest:
+            self._join()
+        return others, None
+
+    def _for_few(
+        self, prepared: _Prepared, step: Step, part: Call, requests: list[int], needed: int
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Run the branches for some requests; the other rows are decided, so that their own logits stand in."""
+        rows = len(prepared.ids)
+        expand = rows // len(self.prompt)
+        chosen = torch.tensor([r * expand + k for r in requests for k in range(expand)], device=prepared.ids.device)
+        few = _Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
+        others = []
+        for branch in self.branches:
+            view = self._view(branch.view(part), self.prompt[requests], expand)
+            cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
+            logits = self._run(few, view, cache if self._uses_cache(few) else None, 0, needed)
+            whole = step.raw.view(rows, needed, -1).clone()
+            whole[chosen] = logits.to(whole.dtype)
+            others.append(whole)
+        ran = torch.zeros(rows, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
+        return tuple(others), ran.repeat_interleave(needed)
 
     def _catch_up(self, index: int, prepared: _Prepared, needed: int) -> Tensor:
         """Run one lagging branch over all that it skipped; returns its last `needed` logits, [R, needed, V]."""
         lagging, ids = self._lagging[index], prepared.ids
-        use_cache = prepared.arguments.get("use_cache", True) is not False
+        use_cache = self._uses_cache(prepared)
         done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if use_cache else 0
-        view = self.views(len(ids))[index]
+        if use_cache and lagging.cache is None:
+            lagging.cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
+        logits = self._run(prepared, self.views(len(ids))[index], lagging.cache, done, needed)
+        if use_cache:
+            lagging.ran(ids)
+        return logits
+
+    @staticmethod
+    def _uses_cache(prepared: _Prepared) -> bool:
+        return prepared.arguments.get("use_cache", True) is not False
+
+    def _run(self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
+        """Run a branch over rows of which `done` tokens are cached; returns its last `needed` logits."""
         model: Any = self.call.model
+        ids = prepared.ids
         arguments = {key: value for key, value in prepared.arguments.items() if key != "mm_encoder_outputs"}
         arguments |= view
-        if use_cache:
-            if lagging.cache is None:
-                lagging.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-            arguments["past_key_values"] = lagging.cache
+        if cache is not None:
+            arguments["past_key_values"] = cache
         arguments["next_sequence_length"] = ids.shape[1] - done if done else None
         arguments["is_first_iteration"] = done == 0
         arguments["logits_to_keep"] = needed
@@ -296,8 +347,6 @@ class Session:
         for key in ("output_attentions", "output_hidden_states"):
             inputs.pop(key, None)
         outputs = self.plain.__call__(model, **inputs, return_dict=True)
-        if use_cache:
-            lagging.ran(ids)
         self.trace.local_forwards += 1
         self.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
         logits: Tensor = outputs.logits[:, -needed:]

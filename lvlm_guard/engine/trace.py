@@ -90,6 +90,7 @@ class _Record:
     top: Tensor  # [R] the global branch's first choice
     chosen: Tensor  # [R] the assembly's first choice
     claims: dict[int, dict[int, str]]
+    ran: Tensor | None  # [R] for which rows the other branches ran; None for all
 
 
 class Recorder:
@@ -100,16 +101,24 @@ class Recorder:
         self._records: list[_Record] = []
         self._where: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
 
-    def add(self, step: Step, assembled: Tensor, branches: tuple[Tensor, ...] | None, decided: Tensor) -> None:
-        """Keep a step of R rows."""
+    def add(
+        self,
+        step: Step,
+        assembled: Tensor,
+        branches: tuple[Tensor, ...] | None,
+        decided: Tensor,
+        ran: Tensor | None = None,
+    ) -> None:
+        """Keep a step of R rows; `ran` [R] tells for which of them the branches ran, where not for all."""
         kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices
         log_probs: dict[str, Tensor | None] = {
             "global": step.logits.log_softmax(-1).gather(-1, kept).cpu(),
             "assembled": assembled.log_softmax(-1).gather(-1, kept).cpu(),
         }
         for index, name in enumerate(self._names):
-            ran = branches is not None
-            log_probs[name] = branches[index].float().log_softmax(-1).gather(-1, kept).cpu() if ran else None  # type: ignore[index]
+            log_probs[name] = (
+                branches[index].float().log_softmax(-1).gather(-1, kept).cpu() if branches is not None else None
+            )
         apart = None if branches is None or not branches else divergence(step.logits, branches[0].to(step.logits.dtype))
         self._records.append(
             _Record(
@@ -120,6 +129,7 @@ class Recorder:
                 top=step.logits.argmax(-1).cpu(),
                 chosen=kept[:, 0].cpu(),
                 claims=dict(step.claims),
+                ran=None if ran is None else ran.cpu(),
             )
         )
         for row, request in enumerate(step.request):
@@ -138,14 +148,17 @@ class Recorder:
             record, row = self._records[place[0]], place[1]
             at = (record.tokens[row] == token).nonzero()
             top, chosen = int(record.top[row]), int(record.chosen[row])
+            idle = set(self._names) if record.ran is not None and not record.ran[row] else set()
             traces.append(
                 TokenTrace(
                     token=token,
                     log_prob={
-                        name: float(values[row, at[0, 0]]) if values is not None and len(at) else None
+                        name: float(values[row, at[0, 0]])
+                        if values is not None and len(at) and name not in idle
+                        else None
                         for name, values in record.log_probs.items()
                     },
-                    divergence=None if record.divergence is None else float(record.divergence[row]),
+                    divergence=None if record.divergence is None or idle else float(record.divergence[row]),
                     decided=bool(record.decided[row]),
                     overruled=top if top != chosen else None,
                     claims=record.claims.get(row),

@@ -107,6 +107,10 @@ class Family:
         """Return how many pictures the image tensors hold."""
         return len(tensors["pixel_values"])
 
+    def select(self, tensors: dict[str, Tensor], pictures: list[int]) -> dict[str, Tensor]:
+        """Return the image tensors of some pictures, by their indices."""
+        return {key: tensor[pictures] for key, tensor in tensors.items()}
+
     def split(self, tensors: dict[str, Tensor]) -> list[Tensor]:
         """Return the pixels of each picture, [n, ...], as views of `pixel_values` without what pads a batch."""
         return list(tensors["pixel_values"].split(1))

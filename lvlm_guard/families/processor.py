@@ -169,6 +169,8 @@ def _texts(
 
 def _views(rows: list[list[Image.Image]], texts: list[str], given: Any) -> list[list[View]]:
     views = [[View(image, text) for image in row] for row, text in zip(rows, texts, strict=True)]
+    for index, view in enumerate(view for row in views for view in row):
+        view.index = index
     if given is not None:
         everything = [view for row in views for view in row]
         locals_ = [picture(image) for image in flat(given)]

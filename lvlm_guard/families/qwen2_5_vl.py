@@ -23,6 +23,14 @@ class Qwen25VL(Family):
         """Return how many pictures there are: one grid each."""
         return len(tensors["image_grid_thw"])
 
+    def select(self, tensors: dict[str, Tensor], pictures: list[int]) -> dict[str, Tensor]:
+        """Return the patches and grids of some pictures."""
+        patches = self.split(tensors)
+        return {
+            "pixel_values": torch.cat([patches[picture] for picture in pictures]),
+            "image_grid_thw": tensors["image_grid_thw"][pictures],
+        }
+
     def split(self, tensors: dict[str, Tensor]) -> list[Tensor]:
         """Return each picture's patches, [patches, C * T * P * P]."""
         return list(tensors["pixel_values"].split(tensors["image_grid_thw"].prod(-1).tolist()))

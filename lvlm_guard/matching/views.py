@@ -39,10 +39,13 @@ def masked_view(call: Call, matcher: Spec, frame: Frame) -> dict[str, Tensor]:
         chosen = load_matcher(matcher, model=call.model)
         matches = chosen([view.image for view in views], [view.text for view in views])
         drawn = []
-        for index, (view, match) in enumerate(zip(views, matches, strict=True)):
+        noted = {found["image"] for found in call.trace.matches}
+        for view, match in zip(views, matches, strict=True):
             view.match = match
             kept = float(match.keep.float().mean())
-            call.trace.matches.append({"image": index, "text": view.text, "score": match.score, "kept": kept})
+            if view.index not in noted:
+                found = {"image": view.index, "text": view.text, "score": match.score, "kept": kept}
+                call.trace.matches.append(found)
             if match.note:
                 call.trace.note(match.note)
             drawn.append(local_view(view.image, match, frame))

@@ -87,6 +87,23 @@ def test_a_decided_question_makes_no_mask_and_an_undecided_one_does(pair, pictur
     assert 0 < sum(masks) < len(masks)
 
 
+def test_a_batch_of_questions_makes_masks_for_the_undecided_ones_alone(pair, pictures):
+    model, _ = pair
+    names = ["dog", "cup", "knife", "person", "book", "bird"] * 2
+    texts = [f"USER: <image>\n{world.question(name)} ASSISTANT:" for name in names]
+    asked = pair[1](images=pictures, text=texts, return_tensors="pt").to(torch.float64)
+    run = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
+    out = model.generate(**asked, **run)
+    undecided = [index for index, steps in enumerate(out.guard.steps) if not steps[0].decided]
+    assert 0 < len(undecided) <= 4
+    assert out.guard.masks == len(undecided)
+    assert [match["image"] for match in out.guard.matches] == undecided
+    assert [steps[0].divergence is not None for steps in out.guard.steps] == [
+        index in undecided for index in range(len(names))
+    ]
+    assert torch.equal(out.sequences, model.generate(**asked, **run, guard_execution="batched").sequences)
+
+
 def test_a_question_beyond_the_matchers_pieces_is_cut_with_a_note(pair, pictures):
     model, _ = pair
     long = " , ".join(["is there a dog in the image ?"] * 9)

@@ -196,6 +196,25 @@ def test_a_row_of_a_batch_equals_the_same_request_alone(pair, execution):
             assert torch.equal(batch[row, : len(alone)], alone)
 
 
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
+@pytest.mark.parametrize("rule", ["agla", "vcd"])
+def test_only_the_few_requests_of_a_batch_that_want_the_branch_run_it(pair, rule, mode):
+    model, processor = pair
+    shapes = [*SHAPES[model.family], *SHAPES[model.family][::-1], *SHAPES[model.family]]
+    prompts = [tiny.prompt(processor, f"What is number {i}?" + " Say more." * (i % 2)) for i in range(6)]
+    pictures = [tiny.picture(30 + i, *shape) for i, shape in enumerate(shapes)]
+    inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(torch.float64)
+    few = 0
+    for beta in (0.3, 0.5, 0.7, 0.8, 0.9):
+        run = {"max_new_tokens": 5, "do_sample": False, "guard": method(rule, beta=beta), **mode}
+        expected = model.generate(**inputs, **run, guard_execution="batched")
+        for execution in ("lazy", "auto"):
+            out = model.generate(**inputs, **run, guard_execution=execution, return_dict_in_generate=True)
+            assert torch.equal(out.sequences, expected)
+            few += out.guard.masks not in (0, 6)
+    assert few, "in no run did few requests want the branch, so this test showed nothing"
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(
     "extra", [{"cache_implementation": "static"}, {"prefill_chunk_size": 16}, {"use_cache": False}], ids=str
