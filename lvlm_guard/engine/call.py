@@ -87,7 +87,13 @@ class Pictures:
         rows = [row for part in parts for row in part.rows]
         for index, view in enumerate(view for row in rows for view in row):
             view.index = index
-        return cls(rows, texts, parts[0].args, parts[0].kwargs | {"padding": True}, any(part.given for part in parts))
+        given = any(part.given for part in parts)
+        if given and not all(part.given for part in parts):
+            raise MissingViewError(
+                "Some of these inputs have second views of the caller's own (guard_images), some have none. Give them "
+                "for all, or for none."
+            )
+        return cls(rows, texts, parts[0].args, parts[0].kwargs | {"padding": True}, given)
 
     def only(self, requests: list[int]) -> Pictures:
         """Return the pictures of some requests."""
@@ -205,11 +211,12 @@ class Call:
             UnsupportedCallError: the second pictures do not fit the prompt's placeholders.
         """
         views = self.pictures.views()
-        if not self.pictures.given:
-            for view, local in zip(views, draw(views), strict=True):
-                view.local = local
+        drawn = iter([_own(view) for view in views] if self.pictures.given else draw(views))
+        # another thread may draw on the same inputs, so what was drawn here is used, not what the views hold
+        seen = [[next(drawn) for _ in row] for row in self.requests()]
+        for view, local in zip(views, (local for row in seen for local in row), strict=True):
+            view.local = local
         self.trace.masks += len(views)
-        seen = [[view.local or view.image for view in row] for row in self.requests()]
         made = self.family.image_tensors(self.processor, self.pictures, seen)
         if not _same_layout(made, self.tensors):
             raise UnsupportedCallError(
@@ -229,6 +236,15 @@ class Call:
         for pixels in self.family.split(changed):
             pixels.copy_(change(pixels))
         return changed
+
+
+def _own(view: View) -> Image:
+    if view.local is None:
+        raise MissingViewError(
+            f"Picture {view.index} came without a second view, while others have one of the caller's own "
+            "(guard_images). Give one for each picture, or none."
+        )
+    return view.local
 
 
 def _same_layout(made: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:

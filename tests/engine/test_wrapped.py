@@ -107,5 +107,8 @@ def test_views_of_several_inputs_in_a_list_are_put_together(pair):
     both = {key: torch.cat([one[key], two[key]]) for key in one if key != "guard_views"}
     out = model.generate(**both, guard_views=[one["guard_views"], two["guard_views"]], **RUN)
     assert torch.equal(out[0], model.generate(**one, **RUN)[0])
+    own = ask(pair, ("What?", 2), guard_images=tiny.picture(3))
+    with pytest.raises(MissingViewError, match="for all, or for none"):
+        model.generate(**both, guard_views=[one["guard_views"], own["guard_views"]], **RUN)
     with pytest.raises(MissingViewError, match="not what the guarded processor gave"):
         model.generate(**both, guard_views=["x"], **RUN)
