@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 POSITIONS = "position_ids"
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+"""What this release of transformers calls the cache among a model's arguments; renamed in 5.24."""
 
 
 def stackable(cache: Cache | None) -> bool:
@@ -74,7 +77,7 @@ def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> 
     """
     stacked = dict(inputs)
     for key, value in inputs.items():
-        if key == "past_key_values":
+        if key == CACHE:
             continue
         if key == "mm_encoder_outputs":
             stacked[key] = _stack_encoded(value, [view[key] for view in views])

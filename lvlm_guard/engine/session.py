@@ -90,7 +90,12 @@ class Session:
             UnsupportedCallError: a cache from an earlier call comes without the tokens that it holds.
         """
         self.eos = generation_config._eos_token_tensor
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(blocks.CACHE)
+        if cache is None and any(isinstance(value, Cache) for value in arguments.values()):
+            raise UnsupportedCallError(
+                f"This release of transformers keeps its cache under another name than {blocks.CACHE!r}, which this "
+                "release of lvlm-guard does not know. Upgrade lvlm-guard, or install an older transformers."
+            )
         cached = cache.get_seq_length() if isinstance(cache, Cache) else 0
         if cached and self.prompt.shape[1] <= cached:
             raise UnsupportedCallError(
@@ -339,7 +344,7 @@ class Session:
         arguments = {key: value for key, value in prepared.arguments.items() if key != "mm_encoder_outputs"}
         arguments |= view
         if cache is not None:
-            arguments["past_key_values"] = cache
+            arguments[blocks.CACHE] = cache
         arguments["next_sequence_length"] = ids.shape[1] - done if done else None
         arguments["is_first_iteration"] = done == 0
         arguments["logits_to_keep"] = needed
