@@ -50,6 +50,10 @@ class RandomMap(Matcher):
         """Return what the real matcher says."""
         return self.matcher.support(image, claims)
 
+    def forget(self) -> None:
+        """Let the real matcher forget."""
+        self.matcher.forget()
+
     def _noise(self, image: Image.Image, text: str, like: Tensor) -> Tensor:
         key = blake2b(f"{self.seed} {text}".encode(), key=digest(image), digest_size=8).digest()
         cells = max(2, like.shape[-1] // CELL)

@@ -60,6 +60,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             guard: Any = None,
             guard_views: Pictures | None = None,
             guard_execution: Execution | None = None,
+            guard_steps: bool = True,
             **kwargs: Any,
         ) -> Any:
             nested = session_of(self) is not None  # the model drafts for itself: only its verdict is guarded
@@ -69,7 +70,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
                     return super().generate(inputs, *args, **kwargs)
                 finally:
                     ACTIVE.reset(token)
-            session = _open(self, inputs, args, guard, guard_views, guard_execution, kwargs)
+            session = _open(self, inputs, args, guard, guard_views, guard_execution, guard_steps, kwargs)
             token = ACTIVE.set(session)
             try:
                 output = super().generate(inputs, *args, **kwargs)
@@ -145,6 +146,7 @@ def _open(
     guard: Any,
     pictures: Pictures | None,
     execution: Execution | None,
+    steps: bool,
     kwargs: dict[str, Any],
 ) -> Session:
     """Check a call and open its session.
@@ -186,7 +188,7 @@ def _open(
             call.requests()
         method.check(call)
     wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
-    return Session(call, method, execution or state.execution, state.plain, prompt, bool(wants_dict))
+    return Session(call, method, execution or state.execution, state.plain, prompt, bool(wants_dict and steps))
 
 
 def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:

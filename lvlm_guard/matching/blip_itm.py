@@ -151,6 +151,11 @@ class BlipITM(Matcher):
 
     # --- what a matcher answers
 
+    def forget(self) -> None:
+        """Drop the matches, the encoded pictures and the scores that are remembered."""
+        for memory in (self._matches, self._states, self._scores):
+            memory.clear()
+
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
         """Match image i with text i; each distinct pair is computed once, each distinct picture encoded once.
 

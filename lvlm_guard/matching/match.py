@@ -95,6 +95,9 @@ class Matcher(ABC):
         each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]
         return torch.cat(each) if each else torch.empty(0)
 
+    def forget(self) -> None:
+        """Drop what is remembered of earlier pictures; needed only where each call's own cost is measured."""
+
     @classmethod
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:
         """Make the matcher that a registered name stands for; `model` is the model it will guard, if known."""
