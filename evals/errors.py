@@ -1,5 +1,11 @@
 """What can go wrong in an evaluation."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from lvlm_guard.errors import GuardError
 
 
@@ -9,3 +15,19 @@ class DataError(GuardError):
 
 class RunError(GuardError):
     """A run could not be finished; what it has is on disk."""
+
+
+class VoidRunError(GuardError):
+    """Answers are empty, failed or cut, so that the scores would mislead."""
+
+
+@contextmanager
+def disk_trouble(folder: Path) -> Iterator[None]:
+    """Turn a write that the system refuses (a full disk, mostly) into a `RunError` that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or folder} can't be written: {error.strerror or error}. All answers written before are "
+            f"kept in {folder}; make room there, and give the same command again: it goes on from there."
+        ) from error

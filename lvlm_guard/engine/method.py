@@ -109,6 +109,14 @@ class Method(ABC):
                 where every row was decided and the branches did not run.
         """
 
+    def matched_temperature(self) -> float | None:
+        """Return the temperature at which plain sampling is as sharp as this method over equal branches.
+
+        None where the method adds no positive multiple of a second branch. An evaluation samples at this
+        temperature beside the method, so that sharpening alone is not taken for its merit.
+        """
+        return None
+
     def knobs(self) -> dict[str, Any]:
         """Return the knobs as plain data, for traces and reports; a matcher is named by its version."""
         return {

@@ -79,6 +79,10 @@ class AGLA(Constrained):
         if not call.pictures.given:
             call.trace.knobs["matcher"] = load_matcher(self.matcher, model=call.model).version
 
+    def matched_temperature(self) -> float | None:
+        """Return 1 / (1 + alpha)."""
+        return 1 / (1 + self.alpha)
+
     def kept(self, step: Step) -> Tensor:
         """Return the plausible tokens; official mode rounds the cutoff to the model's dtype, as the release does."""
         return plausible(step.raw, self.beta) if self.mode == "official" else super().kept(step)
