@@ -85,7 +85,9 @@ class Answers:
             return
         items = self.asked[task].task.block(block, self.batch)
         lines = [
-            json.dumps({"task": task, "seed": seed, "block": block, "key": item.key, "prompt": item.prompt} | asdict(one))
+            json.dumps(
+                {"task": task, "seed": seed, "block": block, "key": item.key, "prompt": item.prompt} | asdict(one)
+            )
             for item, one in zip(items, said, strict=True)
         ]
         with disk_trouble(self.folder), self._path(decoder).open("a", encoding="utf-8") as file:

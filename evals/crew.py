@@ -22,11 +22,14 @@ from typing import IO
 
 import lvlm_guard
 from lvlm_guard.evals.answers import Job
-from lvlm_guard.evals.demo_tasks import Setting
 from lvlm_guard.evals.errors import RunError
+from lvlm_guard.evals.items import Said
+from lvlm_guard.evals.settings import Settings
 
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 """Keeps glibc from handing each block's tensors back to the system: a tenth of the time went into page faults."""
+
+Reply = tuple[Job, list[list[Said]]]
 
 MOST = 4  # workers that are started unasked; each holds about half a gigabyte
 
@@ -47,15 +50,15 @@ class Crew:
     """Workers for one run; use as a context manager, which ends them.
 
     Args:
-        setting: of the run, the same for all.
+        settings: of the run, the same for all.
         count: how many workers.
     """
 
-    def __init__(self, setting: Setting, count: int) -> None:
+    def __init__(self, settings: Settings, count: int) -> None:
         # Ctrl-C reaches this process alone: it ends the workers when it has written what it has
-        self._workers = [self._start(setting) for _ in range(count)]
+        self._workers = [self._start(settings) for _ in range(count)]
 
-    def _start(self, setting: Setting) -> _Worker:
+    def _start(self, settings: Settings) -> _Worker:
         root = str(Path(lvlm_guard.__file__).parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
@@ -71,7 +74,7 @@ class Crew:
             start_new_session=True,
         )
         worker = _Worker(process, log)
-        _tell(worker, json.dumps(asdict(setting)))
+        _tell(worker, json.dumps(settings.to_dict()))
         return worker
 
     def __enter__(self) -> Crew:
@@ -89,7 +92,7 @@ class Crew:
                     with suppress(BrokenPipeError):  # what it was just told, it will not hear
                         stream.close()
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, list[list[str]]]]:
+    def work(self, jobs: Sequence[Job]) -> Iterator[Reply]:
         """Yield each job with its answers, as they come.
 
         Raises:
@@ -98,7 +101,7 @@ class Crew:
         waiting: Queue[Job] = Queue()
         for job in jobs:
             waiting.put(job)
-        finished: Queue[tuple[Job, list[list[str]]] | RunError] = Queue()
+        finished: Queue[Reply | RunError] = Queue()
         for worker in self._workers:
             Thread(target=self._serve, args=(worker, waiting, finished), daemon=True).start()
         for _ in jobs:
@@ -107,9 +110,7 @@ class Crew:
                 raise found
             yield found
 
-    def _serve(
-        self, worker: _Worker, waiting: Queue[Job], finished: Queue[tuple[Job, list[list[str]]] | RunError]
-    ) -> None:
+    def _serve(self, worker: _Worker, waiting: Queue[Job], finished: Queue[Reply | RunError]) -> None:
         while True:
             try:
                 job = waiting.get_nowait()
@@ -119,10 +120,10 @@ class Crew:
             if not reply or not reply.endswith("\n"):
                 finished.put(RunError(_last_words(worker, job)))
                 return
-            finished.put((job, json.loads(reply)))
+            finished.put((job, [[Said(**said) for said in each] for each in json.loads(reply)]))
 
 
-def _interruptible(queue: Queue[tuple[Job, list[list[str]]] | RunError]) -> tuple[Job, list[list[str]]] | RunError:
+def _interruptible(queue: Queue[Reply | RunError]) -> Reply | RunError:
     while True:
         try:
             return queue.get(timeout=0.5)  # a wait without end would not hear Ctrl-C on every system

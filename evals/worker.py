@@ -1,6 +1,6 @@
-"""One worker of a demo: `python -m lvlm_guard.evals.worker`, driven by `crew` over its standard streams.
+"""One worker of a run: `python -m lvlm_guard.evals.worker`, driven by `crew` over its standard streams.
 
-The first line it reads is the setting of the run, each further line a job; it answers each with a
+The first line it reads are the settings of the run, each further line a job; it answers each with a
 line. It ends when its input ends, so it never outlives the process that started it.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 
 
 def main() -> None:
@@ -19,20 +20,23 @@ def main() -> None:
     first = sys.stdin.readline()
     if not first:
         return
-    setting = json.loads(first)
+    settings = json.loads(first)
 
     import torch
 
-    # one thread each: the model is so small that threads of one call wait for each other
+    # one thread each: workers are for models so small that threads of one call wait for each other
     torch.set_num_threads(1)
-    from lvlm_guard.evals.demo_tasks import Setting, prepare_run
+    from lvlm_guard.evals.prepared import prepare_run
+    from lvlm_guard.evals.settings import Settings
 
-    run = prepare_run(Setting(**setting))
+    run = prepare_run(Settings.of(settings))
+    tasks = {task.name: task for task in run.tasks}
     for line in sys.stdin:
         job = json.loads(line)
-        task = run.tasks[job["task"]]
-        found = run.asker.ask(task, job["block"], task.block(job["block"], run.setting.batch), job["todo"])
-        replies.write(json.dumps(found) + "\n")
+        task = tasks[job["task"]]
+        todo = [(name, seed) for name, seed in job["todo"]]
+        found = run.answerer.ask(task, task.block(job["block"], run.settings.batch), todo)
+        replies.write(json.dumps([[asdict(said) for said in each] for each in found]) + "\n")
         replies.flush()
 
 

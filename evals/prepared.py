@@ -1,0 +1,96 @@
+"""A run made ready from its settings alone, the same in every process: tasks, decoders, and who answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.evals.answers import Asked
+from lvlm_guard.evals.asking import Answerer, Asker
+from lvlm_guard.evals.decoders import Decoder, decoders_of
+from lvlm_guard.evals.items import EvalTask
+from lvlm_guard.evals.settings import EMBEDDED, Settings
+from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.matching import Matcher, load_matcher
+
+YES_NO = ("pope", "mme")  # kinds of tasks that a matcher can answer without a language model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run asks, and who answers.
+
+    Args:
+        settings: of the run.
+        tasks: what is asked.
+        decoders: what is compared.
+        answerer: who answers.
+        matcher: version of the matcher; "" where there is none.
+        flags: sentences for the report, of what this way of asking leaves out.
+    """
+
+    settings: Settings
+    tasks: list[EvalTask]
+    decoders: list[Decoder]
+    answerer: Answerer
+    matcher: str = ""
+    flags: list[str] = field(default_factory=list)
+
+    def asked(self) -> list[Asked]:
+        """Return each task with its decoders; the matcher alone answers yes/no questions only."""
+        return [
+            Asked(task, {d.name: d.seeds for d in self.decoders if d.guard is not None or task.kind in YES_NO})
+            for task in self.tasks
+        ]
+
+
+def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> Prepared:
+    """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
+
+    Args:
+        settings: of the run.
+        tasks: its tasks, where they are at hand already.
+
+    Raises:
+        DataError, UnknownNameError: of a task.
+        WeightsError: the model or its matcher can't be had.
+        KnobError, UnknownNameError: of a method.
+    """
+    laid = list(tasks) if tasks is not None else tasks_of(settings)
+    if settings.server:
+        from lvlm_guard.evals.server import server_run
+
+        decoders, answerer, flags = server_run(settings)
+        return Prepared(settings, laid, decoders, answerer, flags=flags)
+    from lvlm_guard import guard
+    from lvlm_guard.pretrained import load_model
+
+    # names and knobs before the model, which may take minutes to load
+    objects = NOUNS if any(task.vocabulary == NOUNS for task in laid) or settings.model == EMBEDDED else None
+    decoders = decoders_of(settings, None, objects)
+    model, processor = guard(*load_model(settings.model, device=settings.device, dtype=settings.dtype))
+    matcher = _matcher(model, decoders)
+    if matcher is not None:
+        decoders = decoders_of(settings, matcher, objects)
+    asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution)
+    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "")
+
+
+def _matcher(model: Any, decoders: Sequence[Decoder]) -> Matcher | None:
+    """Load the model's matcher where a decoder takes it."""
+    needed = any(d.guard is None or d.knobs.get("matcher", "none needed") is None for d in decoders)
+    return load_matcher(None, model=model) if needed else None
+
+
+def weights_of(settings: Settings) -> list[Path]:
+    """Return the local folders whose weights decide the answers; none for a hub id or a server."""
+    from lvlm_guard.embedded import MATCHER, MODEL
+
+    if settings.server:
+        return []
+    if settings.model == EMBEDDED:
+        return [MODEL, MATCHER]
+    return [Path(settings.model)] if Path(settings.model).is_dir() else []

@@ -1,0 +1,376 @@
+"""One evaluation run: every decoder over the same questions, resumable at any moment, scored and reported.
+
+    from lvlm_guard.evals.run import run
+    done = run(Settings(methods=("agla", "vote")), "runs/first")
+
+All answers come from the public API: `guard(model, processor)`, then `generate(**inputs, guard=...)`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lvlm_guard
+from lvlm_guard.evals.answers import Answers
+from lvlm_guard.evals.costs import cost_rows, work_rows
+from lvlm_guard.evals.crew import Crew, usual_workers
+from lvlm_guard.evals.decoders import REFERENCE, compared
+from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
+from lvlm_guard.evals.items import EvalTask
+from lvlm_guard.evals.prepared import Prepared, prepare_run, weights_of
+from lvlm_guard.evals.progress import Meter
+from lvlm_guard.evals.provenance import code_digest, environment, weights_digest
+from lvlm_guard.evals.saved import Saved, read_run, write_run, write_samples
+from lvlm_guard.evals.scoring import score_run
+from lvlm_guard.evals.settings import EMBEDDED, Settings
+from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.void import verdict
+
+BEGUN = "begun.json"
+MANY = 64  # questions of a call of the embedded model, unasked
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Shares of answers that may be empty, or cut at the token limit, before a run is void."""
+
+    empty: float = 0.0
+    truncated: float = 0.0
+
+
+def usual_batch(settings: Settings) -> int:
+    """Return the batch that suits a model unasked: one question at a time, but many for the embedded one."""
+    return MANY if settings.model == EMBEDDED and not settings.server else 1
+
+
+def run(
+    settings: Settings,
+    out: str | Path,
+    *,
+    echo: Callable[[str], object] = print,
+    bar: bool | None = None,
+    workers: int | None = None,
+    allowed: Allowed = Allowed(),
+    report: bool = True,
+    started_over: bool = False,
+) -> Saved:
+    """Ask every decoder, score the answers, and write `run.json`, `samples.jsonl` and `report.html`.
+
+    Answers go to `out/answers` as they come. A run that ended early, however it ended, goes on where it stopped when
+    it is started again with the same settings, with the same final numbers; a finished one is scored again.
+
+    Args:
+        settings: what decides the answers.
+        out: folder of the run.
+        echo: told what happens, a line at a time.
+        bar: whether to draw a progress bar on the error stream; None: if it is a terminal.
+        workers: processes that answer side by side; None: one a core for the embedded model, else one. The
+            answers are the same.
+        allowed: shares of empty and cut answers that do not make the run void.
+        report: whether to collect evidence and write the page.
+        started_over: drop what an earlier run left in the folder.
+
+    Raises:
+        DataError: files or pictures are missing or wrong, or the folder holds another run.
+        RunError: a worker ended early, the disk is full, or a server answers nothing.
+        KeyboardInterrupt: after a line that says where the answers are.
+    """
+    folder = Path(out)
+    _check(settings)
+    with _alone(folder):
+        tasks = tasks_of(settings)
+        helpers = _workers(settings) if workers is None else max(1, workers)
+        begun = _begin(folder, settings, tasks, helpers, started_over)
+        _say_tasks(tasks, echo)
+        clock = time.monotonic()
+        with _one_thread(helpers), Crew(settings, helpers) if helpers > 1 else nullcontext() as crew:
+            prepared = prepare_run(settings, tasks)
+            answers = Answers(folder / "answers", prepared.asked(), settings.batch)
+            try:
+                _ask(prepared, answers, crew, helpers, echo, bar)
+            except BaseException as error:
+                _note(folder, begun | {"seconds": begun["seconds"] + time.monotonic() - clock})
+                if isinstance(error, KeyboardInterrupt):
+                    echo(f"Stopped. The answers so far are in {answers.folder}; the same command goes on from there.")
+                raise
+            asking = begun["seconds"] + time.monotonic() - clock
+            _note(folder, begun | {"seconds": asking})
+            saved = _score(prepared, answers, folder, begun, asking, helpers, allowed)
+            if report:
+                _report(prepared, saved, echo)
+            echo(f"Asked and scored in {begun['seconds'] + time.monotonic() - clock:.0f} s.")
+    return saved
+
+
+def _check(settings: Settings) -> None:
+    if settings.sweep and settings.split != "val":
+        raise DataError(
+            "A sweep chooses settings, so it runs on the validation split and never on the test split: give "
+            "split='val' (`--split val`), then run the chosen setting once on the test split."
+        )
+    if settings.batch < 1 or settings.seeds < 1:
+        raise DataError(f"batch and seeds are at least 1; got batch={settings.batch}, seeds={settings.seeds}.")
+    for name in ("limit", "captions"):
+        value = getattr(settings, name)
+        if value is not None and (isinstance(value, float) or value < 1):
+            raise DataError(f"{name} counts pictures: give a whole number of at least 1; got {value}.")
+
+
+def _workers(settings: Settings) -> int:
+    return usual_workers() if settings.model == EMBEDDED and not settings.server else 1
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that two processes never write one run."""
+    with disk_trouble(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except OSError:
+            raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.") from None
+        yield
+
+
+def _begin(
+    folder: Path, settings: Settings, tasks: Sequence[EvalTask], helpers: int, started_over: bool
+) -> dict[str, Any]:
+    """Note what this run is, or find that the folder has it already; returns the note."""
+    decides = {
+        "settings": settings.to_dict(),
+        "code": code_digest(),
+        "weights": weights_digest(weights_of(settings)),
+        "tasks": {task.name: task.digest() for task in tasks},
+        "environment": {name: value for name, value in environment(helpers).items() if name != "commit"},
+    }
+    decides = json.loads(json.dumps(decides, default=str))
+    earlier = None if started_over else _earlier(folder)
+    if earlier is not None:
+        differing = _differences(earlier, decides)
+        if differing:
+            raise DataError(
+                f"{folder} holds a run with other {', '.join(differing)}, whose answers can't be mixed with these. "
+                "Give another --out, or --start-over to drop it."
+            )
+        return earlier
+    strange = sorted((folder / "answers").glob("*.jsonl"))
+    if strange and not started_over:
+        raise DataError(f"{folder} holds answers of an unknown run: give another --out, or --start-over to drop them.")
+    for path in strange:
+        path.unlink()
+    for name in ("run.json", "samples.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    note = decides | {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
+    _note(folder, note)
+    return note
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    try:
+        note = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{folder / BEGUN} can't be read ({error}): give another --out, or --start-over.") from error
+    return note if isinstance(note, dict) else None
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key, value in now.items():
+        before = earlier.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += _differences({**dict.fromkeys(value), **before}, {**dict.fromkeys(before), **value}, f"{key}.")
+        elif before != value:
+            found.append(f"{path}{key} ({_short(before)}, now {_short(value)})")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _note(folder: Path, note: Mapping[str, Any]) -> None:
+    with disk_trouble(folder):
+        part = folder / f"{BEGUN}.part"
+        part.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        part.replace(folder / BEGUN)
+
+
+def _say_tasks(tasks: Sequence[EvalTask], echo: Callable[[str], object]) -> None:
+    for task in tasks:
+        pictures = len({item.picture for item in task.items})
+        echo(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split.")
+
+
+def _ask(
+    prepared: Prepared,
+    answers: Answers,
+    crew: Crew | None,
+    helpers: int,
+    echo: Callable[[str], object],
+    bar: bool | None,
+) -> None:
+    jobs = answers.open_jobs()
+    total = sum(answers.size(job) for job in jobs)
+    whole = sum(len(each.task.items) * sum(each.seeds.values()) for each in answers.asked.values())
+    if total < whole:
+        echo(f"{whole - total} of {whole} answers are there already.")
+    if not jobs:
+        return
+    echo(f"Asking {len(prepared.decoders)} decoders: {total} answers, {helpers} at a time.")
+    with Meter(total, "answers", echo, bar) as meter:
+        if crew is not None:
+            for job, found in crew.work(jobs):
+                for (name, seed), said in zip(job.todo, found, strict=True):
+                    answers.add((name, job.task, seed, job.block), said)
+                    meter.advance(len(said), job.task)
+            return
+        for job in jobs:
+            task = answers.asked[job.task].task
+            items = task.block(job.block, answers.batch)
+            for name, seed in job.todo:
+                (said,) = prepared.answerer.ask(task, items, [(name, seed)])
+                answers.add((name, job.task, seed, job.block), said)
+                meter.advance(len(said), job.task)
+
+
+def _score(
+    prepared: Prepared,
+    answers: Answers,
+    folder: Path,
+    begun: Mapping[str, Any],
+    seconds: float,
+    helpers: int,
+    allowed: Allowed,
+) -> Saved:
+    samples = samples_of(answers)
+    settings = prepared.settings
+    tasks = [task.describe() for task in prepared.tasks]
+    decoders = [decoder.describe() for decoder in prepared.decoders]
+    found = verdict(samples, tasks, decoders, allow_empty=allowed.empty, allow_truncated=allowed.truncated)
+    content: dict[str, Any] = {
+        "command": "eval run",
+        "version": lvlm_guard.__version__,
+        "status": "void" if found.void else "complete",
+        "void": found.void,
+        "warnings": [*found.warnings, *_task_warnings(tasks), *_own_warnings(settings)],
+        "flags": [*_flags(settings, allowed), *prepared.flags],
+        "settings": settings.to_dict(),
+        "decoders": decoders,
+        "tasks": tasks,
+        "environment": environment(helpers) | {"matcher": prepared.matcher},
+        "code": begun["code"],
+        "weights": begun["weights"],
+        "reference": REFERENCE,
+        "compared": [list(pair) for pair in compared(prepared.decoders)],
+        "sweep": _sweep(prepared),
+        "rows": [],
+    }
+    failed = any(reason for sample in samples for told in sample["failed"].values() for reason in told)
+    if not failed:  # a missing answer can't be scored, and must not be taken for a wrong one
+        content["rows"] = [*score_run(content, samples), *work_rows(settings.model, answers)]
+    content["times"] = {
+        "started": begun["started"],
+        "seconds": round(seconds, 1),
+        "rows": cost_rows(settings.model, answers, REFERENCE),
+    }
+    write_samples(folder, samples)
+    write_run(folder, content)
+    return read_run(folder)
+
+
+def samples_of(answers: Answers) -> list[dict[str, Any]]:
+    """Return one row an item, with every decoder's answers, as they stand in `samples.jsonl`."""
+    samples = []
+    for name, each in answers.asked.items():
+        said = {d: [answers.of(d, name, seed) for seed in range(seeds)] for d, seeds in each.seeds.items()}
+        for index, item in enumerate(each.task.items):
+            got = {d: [runs[index] for runs in of_seeds] for d, of_seeds in said.items()}
+            samples.append(
+                {
+                    "task": name,
+                    "kind": each.task.kind,
+                    "key": item.key,
+                    "picture": item.picture,
+                    "prompt": item.prompt,
+                    "question": item.question or item.prompt,
+                    "truth": item.truth,
+                    "rows": list(item.rows),
+                    "tags": dict(item.tags),
+                    "answers": {d: [one.text if one else "" for one in ones] for d, ones in got.items()},
+                    "ended": {d: [one.ended if one else True for one in ones] for d, ones in got.items()},
+                    "failed": {d: [one.failed if one else "never answered" for one in ones] for d, ones in got.items()},
+                }
+            )
+    return samples
+
+
+def _task_warnings(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [warning for task in tasks for warning in task["about"].get("warnings", ())]
+
+
+def _own_warnings(settings: Settings) -> list[str]:
+    if settings.batch > 1 and settings.dtype in ("bfloat16", "float16"):
+        return [
+            f"Answers were made {settings.batch} at a time in {settings.dtype}: in half precision the batch can change "
+            "an answer. Published tables use one at a time."
+        ]
+    return []
+
+
+def _flags(settings: Settings, allowed: Allowed) -> list[str]:
+    flags = []
+    if not settings.controls:
+        flags.append("--no-controls: sampling, APC-only and the methods' own controls were switched off.")
+    if settings.limit is not None:
+        flags.append(f"--limit {settings.limit}: the first pictures of each task only.")
+    if settings.preset:
+        flags.append(f"--preset {settings.preset}: prompt and sampling of that publication.")
+    for name, share in (("empty", allowed.empty), ("truncated", allowed.truncated)):
+        if share:
+            flags.append(f"--allow-{name} {share:g}: so large a share of {name} answers does not make the run void.")
+    return flags
+
+
+def _sweep(prepared: Prepared) -> dict[str, Any] | None:
+    if not prepared.settings.sweep:
+        return None
+    points = [{"decoder": d.name, "method": d.method, "knobs": dict(d.point)} for d in prepared.decoders if d.point]
+    return {"method": list(dict.fromkeys(point["method"] for point in points)), "points": points}
+
+
+def _report(prepared: Prepared, saved: Saved, echo: Callable[[str], object]) -> None:
+    from lvlm_guard.evals.evidence import choose, collect
+    from lvlm_guard.evals.page import write_report
+
+    collect(prepared.answerer, prepared.tasks, choose(saved.samples, saved.run), saved.folder / "evidence")
+    echo(f"Report: {write_report(saved.folder)}")
+
+
+@contextmanager
+def _one_thread(helpers: int) -> Iterator[None]:
+    """Compute with one thread where workers do, so that sums come out alike."""
+    import torch
+
+    before = torch.get_num_threads()
+    if helpers > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
