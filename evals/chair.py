@@ -121,8 +121,7 @@ def score(
     shares = _shares(captions)
     official = None
     if parity is None and vocabulary is None:
-        reader = coco_words(official=True)
-        official = _shares([Caption(c.image_id, c.caption, reader.find(c.caption), c.truth) for c in captions])
+        official = _shares(as_published(captions))
     return Scores(
         **shares,
         length=ratio(sum(c.length for c in captions), len(captions)),
@@ -174,6 +173,12 @@ def compare(
             known[key] = _truth(key, truths, reader, parity)
         captions.append(Caption(key, caption, reader.find_tokens(tokens.words(caption)), known[key]))
     return captions
+
+
+def as_published(captions: Iterable[Caption]) -> list[Caption]:
+    """Return captions over COCO's objects as the published script reads them, slips included."""
+    reader = coco_words(official=True)
+    return [Caption(c.image_id, c.caption, reader.find(c.caption), c.truth) for c in captions]
 
 
 def _truth(

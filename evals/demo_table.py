@@ -9,37 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lvlm_guard.evals.decoders import COMPARED, REFERENCE
+from lvlm_guard.evals.figures import ends, methods_of, number, p_text, said, verdict
 from lvlm_guard.evals.rows import Row, find
 
-CLEAR = 0.05  # a difference whose interval excludes zero and whose p-value is below this is coloured
 WIDE, MIDDLE = 126, 94  # columns from which on all kinds of questions, and the intervals of values, are shown
-LOWER_IS_BETTER = frozenset({"chair_s", "chair_i"})
-
-NAMES = {"accuracy": "accuracy", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "object_recall": "recall"}
-
-
-def methods_of(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the decoders, in order, without the differences."""
-    return list(dict.fromkeys(row["method"] for row in rows if "p_value" not in row))
-
-
-def number(value: float, *, signed: bool = False) -> str:
-    """Write a share without its leading zero: .879, +.146, −.003."""
-    # rounded first, so that nothing is written as minus zero
-    text = f"{round(value, 3) + 0.0:+.3f}" if signed else f"{value:.3f}"
-    return text.replace("0.", ".", 1).replace("-", "−")
-
-
-def p_text(p: float) -> str:
-    """Write a p-value: p<.001, p=.03."""
-    return "p<.001" if p < 0.001 else f"p={p:.3f}".replace("0.", ".", 1)
-
-
-def verdict(row: Row) -> str:
-    """Return "good", "bad" or "" for a difference: a clear one, by its interval and its p-value."""
-    if row["p_value"] >= CLEAR or row["low"] <= 0 <= row["high"]:
-        return ""
-    return "good" if (row["value"] > 0) != (row["metric"] in LOWER_IS_BETTER) else "bad"
 
 
 def table(rows: Sequence[Row], width: int = 120) -> Table:
@@ -87,7 +60,7 @@ def _value(rows: Sequence[Row], method: str, task: str, metric: str, *, short: b
         return "–"
     if short:
         return number(row["value"])
-    return Text.assemble(number(row["value"]), ("\n" + _ends(row), "dim"))
+    return Text.assemble(number(row["value"]), ("\n" + ends(row), "dim"))
 
 
 def _difference(rows: Sequence[Row], method: str, task: str, metric: str) -> Text | str:
@@ -98,21 +71,12 @@ def _difference(rows: Sequence[Row], method: str, task: str, metric: str) -> Tex
     return Text.assemble(
         (number(row["value"], signed=True), style),
         f" {p_text(row['p_value'])}",
-        ("\n" + _ends(row, signed=True), "dim"),
+        ("\n" + ends(row, signed=True), "dim"),
     )
-
-
-def _ends(row: Row, *, signed: bool = False) -> str:
-    return f"[{number(row['low'], signed=signed)}, {number(row['high'], signed=signed)}]"
 
 
 def _n(rows: Sequence[Row], task: str) -> int:
     return next((int(row["n"]) for row in rows if row["task"] == task), 0)
-
-
-def said(row: Row) -> str:
-    """Write a difference in a sentence: +.146 [+.124, +.168], p<.001."""
-    return f"{number(row['value'], signed=True)} {_ends(row, signed=True)}, {p_text(row['p_value'])}"
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

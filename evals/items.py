@@ -107,6 +107,7 @@ class EvalTask:
             "split": self.split,
             "n": len(self.items),
             "pictures": len({item.picture for item in self.items}),
+            "rows": list(dict.fromkeys(name for item in self.items for name in item.rows)),
             "digest": self.digest(),
             "max_new_tokens": self.max_new_tokens,
             "until": list(self.until),

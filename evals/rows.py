@@ -7,42 +7,44 @@ picture; where a decoder has several seeds, a picture's counts are their mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvlm_guard.evals import chair, pope
 from lvlm_guard.evals.pope import Answer, Reading
-from lvlm_guard.evals.statistics import Array, Score, bootstrap, paired
+from lvlm_guard.evals.statistics import Array, Draws, Estimate, Score, holm, mcnemar
 
 Row = dict[str, Any]
 
 
-def _share(part: Array, whole: Array) -> Array:
-    share: Array = np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=np.asarray(whole) != 0)
-    return share
+def share(part: Array, whole: Array) -> Array:
+    """Return part / whole, and 0.0 for 0/0, as `pope.ratio` has it."""
+    found: Array = np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=np.asarray(whole) != 0)
+    return found
 
 
 def _f1(c: Array) -> Array:
-    return _share(2 * c[..., 0], 2 * c[..., 0] + c[..., 1] + c[..., 3])
+    return share(2 * c[..., 0], 2 * c[..., 0] + c[..., 1] + c[..., 3])
 
 
 POPE_SCORES: dict[str, Score] = {  # of tp, fp, tn, fn, questions
-    "accuracy": lambda c: _share(c[..., 0] + c[..., 2], c[..., 4]),
-    "precision": lambda c: _share(c[..., 0], c[..., 0] + c[..., 1]),
-    "recall": lambda c: _share(c[..., 0], c[..., 0] + c[..., 3]),
+    "accuracy": lambda c: share(c[..., 0] + c[..., 2], c[..., 4]),
+    "precision": lambda c: share(c[..., 0], c[..., 0] + c[..., 1]),
+    "recall": lambda c: share(c[..., 0], c[..., 0] + c[..., 3]),
     "f1": _f1,
-    "yes_ratio": lambda c: _share(c[..., 0] + c[..., 1], c[..., 4]),
+    "yes_ratio": lambda c: share(c[..., 0] + c[..., 1], c[..., 4]),
 }
 
 CHAIR_SCORES: dict[str, Score] = {  # of the columns of `chair_counts`
-    "chair_s": lambda c: _share(c[..., 1], c[..., 0]),
-    "chair_i": lambda c: _share(c[..., 3], c[..., 2]),
-    "object_recall": lambda c: _share(c[..., 4], c[..., 5]),
-    "length": lambda c: _share(c[..., 6], c[..., 0]),
-    "repeats": lambda c: _share(c[..., 7], c[..., 2]),
+    "chair_s": lambda c: share(c[..., 1], c[..., 0]),
+    "chair_i": lambda c: share(c[..., 3], c[..., 2]),
+    "object_recall": lambda c: share(c[..., 4], c[..., 5]),
+    "length": lambda c: share(c[..., 6], c[..., 0]),
+    "repeats": lambda c: share(c[..., 7], c[..., 2]),
 }
 
 
@@ -55,12 +57,21 @@ class Measured:
         scores: metric -> function of summed counts.
         n: how many questions or captions.
         counts: method -> [P, k], the same pictures in the same order for each.
+        compared: metrics whose differences are rows; None: all.
+        once: metrics that are the same for every method (shares of the labels): a row of one method only.
+        right: method -> [N], whether each question was answered rightly; methods of one seed only, since
+            McNemar's test is of single answers.
+        n_of: metric -> how many samples have it, where that is not `n`.
     """
 
     task: str
     scores: Mapping[str, Score]
     n: int
     counts: dict[str, Array] = field(default_factory=dict)
+    compared: Collection[str] | None = None
+    once: Collection[str] = ()
+    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    n_of: Mapping[str, int] = field(default_factory=dict)
 
 
 def pope_counts(labels: Sequence[Answer], answers: Sequence[str], reading: Reading = "word") -> Array:
@@ -74,10 +85,10 @@ def pope_counts(labels: Sequence[Answer], answers: Sequence[str], reading: Readi
 
 
 def chair_counts(captions: Iterable[chair.Caption]) -> Array:
-    """Return the counts of each caption, [P, 8].
+    """Return the counts of each caption, [P, 9].
 
     Columns: captions (1), whether it hallucinates, object words, hallucinated ones, objects recalled, objects
-    in the picture, words, repeated object words.
+    in the picture, words, repeated object words, different objects named.
     """
     return np.array(
         [
@@ -90,17 +101,22 @@ def chair_counts(captions: Iterable[chair.Caption]) -> Array:
                 len(c.truth),
                 c.length,
                 c.repeated,
+                len(c.found.words) - c.repeated,
             ]
             for c in captions
         ],
         dtype=float,
-    )
+    ).reshape(-1, 9)
 
 
 def long_rows(
     model: str, measured: Iterable[Measured], reference: str, compared: Sequence[tuple[str, str]] = ()
 ) -> list[Row]:
     """Return every score with its 95 % interval, and every difference with interval and p-value.
+
+    A difference in accuracy of two methods with one answer to each question also has "fixed" and "broken",
+    the questions that only the one, only the other answers rightly, and "mcnemar_p", the exact test on them;
+    each question counts once there, however many kinds share it.
 
     Args:
         model: its name in the rows.
@@ -110,32 +126,61 @@ def long_rows(
     """
     rows: list[Row] = []
     for task in measured:
-        for method, counts in task.counts.items():
+        draws = Draws(task.counts)
+        for place, method in enumerate(task.counts):
             for metric, score in task.scores.items():
-                found = bootstrap(counts, score)
-                rows.append(_row(model, method, task, metric, found.value, found.low, found.high))
+                if place == 0 or metric not in task.once:
+                    rows.append(_row(model, method, task, metric, draws.estimate(method, score)))
         pairs = [(method, reference) for method in task.counts if method != reference]
-        for ours, theirs in [*pairs, *compared]:
+        for ours, theirs in dict.fromkeys([*pairs, *compared]):
             if ours in task.counts and theirs in task.counts:
-                for metric, score in task.scores.items():
-                    d = paired(task.counts[ours], task.counts[theirs], score)
-                    row = _row(model, f"{ours}-{theirs}", task, metric, d.value, d.low, d.high)
-                    rows.append(row | {"p_value": d.p_value})
+                rows += _differences(model, task, draws, ours, theirs)
     return rows
 
 
-def _row(
-    model: str, method: str, task: Measured, metric: str, value: float, low: float | None, high: float | None
-) -> Row:
+def _differences(model: str, task: Measured, draws: Draws, ours: str, theirs: str) -> list[Row]:
+    rows = []
+    for metric, score in task.scores.items():
+        if metric in task.once or (task.compared is not None and metric not in task.compared):
+            continue
+        found = draws.difference(ours, theirs, score)
+        row = _row(model, f"{ours}-{theirs}", task, metric, found) | {"p_value": found.p_value}
+        if metric == "accuracy" and ours in task.right and theirs in task.right:
+            a, b = task.right[ours], task.right[theirs]
+            fixed, broken = int((a & ~b).sum()), int((b & ~a).sum())
+            row |= {"fixed": fixed, "broken": broken, "mcnemar_p": mcnemar(fixed, broken)}
+        rows.append(row)
+    return rows
+
+
+def with_holm(rows: Iterable[Row], reference: str, methods: Collection[str]) -> list[Row]:
+    """Return the rows with "p_holm" where several methods are compared with the reference.
+
+    The family of tests: the differences of all `methods` from the reference in one task and one metric.
+    """
+    rows = list(rows)
+    names = {f"{method}-{reference}" for method in methods}
+    families: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        if "p_value" in row and row["method"] in names:
+            families.setdefault((row["task"], row["metric"]), []).append(index)
+    for members in families.values():
+        if len(members) > 1:
+            for index, p in zip(members, holm([rows[i]["p_value"] for i in members]), strict=True):
+                rows[index] = rows[index] | {"p_holm": p}
+    return rows
+
+
+def _row(model: str, method: str, task: Measured, metric: str, found: Estimate) -> Row:
     return {
         "model": model,
         "method": method,
         "task": task.task,
         "metric": metric,
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": task.n,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "n": task.n_of.get(metric, task.n),
     }
 
 

@@ -173,7 +173,7 @@ def _begin(
         path.unlink()
     for name in ("run.json", "samples.jsonl", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    note = decides | {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
+    note: dict[str, Any] = decides | {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
     _note(folder, note)
     return note
 
@@ -185,7 +185,7 @@ def _earlier(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{folder / BEGUN} can't be read ({error}): give another --out, or --start-over.") from error
-    return note if isinstance(note, dict) else None
+    return dict(note) if isinstance(note, dict) else None
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

@@ -68,6 +68,6 @@ class Settings:
     def of(cls, data: Mapping[str, Any]) -> Settings:
         """Return the settings of `to_dict`, read from JSON."""
         listed = {"tasks", "methods", "questions", "include"}
-        known = {name: tuple(value) if name in listed else value for name, value in data.items()}
+        known: dict[str, Any] = {name: tuple(value) if name in listed else value for name, value in data.items()}
         known["sweep"] = {knob: tuple(values) for knob, values in (data.get("sweep") or {}).items()}
         return cls(**known)

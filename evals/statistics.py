@@ -10,9 +10,8 @@ Noreen 1989; Wilson 1927; McNemar 1947 with the mid-p of Lancaster 1961 (Fagerla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +24,7 @@ Score = Callable[[Array], Array]
 """Maps counts summed over pictures, [..., k], to a score, [...]."""
 
 DRAWS = 4000
+CELLS = 2**22  # draws x pictures held at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,71 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
+class Draws:
+    """Runs of several methods over the same pictures, all drawn again together.
+
+    Every method is scored on the same drawn pictures, so any two can be compared as a pair, in any score; the
+    pictures are drawn once for all of them.
+
+    Args:
+        counts: method -> [P, k], one row a picture, the same pictures in the same order; fractions where several
+            seeds were averaged.
+        draws: how many samples of P pictures are drawn, with replacement.
+        seed: of the draws.
+
+    Raises:
+        DataError: there is no picture, the counts are not [P, k] and finite, or they differ in shape.
+    """
+
+    def __init__(self, counts: Mapping[str, ArrayLike], *, draws: int = DRAWS, seed: int = 0) -> None:
+        tables = {name: _table(table) for name, table in counts.items()}
+        shapes = {table.shape for table in tables.values()}
+        if len(shapes) != 1:
+            raise DataError(
+                f"Paired runs need the same pictures: their counts have shapes {', '.join(map(str, sorted(shapes)))}."
+                if shapes
+                else "There are no counts: nothing was measured."
+            )
+        ((pictures, columns),) = shapes
+        beside = np.hstack(list(tables.values()))
+        drawn = _sums(_weights(pictures, draws, seed), beside)
+        swapped = _sums(_swaps(pictures, draws, seed), beside)
+        self._draws = draws
+        self._sum = {name: table.sum(0) for name, table in tables.items()}
+        at = {name: slice(place * columns, (place + 1) * columns) for place, name in enumerate(tables)}
+        self._drawn = {name: drawn[:, columns_of] for name, columns_of in at.items()}
+        self._swapped = {name: swapped[:, columns_of] for name, columns_of in at.items()}
+
+    def estimate(self, name: str, score: Score, level: float = 0.95) -> Estimate:
+        """Return a method's score and its percentile interval over pictures."""
+        return Estimate(float(score(self._sum[name])), *_interval(score(self._drawn[name]), level))
+
+    def difference(self, ours: str, theirs: str, score: Score, level: float = 0.95) -> Estimate:
+        """Return how much higher `ours` scores than `theirs`, with interval and p-value, see `paired`."""
+        a, b = self._sum[ours], self._sum[theirs]
+        value = float(score(a) - score(b))
+        moved = self._swapped[theirs] - self._swapped[ours]  # counts that change sides
+        null = score(a + moved) - score(b - moved)
+        extreme = int((np.abs(null) >= abs(value) - 1e-12).sum())
+        drawn = score(self._drawn[ours]) - score(self._drawn[theirs])
+        return Estimate(value, *_interval(drawn, level), (extreme + 1) / (self._draws + 1))
+
+
 def bootstrap(counts: ArrayLike, score: Score, *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> Estimate:
     """Return a score and its percentile interval over pictures.
 
     Args:
         counts: [P, k], one row a picture; fractions where several seeds were averaged.
         score: see `Score`.
-        draws: how many samples of P pictures are drawn, with replacement.
-        seed: of the draws.
+        draws, seed: as in `Draws`.
         level: coverage of the interval.
 
     Raises:
         DataError: there is no picture, or the counts are not [P, k] and finite.
     """
     table = _table(counts)
-    drawn = _weights(len(table), draws, seed) @ table
-    low, high = np.percentile(score(drawn), [50 * (1 - level), 50 * (1 + level)])
-    return Estimate(float(score(table.sum(0))), float(low), float(high))
+    drawn = _sums(_weights(len(table), draws, seed), table)
+    return Estimate(float(score(table.sum(0))), *_interval(score(drawn), level))
 
 
 def paired(
@@ -93,17 +141,7 @@ def paired(
     Raises:
         DataError: the tables differ in shape, or one can't be used.
     """
-    ours, theirs = _table(counts), _table(other)
-    if ours.shape != theirs.shape:
-        raise DataError(f"Paired runs need the same pictures: their counts have shapes {ours.shape}, {theirs.shape}.")
-    weights = _weights(len(ours), draws, seed)
-    drawn = score(weights @ ours) - score(weights @ theirs)
-    low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
-    value = float(score(ours.sum(0)) - score(theirs.sum(0)))
-    moved = _swaps(len(ours), draws, seed) @ (theirs - ours)  # counts that change sides
-    null = score(ours.sum(0) + moved) - score(theirs.sum(0) - moved)
-    extreme = int((np.abs(null) >= abs(value) - 1e-12).sum())
-    return Estimate(value, float(low), float(high), (extreme + 1) / (draws + 1))
+    return Draws({"ours": counts, "theirs": other}, draws=draws, seed=seed).difference("ours", "theirs", score, level)
 
 
 def mcnemar(fixed: int, broken: int, *, mid: bool = False) -> float:
@@ -163,19 +201,33 @@ def _table(counts: ArrayLike) -> Array:
     return table
 
 
-@lru_cache(maxsize=8)
-def _weights(pictures: int, draws: int, seed: int) -> Array:
-    """How often each picture is drawn, [draws, pictures]; kept, for every score of a run draws the same."""
-    index = np.random.default_rng(seed).integers(pictures, size=(draws, pictures))
-    offset = np.arange(draws)[:, None] * pictures
-    weights = np.bincount((index + offset).ravel(), minlength=draws * pictures).astype(np.float64)
-    weights.flags.writeable = False
-    return weights.reshape(draws, pictures)
+def _interval(drawn: Array, level: float) -> tuple[float, float]:
+    low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
 
 
-@lru_cache(maxsize=8)
-def _swaps(pictures: int, draws: int, seed: int) -> Array:
-    """Which pictures change sides, [draws, pictures] of 0 and 1."""
-    swaps = np.random.default_rng([seed, 1]).integers(2, size=(draws, pictures)).astype(np.float64)
-    swaps.flags.writeable = False
-    return swaps
+def _sums(chosen: Iterator[Array], table: Array) -> Array:
+    """Sum a table over the pictures of each draw, [draws, k]."""
+    return np.vstack([rows @ table for rows in chosen])
+
+
+def _weights(pictures: int, draws: int, seed: int) -> Iterator[Array]:
+    """How often each picture is drawn: parts of [draws, pictures], so that many pictures fit into memory."""
+    rng = np.random.default_rng(seed)
+    for rows in _parts(pictures, draws):
+        index = rng.integers(pictures, size=(rows, pictures)) + np.arange(rows)[:, None] * pictures
+        weights = np.bincount(index.ravel(), minlength=rows * pictures).astype(np.float64)
+        yield weights.reshape(rows, pictures)
+
+
+def _swaps(pictures: int, draws: int, seed: int) -> Iterator[Array]:
+    """Which pictures change sides: parts of [draws, pictures], 0 and 1."""
+    rng = np.random.default_rng([seed, 1])
+    for rows in _parts(pictures, draws):
+        yield rng.integers(2, size=(rows, pictures)).astype(np.float64)
+
+
+def _parts(pictures: int, draws: int) -> Iterator[int]:
+    step = max(1, CELLS // pictures)
+    for start in range(0, draws, step):
+        yield min(step, draws - start)

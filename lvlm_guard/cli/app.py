@@ -11,6 +11,7 @@ from lvlm_guard.cli.bench import bench
 from lvlm_guard.cli.console import reporting
 from lvlm_guard.cli.demo import demo
 from lvlm_guard.cli.doctor import doctor
+from lvlm_guard.cli.evaluation import evaluation
 from lvlm_guard.cli.generate import generate
 from lvlm_guard.cli.mask import mask
 from lvlm_guard.cli.methods import methods
@@ -40,5 +41,6 @@ def _all_commands(
     pass
 
 
+app.add_typer(evaluation, name="eval")
 for command in (demo, generate, mask, bench, doctor, methods):
     app.command(command.__name__)(reporting(command))

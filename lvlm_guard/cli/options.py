@@ -65,6 +65,24 @@ def method_of(name: str, knobs: Sequence[str] | None) -> Any:
     return resolve(name, given)
 
 
+def knob_value(method: str, knob: str, text: str) -> Any:
+    """Return a knob's text as a value of the type that the method takes.
+
+    Raises:
+        UnknownNameError: no method has this name.
+        KnobError: it has no such knob.
+    """
+    import dataclasses
+
+    from lvlm_guard.errors import KnobError
+    from lvlm_guard.methods import REGISTRY
+
+    defaults = {field.name: field.default for field in dataclasses.fields(REGISTRY.get(method))}
+    if knob not in defaults:
+        raise KnobError(f"{method} has no knob {knob!r}; it has {', '.join(defaults)}.")
+    return _value(knob, text, defaults[knob])
+
+
 def _value(knob: str, text: str, default: Any) -> Any:
     """Read a knob's text as the type of its default; a knob without one takes None, a number, or text."""
     if isinstance(default, bool):
