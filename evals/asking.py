@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +43,7 @@ class Asker:
     matcher: Matcher | None
     decoders: Mapping[str, Decoder]
     execution: str = "auto"
+    _warm: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
         """Return the answers of each (decoder, seed) to some items of a task, all in one batch.
@@ -54,6 +55,9 @@ class Asker:
             GuardError: whatever generate() or the processor raises; no answer stands for an error.
         """
         found = []
+        if not self._warm and self.decoders[todo[0][0]].guard is not None:
+            self._warm.append(todo[0][0])
+            self._generate(task, items, self.decoders[todo[0][0]], todo[0][1])  # a first call is slow: not measured
         for name, seed in todo:
             decoder = self.decoders[name]
             if self.matcher is not None:
@@ -102,6 +106,7 @@ class Asker:
                 ended=ended or until(text, task.until) != text,
                 forwards=(trace.global_forwards if trace else float(answers.shape[1])) / len(items),
                 local_forwards=(trace.local_forwards if trace else 0) / len(items),
+                local_tokens=(trace.local_tokens if trace else 0) / len(items),
                 masks=(trace.masks if trace else 0) / len(items),
             )
             for text, (length, ended) in zip(texts, lengths, strict=True)

@@ -11,12 +11,18 @@ from lvlm_guard.evals.items import Said
 from lvlm_guard.evals.rows import Row
 from lvlm_guard.evals.statistics import Array, bootstrap
 
-WORK = {"tokens": "tokens", "forwards": "global_forwards", "local_forwards": "local_forwards", "masks": "masks"}
+WORK = {
+    "tokens": "tokens",
+    "forwards": "global_forwards",
+    "local_forwards": "local_forwards",
+    "local_tokens": "local_tokens",
+    "masks": "masks",
+}
 """Fields of an answer -> metrics: means an answer; calls and masks of a batch are shared by its answers."""
 
 
 def work_rows(model: str, answers: Answers) -> list[Row]:
-    """Return tokens, forwards, local forwards and masks an answer, for each task and decoder."""
+    """Return tokens, forwards, those of second branches, and masks an answer, for each task and decoder."""
     rows = []
     for task, each in answers.asked.items():
         for decoder, seeds in each.seeds.items():

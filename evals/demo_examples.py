@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from lvlm_guard.embedded.text import article
-from lvlm_guard.evals import pope as scorer
-from lvlm_guard.evals.answers import Answers, Asker, Item, prepare
-from lvlm_guard.evals.decoders import PLAIN, Decoder
-from lvlm_guard.evals.demo_tasks import CAPTION_TOKENS, Run, pope_answers, read_captions
-from lvlm_guard.evals.world import WorldQuestion, picture
+from lvlm_guard.evals import chair, pope
+from lvlm_guard.evals.asking import Asker, prepare
+from lvlm_guard.evals.decoders import PLAIN, REFERENCE
+from lvlm_guard.evals.items import EvalTask, Item
+from lvlm_guard.evals.prepared import Prepared
+from lvlm_guard.evals.saved import Saved
 
 
 @dataclass(frozen=True)
@@ -49,118 +50,125 @@ class Example:
     good: bool
 
 
-def choose(run: Run, answers: Answers) -> list[Example]:
+@dataclass(frozen=True)
+class _Case:
+    """Something asked, with what greedy and a method made of it.
+
+    Args:
+        item: what was asked.
+        plain, guarded: whether it was answered rightly; of a caption, that it names nothing absent.
+        wrong: for captions, the absent objects that each names.
+    """
+
+    item: Item
+    plain: bool
+    guarded: bool
+    wrong: tuple[Sequence[str], Sequence[str]] | None = None
+
+
+def choose(prepared: Prepared, saved: Saved) -> list[Example]:
     """Return the examples; a rule that no scene meets gives none."""
-    decoders = {d.name: d for d in run.tasks["pope"].decoders}
-    greedy, agla, vote = (decoders[name] for name in ("greedy", "agla", "vote"))
-    return [*_questions(run, answers, greedy, agla), *_captions(run, answers, greedy, vote)]
-
-
-def _questions(run: Run, answers: Answers, greedy: Decoder, agla: Decoder) -> list[Example]:
-    pope = run.pope
-    plain, guarded = (pope_answers(pope, answers, decoder) for decoder in (greedy, agla))
-    right = [
-        (q, scorer.read(a) == q.label, scorer.read(b) == q.label)
-        for q, a, b in zip(pope.questions, plain, guarded, strict=True)
+    tasks = {task.name: task for task in prepared.tasks}
+    answerer = prepared.answerer
+    assert isinstance(answerer, Asker)
+    return [
+        *_questions(tasks["world_pope"], saved, answerer),
+        *_captions(tasks["world_chair"], saved, answerer),
     ]
-    adversarial = [row for row in right if row[0].kind == "adversarial"]
+
+
+def _questions(task: EvalTask, saved: Saved, asker: Asker) -> Iterator[Example]:
+    cases = []
+    for item, plain, guarded in _said(task, saved, "agla"):
+        cases.append(_Case(item, pope.read(plain) == item.truth, pope.read(guarded) == item.truth))
+    adversarial = [case for case in cases if "pope_adversarial" in case.item.rows]
     rules = [
         (
             "AGLA corrects a wrong answer",
             "the first adversarial question that greedy gets wrong and AGLA right",
             _first(adversarial, False, True),
-            True,
         ),
         (
             "AGLA leaves a wrong answer",
             "the first adversarial question that both get wrong",
             _first(adversarial, False, False),
-            False,
         ),
         (
             "AGLA breaks a right answer",
             "the first question of any kind that greedy gets right and AGLA wrong",
-            _first(right, True, False),
-            False,
+            _first(cases, True, False),
         ),
     ]
-    found = []
-    for title, rule, question, good in rules:
-        if question is not None:
-            item = Item(question.picture, picture(pope.scenes, question.picture), question.text)
-            truth = f"{question.label}: {article(question.name)} is {'' if question.label == 'yes' else 'not '}in view"
-            found.append(_shown(title, rule, item, truth, None, greedy, agla, 1, run.asker, good))
-    return found
+    for title, rule, case in rules:
+        if case is not None:
+            item = case.item
+            truth = f"{item.truth}: {article(item.tags['object'])} is {'' if item.truth == 'yes' else 'not '}in view"
+            yield _shown(title, rule, case, truth, "agla", task, asker)
 
 
-def _first(rows: Iterable[tuple[WorldQuestion, bool, bool]], plain: bool, guarded: bool) -> WorldQuestion | None:
-    return next((question for question, a, b in rows if (a, b) == (plain, guarded)), None)
-
-
-def _captions(run: Run, answers: Answers, greedy: Decoder, vote: Decoder) -> list[Example]:
-    captions = run.captions
-    plain, guarded = (read_captions(captions, answers, decoder) for decoder in (greedy, vote))
-    wrong = [
-        ([node for _, node, _ in a.hallucinated], [node for _, node, _ in b.hallucinated])
-        for a, b in zip(plain, guarded, strict=True)
-    ]
+def _captions(task: EvalTask, saved: Saved, asker: Asker) -> Iterator[Example]:
+    cases = []
+    for item, *captions in _said(task, saved, "vote"):
+        wrong = [_absent(task, item, caption) for caption in captions]
+        cases.append(_Case(item, not wrong[0], not wrong[1], (wrong[0], wrong[1])))
     rules = [
         (
             "Vote keeps a caption to what is there",
             "the first caption in which greedy names something absent, and vote nothing absent",
-            next((i for i, (a, b) in enumerate(wrong) if a and not b), None),
-            True,
+            _first(cases, False, True),
         ),
         (
             "Vote lets one through",
             "the first caption in which vote still names something absent",
-            next((i for i, (_, b) in enumerate(wrong) if b), None),
-            False,
+            _first(cases, None, False),
         ),
     ]
-    found = []
-    for title, rule, index, good in rules:
-        if index is not None:
-            item = answers.tasks["chair"].items[index]
-            truth = "in view: " + (", ".join(sorted(captions.objects[item.picture])) or "nothing nameable")
-            shown = _shown(title, rule, item, truth, wrong[index], greedy, vote, CAPTION_TOKENS, run.asker, good)
-            found.append(shown)
-    return found
+    for title, rule, case in rules:
+        if case is not None:
+            truth = "in view: " + (", ".join(sorted(case.item.truth)) or "nothing nameable")
+            yield _shown(title, rule, case, truth, "vote", task, asker)
 
 
-def _shown(
-    title: str,
-    rule: str,
-    item: Item,
-    truth: str,
-    wrong: tuple[Sequence[str], Sequence[str]] | None,
-    greedy: Decoder,
-    decoder: Decoder,
-    tokens: int,
-    asker: Asker,
-    good: bool,
-) -> Example:
+def _said(task: EvalTask, saved: Saved, method: str) -> Iterator[tuple[Item, str, str]]:
+    """Yield each item of a task with greedy's answer and a method's."""
+    answers = {s["key"]: s["answers"] for s in saved.samples if s["task"] == task.name}
+    for item in task.items:
+        yield item, answers[item.key][REFERENCE][0], answers[item.key][method][0]
+
+
+def _absent(task: EvalTask, item: Item, caption: str) -> list[str]:
+    rows = [{"image_id": 0, "caption": caption}]
+    (read,) = chair.compare(rows, {0: item.truth}, vocabulary=task.vocabulary)
+    return [node for _, node, _ in read.hallucinated]
+
+
+def _first(cases: Iterable[_Case], plain: bool | None, guarded: bool) -> _Case | None:
+    return next((case for case in cases if plain in (None, case.plain) and case.guarded == guarded), None)
+
+
+def _shown(title: str, rule: str, case: _Case, truth: str, method: str, task: EvalTask, asker: Asker) -> Example:
     """Ask once more, alone and with a trace; float32 gives the tokens of the batch again."""
-    assert greedy.guard is not None
-    assert decoder.guard is not None
-    model, processor = asker.model, asker.processor
-    inputs = prepare(processor, [item])
-    plain = model.generate(**inputs, guard=greedy.guard(0), max_new_tokens=tokens, **PLAIN)
-    out = model.generate(**inputs, guard=decoder.guard(0), max_new_tokens=tokens, return_dict_in_generate=True, **PLAIN)
+    guards = [asker.decoders[name].guard for name in (REFERENCE, method)]
+    assert guards[0] is not None
+    assert guards[1] is not None
+    model, processor, tokens = asker.model, asker.processor, task.max_new_tokens
+    inputs = prepare(processor, [case.item])
+    plain = model.generate(**inputs, guard=guards[0](0), max_new_tokens=tokens, **PLAIN)
+    out = model.generate(**inputs, guard=guards[1](0), max_new_tokens=tokens, return_dict_in_generate=True, **PLAIN)
     view = inputs["guard_views"].views()[0]
     start = inputs["input_ids"].shape[1]
     said = processor.batch_decode([plain[0, start:], out.sequences[0, start:]], skip_special_tokens=True)
     return Example(
         title=title,
         rule=rule,
-        image=item.image,
-        asked=item.text,
+        image=case.item.pictures()[0],
+        asked=case.item.prompt,
         truth=truth,
         plain=said[0],
         guarded=said[1],
-        wrong=wrong,
+        wrong=case.wrong,
         trace=out.guard.to_dict(),
         match=view.match,
         local=view.local,
-        good=good,
+        good=case.guarded,
     )

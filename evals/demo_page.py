@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lvlm_guard.evals.answers import Answers
+from lvlm_guard.evals.asking import Asker
 from lvlm_guard.evals.decoders import REFERENCE, Decoder
-from lvlm_guard.evals.demo_examples import Example, choose
-from lvlm_guard.evals.demo_table import methods_of, number, p_text, verdict
-from lvlm_guard.evals.demo_tasks import Run
-from lvlm_guard.evals.rows import Row, find
+from lvlm_guard.evals.demo_examples import Example
+from lvlm_guard.evals.figures import Row, methods_of, number, p_text, verdict
+from lvlm_guard.evals.prepared import Prepared
+from lvlm_guard.evals.remarks import remarks
+from lvlm_guard.evals.rows import find
+from lvlm_guard.evals.saved import Saved
 from lvlm_guard.pretrained import spoken
 from lvlm_guard.report import (
     Cell,
@@ -35,23 +37,20 @@ from lvlm_guard.report import (
 )
 from lvlm_guard.report.html import join
 
-if TYPE_CHECKING:
-    from lvlm_guard.evals.demo import Results
-
 TITLE = "A small model hallucinates, and what a guard does about it"
 
 
-def write(results: Results, run: Run, answers: Answers) -> Path:
-    """Choose the examples, ask them with a trace, and write the page."""
-    examples = choose(run, answers)
-    decoders = run.tasks["pope"].decoders
-    return write_page(results.page, document(results, examples, decoders, run.asker.processor))
+def write(saved: Saved, examples: Sequence[Example], prepared: Prepared) -> Path:
+    """Write `demo.html` into the folder of a run; void runs have no page."""
+    assert isinstance(prepared.answerer, Asker)
+    text = document(saved, examples, prepared.decoders, prepared.answerer.processor)
+    return write_page(saved.folder / "demo.html", text)
 
 
-def document(results: Results, examples: Sequence[Example], decoders: Sequence[Decoder], processor: Any) -> str:
+def document(saved: Saved, examples: Sequence[Example], decoders: Sequence[Decoder], processor: Any) -> str:
     """Return the page as text."""
-    rows = results.rows
-    *remarks, limits = results.remarks()
+    rows = saved.run["rows"]
+    *said, limits = remarks(saved.run)
     shown = [_example(example, processor) for example in examples]
     return page(
         TITLE,
@@ -72,13 +71,13 @@ def document(results: Results, examples: Sequence[Example], decoders: Sequence[D
         section(
             "Against greedy decoding",
             *_plots(rows),
-            tag("ul", *(tag("li", remark) for remark in remarks)),
+            tag("ul", *(tag("li", remark) for remark in said)),
             lead="Differences on the same pictures with 95 % intervals. Green: clearly better; red: clearly worse; "
             "blue: not told apart.",
         ),
         section("What this shows, and what it does not", note(tag("p", limits))),
         lead=_headline(rows),
-        foot=_foot(results),
+        foot=_foot(saved.run),
     )
 
 
@@ -230,17 +229,17 @@ def _plots(rows: Sequence[Row]) -> list[Html]:
     return drawn
 
 
-def _foot(results: Results) -> Html:
-    settings = results.settings
-    made = ", ".join(f"{name} {version}" for name, version in results.environment.items())
+def _foot(run: Mapping[str, Any]) -> Html:
+    made = ", ".join(f"{name} {version}" for name, version in run["environment"].items() if version)
+    asked = "; ".join(f"{task['name']}: {task['n']} on {task['pictures']} pictures" for task in run["tasks"])
+    settings = run["settings"]
     return join(
         (
-            tag("p", "Made by ", tag("code", "lvlm-guard demo"), f" in {results.seconds:.0f} s of asking and scoring."),
+            tag("p", "Made by ", tag("code", "lvlm-guard demo"), f" in {run['times']['seconds']:.0f} s of asking."),
             tag(
                 "p",
-                f"{settings['pictures']} pictures for POPE, {settings['captions']} to caption, "
-                f"{settings['seeds']} seeds, blocks of {settings['batch']}; code {settings['code']}, "
-                f"weights {settings['weights']}; {made}.",
+                f"{asked}; {settings['seeds']} seeds, blocks of {settings['batch']}; code {run['code']}, weights "
+                f"{run['weights']}; {made}.",
             ),
         )
     )

@@ -127,6 +127,7 @@ class Said:
         seconds: of the request, picture processing and matching included; of a batch, its share.
         forwards: model calls of generate(); of a batch, its share.
         local_forwards: model calls for second branches; of a batch, its share.
+        local_tokens: tokens that second branches read, prompt included; of a batch, its share.
         masks: second views that were made; of a batch, its share.
         peak_mib: peak memory of the call (GPU memory on CUDA, else the process's), MiB; None: not measured.
         failed: why there is no answer; None: there is one.
@@ -138,6 +139,7 @@ class Said:
     seconds: float = 0.0
     forwards: float = 0.0
     local_forwards: float = 0.0
+    local_tokens: float = 0.0
     masks: float = 0.0
     peak_mib: float | None = None
     failed: str | None = None

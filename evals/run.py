@@ -60,6 +60,8 @@ def run(
     allowed: Allowed = Allowed(),
     report: bool = True,
     started_over: bool = False,
+    command: str = "eval run",
+    replaces: bool = False,
 ) -> Saved:
     """Ask every decoder, score the answers, and write `run.json`, `samples.jsonl` and `report.html`.
 
@@ -76,6 +78,8 @@ def run(
         allowed: shares of empty and cut answers that do not make the run void.
         report: whether to collect evidence and write the page.
         started_over: drop what an earlier run left in the folder.
+        command: what the run is called in its files.
+        replaces: drop another run of this command in the folder, instead of refusing.
 
     Raises:
         DataError: files or pictures are missing or wrong, or the folder holds another run.
@@ -87,7 +91,7 @@ def run(
     with _alone(folder):
         tasks = tasks_of(settings)
         helpers = _workers(settings) if workers is None else max(1, workers)
-        begun = _begin(folder, settings, tasks, helpers, started_over)
+        begun = _begin(folder, settings, tasks, helpers, command, started_over, replaces)
         _say_tasks(tasks, echo)
         clock = time.monotonic()
         with _one_thread(helpers), Crew(settings, helpers) if helpers > 1 else nullcontext() as crew:
@@ -146,10 +150,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _begin(
-    folder: Path, settings: Settings, tasks: Sequence[EvalTask], helpers: int, started_over: bool
+    folder: Path,
+    settings: Settings,
+    tasks: Sequence[EvalTask],
+    helpers: int,
+    command: str,
+    started_over: bool,
+    replaces: bool,
 ) -> dict[str, Any]:
     """Note what this run is, or find that the folder has it already; returns the note."""
     decides = {
+        "command": command,
         "settings": settings.to_dict(),
         "code": code_digest(),
         "weights": weights_digest(weights_of(settings)),
@@ -160,12 +171,14 @@ def _begin(
     earlier = None if started_over else _earlier(folder)
     if earlier is not None:
         differing = _differences(earlier, decides)
-        if differing:
+        if not differing:
+            return earlier
+        if not (replaces and earlier.get("command") == command):
             raise DataError(
                 f"{folder} holds a run with other {', '.join(differing)}, whose answers can't be mixed with these. "
                 "Give another --out, or --start-over to drop it."
             )
-        return earlier
+        started_over = True
     strange = sorted((folder / "answers").glob("*.jsonl"))
     if strange and not started_over:
         raise DataError(f"{folder} holds answers of an unknown run: give another --out, or --start-over to drop them.")
@@ -264,7 +277,7 @@ def _score(
     decoders = [decoder.describe() for decoder in prepared.decoders]
     found = verdict(samples, tasks, decoders, allow_empty=allowed.empty, allow_truncated=allowed.truncated)
     content: dict[str, Any] = {
-        "command": "eval run",
+        "command": begun["command"],
         "version": lvlm_guard.__version__,
         "status": "void" if found.void else "complete",
         "void": found.void,

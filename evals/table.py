@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lvlm_guard.evals.costs import WORK
 from lvlm_guard.evals.figures import Row, ends, number, p_text, verdict
 from lvlm_guard.evals.rows import find
-
-WIDE, MIDDLE = 130, 96  # columns from which on everything, and intervals, are shown
 
 Cell = Text | str
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, what stands in it, and the narrowest terminal that shows it."""
+    """A column: its title, what stands in it, and its rank: where room is short, the highest go first."""
 
     title: str
     cell: Callable[[str], Cell]
-    least: int = 0
+    rank: int = 0
 
 
 def tables(run: Mapping[str, Any], width: int = 120) -> list[Table]:
@@ -34,43 +34,56 @@ def tables(run: Mapping[str, Any], width: int = 120) -> list[Table]:
 
 
 def _table(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row], width: int) -> Table:
+    columns = _columns(run, task, rows)
+    console = Console(width=1000)
+    while True:
+        shown = _drawn(run, task, rows, columns)
+        last = max(columns, key=lambda column: column.rank)
+        if last.rank == 0 or console.measure(shown).maximum <= width:
+            shown.caption = _caption(task, rows)
+            shown.title = (
+                f"{task['name']}: {run['settings']['model']}, {task['split']} split, {task['pictures']} pictures"
+            )
+            return shown
+        columns.remove(last)
+
+
+def _drawn(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     shown = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=f"{task['name']}: {run['settings']['model']}, {task['split']} split, {task['pictures']} pictures",
-        title_justify="left",
-        caption=_caption(task, rows),
-        caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left"
     )
-    columns = [column for column in _columns(run, task, rows) if column.least <= width]
     shown.add_column("decoder", no_wrap=True)
     for column in columns:
         shown.add_column(column.title, justify="right", no_wrap=True)
-    names = {row["method"] for row in rows}
+    answered = {row["method"] for row in rows if row["task"] == task["name"] and row["metric"] == "tokens"}
     for decoder in run["decoders"]:
-        if decoder["name"] in names and _answered(task, rows, decoder["name"]):
+        if decoder["name"] in answered:
             shown.add_row(decoder["name"], *(column.cell(decoder["name"]) for column in columns))
     return shown
 
 
 def row_tasks(task: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """Return the names of the result rows of a task, in order."""
-    names = list(dict.fromkeys(row["task"] for row in rows if row["metric"] in _HEADLINES))
-    return [name for name in names if name in _own(task)]
+    return [name for name in dict.fromkeys(row["task"] for row in rows if "p_value" in row) if _is_of(name, task)]
 
 
-_HEADLINES = ("accuracy", "chair_i", "score")
+def whole_of(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return the result row of all questions of a task."""
+    names = row_tasks(task, rows)
+    return next((n for n in names if n.partition("@")[0].endswith("_all")), names[-1] if names else task["name"])
 
 
-def _own(task: Mapping[str, Any]) -> Sequence[str]:
-    return list(task.get("rows") or (task["name"],))
+def hardest_of(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return the result row of the adversarial questions, where there are any; else that of all."""
+    names = row_tasks(task, rows)
+    return next((n for n in names if n.partition("@")[0].endswith("adversarial")), whole_of(task, rows))
 
 
-def _answered(task: Mapping[str, Any], rows: Sequence[Row], decoder: str) -> bool:
-    return any(find(rows, decoder, name, "seconds") for name in (task["name"],)) or any(
-        row["method"] == decoder and row["task"] in _own(task) for row in rows
-    )
+def _is_of(row: str, task: Mapping[str, Any]) -> bool:
+    """Whether a result row is of a task: one of its own, or all of them together, see `scoring.measure`."""
+    name, _, owner = row.partition("@")
+    own = task.get("rows") or (task["name"],)
+    return owner in ("", task["name"]) and (name in own or (name.endswith("_all") and own[0].startswith(name[:-4])))
 
 
 def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> list[Column]:
@@ -85,41 +98,40 @@ def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row
 
     cost = [
         Column("time\n×greedy", lambda d: _ratio(find(rows, d, task["name"], "time_ratio"))),
-        Column("local\nfwd", value(task["name"], "local_forwards", plain=True), WIDE),
-        Column("masks", value(task["name"], "masks", plain=True), WIDE),
-        Column("peak\nMiB", lambda d: _whole(find(rows, d, task["name"], "peak_memory_mib")), WIDE),
+        Column("local\ntokens", value(task["name"], "local_tokens", plain=True), 5),
+        Column("masks", value(task["name"], "masks", plain=True), 6),
+        Column("peak\nMiB", lambda d: _whole(find(rows, d, task["name"], "peak_memory_mib")), 7),
     ]
     if task["kind"] == "pope":
-        main = names[-1] if names else task["name"]
-        hardest = next((n for n in names if n.endswith("adversarial")), main)
-        shown = [Column(_short(n), value(n, "accuracy"), WIDE) for n in names if n not in (main, hardest)]
+        main, hardest = whole_of(task, rows), hardest_of(task, rows)
+        shown = [Column(_short(n), value(n, "accuracy"), 8) for n in names if n not in (main, hardest)]
         if hardest != main:
             shown += [
                 Column(_short(hardest), value(hardest, "accuracy", interval=True)),
-                Column(f"against\n{reference}", difference(hardest, "accuracy")),
+                Column(f"{_tail(hardest)} −\n{reference}", difference(hardest, "accuracy")),
             ]
         return [
             *shown,
-            Column(_short(main), value(main, "accuracy", interval=True)),
-            Column(f"against\n{reference}", difference(main, "accuracy")),
-            Column("fixed/\nbroken", lambda d: _fixed(find(rows, f"{d}-{reference}", main, "accuracy")), MIDDLE),
-            Column("F1", value(main, "f1"), MIDDLE),
-            Column("yes\nratio", value(main, "yes_ratio"), MIDDLE),
+            Column(_short(main), value(main, "accuracy", interval=True), 0 if hardest == main else 3),
+            Column(f"{_tail(main)} −\n{reference}", difference(main, "accuracy")),
+            Column("fixed/\nbroken", lambda d: _fixed(find(rows, f"{d}-{reference}", main, "accuracy")), 4),
+            Column("F1", value(main, "f1"), 2),
+            Column("yes\nratio", value(main, "yes_ratio"), 1),
             *cost,
         ]
     if task["kind"] == "chair":
         main = names[0] if names else task["name"]
         return [
             Column("CHAIR_i\n(less!)", value(main, "chair_i", interval=True)),
-            Column(f"against\n{reference}", difference(main, "chair_i")),
-            Column("CHAIR_s\n(less!)", value(main, "chair_s"), MIDDLE),
+            Column(f"CHAIR_i −\n{reference}", difference(main, "chair_i")),
+            Column("CHAIR_s\n(less!)", value(main, "chair_s"), 2),
             Column("object\nrecall", value(main, "object_recall")),
-            Column(f"against\n{reference}", difference(main, "object_recall"), MIDDLE),
-            Column("objects\nnamed", value(main, "objects_named", plain=True), WIDE),
-            Column("words", value(main, "length", plain=True), MIDDLE),
+            Column(f"recall −\n{reference}", difference(main, "object_recall"), 3),
+            Column("objects\nnamed", value(main, "objects_named", plain=True), 4),
+            Column("words", value(main, "length", plain=True), 1),
             *cost,
         ]
-    metrics = list(dict.fromkeys((r["task"], r["metric"]) for r in rows if r["task"] in _own(task)))
+    metrics = dict.fromkeys((r["task"], r["metric"]) for r in rows if _is_of(r["task"], task))
     own = [(t, m) for t, m in metrics if m not in _NOT_SCORES][:4]
     return [
         *(
@@ -127,21 +139,24 @@ def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row
             for name, metric in own
             for column in (
                 Column(f"{_short(name)}\n{metric}", value(name, metric, interval=True, plain=True)),
-                Column(f"against\n{reference}", difference(name, metric), MIDDLE),
+                Column(f"{metric} −\n{reference}", difference(name, metric), 1),
             )
         ),
         *cost,
     ]
 
 
-_NOT_SCORES = frozenset(
-    {"seconds", "time_ratio", "peak_memory_mib", "tokens", "global_forwards", "local_forwards", "masks"}
-)
+_NOT_SCORES = frozenset({"seconds", "time_ratio", "peak_memory_mib", *WORK.values()})
 
 
 def _short(name: str) -> str:
-    head, _, tail = name.partition("_")
-    return f"{head.upper()}\n{'adv.' if tail == 'adversarial' else tail}" if tail else name
+    head, line, _ = name.partition("_")
+    return f"{head.upper()}\n{_tail(name)}" if line else name
+
+
+def _tail(name: str) -> str:
+    tail = name.partition("_")[2] or name
+    return tail.replace("adversarial", "adv.")
 
 
 def _value(row: Row | None, *, interval: bool, plain: bool) -> Cell:
@@ -179,7 +194,7 @@ def _caption(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return (
         f"{what.capitalize()}: {n or task['n']}. [95 % interval] of the value and of the paired difference, pictures "
         "drawn with replacement; p by swapping the two on pictures, not adjusted (run.json has p_holm). Time: the "
-        "request's, picture and mask included."
+        "request's, picture and mask included. Local tokens: read by second branches."
     )
 
 

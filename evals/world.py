@@ -24,6 +24,15 @@ KINDS = MODES
 NOUNS: tuple[str, ...] = world.CLASSES
 """Everything that can be named: the objects of POPE, the vocabulary of CHAIR, what `vote` votes on."""
 
+LIMITS = (
+    "The world is drawn and its bias is built in. Props mislead the language model because it was trained on labels "
+    "that assume what usually goes with them; it was trained on partly blacked pictures too; the matcher was trained "
+    "on clean labels and told to ignore props. So this world meets AGLA's premise, and makes the matcher the better "
+    "judge, by design. The figures show that the code does what the methods promise where their premise holds, for "
+    "one training seed. They do not show that a method helps a real model: that must be measured on one."
+)
+"""What this world shows and what it does not; said wherever its figures are."""
+
 
 @dataclass(frozen=True)
 class WorldQuestion:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lvlm_guard.evals.items import EvalTask, Item
 from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.world import NOUNS, picture, world_chair, world_pope
+from lvlm_guard.evals.world import LIMITS, NOUNS, picture, world_chair, world_pope
 
 PICTURES, CAPTIONS = 240, 320
 ANSWER_TOKENS, CAPTION_TOKENS = 4, 64
@@ -36,6 +36,7 @@ def world_pope_task(settings: Settings) -> list[EvalTask]:
         "three objects in view",
         "protocol": "three objects in view and three absent ones a kind and picture (arXiv:2305.10355)",
         "prompt": "is there a ... in the image ?",
+        "limits": LIMITS,
     }
     tokens = settings.max_new_tokens or ANSWER_TOKENS
     return [EvalTask("world_pope", "pope", items, tokens, split=settings.split, about=about)]
@@ -60,6 +61,7 @@ def world_chair_task(settings: Settings) -> list[EvalTask]:
         "source": f"embedded world, caption split {settings.split}, its first {len(items)} scenes",
         "protocol": "CHAIR (arXiv:1809.02156) over the world's nouns; the truth is what is in view",
         "prompt": drawn.prompt,
+        "limits": LIMITS,
     }
     return [
         EvalTask(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, reporting, say, usage
@@ -123,7 +124,9 @@ def run(
     if json:
         print_object(saved.run)
     else:
-        _show(saved)
+        shown = out()
+        show(saved, shown)
+        shown.print(f"report  {escape(str(saved.folder / 'report.html'))}")
     _end(saved.run, rules)
 
 
@@ -181,16 +184,15 @@ def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any,
     return swept
 
 
-def _show(saved: Any) -> None:
+def show(saved: Any, shown: Console) -> None:
+    """Print a run's tables and what they say."""
     run = saved.run
-    shown = out()
     for table in import_module("lvlm_guard.evals.table").tables(run, shown.width):
         shown.print(table)
     for sentence in import_module("lvlm_guard.evals.remarks").remarks(run):
         shown.print(escape(sentence))
     for sentence in (*run["warnings"], *run["flags"]):
         shown.print(escape(f"note: {sentence}"), style="yellow")
-    shown.print(f"report  {escape(str(saved.folder / 'report.html'))}")
 
 
 def _end(run: dict[str, Any], rules: Sequence[Any] = ()) -> None:
