@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,7 @@ def _score(
         "void": found.void,
         "warnings": [*found.warnings, *_task_warnings(tasks), *_own_warnings(settings)],
         "flags": [*_flags(settings, allowed), *prepared.flags],
+        "allowed": asdict(allowed),
         "settings": settings.to_dict(),
         "decoders": decoders,
         "tasks": tasks,
