@@ -160,6 +160,6 @@ def _last_words(worker: _Worker, job: Job) -> str:
     return (
         f"A worker {why} while it answered block {job.block} of {job.task}"
         + (f": {words[0]}" if words else ".")
-        + " The answers so far are kept; the same command goes on from there. With workers=0 everything runs in one "
+        + " The answers so far are kept; the same command goes on from there. With --workers 1 everything runs in one "
         "process."
     )

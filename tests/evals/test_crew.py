@@ -10,57 +10,58 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.embedded import MODEL
-from lvlm_guard.evals.answers import Answers, Job, ask_all, open_jobs
+from lvlm_guard.evals.answers import Answers, Job
 from lvlm_guard.evals.crew import Crew
-from lvlm_guard.evals.demo_tasks import Setting, prepare_run
 from lvlm_guard.evals.errors import RunError
+from lvlm_guard.evals.prepared import prepare_run
+from lvlm_guard.evals.settings import Settings
 
-SETTING = Setting(str(MODEL), pictures=1, captions=2, seeds=1, batch=8)
+SETTINGS = Settings(limit=1, captions=2, seeds=1, batch=8)
 
 
 @pytest.fixture(scope="module")
-def run():
-    return prepare_run(SETTING)
+def prepared():
+    return prepare_run(SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def crew():
-    with Crew(SETTING, 2) as two:
+    with Crew(SETTINGS, 2) as two:
         yield two
 
 
-def test_workers_give_the_answers_of_one_process(run, crew, tmp_path):
-    tasks = list(run.tasks.values())
-    alone, together = (Answers(tmp_path / name, tasks, SETTING.batch) for name in ("alone", "together"))
-    ask_all(run.asker, alone)
-    for job, found in crew.work(open_jobs(together)):
-        for (name, seed), texts in zip(job.todo, found, strict=True):
-            together.add((name, job.task, seed, job.block), texts)
-    for task in tasks:
-        for decoder in task.decoders:
-            assert together.of(decoder, task, 0) == alone.of(decoder, task, 0), decoder.name
-    assert open_jobs(together) == []
+def test_workers_give_the_answers_of_one_process(prepared, crew, tmp_path):
+    together = Answers(tmp_path, prepared.asked(), SETTINGS.batch)
+    for job, found in crew.work(together.open_jobs()):
+        task = together.asked[job.task].task
+        alone = prepared.answerer.ask(task, task.block(job.block, SETTINGS.batch), job.todo)
+        for (name, seed), ours, theirs in zip(job.todo, found, alone, strict=True):
+            assert [(one.text, one.tokens, one.masks) for one in ours] == [
+                (one.text, one.tokens, one.masks) for one in theirs
+            ], name
+            together.add((name, job.task, seed, job.block), ours)
+    assert together.open_jobs() == []
 
 
 def test_a_worker_that_dies_is_an_error_with_its_last_words(crew):
-    job = Job("pope", 0, (("no such decoder", 0),))
-    with pytest.raises(RunError, match=r"answered block 0 of pope: KeyError: 'no such decoder'.*workers=0"):
+    job = Job("world_pope", 0, (("no such decoder", 0),))
+    with pytest.raises(RunError, match=r"answered block 0 of world_pope: KeyError: 'no such decoder'.*--workers 1"):
         list(crew.work([job]))
 
 
 def test_a_worker_that_is_killed_is_an_error_too():
-    with Crew(SETTING, 1) as one:
+    with Crew(SETTINGS, 1) as one:
         one._workers[0].process.send_signal(signal.SIGKILL)
         with pytest.raises(RunError, match="ended from outside"):
-            list(one.work([Job("pope", 0, (("greedy", 0),))]))
+            list(one.work([Job("world_pope", 0, (("greedy", 0),))]))
 
 
 SCRIPT = """
 import sys
-from lvlm_guard.evals import demo
-demo.run(sys.argv[1], pictures=8, captions=4, seeds=3, batch=8, workers=2, bar=False,
-         echo=lambda text: print(text, flush=True))
+from lvlm_guard.evals.run import run
+from lvlm_guard.evals.settings import Settings
+run(Settings(limit=8, captions=4, batch=8), sys.argv[1], workers=2, bar=False, report=False,
+    echo=lambda text: print(text, flush=True))
 """
 
 
@@ -81,9 +82,8 @@ def test_ctrl_c_keeps_the_answers_says_where_and_leaves_no_process(tmp_path):
     assert "KeyboardInterrupt" in trouble
     assert len(children) == 2
     assert not [child for child in children if _runs(int(child))]
-    note = json.loads((tmp_path / "run.json").read_text())
-    assert note["finished"] is False
-    assert note["settings"]["pictures"] == 8
+    assert json.loads((tmp_path / "begun.json").read_text())["settings"]["limit"] == 8
+    assert not (tmp_path / "run.json").exists()
     assert len(answered.read_text().splitlines()) % 8 == 0
 
 
