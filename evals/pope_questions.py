@@ -2,6 +2,11 @@
 
 A file holds JSON lines in spite of its suffix .json: question_id, image, text, label. The builder is
 that of RUCAIBox/POPE at 3df3ba1 (arXiv:2305.10355, section 4), with its own random stream.
+
+Questions of your own to choose settings on are marked, so that they can't be taken for a test, nor a test for them:
+
+    questions = build(rows, "random", pictures=200)  # rows: {"image": name, "objects": [names]}
+    write_questions("mine_random_val.json", questions, split="val")
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,12 +45,13 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question: its id, the picture's file name, the text, and the right answer."""
+    """One question: its id, the picture's file name, the text, the right answer; "val": to choose settings on."""
 
     question_id: int
     image: str
     text: str
     label: Answer
+    split: str = ""
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -52,9 +59,9 @@ def read_questions(path: str | Path) -> list[Question]:
 
     Raises:
         DataError: the file is missing, empty or no such file; a line is no JSON, lacks a field, has a
-            label other than yes and no, or repeats an id. The message names the line.
+            label other than yes and no, or repeats an id; a question has both labels. The message names the line.
     """
-    lines = _content(path).decode("utf-8-sig").splitlines()
+    lines = file_text(path).splitlines()
     rows: list[tuple[int, Any]] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -71,16 +78,28 @@ def read_questions(path: str | Path) -> list[Question]:
     twice = [i for i, count in Counter(q.question_id for q in questions).items() if count > 1]
     if twice:
         raise DataError(f"{path} has question_id {twice[0]} more than once: answers could not be told apart.")
+    labels: dict[tuple[str, str], str] = {}
+    for q in questions:
+        if labels.setdefault((q.image, q.text), q.label) != q.label:
+            raise DataError(f"{path} asks {q.text!r} of {q.image} with both labels; one of them is wrong.")
     return questions
+
+
+def file_text(path: str | Path) -> str:
+    """Return a question file's text (.gz too), line ends as LF; raises `DataError` where it can't be read."""
+    try:
+        return _content(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text file ({error}): a question file holds JSON lines.") from None
 
 
 def _content(path: str | Path) -> bytes:
     try:
         content = Path(path).read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except OSError as error:
+    except (OSError, EOFError) as error:
         raise DataError(
-            f"The question file {path} can't be read ({error.strerror or error}). Published files: "
+            f"The question file {path} can't be read ({getattr(error, 'strerror', '') or error}). Published files: "
             "github.com/RUCAIBox/POPE, folder output."
         ) from error
 
@@ -99,15 +118,19 @@ def _question(path: str | Path, number: int, row: Any) -> Question:
         raise DataError(f"{at} is no question: {row!r}.")
     for field in ("question_id", "image", "text", "label"):
         if field not in row:
+            near = get_close_matches(field, map(str, row), n=1)
             raise DataError(
-                f"{at} has no {field!r}; it has {', '.join(map(repr, row))}. A POPE question needs question_id, image, "
-                "text and label."
+                f"{at} has no {field!r}; it has {', '.join(map(repr, row)) or 'nothing'}. "
+                + (f"Is {near[0]!r} meant? " if near else "")
+                + "A POPE question needs question_id, image, text and label."
             )
     label = row["label"]
     if label not in ("yes", "no"):
         raise DataError(f"{at} has the label {label!r}: POPE knows 'yes' and 'no' only.")
     try:
-        return Question(int(row["question_id"]), str(row["image"]), str(row["text"]), label)
+        return Question(
+            int(row["question_id"]), str(row["image"]), str(row["text"]), label, str(row.get("split") or "")
+        )
     except (TypeError, ValueError):
         raise DataError(f"{at} has the question_id {row['question_id']!r}: give a whole number.") from None
 
@@ -129,9 +152,17 @@ def check_pictures(questions: Iterable[Question], folder: str | Path) -> None:
         )
 
 
-def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
-    """Write questions as JSON lines, in the published order of fields."""
-    lines = (json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions)
+def write_questions(path: str | Path, questions: Iterable[Question], split: Literal["", "val"] = "") -> None:
+    """Write questions as JSON lines, in the published order of fields.
+
+    Args:
+        path: the file.
+        questions: in order.
+        split: "val" marks them as questions to choose settings on: `--split test` refuses them.
+    """
+    rows = (asdict(question) | {"split": split or question.split} for question in questions)
+    plain = ({field: value for field, value in row.items() if field != "split" or value} for row in rows)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in plain)
     Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

@@ -1,0 +1,195 @@
+"""`chair`: captions of COCO pictures, against what is annotated and what people said of them.
+
+    lvlm-guard eval run --model M --tasks chair --images val2014 --annotations annotations
+    lvlm-guard eval run --model M --tasks chair --images val2014 --annotations gt_objects.json.gz --captions 100
+
+Papers caption 500 pictures of val2014 drawn at random, each its own 500 (arXiv:1809.02156 scores the whole
+Karpathy test). Here the 500 are those whose ids have the smallest SHA-256: everybody's are the same, and
+`--captions N` takes the first N of the same order. Another list, such as AGLA's 100 pictures, is a file of JSON
+lines with "image" (and "text", the prompt), given with `--questions`; `--preset paper-agla` fetches AGLA's.
+
+`--split val` takes pictures from the other half of COCO, none of a published test's, and none of the lists in
+`--questions`; give the list that is to be tested there, so that it stays apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvlm_guard.evals.chair import ImageId, image_id, read_objects
+from lvlm_guard.evals.decoders import PAPER
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.items import EvalTask, Item
+from lvlm_guard.evals.pope_questions import file_text
+from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.tasks import coco
+from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, fetch
+from lvlm_guard.evals.tasks.held_out import FIRST_OF_VAL, digest, in_val_half
+from lvlm_guard.evals.tasks.pictures import FOLDERS, check_folder, find_pictures
+from lvlm_guard.evals.tasks.pope_files import paper_tokens
+from lvlm_guard.evals.tasks.question_files import list_of_pictures
+
+PROMPT = "Please describe this image in detail."
+PICTURES, CAPTION_TOKENS = 500, 512
+VAL2014 = 40504
+"""Pictures of COCO val2014."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture to caption: its file name and the prompt."""
+
+    name: str
+    prompt: str = PROMPT
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is in the pictures.
+
+    Args:
+        source: where that is from.
+        names: file names of the pictures to choose from, of val2014 where nothing else was given.
+        known: id of a picture -> its objects; None: nothing is known of it.
+    """
+
+    source: str
+    names: Sequence[str]
+    known: Callable[[ImageId], Iterable[str] | None]
+
+    def of(self, name: str) -> list[str]:
+        """Return the objects of a picture; raises `DataError` where nothing is known of it."""
+        objects = self.known(image_id(name))
+        if objects is None:
+            raise DataError(
+                f"Nothing is known of {name}: it is not among the {self.source}, so all that its caption names would "
+                "count as hallucinated. Give the annotations of its part of COCO."
+            )
+        return sorted(objects)
+
+
+def truth_of(settings: Settings) -> Truth:
+    """Return the truth that `--annotations` gives: COCO's annotations, or a prepared ground truth.
+
+    Raises:
+        DataError: it is missing, or neither.
+    """
+    path = Path(settings.annotations)
+    if settings.annotations and path.is_file() and not path.name.startswith(("instances", "captions")):
+        objects = read_objects(path)
+        # such a table does not say which of its pictures are val2014's; the folder does
+        inside = (file for part in FOLDERS for file in (Path(settings.images) / part).glob("COCO_val2014_*.jpg"))
+        names = sorted({file.name for file in inside if image_id(file.name) in objects})
+        return Truth(f"objects of {path.name}", names, objects.get)
+    instances = coco.annotation_file(settings.annotations, "instances", "chair")
+    captions = coco.annotation_file(settings.annotations, "captions", "chair")
+    annotated, references = coco.read_instances(instances), coco.read_references(captions)
+
+    def known(key: ImageId) -> list[str] | None:
+        if key not in annotated or key not in references:
+            return None
+        return coco.chair_objects(annotated[key].categories, references[key])
+
+    source = f"categories of {instances.name} and objects that people name in {captions.name}"
+    return Truth(source, [picture.name for picture in annotated.values()], known)
+
+
+def chair(settings: Settings) -> list[EvalTask]:
+    """Return the pictures to caption, with the objects in them."""
+    lists = [path for path in map(Path, settings.questions) if path.is_file() and list_of_pictures(path)]
+    _check_questions(settings, lists)
+    if settings.preset == PAPER and settings.split == "test" and not lists:
+        lists = [fetch(AGLA_PICTURES, "chair")]
+    listed = [asked for path in lists for asked in read_list(path)]
+    check_folder(settings.images, "chair", "coco")
+    truth = truth_of(settings)
+    warnings: list[str] = []
+    number = settings.captions or settings.limit
+    if listed and settings.split == "test":
+        asked = listed[:number]
+        how = f"the list {', '.join(path.name for path in lists)}"
+    else:
+        asked = [Asked(name) for name in _drawn(truth.names, settings, listed)][: number or PICTURES]
+        how = "smallest SHA-256 of the id" if settings.split == "test" else "the validation half, no test's pictures"
+        if len(truth.names) < VAL2014:
+            warnings.append(
+                f"chair: the pictures were chosen among {len(truth.names)}, not among the {VAL2014} of COCO val2014, "
+                "so they are others than elsewhere."
+            )
+    found = find_pictures([one.name for one in asked], settings.images, "chair")
+    names = "\n".join(sorted(found))
+    about = {
+        "source": f"COCO, {len(asked)} pictures: {how}",
+        "truth": truth.source,
+        "protocol": "CHAIR (arXiv:1809.02156) over COCO's 80 objects",
+        "prompt": asked[0].prompt,
+        "pictures": hashlib.sha256(names.encode()).hexdigest()[:16],
+        "warnings": warnings,
+    }
+    items = [
+        Item(
+            key=str(image_id(one.name)),
+            picture=one.name,
+            prompt=one.prompt,
+            images=(found[one.name],),
+            truth=truth.of(one.name),
+            rows=("chair",),
+        )
+        for one in asked
+    ]
+    tokens = paper_tokens(settings.model) if settings.preset == PAPER else CAPTION_TOKENS
+    return [EvalTask("chair", "chair", items, settings.max_new_tokens or tokens, split=settings.split, about=about)]
+
+
+def read_list(path: Path) -> list[Asked]:
+    """Return a list of pictures to caption: JSON lines with "image", and "text" where the prompt is another.
+
+    Raises:
+        DataError: a line is no JSON, names no picture, or one that was named before.
+    """
+    asked: dict[str, Asked] = {}
+    for number, line in enumerate(file_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name = str(row["image"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise DataError(f"Line {number} of {path} names no picture: it needs 'image', a file name.") from None
+        if name in asked:
+            raise DataError(f"Line {number} of {path} has {name} a second time: a picture is captioned once.")
+        asked[name] = Asked(name, str(row.get("text") or PROMPT))
+    return list(asked.values())
+
+
+def _check_questions(settings: Settings, lists: Sequence[Path]) -> None:
+    for name in settings.questions:
+        if not Path(name).exists():
+            raise DataError(f"--questions {name} is not there.")
+    alone = not any(task.startswith("pope") for task in settings.tasks)
+    strange = [name for name in settings.questions if Path(name) not in lists]
+    if alone and strange:
+        raise DataError(
+            f"{strange[0]} is no list of pictures to caption: chair takes JSON lines with 'image' (a file name) and "
+            "'text' (the prompt). Question files with labels are for pope."
+        )
+
+
+def _drawn(names: Sequence[str], settings: Settings, apart: Sequence[Asked]) -> list[str]:
+    """Return the pictures of a split in the order in which they are taken."""
+    kept_out = {image_id(one.name) for one in apart}
+    ordered = sorted(names, key=lambda name: digest(image_id(name)))
+    if settings.split == "val":
+        fit = [name for name in reversed(ordered) if in_val_half(name) and image_id(name) not in kept_out]
+    else:
+        fit = [name for name in ordered if digest(image_id(name)) < FIRST_OF_VAL]
+    if not fit:
+        raise DataError(
+            f"None of the {len(names)} annotated pictures is of the {settings.split} half: give the annotations and "
+            "pictures of COCO val2014."
+        )
+    return fit

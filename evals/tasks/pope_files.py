@@ -1,0 +1,214 @@
+"""POPE over pictures of one's own: the published files for COCO, A-OKVQA and GQA, or any question file.
+
+    lvlm-guard eval run --model M --tasks pope_coco,pope_gqa --images PICTURES
+    lvlm-guard eval run --model M --tasks pope --questions mine_random.json --images PICTURES
+
+Published files are fetched where `--questions` gives none (see `fetching`). A question that several kinds share
+(half of them do) is asked once and counts in each.
+
+The validation split never touches a test. For COCO it needs no file: `--tasks pope_coco --split val --annotations
+instances_val2014.json` builds questions over pictures of no published test (see `held_out`), 500 pictures, three
+kinds, always the same. Own files must be marked as made for it: see `pope_questions`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.evals.decoders import PAPER
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.items import EvalTask, Item
+from lvlm_guard.evals.pope_questions import Question, build
+from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.tasks import coco
+from lvlm_guard.evals.tasks.held_out import in_val_half, of_published_test
+from lvlm_guard.evals.tasks.pictures import find_pictures
+from lvlm_guard.evals.tasks.question_files import KINDS, QuestionFile, files_of, published_files
+
+STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."
+SUFFIXES = {PAPER: " Please answer this question with one word."}
+"""Preset -> what follows a question; else that of lmms-eval's stock task."""
+
+ANSWER_TOKENS = 128  # as lmms-eval's stock task
+VAL_PICTURES = 500
+TITLES = {"coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA"}
+
+_OBJECT = re.compile(r"is there an? (.+?) in the i", re.IGNORECASE)
+
+
+def pope_coco(settings: Settings) -> list[EvalTask]:
+    """Return POPE over COCO val2014."""
+    return [_published("coco", settings)]
+
+
+def pope_aokvqa(settings: Settings) -> list[EvalTask]:
+    """Return POPE over A-OKVQA, whose pictures are COCO val2014's."""
+    return [_published("aokvqa", settings)]
+
+
+def pope_gqa(settings: Settings) -> list[EvalTask]:
+    """Return POPE over GQA."""
+    return [_published("gqa", settings)]
+
+
+def pope(settings: Settings) -> list[EvalTask]:
+    """Return POPE over the files of `--questions`: a task for each data set that they are of."""
+    groups: dict[str, list[QuestionFile]] = {}
+    for file in files_of("pope", settings):
+        groups.setdefault(file.data_set, []).append(file)
+    if not groups:
+        raise DataError(
+            "The task pope asks your own questions: give their files with --questions. The published ones are the "
+            "tasks pope_coco, pope_aokvqa and pope_gqa; lmms-eval's is lmms:pope."
+        )
+    return [_task(f"pope_{name}" if name else "pope", name, files, settings) for name, files in groups.items()]
+
+
+def paper_tokens(model: str) -> int:
+    """Return the longest answer in AGLA's runs: 1024 tokens, 256 for InstructBLIP (its repository at efa1263)."""
+    return 256 if "instructblip" in model.lower() else 1024
+
+
+def _published(data_set: str, settings: Settings) -> EvalTask:
+    name = f"pope_{data_set}"
+    files = files_of(name, settings)
+    if settings.split == "val" and not files:
+        if data_set == "coco" and settings.annotations:
+            return _built(name, settings)
+        raise DataError(
+            f"{name} has published questions for the test split only, and settings must not be chosen on them. "
+            + (
+                "Give COCO's instances with --annotations: questions are then built over pictures of no "
+                "published test. "
+                if data_set == "coco"
+                else ""
+            )
+            + "Or give --questions made for it: `pope_questions.build(rows, kind)` over other pictures, written by "
+            "`write_questions(path, questions, split='val')` (in lvlm_guard.evals)."
+        )
+    return _task(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
+
+
+def _task(name: str, data_set: str, files: Sequence[QuestionFile], settings: Settings) -> EvalTask:
+    questions = {file.row: file.questions() for file in files}
+    if len(questions) < len(files):
+        shared = next(f.row for f in files if sum(g.row == f.row for g in files) > 1)
+        names = " and ".join(str(file.path) for file in files if file.row == shared)
+        raise DataError(f"{name} has two files for {shared}: {names}. Give one of them.")
+    for file in files:
+        _check_split(file.path, questions[file.row], settings)
+    source = [file.describe(questions[file.row]) for file in files]
+    warnings = [warning for file in files if (warning := file.warning(questions[file.row], settings.preset == PAPER))]
+    about = {"source": f"POPE, {TITLES.get(data_set, 'own questions')}", "questions": source, "warnings": warnings}
+    return _made(name, data_set, questions, about, settings)
+
+
+def _check_split(path: Path, questions: Sequence[Question], settings: Settings) -> None:
+    marked = sum(q.split == "val" for q in questions)
+    if settings.split == "test" and marked:
+        raise DataError(
+            f"{path} has {marked} questions marked for choosing settings ('split': 'val'): they are no test. Give "
+            "--split val, or other questions."
+        )
+    if settings.split == "val":
+        if marked < len(questions):
+            raise DataError(
+                f"{path} is not marked for choosing settings: {len(questions) - marked} of {len(questions)} questions "
+                "lack 'split': 'val'. Settings chosen on a test's questions make its numbers worthless. Build others "
+                "over pictures of no test and write them with `pope_questions.write_questions(path, questions, "
+                "split='val')`; for COCO, leave out --questions and give --annotations instances_val2014.json."
+            )
+        tested = list(dict.fromkeys(q.image for q in questions if of_published_test(q.image)))
+        if tested:
+            raise DataError(
+                f"{path} is marked 'val', but {len(tested)} of its pictures are those of a published test; the first "
+                f"is {tested[0]}. Choose settings on other pictures."
+            )
+
+
+def _built(name: str, settings: Settings) -> EvalTask:
+    path = coco.annotation_file(settings.annotations, "instances", name)
+    rows: list[dict[str, Any]] = [
+        {"image": picture.name, "objects": picture.categories}
+        for picture in coco.read_instances(path).values()
+        if in_val_half(picture.name)
+    ]
+    fit = sum(len(row["objects"]) >= 3 for row in rows)
+    drawn = min(VAL_PICTURES, fit)
+    if not drawn:
+        raise DataError(f"{path} has no picture of the validation half with three kinds of objects: give COCO's file.")
+    questions = {f"pope_{kind}": build(rows, kind, pictures=drawn) for kind in KINDS}
+    about = {
+        "source": f"POPE's builder over {path.name}: {drawn} of {fit} pictures with three objects, none of a test",
+        "warnings": [],
+    }
+    return _made(name, "coco", questions, about, settings)
+
+
+def _made(
+    name: str,
+    data_set: str,
+    questions: Mapping[str, Sequence[Question]],
+    about: Mapping[str, Any],
+    settings: Settings,
+) -> EvalTask:
+    pictures = list(dict.fromkeys(q.image for asked in questions.values() for q in asked))[: settings.limit]
+    found = find_pictures(pictures, settings.images, name)
+    suffix = SUFFIXES.get(settings.preset, STOCK_SUFFIX)
+    tokens = paper_tokens(settings.model) if settings.preset == PAPER else ANSWER_TOKENS
+    return EvalTask(
+        name,
+        "pope",
+        _items(data_set, questions, found, suffix),
+        settings.max_new_tokens or tokens,
+        split=settings.split,
+        about={
+            **about,
+            "protocol": "three objects in the picture and three absent ones a kind and picture (arXiv:2305.10355)",
+            "prompt": f"{{question}}{suffix}",
+        },
+    )
+
+
+def _items(
+    data_set: str, questions: Mapping[str, Sequence[Question]], pictures: Mapping[str, Path], suffix: str
+) -> list[Item]:
+    """Return the questions picture by picture, each (picture, text, label) once, however many kinds share it."""
+    asked: dict[str, dict[tuple[str, str, int], dict[str, int]]] = {picture: {} for picture in pictures}
+    for row, of_row in questions.items():
+        seen: dict[tuple[str, str], int] = {}
+        for q in of_row:
+            if q.image in asked:
+                # two published files ask one question twice, and count it twice
+                time = seen[q.image, q.text] = seen.get((q.image, q.text), 0) + 1
+                asked[q.image].setdefault((q.text, q.label, time), {})[row] = q.question_id
+    key = _keys()
+    return [
+        Item(
+            key=key(picture, text),
+            picture=picture,
+            prompt=text + suffix,
+            images=(pictures[picture],),
+            question=text,
+            truth=label,
+            rows=tuple(ids),
+            tags={"data_set": data_set, "ids": ids} | ({"object": o.group(1)} if (o := _OBJECT.match(text)) else {}),
+        )
+        for picture, of_picture in asked.items()
+        for (text, label, _), ids in of_picture.items()
+    ]
+
+
+def _keys() -> Callable[[str, str], str]:
+    """Return a maker of keys that do not depend on which files are asked: "310196-is-there-a-snowboard"."""
+    taken: dict[str, int] = {}
+
+    def key(picture: str, text: str) -> str:
+        words = re.sub(r"[^a-z0-9]+", "-", f"{Path(picture).stem} {text}".lower()).strip("-")
+        taken[words] = taken.get(words, 0) + 1
+        return words if taken[words] == 1 else f"{words}-{taken[words]}"
+
+    return key
