@@ -121,7 +121,7 @@ def _unasked(task: Mapping[str, Any], asked: Sequence[Sample]) -> Iterator[str]:
     if there < wanted:
         yield (
             f"{task['name']}: {there} of {wanted} items were asked; {wanted - there} are missing. "
-            "Give the same command again: it asks the rest."
+            "Give the same command again: it asks for them."
         )
 
 
@@ -135,8 +135,7 @@ def _lost(place: str, asked: Sequence[Sample], name: str, seeds: int, total: int
     if failed:
         told = "; ".join(f"{one.where}: {_short(one.failed or one.text)}" for one in failed[:SHOWN])
         yield (
-            f"{place}: {len(failed)} of {total} answers failed ({told}). Give the same command again: it asks for "
-            "them once more."
+            f"{place}: {len(failed)} of {total} answers failed ({told}). Give the same command again: it asks for them."
         )
 
 

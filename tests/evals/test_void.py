@@ -102,7 +102,7 @@ def test_cut_answers_are_void_and_shown_by_their_end_and_their_seed() -> None:
 def test_items_that_were_not_asked_are_void() -> None:
     found = verdict(good(598), [task(600)], [GREEDY])
     assert found.void == [
-        "world_pope: 598 of 600 items were asked; 2 are missing. Give the same command again: it asks the rest."
+        "world_pope: 598 of 600 items were asked; 2 are missing. Give the same command again: it asks for them."
     ]
 
 

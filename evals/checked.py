@@ -1,0 +1,53 @@
+"""What a check of a folder found, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lvlm_guard
+
+SHOWN = 3  # examples of a finding
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found, in sentences.
+
+    Args:
+        folder: what was checked.
+        kind: who wrote it.
+        good: what is as it should be.
+        warnings: what to know before reading the scores.
+        wrong: what does not fit together: the files were changed, cut or mixed (exit code 1).
+        void: answers that can't be scored (exit code 3).
+    """
+
+    folder: Path
+    kind: Literal["lvlm-guard", "lmms-eval"]
+    good: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    void: list[str] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Literal["ok", "wrong", "void"]:
+        """Return the worst of it: answers that can't be scored before files that don't fit."""
+        return "void" if self.void else "wrong" if self.wrong else "ok"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was found as JSON data."""
+        told = {"command": "eval check", "version": lvlm_guard.__version__, "outcome": self.outcome}
+        return told | vars(self) | {"folder": str(self.folder)}
+
+
+def sentences(found: Checked) -> Sequence[str]:
+    """Return what was found as lines to print, the worst first."""
+    return [
+        *(f"void: {told}" for told in found.void),
+        *(f"wrong: {told}" for told in found.wrong),
+        *(f"note: {told}" for told in found.warnings),
+        *(f"ok: {told}" for told in found.good),
+    ]
