@@ -71,7 +71,9 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
     # names and knobs before the model, which may take minutes to load
     objects = NOUNS if any(task.vocabulary == NOUNS for task in laid) or settings.model == EMBEDDED else None
     decoders = decoders_of(settings, None, objects)
-    model, processor = guard(*load_model(settings.model, device=settings.device, dtype=settings.dtype))
+    model, processor = guard(
+        *load_model(settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None)
+    )
     matcher = _matcher(model, decoders)
     if matcher is not None:
         decoders = decoders_of(settings, matcher, objects)

@@ -36,6 +36,7 @@ class Settings:
         captions: pictures to caption; None: the task's usual number.
         max_new_tokens: of an answer; None: the task's own number.
         server: address of an OpenAI-compatible endpoint; "" for a model in this process.
+        revision: of a hub id: a branch, a tag or a commit; "" for the newest.
     """
 
     model: str = EMBEDDED
@@ -59,6 +60,7 @@ class Settings:
     captions: int | None = None
     max_new_tokens: int | None = None
     server: str = ""
+    revision: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON data."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lvlm_guard import embedded
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError, WeightsError
+from lvlm_guard.families import family_asked_by
 from lvlm_guard.weights import how_to_fetch, read
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 T = TypeVar("T")
 
 
-def load_model(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+def load_model(
+    name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto", revision: str | None = None
+) -> tuple[Any, Any]:
     """Return a model in evaluation mode and its processor, neither guarded.
 
     Args:
@@ -28,11 +32,12 @@ def load_model(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto
         device: "auto" (a CUDA GPU, else Apple's, else the CPU) or a torch device.
         dtype: "float32", "bfloat16", "float16", or "auto": float32 for the embedded model, else the
             checkpoint's, except that the CPU takes bfloat16 for float16.
+        revision: of a hub id: a branch, a tag or a commit; None for the newest.
 
     Raises:
         WeightsError: it can't be had; the message says how to fetch it.
         UnsupportedModelError: it is no model that takes pictures and gives text.
-        KnobError: no such device or dtype.
+        KnobError: no such device or dtype, or a revision of what has none.
     """
     where = _device(device)
     wanted = _dtype(name, dtype, where)
@@ -42,9 +47,12 @@ def load_model(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto
             f"The embedded model is not in this copy: {embedded.MODEL.name}/config.json is missing beside "
             "lvlm_guard/embedded. Install the package again, or train it: make train-embedded."
         )
+    if revision is not None and (name == EMBEDDED or Path(name).is_dir()):
+        raise KnobError(f"revision={revision!r} is of a hub id, but {name!r} is on this machine: leave it out.")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    config = _read(name, place, lambda: AutoConfig.from_pretrained(place))
+    at = {"revision": revision} if revision is not None else {}
+    config = _read(name, place, lambda: AutoConfig.from_pretrained(place, **at))
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise UnsupportedModelError(
             f"{name!r} is of the type {config.model_type!r}, which takes no pictures or gives no text. Give a "
@@ -52,8 +60,12 @@ def load_model(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto
         )
     if wanted == "auto" and where.type == "cpu" and getattr(config, "dtype", None) == torch.float16:
         wanted = torch.bfloat16
-    processor = _read(name, place, lambda: AutoProcessor.from_pretrained(place))
-    model = _read(name, place, lambda: AutoModelForImageTextToText.from_pretrained(place, config=config, dtype=wanted))
+    processor = _read(name, place, lambda: AutoProcessor.from_pretrained(place, **at))
+    model = _read(
+        name,
+        place,
+        lambda: AutoModelForImageTextToText.from_pretrained(place, config=config, dtype=wanted, **at),
+    )
     if getattr(processor, "tokenizer", None) is None:
         raise UnsupportedModelError(
             f"{name!r} has no processor for pictures and text: preprocessor_config.json is amiss."
@@ -67,7 +79,7 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
     """Return the inputs of one batch: each prompt in the model's chat template, after its pictures.
 
     A prompt that holds the model's picture placeholder is a finished one and is taken as it is; so is
-    every prompt of a model without a template, after one placeholder a picture.
+    every prompt of a model without a template, after what its family puts before it for the pictures.
 
     Args:
         processor: a guarded or plain one.
@@ -77,7 +89,8 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
     Raises:
         TextError: a prompt is empty.
     """
-    token = processor.image_token
+    family = family_asked_by(processor)
+    token = family.image_token(processor)
     texts = []
     for images, prompt in zip(pictures, prompts, strict=True):
         if not prompt.strip():
@@ -89,7 +102,7 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
             talk = [{"role": "user", "content": content}]
             texts.append(processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
         else:
-            texts.append(token * len(images) + "\n" + prompt)
+            texts.append(family.finished_prompt(processor, prompt, len(images)))
     bos = processor.tokenizer.bos_token
     return processor(
         images=[image for images in pictures for image in images] or None,

@@ -1,0 +1,100 @@
+"""A task's generation arguments, as lmms-eval hands them to a model: honoured, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from lvlm_guard.errors import UnsupportedCallError
+
+KEYS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "until")
+MOST_TOKENS = 1024  # where a task names no limit; as lmms-eval's own LLaVA
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a document is answered.
+
+    Args:
+        max_new_tokens: of an answer.
+        until: texts that end an answer.
+        do_sample: whether tokens are drawn.
+        temperature, top_p, top_k: of the draw; None where nothing is drawn, or not given.
+        num_beams: of a search without drawing.
+    """
+
+    max_new_tokens: int = MOST_TOKENS
+    until: tuple[str, ...] = ()
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int = 1
+
+    def options(self) -> dict[str, Any]:
+        """Return further arguments of generate(), as a `Decoder` holds them."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in drawn.items() if value is not None}
+        return {"do_sample": self.do_sample, "num_beams": self.num_beams} | (given if self.do_sample else {})
+
+
+def read(given: Mapping[str, Any], task: str) -> Generation:
+    """Return a document's generation arguments; a value of None is one that is not given.
+
+    Without do_sample, a temperature, top_p or top_k means nothing (stock tasks carry `temperature: 0`, some
+    `top_p: 0`); where do_sample is not given at all, a temperature above 0 asks for sampling, as lmms-eval has it.
+
+    Raises:
+        UnsupportedCallError: an unknown argument, or a value that can't be honoured; names the task.
+    """
+    for name in given:
+        if name not in KEYS:
+            near = get_close_matches(name, KEYS, n=1, cutoff=0.5)
+            raise UnsupportedCallError(
+                f"Task {task}: the generation argument {name!r} is not understood. "
+                + (f"Did you mean {near[0]!r}? " if near else "")
+                + f"lvlm_guard honours {', '.join(KEYS)}; leave others out of generation_kwargs and --gen_kwargs."
+            )
+    known = {name: value for name, value in given.items() if value is not None}
+    until = known.get("until", ())
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    if not all(isinstance(stop, str) for stop in stops):
+        raise UnsupportedCallError(f"Task {task}: until is {until!r}: give texts.")
+    sample = known.get("do_sample", _number(known.get("temperature", 0), "temperature", task) > 0)
+    if not isinstance(sample, bool):
+        raise UnsupportedCallError(f"Task {task}: do_sample is {sample!r}: give true or false.")
+    beams = _whole(known, "num_beams", 1, 1, task)
+    tokens = _whole(known, "max_new_tokens", MOST_TOKENS, 1, task)
+    if not sample:
+        return Generation(tokens, stops, num_beams=beams)
+    if beams > 1:
+        raise UnsupportedCallError(
+            f"Task {task}: do_sample=True with num_beams={beams} is not supported: sample with num_beams=1, or search "
+            "with do_sample=False."
+        )
+    temperature = _number(known.get("temperature", 1.0), "temperature", task)
+    if not temperature > 0:
+        raise UnsupportedCallError(
+            f"Task {task}: do_sample=True with temperature={temperature:g} is no distribution to draw from: give a "
+            "temperature above 0, or do_sample=False for greedy answers."
+        )
+    top_p = _number(known.get("top_p", 1.0), "top_p", task)
+    if not 0 < top_p <= 1:
+        raise UnsupportedCallError(f"Task {task}: top_p is {top_p:g}: give a share above 0 and up to 1.")
+    return Generation(tokens, stops, True, temperature, top_p, _whole(known, "top_k", 0, 0, task))
+
+
+def _number(value: Any, name: str, task: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UnsupportedCallError(f"Task {task}: {name} is {value!r}: give a number.")
+    return float(value)
+
+
+def _whole(known: Mapping[str, Any], name: str, default: int, least: int, task: str) -> int:
+    value = _number(known.get(name, default), name, task)
+    if value != int(value) or value < least:
+        raise UnsupportedCallError(f"Task {task}: {name} is {value:g}: give a whole number of at least {least}.")
+    return int(value)

@@ -1,0 +1,200 @@
+"""`--model lvlm_guard`: a guarded model as lmms-eval wants one.
+
+The answers are those of `lvlm-guard eval run`: the same `Asker` makes the inputs, calls generate() and draws. Nothing
+is caught: an error of generate() ends the run, where lmms-eval's own models answer "" and score it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+
+from lvlm_guard.errors import KnobError
+from lvlm_guard.evals.asking import Asker
+from lvlm_guard.evals.decoders import Decoder
+from lvlm_guard.evals.items import EvalTask, Said
+from lvlm_guard.evals.lmms.arguments import code_name, parse, read
+from lvlm_guard.evals.lmms.generation import Generation
+from lvlm_guard.evals.lmms.requests import Request, digest, read_requests
+from lvlm_guard.evals.lmms.store import Store
+from lvlm_guard.evals.prepared import prepare_run, weights_of
+from lvlm_guard.evals.progress import Meter
+from lvlm_guard.evals.provenance import environment, weights_digest
+
+Numbered = tuple[int, Request]
+
+
+@dataclass
+class Cost(TokenCounts):  # type: ignore[misc]  # lmms-eval has no types
+    """What an answer cost; lmms-eval writes `to_dict()` beside each logged sample.
+
+    Args:
+        said: the answer. Seconds, forwards and masks of a batch are shared by its answers.
+    """
+
+    said: Said | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return token counts, seconds, model calls, and whether the answer ended by itself."""
+        told: dict[str, Any] = super().to_dict()
+        if self.said is not None:
+            names = ("seconds", "forwards", "local_forwards", "masks", "ended", "peak_mib")
+            told |= {name: value for name, value in asdict(self.said).items() if name in names}
+        return told
+
+
+class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
+    """A chat model of lmms-eval around a guarded model; see `arguments.Arguments` for `--model_args`."""
+
+    is_simple = False
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        if given.pop("max_batch_size", None) is not None:
+            raise KnobError("max_batch_size is for models that search for a batch: give lvlm_guard a --batch_size.")
+        self.arguments = read(given)
+        prepared = prepare_run(self.arguments.settings(), tasks=[])
+        chosen = {d.name: d for d in prepared.decoders}[self.arguments.method]
+        assert isinstance(prepared.answerer, Asker)
+        self._chosen: Decoder = chosen
+        self._decoders: dict[str, Decoder] = {}  # one for each way of generating
+        self._asker = replace(prepared.answerer, decoders=self._decoders)
+        self._matcher = prepared.matcher
+        self._kept: Store | None = None
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: Any, additional_config: dict[str, Any] | None = None) -> LvlmGuard:
+        """Return the model of a `--model_args` text (or mapping) and of `--device` and `--batch_size`.
+
+        Raises:
+            GuardError: see `arguments.read`, and whatever loading the model raises.
+        """
+        given: dict[str, Any] = dict(arg_string) if isinstance(arg_string, Mapping) else dict(parse(arg_string))
+        for name, value in (additional_config or {}).items():
+            if value is None or (name == "batch_size" and value == 1 and name in given):
+                continue  # 1 is what lmms-eval passes unasked
+            if name in given and str(given[name]) != str(value):
+                raise KnobError(f"{name} is {given[name]} in --model_args, but {value} beside them: give it once.")
+            given[name] = value
+        return cls(**given)
+
+    @property
+    def device(self) -> Any:
+        """The model's device, on which lmms-eval counts over processes."""
+        return self._asker.model.device
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Return an answer for each request, in their order.
+
+        Raises:
+            GuardError: whatever generate(), the processor, a document or a generation argument raises.
+        """
+        asked = read_requests(requests, self.task_dict)
+        said: dict[int, Said] = {}
+        with Meter(
+            len(asked), "answers", _tell if self.rank == 0 else _hush, None if self.rank == 0 else False
+        ) as meter:
+            for batch in _batches(asked, self.arguments.batch_size):
+                answers = self._answers([request for _, request in batch])
+                said |= {place: answer for (place, _), answer in zip(batch, answers, strict=True)}
+                meter.advance(len(batch), batch[0][1].task)
+        seconds, tokens = sum(s.seconds for s in said.values()), sum(s.tokens for s in said.values())
+        log_metrics(
+            total_elapsed_time=seconds,
+            total_gen_tokens=tokens,
+            avg_speed=tokens / seconds if seconds else 0.0,
+            additional_metrics={"requests": len(said), "rank": self.rank},
+        )
+        filling = GenerationResult("", None)  # lmms-eval drops the answers that fill up a process's share
+        return [_result(said[place]) if place in said else filling for place in range(len(asked))]
+
+    def _answers(self, batch: Sequence[Request]) -> list[Said]:
+        """Answer a batch, or find it answered; a batch that was answered in part is asked again as a whole."""
+        first = batch[0]
+        seed = self.arguments.seed + first.repeat
+        items = [request.item() for request in batch]
+        store = self._store()
+        keys = [digest(request, item, seed) for request, item in zip(batch, items, strict=True)] if store else []
+        if store is not None:
+            found = [answer for answer in map(store.get, keys) if answer is not None]
+            if len(found) == len(batch):
+                return found
+        task = EvalTask(first.task, "stock", items, first.generation.max_new_tokens, first.generation.until)
+        (said,) = self._asker.ask(task, items, [(self._decoder(first.generation), seed)])
+        if store is not None:
+            places = [{"task": r.task, "split": r.split, "doc_id": r.doc_id, "seed": seed} for r in batch]
+            store.add(zip(keys, places, said, strict=True))
+        return said
+
+    def _decoder(self, generation: Generation) -> str:
+        """Return the name under which the asker knows the method with these generation arguments."""
+        options = generation.options()
+        name = f"{self._chosen.name} {options}"
+        self._decoders.setdefault(name, replace(self._chosen, name=name, options=options))
+        return name
+
+    def _store(self) -> Store | None:
+        """Open the store when it is first needed: only then has lmms-eval told this process its rank."""
+        if self.arguments.store and self._kept is None:
+            settings = self.arguments.settings()
+            decides = {
+                "settings": {k: v for k, v in settings.to_dict().items() if k != "device"},
+                "device": str(self.device.type),
+                "dtype": str(self._asker.model.dtype),
+                "knobs": dict(self._chosen.knobs),
+                "matcher": self._matcher,
+                "code": code_name(),
+                "weights": weights_digest(weights_of(settings)),
+                "environment": {name: told for name, told in environment().items() if name != "commit"},
+            }
+            setting = {**decides, "loaded": getattr(self._asker.model.config, "_commit_hash", None)}
+            self._kept = Store(Path(self.arguments.store), _plain(setting), self.rank)
+        return self._kept
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Raise NotImplementedError: a guard changes how answers are generated, not how given ones are weighed."""
+        raise NotImplementedError(
+            "lvlm_guard only generates answers: tasks of loglikelihood or multiple choice are not supported. Choose a "
+            "task whose output_type is generate_until."
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Raise NotImplementedError: an answer is made in one turn."""
+        raise NotImplementedError(
+            "lvlm_guard answers in one turn: tasks of several rounds (generate_until_multi_round) are not supported."
+        )
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)  # lmms-eval's table has the other stream
+
+
+def _hush(line: str) -> None:
+    """Say nothing: one process of several tells how far they are."""
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _batches(asked: Sequence[Request | None], size: int) -> Iterator[list[Numbered]]:
+    """Yield requests with their places; a batch is of one task, one way of generating, and one seed."""
+    numbered = [(place, request) for place, request in enumerate(asked) if request is not None]
+    order = sorted(numbered, key=lambda pair: pair[1].repeat)  # stable: the repeats of a document stand together
+    for _, group in groupby(order, key=lambda p: (p[1].task, p[1].split, p[1].generation, p[1].repeat)):
+        same = iter(group)
+        while batch := list(islice(same, size)):
+            yield batch
+
+
+def _result(said: Said) -> GenerationResult:
+    return GenerationResult(said.text, Cost(output_tokens=said.tokens, said=said))

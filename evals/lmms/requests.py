@@ -1,0 +1,126 @@
+"""Requests of lmms-eval, in either of its two layouts, as items that our own runs ask too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.evals.items import Item
+from lvlm_guard.evals.lmms.generation import Generation, read
+
+REFUSED = {
+    "hallusion_bench_image": "an outside model judges its answers; without it every item is 'unclear', and within one "
+    "output folder lmms-eval scores a guarded run on the plain run's judgements"
+}
+"""Tasks whose scores would mislead, and why."""
+
+Talk = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One document to be answered.
+
+    Args:
+        task, split, doc_id: where it is.
+        repeat: how many times it was asked before in this run (`--repeats`); each has a seed of its own.
+        generation: how it is answered.
+        messages: makes its chat messages, as lmms-eval writes them.
+    """
+
+    task: str
+    split: str
+    doc_id: int
+    repeat: int
+    generation: Generation
+    messages: Callable[[], Talk]
+
+    def item(self) -> Item:
+        """Return the document as an item; its pictures are decoded here, not before.
+
+        Raises:
+            UnsupportedCallError: it has a video or a sound.
+            ImageError: a picture is missing or none.
+        """
+        from lmms_eval.protocol import ChatMessages
+
+        from lvlm_guard.families.processor import picture
+
+        talk = ChatMessages(messages=self.messages()).to_hf_messages()
+        pictures, texts = [], []
+        for part in (part for message in talk for part in message["content"]):
+            if part["type"] == "image":
+                part["image"] = picture(part["image"])
+                pictures.append(part["image"])
+            elif part["type"] == "text":
+                texts.append(part["text"])
+            else:
+                raise UnsupportedCallError(
+                    f"Document {self.doc_id} of {self.task} has a {part['type']}: lvlm_guard answers about pictures."
+                )
+        key = str(self.doc_id)
+        return Item(key, f"{self.task} {key}", "\n".join(texts), tuple(pictures), talk=lambda: talk)
+
+
+def read_requests(requests: Iterable[Any], documents: Mapping[str, Mapping[str, Any]]) -> list[Request | None]:
+    """Return requests of lmms-eval (`Instance`s), in their order; None for one that only fills up a process's share.
+
+    Args:
+        requests: in the chat layout (context, doc_to_messages, gen_kwargs, doc_id, task, split), or in the simple
+            one (context, gen_kwargs, doc_to_visual, doc_id, task, split), which a chat model gets for tasks given
+            as a dict or as a folder.
+        documents: task -> split -> documents (`lmms.task_dict`).
+
+    Raises:
+        UnsupportedCallError: a task that is refused, or generation arguments that can't be honoured.
+    """
+    times: Counter[tuple[str, str, int, int]] = Counter()
+    found: list[Request | None] = []
+    for request in requests:
+        if (request.metadata or {}).get("__padding_only__"):
+            found.append(None)
+            continue
+        context, second, third, doc_id, task, split = request.args
+        if task in REFUSED:
+            raise UnsupportedCallError(f"{task} is not run on lvlm_guard: {REFUSED[task]}.")
+        chat = callable(second)
+        say = second if chat else _simple(context, third, task)
+        which = (task, split, doc_id, request.idx)
+        generation = read(third if chat else second, task)
+        found.append(Request(task, split, doc_id, times[which], generation, _about(say, documents, which)))
+        times[which] += 1
+    return found
+
+
+def _about(
+    say: Callable[[Any], Talk], documents: Mapping[str, Mapping[str, Any]], which: tuple[str, str, int, int]
+) -> Callable[[], Talk]:
+    task, split, doc_id, _ = which
+    return lambda: say(documents[task][split][doc_id])
+
+
+def _simple(context: str, visuals: Callable[[Any], Any], task: str) -> Callable[[Any], Talk]:
+    """Return what makes messages of the simple layout: the pictures, then the text."""
+
+    def say(document: Any) -> Talk:
+        pictures = [{"type": "image", "url": visual} for visual in visuals(document) or ()]
+        return [{"role": "user", "content": [*pictures, {"type": "text", "text": context}]}]
+
+    return say
+
+
+def digest(request: Request, item: Item, seed: int) -> str:
+    """Return a name of a document's question: its text, pictures, generation arguments and seed."""
+    talk = item.conversation()
+    texts = [[m["role"], [part.get("text", "[picture]") for part in m["content"]]] for m in talk]
+    told = [request.task, request.split, request.doc_id, seed, asdict(request.generation), texts]
+    whole = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for image in item.pictures():
+        whole.update(f"{image.size}".encode())
+        whole.update(image.tobytes())
+    return whole.hexdigest()[:32]

@@ -1,0 +1,67 @@
+"""Draw the data of the embedded world's lmms-eval tasks again: `python -m lvlm_guard.evals.lmms.world_files`.
+
+The questions and captions are the first ones of `world_pope` and `world_chair` of our own runs, under the same keys
+(document 7 is item "7"), in the columns of lmms-eval's `pope` and `coco_cap_chair`: stock scoring reads them too.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.evals.lmms import TASKS
+from lvlm_guard.evals.world import picture, world_chair, world_pope
+
+PICTURES, CAPTIONS = 8, 12
+POPE, CHAIR = "world_pope.parquet", "world_chair.parquet"
+
+
+def pope_rows(pictures: int = PICTURES) -> list[dict[str, Any]]:
+    """Return the questions about the first scenes, 18 a scene; one that two kinds share stands there for each."""
+    drawn = world_pope(pictures)
+    return [
+        {
+            "id": str(number),
+            "question_id": str(q.question_id),
+            "question": q.text,
+            "answer": q.label,
+            "image_source": str(q.picture),
+            "category": q.kind,
+            "image": {"bytes": _png(picture(drawn.scenes, q.picture)), "path": None},
+        }
+        for number, q in enumerate(drawn.questions)
+    ]
+
+
+def chair_rows(captions: int = CAPTIONS) -> list[dict[str, Any]]:
+    """Return the first scenes to caption, with what is in view."""
+    drawn = world_chair(captions)
+    return [
+        {
+            "question_id": index,
+            "question": drawn.prompt,
+            "image_source": str(index),
+            "gt_object": sorted(objects),
+            "image": {"bytes": _png(picture(drawn.scenes, index)), "path": None},
+        }
+        for index, objects in drawn.objects.items()
+    ]
+
+
+def write(folder: Path = TASKS) -> None:
+    """Write both files."""
+    from lvlm_guard.evals.lmms.parquet import write_rows
+
+    write_rows(pope_rows(), folder / POPE)
+    write_rows(chair_rows(), folder / CHAIR)
+
+
+def _png(image: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    write()
