@@ -50,7 +50,7 @@ class GuardTrace:
         global_forwards: model calls that generate() made.
         local_forwards: model calls for other branches beyond those (0 when batched: they share them).
         local_tokens: tokens that other branches processed, prompt included.
-        masks: second views that were made, one a picture.
+        masks: second views that were made, one a picture; two where few rows of a batch wanted theirs first.
         claims: claims that were voted on, over all steps.
         matches: for each picture that was matched: index, text, score, kept share of the pixels.
         steps: for each output sequence its tokens; filled with `return_dict_in_generate=True`.
