@@ -6,7 +6,8 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 - `colour`: a colour ramp of even lightness, for maps.
 - `pictures`: a relevance map over a picture, a picture as a data address, a panel of pictures.
 - `tokens`: an answer whose overruled tokens are marked.
-- `plots`: values with their intervals, as SVG.
+- `plots`: values with their intervals, as SVG; `scatter`: one score against another.
+- `grid`: values over two knobs; `confusion`: answers against labels.
 - `tables`: a table, and how a value with its interval is written.
 - `page`: the shell that holds them.
 - `answer`: the page of one answer, made of all of these.
@@ -14,15 +15,19 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 
 from lvlm_guard.report.answer import Looked, Said, answer_page
 from lvlm_guard.report.colour import ramp
+from lvlm_guard.report.confusion import confusion_square
+from lvlm_guard.report.grid import value_grid
 from lvlm_guard.report.html import Html, tag
 from lvlm_guard.report.page import note, page, section, write_page
 from lvlm_guard.report.pictures import Picture, data_address, overlay, panel, side_by_side
 from lvlm_guard.report.plots import Interval, dot_plot
+from lvlm_guard.report.scatter import Dot, scatter
 from lvlm_guard.report.tables import Cell, number, table, with_interval
 from lvlm_guard.report.tokens import TokenMark, legend, token_marks, token_strip
 
 __all__ = [
     "Cell",
+    "Dot",
     "Html",
     "Interval",
     "Looked",
@@ -30,6 +35,7 @@ __all__ = [
     "Said",
     "TokenMark",
     "answer_page",
+    "confusion_square",
     "data_address",
     "dot_plot",
     "legend",
@@ -39,12 +45,14 @@ __all__ = [
     "page",
     "panel",
     "ramp",
+    "scatter",
     "section",
     "side_by_side",
     "table",
     "tag",
     "token_marks",
     "token_strip",
+    "value_grid",
     "with_interval",
     "write_page",
 ]

@@ -19,7 +19,7 @@ def note(*content: object) -> Html:
     return tag("aside", *content, class_="remark")
 
 
-def page(title: str, *content: object, lead: object = None, foot: object = None) -> str:
+def page(title: str, *content: object, lead: object = None, foot: object = None, style: str = "") -> str:
     """Return a whole HTML document. It refers to nothing outside itself.
 
     Args:
@@ -27,16 +27,17 @@ def page(title: str, *content: object, lead: object = None, foot: object = None)
         content: sections, in order.
         lead: a sentence or two under the heading.
         foot: how the page was made: command, versions.
+        style: rules of this page alone; no text of a user's or a model's.
     """
     # a style sheet is raw text in HTML: escaping its quotes would change it
-    style = Html(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
+    rules = Html(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8") + style)
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        tag("style", style),
+        tag("style", rules),
     )
     body = tag(
         "body",

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,14 @@ def fitted(image: Image.Image, *, smallest: int = SMALL, largest: int | None = L
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def data_address(image: Image.Image) -> str:
-    """Return a picture as a `data:` address: PNG, or JPEG where a large PNG would take megabytes."""
+def data_address(image: Image.Image | Path) -> str:
+    """Return a picture as a `data:` address: PNG, or JPEG where a large PNG would take megabytes.
+
+    The file of a PNG or JPEG picture is taken as it is.
+    """
+    if isinstance(image, Path):
+        kind = "png" if image.suffix == ".png" else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode('ascii')}"
     small = fitted(image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB"))
     buffer = io.BytesIO()
     if small.mode == "RGB" and small.width * small.height > LARGE_PNG:
@@ -107,13 +114,13 @@ class Picture:
     """One picture of a panel.
 
     Args:
-        image: what is shown.
+        image: what is shown; a PNG or JPEG file is embedded as it is.
         title: a few words above it.
         caption: a sentence below it; `Html` or text.
         alt: what it shows, for those who can't see it; the title when empty.
     """
 
-    image: Image.Image
+    image: Image.Image | Path
     title: str
     caption: object = ""
     alt: str = ""
@@ -125,7 +132,7 @@ def panel(pictures: Iterable[Picture]) -> Html:
 
 
 def _figure(picture: Picture) -> Html:
-    size = fitted(picture.image).size
+    size = _shown_size(picture.image)
     return tag(
         "figure",
         tag("div", picture.title, class_="figure-title"),
@@ -138,6 +145,13 @@ def _figure(picture: Picture) -> Html:
         ),
         tag("figcaption", picture.caption) if picture.caption else None,
     )
+
+
+def _shown_size(image: Image.Image | Path) -> tuple[int, int]:
+    if isinstance(image, Path):
+        with Image.open(image) as opened:
+            return opened.size
+    return fitted(image).size
 
 
 def side_by_side(images: Sequence[Image.Image], labels: Sequence[str] = (), *, height: int = 384) -> Image.Image:

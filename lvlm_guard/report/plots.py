@@ -58,7 +58,7 @@ def dot_plot(
     numbers += [] if reference is None else [reference]
     if not all(math.isfinite(x) for x in numbers):
         raise ValueError(f"A plot needs finite numbers; {title!r} got {numbers}.")
-    ticks = _ticks(min(numbers), max(numbers))
+    ticks = ticks_over(min(numbers), max(numbers))
     left, right = ticks[0], ticks[-1]
     bottom = HEAD + LINE * len(intervals)
 
@@ -68,7 +68,7 @@ def dot_plot(
     grid: list[Html] = []
     for tick in ticks:
         grid.append(tag("line", x1=x(tick), x2=x(tick), y1=HEAD, y2=bottom, class_="grid"))
-        grid.append(tag("text", _tick(tick, ticks), x=x(tick), y=bottom + 16, class_="tick"))
+        grid.append(tag("text", tick_text(tick, ticks), x=x(tick), y=bottom + 16, class_="tick"))
     if reference is not None:
         grid.append(tag("line", x1=x(reference), x2=x(reference), y1=HEAD, y2=bottom, class_="reference"))
     grid.append(tag("text", axis, x=(LABEL + WIDTH - VALUE) / 2, y=bottom + 36, class_="axis"))
@@ -107,7 +107,7 @@ def _spoken(item: Interval, digits: int, signed: bool) -> str:
     return said
 
 
-def _ticks(low: float, high: float, aim: int = 5) -> list[float]:
+def ticks_over(low: float, high: float, aim: int = 5) -> list[float]:
     """Return round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
     span = (high - low) or abs(high) or 1.0
     rough = span / aim
@@ -118,7 +118,8 @@ def _ticks(low: float, high: float, aim: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, last + 1)]
 
 
-def _tick(value: float, ticks: Sequence[float]) -> str:
+def tick_text(value: float, ticks: Sequence[float]) -> str:
+    """Write a tick with as many digits as tell it from the next."""
     step = ticks[1] - ticks[0]
     digits = next((d for d in range(7) if abs(step - round(step, d)) < step * 1e-6), 6)
     return number(value, digits)

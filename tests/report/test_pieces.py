@@ -20,7 +20,7 @@ from lvlm_guard.report import (
     token_strip,
     with_interval,
 )
-from lvlm_guard.report.plots import _ticks
+from lvlm_guard.report.plots import ticks_over
 
 WORDS = {5: "a", 6: "cat", 7: "dog", 2: ""}
 
@@ -112,7 +112,7 @@ def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
 def test_ticks_are_even_and_hold_the_data(low: float, span: float) -> None:
     if low + span == low or span < abs(low) * 1e-9:
         return
-    ticks = _ticks(low, low + span)
+    ticks = ticks_over(low, low + span)
     gaps = [b - a for a, b in itertools.pairwise(ticks)]
     assert max(gaps) - min(gaps) <= 1e-6 * max(gaps) + 1e-11
     assert ticks[0] <= low + span * 1e-6

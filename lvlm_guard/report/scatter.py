@@ -1,0 +1,134 @@
+"""One score against another, a dot each, so that a gain that is paid for elsewhere is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.plots import tick_text, ticks_over
+from lvlm_guard.report.tables import number
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 400, 64, 20, 14, 50  # units of the drawing
+LETTER, TALL = 6.9, 15  # about what a letter takes of a line of 13 units, and a line's height
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One dot.
+
+    Args:
+        label: its name.
+        x, y: the two scores.
+        mark: "good", "bad", "plain" (the reference), "quiet" (a control) or "" for the colour.
+    """
+
+    label: str
+    x: float
+    y: float
+    mark: str = ""
+
+
+def scatter(
+    dots: Sequence[Dot],
+    *,
+    title: str,
+    x_axis: str,
+    y_axis: str,
+    x_line: tuple[float, str] | None = None,
+    digits: int = 3,
+) -> Html:
+    """Draw dots with their names beside them.
+
+    Args:
+        dots: the first ones get the best places for their names.
+        title: what the figure shows, also read out by screen readers.
+        x_axis, y_axis: names of the scores, and which way is better.
+        x_line: a value to draw a vertical line at, and what it is.
+        digits: of the values that a dot tells when it is pointed at.
+
+    Raises:
+        ValueError: there is no dot, or a number is not finite.
+    """
+    if not dots:
+        raise ValueError("There is nothing to plot: give at least one dot.")
+    xs = [dot.x for dot in dots] + ([x_line[0]] if x_line else [])
+    ys = [dot.y for dot in dots]
+    if not all(math.isfinite(value) for value in (*xs, *ys)):
+        raise ValueError(f"A plot needs finite numbers; {title!r} got {xs} and {ys}.")
+    across, up = ticks_over(min(xs), max(xs)), ticks_over(min(ys), max(ys), aim=4)
+    bottom, right = HEIGHT - FOOT, WIDTH - RIGHT
+
+    def x(value: float) -> float:
+        return round(LEFT + (right - LEFT) * (value - across[0]) / (across[-1] - across[0]), 2)
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - TOP) * (value - up[0]) / (up[-1] - up[0]), 2)
+
+    grid: list[Html] = []
+    for tick in across:
+        grid.append(tag("line", x1=x(tick), x2=x(tick), y1=TOP, y2=bottom, class_="grid"))
+        grid.append(tag("text", tick_text(tick, across), x=x(tick), y=bottom + 17, class_="tick"))
+    for tick in up:
+        grid.append(tag("line", x1=LEFT, x2=right, y1=y(tick), y2=y(tick), class_="grid"))
+        grid.append(tag("text", tick_text(tick, up), x=LEFT - 8, y=y(tick) + 4, class_="tick side"))
+    if x_line:
+        grid.append(tag("line", x1=x(x_line[0]), x2=x(x_line[0]), y1=TOP, y2=bottom, class_="reference"))
+    grid.append(tag("text", x_axis, x=(LEFT + right) / 2, y=bottom + 40, class_="axis"))
+    middle = (TOP + bottom) / 2
+    grid.append(tag("text", y_axis, x=14, y=middle, class_="axis", transform=f"rotate(-90 14 {middle})"))
+
+    spots = [(x(dot.x), y(dot.y)) for dot in dots]
+    taken: list[Box] = [(cx - 6, cy - 6, cx + 6, cy + 6) for cx, cy in spots]
+    drawn = []
+    if x_line:
+        drawn.append(_name(x_line[1], x(x_line[0]), TOP + 4, taken, "told"))
+    for dot, (cx, cy) in zip(dots, spots, strict=True):
+        said = f"{dot.label}: {x_axis} {number(dot.x, digits)}, {y_axis} {number(dot.y, digits)}"
+        name = _name(dot.label, cx, cy, taken)
+        drawn.append(
+            tag("g", tag("title", said), tag("circle", cx=cx, cy=cy, r=5), name, class_=f"row {dot.mark}".strip())
+        )
+    picture = tag(
+        "svg",
+        tag("title", title),
+        *grid,
+        *drawn,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=title,
+        class_="dots",
+    )
+    return tag(
+        "figure",
+        tag("div", title, class_="figure-title"),
+        tag("div", picture, class_="scroll"),
+        class_="plot",
+    )
+
+
+def _name(label: str, cx: float, cy: float, taken: list[Box], kind: str = "name") -> Html:
+    """Write a name where it covers least of what is there, the nearest places first, and note the place."""
+    width = LETTER * len(label)
+    places = []
+    for step in (0, 1, 2, 3):
+        for left in (cx + 9, cx - 9 - width):
+            for down in (0, -1, 1) if step == 0 else (-1, 1):
+                places.append((left, cy + down * TALL * max(step, 0.8) - TALL / 2))
+    boxes = [(left, top, left + width, top + TALL) for left, top in places]
+    chosen = min(enumerate(boxes), key=lambda numbered: (_covered(numbered[1], taken), numbered[0]))[1]
+    taken.append(chosen)
+    return tag("text", label, x=round(chosen[0], 1), y=round(chosen[1] + 11.5, 1), class_=kind)
+
+
+def _covered(box: Box, taken: Sequence[Box]) -> float:
+    outside = max(0.0, -box[0]) + max(0.0, box[2] - WIDTH) + max(0.0, -box[1]) + max(0.0, box[3] - (HEIGHT - FOOT))
+    area = sum(
+        max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+        * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+        for other in taken
+    )
+    return round(area + 100 * outside, 3)
