@@ -87,7 +87,7 @@ def guard(
     pair: Any = processor  # the two change class in place, which no type can say
     plain = type(inner)
     setattr(inner, guarded.STATE, guarded.Guard(chosen, family, pair, execution, plain, resolve))
-    inner.__class__ = guarded.guarded_class(plain)
+    inner.__class__ = guarded.guarded_class(family.decoding(plain))
     setattr(pair, processors.STATE, processors.ProcessorGuard(family, type(pair)))
     pair.__class__ = processors.guarded_class(type(pair))
     return model, processor

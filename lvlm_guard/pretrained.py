@@ -71,6 +71,8 @@ def load_model(
             f"{name!r} has no processor for pictures and text: preprocessor_config.json is amiss."
         )
     processor.tokenizer.padding_side = "left"  # answers of a batch start in one column
+    # InstructBLIP's processor would pad the Q-Former's text so too, and its positions would follow the batch
+    processor.tokenizer.init_kwargs.pop("padding_side", None)
     ready: Any = model
     return ready.to(where).eval(), processor
 

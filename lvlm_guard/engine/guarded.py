@@ -18,7 +18,7 @@ from torch import Tensor
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import ACTIVE, Execution, Session
-from lvlm_guard.engine.subclass import once_per_class
+from lvlm_guard.engine.subclass import once_per_class, plain_class
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -32,7 +32,7 @@ STATE = "_lvlm_guard"
 
 @dataclass(frozen=True)
 class Guard:
-    """What a guarded model carries."""
+    """What a guarded model carries; `plain` is its class without a guard."""
 
     method: Method
     family: Family
@@ -65,9 +65,10 @@ def guarded_class(base: type[Any]) -> type[Any]:
         ) -> Any:
             nested = session_of(self) is not None  # the model drafts for itself: only its verdict is guarded
             if guard is False or nested:
+                given = (inputs, *args) if args or inputs is not None else ()
                 token = ACTIVE.set(None)
                 try:
-                    return super().generate(inputs, *args, **kwargs)
+                    return getattr(self, STATE).plain.generate(self, *given, **kwargs)
                 finally:
                     ACTIVE.reset(token)
             session = _open(self, inputs, args, guard, guard_views, guard_execution, guard_steps, kwargs)
@@ -166,7 +167,9 @@ def _open(
     family = state.family
     tensors = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
     has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist()
-    if any(has_picture) and not tensors:  # a later turn: past_key_values holds the picture, the prompt its tokens
+    if (
+        any(has_picture) and "pixel_values" not in tensors
+    ):  # a later turn: past_key_values holds the picture, the prompt its tokens
         if pictures is None:
             raise MissingViewError(
                 "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "
@@ -174,7 +177,7 @@ def _open(
                 'past_key_values=..., guard_views=inputs["guard_views"]).'
             )
         seen = [[view.image for view in row] for row in pictures.rows]
-        tensors = family.image_tensors(state.processor, pictures, seen)
+        tensors |= family.image_tensors(state.processor, pictures, seen)
     if tensors and pictures is not None:
         _belong(pictures, prompt, family.count(tensors))
     trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture))
@@ -188,7 +191,7 @@ def _open(
             call.requests()
         method.check(call)
     wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
-    return Session(call, method, execution or state.execution, state.plain, prompt, bool(wants_dict and steps))
+    return Session(call, method, execution or state.execution, plain_class(model), prompt, bool(wants_dict and steps))
 
 
 def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
@@ -196,6 +199,11 @@ def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
         raise UnsupportedCallError(
             "A guarded generate() needs the prompt as input_ids: each branch embeds it with a picture of its own, "
             "which inputs_embeds no longer allows. Pass the processor's output: model.generate(**inputs)."
+        )
+    if prompt.is_floating_point():
+        raise UnsupportedCallError(
+            "The first argument of a guarded generate() is the prompt's tokens, and these are no tokens. Pass the "
+            "processor's output by name: model.generate(**inputs)."
         )
     if kwargs.get("pixel_values_videos") is not None:
         raise UnsupportedCallError(

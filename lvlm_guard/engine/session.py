@@ -16,7 +16,7 @@ from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.assembly import upcast
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.lagging import Lagging
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.method import Branch, Method, Step
 from lvlm_guard.engine.trace import Recorder, answers_of
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
@@ -51,7 +51,7 @@ class Session:
         call: what the call is about.
         method: the decoding method with its knobs.
         execution: "auto", "lazy" or "batched".
-        plain: the model's class below the guard, whose methods are called for every branch.
+        plain: the class below the guard, whose methods are called for every branch.
         prompt: prompt tokens, [B, T].
         keep_steps: whether to record every token for `GuardTrace.steps`.
     """
@@ -271,13 +271,14 @@ class Session:
         """Return what each branch's call has otherwise, for R rows; made at the first step that asks."""
         if self._views is None:
             expand = rows // len(self.prompt)
-            self._views = [self._view(branch.view(self.call), self.prompt, expand) for branch in self.branches]
+            self._views = [self._view(branch, self.call, self.prompt, expand) for branch in self.branches]
         return self._views
 
-    def _view(self, view: dict[str, Any], prompt: Tensor, expand: int) -> dict[str, Any]:
-        model: Any = self.call.model
+    def _view(self, branch: Branch, call: Call, prompt: Tensor, expand: int) -> dict[str, Any]:
+        model: Any = call.model
+        view: dict[str, Any] = call.tensors | branch.view(call)
         if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
-            view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
+            view = model._prepare_multimodal_encoder_kwargs_for_generation(view)
         _, expanded = model._expand_inputs_for_generation(
             expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(model.device), **view
         )
@@ -312,7 +313,7 @@ class Session:
         few = _Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            view = self._view(branch.view(part), self.prompt[requests], expand)
+            view = self._view(branch, part, self.prompt[requests], expand)
             cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
             logits = self._run(few, view, cache if self._uses_cache(few) else None, 0, needed)
             whole = step.raw.view(rows, needed, -1).clone()

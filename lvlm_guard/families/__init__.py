@@ -1,4 +1,4 @@
-"""Model families, one file each: what is particular to LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL, ...
+"""Model families, one file each: what is particular to LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL, InstructBLIP, ...
 
 A family knows the names and the layout of its image tensors, the marks of its prompt template (to find
 the user's question), and whether the number of image tokens depends on the picture's shape. A new
@@ -22,6 +22,7 @@ REGISTRY = Registry(
         "llava": "lvlm_guard.families.llava:Llava",
         "llava_next": "lvlm_guard.families.llava_next:LlavaNext",
         "qwen2_5_vl": "lvlm_guard.families.qwen2_5_vl:Qwen25VL",
+        "instructblip": "lvlm_guard.families.instructblip:InstructBlip",
     },
 )
 
@@ -30,13 +31,15 @@ def family_of(model: Any) -> Family:
     """Return the family of a model, found by its configuration's model type.
 
     Raises:
-        UnsupportedModelError: no family has this model type, or the model has no image tower.
+        UnsupportedModelError: no family has this model type, the model has no image tower, or it is a variant
+            that its family does not support.
     """
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     for name in REGISTRY.names():
         family = REGISTRY.get(name)()
         if kind in family.model_types:
+            family.check(model)
             return family  # type: ignore[no-any-return]
     what = f"a {type(model).__name__}" + (f" (model type {kind!r})" if kind else "")
     why = "none of the families that can be guarded"
@@ -49,3 +52,13 @@ def family_of(model: Any) -> Family:
         f"{', '.join(t for name in REGISTRY.names() for t in REGISTRY.get(name)().model_types)}. "
         "Another family is one small file: see CONTRIBUTING.md, 'A model family'."
     )
+
+
+def family_asked_by(processor: Any) -> Family:
+    """Return the family of a processor, guarded or not; where none has its class, one that does as most do."""
+    from lvlm_guard.engine.subclass import plain_class
+    from lvlm_guard.families.family import Family
+
+    kind = plain_class(processor).__name__
+    known = (REGISTRY.get(name)() for name in REGISTRY.names())
+    return next((family for family in known if kind in family.processors), Family())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine.subclass import plain_class
-from lvlm_guard.errors import ImageError
+from lvlm_guard.errors import ImageError, TextError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,17 +50,51 @@ class Family:
     turns: ClassVar[tuple[tuple[str, str], ...]] = ()
     noise: ClassVar[tuple[str, ...]] = ()  # placeholders and their frames, dropped from a question
 
+    def check(self, model: Any) -> None:  # noqa: B027 - optional hook
+        """Raise `UnsupportedModelError` for a variant of the model type that can't be guarded."""
+
+    def decoding(self, base: type[Any]) -> type[Any]:
+        """Return the class that a guarded model decodes by: the model's own, or a subclass.
+
+        A family needs one where the model's generate() does not call the model itself at every step, since
+        the branches run inside that call. The subclass's generate() must then give the tokens that the
+        model's own gives. `unguard` and `guard=False` go back to the model's own class.
+        """
+        return base
+
     def image_token_id(self, config: PretrainedConfig) -> int:
         """Return the id of the picture's placeholder token in the model's vocabulary."""
         for name in ("image_token_id", "image_token_index"):
             if (value := getattr(config, name, None)) is not None:
                 return int(value)
-        raise AttributeError(f"{type(config).__name__} names no image token")
+        raise UnsupportedModelError(
+            f"The model's {type(config).__name__} names no image token (image_token_index), as checkpoints converted "
+            "for older releases of transformers do. Fetch the model and its processor again."
+        )
 
     def image_token(self, processor: ProcessorMixin) -> str:
         """Return the picture's placeholder in a prompt."""
         token: str = processor.image_token  # type: ignore[attr-defined]
         return token
+
+    def finished_prompt(self, processor: Any, question: str, pictures: int) -> str:
+        """Return the prompt of a question about some pictures, where the processor has no chat template."""
+        return self.image_token(processor) * pictures + "\n" + question
+
+    def nest(self, images: list[Image], prompts: list[str], token: str) -> list[list[Image]]:
+        """Give each prompt its pictures, in the order of its placeholders.
+
+        Raises:
+            TextError: there are more or fewer pictures than placeholders.
+        """
+        wanted = [prompt.count(token) for prompt in prompts]
+        if sum(wanted) != len(images):
+            raise TextError(
+                f"The prompts hold {sum(wanted)} placeholders {token!r} (per prompt: {wanted}), but {len(images)} "
+                f"pictures were given. Write one {token!r} for each picture, in its prompt."
+            )
+        rest = iter(images)
+        return [[next(rest) for _ in range(count)] for count in wanted]
 
     def process(
         self, processor: Any, rows: list[list[Image]], text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -93,7 +93,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             state: ProcessorGuard = getattr(self, STATE)
             prompts = [text] if isinstance(text, str) else list(text)
             token = state.family.image_token(self)
-            rows = _nest([picture(image) for image in flat(images)], prompts, token)
+            rows = state.family.nest([picture(image) for image in flat(images)], prompts, token)
             given = guard_images if guard_images is not None else told.images if told else None
             views = _views(rows, _texts(guard_text, told, prompts, state, token), given)
 
@@ -140,18 +140,6 @@ def picture(source: Any) -> Image.Image:
     elif isinstance(source, Tensor):
         source = source.cpu().numpy()
     return load_image(source)
-
-
-def _nest(images: list[Image.Image], prompts: list[str], token: str) -> list[list[Image.Image]]:
-    """Give each prompt its pictures, in the order of its placeholders."""
-    wanted = [prompt.count(token) for prompt in prompts]
-    if sum(wanted) != len(images):
-        raise TextError(
-            f"The prompts hold {sum(wanted)} placeholders {token!r} (per prompt: {wanted}), but {len(images)} pictures "
-            f"were given. Write one {token!r} for each picture, in its prompt."
-        )
-    rest = iter(images)
-    return [[next(rest) for _ in range(count)] for count in wanted]
 
 
 def _texts(

@@ -89,6 +89,7 @@ def test_guarded_inputs_are_the_plain_inputs_and_the_views(pair):
     assert {key: value.to("cpu") for key, value in ours.items()}["guard_views"] is ours["guard_views"]
 
 
+@pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
 def test_chat_templates_hand_on_the_question_tokenized_or_not(pair):
     _, processor = pair
     talk = [
@@ -114,6 +115,7 @@ def test_chat_templates_hand_on_the_question_tokenized_or_not(pair):
     assert question_of(stated) == "a cat"
 
 
+@pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
 def test_batches_of_conversations_keep_each_question(pair):
     _, processor = pair
     talks = [
@@ -146,6 +148,7 @@ def test_guard_text_states_the_question_for_one_or_for_each(pair):
         processor(images=pictures, text=prompts, guard_text=["a", "b", "c"], return_tensors="pt")
 
 
+@pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
 @pytest.mark.parametrize("count", [0, 2])
 def test_placeholders_and_pictures_must_agree(pair, count):
     _, processor = pair

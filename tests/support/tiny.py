@@ -14,8 +14,12 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BlipImageProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -36,6 +40,7 @@ QWEN_SPECIALS = [
     "<unk>", "<s>", "<|im_end|>", "<pad>", "<|image_pad|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>",
     "<|video_pad|>",
 ]  # fmt: skip
+QFORMER_SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "[CLS]", "[SEP]"]  # other ids than the language model's
 LLAVA_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() }}: "
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -48,7 +53,8 @@ QWEN_TEMPLATE = (
     "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
+FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "instructblip")
+TEMPLATED = ("llava", "llava_next", "qwen2_5_vl")  # whose processors have a chat template
 
 
 def tokenizer(specials: list[str], **named: str) -> PreTrainedTokenizerFast:
@@ -82,7 +88,8 @@ def _finish(model: Any, scale: float, dtype: torch.dtype) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
-    config = model.generation_config
+    # InstructBLIP decodes with its language model, by that one's settings
+    config = getattr(model, "language_model", model).generation_config
     config.pad_token_id, config.bos_token_id, config.eos_token_id = 3, 1, 2
     config.suppress_tokens = [0, 1, 3, *range(4, 9 if "Qwen" in type(model).__name__ else 5)]
     return model.to(dtype).eval().requires_grad_(False)
@@ -109,6 +116,8 @@ def make(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa
 
         processor = Qwen2_5_VLProcessor(images, t, Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
         return _finish(model, scale, dtype), processor
+    if family == "instructblip":
+        return _instructblip(dtype, attention, scale)
     t = tokenizer(SPECIALS, image_token="<image>")
     shared = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     if family == "llava":
@@ -129,6 +138,24 @@ def make(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa
     return _finish(model, scale, dtype), LlavaNextProcessor(images, t, chat_template=LLAVA_TEMPLATE, **shared)
 
 
+def _instructblip(dtype: torch.dtype, attention: str, scale: float) -> tuple[Any, Any]:
+    t, q = tokenizer(SPECIALS), tokenizer(QFORMER_SPECIALS)
+    q.padding_side = "right"  # as BERT's
+    del t.init_kwargs["padding_side"]  # the processor would pad the Q-Former's text by it, and so shift its positions
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = InstructBlipConfig(
+        vision_config=small | {"image_size": 32, "patch_size": 8, "initializer_range": 0.02},  # not 1e-10, as if blind
+        qformer_config=small | {"vocab_size": len(q), "max_position_embeddings": 256},
+        text_config=LlamaConfig(**_text(len(t))).to_dict(),
+        num_query_tokens=6,
+        image_token_index=4,
+    )
+    model = InstructBlipForConditionalGeneration._from_config(config, attn_implementation=attention)
+    model.query_tokens.data.normal_()  # zeros as made, so that all queries would say the same
+    processor = InstructBlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), t, q, num_query_tokens=6)
+    return _finish(model, scale, dtype), processor
+
+
 @functools.lru_cache(maxsize=32)
 def picture(seed: int, width: int = 40, height: int = 40) -> Image.Image:
     """A picture of random blocks."""
@@ -137,6 +164,8 @@ def picture(seed: int, width: int = 40, height: int = 40) -> Image.Image:
 
 
 def prompt(processor: Any, question: str, pictures: int = 1) -> str:
-    """A finished prompt with placeholders."""
+    """A finished prompt with placeholders (InstructBLIP's processor writes them itself)."""
+    if processor.chat_template is None:
+        return question
     content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
