@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from lvlm_guard.cli.console import out as console
 from lvlm_guard.cli.console import print_object, quiet_libraries, say
-from lvlm_guard.cli.evaluation import show
+from lvlm_guard.cli.eval_run import show
 from lvlm_guard.cli.options import Json
 
 

@@ -1,18 +1,17 @@
-"""`lvlm-guard eval`: run, compare, check, report, reproduce, localize."""
+"""`lvlm-guard eval`: run, compare, check, report, export, localize, reproduce."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, reporting, say, usage
-from lvlm_guard.cli.options import Device, Dtype, Execution, Json, Model, knob_value
+from lvlm_guard.cli.console import FAILED, VOID, bullets, out, print_object, reporting, say
+from lvlm_guard.cli.eval_run import leave, run
+from lvlm_guard.cli.options import Json
 
 evaluation = typer.Typer(
     name="eval",
@@ -22,193 +21,101 @@ evaluation = typer.Typer(
     rich_markup_mode="rich",
 )
 
-WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,vote,vcd"
-QUICK = 24  # pictures of each task
-
-Folder = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR", show_default=False)]
 
 
-def run(
-    model: Model = "embedded",
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated; greedy is always there.")] = METHODS,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), "
-            "chair, or a task of lmms-eval (mme, pope_adv, ...)."
-        ),
-    ] = WORLD_TASKS,
-    out_: Annotated[Path, typer.Option("--out", help="Folder; a run goes on where it stopped.")] = Path("eval-out"),
-    knob: Annotated[
-        list[str] | None, typer.Option(help="A method's knob, e.g. agla.alpha=1.5. Repeatable.", metavar="M.NAME=VALUE")
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(help="Values of a knob, e.g. alpha=0.5,1,2. Repeatable. On --split val only.", metavar="NAME=V,V"),
-    ] = None,
-    split: Annotated[Literal["test", "val"], typer.Option(help="val is for choosing settings.")] = "test",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of whatever is random.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each task.")] = None,
-    captions: Annotated[int | None, typer.Option(min=1, help="Pictures to caption, where other than --limit.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. [default: the task's]")] = None,
-    questions: Annotated[
-        list[Path] | None, typer.Option(help="POPE question file or folder; AGLA's CHAIR list. Repeatable.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, or a CHAIR ground truth.")] = None,
-    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with tasks of lmms-eval. Repeatable.")] = None,
-    preset: Annotated[Literal["", "paper-agla"], typer.Option(help="Prompt and sampling of a publication.")] = "",
-    controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Sampling, APC-only, and the methods' own controls.")
-    ] = True,
-    server: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint that has --model.", metavar="URL")] = "",
-    batch: Annotated[int | None, typer.Option(min=1, help="Questions at once. [default: 1; embedded 64]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: 1; embedded one a core]")] = None,
-    allow_empty: Annotated[float, typer.Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0,
-    allow_truncated: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
-    ] = 0.0,
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of the first run.", metavar="A", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Folder of the second; differences are B - A.", metavar="B")],
+    decoder_a: Annotated[str | None, typer.Option("--a", help="One decoder of A. [default: all in both]")] = None,
+    decoder_b: Annotated[str | None, typer.Option("--b", help="One decoder of B. [default: as --a]")] = None,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
     ] = None,
-    start_over: Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A few pictures, one seed: shows that it works.")] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    execution: Execution = "auto",
     json: Json = False,
 ) -> None:
-    """Ask several decoders the same questions; score, test, and report them.
+    """Pair two runs question by question and test their differences.
 
-    Greedy, sampling, APC-only and each method's controls stand beside the methods. Writes run.json,
-    samples.jsonl and report.html; answers are kept as they come, and the same command goes on after
-    any end. Exit code 3: answers are empty, failed or cut, so the scores would mislead.
+    Runs that asked other questions, or with other generation settings, are refused with what differs.
 
-    [bold]Example:[/bold] lvlm-guard eval run --methods agla,vote --out runs/first
+    [bold]Example:[/bold] lvlm-guard eval compare runs/before runs/after --a agla
     """
-    quiet_libraries()
-    from lvlm_guard.evals.run import Allowed, usual_batch
-    from lvlm_guard.evals.run import run as run_
-    from lvlm_guard.evals.settings import Settings
-
-    names = _listed(methods)
-    swept = _sweep(sweep or (), names)
-    if quick:
-        limit, captions, seeds = limit or QUICK, captions or QUICK, 1
-    settings = Settings(
-        model=model,
-        tasks=_listed(tasks),
-        methods=names,
-        knobs=_knobs(knob or (), names),
-        sweep=swept,
-        controls=controls,
-        seeds=seeds,
-        limit=limit,
-        split=split,
-        device=device,
-        dtype=dtype,
-        execution=execution,
-        preset=preset,
-        questions=tuple(str(path) for path in questions or ()),
-        images=str(images or ""),
-        annotations=str(annotations or ""),
-        include=tuple(str(path) for path in include_path or ()),
-        captions=captions,
-        max_new_tokens=max_new_tokens,
-        server=server,
-    )
-    settings = _with_batch(settings, batch or usual_batch(settings))
-    rules = [import_module("lvlm_guard.evals.compare").fail_if(text) for text in fail_if or ()]
-    allowed = Allowed(allow_empty, allow_truncated)
-    saved = run_(settings, out_, echo=say, workers=workers, allowed=allowed, started_over=start_over)
+    room = import_module("lvlm_guard.evals.compare")
+    rules = [room.fail_if(text) for text in fail_if or ()]
+    found = room.compare(a, b, decoder_a=decoder_a, decoder_b=decoder_b)
     if json:
-        print_object(saved.run)
+        print_object(found.to_dict())
     else:
-        shown = out()
-        show(saved, shown)
-        shown.print(f"report  {escape(str(saved.folder / 'report.html'))}")
-    _end(saved.run, rules)
+        shown, drawn = out(), import_module("lvlm_guard.evals.compare_table")
+        for table in drawn.tables(found, shown.width):
+            shown.print(table)
+        for sentence in drawn.remarks(found):
+            shown.print(escape(sentence))
+    leave({"status": "complete", "rows": found.rows}, rules)
 
 
-def _with_batch(settings: Any, batch: int) -> Any:
-    from dataclasses import replace
+def check(
+    folder: Annotated[Path, typer.Argument(help="A run, or lmms-eval's --output_path.", metavar="DIR")],
+    allow_empty: Annotated[float | None, typer.Option(min=0, max=1, help="As in eval run.")] = None,
+    allow_truncated: Annotated[float | None, typer.Option(min=0, max=1, help="As in eval run.")] = None,
+    json: Json = False,
+) -> None:
+    """Compute a run again from its answers, and find answers that can't be scored.
 
-    return replace(settings, batch=batch)
+    Of stock lmms-eval too, whose command line exits 0 on everything. Exit code 1: the files don't fit
+    together; 3: the answers can't be scored.
 
-
-def _listed(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise usage(f"{text!r} names nothing: give names, comma-separated.")
-    return names
-
-
-def _knobs(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    given: dict[str, dict[str, Any]] = {}
-    for pair in pairs:
-        left, equals, text = pair.partition("=")
-        method, dot, name = left.strip().partition(".")
-        if not equals or not dot:
-            raise usage(f"--knob {pair!r}: write METHOD.NAME=VALUE, such as agla.alpha=1.5.")
-        if method not in methods:
-            raise usage(f"--knob {pair!r}: {method!r} is none of --methods {','.join(methods)}.")
-        given.setdefault(method, {})[name] = knob_value(method, name, text.strip())
-    return given
+    [bold]Example:[/bold] lvlm-guard eval check runs/first
+    """
+    room = import_module("lvlm_guard.evals.check")
+    found = room.check(folder, allow_empty=allow_empty, allow_truncated=allow_truncated)
+    if json:
+        print_object(found.to_dict())
+    else:
+        for sentence in room.sentences(found):
+            out().print(escape(sentence))
+    if found.outcome != "ok":
+        raise typer.Exit(VOID if found.outcome == "void" else FAILED)
 
 
-def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Read "alpha=0.5,1,2" and "alpha=0.5,1,beta=0.1,0.5"; a name without "=" is a further value."""
-    from lvlm_guard.errors import KnobError
-    from lvlm_guard.methods import REGISTRY
+def report(folder: Folder) -> None:
+    """Write report.html anew from a run's files; needs no model.
 
-    values: dict[str, list[str]] = {}
-    for text in texts:
-        knob = ""
-        for piece in text.split(","):
-            name, equals, value = piece.partition("=")
-            if equals:
-                knob = name.strip()
-            elif not knob:
-                raise usage(f"--sweep {text!r}: write NAME=VALUE,VALUE, such as alpha=0.5,1,2.")
-            values.setdefault(knob, []).append((value if equals else piece).strip())
-    swept: dict[str, tuple[Any, ...]] = {}
-    for knob, texts_ in values.items():
-        for method in (name for name in methods if name in REGISTRY.names()):
-            try:
-                swept[knob] = tuple(dict.fromkeys(knob_value(method, knob, text) for text in texts_))
-            except KnobError:
-                continue
-            break
-        else:
-            raise usage(f"--sweep {knob}: none of --methods {','.join(methods)} has this knob.")
-    return swept
+    [bold]Example:[/bold] lvlm-guard eval report runs/first
+    """
+    say(f"report  {import_module('lvlm_guard.evals.page').write_report(folder)}")
 
 
-def show(saved: Any, shown: Console) -> None:
-    """Print a run's tables and what they say."""
-    run = saved.run
-    for table in import_module("lvlm_guard.evals.table").tables(run, shown.width):
-        shown.print(table)
-    for sentence in import_module("lvlm_guard.evals.remarks").remarks(run):
-        shown.print(escape(sentence))
-    for sentence in (*run["warnings"], *run["flags"]):
-        shown.print(escape(f"note: {sentence}"), style="yellow")
+def export(
+    folder: Folder,
+    to: Annotated[Path, typer.Option(help="The file to write, tab-separated.", metavar="FILE")],
+    decoder: Annotated[str, typer.Option(help="Whose answers.")] = "greedy",
+    seed: Annotated[int, typer.Option(min=0, help="Which of its runs.")] = 0,
+) -> None:
+    """Write a decoder's answers as VLMEvalKit reads them.
+
+    [bold]Example:[/bold] lvlm-guard eval export runs/first --decoder agla --to agla.tsv
+    """
+    room = import_module("lvlm_guard.evals.saved")
+    say(f"answers  {room.export_answers(room.read_run(folder), decoder, to, seed)}")
 
 
-def _end(run: dict[str, Any], rules: Sequence[Any] = ()) -> None:
-    """Leave with the code that the run deserves."""
-    if run["status"] == "void":
-        console = err()
-        console.print("[bold red]Void:[/] these scores are not to be used.")
-        for reason in run["void"]:
-            console.print(escape(f"  {reason}"))
-        raise typer.Exit(VOID)
-    held = [found for rule in rules if (found := rule(run["rows"]))]
-    for sentence in held:
-        err().print(f"[bold red]--fail-if:[/] {escape(sentence)}")
-    if held:
-        raise typer.Exit(FAILED)
+def localize(
+    task: Annotated[str, typer.Argument(help="A task of lmms-eval: pope_adv, mme, coco_cap_chair, ...")],
+    data: Annotated[Path, typer.Argument(help="POPE's question file; or JSON, JSON lines, parquet.", metavar="FILE")],
+    out_: Annotated[Path, typer.Option("--out", help="Folder for the task.")] = Path("tasks_local"),
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
+    name: Annotated[str, typer.Option(help="Of the new task. [default: TASK_local]")] = "",
+) -> None:
+    """Write a task for lmms-eval that asks a stock task's questions about files of one's own, offline.
+
+    [bold]Example:[/bold] lvlm-guard eval localize pope_adv coco_pope_adversarial.json --images val2014
+    """
+    made = import_module("lvlm_guard.evals.lmms.localize").localize(task, data, out_, images=images, name=name)
+    bullets(made.notes)
+    say(f"{made.documents} documents in {made.task}")
+    out().print(f"lmms-eval --include_path {escape(str(made.folder))} --tasks {escape(made.name)}", soft_wrap=True)
 
 
-for command in (run,):
+for command in (run, compare, check, report, export, localize):
     evaluation.command(command.__name__)(reporting(command))
