@@ -1,0 +1,231 @@
+"""A real OpenAI-compatible endpoint in this process: the embedded model, plain and guarded, with faults on demand.
+
+It stands for the guarded vLLM server (specs/vllm.md, section 6): `embedded` is plain, `embedded-agla`, `embedded-vote`
+and others are guarded; knobs come as `vllm_xargs`; header and body say which guard ran.
+
+    with OpenAIEndpoint(load()) as served:
+        OpenAI(base_url=served.url, api_key=served.key).chat.completions.create(model="embedded-agla", ...)
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lvlm_guard import guard
+from lvlm_guard.api import resolve
+from lvlm_guard.evals.asking import answer_length
+from lvlm_guard.evals.sampling import DocumentSampler
+from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.pretrained import load_model
+
+SHOWN = {"agla": ("alpha", "beta"), "vote": ("lam", "beta"), "vcd": ("alpha", "beta"), "apc": ("beta",)}
+
+
+def load() -> tuple[Any, Any]:
+    """Return the guarded embedded model and processor."""
+    return guard(*load_model("embedded"))
+
+
+@dataclass
+class Request:
+    """A chat request as it came: its body, and the wire's number of it."""
+
+    number: int
+    body: dict[str, Any]
+
+
+@dataclass
+class Reply:
+    """What the endpoint is about to send; a fault changes it."""
+
+    status: int
+    body: Any
+    headers: dict[str, str] = field(default_factory=dict)
+    kind: str = "application/json"
+    wait: float = 0.0
+
+
+Fault = Callable[[Request, Reply], Reply]
+
+
+class OpenAIEndpoint:
+    """Serves until the block ends.
+
+    Args:
+        pair: of `load`.
+        guards: which guarded names it has.
+        key: the API key that it wants; "": none.
+        plain: the plain model's name.
+        usual: guard -> knobs that it has unasked.
+    """
+
+    def __init__(
+        self,
+        pair: tuple[Any, Any],
+        guards: tuple[str, ...] = ("agla", "vote"),
+        key: str = "",
+        plain: str = "embedded",
+        usual: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.model, self.processor = pair
+        self.names = {plain: "", **{f"{plain}-{name}": name for name in guards}}
+        self.key, self.usual = key, {"vote": {"objects": NOUNS}} | (usual or {})
+        self.seen: list[Request] = []
+        self.at_once, self.most_at_once = 0, 0
+        self._counting, self._computing = threading.Lock(), threading.Lock()
+        self.fault: Fault | None = None
+
+    def __enter__(self) -> OpenAIEndpoint:
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._send(endpoint.listing(self.path, self.headers.get("Authorization", "")))
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                self._send(endpoint.post(self.path, self.headers.get("Authorization", ""), raw))
+
+            def _send(self, reply: Reply) -> None:
+                raw = reply.body.encode() if isinstance(reply.body, str) else json.dumps(reply.body).encode()
+                try:
+                    self.send_response(reply.status)
+                    for name, value in (reply.headers | {"Content-Type": reply.kind}).items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(raw)))
+                    self.end_headers()
+                    self.wfile.write(raw)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # the client gave up
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    @contextmanager
+    def faulty(self, fault: Fault) -> Iterator[None]:
+        """Change replies while the block lasts; requests are numbered from 0."""
+        self.fault, self.seen = fault, []
+        try:
+            yield
+        finally:
+            self.fault = None
+
+    def listing(self, path: str, authorization: str) -> Reply:
+        if self._denied(authorization):
+            return _error(401, "invalid api key")
+        if path != "/v1/models":
+            return Reply(404, "<html>not found</html>", kind="text/html")
+        cards = [{"id": name, "object": "model", "created": 0, "owned_by": "vllm"} for name in self.names]
+        return Reply(200, {"object": "list", "data": cards})
+
+    def post(self, path: str, authorization: str, raw: bytes) -> Reply:
+        if self._denied(authorization):
+            return _error(401, "invalid api key")
+        if path != "/v1/chat/completions":
+            return _error(404, f"{path} is not served here")
+        with self._counting:
+            request = Request(len(self.seen), json.loads(raw))
+            self.seen.append(request)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            reply = self._answer(request.body)
+            if self.fault is not None:
+                reply = self.fault(request, reply)
+            time.sleep(reply.wait)
+        finally:
+            with self._counting:
+                self.at_once -= 1
+        return reply
+
+    def _denied(self, authorization: str) -> bool:
+        return bool(self.key) and authorization != f"Bearer {self.key}"
+
+    def _answer(self, body: dict[str, Any]) -> Reply:
+        if body["model"] not in self.names:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        name = self.names[body["model"]]
+        knobs = {}
+        for key, value in (body.get("vllm_xargs") or {}).items():
+            method, _, knob = key.partition("_")
+            if method != name or knob not in SHOWN.get(name, ()):
+                return _error(400, f"{key} needs another model")
+            knobs[knob] = value
+        method = resolve(name, self.usual.get(name, {}) | knobs) if name else None
+        with self._computing:
+            text, tokens, ended, asked = self._generate(body, method)
+        shown = {knob: getattr(method, knob) for knob in SHOWN.get(name, ())} | ({"mask": "blip-v1"} if name else {})
+        headers = {"X-AGLA": "off"}
+        if name:
+            headers = {f"X-{name.upper()}": "; ".join(["on", *(f"{k}={v}" for k, v in shown.items())])}
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}
+        told = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": next(iter(self.names)),  # the first served name, as vLLM does
+            "choices": [choice],
+            "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
+            "lvlm_guard": {"method": name or None, "knobs": shown},
+        }
+        return Reply(200, told, headers)
+
+    def _generate(self, body: dict[str, Any], method: Any) -> tuple[str, int, bool, int]:
+        talk = [{"role": m["role"], "content": [_part(part) for part in m["content"]]} for m in body["messages"]]
+        inputs = self.processor.apply_chat_template(
+            [talk], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+        start = inputs["input_ids"].shape[1]
+        drawn = {}
+        if body.get("temperature", 1.0) > 0:
+            sampler = DocumentSampler(body["seed"], [""], start, temperature=body["temperature"])
+            drawn = {"logits_processor": [sampler]}
+        with torch.inference_mode():
+            tokens = self.model.generate(
+                **inputs, guard=method or False, max_new_tokens=body["max_tokens"], do_sample=False, **drawn
+            )
+        answer = tokens[0, start:].tolist()
+        length, ended = answer_length(answer, {self.model.generation_config.eos_token_id})
+        return self.processor.decode(answer, skip_special_tokens=True), length, ended, start
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image_url":
+        return part
+    head, _, data = part["image_url"]["url"].partition(",")
+    assert head == "data:image/png;base64"
+    return {"type": "image", "image": Image.open(BytesIO(base64.b64decode(data))).convert("RGB")}
+
+
+def _error(status: int, message: str) -> Reply:
+    return Reply(status, {"error": {"message": message, "type": "error", "code": status}})
