@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from lvlm_guard.evals.compare import Comparison
 from lvlm_guard.evals.figures import NAMES, Row, ends, number, p_text, said, verdict
+from lvlm_guard.evals.fitted import Column, fitted
 from lvlm_guard.evals.rows import find
 
 MANY = 10  # differences beyond which only the clear ones are told in sentences
@@ -45,15 +43,6 @@ class _Line:
     def difference(self, metric: str) -> Row | None:
         """Return the row of b minus a."""
         return find(self.rows, f"b:{self.b}-a:{self.a}", self.task, metric)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column; where the terminal is too narrow, those of the highest rank go first, and those of rank 0 never."""
-
-    title: str
-    cell: Callable[[_Line], Text | str]
-    rank: int = 0
 
 
 def tables(found: Comparison, width: int = 120) -> list[Table]:
@@ -99,59 +88,40 @@ def _lines(found: Comparison) -> list[_Line]:
 
 
 def _table(found: Comparison, metric: str, lines: Sequence[_Line], width: int) -> Table:
-    columns = list(_columns(found, metric))
-    while True:
-        shown = _drawn(found, metric, lines, columns)
-        unbounded = Console(width=10_000)
-        wide = Measurement.get(unbounded, unbounded.options, shown).maximum
-        if wide <= width or not any(column.rank for column in columns):
-            return shown
-        columns.remove(max(columns, key=lambda column: column.rank))
-
-
-def _drawn(found: Comparison, metric: str, lines: Sequence[_Line], columns: Sequence[_Column]) -> Table:
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=Text(f"{NAMES.get(metric, metric)}: {found.a.folder} (a) → {found.b.folder} (b)"),
-        title_justify="left",
+    return fitted(
+        lines,
+        list(_columns(found, metric)),
+        width,
+        title=f"{NAMES.get(metric, metric)}: {found.a.folder} (a) → {found.b.folder} (b)",
         caption="b − a on the same questions, [95 % interval] over pictures, p by swapping the two on pictures, "
         f"adjusted (Holm) for all {_family(found, metric)} differences of this metric.",
-        caption_justify="left",
     )
-    for title in ("decoder", "row"):
-        shown.add_column(title, overflow="fold")
-    for column in columns:
-        shown.add_column(column.title, justify="right", no_wrap=True)
-    for line in lines:
-        # Text: names of sweep points hold brackets, which would be taken for markup
-        shown.add_row(Text(line.name), Text(line.task), *(column.cell(line) for column in columns))
-    return shown
 
 
 def _family(found: Comparison, metric: str) -> int:
     return sum(row["metric"] == metric and row.get("p_value") is not None for row in found.rows)
 
 
-def _columns(found: Comparison, metric: str) -> Iterator[_Column]:
+def _columns(found: Comparison, metric: str) -> Iterator[Column[_Line]]:
+    yield Column("decoder", lambda line: line.name, text=True)
+    yield Column("row", lambda line: line.task, text=True)
     plain = metric not in ("accuracy", "chair_i")
-    yield _Column("n", lambda line: str(_n(found, line, metric)))
-    yield _Column("a → b", lambda line: line.both(metric, plain=plain))
-    yield _Column("b − a", lambda line: _difference(line, metric))
-    yield _Column("p adj.", lambda line: _adjusted(line, metric), 1)
+    yield Column("n", lambda line: str(_n(found, line, metric)))
+    yield Column("a → b", lambda line: line.both(metric, plain=plain))
+    yield Column("b − a", lambda line: _difference(line, metric))
+    yield Column("p adj.", lambda line: _adjusted(line, metric), 1)
     if metric == "accuracy":
-        yield _Column("fixed/\nbroken", _fixed, 2)
-        yield _Column("McNemar", _mcnemar, 5)
-        yield _Column("F1", lambda line: line.both("f1"), 3)
-        yield _Column("yes ratio", lambda line: line.both("yes_ratio"), 4)
-        yield _Column("yes in\nlabels", lambda line: _labels(found, line), 7)
-        yield _Column("unreadable", lambda line: line.both("unreadable"), 8)
+        yield Column("fixed/\nbroken", _fixed, 2)
+        yield Column("McNemar", _mcnemar, 5)
+        yield Column("F1", lambda line: line.both("f1"), 3)
+        yield Column("yes ratio", lambda line: line.both("yes_ratio"), 4)
+        yield Column("yes in\nlabels", lambda line: _labels(found, line), 7)
+        yield Column("unreadable", lambda line: line.both("unreadable"), 8)
     if metric == "chair_i":
-        yield _Column("CHAIR_s", lambda line: line.both("chair_s"), 3)
-        yield _Column("recall", lambda line: line.both("object_recall"), 2)
-        yield _Column("words", lambda line: line.both("length", plain=True), 4)
-    yield _Column("seconds", lambda line: _seconds(found, line), 6)
+        yield Column("CHAIR_s", lambda line: line.both("chair_s"), 3)
+        yield Column("recall", lambda line: line.both("object_recall"), 2)
+        yield Column("words", lambda line: line.both("length", plain=True), 4)
+    yield Column("seconds", lambda line: _seconds(found, line), 6)
 
 
 def _n(found: Comparison, line: _Line, metric: str) -> int:

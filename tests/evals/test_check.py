@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from runs import pope, saved
 
 from lvlm_guard.evals.check import Checked, check, sentences
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.provenance import code_digest
 from lvlm_guard.evals.run import run as run_evaluation
 from lvlm_guard.evals.settings import Settings
-from tests.support.runs import pope, saved
 
 LABELS = ["yes", "no"] * 300
 SAID = ["no", "no", *LABELS[2:]]

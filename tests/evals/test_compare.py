@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from runs import captions, decoder, pope, saved
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -23,7 +24,6 @@ from lvlm_guard.evals.errors import DataError, VoidRunError
 from lvlm_guard.evals.rows import find
 from lvlm_guard.evals.saved import read_run
 from lvlm_guard.evals.settings import Settings
-from tests.support.runs import captions, decoder, pope, saved
 
 LABELS = ["yes", "no"] * 60
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import pope, saved
 
 from lvlm_guard.evals.compare import compare
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.fail_if import fail_if
-from tests.support.runs import pope, saved
 
 
 def row(method: str, value: float | None, metric: str = "accuracy", task: str = "pope_random") -> dict[str, Any]:
