@@ -123,16 +123,17 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         seed = self.arguments.seed + first.repeat
         items = [request.item() for request in batch]
         store = self._store()
-        keys = [digest(request, item, seed) for request, item in zip(batch, items, strict=True)] if store else []
-        if store is not None:
-            found = [answer for answer in map(store.get, keys) if answer is not None]
-            if len(found) == len(batch):
-                return found
         task = EvalTask(first.task, "stock", items, first.generation.max_new_tokens, first.generation.until)
-        (said,) = self._asker.ask(task, items, [(self._decoder(first.generation), seed)])
-        if store is not None:
-            places = [{"task": r.task, "split": r.split, "doc_id": r.doc_id, "seed": seed} for r in batch]
-            store.add(zip(keys, places, said, strict=True))
+        who = (self._decoder(first.generation), seed)
+        if store is None:
+            return self._asker.ask(task, items, [who])[0]
+        keys = [digest(request, item, seed) for request, item in zip(batch, items, strict=True)]
+        found = [answer for answer in map(store.get, keys) if answer is not None]
+        if len(found) == len(batch):
+            return found
+        (said,) = self._asker.ask(task, items, [who])
+        places = [{"task": r.task, "split": r.split, "doc_id": r.doc_id, "seed": seed} for r in batch]
+        store.add(zip(keys, places, said, strict=True))
         return said
 
     def _decoder(self, generation: Generation) -> str:

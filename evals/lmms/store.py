@@ -44,9 +44,6 @@ class Store:
                 self._held |= _read(path)
             self._end_line()
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def get(self, key: str) -> Said | None:
         """Return an answer, or None where there is none."""
         return self._held.get(key)
