@@ -30,6 +30,7 @@ from lvlm_guard.evals.provenance import code_digest, environment, weights_digest
 from lvlm_guard.evals.saved import Saved, read_run, write_run, write_samples
 from lvlm_guard.evals.scoring import score_run
 from lvlm_guard.evals.settings import EMBEDDED, Settings
+from lvlm_guard.evals.stock_metrics import with_metrics
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.void import verdict
 
@@ -271,7 +272,7 @@ def _score(
     helpers: int,
     allowed: Allowed,
 ) -> Saved:
-    samples = samples_of(answers)
+    samples, undefined = with_metrics(prepared.tasks, samples_of(answers))
     settings = prepared.settings
     tasks = [task.describe() for task in prepared.tasks]
     decoders = [decoder.describe() for decoder in prepared.decoders]
@@ -281,7 +282,7 @@ def _score(
         "version": lvlm_guard.__version__,
         "status": "void" if found.void else "complete",
         "void": found.void,
-        "warnings": [*found.warnings, *_task_warnings(tasks), *_own_warnings(settings)],
+        "warnings": [*found.warnings, *undefined, *_task_warnings(tasks), *_own_warnings(settings)],
         "flags": [*_flags(settings, allowed), *prepared.flags],
         "allowed": asdict(allowed),
         "settings": settings.to_dict(),

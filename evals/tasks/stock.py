@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.items import EvalTask, Item
+from lvlm_guard.evals.lmms.generation import Generation, read
 from lvlm_guard.evals.settings import Settings
 from lvlm_guard.evals.tasks.stock_index import load
 from lvlm_guard.images import load_image
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREFIX = "lmms:"
-ANSWER_TOKENS = 1024
-"""Where a task gives no limit; lmms-eval leaves it to each model."""
-
-PLAIN = {"do_sample": False, "temperature": 0, "top_p": None, "top_k": None, "num_beams": 1}
-OTHERS = ("image_aspect_ratio",)  # read by LLaVA's own loader in lmms-eval only
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         raise DataError(f"{name} asks for {task.OUTPUT_TYPE}: only tasks that generate one answer can be run.")
     if task.config.repeats > 1:
         raise DataError(f"{name} asks each question {task.config.repeats} times and scores one answer: not offered.")
-    tokens, until, odd = generation(name, task.config.generation_kwargs or {})
+    asked = generation(name, task.config.generation_kwargs or {})
     docs = task.eval_docs_no_media
     pictures = picture_names(task.eval_docs)
     chosen = _chosen(pictures, settings.limit)
@@ -111,36 +107,27 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         "protocol": f"lmms-eval's task {name.removeprefix(PREFIX)}, its own prompt and scoring",
         "prompt": items[0].prompt,
         "metrics": {metric: bool(up) for metric, up in task.higher_is_better().items()},
-        "warnings": _warnings(name, tokens, settings, odd),
+        "warnings": _warnings(name, asked, settings),
     }
-    limit = settings.max_new_tokens or tokens or ANSWER_TOKENS
-    return StockTask(name, "stock", items, limit, until=until, about=about, source=task)
+    limit = settings.max_new_tokens or asked.max_new_tokens
+    return StockTask(name, "stock", items, limit, until=asked.until, about=about, source=task)
 
 
-def generation(name: str, wanted: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...], list[str]]:
-    """Return what a task's generation arguments ask for: the longest answer, the texts that end one, what is ignored.
+def generation(name: str, wanted: Mapping[str, Any]) -> Generation:
+    """Return what a task's generation arguments ask for.
 
     Raises:
-        DataError: they ask for sampling, beams, or something unknown: a run compares decoders, so none of its answers
-            would be stock's.
+        UnsupportedCallError: an argument is unknown or out of range.
+        DataError: they ask for sampling or beams: a run compares decoders, so none of its answers would be stock's.
     """
-    until = wanted.get("until") or ()
-    texts = (until,) if isinstance(until, str) else tuple(map(str, until))
-    odd = []
-    for key, value in wanted.items():
-        if key in ("until", "max_new_tokens"):
-            continue
-        if key in OTHERS:
-            odd.append(key)
-        elif key not in PLAIN:
-            raise DataError(f"{name} has the generation argument {key}={value!r}, which is unknown here.")
-        elif (key == "do_sample" and value) or (key == "num_beams" and value not in (None, 1)):
-            raise DataError(
-                f"{name} asks for {key}={value!r}, but the decoders of a run decide how answers are chosen: its "
-                "numbers would not be stock's. Use stock lmms-eval with --model lvlm_guard."
-            )
-    tokens = wanted.get("max_new_tokens")
-    return (None if tokens is None else int(tokens)), texts, odd
+    asked = read(wanted, name)
+    if asked.do_sample or asked.num_beams > 1:
+        what = "sampling" if asked.do_sample else f"{asked.num_beams} beams"
+        raise DataError(
+            f"{name} asks for {what}, but the decoders of a run decide how answers are chosen: its numbers would not "
+            "be stock's. Use stock lmms-eval with --model lvlm_guard."
+        )
+    return asked
 
 
 def picture_names(docs: Any) -> list[str]:
@@ -232,10 +219,9 @@ def _tags(doc: Mapping[str, Any]) -> dict[str, Any]:
     return {field: doc[field] for field in shown if isinstance(doc.get(field), str | int)}
 
 
-def _warnings(name: str, tokens: int | None, settings: Settings, odd: Sequence[str]) -> list[str]:
-    found = []
-    if settings.max_new_tokens and settings.max_new_tokens != tokens:
-        found.append(f"{name}: answers have at most {settings.max_new_tokens} tokens; stock lmms-eval allows {tokens}.")
-    if odd:
-        found.append(f"{name}: {', '.join(odd)} is for LLaVA's own loader in lmms-eval and has no effect here.")
-    return found
+def _warnings(name: str, asked: Generation, settings: Settings) -> list[str]:
+    if settings.max_new_tokens in (None, asked.max_new_tokens):
+        return []
+    return [
+        f"{name}: answers have at most {settings.max_new_tokens} tokens; stock lmms-eval allows {asked.max_new_tokens}."
+    ]

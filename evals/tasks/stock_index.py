@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.errors import MissingExtraError, UnknownNameError
 from lvlm_guard.evals.errors import DataError
-
-INSTALL = "pip install 'lvlm-guard[eval]'"
-
-JUDGED = {
-    "hallusion_bench_image": "an outside GPT judge decides, without which lmms-eval counts every answer as unclear and "
-    "prints 0, and it takes up the judgements of an earlier run in the same folder, another model's too"
-}
-"""Task -> why its stock numbers can't be trusted."""
+from lvlm_guard.evals.lmms.registered import INSTALL
+from lvlm_guard.evals.lmms.requests import REFUSED
+from lvlm_guard.evals.lmms.stock import stock_names
 
 NLTK_DATA = {
     "punkt_tab": "tokenizers/punkt_tab",
@@ -42,10 +38,9 @@ def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
         UnknownNameError: there is no such task.
         DataError: the task is refused, or its data or packages are missing.
     """
+    _check_allowed(name)
     manager = _manager(name, include, own)
-    if name in JUDGED:
-        raise DataError(_judged(name))
-    if name.startswith("amber_g"):
+    if name.startswith("amber_g"):  # its code can't even be imported without spaCy
         _needs_spacy(name)
     try:
         with _quiet():
@@ -57,14 +52,8 @@ def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
     except Exception as error:
         raise DataError(_no_data(name, error)) from error
     for each, task in loaded.items():
-        if each in JUDGED:
-            raise DataError(_judged(each))
-        judge = (task.config.metadata or {}) if isinstance(task.config.metadata, Mapping) else {}
-        if judge.get("gpt_eval_model_name"):
-            raise DataError(
-                f"The task {each} is scored by an outside judge ({judge['gpt_eval_model_name']}): not offered, since "
-                "a judge that fails is scored like an answer. Use stock lmms-eval with --model lvlm_guard."
-            )
+        _check_allowed(each)
+        _check_judge(each, task)
         if _scored_in(task, "coco_cap_chair"):
             needs_nltk(each)
         if _scored_in(task, "amber_g"):
@@ -84,22 +73,6 @@ def needs_nltk(task: str) -> None:
         )
 
 
-def _needs_spacy(task: str) -> None:
-    try:
-        import spacy
-    except ModuleNotFoundError:
-        raise DataError(
-            f"The task {task} is scored with spaCy's word vectors: pip install spacy && python -m spacy download "
-            f"{SPACY_MODELS[0]}."
-        ) from None
-    if not any(spacy.util.is_package(model) for model in SPACY_MODELS):
-        raise DataError(
-            f"The task {task} is scored with spaCy's word vectors, and no model that has them is installed: python -m "
-            f"spacy download {SPACY_MODELS[0]}."
-        )
-    needs_nltk(task)
-
-
 def _found(find: Callable[[str], Any], path: str) -> bool:
     for candidate in (path, f"{path}.zip"):
         try:
@@ -110,50 +83,88 @@ def _found(find: Callable[[str], Any], path: str) -> bool:
     return False
 
 
+def _needs_spacy(task: str) -> None:
+    way = f"pip install spacy && python -m spacy download {SPACY_MODELS[0]}"
+    if find_spec("spacy") is None:
+        raise DataError(f"The task {task} is scored with spaCy's word vectors, and spaCy is not installed: {way}.")
+    if not any(find_spec(model) for model in SPACY_MODELS):
+        raise DataError(
+            f"The task {task} is scored with spaCy's word vectors, and no model that has them is installed: {way}."
+        )
+    needs_nltk(task)
+
+
+def _check_allowed(name: str) -> None:
+    if name in REFUSED:
+        raise DataError(f"The task {name} is not offered: {REFUSED[name]}. Take pope_coco or mme for yes/no questions.")
+
+
+def _check_judge(name: str, task: Any) -> None:
+    told = task.config.metadata
+    judge = told.get("gpt_eval_model_name") if isinstance(told, Mapping) else None
+    if judge:
+        raise DataError(
+            f"The task {name} is scored by an outside judge ({judge}), whose failures lmms-eval takes for wrong "
+            "answers: not offered. Use stock lmms-eval with --model lvlm_guard."
+        )
+
+
+def _scored_in(task: Any, folder: str) -> bool:
+    """Whether a task is scored by the code of a stock task, whatever its own name is."""
+    code = getattr(task.config.process_results, "__code__", None)
+    return code is not None and Path(code.co_filename).parent.name == folder
+
+
 def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
-    try:
-        import lmms_eval.tasks as stock
-    except ModuleNotFoundError as error:
+    package = find_spec("lmms_eval")
+    if package is None or not package.submodule_search_locations:
         near = get_close_matches(name, own, n=1)
         raise MissingExtraError(
             f"No task is called {name!r} here"
             + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" If it is one of lmms-eval, install that: {INSTALL} ({error.name} is missing)."
-        ) from None
+            + f" If it is one of lmms-eval, install that: {INSTALL}."
+        )
     for folder in include:
         if not Path(folder).is_dir():
             raise DataError(f"--include-path {folder} is no folder: give one that holds the YAML files of tasks.")
-    local = _index(include, False) if include else None
+    # lmms-eval takes half a minute to say that it has no such task
+    known = _mentioned(name, [*package.submodule_search_locations, *include])
+    local = _index(include, False) if include and known else None
     if local is not None and name in local.all_tasks:
-        if _is_stock(Path(stock.__file__).parent, name):
+        if name in stock_names():
             raise DataError(
                 f"{', '.join(include)} has a task {name!r}, and so has lmms-eval, which would take its own: give yours "
                 "another name."
             )
         return local
-    manager = _index(include, True)
-    if name not in manager.all_tasks:
-        near = get_close_matches(name, [*own, *manager.all_tasks], n=1, cutoff=0.5)
+    manager = _index(include, True) if known else None
+    if manager is None or name not in manager.all_tasks:
+        names = [*own, *stock_names(), *(local.all_tasks if local else ())]
+        near = get_close_matches(name, names, n=1, cutoff=0.5)
         raise UnknownNameError(
             f"No task is called {name!r}, neither here nor in lmms-eval. "
             + (f"Did you mean {near[0]!r}? " if near else "")
-            + f"Here: {', '.join(own)}. lmms-eval has {len(manager.all_tasks)}: `lmms-eval tasks list`."
+            + f"Here: {', '.join(own)}. There: `lmms-eval tasks` lists them."
             + ("" if include else " Tasks of your own need --include-path FOLDER.")
         )
     return manager
 
 
+def _mentioned(name: str, folders: Sequence[str]) -> bool:
+    """Whether any YAML file holds the name as a word."""
+    word = re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w+-])")
+    files = (path for folder in folders for path in Path(folder).rglob("*.yaml"))
+    return any(word.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
+
+
 @cache
 def _index(include: tuple[str, ...], stock: bool) -> Any:
-    from lmms_eval.tasks import TaskManager
-
+    try:
+        from lmms_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingExtraError(f"lmms-eval can't be imported ({error}). Install it: {INSTALL}.") from error
     with _quiet():
         return TaskManager(include_path=list(include) or None, include_defaults=stock, model_name="lvlm_guard")
-
-
-def _is_stock(folder: Path, name: str) -> bool:
-    line = re.compile(rf"""^\s*(task|group)\s*:\s*["']?{re.escape(name)}["']?\s*$""", re.MULTILINE)
-    return any(line.search(path.read_text(encoding="utf-8", errors="ignore")) for path in folder.rglob("*.yaml"))
 
 
 def _flat(loaded: Mapping[Any, Any]) -> dict[str, Any]:
@@ -164,28 +175,18 @@ def _flat(loaded: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _scored_in(task: Any, folder: str) -> bool:
-    """Whether a task is scored by the code of a stock task, whatever its own name is."""
-    code = getattr(task.config.process_results, "__code__", None)
-    return code is not None and Path(code.co_filename).parent.name == folder
-
-
-def _judged(name: str) -> str:
-    return f"The task {name} is not offered: {JUDGED[name]}. For yes/no questions take pope_coco or mme."
-
-
 def _no_data(name: str, error: Exception) -> str:
     """Say why a task could not be loaded; lmms-eval's five tries hide the cause."""
     last = getattr(error, "last_attempt", None)
     cause = last.exception() if last is not None else error
-    text = str(cause).strip().split("\n")[0]
-    offline = "offline" in text.lower() or isinstance(cause, ConnectionError)
-    return f"The task {name} can't be loaded: {type(cause).__name__}: {text}." + (
-        " Its data is on the Hugging Face hub, which this machine does not reach or must not (HF_HUB_OFFLINE, "
-        "HF_DATASETS_OFFLINE): load it once with network, or write a YAML of another name that includes the stock one "
-        "and names local files, and give its folder with --include-path."
-        if offline
-        else ""
+    text = str(cause).strip().split("\n")[0].rstrip(".")
+    said = f"The task {name} can't be loaded: {type(cause).__name__}: {text}."
+    if "offline" not in text.lower() and not isinstance(cause, ConnectionError):
+        return said
+    return (
+        f"{said} Its data is on the Hugging Face hub, which this machine does not reach or must not (HF_HUB_OFFLINE, "
+        "HF_DATASETS_OFFLINE). Load it once with network, or point the task at files of your own with `lvlm-guard eval "
+        f"localize {name} FILE` and give the folder that it writes with --include-path."
     )
 
 
