@@ -16,7 +16,7 @@ from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.items import EvalTask, Item, Said
 from lvlm_guard.evals.server_endpoint import Endpoint, retried
 from lvlm_guard.evals.server_guard import Proof, check_guarded, check_plain, proof_of
-from lvlm_guard.evals.server_wire import Line, Reply
+from lvlm_guard.evals.server_wire import Line, Reply, Talk
 
 IN_A_ROW = 3  # requests that fail one after another before the server is taken to be down
 CANARY = "is there a dog in the image ?"
@@ -53,11 +53,12 @@ class ServerAsker:
             RunError: the server is down, refuses the key, has lost the model, or an answer does not prove its guard.
         """
         found = []
+        talks = [item.conversation() for item in items]
         for name, seed in todo:
             seeds = [document_seed(seed, item.key) for item in items] if self.decoders[name].sampled else None
-            replies = self.lines[name].ask([item.conversation for item in items], task.max_new_tokens, seeds)
-            pairs = zip(items, replies, strict=True)
-            found.append([self._said(name, task, bool(item.images), reply) for item, reply in pairs])
+            replies = self.lines[name].ask(talks, task.max_new_tokens, seeds)
+            pairs = zip(talks, replies, strict=True)
+            found.append([self._said(name, task, _pictured(talk), reply) for talk, reply in pairs])
         return found
 
     def probe(self, name: str) -> Reply:
@@ -66,7 +67,7 @@ class ServerAsker:
         Raises:
             RunError: it can't be asked, or does not prove its guard.
         """
-        (reply,) = self.lines[name].ask([_canary], 4, [0] if self.decoders[name].sampled else None)
+        (reply,) = self.lines[name].ask([_canary()], 4, [0] if self.decoders[name].sampled else None)
         if reply.error is not None:
             raise RunError(
                 f"{self.lines[name].name!r} can't be asked: {self.endpoint.reason(reply.error)} Nothing else was asked."
@@ -116,12 +117,17 @@ def document_seed(seed: int, key: str) -> int:
     return int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=4).digest(), "big") >> 1
 
 
-def _canary() -> list[dict[str, Any]]:
+def _canary() -> Talk:
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (96, 96), (200, 220, 240))
     ImageDraw.Draw(picture).ellipse((20, 30, 70, 80), fill=(180, 60, 40))
     return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": CANARY}]}]
+
+
+def _pictured(talk: Talk) -> bool:
+    contents = [turn["content"] for turn in talk if not isinstance(turn["content"], str)]
+    return any(part["type"] == "image" for content in contents for part in content)
 
 
 def _unmeasured(said: Said) -> Said:

@@ -8,7 +8,7 @@ back-off and heeds Retry-After, and keeps what came back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,8 @@ from lvlm_guard.errors import MissingExtraError
 from lvlm_guard.evals.server_endpoint import NO_KEY, Endpoint, short
 from lvlm_guard.evals.void import failed_text
 
-Messages = Callable[[], list[dict[str, Any]]]
+Talk = list[dict[str, Any]]
+"""Chat messages, as `Item.conversation` returns them."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Line:
         self._model = _lmms_client(endpoint, name, at_once)
         self._model.client = self._tap
 
-    def ask(self, talks: Sequence[Messages], max_new_tokens: int, seeds: Sequence[int] | None = None) -> list[Reply]:
+    def ask(self, talks: Sequence[Talk], max_new_tokens: int, seeds: Sequence[int] | None = None) -> list[Reply]:
         """Return what came back of each conversation; an error is a reply, too.
 
         Args:
-            talks: each makes its chat messages, as `Item.conversation` does.
+            talks: what is asked.
             max_new_tokens: of an answer.
             seeds: of each request; None: none is sent.
         """
@@ -74,7 +75,7 @@ class Line:
 
         own = self.fields | {"max_tokens": max_new_tokens}
         self._tap.begin([own | ({} if seeds is None else {"seed": seeds[place]}) for place in range(len(talks))])
-        self._model.task_dict = {"eval": {"asked": [_for_lmms_eval(talk()) for talk in talks]}}
+        self._model.task_dict = {"eval": {"asked": [_for_lmms_eval(talk) for talk in talks]}}
         requests = []
         for place in range(len(talks)):
             # the client hands on a seed as it is: here it says which request a payload belongs to
@@ -168,7 +169,7 @@ def _lmms_client(endpoint: Endpoint, name: str, at_once: int) -> Any:
     )
 
 
-def _for_lmms_eval(talk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _for_lmms_eval(talk: Talk) -> Talk:
     """Return chat messages as lmms-eval writes them: a picture stands under "url", a text in a part."""
     made = []
     for message in talk:

@@ -238,6 +238,29 @@ def test_a_wrong_key_is_told_at_once_and_a_right_one_works(pair, monkeypatch):
         assert [d.name for d in server_run(settings)[0]] == ["greedy"]
 
 
+def test_a_prompt_without_a_picture_is_answered_plainly_under_a_guarded_name_and_several_turns_are_sent(asked):
+    served, task, asker = asked
+    (item,) = task.items[:1]
+    words = replace(item, images=())
+    turns = replace(
+        item,
+        talk=lambda: [
+            {"role": "user", "content": [{"type": "image", "url": item.pictures()[0]}, {"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": "no"},
+            {"role": "user", "content": item.prompt},
+        ],
+    )
+    served.seen = []
+    ((plain, guarded),) = asker.ask(task, [words, turns], [("agla", 0)])
+    assert (plain.failed, guarded.failed) == (None, None)
+    bodies = {len(r.body["messages"]): r.body["messages"] for r in served.seen}
+    assert [turn["role"] for turn in bodies[3]] == ["user", "assistant", "user"]
+    assert bodies[3][2]["content"] == [{"type": "text", "text": item.prompt}]
+    assert bodies[1] == [{"role": "user", "content": [{"type": "text", "text": item.prompt}]}]
+    with served.faulty(guard_off), pytest.raises(RunError, match="no guard ran"):
+        asker.ask(task, [turns], [("agla", 0)])
+
+
 def without_proof(_: Request, reply: Reply) -> Reply:
     body = {name: value for name, value in reply.body.items() if name != "lvlm_guard"}
     return replace(reply, headers={}, body=body)
@@ -291,6 +314,15 @@ def test_a_guard_with_other_knobs_than_asked_for_is_refused(served):
     settings = replace(SMALL, server=served.url, knobs={"agla": {"alpha": 1.5}})
     with served.faulty(told_knobs(alpha=2.0)), pytest.raises(RunError, match=r"asked for alpha=1.5 and .* alpha=2.0"):
         server_run(settings)
+
+
+def test_a_server_that_goes_away_ends_the_run_and_says_how_to_go_on(pair):
+    with OpenAIEndpoint(pair) as leaving:
+        settings = replace(SMALL, server=leaving.url)
+        (task,) = tasks_of(settings)
+        _, asker, _ = server_run(settings, Endpoint(leaving.url, retries=0))
+    with pytest.raises(RunError, match="can't be reached" + KEPT):
+        asker.ask(task, task.items[:1], [("agla", 0)])
 
 
 def one(place: int, fault: Any) -> Any:

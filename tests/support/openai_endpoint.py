@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -83,6 +84,7 @@ class OpenAIEndpoint:
         self.names = {plain: "", **{f"{plain}-{name}": name for name in guards}}
         self.key, self.usual = key, {"vote": {"objects": NOUNS}} | (usual or {})
         self.seen: list[Request] = []
+        self.sockets: list[socket.socket] = []
         self.at_once, self.most_at_once = 0, 0
         self._counting, self._computing = threading.Lock(), threading.Lock()
         self.fault: Fault | None = None
@@ -92,6 +94,10 @@ class OpenAIEndpoint:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                endpoint.sockets.append(self.connection)
 
             def do_GET(self) -> None:
                 self._send(endpoint.listing(self.path, self.headers.get("Authorization", "")))
@@ -124,6 +130,9 @@ class OpenAIEndpoint:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in self.sockets:
+            with suppress(OSError):  # closed already
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     @property
@@ -180,6 +189,8 @@ class OpenAIEndpoint:
             if method != name or knob not in SHOWN.get(name, ()):
                 return _error(400, f"{key} needs another model")
             knobs[knob] = value
+        if not any(part["type"] == "image_url" for turn in body["messages"] for part in turn["content"]):
+            name = ""  # nothing to guard: answered plainly, and said to be
         method = resolve(name, self.usual.get(name, {}) | knobs) if name else None
         with self._computing:
             text, tokens, ended, asked = self._generate(body, method)
