@@ -31,7 +31,6 @@ class Judged:
         merit: a number to compare answers by, more is better; None where nothing says which is better.
         ended: False where it was cut at the token limit.
         caption: what it names, where it is a caption.
-        metrics: of a task of lmms-eval.
     """
 
     text: str
@@ -39,30 +38,27 @@ class Judged:
     merit: float | None = None
     ended: bool = True
     caption: chair.Caption | None = None
-    metrics: Mapping[str, Any] | None = None
 
 
 def judge(task: Mapping[str, Any], sample: Sample, decoder: str) -> list[Judged]:
     """Return a decoder's answers to an item, one a seed, judged as the task's scorer reads them."""
     texts = sample["answers"].get(decoder, ())
     ended = sample.get("ended", {}).get(decoder) or [True] * len(texts)
-    return [
-        _judged(task, sample, decoder, text, whole, seed)
-        for seed, (text, whole) in enumerate(zip(texts, ended, strict=True))
-    ]
+    return [_judged(task, sample, text, whole) for text, whole in zip(texts, ended, strict=True)]
 
 
-def _judged(task: Mapping[str, Any], sample: Sample, decoder: str, text: str, ended: bool, seed: int) -> Judged:
-    if task["kind"] in ("pope", "mme"):
-        said = mme.read(text) if task["kind"] == "mme" else pope.read(text)
-        mark = "unreadable" if said is None else "right" if said == sample["truth"] else "wrong"
-        return Judged(text, mark, float(mark == "right"), ended)
+def _judged(task: Mapping[str, Any], sample: Sample, text: str, ended: bool) -> Judged:
     if task["kind"] == "chair":
         row = {"image_id": 0, "caption": text}
         (caption,) = chair.compare([row], {0: sample["truth"]}, vocabulary=task.get("vocabulary"))
         return Judged(text, merit=-float(len(caption.hallucinated)), ended=ended, caption=caption)
-    # the metrics of an item of lmms-eval are of its first run
-    return Judged(text, ended=ended, metrics=(sample.get("metrics") or {}).get(decoder) if seed == 0 else None)
+    # lmms-eval's own tasks may want yes or no too; what they want otherwise only they can judge
+    truth = str(sample.get("truth")).strip().lower()
+    if truth not in ("yes", "no"):
+        return Judged(text, ended=ended)
+    said = mme.read(text) if task["kind"] == "mme" else pope.read(text)
+    mark = "unreadable" if said is None else "right" if said == truth else "wrong"
+    return Judged(text, mark, float(mark == "right"), ended)
 
 
 def watched(run: Mapping[str, Any]) -> list[str]:
@@ -77,7 +73,7 @@ def standings(task: Mapping[str, Any], sample: Sample, run: Mapping[str, Any]) -
     """Return what became of an item under each watched decoder, those alone for which it is worth a look.
 
     "broken": the reference was better; "fixed": the decoder is; "unreadable": neither, and one of the two can't
-    be read; "changed": a caption that names more or fewer of the picture's objects, or another metric.
+    be read; "changed": a caption that names other objects of the picture, or an answer that only its task can judge.
     """
     if any(any(reasons) for reasons in (sample.get("failed") or {}).values()):
         return {}
@@ -99,12 +95,11 @@ def _standing(plain: Sequence[Judged], ours: Sequence[Judged]) -> Standing | Non
             return "fixed" if gain > 0 else "broken"
     if any(one.mark == "unreadable" for one in (*plain, *ours)):
         return "unreadable"
-    return "changed" if _told(plain) != _told(ours) else None
+    return "changed" if _told(plain[0]) != _told(ours[0]) else None
 
 
-def _told(answers: Sequence[Judged]) -> Any:
-    first = answers[0]
-    return first.metrics if first.caption is None else first.caption.recalled
+def _told(answer: Judged) -> Any:
+    return answer.mark or (answer.text if answer.caption is None else answer.caption.recalled)
 
 
 def disagreements(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lvlm_guard.evals.asking import Answerer, Asker
     from lvlm_guard.matching import Matcher
 
+_SOUGHT = "Captions have a second map: where the matcher looks for the first object that was named in vain."
 CLAIM = "is there {article} {object} in the image?"  # as `vote` asks of an object
 
 
@@ -49,12 +50,12 @@ class Maps:
         """What the maps are, in a sentence."""
         if self.decoder is None:
             return (
-                "The map shows which parts of the picture the matcher finds relevant to the question. No method of "
-                "this run cuts a view from it."
+                "Relevance: which parts of the picture the matcher finds relevant to the question; no method of this "
+                f"run cuts a view from it. {_SOUGHT}"
             )
         return (
-            "The map shows which parts of the picture the matcher finds relevant to the question; bright is relevant. "
-            f"The pale line bounds what {self.decoder.name} keeps in its local view, which is black elsewhere."
+            "Relevance: which parts of the picture the matcher finds relevant to the question; bright is relevant. "
+            f"The pale line bounds what {self.decoder.name} keeps in its local view, black elsewhere. {_SOUGHT}"
         )
 
     @property

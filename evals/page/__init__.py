@@ -5,7 +5,7 @@
 It holds no script and no address outside itself, and is made without any model. Read in this order:
 
 - `document`: what stands where.
-- `scores`, `charts`, `sweeps`: the figures.
+- `scores`, `costs`, `charts`, `sweeps`: the figures.
 - `gallery`, `replies`: the pictures where decoders disagree, and what each said.
 - `repeat`: settings, versions, and the command that makes the run again.
 """

@@ -59,7 +59,7 @@ def confusion_squares(run: Run, task: Task, samples: Sequence[Mapping[str, Any]]
         for sample in samples:
             said = judge(task, sample, decoder)
             for one in said:
-                counts[sample["truth"]][one.mark] += max(1, len(set(sample["rows"]))) / len(said)
+                counts[sample["truth"]][one.mark] += max(1, len(set(sample.get("rows") or ()))) / len(said)
         yes, no = counts["yes"], counts["no"]
         if any((*yes.values(), *no.values())):
             whole = (yes["right"], yes["wrong"], no["wrong"], no["right"])

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lvlm_guard.evals.page.charts import confusion_squares, interval_strips, trade_off
+from lvlm_guard.evals.page.costs import cost_table
 from lvlm_guard.evals.page.gallery import gallery
 from lvlm_guard.evals.page.repeat import repeat
-from lvlm_guard.evals.page.scores import cost_table, pairs_table, score_tables
+from lvlm_guard.evals.page.scores import pairs_table, score_tables
 from lvlm_guard.evals.page.sweeps import sweep_section
 from lvlm_guard.evals.remarks import remarks
 from lvlm_guard.evals.saved import Saved

@@ -24,7 +24,7 @@ _MEANT = {
     "broken": "{reference} was better",
     "fixed": "better than {reference}",
     "unreadable": "neither yes nor no was read, here or in {reference}'s answer",
-    "changed": "names more or fewer of the picture's objects",
+    "changed": "names other objects of the picture, or answers otherwise where only the task can judge",
 }
 
 
@@ -145,14 +145,14 @@ def _article(
                 tag(
                     "p",
                     "Asked: ",
-                    tag("b", sample["question"] or sample["prompt"], class_="text"),
+                    tag("b", sample.get("question") or sample.get("prompt", ""), class_="text"),
                     _truth(task, sample),
                 ),
                 replies(task, sample, main),
                 _more(task, sample, rest),
                 _support(entry),
             ),
-            class_="shown" if task["kind"] in ("pope", "mme") else None,
+            class_="shown" if task["kind"] != "chair" else None,
         ),
         class_=f"example {kinds}",
     )
@@ -169,7 +169,7 @@ def _heading(found: Mapping[str, Standing]) -> str:
         "broken": "Broken by",
         "fixed": "Fixed by",
         "unreadable": "Unreadable with",
-        "changed": "Other objects with",
+        "changed": "Changed by",
     }
     told: list[str] = []
     for standing in STANDINGS:
@@ -181,14 +181,16 @@ def _heading(found: Mapping[str, Standing]) -> str:
 
 
 def _rows(sample: Sample) -> str:
-    rows = [row for row in sample["rows"] if row != sample["task"]]
+    rows = [row for row in sample.get("rows") or () if row != sample["task"]]
     return f"; {', '.join(rows)}" if len(rows) > 1 or sample["kind"] == "pope" else ""
 
 
 def _truth(task: Task, sample: Sample) -> Html:
     if task["kind"] == "chair":
         return join((" In the picture: ", tag("b", ", ".join(sample["truth"]) or "nothing nameable"), "."))
-    return join((" Right: ", tag("b", str(sample["truth"])), "."))
+    if sample.get("truth") is None:
+        return Html("")
+    return join((" Right answer: ", tag("b", str(sample["truth"]), class_="text"), "."))
 
 
 def _pictures(view: Mapping[str, Any], folder: Path) -> list[Picture]:
@@ -198,7 +200,7 @@ def _pictures(view: Mapping[str, Any], folder: Path) -> list[Picture]:
         ("picture", "Picture", ""),
         ("map", "Relevance", view.get("note", "")),
         ("local", f"Local view{kept}", ""),
-        ("sought_map", f"Relevance to “{view.get('sought', '')}”", ""),
+        ("sought_map", f"Map of “{view.get('sought', '')}”", ""),
     )
     return [
         Picture(folder / view[what], title, caption)

@@ -42,8 +42,6 @@ def _verdict(one: Judged) -> Html | None:
         absent = list(dict.fromkeys(node for _, node, _ in one.caption.hallucinated))
         told = f"{named}; ✗ not there: {', '.join(absent)}" if absent else named
         return tag("span", told, class_=f"mark {'wrong' if absent else ''}".strip())
-    if one.metrics:
-        return tag("span", ", ".join(f"{name} {value}" for name, value in one.metrics.items()), class_="mark")
     return None
 
 

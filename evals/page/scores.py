@@ -1,4 +1,4 @@
-"""Tables of a run's scores: values with intervals, differences with p-values, and what they cost."""
+"""Tables of a run's scores: values with intervals, differences with p-values."""
 
 from __future__ import annotations
 
@@ -15,16 +15,6 @@ Run = Mapping[str, Any]
 Where = tuple[str, str, object]
 """A column: result row, metric, heading."""
 
-COSTS = (
-    ("seconds", "seconds", 3),
-    ("time_ratio", "time ratio", 2),
-    ("tokens", "tokens", 1),
-    ("global_forwards", "forwards", 2),
-    ("local_forwards", "local fwd", 2),
-    ("local_tokens", "local tokens", 1),
-    ("masks", "masks", 2),
-    ("peak_memory_mib", "peak MiB", 0),
-)
 PLAIN_NUMBERS = frozenset({"length", "objects_named", "score", "score_official"})  # no shares
 MOST = 8  # columns of a task whose metrics are not ours
 
@@ -45,7 +35,7 @@ def score_tables(run: Run, task: Task) -> list[Html]:
                 f"How it answers, {whole}",
                 note=_labels(run, whole),
             ),
-            _readings(run, task, [(name, m) for name in dict.fromkeys((whole, hardest)) for m in _OTHER_READINGS]),
+            _readings(run, task, [(name, m) for name in dict.fromkeys((hardest, whole)) for m in _OTHER_READINGS]),
         ]
     if task["kind"] == "chair":
         metrics = ("chair_i", "chair_s", "object_recall", "objects_named", "length", "repeats")
@@ -59,11 +49,14 @@ def score_tables(run: Run, task: Task) -> list[Html]:
             _table(run, task, [(name, "score", _titled(name, rows)) for name in parts], "Points of each part"),
             _readings(run, task, [(whole, "score_official")]),
         ]
-    found = dict.fromkeys((r["task"], r["metric"]) for r in rows if r["task"] in row_tasks(task, rows))
-    return [_table(run, task, [(name, m, _heading(name, m)) for name, m in list(found)[:MOST]], "Metrics of lmms-eval")]
+    return [
+        _table(
+            run, task, [(name, m, _heading(name, m)) for name, m in _metrics(task, rows)[:MOST]], "Metrics of lmms-eval"
+        )
+    ]
 
 
-_OTHER_READINGS = ("accuracy", "accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official")
+_OTHER_READINGS = ("accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official")
 _OTHER_CHAIR = ("chair_i_official", "chair_s_official", "object_recall_official")
 _CAPTIONS = (
     "CHAIR_i: share of object words that are not in the picture; CHAIR_s: share of captions with any; less is better "
@@ -79,7 +72,8 @@ _CELL = (
 
 def decoders_of(run: Run, task: Task) -> list[str]:
     """Return the decoders that answered a task, in order."""
-    names = {row["method"] for row in run["rows"] if row["task"] in row_tasks(task, run["rows"])}
+    own = set(row_tasks(task, run["rows"]))
+    names = {row["method"] for row in run["rows"] if row["task"] in own}
     return [decoder["name"] for decoder in run["decoders"] if decoder["name"] in names]
 
 
@@ -103,7 +97,7 @@ def _cell(run: Run, decoder: str, name: str, metric: str) -> Cell:
     if row is None or row["value"] is None:
         return Cell("–")
     change = find(run["rows"], f"{decoder}-{run['reference']}", name, metric)
-    lines: list[object] = [tag("div", value_text(row), class_="value"), _small(_ends(row))]
+    lines: list[object] = [tag("div", value_text(row), class_="value"), small(_ends(row))]
     mark = ""
     if change is not None and change["value"] is not None:
         mark = verdict(change) if metric not in _NEUTRAL else ""
@@ -113,14 +107,17 @@ def _cell(run: Run, decoder: str, name: str, metric: str) -> Cell:
             if change.get("p_holm") is not None
             else ""
         )
-        lines += [_small(f"{value_text(change, signed=True)} {_ends(change, signed=True)}"), _small(p + holm)]
+        lines += [small(f"{value_text(change, signed=True)} {_ends(change, signed=True)}"), small(p + holm)]
     return Cell(tag("div", *lines), mark)
 
 
-_NEUTRAL = frozenset({"yes_ratio", "length", "objects_named", "repeats", "unreadable"})  # no way is the better one
+_NEUTRAL = frozenset(
+    {"yes_ratio", "length", "words", "objects_named", "repeats", "unreadable"}
+)  # no way is the better one
 
 
-def _small(text: str) -> Html | None:
+def small(text: str) -> Html | None:
+    """Write a cell's second line; nothing where there is none."""
     return tag("div", text, class_="interval") if text else None
 
 
@@ -143,7 +140,7 @@ def _outcome(run: Run, decoder: str, name: str) -> object:
     if row is None or row.get("fixed") is None:
         return "" if decoder == run["reference"] else None
     told = p_text(row["mcnemar_p"])
-    return tag("div", tag("div", f"{row['fixed']} / {row['broken']}", class_="value"), _small("McNemar"), _small(told))
+    return tag("div", tag("div", f"{row['fixed']} / {row['broken']}", class_="value"), small("McNemar"), small(told))
 
 
 def _titled(name: str, rows: Sequence[Row]) -> Html:
@@ -169,7 +166,7 @@ def _labels(run: Run, name: str) -> str:
 def _readings(run: Run, task: Task, columns: Sequence[tuple[str, str]]) -> Html:
     """Return the scores of the same answers as published scripts read them."""
     there = [c for c in columns if any((r["task"], r["metric"]) == c for r in run["rows"])]
-    if not any(metric.endswith(("_official", "_agla", "_stock")) for _, metric in there):
+    if not there:
         return Html("")
     body: list[list[object]] = []
     for decoder in decoders_of(run, task):
@@ -195,7 +192,7 @@ def pairs_table(run: Run) -> Html:
         for name, metric in main_metrics(task, run["rows"])
     ]
     body: list[list[object]] = []
-    for ours, theirs, tells in run["compared"]:
+    for ours, theirs, tells in run.get("compared", ()):
         found = [find(run["rows"], f"{ours}-{theirs}", name, metric) for name, metric, _ in columns]
         if any(found):
             cells = [_difference(row) for row in found]
@@ -210,7 +207,7 @@ def _difference(row: Row | None) -> object:
         return None
     shown = tag("div", value_text(row, signed=True), class_="value")
     p = p_text(row["p_value"]) if row.get("p_value") is not None else ""
-    return Cell(tag("div", shown, _small(_ends(row, signed=True)), _small(p)), verdict(row))
+    return Cell(tag("div", shown, small(_ends(row, signed=True)), small(p)), verdict(row))
 
 
 def main_metrics(task: Task, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -222,34 +219,9 @@ def main_metrics(task: Task, rows: Sequence[Row]) -> list[tuple[str, str]]:
         return [(whole, "chair_i"), (whole, "object_recall")]
     if task["kind"] == "mme":
         return [(whole, "score")]
-    return list(dict.fromkeys((r["task"], r["metric"]) for r in rows if r["task"] in row_tasks(task, rows)))[:1]
+    return _metrics(task, rows)[:1]
 
 
-def cost_table(run: Run, task: Task) -> Html:
-    """Return what an answer costs; time and memory are this run's own, the counts repeat exactly."""
-    rows = [row for row in (*run["rows"], *run["times"]["rows"]) if row["task"] == task["name"]]
-    shown = [cost for cost in COSTS if any(row["metric"] == cost[0] for row in rows)]
-    body: list[list[object]] = []
-    for decoder in (d["name"] for d in run["decoders"]):
-        found = [find(rows, decoder, task["name"], metric) for metric, *_ in shown]
-        if any(found):
-            body.append([decoder, *(_cost(row, digits) for row, (_, _, digits) in zip(found, shown, strict=True))])
-    if not body:
-        return Html("")
-    return table(
-        ["decoder", *(title for _, title, _ in shown)],
-        body,
-        caption="What an answer costs",
-        note="Means an answer; of a batch, its share. Time is the request's: picture processing, matching and "
-        "generation; its ratio is to the reference's. Local: of second branches (fwd: forwards). Masks: second views "
-        "that were made. Peak memory is the GPU's, or the process's where there is none.",
-    )
-
-
-def _cost(row: Row | None, digits: int) -> object:
-    if row is None or row["value"] is None:
-        return None
-    value = tag("div", f"{row['value']:.{digits}f}", class_="value")
-    if row["low"] is None:
-        return value
-    return tag("div", value, _small(f"[{row['low']:.{digits}f}, {row['high']:.{digits}f}]"))
+def _metrics(task: Task, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    own = set(row_tasks(task, rows))
+    return list(dict.fromkeys((row["task"], row["metric"]) for row in rows if row["task"] in own))

@@ -25,7 +25,7 @@ def sweep_section(run: Run) -> Html:
         points = [point for point in sweep["points"] if point["method"] == method]
         for task in run["tasks"]:
             for name, metric in main_metrics(task, run["rows"]):
-                drawn += _grids(run, method, points, name, metric)
+                drawn.append(tag("div", *_grids(run, method, points, name, metric)))
     told = note(
         tag(
             "p",
@@ -34,7 +34,13 @@ def sweep_section(run: Run) -> Html:
             "test split, and report that.",
         )
     )
-    return section("The sweep", told, *drawn, lead="Brighter is better; the best point of each map is framed.")
+    return section("The sweep", told, tag("div", *drawn, class_="grids"), lead=_LEAD)
+
+
+_LEAD = (
+    "Brighter is better, and the best points of each map are framed. The darkest colour stands for at least the width "
+    "of the best point's 95 % interval below it, so that a map without contrast has no clear trend."
+)
 
 
 def _grids(run: Run, method: str, points: Sequence[Point], name: str, metric: str) -> Iterator[Html]:
@@ -45,6 +51,7 @@ def _grids(run: Run, method: str, points: Sequence[Point], name: str, metric: st
         return
     less = metric in LOWER_IS_BETTER
     best, top = (min if less else max)(known, key=lambda pair: pair[1]["value"])
+    ties = [point for point, row in known if row["value"] == top["value"]]
     across, down, rest = knobs[0], knobs[1] if len(knobs) > 1 else "", knobs[2:]
     columns = _values(points, across)
     lines = _values(points, down) if down else [None]
@@ -54,8 +61,11 @@ def _grids(run: Run, method: str, points: Sequence[Point], name: str, metric: st
             for point in points
             if all(point["knobs"].get(knob) == value for knob, value in others.items())
         }
-        here = all(best["knobs"].get(knob) == value for knob, value in others.items())
-        place = (lines.index(best["knobs"].get(down) if down else None), columns.index(best["knobs"][across]))
+        framed = [
+            (lines.index(point["knobs"].get(down) if down else None), columns.index(point["knobs"][across]))
+            for point in ties
+            if all(point["knobs"].get(knob) == value for knob, value in others.items())
+        ]
         yield value_grid(
             [[_value(slab.get((line, column))) for column in columns] for line in lines],
             [_text(value) for value in columns],
@@ -63,24 +73,25 @@ def _grids(run: Run, method: str, points: Sequence[Point], name: str, metric: st
             title=f"{method} on {name}, {metric}{_fixed(others)}: {'less' if less else 'more'} is better",
             column_axis=across,
             row_axis=down,
-            best=place if here else None,
+            best=framed,
+            span=top["high"] - top["low"] if top["low"] is not None else 0.0,
             less_is_better=less,
         )
-    yield tag("p", _best(run, method, best, top, known, name, metric), class_="note")
+    yield tag("p", _best(run, best, top, known, name, metric), class_="note")
 
 
-def _best(
-    run: Run, method: str, best: Point, top: Row, known: Sequence[tuple[Point, Row]], name: str, metric: str
-) -> str:
+def _best(run: Run, best: Point, top: Row, known: Sequence[tuple[Point, Row]], name: str, metric: str) -> str:
     plain = find(run["rows"], run["reference"], name, metric)
     change = find(run["rows"], f"{best['decoder']}-{run['reference']}", name, metric)
-    inside = [row for point, row in known if point is not best and _within(row, top)]
-    said = f"Best of {len(known)} points on {name}, {metric}: {_knobs(best)}, {number(top['value'])} {ends(top)}"
+    ties = sum(row["value"] == top["value"] for _, row in known) - 1
+    inside = [row for _, row in known if row["value"] != top["value"] and _within(row, top)]
+    tied = f" (and {ties} others alike)" if ties else ""
+    said = f"Best of {len(known)} points: {_knobs(best)}{tied}, {number(top['value'])} {ends(top)}"
     if plain is not None and plain["value"] is not None:
         clear = "" if change is None or verdict(change) else ", not told apart from it"
         said += f"; {run['reference']} {number(plain['value'])}{clear}"
     if inside:
-        said += f". {len(inside)} of the other points lie within its interval: the maximum is not sharp"
+        said += f". {len(inside)} more lie within its interval: the optimum is not sharp"
     return said + "."
 
 

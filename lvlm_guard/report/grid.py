@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lvlm_guard.report.colour import ramp
 from lvlm_guard.report.html import Html, tag
@@ -20,7 +20,8 @@ def value_grid(
     title: str,
     column_axis: str,
     row_axis: str = "",
-    best: tuple[int, int] | None = None,
+    best: Collection[tuple[int, int]] = (),
+    span: float = 0.0,
     digits: int = 3,
     less_is_better: bool = False,
 ) -> Html:
@@ -31,7 +32,8 @@ def value_grid(
         columns, rows: the knobs' values along the two sides.
         title: what the figure shows, also read out by screen readers.
         column_axis, row_axis: names of the two knobs.
-        best: row and column of the cell to frame.
+        best: row and column of the cells to frame.
+        span: the difference that the colours must at least stand for, so that noise does not look like a trend.
         digits: of the values.
         less_is_better: the smallest value is the brightest.
 
@@ -47,6 +49,7 @@ def value_grid(
     if not all(math.isfinite(value) for value in known):
         raise ValueError(f"A grid needs finite numbers; {title!r} got {known}.")
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    low, high = (low, max(high, low + span)) if less_is_better else (min(low, high - span), high)
     left = LEFT if row_axis else MARGIN
     drawn: list[Html] = []
     for i, row in enumerate(values):
@@ -63,7 +66,7 @@ def value_grid(
                     told,
                     digits,
                     place=_place(value, low, high, less_is_better),
-                    framed=best == (i, j),
+                    framed=(i, j) in best,
                 )
             )
     bottom = TOP + LINE * len(rows)

@@ -10,6 +10,7 @@ from lvlm_guard.report.html import Html, tag
 from lvlm_guard.report.tables import number
 
 WIDTH, LABEL, VALUE, LINE, HEAD, FOOT = 720, 190, 60, 26, 8, 44  # units of the drawing
+NEAR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _spoken(item: Interval, digits: int, signed: bool) -> str:
 
 def ticks_over(low: float, high: float, aim: int = 5) -> list[float]:
     """Return round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
-    span = (high - low) or abs(high) or 1.0
+    # closer than this, values are one value as far as the page's digits go
+    span = next((size for size in (high - low, abs(high)) if size > NEAR), 1.0)
     rough = span / aim
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))

@@ -1,5 +1,7 @@
 import base64
 import io
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -84,3 +86,12 @@ def test_every_picture_of_a_panel_is_described() -> None:
     assert 'alt="A &lt;map&gt;"' in html
     assert 'alt="c"' in html
     assert html.count("<figcaption>") == 1
+
+
+def test_a_picture_file_is_embedded_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "small.jpg"
+    Image.new("RGB", (40, 20), "red").save(path)
+    assert base64.b64decode(data_address(path).removeprefix("data:image/jpeg;base64,")) == path.read_bytes()
+    shown = ElementTree.fromstring(panel([Picture(path, "it")])).find(".//img")
+    assert shown is not None
+    assert (shown.get("width"), shown.get("height")) == ("40", "20")
