@@ -37,7 +37,7 @@ def bench(
 
     [bold]Example:[/bold] lvlm-guard bench --methods agla,vcd --blocks 8 --json
     """
-    sizes = _sizes(batches)
+    sizes = sizes_of(batches)
     chosen_executions = _listed(executions, ("auto", "lazy", "batched"))
     quiet_libraries()
     import torch
@@ -84,7 +84,8 @@ def _listed(text: str, known: tuple[str, ...] | None) -> list[str]:
     return names
 
 
-def _sizes(text: str) -> list[int]:
+def sizes_of(text: str) -> list[int]:
+    """Read "1,8" as batch sizes."""
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:

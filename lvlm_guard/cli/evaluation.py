@@ -9,9 +9,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from lvlm_guard.cli.console import FAILED, VOID, bullets, out, print_object, reporting, say
+from lvlm_guard.cli.bench import sizes_of
+from lvlm_guard.cli.console import (
+    FAILED,
+    VOID,
+    bullets,
+    out,
+    print_json,
+    print_object,
+    progress,
+    quiet_libraries,
+    reporting,
+    say,
+)
 from lvlm_guard.cli.eval_run import leave, run
-from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.options import Device, Dtype, Json, Model
 
 evaluation = typer.Typer(
     name="eval",
@@ -117,5 +129,38 @@ def localize(
     out().print(f"lmms-eval --include_path {escape(str(made.folder))} --tasks {escape(made.name)}", soft_wrap=True)
 
 
-for command in (run, compare, check, report, export, localize):
+def overhead(
+    model: Model = "embedded",
+    batches: Annotated[str, typer.Option(help="Questions in one call.")] = "1,16",
+    pictures: Annotated[int, typer.Option(min=2, help="Pictures of each task.")] = 96,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Measure what the harness adds to a bare loop of guarded generate(), interleaved in one run.
+
+    [bold]Example:[/bold] lvlm-guard eval overhead --batches 1
+    """
+    quiet_libraries()
+    room = import_module("lvlm_guard.evals.overhead")
+    made = import_module("lvlm_guard.evals.settings").Settings(
+        model=model, limit=pictures, captions=pictures, controls=False, device=device, dtype=dtype
+    )
+    prepared = import_module("lvlm_guard.evals.prepared").prepare_run(made)
+    sizes = sizes_of(batches)
+    rows = []
+    with progress("blocks", sum(2 * 2 * -(-pictures // size) for size in sizes)) as tick:
+        for size in sizes:
+            rows += room.overhead(prepared, size, tick=tick)
+    if json:
+        print_json("eval overhead", rows)
+        return
+    for row in (row for row in rows if row["metric"] == "harness_ratio"):
+        out().print(
+            f"{row['task']}, {row['method']}, {row['batch']} at once: harness / bare loop {row['value']:.3f} "
+            f"\\[{row['low']:.3f}, {row['high']:.3f}], n = {row['n']}"
+        )
+
+
+for command in (run, compare, check, report, export, localize, overhead):
     evaluation.command(command.__name__)(reporting(command))
