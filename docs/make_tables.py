@@ -58,18 +58,25 @@ def against_greedy(rows: list[dict[str, Any]], method: str, task: str, metric: s
     return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
 
 
+def ratio(times: list[dict[str, Any]], method: str, task: str) -> str:
+    """Write how much longer than greedy's a method's requests take, or a dash."""
+    found = row(times, method, task, "time_ratio")
+    return "–" if found is None else f"{found['value']:.2f}"
+
+
 def machine(environment: dict[str, Any]) -> str:
     """Name the machine and the versions, as the run recorded them."""
-    return ", ".join(f"{key} {value}" for key, value in environment.items())
+    told = {key: value for key, value in environment.items() if key not in ("commit", "matcher") and value}
+    return ", ".join(f"{key} {value}" for key, value in told.items())
 
 
 def demo_table(result: dict[str, Any]) -> str:
     """Return the table of decoders."""
-    rows = result["rows"]
+    rows, times = result["rows"], result["times"]["rows"]
     lines = [
         "| decoder | POPE adversarial accuracy | against greedy | POPE all, against greedy | CHAIR_i (less is better) "
-        "| against greedy | object recall, against greedy |",
-        "|---|---|---|---|---|---|---|",
+        "| against greedy | object recall, against greedy | time × greedy: questions, captions |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for method, about in ABOUT.items():
         cells = [
@@ -80,15 +87,17 @@ def demo_table(result: dict[str, Any]) -> str:
             value(rows, method, "chair", "chair_i"),
             against_greedy(rows, method, "chair", "chair_i"),
             against_greedy(rows, method, "chair", "object_recall"),
+            f"{ratio(times, method, 'world_pope')}, {ratio(times, method, 'world_chair')}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    settings = result["settings"]
+    asked = {task["name"]: task for task in result["tasks"]}
     lines += [
         "",
-        f"`make demo`: {settings['pictures']} pictures × 18 questions and {settings['captions']} captions, held out; "
-        f"{settings['seeds']} seeds for what is sampled; 95 % intervals and paired differences by bootstrap over "
-        "pictures, bold where they exclude zero. "
-        f"Asked and scored in {result['seconds']:.0f} s on {machine(result['environment'])}.",
+        f"`make demo` (the default of `lvlm-guard eval run`): {asked['world_pope']['pictures']} pictures × 18 questions "
+        f"and {asked['world_chair']['n']} captions, held out; {result['settings']['seeds']} seeds for what is sampled; "
+        "95 % intervals and paired differences by bootstrap over pictures, bold where they exclude zero; time of a "
+        f"request with picture and mask, {result['settings']['batch']} at once. Asked in "
+        f"{result['times']['seconds']:.0f} s on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
 

@@ -57,7 +57,7 @@ def test_the_make_targets_that_the_pages_name_exist():
 
 @pytest.mark.slow
 def test_make_demo_runs_and_writes_its_page(tmp_path):
-    run(["make", "-o", ".venv/.ready", "demo", f"ARGS=--quick --out {tmp_path}", f"VENV={BIN.parent}"], ROOT)
+    run(["make", "-o", f"{BIN.parent}/.core", "demo", f"ARGS=--quick --out {tmp_path}", f"VENV={BIN.parent}"], ROOT)
     assert (tmp_path / "demo.html").stat().st_size > 50_000
 
 
