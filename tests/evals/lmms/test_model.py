@@ -118,7 +118,7 @@ def test_bad_arguments_end_the_run(evaluate, args, error, match):
 
 
 def test_unknown_generation_arguments_end_the_run(evaluate):
-    with pytest.raises(UnsupportedCallError, match="'temprature' is not understood. Did you mean 'temperature'"):
+    with pytest.raises(UnsupportedCallError, match=r"'temprature' .* Did you mean 'temperature'"):
         evaluate(AGLA, [POPE], limit=1, gen_kwargs="temprature=1")
 
 
@@ -206,7 +206,7 @@ def test_the_scores_are_those_of_our_scorers(one_by_one):
 
 def test_finished_answers_are_found_again(evaluate, one_by_one, tmp_path):
     args = f"{AGLA},store={tmp_path}"
-    first, _ = evaluate(args, [CHAIR], limit=4)
+    evaluate(args, [CHAIR], limit=4)
     (kept,) = tmp_path.glob("*.jsonl")
     lines = kept.read_text().splitlines(keepends=True)
     assert [json.loads(line)["doc_id"] for line in lines] == [0, 1, 2, 3]
