@@ -95,11 +95,9 @@ def _standing(plain: Sequence[Judged], ours: Sequence[Judged]) -> Standing | Non
             return "fixed" if gain > 0 else "broken"
     if any(one.mark == "unreadable" for one in (*plain, *ours)):
         return "unreadable"
-    return "changed" if _told(plain[0]) != _told(ours[0]) else None
-
-
-def _told(answer: Judged) -> Any:
-    return answer.mark or (answer.text if answer.caption is None else answer.caption.recalled)
+    if plain[0].caption is not None and ours[0].caption is not None:
+        return "changed" if plain[0].caption.recalled != ours[0].caption.recalled else None
+    return "changed" if not plain[0].mark and plain[0].text != ours[0].text else None
 
 
 def disagreements(

@@ -1,0 +1,366 @@
+"""The report of runs made by hand, read back as a document; and what a real browser shows of it."""
+
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lvlm_guard.evals import chair
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.figures import number
+from lvlm_guard.evals.page import write_report
+from lvlm_guard.evals.page.repeat import command
+from lvlm_guard.evals.page.replies import absent_spans, marked
+from lvlm_guard.evals.page.sweeps import sweep_section
+from lvlm_guard.evals.saved import Saved, write_run, write_samples
+from lvlm_guard.evals.settings import Settings
+from tests.support import runs
+
+HOSTILE = "<script>alert(1)</script> & <img src='http://x'>"
+
+
+def evidence(folder: Path, keys: Sequence[str], task: str = "world_pope", **more: Any) -> None:
+    place = folder / "evidence"
+    place.mkdir(exist_ok=True)
+    items = []
+    for key in keys:
+        view: dict[str, Any] = {"text": "?", "kept": 0.5}
+        for what in ("picture", "map", "local"):
+            view[what] = f"{task}{key}-{what}.jpg"
+            Image.new("RGB", (32, 24), "blue").save(place / view[what])
+        support = [{"claim": "is there?", "object": "", "probability": 0.25}]
+        items.append({"task": task, "key": key, "made_from": "x", "views": [view], "support": support} | more)
+    (place / "index.json").write_text(json.dumps({"format": 1, "maps": "Bright is relevant.", "items": items}))
+
+
+def page_of(folder: Path) -> Element:
+    text = write_report(folder).read_text(encoding="utf-8")
+    return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+
+
+def words(element: Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def shown(page: Element) -> list[Element]:
+    return list(page.iter("article"))
+
+
+PLAIN, OURS, LABELS = "yynnyy", "ynny?y", "yyyynn"
+
+
+@pytest.fixture
+def pope(tmp_path: Path) -> Saved:
+    said = {"y": "yes", "n": "no", "?": "perhaps"}
+    task = runs.pope([said[x] for x in LABELS])
+    answers = {"greedy": [said[x] for x in PLAIN], "agla": [said[x] for x in OURS]}
+    saved = runs.saved(tmp_path, task, answers)
+    evidence(tmp_path, ["1", "3", "4"])
+    return saved
+
+
+def test_the_page_stands_alone_and_holds_no_script(pope: Saved) -> None:
+    text = write_report(pope.folder).read_text(encoding="utf-8")
+    assert "<script" not in text
+    addresses = re.findall(r'(?:src|href|action|poster|data)="([^"]*)"', text)
+    assert addresses
+    assert all(address.startswith("data:image/") for address in addresses)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_same_folder_gives_the_same_page_without_any_model(pope: Saved) -> None:
+    first = write_report(pope.folder).read_bytes()
+    assert write_report(pope.folder).read_bytes() == first
+    code = (
+        f"import sys; from lvlm_guard.evals.page import write_report; write_report({str(pope.folder)!r}); "
+        "print([m for m in ('torch', 'transformers', 'lmms_eval', 'datasets') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "[]"
+
+
+def test_the_table_holds_the_numbers_of_the_run(pope: Saved) -> None:
+    text = words(page_of(pope.folder))
+    rows = pope.run["rows"]
+    row = next(r for r in rows if (r["method"], r["metric"]) == ("agla", "accuracy"))
+    change = next(r for r in rows if (r["method"], r["metric"]) == ("agla-greedy", "accuracy"))
+    assert f"{number(row['value'])}[{number(row['low'])}, {number(row['high'])}]" in text.replace(" [", "[")
+    assert f"{number(change['value'], signed=True)} [" in text
+    assert f"{change['fixed']} / {change['broken']}McNemar" in text.replace(" McNemar", "McNemar")
+    assert "0.250" in text
+
+
+def test_squares_hold_every_answer_once_for_each_row_it_counts_in(tmp_path: Path) -> None:
+    task = runs.pope(["yes", "no", "no"])
+    both = replace(task, items=[replace(item, rows=("pope_random", "pope_popular")) for item in task.items])
+    runs.saved(tmp_path, both, {"greedy": ["yes", "yes", "perhaps"], "agla": ["no", "no", "no"]})
+    page = page_of(tmp_path)
+    squares = {s.findtext("title", "").partition(":")[0]: s for s in page.iter("svg") if s.get("class") == "square"}
+    told = {name: sorted(g.findtext("title", "") for g in square.iter("g")) for name, square in squares.items()}
+    assert told == {
+        "greedy": ["labelled no, answered yes: 2", "labelled no, unreadable: 2", "labelled yes, answered yes: 2"],
+        "agla": ["labelled no, answered no: 4", "labelled yes, answered no: 2"],
+    }
+
+
+def test_broken_comes_first_then_fixed_then_unreadable_with_every_answer_marked(tmp_path: Path) -> None:
+    task = runs.pope(["yes", "no", "no"])
+    runs.saved(tmp_path, task, {"greedy": ["no", "perhaps", "no"], "agla": ["yes", "perhaps", "yes"]})
+    evidence(tmp_path, ["0", "1", "2"])
+    articles = shown(page_of(tmp_path))
+    heads = [article.findtext("h3") for article in articles]
+    assert heads == ["Broken by agla", "Fixed by agla", "Unreadable with agla"]
+    marks = [
+        [m.text for m in article.iter("span") if (m.get("class") or "").startswith("mark")] for article in articles
+    ]
+    assert marks == [["✓ right", "✗ wrong"], ["✗ wrong", "✓ right"], ["? unreadable", "? unreadable"]]
+    assert "yes .250" in words(articles[0])
+    assert len(list(articles[0].iter("img"))) == 3
+
+
+def test_whole_answers_are_shown_and_what_a_model_wrote_never_becomes_markup(tmp_path: Path) -> None:
+    long = f"no. {HOSTILE} " + "and then " * 300 + "the end"
+    task = runs.pope(["yes", "no"])
+    runs.saved(tmp_path, task, {"greedy": ["yes", "no"], "agla": [long, "no"]})
+    evidence(tmp_path, ["0"])
+    page = page_of(tmp_path)
+    assert " ".join(long.split()) in words(shown(page)[0])
+    assert list(page.iter("script")) == []
+    assert all((img.get("src") or "").startswith("data:") for img in page.iter("img"))
+
+
+def test_a_void_run_has_a_banner_its_reasons_and_no_score(tmp_path: Path) -> None:
+    task = runs.pope(["yes", "no"])
+    saved = runs.saved(tmp_path, task, {"greedy": ["yes", "no"], "agla": ["", "no"]})
+    evidence(tmp_path, ["0"])
+    assert saved.run["status"] == "void"
+    page = page_of(tmp_path)
+    (banner,) = (e for e in page.iter("aside") if e.get("role") == "alert")
+    assert "void" in words(banner)
+    assert all(
+        html.escape(reason, quote=False) in html.escape(words(banner), quote=False) for reason in saved.run["void"]
+    )
+    assert list(page.iter("table")) == []
+    assert shown(page) == []
+
+
+def test_a_run_that_has_not_finished_says_so(tmp_path: Path) -> None:
+    (tmp_path / "begun.json").write_text(json.dumps({"settings": Settings().to_dict()}))
+    page = page_of(tmp_path)
+    assert "has not finished" in words(page)
+    assert list(page.iter("table")) == []
+
+
+def test_a_folder_without_a_run_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "other", "files gone"])
+def test_without_usable_evidence_the_page_says_so_and_the_scores_stay(pope: Saved, damage: str) -> None:
+    folder = pope.folder / "evidence"
+    if damage == "none":
+        shutil.rmtree(folder)
+    elif damage == "files gone":
+        for path in folder.glob("*.jpg"):
+            path.unlink()
+    else:
+        (folder / "index.json").write_text({"cut": '{"items": [', "other": "[]"}[damage])
+    page = page_of(pope.folder)
+    assert list(page.iter("img")) == []
+    assert list(page.iter("table"))
+    assert ("No pictures were collected" in words(page)) == (damage != "files gone")
+
+
+def test_no_more_than_sixty_items_are_embedded_whatever_the_index_holds(tmp_path: Path) -> None:
+    n = 70
+    runs.saved(tmp_path, runs.pope(["yes"] * n), {"greedy": ["yes"] * n, "agla": ["no"] * n})
+    evidence(tmp_path, [str(i) for i in range(n)])
+    page = page_of(tmp_path)
+    assert len(shown(page)) == 60
+    assert "60 of 70" in words(page)
+
+
+def test_a_picture_that_could_not_be_used_is_said_in_its_place(tmp_path: Path) -> None:
+    runs.saved(tmp_path, runs.pope(["yes"]), {"greedy": ["yes"], "agla": ["no"]})
+    evidence(tmp_path, ["0"], views=[], problem="No picture at 'gone.jpg'")
+    assert "No picture at 'gone.jpg'" in words(shown(page_of(tmp_path))[0])
+
+
+def test_captions_mark_what_is_not_there_and_tell_what_is(tmp_path: Path) -> None:
+    task = runs.captions([["dog", "cat"], ["bus"]])
+    saved = runs.saved(tmp_path, task, {"greedy": ["Two Dogs, a cup.", "a bus"], "vote": ["a dog and a cat", "a bus"]})
+    evidence(tmp_path, ["0"], task="world_chair")
+    page = page_of(tmp_path)
+    (article,) = shown(page)
+    assert [span.text for span in article.iter("span") if span.get("class") == "absent"] == ["cup"]
+    text = words(article)
+    assert "Two Dogs, a cup." in text
+    assert "names 1 of 2; ✗ not there: cup" in text
+    assert "names 2 of 2" in text
+    for metric in ("CHAIR_i", "CHAIR_s", "object recall", "words"):
+        assert metric in words(page)
+    assert saved.run["status"] == "complete"
+
+
+CAPTIONS = ("a Dog.", "hot dogs, a wine glass", "İstanbul: a cat's cup", "cups/dogs “bus”", "dog dog\n\ndog", "")
+
+
+@given(st.text("adogct bus.,'\"İẞ-\n", max_size=60) | st.sampled_from(CAPTIONS))
+def test_marking_changes_no_letter_of_a_caption(text: str) -> None:
+    (caption,) = chair.compare([{"image_id": 0, "caption": text}], {0: []}, vocabulary=runs.NOUNS)
+    element = ElementTree.fromstring(f"<p>{marked(caption)}</p>")
+    assert "".join(element.itertext()).replace("\r", "") == text
+    for start, end, node in absent_spans(caption):
+        assert node in text[start:end].lower()
+
+
+def test_words_of_two_tokens_are_marked_whole() -> None:
+    (caption,) = chair.compare([{"image_id": 0, "caption": "A hot dog near two passenger jets."}], {0: []})
+    assert [caption.caption[start:end] for start, end, _ in absent_spans(caption)] == ["hot dog", "passenger jets"]
+
+
+def sweep_run(tmp_path: Path, knobs: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]) -> Saved:
+    names = [f"agla[{i}]" for i in range(len(knobs))]
+    labels = ["yes"] * len(answers[0])
+    task = replace(runs.pope(labels, each=1), split="val")
+    said = {"greedy": ["no"] * len(labels)} | dict(zip(names, answers, strict=True))
+    points = [{"decoder": n, "method": "agla", "knobs": dict(k)} for n, k in zip(names, knobs, strict=True)]
+    more = {name: {"method": "agla"} for name in names}
+    return runs.saved(tmp_path, task, said, decoders=more, sweep={"method": ["agla"], "points": points})
+
+
+def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: Path) -> None:
+    knobs = [{"alpha": a, "beta": b} for a in (2.0, 0.5) for b in (0.1, 0.5)]
+    right = [4, 1, 4, 2]  # of four
+    saved = sweep_run(tmp_path, knobs, [["yes"] * n + ["no"] * (4 - n) for n in right])
+    drawn = ElementTree.fromstring(sweep_section(saved.run))
+    cells = [g.findtext("title") for g in drawn.iter("g")]
+    assert cells == [
+        "beta 0.1, alpha 0.5: 1.000 (best)",
+        "beta 0.1, alpha 2: 1.000 (best)",
+        "beta 0.5, alpha 0.5: 0.500",
+        "beta 0.5, alpha 2: 0.250",
+    ]
+    assert "validation split" in words(drawn)
+    assert "1 others alike" in words(drawn)
+    assert words(drawn) in words(page_of(tmp_path))
+
+
+def test_one_knob_is_a_strip_and_three_are_several_grids(tmp_path: Path) -> None:
+    one = sweep_run(tmp_path / "1", [{"alpha": a} for a in (1, 2, 3)], [["yes"]] * 3)
+    drawn = ElementTree.fromstring(sweep_section(one.run))
+    assert "alpha 1: 1.000 (best)" in [g.findtext("title") for g in drawn.iter("g")]
+    knobs = [{"alpha": a, "beta": 1, "mode": m} for m in ("paper", "official") for a in (1, 2)]
+    three = sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]])
+    drawn = ElementTree.fromstring(sweep_section(three.run))
+    assert len(list(drawn.iter("svg"))) == 2
+    assert len([g for g in drawn.iter("g") if g.get("class") == "best"]) == 1
+
+
+SETTINGS = [
+    Settings(),
+    Settings(methods=("agla", "vcd"), knobs={"agla": {"alpha": 1.5, "mode": "official"}}, seeds=1, limit=7, batch=64),
+    Settings(sweep={"alpha": (0.5, 1.0), "beta": (0.1,)}, split="val", captions=3, max_new_tokens=9, dtype="float32"),
+    Settings(model="my model", tasks=("pope",), questions=("a b.json", "c.json"), images="pictures", controls=False),
+    Settings(server="http://127.0.0.1:1/v1", preset="paper-agla", include=("tasks",), annotations="x.json"),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_command_on_the_page_gives_the_same_settings_again(settings: Settings) -> None:
+    from lvlm_guard.cli import evaluation
+
+    told = json.loads(json.dumps(settings.to_dict()))
+    program, group, name, *options = shlex.split(command(told, ["--allow-empty 0.1: so large a share."]))
+    assert (program, group, name) == ("lvlm-guard", "eval", "run")
+    commands: Any = typer.main.get_command(evaluation.evaluation)
+    read = commands.commands["run"].make_context("run", options).params
+    for same in ("model", "split", "seeds", "limit", "captions", "max_new_tokens", "preset", "controls", "server"):
+        assert read[same] == told[same]
+    for same in ("batch", "device", "dtype", "execution", "revision"):
+        assert read[same] == told[same]
+    for listed in ("tasks", "methods"):
+        assert read[listed].split(",") == told[listed]
+    for path in ("images", "annotations"):
+        assert str(read[path] or "") == told[path]
+    assert [str(path) for path in read["questions"] or ()] == told["questions"]
+    assert [str(path) for path in read["include_path"] or ()] == told["include"]
+    knobs = [f"{method}.{knob}={value}" for method, own in told["knobs"].items() for knob, value in own.items()]
+    assert list(read["knob"] or ()) == knobs
+    swept = {
+        text.partition("=")[0]: list(map(float, text.partition("=")[2].split(","))) for text in read["sweep"] or ()
+    }
+    assert swept == told["sweep"]
+    assert read["allow_empty"] == 0.1
+
+
+def test_everything_needed_to_repeat_a_run_is_on_the_page(pope: Saved) -> None:
+    text = words(page_of(pope.folder))
+    task = pope.run["tasks"][0]
+    for needed in (task["digest"], pope.run["code"], pope.run["weights"], pope.run["times"]["started"], "torch"):
+        assert needed in text
+    assert command(pope.run["settings"]) in text
+
+
+def test_warnings_and_flags_stand_above_the_scores(pope: Saved) -> None:
+    run = pope.run | {"warnings": ["Half of it is guesswork."], "flags": ["--no-controls: switched off."]}
+    write_run(pope.folder, run)
+    write_samples(pope.folder, pope.samples)
+    text = words(page_of(pope.folder))
+    assert text.index("Half of it is guesswork.") < text.index("--no-controls: switched off.") < text.index("Accuracy")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser")
+def test_in_a_browser_a_filter_shows_what_it_names_and_nothing_overflows_a_phone(pope: Saved, tmp_path: Path) -> None:
+    page = write_report(pope.folder).read_text(encoding="utf-8")
+    probe = """<script>
+      const told = {};
+      const visible = () => [...document.querySelectorAll('article')].filter(a => a.offsetHeight > 0)
+        .map(a => a.querySelector('h3').textContent);
+      told.all = visible();
+      for (const button of document.querySelectorAll('input[type=radio]')) {
+        button.click(); told[button.id] = visible();
+      }
+      told.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+      document.title = JSON.stringify(told);
+    </script></body>"""
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.replace("</body>", probe), encoding="utf-8")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    own = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom", probed.as_uri()]
+    done = subprocess.run(
+        [str(CHROMIUM), *quiet, *own],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    told = json.loads(html.unescape(re.findall("<title>(.*?)</title>", done.stdout)[0]))
+    assert told["overflow"] <= 0
+    assert told["all"] == ["Broken by agla", "Fixed by agla", "Unreadable with agla"]
+    assert told["pictures-0-0-broken"] == ["Broken by agla"]
+    assert told["pictures-0-0-fixed"] == ["Fixed by agla"]
+    assert told["pictures-0-0-unreadable"] == ["Unreadable with agla"]
+    assert told["pictures-0-all"] == told["all"]
