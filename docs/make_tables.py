@@ -97,7 +97,8 @@ def demo_table(result: dict[str, Any]) -> str:
         f"and {asked['world_chair']['n']} captions, held out; {result['settings']['seeds']} seeds for what is sampled; "
         "95 % intervals and paired differences by bootstrap over pictures, bold where they exclude zero; time of a "
         f"request with picture and mask, {result['settings']['batch']} at once. Asked in "
-        f"{result['times']['seconds']:.0f} s on {machine(result['environment'])}.",
+        f"{result['times']['seconds']:.0f} s on {machine(result['environment'])}, workers "
+        f"{result['times']['workers']}.",
     ]
     return "\n".join(lines)
 

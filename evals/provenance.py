@@ -55,7 +55,7 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def environment(workers: int = 1, device: Any = None) -> dict[str, Any]:
+def environment(device: Any = None) -> dict[str, Any]:
     """Return versions and machine, as they stand in `run.json`."""
     found: dict[str, Any] = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -64,7 +64,6 @@ def environment(workers: int = 1, device: Any = None) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    found["workers"] = f"{workers} of one thread" if workers > 1 else "1"
     if device is not None:
         found["device"] = str(device)
     found["commit"] = commit()

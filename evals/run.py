@@ -8,12 +8,10 @@ All answers come from the public API: `guard(model, processor)`, then `generate(
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,12 @@ from lvlm_guard.evals.answers import Answers
 from lvlm_guard.evals.costs import cost_rows, work_rows
 from lvlm_guard.evals.crew import Crew, usual_workers
 from lvlm_guard.evals.decoders import REFERENCE, compared
-from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.folder import alone, begin, with_decoders, write_begun
 from lvlm_guard.evals.items import EvalTask
-from lvlm_guard.evals.prepared import Prepared, prepare_run, weights_of
+from lvlm_guard.evals.prepared import Prepared, prepare_run
 from lvlm_guard.evals.progress import Meter
-from lvlm_guard.evals.provenance import code_digest, environment, weights_digest
+from lvlm_guard.evals.provenance import environment
 from lvlm_guard.evals.saved import Saved, read_run, write_run, write_samples
 from lvlm_guard.evals.scoring import score_run
 from lvlm_guard.evals.settings import EMBEDDED, Settings
@@ -34,7 +33,6 @@ from lvlm_guard.evals.stock_metrics import with_metrics
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.void import verdict
 
-BEGUN = "begun.json"
 MANY = 64  # questions of a call of the embedded model, unasked
 
 
@@ -89,24 +87,25 @@ def run(
     """
     folder = Path(out)
     _check(settings)
-    with _alone(folder):
+    with alone(folder):
         tasks = tasks_of(settings)
         helpers = _workers(settings) if workers is None else max(1, workers)
-        begun = _begin(folder, settings, tasks, helpers, command, started_over, replaces)
+        begun = begin(folder, settings, tasks, command, started_over, replaces)
         _say_tasks(tasks, echo)
         clock = time.monotonic()
         with _one_thread(helpers), Crew(settings, helpers) if helpers > 1 else nullcontext() as crew:
             prepared = prepare_run(settings, tasks)
+            begun = with_decoders(folder, begun, prepared.decoders)
             answers = Answers(folder / "answers", prepared.asked(), settings.batch)
             try:
                 _ask(prepared, answers, crew, helpers, echo, bar)
             except BaseException as error:
-                _note(folder, begun | {"seconds": begun["seconds"] + time.monotonic() - clock})
+                write_begun(folder, begun | {"seconds": begun["seconds"] + time.monotonic() - clock})
                 if isinstance(error, KeyboardInterrupt):
                     echo(f"Stopped. The answers so far are in {answers.folder}; the same command goes on from there.")
                 raise
             asking = begun["seconds"] + time.monotonic() - clock
-            _note(folder, begun | {"seconds": asking})
+            write_begun(folder, begun | {"seconds": asking})
             saved = _score(prepared, answers, folder, begun, asking, helpers, allowed)
             if report:
                 _report(prepared, saved, echo)
@@ -130,99 +129,6 @@ def _check(settings: Settings) -> None:
 
 def _workers(settings: Settings) -> int:
     return usual_workers() if settings.model == EMBEDDED and not settings.server else 1
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that two processes never write one run."""
-    with disk_trouble(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
-        except OSError:
-            raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.") from None
-        yield
-
-
-def _begin(
-    folder: Path,
-    settings: Settings,
-    tasks: Sequence[EvalTask],
-    helpers: int,
-    command: str,
-    started_over: bool,
-    replaces: bool,
-) -> dict[str, Any]:
-    """Note what this run is, or find that the folder has it already; returns the note."""
-    decides = {
-        "command": command,
-        "settings": settings.to_dict(),
-        "code": code_digest(),
-        "weights": weights_digest(weights_of(settings)),
-        "tasks": {task.name: task.digest() for task in tasks},
-        "environment": {name: value for name, value in environment(helpers).items() if name != "commit"},
-    }
-    decides = json.loads(json.dumps(decides, default=str))
-    earlier = None if started_over else _earlier(folder)
-    if earlier is not None:
-        differing = _differences(earlier, decides)
-        if not differing:
-            return earlier
-        if not (replaces and earlier.get("command") == command):
-            raise DataError(
-                f"{folder} holds a run with other {', '.join(differing)}, whose answers can't be mixed with these. "
-                "Give another --out, or --start-over to drop it."
-            )
-        started_over = True
-    strange = sorted((folder / "answers").glob("*.jsonl"))
-    if strange and not started_over:
-        raise DataError(f"{folder} holds answers of an unknown run: give another --out, or --start-over to drop them.")
-    for path in strange:
-        path.unlink()
-    for name in ("run.json", "samples.jsonl", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    note: dict[str, Any] = decides | {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
-    _note(folder, note)
-    return note
-
-
-def _earlier(folder: Path) -> dict[str, Any] | None:
-    try:
-        note = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{folder / BEGUN} can't be read ({error}): give another --out, or --start-over.") from error
-    return dict(note) if isinstance(note, dict) else None
-
-
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    found = []
-    for key, value in now.items():
-        before = earlier.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            found += _differences({**dict.fromkeys(value), **before}, {**dict.fromkeys(before), **value}, f"{key}.")
-        elif before != value:
-            found.append(f"{path}{key} ({_short(before)}, now {_short(value)})")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _note(folder: Path, note: Mapping[str, Any]) -> None:
-    with disk_trouble(folder):
-        part = folder / f"{BEGUN}.part"
-        part.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / BEGUN)
 
 
 def _say_tasks(tasks: Sequence[EvalTask], echo: Callable[[str], object]) -> None:
@@ -288,7 +194,7 @@ def _score(
         "settings": settings.to_dict(),
         "decoders": decoders,
         "tasks": tasks,
-        "environment": environment(helpers) | {"matcher": prepared.matcher},
+        "environment": environment() | {"matcher": prepared.matcher},
         "code": begun["code"],
         "weights": begun["weights"],
         "reference": REFERENCE,
@@ -296,12 +202,12 @@ def _score(
         "sweep": _sweep(prepared),
         "rows": [],
     }
-    failed = any(reason for sample in samples for told in sample["failed"].values() for reason in told)
-    if not failed:  # a missing answer can't be scored, and must not be taken for a wrong one
+    if not found.void:  # an answer that failed, is empty or was cut must not be taken for a wrong one
         content["rows"] = [*score_run(content, samples), *work_rows(settings.model, answers)]
     content["times"] = {
         "started": begun["started"],
         "seconds": round(seconds, 1),
+        "workers": f"{helpers} of one thread" if helpers > 1 else "1",
         "rows": cost_rows(settings.model, answers, REFERENCE),
     }
     write_samples(folder, samples)

@@ -177,9 +177,9 @@ def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any,
 
 
 def show(saved: Any, shown: Console) -> None:
-    """Print a run's tables and what they say."""
+    """Print a run's tables and what they say; a void run has none."""
     run = saved.run
-    for table in import_module("lvlm_guard.evals.table").tables(run, shown.width):
+    for table in [] if run["status"] == "void" else import_module("lvlm_guard.evals.table").tables(run, shown.width):
         shown.print(table)
     for sentence in import_module("lvlm_guard.evals.remarks").remarks(run):
         shown.print(escape(sentence))
@@ -191,7 +191,7 @@ def leave(run: dict[str, Any], rules: Sequence[Any] = ()) -> None:
     """Leave with the code that a run deserves: 3 where it is void, 1 where a rule holds."""
     if run["status"] == "void":
         console = err()
-        console.print("[bold red]Void:[/] these scores are not to be used.")
+        console.print("[bold red]Void:[/] nothing was scored, for the scores would mislead.")
         for reason in run["void"]:
             console.print(escape(f"  {reason}"))
         raise typer.Exit(VOID)

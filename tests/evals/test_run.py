@@ -222,6 +222,7 @@ def test_killed_at_ten_random_moments_and_resumed_it_ends_with_the_same_files(fi
         # anywhere from before the model is loaded to scoring
         time.sleep(rng.uniform(2.0, 7.0))
         if process.poll() is not None:
+            assert process.returncode == 0
             shutil.rmtree(tmp_path)  # it had finished: begin again
         process.send_signal(signal.SIGKILL)
         process.wait()
