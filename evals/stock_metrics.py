@@ -139,11 +139,13 @@ def _numbers(name: str, source: Any, samples: Sequence[Sample], answers: Sequenc
             "kept: the same command scores them again."
         ) from error
     for number, sample, answer in zip(numbers, samples, answers, strict=True):
-        number["words"] = float(len(answer.split()))
+        ours = {"words": float(len(answer.split()))}
         truth = str(sample["truth"]).strip().lower()
         if truth in ("yes", "no"):
             said = pope.read(answer)
-            number |= {"accuracy": said == truth, "yes_ratio": said == "yes", "unreadable": said is None}
+            ours |= {"accuracy": said == truth, "yes_ratio": said == "yes", "unreadable": said is None}
+        for metric, value in ours.items():
+            number.setdefault(metric, value)  # the task's own stands, where it has one of that name
     return numbers
 
 

@@ -82,12 +82,15 @@ def published_files(data_set: str, paper: bool) -> list[QuestionFile]:
 def files_of(task: str, settings: Settings) -> list[QuestionFile]:
     """Return the files of `--questions` that a task asks: random, popular, adversarial, others.
 
+    Of a folder, files of data sets that the run does not ask are left out; a file that is named itself is asked.
+
     Raises:
         DataError: a file is not there, or no task of the run asks it.
     """
-    given = _given(settings)
-    mine = [_described(path, len(given)) for path in given]
-    mine = [file for file in mine if _asked_by(file, settings) == task]
+    named, found = _given(settings)
+    given = [*named, *found]
+    described = [_described(path, len(given)) for path in given]
+    mine = [file for file in described if _asked_by(file, settings, file.path in named) == task]
     both = [f for f in mine if f.published and f.published.startswith("coco adversarial")]
     if len(both) > 1:  # the folder of both copies: the preset says which
         mine = [f for f in mine if f not in both or (f.published == MISSPELT) == (settings.preset == PAPER)]
@@ -105,8 +108,10 @@ def list_of_pictures(path: Path) -> bool:
     return isinstance(row, dict) and "image" in row and "label" not in row and not asks
 
 
-def _given(settings: Settings) -> list[Path]:
-    found: list[Path] = []
+def _given(settings: Settings) -> tuple[list[Path], list[Path]]:
+    """Return the files of `--questions`: those named, and those found in folders."""
+    named: dict[Path, None] = {}
+    found: dict[Path, None] = {}
     for name in settings.questions:
         path = Path(name)
         if path.is_dir():
@@ -116,10 +121,10 @@ def _given(settings: Settings) -> list[Path]:
                     f"{path} holds no question file: in a folder those named like coco_pope_random.json are taken. "
                     "Name the files one by one otherwise."
                 )
-            found += inside
+            found |= dict.fromkeys(inside)
         elif not list_of_pictures(path):
-            found.append(path)
-    return list(dict.fromkeys(found))
+            named[path] = None
+    return list(named), [path for path in found if path not in named]
 
 
 def _described(path: Path, files: int) -> QuestionFile:
@@ -139,7 +144,7 @@ def _words(path: Path) -> list[str]:
     return re.findall("[a-z]+", path.name.lower())
 
 
-def _asked_by(file: QuestionFile, settings: Settings) -> str:
+def _asked_by(file: QuestionFile, settings: Settings, named: bool) -> str:
     tasks = [task for task in settings.tasks if task == "pope" or task in {f"pope_{name}" for name in DATA_SETS}]
     if file.data_set and f"pope_{file.data_set}" in tasks:
         return f"pope_{file.data_set}"
@@ -147,6 +152,8 @@ def _asked_by(file: QuestionFile, settings: Settings) -> str:
         return "pope"
     if not file.data_set and len(tasks) == 1:
         return tasks[0]
+    if file.data_set and not named:
+        return ""
     if file.data_set:
         raise DataError(
             f"{file.path} is of {file.data_set}, and no task of this run asks it ({', '.join(settings.tasks)}): add "
