@@ -93,8 +93,8 @@ def demo_table(result: dict[str, Any]) -> str:
     asked = {task["name"]: task for task in result["tasks"]}
     lines += [
         "",
-        f"`make demo` (the default of `lvlm-guard eval run`): {asked['world_pope']['pictures']} pictures × 18 questions "
-        f"and {asked['world_chair']['n']} captions, held out; {result['settings']['seeds']} seeds for what is sampled; "
+        f"`make demo` (as `lvlm-guard eval run`): {asked['world_pope']['pictures']} pictures × 18 questions and "
+        f"{asked['world_chair']['n']} captions, held out; {result['settings']['seeds']} seeds for what is sampled; "
         "95 % intervals and paired differences by bootstrap over pictures, bold where they exclude zero; time of a "
         f"request with picture and mask, {result['settings']['batch']} at once. Asked in "
         f"{result['times']['seconds']:.0f} s on {machine(result['environment'])}, workers "
