@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lvlm_guard.evals.asking import Answerer, Asker
     from lvlm_guard.matching import Matcher
 
-_SOUGHT = "Captions have a second map: where the matcher looks for the first object that was named in vain."
 CLAIM = "is there {article} {object} in the image?"  # as `vote` asks of an object
 
 
@@ -51,11 +50,11 @@ class Maps:
         if self.decoder is None:
             return (
                 "Relevance: which parts of the picture the matcher finds relevant to the question; no method of this "
-                f"run cuts a view from it. {_SOUGHT}"
+                "run cuts a view from it."
             )
         return (
             "Relevance: which parts of the picture the matcher finds relevant to the question; bright is relevant. "
-            f"The pale line bounds what {self.decoder.name} keeps in its local view, black elsewhere. {_SOUGHT}"
+            f"The pale line bounds what {self.decoder.name} keeps in its local view, black elsewhere."
         )
 
     @property

@@ -108,6 +108,6 @@ def _results(saved: Saved) -> Iterator[Html]:
 
 def _about(task: Mapping[str, Any]) -> str:
     about = task.get("about", {})
-    told = [str(about[name]) for name in ("source", "protocol") if about.get(name)]
-    told += [f"prompt: “{about['prompt']}”"] if about.get("prompt") else []
-    return ". ".join(one[0].upper() + one[1:] for one in told) + ("." if told else "")
+    told = [f"{name.capitalize()}: {about[name]}" for name in ("source", "protocol") if about.get(name)]
+    told += [f"Prompt: “{about['prompt']}”"] if about.get("prompt") else []
+    return ". ".join(told) + ("." if told else "")

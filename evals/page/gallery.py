@@ -19,6 +19,7 @@ Task = Mapping[str, Any]
 Entry = Mapping[str, Any]
 Found = tuple[Sample, dict[str, Standing]]
 
+_SOUGHT = "Another map is of the first object that was named in vain: where the matcher looks for it."
 MOST = 60  # pictures of a page, whatever the index lists
 _MEANT = {
     "broken": "{reference} was better",
@@ -60,7 +61,7 @@ def gallery(run: Run, samples: Sequence[Sample], folder: Path) -> tuple[list[Htm
             section(
                 f"Where {task['name']} differs",
                 tag("div", *content, id=place),
-                lead=_lead(run, len(found), len(shown), maps),
+                lead=_lead(run, len(found), len(shown), f"{maps} {_SOUGHT}" if task["kind"] == "chair" else maps),
             )
         )
         rules += [_rule(place, n, standing) for n in range(len(names)) for standing in STANDINGS] if shown else []

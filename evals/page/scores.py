@@ -23,11 +23,19 @@ def score_tables(run: Run, task: Task) -> list[Html]:
     """Return the tables of a task."""
     rows = run["rows"]
     whole, hardest = whole_of(task, rows), hardest_of(task, rows)
+    told = _CELL.format(reference=run["reference"])
     if task["kind"] == "pope":
         names = row_tasks(task, rows)
         balance = ("precision", "recall", "f1", "yes_ratio", "unreadable")
         return [
-            _table(run, task, [(name, "accuracy", _titled(name, rows)) for name in names], "Accuracy", outcome=whole),
+            _table(
+                run,
+                task,
+                [(name, "accuracy", _titled(name, rows)) for name in names],
+                "Accuracy",
+                outcome=whole,
+                note=told,
+            ),
             _table(
                 run,
                 task,
@@ -39,21 +47,20 @@ def score_tables(run: Run, task: Task) -> list[Html]:
         ]
     if task["kind"] == "chair":
         metrics = ("chair_i", "chair_s", "object_recall", "objects_named", "length", "repeats")
-        shown = _table(run, task, [(whole, m, _metric(m)) for m in metrics], "Captions", note=_CAPTIONS)
+        shown = _table(run, task, [(whole, m, _metric(m)) for m in metrics], "Captions", note=f"{_CAPTIONS} {told}")
         return [shown, _readings(run, task, [(whole, m) for m in _OTHER_CHAIR])]
     if task["kind"] == "mme":
         points = ("score", "accuracy", "accuracy_plus", "yes_ratio", "unreadable")
         parts = [name for name in row_tasks(task, rows) if name != whole]
         return [
-            _table(run, task, [(whole, m, _metric(m)) for m in points], whole, outcome=whole),
+            _table(run, task, [(whole, m, _metric(m)) for m in points], whole, outcome=whole, note=told),
             _table(run, task, [(name, "score", _titled(name, rows)) for name in parts], "Points of each part"),
             _readings(run, task, [(whole, "score_official")]),
         ]
-    return [
-        _table(
-            run, task, [(name, m, _heading(name, m)) for name, m in _metrics(task, rows)[:MOST]], "Metrics of lmms-eval"
-        )
-    ]
+    found = _metrics(task, rows)[:MOST]
+    several = len({name for name, _ in found}) > 1
+    columns = [(name, m, _heading(name, _metric(m)) if several else _metric(m)) for name, m in found]
+    return [_table(run, task, columns, "Metrics of lmms-eval", note=told)]
 
 
 _OTHER_READINGS = ("accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official")
@@ -88,8 +95,7 @@ def _table(run: Run, task: Task, columns: Sequence[Where], title: str, *, outcom
     for decoder in decoders_of(run, task):
         cells: list[object] = [decoder, *(_cell(run, decoder, name, metric) for name, metric, _ in columns)]
         body.append(cells + ([_outcome(run, decoder, outcome)] if outcome else []))
-    told = _CELL.format(reference=run["reference"])
-    return table(header, body, caption=title, note=f"{note} {told}" if note else told if outcome else None)
+    return table(header, body, caption=title, note=note or None)
 
 
 def _cell(run: Run, decoder: str, name: str, metric: str) -> Cell:

@@ -66,12 +66,13 @@ def _column(x: float, width: float, counts: Sequence[float], label: str, kinds: 
         if count == 0:
             continue
         height = SIDE * count / sum(counts)
+        across, down = (size - min(GAP, size / 2) for size in (width, height))
         box = tag(
             "rect",
-            x=round(x + GAP / 2, 2),
-            y=round(y + GAP / 2, 2),
-            width=round(max(width - GAP, 0.5), 2),
-            height=round(max(height - GAP, 0.5), 2),
+            x=round(x + (width - across) / 2, 2),
+            y=round(y + (height - down) / 2, 2),
+            width=round(across, 2),
+            height=round(down, 2),
         )
         text = (
             tag("text", _count(count), x=round(x + width / 2, 2), y=round(y + height / 2 + 4.5, 2))
