@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -104,7 +105,8 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
             len(asked), "answers", _tell if self.rank == 0 else _hush, None if self.rank == 0 else False
         ) as meter:
             for batch in _batches(asked, self.arguments.batch_size):
-                answers = self._answers([request for _, request in batch])
+                with _named([request for _, request in batch]):
+                    answers = self._answers([request for _, request in batch])
                 said |= {place: answer for (place, _), answer in zip(batch, answers, strict=True)}
                 meter.advance(len(batch), batch[0][1].task)
         seconds, tokens = sum(s.seconds for s in said.values()), sum(s.tokens for s in said.values())
@@ -173,6 +175,17 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         raise NotImplementedError(
             "lvlm_guard answers in one turn: tasks of several rounds (generate_until_multi_round) are not supported."
         )
+
+
+@contextmanager
+def _named(batch: Sequence[Request]) -> Iterator[None]:
+    """Say of an error which documents it is about; it stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        asked = ", ".join(str(request.doc_id) for request in batch)
+        error.add_note(f"While answering document {asked} of the task {batch[0].task}.")
+        raise
 
 
 def _tell(line: str) -> None:

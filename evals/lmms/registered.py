@@ -43,17 +43,18 @@ def check_registered() -> None:
     for point in points:
         _load(point)
     raise GuardError(
-        f"lmms-eval does not know the model {NAME!r}, although all entry points can be loaded now: start Python again."
+        f"lmms-eval does not know the model {NAME!r}, although each entry point can be loaded now: start Python again, "
+        "and read the warnings that lmms-eval logs when it is imported."
     )
 
 
 def _load(point: EntryPoint) -> None:
     """Load one entry point as lmms-eval does; raises `GuardError` with what is wrong with it."""
-    registry = import_module("lmms_eval.models.registry_v2").ModelRegistryV2()
     package = point.dist.name if point.dist is not None else "an unknown package"
     try:
-        for manifest in registry._coerce_payload_to_manifests(point.load()):
-            registry.register_manifest(manifest)
+        payload = point.load()
+        if callable(payload):
+            payload()
     except Exception as error:  # whatever another package's import may raise
         mend = f"Install this package again: {INSTALL}." if point.name == NAME else f"Repair or uninstall {package}."
         raise GuardError(

@@ -2,24 +2,33 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lvlm_guard.evals.lmms import TASKS
+from lvlm_guard.evals.lmms.localize import localize
+from lvlm_guard.evals.run import run
+from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.world import picture, world_pope
 
-POPE, CHAIR = "lvlm_guard_world_pope", "lvlm_guard_world_chair"
+POPE, CHAIR, LOCAL = "lvlm_guard_world_pope", "lvlm_guard_world_chair", "pope_adv_local"
 AGLA = "pretrained=embedded,method=agla,alpha=2"
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def lmms_eval(out, *arguments, start=(sys.executable,), **environment):
-    command = [*start, "-m", "lmms_eval", "--model", "lvlm_guard", "--include_path", str(TASKS)]
-    command += ["--output_path", str(out), "--log_samples", "--device", "cpu", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **QUIET, **environment}, capture_output=True, text=True, timeout=280
-    )
+def command_of(out, *arguments, start=(sys.executable,), include=TASKS):
+    command = [*start, "-m", "lmms_eval", "--model", "lvlm_guard", "--include_path", str(include)]
+    return [*command, "--output_path", str(out), "--log_samples", "--device", "cpu", *arguments]
+
+
+def lmms_eval(out, *arguments, environment=(), **how):
+    around = {**os.environ, **QUIET, **dict(environment)}
+    command = command_of(out, *arguments, **how)
+    done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=280)
     return done.stdout + done.stderr
 
 
@@ -37,21 +46,38 @@ def text(row):
     return found
 
 
-def test_the_command_line_gives_the_answers_of_our_own_run(tmp_path):
-    from lvlm_guard.evals.run import run
-    from lvlm_guard.evals.settings import Settings
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A folder with the stock task `pope_adv` over one's own files, and the embedded world's captions."""
+    folder = tmp_path_factory.mktemp("local")
+    drawn = world_pope(2)
+    rows = [q for q in drawn.questions if q.kind == "adversarial"]
+    for q in rows:
+        picture(drawn.scenes, q.picture).save(folder / f"{q.picture}.png")
+    fields = [
+        {"question_id": q.question_id, "image": f"{q.picture}.png", "text": q.text, "label": q.label} for q in rows
+    ]
+    (folder / "pope.json").write_text("\n".join(map(json.dumps, fields)))
+    localize("pope_adv", folder / "pope.json", folder, images=folder)
+    for path in (TASKS / f"{CHAIR}.yaml", TASKS / "world_chair.parquet"):
+        shutil.copy(path, folder)
+    return folder
 
-    settings = Settings(methods=("agla",), controls=False, limit=1, captions=6, batch=8, device="cpu")
+
+def test_the_command_line_gives_the_answers_of_our_own_run(local, tmp_path):
+    settings = Settings(
+        tasks=(LOCAL, CHAIR), include=(str(local),), methods=("agla",), controls=False, batch=8, device="cpu"
+    )
     saved = run(settings, tmp_path / "own", workers=1, report=False, echo=lambda line: None)
-    told = lmms_eval(tmp_path / "stock", "--model_args", AGLA, "--tasks", f"{POPE},{CHAIR}", "--limit", "18")
-    for theirs, ours in ((POPE, "world_pope"), (CHAIR, "world_chair")):
-        rows = answers(tmp_path / "stock", theirs)
-        expected = {s["key"]: s["answers"]["agla"][0] for s in saved.samples if s["task"] == ours}
-        assert {key: text(rows[int(key)]) for key in expected} == expected, told[-2000:]
-        assert len(expected) >= 6
+    told = lmms_eval(tmp_path / "stock", "--model_args", AGLA, "--tasks", f"{LOCAL},{CHAIR}", include=local)
+    for task, documents in ((LOCAL, 12), (CHAIR, 12)):
+        rows = answers(tmp_path / "stock", task)
+        expected = {int(s["key"]): s["answers"]["agla"][0] for s in saved.samples if s["task"] == task}
+        assert {doc: text(row) for doc, row in rows.items()} == expected, told[-2000:]
+        assert len(expected) == documents
         costs = [row["token_counts"][0] for row in rows.values()]
         assert all(cost["seconds"] > 0 and cost["forwards"] > 0 for cost in costs)
-    assert "accuracy" in told
+    assert "pope_accuracy" in told
     assert "chair_s" in told
 
 
@@ -68,7 +94,7 @@ def test_two_processes_give_the_answers_of_one(tmp_path):
     """On the CPU with torchrun: `accelerate launch --cpu --num_processes 2` starts one process only."""
     arguments = ("--model_args", f"{AGLA},store={tmp_path / 'store'}", "--tasks", f"{POPE},{CHAIR}", "--limit", "7")
     two = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617")
-    told = lmms_eval(tmp_path / "two", *arguments, start=two, ACCELERATE_USE_CPU="true")
+    told = lmms_eval(tmp_path / "two", *arguments, start=two, environment={"ACCELERATE_USE_CPU": "true"})
     assert len(list((tmp_path / "store").glob("*.jsonl"))) == 2, told[-3000:]
     alone = ("--model_args", AGLA, *arguments[2:])
     lmms_eval(tmp_path / "one", *alone)
@@ -76,3 +102,29 @@ def test_two_processes_give_the_answers_of_one(tmp_path):
         one, both = (answers(tmp_path / name, task) for name in ("one", "two"))
         assert {doc: text(row) for doc, row in one.items()} == {doc: text(row) for doc, row in both.items()}
         assert sorted(one) == list(range(7))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_the_same_answers(tmp_path):
+    store = tmp_path / "store"
+    arguments = ("--model_args", f"{AGLA},store={store}", "--tasks", POPE)
+    command = command_of(tmp_path / "killed", *arguments)
+    around = {**os.environ, **QUIET}
+    process = subprocess.Popen(command, env=around, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while sum(path.read_bytes().count(b"\n") for path in store.glob("*.jsonl")) < 5:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    (path,) = store.glob("*.jsonl")
+    before = path.read_bytes()
+    assert before.count(b"\n") < 140
+    lmms_eval(tmp_path / "again", *arguments)
+    assert list(store.glob("*.jsonl")) == [path], "the code was edited between the two runs"
+    assert path.read_bytes().startswith(before), "what was answered is kept"
+    asked = [json.loads(line)["doc_id"] for line in path.read_bytes().splitlines() if line.endswith(b"}")]
+    assert sorted(asked) == list(range(144)), "and is not asked again"
+    lmms_eval(tmp_path / "alone", "--model_args", AGLA, "--tasks", POPE)
+    again, alone = (answers(tmp_path / name, POPE) for name in ("again", "alone"))
+    assert {doc: text(row) for doc, row in again.items()} == {doc: text(row) for doc, row in alone.items()}
+    assert len(again) == 144

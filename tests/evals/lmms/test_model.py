@@ -126,8 +126,9 @@ def test_an_error_of_generate_ends_the_run_and_is_no_empty_answer(evaluate, tmp_
     """A picture without a question can't be matched: generate() raises."""
     rows = [{"question": question, "answer": "yes", "image": name} for question, name in (("is it ?", 0), (" ", 1))]
     folder = local_task(tmp_path, rows)
-    with pytest.raises(TextError, match="question"):
+    with pytest.raises(TextError, match="question") as raised:
         evaluate(AGLA, ["mute"], include=[folder])
+    assert raised.value.__notes__ == ["While answering document 1 of the task mute."]
 
 
 def test_a_picture_that_is_gone_ends_the_run(evaluate, tmp_path):
