@@ -110,7 +110,7 @@ def run(
         revision=revision,
     )
     settings = _with_batch(settings, batch or usual_batch(settings))
-    rules = [import_module("lvlm_guard.evals.compare").fail_if(text) for text in fail_if or ()]
+    rules = rules_of(fail_if or ())
     allowed = Allowed(allow_empty, allow_truncated)
     saved = run_(settings, out_, echo=say, workers=workers, allowed=allowed, started_over=start_over)
     if json:
@@ -174,6 +174,16 @@ def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any,
         else:
             raise usage(f"--sweep {knob}: none of --methods {','.join(methods)} has this knob.")
     return swept
+
+
+def rules_of(texts: Sequence[str]) -> list[Any]:
+    """Read the rules of --fail-if."""
+    from lvlm_guard.errors import GuardError
+
+    try:
+        return [import_module("lvlm_guard.evals.fail_if").fail_if(text) for text in texts]
+    except GuardError as error:
+        raise usage(f"--fail-if: {error}") from None
 
 
 def show(saved: Any, shown: Console) -> None:

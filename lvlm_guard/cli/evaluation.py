@@ -22,13 +22,13 @@ from lvlm_guard.cli.console import (
     reporting,
     say,
 )
-from lvlm_guard.cli.eval_run import leave, run
+from lvlm_guard.cli.eval_run import leave, rules_of, run
 from lvlm_guard.cli.options import Device, Dtype, Json, Model
 
 evaluation = typer.Typer(
     name="eval",
-    help="Measure what a method does to hallucination, with intervals, controls and cost. Start with: "
-    "lvlm-guard eval run",
+    help="Measure what a method does to hallucination, with intervals, controls and cost.\n\n"
+    "[bold]Example:[/bold] lvlm-guard eval run --quick",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -53,7 +53,7 @@ def compare(
     [bold]Example:[/bold] lvlm-guard eval compare runs/before runs/after --a agla
     """
     room = import_module("lvlm_guard.evals.compare")
-    rules = [room.fail_if(text) for text in fail_if or ()]
+    rules = rules_of(fail_if or ())
     found = room.compare(a, b, decoder_a=decoder_a, decoder_b=decoder_b)
     if json:
         print_object(found.to_dict())

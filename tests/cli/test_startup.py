@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods")
+COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "eval")
+EVAL = ("run", "compare", "check", "report", "export", "localize", "overhead")
 HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm")
 ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.serve")
 
@@ -56,10 +57,10 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"eval {name}" for name in EVAL)])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lvlm_guard", command, "--help"],
+        [sys.executable, "-m", "lvlm_guard", *command.split(), "--help"],
         capture_output=True,
         text=True,
         check=True,
