@@ -39,9 +39,9 @@ def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
         DataError: the task is refused, or its data or packages are missing.
     """
     _check_allowed(name)
-    manager = _manager(name, include, own)
-    if name.startswith("amber_g"):  # its code can't even be imported without spaCy
+    if name.startswith("amber_g") and name in stock_names():  # without spaCy its code can't even be imported
         _needs_spacy(name)
+    manager = _manager(name, include, own)
     try:
         with _quiet():
             loaded = _flat(manager.load_task_or_group([name], task_type="chat"))
