@@ -192,7 +192,7 @@ def reproduce(
             continue
         runs.append(Measured(cell.model, cell.task, cell.data, cell.mode, saved))
         notes += _warned(cell, saved)
-    found = Reproduced(Path(out), cells, figures(runs), void, [*_told(cells), *notes])
+    found = Reproduced(Path(out), cells, figures(runs), void, list(dict.fromkeys([*_told(cells), *notes])))
     with disk_trouble(Path(out)):
         text = json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         (Path(out) / FILE).write_text(text + "\n", encoding="utf-8")
@@ -212,10 +212,11 @@ def _finished(folder: Path, settings: Settings) -> Saved | None:
 
 
 def _warned(cell: Cell, saved: Saved) -> list[str]:
-    """Return the first warning of a run, and how many there are: all stand in its own report."""
-    warnings = saved.run["warnings"]
-    more = f" (and {len(warnings) - 1} more, see its report)" if len(warnings) > 1 else ""
-    return [f"{cell.name}: {warnings[0]}{more}"] if warnings else []
+    """Return what is amiss with a cell's questions or pictures, and the first of its other warnings."""
+    of_data = [told for task in saved.run["tasks"] for told in task["about"].get("warnings", ())]
+    others = [told for told in saved.run["warnings"] if told not in of_data]
+    more = f" (and {len(others) - 1} more, see its report)" if len(others) > 1 else ""
+    return [*of_data, *(f"{cell.name}: {told}{more}" for told in others[:1])]
 
 
 def _told(cells: Sequence[Cell]) -> list[str]:
