@@ -58,7 +58,8 @@ def _drawn(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row],
     answered = {row["method"] for row in rows if row["task"] == task["name"] and row["metric"] == "tokens"}
     for decoder in run["decoders"]:
         if decoder["name"] in answered:
-            shown.add_row(decoder["name"], *(column.cell(decoder["name"]) for column in columns))
+            # Text: sweep points have brackets in their names, which would be taken for markup
+            shown.add_row(Text(decoder["name"]), *(column.cell(decoder["name"]) for column in columns))
     return shown
 
 

@@ -108,3 +108,15 @@ def test_differences_are_called_clear_only_by_interval_and_test_together():
     assert p_text(0.0421) == "p=.042"
     assert ends(found) == "[.020, .200]"
     assert ends(found | {"low": None}) == ""
+
+
+def test_the_knobs_of_a_sweep_point_are_shown_and_not_taken_for_markup():
+    run = made_run()
+    for one in run["decoders"]:
+        one["name"] = one["name"].replace("vote", "agla[alpha=1,beta=0.1]")
+    for one in (*run["rows"], *run["times"]["rows"]):
+        one["method"] = one["method"].replace("vote", "agla[alpha=1,beta=0.1]")
+    text = io.StringIO()
+    for table in tables(run, 200):
+        Console(file=text, width=200).print(table)
+    assert "agla[alpha=1,beta=0.1]" in text.getvalue()
