@@ -19,7 +19,8 @@ def remarks(run: Mapping[str, Any]) -> list[str]:
         return []
     told: list[str] = []
     for task in run["tasks"]:
-        rows = [row for row in run["rows"] if row["task"] in row_tasks(task, run["rows"])]
+        own = set(row_tasks(task, run["rows"]))
+        rows = [row for row in run["rows"] if row["task"] in own]
         if task["kind"] == "pope":
             told += [*_questions(run, task, rows), *_controls(run, hardest_of(task, run["rows"]), rows)]
         elif task["kind"] == "chair":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,15 +79,12 @@ def run(
     [bold]Example:[/bold] lvlm-guard eval run --methods agla,vote --out runs/first
     """
     quiet_libraries()
-    from lvlm_guard.evals.run import Allowed, usual_batch
-    from lvlm_guard.evals.run import run as run_
-    from lvlm_guard.evals.settings import Settings
-
+    room = import_module("lvlm_guard.evals.run")
     names = _listed(methods)
     swept = _sweep(sweep or (), names)
     if quick:
         limit, captions, seeds = limit or QUICK, captions or QUICK, 1
-    settings = Settings(
+    settings = import_module("lvlm_guard.evals.settings").Settings(
         model=model,
         tasks=_listed(tasks),
         methods=names,
@@ -109,10 +107,10 @@ def run(
         server=server,
         revision=revision,
     )
-    settings = _with_batch(settings, batch or usual_batch(settings))
+    settings = replace(settings, batch=batch or room.usual_batch(settings))
     rules = rules_of(fail_if or ())
-    allowed = Allowed(allow_empty, allow_truncated)
-    saved = run_(settings, out_, echo=say, workers=workers, allowed=allowed, started_over=start_over)
+    allowed = room.Allowed(allow_empty, allow_truncated)
+    saved = room.run(settings, out_, echo=say, workers=workers, allowed=allowed, started_over=start_over)
     if json:
         print_object(saved.run)
     else:
@@ -120,12 +118,6 @@ def run(
         show(saved, shown)
         shown.print(f"report  {escape(str(saved.folder / 'report.html'))}")
     leave(saved.run, rules)
-
-
-def _with_batch(settings: Any, batch: int) -> Any:
-    from dataclasses import replace
-
-    return replace(settings, batch=batch)
 
 
 def _listed(text: str) -> tuple[str, ...]:

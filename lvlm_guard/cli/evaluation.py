@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from lvlm_guard import __version__
 from lvlm_guard.cli.bench import sizes_of
 from lvlm_guard.cli.console import (
     FAILED,
@@ -90,12 +91,12 @@ def check(
         raise typer.Exit(VOID if found.outcome == "void" else FAILED)
 
 
-def report(folder: Folder) -> None:
+def report(folder: Folder, json: Json = False) -> None:
     """Write report.html anew from a run's files; needs no model.
 
     [bold]Example:[/bold] lvlm-guard eval report runs/first
     """
-    say(f"report  {import_module('lvlm_guard.evals.page').write_report(folder)}")
+    _wrote("eval report", "report", import_module("lvlm_guard.evals.page").write_report(folder), json)
 
 
 def export(
@@ -103,13 +104,14 @@ def export(
     to: Annotated[Path, typer.Option(help="The file to write, tab-separated.", metavar="FILE")],
     decoder: Annotated[str, typer.Option(help="Whose answers.")] = "greedy",
     seed: Annotated[int, typer.Option(min=0, help="Which of its runs.")] = 0,
+    json: Json = False,
 ) -> None:
     """Write a decoder's answers as VLMEvalKit reads them.
 
     [bold]Example:[/bold] lvlm-guard eval export runs/first --decoder agla --to agla.tsv
     """
     room = import_module("lvlm_guard.evals.saved")
-    say(f"answers  {room.export_answers(room.read_run(folder), decoder, to, seed)}")
+    _wrote("eval export", "answers", room.export_answers(room.read_run(folder), decoder, to, seed), json)
 
 
 def localize(
@@ -118,12 +120,17 @@ def localize(
     out_: Annotated[Path, typer.Option("--out", help="Folder for the task.")] = Path("tasks_local"),
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
     name: Annotated[str, typer.Option(help="Of the new task. [default: TASK_local]")] = "",
+    json: Json = False,
 ) -> None:
     """Write a task for lmms-eval that asks a stock task's questions about files of one's own, offline.
 
     [bold]Example:[/bold] lvlm-guard eval localize pope_adv coco_pope_adversarial.json --images val2014
     """
     made = import_module("lvlm_guard.evals.lmms.localize").localize(task, data, out_, images=images, name=name)
+    if json:
+        told = {"task": made.name, "folder": str(made.folder), "documents": made.documents, "notes": made.notes}
+        print_object({"command": "eval localize", "version": __version__, **told})
+        return
     bullets(made.notes)
     say(f"{made.documents} documents in {made.task}")
     out().print(f"lmms-eval --include_path {escape(str(made.folder))} --tasks {escape(made.name)}", soft_wrap=True)
@@ -160,6 +167,13 @@ def overhead(
             f"{row['task']}, {row['method']}, {row['batch']} at once: harness / bare loop {row['value']:.3f} "
             f"\\[{row['low']:.3f}, {row['high']:.3f}], n = {row['n']}"
         )
+
+
+def _wrote(command: str, what: str, path: Path, json: bool) -> None:
+    if json:
+        print_object({"command": command, "version": __version__, what: str(path)})
+    else:
+        out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
 for command in (run, compare, check, report, export, localize, overhead):
