@@ -65,7 +65,8 @@ def _drawn(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row],
 
 def row_tasks(task: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """Return the names of the result rows of a task, in order."""
-    return [name for name in dict.fromkeys(row["task"] for row in rows if "p_value" in row) if _is_of(name, task)]
+    scored = dict.fromkeys(row["task"] for row in rows if row["metric"] not in _NOT_SCORES)
+    return [name for name in scored if _is_of(name, task)]
 
 
 def whole_of(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -156,6 +157,7 @@ def _short(name: str) -> str:
 
 
 def _tail(name: str) -> str:
+    name = name.partition("@")[0]  # the table's title names the task
     tail = name.partition("_")[2] or name
     return tail.replace("adversarial", "adv.")
 
