@@ -167,9 +167,8 @@ def _open(
     family = state.family
     tensors = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
     has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist()
-    if (
-        any(has_picture) and "pixel_values" not in tensors
-    ):  # a later turn: past_key_values holds the picture, the prompt its tokens
+    # a later turn: past_key_values holds the picture, the prompt its tokens
+    if any(has_picture) and "pixel_values" not in tensors:
         if pictures is None:
             raise MissingViewError(
                 "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "

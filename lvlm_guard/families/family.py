@@ -50,7 +50,7 @@ class Family:
     turns: ClassVar[tuple[tuple[str, str], ...]] = ()
     noise: ClassVar[tuple[str, ...]] = ()  # placeholders and their frames, dropped from a question
 
-    def check(self, model: Any) -> None:  # noqa: B027 - optional hook
+    def check(self, model: Any) -> None:
         """Raise `UnsupportedModelError` for a variant of the model type that can't be guarded."""
 
     def decoding(self, base: type[Any]) -> type[Any]:
