@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lvlm_guard.evals.costs import WORK
 from lvlm_guard.evals.figures import Row, ends, number, p_text, verdict
+from lvlm_guard.evals.fitted import Column, fitted
 from lvlm_guard.evals.rows import find
 
 Cell = Text | str
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its title, what stands in it, and its rank: where room is short, the highest go first."""
-
-    title: str
-    cell: Callable[[str], Cell]
-    rank: int = 0
 
 
 def tables(run: Mapping[str, Any], width: int = 120) -> list[Table]:
@@ -34,33 +23,11 @@ def tables(run: Mapping[str, Any], width: int = 120) -> list[Table]:
 
 
 def _table(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row], width: int) -> Table:
-    columns = _columns(run, task, rows)
-    console = Console(width=1000)
-    while True:
-        shown = _drawn(run, task, rows, columns)
-        last = max(columns, key=lambda column: column.rank)
-        if last.rank == 0 or console.measure(shown).maximum <= width:
-            shown.caption = _caption(task, rows)
-            shown.title = (
-                f"{task['name']}: {run['settings']['model']}, {task['split']} split, {task['pictures']} pictures"
-            )
-            return shown
-        columns.remove(last)
-
-
-def _drawn(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[Column]) -> Table:
-    shown = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left"
-    )
-    shown.add_column("decoder", no_wrap=True)
-    for column in columns:
-        shown.add_column(column.title, justify="right", no_wrap=True)
     answered = {row["method"] for row in rows if row["task"] == task["name"] and row["metric"] == "tokens"}
-    for decoder in run["decoders"]:
-        if decoder["name"] in answered:
-            # Text: sweep points have brackets in their names, which would be taken for markup
-            shown.add_row(Text(decoder["name"]), *(column.cell(decoder["name"]) for column in columns))
-    return shown
+    names = [decoder["name"] for decoder in run["decoders"] if decoder["name"] in answered]
+    columns = [Column[str]("decoder", str, text=True), *_columns(run, task, rows)]
+    title = f"{task['name']}: {run['settings']['model']}, {task['split']} split, {task['pictures']} pictures"
+    return fitted(names, columns, width, title=title, caption=_caption(task, rows))
 
 
 def row_tasks(task: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -88,7 +55,7 @@ def _is_of(row: str, task: Mapping[str, Any]) -> bool:
     return owner in ("", task["name"]) and (name in own or (name.endswith("_all") and own[0].startswith(name[:-4])))
 
 
-def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> list[Column]:
+def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> list[Column[str]]:
     reference = run["reference"]
     names = row_tasks(task, rows)
 

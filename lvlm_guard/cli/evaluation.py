@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -136,6 +136,68 @@ def localize(
     out().print(f"lmms-eval --include_path {escape(str(made.folder))} --tasks {escape(made.name)}", soft_wrap=True)
 
 
+def reproduce(
+    paper: Annotated[Literal["agla"], typer.Argument(help="Whose tables.")],
+    model: Annotated[
+        str | None, typer.Option(help="One of the paper's models, a folder of one, or embedded. [default: both]")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Parts of the grid: pope, chair, coco, gqa, paper, official, ...")] = "",
+    out_: Annotated[Path, typer.Option("--out", help="Folder; goes on where it stopped.")] = Path("reproduce-out"),
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, or a CHAIR ground truth.")] = None,
+    questions: Annotated[list[Path] | None, typer.Option(help="Question files or folders. [default: fetched]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each run: a first look.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of whatever is sampled; the paper has 3.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List downloads, sizes and hours, and end.")] = False,
+    allow_truncated: Annotated[float, typer.Option(min=0, max=1, help="As in eval run.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="As in eval run.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Run a paper's grid and print measured beside published.
+
+    LLaVA-1.5-7B and InstructBLIP, POPE on three data sets, CHAIR, three seeds, in paper and official
+    mode. With --model embedded the same grid runs on the embedded world.
+
+    [bold]Example:[/bold] lvlm-guard eval reproduce agla --dry-run
+    """
+    quiet_libraries()
+    room, drawn = import_module("lvlm_guard.evals.reproduce"), import_module("lvlm_guard.evals.reproduce_table")
+    base = import_module("lvlm_guard.evals.settings").Settings(
+        images=str(images or ""),
+        annotations=str(annotations or ""),
+        questions=tuple(str(path) for path in questions or ()),
+        limit=limit,
+        captions=limit,
+        seeds=seeds,
+        device=device,
+        dtype=dtype,
+    )
+    parts = tuple(name.strip() for name in only.split(",") if name.strip())
+    shown = out()
+    if dry_run:
+        planned = room.dry_run(model, parts, base)
+        if json:
+            print_object(planned.to_dict())
+            return
+        shown.print(drawn.dry_run_table(planned, shown.width))
+        for sentence in room.sentences(planned):
+            shown.print(escape(sentence))
+        return
+    allowed = import_module("lvlm_guard.evals.run").Allowed(truncated=allow_truncated)
+    found = room.reproduce(out_, model, parts, base, echo=say, workers=workers, allowed=allowed)
+    if json:
+        print_object(found.to_dict())
+    else:
+        for table in drawn.reproduce_tables(found, shown.width):
+            shown.print(table)
+        for sentence in found.notes:
+            shown.print(escape(sentence))
+        shown.print(f"runs  {escape(str(found.folder))}", soft_wrap=True)
+    leave({"status": "void" if found.void else "complete", "void": found.void, "rows": found.rows})
+
+
 def overhead(
     model: Model = "embedded",
     batches: Annotated[str, typer.Option(help="Questions in one call.")] = "1,16",
@@ -176,5 +238,5 @@ def _wrote(command: str, what: str, path: Path, json: bool) -> None:
         out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
-for command in (run, compare, check, report, export, localize, overhead):
+for command in (run, compare, check, report, export, localize, reproduce, overhead):
     evaluation.command(command.__name__)(reporting(command))
