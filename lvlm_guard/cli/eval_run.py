@@ -173,7 +173,7 @@ def rules_of(texts: Sequence[str]) -> list[Any]:
     from lvlm_guard.errors import GuardError
 
     try:
-        return [import_module("lvlm_guard.evals.fail_if").fail_if(text) for text in texts]
+        return [import_module("lvlm_guard.evals.compare.fail_if").fail_if(text) for text in texts]
     except GuardError as error:
         raise usage(f"--fail-if: {error}") from None
 

@@ -59,7 +59,7 @@ def compare(
     if json:
         print_object(found.to_dict())
     else:
-        shown, drawn = out(), import_module("lvlm_guard.evals.compare_table")
+        shown, drawn = out(), import_module("lvlm_guard.evals.compare.table")
         for table in drawn.tables(found, shown.width):
             shown.print(table)
         for sentence in drawn.remarks(found):
@@ -163,7 +163,7 @@ def reproduce(
     [bold]Example:[/bold] lvlm-guard eval reproduce agla --dry-run
     """
     quiet_libraries()
-    room, drawn = import_module("lvlm_guard.evals.reproduce"), import_module("lvlm_guard.evals.reproduce_table")
+    room, drawn = import_module("lvlm_guard.evals.reproduce"), import_module("lvlm_guard.evals.reproduce.table")
     base = import_module("lvlm_guard.evals.settings").Settings(
         images=str(images or ""),
         annotations=str(annotations or ""),

@@ -20,10 +20,10 @@ from lvlm_guard import embedded
 from lvlm_guard.evals import pope as pope_scores
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.provenance import code_digest
-from lvlm_guard.evals.published import FILE, look_up, published
 from lvlm_guard.evals.reproduce import Reproduced, dry_run, reproduce, sentences
-from lvlm_guard.evals.reproduce_plan import ITEMS, Cell, missing, plan
-from lvlm_guard.evals.reproduce_table import dry_run_table, reproduce_tables
+from lvlm_guard.evals.reproduce.plan import ITEMS, Cell, missing, plan
+from lvlm_guard.evals.reproduce.published import FILE, look_up, published
+from lvlm_guard.evals.reproduce.table import dry_run_table, reproduce_tables
 from lvlm_guard.evals.run import Allowed
 from lvlm_guard.evals.settings import Settings
 from lvlm_guard.evals.world import NOUNS, picture, world_pope

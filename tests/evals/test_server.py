@@ -19,8 +19,8 @@ from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.run import run
 from lvlm_guard.evals.server import server_run
-from lvlm_guard.evals.server_asker import ServerAsker, document_seed
-from lvlm_guard.evals.server_endpoint import Endpoint
+from lvlm_guard.evals.server.asker import ServerAsker, document_seed
+from lvlm_guard.evals.server.endpoint import Endpoint
 from lvlm_guard.evals.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
 

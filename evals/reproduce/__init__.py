@@ -19,10 +19,10 @@ from typing import Any
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.provenance import code_digest
-from lvlm_guard.evals.published import published
-from lvlm_guard.evals.reproduce_figures import Measured, figures
-from lvlm_guard.evals.reproduce_needs import Download, downloads
-from lvlm_guard.evals.reproduce_plan import ASSUMED, ASSUMED_EMBEDDED, Cell, missing, plan
+from lvlm_guard.evals.reproduce.figures import Measured, figures
+from lvlm_guard.evals.reproduce.needs import Download, downloads
+from lvlm_guard.evals.reproduce.plan import ASSUMED, ASSUMED_EMBEDDED, Cell, missing, plan
+from lvlm_guard.evals.reproduce.published import published
 from lvlm_guard.evals.rows import Row
 from lvlm_guard.evals.run import Allowed, run
 from lvlm_guard.evals.saved import RUN, Saved, plain, read_run
@@ -56,7 +56,7 @@ class DryRun:
 
     @property
     def hours(self) -> float:
-        """Estimated, see `reproduce_plan.ASSUMED`."""
+        """Estimated, see `plan.ASSUMED`."""
         return sum(cell.hours for cell in self.cells)
 
     @property

@@ -14,9 +14,9 @@ from lvlm_guard.evals.asking import until
 from lvlm_guard.evals.decoders import Decoder
 from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.items import EvalTask, Item, Said
-from lvlm_guard.evals.server_endpoint import Endpoint, retried
-from lvlm_guard.evals.server_guard import Proof, check_guarded, check_plain, proof_of
-from lvlm_guard.evals.server_wire import Line, Reply, Talk
+from lvlm_guard.evals.server.endpoint import Endpoint, retried
+from lvlm_guard.evals.server.proof import Proof, check_guarded, check_plain, proof_of
+from lvlm_guard.evals.server.wire import Line, Reply, Talk
 
 IN_A_ROW = 3  # requests that fail one after another before the server is taken to be down
 CANARY = "is there a dog in the image ?"

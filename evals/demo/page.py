@@ -9,7 +9,7 @@ from typing import Any
 
 from lvlm_guard.evals.asking import Asker
 from lvlm_guard.evals.decoders import REFERENCE, Decoder
-from lvlm_guard.evals.demo_examples import Example
+from lvlm_guard.evals.demo.examples import Example
 from lvlm_guard.evals.figures import Row, methods_of, number, p_text, verdict
 from lvlm_guard.evals.prepared import Prepared
 from lvlm_guard.evals.remarks import remarks

@@ -2,10 +2,10 @@
 
     run(Settings(model="llava", server="http://127.0.0.1:8000/v1", methods=("agla", "vote")), "runs/served")
 
-`NAME` answers plainly, `NAME-agla` and the like are guarded; `server_guard` says how an answer proves it. Before a run,
-one small picture is asked about for every decoder; in a run every single answer is checked (`server_asker`). Knobs are
+`NAME` answers plainly, `NAME-agla` and the like are guarded; `proof` says how an answer proves it. Before a run,
+one small picture is asked about for every decoder; in a run every single answer is checked (`asker`). Knobs are
 sent as vLLM's `vllm_xargs` ("agla_alpha": 1.5) and have to come back in the proof. Requests go through lmms-eval's own
-client (`server_wire`).
+client (`wire`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.asking import Answerer
 from lvlm_guard.evals.decoders import APC, MATCHER, Decoder, decoders_of
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.server_asker import ServerAsker
-from lvlm_guard.evals.server_endpoint import Endpoint
-from lvlm_guard.evals.server_wire import Line, Reply
+from lvlm_guard.evals.server.asker import ServerAsker
+from lvlm_guard.evals.server.endpoint import Endpoint
+from lvlm_guard.evals.server.wire import Line, Reply
 from lvlm_guard.evals.settings import Settings
 
 

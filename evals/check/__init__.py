@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import lvlm_guard
-from lvlm_guard.evals.check_stock import check_stock
-from lvlm_guard.evals.checked import SHOWN, Checked, sentences
+from lvlm_guard.evals.check.found import SHOWN, Checked, sentences
+from lvlm_guard.evals.check.stock import check_stock
 from lvlm_guard.evals.costs import WORK
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.items import EvalTask, Item

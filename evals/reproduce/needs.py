@@ -12,7 +12,7 @@ from lvlm_guard.evals.settings import EMBEDDED
 from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, IMANGE, QUESTIONS, Published
 
 if TYPE_CHECKING:
-    from lvlm_guard.evals.reproduce_plan import Cell
+    from lvlm_guard.evals.reproduce.plan import Cell
 
 MATCHER = "Salesforce/blip-itm-large-coco"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals import pope
-from lvlm_guard.evals.checked import SHOWN, Checked
+from lvlm_guard.evals.check.found import SHOWN, Checked
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.void import verdict
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.evals import rows as rows_
-from lvlm_guard.evals.published import MEAN, Published, look_up
+from lvlm_guard.evals.reproduce.published import MEAN, Published, look_up
 from lvlm_guard.evals.rows import Row
 from lvlm_guard.evals.saved import Saved
 from lvlm_guard.evals.scoring import measure
@@ -34,7 +34,7 @@ class Measured:
     """A finished cell of the grid.
 
     Args:
-        model, task, data, mode: see `reproduce_plan.Cell`.
+        model, task, data, mode: see `plan.Cell`.
         saved: its run.
     """
 

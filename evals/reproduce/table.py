@@ -9,9 +9,9 @@ from rich.table import Table
 
 from lvlm_guard.evals.figures import p_text
 from lvlm_guard.evals.fitted import Column, fitted
-from lvlm_guard.evals.published import MEAN
 from lvlm_guard.evals.reproduce import DryRun, Reproduced
-from lvlm_guard.evals.reproduce_plan import Cell
+from lvlm_guard.evals.reproduce.plan import Cell
+from lvlm_guard.evals.reproduce.published import MEAN
 from lvlm_guard.evals.rows import Row
 
 DATA = {MEAN: "mean of three", "coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA", "world": "world"}

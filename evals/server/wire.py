@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lvlm_guard.errors import MissingExtraError
-from lvlm_guard.evals.server_endpoint import NO_KEY, Endpoint, short
+from lvlm_guard.evals.server.endpoint import NO_KEY, Endpoint, short
 from lvlm_guard.evals.void import failed_text
 
 Talk = list[dict[str, Any]]

@@ -230,7 +230,7 @@ def missing(cells: Sequence[Cell]) -> list[str]:
 
     Question files that are not at hand are fetched; nothing is loaded.
     """
-    from lvlm_guard.evals.reproduce_needs import absent_weights
+    from lvlm_guard.evals.reproduce.needs import absent_weights
 
     found: dict[str, None] = dict.fromkeys(absent_weights(cells))
     tried: set[tuple[str, str]] = set()

@@ -15,9 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import lvlm_guard
+from lvlm_guard.evals.compare.fail_if import Rule, fail_if
+from lvlm_guard.evals.compare.pairing import (
+    Pair,
+    check_finished,
+    common_tasks,
+    decoder_of,
+    items_of,
+    only_in_one,
+    pairs_of,
+)
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.fail_if import Rule, fail_if
-from lvlm_guard.evals.pairing import Pair, check_finished, common_tasks, decoder_of, items_of, only_in_one, pairs_of
 from lvlm_guard.evals.rows import Row, long_rows
 from lvlm_guard.evals.saved import Saved, plain, read_run
 from lvlm_guard.evals.scoring import measure

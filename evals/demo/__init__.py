@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lvlm_guard.evals.demo_examples import choose
-from lvlm_guard.evals.demo_page import write
+from lvlm_guard.evals.demo.examples import choose
+from lvlm_guard.evals.demo.page import write
 from lvlm_guard.evals.errors import VoidRunError
 from lvlm_guard.evals.prepared import prepare_run
 from lvlm_guard.evals.run import MANY
