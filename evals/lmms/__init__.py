@@ -8,7 +8,7 @@ models, so this package imports nothing heavy by itself. Read in this order:
 - `manifest`, `registered`: how lmms-eval finds the model, and why it sometimes does not.
 - `model`: the model; `arguments`, `requests`, `generation`, `store` are what it reads and keeps.
 - `tasks/`, `scoring`, `world_files`: the embedded world as tasks of lmms-eval, their scores, their data.
-- `localize`: a stock task over files of one's own.
+- `localize`: a stock task over files of one's own; `stock` finds it, `parquet` writes the rows.
 """
 
 from __future__ import annotations

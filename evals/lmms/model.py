@@ -15,6 +15,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
@@ -71,6 +72,12 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self._asker = replace(prepared.answerer, decoders=self._decoders)
         self._matcher = prepared.matcher
         self._kept: Store | None = None
+        dtype = self._asker.model.dtype
+        if self.arguments.batch_size > 1 and dtype in (torch.bfloat16, torch.float16):
+            _tell(
+                f"lvlm_guard: answers are made {self.arguments.batch_size} at a time in {str(dtype)[6:]}; in half "
+                "precision the batch can change an answer. Published tables use --batch_size 1."
+            )
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: dict[str, Any] | None = None) -> LvlmGuard:

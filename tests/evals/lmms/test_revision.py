@@ -37,6 +37,7 @@ def cache(tmp_path_factory):
     return root, sums
 
 
+@pytest.mark.slow
 def test_each_revision_is_loaded_by_name_and_by_commit(cache):
     root, sums = cache
     environment = {**os.environ, "HF_HUB_CACHE": str(root), "HF_HUB_OFFLINE": "1"}
