@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).parent / "data" / "published_agla.json"
+FILE = Path(__file__).parents[1] / "data" / "published_agla.json"
 MEAN = "mean"
 """Data set of the figures that are means over COCO, A-OKVQA and GQA."""
 

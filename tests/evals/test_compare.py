@@ -18,8 +18,8 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from lvlm_guard.evals.compare import table as compare_table
 from lvlm_guard.evals.compare import Comparison, compare
+from lvlm_guard.evals.compare import table as compare_table
 from lvlm_guard.evals.errors import DataError, VoidRunError
 from lvlm_guard.evals.rows import find
 from lvlm_guard.evals.saved import read_run
