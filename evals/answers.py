@@ -103,7 +103,10 @@ class Answers:
         return found
 
     def open_jobs(self) -> list[Job]:
-        """Return what is left to ask, block after block; every decoder is asked before the next block."""
+        """Return what is left to ask, block after block; every decoder is asked before the next block.
+
+        Whoever is asked first about new pictures is slower, so the order turns from block to block.
+        """
         jobs = []
         for name, each in self.asked.items():
             for block in each.task.blocks(self.batch):
@@ -114,7 +117,8 @@ class Answers:
                     if not self.has((decoder, name, seed, block))
                 )
                 if todo:
-                    jobs.append(Job(name, block, todo))
+                    first = block % len(todo)
+                    jobs.append(Job(name, block, todo[first:] + todo[:first]))
         return jobs
 
     def size(self, job: Job) -> int:

@@ -7,7 +7,7 @@ from lvlm_guard.evals.settings import Settings
 from lvlm_guard.evals.world import LIMITS, NOUNS, picture, world_chair, world_pope
 
 PICTURES, CAPTIONS = 240, 320
-ANSWER_TOKENS, CAPTION_TOKENS = 4, 64
+ANSWER_TOKENS = CAPTION_TOKENS = 64  # sampled, an answer may turn into a caption; all end by themselves
 
 
 def world_pope_task(settings: Settings) -> list[EvalTask]:
