@@ -13,10 +13,10 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError, disk_trouble
 
 RUN, SAMPLES, BEGUN = "run.json", "samples.jsonl", "begun.json"
@@ -99,11 +99,10 @@ def export_answers(saved: Saved, decoder: str, path: str | Path, seed: int = 0) 
     answered = [(index, sample) for index, sample in enumerate(saved.samples) if decoder in sample["answers"]]
     if not answered:
         names = list(dict.fromkeys(name for sample in saved.samples for name in sample["answers"]))
-        near = get_close_matches(decoder, names, n=1)
         raise DataError(
-            f"No decoder of {saved.folder} is called {decoder!r}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" It has: {', '.join(names) or 'no answers'}."
+            f"No decoder of {saved.folder} is called {decoder!r}. "
+            + did_you_mean(decoder, names)
+            + f"It has: {', '.join(names) or 'no answers'}."
         )
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")

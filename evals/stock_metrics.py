@@ -13,14 +13,14 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lvlm_guard.evals import pope
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.tasks.stock_index import quiet
 
 Sample = dict[str, Any]
 Numbers = list[dict[str, float]]
@@ -126,7 +126,7 @@ def _numbers(name: str, source: Any, samples: Sequence[Sample], answers: Sequenc
     numbers: Numbers = [{} for _ in samples]
     pictures = [sample["picture"] for sample in samples]
     try:
-        with _quiet():
+        with quiet():
             for metric, values in stock_results(source, [sample["key"] for sample in samples], answers).items():
                 has = [i for i, value in enumerate(values) if value is not None]
                 aggregate = source.aggregation()[metric.partition(",")[0]]
@@ -209,15 +209,3 @@ def _as_numbers(values: Sequence[Any]) -> list[float]:
     plain: list[Any] = [value.get("score") if isinstance(value, Mapping) else value for value in values]
     fit = all(isinstance(value, int | float | np.number) for value in plain)
     return [float(value) for value in plain] if fit else []
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the terminal what a task logs each time it is scored."""
-    from loguru import logger
-
-    logger.disable("lmms_eval")
-    try:
-        yield
-    finally:
-        logger.enable("lmms_eval")

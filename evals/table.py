@@ -52,7 +52,8 @@ def _is_of(row: str, task: Mapping[str, Any]) -> bool:
     """Whether a result row is of a task: one of its own, or all of them together, see `scoring.measure`."""
     name, _, owner = row.partition("@")
     own = task.get("rows") or (task["name"],)
-    return owner in ("", task["name"]) and (name in own or (name.endswith("_all") and own[0].startswith(name[:-4])))
+    together = name.endswith("_all") and (name[:-4] == task["name"] or own[0].startswith(name[:-4]))
+    return owner in ("", task["name"]) and (name in own or together)
 
 
 def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> list[Column[str]]:
@@ -98,6 +99,17 @@ def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row
             Column(f"recall −\n{reference}", difference(main, "object_recall"), 3),
             Column("objects\nnamed", value(main, "objects_named", plain=True), 4),
             Column("words", value(main, "length", plain=True), 1),
+            *cost,
+        ]
+    if task["kind"] == "mme":
+        main = whole_of(task, rows)
+        return [
+            Column("points", value(main, "score", interval=True, plain=True)),
+            Column(f"points −\n{reference}", difference(main, "score")),
+            *(Column(n, value(n, "score", plain=True), 4) for n in names if n != main),
+            Column("accuracy", value(main, "accuracy"), 2),
+            Column("acc+", value(main, "accuracy_plus"), 3),
+            Column("yes\nratio", value(main, "yes_ratio"), 1),
             *cost,
         ]
     metrics = dict.fromkeys((r["task"], r["metric"]) for r in rows if _is_of(r["task"], task))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lvlm_guard.engine import guarded
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
-from lvlm_guard.errors import KnobError, UnsupportedModelError
+from lvlm_guard.errors import KnobError, UnsupportedModelError, did_you_mean
 from lvlm_guard.families import family_of
 from lvlm_guard.families import processor as processors
 
@@ -45,10 +44,9 @@ def resolve(method: str | Method | type[Method], knobs: dict[str, Any] | None = 
     names = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]  # every method is one
     for knob in knobs or {}:
         if knob not in names:
-            near = get_close_matches(knob, names, n=1)
             raise KnobError(
                 f"{kind.name} has no knob {knob!r}. "
-                + (f"Did you mean {near[0]!r}? " if near else "")
+                + did_you_mean(knob, names)
                 + f"It has: {', '.join(names) or 'none'}."
             )
     return kind(**(knobs or {}))

@@ -4,6 +4,11 @@ All are `GuardError`, which is a `ValueError`, so `except ValueError` keeps work
 already guard a call of `generate()`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class GuardError(ValueError):
     """Any call that could not be guarded as asked. No guarded call falls back to plain output."""
@@ -47,3 +52,9 @@ class WeightsError(GuardError):
 
 class MissingExtraError(GuardError):
     """An optional dependency is not installed; the message names the command that installs it."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "Did you mean 'x'? " with the known name that is nearest to an unknown one, "" where none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}? " if near else ""

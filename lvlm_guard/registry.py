@@ -7,13 +7,12 @@ imported before a name is asked for, so listing the names costs no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from lvlm_guard.errors import UnknownNameError
+from lvlm_guard.errors import UnknownNameError, did_you_mean
 
 
 class Registry:
@@ -44,10 +43,9 @@ class Registry:
             return self._builtin[name]
         if name in self._found:
             return self._found[name].value
-        near = get_close_matches(name, self.names(), n=1, cutoff=0.5)
         raise UnknownNameError(
             f"No {self.kind} is called {name!r}. "
-            + (f"Did you mean {near[0]!r}? " if near else "")
+            + did_you_mean(name, self.names())
             + f"Known: {', '.join(self.names())}. A {self.kind} from another package must be installed in this "
             f"environment and registered under the entry point {self.group!r}; `lvlm-guard methods` lists them."
         )

@@ -6,8 +6,8 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.figures import said
 from lvlm_guard.evals.rows import Row
@@ -87,11 +87,10 @@ class Rule:
     def _known(self, what: str, name: str, names: Iterable[str]) -> None:
         known = list(dict.fromkeys(names))
         if name not in known:
-            near = get_close_matches(name, known, n=1)
             raise DataError(
-                f"{self.text!r}: no difference has the {what} {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" There are: {', '.join(known) or 'none, since nothing was compared'}."
+                f"{self.text!r}: no difference has the {what} {name!r}. "
+                + did_you_mean(name, known)
+                + f"There are: {', '.join(known) or 'none, since nothing was compared'}."
             )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError, VoidRunError
 from lvlm_guard.evals.saved import Saved
 
@@ -118,11 +118,8 @@ def pairs_of(a: Saved, b: Saved, decoder_a: str | None, decoder_b: str | None) -
 
 def _check_known(name: str, names: Sequence[str], folder: Path) -> None:
     if name not in names:
-        near = get_close_matches(name, names, n=1)
         raise DataError(
-            f"{folder} has no decoder {name!r}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" It has: {', '.join(names)}."
+            f"{folder} has no decoder {name!r}. " + did_you_mean(name, names) + f"It has: {', '.join(names)}."
         )
 
 

@@ -12,11 +12,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from lvlm_guard import __version__, methods
-from lvlm_guard.errors import KnobError, UnknownNameError
+from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders import REFERENCE
 from lvlm_guard.evals.settings import Settings
 
@@ -146,10 +145,9 @@ def _knobs_of(method: str) -> dict[str, Any]:
     if method == REFERENCE:
         return {}
     if method not in methods.REGISTRY.names():
-        near = get_close_matches(method, _methods(), n=1, cutoff=0.5)
         raise UnknownNameError(
             f"No method is called {method!r}. "
-            + (f"Did you mean {near[0]!r}? " if near else "")
+            + did_you_mean(method, _methods())
             + f"Known: {', '.join(_methods())}; {REFERENCE!r} is the plain model. Sampling is asked for by "
             "--gen_kwargs do_sample=True,temperature=1."
         )
@@ -158,10 +156,9 @@ def _knobs_of(method: str) -> dict[str, Any]:
 
 def _unknown(name: str, method: str, knobs: Mapping[str, Any]) -> str:
     known = [*TEXTS, *NUMBERS, *knobs]
-    near = get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.5)
     return (
         f"--model_args has {name!r}, which is no argument of lvlm_guard and no knob of {method!r}. "
-        + (f"Did you mean {near[0]!r}? " if near else "")
+        + did_you_mean(name.rpartition(".")[2], known)
         + f"Arguments: {', '.join([*TEXTS, *NUMBERS])}. Knobs of {method}: {', '.join(knobs) or 'none'}."
     )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
-from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.errors import UnsupportedCallError, did_you_mean
 
 KEYS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "until")
 MOST_TOKENS = 1024  # where a task names no limit; as lmms-eval's own LLaVA
@@ -52,10 +51,9 @@ def read(given: Mapping[str, Any], task: str) -> Generation:
     """
     for name in given:
         if name not in KEYS:
-            near = get_close_matches(name, KEYS, n=1, cutoff=0.5)
             raise UnsupportedCallError(
                 f"Task {task}: the generation argument {name!r} is not understood. "
-                + (f"Did you mean {near[0]!r}? " if near else "")
+                + did_you_mean(name, KEYS)
                 + f"lvlm_guard honours {', '.join(KEYS)}; leave others out of generation_kwargs and --gen_kwargs."
             )
     known = {name: value for name, value in given.items() if value is not None}

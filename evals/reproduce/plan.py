@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
-from lvlm_guard.errors import GuardError
+from lvlm_guard.errors import GuardError, did_you_mean
 from lvlm_guard.evals.decoders import PAPER, Decoder, decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.pope_questions import identify
@@ -135,11 +134,10 @@ def _models(model: str | None) -> list[tuple[str, str]]:
             return [(FAMILIES[kind], model)]
         raise DataError(f"{model} holds a model of the type {kind!r}: the paper's are {', '.join(FAMILIES)}.")
     known = [EMBEDDED, *HUB, *HUB.values()]
-    near = get_close_matches(model, known, n=1)
     raise DataError(
-        f"{model!r} is none of the paper's models, nor a folder of one."
-        + (f" Did you mean {near[0]!r}?" if near else "")
-        + f" Known: {', '.join(known)}."
+        f"{model!r} is none of the paper's models, nor a folder of one. "
+        + did_you_mean(model, known)
+        + f"Known: {', '.join(known)}."
     )
 
 
@@ -150,11 +148,8 @@ def _check_only(only: Sequence[str]) -> None:
     known = [part for parts in _PARTS for part in parts]
     for name in only:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
             raise DataError(
-                f"The grid has no part {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Known: {', '.join(known)}."
+                f"The grid has no part {name!r}. " + did_you_mean(name, known) + f"Known: {', '.join(known)}."
             )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from lvlm_guard.errors import MissingExtraError
+from lvlm_guard.errors import MissingExtraError, did_you_mean
 from lvlm_guard.evals.errors import DataError, RunError
 
 RETRIES = 5  # after the first try; the client waits .5 s to 8 s, or as long as Retry-After says
@@ -82,11 +81,10 @@ class Endpoint:
         """Return a model's name; raises `DataError`, with the nearest, where there is no such model."""
         if name in self.served:
             return name
-        near = get_close_matches(name, self.served, n=1, cutoff=0.4)
         raise DataError(
-            f"{self.url} has no model {name!r}, {what}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" It has: {', '.join(self.served) or 'none'}."
+            f"{self.url} has no model {name!r}, {what}. "
+            + did_you_mean(name, self.served)
+            + f"It has: {', '.join(self.served) or 'none'}."
         )
 
     def reason(self, error: Exception) -> str:

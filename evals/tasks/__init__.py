@@ -7,6 +7,7 @@ of lmms-eval (`stock`). Other packages register theirs under the entry point `lv
 - `world`: the embedded world; no network, no files.
 - `pope_files`: POPE's question files (COCO, A-OKVQA, GQA, or one's own) over a folder of pictures.
 - `chair_coco`: captions of COCO val2014.
+- `mme_files`: MME's hallucination subset, from the authors' files.
 - `stock`: any task of lmms-eval.
 """
 
@@ -27,6 +28,7 @@ REGISTRY = Registry(
         "pope_gqa": "lvlm_guard.evals.tasks.pope_files:pope_gqa",
         "pope": "lvlm_guard.evals.tasks.pope_files:pope",
         "chair": "lvlm_guard.evals.tasks.chair_coco:chair",
+        "mme_hallucination": "lvlm_guard.evals.tasks.mme_files:mme_hallucination",
     },
 )
 """Name -> `Callable[[Settings], list[EvalTask]]`."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.errors import MissingExtraError, UnknownNameError
+from lvlm_guard.errors import MissingExtraError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.lmms.registered import INSTALL
 from lvlm_guard.evals.lmms.requests import REFUSED
@@ -43,7 +43,7 @@ def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
         _needs_spacy(name)
     manager = _manager(name, include, own)
     try:
-        with _quiet():
+        with quiet():
             loaded = _flat(manager.load_task_or_group([name], task_type="chat"))
     except ModuleNotFoundError as error:
         raise DataError(
@@ -140,10 +140,9 @@ def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
     manager = _index(include, True) if known else None
     if manager is None or name not in manager.all_tasks:
         names = [*own, *stock_names(), *(local.all_tasks if local else ())]
-        near = get_close_matches(name, names, n=1, cutoff=0.5)
         raise UnknownNameError(
             f"No task is called {name!r}, neither here nor in lmms-eval. "
-            + (f"Did you mean {near[0]!r}? " if near else "")
+            + did_you_mean(name, names)
             + f"Here: {', '.join(own)}. There: `lmms-eval tasks` lists them."
             + ("" if include else " Tasks of your own need --include-path FOLDER.")
         )
@@ -163,7 +162,7 @@ def _index(include: tuple[str, ...], stock: bool) -> Any:
         from lmms_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingExtraError(f"lmms-eval can't be imported ({error}). Install it: {INSTALL}.") from error
-    with _quiet():
+    with quiet():
         return TaskManager(include_path=list(include) or None, include_defaults=stock, model_name="lvlm_guard")
 
 
@@ -191,8 +190,8 @@ def _no_data(name: str, error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lmms-eval's log of its 1,900 tasks off the terminal."""
+def quiet() -> Iterator[None]:
+    """Keep lmms-eval's log off the terminal: it tells of its 1,900 tasks, and of each one that is scored."""
     from loguru import logger
 
     logger.disable("lmms_eval")

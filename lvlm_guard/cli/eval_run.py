@@ -26,7 +26,7 @@ def run(
         str,
         typer.Option(
             help="Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), "
-            "chair, or a task of lmms-eval (mme, pope_adv, ...)."
+            "chair, mme_hallucination, or a task of lmms-eval (mme, pope_adv, ...)."
         ),
     ] = WORLD_TASKS,
     out_: Annotated[Path, typer.Option("--out", help="Folder; a run goes on where it stopped.")] = Path("eval-out"),

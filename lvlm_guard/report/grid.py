@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from lvlm_guard.report.colour import ramp
 from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.plots import titled
 from lvlm_guard.report.tables import number
 
 CELL, LINE, LEFT, TOP, FOOT, MARGIN = 92, 46, 84, 8, 48, 12  # units of the drawing
@@ -91,12 +92,7 @@ def value_grid(
         aria_label=title,
         class_="cells",
     )
-    return tag(
-        "figure",
-        tag("div", title, class_="figure-title"),
-        tag("div", picture, class_="scroll"),
-        class_="plot",
-    )
+    return titled(title, picture)
 
 
 def _place(value: float | None, low: float, high: float, less_is_better: bool) -> float:

@@ -92,12 +92,7 @@ def dot_plot(
         aria_label=title,
         class_="dots",
     )
-    return tag(
-        "figure",
-        tag("div", title, class_="figure-title"),
-        tag("div", picture, class_="scroll"),
-        class_="plot",
-    )
+    return titled(title, picture)
 
 
 def _spoken(item: Interval, digits: int, signed: bool) -> str:
@@ -106,6 +101,16 @@ def _spoken(item: Interval, digits: int, signed: bool) -> str:
         low, high = (number(end, digits, signed=signed) for end in (item.low, item.high))
         said += f", 95 % interval {low} to {high}"
     return said
+
+
+def titled(title: str, picture: Html) -> Html:
+    """Return a drawing under its title; one that is too wide for the page can be scrolled."""
+    return tag(
+        "figure",
+        tag("div", title, class_="figure-title"),
+        tag("div", picture, class_="scroll"),
+        class_="plot",
+    )
 
 
 def ticks_over(low: float, high: float, aim: int = 5) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.report.html import Html, tag
-from lvlm_guard.report.plots import tick_text, ticks_over
+from lvlm_guard.report.plots import tick_text, ticks_over, titled
 from lvlm_guard.report.tables import number
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 400, 64, 20, 14, 50  # units of the drawing
@@ -102,12 +102,7 @@ def scatter(
         aria_label=title,
         class_="dots",
     )
-    return tag(
-        "figure",
-        tag("div", title, class_="figure-title"),
-        tag("div", picture, class_="scroll"),
-        class_="plot",
-    )
+    return titled(title, picture)
 
 
 def _name(label: str, cx: float, cy: float, taken: list[Box], kind: str = "name") -> Html:
