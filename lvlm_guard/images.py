@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from lvlm_guard.errors import ImageError
 
@@ -31,6 +34,7 @@ MAX_PIXELS = 128_000_000
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any]"
 
+_LENIENT = Lock()  # held while Pillow is made strict
 _NOTES = "lvlm_guard"  # key of a picture's `info` under which notes are kept
 _STARTS_PROGRAMS = frozenset({"EPS", "WMF"})
 _WIDE_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -75,7 +79,8 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
     name = str(getattr(image, "filename", "") or "the picture")
     _check_size(image, name, max_pixels)
     try:
-        image.load()
+        with _whole():
+            image.load()
         upright = _upright(image)
         flat, notes = _flattened(upright)
     except ImageError:
@@ -97,6 +102,23 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
     if notes:
         flat.info[_NOTES] = notes
     return flat
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Refuse files that were cut short, also where a library has told Pillow to fill them up with grey.
+
+    lmms-eval does so for the whole process as soon as it is imported.
+    """
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        yield
+        return
+    with _LENIENT:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
 def notes(image: Image.Image) -> list[str]:
@@ -175,7 +197,8 @@ def _read(file: Path | IO[bytes], name: str, max_pixels: int | None) -> Image.Im
     Image.init()
     formats = [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS]
     try:
-        image = Image.open(file, formats=formats)
+        with _whole():
+            image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name} has more pixels than Pillow decodes ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}); the limit here is "

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lvlm_guard.errors import ImageError
 from lvlm_guard.images import as_rgb, from_array, load_image, notes
@@ -213,6 +213,18 @@ def test_a_file_cut_short_is_refused_and_never_a_foreign_error(kind: str, share:
     noise.save(whole, kind)
     with pytest.raises(ImageError, match=r"damaged|no picture"):
         load_image(whole.getvalue()[: int(share * len(whole.getvalue()))])
+
+
+def test_a_file_cut_short_is_refused_where_another_package_has_made_pillow_lenient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(whole, "JPEG")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as `import lmms_eval` does
+    Image.open(io.BytesIO(whole.getvalue()[:900])).load()
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(whole.getvalue()[:900])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

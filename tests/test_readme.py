@@ -34,6 +34,7 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path):
     run([sys.executable, "-c", code], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_shell_commands_of_the_readme_run(tmp_path):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines() if line.strip()]

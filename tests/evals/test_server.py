@@ -431,7 +431,7 @@ VOIDS: list[tuple[str, Any, str]] = [
     ("refused", status(400), "1 of 12 answers failed .*answered 400: .*out of order"),
     ("empty", choice(message={"role": "assistant", "content": ""}), "1 of 12 answers are empty"),
     ("null", choice(message={"role": "assistant", "content": None}), "1 of 12 answers are empty"),
-    ("cut", choice(finish_reason="length"), "1 of 12 answers are cut at the limit of 4 tokens"),
+    ("cut", choice(finish_reason="length"), "1 of 12 answers are cut at the limit of 64 tokens"),
 ]
 
 
