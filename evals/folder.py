@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.evals.decoders import Decoder
 from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
 from lvlm_guard.evals.items import EvalTask
 from lvlm_guard.evals.prepared import weights_of
@@ -77,24 +76,24 @@ def begin(
     return note
 
 
-def with_decoders(folder: Path, begun: dict[str, Any], decoders: Sequence[Decoder]) -> dict[str, Any]:
-    """Note the decoders of a run too; returns the note.
+def with_answering(folder: Path, begun: dict[str, Any], answering: dict[str, Any]) -> dict[str, Any]:
+    """Note who answers too, which is known once the model is loaded or the server was asked; returns the note.
 
-    They follow from the settings, but those of a server also from how it was started.
+    It follows from the settings, but for what a hub's model has become since, or with which knobs a server was started.
 
     Raises:
         DataError: the earlier part of the run was answered by others.
     """
-    described = json.loads(json.dumps([decoder.describe() for decoder in decoders], default=str))
-    before = begun.get("decoders")
+    before = begun.get("answering")
     if before is None:
-        begun = begun | {"decoders": described}
+        begun = begun | {"answering": answering}
         write_begun(folder, begun)
-    elif before != described:
-        differing = [d["name"] for d in described if d not in before] or [d["name"] for d in before]
+    elif before != answering:
+        differing = ", ".join(k for k in {**before, **answering} if before.get(k) != answering.get(k))
         raise DataError(
-            f"The answers in {folder} were made with other knobs of {', '.join(differing)} than now, as by a server "
-            "that was started anew with others. Start it as before, give another --out, or --start-over to drop them."
+            f"The answers in {folder} were made with other {differing} than now, as by a server that was started anew "
+            "with other knobs, or by a model that has changed on the hub. Bring it back (--revision), give another "
+            "--out, or --start-over to drop them."
         )
     return begun
 

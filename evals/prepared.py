@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Prepared:
         answerer: who answers.
         matcher: version of the matcher; "" where there is none.
         flags: sentences for the report, of what this way of asking leaves out.
+        where: device, number format and, of a hub's model, the commit of its weights.
     """
 
     settings: Settings
@@ -38,6 +40,13 @@ class Prepared:
     answerer: Answerer
     matcher: str = ""
     flags: list[str] = field(default_factory=list)
+    where: dict[str, str] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return who answers, as JSON data: another model, matcher or decoder is another run."""
+        made = {"decoders": [d.describe() for d in self.decoders], "matcher": self.matcher, **self.where}
+        told: dict[str, Any] = json.loads(json.dumps(made, default=str))
+        return told
 
     def asked(self) -> list[Asked]:
         """Return each task with its decoders; the matcher alone answers yes/no questions only."""
@@ -78,7 +87,17 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
     if matcher is not None:
         decoders = decoders_of(settings, matcher, objects)
     asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution)
-    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "")
+    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", where=_where(model))
+
+
+def _where(model: Any) -> dict[str, str]:
+    found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    if model.device.type == "cuda":
+        import torch
+
+        found["device_name"] = torch.cuda.get_device_name(model.device)
+    commit = getattr(model.config, "_commit_hash", None)
+    return found | ({"weights_commit": commit} if commit else {})
 
 
 def _matcher(model: Any, decoders: Sequence[Decoder]) -> Matcher | None:

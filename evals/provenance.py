@@ -28,10 +28,13 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_digest(folders: Iterable[Path]) -> str:
-    """Return a digest of the safetensors in some folders."""
+def weights_digest(folders: Iterable[Path]) -> str | None:
+    """Return a digest of the safetensors in some folders; None where there are none, as for a server or a hub id."""
+    paths = sorted(path for folder in folders for path in folder.glob("*.safetensors"))
+    if not paths:
+        return None
     digest = sha256()
-    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
+    for path in paths:
         with path.open("rb") as file:
             while piece := file.read(1 << 24):
                 digest.update(piece)
@@ -55,7 +58,7 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def environment(device: Any = None) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return versions and machine, as they stand in `run.json`."""
     found: dict[str, Any] = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -64,7 +67,5 @@ def environment(device: Any = None) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    if device is not None:
-        found["device"] = str(device)
     found["commit"] = commit()
     return found

@@ -21,7 +21,7 @@ from lvlm_guard.evals.costs import cost_rows, work_rows
 from lvlm_guard.evals.crew import Crew, usual_workers
 from lvlm_guard.evals.decoders import REFERENCE, compared
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.folder import alone, begin, with_decoders, write_begun
+from lvlm_guard.evals.folder import alone, begin, with_answering, write_begun
 from lvlm_guard.evals.items import EvalTask
 from lvlm_guard.evals.prepared import Prepared, prepare_run
 from lvlm_guard.evals.progress import Meter
@@ -95,7 +95,7 @@ def run(
         clock = time.monotonic()
         with _one_thread(helpers), Crew(settings, helpers) if helpers > 1 else nullcontext() as crew:
             prepared = prepare_run(settings, tasks)
-            begun = with_decoders(folder, begun, prepared.decoders)
+            begun = with_answering(folder, begun, prepared.describe())
             answers = Answers(folder / "answers", prepared.asked(), settings.batch)
             try:
                 _ask(prepared, answers, crew, helpers, echo, bar)
@@ -194,7 +194,7 @@ def _score(
         "settings": settings.to_dict(),
         "decoders": decoders,
         "tasks": tasks,
-        "environment": environment() | {"matcher": prepared.matcher},
+        "environment": environment() | {"matcher": prepared.matcher} | prepared.where,
         "code": begun["code"],
         "weights": begun["weights"],
         "reference": REFERENCE,

@@ -108,6 +108,18 @@ def test_answers_of_another_run_are_neither_mixed_in_nor_lost(first, tmp_path):
     assert [d["name"] for d in again.run["decoders"]] == ["greedy", "vote"]
 
 
+def test_a_run_does_not_go_on_with_another_matcher_or_a_server_with_other_knobs(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first.folder, copy)
+    begun = json.loads((copy / "begun.json").read_text())
+    begun["answering"]["matcher"] = "another"
+    begun["answering"]["decoders"][4]["knobs"]["alpha"] = 3.0
+    (copy / "begun.json").write_text(json.dumps(begun))
+    with pytest.raises(DataError, match="made with other decoders, matcher than now.*--start-over"):
+        quiet(SETTINGS, copy)
+    assert lasting(copy) == lasting(first.folder)
+
+
 def test_two_processes_do_not_write_one_run(tmp_path):
     holder = subprocess.Popen(
         [
