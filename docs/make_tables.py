@@ -2,9 +2,10 @@
 
     lvlm-guard demo --json > docs/results/demo.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
+    OMP_NUM_THREADS=1 lvlm-guard eval overhead --json > docs/results/overhead.json
     python docs/make_tables.py
 
-A test fails when README.md and docs/results differ.
+A test fails when a page and docs/results differ.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "researcher.md")
 ABOUT = {
     "greedy": "plain, greedy",
     "sample": "plain, sampled",
@@ -126,9 +128,20 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def overhead_table(result: dict[str, Any]) -> str:
+    """Return the table of what the harness costs: medians of its time over a bare loop's."""
+    found = {(r["task"], r["method"], r["batch"]): r for r in result["rows"] if r["metric"] == "harness_ratio"}
+    lines = ["| task | decoder | at once | harness / bare loop |", "|---|---|---|---|"]
+    for (task, method, batch), row_ in found.items():
+        share = f"{row_['value']:.3f} [{row_['low']:.3f}, {row_['high']:.3f}], n = {row_['n']}"
+        lines.append(f"| {task} | {method} | {batch} | {share} |")
+    lines += ["", f"`OMP_NUM_THREADS=1 lvlm-guard eval overhead` on {machine(result['environment'])}."]
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """Return a text whose marked places hold the tables of docs/results."""
-    for name, make in (("demo", demo_table), ("bench", bench_table)):
+    for name, make in (("demo", demo_table), ("bench", bench_table), ("overhead", overhead_table)):
         table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
         place = rf"(<!-- {name} table: docs/make_tables.py -->\n).*?(<!-- end -->)"
         text = re.sub(place, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
@@ -136,5 +149,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
