@@ -1,0 +1,42 @@
+"""What can go wrong in the server, one class a kind; all are `GuardError`s."""
+
+from __future__ import annotations
+
+from lvlm_guard.errors import GuardError
+
+
+class ServeError(GuardError):
+    """The server can't be started, or one of its parts can't do its work."""
+
+
+class WireError(ServeError):
+    """A mask or scores on the wire are damaged, too large, or of another kind."""
+
+
+class MaskdError(ServeError):
+    """The matcher service gave no mask or no scores.
+
+    Args:
+        message: what is wrong and what to do.
+        retry_after: seconds after which asking again may help; None where it would fail again.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Refused(ServeError):
+    """A request that is not answered.
+
+    Args:
+        status: of the HTTP answer, 400 to 599.
+        message: what is wrong, why, and what to do; the client sees it.
+        retry_after: seconds after which asking again may help, sent as `Retry-After`.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
