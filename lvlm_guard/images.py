@@ -81,6 +81,8 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
     try:
         with _whole():
             image.load()
+        animated = bool(getattr(image, "is_animated", False))
+        frames = int(getattr(image, "n_frames", 1))  # looks for the others' headers, which may be damaged
         upright = _upright(image)
         flat, notes = _flattened(upright)
     except ImageError:
@@ -93,8 +95,8 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
         raise _corrupt(name, error) from error
     # an MPO's second frame is a phone's depth map or thumbnail, not an animation
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        frame, frames = image.tell() + 1, getattr(image, "n_frames", 1)
+    if animated and image.format != "MPO":
+        frame = image.tell() + 1
         notes = [f"{'the first' if frame == 1 else f'number {frame}'} of {frames} frames alone is used", *notes]
         flat = flat.copy()
     if flat is not image:

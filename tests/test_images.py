@@ -227,6 +227,15 @@ def test_a_file_cut_short_is_refused_where_another_package_has_made_pillow_lenie
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
+def test_a_picture_whose_further_frames_are_damaged_is_refused() -> None:
+    whole = io.BytesIO()
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(whole, "TIFF")
+    body = bytearray(whole.getvalue())
+    body[130] ^= 1  # the place of a second frame that is not there
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(bytes(body))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(st.data())
 def test_a_file_with_flipped_bytes_is_read_or_refused_and_never_a_foreign_error(data: st.DataObject) -> None:

@@ -26,9 +26,11 @@ NOTHING: frozenset[str] = frozenset()
 HARD = "\n"  # what a special token reads as: no name goes across it
 BROKEN = "\ufffd"  # what decoders give for bytes of an unfinished character
 
+FAR = 64
+"""Tokens looked back for the start of a name."""
+
 _JOIN = re.compile(r"[ \t\u00a0\u2010\u2011-]+")
 _SAMPLE = 512  # pieces looked at to learn whether a tokenizer has any that goes on a word
-_FAR = 64  # tokens looked back for the start of a name
 _REMEMBERED = 1 << 18  # answers kept of "what does this piece name after that text"
 
 
@@ -148,7 +150,7 @@ class ClaimFinder:
     def _tail(self, prefix: Sequence[int]) -> list[int]:
         """Return the last tokens, as many as can hold the words of a name that is not finished."""
         text, start = "", len(prefix)
-        while start > max(0, len(prefix) - _FAR):
+        while start > max(0, len(prefix) - FAR):
             start -= 1
             text = self._pieces[prefix[start]] + text
             if HARD in text or len(WORD.findall(text.replace(BROKEN, "x"))) > self._most:

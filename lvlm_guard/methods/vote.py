@@ -20,6 +20,7 @@ as its matcher, no better; what a matcher can't do is write.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -134,11 +135,7 @@ class Vote(Constrained):
             assembled = complement(assembled, self.other(step, branches, step.logits), self.alpha)
         if self.lam > 0:
             votes = self._votes(step, keep)
-            if votes:
-                rows, tokens, odds = (list(column) for column in zip(*votes, strict=True))
-                added = torch.tensor(odds, dtype=assembled.dtype, device=assembled.device)
-                assembled = assembled.clone()
-                assembled[rows, tokens] += self.lam * added
+            assembled = voted(assembled, [(row, token, self.lam * odds) for row, token, odds in votes])
         return cut(assembled, step.logits, keep)
 
     def _votes(self, step: Step, keep: Tensor) -> list[tuple[int, int, float]]:
@@ -146,7 +143,7 @@ class Vote(Constrained):
         ballot: _Ballot | None = step.call.memory.get("vote")
         if ballot is None:
             ballot = step.call.memory["vote"] = _Ballot(self, step.call)
-        survivors = _undecided(keep)
+        survivors = undecided(keep)
         named: dict[tuple[int, int], list[str]] = {}
         for row, tokens in survivors.items():
             for token, claims in ballot.claims(step.request[row], step.prefix(row), tokens).items():
@@ -158,13 +155,12 @@ class Vote(Constrained):
             request = step.request[row]
             best = max(claims, key=lambda claim: ballot.support[request, claim])
             step.claims.setdefault(row, {})[token] = best
-            p = min(max(ballot.support[request, best], CLIP), 1 - CLIP)
-            votes.append((row, token, math.log(p) - math.log1p(-p)))
+            votes.append((row, token, log_odds(ballot.support[request, best])))
         step.call.trace.claims += len(votes)
         return votes
 
 
-def _undecided(keep: Tensor) -> dict[int, list[int]]:
+def undecided(keep: Tensor) -> dict[int, list[int]]:
     """Return the survivors of each row that has two or more; keep [R, V]."""
     found: dict[int, list[int]] = {}
     for row, token in (keep & (keep.sum(-1, keepdim=True) > 1)).nonzero().tolist():
@@ -172,8 +168,25 @@ def _undecided(keep: Tensor) -> dict[int, list[int]]:
     return found
 
 
+def log_odds(p: float) -> float:
+    """Return how much a probability votes for, in nats, once clipped."""
+    p = min(max(p, CLIP), 1 - CLIP)
+    return math.log(p) - math.log1p(-p)
+
+
+def voted(logits: Tensor, votes: Sequence[tuple[int, int, float]]) -> Tensor:
+    """Return logits [R, V] with weighted votes added, each (row, token, nats) once."""
+    if not votes:
+        return logits
+    rows, tokens, nats = (list(column) for column in zip(*votes, strict=True))
+    counted = logits.clone()
+    counted[rows, tokens] += torch.tensor(nats, dtype=logits.dtype, device=logits.device)
+    return counted
+
+
 @lru_cache(maxsize=4096)
-def _claim(template: str, name: str) -> str:
+def claim_about(name: str, template: str) -> str:
+    """Return the claim that the picture holds an object."""
     return template.format(article=article(name), object=name)
 
 
@@ -211,7 +224,7 @@ class _Ballot:
         if yes is not None:
             return {token: [yes] for token in self._yes_finder.reachable(prefix, tokens)}
         return {
-            token: [_claim(self.vote.template, name) for name in sorted(names)]
+            token: [claim_about(name, self.vote.template) for name in sorted(names)]
             for token, names in self._finder.reachable(prefix, tokens).items()
         }
 
@@ -219,7 +232,7 @@ class _Ballot:
         """Ask the matcher for what is not known yet, all requests in one batch."""
         if self.vote.prefetch:
             free = {request for request, _ in asked if self._yes[request] is None}
-            asked = asked | {(request, _claim(self.vote.template, name)) for request in free for name in self._names}
+            asked = asked | {(request, claim_about(name, self.vote.template)) for request in free for name in self._names}
         missing = sorted(asked - self.support.keys())
         pairs = [(pair, image) for pair in missing for image in self._pictures[pair[0]]]
         if not pairs:
