@@ -232,7 +232,9 @@ class _Ballot:
         """Ask the matcher for what is not known yet, all requests in one batch."""
         if self.vote.prefetch:
             free = {request for request, _ in asked if self._yes[request] is None}
-            asked = asked | {(request, claim_about(name, self.vote.template)) for request in free for name in self._names}
+            asked = asked | {
+                (request, claim_about(name, self.vote.template)) for request in free for name in self._names
+            }
         missing = sorted(asked - self.support.keys())
         pairs = [(pair, image) for pair in missing for image in self._pictures[pair[0]]]
         if not pairs:

@@ -1,0 +1,156 @@
+"""What a request that `vote` guards carries: its knobs, and how far the picture supports each claim.
+
+    vllm_xargs = {"guard": "vote", "guard_scores": <text>, "guard_lam": 1.0, "guard_beta": 0.1}
+
+The scores are of the claims that `claims_of(question)` names: the question itself where it wants yes or no, else
+one claim about each object of the served vocabulary. All of them or none: with one missing, the tokens of that
+object would pass unvoted under the guard's name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
+from lvlm_guard.matching import Vocabulary
+from lvlm_guard.matching.questions import yes_no_claim
+from lvlm_guard.methods import REGISTRY
+from lvlm_guard.methods.vote import Vote, claim_about, log_odds
+from lvlm_guard.serve.errors import ServeError, WireError
+from lvlm_guard.serve.wire import MOST_SCORES, unpack_scores
+
+OBJECTS = "LVLM_GUARD_OBJECTS"
+"""Environment variable that names what is voted on in free text, for all processes of a server: "coco" (the
+default) or the path of a list, as `Vocabulary.of` reads it."""
+
+LEAST_BETA = 1e-3
+"""Lower cuts keep so many tokens that looking each up would hold up every other request of the step."""
+
+MOST_LAM = 1e3
+"""Larger weights could push a vote beyond what rejected tokens are pushed down by."""
+
+_ARGUMENTS = ("guard", "guard_beta", "guard_lam", "guard_scores")
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """How one request is voted on.
+
+    Args:
+        lam: weight of the votes.
+        beta: plausibility cut.
+        odds: object -> log-odds (nats) that the picture holds it; empty where the question is the claim.
+        yes: log-odds of the question, for the tokens that start "yes"; None in free text.
+    """
+
+    lam: float
+    beta: float
+    odds: Mapping[str, float]
+    yes: float | None
+
+
+def served_vocabulary() -> Vocabulary:
+    """Return the objects that this server votes on, by the environment variable `OBJECTS`.
+
+    Raises:
+        KnobError: the list can't be read.
+        ServeError: it has a single object, or more than a request can carry.
+    """
+    return _vocabulary(os.environ.get(OBJECTS) or "coco")
+
+
+def claims_of(question: str) -> tuple[str, ...]:
+    """Return what the matcher must score before a question is answered: the claims of `guard_scores`.
+
+    Args:
+        question: the last user turn's text.
+    """
+    asked = yes_no_claim(question)
+    return (asked,) if asked is not None else tuple(_claims(served_vocabulary()))
+
+
+def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
+    """Return the ballot of a request, None where it is plain or another method guards it.
+
+    Args:
+        arguments: its `vllm_xargs`, `SamplingParams.extra_args` in the engine.
+
+    Raises:
+        GuardError: an argument of the guard is unknown, missing or out of range.
+    """
+    given = {name: value for name, value in (arguments or {}).items() if name.startswith("guard")}
+    if not given:
+        return None
+    method = given.get("guard")
+    if method is None:
+        raise KnobError(f"{min(given)} comes without guard: name the method, such as guard='vote'.")
+    if method not in REGISTRY.names():
+        raise UnknownNameError(
+            f"There is no guard {method!r}. {did_you_mean(str(method), REGISTRY.names())}"
+            f"Known: {', '.join(REGISTRY.names())}."
+        )
+    if method != Vote.name:
+        return None
+    for name in given:
+        if name not in _ARGUMENTS:
+            raise KnobError(f"vote has no argument {name!r}. {did_you_mean(name, _ARGUMENTS)}")
+    lam, beta = _number(given, "guard_lam", Vote.lam), _number(given, "guard_beta", Vote.beta)
+    check_alpha(lam, "guard_lam")
+    check_beta(beta)
+    if lam > MOST_LAM or beta < LEAST_BETA:
+        raise KnobError(
+            f"guard_lam is {lam:g} and guard_beta {beta:g}: a server takes lam up to {MOST_LAM:g}, and beta from "
+            f"{LEAST_BETA:g}. The defaults are {Vote.lam:g} and {Vote.beta:g}."
+        )
+    if "guard_scores" not in given:
+        raise WireError("guard='vote' comes without guard_scores, so nobody votes: ask the matcher service for them.")
+    return _read(unpack_scores(given["guard_scores"]), lam, beta)
+
+
+def _read(scores: Mapping[str, float], lam: float, beta: float) -> Ballot:
+    claims = _claims(served_vocabulary())
+    if scores.keys() == claims.keys():
+        return Ballot(lam, beta, {claims[claim]: log_odds(p) for claim, p in scores.items()}, None)
+    if len(scores) == 1:
+        ((claim, p),) = scores.items()
+        if yes_no_claim(claim) == claim:
+            return Ballot(lam, beta, {}, log_odds(p))
+    missing, foreign = claims.keys() - scores.keys(), scores.keys() - claims.keys()
+    raise WireError(
+        f"guard_scores are of {len(scores)} claims, which are neither a yes/no question nor the server's vocabulary "
+        f"({len(claims)} objects{f'; missing {min(missing)!r}' if missing else ''}"
+        f"{f'; foreign {min(foreign)!r}' if foreign else ''}). Score what `claims_of` names, and give {OBJECTS} the "
+        "same value in all processes."
+    )
+
+
+def _number(given: Mapping[str, Any], name: str, default: float) -> float:
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise KnobError(f"{name} is {value!r}: give a number.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise KnobError(f"{name} is too large: give a number such as {default:g}.") from None
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(objects: str) -> Vocabulary:
+    vocabulary = Vocabulary.of(objects)
+    if not 2 <= len(vocabulary.names) <= MOST_SCORES:
+        # the claim about a single object would look like a yes/no question about it
+        raise ServeError(
+            f"{OBJECTS}={objects!r} lists {len(vocabulary.names):,} objects: a server votes on 2 to {MOST_SCORES:,}."
+        )
+    return vocabulary
+
+
+@lru_cache(maxsize=4)
+def _claims(vocabulary: Vocabulary) -> dict[str, str]:
+    """Return claim -> object, in the vocabulary's order."""
+    return {claim_about(name, Vote.template): name for name in vocabulary.names}

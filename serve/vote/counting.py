@@ -1,0 +1,92 @@
+"""One step of `vote` over a batch: which rows are undecided, what their survivors name, and the votes.
+
+The same rule as `lvlm_guard.methods.Vote` (its functions, and the same trie), with the scores given by each
+request instead of asked from a matcher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import cut, plausible
+from lvlm_guard.errors import LogitsError
+from lvlm_guard.matching.claims import finder_of
+from lvlm_guard.matching.questions import YES
+from lvlm_guard.methods.vote import undecided, voted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lvlm_guard.matching import Vocabulary
+    from lvlm_guard.serve.vote.ballot import Ballot
+
+Prefixes = Callable[[Sequence[int]], Sequence[Sequence[int]]]
+"""Rows -> the last tokens of each row's answer so far, `lvlm_guard.matching.claims.FAR` or all of them."""
+
+
+class Counting:
+    """Votes on the rows of a step.
+
+    Args:
+        tokenizer: of the model that writes the answers.
+        vocabulary: what free text is voted on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+        self._objects = finder_of(tokenizer, vocabulary)
+        self._yes = finder_of(tokenizer, YES)
+
+    def __call__(self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes) -> Tensor:
+        """Return the logits with the guarded rows assembled, in place.
+
+        Tokens at -inf (forbidden by a grammar, a list of allowed ids) are never among the survivors and stay
+        forbidden. A row with nothing allowed is left as it is.
+
+        Args:
+            logits: [R, V], float32.
+            ballots: row -> ballot, for guarded rows alone.
+            prefixes: gives answers so far; called with undecided rows only.
+
+        Raises:
+            LogitsError: a guarded row holds NaN or +inf.
+        """
+        groups: dict[float, list[int]] = {}
+        for row, ballot in ballots.items():
+            groups.setdefault(ballot.beta, []).append(row)
+        for beta, rows in groups.items():
+            try:
+                self._count(logits, beta, rows, ballots, prefixes)
+            except LogitsError:
+                # clients can forbid everything, by allowed ids and bad words; that must not stop the others
+                best = logits[rows].amax(-1).tolist()
+                rows = [row for row, top in zip(rows, best, strict=True) if top != -math.inf]
+                if rows:
+                    self._count(logits, beta, rows, ballots, prefixes)
+        return logits
+
+    def _count(
+        self, logits: Tensor, beta: float, rows: list[int], ballots: Mapping[int, Ballot], prefixes: Prefixes
+    ) -> None:
+        index = torch.tensor(rows, device=logits.device)
+        plain = logits[index]
+        keep = plausible(plain, beta)
+        survivors = {i: tokens for i, tokens in undecided(keep).items() if ballots[rows[i]].lam > 0}
+        votes = []
+        if survivors:
+            answers = prefixes([rows[i] for i in survivors])
+            for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
+                ballot = ballots[rows[i]]
+                votes += [(i, token, ballot.lam * odds) for token, odds in self._odds(ballot, answer, tokens)]
+        logits[index] = cut(voted(plain, votes), plain, keep)
+
+    def _odds(self, ballot: Ballot, answer: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, float]]:
+        """Return the log-odds of each token's claim; of several claims the one with the most support."""
+        if ballot.yes is not None:
+            return [(token, ballot.yes) for token in self._yes.reachable(answer, tokens)]
+        named = self._objects.reachable(answer, tokens)
+        return [(token, max(ballot.odds[name] for name in names)) for token, names in named.items()]
