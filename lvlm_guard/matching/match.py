@@ -112,12 +112,17 @@ def squash(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def local_view(image: Image.Image, match: Match, frame: Frame = "squashed") -> Image.Image:
-    """Paint black what does not matter to the text.
+    """Paint black what does not matter to the text: `painted` with the match's mask."""
+    return painted(image, match.keep.cpu().numpy(), frame)
+
+
+def painted(image: Image.Image, keep: NDArray[np.bool_], frame: Frame = "squashed") -> Image.Image:
+    """Paint black what a mask does not keep.
 
     Args:
         image: the picture that was matched.
-        match: its match.
-        frame: "squashed" gives a picture of the map's size (384 x 384 for BLIP), as AGLA's release does; "original"
+        keep: its mask, [h, w].
+        frame: "squashed" gives a picture of the mask's size (384 x 384 for BLIP), as AGLA's release does; "original"
             keeps the picture's own size and shape and enlarges the mask to it, nearest pixel.
 
     Returns:
@@ -128,7 +133,6 @@ def local_view(image: Image.Image, match: Match, frame: Frame = "squashed") -> I
     """
     if frame not in ("squashed", "original"):
         raise KnobError(f"frame is {frame!r}: give 'squashed' (the matcher's square) or 'original' (its shape).")
-    keep: NDArray[np.bool_] = match.keep.cpu().numpy()
     height, width = keep.shape
     if frame == "squashed":
         base = squash(image, width, height)

@@ -1,0 +1,95 @@
+"""What a request carries to the engine: which method, its knobs, and what its second view is.
+
+    vllm_xargs            {"guard": "agla", "guard_alpha": 2.0, "guard_beta": 0.5}
+    mm_processor_kwargs   {"guard_mask": text} for AGLA (a list of texts for several pictures),
+                          {"guard_noise": {"step": 500, "seed": 0}} for VCD
+
+The front is their only author. Nothing here needs vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lvlm_guard.engine.method import Method
+from lvlm_guard.errors import did_you_mean
+from lvlm_guard.methods.agla import AGLA
+from lvlm_guard.methods.apc import APC
+from lvlm_guard.methods.vcd import VCD
+from lvlm_guard.serve.errors import ServeError
+
+GUARD = "guard"
+MASK, NOISE = "guard_mask", "guard_noise"
+TWIN: dict[str, type[Method]] = {"agla": AGLA, "vcd": VCD, "apc": APC}
+"""The methods of the twin engine."""
+
+OTHERS = ("vote",)
+"""Methods of a logits processor of their own, which the twin engine passes by."""
+
+_ARGUMENTS = {
+    "agla": ("guard_alpha", "guard_beta"),
+    "vcd": ("guard_alpha", "guard_beta"),
+    "apc": ("guard_beta",),
+}
+
+
+def method_of(extra: Mapping[str, Any] | None) -> Method | None:
+    """Return the twin engine's method that a request asks for, None for a plain one or another engine's.
+
+    Args:
+        extra: `SamplingParams.extra_args`.
+
+    Raises:
+        ServeError: the method is unknown, or an argument is not one of its knobs.
+        KnobError: a knob is out of range.
+    """
+    given = {name: value for name, value in (extra or {}).items() if name.startswith(GUARD)}
+    if (name := given.pop(GUARD, None)) in OTHERS:
+        return None
+    if name is None:
+        if given:
+            raise ServeError(f"{min(given)} without {GUARD!r}: say which method it is for.")
+        return None
+    if name not in TWIN:
+        known = [*TWIN, *OTHERS]
+        raise ServeError(f"No guard is called {name!r}. {did_you_mean(str(name), known)}Known: {', '.join(known)}.")
+    knobs = {}
+    for argument, value in given.items():
+        if argument not in _ARGUMENTS[name]:
+            raise ServeError(f"{argument} is no knob of {name}. It has: {', '.join(_ARGUMENTS[name])}.")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ServeError(f"{argument} is {value!r}: give a number.")
+        knobs[argument.removeprefix(f"{GUARD}_")] = float(value)
+    return TWIN[name](**knobs)
+
+
+def request_arguments(method: Method) -> dict[str, str | float]:
+    """Return what `vllm_xargs` says of a method: the inverse of `method_of`.
+
+    Raises:
+        ServeError: the method, or its mode, is none of the twin engine's.
+    """
+    if method.name not in TWIN:
+        raise ServeError(f"The twin engine has no method {method.name!r}; it has {', '.join(TWIN)}.")
+    if getattr(method, "mode", "paper") != "paper":
+        raise ServeError(f"{method.name} with mode={method.mode!r} can't be served: leave mode out.")  # type: ignore[attr-defined]
+    knobs = {name: getattr(method, name.removeprefix(f"{GUARD}_")) for name in _ARGUMENTS[method.name]}
+    return {GUARD: method.name, **knobs}
+
+
+def view_arguments(method: Method, masks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what `mm_processor_kwargs` says of the second views of a request's pictures.
+
+    Args:
+        method: the method.
+        masks: for AGLA the mask of each picture as text (`lvlm_guard.serve.wire.pack_mask`), in the
+            order of the prompt.
+    """
+    if isinstance(method, AGLA):
+        if not masks:
+            raise ServeError("AGLA needs a mask for each picture: ask the matcher service for them.")
+        return {MASK: masks[0] if len(masks) == 1 else list(masks)}
+    if isinstance(method, VCD):
+        return {NOISE: {"step": method.noise_step, "seed": method.seed}}
+    return {}

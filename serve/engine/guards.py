@@ -1,0 +1,116 @@
+"""The logits processor of the twin engine: AGLA, VCD and APC, row by row, by the transformers engine's algebra.
+
+One class serves both model runners of vLLM, whose interfaces differ:
+
+    V1  __init__(config, device, is_pin_memory), update_state(batch_update), apply(logits)
+    V2  __init__(config, states), add_request(slot, params), apply(logits, ctx)
+
+It runs after grammar and allowed tokens and before temperature and top-p. A forbidden token arrives with
+-inf, the cut is taken over what is still allowed, and -inf plus a weight stays -inf.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2Processor
+
+from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.serve.engine.arguments import method_of
+from lvlm_guard.serve.engine.handover import open_handover
+from lvlm_guard.serve.engine.plugin import TWINS
+from lvlm_guard.serve.errors import ServeError
+
+
+def method_for(params: Any) -> Method | None:
+    """Return the method that a request's `SamplingParams` ask for, None for a plain request.
+
+    Raises:
+        GuardError: an argument is unknown or out of range, or can't be had together with a guard.
+    """
+    method = method_of(params.extra_args)
+    if method is None:
+        return None
+    if params.prompt_logprobs is not None:
+        raise ServeError("prompt_logprobs would be the plain model's, not the guard's: leave it out.")
+    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0):
+        # one runner applies them before this processor and one after it, so that they would mean two things
+        raise ServeError("Penalties can't be had together with a guard: leave out repetition_, presence_ and "
+                         "frequency_penalty.")  # fmt: skip
+    return method
+
+
+class Guards(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped here
+    """Assembles the rows of guarded requests and leaves the others as they are."""
+
+    def __init__(self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool | None = None) -> None:
+        if not set(TWINS) & set(vllm_config.model_config.architectures):
+            raise ServeError(
+                "This engine has no second branch, so that its guards would do nothing. Set hf_overrides to "
+                f'{{"architectures": [one of {", ".join(TWINS)}]}}.'
+            )
+        self._handover = open_handover(vllm_config)
+        self._rows: dict[int, Method] = {}  # V1: by row of the batch
+        self._slots: dict[int, Method] = {}  # V2: by slot of the request
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Raise `GuardError`, a 400 to the client, where a request's arguments are amiss."""
+        method_for(sampling_params)
+
+    def is_argmax_invariant(self) -> bool:
+        """Return False: changing the best token is the point."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Learn which requests came, left and moved (V1)."""
+        process_dict_updates(self._rows, batch_update, lambda params, *_: method_for(params))
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """Learn which request a slot holds from now on (V2); tells whether it is guarded."""
+        method = method_for(sampling_params)
+        self._slots.pop(req_idx, None)
+        if method is not None:
+            self._slots[req_idx] = method
+        return method is not None
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Return the logits with those of guarded rows assembled, in place.
+
+        Args:
+            logits: global logits, [rows, V] float32.
+            ctx: which slot a row belongs to (V2).
+        """
+        if ctx is None:
+            asked = [self._rows.get(row) for row in range(len(logits))]
+        else:
+            asked = [self._slots.get(slot) for slot in ctx.idx_mapping_np.tolist()]
+        second = self._handover.take(len(logits))
+        if len(asked) != len(logits):
+            raise RuntimeError(f"{len(asked)} requests have {len(logits)} rows of logits; a guard knows one row each.")
+        groups: dict[Method, list[int]] = {}
+        for row, method in enumerate(asked):
+            if method is not None:
+                groups.setdefault(method, []).append(row)
+        for method, rows in groups.items():
+            index = torch.tensor(rows, device=logits.device)
+            logits[index] = assembled(method, logits[index], second[index])
+        return logits
+
+
+def assembled(method: Method, logits: Tensor, second: Tensor) -> Tensor:
+    """Return the assembled logits of rows that one method guards.
+
+    Args:
+        method: one of `arguments.TWIN` in its paper mode, which looks at logits alone.
+        logits: global logits, [rows, V] float32.
+        second: the second branch's, [rows, V] in any dtype.
+    """
+    rows = len(logits)
+    first_tokens = torch.ones(rows, dtype=torch.long, device=logits.device)
+    step = Step(logits, logits, first_tokens, list(range(rows)), lambda row: [], cast(Any, None))
+    return method.assemble(step, (second,)).to(logits.dtype)
