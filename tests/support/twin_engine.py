@@ -129,7 +129,7 @@ def main(job: Path, out: Path) -> None:
     for name, requests in task["batches"].items():
         parameters = [
             SamplingParams(
-                **request["sampling"], max_tokens=request["tokens"], ignore_eos=True, logprobs=0,
+                **{"ignore_eos": True, **request["sampling"]}, max_tokens=request["tokens"], logprobs=0,
                 extra_args=request["extra"], detokenize=False,
             )
             for request in requests
