@@ -14,6 +14,7 @@ from lvlm_guard.cli.doctor import doctor
 from lvlm_guard.cli.evaluation import evaluation
 from lvlm_guard.cli.generate import generate
 from lvlm_guard.cli.mask import mask
+from lvlm_guard.cli.maskd import maskd
 from lvlm_guard.cli.methods import methods
 
 app = typer.Typer(
@@ -42,5 +43,5 @@ def _all_commands(
 
 
 app.add_typer(evaluation, name="eval")
-for command in (demo, generate, mask, bench, doctor, methods):
+for command in (demo, generate, mask, bench, doctor, methods, maskd):
     app.command(command.__name__)(reporting(command))

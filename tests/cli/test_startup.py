@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "eval")
+COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "eval")
 EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce", "overhead")
 HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm")
 ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.serve")

@@ -1,0 +1,148 @@
+"""The routes of the matcher service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
+from lvlm_guard.matching import Matcher
+from lvlm_guard.serve.errors import Refused, WireError
+from lvlm_guard.serve.maskd.asks import Ask, Kind, Limits
+from lvlm_guard.serve.maskd.batcher import Batcher, Busy
+from lvlm_guard.serve.maskd.bodies import Body, Held, gone, parse_mask, parse_scores
+from lvlm_guard.serve.maskd.matching import Matching
+from lvlm_guard.serve.maskd.metrics import Metrics
+from lvlm_guard.serve.vote.ballot import claims_of
+
+STUCK = 60.0
+"""Seconds in one batch, or four deadlines if that is more, after which `/health` says that the matcher hangs."""
+
+GONE = 499
+"""Status in the metrics where the client went away."""
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One matcher behind its routes.
+
+    Args:
+        load: loads the matcher; called once, when the server starts.
+        limits: of requests, queue and memory.
+    """
+
+    def __init__(self, load: Callable[[], Matcher], limits: Limits) -> None:
+        self._load = load
+        self._limits = limits
+        self._metrics = Metrics()
+        self._held = Held(max(limits.held, limits.body), self._metrics)
+
+    @asynccontextmanager
+    async def running(self, _: Starlette) -> AsyncIterator[None]:
+        """Load the matcher, and close the queue at the end."""
+        matcher = self._load()
+        self._version = matcher.version
+        self._batcher = Batcher(Matching(matcher, self._limits), self._limits, self._metrics)
+        try:
+            yield
+        finally:
+            await self._batcher.close()
+
+    async def mask(self, request: Request) -> Response:
+        """Answer POST /mask."""
+        return await self._answered(request, "mask", self._mask_ask)
+
+    async def scores(self, request: Request) -> Response:
+        """Answer POST /scores."""
+        return await self._answered(request, "scores", self._scores_ask)
+
+    async def health(self, _: Request) -> Response:
+        """Answer GET /health: 200 while the matcher answers."""
+        busy = self._batcher.busy_for()
+        stuck = busy > max(STUCK, 4 * self._limits.deadline)
+        said = {"status": "stuck" if stuck else "ok", "version": self._version, "waiting": self._batcher.waiting}
+        return JSONResponse({**said, "busy_seconds": round(busy, 3)}, 503 if stuck else 200)
+
+    async def metrics(self, _: Request) -> Response:
+        """Answer GET /metrics."""
+        text = await asyncio.to_thread(self._metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @staticmethod
+    def _mask_ask(body: bytes) -> Ask:
+        image, question = parse_mask(body)
+        return Ask.about("mask", image, (question,))
+
+    @staticmethod
+    def _scores_ask(body: bytes) -> Ask:
+        image, asked = parse_scores(body)
+        return Ask.about("scores", image, claims_of(asked) if isinstance(asked, str) else asked)
+
+    async def _answered(self, request: Request, kind: Kind, parse: Callable[[bytes], Ask]) -> Response:
+        began = time.monotonic()
+        body = Body(request, self._limits, self._held)
+        try:
+            read = await body.read()
+            ask = await asyncio.to_thread(parse, read)
+            del read
+            text = await self._while_there(request, ask)
+            response: Response = JSONResponse({kind: text, "version": self._version})
+        except ClientDisconnect:
+            response = Response(status_code=GONE)
+        except Exception as error:  # every failure is told to the client by its kind
+            response = self._refusal(error)
+        finally:
+            body.close()
+        self._metrics.answers.labels(kind, response.status_code).inc()
+        self._metrics.seconds.labels(kind).observe(time.monotonic() - began)
+        return response
+
+    async def _while_there(self, request: Request, ask: Ask) -> str:
+        """Return the answer; give up when the client does."""
+        answer, left = asyncio.ensure_future(self._batcher.ask(ask)), asyncio.ensure_future(gone(request))
+        try:
+            await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return answer.result()
+        finally:
+            answer.cancel()
+            left.cancel()
+
+    def _refusal(self, error: Exception) -> Response:
+        if isinstance(error, Busy):
+            self._metrics.busy.labels(error.reason).inc()
+        if isinstance(error, Refused):
+            return _error(error.status, error.message, error.retry_after)
+        if isinstance(error, ImageError | TextError):
+            return _error(400, str(error))
+        if isinstance(error, UnsupportedCallError | WireError):
+            return _error(501, str(error))
+        log.error("The matcher failed.", exc_info=error)
+        return _error(500, f"The matcher failed: {type(error).__name__}. Its log says why.")
+
+
+def _error(status: int, message: str, retry_after: float | None = None) -> Response:
+    headers = {} if retry_after is None else {"Retry-After": str(max(1, round(retry_after)))}
+    return JSONResponse({"error": {"message": message, "code": status}}, status, headers)
+
+
+def create_app(load: Callable[[], Matcher], limits: Limits | None = None) -> Starlette:
+    """Return the ASGI application; see `Service`."""
+    service = Service(load, limits or Limits())
+    routes = [
+        Route("/mask", service.mask, methods=["POST"]),
+        Route("/scores", service.scores, methods=["POST"]),
+        Route("/health", service.health, methods=["GET"]),
+        Route("/metrics", service.metrics, methods=["GET"]),
+    ]
+    return Starlette(routes=routes, lifespan=service.running)

@@ -1,0 +1,195 @@
+"""Ask the matcher service for masks and scores."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from lvlm_guard.matching.memory import Recent
+from lvlm_guard.serve.errors import MaskdError, Refused, WireError
+from lvlm_guard.serve.wire import unpack_mask, unpack_scores
+
+MOST_ANSWER = 4 << 20
+"""Bytes of the service's largest answer, and more."""
+
+AGAIN = 1.0
+"""Seconds after which to ask again, where the service did not say."""
+
+_KEPT, _ENTRY = 16 << 20, 512  # bytes of answers that are remembered; of one besides its texts
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What matters in a picture to a question.
+
+    Args:
+        mask: text that `lvlm_guard.serve.wire.unpack_mask` reads; it was checked.
+        version: of the matcher that made it.
+    """
+
+    mask: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far a picture supports claims.
+
+    Args:
+        scores: claim -> probability, 0 to 1; not to be changed.
+        version: of the matcher that made them.
+    """
+
+    scores: Mapping[str, float]
+    version: str
+
+
+class MaskdClient:
+    """Asks one matcher service, over one event loop.
+
+    Answers are checked before they are passed on and remembered while the matcher's version stays the same. Proxies
+    named in the environment are not used.
+
+    Args:
+        url: of the service: "http://127.0.0.1:8201".
+        timeout: seconds for one question, connection and all.
+        connections: at most at once; further questions wait for one, within the time-out.
+
+    `asked` counts questions, `hits` those that were answered from memory.
+    """
+
+    def __init__(self, url: str, timeout: float = 15.0, connections: int = 64) -> None:
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        self.hits = 0
+        self.asked = 0
+        self._known: Recent[tuple[str, bytes, tuple[str, ...]], tuple[str, str]] = Recent(_KEPT)
+        self._version: str | None = None
+        self._http = httpx.AsyncClient(
+            timeout=timeout, limits=httpx.Limits(max_connections=connections), trust_env=False, follow_redirects=False
+        )
+
+    async def mask(self, image: bytes, question: str) -> Mask:
+        """Return the mask of a picture for a question.
+
+        Args:
+            image: the picture's file.
+            question: as the user asked it.
+
+        Raises:
+            MaskdError: there is no answer, or none that can be used; `retry_after` says when to ask again.
+            Refused: the picture or the question can't be used; status and message are for the client.
+        """
+        text, version = await self._told("mask", image, (question,), {"question": question})
+        return Mask(text, version)
+
+    async def scores(self, image: bytes, claims: Sequence[str] | None = None, *, question: str | None = None) -> Scores:
+        """Return how far a picture supports claims: those given, or those that an answer to a question may make.
+
+        Raises:
+            MaskdError, Refused: as for `mask`.
+        """
+        if (claims is None) == (question is None):
+            raise TypeError("scores() takes either claims or a question")
+        if question is not None:
+            text, version = await self._told("scores", image, ("", question), {"question": question})
+        else:
+            text, version = await self._told("scores", image, tuple(claims or ()), {"claims": list(claims or ())})
+        found = unpack_scores(text)
+        if claims is not None and found.keys() != set(claims):
+            raise self._broken("its scores are of other claims than those asked about")
+        return Scores(found, version)
+
+    async def version(self) -> str:
+        """Return the version of the service's matcher.
+
+        Raises:
+            MaskdError: it does not answer, or is not well.
+        """
+        said = await self._answer("GET", "/health", None)
+        return str(said.get("version"))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _told(self, kind: str, image: bytes, texts: tuple[str, ...], fields: dict[str, Any]) -> tuple[str, str]:
+        key = (kind, hashlib.blake2b(image, digest_size=20).digest(), texts)
+        self.asked += 1
+        known = self._known.get(key)
+        if known is not None:
+            self.hits += 1
+            return known
+        body = json.dumps({"image": base64.b64encode(image).decode(), **fields}).encode()
+        said = await self._answer("POST", f"/{kind}", body)
+        text, version = said.get(kind), said.get("version")
+        if not isinstance(text, str) or not isinstance(version, str) or not version:
+            raise self._broken(f"its answer lacks {kind} or version")
+        try:
+            _ = unpack_mask(text) if kind == "mask" else unpack_scores(text)
+        except WireError as error:
+            raise self._broken(f"its {kind} can't be used: {error}") from error
+        if version != self._version:  # restarted with another matcher
+            self._known.clear()
+            self._version = version
+        self._known.put(key, (text, version), len(text) + sum(map(len, texts)) + _ENTRY)
+        return text, version
+
+    async def _answer(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            async with (
+                asyncio.timeout(self.timeout),
+                self._http.stream(method, self.url + path, content=body, headers=headers) as response,
+            ):
+                raw = b""
+                async for part in response.aiter_bytes():
+                    raw += part
+                    if len(raw) > MOST_ANSWER:
+                        raise self._broken(f"its answer has more than {MOST_ANSWER:,} bytes")
+        except TimeoutError:
+            raise MaskdError(
+                f"The matcher service at {self.url} did not answer within {self.timeout:g} s.", AGAIN
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise MaskdError(
+                f"The matcher service at {self.url} can't be reached ({type(error).__name__}: {error}).", AGAIN
+            ) from error
+        said = self._read(raw)
+        if response.status_code == 200:
+            return said
+        reason = said.get("error")
+        message = str(reason.get("message", ""))[:2000] if isinstance(reason, dict) else ""
+        if response.status_code in (400, 413):
+            raise Refused(response.status_code, message or "The matcher can't use this picture or question.")
+        raise MaskdError(
+            f"The matcher service answered {response.status_code}: {message or 'no reason given'}",
+            _seconds(response.headers.get("retry-after")) if response.status_code == 503 else None,
+        )
+
+    def _read(self, raw: bytes) -> dict[str, Any]:
+        try:
+            said = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise self._broken(f"its answer is no JSON ({error})") from error
+        if not isinstance(said, dict):
+            raise self._broken("its answer is no JSON object")
+        return said
+
+    def _broken(self, what: str) -> MaskdError:
+        return MaskdError(f"What answers at {self.url} is no matcher service of this release: {what}.")
+
+
+def _seconds(text: str | None) -> float:
+    """Return the seconds of a `Retry-After`, within 1 and 60."""
+    try:
+        return min(60.0, max(1.0, float(text or "")))
+    except ValueError:
+        return AGAIN

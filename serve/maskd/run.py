@@ -1,0 +1,224 @@
+"""Start the matcher service: one process, or several that share a socket.
+
+Each worker process has a matcher, a queue and a memory of its own; the kernel hands each connection to one of them. On
+a CPU several workers pay off where one matcher leaves cores idle; on a GPU each takes the matcher's memory again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from lvlm_guard.errors import KnobError, MissingExtraError
+from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.maskd.asks import Limits
+from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from lvlm_guard.matching import Matcher
+
+PORT = 8201
+GRACE = 10
+"""Seconds that requests get to end after a signal to stop."""
+
+SIGN_OF_LIFE = 20
+"""Seconds a worker process may be silent before it is replaced; one starts slowly where others take the cores."""
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""Where several workers keep what they count; see `lvlm_guard.serve.maskd.metrics`."""
+
+_SETTINGS = "LVLM_GUARD_MASKD"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker process needs to know.
+
+    Args:
+        matcher: as `load_matcher` takes it: a registered name, "embedded", a folder or a hub id.
+        device: "auto" (a CUDA GPU, else the CPU) or a torch device.
+        dtype: "float32" or "bfloat16", of a BLIP.
+        objects: file of what free text may name; None for what the environment says, else COCO's 80 categories.
+        threads: of torch, in each worker; None: the cores, shared out among the workers.
+        workers: processes.
+        limits: of each worker.
+    """
+
+    matcher: str = "blip-itm"
+    device: str = "auto"
+    dtype: str = "float32"
+    objects: str | None = None
+    threads: int | None = None
+    workers: int = 1
+    limits: Limits = field(default_factory=Limits)
+
+
+def maskd(
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    ready: Callable[[str, str], None] = lambda url, version: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; from the main thread, whose signals it takes.
+
+    Args:
+        settings: matcher, workers, limits.
+        host: address to listen on. There is no password: keep it on this machine or in a closed network.
+        port: 0 for any free one.
+        ready: called once with the service's URL and the matcher's version when it answers.
+
+    Raises:
+        MissingExtraError: starlette, uvicorn or prometheus_client is not installed.
+        OSError: the address is taken or not this machine's.
+        GuardError: the matcher can't be loaded, or the objects can't be read.
+        ServeError: the workers could not start.
+    """
+    os.environ.pop(SHARED, None)  # another program's folder: its values are not ours
+    try:
+        import prometheus_client  # noqa: F401  # named here, so that what is missing is told before the matcher loads
+        import starlette  # noqa: F401
+        import uvicorn
+        from uvicorn.supervisors import Multiprocess
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The matcher service needs {error.name}, which is not installed: "
+            "pip install 'lvlm-guard[serve]' with a GPU, pip install 'lvlm-guard[serve-cpu]' without."
+        ) from error
+    _check(settings)
+    if settings.objects is not None:
+        os.environ[OBJECTS] = settings.objects
+    served_vocabulary()
+    listening = _bound(host, port)
+    url = _url(host, listening.getsockname()[1])
+    common: dict[str, Any] = {
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": GRACE,
+    }
+    tell = Thread(target=_tell, args=(url, ready), daemon=True)
+    with listening:
+        if settings.workers == 1:
+            app = _app(settings)
+            # uvicorn raises the signal again once it has closed, which would end the process here
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            tell.start()
+            uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listening])
+            return
+        with tempfile.TemporaryDirectory(prefix="lvlm-guard-maskd-") as shared:
+            os.environ[SHARED] = shared
+            os.environ[_SETTINGS] = json.dumps(asdict(settings))
+            where = f"{__name__}:app_of_environment"
+            config = uvicorn.Config(
+                where, factory=True, workers=settings.workers, timeout_worker_healthcheck=SIGN_OF_LIFE, **common
+            )
+            tell.start()
+            workers = Multiprocess(config, sockets=[listening])
+            workers.run()
+        if any((process.exitcode or 0) > 0 for process in workers.processes):
+            raise ServeError("A worker of the matcher service could not start; its error is above.")
+
+
+def app_of_environment() -> Starlette:
+    """Return the application of a worker process, whose parent left its settings in the environment."""
+    told = json.loads(os.environ[_SETTINGS])
+    return _app(Settings(**{**told, "limits": Limits(**told["limits"])}), at_start=True)
+
+
+def load(settings: Settings) -> Matcher:
+    """Load the matcher of some settings.
+
+    Raises:
+        GuardError: it can't be had; the message says what to do.
+    """
+    import torch
+
+    from lvlm_guard import embedded
+    from lvlm_guard.matching import REGISTRY, load_matcher
+    from lvlm_guard.matching.loading import default_source, shared_blip
+    from lvlm_guard.pretrained import DTYPES
+
+    torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.workers))
+    name = settings.matcher
+    if name == "blip-itm":
+        place = default_source(None)
+    elif name == "embedded":
+        place = str(embedded.MATCHER)
+    elif name in REGISTRY.names() or not ("/" in name or Path(name).is_dir()):
+        return load_matcher(name)  # another package's, which chooses its own device
+    else:
+        place = name
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise KnobError(
+            f"The device {device!r} can't be used here: {reason} Give auto, cpu, cuda, or cuda:1."
+        ) from error
+    if settings.dtype not in DTYPES:
+        raise KnobError(f"dtype is {settings.dtype!r}: give float32 or bfloat16.")
+    return shared_blip(place, torch.device(device), DTYPES[settings.dtype])
+
+
+def _app(settings: Settings, at_start: bool = False) -> Starlette:
+    from lvlm_guard.serve.maskd.app import create_app
+
+    if at_start:
+        return create_app(lambda: load(settings), settings.limits)
+    matcher = load(settings)  # now, so that what is amiss is one message and no traceback of the server
+    return create_app(lambda: matcher, settings.limits)
+
+
+def _check(settings: Settings) -> None:
+    if settings.workers < 1 or (settings.threads is not None and settings.threads < 1):
+        raise KnobError(f"There are {settings.workers} workers of {settings.threads} threads: give 1 or more of each.")
+    limits = asdict(settings.limits)
+    low = [name for name, value in limits.items() if not value > 0]
+    if low:
+        raise KnobError(f"{low[0]} is {limits[low[0]]}: give a limit above 0.")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket with its address, not yet listening: who connects is refused until the matcher is loaded."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {host}:{port}; give another --port") from error
+    bound.set_inheritable(True)
+    return bound
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _tell(url: str, ready: Callable[[str, str], None]) -> None:
+    here = build_opener(ProxyHandler({}))
+    while True:
+        try:
+            with here.open(url + "/health", timeout=5) as answer:
+                version = json.load(answer)["version"]
+        except (URLError, OSError, ValueError):
+            sleep(0.1)
+            continue
+        ready(url, version)
+        return
