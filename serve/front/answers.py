@@ -1,0 +1,158 @@
+"""What an answer says about its guard, in header and body; see docs and `lvlm-guard eval`, which checks it.
+
+X-AGLA: on; alpha=2; beta=0.5; mask=VERSION          X-<METHOD>: "on", "off" or "refused"
+"lvlm_guard": {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "VERSION"}      method null: none ran
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from lvlm_guard.serve.front.names import Names
+
+FIELD = "lvlm_guard"
+
+_MATCHED = {"agla": "mask", "vote": "scores"}
+_DATA, _DONE, _END = b"data: ", b"[DONE]", b"\n\n"
+
+Header = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is said of one answer.
+
+    Args:
+        name: of the model as the client wrote it; vLLM's own answers always name the first.
+        guards: methods served here.
+        method: that ran; None: none.
+        knobs: of the method.
+        version: of the masks or scores, "" where the method needs none.
+        unguarded: why a guarded name was answered plainly, "" where it was not.
+    """
+
+    name: str
+    guards: tuple[str, ...]
+    method: str | None = None
+    knobs: Mapping[str, float] = field(default_factory=dict)
+    version: str = ""
+    unguarded: str = ""
+
+    def headers(self) -> list[Header]:
+        """Return the header of an answer, or one for each guard that did not run."""
+        if self.method is None:
+            return [(_header(guard), b"off") for guard in self.guards]
+        said = ["on", *(f"{knob}={_number(value)}" for knob, value in self.knobs.items())]
+        if self.version:
+            said.append(f"{_MATCHED[self.method]}={quote(self.version, safe=' /:@+')}")
+        return [(_header(self.method), "; ".join(said).encode())]
+
+    def refused(self) -> list[Header]:
+        """Return the header of an error."""
+        return [(_header(guard), b"refused") for guard in ((self.method,) if self.method else self.guards)]
+
+    def body(self) -> dict[str, Any]:
+        """Return the field of a body."""
+        said: dict[str, Any] = {"method": self.method, "knobs": dict(self.knobs)}
+        if self.method and self.version:
+            said[_MATCHED[self.method]] = self.version
+        if self.unguarded:
+            said["why"] = self.unguarded
+        return said
+
+    def marked(self, raw: bytes) -> bytes:
+        """Return a whole answer with the proof in it.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        answer = json.loads(raw)
+        if not isinstance(answer, dict):
+            raise ValueError("no object")
+        return _dumped({**answer, "model": self.name, FIELD: self.body()})
+
+
+class MarkedStream:
+    """Marks the chunks of a streamed answer as they pass: the first, and those that end a choice or the stream.
+
+    Args:
+        proof: what they say.
+    """
+
+    def __init__(self, proof: Proof) -> None:
+        self._proof = proof
+        self._rest = b""
+        self._first = True
+
+    def feed(self, raw: bytes, more: bool) -> bytes:
+        """Return the events that are whole by now; nothing waits for the next one."""
+        *events, self._rest = (self._rest + raw).split(_END)
+        if not more and self._rest:
+            events, self._rest = [*events, self._rest], b""
+        return b"".join(self._event(event) + _END for event in events)
+
+    def _event(self, event: bytes) -> bytes:
+        if not event.startswith(_DATA) or event[len(_DATA) :].strip() == _DONE:
+            return event
+        try:
+            chunk = json.loads(event[len(_DATA) :])
+        except ValueError:
+            return event
+        if not isinstance(chunk, dict) or "choices" not in chunk:
+            return event
+        chunk["model"] = self._proof.name
+        choices = chunk["choices"]
+        if self._first or not choices or any(choice.get("finish_reason") for choice in choices):
+            chunk[FIELD] = self._proof.body()
+            self._first = False
+        return _DATA + _dumped(chunk)
+
+
+def model_list(raw: bytes, names: Names) -> bytes:
+    """Return vLLM's list of models with the guarded names in it, and without any name that is not served.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    listed = json.loads(raw)
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        raise ValueError("no list of models")
+    cards = {card["id"]: card for card in listed["data"] if isinstance(card, dict) and "id" in card}
+    data = [
+        {**cards[plain], "id": full, FIELD: {"method": guard}}
+        for plain in names.plain
+        if plain in cards
+        for full, guard in names.guarded(plain).items()
+    ]
+    return _dumped({**listed, "data": data})
+
+
+def error(
+    status: int, message: str, retry_after: float | None = None, headers: Sequence[Header] = ()
+) -> tuple[list[Header], bytes]:
+    """Return headers and body of an error in OpenAI's form."""
+    kind = {401: "authentication_error", 404: "not_found_error", 503: "service_unavailable"}.get(status)
+    kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+    raw = _dumped({"error": {"message": message, "type": kind, "param": None, "code": status}})
+    sent = [*headers, (b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    if retry_after is not None:
+        sent.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+    if status == 401:
+        sent.append((b"www-authenticate", b"Bearer"))
+    return sent, raw
+
+
+def _header(guard: str) -> bytes:
+    return b"x-" + guard.encode()
+
+
+def _number(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -1,0 +1,145 @@
+"""Every class of address that is no public one is refused, however it is written; nothing is connected to."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvlm_guard.serve.front.addresses import literal, parsed, why_refused
+
+PRIVATE = {
+    "0.0.0.0": "this host",
+    "0.1.2.3": "this host",
+    "10.0.0.1": "private",
+    "10.255.255.255": "private",
+    "100.64.0.1": "shared",
+    "100.100.100.200": "shared",
+    "127.0.0.1": "loopback",
+    "127.255.255.254": "loopback",
+    "168.63.129.16": "cloud",
+    "169.254.169.254": "link-local",
+    "172.16.0.1": "private",
+    "172.31.255.255": "private",
+    "192.0.0.192": "reserved",
+    "192.0.2.1": "documentation",
+    "192.88.99.1": "6to4",
+    "192.168.1.1": "private",
+    "198.18.0.1": "benchmarking",
+    "198.51.100.1": "documentation",
+    "203.0.113.1": "documentation",
+    "224.0.0.1": "multicast",
+    "239.255.255.255": "multicast",
+    "240.0.0.1": "reserved",
+    "255.255.255.255": "broadcast",
+    "::": "this host",
+    "::1": "loopback",
+    "::127.0.0.1": "inside",
+    "::ffff:127.0.0.1": "mapped",
+    "::ffff:8.8.8.8": "mapped",
+    "64:ff9b::7f00:1": "NAT64",
+    "64:ff9b:1::a00:1": "NAT64",
+    "100::1": "not given out",
+    "2001:0:7f00:1::1": "Teredo",
+    "2001:20::1": "reserved",
+    "2001:db8::1": "documentation",
+    "2002:7f00:1::1": "6to4",
+    "2002:a9fe:a9fe::": "6to4",
+    "2600::5efe:7f00:1": "ISATAP",
+    "2600::200:5efe:a00:1": "ISATAP",
+    "3fff::1": "documentation",
+    "4000::1": "not given out",
+    "5f00::1": "not given out",
+    "fc00::1": "private",
+    "fd00:ec2::254": "private",
+    "fe80::1": "link-local",
+    "fe80::1%eth0": "link-local",
+    "2600::1%eth0": "bound",
+    "fec0::1": "site-local",
+    "ff02::1": "multicast",
+}
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_an_address_with_a_special_purpose_is_refused_and_named(text: str) -> None:
+    assert PRIVATE[text] in (why_refused(parsed(text)) or "")
+
+
+@pytest.mark.parametrize(
+    "text", ["8.8.8.8", "1.1.1.1", "172.15.255.255", "172.32.0.1", "192.169.0.1", "2606:4700::1111"]
+)
+def test_a_public_address_is_taken(text: str) -> None:
+    assert why_refused(parsed(text)) is None
+
+
+@given(st.ip_addresses())
+def test_what_python_does_not_call_global_is_refused(address: IPv4Address | IPv6Address) -> None:
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        assert why_refused(address) is not None
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_inside_ipv6_is_refused_whatever_it_is(address: IPv4Address) -> None:
+    low = int(address)
+    for high in (0, 0xFFFF << 32, 0x0064FF9B << 96, (0x2002 << 112) | (low << 80), (0x2600 << 112) | (0x5EFE << 32)):
+        assert why_refused(IPv6Address(high | low)) is not None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "127.0.0.1.", "127.1", "127.0.1", "2130706433", "0x7f000001", "0X7F.0.0.1", "0x7f.1", "0177.0.0.1",
+        "017700000001", "00000177.0.0.01", "127.0x0.0.1",
+    ],
+)  # fmt: skip
+def test_every_way_of_writing_loopback_is_the_same_address(host: str) -> None:
+    assert literal(host) == IPv4Address("127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["[::1]", "::1", "[0:0:0:0:0:0:0:1]", "[::0001]"])
+def test_every_way_of_writing_ipv6_loopback_is_the_same_address(host: str) -> None:
+    assert literal(host) == IPv6Address("::1")
+
+
+@pytest.mark.parametrize(
+    "host", ["1.2.3.4.5", "256.0.0.1", "1.2.3.256", "4294967296", "0x1ffffffff", "08.1", "a.1", ":::"]
+)
+def test_what_looks_like_an_address_and_is_none_is_no_name_either(host: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        literal(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["example.org", "localhost", "1.example", "0x7f.example", "a1", "xn--bcher-kva.example"]
+)
+def test_names_are_no_addresses(host: str) -> None:
+    assert literal(host) is None
+
+
+@given(
+    st.ip_addresses(v=4),
+    st.lists(st.sampled_from(["{}", "0x{:x}", "0{:o}"]), min_size=4, max_size=4),
+    st.integers(1, 4),
+)
+def test_any_mix_of_bases_and_parts_reads_as_the_c_library_reads_it(
+    address: IPv4Address, forms: list[str], parts: int
+) -> None:
+    octets = address.packed
+    numbers = [*octets[: parts - 1], int.from_bytes(octets[parts - 1 :], "big")]
+    text = ".".join(form.format(number) for form, number in zip(forms, numbers, strict=False))
+    assert literal(text) == address
+    assert socket.inet_aton(text) == address.packed
+
+
+@given(st.text(alphabet="0123456789abcdefx.:[]%-", max_size=24))
+def test_any_text_is_a_name_an_address_or_refused(host: str) -> None:
+    try:
+        found = literal(host)
+    except ValueError:
+        return
+    if found is None:
+        with pytest.raises(ValueError, match=r"."):
+            ip_address(host)
