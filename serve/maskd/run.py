@@ -108,6 +108,7 @@ def maskd(
         "access_log": False,
         "server_header": False,
         "timeout_graceful_shutdown": GRACE,
+        "timeout_keep_alive": 30,  # longer than clients keep idle connections, so that they don't ask on a closed one
     }
     tell = Thread(target=_tell, args=(url, ready), daemon=True)
     with listening:
