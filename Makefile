@@ -9,6 +9,9 @@ ARGS  ?=
 OLDEST := .venv-oldest
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
+# vLLM fixes the versions of what it stands on, so it has an environment of its own
+SERVE := .venv-serve
+
 # uv when the machine has it (faster), else the pip inside the venv
 ifneq ($(shell command -v uv 2>/dev/null),)
 MKVENV  = uv venv -q --seed --python $(PY) $(VENV)
@@ -19,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install -q
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest lint train-embedded clean
+.PHONY: help demo test test-fast test-oldest test-serve lint train-embedded clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -38,6 +41,9 @@ test-oldest: $(OLDEST)/.ready  ## run the fast tests on the oldest transformers 
 	@$(OLDEST)/bin/python -c "import transformers as t; print('transformers', t.__version__)"
 	@$(OLDEST)/bin/python -m pytest -q -n auto -m "not slow" $(ARGS)
 
+test-serve: $(SERVE)/.ready  ## run the tests of serving on vLLM for CPUs, in an environment of their own
+	@TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVE)/bin/python -m pytest -q tests/serve $(ARGS)
+
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -48,7 +54,7 @@ train-embedded: $(READY)  ## train the embedded models again from nothing (about
 	@$(BIN)/python -m lvlm_guard.embedded.train $(ARGS)
 
 clean:  ## remove the environments and build outputs
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	$(MKVENV)
@@ -56,6 +62,13 @@ $(VENV)/pyvenv.cfg:
 $(OLDEST)/.ready: pyproject.toml setup.py
 	test -e $(OLDEST)/pyvenv.cfg || $(subst $(VENV),$(OLDEST),$(MKVENV))
 	$(subst $(BIN),$(OLDEST)/bin,$(INSTALL)) -e '.[dev]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	@touch $@
+
+# the sound and video packages that come along break vLLM's imports on a CPU
+$(SERVE)/.ready: pyproject.toml setup.py
+	test -e $(SERVE)/pyvenv.cfg || $(subst $(VENV),$(SERVE),$(MKVENV))
+	$(subst $(BIN),$(SERVE)/bin,$(INSTALL)) -e '.[serve-cpu]' 'pytest>=8' pytest-timeout 'hypothesis>=6.100'
+	$(SERVE)/bin/python -m pip uninstall -q -y torchaudio torchcodec
 	@touch $@
 
 # Re-run only when what decides the environment changed; a failed install leaves no stamp. The demo needs
