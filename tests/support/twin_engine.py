@@ -47,7 +47,8 @@ def answers(
         fault: what is broken on purpose (`FAULTS`).
 
     Returns:
-        "answers": name -> [{"tokens", "logprobs", "cached"}], "layers" with a KV cache, "blocks", "preempted".
+        "answers": name -> [{"tokens", "logprobs", "cached"}, or None where the client left], "layers" with a KV cache,
+        "blocks", "preempted".
     """
     with tempfile.TemporaryDirectory() as folder:
         job, out = Path(folder, "job"), Path(folder, "out")
@@ -115,6 +116,29 @@ def _allow_v2() -> None:
     triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
 
 
+def _answered(engine: Any, requests: list[dict[str, Any]], parameters: list[Any]) -> list[dict[str, Any] | None]:
+    """Run requests together; one whose client leaves after some steps ("leaves") has no answer."""
+    for index, (request, given) in enumerate(zip(requests, parameters, strict=True)):
+        engine.add_request(f"request {index}", request["prompt"], given)
+    found: list[dict[str, Any] | None] = [None] * len(requests)
+    steps = 0
+    while engine.has_unfinished_requests():
+        for one in engine.step():
+            if one.finished:
+                made = one.outputs[0]
+                chosen = zip(made.token_ids, made.logprobs, strict=True)
+                found[int(one.request_id.split()[1])] = {
+                    "tokens": list(made.token_ids),
+                    "logprobs": [step[token].logprob for token, step in chosen],
+                    "cached": one.num_cached_tokens or 0,
+                }
+        steps += 1
+        gone = [f"request {index}" for index, request in enumerate(requests) if request["leaves"] == steps]
+        if gone:
+            engine.abort_request(gone)
+    return found
+
+
 def main(job: Path, out: Path) -> None:
     """Answer a job."""
     if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
@@ -134,18 +158,7 @@ def main(job: Path, out: Path) -> None:
             )
             for request in requests
         ]  # fmt: skip
-        made = llm.generate([request["prompt"] for request in requests], parameters, use_tqdm=False)
-        found[name] = [
-            {
-                "tokens": list(one.outputs[0].token_ids),
-                "logprobs": [
-                    step[token].logprob
-                    for token, step in zip(one.outputs[0].token_ids, one.outputs[0].logprobs, strict=True)
-                ],
-                "cached": one.num_cached_tokens or 0,
-            }
-            for one in made
-        ]
+        found[name] = _answered(llm.llm_engine, requests, parameters)
     runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     about = {
         "answers": found,

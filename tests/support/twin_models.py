@@ -71,6 +71,7 @@ class Request:
         scores: how well the matcher says each picture matches, which sets how much of it is kept.
         tokens: length of the answer.
         sampling: vLLM's sampling arguments; greedy without.
+        leaves: after so many steps of the engine its client goes away; 0 for never.
     """
 
     question: str
@@ -79,6 +80,7 @@ class Request:
     scores: tuple[float, ...] = (0.8, 0.8)
     tokens: int = 16
     sampling: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    leaves: int = 0
 
     def masks(self) -> list[str]:
         """The masks that the matcher service would give."""
@@ -95,7 +97,13 @@ class Request:
             masks = self.masks() if isinstance(self.method, methods.AGLA) else ()
             prompt["mm_processor_kwargs"] = view_arguments(self.method, masks)
         extra = None if self.method is None else request_arguments(self.method)
-        return {"prompt": prompt, "extra": extra, "tokens": self.tokens, "sampling": self.sampling}
+        return {
+            "prompt": prompt,
+            "extra": extra,
+            "tokens": self.tokens,
+            "sampling": self.sampling,
+            "leaves": self.leaves,
+        }
 
 
 def prompt_of(processor: Any, request: Request) -> str:

@@ -54,6 +54,7 @@ def test_the_embedded_model_answers_as_it_does_in_transformers() -> None:
                 "extra": None if method is None else request_arguments(method),
                 "tokens": LONGEST,
                 "sampling": {"temperature": 0, "ignore_eos": False},
+                "leaves": 0,
             }
         )
         made = model.generate(
