@@ -115,7 +115,7 @@ def test_a_run_does_not_go_on_with_another_matcher_or_a_server_with_other_knobs(
     begun["answering"]["matcher"] = "another"
     begun["answering"]["decoders"][4]["knobs"]["alpha"] = 3.0
     (copy / "begun.json").write_text(json.dumps(begun))
-    with pytest.raises(DataError, match="made with other decoders, matcher than now.*--start-over"):
+    with pytest.raises(DataError, match=r"made with other decoders, matcher than now.*--start-over"):
         quiet(SETTINGS, copy)
     assert lasting(copy) == lasting(first.folder)
 
