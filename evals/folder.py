@@ -13,7 +13,7 @@ from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
 from lvlm_guard.evals.items import EvalTask
 from lvlm_guard.evals.prepared import weights_of
 from lvlm_guard.evals.provenance import code_digest, environment, weights_digest
-from lvlm_guard.evals.saved import BEGUN
+from lvlm_guard.evals.saved import BEGUN, write_whole
 from lvlm_guard.evals.settings import Settings
 
 
@@ -126,7 +126,4 @@ def _short(value: Any) -> str:
 
 def write_begun(folder: Path, begun: Mapping[str, Any]) -> None:
     """Write the note of a run that has begun, whole or not at all."""
-    with disk_trouble(folder):
-        part = folder / f"{BEGUN}.part"
-        part.write_text(json.dumps(begun, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / BEGUN)
+    write_whole(folder, BEGUN, json.dumps(begun, indent=1) + "\n")

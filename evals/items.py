@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Kind = Literal["pope", "chair", "mme", "stock"]
 Split = Literal["test", "val"]
 
+YES_NO: tuple[Kind, ...] = ("pope", "mme")
+"""Kinds of tasks that are answered yes or no, so that a matcher can answer them without a language model."""
+
 
 @dataclass(frozen=True)
 class Item:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from lvlm_guard.evals.asking import Answerer, Asker
     from lvlm_guard.matching import Matcher
 
-CLAIM = "is there {article} {object} in the image?"  # as `vote` asks of an object
-
 
 @dataclass(frozen=True)
 class PicturesAlone:
@@ -164,9 +162,9 @@ def _own_matcher(decoder: Decoder, asker: Asker) -> Matcher | None:
 def _claims(item: Item, objects: Sequence[str]) -> dict[str, str]:
     """Return what the matcher is asked: claim -> the object it is about; a yes/no question is about none."""
     from lvlm_guard.matching.questions import yes_no_claim
-    from lvlm_guard.matching.vocabulary import article
+    from lvlm_guard.methods.vote import Vote, claim_about
 
     question = item.question or item.prompt
     if objects:
-        return {CLAIM.format(article=article(name), object=name): name for name in objects}
+        return {claim_about(name, Vote.template): name for name in objects}
     return {question: ""} if yes_no_claim(question) else {}

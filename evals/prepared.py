@@ -11,13 +11,11 @@ from typing import Any
 from lvlm_guard.evals.answers import Asked
 from lvlm_guard.evals.asking import Answerer, Asker
 from lvlm_guard.evals.decoders import Decoder, decoders_of
-from lvlm_guard.evals.items import EvalTask
+from lvlm_guard.evals.items import YES_NO, EvalTask
 from lvlm_guard.evals.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.world import NOUNS
 from lvlm_guard.matching import Matcher, load_matcher
-
-YES_NO = ("pope", "mme")  # kinds of tasks that a matcher can answer without a language model
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def run(
     workers: int | None = None,
     allowed: Allowed = Allowed(),
     report: bool = True,
+    page: Callable[[Prepared, Saved], Path] | None = None,
     started_over: bool = False,
     command: str = "eval run",
     replaces: bool = False,
@@ -76,6 +77,7 @@ def run(
             answers are the same.
         allowed: shares of empty and cut answers that do not make the run void.
         report: whether to collect evidence and write the page.
+        page: writes another page than the report.
         started_over: drop what an earlier run left in the folder.
         command: what the run is called in its files.
         replaces: drop another run of this command in the folder, instead of refusing.
@@ -108,7 +110,7 @@ def run(
             write_begun(folder, begun | {"seconds": asking})
             saved = _score(prepared, answers, folder, begun, asking, helpers, allowed)
             if report:
-                _report(prepared, saved, echo)
+                echo(f"{'Page' if page else 'Report'}: {(page or _report)(prepared, saved)}")
             echo(f"Asked and scored in {begun['seconds'] + time.monotonic() - clock:.0f} s.")
     return saved
 
@@ -275,12 +277,12 @@ def _sweep(prepared: Prepared) -> dict[str, Any] | None:
     return {"method": list(dict.fromkeys(point["method"] for point in points)), "points": points}
 
 
-def _report(prepared: Prepared, saved: Saved, echo: Callable[[str], object]) -> None:
+def _report(prepared: Prepared, saved: Saved) -> Path:
     from lvlm_guard.evals.evidence import choose, collect
     from lvlm_guard.evals.page import write_report
 
     collect(prepared.answerer, prepared.tasks, choose(saved.samples, saved.run), saved.folder / "evidence")
-    echo(f"Report: {write_report(saved.folder)}")
+    return write_report(saved.folder)
 
 
 @contextmanager

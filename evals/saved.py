@@ -47,13 +47,13 @@ def write_run(folder: str | Path, run: Mapping[str, Any]) -> Path:
     Raises:
         RunError: the system refuses, as when the disk is full; answers are kept.
     """
-    return _write(Path(folder), RUN, json.dumps(plain(run), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_whole(Path(folder), RUN, json.dumps(plain(run), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_samples(folder: str | Path, samples: Iterable[Mapping[str, Any]]) -> Path:
     """Write `samples.jsonl`, one item a line; otherwise as `write_run`."""
     lines = [json.dumps(plain(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
-    return _write(Path(folder), SAMPLES, "".join(lines))
+    return write_whole(Path(folder), SAMPLES, "".join(lines))
 
 
 def read_run(folder: str | Path) -> Saved:
@@ -116,7 +116,7 @@ def export_answers(saved: Saved, decoder: str, path: str | Path, seed: int = 0) 
         question = sample.get("question") or sample.get("prompt", "")
         writer.writerow([index, question, _truth_text(sample.get("truth")), said[seed], category])
     target = Path(path)
-    return _write(target.parent, target.name, table.getvalue())
+    return write_whole(target.parent, target.name, table.getvalue())
 
 
 def plain(value: Any) -> Any:
@@ -140,8 +140,12 @@ def _truth_text(truth: Any) -> str:
     return "" if truth is None else str(truth)
 
 
-def _write(folder: Path, name: str, text: str) -> Path:
-    """Write beside, then rename: whoever reads, or whenever the process dies, the file is the old or the new one."""
+def write_whole(folder: Path, name: str, text: str) -> Path:
+    """Write beside, then rename: whoever reads, or whenever the process dies, the file is the old or the new one.
+
+    Raises:
+        RunError: the system refuses, as when the disk is full.
+    """
     part = folder / f"{name}.part"
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)

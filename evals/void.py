@@ -16,11 +16,11 @@ from scipy import stats
 
 from lvlm_guard.evals import pope
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.items import YES_NO
 
 Sample = Mapping[str, Any]
 
 FAILED_TEXT = "[LMMS_EVAL_REQUEST_FAILED"  # what lmms-eval's clients answer for a request that failed
-YES_NO = ("pope", "mme")
 MATCHER = "matcher"  # answers yes/no questions only; every other decoder answers all tasks
 UNREADABLE = 0.2  # share from which unreadable answers are worth a warning
 FEW = 500  # questions below which the smallest difference that can be found is told

@@ -39,7 +39,7 @@ def load_model(
         UnsupportedModelError: it is no model that takes pictures and gives text.
         KnobError: no such device or dtype, or a revision of what has none.
     """
-    where = _device(device)
+    where = usable_device(device)
     wanted = _dtype(name, dtype, where)
     place = str(embedded.MODEL) if name == EMBEDDED else name
     if name == EMBEDDED and not (embedded.MODEL / "config.json").is_file():
@@ -133,7 +133,8 @@ def unknown_words(processor: Any, prompt: str) -> list[str]:
     return [w for w in prompt.split() if unknown in processor.tokenizer(w, add_special_tokens=False)["input_ids"]]
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """Return a device by name, "auto" for the best one here; raises `KnobError` where it can't be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

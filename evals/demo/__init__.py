@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvlm_guard.evals.demo.examples import choose
-from lvlm_guard.evals.demo.page import write
+from lvlm_guard.evals.demo.page import PAGE, write
 from lvlm_guard.evals.errors import VoidRunError
-from lvlm_guard.evals.prepared import prepare_run
+from lvlm_guard.evals.prepared import Prepared
 from lvlm_guard.evals.run import MANY
 from lvlm_guard.evals.run import run as run_evaluation
 from lvlm_guard.evals.saved import Saved
@@ -67,14 +67,15 @@ def run(
         echo=echo,
         bar=bar,
         workers=workers,
-        report=False,
+        page=_page,
         started_over=started_over,
         command="demo",
         replaces=True,
     )
+    return Demo(saved, saved.folder / PAGE)
+
+
+def _page(prepared: Prepared, saved: Saved) -> Path:
     if saved.run["status"] == "void":
         raise VoidRunError(f"The run in {saved.folder} is void, so it has no page: {' '.join(saved.run['void'])}")
-    prepared = prepare_run(settings)
-    page = write(saved, choose(prepared, saved), prepared)
-    echo(f"Page: {page}")
-    return Demo(saved, page)
+    return write(saved, choose(prepared, saved), prepared)

@@ -37,6 +37,7 @@ from lvlm_guard.report import (
 )
 from lvlm_guard.report.html import join
 
+PAGE = "demo.html"
 TITLE = "A small model hallucinates, and what a guard does about it"
 
 
@@ -44,7 +45,7 @@ def write(saved: Saved, examples: Sequence[Example], prepared: Prepared) -> Path
     """Write `demo.html` into the folder of a run; void runs have no page."""
     assert isinstance(prepared.answerer, Asker)
     text = document(saved, examples, prepared.decoders, prepared.answerer.processor)
-    return write_page(saved.folder / "demo.html", text)
+    return write_page(saved.folder / PAGE, text)
 
 
 def document(saved: Saved, examples: Sequence[Example], decoders: Sequence[Decoder], processor: Any) -> str:

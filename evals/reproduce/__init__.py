@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lvlm_guard
-from lvlm_guard.evals.errors import DataError, disk_trouble
+from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.provenance import code_digest
 from lvlm_guard.evals.reproduce.figures import Measured, figures
 from lvlm_guard.evals.reproduce.needs import Download, downloads
@@ -25,7 +25,7 @@ from lvlm_guard.evals.reproduce.plan import ASSUMED, ASSUMED_EMBEDDED, Cell, mis
 from lvlm_guard.evals.reproduce.published import published
 from lvlm_guard.evals.rows import Row
 from lvlm_guard.evals.run import Allowed, run
-from lvlm_guard.evals.saved import RUN, Saved, plain, read_run
+from lvlm_guard.evals.saved import RUN, Saved, plain, read_run, write_whole
 from lvlm_guard.evals.settings import EMBEDDED, Settings
 
 FILE = "reproduction.json"
@@ -193,9 +193,7 @@ def reproduce(
         runs.append(Measured(cell.model, cell.task, cell.data, cell.mode, saved))
         notes += _warned(cell, saved)
     found = Reproduced(Path(out), cells, figures(runs), void, list(dict.fromkeys([*_told(cells), *notes])))
-    with disk_trouble(Path(out)):
-        text = json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        (Path(out) / FILE).write_text(text + "\n", encoding="utf-8")
+    write_whole(Path(out), FILE, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found
 
 

@@ -27,11 +27,8 @@ TWIN: dict[str, type[Method]] = {"agla": AGLA, "vcd": VCD, "apc": APC}
 OTHERS = ("vote",)
 """Methods of a logits processor of their own, which the twin engine passes by."""
 
-_ARGUMENTS = {
-    "agla": ("guard_alpha", "guard_beta"),
-    "vcd": ("guard_alpha", "guard_beta"),
-    "apc": ("guard_beta",),
-}
+KNOBS = {"agla": ("alpha", "beta"), "vcd": ("alpha", "beta"), "apc": ("beta",)}
+"""The knobs that a request may set; each travels as `guard_` and its name."""
 
 
 def method_of(extra: Mapping[str, Any] | None) -> Method | None:
@@ -56,8 +53,9 @@ def method_of(extra: Mapping[str, Any] | None) -> Method | None:
         raise ServeError(f"No guard is called {name!r}. {did_you_mean(str(name), known)}Known: {', '.join(known)}.")
     knobs = {}
     for argument, value in given.items():
-        if argument not in _ARGUMENTS[name]:
-            raise ServeError(f"{argument} is no knob of {name}. It has: {', '.join(_ARGUMENTS[name])}.")
+        known = [f"{GUARD}_{knob}" for knob in KNOBS[name]]
+        if argument not in known:
+            raise ServeError(f"{argument} is no knob of {name}. It has: {', '.join(known)}.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ServeError(f"{argument} is {value!r}: give a number.")
         knobs[argument.removeprefix(f"{GUARD}_")] = float(value)
@@ -74,7 +72,7 @@ def request_arguments(method: Method) -> dict[str, str | float]:
         raise ServeError(f"The twin engine has no method {method.name!r}; it has {', '.join(TWIN)}.")
     if getattr(method, "mode", "paper") != "paper":
         raise ServeError(f"{method.name} with mode={method.mode!r} can't be served: leave mode out.")  # type: ignore[attr-defined]
-    knobs = {name: getattr(method, name.removeprefix(f"{GUARD}_")) for name in _ARGUMENTS[method.name]}
+    knobs = {f"{GUARD}_{knob}": getattr(method, knob) for knob in KNOBS[method.name]}
     return {GUARD: method.name, **knobs}
 
 

@@ -24,6 +24,7 @@ from lvlm_guard.serve.engine.arguments import method_of
 from lvlm_guard.serve.engine.handover import open_handover
 from lvlm_guard.serve.engine.plugin import TWINS
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.penalties import check_no_penalties
 
 
 def method_for(params: Any) -> Method | None:
@@ -37,10 +38,7 @@ def method_for(params: Any) -> Method | None:
         return None
     if params.prompt_logprobs is not None:
         raise ServeError("prompt_logprobs would be the plain model's, not the guard's: leave it out.")
-    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0):
-        # one runner applies them before this processor and one after it, so that they would mean two things
-        raise ServeError("Penalties can't be had together with a guard: leave out repetition_, presence_ and "
-                         "frequency_penalty.")  # fmt: skip
+    check_no_penalties(params)
     return method
 
 

@@ -10,13 +10,14 @@ from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError, did_you_mean
 from lvlm_guard.methods import REGISTRY
 from lvlm_guard.methods.vote import Vote
+from lvlm_guard.serve.engine import arguments
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL, OPENAI, VLLM, WHY_NEUTRAL
 from lvlm_guard.serve.front.messages import Conversation, conversation
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.vote.ballot import LEAST_BETA, MOST_LAM
 
-KNOBS = {"agla": ("alpha", "beta"), "vcd": ("alpha", "beta"), "apc": ("beta",), "vote": ("lam", "beta")}
+KNOBS = {**arguments.KNOBS, Vote.name: ("lam", "beta")}
 """The knobs that a request may set, of each guard that can be served."""
 
 NEEDS_PICTURE = frozenset({"agla", "vcd", "vote"})

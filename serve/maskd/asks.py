@@ -14,6 +14,10 @@ MOST_TEXT = 32_768
 """Characters of a question or a claim; matchers read the first 50 words or fewer."""
 
 
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable of prometheus_client: the folder where several workers keep what they count."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much the service takes on.

@@ -22,7 +22,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from lvlm_guard.errors import KnobError, MissingExtraError
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.maskd.asks import Limits
+from lvlm_guard.serve.maskd.asks import SHARED, Limits
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ GRACE = 10
 
 SIGN_OF_LIFE = 20
 """Seconds a worker process may be silent before it is replaced; one starts slowly where others take the cores."""
-
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""Where several workers keep what they count; see `lvlm_guard.serve.maskd.metrics`."""
 
 _SETTINGS = "LVLM_GUARD_MASKD"
 
@@ -150,7 +147,7 @@ def load(settings: Settings) -> Matcher:
     from lvlm_guard import embedded
     from lvlm_guard.matching import REGISTRY, load_matcher
     from lvlm_guard.matching.loading import default_source, shared_blip
-    from lvlm_guard.pretrained import DTYPES
+    from lvlm_guard.pretrained import DTYPES, usable_device
 
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.workers))
     name = settings.matcher
@@ -162,17 +159,11 @@ def load(settings: Settings) -> Matcher:
         return load_matcher(name)  # another package's, which chooses its own device
     else:
         place = name
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise KnobError(
-            f"The device {device!r} can't be used here: {reason} Give auto, cpu, cuda, or cuda:1."
-        ) from error
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"  # a matcher gains little on a Mac's GPU
+    device = usable_device(automatic if settings.device == "auto" else settings.device)
     if settings.dtype not in DTYPES:
         raise KnobError(f"dtype is {settings.dtype!r}: give float32 or bfloat16.")
-    return shared_blip(place, torch.device(device), DTYPES[settings.dtype])
+    return shared_blip(place, device, DTYPES[settings.dtype])
 
 
 def _app(settings: Settings, at_start: bool = False) -> Starlette:

@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from lvlm_guard.matching.claims import FAR
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.penalties import check_no_penalties
 from lvlm_guard.serve.vote.ballot import Ballot, ballot_of, served_vocabulary
 from lvlm_guard.serve.vote.counting import Counting
 
@@ -134,12 +135,7 @@ def _ballot(params: SamplingParams) -> Ballot | None:
     ballot = ballot_of(params.extra_args)
     if ballot is None:
         return None
-    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0):
-        # vLLM's V1 runner applies penalties after this processor, the V2 runner before it
-        raise ServeError(
-            "Penalties (repetition, presence, frequency) have no defined order with a guard: leave them out of guarded "
-            "requests. A checkpoint's own are left out by --generation-config vllm."
-        )
+    check_no_penalties(params)
     return ballot
 
 
