@@ -11,6 +11,7 @@ It runs after grammar and allowed tokens and before temperature and top-p. A for
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Proce
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2Processor
 
 from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.serve.allowed import guard_allowed
 from lvlm_guard.serve.engine.arguments import method_of
 from lvlm_guard.serve.engine.handover import open_handover
 from lvlm_guard.serve.engine.plugin import TWINS
@@ -95,9 +97,13 @@ class Guards(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped
             if method is not None:
                 groups.setdefault(method, []).append(row)
         for method, rows in groups.items():
-            index = torch.tensor(rows, device=logits.device)
-            logits[index] = assembled(method, logits[index], second[index])
+            guard_allowed(logits, rows, partial(_assemble, method, logits, second))
         return logits
+
+
+def _assemble(method: Method, logits: Tensor, second: Tensor, rows: list[int]) -> None:
+    index = torch.tensor(rows, device=logits.device)
+    logits[index] = assembled(method, logits[index], second[index])
 
 
 def assembled(method: Method, logits: Tensor, second: Tensor) -> Tensor:

@@ -6,18 +6,18 @@ request instead of asked from a matcher.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import cut, plausible
-from lvlm_guard.errors import LogitsError
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.matching.questions import YES
 from lvlm_guard.methods.vote import undecided, voted
+from lvlm_guard.serve.allowed import guard_allowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,18 +59,11 @@ class Counting:
         for row, ballot in ballots.items():
             groups.setdefault(ballot.beta, []).append(row)
         for beta, rows in groups.items():
-            try:
-                self._count(logits, beta, rows, ballots, prefixes)
-            except LogitsError:
-                # clients can forbid everything, by allowed ids and bad words; that must not stop the others
-                best = logits[rows].amax(-1).tolist()
-                rows = [row for row, top in zip(rows, best, strict=True) if top != -math.inf]
-                if rows:
-                    self._count(logits, beta, rows, ballots, prefixes)
+            guard_allowed(logits, rows, partial(self._count, logits, beta, ballots, prefixes))
         return logits
 
     def _count(
-        self, logits: Tensor, beta: float, rows: list[int], ballots: Mapping[int, Ballot], prefixes: Prefixes
+        self, logits: Tensor, beta: float, ballots: Mapping[int, Ballot], prefixes: Prefixes, rows: list[int]
     ) -> None:
         index = torch.tensor(rows, device=logits.device)
         plain = logits[index]
