@@ -115,6 +115,7 @@ class GuardFront:
                 self._names,
                 most_pictures=self.settings.most_pictures,
                 drop=self.settings.drop,
+                special_tokens=self.settings.special_tokens,
             )
             arguments, listening = await self._while_there(self._admitted(request), receive)
         finally:

@@ -50,7 +50,9 @@ class Asked:
         return {knob: float(getattr(self.method, knob)) for knob in KNOBS[self.method.name]} if self.method else {}
 
 
-def asked(raw: bytes, names: Names, *, most_pictures: int, drop: tuple[str, ...] = ()) -> Asked:
+def asked(
+    raw: bytes, names: Names, *, most_pictures: int, drop: tuple[str, ...] = (), special_tokens: bool = False
+) -> Asked:
     """Read the body of a chat request.
 
     Args:
@@ -58,6 +60,7 @@ def asked(raw: bytes, names: Names, *, most_pictures: int, drop: tuple[str, ...]
         names: of the models here.
         most_pictures: that a request may hold.
         drop: pieces that are no part of a question, such as the model's image token.
+        special_tokens: `add_special_tokens` where the body does not say.
 
     Raises:
         Refused: with what is wrong.
@@ -71,6 +74,8 @@ def asked(raw: bytes, names: Names, *, most_pictures: int, drop: tuple[str, ...]
         raise Refused(400, f"The request has {len(chat.pictures)} pictures; {most_pictures} at most are taken.")
     name = body.get("model") or plain
     body |= {"model": plain, "messages": chat.messages}
+    if special_tokens:
+        body.setdefault("add_special_tokens", True)
     if guard in NEEDS_PICTURE and not chat.pictures:
         return Asked(body, name, None, chat, f"the prompt has no picture, so there is nothing for {guard} to guard")
     if guard in ("agla", "vote") and not chat.question:

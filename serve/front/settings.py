@@ -38,6 +38,7 @@ class FrontSettings:
         at_once: requests that are being read and matched at one time; more are told to come back.
         decoded_at_once: pictures that are being decoded at one time.
         drop: pieces of a message that are no part of its question, such as the model's image token.
+        special_tokens: `add_special_tokens` of requests that don't say; what `template.special_tokens` finds.
 
     Raises:
         ServeError: a setting can't be.
@@ -57,13 +58,14 @@ class FrontSettings:
     at_once: int = 128
     decoded_at_once: int = 4
     drop: tuple[str, ...] = ("<image>",)
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, list):
                 object.__setattr__(self, one.name, tuple(value))
-            elif isinstance(value, int | float) and not value > 0:
+            elif isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise ServeError(f"The front's {one.name} is {value!r}: give a number above 0.")
         for guard in self.guards:
             if guard not in KNOBS:
