@@ -13,6 +13,9 @@ from lvlm_guard.families import family_of
 from lvlm_guard.families import processor as processors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lvlm_guard.engine.call import Call
     from lvlm_guard.families.family import Family
 
 M = TypeVar("M")
@@ -69,6 +72,8 @@ def guard(
     Returns:
         The same two objects. `model.generate(**inputs, guard=False)` is a plain call,
         `guard=methods.AGLA(alpha=1.0)` one with other knobs, and `guard_execution=` one run otherwise.
+        `verify=True` (or a `lvlm_guard.verify.Verifier`) checks each object that the answer names against the
+        picture: the call returns generate()'s output object, with the verdicts in `out.guard.verdicts`.
 
     Raises:
         UnsupportedModelError: the model can't be guarded, or the processor belongs to another family.
@@ -84,11 +89,17 @@ def guard(
     _check_pair(inner, processor, family)
     pair: Any = processor  # the two change class in place, which no type can say
     plain = type(inner)
-    setattr(inner, guarded.STATE, guarded.Guard(chosen, family, pair, execution, plain, resolve))
+    setattr(inner, guarded.STATE, guarded.Guard(chosen, family, pair, execution, plain, resolve, _verifier))
     inner.__class__ = guarded.guarded_class(family.decoding(plain))
     setattr(pair, processors.STATE, processors.ProcessorGuard(family, type(pair)))
     pair.__class__ = processors.guarded_class(type(pair))
     return model, processor
+
+
+def _verifier(asked: Any, call: Call, method: Method) -> Callable[[int, str], list[Any]]:
+    from lvlm_guard.verify.verifier import Verifier
+
+    return Verifier.of(asked).bound(call, method)
 
 
 def unguard(thing: M) -> M:

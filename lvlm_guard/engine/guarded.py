@@ -32,7 +32,17 @@ STATE = "_lvlm_guard"
 
 @dataclass(frozen=True)
 class Guard:
-    """What a guarded model carries; `plain` is its class without a guard."""
+    """What a guarded model carries.
+
+    Args:
+        method: that guards a call which names none.
+        family: of the model.
+        processor: the guarded one that belongs to it.
+        execution: how branches are run.
+        plain: the model's class without a guard.
+        resolve: makes a method of what a call gives as `guard=`.
+        verifier: makes of what a call gives as `verify=` what checks an answer: (request, text) -> verdicts.
+    """
 
     method: Method
     family: Family
@@ -40,6 +50,7 @@ class Guard:
     execution: Execution
     plain: type[Any]
     resolve: Callable[[Any], Method]
+    verifier: Callable[[Any, Call, Method], Callable[[int, str], list[Any]]]
 
 
 def session_of(model: Any) -> Session | None:
@@ -61,17 +72,26 @@ def guarded_class(base: type[Any]) -> type[Any]:
             guard_views: Pictures | None = None,
             guard_execution: Execution | None = None,
             guard_steps: bool = True,
+            verify: Any = False,
             **kwargs: Any,
         ) -> Any:
             nested = session_of(self) is not None  # the model drafts for itself: only its verdict is guarded
             if guard is False or nested:
+                if verify and not nested:
+                    raise UnsupportedCallError(
+                        "guard=False leaves all of lvlm-guard out of a call, and verify=True with it. Check the plain "
+                        "answer's text with lvlm_guard.verify.verify_answer, or leave guard=False out."
+                    )
                 given = (inputs, *args) if args or inputs is not None else ()
                 token = ACTIVE.set(None)
                 try:
                     return getattr(self, STATE).plain.generate(self, *given, **kwargs)
                 finally:
                     ACTIVE.reset(token)
+            if verify:
+                kwargs["return_dict_in_generate"] = True  # there is no other place for the verdicts
             session = _open(self, inputs, args, guard, guard_views, guard_execution, guard_steps, kwargs)
+            check = getattr(self, STATE).verifier(verify, session.call, session.method) if verify else None
             token = ACTIVE.set(session)
             try:
                 output = super().generate(inputs, *args, **kwargs)
@@ -79,6 +99,11 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 ACTIVE.reset(token)
                 session.close()
             trace = session.finish(output if isinstance(output, Tensor) else output.sequences)
+            if check is not None:
+                answers = session.answers(output.sequences)
+                each = len(answers) // len(session.prompt)
+                decode = functools.partial(session.call.tokenizer.decode, skip_special_tokens=True)
+                trace.verdicts = [check(i // each, str(decode(answer))) for i, answer in enumerate(answers)]
             if not isinstance(output, Tensor):
                 output.guard = trace
             return output

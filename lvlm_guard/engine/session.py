@@ -382,7 +382,11 @@ class Session:
     def finish(self, sequences: Tensor) -> GuardTrace:
         """Return the trace, its steps filled in from the output sequences, [B * n, T]."""
         if self._recorder is not None:
-            eos = set() if self.eos is None else set(self.eos.flatten().tolist())
-            answers = answers_of(sequences, self.prompt.shape[1], eos)
+            answers = self.answers(sequences)
             self.trace.steps = self._recorder.read(answers, len(answers) // len(self.prompt))
         return self.trace
+
+    def answers(self, sequences: Tensor) -> list[list[int]]:
+        """Return the tokens of each output sequence, [B * n, T], from the prompt's end to its own."""
+        eos = set() if self.eos is None else set(self.eos.flatten().tolist())
+        return answers_of(sequences, self.prompt.shape[1], eos)

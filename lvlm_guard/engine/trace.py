@@ -54,6 +54,8 @@ class GuardTrace:
         claims: claims that were voted on, over all steps.
         matches: for each picture that was matched: index, text, score, kept share of the pixels.
         steps: for each output sequence its tokens; filled with `return_dict_in_generate=True`.
+        verdicts: for each output sequence what is held of the objects that it names
+            (`lvlm_guard.verify.Checked`); filled with `verify=True`.
     """
 
     method: str
@@ -68,6 +70,7 @@ class GuardTrace:
     claims: int = 0
     matches: list[dict[str, Any]] = field(default_factory=list)
     steps: list[list[TokenTrace]] = field(default_factory=list)
+    verdicts: list[list[Any]] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """Add a note once."""

@@ -90,6 +90,28 @@ class Matcher(ABC):
             "that has `support(image, claims)`, such as the default `blip-itm`."
         )
 
+    temperature: float = 0.01
+    """Of a softmax over similarities: what a difference of 1 in `similarity` is worth, one over nats."""
+
+    template: str | None = None
+    """The sentence about an object that this matcher knows best, with {article} and {object}; None: a question."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it has `similarity`."""
+        return type(self).similarity is not Matcher.similarity
+
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """Return how similar each picture is to each text, [N, M] float32, comparable within a row.
+
+        Raises:
+            UnsupportedCallError: this matcher answers about one picture and one text at a time.
+        """
+        raise UnsupportedCallError(
+            f"The matcher {self.version!r} does not compare texts by similarity. Use one that does, such as "
+            "`dual-prompt` or `clip`, or its `support`."
+        )
+
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the probability that claim i holds in image i, [n]; matchers that can, batch it."""
         each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]

@@ -1,0 +1,49 @@
+"""Checks of a finished answer against its picture: is each object that it names there?
+
+- `naming`: which objects of a vocabulary a text names, and where.
+- `verdict`: what a matcher's figures say of one claim (adapters.md 4.3: counterfactual swaps).
+- `check`: one claim, a whole answer.
+- `ranking`: the best of several answers, by the model's own probability and the matcher (4.5).
+
+`generate(..., verify=True)` and `lvlm-guard generate --verify` use them. Nothing here changes an answer.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lvlm_guard.verify.check import Checked as Checked
+    from lvlm_guard.verify.check import verify as verify
+    from lvlm_guard.verify.check import verify_answer as verify_answer
+    from lvlm_guard.verify.naming import Mention as Mention
+    from lvlm_guard.verify.naming import mentions as mentions
+    from lvlm_guard.verify.ranking import Candidate as Candidate
+    from lvlm_guard.verify.ranking import rerank as rerank
+    from lvlm_guard.verify.verdict import Thresholds as Thresholds
+    from lvlm_guard.verify.verdict import Verdict as Verdict
+    from lvlm_guard.verify.verifier import Verifier as Verifier
+
+_EXPORTS = {
+    "Candidate": "ranking",
+    "Checked": "check",
+    "Mention": "naming",
+    "Thresholds": "verdict",
+    "Verdict": "verdict",
+    "Verifier": "verifier",
+    "mentions": "naming",
+    "rerank": "ranking",
+    "verify": "check",
+    "verify_answer": "check",
+}
+
+
+def __getattr__(attribute: str) -> Any:
+    if attribute in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def __dir__() -> list[str]:
+    return [*_EXPORTS]

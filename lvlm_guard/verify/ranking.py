@@ -1,0 +1,71 @@
+"""The best of several answers to one prompt, by the model's own probability and by a matcher.
+
+Source: the idea of CLIP-guided decoding (Deng et al., arXiv:2402.15300), sentence by sentence; the mixing form is
+ours (adapters.md 4.5). Both kinds of scores are standardised over the candidates first:
+
+    score = alpha * z(mean log-probability of a token) + (1 - alpha) * z(mean over sentences of S(sentence, picture))
+            - penalty * (mean over mentions of 1 - p(mention holds))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lvlm_guard.errors import KnobError
+from lvlm_guard.verify.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer, scored.
+
+    Args:
+        text: the answer.
+        log_prob: mean log-probability of its tokens (nats) under the model.
+        match: mean of the matcher's score over its sentences; None where it has none.
+        verdicts: on the objects that it names.
+    """
+
+    text: str
+    log_prob: float
+    match: float | None
+    verdicts: Sequence[Verdict] = ()
+
+    @property
+    def doubt(self) -> float:
+        """Mean probability that a named object is not there, 0 where none is named."""
+        return sum(1 - one.p_supported for one in self.verdicts) / len(self.verdicts) if self.verdicts else 0.0
+
+
+def rerank(candidates: Sequence[Candidate], alpha: float = 0.5, penalty: float = 1.0) -> list[tuple[int, float]]:
+    """Return (index, score) of each candidate, the best first; of equal ones the earlier first.
+
+    Args:
+        candidates: answers to one prompt.
+        alpha: weight of the model's own probability, 0 (the matcher alone) to 1 (the model alone).
+        penalty: weight of doubtful mentions, in standard deviations, >= 0; 0 leaves them out.
+
+    Raises:
+        KnobError: a weight is out of range, or there is no candidate.
+    """
+    if not candidates:
+        raise KnobError("There is no answer to choose from: give at least one.")
+    if not 0 <= alpha <= 1 or not 0 <= penalty < math.inf:
+        raise KnobError(f"alpha is {alpha} and penalty {penalty}: give 0 to 1, and 0 or more.")
+    told = [one.match for one in candidates if one.match is not None]
+    usual = sum(told) / len(told) if told else 0.0  # an answer without a sentence to match is neither good nor bad
+    own = _standardised([one.log_prob for one in candidates])
+    match = _standardised([usual if one.match is None else one.match for one in candidates])
+    scores = [
+        alpha * mine + (1 - alpha) * theirs - penalty * one.doubt
+        for one, mine, theirs in zip(candidates, own, match, strict=True)
+    ]
+    return sorted(enumerate(scores), key=lambda pair: -pair[1])
+
+
+def _standardised(values: Sequence[float]) -> list[float]:
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    return [(value - mean) / spread if spread > 0 else 0.0 for value in values]
