@@ -3,7 +3,22 @@
 Charter: PEFT tuners, the pairwise CLIP ranker, dual-prompt retrieval, distilling a guard into a LoRA,
 their training and recipes, and matchers built on them, registered by entry point. It may import the
 core of `lvlm_guard` and peft; the core never imports it, nor do evals and serve.
+
+Importing it registers our tuner with PEFT, so that `PeftModel.from_pretrained` reads its folders too;
+`load(folder)` reads any adapter folder of this package.
 """
 
 if __name__ != "lvlm_guard.adapters":
     raise ImportError("import lvlm_guard.adapters, not adapters: two copies of its classes would exist")
+
+from importlib.util import find_spec
+
+from lvlm_guard.errors import MissingExtraError
+
+if find_spec("peft") is None:
+    raise MissingExtraError("The adapters need peft, which is not installed: pip install 'lvlm-guard[train]'.")
+
+from lvlm_guard.adapters import prompts
+from lvlm_guard.adapters.loading import load
+
+__all__ = ["load", "prompts"]

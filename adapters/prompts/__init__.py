@@ -1,0 +1,38 @@
+"""PromptCore: one PEFT tuner that puts learnable prompts into CLIP's encoders, and its named configurations.
+
+Importing this registers the tuner with PEFT under `DUAL_PROMPT`, so that `get_peft_model` and
+`PeftModel.from_pretrained` know it. CoOp, VPT, MaPLe and DCAR's dual prompts are settings of it, not classes.
+"""
+
+from lvlm_guard.adapters.prompts.config import DualPromptConfig
+from lvlm_guard.adapters.prompts.configurations import (
+    CONFIGURATIONS,
+    WORDS,
+    configuration,
+    coop,
+    dual_prompt,
+    maple,
+    placeholders,
+    vpt,
+)
+from lvlm_guard.adapters.prompts.layer import PromptLayer
+from lvlm_guard.adapters.prompts.tuner import DualPromptModel, add_prompts, layers_of, register
+
+register()
+
+__all__ = [
+    "CONFIGURATIONS",
+    "WORDS",
+    "DualPromptConfig",
+    "DualPromptModel",
+    "PromptLayer",
+    "add_prompts",
+    "configuration",
+    "coop",
+    "dual_prompt",
+    "layers_of",
+    "maple",
+    "placeholders",
+    "register",
+    "vpt",
+]

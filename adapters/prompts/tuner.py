@@ -1,0 +1,166 @@
+"""The tuner that PEFT drives: finds CLIP's encoder layers, wraps them, and ties vision prompts to text prompts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import register_peft_method
+from peft.utils.peft_types import PeftType
+from torch import Tensor, nn
+
+from lvlm_guard.adapters.prompts.config import NAME, DualPromptConfig
+from lvlm_guard.adapters.prompts.layer import NO_MERGE, PromptLayer
+from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
+
+PREFIX = "dual_prompt_"
+ABOVE_LORA = "second time|Already found a `peft_config`"  # PEFT's warnings where a LoRA lies below on purpose
+
+
+def register() -> None:
+    """Make the tuner known to PEFT; does nothing the second time."""
+    if PeftType[NAME] not in PEFT_TYPE_TO_TUNER_MAPPING:
+        register_peft_method(name=NAME.lower(), config_cls=DualPromptConfig, model_cls=DualPromptModel)
+
+
+def layers_of(model: nn.Module, side: str) -> int:
+    """Return how many encoder layers a CLIP has on a side, "text" or "vision": the most that `depth` may be."""
+    return len(_encoder(model, side).layers)
+
+
+def add_prompts(model: nn.Module, config: DualPromptConfig, name: str = "default") -> PeftModel:
+    """Put prompts into a CLIP, also into one that carries a LoRA, which stays as it is and stays trainable.
+
+    A LoRA goes in first: PEFT does not look for targets inside the layers that prompts wrap. It is saved by its own
+    model before the prompts are put in, or after they are taken off (`unload()`).
+
+    Args:
+        model: a `CLIPModel`, or the `PeftModel` that holds one with a LoRA.
+        config: what to put in.
+        name: of the adapter.
+
+    Raises:
+        UnsupportedModelError: the model is no CLIP.
+        KnobError: it has fewer layers than `depth`.
+    """
+    clip = model.get_base_model() if isinstance(model, PeftModel) else model
+    trained = [parameter for parameter in clip.parameters() if parameter.requires_grad]
+    beside = any(hasattr(module, "base_layer") for module in clip.modules())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f".*({ABOVE_LORA})")
+        prompted = get_peft_model(clip, config, adapter_name=name)
+    if beside:
+        for parameter in trained:  # PEFT before 0.21 freezes what another tuner trains
+            parameter.requires_grad_(True)
+    return prompted
+
+
+class DualPromptModel(BaseTuner):  # type: ignore[misc]
+    """PEFT's model class of the tuner: made by `get_peft_model` and `PeftModel.from_pretrained`, not by hand."""
+
+    prefix = PREFIX
+    tuner_layer_cls = PromptLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # a tuner below (a LoRA) has left its configs on the model; PEFT would write ours into that one's dictionary
+        below = vars(model).pop("peft_config", None)
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        if below is not None:
+            self.model.peft_config = below
+
+    def _prepare_model(self, peft_config: DualPromptConfig, model: nn.Module) -> None:
+        for side in ("text", "vision"):
+            if peft_config.sides in (side, "both"):
+                there = layers_of(model, side)
+                if peft_config.depth > there:
+                    raise KnobError(
+                        f"depth is {peft_config.depth}, but the {side} encoder of this CLIP has {there} layers: give "
+                        f"{there} or less."
+                    )
+
+    def _create_and_replace(
+        self,
+        peft_config: DualPromptConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        tower, _, index = current_key.partition(".encoder.layers.")
+        side = "text" if tower.endswith("text_model") else "vision"
+        layer = target if isinstance(target, PromptLayer) else PromptLayer(target, side, int(index))
+        text = _encoder(self.model, "text", missing_ok=True)
+        width = text.config.hidden_size if text is not None else 0
+        start = None
+        if side == "text" and layer.index == 0 and peft_config.init == "words" and peft_config.prompt_mode == "replace":
+            start = _embedded(self.model.get_submodule(tower).embeddings, peft_config.placeholder_ids)
+        layer.add(adapter_name, peft_config, width, start)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        if layer is not target:
+            layer.train(target.training)
+            setattr(parent, target_name, layer)
+            if side == "text" and layer.index == 0:
+                embeddings = self.model.get_submodule(tower).embeddings
+                layer.check = embeddings.register_forward_pre_hook(layer.require_slots, with_kwargs=True)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Wrap the layers, then let each vision layer see the text layer of the same index."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        wrapped = [module for module in model.modules() if isinstance(module, PromptLayer)]
+        text = {layer.index: layer for layer in wrapped if layer.side == "text"}
+        for layer in wrapped:
+            if layer.side == "vision":
+                object.__setattr__(layer, "text_layer", text.get(layer.index))
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        if merge:
+            raise UnsupportedCallError(NO_MERGE)
+        # ours alone: PEFT's would take the LoRA off too that lies beside
+        for name, layer in [(n, m) for n, m in self.model.named_modules() if isinstance(m, PromptLayer)]:
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, layer.base_layer)
+            if hasattr(layer, "check"):
+                layer.check.remove()
+        if vars(self.model).get("peft_config") is self.peft_config:
+            del self.model.peft_config
+        return self.model
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raise `UnsupportedCallError`: prompts can't be merged."""
+        raise UnsupportedCallError(NO_MERGE)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        # PEFT's takes the tensors of every tuner that it finds in the model, a LoRA's too
+        end = f".{adapter_name}"
+        return {key: value for key, value in state_dict.items() if f".{PREFIX}" in key and key.endswith(end)}
+
+
+def _encoder(model: nn.Module, side: str, missing_ok: bool = False) -> Any:
+    for name, module in model.named_modules():
+        if name.endswith(f"{side}_model.encoder"):
+            return module
+    if missing_ok:
+        return None
+    raise UnsupportedModelError(
+        f"A {type(model).__name__} has no {side}_model.encoder.layers, so it has no place for {side} prompts. Give a "
+        "CLIPModel of transformers, such as openai/clip-vit-base-patch32."
+    )
+
+
+def _embedded(embeddings: Any, ids: list[int]) -> Tensor:
+    """Return embedding + position of tokens that stand right after BOS, [n, width]."""
+    with torch.no_grad():
+        at = embeddings.token_embedding.weight.device
+        words = embeddings.token_embedding.weight[torch.tensor(ids, device=at)]
+        return (words + embeddings.position_embedding.weight[1 : 1 + len(ids)]).clone()
