@@ -26,6 +26,10 @@ class MaskdError(ServeError):
         self.retry_after = retry_after
 
 
+class Unproved(ServeError):
+    """An answer that does not prove the guard that was asked for: it may be unguarded."""
+
+
 class Refused(ServeError):
     """A request that is not answered.
 

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lvlm_guard.engine.session import Execution
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Timed:
     tokens: list[int] = field(default_factory=list)
 
 
-def turning(arms: Sequence[Arm], calls: int) -> Iterator[Sequence[Arm]]:
+def turning(arms: Sequence[T], calls: int) -> Iterator[Sequence[T]]:
     """Yield the order of the arms for each call: forwards, backwards, forwards, ..., each time from another start."""
     for call in range(calls):
         start = (call // 2) % len(arms)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from lvlm_guard.cli.bench_server import Wanted, bench_server, loads_of
+from lvlm_guard.cli.bench_soak import bench_soak
 from lvlm_guard.cli.console import out, print_json, progress, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
 
@@ -15,6 +17,7 @@ BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
 
 
 def bench(
+    context: typer.Context,
     model: Model = "embedded",
     methods: Annotated[str, typer.Option(help="Methods, comma-separated; 'all' for every one.")] = "agla,vote",
     executions: Annotated[str, typer.Option(help="Of auto, lazy, batched.")] = "auto,lazy,batched",
@@ -25,6 +28,22 @@ def bench(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption of another model.")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
+    server: Annotated[str, typer.Option(help="Measure a running `lvlm-guard serve` instead.", metavar="URL")] = "",
+    plain_server: Annotated[
+        str, typer.Option(help="An ordinary vLLM with the same model, to compare --server with.", metavar="URL")
+    ] = "",
+    concurrency: Annotated[str, typer.Option(help="Requests in flight at --server.")] = "1,8,32",
+    warm: Annotated[
+        bool, typer.Option("--warm", help="At --server: the same pictures again and again, so that masks are known.")
+    ] = False,
+    records: Annotated[
+        Path | None,
+        typer.Option("--out", help="At --server: file of blocks as they come; a run goes on from it.", metavar="FILE"),
+    ] = None,
+    soak: Annotated[
+        int | None, typer.Option(min=1, help="Ask --server mixed questions this long and check the answers.")
+    ] = None,
+    pid: Annotated[int | None, typer.Option(help="Of `lvlm-guard serve`: --soak watches its memory.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -33,10 +52,41 @@ def bench(
 
     Captions at each batch size, and yes/no questions. Every call sees a new picture, so that the mask's
     cost is always in it. Values are medians over blocks of calls with 95 % intervals. Leave the machine
-    alone meanwhile.
+    alone meanwhile. With --server it is tokens/s and the time to the first token of its names; --model is
+    the plain one there, a key goes into OPENAI_API_KEY.
 
     [bold]Example:[/bold] lvlm-guard bench --methods agla,vcd --blocks 8 --json
     """
+    given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
+    if server:
+        _refuse(given & {"executions", "batches", "threads", "device", "dtype"}, "not for --server")
+        names = (
+            model if "model" in given else "",
+            tuple(_listed(methods, None)) if methods != "all" and "methods" in given else (),
+        )
+        if soak is not None:
+            _refuse(given & {"plain_server", "warm", "records", "blocks"}, "not for --soak")
+            at_once = max(loads_of(concurrency)) if "concurrency" in given else 8
+            bench_soak(server, *names, soak, at_once, pid, images, max_new_tokens, json)
+            return
+        _refuse(given & {"pid"}, "only for --soak")
+        bench_server(
+            Wanted(
+                server=server,
+                plain_server=plain_server,
+                model=names[0],
+                guards=names[1],
+                concurrency=loads_of(concurrency),
+                blocks=blocks,
+                images=images,
+                max_new_tokens=max_new_tokens,
+                warm=warm,
+                out=records,
+                json=json,
+            )
+        )
+        return
+    _refuse(given & {"plain_server", "concurrency", "warm", "records", "soak", "pid"}, "only for --server")
     sizes = sizes_of(batches)
     chosen_executions = _listed(executions, ("auto", "lazy", "batched"))
     quiet_libraries()
@@ -74,6 +124,13 @@ def bench(
         "[dim]time: median over blocks of guarded / plain generate(), the mask counted; request: the processor too; "
         "forwards, tokens and masks are means a call; 95 % intervals in brackets.[/]"
     )
+
+
+def _refuse(names: set[str], when: str) -> None:
+    """Raise on options that another kind of measurement has."""
+    if names:
+        name = min(names).replace("_", "-") if "records" not in names else "out"
+        raise usage(f"--{name} is {when}: leave it out.")
 
 
 def _listed(text: str, known: tuple[str, ...] | None) -> list[str]:
