@@ -1,0 +1,19 @@
+"""LossStack: what an adapted CLIP is trained by, as small functions, and how they are added up.
+
+`terms` holds the functions: pure, in float32, each with its source. `stack` combines them by a configuration.
+"""
+
+from lvlm_guard.adapters.losses.stack import LossError, LossInputs, LossStack, LossValue
+from lvlm_guard.adapters.losses.terms import agreement, anchoring, consistency, contrastive, hard_negative
+
+__all__ = [
+    "LossError",
+    "LossInputs",
+    "LossStack",
+    "LossValue",
+    "agreement",
+    "anchoring",
+    "consistency",
+    "contrastive",
+    "hard_negative",
+]

@@ -1,0 +1,106 @@
+"""The terms. Features are [n, d]; similarities are cosines, not yet divided by the temperature.
+
+Everything is computed in float32 (float64 stays), also under autocast: sums of exponentials at a temperature of 0.01
+overflow in half precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize
+
+TAU = 0.01  # CLIP's temperature after its pretraining, 1 / exp(logit_scale)
+
+
+def contrastive(
+    scores: Tensor,
+    *,
+    tau: float | Tensor = TAU,
+    categories: Tensor | None = None,
+    same: Tensor | None = None,
+    alpha: float = 0.5,
+) -> Tensor:
+    """Return the contrastive loss of a batch in which captions of one category count more against each other.
+
+    DCAR's weight 1 + alpha (arXiv:2508.04028) for captions of the same category; where it stands in the sum is ours:
+    on the negative's exponential, in both directions.
+
+    Args:
+        scores: [n, n], image i (row) with caption j (column); pair i belongs together.
+        tau: temperature.
+        categories: [n] integers, the category of pair i; negative for a pair without one. None: no weights.
+        same: [n, n] bool: caption j is caption i by its text. Such a pair is no negative and is left out.
+        alpha: 0 gives CLIP's loss.
+
+    Returns:
+        A scalar: the mean of both directions.
+    """
+    scores = _precise(scores)
+    n = len(scores)
+    weight = torch.zeros_like(scores)
+    diagonal = torch.eye(n, dtype=torch.bool, device=scores.device)
+    if categories is not None:
+        alike = (categories[:, None] == categories[None]) & (categories[:, None] >= 0)
+        weight = weight.masked_fill(alike & ~diagonal, torch.log1p(torch.tensor(alpha)).item())
+    if same is not None:
+        weight = weight.masked_fill(same & ~diagonal, -torch.inf)
+    logits = scores / tau
+    weight = weight.to(logits)
+    rows = (logits + weight).logsumexp(1) - logits.diagonal()
+    columns = (logits.T + weight.T).logsumexp(1) - logits.diagonal()
+    return (rows.mean() + columns.mean()) / 2
+
+
+def hard_negative(
+    positive: Tensor, negatives: Tensor, *, tau: float | Tensor = TAU, present: Tensor | None = None
+) -> Tensor:
+    """Return how far captions stand above their own swaps, for the same picture: DCAR's L_cate (arXiv:2508.04028).
+
+    Args:
+        positive: [n], image i with its caption.
+        negatives: [n, m], image i with the m swaps of its caption.
+        tau: temperature.
+        present: [n, m] bool: which swaps there are; None for all. A caption without any adds 0 to the mean.
+
+    Returns:
+        A scalar: the mean over the pairs that have a swap; 0 where none has.
+    """
+    positive, negatives = _precise(positive), _precise(negatives)
+    if present is not None:
+        negatives = negatives.masked_fill(~present, -torch.inf)
+        having = present.any(1)
+    else:
+        having = torch.full_like(positive, negatives.shape[1] > 0, dtype=torch.bool)
+    logits = torch.cat([positive[:, None], negatives], 1) / tau
+    each = logits.logsumexp(1) - logits[:, 0]
+    return each[having].mean() if bool(having.any()) else positive.sum() * 0
+
+
+def consistency(features: Tensor, frozen: Tensor) -> Tensor:
+    """Return the mean of 1 - cos between adapted features and those of the frozen backbone, [n, d] each.
+
+    Source: CoPrompt (Roy and Etemad, ICLR 2024, arXiv:2306.01195), weight 8.
+    """
+    return (1 - cosine_similarity(_precise(features), _precise(frozen), dim=-1)).mean()
+
+
+def anchoring(features: Tensor, frozen: Tensor) -> Tensor:
+    """Return the mean absolute difference of normalised features to the frozen ones, [n, d] each.
+
+    Source: PromptSRC (Khattak et al., ICCV 2023, arXiv:2307.06948), weights 25 for texts and 10 for images.
+    """
+    return (normalize(_precise(features), dim=-1) - normalize(_precise(frozen), dim=-1)).abs().mean()
+
+
+def agreement(logits: Tensor, frozen: Tensor) -> Tensor:
+    """Return KL(softmax frozen || softmax logits), summed and divided by the number of logits, [n, m] each.
+
+    Source: PromptSRC (arXiv:2307.06948), weight 1; the division is its release's.
+    """
+    target = log_softmax(_precise(frozen), -1)
+    return kl_div(log_softmax(_precise(logits), -1), target, reduction="sum", log_target=True) / logits.numel()
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,176 @@
+"""The loss terms against hand-computed values, and the stack's checks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, normalize
+
+from lvlm_guard.adapters.losses import (
+    LossError,
+    LossInputs,
+    LossStack,
+    agreement,
+    anchoring,
+    consistency,
+    contrastive,
+    hard_negative,
+)
+from lvlm_guard.errors import GuardError, KnobError
+
+SCORES = torch.tensor([[0.30, 0.20], [0.10, 0.25]])
+
+
+def batch(n=4, d=6, m=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    image, text, image0, text0 = (normalize(torch.randn(n, d, generator=g), dim=-1) for _ in range(4))
+    return LossInputs(
+        scores=image @ text.T, negatives=torch.rand(n, m, generator=g), image=image, text=text,
+        frozen_image=image0, frozen_text=text0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rows", "columns"),
+    [(0, 0.1628811, 0.2271562), (0.5, 0.2346003, 0.3166248), (1, 0.3011740, 0.3956836)],
+)
+def test_contrastive_gives_the_specified_values_for_pairs_of_one_category(alpha, rows, columns):
+    same = torch.tensor([3, 3])
+    got = contrastive(SCORES, tau=0.07, categories=same, alpha=alpha)
+    assert got.item() == pytest.approx((rows + columns) / 2, abs=1e-6)
+
+
+def test_contrastive_without_categories_is_cross_entropy_both_ways():
+    expected = (cross_entropy(SCORES / 0.07, torch.arange(2)) + cross_entropy(SCORES.T / 0.07, torch.arange(2))) / 2
+    assert contrastive(SCORES, tau=0.07).item() == pytest.approx(expected.item(), abs=1e-6)
+    apart = contrastive(SCORES, tau=0.07, categories=torch.tensor([0, 1]), alpha=1.0)
+    unknown = contrastive(SCORES, tau=0.07, categories=torch.tensor([-1, -1]), alpha=1.0)
+    assert apart.item() == unknown.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_contrastive_leaves_out_a_caption_that_is_the_same_text():
+    g = torch.Generator().manual_seed(0)
+    scores = torch.rand(3, 3, generator=g)
+    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    without = [[0, 2], [1, 2], [0, 1, 2]]
+    each = [
+        -math.log(math.exp(m[i, i] / 0.1) / sum(math.exp(m[i, j] / 0.1) for j in without[i]))
+        for m in (scores, scores.T)
+        for i in range(3)
+    ]
+    assert contrastive(scores, tau=0.1, same=same).item() == pytest.approx(sum(each) / 6, abs=1e-5)
+
+
+@pytest.mark.parametrize(("negatives", "loss"), [([0.28, 0.24, 0.30], 0.7597828), ([0.28, 0.24, 0.22], 0.1294041)])
+def test_hard_negative_gives_the_specified_values(negatives, loss):
+    got = hard_negative(torch.tensor([0.30]), torch.tensor([negatives]), tau=0.01)
+    assert got.item() == pytest.approx(loss, abs=1e-5)
+    assert math.exp(-0.1294041) == pytest.approx(0.8786195, abs=1e-6)
+
+
+def test_hard_negative_ignores_swaps_that_are_not_there_and_pairs_without_any():
+    positive = torch.tensor([0.30, 0.9], requires_grad=True)
+    negatives = torch.tensor([[0.28, 0.24, 0.22, 5.0], [1.0, 1.0, 1.0, 1.0]])
+    present = torch.tensor([[True, True, True, False], [False] * 4])
+    got = hard_negative(positive, negatives, tau=0.01, present=present)
+    assert got.item() == pytest.approx(0.1294041, abs=1e-5)
+    none = hard_negative(positive, negatives, tau=0.01, present=torch.zeros_like(present))
+    none.backward()
+    assert none.item() == 0
+    assert positive.grad.tolist() == [0, 0]
+
+
+def test_feature_terms_give_the_specified_values_and_zero_where_nothing_changed():
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert consistency(a, b).item() == pytest.approx(0.2928932, abs=1e-6)
+    assert anchoring(a, b).item() == pytest.approx(0.5, abs=1e-6)
+    assert agreement(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item() == pytest.approx(
+        0.0413039, abs=1e-6
+    )
+    for term in (consistency, anchoring, agreement):
+        assert term(b, b).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_terms_are_computed_in_float32_for_half_precision_scores():
+    half = contrastive(SCORES.bfloat16(), tau=0.01)
+    assert half.dtype == torch.float32
+    assert half.isfinite()
+    assert half.item() == pytest.approx(contrastive(SCORES.bfloat16().float(), tau=0.01).item(), abs=1e-6)
+
+
+@given(n=st.integers(2, 6), alpha=st.floats(0, 3), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_contrastive_is_never_negative_grows_with_alpha_and_ignores_the_order_of_pairs(n, alpha, seed):
+    g = torch.Generator().manual_seed(seed)
+    scores, categories = torch.rand(n, n, generator=g), torch.randint(0, 2, (n,), generator=g)
+    loss = contrastive(scores, tau=0.1, categories=categories, alpha=alpha)
+    order = torch.randperm(n, generator=g)
+    turned = contrastive(scores[order][:, order], tau=0.1, categories=categories[order], alpha=alpha)
+    assert loss >= 0
+    assert loss >= contrastive(scores, tau=0.1, categories=categories, alpha=0) - 1e-5
+    assert turned.item() == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_the_stack_adds_weighted_terms_and_logs_each_before_its_weight():
+    given_ = batch()
+    value = LossStack(consistency=8, anchoring_text=25, anchoring_image=10, agreement=1)(given_)
+    terms = {
+        "contrastive": contrastive(given_.scores),
+        "hard_negative": hard_negative(given_.scores.diagonal(), given_.negatives),
+        "consistency": consistency(given_.image, given_.frozen_image) + consistency(given_.text, given_.frozen_text),
+        "anchoring_text": anchoring(given_.text, given_.frozen_text),
+        "anchoring_image": anchoring(given_.image, given_.frozen_image),
+        "agreement": agreement(given_.scores / 0.01, given_.frozen_image @ given_.frozen_text.T / 0.01),
+    }
+    weights = [1, 1, 8, 25, 10, 1]
+    assert value.terms == pytest.approx({name: term.item() for name, term in terms.items()}, rel=1e-4)
+    expected = sum(w * t.item() for w, t in zip(weights, terms.values(), strict=True))
+    assert value.total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_term_of_weight_zero_needs_nothing_and_is_not_computed():
+    stack = LossStack(hard_negative=0)
+    assert stack.needs == {"scores"}
+    assert not stack.needs_frozen
+    assert set(stack(LossInputs(scores=SCORES)).terms) == {"contrastive"}
+    assert LossStack(consistency=8).needs_frozen
+
+
+def test_positive_scores_of_their_own_are_used_against_the_swaps():
+    given_ = LossInputs(scores=SCORES, positive=torch.tensor([0.5, 0.5]), negatives=torch.tensor([[0.49], [0.49]]))
+    assert LossStack()(given_).terms["hard_negative"] == pytest.approx(math.log1p(math.exp(-1)), abs=1e-5)
+
+
+def test_missing_inputs_name_the_field_and_the_weight_to_clear():
+    with pytest.raises(KnobError, match=r"needs negatives.*weight of hard_negative to 0"):
+        LossStack()(LossInputs(scores=SCORES))
+
+
+def test_a_loss_that_is_not_finite_names_the_term_and_the_broken_input():
+    scores = SCORES.clone()
+    scores[0, 1] = torch.nan
+    with pytest.raises(LossError, match=r"not finite in contrastive \(nan\)\. Scores of this batch already hold NaN"):
+        LossStack(hard_negative=0)(LossInputs(scores=scores))
+    with pytest.raises(LossError, match="tau is too small"):
+        LossStack(hard_negative=0, tau=1e-45)(LossInputs(scores=SCORES * -1))
+    assert issubclass(LossError, GuardError)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contrastive": -1}, "contrastive is -1"),
+        ({"consistency": math.nan}, "consistency is nan"),
+        ({"agreement": math.inf}, "agreement is inf"),
+        ({"alpha": "much"}, "alpha is 'much'"),
+        ({"tau": 0}, "tau is 0"),
+        ({"contrastive": 0, "hard_negative": 0}, "nothing would be learned"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused_at_once(options, message):
+    with pytest.raises(KnobError, match=message):
+        LossStack(**options)
