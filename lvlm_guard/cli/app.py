@@ -16,6 +16,8 @@ from lvlm_guard.cli.generate import generate
 from lvlm_guard.cli.mask import mask
 from lvlm_guard.cli.maskd import maskd
 from lvlm_guard.cli.methods import methods
+from lvlm_guard.cli.train import training
+from lvlm_guard.cli.serve import PASSED_ON, serve
 
 app = typer.Typer(
     name="lvlm-guard",
@@ -43,5 +45,7 @@ def _all_commands(
 
 
 app.add_typer(evaluation, name="eval")
+app.add_typer(training, name="train")
 for command in (demo, generate, mask, bench, doctor, methods, maskd):
     app.command(command.__name__)(reporting(command))
+app.command("serve", context_settings=PASSED_ON)(reporting(serve))

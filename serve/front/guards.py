@@ -83,19 +83,27 @@ class Guards:
         if self._matching is not None:
             await self._matching.aclose()
 
-    async def arguments(self, method: Method, pictures: Sequence[Picture], question: str) -> Arguments:
+    async def arguments(
+        self, method: Method, pictures: Sequence[Picture], question: str, chosen: Matching | None = None
+    ) -> Arguments:
         """Return the arguments for one request.
+
+        Args:
+            method: that guards it.
+            pictures: of the request.
+            question: that the matcher is asked about.
+            chosen: what answers in the matcher service's place; None: the service.
 
         Raises:
             Refused: 503, the matcher service gave nothing usable; 400 or 413, it can't use picture or question.
         """
         try:
             if isinstance(method, Vote):
-                return await self._votes(method, pictures, question)
+                return await self._votes(method, pictures, question, chosen or self._service())
             if not isinstance(method, AGLA):
                 return Arguments(dict(request_arguments(method)), view_arguments(method))
-            service = self._service()
-            given = await self._all("agla", [service.mask(picture.data, question) for picture in pictures])
+            service = chosen or self._service()
+            given = await self._all("agla", service, [service.mask(picture.data, question) for picture in pictures])
             views = view_arguments(method, [one.mask for one in given])
             return Arguments(dict(request_arguments(method)), views, given[0].version)
         except MaskdError as error:
@@ -108,9 +116,9 @@ class Guards:
                 again,
             ) from error
 
-    async def _votes(self, vote: Vote, pictures: Sequence[Picture], question: str) -> Arguments:
-        claims, service = claims_of(question), self._service()
-        given = await self._all("vote", [service.scores(picture.data, claims) for picture in pictures])
+    async def _votes(self, vote: Vote, pictures: Sequence[Picture], question: str, service: Matching) -> Arguments:
+        claims = claims_of(question)
+        given = await self._all("vote", service, [service.scores(picture.data, claims) for picture in pictures])
         # with several pictures a claim holds as well as in the one that supports it best
         best = [max(one.scores[claim] for one in given) for claim in claims]
         xargs: dict[str, Any] = {"guard": Vote.name, "guard_lam": vote.lam, "guard_beta": vote.beta}
@@ -122,20 +130,21 @@ class Guards:
             raise MaskdError("The server was started without a matcher service.")
         return self._matching
 
-    async def _all(self, guard: str, asks: Sequence[Coroutine[Any, Any, _Given]]) -> list[_Given]:
+    async def _all(self, guard: str, service: Matching, asks: Sequence[Coroutine[Any, Any, _Given]]) -> list[_Given]:
         """Return all answers, of one version."""
-        service, began = self._service(), time.perf_counter()
+        began = time.perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(ask) for ask in asks]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         finally:
-            self._metrics.matched.labels(guard).observe(time.perf_counter() - began)
-            hits, asked = service.hits, service.asked
-            self._metrics.cached.inc(hits - self._hits)
-            self._metrics.asked.inc(asked - self._asked)
-            self._hits, self._asked = hits, asked
+            if service is self._matching:
+                self._metrics.matched.labels(guard).observe(time.perf_counter() - began)
+                hits, asked = service.hits, service.asked
+                self._metrics.cached.inc(hits - self._hits)
+                self._metrics.asked.inc(asked - self._asked)
+                self._hits, self._asked = hits, asked
         given = [task.result() for task in tasks]
         if len({one.version for one in given}) != 1:
             raise MaskdError("The matcher changed between the pictures of one request.", 1)

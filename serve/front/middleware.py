@@ -17,6 +17,7 @@ from typing import Any
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front import answers
 from lvlm_guard.serve.front.answers import Header, MarkedStream, Proof
+from lvlm_guard.serve.front.canary import Gate
 from lvlm_guard.serve.front.fetching import Fetcher
 from lvlm_guard.serve.front.guards import Arguments, Guards, Matching
 from lvlm_guard.serve.front.metrics import FrontMetrics, process_metrics
@@ -74,6 +75,7 @@ class GuardFront:
         if matching is None and it.maskd_url:
             matching = MaskdClient(it.maskd_url, it.maskd_seconds)
         self._guards = Guards(matching, self.metrics)
+        self._gate = Gate(it.opened, it.token)
         self._at_once = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +119,9 @@ class GuardFront:
                 drop=self.settings.drop,
                 special_tokens=self.settings.special_tokens,
             )
-            arguments, listening = await self._while_there(self._admitted(request), receive)
+            guarded = self._names.meant(request.name)[1] is not None
+            chosen = self._gate.check(scope["headers"], request.name) if guarded else None
+            arguments, listening = await self._while_there(self._admitted(request, chosen), receive)
         finally:
             self._at_once -= 1
         try:
@@ -139,14 +143,14 @@ class GuardFront:
         if proof.unguarded:
             self.metrics.unneeded.inc()
 
-    async def _admitted(self, request: Asked) -> Arguments | None:
+    async def _admitted(self, request: Asked, chosen: Matching | None) -> Arguments | None:
         """Resolve the pictures in place, and get what the guard needs."""
         pictures = await asyncio.gather(*(self._pictures.resolve(part["url"]) for part in request.chat.pictures))
         for part, picture in zip(request.chat.pictures, pictures, strict=True):
             part["url"] = picture.url
         if request.method is None:
             return None
-        return await self._guards.arguments(request.method, pictures, request.chat.question)
+        return await self._guards.arguments(request.method, pictures, request.chat.question, chosen)
 
     def _proof(self, request: Asked, arguments: Arguments | None) -> Proof:
         method = request.method.name if request.method else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lvlm_guard.errors import did_you_mean
@@ -58,6 +58,8 @@ class FrontSettings:
     at_once: int = 128
     decoded_at_once: int = 4
     drop: tuple[str, ...] = ("<image>",)
+    opened: str = ""
+    token: str = field(default="", repr=False)
     special_tokens: bool = False
 
     def __post_init__(self) -> None:

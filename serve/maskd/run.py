@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from urllib.request import ProxyHandler, build_opener
 from lvlm_guard.errors import KnobError, MissingExtraError
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.maskd.asks import SHARED, Limits
+from lvlm_guard.serve.sockets import bound, url_of
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def maskd(
     if settings.objects is not None:
         os.environ[OBJECTS] = settings.objects
     served_vocabulary()
-    listening = _bound(host, port)
-    url = _url(host, listening.getsockname()[1])
+    listening = bound(host, port)
+    url = url_of(host, listening.getsockname()[1])
     common: dict[str, Any] = {
         "log_level": "warning",
         "access_log": False,
@@ -182,25 +182,6 @@ def _check(settings: Settings) -> None:
     low = [name for name, value in limits.items() if not value > 0]
     if low:
         raise KnobError(f"{low[0]} is {limits[low[0]]}: give a limit above 0.")
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket with its address, not yet listening: who connects is refused until the matcher is loaded."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {host}:{port}; give another --port") from error
-    bound.set_inheritable(True)
-    return bound
-
-
-def _url(host: str, port: int) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _tell(url: str, ready: Callable[[str, str], None]) -> None:

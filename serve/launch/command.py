@@ -1,0 +1,161 @@
+"""vLLM's command line and environment, from what a user said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from lvlm_guard.errors import KnobError
+from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
+from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.front.settings import KEY, VARIABLE, FrontSettings
+from lvlm_guard.serve.launch.checkpoint import Checkpoint
+from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.vote.ballot import OBJECTS
+
+FRONT = "lvlm_guard.serve.front.middleware.GuardFront"
+VOTE_PROCESSOR = "lvlm_guard.serve.vote.processor:VoteProcessor"
+PLUGIN = "lvlm_guard"
+"""Name of our entry point among vLLM's plug-ins."""
+
+GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+"""A twin engine on a CUDA GPU: eager prefill, whole decode steps as graphs; see `refuse.WHY["compilation"]`."""
+
+_EMBEDDED_CACHE = 256 << 20  # bytes; 256 sequences of the embedded model at its longest
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What vLLM runs on.
+
+    Args:
+        cpu: vLLM is a build for CPUs.
+        cuda: torch has a CUDA GPU.
+    """
+
+    cpu: bool
+    cuda: bool
+
+
+def command(
+    checkpoint: Checkpoint,
+    guards: tuple[str, ...],
+    front: FrontSettings,
+    machine: Machine,
+    *,
+    host: str,
+    port: int,
+    eager: bool,
+    twin: str | None,
+) -> list[str]:
+    """Return the command line of vLLM's process; our options come last, where the last one counts.
+
+    Args:
+        checkpoint: the model.
+        guards: that are served.
+        front: as it will be set up.
+        machine: what vLLM runs on.
+        host: address to listen on.
+        port: to listen on.
+        eager: leave CUDA graphs out.
+        twin: class with two branches that is served in the model's place; None: the model as it is.
+
+    Raises:
+        KnobError: an option that is merged with ours is no JSON object, or says what another option says.
+    """
+    passed = checkpoint.passed
+    said: list[str] = ["--model", checkpoint.place, "--host", host, "--port", str(port)]
+    said += ["--served-model-name", *front.names[: len(front.names) - len(adapters(passed))]]
+    said += ["--middleware", FRONT, "--trust-request-mm-kwargs", "--generation-config", "vllm"]
+    said += ["--logprobs-mode", "processed_logprobs"]
+    processors = [TWIN_PROCESSOR] if twin else []
+    processors += [VOTE_PROCESSOR] if "vote" in guards else []
+    said += ["--logits-processors", *processors]
+    said += ["--limit-mm-per-prompt", json.dumps(_limits(passed, front.most_pictures, checkpoint, twin))]
+    overrides = passed.object("hf-overrides")
+    if twin:
+        if "architectures" in overrides:
+            raise KnobError(
+                f"--hf-overrides names architectures, but the guards need {twin}: leave it out, or serve --guards vote."
+            )
+        overrides["architectures"] = [twin]
+    if overrides:
+        said += ["--hf-overrides", json.dumps(overrides)]
+    if eager or (twin and not machine.cuda):
+        said += ["--enforce-eager"]
+    elif twin and "enforce-eager" not in passed:
+        said += ["--compilation-config", json.dumps(GRAPHS)]
+    said += _defaults(checkpoint, machine)
+    theirs = passed.without("hf-overrides", "limit-mm-per-prompt")
+    return [sys.executable, "-m", "lvlm_guard.serve.launch.engine", *theirs, *said]
+
+
+def environment(front: FrontSettings, checkpoint: Checkpoint, machine: Machine) -> dict[str, str]:
+    """Return the environment of vLLM's process.
+
+    Raises:
+        ServeError: what is set there would go around the front.
+    """
+    made = {**os.environ, VARIABLE: front.to_json()}
+    if made.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise ServeError("VLLM_USE_RUST_FRONTEND starts a server that takes no middleware, hence no guard: unset it.")
+    plugins = made.get("VLLM_PLUGINS")
+    if plugins is not None and PLUGIN not in plugins.split(","):
+        made["VLLM_PLUGINS"] = f"{plugins},{PLUGIN}".removeprefix(",")
+    if machine.cpu:
+        # bound to cores one by one, vLLM and the matcher would be bound to the same ones
+        made.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if checkpoint.embedded or not any(map(shutil.which, ("g++", "c++", "clang++"))):
+            made.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if checkpoint.embedded:
+        made.setdefault("HF_HUB_OFFLINE", "1")
+        made.setdefault("VLLM_NO_USAGE_STATS", "1")
+    return made
+
+
+def for_matcher(objects: str | None) -> dict[str, str]:
+    """Return the environment of the matcher service: it needs neither key nor token."""
+    made = {name: value for name, value in os.environ.items() if name not in (KEY, VARIABLE)}
+    return made if objects is None else {**made, OBJECTS: objects}
+
+
+def adapters(passed: Passed) -> list[str]:
+    """Return the names of LoRA adapters that vLLM serves beside the model.
+
+    Raises:
+        KnobError: one is neither NAME=PATH nor a JSON object with a name.
+    """
+    names = []
+    for one in passed.values("lora-modules"):
+        try:
+            name = json.loads(one)["name"] if one.startswith("{") else one[: one.index("=")]
+        except (ValueError, KeyError) as error:
+            raise KnobError(f"--lora-modules {one!r} has no name: write NAME=PATH.") from error
+        names.append(str(name))
+    return names
+
+
+def _limits(passed: Passed, most: int, checkpoint: Checkpoint, twin: str | None) -> dict[str, Any]:
+    limits = passed.object("limit-mm-per-prompt")
+    if "image" in limits:
+        raise KnobError(f"--limit-mm-per-prompt limits pictures, which --most-pictures does ({most}): leave image out.")
+    if twin and checkpoint.model_type == "qwen2_5_vl":
+        limits["video"] = 0
+    return {**limits, "image": most}
+
+
+def _defaults(checkpoint: Checkpoint, machine: Machine) -> list[str]:
+    """Return what makes the embedded model start anywhere: it is tiny, and vLLM would reserve for a large one."""
+    passed, said = checkpoint.passed, []
+    if not checkpoint.embedded:
+        return []
+    if "dtype" not in passed:
+        said += ["--dtype", "float32"]
+    sized = {"kv-cache-memory-bytes", "num-gpu-blocks-override", "gpu-memory-utilization"} & set(passed.names)
+    if not sized and not (machine.cpu and "VLLM_CPU_KVCACHE_SPACE" in os.environ):
+        said += ["--kv-cache-memory-bytes", str(_EMBEDDED_CACHE)]
+    return said

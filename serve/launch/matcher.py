@@ -1,0 +1,120 @@
+"""The matcher service of a server: started with it, and again at the same address when it dies."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event
+
+import httpx
+
+from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.launch.child import Child, Keeper
+from lvlm_guard.serve.maskd.run import GRACE
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+"""Seconds before a dead service is started again; doubled while it keeps dying."""
+
+STEADY = 60.0
+"""Seconds of life after which a death is a new one."""
+
+
+class OwnMatcher:
+    """A matcher service that is ours.
+
+    Args:
+        options: of `lvlm-guard maskd`.
+        environment: of its process.
+        keeper: ends it should we be killed.
+        say: tells the operator.
+    """
+
+    def __init__(
+        self, options: Sequence[str], environment: Mapping[str, str], keeper: Keeper, say: Callable[[str], None]
+    ) -> None:
+        self._options = tuple(options)
+        self._environment = environment
+        self._keeper = keeper
+        self._say = say
+        self._wait = FIRST_WAIT
+        self._again: float | None = None
+        self.url = ""
+        self.version = ""
+        self._start("0")
+
+    def _start(self, port: str) -> None:
+        self._ready, self._said, self._told = Event(), "", False
+        self._began = time.monotonic()
+        command = [sys.executable, "-m", "lvlm_guard.serve.maskd", "--json", "--port", port, *self._options]
+        self._child = Child(command, self._environment, self._keeper, self._read)
+
+    def _read(self, line: str) -> None:
+        self._said += line
+        if line.startswith("}"):
+            (row,) = json.loads(self._said)["rows"]
+            self.url, self.version = row["url"], row["matcher"]
+            self._ready.set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has answered."""
+        return self._ready.is_set()
+
+    def check(self) -> None:
+        """Start it again where it died.
+
+        Raises:
+            ServeError: it never answered.
+        """
+        if self._again is not None:
+            if time.monotonic() >= self._again:
+                self._again = None
+                self._start(self.url.rpartition(":")[2])
+            return
+        code = self._child.ended()
+        if code is None:
+            if self.ready and not self._told and self._wait > FIRST_WAIT:
+                self._told = True
+                self._say(f"The matcher service is back at {self.url}.")
+            return
+        self._child.kill()
+        if not self.url:
+            raise ServeError(
+                f"The matcher service could not start (exit status {code}). {self._child.reason()} What it wrote is "
+                "above."
+            )
+        if self.ready and time.monotonic() - self._began > STEADY:
+            self._wait = FIRST_WAIT
+        self._say(
+            f"The matcher service died (exit status {code}). It is started again at {self.url} in {self._wait:g} s; "
+            "until it is back, requests that need it are answered 503, never unguarded."
+        )
+        self._again = time.monotonic() + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def stop(self, hurry: Event) -> None:
+        """End it."""
+        if self._again is None:
+            self._child.stop(GRACE + 5, hurry)
+
+
+def version_at(url: str) -> str:
+    """Return the version of the matcher behind another server's service.
+
+    Raises:
+        ServeError: nothing that answers as one is there.
+    """
+    try:
+        answer = httpx.get(url.rstrip("/") + "/health", timeout=10, trust_env=False)
+        found = answer.json()
+        if answer.status_code == 200 and isinstance(found, dict) and found.get("version"):
+            return str(found["version"])
+        why = f"answers {answer.status_code} {answer.text[:200]!r}"
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        why = f"can't be reached ({type(error).__name__}: {error})"
+    raise ServeError(
+        f"The matcher service at {url} {why}. Start it (lvlm-guard maskd), correct --maskd, or leave --maskd out: then "
+        "this server starts its own."
+    )

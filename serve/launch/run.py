@@ -1,0 +1,319 @@
+"""Start a guarded server, check that its guards act, open it, and watch over it until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import httpx
+
+from lvlm_guard.errors import did_you_mean
+from lvlm_guard.serve.engine.plugin import MODULES
+from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.front.names import Names
+from lvlm_guard.serve.front.places import Hosts
+from lvlm_guard.serve.front.requests import KNOBS
+from lvlm_guard.serve.front.settings import KEY, FrontSettings
+from lvlm_guard.serve.launch import questions, refused
+from lvlm_guard.serve.launch.canary import TOP, Canary
+from lvlm_guard.serve.launch.checkpoint import Checkpoint
+from lvlm_guard.serve.launch.child import Child, Keeper
+from lvlm_guard.serve.launch.command import Machine, adapters, command, environment, for_matcher
+from lvlm_guard.serve.launch.installed import AUDIO, Installed, check_release, installed
+from lvlm_guard.serve.launch.matcher import OwnMatcher, version_at
+from lvlm_guard.serve.launch.settings import ServeSettings
+from lvlm_guard.serve.sockets import bound, url_of
+
+GRACE = 30.0
+"""Seconds that vLLM gets to end, besides its own --shutdown-timeout."""
+
+STILL = 60.0
+"""Seconds after which a start says that it goes on."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A server that is open.
+
+    Args:
+        url: of the server; clients add /v1.
+        names: of the models, plain and guarded.
+        guards: that are served.
+        maskd: URL of the matcher service; None where no guard needs it.
+        matcher: version of its matcher.
+        pid: of the process that watches; a signal to it stops everything.
+    """
+
+    url: str
+    names: tuple[str, ...]
+    guards: tuple[str, ...]
+    maskd: str | None
+    matcher: str | None
+    pid: int
+
+
+class _Stopped(Exception):
+    """A signal came."""
+
+
+def guards_of(asked: tuple[str, ...] | None, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the guards to serve.
+
+    Raises:
+        ServeError: one can't be served, or not with this model.
+    """
+    if asked is None:
+        return ("agla", "vote") if checkpoint.twin else ("vote",)
+    if not asked:
+        raise ServeError(f"No guard is named: give --guards some of {', '.join(KNOBS)}, or leave it out.")
+    for guard in asked:
+        if guard not in KNOBS:
+            raise ServeError(f"{guard!r} can't be served. {did_you_mean(guard, KNOBS)}Known: {', '.join(KNOBS)}.")
+    needs = [guard for guard in asked if guard != "vote"]
+    if needs and not checkpoint.twin:
+        raise ServeError(
+            f"{', '.join(needs)} compares two readings of the picture, for which a model needs a twin, and "
+            f"{checkpoint.architecture or checkpoint.name} has none. These have one: {', '.join(MODULES)}. Any model "
+            "can be served with --guards vote."
+        )
+    return tuple(dict.fromkeys(asked))
+
+
+class Server:
+    """What `serve` starts, in the order in which it is started.
+
+    Args:
+        settings: the user's.
+        say: tells the operator.
+        stack: closes what was opened.
+        keeper: ends the children should we be killed.
+        stop: set by a signal.
+        hurry: set by a second one.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, say: Say, stack: ExitStack, keeper: Keeper, stop: Event, hurry: Event
+    ) -> None:
+        self._say, self._stack, self._keeper, self._stop, self._hurry = say, stack, keeper, stop, hurry
+        self._given = settings
+        self._vllm: Installed = installed()
+        self._checkpoint = Checkpoint.of(settings.model, settings.passed)
+        self._guards = guards_of(settings.guards, self._checkpoint)
+        self._twin = self._checkpoint.twin if set(self._guards) - {"vote"} else None
+        refused.check(settings.passed, self._guards, twin=self._twin is not None)
+        if self._twin:
+            check_release(self._vllm)
+        most = settings.passed.value("max-logprobs", str(TOP))
+        if most.isdigit() and int(most) < TOP:
+            raise ServeError(f"--max-logprobs {most} hides what the check of the guards looks at: give {TOP} or more.")
+        plain = settings.names or (settings.model,)
+        self._names = Names((*plain, *adapters(settings.passed)), self._guards)
+        Hosts(settings.image_hosts)
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvlm-guard-serve-")))
+        self._objects()
+        self._matcher: OwnMatcher | None = None
+        self._engine: Child | None = None
+
+    def _objects(self) -> None:
+        """Settle what free text may name, for all processes alike."""
+        from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
+
+        if self._given.objects is not None:
+            os.environ[OBJECTS] = str(Path(self._given.objects).resolve())
+        elif self._checkpoint.embedded and not os.environ.get(OBJECTS):
+            from lvlm_guard.embedded.catalog import CLASSES
+
+            place = self._folder / "objects.txt"
+            place.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+            os.environ[OBJECTS] = str(place)
+        served_vocabulary()
+
+    def run(self, ready: Callable[[Ready], None]) -> None:
+        """Serve until a signal; whatever happens, nothing is left running.
+
+        Raises:
+            GuardError: something could not be started, or died.
+            _Stopped: a signal came.
+        """
+        try:
+            self._open(ready)
+            self._until(lambda: False)
+        finally:
+            if self._engine is not None:
+                timeout = self._given.passed.value("shutdown-timeout", "0")
+                self._engine.stop(GRACE + (int(timeout) if timeout.isdigit() else 0), self._hurry)
+            if self._matcher is not None:
+                self._matcher.stop(self._hurry)
+
+    def _open(self, ready: Callable[[Ready], None]) -> None:
+        given = self._given
+        if self._twin:
+            self._say(
+                "A twin engine runs every step on two branches and keeps two KV caches, for requests to the plain name "
+                "too: half the tokens fit into the same memory. For mostly plain traffic serve --guards vote, which "
+                "leaves the model as it is, or run a second, ordinary vLLM and let a router choose by model name."
+            )
+        key = os.environ.get(KEY, "")
+        if not key and given.host not in ("127.0.0.1", "localhost", "::1"):
+            self._say(f"There is no API key: whoever reaches {given.host} is answered. Set {KEY} to ask for one.")
+        reserved = self._stack.enter_context(bound(given.host, given.port))
+        port = reserved.getsockname()[1]
+        maskd, version = self._start_matcher()
+        token, opened = secrets.token_urlsafe(24), self._folder / "open"
+        front = FrontSettings(
+            names=self._names.plain,
+            guards=self._guards,
+            maskd_url=maskd,
+            image_hosts=given.image_hosts,
+            most_pictures=given.most_pictures,
+            drop=self._checkpoint.no_question(),
+            opened=str(opened),
+            token=token,
+        )
+        machine = _machine(self._vllm)
+        words = command(
+            self._checkpoint,
+            self._guards,
+            front,
+            machine,
+            host=given.host,
+            port=port,
+            eager=given.eager,
+            twin=self._twin,
+        )
+        self._say(f"Starting vLLM {self._vllm.version} with {given.model}; large models take minutes.")
+        self._engine = Child(words, environment(front, self._checkpoint, machine), self._keeper)
+        url = url_of(given.host, port)
+        if "ssl-certfile" in given.passed:
+            url = url.replace("http:", "https:")
+        self._until(lambda: _healthy(url), told="vLLM is still starting")
+        reserved.close()
+        canary = Canary(url, self._names.plain[0], token, key)
+        self._ask(canary)
+        opened.touch()
+        ready(Ready(url, self._names.all, self._guards, maskd, version, os.getpid()))
+
+    def _start_matcher(self) -> tuple[str | None, str | None]:
+        """Return URL and version of the matcher service."""
+        given = self._given
+        if not {"agla", "vote"} & set(self._guards):
+            return None, None
+        if given.maskd is not None:
+            return given.maskd, version_at(given.maskd)
+        default = "embedded" if self._checkpoint.embedded else "blip-itm"
+        options = ["--matcher", given.matcher or default, "--workers", str(given.maskd_workers)]
+        options += ["--device", given.maskd_device]
+        self._say(f"Starting the matcher service with {given.matcher or default}.")
+        matcher = self._matcher = OwnMatcher(options, for_matcher(None), self._keeper, self._say)
+        self._until(lambda: matcher.ready, told="the matcher is still being loaded")
+        return matcher.url, matcher.version
+
+    def _ask(self, canary: Canary) -> None:
+        """Ask the canary's questions, on a thread: a signal or a death must not wait for an answer."""
+        failed: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                questions.check(canary, self._guards, lambda: self._checkpoint.tokenizer)
+            except BaseException as error:  # told by the main thread
+                failed.append(error)
+            finally:
+                canary.close()
+
+        asking = Thread(target=ask, daemon=True)
+        asking.start()
+        self._until(lambda: not asking.is_alive(), told="the guards are still being checked")
+        if failed:
+            raise failed[0]
+
+    def _until(self, done: Callable[[], bool], told: str = "") -> None:
+        """Watch over the children until something is done."""
+        began = last = time.monotonic()
+        while not done():
+            if self._stop.wait(0.1):
+                raise _Stopped
+            self._keeper.check()
+            if self._engine is not None and (code := self._engine.ended()) is not None:
+                raise ServeError(self._died(self._engine, code))
+            if self._matcher is not None:
+                self._matcher.check()
+            if told and time.monotonic() - last > STILL:
+                last = time.monotonic()
+                self._say(f"{told[0].upper()}{told[1:]} ({last - began:.0f} s).")
+
+    def _died(self, engine: Child, code: int) -> str:
+        reason = engine.reason()
+        if "torchaudio" in reason or "torchcodec" in reason or engine.wrote("libtorchaudio"):
+            reason += f" The sound and video packages that come with vLLM break its import here: {AUDIO}."
+        how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+        return f"vLLM ended {how}, so everything is stopped. {reason or 'It gave no reason.'} Its log is above."
+
+
+def _machine(vllm: Installed) -> Machine:
+    import torch
+
+    return Machine(vllm.cpu, not vllm.cpu and torch.cuda.is_available() and torch.version.cuda is not None)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health", timeout=5, trust_env=False, verify=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def _signals(stop: Event, hurry: Event) -> Iterator[list[int]]:
+    """Let signals set events: the first one asks for a clean end, a second one for a quick one. Gives what came."""
+    came: list[int] = []
+
+    def take(number: int, _: Any) -> None:
+        came.append(number)
+        (hurry if stop.is_set() else stop).set()
+
+    before: Mapping[int, Any] = {
+        number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(settings: ServeSettings, ready: Callable[[Ready], None], say: Say) -> None:
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; from the main thread, whose signals it takes.
+
+    Args:
+        settings: the user's.
+        ready: called once, when every guard was seen to act and its names are open.
+        say: tells the operator what is no result.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        GuardError: an option would break a guard; a part can't be started, or a guard does not act; vLLM died.
+        OSError: the address is taken.
+        KeyboardInterrupt: Ctrl-C, once everything is stopped.
+    """
+    stop, hurry = Event(), Event()
+    with ExitStack() as stack:
+        came = stack.enter_context(_signals(stop, hurry))
+        keeper = Keeper()
+        stack.callback(keeper.close)
+        try:
+            Server(settings, say, stack, keeper, stop, hurry).run(ready)
+        except _Stopped:
+            if came[0] == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            say("Stopped.")
