@@ -1,0 +1,129 @@
+"""`guard_ranker.json`: what a ranker's folder must say beside PEFT's own files, to be used rightly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from lvlm_guard.adapters.ranker.settings import RankerSettings
+from lvlm_guard.adapters.ranker.trunk import Trunk
+from lvlm_guard.errors import GuardError, KnobError, TextError, UnsupportedModelError, WeightsError
+
+FILE = "guard_ranker.json"
+FORMAT = 1
+COUNTING = "Rank the numbers of {object}."
+"""The release's instruction for counts."""
+
+
+@dataclass(frozen=True)
+class RankerCard:
+    """What a trained ranker stands on and what its numbers mean.
+
+    Args:
+        backbone: hub id or folder of the CLIP.
+        image_width, text_width: of its tokens.
+        settings: of the ranker.
+        instruction: a sentence; where it holds "{object}", the object's name stands there.
+        y_mean, y_std: a score times y_std plus y_mean is a value, in the units of the data.
+        scales: instruction -> (y_mean, y_std), for those trained on another scale.
+        calibration: (a, b), P(none) = sigmoid(a - b * value), see `calibration`; None: not calibrated.
+        mae: mean absolute error on validation, in the units of the data; None: not known.
+
+    Raises:
+        KnobError: the instruction has another placeholder than {object}, or a scale is none.
+    """
+
+    backbone: str
+    image_width: int
+    text_width: int
+    settings: RankerSettings = field(default_factory=RankerSettings)
+    instruction: str = COUNTING
+    y_mean: float = 0.0
+    y_std: float = 1.0
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    calibration: tuple[float, float] | None = None
+    mae: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(self.instruction) if name is not None]
+        except ValueError as error:
+            raise KnobError(f"The instruction {self.instruction!r} can't be read: {error}.") from error
+        if any(name != "object" for name in names) or not self.instruction.strip():
+            raise KnobError(
+                f"The instruction is {self.instruction!r}: give a sentence, {{object}} where the name goes."
+            )
+        for mean, std in ((self.y_mean, self.y_std), *self.scales.values()):
+            if not (abs(mean) < float("inf") and 0 < std < float("inf")):
+                raise KnobError(f"A scale has mean {mean} and deviation {std}: the deviation must be above 0.")
+
+    def asked(self, name: str = "") -> str:
+        """Return the instruction about an object.
+
+        Raises:
+            TextError: the instruction names an object and none is given.
+        """
+        if "{object}" in self.instruction and not name.strip():
+            raise TextError(f"The instruction {self.instruction!r} is about an object: give its name.")
+        return self.instruction.format(object=name.strip())
+
+    def scale(self, instruction: str) -> tuple[float, float]:
+        """Return (y_mean, y_std) of an instruction."""
+        return self.scales.get(instruction, (self.y_mean, self.y_std))
+
+    def require(self, trunk: Trunk, name: str) -> None:
+        """Raise `UnsupportedModelError` where a CLIP's tokens are not of the widths that the ranker was trained on."""
+        if (trunk.image_width, trunk.text_width) != (self.image_width, self.text_width):
+            raise UnsupportedModelError(
+                f"The ranker was trained on {self.backbone!r}, with image tokens of width {self.image_width} and text "
+                f"tokens of width {self.text_width}, but {name!r} has {trunk.image_width} and {trunk.text_width}. Load "
+                f"it on {self.backbone!r}, or train one for {name!r}."
+            )
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all; return its path."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        part = place / f"{FILE}.part"
+        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False) + "\n", "utf-8")
+        return part.replace(place / FILE)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> RankerCard:
+        """Read the file of a folder.
+
+        Raises:
+            WeightsError: it is missing or damaged, or of another release.
+        """
+        path = Path(folder) / FILE
+        try:
+            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            form = told.pop("format")
+            unknown = set(told) - {known.name for known in fields(cls)}
+            if form != FORMAT or unknown:
+                raise WeightsError(
+                    f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
+                    f"{FORMAT}. Update lvlm-guard, or train the ranker again."
+                )
+            told["settings"] = RankerSettings(**told["settings"])
+            told["scales"] = {asked: (float(m), float(s)) for asked, (m, s) in told.get("scales", {}).items()}
+            if told.get("calibration") is not None:
+                a, b = told["calibration"]
+                told["calibration"] = (float(a), float(b))
+            return cls(**told)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{str(folder)!r} is no ranker's folder: it has no {FILE}. Give the folder that `lvlm-guard train "
+                "ranker` wrote."
+            ) from error
+        except WeightsError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, GuardError) as error:
+            raise WeightsError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Train or copy it again."
+            ) from error

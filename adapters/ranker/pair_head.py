@@ -1,0 +1,106 @@
+"""Which of two pictures shows more: the release's attention over a pair, without ever building the pair's tokens.
+
+For each ordered pair (i, j) the release attends from every relation token to the 2P tokens of both pictures in one
+softmax, and takes what it gathers from i minus what it gathers from j. With each picture's own log-sum-exp `evidence`
+and own softmax average `content`, that one softmax gives picture i the share sigmoid(evidence_i - evidence_j), so
+
+    A_ij = sum_t sigmoid(evidence_it - evidence_jt) * content_it        exactly, for P tokens once a picture
+
+The release's logits depend on the order of the arguments (a bias, and a readout that is no odd function). Here the
+difference A_ij - A_ji goes through an odd function, and the lower half of the table is the negated upper half.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lvlm_guard.adapters.ranker.precision import full, unchanged
+from lvlm_guard.adapters.ranker.readout import Readout
+from lvlm_guard.adapters.ranker.settings import RankerSettings
+
+AT_ONCE = 2**24
+"""Numbers in one tensor of pairs, 64 MB; tables that need more are computed by rows, in training twice."""
+
+
+def summarise(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each relation token finds in each picture by itself.
+
+    Args:
+        queries: [H, Q, e] of the relation tokens, scaled.
+        keys: [K, P, H, e] of the pictures' tokens; they are the values too.
+
+    Returns:
+        evidence: [K, H, Q], the log of the sum of exponentials over the P tokens.
+        content: [K, H, Q, e], their average by softmax.
+    """
+    logits = torch.einsum("hqe,kphe->khqp", queries, keys)
+    return torch.logsumexp(logits, -1), torch.einsum("khqp,kphe->khqe", torch.softmax(logits, -1), keys)
+
+
+def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Return A_ij - A_ji for each picture i of the first and j of the second, [I, J, H * e].
+
+    Args:
+        first, second: evidence [I, H, Q] and content [I, H, Q, e], as `summarise` gives them.
+    """
+    (evidence, content), (other_evidence, other_content) = first, second
+    share = torch.sigmoid(evidence[:, None] - other_evidence[None])  # [I, J, H, Q]
+    gathered = torch.einsum("ijht,ihte->ijhe", share, content)
+    return (gathered - torch.einsum("ijht,jhte->ijhe", 1 - share, other_content)).flatten(2)
+
+
+class PairHead(nn.Module):
+    """Logits that picture i shows more than picture j.
+
+    Args:
+        settings: of the ranker.
+        at_once: numbers in one tensor of pairs.
+    """
+
+    def __init__(self, settings: RankerSettings, at_once: int = AT_ONCE) -> None:
+        super().__init__()
+        width = settings.width
+        self.heads, self.at_once = settings.heads, at_once
+        self.relations = nn.Parameter(torch.randn(settings.relations, width) * width**-0.5)
+        self.query, self.query_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.key, self.key_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm = nn.LayerNorm(width) if settings.pair_norm else None
+        # a bias of the number would cancel, and never learn
+        self.readout = Readout(width, layers=3, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the table of logits, [K, K]: antisymmetric bit for bit, above 0 where the row's picture shows more.
+
+        Memory: tensors over P grow with K, those over pairs are bounded by `at_once`, beside the table itself.
+
+        Args:
+            tokens: [K, P, width] of one instruction's pictures.
+        """
+        queries = self.query_norm(self.query(self.relations)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        keys = self.key_norm(self.key(tokens)).unflatten(-1, (self.heads, -1))
+        with unchanged(tokens):
+            evidence, content = summarise(full(queries) * queries.shape[-1] ** -0.5, full(keys))
+        pictures = len(tokens)
+        rows = max(1, self.at_once // max(1, pictures * tokens.shape[-1]))
+        again = rows < pictures and torch.is_grad_enabled() and content.requires_grad
+        blocks = []
+        for start in range(0, pictures, rows):
+            parts = (evidence[start : start + rows], content[start : start + rows], evidence[start:], content[start:])
+            block = checkpoint(self._block, *parts, use_reentrant=False) if again else self._block(*parts)
+            blocks.append(nn.functional.pad(block, (start, 0)))
+        upper = torch.triu(torch.cat(blocks), diagonal=1) if blocks else evidence.new_zeros(0, 0)
+        return upper - upper.T
+
+    def _block(self, evidence: Tensor, content: Tensor, other_evidence: Tensor, other_content: Tensor) -> Tensor:
+        with unchanged(content):
+            difference = compare((evidence, content), (other_evidence, other_content))
+        moved = self.out(difference.to(self.out.weight.dtype))
+        logits: Tensor = (self._read(moved) - self._read(-moved)) / 2
+        return logits
+
+    def _read(self, moved: Tensor) -> Tensor:
+        number: Tensor = self.readout(moved if self.norm is None else self.norm(moved))
+        return number

@@ -1,0 +1,122 @@
+"""Groups hold one instruction, and negatives that really show none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from lvlm_guard.adapters.ranker.groups import GroupSampler, Member
+from lvlm_guard.errors import KnobError
+
+
+@dataclass(frozen=True)
+class Row:
+    image: str
+    object: str
+    value: float
+    weight: float = 1.0
+
+
+def two_objects() -> list[Row]:
+    """Pictures 0-9 with dogs, 5-14 with cats, so that five hold both; 15-19 are said to hold none of either."""
+    rows = [Row(f"{i}.jpg", "dog", 1 + i % 4) for i in range(10)]
+    rows += [Row(f"{i}.jpg", "cat", 1 + i % 3) for i in range(5, 15)]
+    return rows + [Row(f"{i}.jpg", name, 0) for i in range(15, 20) for name in ("dog", "cat")]
+
+
+def truth(rows: list[Row]) -> dict[tuple[str, str], float]:
+    return {(row.image, row.object): row.value for row in rows}
+
+
+@pytest.mark.parametrize("exhaustive", [(), ("dog", "cat")])
+def test_a_negative_is_a_picture_whose_own_value_is_zero(exhaustive: tuple[str, ...]) -> None:
+    rows = two_objects()
+    known = truth(rows)
+    seen = Counter()
+    for group in GroupSampler(rows, size=10, negatives=0.4, batches=200, exhaustive=exhaustive):
+        assert len({member.object for member in group}) == 1
+        assert len({member.image for member in group}) == len(group)
+        for member in group:
+            own = known.get((member.image, member.object), 0.0 if exhaustive else None)
+            assert member.value == own
+            seen[(member.object, member.value == 0)] += 1
+    assert set(seen) == {(name, none) for name in ("dog", "cat") for none in (True, False)}
+
+
+def test_a_missing_row_is_unknown_unless_the_object_is_exhaustive() -> None:
+    rows = [row for row in two_objects() if row.value]
+    images = {m.image for group in GroupSampler(rows, size=12, batches=50) for m in group if m.object == "dog"}
+    assert images == {f"{i}.jpg" for i in range(10)}
+    told = GroupSampler(rows, size=12, batches=50, exhaustive=["dog"])
+    without = {m.image for group in told for m in group if m.object == "dog" and m.value == 0}
+    assert without == {f"{i}.jpg" for i in range(10, 15)}
+
+
+def test_the_share_of_negatives_is_kept() -> None:
+    for group in GroupSampler(two_objects(), size=10, negatives=0.2, batches=20):
+        assert sum(member.value == 0 for member in group) == 2
+        assert len(group) == 10
+
+
+def test_rare_values_are_drawn_as_often_as_common_ones_and_weights_count() -> None:
+    rows = [Row(f"{i}.jpg", "dog", 1) for i in range(90)] + [Row(f"{i}.jpg", "dog", 2) for i in range(90, 100)]
+    drawn = Counter(m.value for group in GroupSampler(rows, size=2, batches=2000) for m in group[:1])
+    assert drawn[2] / drawn.total() == pytest.approx(0.5, abs=0.04)
+    weighted = [*rows[:90], *(Row(row.image, row.object, row.value, 3.0) for row in rows[90:])]
+    drawn = Counter(m.value for group in GroupSampler(weighted, size=2, batches=2000) for m in group[:1])
+    assert drawn[2] > 0.6 * drawn.total()
+
+
+class Named(Dataset[Member]):
+    def __getitem__(self, member: Any) -> Any:
+        return member
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_and_order_of_loading_do_not_mix_instructions(workers: int) -> None:
+    sampler = GroupSampler(two_objects(), size=8, batches=6, seed=3)
+    loader = DataLoader(Named(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
+    assert list(loader) == [sampler.group(n) for n in range(6)]
+
+
+def test_an_epoch_is_drawn_from_seed_and_number_alone_so_that_a_run_can_go_on() -> None:
+    sampler = GroupSampler(two_objects(), size=8, batches=4, seed=1)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert [sampler.group(n) for n in range(4)] == first
+    assert list(GroupSampler(two_objects(), size=8, batches=4, seed=2)) != first
+
+
+def test_an_epoch_covers_the_rows_once_by_default() -> None:
+    assert len(GroupSampler(two_objects(), size=8)) == 3
+
+
+def test_an_object_with_one_sample_is_left_out_and_named() -> None:
+    sampler = GroupSampler([*two_objects(), Row("99.jpg", "car", 2)], size=8, batches=30)
+    assert sampler.left_out == ["car"]
+    assert {member.object for group in sampler for member in group} == {"dog", "cat"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "why"),
+    [
+        ([], {}, "nothing to order"),
+        ([Row("a", "dog", 1), Row("b", "dog", 1)], {}, "nothing to order"),
+        ([Row("a", "dog", 1)], {}, "nothing to order"),
+        ([Row("a", "dog", 1), Row("a", "dog", 2)], {}, "several values"),
+        ([Row("a", "dog", 1, 0.0), Row("b", "dog", 2)], {}, "weight is not above 0"),
+        (two_objects(), {"size": 1}, "give 2 pictures"),
+        (two_objects(), {"negatives": 1.0}, "give 2 pictures"),
+        (two_objects(), {"batches": 0}, "give 2 pictures"),
+    ],
+)
+def test_rows_that_teach_nothing_and_sizes_that_are_none_are_refused(rows: Any, options: Any, why: str) -> None:
+    with pytest.raises(KnobError, match=why):
+        GroupSampler(rows, **options)
