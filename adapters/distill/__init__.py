@@ -1,0 +1,12 @@
+"""Distilling a guard: a LoRA that makes the plain model answer as the guarded one does, without its cost.
+
+Three stages, each of which goes on where it stopped:
+
+- `teacher`: the guarded model answers about pictures without labels; `answers` keeps what it says, as it comes.
+- `training`: a stock PEFT LoRA learns those answers, on transformers' Trainer; `examples` draws them, `rows`
+  lays them out, `loss` compares.
+- `drift`: on pictures that were not used, how far the tuned model agrees with its teacher, and what it changed
+  where the guard changes nothing; `page` is the report.
+
+What comes out is a tuned model and is called so: nothing guards its answers any more. `run` does all of it.
+"""

@@ -1,0 +1,152 @@
+"""What the teacher said, on disk: one JSON line a picture, appended as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.matching.vocabulary import WORD
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of the guarded model.
+
+    Args:
+        prompt: what was asked.
+        object: the object that the prompt is about; None for a free one.
+        support: the matcher's probability that it is there; None where the guard has no matcher.
+        tokens: of the answer, end-of-text included if it came.
+        text: the same, without special tokens.
+        open: steps at which the guard had a choice; at all others the plain model had decided.
+        changed: those of them at which it chose otherwise than the plain model.
+        soft: for each open step the most likely token ids and their probabilities in the guard's distribution.
+    """
+
+    prompt: str
+    object: str | None
+    support: float | None
+    tokens: list[int]
+    text: str
+    open: list[int]
+    changed: list[int]
+    soft: list[tuple[list[int], list[float]]]
+
+    @property
+    def yes(self) -> bool:
+        """Whether its first word is yes."""
+        first = WORD.search(self.text)
+        return first is not None and first[0].lower() == "yes"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All answers about one picture; `failed` says why there are none."""
+
+    picture: str
+    answers: Sequence[Answer] = ()
+    failed: str | None = None
+
+    def line(self) -> str:
+        """Return the lesson as its line of the file."""
+        told = {"picture": self.picture, "answers": [asdict(answer) for answer in self.answers], "failed": self.failed}
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def of(cls, line: str) -> Lesson:
+        """Read a line."""
+        told = json.loads(line)
+        return cls(told["picture"], [Answer(**answer) for answer in told["answers"]], told["failed"])
+
+
+class AnswerFile:
+    """The lessons of one part ("train", "held-out"), in one file for each process that answers.
+
+    Args:
+        folder: of the files.
+        part: their first name.
+        process: number of this process, whose file is written to; all are read.
+    """
+
+    def __init__(self, folder: Path, part: str, process: int = 0) -> None:
+        self.folder, self.part = folder, part
+        self._own = folder / f"{part}-{process}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(self._own)
+
+    def lines(self) -> Iterator[str]:
+        """Yield every line, file after file.
+
+        Raises:
+            DistillError: a file can't be read.
+        """
+        for path in sorted(self.folder.glob(f"{self.part}-*.jsonl")):
+            try:
+                with path.open(encoding="utf-8") as file:
+                    yield from (line for line in file if line.endswith("\n"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise DistillError(f"{path} can't be read ({error}): repair or delete it; it is asked anew.") from error
+
+    def lessons(self) -> Iterator[Lesson]:
+        """Yield every lesson.
+
+        Raises:
+            DistillError: a line is none.
+        """
+        for number, line in enumerate(self.lines(), 1):
+            try:
+                yield Lesson.of(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DistillError(
+                    f"Line {number} of {self.folder}/{self.part}-*.jsonl is no answer ({error}): it was changed. "
+                    "Delete the line, and the same command asks about that picture anew."
+                ) from error
+
+    def add(self, lessons: Sequence[Lesson]) -> None:
+        """Append lessons.
+
+        Raises:
+            DistillError: the system refuses.
+        """
+        try:
+            with self._own.open("a", encoding="utf-8") as file:
+                file.write("".join(lesson.line() for lesson in lessons))
+        except OSError as error:
+            raise DistillError(
+                f"{self._own} can't be written ({error.strerror or error}). What was answered before is kept; make "
+                "room, and the same command goes on from there."
+            ) from error
+
+    def clear(self) -> None:
+        """Delete the files."""
+        for path in self.folder.glob(f"{self.part}-*.jsonl"):
+            path.unlink()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a killed process left unfinished."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with path.open("r+b") as file:
+            file.truncate(end)
+
+
+def summary(lessons: Iterator[Lesson]) -> dict[str, Any]:
+    """Return what some lessons hold, in numbers."""
+    counts = dict.fromkeys(("pictures", "failed", "answers", "yes", "open", "changed", "tokens"), 0)
+    for lesson in lessons:
+        counts["failed" if lesson.failed else "pictures"] += 1
+        for answer in lesson.answers:
+            counts["answers"] += 1
+            counts["yes"] += answer.object is not None and answer.yes
+            counts["open"] += bool(answer.open)
+            counts["changed"] += bool(answer.changed)
+            counts["tokens"] += len(answer.tokens)
+    return counts

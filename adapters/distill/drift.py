@@ -1,0 +1,196 @@
+"""Stage 3: on held-out pictures, how often the tuned model answers as its teacher, and what else it changed.
+
+Needs no labels. "Untouched" answers are those of which the plain model had decided every token, so that the guard
+had nothing to say: what training changed there, it changed for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lvlm_guard.adapters.distill.answers import Answer, Lesson
+from lvlm_guard.adapters.distill.loss import log_probs, plain_log_probs
+from lvlm_guard.adapters.distill.pictures import Pictures
+from lvlm_guard.adapters.distill.rows import Layout
+from lvlm_guard.adapters.distill.settings import Lessons
+from lvlm_guard.adapters.distill.teacher import GREEDY, ends_of
+from lvlm_guard.engine.trace import answers_of
+from lvlm_guard.pretrained import ask
+
+Row = dict[str, Any]
+DRAWS = 4000
+PLAIN, TUNED = "greedy", "distilled"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One held-out answer.
+
+    Args:
+        picture: its name.
+        kind: "question" about an object, "caption", or "other": a prompt that was not trained on.
+        untouched: the plain model had decided every token of it.
+        plain: the plain model's answer is the teacher's.
+        tuned: the tuned model's is.
+        kl: divergence from the plain to the tuned model over the answer's tokens, summed, nats.
+        tokens: of the answer.
+    """
+
+    picture: str
+    kind: str
+    untouched: bool
+    plain: bool
+    tuned: bool
+    kl: float
+    tokens: int
+
+
+def compare(
+    student: Any,
+    processor: Any,
+    lessons: Lessons,
+    held_out: Sequence[Lesson],
+    pictures: Pictures,
+    at_once: int,
+    advance: Callable[[int], object],
+) -> list[Compared]:
+    """Ask the tuned model what its teacher was asked about held-out pictures.
+
+    Args:
+        student: the PEFT model; its base is the plain model.
+        processor: plain.
+        held_out: what the teacher said.
+        at_once: prompts of one generate() call.
+        advance: told how many pictures were done.
+    """
+    layout = Layout(student.get_base_model(), processor)
+    found = []
+    few = max(1, at_once // 16)
+    for start in range(0, len(held_out), few):
+        part = [lesson for lesson in held_out[start : start + few] if not lesson.failed]
+        images = {lesson.picture: pictures.load(lesson.picture) for lesson in part}
+        asked = [(lesson.picture, answer) for lesson in part for answer in lesson.answers]
+        tuned = _said(student, processor, lessons, images, asked, at_once)
+        # where the guard changed no token, the plain model's answer is the guarded one
+        changed = [pair for pair in asked if pair[1].changed]
+        with student.disable_adapter():
+            plain = iter(_said(student, processor, lessons, images, changed, at_once))
+        divergence = _divergence(student, layout, [(images[one.picture], one.answers) for one in part])
+        for (name, answer), tokens, kl in zip(asked, tuned, divergence, strict=True):
+            as_before = next(plain) == answer.tokens if answer.changed else True
+            same = tokens == answer.tokens
+            kind = _kind(answer, lessons)
+            found.append(Compared(name, kind, not answer.open, as_before, same, kl, len(answer.tokens)))
+        advance(min(few, len(held_out) - start))
+    return found
+
+
+def _kind(answer: Answer, lessons: Lessons) -> str:
+    if answer.object is not None:
+        return "question"
+    return "caption" if answer.prompt in lessons.free else "other"
+
+
+def _said(
+    student: Any,
+    processor: Any,
+    lessons: Lessons,
+    images: dict[str, Any],
+    asked: Sequence[tuple[str, Answer]],
+    at_once: int,
+) -> list[list[int]]:
+    """Return the greedy answers' tokens, in the order asked; long answers are made apart from short ones."""
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place][1].tokens))
+    found: dict[int, list[int]] = {}
+    ends = ends_of(student.get_base_model())
+    for start in range(0, len(order), at_once):
+        block = order[start : start + at_once]
+        prompts = [asked[place][1].prompt for place in block]
+        inputs = ask(processor, [[images[asked[place][0]]] for place in block], prompts)
+        with torch.inference_mode():
+            out = student.generate(
+                **inputs.to(student.device, student.dtype), **GREEDY, max_new_tokens=lessons.max_new_tokens
+            )
+        # InstructBLIP's stock generate() gives the answer alone, all others the prompt before it
+        prompt = inputs["input_ids"].shape[1]
+        whole = out.shape[1] > prompt and torch.equal(out[:, :prompt].cpu(), inputs["input_ids"].cpu())
+        tokens = answers_of(out, prompt if whole else 0, ends)
+        found |= dict(zip(block, tokens, strict=True))
+    return [found[place] for place in range(len(asked))]
+
+
+def _divergence(student: Any, layout: Layout, examples: Sequence[Any]) -> list[float]:
+    """Return the summed divergence of each answer, in nats."""
+    if not examples:
+        return []
+    sums: list[float] = []
+    for image, answers in examples:
+        rows = layout.rows([(image, answers)]).to(student.device)
+        with torch.inference_mode():
+            plain, tuned = plain_log_probs(student, rows), log_probs(student, rows)
+        each = (plain.exp() * (plain - tuned)).nan_to_num(nan=0.0).sum(-1).clamp(min=0)
+        sums += [float(part.sum()) for part in each.cpu().split([len(answer.tokens) for answer in answers])]
+    return sums
+
+
+def rows_of(model: str, method: str, seeds: Sequence[Sequence[Compared]]) -> list[Row]:
+    """Return what was found in long form, each value with its 95 % interval over pictures, means over seeds.
+
+    "agreement" is the share of answers that are the teacher's, token for token; "changed" the share of untouched
+    answers that the tuned model gives otherwise, "kl" its divergence from the plain model there, nats a token.
+    """
+    rows = []
+    for kind in ("question", "caption", "other"):
+        for who, same in ((PLAIN, "plain"), (TUNED, "tuned")):
+            rows += _row(
+                model, who, f"held_out_{kind}", "agreement", seeds, lambda c, k=kind: c.kind == k,
+                lambda c, s=same: (float(getattr(c, s)), 1.0),
+            )  # fmt: skip
+        rows += _row(
+            model, TUNED, f"untouched_{kind}", "changed", seeds, lambda c, k=kind: c.untouched and c.kind == k,
+            lambda c: (float(not c.tuned), 1.0),
+        )  # fmt: skip
+        rows += _row(
+            model, TUNED, f"untouched_{kind}", "kl", seeds, lambda c, k=kind: c.untouched and c.kind == k,
+            lambda c: (c.kl, float(c.tokens)),
+        )  # fmt: skip
+    return [row | {"teacher": method} for row in rows]
+
+
+def _row(
+    model: str,
+    who: str,
+    task: str,
+    metric: str,
+    seeds: Sequence[Sequence[Compared]],
+    which: Callable[[Compared], bool],
+    part: Callable[[Compared], tuple[float, float]],
+) -> Iterator[Row]:
+    counts: dict[str, NDArray[np.float64]] = {}
+    n = 0
+    for compared in seeds:
+        for one in filter(which, compared):
+            counts[one.picture] = counts.get(one.picture, np.zeros(2)) + np.array(part(one)) / len(seeds)
+            n += 1
+    if not counts:
+        return
+    value, low, high = ratio_interval(np.array(list(counts.values())))
+    named = {"model": model, "method": who, "task": task, "metric": metric}
+    yield named | {"value": value, "low": low, "high": high, "n": n // len(seeds)}
+
+
+def ratio_interval(counts: NDArray[np.float64], seed: int = 0) -> tuple[float, float | None, float | None]:
+    """Return sum over sum of [pictures, 2], and its 95 % percentile-bootstrap interval over pictures."""
+    value = float(counts[:, 0].sum() / counts[:, 1].sum())
+    if len(counts) < 2:
+        return value, None, None
+    drawn = np.random.default_rng(seed).integers(0, len(counts), (DRAWS, len(counts)))
+    sums = counts[drawn].sum(1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
+    return value, float(low), float(high)

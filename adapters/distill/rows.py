@@ -1,0 +1,180 @@
+"""Prompts and answers as the model's inputs, and where in its logits each answer token is told.
+
+One picture's prompts begin alike: with the picture. Where a model's positions and picture features do not depend
+on the text, its row holds that beginning once and then every prompt and answer after it, which do not see each
+other (a 4-D attention mask; positions go on from the beginning for each). 13 texts about a picture of 576
+tokens then cost little more than one. Other models get a row for each text. The logits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from lvlm_guard.adapters.distill.answers import Answer
+from lvlm_guard.errors import TextError
+from lvlm_guard.families import family_asked_by
+from lvlm_guard.pretrained import ask, templated
+
+PACKED = ("llava", "llava_next")  # whose positions are plain numbers, and whose towers do not read the text
+MASKED = ("sdpa", "eager")  # attentions that take a 4-D mask
+
+Example = tuple[Image, Sequence[Answer]]
+"""A picture, and answers about it."""
+
+
+@dataclass
+class Rows:
+    """A batch, and its N answer tokens.
+
+    Args:
+        inputs: keyword arguments of the model.
+        row, place: [N] each: whose logits tell the token.
+        token: [N], the token that the teacher took.
+        first: [N] bool: the first token of an answer to a question about an object.
+        open: [N] bool: the guard had a choice.
+        soft_ids, soft: [N, K] each: the guard's distribution at open steps; zeros elsewhere.
+    """
+
+    inputs: dict[str, Any]
+    row: Tensor
+    place: Tensor
+    token: Tensor
+    first: Tensor
+    open: Tensor
+    soft_ids: Tensor
+    soft: Tensor
+
+    def to(self, device: Any) -> Rows:
+        """Return the same on a device."""
+        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(self).items()}
+        moved["inputs"] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return Rows(**moved)
+
+
+def packable(model: Any) -> bool:
+    """Tell whether one row may hold all texts about a picture."""
+    config = model.config
+    attention = getattr(config.get_text_config(decoder=True), "_attn_implementation", None)
+    return config.model_type in PACKED and attention in MASKED
+
+
+class Layout:
+    """Makes batches for a model.
+
+    Args:
+        model: not wrapped, or wrapped by PEFT.
+        processor: not guarded.
+        packed: whether one row holds all texts about a picture; None: where the model allows it.
+    """
+
+    def __init__(self, model: Any, processor: Any, packed: bool | None = None) -> None:
+        self.processor = processor
+        self.packed = packable(model) if packed is None else packed
+        self.dtype = model.dtype
+        self.longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self.image_token = family_asked_by(processor).image_token_id(model.config)
+        self.bool_mask = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None) == "sdpa"
+
+    def rows(self, examples: Sequence[Example]) -> Rows:
+        """Return the batch of some pictures and answers about them."""
+        made, spans = self._packed(examples) if self.packed else self._single(examples)
+        inputs = {
+            key: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in made.items()
+        }
+        answers = [answer for _, some in examples for answer in some]
+        width = max((len(ids) for answer in answers for ids, _ in answer.soft), default=1)
+        columns: dict[str, list[Any]] = {name: [] for name in ("row", "place", "token", "first", "open", "ids", "soft")}
+        for answer, (row, start) in zip(answers, spans, strict=True):
+            soft = dict(zip(answer.open, answer.soft, strict=True))
+            for t, token in enumerate(answer.tokens):
+                ids, p = soft.get(t, ([], []))
+                rest = width - len(ids)
+                values = (row, start + t, token, answer.object is not None and t == 0, t in soft)
+                for name, value in zip(columns, (*values, [*ids, *[0] * rest], [*p, *[0.0] * rest]), strict=True):
+                    columns[name].append(value)
+        return Rows(inputs, *(torch.tensor(column) for column in columns.values()))
+
+    def _single(self, examples: Sequence[Example]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """Return a row for each text, and (row, place that tells its first token) of each."""
+        pairs = [(image, answer) for image, answers in examples for answer in answers]
+        made = dict(ask(self.processor, [[image] for image, _ in pairs], [answer.prompt for _, answer in pairs]))
+        prompts = [
+            ids[mask.bool()].tolist() for ids, mask in zip(made["input_ids"], made["attention_mask"], strict=True)
+        ]
+        whole = [[*prompt, *answer.tokens] for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
+        length = max(map(len, whole))
+        pad = self.processor.tokenizer.pad_token_id or 0
+        made["input_ids"] = torch.tensor([ids + [pad] * (length - len(ids)) for ids in whole])
+        made["attention_mask"] = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in whole])
+        if "mm_token_type_ids" in made:  # of the prompt's own length; answers hold no picture
+            made["mm_token_type_ids"] = (made["input_ids"] == self.image_token).long()
+        return made, [(row, len(prompt) - 1) for row, prompt in enumerate(prompts)]
+
+    def _packed(self, examples: Sequence[Example]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        images = [image for image, _ in examples]
+        made = dict(ask(self.processor, [[image] for image in images], [answers[0].prompt for _, answers in examples]))
+        rows, spans = [], []
+        for number, (image, answers) in enumerate(examples):
+            whole = made["input_ids"][number][made["attention_mask"][number].bool()].tolist()
+            prompts = self._prompts(image, [answer.prompt for answer in answers], whole)
+            shared = min(_alike(prompts), min(map(len, prompts)) - 1)
+            segments = [[*p[shared:], *a.tokens] for p, a in zip(prompts, answers, strict=True)]
+            start = shared
+            for prompt, segment in zip(prompts, segments, strict=True):
+                spans.append((number, start + len(prompt) - shared - 1))
+                start += len(segment)
+            rows.append((prompts[0][:shared], segments))
+        length = max(len(prefix) + sum(map(len, segments)) for prefix, segments in rows)
+        pad = self.processor.tokenizer.pad_token_id or 0
+        ids = torch.full((len(rows), length), pad)
+        positions = torch.zeros(len(rows), length, dtype=torch.long)
+        seen = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row is empty
+        for number, (prefix, segments) in enumerate(rows):
+            at = len(prefix)
+            _fill(ids[number], positions[number], seen[number], 0, prefix, 0)
+            for segment in segments:
+                _fill(ids[number], positions[number], seen[number], at, segment, len(prefix))
+                seen[number, at : at + len(segment), : len(prefix)] = True
+                at += len(segment)
+        mask = seen[:, None]
+        if not self.bool_mask:
+            mask = torch.zeros(mask.shape, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+        return made | {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, spans
+
+    def _prompts(self, image: Image, prompts: Sequence[str], first: list[int]) -> list[list[int]]:
+        """Return the token ids of prompts about one picture, of which the first's are known.
+
+        The picture's placeholders are as many in each, so the processor need not see it again.
+        """
+        texts = templated(self.processor, [[image]] * len(prompts), prompts)
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and texts[0].startswith(bos))
+        bare = self.processor.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        count = first.count(self.image_token)
+        found = []
+        for ids in bare:
+            if ids.count(self.image_token) != 1:
+                raise TextError("A prompt must show its picture once: write it without the picture's placeholder.")
+            at = ids.index(self.image_token)
+            found.append([*ids[:at], *[self.image_token] * count, *ids[at + 1 :]])
+        return found
+
+
+def _alike(prompts: Sequence[list[int]]) -> int:
+    """Return how many first tokens all prompts share."""
+    columns = zip(*prompts, strict=False)
+    return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, prompts)))
+
+
+def _fill(ids: Tensor, positions: Tensor, seen: Tensor, at: int, tokens: list[int], position: int) -> None:
+    end = at + len(tokens)
+    ids[at:end] = torch.tensor(tokens)
+    positions[at:end] = position + torch.arange(len(tokens))
+    seen[at:end, at:end] = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()

@@ -1,0 +1,193 @@
+"""All stages of a distillation in one folder, each of which goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+import lvlm_guard
+from lvlm_guard.adapters.distill import drift
+from lvlm_guard.adapters.distill.answers import AnswerFile, summary
+from lvlm_guard.adapters.distill.card import card
+from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.adapters.distill.pictures import Pictures, pictures_of
+from lvlm_guard.adapters.distill.settings import Lessons, Recipe
+from lvlm_guard.adapters.distill.teacher import Teacher, method_of
+from lvlm_guard.adapters.distill.training import CHECKPOINTS, DONE, train
+from lvlm_guard.api import guard, unguard
+from lvlm_guard.pretrained import load_model
+
+BEGUN, REPORT = "distill.json", "report.json"
+TRAIN, HELD_OUT = "train", "held-out"
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation made.
+
+    Args:
+        folder: of all of it.
+        adapters: a PEFT adapter for each seed.
+        report: what was asked, learnt and found, as JSON data; the same stands in report.json.
+        main: whether this process is the one that tells the results, where several train together.
+    """
+
+    folder: Path
+    adapters: tuple[Path, ...]
+    report: dict[str, Any] = field(default_factory=dict)
+    main: bool = True
+
+
+def adapter_folders(out: Path, seeds: Sequence[int]) -> tuple[Path, ...]:
+    """Return where the adapters lie: in the folder itself, or in one below it for each of several seeds."""
+    return (out,) if len(seeds) == 1 else tuple(out / f"seed-{seed}" for seed in seeds)
+
+
+def distill(
+    lessons: Lessons,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    device: str = "auto",
+    at_once: int = 8,
+    echo: Callable[[str], object],
+    progress: Progress,
+    start_over: bool = False,
+    retrain: bool = False,
+) -> Distilled:
+    """Let the guarded model answer, train an adapter for each seed on that, and compare them.
+
+    Args:
+        lessons: what is asked, of which pictures.
+        recipe: how it is learnt.
+        seeds: of trainings.
+        out: folder; the same call goes on there.
+        device: of the model.
+        at_once: prompts of one generate() call.
+        echo: told what happens, a line at a time.
+        progress: opens a progress bar: (what, total) -> context manager of a function to advance it.
+        start_over: drop what an earlier call left in the folder.
+        retrain: keep the answers, drop what was trained on them.
+
+    Raises:
+        DistillError: the folder holds another distillation, too few pictures can be read, or training fails.
+        GuardError: the model, a method or a picture can't be used.
+        KeyboardInterrupt: what was answered and trained is kept.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise DistillError(f"seeds are {list(seeds)}: give one or more different numbers.")
+    state = PartialState(cpu=device == "cpu")
+    method = method_of(lessons)
+    pictures = pictures_of(lessons)
+    if state.is_main_process:
+        _begin(out, lessons, start_over, retrain)
+    state.wait_for_everyone()
+    model, processor = load_model(lessons.model, device=device, dtype=lessons.dtype, revision=lessons.revision or None)
+    files = {part: AnswerFile(out / "answers", part, state.process_index) for part in (TRAIN, HELD_OUT)}
+    todo = {part: _todo(files[part], names) for part, names in _parts(pictures)}
+    if any(todo.values()):
+        teacher = Teacher(*guard(model, processor, method), method, lessons, at_once)
+        for part, names in todo.items():
+            mine = names[state.process_index :: state.num_processes]
+            what = f"{lessons.method} answers ({part})"
+            with progress(what, len(mine)) as advance:
+                teacher.answer(pictures, mine, files[part], advance, lessons.other if part == HELD_OUT else ())
+        unguard(model)
+        unguard(processor)
+    state.wait_for_everyone()
+    counted = {part: summary(file.lessons()) for part, file in files.items()}
+    _say(counted, echo)
+    lines = [line for line in files[TRAIN].lines() if '"failed":null' in line[-24:]]
+    held_out = [lesson for lesson in files[HELD_OUT].lessons() if not lesson.failed]
+    if not lines or not held_out:
+        raise DistillError("None of the pictures can be read, so there is nothing to learn from or to measure on.")
+    folders = adapter_folders(out, seeds)
+    compared = []
+    for seed, folder in zip(seeds, folders, strict=True):
+        with progress(f"training, seed {seed}", recipe.steps) as advance:
+            student = train(model, processor, lines, pictures, recipe, seed, folder, advance)
+        if state.is_main_process:
+            with progress(f"held-out answers, seed {seed}", len(held_out)) as advance:
+                compared.append(drift.compare(student, processor, lessons, held_out, pictures, at_once, advance))
+        model = student.unload()
+    report = {
+        "command": "train distill",
+        "version": lvlm_guard.__version__,
+        "lessons": lessons.to_dict(),
+        "knobs": method.knobs(),
+        "recipe": recipe.to_dict(),
+        "seeds": list(seeds),
+        "adapters": [str(folder) for folder in folders],
+        "answers": counted,
+        "rows": drift.rows_of(lessons.model, lessons.method, compared),
+    }
+    return Distilled(out, folders, json.loads(json.dumps(report, default=str)), state.is_main_process)
+
+
+def keep_report(done: Distilled) -> None:
+    """Write report.json, and the card of each adapter."""
+    _write(done.folder / REPORT, done.report)
+    for folder in done.adapters:
+        (folder / "README.md").write_text(card(done.report), encoding="utf-8")
+
+
+def _parts(pictures: Pictures) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return (TRAIN, pictures.learnt), (HELD_OUT, pictures.held_out)
+
+
+def _todo(file: AnswerFile, names: Sequence[str]) -> list[str]:
+    done = {lesson.picture for lesson in file.lessons()}
+    return [name for name in names if name not in done]
+
+
+def _begin(out: Path, lessons: Lessons, start_over: bool, retrain: bool) -> None:
+    """Note what this distillation is, or find that the folder has it already."""
+    told = json.loads(json.dumps(lessons.to_dict(), default=str))
+    note = out / BEGUN
+    if note.exists() and not start_over:
+        before = json.loads(note.read_text(encoding="utf-8"))
+        differing = [
+            f"{key} ({before.get(key)!r}, now {value!r})" for key, value in told.items() if before.get(key) != value
+        ]
+        if differing:
+            raise DistillError(
+                f"{out} holds a distillation with other {', '.join(differing)[:300]}, whose answers can't be mixed "
+                "with these. Give another --out, or --start-over to drop it."
+            )
+    elif (out / "answers").exists() and not start_over:
+        raise DistillError(f"{out} holds answers of an unknown distillation: give another --out, or --start-over.")
+    if start_over:
+        shutil.rmtree(out / "answers", ignore_errors=True)
+    if start_over or retrain:
+        for folder in (out, *out.glob("seed-*")):
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            (folder / DONE).unlink(missing_ok=True)
+    _write(note, told)
+
+
+def _say(counted: dict[str, dict[str, Any]], echo: Callable[[str], object]) -> None:
+    told = counted[TRAIN]
+    asked = max(told["answers"], 1)
+    echo(
+        f"{told['answers']} answers about {told['pictures']} pictures: the guard had a choice in "
+        f"{told['open'] / asked:.0%} of them and changed {told['changed'] / asked:.0%}."
+    )
+    failed = sum(part["failed"] for part in counted.values())
+    if failed:
+        echo(f"{failed} pictures could not be read and were skipped; answers/*.jsonl says why.")
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,147 @@
+"""What decides a distillation: what the teacher is asked, and how the LoRA learns it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.matching.vocabulary import Vocabulary
+from lvlm_guard.pretrained import EMBEDDED
+
+DESCRIBE = (
+    "Please describe this image in detail.",
+    "What is in this image? Describe everything that you see.",
+    "Write a caption for this image.",
+)
+QUESTION = "Is there {article} {object} in the image?"
+OTHER = (
+    "What are the main colors of this image?",
+    "What is the mood of this image? Answer in one sentence.",
+    "Was this image taken indoors or outdoors?",
+)
+"""Prompts that training does not see; where the guard leaves them alone, the tuned model should too."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the teacher is asked, about which pictures. Other lessons are other answers.
+
+    Args:
+        model: "embedded", a folder, or a hub id.
+        images: folder of pictures; "" for scenes of the embedded world, whose labels are not looked at.
+        method: registered name of the guard.
+        knobs: its knobs.
+        prompts: what is asked of every picture, one at a time; with {object}: asked of objects.
+        objects: names that prompts with {object} are filled with.
+        other: prompts for held-out pictures only, to see what training changed elsewhere.
+        pictures: how many to learn from; None for all of the folder, or 4000 scenes.
+        held_out: how many are kept apart to measure on.
+        questions: objects asked about in each picture.
+        max_new_tokens: of an answer.
+        corrupt: "skip" counts pictures that can't be read, "refuse" stops at the first.
+        seed: draws which pictures are held out, and which objects are asked about.
+        revision: of a hub id.
+        dtype: of the model's weights.
+    """
+
+    model: str = EMBEDDED
+    images: str = ""
+    method: str = "vote"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[str, ...] = (*DESCRIBE, QUESTION)
+    objects: tuple[str, ...] = ()
+    other: tuple[str, ...] = OTHER
+    pictures: int | None = None
+    held_out: int = 100
+    questions: int = 16
+    max_new_tokens: int = 128
+    corrupt: Literal["skip", "refuse"] = "skip"
+    seed: int = 0
+    revision: str = ""
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise DistillError("There is no prompt to ask. Write one a line into --prompts, or leave it out.")
+        if not self.images and self.model != EMBEDDED:
+            raise DistillError(
+                f"{self.model!r} needs pictures to answer about: --images FOLDER. They need no labels, but should look "
+                "like those that the model will be used on."
+            )
+        if self.pictures is not None and self.pictures < 1:
+            raise DistillError(f"{self.pictures} pictures to learn from: give 1 or more.")
+        if self.held_out < 1:
+            raise DistillError(f"{self.held_out} pictures held out: give 1 or more, or nothing can be measured.")
+        if self.questions < 1 and not self.free:
+            raise DistillError(
+                "Every prompt asks about an object, and no object is asked about: --questions 1 or more."
+            )
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The prompts that name no object."""
+        return tuple(prompt for prompt in self.prompts if "{object}" not in prompt)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts that are asked of objects."""
+        return tuple(prompt for prompt in self.prompts if "{object}" in prompt)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objects that are asked about."""
+        return Vocabulary.of(self.objects or None).names
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the lessons as JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the LoRA learns.
+
+    Args:
+        steps: of the optimiser.
+        batch: pictures of a step, in each process.
+        accumulate: batches of one optimiser step, where a step's pictures don't fit in memory together.
+        questions: about one picture, in one step; one free prompt comes with them.
+        rate: peak learning rate of AdamW, which falls by a cosine.
+        rank, alpha: of the LoRA.
+        projector: whether the layers between image tower and language model learn too.
+        soft: learn the guard's distribution where it had a choice; else the token that it took.
+        keep: learn the plain model's own distribution where the guard had none; else its token.
+        checkpointing: recompute activations instead of keeping them: slower, less memory.
+        save_every: steps between checkpoints.
+    """
+
+    steps: int = 500
+    batch: int = 24
+    accumulate: int = 1
+    questions: int = 12
+    rate: float = 2e-3
+    rank: int = 16
+    alpha: float = 32
+    projector: bool = True
+    soft: bool = True
+    keep: bool = True
+    checkpointing: bool = False
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "rank", "save_every"):
+            if getattr(self, name) < 1:
+                raise DistillError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        if self.questions < 0:
+            raise DistillError(f"{self.questions} questions of a picture in a step: give 0 or more.")
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise DistillError(
+                f"The learning rate is {self.rate}: give a positive number, such as 2e-4 for a 7B model."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as JSON data."""
+        return asdict(self)

@@ -1,0 +1,275 @@
+"""`lvlm-guard train distill`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lvlm_guard.cli.console import environment, out, print_json, progress, quiet_libraries, say, usage
+from lvlm_guard.cli.options import WORLD_ONLY, Device, Dtype, Json, Knobs, Model, method_of
+
+TASKS = ("world_pope", "world_chair")
+BY_SEED = (("pope_all", "accuracy"), ("chair", "chair_s"), ("chair", "chair_i"), ("chair", "object_recall"))
+
+
+def distill(
+    model: Model = "embedded",
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures; no labels. [default: scenes of the embedded world]", metavar="FOLDER"),
+    ] = None,
+    out_: Annotated[Path, typer.Option("--out", help="Folder; goes on where it stopped.")] = Path("distilled"),
+    method: Annotated[str, typer.Option(help="The guard to imitate; `lvlm-guard methods` lists them.")] = "vote",
+    knob: Knobs = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A prompt a line; {article} {object} stand for each object. [default: captions, is-there-a]"),
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(help="List of objects to ask about. [default: COCO's 80, the world's 54]")
+    ] = None,
+    other_prompts: Annotated[
+        Path | None, typer.Option(help="Prompts not trained on, a line each, to see what changes elsewhere.")
+    ] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="To learn from. [default: all; embedded 4000]")] = None,
+    held_out: Annotated[int, typer.Option(min=1, help="Pictures kept apart to measure on.")] = 100,
+    questions: Annotated[
+        int | None, typer.Option(min=0, help="Objects asked about in each picture. [default: 16; embedded all]")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    corrupt: Annotated[Literal["skip", "refuse"], typer.Option(help="Pictures that can't be read.")] = "skip",
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of one generate() call. [default: 8; embedded 256]")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 500,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of a step, in each process.")] = 24,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step.")] = 1,
+    rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate. [default: 2e-4; embedded 2e-3]", min=1e-8)
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA; its alpha is twice that.")] = 16,
+    projector: Annotated[
+        bool, typer.Option("--projector/--no-projector", help="Adapt the layers that feed in the picture too.")
+    ] = True,
+    soft: Annotated[
+        bool, typer.Option("--soft/--hard", help="Learn the guard's distribution where it had a choice, or its token.")
+    ] = True,
+    keep: Annotated[
+        bool, typer.Option("--keep/--no-keep", help="Hold on to the plain distribution where the guard had no say.")
+    ] = True,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations: slower, less memory.")
+    ] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    seeds: Annotated[str, typer.Option(help="Of training, comma-separated: an adapter each.")] = "0",
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Embedded: POPE and CHAIR of plain, distilled and guarded.")
+    ] = True,
+    start_over: Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Keep the answers, train anew.")] = False,
+    revision: Annotated[str, typer.Option(help="Of --model on the hub.")] = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Train a LoRA that makes the plain model answer as the guarded one does.
+
+    The guarded model answers about pictures without labels; a stock PEFT LoRA learns its answers. The
+    result is a tuned model at the plain model's cost: nothing guards it any more. Stopped at any moment,
+    the same command goes on. On several GPUs: accelerate launch -m lvlm_guard train distill ...
+
+    [bold]Example:[/bold] lvlm-guard train distill --model llava-hf/llava-1.5-7b-hf --images photos --out distilled
+    """
+    quiet_libraries()
+    _needs_peft()
+    world = model == "embedded"
+    room, settings = (import_module(f"lvlm_guard.adapters.distill.{name}") for name in ("run", "settings"))
+    method_of(method, knob)  # a wrong knob is found before anything is loaded
+    given = {name: value for name, value in (("prompts", _lines(prompts)), ("other", _lines(other_prompts))) if value}
+    names = _objects(objects, world)
+    lessons = settings.Lessons(
+        model=model,
+        images=str(images or ""),
+        method=method,
+        knobs=_knobs(method, knob),
+        **(_of_the_world() if world else {}) | given,
+        objects=names,
+        pictures=pictures,
+        held_out=held_out,
+        questions=questions if questions is not None else len(names) if world else 16,
+        max_new_tokens=max_new_tokens,
+        corrupt=corrupt,
+        revision=revision,
+        dtype=dtype,
+    )
+    recipe = settings.Recipe(
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        rate=rate if rate is not None else 2e-3 if world else 2e-4,
+        rank=rank,
+        alpha=2.0 * rank,
+        projector=projector,
+        soft=soft,
+        keep=keep,
+        checkpointing=checkpointing,
+        save_every=save_every,
+    )
+    done = room.distill(
+        lessons,
+        recipe,
+        _numbers(seeds),
+        out_,
+        device=device,
+        at_once=at_once or (256 if world else 8),
+        echo=say,
+        progress=progress,
+        start_over=start_over,
+        retrain=retrain,
+    )
+    if not done.main:
+        return
+    report = done.report
+    report["environment"] = environment()
+    report["remarks"] = [WORLD_ONLY] if world and images else []
+    if world and measure:
+        report["rows"] += _measured(done, lessons, report, device)
+    room.keep_report(done)
+    page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, _command())
+    if json:
+        rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
+        print_json("train distill", report["rows"], **rest)
+        return
+    _show(report)
+    for folder in done.adapters:
+        out().print(f"adapter  {escape(str(folder))}", soft_wrap=True)
+    out().print(f"report   {escape(str(page))}", soft_wrap=True)
+    if not world:
+        adapters = " ".join(f"--adapter distilled={folder}" for folder in done.adapters)
+        say(f"With labels: lvlm-guard eval run --model {model} {adapters} --methods {method} --tasks pope_coco ...")
+
+
+COMMAND = distill
+
+
+def _measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
+    room = import_module("lvlm_guard.evals.run")
+    settings = import_module("lvlm_guard.evals.settings").Settings(
+        tasks=TASKS,
+        methods=(lessons.method,),
+        knobs={lessons.method: lessons.knobs},
+        controls=False,
+        adapters=tuple(f"distilled={folder}" for folder in done.adapters),
+        batch=room.MANY,
+        device=device,
+    )
+    saved = room.run(settings, done.folder / "eval", echo=say, replaces=True)
+    report["by_seed"] = _by_seed(saved, report["seeds"])
+    return list(saved.run["rows"])
+
+
+def _by_seed(saved: Any, seeds: list[int]) -> list[dict[str, Any]]:
+    """Return the distilled scores of each training by itself."""
+    scoring = import_module("lvlm_guard.evals.scoring")
+    found = []
+    for place, seed in enumerate(seeds):
+        samples = [
+            {
+                **sample,
+                "answers": {"distilled": [sample["answers"]["distilled"][place]]},
+                "failed": {},
+            }
+            for sample in saved.samples
+        ]
+        decoders = [decoder for decoder in saved.run["decoders"] if decoder["name"] == "distilled"]
+        rows = scoring.score_run({**saved.run, "decoders": decoders, "reference": "distilled", "compared": []}, samples)
+        found += [
+            {"seed": seed, "task": row["task"], "metric": row["metric"], "value": row["value"]}
+            for row in rows
+            if (row["task"], row["metric"]) in BY_SEED
+        ]
+    return found
+
+
+def _show(report: dict[str, Any]) -> None:
+    lines = import_module("lvlm_guard.adapters.distill.card").side_by_side(report)
+    shown = Table("", "plain", "distilled", report["lessons"]["method"], "distilled - plain, 95 %", box=None)
+    for what, *three, difference in lines:
+        ends = (
+            ""
+            if difference is None
+            else f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        )
+        shown.add_row(what, *("" if row is None else f"{row['value']:.3f}" for row in three), escape(ends))
+    out().print(shown)
+
+
+def _of_the_world() -> dict[str, tuple[str, ...]]:
+    """Return the prompts that the embedded model knows; it has words for no other."""
+    from lvlm_guard.embedded.world import CAPTION_PROMPT
+
+    return {"prompts": (CAPTION_PROMPT, "is there {article} {object} in the image ?"), "other": ()}
+
+
+def _objects(source: str | None, world: bool) -> tuple[str, ...]:
+    if source is None and world:
+        from lvlm_guard.embedded.world import CLASSES
+
+        return tuple(CLASSES)
+    if source is None:
+        return ()
+    from lvlm_guard.matching.vocabulary import Vocabulary
+
+    return tuple(",".join(words) for _, words in Vocabulary.of(source).objects)
+
+
+def _knobs(method: str, pairs: list[str] | None) -> dict[str, Any]:
+    from lvlm_guard.cli.options import knob_value
+
+    told = (pair.partition("=") for pair in pairs or ())
+    return {name.strip(): knob_value(method, name.strip(), value.strip()) for name, _, value in told}
+
+
+def _lines(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise usage(f"{path} can't be read ({error}): give a text file with a prompt a line.") from None
+    found = tuple(line for line in lines if line and not line.startswith("#"))
+    if not found:
+        raise usage(f"{path} holds no prompt: write one a line.")
+    return found
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise usage(f"--seeds {text!r}: give whole numbers, comma-separated, such as 0,1,2.") from None
+
+
+def _needs_peft() -> None:
+    from lvlm_guard.errors import MissingExtraError
+
+    try:
+        for name in ("peft", "accelerate"):
+            import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Training needs peft and accelerate ({error}). Install them: pip install 'lvlm-guard[train]'."
+        ) from error
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["lvlm-guard", *sys.argv[1:]])
