@@ -39,6 +39,7 @@ __all__ = [
     "Scenes",
     "Split",
     "assumed",
+    "background",
     "cooccurrence",
     "question",
     "random_keep",
@@ -91,7 +92,8 @@ class Scene:
     owner: NDArray[np.int8]
 
 
-def _background(rng: np.random.Generator, topic: int) -> NDArray[np.float32]:
+def background(rng: np.random.Generator, topic: int) -> NDArray[np.float32]:
+    """Return a ground of its own for a scene of this topic, (96, 96, 3) of about 0 to 255."""
     base = np.array(GROUND[TOPIC_NAMES[topic]], np.float32)
     if rng.random() < 0.35:
         base = rng.uniform(70, 230, 3).astype(np.float32)
@@ -130,7 +132,7 @@ def _scene(rng: np.random.Generator, split: Split, prop_rate: float = 0.55) -> S
     topic = int(rng.integers(len(TOPICS)))
     items = _cast(rng, topic, split, prop_rate)
     order = rng.permutation(len(items))
-    image = _background(rng, topic)
+    image = background(rng, topic)
     owner = np.full((SIZE, SIZE), -1, np.int8)
     taken = np.zeros((SIZE, SIZE), np.float32)
     placed: list[tuple[int, int, int, int, int]] = []

@@ -27,6 +27,7 @@ _IRREGULAR = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "goose": "geese",
     "foot": "feet", "tooth": "teeth", "ox": "oxen", "calf": "calves", "leaf": "leaves", "loaf": "loaves",
     "wolf": "wolves", "shelf": "shelves", "scarf": "scarves", "half": "halves", "elf": "elves", "bus": "buses",
+    "sheep": "sheep", "scissors": "scissors",
 }  # fmt: skip
 _SILENT = re.compile(r"(hour|honest|heir)")
 _SOUNDED = re.compile(r"(uni|use|euro|one\b|ewe)")
