@@ -16,8 +16,8 @@ from lvlm_guard.cli.generate import generate
 from lvlm_guard.cli.mask import mask
 from lvlm_guard.cli.maskd import maskd
 from lvlm_guard.cli.methods import methods
-from lvlm_guard.cli.train import training
 from lvlm_guard.cli.serve import PASSED_ON, serve
+from lvlm_guard.cli.train import training
 
 app = typer.Typer(
     name="lvlm-guard",
