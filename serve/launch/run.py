@@ -23,6 +23,7 @@ from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.places import Hosts
 from lvlm_guard.serve.front.requests import KNOBS
 from lvlm_guard.serve.front.settings import KEY, FrontSettings
+from lvlm_guard.serve.front.template import special_tokens
 from lvlm_guard.serve.launch import questions, refused
 from lvlm_guard.serve.launch.canary import TOP, Canary
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
@@ -180,6 +181,7 @@ class Server:
             drop=self._checkpoint.no_question(),
             opened=str(opened),
             token=token,
+            special_tokens=special_tokens(self._checkpoint.tokenizer, self._template()),
         )
         machine = _machine(self._vllm)
         words = command(
@@ -204,6 +206,13 @@ class Server:
         opened.touch()
         ready(Ready(url, self._names.all, self._guards, maskd, version, os.getpid()))
 
+    def _template(self) -> str | None:
+        """Return the chat template that the user gave vLLM, as a file or as it is; None: the model's own."""
+        given = self._given.passed.value("chat-template")
+        if not given:
+            return None
+        return Path(given).read_text(encoding="utf-8") if "{" not in given else given
+
     def _start_matcher(self) -> tuple[str | None, str | None]:
         """Return URL and version of the matcher service."""
         given = self._given
@@ -215,7 +224,7 @@ class Server:
         options = ["--matcher", given.matcher or default, "--workers", str(given.maskd_workers)]
         options += ["--device", given.maskd_device]
         self._say(f"Starting the matcher service with {given.matcher or default}.")
-        matcher = self._matcher = OwnMatcher(options, for_matcher(None), self._keeper, self._say)
+        matcher = self._matcher = OwnMatcher(options, for_matcher(), self._keeper, self._say)
         self._until(lambda: matcher.ready, told="the matcher is still being loaded")
         return matcher.url, matcher.version
 
