@@ -37,6 +37,7 @@ class Chat:
         tokens: longest answer.
         knobs: of the guard, where other than the defaults.
         full: go on to `tokens` tokens, whatever the model says.
+        ids: ask for the answer's token ids too.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Chat:
     tokens: int
     knobs: Mapping[str, float] = field(default_factory=dict)
     full: bool = False
+    ids: bool = False
 
     def body(self, stream: bool) -> bytes:
         """Return the request's body."""
@@ -62,6 +64,8 @@ class Chat:
             said["stream_options"] = {"include_usage": True}
         if self.full:
             said["ignore_eos"] = True
+        if self.ids:
+            said["return_token_ids"] = True
         if self.knobs:
             said["vllm_xargs"] = {f"{self.guard}_{knob}": value for knob, value in self.knobs.items()}
         return json.dumps(said).encode()
@@ -73,11 +77,12 @@ class Said:
 
     Args:
         text: all of it, or what had come when the client left.
-        tokens: of the answer; 0 where the client left.
+        tokens: of the answer, as the server counts; 0 where the client left.
         finish: "stop", "length"; "left": the client left.
         seconds: from sending to the end.
         first: seconds to the first text, to the end in an answer that came whole.
         proof: of the guard; None from a server without guards.
+        ids: of its tokens, where they were asked for.
     """
 
     text: str
@@ -86,6 +91,7 @@ class Said:
     seconds: float
     first: float
     proof: Proof | None
+    ids: tuple[int, ...] = ()
 
 
 class Endpoint:
@@ -180,11 +186,10 @@ class Endpoint:
         except TimeoutError:
             # an answer that has begun is an answer: nobody may have read unguarded text
             made = reading.proof(self.guarded, whole=False)
-            return Said("".join(reading.text), 0, "left", reading.now(), reading.first or reading.now(), made)
+            return reading.said("left", made)
         except httpx.HTTPError as error:
             raise ServeError(f"{self.url} can't be reached, or left off ({type(error).__name__}: {error}).") from error
-        made = reading.proof(self.guarded, whole=True)
-        return Said("".join(reading.text), reading.tokens, reading.finish, reading.end, reading.first, made)
+        return reading.said(reading.finish, reading.proof(self.guarded, whole=True))
 
     async def _read(self, reading: _Reading, raw: bytes, stream: bool) -> None:
         headers = {"Content-Type": "application/json"}
@@ -222,6 +227,7 @@ class _Reading:
         self.headers: Mapping[str, str] = {}
         self.text: list[str] = []
         self.fields: list[Any] = []
+        self.ids: list[int] = []
         self.tokens, self.finish, self.first, self.end, self.done = 0, "", 0.0, 0.0, False
 
     def now(self) -> float:
@@ -238,6 +244,7 @@ class _Reading:
         for choice in chunk["choices"]:
             text = choice["delta"].get("content") or ""
             self.text.append(text)
+            self.ids += choice.get("token_ids") or ()
             self.finish = choice.get("finish_reason") or self.finish
             if not self.first and (text or self.finish):
                 self.first = self.now()
@@ -246,13 +253,20 @@ class _Reading:
         self.first = self.end = self.now()
         answer = json.loads(raw)
         self._seen(answer)
-        self.text.append(answer["choices"][0]["message"]["content"] or "")
-        self.finish = answer["choices"][0]["finish_reason"]
+        (choice,) = answer["choices"]
+        self.text.append(choice["message"]["content"] or "")
+        self.ids += choice.get("token_ids") or ()
+        self.finish = choice["finish_reason"]
 
     def _seen(self, answer: dict[str, Any]) -> None:
         if FIELD in answer:
             self.fields.append(answer[FIELD])
         self.tokens = (answer.get("usage") or {}).get("completion_tokens", self.tokens)
+
+    def said(self, finish: str, made: Proof | None) -> Said:
+        now = self.now()
+        text, ids = "".join(self.text), tuple(self.ids)
+        return Said(text, self.tokens, finish, self.end or now, self.first or now, made, ids)
 
     def proof(self, guarded: bool, whole: bool) -> Proof | None:
         """Return what the answer proves; None where it has not begun, or the server has no guards."""

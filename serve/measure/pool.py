@@ -71,7 +71,7 @@ def pool(
         (image,), (prompt,) = workload.pictures(number), workload.prompts(number)
         knobs = KNOBS[arm.guard][turn % len(KNOBS[arm.guard])] if arm.guard else {}
         tokens = SHORT if workload.task == "caption" and turn % 3 == 2 else workload.new_tokens
-        chat = Chat(arm.name, arm.guard, prompt, png(image), tokens, knobs)
+        chat = Chat(arm.name, arm.guard, prompt, png(image), tokens, knobs, ids=True)
         expected = None if answer is None else answer(image, chat)
         if answer is None or expected is not None:
             cases.append(Case(chat, image, expected))

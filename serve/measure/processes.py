@@ -10,7 +10,10 @@ import numpy as np
 from lvlm_guard.errors import MissingExtraError
 from lvlm_guard.serve.errors import ServeError
 
-_ROLES = {"serve.maskd": "maskd", "EngineCore": "engine core", "launch.engine": "API server", "APIServer": "API server"}
+_ROLES = {
+    "serve.maskd": "maskd", "EngineCor": "engine core", "VLLM::Worker": "worker", "launch.engine": "API server",
+    "APIServer": "API server", "keeper.py": "keeper",
+}  # fmt: skip
 MIB = 1 << 20
 
 

@@ -19,14 +19,18 @@ class Expected:
     """An answer.
 
     Args:
-        text: of it.
-        tokens: the end's included.
+        text: of it, without what stands around it.
+        ids: of its tokens, the end's included.
         finish: "stop" or "length".
     """
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
     finish: str
+
+    def begins(self, text: str, ids: tuple[int, ...]) -> bool:
+        """Return whether the answer begins with what came of one."""
+        return self.text.startswith(text.strip()) and self.ids[: len(ids)] == ids
 
 
 class Reference:
@@ -65,7 +69,7 @@ class Reference:
                 return None
         tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         ended = tokens[-1] == self._model.generation_config.eos_token_id
-        return Expected(spoken(self._processor, tokens), len(tokens), "stop" if ended else "length")
+        return Expected(spoken(self._processor, tokens).strip(), tuple(tokens), "stop" if ended else "length")
 
     def _method(self, guard: str | None, knobs: Mapping[str, float]) -> Any:
         from lvlm_guard.api import resolve

@@ -152,11 +152,11 @@ class Soak:
     def _compare(self, case: Case, said: Said) -> None:
         if said.finish == "left":
             self.found.left += 1
-            if case.expected is not None and not case.expected.text.startswith(said.text):
+            if case.expected is not None and not case.expected.begins(said.text, said.ids):
                 self._wrong(case.chat, said, case.expected)
             return
         self.found.answers[case.chat.guard or "plain"] += 1
-        made = Expected(said.text, said.tokens, said.finish)
+        made = Expected(said.text.strip(), said.ids, said.finish)
         if case.expected is None:
             case.expected = made
         elif made != case.expected:
