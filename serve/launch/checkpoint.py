@@ -43,8 +43,14 @@ class Checkpoint:
         place = str(embedded.MODEL) if name == EMBEDDED else name
         at = {"revision": passed.value("revision")} if "revision" in passed else {}
         where = passed.value("hf-config-path", place)
-        config, _ = _read(name, where, lambda: PretrainedConfig.get_config_dict(where, **at))
-        return cls(name, place, config, passed)
+
+        def load() -> dict[str, Any]:
+            config: dict[str, Any] = PretrainedConfig.get_config_dict(where, **at)[0]
+            if not config and "config-format" not in passed:
+                raise FileNotFoundError("config.json")
+            return config
+
+        return cls(name, place, _read(name, where, load), passed)
 
     @property
     def embedded(self) -> bool:

@@ -63,7 +63,9 @@ class Keeper:
 
     def _say(self, line: str) -> None:
         if self._process.stdin is not None:
-            with contextlib.suppress(OSError):  # it was killed; `check` starts another one
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # it was killed (`check` starts another one), or we are at the end
                 self._process.stdin.write(line + "\n")
                 self._process.stdin.flush()
 

@@ -15,7 +15,6 @@ from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.settings import KEY, VARIABLE, FrontSettings
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.passed import Passed
-from lvlm_guard.serve.vote.ballot import OBJECTS
 
 FRONT = "lvlm_guard.serve.front.middleware.GuardFront"
 VOTE_PROCESSOR = "lvlm_guard.serve.vote.processor:VoteProcessor"
@@ -117,10 +116,9 @@ def environment(front: FrontSettings, checkpoint: Checkpoint, machine: Machine) 
     return made
 
 
-def for_matcher(objects: str | None) -> dict[str, str]:
+def for_matcher() -> dict[str, str]:
     """Return the environment of the matcher service: it needs neither key nor token."""
-    made = {name: value for name, value in os.environ.items() if name not in (KEY, VARIABLE)}
-    return made if objects is None else {**made, OBJECTS: objects}
+    return {name: value for name, value in os.environ.items() if name not in (KEY, VARIABLE)}
 
 
 def adapters(passed: Passed) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -108,11 +109,12 @@ def version_at(url: str) -> str:
     """
     try:
         answer = httpx.get(url.rstrip("/") + "/health", timeout=10, trust_env=False)
-        found = answer.json()
-        if answer.status_code == 200 and isinstance(found, dict) and found.get("version"):
-            return str(found["version"])
         why = f"answers {answer.status_code} {answer.text[:200]!r}"
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        with contextlib.suppress(ValueError):  # no JSON
+            found = answer.json()
+            if answer.status_code == 200 and isinstance(found, dict) and found.get("version"):
+                return str(found["version"])
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = f"can't be reached ({type(error).__name__}: {error})"
     raise ServeError(
         f"The matcher service at {url} {why}. Start it (lvlm-guard maskd), correct --maskd, or leave --maskd out: then "
