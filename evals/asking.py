@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,11 @@ from lvlm_guard.evals.sampling import DocumentSampler
 from lvlm_guard.matching import Matcher
 
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def adapter_name(decoder: str, seed: int) -> str:
+    """Return the name under which a model holds the adapter of a decoder and seed."""
+    return "".join(c if c.isalnum() else "_" for c in decoder) + f"_{seed}"
 
 
 class Answerer(Protocol):
@@ -85,7 +91,7 @@ class Asker:
                 top_p=options.pop("top_p", None),
             )
             options |= {"logits_processor": [sampler]}
-        with torch.inference_mode():
+        with torch.inference_mode(), self._adapted(decoder, seed):
             out = self.model.generate(
                 **inputs,
                 **(options | _GREEDY),
@@ -111,6 +117,14 @@ class Asker:
             )
             for text, (length, ended) in zip(texts, lengths, strict=True)
         ]
+
+    def _adapted(self, decoder: Decoder, seed: int) -> AbstractContextManager[object]:
+        """Let the decoder's adapter of this seed act, or none."""
+        if decoder.adapters:
+            self.model.set_adapter(adapter_name(decoder.name, seed))
+            return nullcontext()
+        wrapped = getattr(self.model, "peft_config", None)
+        return self.model.disable_adapter() if wrapped else nullcontext()
 
     def _ends(self) -> set[int]:
         eos = self.model.generation_config.eos_token_id

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import PurePath
 from typing import Any
 
 from lvlm_guard import methods
@@ -40,6 +41,7 @@ class Decoder:
         knobs: the method's knobs, as plain data.
         control_of: the method whose gain it is a control of.
         point: the swept knobs of this decoder.
+        adapters: PEFT adapters that act while it answers, one for each of its seeds; () for none.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Decoder:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     control_of: str | None = None
     point: Mapping[str, Any] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
 
     @property
     def sampled(self) -> bool:
@@ -68,6 +71,7 @@ class Decoder:
             "seeds": self.seeds,
             "sampled": self.sampled,
             "control_of": self.control_of,
+            "adapters": list(self.adapters),
         }
 
 
@@ -94,6 +98,10 @@ def decoders_of(settings: Settings, matcher: Matcher | None, objects: Sequence[s
     own = {name: _method(name, settings, objects) for name in bases if name not in _PLAIN_NAMES}
     _check_knobs(settings, own)
     add(_greedy())
+    for name, places in adapters_of(settings).items():
+        if name in {*_PLAIN_NAMES, *methods.REGISTRY.names()}:
+            raise KnobError(f"--adapter {name}={places[0]}: {name!r} is a decoder's name already; give another one.")
+        add(_adapted(name, places))
     if settings.controls or SAMPLE in wanted:
         add(_sample(settings.seeds))
     for name, method in own.items():
@@ -170,6 +178,25 @@ def _asks_claims(method: Method) -> bool:
 
 def _greedy() -> Decoder:
     return Decoder(REFERENCE, "plain, greedy", lambda _: False)
+
+
+def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the adapters of a run: name -> folders or hub ids, one for each seed."""
+    found: dict[str, tuple[str, ...]] = {}
+    for told in settings.adapters:
+        left, equals, right = told.partition("=")
+        name, place = (left, right) if equals else (PurePath(told).name, told)
+        if not name or not place:
+            raise KnobError(f"--adapter {told!r}: write NAME=FOLDER, or the folder or hub id alone.")
+        found[name] = (*found.get(name, ()), place)
+    return found
+
+
+def _adapted(name: str, places: tuple[str, ...]) -> Decoder:
+    trained = "" if len(places) == 1 else f", {len(places)} training seeds"
+    return Decoder(
+        name, f"plain, greedy, with an adapter{trained}", lambda _: False, seeds=len(places), adapters=places
+    )
 
 
 def _sample(seeds: int) -> Decoder:
@@ -250,6 +277,12 @@ def compared(decoders: Sequence[Decoder]) -> list[tuple[str, str, str]]:
         (d.control_of, MATCHER, "what the language model adds to the matcher's own answer")
         for d in decoders
         if d.name == MATCHER and d.control_of
+    ]
+    pairs += [
+        (d.name, method.name, "what the adapter, asked plainly, lacks of the guard")
+        for d in decoders
+        if d.adapters
+        for method in own
     ]
     pairs += [(b.name, a.name, "both greedy") for i, a in enumerate(own) for b in own[i + 1 :]]
     return [(ours, theirs, tells) for ours, theirs, tells in pairs if ours in names and theirs in names]

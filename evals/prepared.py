@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.answers import Asked
-from lvlm_guard.evals.asking import Answerer, Asker
-from lvlm_guard.evals.decoders import Decoder, decoders_of
+from lvlm_guard.evals.asking import Answerer, Asker, adapter_name
+from lvlm_guard.evals.decoders import Decoder, adapters_of, decoders_of
 from lvlm_guard.evals.items import YES_NO, EvalTask
 from lvlm_guard.evals.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
@@ -73,14 +73,16 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
         decoders, answerer, flags = server_run(settings)
         return Prepared(settings, laid, decoders, answerer, flags=flags)
     from lvlm_guard import guard
-    from lvlm_guard.pretrained import load_model
+    from lvlm_guard.pretrained import load_model, with_adapters
 
     # names and knobs before the model, which may take minutes to load
     objects = NOUNS if any(task.vocabulary == NOUNS for task in laid) or settings.model == EMBEDDED else None
     decoders = decoders_of(settings, None, objects)
-    model, processor = guard(
-        *load_model(settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None)
+    model, processor = load_model(
+        settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
     )
+    adapters = {adapter_name(d.name, seed): place for d in decoders for seed, place in enumerate(d.adapters)}
+    model, processor = guard(with_adapters(model, adapters) if adapters else model, processor)
     matcher = _matcher(model, decoders)
     if matcher is not None:
         decoders = decoders_of(settings, matcher, objects)
@@ -110,6 +112,8 @@ def weights_of(settings: Settings) -> list[Path]:
 
     if settings.server:
         return []
+    places = [Path(place) for each in adapters_of(settings).values() for place in each]
+    adapters = [place for place in places if place.is_dir()]
     if settings.model == EMBEDDED:
-        return [MODEL, MATCHER]
-    return [Path(settings.model)] if Path(settings.model).is_dir() else []
+        return [MODEL, MATCHER, *adapters]
+    return [path for path in (Path(settings.model),) if path.is_dir()] + adapters

@@ -37,6 +37,8 @@ class Settings:
         max_new_tokens: of an answer; None: the task's own number.
         server: address of an OpenAI-compatible endpoint; "" for a model in this process.
         revision: of a hub id: a branch, a tag or a commit; "" for the newest.
+        adapters: PEFT adapters whose plain answers stand beside the methods, each "NAME=FOLDER" or the folder or hub
+            id alone; several of one name are its seeds. All other decoders run without them.
     """
 
     model: str = EMBEDDED
@@ -61,6 +63,7 @@ class Settings:
     max_new_tokens: int | None = None
     server: str = ""
     revision: str = ""
+    adapters: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON data."""
@@ -69,7 +72,7 @@ class Settings:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Settings:
         """Return the settings of `to_dict`, read from JSON."""
-        listed = {"tasks", "methods", "questions", "include"}
+        listed = {"tasks", "methods", "questions", "include", "adapters"}
         known: dict[str, Any] = {name: tuple(value) if name in listed else value for name, value in data.items()}
         known["sweep"] = {knob: tuple(values) for knob, values in (data.get("sweep") or {}).items()}
         return cls(**known)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lvlm_guard import embedded
-from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError, WeightsError
+from lvlm_guard.errors import KnobError, MissingExtraError, TextError, UnsupportedModelError, WeightsError
 from lvlm_guard.families import family_asked_by
 from lvlm_guard.weights import how_to_fetch, read
 
@@ -23,7 +24,12 @@ T = TypeVar("T")
 
 
 def load_model(
-    name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto", revision: str | None = None
+    name: str = EMBEDDED,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    adapter: str | None = None,
 ) -> tuple[Any, Any]:
     """Return a model in evaluation mode and its processor, neither guarded.
 
@@ -33,9 +39,11 @@ def load_model(
         dtype: "float32", "bfloat16", "float16", or "auto": float32 for the embedded model, else the
             checkpoint's, except that the CPU takes bfloat16 for float16.
         revision: of a hub id: a branch, a tag or a commit; None for the newest.
+        adapter: folder or hub id of a PEFT adapter that is put over the model, see `with_adapters`.
 
     Raises:
         WeightsError: it can't be had; the message says how to fetch it.
+        MissingExtraError: an adapter is given, but peft is not installed.
         UnsupportedModelError: it is no model that takes pictures and gives text.
         KnobError: no such device or dtype, or a revision of what has none.
     """
@@ -74,7 +82,50 @@ def load_model(
     # InstructBLIP's processor would pad the Q-Former's text so too, and its positions would follow the batch
     processor.tokenizer.init_kwargs.pop("padding_side", None)
     ready: Any = model
-    return ready.to(where).eval(), processor
+    ready = ready.to(where).eval()
+    return (ready if adapter is None else with_adapters(ready, {"default": adapter})), processor
+
+
+def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
+    """Return a model with PEFT adapters over it, in evaluation mode; the first one acts.
+
+    `model.set_adapter(name)` lets another one act, and within `with model.disable_adapter():` none does.
+
+    Args:
+        model: a transformers model; its modules are wrapped in place.
+        adapters: name -> folder or hub id of what `save_pretrained` wrote.
+
+    Raises:
+        WeightsError: one can't be had, or was made for another model.
+        MissingExtraError: peft is not installed.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingExtraError(
+            f"An adapter needs peft, which can't be imported ({error}). Install it: pip install 'lvlm-guard[train]'."
+        ) from error
+    wrapped: Any = None
+    for name, place in adapters.items():
+
+        def load(name: str = name, place: str = place, over: Any = wrapped) -> Any:
+            if over is None:
+                return PeftModel.from_pretrained(model, place, adapter_name=name)
+            over.load_adapter(place, adapter_name=name)
+            return over
+
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.24 by a name that is going away
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            wrapped = read(
+                f"The adapter {place!r}",
+                place,
+                load,
+                damaged="The folder holds no PEFT adapter (adapter_config.json, adapter_model.safetensors), or one of "
+                "a model of other shapes.",
+                absent=how_to_fetch(place, "--adapter DIR"),
+            )
+    return wrapped.eval()
 
 
 def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Any:
@@ -87,6 +138,24 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
         processor: a guarded or plain one.
         pictures: for each prompt its pictures, RGB.
         prompts: as a user writes them.
+
+    Raises:
+        TextError: a prompt is empty.
+    """
+    texts = templated(processor, pictures, prompts)
+    bos = processor.tokenizer.bos_token
+    return processor(
+        images=[image for images in pictures for image in images] or None,
+        text=texts,
+        return_tensors="pt",
+        padding=len(texts) > 1,
+        # a template that writes the first token itself would get it twice
+        add_special_tokens=not (bos and texts[0].startswith(bos)),
+    )
+
+
+def templated(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]) -> list[str]:
+    """Return each prompt in the model's chat template, after its pictures' placeholders; see `ask`.
 
     Raises:
         TextError: a prompt is empty.
@@ -105,15 +174,7 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
             texts.append(processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
         else:
             texts.append(family.finished_prompt(processor, prompt, len(images)))
-    bos = processor.tokenizer.bos_token
-    return processor(
-        images=[image for images in pictures for image in images] or None,
-        text=texts,
-        return_tensors="pt",
-        padding=len(texts) > 1,
-        # a template that writes the first token itself would get it twice
-        add_special_tokens=not (bos and texts[0].startswith(bos)),
-    )
+    return texts
 
 
 def spoken(processor: Any, tokens: Sequence[int]) -> str:

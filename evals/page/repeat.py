@@ -12,7 +12,7 @@ from lvlm_guard.report import Html, tag
 
 Run = Mapping[str, Any]
 
-_FLAGS = {"include": "include-path"}  # settings whose option has another name
+_FLAGS = {"include": "include-path", "adapters": "adapter"}  # settings whose option has another name
 
 
 def command(settings: Mapping[str, Any], flags: list[str] | None = None) -> str:
@@ -31,7 +31,7 @@ def command(settings: Mapping[str, Any], flags: list[str] | None = None) -> str:
         option = f"--{_FLAGS.get(name, name).replace('_', '-')}"
         if name in ("methods", "tasks"):
             words += [option, ",".join(value)]
-        elif name in ("questions", "include"):
+        elif name in ("questions", "include", "adapters"):
             words += [word for one in value for word in (option, str(one))]
         elif name == "knobs":
             words += [w for m, own in value.items() for k, v in own.items() for w in ("--knob", f"{m}.{k}={_text(v)}")]

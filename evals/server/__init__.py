@@ -64,6 +64,11 @@ def _refuse(settings: Settings) -> None:
     for name in ("device", "dtype", "execution"):
         if getattr(settings, name) != "auto":
             raise DataError(f"{name} is the server's own: leave out --{name}, or --server.")
+    if settings.adapters:
+        raise DataError(
+            "A server loads its adapters itself: serve the model with --lora-modules NAME=DIR and give that name as "
+            "--model. --adapter is for a model in this process."
+        )
     for name in settings.methods:
         if name == MATCHER or name.endswith("-random"):
             raise DataError(

@@ -47,6 +47,14 @@ def run(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, or a CHAIR ground truth.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A PEFT adapter of the model: its plain answers stand beside the methods. Several of one NAME are its "
+            "seeds. Repeatable.",
+            metavar="NAME=DIR",
+        ),
+    ] = None,
     include_path: Annotated[list[Path] | None, typer.Option(help="Folder with tasks of lmms-eval. Repeatable.")] = None,
     preset: Annotated[Literal["", "paper-agla"], typer.Option(help="Prompt and sampling of a publication.")] = "",
     controls: Annotated[
@@ -106,6 +114,7 @@ def run(
         max_new_tokens=max_new_tokens,
         server=server,
         revision=revision,
+        adapters=tuple(adapter or ()),
     )
     settings = replace(settings, batch=batch or room.usual_batch(settings))
     rules = rules_of(fail_if or ())

@@ -49,6 +49,9 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="What to ask.", metavar="TEXT")] = None,
     image: Pictures = None,
     model: Model = "embedded",
+    adapter: Annotated[
+        str | None, typer.Option(help="A PEFT adapter to put over the model: a folder or a hub id.", metavar="DIR")
+    ] = None,
     method: Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")] = "agla",
     knob: Knobs = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answer plainly too, and show both.")] = False,
@@ -82,7 +85,7 @@ def generate(
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
     chosen = method_of(method, knob)
-    lvlm, processor = load_model(model, device=device, dtype=dtype)
+    lvlm, processor = load_model(model, device=device, dtype=dtype, adapter=adapter)
     unknown = unknown_words(processor, prompt)
     if unknown:
         remarks.append(f"The model has no words for: {', '.join(unknown)}. It reads <unk> there.")

@@ -1,0 +1,93 @@
+"""Adapters beside methods: each answers with its own weights, and everyone else without."""
+
+import peft
+import pytest
+import torch
+
+from lvlm_guard.errors import KnobError, WeightsError
+from lvlm_guard.evals.decoders import adapters_of, decoders_of
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.page.repeat import command
+from lvlm_guard.evals.prepared import weights_of
+from lvlm_guard.evals.run import run
+from lvlm_guard.evals.server import server_run
+from lvlm_guard.evals.settings import Settings
+from lvlm_guard.pretrained import ask, load_model, spoken
+
+SETTINGS = Settings(tasks=("world_chair",), methods=("vote",), controls=False, captions=6, batch=6)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Two adapters that change what is said."""
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_alpha=4)
+        folder = tmp_path_factory.mktemp("adapter") / "tuned"
+        peft.get_peft_model(load_model()[0], config).save_pretrained(folder)
+        made.append(folder)
+    return made
+
+
+def said(adapter, items):
+    """What a model loaded with the adapter alone says of the scenes of world_chair."""
+    from PIL import Image
+
+    from lvlm_guard.embedded.world import CAPTION_PROMPT, scenes
+
+    model, processor = load_model(adapter=None if adapter is None else str(adapter))
+    pictures = [Image.fromarray(image) for image in scenes("test_cap", items).image]
+    inputs = ask(processor, [[picture] for picture in pictures], [CAPTION_PROMPT] * items)
+    out = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    return [spoken(processor, row[inputs["input_ids"].shape[1] :].tolist()).strip() for row in out]
+
+
+def test_each_seed_answers_with_its_own_adapter_and_all_others_with_none(adapters, tmp_path):
+    told = tuple(f"mine={folder}" for folder in adapters)
+    settings = Settings.of(Settings(**{**vars(SETTINGS), "adapters": told}).to_dict())
+    saved = run(settings, tmp_path / "with", echo=lambda _: None, bar=False, workers=1, report=False)
+    without = run(SETTINGS, tmp_path / "without", echo=lambda _: None, bar=False, workers=1, report=False)
+    answers = {name: [s["answers"][name] for s in saved.samples] for name in ("greedy", "mine", "vote")}
+    for seed, folder in enumerate(adapters):
+        assert [one[seed].strip() for one in answers["mine"]] == said(folder, 6)
+    assert [one[0].strip() for one in answers["greedy"]] == said(None, 6)
+    assert answers["mine"] != [[one, one] for (one,) in answers["greedy"]]
+    assert answers["vote"] == [s["answers"]["vote"] for s in without.samples]
+    differences = {row["method"] for row in saved.run["rows"] if "p_value" in row}
+    assert {"mine-greedy", "mine-vote"} <= differences
+
+
+def test_another_adapter_is_another_run(adapters, tmp_path):
+    for folder in adapters[:1]:
+        settings = Settings(**{**vars(SETTINGS), "captions": 1, "adapters": (f"mine={folder}",)})
+        run(settings, tmp_path, echo=lambda _: None, bar=False, workers=1, report=False)
+    other = Settings(**{**vars(settings), "adapters": (f"mine={adapters[1]}",)})
+    with pytest.raises(DataError, match="--start-over"):
+        run(other, tmp_path, echo=lambda _: None, bar=False, workers=1, report=False)
+    assert adapters[0] in weights_of(settings)
+
+
+def test_an_adapter_is_named_by_its_folder_unless_told_otherwise():
+    assert adapters_of(Settings(adapters=("runs/a", "b=x", "b=y"))) == {"a": ("runs/a",), "b": ("x", "y")}
+
+
+@pytest.mark.parametrize("told", ["greedy=x", "vote=x", "=x", "x="])
+def test_a_name_that_is_taken_or_missing_is_refused(told):
+    with pytest.raises(KnobError, match="--adapter"):
+        decoders_of(Settings(adapters=(told,)), None)
+
+
+def test_a_server_is_asked_for_its_own_adapters_instead():
+    with pytest.raises(DataError, match="--lora-modules"):
+        server_run(Settings(model="m", server="http://127.0.0.1:1", adapters=("a=b",)))
+
+
+def test_the_command_of_a_run_names_its_adapters():
+    line = command(Settings(adapters=("a=x", "a=y")).to_dict())
+    assert "--adapter a=x --adapter a=y" in line
+
+
+def test_a_folder_without_an_adapter_is_refused_with_what_belongs_there(tmp_path):
+    with pytest.raises(WeightsError, match=r"adapter_config\.json"):
+        load_model(adapter=str(tmp_path))
