@@ -11,6 +11,7 @@ arXiv:2210.15097, eq. 2); `complement` is AGLA (arXiv:2406.12718, eq. 8), `contr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,14 +49,14 @@ def upcast(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def plausible(logits: Tensor, beta: float) -> Tensor:
+def plausible(logits: Tensor, beta: float | Sequence[float]) -> Tensor:
     """Mark the tokens that the global branch finds plausible next to its best one (APC).
 
     Keeps v where l(v) >= max l + ln(beta). A token exactly at the cutoff stays.
 
     Args:
         logits: global logits, [..., V].
-        beta: share of the best token's probability, 0 to 1; 0 keeps every token.
+        beta: share of the best token's probability, 0 to 1; 0 keeps every token. Or one > 0 for each row of [R, V].
 
     Returns:
         [..., V] bool, at least one True a row.
@@ -71,6 +72,8 @@ def plausible(logits: Tensor, beta: float) -> Tensor:
         )
     if beta == 0:
         return torch.ones_like(logits, dtype=torch.bool)
+    if isinstance(beta, Sequence):
+        return logits >= best + best.new_tensor([[math.log(b)] for b in beta])
     return logits >= best + math.log(beta)
 
 

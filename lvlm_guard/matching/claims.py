@@ -49,6 +49,7 @@ class Pieces:
         }
         self._anchor, self._base = self._find_anchor()
         self._known: dict[int, str] = {}
+        self._words: dict[int, int | None] = {}
         self._after = ""
         if not self._any_goes_on():
             self._after = " "  # whole words: each is finished as soon as it is there
@@ -58,6 +59,17 @@ class Pieces:
         if text is None:
             text = self._known[token] = self._read(token)
         return text
+
+    def words(self, token: int) -> int | None:
+        """Return how many words surely begin within a piece, None where it holds a part of a character.
+
+        A special token counts as more words than any name has: nothing before it matters.
+        """
+        if token not in self._words:
+            text = self[token]
+            begun = sum(word.start() > 0 and text[word.start() - 1] not in "'\u2019" for word in WORD.finditer(text))
+            self._words[token] = None if BROKEN in text else FAR if token in self._special else begun
+        return self._words[token]
 
     def joined(self, tokens: Sequence[int]) -> str:
         """Return the text of several pieces; characters whose bytes lie in several of them are put together."""
@@ -120,6 +132,7 @@ class ClaimFinder:
         self._most = 1 + max(spelling.count(" ") for spelling in self._whole)
         self._dead = "0" * (1 + max(map(len, self._whole)))  # an unfinished word that no name starts with
         self._memory: dict[tuple[str, int], frozenset[str]] = {}
+        self._states: dict[tuple[str, int], str] = {}
 
     def reachable(self, prefix: Sequence[int], candidates: Iterable[int]) -> dict[int, frozenset[str]]:
         """Return, for each candidate that starts or goes on a name, the objects it can still become.
@@ -129,33 +142,44 @@ class ClaimFinder:
             candidates: tokens that may come next.
         """
         tail = self._tail(prefix)
-        state = self._state(self._pieces.joined(tail))
-        broken = any(BROKEN in self._pieces[token] for token in tail[-4:])
+        state = self._after(tail)
+        broken = any(self._pieces.words(token) is None for token in tail[-4:])
         if len(self._memory) > _REMEMBERED:
             self._memory = {}
-        found = {}
+        memory, found = self._memory, {}
         for token in candidates:
-            if broken or BROKEN in self._pieces[token]:
-                names = self._across(tail, token)
-            else:
-                key = (state, token)
-                known = self._memory.get(key)
-                if known is None:
-                    known = self._memory[key] = self._named(state, self._pieces[token])
-                names = known
-            if names:
-                found[token] = names
+            known = memory.get((state, token)) if not broken else None
+            if known is None:
+                if broken or BROKEN in self._pieces[token]:
+                    known = self._across(tail, token)
+                else:
+                    known = memory[state, token] = self._named(state, self._pieces[token])
+            if known:
+                found[token] = known
         return found
 
     def _tail(self, prefix: Sequence[int]) -> list[int]:
         """Return the last tokens, as many as can hold the words of a name that is not finished."""
-        text, start = "", len(prefix)
-        while start > max(0, len(prefix) - FAR):
+        words, start = 0, len(prefix)
+        end = max(0, start - FAR)
+        while start > end and words < self._most:
             start -= 1
-            text = self._pieces[prefix[start]] + text
-            if HARD in text or len(WORD.findall(text.replace(BROKEN, "x"))) > self._most:
-                break
+            words += self._pieces.words(prefix[start]) or 0
         return list(prefix[start:])
+
+    def _after(self, tail: Sequence[int]) -> str:
+        """Return `_state` of the text of some tokens, from token to token by what is remembered of each step."""
+        if len(self._states) > _REMEMBERED:
+            self._states = {}
+        states, state = self._states, ""
+        for token in tail:
+            known = states.get((state, token))
+            if known is None:
+                if self._pieces.words(token) is None:
+                    return self._state(self._pieces.joined(tail))
+                known = states[state, token] = self._state(state + self._pieces[token])
+            state = known
+        return state
 
     def _state(self, text: str) -> str:
         """Return the longest end of a text that a name can start with; "" for none, `_dead` within another word."""

@@ -162,10 +162,13 @@ class Vote(Constrained):
 
 def undecided(keep: Tensor) -> dict[int, list[int]]:
     """Return the survivors of each row that has two or more; keep [R, V]."""
+    kept = keep.nonzero()
+    if len(kept) == len(keep):  # one a row
+        return {}
     found: dict[int, list[int]] = {}
-    for row, token in (keep & (keep.sum(-1, keepdim=True) > 1)).nonzero().tolist():
+    for row, token in kept.tolist():
         found.setdefault(row, []).append(token)
-    return found
+    return {row: tokens for row, tokens in found.items() if len(tokens) > 1}
 
 
 def log_odds(p: float) -> float:
@@ -178,9 +181,10 @@ def voted(logits: Tensor, votes: Sequence[tuple[int, int, float]]) -> Tensor:
     """Return logits [R, V] with weighted votes added, each (row, token, nats) once."""
     if not votes:
         return logits
-    rows, tokens, nats = (list(column) for column in zip(*votes, strict=True))
-    counted = logits.clone()
-    counted[rows, tokens] += torch.tensor(nats, dtype=logits.dtype, device=logits.device)
+    size = logits.shape[-1]
+    places = torch.tensor([row * size + token for row, token, _ in votes], device=logits.device)
+    counted = logits.clone(memory_format=torch.contiguous_format)
+    counted.view(-1).index_add_(0, places, logits.new_tensor([nats for *_, nats in votes]))
     return counted
 
 

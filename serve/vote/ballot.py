@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -44,14 +44,22 @@ class Ballot:
     Args:
         lam: weight of the votes.
         beta: plausibility cut.
-        odds: object -> log-odds (nats) that the picture holds it; empty where the question is the claim.
-        yes: log-odds of the question, for the tokens that start "yes"; None in free text.
+        support: object -> probability that the picture holds it; empty where the question is the claim.
+        yes: log-odds (nats) of the question, for the tokens that start "yes"; None in free text.
     """
 
     lam: float
     beta: float
-    odds: Mapping[str, float]
+    support: Mapping[str, float]
     yes: float | None
+    _best: dict[frozenset[str], float] = field(default_factory=dict, compare=False, repr=False)
+
+    def odds(self, names: frozenset[str]) -> float:
+        """Return the log-odds (nats) of the object with the most support, of some that a token can still become."""
+        best = self._best.get(names)
+        if best is None:
+            best = self._best[names] = log_odds(max(self.support[name] for name in names))
+        return best
 
 
 def served_vocabulary() -> Vocabulary:
@@ -61,7 +69,7 @@ def served_vocabulary() -> Vocabulary:
         KnobError: the list can't be read.
         ServeError: it has a single object, or more than a request can carry.
     """
-    return _vocabulary(os.environ.get(OBJECTS) or "coco")
+    return _vocabulary(_served())
 
 
 def claims_of(question: str) -> tuple[str, ...]:
@@ -71,7 +79,7 @@ def claims_of(question: str) -> tuple[str, ...]:
         question: the last user turn's text.
     """
     asked = yes_no_claim(question)
-    return (asked,) if asked is not None else tuple(_claims(served_vocabulary()))
+    return (asked,) if asked is not None else tuple(_claims(_served()))
 
 
 def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
@@ -109,17 +117,25 @@ def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
         )
     if "guard_scores" not in given:
         raise WireError("guard='vote' comes without guard_scores, so nobody votes: ask the matcher service for them.")
-    return _read(unpack_scores(given["guard_scores"]), lam, beta)
+    scores = given["guard_scores"]
+    if not isinstance(scores, str):
+        unpack_scores(scores)  # says what is wrong
+    return Ballot(lam, beta, *_read(scores, _served()))
 
 
-def _read(scores: Mapping[str, float], lam: float, beta: float) -> Ballot:
-    claims = _claims(served_vocabulary())
+@lru_cache(maxsize=64)
+def _read(text: str, objects: str) -> tuple[Mapping[str, float], float | None]:
+    """Return the support of objects, or the log-odds of the question.
+
+    A request is read where it is admitted and again where it is taken into a batch, which may be one process.
+    """
+    scores, claims = unpack_scores(text), _claims(objects)
     if scores.keys() == claims.keys():
-        return Ballot(lam, beta, {claims[claim]: log_odds(p) for claim, p in scores.items()}, None)
+        return {claims[claim]: p for claim, p in scores.items()}, None
     if len(scores) == 1:
         ((claim, p),) = scores.items()
         if yes_no_claim(claim) == claim:
-            return Ballot(lam, beta, {}, log_odds(p))
+            return {}, log_odds(p)
     missing, foreign = claims.keys() - scores.keys(), scores.keys() - claims.keys()
     raise WireError(
         f"guard_scores are of {len(scores)} claims, which are neither a yes/no question nor the server's vocabulary "
@@ -127,6 +143,10 @@ def _read(scores: Mapping[str, float], lam: float, beta: float) -> Ballot:
         f"{f'; foreign {min(foreign)!r}' if foreign else ''}). Score what `claims_of` names, and give {OBJECTS} the "
         "same value in all processes."
     )
+
+
+def _served() -> str:
+    return os.environ.get(OBJECTS) or "coco"
 
 
 def _number(given: Mapping[str, Any], name: str, default: float) -> float:
@@ -151,6 +171,6 @@ def _vocabulary(objects: str) -> Vocabulary:
 
 
 @lru_cache(maxsize=4)
-def _claims(vocabulary: Vocabulary) -> dict[str, str]:
+def _claims(objects: str) -> dict[str, str]:
     """Return claim -> object, in the vocabulary's order."""
-    return {claim_about(name, Vote.template): name for name in vocabulary.names}
+    return {claim_about(name, Vote.template): name for name in _vocabulary(objects).names}

@@ -55,21 +55,18 @@ class Counting:
         Raises:
             LogitsError: a guarded row holds NaN or +inf.
         """
-        groups: dict[float, list[int]] = {}
-        for row, ballot in ballots.items():
-            groups.setdefault(ballot.beta, []).append(row)
-        for beta, rows in groups.items():
-            guard_allowed(logits, rows, partial(self._count, logits, beta, ballots, prefixes))
+        if ballots:
+            guard_allowed(logits, sorted(ballots), partial(self._count, logits, ballots, prefixes))
         return logits
 
-    def _count(
-        self, logits: Tensor, beta: float, ballots: Mapping[int, Ballot], prefixes: Prefixes, rows: list[int]
-    ) -> None:
-        index = torch.tensor(rows, device=logits.device)
+    def _count(self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes, rows: list[int]) -> None:
+        everyone = len(rows) == len(logits)
+        index = slice(None) if everyone else torch.tensor(rows, device=logits.device)
         plain = logits[index]
-        keep = plausible(plain, beta)
+        betas = [ballots[row].beta for row in rows]
+        keep = plausible(plain, betas[0] if len(set(betas)) == 1 else betas)
         survivors = {i: tokens for i, tokens in undecided(keep).items() if ballots[rows[i]].lam > 0}
-        votes = []
+        votes: list[tuple[int, int, float]] = []
         if survivors:
             answers = prefixes([rows[i] for i in survivors])
             for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
@@ -82,4 +79,4 @@ class Counting:
         if ballot.yes is not None:
             return [(token, ballot.yes) for token in self._yes.reachable(answer, tokens)]
         named = self._objects.reachable(answer, tokens)
-        return [(token, max(ballot.odds[name] for name in names)) for token, names in named.items()]
+        return [(token, ballot.odds(names)) for token, names in named.items()]

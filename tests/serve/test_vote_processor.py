@@ -80,7 +80,7 @@ ballots = st.builds(
     Ballot,
     lam=st.sampled_from([0.0, 0.5, 1.0, 4.0]),
     beta=st.sampled_from([0.001, 0.05, 0.5, 1.0]),
-    odds=st.fixed_dictionaries({name: st.sampled_from([-6.9, -1.0, 0.0, 2.5]) for name in ("cat", "car", "dog")}),
+    support=st.fixed_dictionaries({name: st.sampled_from([0.001, 0.3, 0.5, 0.92]) for name in ("cat", "car", "dog")}),
     yes=st.none() | st.sampled_from([-6.9, 3.0]),
 )
 logits_of_rows = st.lists(st.tuples(st.integers(0, 2**32), st.none() | ballots), min_size=1, max_size=6)
@@ -102,7 +102,8 @@ def by_the_formula(logits, ballot):
         for token, kept in enumerate(keep):
             piece = TOKENIZER.decode([token])
             if kept and ballot.yes is None and piece.lower() in ("t", "r"):
-                z[token] += ballot.lam * ballot.odds["cat" if piece.lower() == "t" else "car"]
+                p = ballot.support["cat" if piece.lower() == "t" else "car"]
+                z[token] += ballot.lam * math.log(p / (1 - p))
     return torch.tensor(keep), z
 
 
@@ -144,7 +145,7 @@ def test_what_a_grammar_forbids_stays_forbidden_and_something_allowed_wins(seed,
 
 
 def test_a_row_with_nothing_allowed_does_not_stop_its_neighbours():
-    ballot = Ballot(1.0, 0.5, {"cat": 1.0, "car": 1.0, "dog": 1.0}, None)
+    ballot = Ballot(1.0, 0.5, {"cat": 0.7, "car": 0.7, "dog": 0.7}, None)
     logits = rows_of([1, 2])
     logits[0] = -math.inf
     out = counting()(logits.clone(), {0: ballot, 1: ballot}, lambda rows: [WORD for _ in rows])
@@ -156,7 +157,7 @@ def test_a_row_with_nothing_allowed_does_not_stop_its_neighbours():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_broken_logits_under_a_guard_are_an_error(bad):
-    ballot = Ballot(1.0, 0.5, {"cat": 1.0, "car": 1.0, "dog": 1.0}, None)
+    ballot = Ballot(1.0, 0.5, {"cat": 0.7, "car": 0.7, "dog": 0.7}, None)
     logits = rows_of([1, 2])
     logits[0, 7] = bad
     with pytest.raises(LogitsError, match="NaN or infinity"):
