@@ -111,8 +111,8 @@ def rank_row(found: Any, where: str) -> RankRow:
     if given["value"] is not None:
         given["value"] = number(given["value"], "value", where)
     given["weight"] = number(given.get("weight", 1.0), "weight", where)
-    if given["weight"] < 0:
-        raise DataError(f'{where}: "weight" is {given["weight"]:g}; it says how often a row is drawn: 0 or more.')
+    if given["weight"] <= 0:
+        raise DataError(f'{where}: "weight" is {given["weight"]:g}; it says how often a row is drawn: more than 0.')
     return RankRow(**given)
 
 

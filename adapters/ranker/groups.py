@@ -30,8 +30,8 @@ class Row(Protocol):
         """What the value is about."""
 
     @property
-    def value(self) -> float:
-        """How much of it the picture shows."""
+    def value(self) -> float | None:
+        """How much of it the picture shows; None: not known, also where absence would mean 0."""
 
     @property
     def weight(self) -> float:
@@ -110,7 +110,7 @@ class GroupSampler:
             if len({row.value for row in rows if row.image == twice}) > 1:
                 raise KnobError(f"{twice!r} has several values for {name!r}: give one.")
         weights = {row.image: row.weight for row in rows}
-        shown = [Member(image, name, value) for image, value in values.items() if value != 0]
+        shown = [Member(image, name, value) for image, value in values.items() if value is not None and value != 0]
         frequency = Counter(member.value for member in shown)
         chance = np.array([weights[member.image] / frequency[member.value] for member in shown])
         self._positive[name] = shown
