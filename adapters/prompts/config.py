@@ -63,7 +63,7 @@ class DualPromptConfig(PeftConfig):
     target_modules: str | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type: Any = PeftType[NAME]
         for knob, choices in CHOICES.items():
             value = getattr(self, knob)

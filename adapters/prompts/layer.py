@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard.adapters.prompts.config import DualPromptConfig
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
@@ -19,7 +20,7 @@ NO_MERGE = (
 )
 
 
-class PromptLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class PromptLayer(nn.Module, BaseTunerLayer):
     """Wraps one encoder layer; without an active adapter of its own it is that layer, bit for bit.
 
     The dictionaries are flat and keyed by adapter name, which is what PEFT saves and restores.
@@ -34,6 +35,13 @@ class PromptLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     # [vision, rank], u [rank, text], b [vision]
     adapter_layer_names = ("dual_prompt_ctx", "dual_prompt_w", "dual_prompt_u", "dual_prompt_b")
     other_param_names = ("configs",)
+    dual_prompt_ctx: nn.ParameterDict
+    dual_prompt_w: nn.ParameterDict
+    dual_prompt_u: nn.ParameterDict
+    dual_prompt_b: nn.ParameterDict
+    base_layer: Any
+    text_layer: PromptLayer | None
+    check: RemovableHandle  # of `require_slots`, on the first text layer alone
 
     def __init__(self, base: nn.Module, side: str, index: int) -> None:
         super().__init__()
@@ -59,7 +67,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """
         weight, width = next(self.base_layer.parameters()), self.base_layer.embed_dim
         # training in half precision loses prompts' small steps; PEFT keeps other adapters in float32 too
-        to = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
+        to: dict[str, Any] = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
         zero = config.prompt_mode == "residual" and not (self.side == "vision" and self.index == 0)
         if self.side == "vision" and config.coupling == "t2v":
             scale = text_width**-0.5
@@ -81,11 +89,13 @@ class PromptLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def prompts(self, name: str) -> Tensor:
         """Return this layer's prompts of an adapter, [n_ctx, width]."""
         if name in self.dual_prompt_ctx:
-            return self.dual_prompt_ctx[name]
-        text: Tensor = self.text_layer.dual_prompt_ctx[name]
+            own: Tensor = self.dual_prompt_ctx[name]
+            return own
+        assert self.text_layer is not None  # the tuner ties the two when it has wrapped them
+        made: Any = self.text_layer.dual_prompt_ctx[name]
         if name in self.dual_prompt_u:
-            text = text @ self.dual_prompt_u[name].T
-        return text @ self.dual_prompt_w[name].T + self.dual_prompt_b[name]
+            made = made @ self.dual_prompt_u[name].T
+        return made @ self.dual_prompt_w[name].T + self.dual_prompt_b[name]
 
     @property
     def current(self) -> str | None:

@@ -6,11 +6,10 @@ are closed too, so the member is entered into the same tables that the enum itse
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 
-def add_member(kind: type[Enum], name: str) -> Any:
+def add_member(kind: Any, name: str) -> Any:
     """Return the member of a string enum whose name and value are `name`; adds it where it is not there yet.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -59,12 +59,12 @@ def add_prompts(model: nn.Module, config: DualPromptConfig, name: str = "default
     return prompted
 
 
-class DualPromptModel(BaseTuner):  # type: ignore[misc]
+class DualPromptModel(BaseTuner):
     """PEFT's model class of the tuner: made by `get_peft_model` and `PeftModel.from_pretrained`, not by hand."""
 
     prefix = PREFIX
     tuner_layer_cls = PromptLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping = {}  # noqa: RUF012 - an instance variable of PEFT's, which has no defaults here
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a tuner below (a LoRA) has left its configs on the model; PEFT would write ours into that one's dictionary
@@ -73,7 +73,7 @@ class DualPromptModel(BaseTuner):  # type: ignore[misc]
         if below is not None:
             self.model.peft_config = below
 
-    def _prepare_model(self, peft_config: DualPromptConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         for side in ("text", "vision"):
             if peft_config.sides in (side, "both"):
                 there = layers_of(model, side)
@@ -85,7 +85,7 @@ class DualPromptModel(BaseTuner):  # type: ignore[misc]
 
     def _create_and_replace(
         self,
-        peft_config: DualPromptConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -120,7 +120,9 @@ class DualPromptModel(BaseTuner):  # type: ignore[misc]
             if layer.side == "vision":
                 object.__setattr__(layer, "text_layer", text.get(layer.index))
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(  # type: ignore[override]  # annotated None by PEFT, which returns the model too
+        self, merge: bool = True, *args: Any, **kwargs: Any
+    ) -> nn.Module:
         if merge:
             raise UnsupportedCallError(NO_MERGE)
         # ours alone: PEFT's would take the LoRA off too that lies beside
@@ -131,7 +133,8 @@ class DualPromptModel(BaseTuner):  # type: ignore[misc]
                 layer.check.remove()
         if vars(self.model).get("peft_config") is self.peft_config:
             del self.model.peft_config
-        return self.model
+        plain: nn.Module = self.model
+        return plain
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Raise `UnsupportedCallError`: prompts can't be merged."""
@@ -163,4 +166,5 @@ def _embedded(embeddings: Any, ids: list[int]) -> Tensor:
     with torch.no_grad():
         at = embeddings.token_embedding.weight.device
         words = embeddings.token_embedding.weight[torch.tensor(ids, device=at)]
-        return (words + embeddings.position_embedding.weight[1 : 1 + len(ids)]).clone()
+        start: Tensor = words + embeddings.position_embedding.weight[1 : 1 + len(ids)]
+    return start

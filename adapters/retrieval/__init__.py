@@ -1,0 +1,57 @@
+"""DCAR's retrieval (arXiv:2508.04028): a CLIP that tells categories and attributes apart, and how well it does.
+
+Read in this order:
+
+- `captions`, `word_weights`, `category_block`: captions with room for prompts, weights of their words for a picture,
+  and attention to categories.
+- `model`: these and the CLIP as one module to train; `retriever`: `DualPromptRetriever`, which takes pictures and
+  words; `two_stage`: costly scores for the best only; `card`, `folder`: on disk.
+- `bank`, `inflection`, `swaps`: captions in which a category or an attribute is exchanged.
+- `metrics`, `selection`: recall, AUROC, and which epoch is kept.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.retrieval.bank import WordBank as WordBank
+    from lvlm_guard.adapters.retrieval.captions import caption_inputs as caption_inputs
+    from lvlm_guard.adapters.retrieval.card import RetrieverCard as RetrieverCard
+    from lvlm_guard.adapters.retrieval.folder import make as make
+    from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures as RetrievalFigures
+    from lvlm_guard.adapters.retrieval.metrics import retrieval_figures as retrieval_figures
+    from lvlm_guard.adapters.retrieval.model import RetrievalModel as RetrievalModel
+    from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever as DualPromptRetriever
+    from lvlm_guard.adapters.retrieval.selection import Candidate as Candidate
+    from lvlm_guard.adapters.retrieval.selection import selected as selected
+    from lvlm_guard.adapters.retrieval.swaps import Swap as Swap
+    from lvlm_guard.adapters.retrieval.swaps import hard_negatives as hard_negatives
+    from lvlm_guard.adapters.retrieval.swaps import swaps_of as swaps_of
+
+_EXPORTS = {
+    "Candidate": "selection",
+    "DualPromptRetriever": "retriever",
+    "RetrievalFigures": "metrics",
+    "RetrievalModel": "model",
+    "RetrieverCard": "card",
+    "Swap": "swaps",
+    "WordBank": "bank",
+    "caption_inputs": "captions",
+    "hard_negatives": "swaps",
+    "make": "folder",
+    "retrieval_figures": "metrics",
+    "selected": "selection",
+    "swaps_of": "swaps",
+}
+
+
+def __getattr__(attribute: str) -> Any:
+    if attribute in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def __dir__() -> list[str]:
+    return list(_EXPORTS)

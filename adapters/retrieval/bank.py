@@ -1,0 +1,182 @@
+"""Which words may stand for each other in a caption, and which must not: what swaps are made from.
+
+The package's own list names COCO's 80 categories with their synonyms, and colours, materials, numbers, sizes and
+states. The embedded world has its own, made of the words it is drawn from. A user's is a JSON file like
+`data/bank.json`, or comes from the categories of their rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.vocabulary import Vocabulary, plural, spelled
+
+ONE = "one"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a word names: a category by one of its words, in singular or plural."""
+
+    name: str
+    word: str
+    is_plural: bool
+
+
+@dataclass(frozen=True)
+class Valued:
+    """What a word says: a value of an attribute."""
+
+    attribute: str
+    group: int
+
+
+@dataclass(frozen=True)
+class WordBank:
+    """Categories by kind, attributes by type.
+
+    Args:
+        meta: kind of thing -> names of categories; a category is exchanged for another of its kind.
+        synonyms: name -> further words for it.
+        attributes: type -> groups of values; a value is exchanged for the first of another group, and those of one
+            group mean nearly the same. A type "state/open" is one scale of the kind "state".
+        hypernyms: name -> broader names; the two are never exchanged, for the swap would still be true.
+        plurals: words whose plural does not follow the rules.
+        plural_only: names without a singular.
+        counting_articles: whether "a" counts as "one", so that "a dog" may become "two dogs": where captions are
+            lists of things, without verbs that would have to agree.
+
+    Raises:
+        KnobError: there is nothing in it, or a category is of two kinds.
+    """
+
+    meta: Mapping[str, Sequence[str]]
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    hypernyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    plurals: Mapping[str, str] = field(default_factory=dict)
+    plural_only: Sequence[str] = ()
+    counting_articles: bool = False
+
+    def __post_init__(self) -> None:
+        names = [name for members in self.meta.values() for name in members]
+        if not names and not self.attributes:
+            raise KnobError("The word bank is empty: give categories by kind (meta), or attributes.")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise KnobError(f"The categories {', '.join(twice)} are listed twice: each is of one kind.")
+
+    @classmethod
+    def general(cls) -> WordBank:
+        """Return the package's own list."""
+        return _general()
+
+    @classmethod
+    def world(cls) -> WordBank:
+        """Return the list of the embedded world: its objects, colours and numbers, in its spelling."""
+        from lvlm_guard.adapters.world.words import COLOURS, METAS, NUMBERS
+
+        values = {"colour": [[colour] for colour in COLOURS], "number": [[n] for n in NUMBERS if n != "no"]}
+        return cls(METAS, attributes=values, counting_articles=True)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> WordBank:
+        """Read a JSON file with the fields of this class; a group of one value may be written without its list.
+
+        Raises:
+            KnobError: the file can't be read, or holds what it must not.
+        """
+        try:
+            return cls(**_checked(json.loads(Path(path).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise KnobError(
+                f"The word bank could not be read from {str(path)!r} ({error}). Give a JSON object such as "
+                '{"meta": {"cat": ["Sphynx", "Bengal"]}, "attributes": {"colour": ["red", ["grey", "gray"]]}}.'
+            ) from error
+
+    def with_categories(self, meta: Mapping[str, Iterable[str]]) -> WordBank:
+        """Return this bank's attributes with other categories, such as those of a data set's rows."""
+        return WordBank(
+            {kind: tuple(dict.fromkeys(names)) for kind, names in meta.items()},
+            attributes=self.attributes,
+            plurals=self.plurals,
+            counting_articles=self.counting_articles,
+        )
+
+    @cached_property
+    def meta_of(self) -> Mapping[str, str]:
+        """Name -> its kind."""
+        return {name: kind for kind, names in self.meta.items() for name in names}
+
+    @cached_property
+    def categories(self) -> Mapping[str, Named]:
+        """Spelling in lower case -> the category it names."""
+        found: dict[str, Named] = {}
+        for name in self.meta_of:
+            for word in dict.fromkeys([name, *self.synonyms.get(name, ())]):
+                found.setdefault(spelled(word), Named(name, word, name in self.plural_only))
+                found.setdefault(spelled(self.plural(word)), Named(name, word, True))
+        return found
+
+    @cached_property
+    def values(self) -> Mapping[str, Valued]:
+        """Spelling in lower case -> the value it says."""
+        return {
+            spelled(word): Valued(attribute, i)
+            for attribute, groups in self.attributes.items()
+            for i, group in enumerate(groups)
+            for word in group
+        }
+
+    @cached_property
+    def longest(self) -> int:
+        """Most words in a spelling."""
+        return max(len(spelling.split()) for spelling in (*self.categories, *self.values))
+
+    def plural(self, word: str) -> str:
+        """Return the plural of a word."""
+        if word in self.plural_only:
+            return word
+        head, blank, last = word.rpartition(" ")
+        return head + blank + self.plurals[last] if last in self.plurals else plural(word)
+
+    def related(self, one: str, other: str) -> bool:
+        """Whether two categories are the same, or one is a kind of the other: "teddy bear" and "bear" too."""
+        a, b = spelled(one), spelled(other)
+        return (
+            a == b
+            or a.endswith(f" {b}")
+            or b.endswith(f" {a}")
+            or other in self.hypernyms.get(one, ())
+            or one in self.hypernyms.get(other, ())
+            or bool({a} & {spelled(word) for word in self.synonyms.get(other, ())})
+            or bool({b} & {spelled(word) for word in self.synonyms.get(one, ())})
+        )
+
+
+def _checked(read: dict[str, Any]) -> dict[str, Any]:
+    attributes = read.get("attributes", {})
+    read["attributes"] = {
+        kind: [[group] if isinstance(group, str) else [str(word) for word in group] for group in groups]
+        for kind, groups in attributes.items()
+    }
+    for kind, names in read.get("meta", {}).items():
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"meta {kind!r} must be a list of names")
+    return read
+
+
+@lru_cache(maxsize=1)
+def _general() -> WordBank:
+    read = _checked(json.loads(files("lvlm_guard.adapters.retrieval").joinpath("data/bank.json").read_text("utf-8")))
+    known = dict(Vocabulary.of(None).objects)
+    names = [name for members in read["meta"].values() for name in members]
+    return WordBank(**read, synonyms={name: known[name][1:] for name in names})

@@ -1,0 +1,113 @@
+"""`guard_dual_prompt.json`: what a retriever's folder must say beside PEFT's own files, to be used rightly."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lvlm_guard.adapters.retrieval.captions import TooLong
+from lvlm_guard.errors import GuardError, KnobError, UnsupportedModelError, WeightsError
+
+FILE = "guard_dual_prompt.json"
+FORMAT = 1
+Weighting = Literal["none", "two-stage", "pairwise"]
+
+
+@dataclass(frozen=True)
+class RetrieverCard:
+    """What a retriever stands on and how it is used.
+
+    Args:
+        backbone: hub id or folder of the CLIP; "embedded" for the tiny one of this package.
+        text_width, image_width: of its encoders.
+        adapter: whether prompts (or another adapter of PEFT) lie in the folder; False for an untuned CLIP.
+        categories: names that the category block attends to; empty for none.
+        strength: lambda of the word weights, at least 0; 0 leaves captions as they are.
+        weighting: how `rank` uses them: "none"; "two-stage" ranks without and then ranks the best `top` again by
+            weights made for each pair; "pairwise" weighs every pair. The cost is one text pass for each weighed pair.
+        top: how many are ranked again.
+        too_long: what becomes of captions beyond the encoder's length: "raise" or "truncate".
+        calibration: (a, b), P(match) = sigmoid(a * S + b), fitted on validation; None: not calibrated.
+        configuration: the name of what was trained, for the reader.
+
+    Raises:
+        KnobError: a value outside its range.
+    """
+
+    backbone: str
+    text_width: int
+    image_width: int
+    adapter: bool = True
+    categories: tuple[str, ...] = ()
+    strength: float = 0.5
+    weighting: Weighting = "two-stage"
+    top: int = 50
+    too_long: TooLong = "raise"
+    calibration: tuple[float, float] | None = None
+    configuration: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < float("inf"):
+            raise KnobError(f"strength is {self.strength!r}: give a finite number of at least 0; 0 is off.")
+        if self.weighting not in get_args(Weighting):
+            raise KnobError(f"weighting is {self.weighting!r}: give one of {', '.join(get_args(Weighting))}.")
+        if self.too_long not in get_args(TooLong):
+            raise KnobError(f"too_long is {self.too_long!r}: give 'raise' or 'truncate'.")
+        if self.top < 1:
+            raise KnobError(f"top is {self.top}: give at least 1.")
+        if self.calibration is not None and not all(map(isfinite, self.calibration)):
+            raise KnobError(f"calibration is {self.calibration}: give two finite numbers, or None.")
+
+    def require(self, clip: Any, name: str) -> None:
+        """Raise `UnsupportedModelError` where a CLIP's encoders are not as wide as those it was trained on."""
+        found = clip.config.text_config.hidden_size, clip.config.vision_config.hidden_size
+        if found != (self.text_width, self.image_width):
+            raise UnsupportedModelError(
+                f"The retriever was trained on {self.backbone!r}, whose text encoder is {self.text_width} wide and "
+                f"whose image encoder {self.image_width}, but {name!r} has {found[0]} and {found[1]}. Load it on "
+                f"{self.backbone!r}, or train one for {name!r}."
+            )
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all; return its path."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        part = place / f"{FILE}.part"
+        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False) + "\n", "utf-8")
+        return part.replace(place / FILE)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> RetrieverCard:
+        """Read the file of a folder.
+
+        Raises:
+            WeightsError: it is missing or damaged, or of another release.
+        """
+        path = Path(folder) / FILE
+        try:
+            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            form = told.pop("format")
+            unknown = set(told) - {known.name for known in fields(cls)}
+            if form != FORMAT or unknown:
+                raise WeightsError(
+                    f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
+                    f"{FORMAT}. Update lvlm-guard, or train the retriever again."
+                )
+            told["categories"] = tuple(map(str, told.get("categories") or ()))
+            if told.get("calibration") is not None:
+                a, b = told["calibration"]
+                told["calibration"] = (float(a), float(b))
+            return cls(**told)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{str(folder)!r} is no folder of a retriever: {FILE} is missing. Give the folder that save_pretrained "
+                "or `lvlm-guard train dual-prompt` wrote."
+            ) from error
+        except GuardError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WeightsError(f"{path} is damaged ({error}). Copy the folder again, or train again.") from error

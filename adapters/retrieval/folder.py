@@ -1,0 +1,188 @@
+"""A retriever's folder: PEFT's own files, the category block, and the card that says it is whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from lvlm_guard.adapters.prompts import DualPromptConfig, add_prompts
+from lvlm_guard.adapters.retrieval.card import RetrieverCard
+from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
+from lvlm_guard.adapters.retrieval.model import RetrievalModel
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
+from lvlm_guard.weights import how_to_fetch, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BLOCK = "category_block.safetensors"
+EMBEDDED = "embedded"
+
+
+def make(
+    clip: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any,
+    *,
+    config: DualPromptConfig | None = None,
+    categories: Sequence[str] = (),
+    **card: Any,
+) -> DualPromptRetriever:
+    """Return a retriever that is ready to train, or the untuned baseline.
+
+    Args:
+        clip: a `CLIPModel`; frozen here, and prompts are put into it. Or the `PeftModel` of one with a LoRA alone.
+        tokenizer, image_processor: of it.
+        config: the prompts to put in; None for none.
+        categories: names that the category block attends to; none for no block.
+        card: further fields of `RetrieverCard`.
+
+    Raises:
+        UnsupportedModelError: the model is no CLIP.
+        KnobError: an option outside its range.
+    """
+    if not isinstance(clip, PeftModel):
+        clip.requires_grad_(False)
+    base: Any = clip.get_base_model() if isinstance(clip, PeftModel) else clip
+    _require_clip(base)
+    settings = RetrieverCard(
+        **{
+            "backbone": _named(base),
+            "text_width": base.config.text_config.hidden_size,
+            "image_width": base.config.vision_config.hidden_size,
+            "adapter": config is not None or isinstance(clip, PeftModel),
+            "categories": tuple(categories),
+            **card,
+        }
+    )
+    if config is not None and isinstance(clip, PeftModel):
+        raise KnobError(
+            "A retriever's folder holds one adapter, so prompts beside a LoRA would lose it when saved: merge the LoRA "
+            "first (merge_and_unload), or use lvlm_guard.adapters.prompts.add_prompts and save the two by hand."
+        )
+    prompted = clip if config is None else add_prompts(clip, config)
+    made = DualPromptRetriever(RetrievalModel(prompted), settings, tokenizer, image_processor)
+    if categories:
+        _, texts = made.frozen_features(texts=list(categories))
+        made.model.block = CategoryBlock(texts).to(made.model.device)
+    return made
+
+
+def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path:
+    """Write a retriever's files; return the card's path."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    model = retriever.model
+    if isinstance(model.clip, PeftModel):
+        # PEFT would ask the hub whether embeddings changed; those of a CLIP never do here
+        model.clip.save_pretrained(str(place), save_embedding_layers=False)
+    if model.block is not None:
+        save_file({name: value.contiguous() for name, value in model.block.state_dict().items()}, place / BLOCK)
+    return replace(retriever.card, adapter=isinstance(model.clip, PeftModel)).write(place)
+
+
+def load(
+    folder: str | os.PathLike[str],
+    model: Any = None,
+    tokenizer: Any = None,
+    image_processor: Any = None,
+    device: str | torch.device | None = None,
+    trainable: bool = False,
+) -> DualPromptRetriever:
+    """Read a retriever; see `DualPromptRetriever.from_pretrained`."""
+    place = Path(folder)
+    card = RetrieverCard.read(place)
+    source: Any = _place(card.backbone) if model is None else model
+    given = not isinstance(source, str | os.PathLike)
+    clip = source if given else _clip(str(source))
+    _require_clip(clip)
+    card.require(clip, clip.name_or_path or "the model given")
+    lies = clip.name_or_path if given else str(source)
+    if tokenizer is None or image_processor is None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        tokenizer = tokenizer or _read(lies, lambda: AutoTokenizer.from_pretrained(lies))
+        image_processor = image_processor or _read(lies, lambda: AutoImageProcessor.from_pretrained(lies))
+    clip.requires_grad_(False)
+    adapted: Any = clip
+    block = None
+    if card.adapter:
+        adapted = read(
+            f"The adapter {str(place)!r}",
+            str(place),
+            lambda: _adapter(clip, place, trainable),
+            damaged="A file of it is missing or damaged: copy the folder again, or train again.",
+            absent="Give the folder that save_pretrained wrote.",
+        )
+    if card.categories:
+        tensors = read(
+            f"The category block of {str(place)!r}",
+            str(place),
+            lambda: load_file(place / BLOCK),
+            damaged=f"{BLOCK} is missing or damaged: copy the folder again, or train again.",
+            absent="Give the folder that save_pretrained wrote.",
+        )
+        block = CategoryBlock(tensors["categories"])
+        block.load_state_dict(tensors)
+        block.requires_grad_(trainable)
+    whole = RetrievalModel(adapted, block)
+    return DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, tokenizer, image_processor)
+
+
+def _adapter(clip: Any, place: Path, trainable: bool) -> PeftModel:
+    if not (place / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError("adapter_model.safetensors is missing")
+    return PeftModel.from_pretrained(clip, str(place), is_trainable=trainable)
+
+
+def _clip(place: str) -> Any:
+    from transformers import CLIPModel
+
+    return _read(place, lambda: CLIPModel.from_pretrained(place)).eval()
+
+
+def _read(place: str, load: Any) -> Any:
+    return read(
+        f"The CLIP {place!r}",
+        place,
+        load,
+        damaged="The folder is incomplete or damaged, or holds no CLIP with its tokenizer and image processor.",
+        absent=how_to_fetch(place, "from_pretrained(folder, model=DIR)"),
+    )
+
+
+def _require_clip(clip: Any) -> None:
+    from transformers import CLIPModel
+
+    if not isinstance(clip, CLIPModel):
+        raise UnsupportedModelError(
+            f"A {type(clip).__name__} is no CLIPModel of transformers, which retrieval stands on: give one, such as "
+            "openai/clip-vit-base-patch32."
+        )
+
+
+def _named(clip: Any) -> str:
+    """Return how a backbone is named in a card: the package's own by a word, for its path differs by machine."""
+    from lvlm_guard.adapters.clip import TINY
+
+    name = str(clip.name_or_path)
+    return EMBEDDED if name and Path(name).resolve() == TINY.resolve() else name
+
+
+def _place(backbone: str) -> str:
+    from lvlm_guard.adapters.clip import TINY
+
+    if not backbone:
+        raise WeightsError(
+            "The retriever does not say which CLIP it was trained on, because that one was made in memory: give it, "
+            "from_pretrained(folder, model=...)."
+        )
+    return str(TINY) if backbone == EMBEDDED else backbone

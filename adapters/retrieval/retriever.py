@@ -1,0 +1,294 @@
+"""`DualPromptRetriever`: pictures and captions in, similarities and ranks out; trained or untuned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor
+
+from lvlm_guard.adapters.prompts import DualPromptConfig
+from lvlm_guard.adapters.retrieval.captions import CaptionInputs, caption_inputs
+from lvlm_guard.adapters.retrieval.card import RetrieverCard
+from lvlm_guard.adapters.retrieval.model import RetrievalModel
+from lvlm_guard.adapters.retrieval.two_stage import again
+from lvlm_guard.adapters.retrieval.word_weights import raw, scaled
+from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.images import as_rgb
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AT_ONCE = 64
+"""Pictures or captions in one pass of an encoder."""
+
+
+class Ranked(NamedTuple):
+    """A candidate's place in the list that was given, and its score."""
+
+    candidate: int
+    score: float
+
+
+class WordWeight(NamedTuple):
+    """A piece of a caption, w (a difference of cosines), and the factor its embedding is multiplied by."""
+
+    word: str
+    raw: float
+    factor: float
+
+
+class DualPromptRetriever:
+    """Scores pictures against captions with a CLIP, its prompts, its category block and its word weights.
+
+    Without prompts and with strength 0 it is plain CLIP, the baseline of every figure. Results are float32 tensors on
+    the CPU. One object serves many threads, one call at a time.
+
+    Args:
+        model: see `RetrievalModel`; `make` builds one.
+        card: how it is used.
+        tokenizer: of the CLIP.
+        image_processor: of the CLIP, transformers' own.
+    """
+
+    def __init__(
+        self, model: RetrievalModel, card: RetrieverCard, tokenizer: PreTrainedTokenizerBase, image_processor: Any
+    ) -> None:
+        self.model, self.card = model.eval(), card
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self._lock = RLock()
+        self._alone: dict[int, Tensor] = {}  # features of single pieces by the frozen encoder
+
+    @property
+    def config(self) -> DualPromptConfig | None:
+        """The configuration of the prompts in use; None where there are none."""
+        clip = self.model.clip
+        found = clip.peft_config[clip.active_adapter] if isinstance(clip, PeftModel) else None
+        return found if isinstance(found, DualPromptConfig) else None
+
+    def text_inputs(self, texts: Sequence[str]) -> CaptionInputs:
+        """Return captions as the model takes them, placeholders included; raises as `caption_inputs` does."""
+        return caption_inputs(
+            self.tokenizer,
+            texts,
+            placeholder_ids=self.config.placeholder_ids if self.config else (),
+            length=self.model.base.config.text_config.max_position_embeddings,
+            too_long=self.card.too_long,
+        )
+
+    def image_inputs(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return pixels [n, 3, side, side] of pictures of any size; raises `ImageError`, and `KnobError` for none."""
+        if not len(images):
+            raise KnobError("Give at least one picture.")
+        pixels: Tensor = self.image_processor(images=[as_rgb(image) for image in images], return_tensors="pt")[
+            "pixel_values"
+        ]
+        return pixels
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return normalised features of pictures, [n, d]."""
+        return self._by_parts(self.model.encode_image, self.image_inputs(images))
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return normalised features of captions without word weights, [m, d]."""
+        return self._texts(self.text_inputs(texts))
+
+    def score(
+        self, images: Sequence[Image.Image], texts: Sequence[str], *, weighting: Literal["none", "pairwise"] = "none"
+    ) -> Tensor:
+        """Return similarities, [n, m] cosines.
+
+        Args:
+            images: n pictures.
+            texts: m captions.
+            weighting: "none" is one pass for each picture and caption. "pairwise" weighs each caption's words anew
+                for each picture, n * m text passes; needs strength above 0.
+
+        Raises:
+            ImageError, TextError: a picture or a caption can't be used.
+            KnobError: another weighting.
+        """
+        if weighting not in ("none", "pairwise"):
+            raise KnobError(f"weighting is {weighting!r}: give 'none' or 'pairwise'; 'two-stage' is of `rank`.")
+        pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
+        if weighting == "none" or self.card.strength == 0:
+            return self._by_parts(self.model.encode_image, pixels) @ self._texts(inputs).T
+        rows, columns = (grid.flatten() for grid in torch.meshgrid(
+            torch.arange(len(images)), torch.arange(len(texts)), indexing="ij"
+        ))  # fmt: skip
+        return self.pair_scorer(pixels, inputs)(rows, columns).reshape(len(images), len(texts))
+
+    def rank(
+        self, query: Image.Image | str, candidates: Sequence[Any], *, weighting: str | None = None
+    ) -> list[Ranked]:
+        """Rank captions for a picture, or pictures for a caption, best first; equal scores keep their order.
+
+        Args:
+            query: a picture or a caption.
+            candidates: captions or pictures, the other of the two.
+            weighting: as in `RetrieverCard`; None for the card's. Under "two-stage" the first `top` have weighted
+                scores and the rest come after them with plain ones.
+
+        Raises:
+            ImageError, TextError: a picture or a caption can't be used.
+            KnobError: another weighting.
+        """
+        if isinstance(query, str):
+            scores = self.directed_scores(list(candidates), [query], weighting=weighting)[1][0]
+        else:
+            scores = self.directed_scores([query], list(candidates), weighting=weighting)[0][0]
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        return [Ranked(i, float(scores[i])) for i in order]
+
+    def directed_scores(
+        self, images: Sequence[Image.Image], texts: Sequence[str], *, weighting: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ([n, m], [m, n]): scores by which each picture ranks the captions, and each caption the pictures.
+
+        Under "two-stage" the two differ, because each query ranks its own best ones again.
+        """
+        weighting = self.card.weighting if weighting is None else weighting
+        if weighting != "two-stage":
+            scores = self.score(images, texts, weighting=weighting)  # type: ignore[arg-type]
+            return scores, scores.T
+        pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
+        first = self._by_parts(self.model.encode_image, pixels) @ self._texts(inputs).T
+        if self.card.strength == 0:
+            return first, first.T
+        pair = self.pair_scorer(pixels, inputs)
+        top = self.card.top
+        return again(first, pair, top), again(first.T, lambda text, image: pair(image, text), top)
+
+    def pair_scorer(self, pixels: Tensor, inputs: CaptionInputs) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function from (picture numbers, caption numbers), [p] each, to weighted cosines, [p].
+
+        Each pair's weights come from its own picture and are used for that pair alone, so none tells of another.
+        """
+        image = self._by_parts(self.model.encode_image, pixels)
+        weights, piece = self._raw(pixels, inputs)
+
+        def pair(rows: Tensor, columns: Tensor) -> Tensor:
+            found = []
+            for part in torch.arange(len(rows)).split(AT_ONCE):
+                i, j = rows[part], columns[part]
+                chosen = inputs[j]
+                factors = scaled(weights[i[:, None], piece[j]], self.card.strength, chosen.words)
+                text = self._texts(chosen, factors)
+                found.append((image[i] * text).sum(-1))
+            return torch.cat(found) if found else torch.empty(0)
+
+        return pair
+
+    def word_weights(self, image: Image.Image, text: str) -> list[WordWeight]:
+        """Return each piece of a caption with its weight for this picture.
+
+        Raises:
+            ImageError, TextError: the picture or the caption can't be used.
+        """
+        inputs = self.text_inputs([text])
+        weights, piece = self._raw(self.image_inputs([image]), inputs)
+        each = weights[0, piece[0]]
+        factors = scaled(each, self.card.strength, inputs.words[0])
+        return [
+            WordWeight(str(self.tokenizer.decode([token])).strip(), float(weight), float(factor))
+            for token, is_word, weight, factor in zip(
+                inputs.input_ids[0].tolist(), inputs.words[0], each, factors, strict=True
+            )
+            if is_word
+        ]
+
+    def probability(self, scores: Tensor) -> Tensor:
+        """Return the calibrated probability of a match for cosines of any shape.
+
+        Raises:
+            UnsupportedCallError: the retriever was not calibrated.
+        """
+        if self.card.calibration is None:
+            raise UnsupportedCallError(
+                "This retriever was not calibrated, and raw cosines are no probabilities: train it with a validation "
+                "split, or use its scores for ranking alone."
+            )
+        a, b = self.card.calibration
+        return torch.sigmoid(a * scores.float() + b)
+
+    def frozen_features(self, pixels: Tensor | None = None, texts: Sequence[str] | None = None) -> tuple[Any, Any]:
+        """Return (image [n, d], text [m, d]) of the untuned CLIP, None for a side not given; for losses, once."""
+        with self._lock, self.model.frozen():
+            image = None if pixels is None else self._by_parts(self.model.encode_image, pixels)
+            text = None if texts is None else self._texts(self._plain_inputs(texts))
+        return image, text
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the adapter as PEFT does, the category block, and the card last; return the card's path."""
+        from lvlm_guard.adapters.retrieval.folder import save
+
+        return save(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        device: str | torch.device | None = None,
+        trainable: bool = False,
+    ) -> DualPromptRetriever:
+        """Load a retriever.
+
+        Args:
+            folder: as `save_pretrained` wrote it.
+            model: the `CLIPModel`, into which the prompts are put, or its folder or hub id; None for the one that the
+                card names.
+            tokenizer, image_processor: of the CLIP; None for those that lie with it.
+            device: where it runs; None is the CPU.
+            trainable: whether training goes on.
+
+        Raises:
+            WeightsError: something can't be had, or the folder is damaged.
+            UnsupportedModelError: the CLIP is of other widths than the one it was trained on.
+        """
+        from lvlm_guard.adapters.retrieval.folder import load
+
+        return load(folder, model, tokenizer, image_processor, device, trainable)
+
+    def _plain_inputs(self, texts: Sequence[str]) -> CaptionInputs:
+        length = self.model.base.config.text_config.max_position_embeddings
+        return caption_inputs(self.tokenizer, texts, length=length, too_long=self.card.too_long)
+
+    def _texts(self, inputs: CaptionInputs, factors: Tensor | None = None) -> Tensor:
+        if factors is None:
+            return self._by_parts(self.model.encode_text, inputs.input_ids, inputs.attention_mask)
+        return self._by_parts(self.model.encode_text, inputs.input_ids, inputs.attention_mask, factors)
+
+    def _by_parts(self, encode: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        with self._lock, torch.no_grad():
+            parts = zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
+            return torch.cat([encode(*(part.to(self.model.device) for part in each)).cpu() for each in parts])
+
+    def _raw(self, pixels: Tensor, inputs: CaptionInputs) -> tuple[Tensor, Tensor]:
+        """Return (w of each different piece for each picture, [n, pieces]; which piece each token is, [m, tokens])."""
+        blank, _ = self.frozen_features(torch.zeros_like(pixels[:1]))  # 0 after normalisation: the mean colour
+        image, _ = self.frozen_features(pixels)
+        ids, piece = inputs.input_ids.unique(return_inverse=True)
+        self._learn_pieces(ids.tolist())
+        alone = torch.stack([self._alone[int(token)] for token in ids])
+        return raw(blank @ alone.T, image @ alone.T), piece
+
+    def _learn_pieces(self, pieces: Sequence[int]) -> None:
+        with self._lock:
+            new = [piece for piece in pieces if piece not in self._alone]
+            if not new:
+                return
+            begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            ids = torch.tensor([[begin, piece, end] for piece in new])
+            with self.model.frozen():
+                features = self._by_parts(self.model.encode_text, ids, torch.ones_like(ids))
+            self._alone.update(zip(new, features, strict=True))
