@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.catalog import N_OBJECTS
 from lvlm_guard.embedded.loop import EVERY, Trainee, optimizer
 
-STEPS, BATCH, RATE = 2200, 48, 1e-3
+STAGES = {"main": 2200, "again": 1600}  # steps of each; a rate that rises once more finds better weights
+BATCH, RATE = 48, 1e-3
 TINTED, PLAIN = 9_000, 7_000  # pictures of each world
 GROUND_WEIGHT = 0.3  # most image tokens show the ground
 HOTTEST = 100.0  # CLIP's bound of the logit scale
@@ -55,14 +57,18 @@ def contrast(image: Tensor, caption: Tensor, scale: Tensor, true: Tensor) -> Ten
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
 
-def train(seed: int, steps: int, batch: int, pool: Pool, folder: Path, minutes: float | None = None) -> CLIPModel:
+def train(seed: int, short: float, batch: int, pool: Pool, folder: Path, minutes: float | None = None) -> CLIPModel:
     """Train from nothing or from where `folder` was left; return the model.
+
+    Args:
+        short: scale of the steps.
+        minutes: how long at most; None for to the end.
 
     Raises:
         OutOfTime: `minutes` are over before the last step; call again to go on.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    trainee = Trainee("clip", ("main",), folder, np.random.default_rng(seed))
+    trainee = Trainee("clip", tuple(STAGES), folder, np.random.default_rng(seed))
     rng, model, words = trainee.rng, build(seed), processor().tokenizer
     head = nn.Linear(WIDTH, 1 + N_OBJECTS)
     model.train()
@@ -71,9 +77,9 @@ def train(seed: int, steps: int, batch: int, pool: Pool, folder: Path, minutes: 
     weight = torch.ones(1 + N_OBJECTS)
     weight[0] = GROUND_WEIGHT
 
-    def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(stage: str, steps: int, i: int) -> tuple[Tensor, dict[str, Tensor]]:
         if end is not None and i % EVERY == 0 and time.monotonic() > end:
-            raise OutOfTime(f"{i} of {steps} steps are done and saved in {folder}; the same command goes on.")
+            raise OutOfTime(f"{i} of {steps} steps ({stage}) are saved in {folder}; the same command goes on.")
         rows = [int(k) for k in rng.choice(len(pool.image), batch, replace=False)]
         captions, claims = zip(*(pool.caption(rng, k) for k in rows), strict=True)
         encoded = words(list(captions), padding=True, return_tensors="pt")
@@ -100,7 +106,9 @@ def train(seed: int, steps: int, batch: int, pool: Pool, folder: Path, minutes: 
             "scale": scale,
         }
 
-    trainee.train("main", {"model": model, "head": head}, opt, step, steps=steps, rate=RATE)
+    for stage, number in STAGES.items():
+        steps = max(2, int(number * short))
+        trainee.train(stage, {"model": model, "head": head}, opt, partial(step, stage, steps), steps=steps, rate=RATE)
     model.eval()
     return model
 
@@ -133,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     pool = joined([tinted(max(BATCH, int(TINTED * args.short))), plain(max(BATCH, int(PLAIN * args.short)))])
     print(f"clip pictures {len(pool.image)} {time.time() - start:.0f}s", flush=True)
     try:
-        model = train(args.seed, max(2, int(STEPS * args.short)), BATCH, pool, args.out, args.minutes)
+        model = train(args.seed, args.short, BATCH, pool, args.out, args.minutes)
     except OutOfTime as stop:
         print(stop, flush=True)
         return 3

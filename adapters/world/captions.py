@@ -12,7 +12,7 @@ from lvlm_guard.adapters.data.rows import CaptionRow
 from lvlm_guard.adapters.world.pictures import Pictures, plan
 from lvlm_guard.adapters.world.words import COLOURS, META_OF, METAS, MOST, NUMBERS, Group, listing
 
-KINDS = ("category", "colour", "count", "exchange")
+KINDS = ("category", "colour", "number", "exchange")
 """An object by another of its kind; a colour or number by another; two objects' colours by each other."""
 
 SIZES = {"train": 4000, "val": 500, "test": 1000}
@@ -39,7 +39,7 @@ def row(split: str, index: int) -> CaptionRow:
     rng = np.random.default_rng((index, len(split), 1))
     said = [groups[int(k)] for k in rng.permutation(len(groups))]
     first = said[0]
-    attributes = {"count": NUMBERS[first.count]} | ({"colour": first.colour} if first.colour else {})
+    attributes = {"number": NUMBERS[first.count]} | ({"colour": first.colour} if first.colour else {})
     wrong = _swaps(rng, said)
     return CaptionRow(
         image=f"captions/{split}/{index}",

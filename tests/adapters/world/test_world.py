@@ -129,7 +129,7 @@ def test_captions_say_what_the_scene_shows_and_negatives_do_not() -> None:
                 assert now[:2] == was[:2]
                 assert now[2] not in {name for _, _, name in shown}
                 assert META_OF[now[2]] == META_OF[was[2]]
-            elif kind in ("colour", "count"):
+            elif kind in ("colour", "number"):
                 (was,), (now,) = gone, new
                 assert now[2] == was[2]
                 assert (now[0] == was[0], now[1] == was[1]) == ((True, False) if kind == "colour" else (False, True))
@@ -139,7 +139,7 @@ def test_captions_say_what_the_scene_shows_and_negatives_do_not() -> None:
 
 def test_every_kind_of_swap_is_common() -> None:
     kinds = Counter(kind for row in captions("val", 400).rows for kind in row.kinds)
-    assert set(kinds) == {"category", "colour", "count", "exchange"}
+    assert set(kinds) == {"category", "colour", "number", "exchange"}
     assert min(kinds.values()) > 80
 
 
