@@ -26,6 +26,7 @@ from lvlm_guard.serve.engine.arguments import method_of
 from lvlm_guard.serve.engine.handover import open_handover
 from lvlm_guard.serve.engine.plugin import TWINS
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.overruled import drawn_of, engine_counts, preferred_others
 from lvlm_guard.serve.penalties import check_no_penalties
 
 
@@ -54,7 +55,9 @@ class Guards(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped
                 f'{{"architectures": [one of {", ".join(TWINS)}]}}.'
             )
         self._handover = open_handover(vllm_config)
-        self._rows: dict[int, Method] = {}  # V1: by row of the batch
+        self._overruled = engine_counts()
+        self._states = device_or_states if is_pin_memory is None else None
+        self._rows: dict[int, tuple[Method, list[int]]] = {}  # V1: by row of the batch, with the growing answer
         self._slots: dict[int, Method] = {}  # V2: by slot of the request
 
     @classmethod
@@ -68,7 +71,9 @@ class Guards(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped
 
     def update_state(self, batch_update: Any) -> None:
         """Learn which requests came, left and moved (V1)."""
-        process_dict_updates(self._rows, batch_update, lambda params, *_: method_for(params))
+        if self._overruled is not None:
+            self._overruled.settle()
+        process_dict_updates(self._rows, batch_update, _seat)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Learn which request a slot holds from now on (V2); tells whether it is guarded."""
@@ -86,7 +91,7 @@ class Guards(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped
             ctx: which slot a row belongs to (V2).
         """
         if ctx is None:
-            asked = [self._rows.get(row) for row in range(len(logits))]
+            asked = [self._rows[row][0] if row in self._rows else None for row in range(len(logits))]
         else:
             asked = [self._slots.get(slot) for slot in ctx.idx_mapping_np.tolist()]
         second = self._handover.take(len(logits))
@@ -97,13 +102,25 @@ class Guards(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped
             if method is not None:
                 groups.setdefault(method, []).append(row)
         for method, rows in groups.items():
-            guard_allowed(logits, rows, partial(_assemble, method, logits, second))
+            guard_allowed(logits, rows, partial(self._assemble, method, logits, second, ctx))
         return logits
 
+    def _assemble(self, method: Method, logits: Tensor, second: Tensor, ctx: Any, rows: list[int]) -> None:
+        index = slice(None) if len(rows) == len(logits) else torch.tensor(rows, device=logits.device)
+        plain = logits[index]
+        guarded = assembled(method, plain, second[index])
+        if self._overruled is not None:
+            flags = preferred_others(guarded, plain)
+            if ctx is None:
+                self._overruled.hold(method.name, [self._rows[row][1] for row in rows], flags)
+            else:
+                self._overruled.add(method.name, drawn_of(self._states, ctx, rows), flags)
+        logits[index] = guarded
 
-def _assemble(method: Method, logits: Tensor, second: Tensor, rows: list[int]) -> None:
-    index = torch.tensor(rows, device=logits.device)
-    logits[index] = assembled(method, logits[index], second[index])
+
+def _seat(params: Any, prompt: list[int] | None, answer: list[int]) -> tuple[Method, list[int]] | None:
+    method = method_for(params)
+    return None if method is None else (method, answer)
 
 
 def assembled(method: Method, logits: Tensor, second: Tensor) -> Tensor:

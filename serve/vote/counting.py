@@ -18,6 +18,7 @@ from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.matching.questions import YES
 from lvlm_guard.methods.vote import undecided, voted
 from lvlm_guard.serve.allowed import guard_allowed
+from lvlm_guard.serve.overruled import preferred_others
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Prefixes = Callable[[Sequence[int]], Sequence[Sequence[int]]]
 """Rows -> the last tokens of each row's answer so far, `lvlm_guard.matching.claims.FAR` or all of them."""
+
+Seen = Callable[[Sequence[int], Tensor | None], None]
+"""Told the rows that were assembled, and where the plain logits prefer another token (bool; None for nowhere)."""
 
 
 class Counting:
@@ -41,7 +45,9 @@ class Counting:
         self._objects = finder_of(tokenizer, vocabulary)
         self._yes = finder_of(tokenizer, YES)
 
-    def __call__(self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes) -> Tensor:
+    def __call__(
+        self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes, seen: Seen | None = None
+    ) -> Tensor:
         """Return the logits with the guarded rows assembled, in place.
 
         Tokens at -inf (forbidden by a grammar, a list of allowed ids) are never among the survivors and stay
@@ -51,15 +57,23 @@ class Counting:
             logits: [R, V], float32.
             ballots: row -> ballot, for guarded rows alone.
             prefixes: gives answers so far; called with undecided rows only.
+            seen: called after each time that rows were assembled.
 
         Raises:
             LogitsError: a guarded row holds NaN or +inf.
         """
         if ballots:
-            guard_allowed(logits, sorted(ballots), partial(self._count, logits, ballots, prefixes))
+            guard_allowed(logits, sorted(ballots), partial(self._count, logits, ballots, prefixes, seen))
         return logits
 
-    def _count(self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes, rows: list[int]) -> None:
+    def _count(
+        self,
+        logits: Tensor,
+        ballots: Mapping[int, Ballot],
+        prefixes: Prefixes,
+        seen: Seen | None,
+        rows: list[int],
+    ) -> None:
         everyone = len(rows) == len(logits)
         index = slice(None) if everyone else torch.tensor(rows, device=logits.device)
         plain = logits[index]
@@ -72,7 +86,10 @@ class Counting:
             for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
                 ballot = ballots[rows[i]]
                 votes += [(i, token, ballot.lam * odds) for token, odds in self._odds(ballot, answer, tokens)]
-        logits[index] = cut(voted(plain, votes), plain, keep)
+        assembled = cut(voted(plain, votes), plain, keep)
+        if seen is not None:
+            seen(rows, preferred_others(assembled, plain) if votes else None)
+        logits[index] = assembled
 
     def _odds(self, ballot: Ballot, answer: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, float]]:
         """Return the log-odds of each token's claim; of several claims the one with the most support."""

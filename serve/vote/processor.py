@@ -19,7 +19,9 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Proce
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2Processor
 
 from lvlm_guard.matching.claims import FAR
+from lvlm_guard.methods.vote import Vote
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.overruled import drawn_of, engine_counts
 from lvlm_guard.serve.penalties import check_no_penalties
 from lvlm_guard.serve.vote.ballot import Ballot, ballot_of, served_vocabulary
 from lvlm_guard.serve.vote.counting import Counting
@@ -73,6 +75,7 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
                 "transformers: leave --skip-tokenizer-init off and --tokenizer-mode at hf."
             )
         self._count = Counting(tokenizer, served_vocabulary())
+        self._overruled = engine_counts()
         self._states = device_or_states if is_pin_memory is None else None
         self._rows: dict[int, _Seat] = {}
         self._slots: dict[int, Ballot] = {}
@@ -88,6 +91,8 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow rows that come, go and move (V1)."""
+        if self._overruled is not None:
+            self._overruled.settle()
         process_dict_updates(self._rows, batch_update, _seat)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
@@ -106,7 +111,13 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
         if not self._rows:
             return logits
         ballots = {row: seat.ballot for row, seat in self._rows.items()}
-        return self._count(logits, ballots, lambda rows: [_known(self._rows[row].answer[-FAR:]) for row in rows])
+        return self._count(
+            logits, ballots, lambda rows: [_known(self._rows[row].answer[-FAR:]) for row in rows], self._seen
+        )
+
+    def _seen(self, rows: Sequence[int], flags: Tensor | None) -> None:
+        if self._overruled is not None:
+            self._overruled.hold(Vote.name, [self._rows[row].answer for row in rows], flags)
 
     def _apply_to_slots(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
         if not self._slots:
@@ -115,7 +126,12 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
         if len(slots) != logits.shape[0]:
             raise ServeError(f"vLLM gave {logits.shape[0]} rows for {len(slots)} requests; vote needs one a request.")
         ballots = {row: self._slots[slot] for row, slot in enumerate(slots) if slot in self._slots}
-        return self._count(logits, ballots, lambda rows: self._answers(rows, slots, ctx))
+
+        def seen(rows: Sequence[int], flags: Tensor | None) -> None:
+            if self._overruled is not None:
+                self._overruled.add(Vote.name, drawn_of(self._states, ctx, rows), flags)
+
+        return self._count(logits, ballots, lambda rows: self._answers(rows, slots, ctx), seen)
 
     def _answers(self, rows: Sequence[int], slots: list[int], ctx: LogitsContext) -> list[list[int]]:
         """Return the last tokens of each row's answer; waits for the device once."""

@@ -48,7 +48,7 @@ def answers(
 
     Returns:
         "answers": name -> [{"tokens", "logprobs", "cached"}, or None where the client left], "layers" with a KV cache,
-        "blocks", "preempted".
+        "blocks", "preempted", "counted" of guarded tokens.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, out = Path(folder, "job"), Path(folder, "out")
@@ -145,6 +145,7 @@ def main(job: Path, out: Path) -> None:
         _allow_v2()
     if fault := os.environ["TWIN_FAULT"]:
         FAULTS[fault]()
+    from token_counts import counted
     from vllm import LLM, SamplingParams
 
     task = pickle.loads(job.read_bytes())
@@ -166,6 +167,7 @@ def main(job: Path, out: Path) -> None:
         "layers": len(runner.kv_caches),
         "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
         "preempted": sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"),
+        "counted": counted(),
     }
     out.write_text(json.dumps(about))
 

@@ -46,7 +46,8 @@ def answers(
         options: of `LLM`, over `OPTIONS`.
 
     Returns:
-        "rounds": per request "tokens", "logprobs", "cached" or "refused"; "runner", "preempted", "seconds" a round.
+        "rounds": per request "tokens", "logprobs", "cached" or "refused"; "runner", "preempted", "seconds" a round,
+        "counted" of guarded tokens.
     """
     job, out = folder / "job.pickle", folder / "out.json"
     out.unlink(missing_ok=True)
@@ -75,6 +76,7 @@ def _let_v2_run_on_a_cpu() -> None:
 def main(job: Path, out: Path) -> None:
     if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
         _let_v2_run_on_a_cpu()
+    from token_counts import counted
     from vllm import LLM, SamplingParams
     from vllm.exceptions import VLLMValidationError
 
@@ -115,6 +117,8 @@ def main(job: Path, out: Path) -> None:
         "runner": type(executor.driver_worker.worker.model_runner).__module__,
         "preempted": sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"),
     }
+    if task["options"].get("logits_processors"):
+        result["counted"] = counted()
     out.write_text(json.dumps(result))
 
 

@@ -117,7 +117,11 @@ def test_v1_rows_keep_their_ballots_and_answers_when_requests_come_go_and_move(c
 def test_v2_slots_keep_their_ballots_and_rows_read_their_own_answers(config, drawn, random):
     tokens = torch.full((SLOTS, LENGTH), TOKENIZER.encode("y", add_special_tokens=False)[0], dtype=torch.int32)
     prompts = np.zeros(SLOTS, np.int32)
-    states = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=tokens), prompt_len=SimpleNamespace(np=prompts))
+    states = SimpleNamespace(
+        all_token_ids=SimpleNamespace(gpu=tokens),
+        prompt_len=SimpleNamespace(np=prompts),
+        prefill_len=SimpleNamespace(np=prompts),
+    )
     processor = VoteProcessor(config, states)
     taken: dict[int, Request] = {}
     count = 0
@@ -147,7 +151,12 @@ def test_a_request_taken_into_the_slot_of_a_guarded_one_is_not_guarded(config):
     prompts = np.zeros(1, np.int32)
     gpu = torch.zeros(1, 8, dtype=torch.int32)
     processor = VoteProcessor(
-        config, SimpleNamespace(all_token_ids=SimpleNamespace(gpu=gpu), prompt_len=SimpleNamespace(np=prompts))
+        config,
+        SimpleNamespace(
+            all_token_ids=SimpleNamespace(gpu=gpu),
+            prompt_len=SimpleNamespace(np=prompts),
+            prefill_len=SimpleNamespace(np=prompts),
+        ),
     )
     assert processor.add_request(0, Request(1, True, "").params)
     assert not processor.add_request(0, Request(2, False, "").params)
