@@ -37,7 +37,7 @@ the plain model costs.
 
 - Learnt from: {pictures}, without labels; {report["answers"]["train"]["answers"]} answers, of which the
   guard had changed {report["answers"]["train"]["changed"]}.
-- LoRA of rank {recipe["rank"]}, alpha {recipe["alpha"]:g}, on every linear layer of the language model{projector};
+- LoRA of rank {recipe["rank"]}, alpha {recipe["alpha"]}, on every linear layer of the language model{projector};
   {recipe["steps"]} steps of {recipe["batch"] * recipe["accumulate"]} pictures, AdamW at {recipe["rate"]:g}.
 - Made by `lvlm-guard train distill` {report["version"]}; its report (report.html, report.json) has every setting.
 

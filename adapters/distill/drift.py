@@ -6,7 +6,7 @@ had nothing to say: what training changed there, it changed for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,44 +145,31 @@ def rows_of(model: str, method: str, seeds: Sequence[Sequence[Compared]]) -> lis
     "agreement" is the share of answers that are the teacher's, token for token; "changed" the share of untouched
     answers that the tuned model gives otherwise, "kl" its divergence from the plain model there, nats a token.
     """
-    rows = []
+    rows: list[Row] = []
     for kind in ("question", "caption", "other"):
-        for who, same in ((PLAIN, "plain"), (TUNED, "tuned")):
-            rows += _row(
-                model, who, f"held_out_{kind}", "agreement", seeds, lambda c, k=kind: c.kind == k,
-                lambda c, s=same: (float(getattr(c, s)), 1.0),
-            )  # fmt: skip
-        rows += _row(
-            model, TUNED, f"untouched_{kind}", "changed", seeds, lambda c, k=kind: c.untouched and c.kind == k,
-            lambda c: (float(not c.tuned), 1.0),
-        )  # fmt: skip
-        rows += _row(
-            model, TUNED, f"untouched_{kind}", "kl", seeds, lambda c, k=kind: c.untouched and c.kind == k,
-            lambda c: (c.kl, float(c.tokens)),
-        )  # fmt: skip
+        mine = [[one for one in compared if one.kind == kind] for compared in seeds]
+        left = [[one for one in compared if one.untouched] for compared in mine]
+        rows += _row((model, PLAIN, f"held_out_{kind}", "agreement"), mine, lambda one: (one.plain, 1))
+        rows += _row((model, TUNED, f"held_out_{kind}", "agreement"), mine, lambda one: (one.tuned, 1))
+        rows += _row((model, TUNED, f"untouched_{kind}", "changed"), left, lambda one: (not one.tuned, 1))
+        rows += _row((model, TUNED, f"untouched_{kind}", "kl"), left, lambda one: (one.kl, one.tokens))
     return [row | {"teacher": method} for row in rows]
 
 
 def _row(
-    model: str,
-    who: str,
-    task: str,
-    metric: str,
+    named: tuple[str, str, str, str],
     seeds: Sequence[Sequence[Compared]],
-    which: Callable[[Compared], bool],
     part: Callable[[Compared], tuple[float, float]],
-) -> Iterator[Row]:
+) -> list[Row]:
+    """Return the row of a ratio, whose parts are summed over answers; none where there are no answers."""
     counts: dict[str, NDArray[np.float64]] = {}
-    n = 0
-    for compared in seeds:
-        for one in filter(which, compared):
-            counts[one.picture] = counts.get(one.picture, np.zeros(2)) + np.array(part(one)) / len(seeds)
-            n += 1
+    for one in (one for compared in seeds for one in compared):
+        counts[one.picture] = counts.get(one.picture, np.zeros(2)) + np.array(part(one), dtype=float) / len(seeds)
     if not counts:
-        return
+        return []
     value, low, high = ratio_interval(np.array(list(counts.values())))
-    named = {"model": model, "method": who, "task": task, "metric": metric}
-    yield named | {"value": value, "low": low, "high": high, "n": n // len(seeds)}
+    row = dict(zip(("model", "method", "task", "metric"), named, strict=True))
+    return [row | {"value": value, "low": low, "high": high, "n": len(seeds[0])}]
 
 
 def ratio_interval(counts: NDArray[np.float64], seed: int = 0) -> tuple[float, float | None, float | None]:

@@ -124,7 +124,7 @@ class Recipe:
     questions: int = 12
     rate: float = 2e-3
     rank: int = 16
-    alpha: float = 32
+    alpha: int = 32
     projector: bool = True
     soft: bool = True
     keep: bool = True

@@ -98,6 +98,8 @@ def train(
         _write(folder / DONE, told | {"steps": trainer.state.global_step})
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+    # takes autocast off, or everything that is measured would be in half precision
+    student = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
     return student.eval()
 
@@ -113,7 +115,7 @@ def last_checkpoint(state: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-class Distiller(Trainer):  # type: ignore[misc]  # transformers leaves its type open
+class Distiller(Trainer):
     """A Trainer whose loss compares with a teacher's answers.
 
     Args:
@@ -127,22 +129,23 @@ class Distiller(Trainer):  # type: ignore[misc]  # transformers leaves its type 
         self.recipe, self.student, self.interrupted = recipe, student, False
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Rows], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the loss of a batch; raises `DistillError` where it is not finite."""
-        rows = inputs["rows"]
+        rows: Rows = inputs["rows"]
         found = log_probs(self.student, rows, model)
         plain = plain_log_probs(self.student, rows) if self.recipe.keep else None
         loss = balanced(distance(found, rows, plain, self.recipe.soft), rows.first)
         if not bool(torch.isfinite(loss)):
-            raise DistillError(_not_finite("The loss", self.state.global_step, self.recipe, self.args.output_dir))
+            raise DistillError(_not_finite("The loss", self.state.global_step, self.recipe, str(self.args.output_dir)))
         return loss
 
     def _get_train_sampler(self, *_: Any) -> Any:
+        assert isinstance(self.train_dataset, Examples)
         return SequentialSampler(self.train_dataset)  # the examples are drawn by their number already
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Tells progress, and stops before a gradient that is not finite reaches the weights."""
 
     def __init__(self, advance: Callable[[int], object], state: Path) -> None:
@@ -177,6 +180,7 @@ def _arguments(state: Path, recipe: Recipe, seed: int, device: torch.device) -> 
     # the option's name up to transformers 5.23, and after
     known = TrainingArguments.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    more: dict[str, Any] = {recompute: True} if recipe.checkpointing else {}
     half = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     return TrainingArguments(
         output_dir=str(state),
@@ -202,7 +206,7 @@ def _arguments(state: Path, recipe: Recipe, seed: int, device: torch.device) -> 
         label_names=["rows"],
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
-        **({recompute: True} if recipe.checkpointing else {}),
+        **more,
     )
 
 
@@ -242,7 +246,7 @@ def _finishing_the_step(trainer: Distiller) -> Iterator[None]:
         return
     before = signal.getsignal(signal.SIGINT)
 
-    class Stop(TrainerCallback):  # type: ignore[misc]
+    class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.interrupted:
                 control.should_save = control.should_training_stop = True

@@ -114,7 +114,7 @@ def distill(
         accumulate=accumulate,
         rate=rate if rate is not None else 2e-3 if world else 2e-4,
         rank=rank,
-        alpha=2.0 * rank,
+        alpha=2 * rank,
         projector=projector,
         soft=soft,
         keep=keep,
