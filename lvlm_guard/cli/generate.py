@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lvlm_guard.cli.answering import Answer, answer, verifier_of
 from lvlm_guard.cli.console import bullets, out, print_json, quiet_libraries, usage
 from lvlm_guard.cli.options import (
     Device,
@@ -30,20 +29,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from lvlm_guard.engine.trace import GuardTrace
-
-
-@dataclass
-class Answer:
-    """One answer: its text, token ids, seconds of generate(), and the guard's trace (None for a plain one)."""
-
-    method: str
-    text: str
-    tokens: list[int]
-    seconds: float
-    trace: GuardTrace | None = None
-    views: list[Any] = field(default_factory=list)
-
 
 def generate(
     prompt: Annotated[str | None, typer.Option(help="What to ask.", metavar="TEXT")] = None,
@@ -58,6 +43,18 @@ def generate(
     report: Annotated[
         Path | None,
         typer.Option(help="Write a page: maps, views, overruled tokens.", dir_okay=False, metavar="FILE.html"),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Mark named objects that the picture may not hold.")] = False,
+    best_of: Annotated[
+        int, typer.Option(min=1, help="Sample so many answers and give the best by model and verifier.")
+    ] = 1,
+    verifier: Annotated[
+        str | None,
+        typer.Option(help="Matcher of --verify and --best-of; default: the method's.", metavar="NAME"),
+    ] = None,
+    objects: Annotated[
+        str | None,
+        typer.Option(help="List of what is verified; default: the method's, else COCO's.", metavar="FILE"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
@@ -89,9 +86,11 @@ def generate(
     unknown = unknown_words(processor, prompt)
     if unknown:
         remarks.append(f"The model has no words for: {', '.join(unknown)}. It reads <unk> there.")
+    sample = sample or best_of > 1
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample}
     settings |= {"temperature": temperature} if sample else {"temperature": None, "top_p": None, "top_k": None}
-    answers = answer(lvlm, processor, chosen, pictures, prompt, settings, execution, seed, compare)
+    check = verifier_of(model, chosen, verifier, objects) if verify or best_of > 1 else None
+    answers = answer(lvlm, processor, chosen, pictures, prompt, settings, execution, seed, compare, check, best_of)
     guarded = answers[-1]
     remarks += guarded.trace.notes if guarded.trace else []
     shown = image or ["world:0"]
@@ -105,6 +104,7 @@ def generate(
             "tokens": len(one.tokens),
             "seconds": one.seconds,
             "trace": one.trace.to_dict() if one.trace else None,
+            **({"candidates": [{"score": score, "answer": text} for score, text in one.others]} if one.others else {}),
         }
         for one in answers
     ]
@@ -122,47 +122,6 @@ def generate(
         out().print(f"[dim]page[/]  {escape(str(report))}")
 
 
-def answer(
-    model: Any,
-    processor: Any,
-    method: Any,
-    pictures: Sequence[Image],
-    prompt: str,
-    settings: dict[str, Any],
-    execution: Execution,
-    seed: int,
-    compare: bool,
-) -> list[Answer]:
-    """Return the guarded answer, after the plain one if asked; both start from the same seed.
-
-    Raises:
-        GuardError: the model, the pictures or the prompt can't be guarded.
-    """
-    from transformers import set_seed
-
-    from lvlm_guard.api import guard
-    from lvlm_guard.pretrained import ask, spoken
-
-    model, processor = guard(model, processor, method, execution=execution)
-    answers = []
-    for plain in (True, False) if compare else (False,):
-        inputs = ask(processor, [pictures], [prompt]).to(model.device, dtype=model.dtype)
-        views = inputs["guard_views"].views() if not plain else []
-        set_seed(seed)
-        began = time.perf_counter()
-        if plain:
-            del inputs["guard_views"]
-            output = model.generate(**inputs, **settings, guard=False, return_dict_in_generate=True)
-        else:
-            output = model.generate(**inputs, **settings, return_dict_in_generate=True)
-        seconds = time.perf_counter() - began
-        tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        name = method.name if not plain else "sample" if settings["do_sample"] else "greedy"
-        text = spoken(processor, tokens).strip()
-        answers.append(Answer(name, text, tokens, seconds, None if plain else output.guard, views))
-    return answers
-
-
 def _decoder(processor: Any) -> Callable[[Sequence[int]], str]:
     from lvlm_guard.pretrained import spoken
 
@@ -176,14 +135,37 @@ def _show(answers: list[Answer], images: list[str], prompt: str, decode: Callabl
     table.add_row("[dim]image[/]", escape(", ".join(images)))
     table.add_row("[dim]asked[/]", escape(prompt))
     for one in answers:
-        table.add_row(f"[bold]{escape(one.method)}[/]", escape(one.text) or "[dim](nothing)[/]")
+        table.add_row(f"[bold]{escape(one.method)}[/]", _marked(one) or "[dim](nothing)[/]")
+        for score, text in one.others[1:]:
+            table.add_row(f"[dim]{score:+.2f}[/]", f"[dim]{escape(text)}[/]")
     trace = answers[-1].trace
     if trace is not None:
         marks = token_marks(trace.to_dict(), decode) if trace.steps else []
         over = [f"{(mark.overruled or '').strip()} → {mark.text.strip()}" for mark in marks if mark.overruled]
         table.add_row("[dim]overruled[/]", escape("; ".join(over)) if over else "[dim]no token[/]")
+        if trace.verdicts:
+            table.add_row("[dim]verified[/]", _verdicts(trace.verdicts[0]))
         table.add_row("[dim]cost[/]", f"[dim]{_cost(answers[-1])}[/]")
     out().print(table)
+
+
+def _marked(one: Answer) -> str:
+    """Return an answer with the objects marked that its picture may not hold."""
+    text, parts, end = one.text, [], 0
+    for checked in one.trace.verdicts[0] if one.trace is not None and one.trace.verdicts else []:
+        start, stop = checked.mention.start, checked.mention.end
+        if checked.verdict.doubtful and start >= end:
+            parts += [escape(text[end:start]), f"[red]{escape(text[start:stop])}?[/]"]
+            end = stop
+    return "".join([*parts, escape(text[end:])])
+
+
+def _verdicts(checked: list[Any]) -> str:
+    if not checked:
+        return "[dim]it names no object of the list[/]"
+    told = {one.mention.object: one.verdict for one in checked}
+    said = {name: f"{escape(name)} {verdict.p_supported:.2f}" for name, verdict in told.items()}
+    return ", ".join(f"[red]{said[name]}[/]" if told[name].doubtful else said[name] for name in said)
 
 
 def _cost(one: Answer) -> str:

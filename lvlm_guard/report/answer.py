@@ -72,6 +72,8 @@ def answer_page(
         if looked.relevance is None and guarded.trace and not guarded.trace.get("masks"):
             parts.append(tag("p", _no_view(guarded.trace), class_="note"))
     parts.append(section("What it says", tag("div", *(_said(one, decode) for one in answers), class_="two"), legend()))
+    if guarded.trace is not None and guarded.trace.get("verdicts"):
+        parts.append(section("What the picture supports", _verdicts(guarded.trace["verdicts"][0])))
     if guarded.trace is not None:
         parts.append(section("What it cost", _cost(answers), _knobs(guarded.trace)))
     return page(prompt, *parts, lead=f"Asked of {model}, guarded by {guarded.method}.", foot=made)
@@ -99,6 +101,20 @@ def _said(one: Said, decode: Callable[[Sequence[int]], str]) -> Html:
     marks = token_marks(one.trace, decode) if one.trace is not None and one.trace.get("steps") else None
     body = token_strip(marks) if marks else tag("p", one.text or "(nothing)", class_="tokens")
     return tag("div", tag("h3", one.method), body)
+
+
+def _verdicts(checked: Sequence[Mapping[str, Any]]) -> Html:
+    if not checked:
+        return tag("p", "The answer names no object of the list that is verified.", class_="note")
+    told = {one["mention"]["object"]: one["verdict"] for one in checked}
+    header = ["object", "probability that it is there", "verdict", "strongest other claim"]
+    rows = [
+        [name, f"{verdict['p_supported']:.2f}", verdict["label"], verdict["runner_up"] or "–"]
+        for name, verdict in told.items()
+    ]
+    return table(
+        header, rows, note="By the verifier's matcher once the answer was written; it changed nothing in it."
+    )
 
 
 def _cost(answers: Sequence[Said]) -> Html:

@@ -3,7 +3,7 @@
 - `naming`: which objects of a vocabulary a text names, and where.
 - `verdict`: what a matcher's figures say of one claim (adapters.md 4.3: counterfactual swaps).
 - `check`: one claim, a whole answer.
-- `ranking`: the best of several answers, by the model's own probability and the matcher (4.5).
+- `ranking`, `choosing`: the best of several answers, by the model's own probability and the matcher (4.5).
 
 `generate(..., verify=True)` and `lvlm-guard generate --verify` use them. Nothing here changes an answer.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lvlm_guard.verify.check import Checked as Checked
     from lvlm_guard.verify.check import verify as verify
     from lvlm_guard.verify.check import verify_answer as verify_answer
+    from lvlm_guard.verify.choosing import ranked as ranked
     from lvlm_guard.verify.naming import Mention as Mention
     from lvlm_guard.verify.naming import mentions as mentions
     from lvlm_guard.verify.ranking import Candidate as Candidate
@@ -33,6 +34,7 @@ _EXPORTS = {
     "Verdict": "verdict",
     "Verifier": "verifier",
     "mentions": "naming",
+    "ranked": "choosing",
     "rerank": "ranking",
     "verify": "check",
     "verify_answer": "check",

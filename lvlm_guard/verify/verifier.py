@@ -15,6 +15,7 @@ from lvlm_guard.verify.verdict import Thresholds
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
     from lvlm_guard.engine.method import Method
+    from lvlm_guard.matching import Matcher
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Verifier:
             return asked
         raise KnobError(f"verify is {asked!r}: give True, or a lvlm_guard.verify.Verifier(matcher=..., objects=...).")
 
+    def judge(self, method: Method, model: Any) -> Matcher:
+        """Return the matcher that judges a guarded model's answers; raises `WeightsError` where it can't be had."""
+        asked = self.matcher if self.matcher is not None else getattr(method, "matcher", None)
+        return load_matcher(asked, model=model)
+
     def bound(self, call: Call, method: Method) -> Callable[[int, str], list[Checked]]:
         """Return what checks the answers of one call: (request, text) -> verdicts; none where it has no picture.
 
@@ -63,8 +69,7 @@ class Verifier:
         """
         vocabulary = Vocabulary.of(self.objects or getattr(method, "objects", None))
         requests = call.requests() if any(call.has_picture) else [[] for _ in call.has_picture]
-        asked = self.matcher if self.matcher is not None else getattr(method, "matcher", None)
-        matcher = load_matcher(asked, model=call.model)
+        matcher = self.judge(method, call.model)
         if not matcher.compares or not self.swaps:
             matcher.require_support()
 

@@ -230,3 +230,32 @@ def test_a_file_that_can_not_be_written_is_an_error_and_no_traceback(run: Run, t
     made = run("generate", "--report", tmp_path / "file" / "a.html")
     assert made.code == 1
     assert "The system refused" in made.err
+
+
+def test_verify_marks_doubtful_objects_and_changes_no_word(run: Run, tmp_path: Path) -> None:
+    plain = run("generate", "--json", "--image", "world:3").object["rows"][0]
+    page = tmp_path / "page.html"
+    row = run("generate", "--json", "--image", "world:3", "--verify", "--report", str(page)).object["rows"][0]
+    assert row["answer"] == plain["answer"]
+    checked = row["trace"]["verdicts"][0]
+    assert {one["verdict"]["label"] for one in checked} == {"supported", "unsupported"}
+    assert all(
+        row["answer"][one["mention"]["start"] : one["mention"]["end"]] == one["mention"]["text"] for one in checked
+    )
+    text = run("generate", "--image", "world:3", "--verify").out
+    for one in checked:
+        name, doubtful = one["mention"]["text"], one["verdict"]["label"] != "supported"
+        assert (f"{name}?" in text) == doubtful
+    assert "What the picture supports" in page.read_text()
+
+
+def test_best_of_gives_the_answer_that_model_and_verifier_rank_first(run: Run) -> None:
+    given = ("generate", "--json", "--image", "world:3", "--method", "vote", "--best-of", "4", "--seed", "1")
+    row = run(*given).object["rows"][0]
+    scores = [one["score"] for one in row["candidates"]]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True)
+    assert row["candidates"][0]["answer"] == row["answer"]
+    assert len({one["answer"] for one in row["candidates"]}) > 1
+    assert len(row["trace"]["steps"][0]) == row["tokens"]  # the trace of the best stands first
+    assert run(*given).object["rows"][0]["answer"] == row["answer"]
