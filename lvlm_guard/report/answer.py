@@ -112,9 +112,7 @@ def _verdicts(checked: Sequence[Mapping[str, Any]]) -> Html:
         [name, f"{verdict['p_supported']:.2f}", verdict["label"], verdict["runner_up"] or "–"]
         for name, verdict in told.items()
     ]
-    return table(
-        header, rows, note="By the verifier's matcher once the answer was written; it changed nothing in it."
-    )
+    return table(header, rows, note="By the verifier's matcher once the answer was written; it changed nothing in it.")
 
 
 def _cost(answers: Sequence[Said]) -> Html:
