@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from lvlm_guard.adapters.data.errors import DataError
@@ -25,7 +25,7 @@ from lvlm_guard.errors import did_you_mean
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaptionRow:
     """A caption of a picture.
 
@@ -50,7 +50,7 @@ class CaptionRow:
     split: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RankRow:
     """How much of something a picture shows.
 
@@ -131,7 +131,7 @@ def as_json(row: CaptionRow | RankRow) -> str:
     """Return a row as its line, without what is left at its default."""
     kept = {}
     for item in fields(row):
-        value = asdict(row)[item.name]
+        value = getattr(row, item.name)
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         if value != default:
             kept[item.name] = int(value) if isinstance(value, float) and value.is_integer() else value

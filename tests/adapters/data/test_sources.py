@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from lvlm_guard.adapters.clip.build import processor as clip_processor
 from lvlm_guard.adapters.data import Bad, CaptionData, open_captions, open_ranks, sift
 from lvlm_guard.adapters.data.errors import DataError
 from lvlm_guard.errors import MissingExtraError
@@ -217,6 +219,19 @@ def test_the_validation_part_is_cut_by_picture_and_moves_none_when_pictures_join
     assert set(held.images) != set(small.parted(0.25, seed=4)[1].images)
     with pytest.raises(DataError, match="too few"):
         data.with_rows(data.rows[:1]).parted(0.1)
+
+
+def test_the_summary_measures_the_longest_caption_in_the_backbones_tokens(tmp_path: Path) -> None:
+    tokens = clip_processor().tokenizer
+    data = open_captions(as_file(tmp_path))
+    long = replace(data.rows[0], caption="a cat and " * 40 + "a dog", category="once")
+    summary = data.with_rows([*data.rows, long]).summary(tokens)
+    assert summary.longest == long.caption
+    assert summary.tokens == len(tokens(long.caption)["input_ids"]) == 124
+    assert summary.over == 1
+    assert summary.lonely == ("dogs", "once")
+    assert "1 are over the limit" in str(summary)
+    assert data.summary().tokens is None
 
 
 def more(rows: list) -> list:  # type: ignore[type-arg]
