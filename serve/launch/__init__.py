@@ -1,6 +1,7 @@
 """`lvlm-guard serve`: one command that starts vLLM with the guards, checks that they act, and watches over all of it.
 
-- `run`: start, check, open, watch, stop.    - `settings`: what a user may say.
+- `run`, `server`: start, check, open, watch, stop.    - `settings`: what a user may say.    - `signals`
+- `guards`: which ones a model is served with.
 - `passed`: vLLM's own options, as the user wrote them.    - `refused`: those that would break a guard.
 - `checkpoint`: what a model's files say.    - `command`: vLLM's command line and environment.
 - `installed`: whether vLLM is here, and the release that the twins were tested with.

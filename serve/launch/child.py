@@ -17,7 +17,8 @@ from typing import IO
 
 from lvlm_guard.serve.launch import keeper
 
-_REASON = re.compile(r"\b(?:[a-z_0-9]+\.)*([A-Z]\w*(?:Error|Exception)): (\S.*)")
+# "ValueError: ...", perhaps behind vLLM's "(EngineCore pid=7) ERROR 11-25 14:19:56 [core.py:1402] "
+_REASON = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?(?:\w+\.)*([A-Z]\w*(?:Error|Exception)): (\S.*)")
 _VAGUE = re.compile(r"Engine core initialization failed|EngineDeadError|EngineCore encountered an issue")
 _LAST = 400  # lines of output that are kept
 _LEFT = 5.0  # seconds for a killed group to be gone

@@ -105,7 +105,7 @@ def _cut_between(canary: Canary, guard: str, _: Any) -> None:
 
 def _voted(canary: Canary, guard: str, tokenizer: Callable[[], Any]) -> None:
     yes, no = _yes_and_no(tokenizer())
-    both = {"allowed_token_ids": [yes, no]}
+    both: dict[str, Any] = {"allowed_token_ids": [yes, no]}
     plain = canary.ask(None, **both)[0]
     half = max(-100.0, min(100.0, (plain[no] - plain[yes]) / 2))
     even = {**both, "logit_bias": {str(yes): half, str(no): -half}}

@@ -18,9 +18,9 @@ from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.launch import refused
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.command import Machine, command, environment, for_matcher
+from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed, pinned
 from lvlm_guard.serve.launch.passed import Passed
-from lvlm_guard.serve.launch.run import guards_of
 
 CPU, CUDA = Machine(cpu=True, cuda=False), Machine(cpu=False, cuda=True)
 LLAVA, QWEN = "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
