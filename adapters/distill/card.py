@@ -86,8 +86,8 @@ def side_by_side(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, An
     for task, metric in tasks:
         if ("distilled", task, metric) in found:
             what = NAMES.get(task if metric == "accuracy" else metric, f"{task} {metric}")
-            three = (found.get((method, task, metric)) for method in ("greedy", "distilled", guarded))
-            lines.append((what, *three, found.get(("distilled-greedy", task, metric))))
+            plain, tuned, taught = (found.get((method, task, metric)) for method in ("greedy", "distilled", guarded))
+            lines.append((what, plain, tuned, taught, found.get(("distilled-greedy", task, metric))))
     for kind in ("question", "caption", "other"):
         task = f"held_out_{kind}"
         if ("distilled", task, "agreement") in found:

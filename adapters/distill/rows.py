@@ -52,7 +52,7 @@ class Rows:
 
     def to(self, device: Any) -> Rows:
         """Return the same on a device."""
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         moved["inputs"] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
         return Rows(**moved)
 

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "eval")
+COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "eval", "train")
 EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce", "overhead")
+TRAIN = ("distill",)
 HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm")
 ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.serve")
 
@@ -57,7 +58,9 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"eval {name}" for name in EVAL)])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(f"eval {name}" for name in EVAL), *(f"train {name}" for name in TRAIN)]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lvlm_guard", *command.split(), "--help"],
@@ -67,7 +70,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         env={**os.environ, "COLUMNS": "200"},
     )
     assert f"Example: lvlm-guard {command}" in plain(done.stdout)
-    assert command == "eval" or "--json" in plain(done.stdout)
+    assert command in ("eval", "train") or "--json" in plain(done.stdout)
 
 
 def test_the_list_of_commands_is_what_help_shows() -> None:
