@@ -72,7 +72,7 @@ class Engine:
             return StreamingResponse(self._pieces(body), media_type="text/event-stream")
         words = [word async for word in self._words(body)]
         message = {"role": "assistant", "content": " ".join(words)}
-        choice = {"index": 0, "message": message, "finish_reason": self._finish(body)}
+        choice = {"index": 0, "message": message, "finish_reason": self._finish(body), "token_ids": [*range(len(words))]}
         return JSONResponse({"choices": [choice], "usage": {"completion_tokens": len(words)}})
 
     def _length(self, body: dict[str, Any]) -> int:
@@ -99,7 +99,8 @@ class Engine:
             count += 1
             text = word if count == 1 else f" {word}"
             ended = self._finish(body) if count == self._length(body) else None
-            yield _event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": ended}]})
+            choice = {"index": 0, "delta": {"content": text}, "finish_reason": ended, "token_ids": [count - 1]}
+            yield _event({"choices": [choice]})
         yield _event({"choices": [], "usage": {"completion_tokens": count}})
         yield b"data: [DONE]\n\n"
 
