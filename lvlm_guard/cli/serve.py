@@ -80,7 +80,7 @@ def serve(
         if json:
             print_json("serve", [{**asdict(server), "model": model}])
         else:
-            say(_welcome(server))
+            say(welcome(server))
 
     import_module("lvlm_guard.serve.launch.run").serve(settings, ready, say)
 
@@ -89,7 +89,8 @@ def _listed(given: Any) -> list[str]:
     return [name.strip() for one in given for name in one.split(",") if name.strip()]
 
 
-def _welcome(server: Any) -> str:
+def welcome(server: Any) -> str:
+    """Return what is said of a server that is open (`lvlm_guard.serve.launch.server.Ready`), with an example."""
     guarded = next(name for name in server.names if name.endswith("-" + server.guards[0]))
     return (
         f"The guards {', '.join(server.guards)} act. Models at {server.url}/v1: {', '.join(server.names)}. "

@@ -11,7 +11,6 @@ from typing import Any
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
-from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.settings import KEY, VARIABLE, FrontSettings
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.passed import Passed
@@ -43,9 +42,10 @@ class Machine:
 def command(
     checkpoint: Checkpoint,
     guards: tuple[str, ...],
-    front: FrontSettings,
     machine: Machine,
     *,
+    names: tuple[str, ...],
+    most_pictures: int,
     host: str,
     port: int,
     eager: bool,
@@ -56,8 +56,9 @@ def command(
     Args:
         checkpoint: the model.
         guards: that are served.
-        front: as it will be set up.
         machine: what vLLM runs on.
+        names: plain ones that vLLM serves; those of adapters it knows itself.
+        most_pictures: in one request.
         host: address to listen on.
         port: to listen on.
         eager: leave CUDA graphs out.
@@ -68,13 +69,13 @@ def command(
     """
     passed = checkpoint.passed
     said: list[str] = ["--model", checkpoint.place, "--host", host, "--port", str(port)]
-    said += ["--served-model-name", *front.names[: len(front.names) - len(adapters(passed))]]
+    said += ["--served-model-name", *names]
     said += ["--middleware", FRONT, "--trust-request-mm-kwargs", "--generation-config", "vllm"]
     said += ["--logprobs-mode", "processed_logprobs"]
     processors = [TWIN_PROCESSOR] if twin else []
     processors += [VOTE_PROCESSOR] if "vote" in guards else []
     said += ["--logits-processors", *processors]
-    said += ["--limit-mm-per-prompt", json.dumps(_limits(passed, front.most_pictures, checkpoint, twin))]
+    said += ["--limit-mm-per-prompt", json.dumps(_limits(passed, most_pictures, checkpoint, twin))]
     overrides = passed.object("hf-overrides")
     if twin:
         if "architectures" in overrides:
@@ -94,14 +95,8 @@ def command(
 
 
 def environment(front: FrontSettings, checkpoint: Checkpoint, machine: Machine) -> dict[str, str]:
-    """Return the environment of vLLM's process.
-
-    Raises:
-        ServeError: what is set there would go around the front.
-    """
+    """Return the environment of vLLM's process."""
     made = {**os.environ, VARIABLE: front.to_json()}
-    if made.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        raise ServeError("VLLM_USE_RUST_FRONTEND starts a server that takes no middleware, hence no guard: unset it.")
     plugins = made.get("VLLM_PLUGINS")
     if plugins is not None and PLUGIN not in plugins.split(","):
         made["VLLM_PLUGINS"] = f"{plugins},{PLUGIN}".removeprefix(",")

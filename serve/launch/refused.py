@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 
 from lvlm_guard.serve.engine.refuse import CACHES, WHY
@@ -85,7 +86,7 @@ _WHOLE = ("hf-overrides", "limit-mm-per-prompt")
 
 
 def check(passed: Passed, guards: Collection[str], *, twin: bool) -> None:
-    """Refuse options under which a guard would be wrong, absent, or gone around.
+    """Refuse options, and a setting of the environment, under which a guard would be wrong, absent, or gone around.
 
     Args:
         passed: as the user wrote them.
@@ -97,6 +98,8 @@ def check(passed: Passed, guards: Collection[str], *, twin: bool) -> None:
     """
     refused = ALWAYS | (TWIN if twin else {})
     found = []
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        found.append("VLLM_USE_RUST_FRONTEND starts a server that takes no middleware, hence no guard: unset it.")
     for name in passed.names:
         head = name.partition(".")[0]
         if head in _WHOLE and head != name:

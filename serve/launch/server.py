@@ -82,7 +82,7 @@ class Server:
     """
 
     def __init__(self, settings: ServeSettings, say: Say, stack: ExitStack, keeper: Keeper, signals: Signals) -> None:
-        self._say, self._stack, self._keeper, self._signals = say, stack, keeper, signals
+        self._say, self._keeper, self._signals = say, keeper, signals
         self._given = settings
         self._vllm: Installed = installed()
         self._checkpoint = Checkpoint.of(settings.model, settings.passed)
@@ -96,9 +96,23 @@ class Server:
             raise ServeError(f"--max-logprobs {most} hides what the check of the guards looks at: give {TOP} or more.")
         plain = settings.names or (settings.model,)
         self._names = Names((*plain, *adapters(settings.passed)), self._guards)
+        self._machine = _machine(self._vllm)
         self._no_question = self._checkpoint.no_question()
         self._special_tokens = special_tokens(self._checkpoint.tokenizer, self._template())
         Hosts(settings.image_hosts)
+        self._reserved = stack.enter_context(bound(settings.host, settings.port))
+        self._port = self._reserved.getsockname()[1]
+        self._command = command(
+            self._checkpoint,
+            self._guards,
+            self._machine,
+            names=plain,
+            most_pictures=settings.most_pictures,
+            host=settings.host,
+            port=self._port,
+            eager=settings.eager,
+            twin=self._twin,
+        )
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvlm-guard-serve-")))
         self._objects()
         self._matcher: OwnMatcher | None = None
@@ -142,8 +156,6 @@ class Server:
         key = os.environ.get(KEY, "")
         if not key and given.host not in ("127.0.0.1", "localhost", "::1"):
             self._say(f"There is no API key: whoever reaches {given.host} is answered. Set {KEY} to ask for one.")
-        reserved = self._stack.enter_context(bound(given.host, given.port))
-        port = reserved.getsockname()[1]
         maskd, version = self._start_matcher()
         token, opened = secrets.token_urlsafe(24), self._folder / "open"
         front = FrontSettings(
@@ -157,24 +169,13 @@ class Server:
             token=token,
             special_tokens=self._special_tokens,
         )
-        machine = _machine(self._vllm)
-        words = command(
-            self._checkpoint,
-            self._guards,
-            front,
-            machine,
-            host=given.host,
-            port=port,
-            eager=given.eager,
-            twin=self._twin,
-        )
         self._say(f"Starting vLLM {self._vllm.version} with {given.model}; large models take minutes.")
-        self._engine = Child(words, environment(front, self._checkpoint, machine), self._keeper)
-        url = url_of(given.host, port)
+        self._engine = Child(self._command, environment(front, self._checkpoint, self._machine), self._keeper)
+        url = url_of(given.host, self._port)
         if "ssl-certfile" in given.passed:
             url = url.replace("http:", "https:")
         self._until(lambda: _healthy(url), told="vLLM is still starting")
-        reserved.close()
+        self._reserved.close()
         canary = Canary(url, self._names.plain[0], token, key)
         self._ask(canary)
         opened.touch()
@@ -199,7 +200,7 @@ class Server:
         options += ["--device", given.maskd_device]
         self._say(f"Starting the matcher service with {given.matcher or default}.")
         matcher = self._matcher = OwnMatcher(options, for_matcher(), self._keeper, self._say)
-        self._until(lambda: matcher.ready, told="the matcher is still being loaded")
+        self._until(lambda: matcher.ready, told="The matcher is still being loaded")
         return matcher.url, matcher.version
 
     def _ask(self, canary: Canary) -> None:
@@ -216,7 +217,7 @@ class Server:
 
         asking = Thread(target=ask, daemon=True)
         asking.start()
-        self._until(lambda: not asking.is_alive(), told="the guards are still being checked")
+        self._until(lambda: not asking.is_alive(), told="The guards are still being checked")
         if failed:
             raise failed[0]
 
@@ -233,7 +234,7 @@ class Server:
                 self._matcher.check()
             if told and time.monotonic() - last > STILL:
                 last = time.monotonic()
-                self._say(f"{told[0].upper()}{told[1:]} ({last - began:.0f} s).")
+                self._say(f"{told} ({last - began:.0f} s).")
 
     def _died(self, engine: Child, code: int) -> str:
         reason = engine.reason()

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 
 from lvlm_guard.cli.app import app
+from lvlm_guard.cli.serve import welcome
 from lvlm_guard.errors import KnobError, MissingExtraError, WeightsError
 from lvlm_guard.serve.engine.refuse import WHY
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.launch import refused
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
-from lvlm_guard.serve.launch.command import Machine, command, environment, for_matcher
+from lvlm_guard.serve.launch.command import Machine, adapters, command, environment, for_matcher
 from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed, pinned
 from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.launch.server import Ready
 
 CPU, CUDA = Machine(cpu=True, cuda=False), Machine(cpu=False, cuda=True)
 LLAVA, QWEN = "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
@@ -34,10 +36,9 @@ def words(
     of: Checkpoint | None = None, machine: Machine = CPU, guards: tuple[str, ...] = ("agla", "vote"), **options: Any
 ) -> list[str]:
     of = of or checkpoint()
-    front = FrontSettings(("name",), guards, maskd_url="http://127.0.0.1:1", most_pictures=options.pop("most", 1))
     twin = of.twin if set(guards) - {"vote"} else None
-    more = {"host": "127.0.0.1", "port": 8000, "eager": False, "twin": twin} | options
-    return command(of, guards, front, machine, **more)
+    more = {"names": ("name",), "most_pictures": 1, "host": "127.0.0.1", "port": 8000, "eager": False, "twin": twin}
+    return command(of, guards, machine, **(more | options))
 
 
 def value(line: list[str], option: str) -> str:
@@ -160,7 +161,7 @@ def test_each_guard_has_its_processor_and_the_model_is_left_alone_without_a_twin
 
 def test_overrides_and_limits_are_merged_with_the_users() -> None:
     options = '--hf-overrides {"rope_theta":5} --limit-mm-per-prompt {"audio":0} --seed 1'
-    made = words(checkpoint(QWEN, options, model_type="qwen2_5_vl"), most=3)
+    made = words(checkpoint(QWEN, options, model_type="qwen2_5_vl"), most_pictures=3)
     assert json.loads(value(made, "--hf-overrides")) == {"rope_theta": 5, "architectures": [f"Twin{QWEN}"]}
     assert json.loads(value(made, "--limit-mm-per-prompt")) == {"audio": 0, "video": 0, "image": 3}
     assert (made.count("--hf-overrides"), made.count("--limit-mm-per-prompt"), value(made, "--seed")) == (1, 1, "1")
@@ -197,13 +198,7 @@ def test_a_gpu_gets_graphs_of_whole_decode_steps_unless_eager_is_asked_for() -> 
 
 def test_adapters_keep_their_own_names_with_vote() -> None:
     of = checkpoint(options='--enable-lora --lora-modules dog=/a {"name":"cat","path":"/b"}')
-    from lvlm_guard.serve.launch.command import adapters
-
     assert adapters(of.passed) == ["dog", "cat"]
-    front = FrontSettings(("name", "dog", "cat"), ("vote",), maskd_url="http://x")
-    made = command(of, ("vote",), front, CPU, host="h", port=1, eager=False, twin=None)
-    start = made.index("--served-model-name")
-    assert made[start + 1 : start + 3] == ["name", "--middleware"]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +215,7 @@ def test_a_list_of_plugins_gets_ours(monkeypatch: pytest.MonkeyPatch, given: str
 def test_a_server_without_middleware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(ServeError, match="VLLM_USE_RUST_FRONTEND"):
-        environment(FrontSettings(("name",), ("apc",)), checkpoint(), CPU)
+        refused.check(Passed(()), ("vote",), twin=False)
 
 
 def test_the_matcher_service_gets_neither_key_nor_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,3 +281,11 @@ def test_without_vllm_the_command_says_what_to_install() -> None:
     told = CliRunner().invoke(app, ["serve", "--port", "0", "--max-model-len", "64"])
     assert told.exit_code == 1
     assert "pip install 'lvlm-guard[serve" in told.stderr
+
+
+def test_the_example_of_an_open_server_is_python_for_its_first_guard() -> None:
+    server = Ready("http://127.0.0.1:8000", ("m", "m-vote"), ("vote",), "http://127.0.0.1:1", "blip@1", 7)
+    told, _, example = welcome(server).partition("\n\n")
+    assert "http://127.0.0.1:8000/v1: m, m-vote" in told
+    compile(example, "example", "exec")
+    assert 'model="m-vote"' in example
