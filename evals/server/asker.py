@@ -84,8 +84,10 @@ class ServerAsker:
             return _unmeasured(Said("", failed=f"the server ended the answer with {reply.finish!r}"))
         tokens = len(reply.text.split()) if reply.tokens is None else reply.tokens
         cut = tokens >= task.max_new_tokens if reply.finish is None else reply.finish == "length"
-        text = until(reply.text, task.until)
-        return _unmeasured(Said(text, tokens, ended=not cut or text != reply.text, seconds=reply.seconds))
+        # vLLM spells an answer as what follows on the prompt, so that a first word keeps the space before it
+        whole = reply.text.removeprefix(" ")
+        text = until(whole, task.until)
+        return _unmeasured(Said(text, tokens, ended=not cut or text != whole, seconds=reply.seconds))
 
     def _failure(self, name: str, error: Exception) -> str:
         """Return why there is no answer; raise where the next request would fail as well."""

@@ -119,7 +119,7 @@ def test_the_endpoint_serves_the_official_client(served):
     )
     assert raw.headers["x-agla"] == "on; alpha=1; beta=0.5; mask=blip-v1"
     told = raw.parse()
-    assert told.choices[0].message.content in ("yes", "no")
+    assert told.choices[0].message.content in (" yes", " no")
     assert told.choices[0].finish_reason == "stop"
     assert told.usage.completion_tokens == 2
     assert told.lvlm_guard == {"method": "agla", "knobs": {"alpha": 1, "beta": 0.5, "mask": "blip-v1"}}

@@ -227,7 +227,8 @@ class OpenAIEndpoint:
             )
         answer = tokens[0, start:].tolist()
         length, ended = answer_length(answer, {self.model.generation_config.eos_token_id})
-        return self.processor.decode(answer, skip_special_tokens=True), length, ended, start
+        text = self.processor.decode(answer, skip_special_tokens=True)
+        return f" {text}", length, ended, start  # vLLM leaves the space before a first word
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
