@@ -18,7 +18,7 @@ from lvlm_guard.adapters.ranker.losses import ranker_loss
 from lvlm_guard.adapters.ranker.network import RankerNetwork
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.ranker.trunk import trunk_of
-from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,7 +156,16 @@ class ClipRanker(CLIPPreTrainedModel):
         return RankerOutput(loss=loss, scores=scores, logits=logits)
 
     def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return CLIP's own cosine of each picture with each text, [K, N]; the ranker takes no part."""
+        """Return CLIP's own cosine of each picture with each text, [K, N]; the ranker takes no part.
+
+        Raises:
+            UnsupportedModelError: the CLIP was converted without its image projection, see `open_clip`.
+        """
+        if not (getattr(self.clip.config, "lvlm_guard", None) or {}).get("pooled", True):
+            raise UnsupportedModelError(
+                f"{self.name_or_path!r} was converted from an open_clip model whose image projection has no place in "
+                'it, so it has tokens but no cosine. Rank with it, or take a ConvNeXt CLIP without "_d" in its name.'
+            )
         texts = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         images = self.clip.get_image_features(pixel_values=pixel_values.to(self.clip.dtype)).pooler_output
         return torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T

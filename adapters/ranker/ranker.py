@@ -95,9 +95,12 @@ class Ranker:
     @torch.inference_mode()
     def image_tokens(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the trunk's tokens of pictures, [K, P, width] on the model's device, for `rank_tokens`."""
+        if not images:
+            rows, columns = self.model.trunk.grid(self.inputs.side, self.inputs.side)
+            return torch.empty(0, rows * columns, self.model.trunk.image_width)
         parts = [
             self.model.image_tokens(self.inputs.pixels(images[at : at + AT_ONCE]).to(self.model.device))
-            for at in range(0, max(1, len(images)), AT_ONCE)
+            for at in range(0, len(images), AT_ONCE)
         ]
         return torch.cat(parts)
 
@@ -111,6 +114,8 @@ class Ranker:
     @torch.inference_mode()
     def values(self, images: Sequence[Image.Image], objects: Sequence[str]) -> Tensor:
         """Return the score of picture i under the instruction about object i, [N]; a picture may come several times."""
+        if not images:
+            return torch.empty(0)
         known = {id(image): image for image in images}
         tokens = dict(zip(known, self.image_tokens(list(known.values())), strict=True))
         asked = [self.card.asked(name) for name in objects]
