@@ -77,7 +77,6 @@ class Layout:
         self.processor = processor
         self.packed = packable(model) if packed is None else packed
         self.dtype = model.dtype
-        self.longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.image_token = family_asked_by(processor).image_token_id(model.config)
         self.bool_mask = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None) == "sdpa"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ def distill(
     if not seeds or len(set(seeds)) < len(seeds):
         raise DistillError(f"seeds are {list(seeds)}: give one or more different numbers.")
     state = PartialState(cpu=device == "cpu")
+    if not state.is_main_process:  # one process tells
+        echo, progress = _nothing, _unseen
     method = method_of(lessons)
     pictures = pictures_of(lessons)
     if state.is_main_process:
@@ -106,7 +108,8 @@ def distill(
     state.wait_for_everyone()
     counted = {part: summary(file.lessons()) for part, file in files.items()}
     _say(counted, echo)
-    lines = [line for line in files[TRAIN].lines() if '"failed":null' in line[-24:]]
+    # in order of pictures, whoever answered them when: a training must not depend on that
+    lines = sorted(line for line in files[TRAIN].lines() if '"failed":null' in line[-24:])
     held_out = [lesson for lesson in files[HELD_OUT].lessons() if not lesson.failed]
     if not lines or not held_out:
         raise DistillError("None of the pictures can be read, so there is nothing to learn from or to measure on.")
@@ -131,6 +134,14 @@ def distill(
         "rows": drift.rows_of(lessons.model, lessons.method, compared),
     }
     return Distilled(out, folders, json.loads(json.dumps(report, default=str)), state.is_main_process)
+
+
+def _nothing(_: object) -> None:
+    pass
+
+
+def _unseen(_: str, __: int) -> AbstractContextManager[Callable[[int], object]]:
+    return nullcontext(_nothing)
 
 
 def keep_report(done: Distilled) -> None:

@@ -73,8 +73,9 @@ def train(
         advance(recipe.steps)
         return student.eval()
     state = folder / CHECKPOINTS
-    _begin(state, told)
     arguments = _arguments(state, recipe, seed, model.device)
+    with arguments.main_process_first():
+        _begin(state, told)
     size = recipe.steps * recipe.batch * recipe.accumulate * arguments.world_size
     examples = Examples(lines, pictures, recipe.questions, size, seed)
     layout = Layout(model, processor)
@@ -229,8 +230,9 @@ def _begin(state: Path, told: dict[str, Any]) -> None:
             f"{state} holds checkpoints of another training ({_differing(begun, told)}). Give another --out, or "
             "--retrain to train anew on the same answers."
         )
-    state.mkdir(parents=True, exist_ok=True)
-    _write(state / "begun.json", told)
+    if begun is None:
+        state.mkdir(parents=True, exist_ok=True)
+        _write(state / "begun.json", told)
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:

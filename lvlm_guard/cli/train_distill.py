@@ -48,8 +48,12 @@ def distill(
         int | None, typer.Option(min=1, help="Prompts of one generate() call. [default: 8; embedded 256]")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 500,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of a step, in each process.")] = 24,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures that are in memory together. [default: 2; embedded 24]")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Batches of one step. [default: 12; embedded 1]")
+    ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Peak learning rate. [default: 2e-4; embedded 2e-3]", min=1e-8)
     ] = None,
@@ -110,8 +114,8 @@ def distill(
     )
     recipe = settings.Recipe(
         steps=steps,
-        batch=batch,
-        accumulate=accumulate,
+        batch=batch or (24 if world else 2),
+        accumulate=accumulate or (1 if world else 12),
         rate=rate if rate is not None else 2e-3 if world else 2e-4,
         rank=rank,
         alpha=2 * rank,
