@@ -67,15 +67,15 @@ def bench(
         if soak is not None:
             _refuse(given & {"plain_server", "warm", "records", "blocks"}, "not for --soak")
             at_once = max(loads_of(concurrency)) if "concurrency" in given else 8
-            bench_soak(server, *names, soak, at_once, pid, images, max_new_tokens, json)
+            bench_soak(server, *asked, soak, at_once, pid, images, max_new_tokens, json)
             return
         _refuse(given & {"pid"}, "only for --soak")
         bench_server(
             Wanted(
                 server=server,
                 plain_server=plain_server,
-                model=names[0],
-                guards=names[1],
+                model=asked[0],
+                guards=asked[1],
                 concurrency=loads_of(concurrency),
                 blocks=blocks,
                 images=images,
@@ -107,10 +107,10 @@ def bench(
     else:
         workloads = picture_workloads(folder_pictures(images) if images else made_pictures(), sizes, max_new_tokens)
     lvlm, processor = load_model(model, device=device, dtype=dtype)
-    warm = 1
+    unmeasured = 1
     say(f"Measuring {len(arms)} ways to answer on {len(workloads)} workloads, {blocks} blocks each. Ctrl-C stops.")
-    with progress("blocks", len(workloads) * (blocks + warm)) as tick:
-        rows = Bench(lvlm, processor, model, blocks=blocks, warm=warm, tick=tick).run(workloads, arms)
+    with progress("blocks", len(workloads) * (blocks + unmeasured)) as tick:
+        rows = Bench(lvlm, processor, model, blocks=blocks, warm=unmeasured, tick=tick).run(workloads, arms)
     if busy > BUSY:
         say(
             f"The machine was busy when this began (load {busy:.1f}): ratios hold better than times, but measure again."

@@ -217,12 +217,15 @@ def _ratios(
         row |= {"bound": allowed, "verdict": verdict(value, low, allowed)}
     yield row
     yield _row("throughput_ratio", *median_ratio([_rate(one) for one in blocks], [_rate(one) for one in plain]))
-    firsts = [[float(np.median(one.first)) for one in side] for side in (blocks, plain)]
-    yield _row("first_token_ratio", *median_ratio(*firsts))
+    yield _row("first_token_ratio", *median_ratio([_first(one) for one in blocks], [_first(one) for one in plain]))
 
 
 def _rate(record: Record) -> float:
     return record.tokens / record.seconds
+
+
+def _first(record: Record) -> float:
+    return float(np.median(record.first))
 
 
 def _row(metric: str, value: float, low: float | None = None, high: float | None = None) -> Row:

@@ -43,7 +43,7 @@ class Processes:
 
     def __init__(self, pid: int) -> None:
         try:
-            import psutil
+            import psutil  # type: ignore[import-untyped]
         except ImportError as error:
             raise MissingExtraError("Watching processes needs psutil: pip install psutil.") from error
         self._gone = psutil.NoSuchProcess
