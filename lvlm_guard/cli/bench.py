@@ -60,10 +60,8 @@ def bench(
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
     if server:
         _refuse(given & {"executions", "batches", "threads", "device", "dtype"}, "not for --server")
-        names = (
-            model if "model" in given else "",
-            tuple(_listed(methods, None)) if methods != "all" and "methods" in given else (),
-        )
+        guards = _listed(methods, None) if "methods" in given and methods != "all" else []
+        asked = model if "model" in given else "", tuple(guards)
         if soak is not None:
             _refuse(given & {"plain_server", "warm", "records", "blocks"}, "not for --soak")
             at_once = max(loads_of(concurrency)) if "concurrency" in given else 8
