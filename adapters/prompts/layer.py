@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard.adapters.prompts.config import DualPromptConfig
@@ -92,10 +93,10 @@ class PromptLayer(nn.Module, BaseTunerLayer):
             own: Tensor = self.dual_prompt_ctx[name]
             return own
         assert self.text_layer is not None  # the tuner ties the two when it has wrapped them
-        made: Any = self.text_layer.dual_prompt_ctx[name]
+        text: Tensor = self.text_layer.dual_prompt_ctx[name]
         if name in self.dual_prompt_u:
-            made = made @ self.dual_prompt_u[name].T
-        return made @ self.dual_prompt_w[name].T + self.dual_prompt_b[name]
+            text = linear(text, self.dual_prompt_u[name])
+        return linear(text, self.dual_prompt_w[name], self.dual_prompt_b[name])
 
     @property
     def current(self) -> str | None:

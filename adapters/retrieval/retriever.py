@@ -64,6 +64,7 @@ class DualPromptRetriever:
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self._lock = RLock()
         self._alone: dict[int, Tensor] = {}  # features of single pieces by the frozen encoder
+        self._blank: Tensor | None = None  # and of the blank picture
 
     @property
     def config(self) -> DualPromptConfig | None:
@@ -171,19 +172,27 @@ class DualPromptRetriever:
         Each pair's weights come from its own picture and are used for that pair alone, so none tells of another.
         """
         image = self._by_parts(self.model.encode_image, pixels)
-        weights, piece = self._raw(pixels, inputs)
+        frozen, _ = self.frozen_features(pixels)
 
         def pair(rows: Tensor, columns: Tensor) -> Tensor:
             found = []
             for part in torch.arange(len(rows)).split(AT_ONCE):
-                i, j = rows[part], columns[part]
-                chosen = inputs[j]
-                factors = scaled(weights[i[:, None], piece[j]], self.card.strength, chosen.words)
-                text = self._texts(chosen, factors)
+                i, chosen = rows[part], inputs[columns[part]]
+                text = self._texts(chosen, self.factors(frozen[i], chosen))
                 found.append((image[i] * text).sum(-1))
             return torch.cat(found) if found else torch.empty(0)
 
         return pair
+
+    def factors(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
+        """Return the factors of each caption's embeddings for the picture in the same row, [m, tokens].
+
+        Args:
+            frozen_image: [m, d], of `frozen_features`. A batch's own pairs may be weighed so against their own
+                captions and those captions' swaps; never use a row's factors with another picture.
+            inputs: m captions.
+        """
+        return scaled(self._raw(frozen_image, inputs), self.card.strength, inputs.words)
 
     def word_weights(self, image: Image.Image, text: str) -> list[WordWeight]:
         """Return each piece of a caption with its weight for this picture.
@@ -192,9 +201,8 @@ class DualPromptRetriever:
             ImageError, TextError: the picture or the caption can't be used.
         """
         inputs = self.text_inputs([text])
-        weights, piece = self._raw(self.image_inputs([image]), inputs)
-        each = weights[0, piece[0]]
-        factors = scaled(each, self.card.strength, inputs.words[0])
+        frozen, _ = self.frozen_features(self.image_inputs([image]))
+        each, factors = self._raw(frozen, inputs)[0], self.factors(frozen, inputs)[0]
         return [
             WordWeight(str(self.tokenizer.decode([token])).strip(), float(weight), float(factor))
             for token, is_word, weight, factor in zip(
@@ -273,14 +281,17 @@ class DualPromptRetriever:
             parts = zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
             return torch.cat([encode(*(part.to(self.model.device) for part in each)).cpu() for each in parts])
 
-    def _raw(self, pixels: Tensor, inputs: CaptionInputs) -> tuple[Tensor, Tensor]:
-        """Return (w of each different piece for each picture, [n, pieces]; which piece each token is, [m, tokens])."""
-        blank, _ = self.frozen_features(torch.zeros_like(pixels[:1]))  # 0 after normalisation: the mean colour
-        image, _ = self.frozen_features(pixels)
+    def _raw(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
+        """Return w of each token for the picture in the same row, [m, tokens]; of no meaning where no word stands."""
         ids, piece = inputs.input_ids.unique(return_inverse=True)
-        self._learn_pieces(ids.tolist())
-        alone = torch.stack([self._alone[int(token)] for token in ids])
-        return raw(blank @ alone.T, image @ alone.T), piece
+        with self._lock:
+            self._learn_pieces(ids.tolist())
+            if self._blank is None:
+                # 0 after normalisation: a picture of the mean colour
+                side = self.model.base.config.vision_config.image_size
+                self._blank = self.frozen_features(torch.zeros(1, 3, side, side))[0][0]
+        alone = torch.stack([self._alone[int(token)] for token in ids])[piece]
+        return raw(alone @ self._blank, torch.einsum("mtd,md->mt", alone, frozen_image.float()))
 
     def _learn_pieces(self, pieces: Sequence[int]) -> None:
         with self._lock:

@@ -213,7 +213,8 @@ def test_beside_a_lora_both_are_trained_saved_alone_and_loaded_to_the_same_answe
 def test_a_lora_below_keeps_its_own_config_when_prompts_go_on_top():
     lora = get_peft_model(tiny_clip.clip(), LoraConfig(**LORA))
     model = add_prompts(lora, vpt(depth=1))
-    assert isinstance(lora.peft_config["default"], LoraConfig)
+    for holder in (lora, lora.get_base_model(), model.unload()):
+        assert isinstance(holder.peft_config["default"], LoraConfig)
     assert not isinstance(model.peft_config["default"], LoraConfig)
 
 

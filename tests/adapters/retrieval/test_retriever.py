@@ -79,6 +79,30 @@ def test_training_reaches_prompts_and_block_and_leaves_clip_as_it_was():
         assert torch.equal(value, before[name]) == (name not in learned), name
 
 
+def test_a_step_under_bfloat16_autocast_gives_every_learnable_tensor_a_finite_gradient():
+    found = trained(retriever())
+    pixels, texts = found.image_inputs(pictures(4)), found.text_inputs(TEXTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        image, text = found.model(pixels, texts.input_ids, texts.attention_mask)
+    LossStack(hard_negative=0, tau=0.1)(LossInputs(scores=image @ text.T)).total.backward()
+    for name, parameter in found.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_factors_of_a_batch_are_those_of_each_pair_alone():
+    found = retriever(strength=1.0)
+    images = pictures(len(TEXTS))
+    frozen, _ = found.frozen_features(found.image_inputs(images))
+    inputs = found.text_inputs(TEXTS)
+    batch = found.factors(frozen, inputs)
+    assert (batch[~inputs.words] == 1).all()
+    for row, (image, text) in enumerate(zip(images, TEXTS, strict=True)):
+        alone = [weight.factor for weight in found.word_weights(image, text)]
+        torch.testing.assert_close(batch[row][inputs.words[row]], torch.tensor(alone), atol=1e-4, rtol=0)
+
+
 def test_frozen_features_are_plain_clips_and_leave_every_flag_as_it_was():
     found = trained(retriever())
     flags = [p.requires_grad for p in found.model.parameters()]
