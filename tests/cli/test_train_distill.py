@@ -1,6 +1,9 @@
 """`lvlm-guard train distill` from its options to its report."""
 
 import json
+import subprocess
+import sys
+import time
 
 import peft
 import pytest
@@ -122,6 +125,33 @@ def test_every_training_is_a_command_of_its_own_module():
 
     assert "distill" in {command.name for command in training.registered_commands}
     assert isinstance(training, typer.Typer)
+
+
+def killed_once(command, there):
+    """Start a command, and kill it as soon as something is there."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 200
+        while not there() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+
+
+@pytest.mark.slow
+def test_killed_while_it_answers_and_while_it_trains_it_ends_as_an_unbroken_run_does(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = ("--pictures", "40", "--questions", "6", "--held-out", "2", "--at-once", "32", "--steps", "12")
+    command = [sys.executable, "-m", "lvlm_guard", "train", "distill", *options, "--batch", "4", "--save-every", "2"]
+    command += ["--no-measure", "--out"]
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    answers = broken / "answers" / "train-0.jsonl"
+    killed_once([*command, str(broken)], lambda: answers.exists() and answers.read_text().count("\n") >= 8)
+    assert answers.read_text().count("\n") < 40
+    killed_once([*command, str(broken)], lambda: any((broken / "checkpoints").glob("*-4/trainer_state.json")))
+    assert not (broken / "adapter_model.safetensors").exists()
+    subprocess.run([*command, str(broken)], check=True, capture_output=True)
+    for name in ("answers/train-0.jsonl", "answers/held-out-0.jsonl", "adapter_model.safetensors"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.slow
