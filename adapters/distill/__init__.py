@@ -4,7 +4,7 @@ Three stages, each of which goes on where it stopped:
 
 - `teacher`: the guarded model answers about pictures without labels; `answers` keeps what it says, as it comes.
 - `training`: a stock PEFT LoRA learns those answers, on transformers' Trainer; `examples` draws them, `rows`
-  lays them out, `loss` compares.
+  lays them out, `loss` compares, `state` is what it leaves on disk.
 - `drift`: on pictures that were not used, how far the tuned model agrees with its teacher, and what it changed
   where the guard changes nothing; `page` is the report.
 

@@ -10,7 +10,12 @@ NAMES = {
     "chair_s": "CHAIR_s", "chair_i": "CHAIR_i", "object_recall": "recall", "length": "words",
 }  # fmt: skip
 
-_DRIFT = (("changed", "answers changed where the guard had no say"), ("kl", "divergence there, nats"))
+_KINDS = {"question": "questions", "caption": "captions", "other": "other prompts"}
+_DRIFT = {
+    ("untouched", "changed"): "answers changed where the guard had no say",
+    ("untouched", "kl"): "divergence there, nats a token",
+    ("decided", "kl"): "divergence at all steps without a choice, nats a token",
+}
 
 
 def card(report: Mapping[str, Any]) -> str:
@@ -88,14 +93,14 @@ def side_by_side(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, An
             what = NAMES.get(task if metric == "accuracy" else metric, f"{task} {metric}")
             plain, tuned, taught = (found.get((method, task, metric)) for method in ("greedy", "distilled", guarded))
             lines.append((what, plain, tuned, taught, found.get(("distilled-greedy", task, metric))))
-    for kind in ("question", "caption", "other"):
+    for kind in _KINDS:
         task = f"held_out_{kind}"
         if ("distilled", task, "agreement") in found:
             plain, tuned = (found.get((method, task, "agreement")) for method in ("greedy", "distilled"))
-            lines.append((f"answers as the guarded model, {kind}s", plain, tuned, None, None))
-        for metric, what in _DRIFT:
-            if (row := found.get(("distilled", f"untouched_{kind}", metric))) is not None:
-                lines.append((f"{what}, {kind}s", None, row, None, None))
+            lines.append((f"answers word for word as the guarded model: {_KINDS[kind]}", plain, tuned, None, None))
+        for (part, metric), what in _DRIFT.items():
+            if (row := found.get(("distilled", f"{part}_{kind}", metric))) is not None:
+                lines.append((f"{what}: {_KINDS[kind]}", None, row, None, None))
     return lines
 
 

@@ -38,8 +38,8 @@ class Compared:
         untouched: the plain model had decided every token of it.
         plain: the plain model's answer is the teacher's.
         tuned: the tuned model's is.
-        kl: divergence from the plain to the tuned model over the answer's tokens, summed, nats.
-        tokens: of the answer.
+        kl: divergence from the plain to the tuned model, summed over the steps that the plain model had decided, nats.
+        decided: how many such steps there are: all, where it is untouched.
     """
 
     picture: str
@@ -48,7 +48,7 @@ class Compared:
     plain: bool
     tuned: bool
     kl: float
-    tokens: int
+    decided: int
 
 
 def compare(
@@ -86,7 +86,8 @@ def compare(
             as_before = next(plain) == answer.tokens if answer.changed else True
             same = tokens == answer.tokens
             kind = _kind(answer, lessons)
-            found.append(Compared(name, kind, not answer.open, as_before, same, kl, len(answer.tokens)))
+            decided = len(answer.tokens) - len(answer.open)
+            found.append(Compared(name, kind, not answer.open, as_before, same, kl, decided))
         advance(min(few, len(held_out) - start))
     return found
 
@@ -126,7 +127,7 @@ def _said(
 
 
 def _divergence(student: Any, layout: Layout, examples: Sequence[Any]) -> list[float]:
-    """Return the summed divergence of each answer, in nats."""
+    """Return the divergence of each answer over its decided steps, in nats."""
     if not examples:
         return []
     sums: list[float] = []
@@ -134,7 +135,7 @@ def _divergence(student: Any, layout: Layout, examples: Sequence[Any]) -> list[f
         rows = layout.rows([(image, answers)]).to(student.device)
         with torch.inference_mode():
             plain, tuned = plain_log_probs(student, rows), log_probs(student, rows)
-        each = (plain.exp() * (plain - tuned)).nan_to_num(nan=0.0).sum(-1).clamp(min=0)
+        each = (plain.exp() * (plain - tuned)).nan_to_num(nan=0.0).sum(-1).clamp(min=0).masked_fill(rows.open, 0.0)
         sums += [float(part.sum()) for part in each.cpu().split([len(answer.tokens) for answer in answers])]
     return sums
 
@@ -143,7 +144,8 @@ def rows_of(model: str, method: str, seeds: Sequence[Sequence[Compared]]) -> lis
     """Return what was found in long form, each value with its 95 % interval over pictures, means over seeds.
 
     "agreement" is the share of answers that are the teacher's, token for token; "changed" the share of untouched
-    answers that the tuned model gives otherwise, "kl" its divergence from the plain model there, nats a token.
+    answers that the tuned model gives otherwise, "kl" its divergence from the plain model there, nats a token; and
+    also at the decided steps of all answers.
     """
     rows: list[Row] = []
     for kind in ("question", "caption", "other"):
@@ -152,7 +154,8 @@ def rows_of(model: str, method: str, seeds: Sequence[Sequence[Compared]]) -> lis
         rows += _row((model, PLAIN, f"held_out_{kind}", "agreement"), mine, lambda one: (one.plain, 1))
         rows += _row((model, TUNED, f"held_out_{kind}", "agreement"), mine, lambda one: (one.tuned, 1))
         rows += _row((model, TUNED, f"untouched_{kind}", "changed"), left, lambda one: (not one.tuned, 1))
-        rows += _row((model, TUNED, f"untouched_{kind}", "kl"), left, lambda one: (one.kl, one.tokens))
+        rows += _row((model, TUNED, f"untouched_{kind}", "kl"), left, lambda one: (one.kl, one.decided))
+        rows += _row((model, TUNED, f"decided_{kind}", "kl"), mine, lambda one: (one.kl, one.decided))
     return [row | {"teacher": method} for row in rows]
 
 

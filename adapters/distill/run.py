@@ -19,8 +19,9 @@ from lvlm_guard.adapters.distill.card import card
 from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.pictures import Pictures, pictures_of
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
+from lvlm_guard.adapters.distill.state import CHECKPOINTS, DONE, write_json
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
-from lvlm_guard.adapters.distill.training import CHECKPOINTS, DONE, train
+from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.api import guard, unguard
 from lvlm_guard.pretrained import load_model
 
@@ -146,7 +147,7 @@ def _unseen(_: str, __: int) -> AbstractContextManager[Callable[[int], object]]:
 
 def keep_report(done: Distilled) -> None:
     """Write report.json, and the card of each adapter."""
-    _write(done.folder / REPORT, done.report)
+    write_json(done.folder / REPORT, done.report)
     for folder in done.adapters:
         (folder / "README.md").write_text(card(done.report), encoding="utf-8")
 
@@ -182,7 +183,7 @@ def _begin(out: Path, lessons: Lessons, start_over: bool, retrain: bool) -> None
         for folder in (out, *out.glob("seed-*")):
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             (folder / DONE).unlink(missing_ok=True)
-    _write(note, told)
+    write_json(note, told)
 
 
 def _say(counted: dict[str, dict[str, Any]], echo: Callable[[str], object]) -> None:
@@ -195,10 +196,3 @@ def _say(counted: dict[str, dict[str, Any]], echo: Callable[[str], object]) -> N
     failed = sum(part["failed"] for part in counted.values())
     if failed:
         echo(f"{failed} pictures could not be read and were skipped; answers/*.jsonl says why.")
-
-
-def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -26,8 +25,7 @@ from lvlm_guard.adapters.distill.loss import balanced, distance, log_probs, plai
 from lvlm_guard.adapters.distill.pictures import Pictures
 from lvlm_guard.adapters.distill.rows import Layout, Rows
 from lvlm_guard.adapters.distill.settings import Recipe
-
-CHECKPOINTS, DONE = "checkpoints", "training.json"
+from lvlm_guard.adapters.distill.state import CHECKPOINTS, DONE, begin, finished, last_checkpoint, write_json
 
 
 def train(
@@ -68,14 +66,14 @@ def train(
     with warnings.catch_warnings():  # as in `pretrained.with_adapters`
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         student = get_peft_model(model, lora)
-    if _finished(folder, told):
+    if finished(folder, told):
         student.load_adapter(str(folder), adapter_name="default")
         advance(recipe.steps)
         return student.eval()
     state = folder / CHECKPOINTS
     arguments = _arguments(state, recipe, seed, model.device)
     with arguments.main_process_first():
-        _begin(state, told)
+        begin(state, told)
     size = recipe.steps * recipe.batch * recipe.accumulate * arguments.world_size
     examples = Examples(lines, pictures, recipe.questions, size, seed)
     layout = Layout(model, processor)
@@ -95,25 +93,14 @@ def train(
         raise KeyboardInterrupt
     if trainer.is_world_process_zero():
         student.save_pretrained(str(folder))
-        _write(folder / "curve.json", trainer.state.log_history)
-        _write(folder / DONE, told | {"steps": trainer.state.global_step})
+        write_json(folder / "curve.json", trainer.state.log_history)
+        write_json(folder / DONE, told | {"steps": trainer.state.global_step})
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     # takes autocast off, or everything that is measured would be in half precision
     student = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
     return student.eval()
-
-
-def trained(folder: Path, recipe: Recipe, seed: int) -> bool:
-    """Tell whether a folder holds this adapter."""
-    return _finished(folder, {"recipe": recipe.to_dict(), "seed": seed})
-
-
-def last_checkpoint(state: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole: its state is written last."""
-    found = [path for path in state.glob("checkpoint-*") if _read(path / "trainer_state.json") is not None]
-    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
 class Distiller(Trainer):
@@ -211,35 +198,6 @@ def _arguments(state: Path, recipe: Recipe, seed: int, device: torch.device) -> 
     )
 
 
-def _finished(folder: Path, told: dict[str, Any]) -> bool:
-    done = _read(folder / DONE)
-    if done is None:
-        return False
-    if {key: done.get(key) for key in told} != told:
-        raise DistillError(
-            f"{folder} holds an adapter of another training ({_differing(done, told)}). Give another --out, or "
-            "--retrain to train anew on the same answers."
-        )
-    return True
-
-
-def _begin(state: Path, told: dict[str, Any]) -> None:
-    begun = _read(state / "begun.json")
-    if begun is not None and begun != told:
-        raise DistillError(
-            f"{state} holds checkpoints of another training ({_differing(begun, told)}). Give another --out, or "
-            "--retrain to train anew on the same answers."
-        )
-    if begun is None:
-        state.mkdir(parents=True, exist_ok=True)
-        _write(state / "begun.json", told)
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
-    old, new = ({**told.get("recipe", {}), "seed": told.get("seed")} for told in (before, now))
-    return ", ".join(f"{key} {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key])
-
-
 @contextmanager
 def _finishing_the_step(trainer: Distiller) -> Iterator[None]:
     """Let the first Ctrl-C end the step in progress and save it, instead of tearing it apart."""
@@ -263,16 +221,3 @@ def _finishing_the_step(trainer: Distiller) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _write(path: Path, content: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -9,13 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lvlm_guard.cli.console import environment, out, print_json, progress, quiet_libraries, say, usage
+from lvlm_guard.cli.distilled import measured, show
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Dtype, Json, Knobs, Model, method_of
-
-TASKS = ("world_pope", "world_chair")
-BY_SEED = (("pope_all", "accuracy"), ("chair", "chair_s"), ("chair", "chair_i"), ("chair", "object_recall"))
 
 
 def distill(
@@ -143,14 +140,14 @@ def distill(
     report["environment"] = environment()
     report["remarks"] = [WORLD_ONLY] if world and images else []
     if world and measure:
-        report["rows"] += _measured(done, lessons, report, device)
+        report["rows"] += measured(done, lessons, report, device)
     room.keep_report(done)
     page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, _command())
     if json:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json("train distill", report["rows"], **rest)
         return
-    _show(report)
+    show(report)
     for folder in done.adapters:
         out().print(f"adapter  {escape(str(folder))}", soft_wrap=True)
     out().print(f"report   {escape(str(page))}", soft_wrap=True)
@@ -160,59 +157,6 @@ def distill(
 
 
 COMMAND = distill
-
-
-def _measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
-    """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
-    room = import_module("lvlm_guard.evals.run")
-    settings = import_module("lvlm_guard.evals.settings").Settings(
-        tasks=TASKS,
-        methods=(lessons.method,),
-        knobs={lessons.method: lessons.knobs},
-        controls=False,
-        adapters=tuple(f"distilled={folder}" for folder in done.adapters),
-        batch=room.MANY,
-        device=device,
-    )
-    saved = room.run(settings, done.folder / "eval", echo=say, replaces=True)
-    report["by_seed"] = _by_seed(saved, report["seeds"])
-    return list(saved.run["rows"])
-
-
-def _by_seed(saved: Any, seeds: list[int]) -> list[dict[str, Any]]:
-    """Return the distilled scores of each training by itself."""
-    scoring = import_module("lvlm_guard.evals.scoring")
-    found = []
-    for place, seed in enumerate(seeds):
-        samples = [
-            {
-                **sample,
-                "answers": {"distilled": [sample["answers"]["distilled"][place]]},
-                "failed": {},
-            }
-            for sample in saved.samples
-        ]
-        decoders = [decoder for decoder in saved.run["decoders"] if decoder["name"] == "distilled"]
-        rows = scoring.score_run({**saved.run, "decoders": decoders, "reference": "distilled", "compared": []}, samples)
-        found += [
-            {"seed": seed, "task": row["task"], "metric": row["metric"], "value": row["value"]}
-            for row in rows
-            if (row["task"], row["metric"]) in BY_SEED
-        ]
-    return found
-
-
-def _show(report: dict[str, Any]) -> None:
-    lines = import_module("lvlm_guard.adapters.distill.card").side_by_side(report)
-    shown = Table("", "plain", "distilled", report["lessons"]["method"], "distilled - plain, 95 %", box=None)
-    for what, *three, difference in lines:
-        ends = (
-            ""
-            if difference is None
-            else f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-        )
-        shown.add_row(what, *("" if row is None else f"{row['value']:.3f}" for row in three), escape(ends))
-    out().print(shown)
 
 
 def _of_the_world() -> dict[str, tuple[str, ...]]:

@@ -59,23 +59,26 @@ def test_what_is_compared_is_what_the_models_say_by_themselves(said, world, less
                 q = model(**whole).logits[0, start - 1 : -1].double().log_softmax(-1)
                 with model.disable_adapter():
                     p = model(**whole).logits[0, start - 1 : -1].double().log_softmax(-1)
-            assert one.kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-3, abs=1e-4)
+            each = (p.exp() * (p - q)).sum(-1)
+            each[answer.open] = 0
+            assert one.kl == pytest.approx(float(each.sum()), rel=1e-3, abs=1e-4)
+            assert one.decided == len(answer.tokens) - len(answer.open)
             changed += one.untouched and not one.tuned
     assert changed > 0
 
 
-def compared(picture, kind="question", untouched=False, plain=True, tuned=True, kl=0.0, tokens=1):
-    return Compared(picture, kind, untouched, plain, tuned, kl, tokens)
+def compared(picture, kind="question", untouched=False, plain=True, tuned=True, kl=0.0, decided=1):
+    return Compared(picture, kind, untouched, plain, tuned, kl, decided)
 
 
 def test_rows_say_who_agrees_how_often_and_what_changed_where_the_guard_had_no_say():
     one = [
         compared("a", plain=False),
-        compared("a", untouched=True, kl=0.2, tokens=2),
-        compared("b", untouched=True, tuned=False, kl=0.4, tokens=4),
-        compared("b", kind="caption", plain=False, tuned=False, tokens=9),
+        compared("a", untouched=True, kl=0.2, decided=2),
+        compared("b", untouched=True, tuned=False, kl=0.4, decided=4),
+        compared("b", kind="caption", plain=False, tuned=False, decided=9),
     ]
-    other = [*one[:2], compared("b", untouched=True, kl=0.0, tokens=4), one[3]]
+    other = [*one[:2], compared("b", untouched=True, kl=0.0, decided=4), one[3]]
     rows = {(row["method"], row["task"], row["metric"]): row for row in rows_of("m", "vote", [one, other])}
     assert rows["greedy", "held_out_question", "agreement"]["value"] == pytest.approx(2 / 3)
     assert rows["distilled", "held_out_question", "agreement"]["value"] == pytest.approx((2 / 3 + 1) / 2)

@@ -15,7 +15,8 @@ from lvlm_guard.adapters.distill.loss import log_probs, plain_log_probs
 from lvlm_guard.adapters.distill.pictures import Pictures
 from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.settings import Recipe
-from lvlm_guard.adapters.distill.training import last_checkpoint, train
+from lvlm_guard.adapters.distill.state import last_checkpoint
+from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.pretrained import load_model
 
 RECIPE = Recipe(steps=9, batch=2, questions=2, rate=5e-3, rank=2, alpha=4, save_every=3)

@@ -1,0 +1,70 @@
+"""What `lvlm-guard train distill` measures on the embedded world, and how it is shown."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from lvlm_guard.cli.console import out, say
+
+TASKS = ("world_pope", "world_chair")
+BY_SEED = (
+    *((f"pope_{kind}", "accuracy") for kind in ("random", "popular", "adversarial", "all")),
+    *(("chair", metric) for metric in ("chair_s", "chair_i", "object_recall")),
+)
+
+
+def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
+    room = import_module("lvlm_guard.evals.run")
+    settings = import_module("lvlm_guard.evals.settings").Settings(
+        tasks=TASKS,
+        methods=(lessons.method,),
+        knobs={lessons.method: lessons.knobs},
+        controls=False,
+        adapters=tuple(f"distilled={folder}" for folder in done.adapters),
+        batch=room.MANY,
+        device=device,
+    )
+    saved = room.run(settings, done.folder / "eval", echo=say, replaces=True)
+    report["by_seed"] = _by_seed(saved, report["seeds"])
+    return list(saved.run["rows"])
+
+
+def _by_seed(saved: Any, seeds: list[int]) -> list[dict[str, Any]]:
+    """Return the distilled scores of each training by itself."""
+    scoring = import_module("lvlm_guard.evals.scoring")
+    found = []
+    for place, seed in enumerate(seeds):
+        samples = [
+            {
+                **sample,
+                "answers": {"distilled": [sample["answers"]["distilled"][place]]},
+                "failed": {},
+            }
+            for sample in saved.samples
+        ]
+        decoders = [decoder for decoder in saved.run["decoders"] if decoder["name"] == "distilled"]
+        rows = scoring.score_run({**saved.run, "decoders": decoders, "reference": "distilled", "compared": []}, samples)
+        found += [
+            {"seed": seed, "task": row["task"], "metric": row["metric"], "value": row["value"]}
+            for row in rows
+            if (row["task"], row["metric"]) in BY_SEED
+        ]
+    return found
+
+
+def show(report: dict[str, Any]) -> None:
+    lines = import_module("lvlm_guard.adapters.distill.card").side_by_side(report)
+    shown = Table("", "plain", "distilled", report["lessons"]["method"], "distilled - plain, 95 %", box=None)
+    for what, *three, difference in lines:
+        ends = (
+            ""
+            if difference is None
+            else f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        )
+        shown.add_row(what, *("" if row is None else f"{row['value']:.3f}" for row in three), escape(ends))
+    out().print(shown)
