@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.catalog import N_OBJECTS
 from lvlm_guard.embedded.loop import EVERY, Trainee, optimizer
 
-STAGES = {"main": 2200, "again": 1600}  # steps of each; a rate that rises once more finds better weights
+STEPS = 2200
 BATCH, RATE = 48, 1e-3
 TINTED, PLAIN = 9_000, 7_000  # pictures of each world
 GROUND_WEIGHT = 0.3  # most image tokens show the ground
@@ -67,8 +66,9 @@ def train(seed: int, short: float, batch: int, pool: Pool, folder: Path, minutes
     Raises:
         OutOfTime: `minutes` are over before the last step; call again to go on.
     """
+    steps = max(2, int(STEPS * short))
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    trainee = Trainee("clip", tuple(STAGES), folder, np.random.default_rng(seed))
+    trainee = Trainee("clip", ("main",), folder, np.random.default_rng(seed))
     rng, model, words = trainee.rng, build(seed), processor().tokenizer
     head = nn.Linear(WIDTH, 1 + N_OBJECTS)
     model.train()
@@ -77,9 +77,9 @@ def train(seed: int, short: float, batch: int, pool: Pool, folder: Path, minutes
     weight = torch.ones(1 + N_OBJECTS)
     weight[0] = GROUND_WEIGHT
 
-    def step(stage: str, steps: int, i: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         if end is not None and i % EVERY == 0 and time.monotonic() > end:
-            raise OutOfTime(f"{i} of {steps} steps ({stage}) are saved in {folder}; the same command goes on.")
+            raise OutOfTime(f"{i} of {steps} steps are saved in {folder}; the same command goes on.")
         rows = [int(k) for k in rng.choice(len(pool.image), batch, replace=False)]
         captions, claims = zip(*(pool.caption(rng, k) for k in rows), strict=True)
         encoded = words(list(captions), padding=True, return_tensors="pt")
@@ -106,9 +106,7 @@ def train(seed: int, short: float, batch: int, pool: Pool, folder: Path, minutes
             "scale": scale,
         }
 
-    for stage, number in STAGES.items():
-        steps = max(2, int(number * short))
-        trainee.train(stage, {"model": model, "head": head}, opt, partial(step, stage, steps), steps=steps, rate=RATE)
+    trainee.train("main", {"model": model, "head": head}, opt, step, steps=steps, rate=RATE)
     model.eval()
     return model
 
