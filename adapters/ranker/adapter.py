@@ -49,9 +49,9 @@ def adapted(model: ClipRanker, trunk: Tuning = "frozen", rank: int = 8) -> PeftM
     """Return a ranker as a PEFT model that is ready to train: what has no gradient asks for none."""
     from peft import get_peft_model
 
-    wrapped = get_peft_model(model, lora_config(trunk, rank))  # type: ignore[arg-type]
+    wrapped = get_peft_model(model, lora_config(trunk, rank))
     _freeze_unused(wrapped)
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 def card_of(model: Any, **known: Any) -> RankerCard:
@@ -108,7 +108,7 @@ def load(
     wrapped = read(
         f"The ranker {str(folder)!r}",
         str(folder),
-        lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable),  # type: ignore[arg-type]
+        lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable),
         damaged="The folder is incomplete or damaged: copy or train it again.",
         absent="Give the folder that `lvlm-guard train ranker` wrote.",
     )

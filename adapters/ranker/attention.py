@@ -54,4 +54,5 @@ class Attention(nn.Module):
         return joined
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [K, heads, T, e]
+        split: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [K, heads, T, e]
+        return split

@@ -10,14 +10,13 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from lvlm_guard.adapters.data.ranks import COUNTS
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.ranker.trunk import Trunk
 from lvlm_guard.errors import GuardError, KnobError, TextError, UnsupportedModelError, WeightsError
 
 FILE = "guard_ranker.json"
 FORMAT = 1
-COUNTING = "Rank the numbers of {object}."
-"""The release's instruction for counts."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class RankerCard:
     image_width: int
     text_width: int
     settings: RankerSettings = field(default_factory=RankerSettings)
-    instruction: str = COUNTING
+    instruction: str = COUNTS
     y_mean: float = 0.0
     y_std: float = 1.0
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)

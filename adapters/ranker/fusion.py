@@ -14,7 +14,7 @@ from lvlm_guard.adapters.ranker.attention import Attention
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 
 
-class FusionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class FusionLayer(GradientCheckpointingLayer):
     """Self-attention over the picture, then cross-attention to the text, each with an MLP; pre-norm."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -34,7 +34,7 @@ class FusionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return fused
 
 
-class PostLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class PostLayer(GradientCheckpointingLayer):
     """A post-norm encoder layer with ReLU, whose MLP is no wider than the tokens."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

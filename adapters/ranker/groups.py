@@ -142,7 +142,8 @@ class GroupSampler:
         shown, without = self._positive[name], self._negative[name]
         none = min(len(without), round(self.size * self.negatives))
         some = min(len(shown), self.size - none)
-        drawn = rng.choice(len(shown), some, replace=False, p=self._chance[name]) if some else []
-        members = [shown[int(k)] for k in drawn]
+        members = []
+        if some:
+            members = [shown[int(k)] for k in rng.choice(len(shown), some, replace=False, p=self._chance[name])]
         members += [without[int(k)] for k in (rng.choice(len(without), none, replace=False) if none else [])]
         return [members[int(k)] for k in rng.permutation(len(members))]

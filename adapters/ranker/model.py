@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from lvlm_guard.adapters.ranker.backbone import load_backbone
 from lvlm_guard.adapters.ranker.losses import ranker_loss
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RankerOutput(ModelOutput):  # type: ignore[misc]
+class RankerOutput(ModelOutput):
     """What a group of pictures got: loss (where there are labels), scores [K], logits [K, K]."""
 
     loss: Tensor | None = None
@@ -58,7 +58,7 @@ class ClipRanker(CLIPPreTrainedModel):
         self.ranker = RankerNetwork(trunk.image_width, trunk.text_width, self.settings).to(clip.dtype)
         for module in self.modules():
             module._is_hf_initialized = True  # type: ignore[assignment]  # both parts have their weights already
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the weights on disk are a CLIP's; a trained ranker is an adapter
@@ -151,8 +151,8 @@ class ClipRanker(CLIPPreTrainedModel):
         scores, logits = self.ranker(image_tokens, text_tokens, text_mask, pairs, kept)
         loss = None
         if labels is not None:
-            choices = {"ties": self.settings.ties, "regression_weight": self.settings.regression_weight}
-            loss = ranker_loss(scores, logits, labels, **choices).total
+            weight = self.settings.regression_weight
+            loss = ranker_loss(scores, logits, labels, ties=self.settings.ties, regression_weight=weight).total
         return RankerOutput(loss=loss, scores=scores, logits=logits)
 
     def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
