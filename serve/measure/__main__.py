@@ -87,11 +87,21 @@ def main(arguments: list[str]) -> int:
             beside, url = ordinary(keeper, environment)
             children.append(beside)
             command += ["--plain-server", url]
-        return subprocess.run([*command, *passed], env=environment, check=False).returncode
+        return _ran([*command, *passed], environment)
     finally:
         for child in reversed(children):
             child.stop(60, Event())
         keeper.close()
+
+
+def _ran(command: list[str], environment: dict[str, str]) -> int:
+    """Run to the end; Ctrl-C is the command's, which ends with what it has."""
+    with subprocess.Popen(command, env=environment) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
 
 
 def _until(child: Child, ready: Any) -> None:
