@@ -29,6 +29,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._groups: set[int] = set()
+        self._folders: list[Path] = []
         self._start()
 
     def _start(self) -> None:
@@ -39,6 +40,13 @@ class Keeper:
         )
         for group in self._groups:
             self._say(f"+{group}")
+        for folder in self._folders:
+            self._say(str(folder))
+
+    def remove_at_end(self, folder: Path) -> None:
+        """Remove a folder, given by its whole path, should it still be there when we are gone."""
+        self._folders.append(folder)
+        self._say(str(folder))
 
     def add(self, group: int) -> None:
         """Watch over a group."""

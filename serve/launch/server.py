@@ -114,6 +114,7 @@ class Server:
             twin=self._twin,
         )
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvlm-guard-serve-")))
+        keeper.remove_at_end(self._folder)
         self._objects()
         self._matcher: OwnMatcher | None = None
         self._engine: Child | None = None

@@ -33,8 +33,10 @@ time.sleep(600)
 
 SERVE = f"""
 import sys, time
+from pathlib import Path
 from lvlm_guard.serve.launch.child import Child, Keeper
 keeper = Keeper()
+keeper.remove_at_end(Path(sys.argv[1]))
 child = Child([sys.executable, "-c", {STUBBORN!r}], {{}}, keeper, lambda line: print(line, end="", flush=True))
 time.sleep(600)
 """
@@ -72,8 +74,11 @@ def stubborn(keeper: Keeper) -> tuple[Child, list[int]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_starter_leaves_nothing_behind() -> None:
-    starter = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
+def test_a_killed_starter_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "its own"
+    folder.mkdir()
+    (folder / "file").touch()
+    starter = subprocess.Popen([sys.executable, "-c", SERVE, folder], stdout=subprocess.PIPE, text=True)
     assert starter.stdout is not None
     pids = [int(pid) for pid in starter.stdout.readline().split()[1:]]
     assert len(pids) == 2
@@ -81,6 +86,8 @@ def test_a_killed_starter_leaves_nothing_behind() -> None:
     starter.kill()
     starter.wait()
     until(lambda: not any(map(alive, pids)), 20)
+    until(lambda: not folder.exists(), 20)
+    assert tmp_path.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
