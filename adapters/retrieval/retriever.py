@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -16,17 +15,15 @@ from torch import Tensor
 from lvlm_guard.adapters.prompts import DualPromptConfig
 from lvlm_guard.adapters.retrieval.captions import CaptionInputs, caption_inputs
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
+from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, Encoder, WordWeigher
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.two_stage import again
-from lvlm_guard.adapters.retrieval.word_weights import raw, scaled
+from lvlm_guard.adapters.retrieval.word_weights import scaled
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.images import as_rgb
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-AT_ONCE = 64
-"""Pictures or captions in one pass of an encoder."""
 
 
 class Ranked(NamedTuple):
@@ -62,9 +59,8 @@ class DualPromptRetriever:
     ) -> None:
         self.model, self.card = model.eval(), card
         self.tokenizer, self.image_processor = tokenizer, image_processor
-        self._lock = RLock()
-        self._alone: dict[int, Tensor] = {}  # features of single pieces by the frozen encoder
-        self._blank: Tensor | None = None  # and of the blank picture
+        self._encoder = Encoder(self.model)
+        self._weigher = WordWeigher(self._encoder, tokenizer)
 
     @property
     def config(self) -> DualPromptConfig | None:
@@ -94,11 +90,11 @@ class DualPromptRetriever:
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Return normalised features of pictures, [n, d]."""
-        return self._by_parts(self.model.encode_image, self.image_inputs(images))
+        return self._encoder.images(self.image_inputs(images))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return normalised features of captions without word weights, [m, d]."""
-        return self._texts(self.text_inputs(texts))
+        return self._encoder.texts(self.text_inputs(texts))
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, weighting: Literal["none", "pairwise"] = "none"
@@ -119,7 +115,7 @@ class DualPromptRetriever:
             raise KnobError(f"weighting is {weighting!r}: give 'none' or 'pairwise'; 'two-stage' is of `rank`.")
         pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
         if weighting == "none" or self.card.strength == 0:
-            return self._by_parts(self.model.encode_image, pixels) @ self._texts(inputs).T
+            return self._encoder.images(pixels) @ self._encoder.texts(inputs).T
         rows, columns = (grid.flatten() for grid in torch.meshgrid(
             torch.arange(len(images)), torch.arange(len(texts)), indexing="ij"
         ))  # fmt: skip
@@ -159,7 +155,7 @@ class DualPromptRetriever:
             scores = self.score(images, texts, weighting=weighting)  # type: ignore[arg-type]
             return scores, scores.T
         pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
-        first = self._by_parts(self.model.encode_image, pixels) @ self._texts(inputs).T
+        first = self._encoder.images(pixels) @ self._encoder.texts(inputs).T
         if self.card.strength == 0:
             return first, first.T
         pair = self.pair_scorer(pixels, inputs)
@@ -171,14 +167,14 @@ class DualPromptRetriever:
 
         Each pair's weights come from its own picture and are used for that pair alone, so none tells of another.
         """
-        image = self._by_parts(self.model.encode_image, pixels)
+        image = self._encoder.images(pixels)
         frozen, _ = self.frozen_features(pixels)
 
         def pair(rows: Tensor, columns: Tensor) -> Tensor:
             found = []
             for part in torch.arange(len(rows)).split(AT_ONCE):
                 i, chosen = rows[part], inputs[columns[part]]
-                text = self._texts(chosen, self.factors(frozen[i], chosen))
+                text = self._encoder.texts(chosen, self.factors(frozen[i], chosen))
                 found.append((image[i] * text).sum(-1))
             return torch.cat(found) if found else torch.empty(0)
 
@@ -192,7 +188,7 @@ class DualPromptRetriever:
                 captions and those captions' swaps; never use a row's factors with another picture.
             inputs: m captions.
         """
-        return scaled(self._raw(frozen_image, inputs), self.card.strength, inputs.words)
+        return scaled(self._weigher.raw(frozen_image, inputs), self.card.strength, inputs.words)
 
     def word_weights(self, image: Image.Image, text: str) -> list[WordWeight]:
         """Return each piece of a caption with its weight for this picture.
@@ -202,7 +198,7 @@ class DualPromptRetriever:
         """
         inputs = self.text_inputs([text])
         frozen, _ = self.frozen_features(self.image_inputs([image]))
-        each, factors = self._raw(frozen, inputs)[0], self.factors(frozen, inputs)[0]
+        each, factors = self._weigher.raw(frozen, inputs)[0], self.factors(frozen, inputs)[0]
         return [
             WordWeight(str(self.tokenizer.decode([token])).strip(), float(weight), float(factor))
             for token, is_word, weight, factor in zip(
@@ -227,9 +223,8 @@ class DualPromptRetriever:
 
     def frozen_features(self, pixels: Tensor | None = None, texts: Sequence[str] | None = None) -> tuple[Any, Any]:
         """Return (image [n, d], text [m, d]) of the untuned CLIP, None for a side not given; for losses, once."""
-        with self._lock, self.model.frozen():
-            image = None if pixels is None else self._by_parts(self.model.encode_image, pixels)
-            text = None if texts is None else self._texts(self._plain_inputs(texts))
+        image = None if pixels is None else self._encoder.images(pixels, frozen=True)
+        text = None if texts is None else self._encoder.texts(self._plain_inputs(texts), frozen=True)
         return image, text
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
@@ -270,36 +265,3 @@ class DualPromptRetriever:
     def _plain_inputs(self, texts: Sequence[str]) -> CaptionInputs:
         length = self.model.base.config.text_config.max_position_embeddings
         return caption_inputs(self.tokenizer, texts, length=length, too_long=self.card.too_long)
-
-    def _texts(self, inputs: CaptionInputs, factors: Tensor | None = None) -> Tensor:
-        if factors is None:
-            return self._by_parts(self.model.encode_text, inputs.input_ids, inputs.attention_mask)
-        return self._by_parts(self.model.encode_text, inputs.input_ids, inputs.attention_mask, factors)
-
-    def _by_parts(self, encode: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        with self._lock, torch.no_grad():
-            parts = zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
-            return torch.cat([encode(*(part.to(self.model.device) for part in each)).cpu() for each in parts])
-
-    def _raw(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
-        """Return w of each token for the picture in the same row, [m, tokens]; of no meaning where no word stands."""
-        ids, piece = inputs.input_ids.unique(return_inverse=True)
-        with self._lock:
-            self._learn_pieces(ids.tolist())
-            if self._blank is None:
-                # 0 after normalisation: a picture of the mean colour
-                side = self.model.base.config.vision_config.image_size
-                self._blank = self.frozen_features(torch.zeros(1, 3, side, side))[0][0]
-        alone = torch.stack([self._alone[int(token)] for token in ids])[piece]
-        return raw(alone @ self._blank, torch.einsum("mtd,md->mt", alone, frozen_image.float()))
-
-    def _learn_pieces(self, pieces: Sequence[int]) -> None:
-        with self._lock:
-            new = [piece for piece in pieces if piece not in self._alone]
-            if not new:
-                return
-            begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-            ids = torch.tensor([[begin, piece, end] for piece in new])
-            with self.model.frozen():
-                features = self._by_parts(self.model.encode_text, ids, torch.ones_like(ids))
-            self._alone.update(zip(new, features, strict=True))
