@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lvlm_guard.errors import KnobError
@@ -14,9 +15,10 @@ from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
 from lvlm_guard.serve.front.settings import KEY, VARIABLE, FrontSettings
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.maskd.asks import SHARED
+from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
 
 FRONT = "lvlm_guard.serve.front.middleware.GuardFront"
-VOTE_PROCESSOR = "lvlm_guard.serve.vote.processor:VoteProcessor"
 PLUGIN = "lvlm_guard"
 """Name of our entry point among vLLM's plug-ins."""
 
@@ -94,9 +96,17 @@ def command(
     return [sys.executable, "-m", "lvlm_guard.serve.launch.engine", *theirs, *said]
 
 
-def environment(front: FrontSettings, checkpoint: Checkpoint, machine: Machine) -> dict[str, str]:
-    """Return the environment of vLLM's process."""
-    made = {**os.environ, VARIABLE: front.to_json()}
+def environment(front: FrontSettings, checkpoint: Checkpoint, machine: Machine, counts: Path) -> dict[str, str]:
+    """Return the environment of vLLM's process.
+
+    Args:
+        front: the front's settings.
+        checkpoint: the model.
+        machine: that it runs on.
+        counts: empty folder in which prometheus_client adds up what vLLM's processes count: tokens are counted by
+            the engine, and /metrics is answered by another process.
+    """
+    made = {**os.environ, VARIABLE: front.to_json(), SHARED: str(counts)}
     plugins = made.get("VLLM_PLUGINS")
     if plugins is not None and PLUGIN not in plugins.split(","):
         made["VLLM_PLUGINS"] = f"{plugins},{PLUGIN}".removeprefix(",")

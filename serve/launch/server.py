@@ -171,7 +171,10 @@ class Server:
             special_tokens=self._special_tokens,
         )
         self._say(f"Starting vLLM {self._vllm.version} with {given.model}; large models take minutes.")
-        self._engine = Child(self._command, environment(front, self._checkpoint, self._machine), self._keeper)
+        counts = self._folder / "counts"
+        counts.mkdir()
+        made = environment(front, self._checkpoint, self._machine, counts)
+        self._engine = Child(self._command, made, self._keeper)
         url = url_of(given.host, self._port)
         if "ssl-certfile" in given.passed:
             url = url.replace("http:", "https:")

@@ -204,12 +204,14 @@ def test_adapters_keep_their_own_names_with_vote() -> None:
 @pytest.mark.parametrize(
     ("given", "made"), [(None, None), ("", "lvlm_guard"), ("a", "a,lvlm_guard"), ("b,lvlm_guard", "b,lvlm_guard")]
 )
-def test_a_list_of_plugins_gets_ours(monkeypatch: pytest.MonkeyPatch, given: str | None, made: str | None) -> None:
+def test_a_list_of_plugins_gets_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None, made: str | None
+) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if given is not None:
         monkeypatch.setenv("VLLM_PLUGINS", given)
     front = FrontSettings(("name",), ("apc",))
-    assert environment(front, checkpoint(), CPU).get("VLLM_PLUGINS") == made
+    assert environment(front, checkpoint(), CPU, tmp_path).get("VLLM_PLUGINS") == made
 
 
 def test_a_server_without_middleware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
