@@ -42,7 +42,7 @@ test-oldest: $(OLDEST)/.ready  ## run the fast tests on the oldest transformers 
 	@$(OLDEST)/bin/python -m pytest -q -n auto -m "not slow" $(ARGS)
 
 test-serve: $(SERVE)/.ready  ## run the tests of serving on vLLM for CPUs, in an environment of their own
-	@TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVE)/bin/python -m pytest -q tests/serve $(ARGS)
+	@TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVE)/bin/python -m pytest -q -n 2 --dist loadfile tests/serve $(ARGS)
 
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .
@@ -67,7 +67,7 @@ $(OLDEST)/.ready: pyproject.toml setup.py
 # the sound and video packages that come along break vLLM's imports on a CPU
 $(SERVE)/.ready: pyproject.toml setup.py
 	test -e $(SERVE)/pyvenv.cfg || $(subst $(VENV),$(SERVE),$(MKVENV))
-	$(subst $(BIN),$(SERVE)/bin,$(INSTALL)) -e '.[serve-cpu]' 'pytest>=8' pytest-timeout 'hypothesis>=6.100'
+	$(subst $(BIN),$(SERVE)/bin,$(INSTALL)) -e '.[serve-cpu]' 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	$(SERVE)/bin/python -m pip uninstall -q -y torchaudio torchcodec
 	@touch $@
 
