@@ -76,6 +76,29 @@ def make(
     return made
 
 
+def untuned(source: str | os.PathLike[str] = EMBEDDED, **card: Any) -> DualPromptRetriever:
+    """Return a CLIP as it is, as a retriever: what every tuned one is measured against.
+
+    Args:
+        source: "embedded", a folder or a hub id of a `CLIPModel` with its tokenizer and image processor.
+        card: further fields of `RetrieverCard`.
+
+    Raises:
+        WeightsError: it can't be had.
+        UnsupportedModelError: it is no CLIP.
+    """
+    return make(*parts(source), **{"strength": 0.0, **card})
+
+
+def parts(source: str | os.PathLike[str] = EMBEDDED) -> tuple[Any, Any, Any]:
+    """Return the model, the tokenizer and the image processor of a CLIP, as `untuned` reads them."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    place = _place(str(source))
+    tokenizer = _read(place, lambda: AutoTokenizer.from_pretrained(place))
+    return _clip(place), tokenizer, _read(place, lambda: AutoImageProcessor.from_pretrained(place))
+
+
 def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path:
     """Write a retriever's files; return the card's path."""
     place = Path(folder)

@@ -1,0 +1,183 @@
+"""Pictures, their captions and the captions' swaps: what retrieval is measured on, and what a model makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.ranker.metrics import auroc
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.encoding import Encoder
+from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, swap_auroc
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.retrieval.swaps import hard_negatives
+from lvlm_guard.adapters.training.features import Features
+
+NEGATIVES = 4
+"""Swaps of a caption, as in DCAR's data."""
+
+
+def swapped(row: CaptionRow, bank: WordBank, others: Sequence[str] = (), seed: int = 0) -> list[tuple[str, str]]:
+    """Return (caption, what was exchanged) of a row's swaps: its own, or such as the bank makes.
+
+    Args:
+        row: a caption.
+        bank: for rows without negatives.
+        others: other true captions of the picture.
+        seed: of the draw.
+    """
+    if row.negatives:
+        kinds = row.kinds or ("swap",) * len(row.negatives)
+        return list(zip(row.negatives, kinds, strict=True))
+    labels = [name for name in (row.category, *row.attributes.values()) if name]
+    made = hard_negatives(row.caption, bank, NEGATIVES, labels=labels, true_captions=others, seed=seed)
+    return [(swap.text, swap.kind) for swap in made]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What is searched.
+
+    Args:
+        images: keys of pictures that can be read.
+        rows: their captions.
+        image_of: [rows], the place of each caption's picture in `images`.
+        swaps: captions that are not true of the picture of the caption that they were made of.
+        swap_of: [swaps], that caption's row.
+        kinds: [swaps], what was exchanged.
+    """
+
+    images: tuple[str, ...]
+    rows: tuple[CaptionRow, ...]
+    image_of: NDArray[np.int64]
+    swaps: tuple[str, ...]
+    swap_of: NDArray[np.int64]
+    kinds: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, data: CaptionData, bank: WordBank, pictures: int | None = None) -> Gallery:
+        """Return the gallery of a data set, or of its first pictures."""
+        images = tuple(data.images[:pictures])
+        place = {image: number for number, image in enumerate(images)}
+        rows = tuple(row for row in data.rows if row.image in place)
+        captions: dict[str, list[str]] = {}
+        for row in rows:
+            captions.setdefault(row.image, []).append(row.caption)
+        made = [swapped(row, bank, captions[row.image]) for row in rows]
+        return cls(
+            images,
+            rows,
+            np.array([place[row.image] for row in rows]),
+            tuple(text for each in made for text, _ in each),
+            np.array([number for number, each in enumerate(made) for _ in each], dtype=np.int64),
+            np.array([kind for each in made for _, kind in each], dtype=np.str_),
+        )
+
+    @cached_property
+    def truth(self) -> NDArray[np.bool_]:
+        """[images, rows + swaps]: which caption is true of which picture; equal captions are true of both."""
+        texts = np.array([row.caption for row in self.rows])
+        relevant = np.zeros((len(self.images), len(self.rows) + len(self.swaps)), bool)
+        for number, image in enumerate(self.image_of):
+            relevant[image, : len(self.rows)] |= texts == texts[number]
+        return relevant
+
+    @torch.no_grad()
+    def searched(self, retriever: DualPromptRetriever, pixels: Features) -> Searched:
+        """Return what a retriever makes of it, without word weights."""
+        places, tensor = pixels(self.images)
+        if len(places) < len(self.images):
+            raise KeyError("a picture of the gallery can't be read")
+        image = Encoder(retriever.model).images(tensor)
+        text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
+        return Searched(self, image, text)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Features of a gallery, and the figures they give.
+
+    Args:
+        gallery: what was searched.
+        image, text: [images, d] and [rows + swaps, d].
+    """
+
+    gallery: Gallery
+    image: Tensor
+    text: Tensor
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32]:
+        """[images, rows + swaps] cosines."""
+        found: NDArray[np.float32] = (self.image @ self.text.T).numpy()
+        return found
+
+    @cached_property
+    def true(self) -> NDArray[np.float64]:
+        """[rows]: the score of each caption with its picture."""
+        return self.scores[self.gallery.image_of, np.arange(len(self.gallery.rows))].astype(np.float64)
+
+    @cached_property
+    def swapped(self) -> NDArray[np.float64]:
+        """[swaps]: the score of each swap with that picture."""
+        of = self.gallery.image_of[self.gallery.swap_of]
+        return self.scores[of, len(self.gallery.rows) + np.arange(len(of))].astype(np.float64)
+
+    @cached_property
+    def image_places(self) -> NDArray[np.int64]:
+        """[images]: at which place each picture finds a true caption, among all captions and swaps."""
+        return ranks(self.scores, self.gallery.truth)
+
+    @cached_property
+    def text_places(self) -> NDArray[np.int64]:
+        """[rows]: at which place each caption finds its picture, among all pictures."""
+        rows = len(self.gallery.rows)
+        return ranks(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T)
+
+    def figures(self) -> RetrievalFigures:
+        """Return recall both ways and the verifier's AUROC."""
+        own: list[list[float]] = [[] for _ in self.gallery.rows]
+        kinds: list[list[str]] = [[] for _ in self.gallery.rows]
+        for row, score, kind in zip(self.gallery.swap_of, self.swapped, self.gallery.kinds, strict=True):
+            own[row].append(float(score))
+            kinds[row].append(str(kind))
+        pooled, by_kind = swap_auroc(self.true, own, kinds) if len(self.swapped) else (float("nan"), {})
+        rows = len(self.gallery.rows)
+        return RetrievalFigures(
+            recall(self.scores, self.gallery.truth),
+            recall(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T),
+            pooled,
+            by_kind,
+        )
+
+    def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
+        """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""
+        chosen = self._swaps_of(kind)
+        own = [chosen[row] for row in rows if len(chosen[row])]
+        return auroc(self.true[[row for row in rows if len(chosen[row])]], np.concatenate(own)) if own else float("nan")
+
+    def above(self, rows: NDArray[np.int64], kind: str) -> float:
+        """Return the share of captions that score above all their swaps of a kind; NaN without any."""
+        chosen = self._swaps_of(kind)
+        won = [self.true[row] > chosen[row].max() for row in rows if len(chosen[row])]
+        return float(np.mean(won)) if won else float("nan")
+
+    def _swaps_of(self, kind: str) -> list[NDArray[np.float64]]:
+        held = self._by_row.get(kind)
+        if held is None:
+            fits = np.ones(len(self.swapped), bool) if not kind else self.gallery.kinds == kind
+            of = self.gallery.swap_of
+            held = [self.swapped[fits & (of == row)] for row in range(len(self.gallery.rows))]
+            self._by_row[kind] = held
+        return held
+
+    @cached_property
+    def _by_row(self) -> dict[str, list[NDArray[np.float64]]]:
+        return {}

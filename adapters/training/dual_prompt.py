@@ -1,0 +1,288 @@
+"""A retriever's training, from its data to its folder: begun or gone on with, selected, calibrated, saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvlm_guard.adapters.data import CaptionData
+from lvlm_guard.adapters.evaluation.gallery import Gallery
+from lvlm_guard.adapters.losses import LossStack
+from lvlm_guard.adapters.prompts import configuration, layers_of
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.encoding import Encoder
+from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
+from lvlm_guard.adapters.retrieval.parsing import parse
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.retrieval.selection import UNTUNED, Candidate, selected
+from lvlm_guard.adapters.training.checkpoint import Checkpoint, Measured, put
+from lvlm_guard.adapters.training.features import Features
+from lvlm_guard.adapters.training.loop import Advance, train
+from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
+from lvlm_guard.embedded.export import platt
+from lvlm_guard.matching.vocabulary import article
+
+ABOUT = "a photo of {article} {object}"
+"""The claim that a picture shows an object, as CLIP is asked it."""
+
+AVERAGED = -2  # the step by which the average of all candidates goes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained.
+
+    Args:
+        clip: "embedded", a folder or a hub id.
+        prompts: a named configuration of `lvlm_guard.adapters.prompts`.
+        depth, n_ctx: of the prompts; None for the configuration's own, as far as the CLIP has layers.
+        coupling_rank: None for the configuration's own.
+        strength: lambda of the word weights.
+        block: whether the category block is trained too.
+        losses: what is learnt by.
+    """
+
+    clip: str = "embedded"
+    prompts: str = "dual-prompt"
+    depth: int | None = None
+    n_ctx: int | None = None
+    coupling_rank: int | None = None
+    strength: float = 0.5
+    block: bool = True
+    losses: LossStack = field(default_factory=LossStack)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON data."""
+        return asdict(self)
+
+
+BASELINES: Mapping[str, Plan] = {
+    name: Plan(prompts=name, strength=0.0, block=False, losses=LossStack(hard_negative=0.0, alpha=0.0))
+    for name in ("coop", "maple")
+}
+"""As published: their prompts, and CLIP's contrastive loss alone."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set, read once for all trainings on it.
+
+    Args:
+        train: pairs.
+        gallery: of validation.
+        pixels: of the pictures of both.
+        frozen: features of the untuned CLIP for the training pictures.
+        untuned: figures of the untuned CLIP on the gallery.
+        bank: what swaps are made of.
+    """
+
+    train: CaptionData
+    gallery: Gallery
+    pixels: Features
+    frozen: Features
+    untuned: dict[str, float]
+    bank: WordBank
+
+    @classmethod
+    def read(
+        cls, data: CaptionData, clip: str, *, validation: int | None = None, advance: Advance = lambda _: None
+    ) -> Pictures:
+        """Read the training and validation parts of a data set; pictures that can't be read go, where it allows that.
+
+        Args:
+            data: rows with or without splits.
+            clip: as of `Plan`.
+            validation: most pictures that candidates are measured on; None for all.
+            advance: told how many pictures were read.
+
+        Raises:
+            DataError: a picture can't be read and is not to be skipped, or a part would be empty.
+        """
+        learnt, held_out = data.parted()
+        bank = bank_of(data)
+        plain = untuned(clip)
+        wanted = held_out.images[:validation]
+        pixels = Features([*learnt.images, *wanted], data.load, plain.image_inputs, advance)
+        if pixels.bad:
+            gone = {bad.image for bad in pixels.bad}
+            learnt = learnt.without(pixels.bad)
+            held_out = held_out.without(pixels.bad) if gone & set(held_out.images) else held_out
+        gallery = Gallery.of(
+            held_out, bank, None if validation is None else len([w for w in wanted if w in set(held_out.images)])
+        )
+        encoder = Encoder(plain.model)
+
+        def frozen(images: Sequence[Any]) -> Tensor:
+            return encoder.images(plain.image_inputs(images))
+
+        features = Features(learnt.images, data.load, frozen) if not pixels.keeps else _seen(learnt, pixels, encoder)
+        return cls(learnt, gallery, pixels, features, flat(gallery.searched(plain, pixels).figures()), bank)
+
+
+def bank_of(data: CaptionData) -> WordBank:
+    """Return the word bank of a data set: the world's, one of the rows' own categories, or the package's."""
+    if data.rows[0].image.startswith("captions/") and data.store.describe() == "the embedded world":
+        return WordBank.world()
+    kinds: dict[str, list[str]] = {}
+    for row in data.rows:
+        if row.category:
+            kinds.setdefault(row.meta or "thing", []).append(row.category)
+    return WordBank.general().with_categories(kinds) if kinds else WordBank.general()
+
+
+def fit(
+    plan: Plan,
+    pictures: Pictures,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+) -> DualPromptRetriever:
+    """Train a retriever and save it in a folder; one that is there already is loaded.
+
+    Raises:
+        TrainingError: the folder holds another training, or a loss or gradient is not finite.
+        KeyboardInterrupt: after the step in progress was saved.
+    """
+    told = {"what": "dual-prompt", "plan": plan.to_dict(), "recipe": recipe.to_dict(), "data": pictures.train.name}
+    kept = Checkpoint(folder / "training", told)
+    if kept.done:
+        advance(recipe.steps)
+        return DualPromptRetriever.from_pretrained(folder)
+    torch.manual_seed(recipe.seed)
+    retriever = build(plan, pictures)
+    task = RetrievalTask(
+        retriever,
+        pictures.train,
+        pictures.gallery,
+        pictures.pixels,
+        plan.losses,
+        recipe,
+        pictures.bank,
+        pictures.frozen,
+    )
+    measured = train(task, recipe, kept, advance, device=device, workers=workers)
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.is_main_process:
+        best = _choose(task, kept, measured, recipe, pictures.untuned)
+        if best.epoch == UNTUNED:
+            retriever = untuned(plan.clip, configuration=plan.prompts)
+        calibration = fit_calibration(retriever, pictures.gallery, pictures.pixels, pictures.bank)
+        retriever.card = replace(retriever.card, calibration=calibration)
+        retriever.save_pretrained(folder)
+        kept.finish(
+            told
+            | {
+                "kept": best.epoch,
+                "averaged": best.averaged,
+                "figures": flat(best.figures),
+                "untuned": pictures.untuned,
+            }
+        )
+    state.wait_for_everyone()
+    return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
+
+
+def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
+    """Return an untrained retriever."""
+    clip, tokenizer, image_processor = parts(plan.clip)
+    given = {"n_ctx": plan.n_ctx, "depth": plan.depth, "coupling_rank": plan.coupling_rank}
+    options = {name: value for name, value in given.items() if value is not None}
+    if plan.depth is None and plan.prompts != "coop":
+        options["depth"] = min(9, layers_of(clip, "text"), layers_of(clip, "vision"))  # the papers' 9 of 12
+    names = list(dict.fromkeys(row.category for row in pictures.train.rows if row.category)) if plan.block else []
+    return make(
+        clip,
+        tokenizer,
+        image_processor,
+        config=configuration(plan.prompts, tokenizer, **options),
+        categories=names if len(names) > 1 else (),
+        strength=plan.strength,
+        weighting="two-stage" if plan.strength > 0 else "none",
+        configuration=plan.prompts,
+    )
+
+
+def _choose(
+    task: RetrievalTask, kept: Checkpoint, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float]
+) -> Candidate:
+    """Give the retriever the weights that are best on validation; the candidate is told by its step."""
+    candidates = [Candidate(UNTUNED, unflat(plain))]
+    candidates += [Candidate(one.step, unflat(one.figures)) for one in measured]
+    average = averaged([kept.candidate(one.step) for one in measured])
+    put(task.model, average)
+    candidates.append(Candidate(recipe.steps + 1, unflat(task.measure()), averaged=True))
+    best = selected(candidates)
+    if best.epoch != UNTUNED and not best.averaged:
+        put(task.model, kept.candidate(best.epoch))
+    return best
+
+
+def averaged(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the average of the weights of several epochs, weighed by a Gaussian over them.
+
+    Source: PromptSRC (arXiv:2307.06948): mean at three quarters of the epochs, deviation 1 of 20.
+    """
+    n = len(weights)
+    at = np.arange(1, n + 1)
+    share = np.exp(-0.5 * ((at - 0.75 * n) / max(1.0, n / 20)) ** 2)
+    share /= share.sum()
+    return {
+        name: torch.stack([float(w) * each[name].float() for w, each in zip(share, weights, strict=True)]).sum(0)
+        for name in weights[0]
+    }
+
+
+def fit_calibration(
+    retriever: DualPromptRetriever, gallery: Gallery, pixels: Features, bank: WordBank
+) -> tuple[float, float] | None:
+    """Fit P(claim holds) = sigmoid(a * S + b) on validation; None where there is nothing to fit.
+
+    Claims are "a photo of a dog" for every category that captions of the gallery name, true of the pictures whose
+    captions name it. Where captions name none that the bank knows, they are the captions and their swaps.
+    """
+    found = gallery.searched(retriever, pixels)
+    named: list[set[str]] = [set() for _ in gallery.images]
+    for row, image in zip(gallery.rows, gallery.image_of, strict=True):
+        named[image] |= {p.noun.category.name for p in parse(row.caption, bank).phrases if p.noun.category}
+        named[image] |= {row.category} if row.category else set()
+    names = sorted(set().union(*named))
+    if len(names) > 1:
+        texts = retriever.text_features([ABOUT.format(article=article(name), object=name) for name in names])
+        scores = (found.image @ texts.T).numpy().astype(np.float64)
+        labels = np.array([[name in mine for name in names] for mine in named])
+    elif len(gallery.swaps):
+        scores = np.concatenate([found.true, found.swapped])
+        labels = np.arange(len(scores)) < len(found.true)
+    else:
+        return None
+    return scaled_platt(scores.ravel(), labels.ravel())
+
+
+def scaled_platt(scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> tuple[float, float] | None:
+    """Return Platt's (a, b) of scores on any scale; None where one kind is missing or all scores are equal."""
+    spread = float(scores.std())
+    if labels.all() or not labels.any() or not spread > 0 or math.isnan(spread):
+        return None
+    centre = float(scores.mean())
+    slope, offset = platt((scores - centre) / spread, labels)
+    return slope / spread, offset - slope * centre / spread
+
+
+def _seen(data: CaptionData, pixels: Features, encoder: Encoder) -> Features:
+    """Return frozen features of pictures whose pixels are in memory."""
+    keys = data.images
+    made = encoder.images(pixels(keys)[1])
+    return Features.held(keys, made)

@@ -1,0 +1,189 @@
+"""What a retriever learns by: pairs, their captions' swaps, and DCAR's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard.adapters.data import CaptionData
+from lvlm_guard.adapters.data.captions import squeezed
+from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
+from lvlm_guard.adapters.losses import LossInputs, LossStack
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.metrics import AT, RetrievalFigures
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.retrieval.selection import Candidate
+from lvlm_guard.adapters.training.errors import TrainingError
+from lvlm_guard.adapters.training.features import Features
+from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.task import Figures
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of n pairs.
+
+    Args:
+        keys: of the pictures.
+        pixels: [n, 3, side, side]; None where the pictures' features are frozen.
+        captions: n.
+        swaps: of each caption, up to `NEGATIVES`.
+        categories: [n], negative for none.
+    """
+
+    keys: list[str]
+    pixels: Tensor | None
+    captions: list[str]
+    swaps: list[list[str]]
+    categories: Tensor
+
+
+class RetrievalTask:
+    """Trains a retriever's prompts and category block.
+
+    Args:
+        retriever: to train.
+        train: pairs.
+        gallery: of validation.
+        pixels: of the pictures of both.
+        losses: what is learnt by.
+        recipe: how.
+        bank: makes swaps where rows have none.
+        frozen: features of the untuned CLIP for the training pictures; needed for word weights, for terms that
+            hold on to them, and instead of pixels where no prompt changes the pictures' side. None: of none.
+    """
+
+    keeps_all = True
+
+    def __init__(
+        self,
+        retriever: DualPromptRetriever,
+        train: CaptionData,
+        gallery: Gallery,
+        pixels: Features,
+        losses: LossStack,
+        recipe: Recipe,
+        bank: WordBank,
+        frozen: Features | None,
+    ) -> None:
+        self.retriever, self.model = retriever, retriever.model
+        self.rows, self.gallery, self.pixels = train.rows, gallery, pixels
+        self.losses, self.recipe, self.frozen = losses, recipe, frozen
+        self._categories = {
+            name: k for k, name in enumerate(dict.fromkeys(row.category for row in self.rows if row.category))
+        }
+        config = retriever.config
+        self.still = config is not None and config.vision_slots == 0
+        if (self.still or retriever.card.strength > 0 or losses.needs_frozen) and frozen is None:
+            raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
+        self._swaps: Callable[[int], list[str]] = lru_cache(maxsize=None)(
+            lambda k: [text for text, _ in swapped(self.rows[k], bank, seed=recipe.seed)]
+        )
+
+    def batch(self, number: int) -> Pairs:
+        """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
+        size = min(self.recipe.batch, len(self.rows))
+        each = max(1, len(self.rows) // size)
+        order = np.random.default_rng((self.recipe.seed, number // each)).permutation(len(self.rows))
+        chosen = [int(k) for k in order[(number % each) * size :][:size]]
+        source = self.frozen if self.still else self.pixels
+        assert source is not None
+        places, tensor = source([self.rows[k].image for k in chosen])
+        if not places:
+            raise TrainingError(f"None of the {size} pictures of batch {number} can be read. {source.bad[0].reason}")
+        rng = np.random.default_rng((self.recipe.seed, number, 1))
+        rows = [self.rows[chosen[place]] for place in places]
+        swaps = []
+        if "hard_negative" in self.losses.active:
+            for place in places:
+                own = self._swaps(chosen[place])
+                swaps.append([own[int(k)] for k in rng.permutation(len(own))[:NEGATIVES]])
+        return Pairs(
+            [row.image for row in rows],
+            None if self.still else tensor,
+            [row.caption for row in rows],
+            swaps,
+            torch.tensor([self._categories[row.category] if row.category else -1 for row in rows]),
+        )
+
+    def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
+        """Return DCAR's loss, or what the stack was told."""
+        n, device = len(batch.captions), self.model.device
+        strength, negative = self.retriever.card.strength, "hard_negative" in self.losses.active
+        owner = [k for k, own in enumerate(batch.swaps) for _ in own]
+        weighed = list(range(n)) if negative and strength > 0 else []
+        texts = [*batch.captions, *(batch.captions[k] for k in weighed), *(text for own in batch.swaps for text in own)]
+        inputs = self.retriever.text_inputs(texts)
+        frozen = None if self.frozen is None else self.frozen(batch.keys)[1]
+        factors = None
+        if weighed:
+            assert frozen is not None
+            of = [*range(n), *owner]
+            factors = torch.ones(inputs.input_ids.shape)
+            factors[n:] = self.retriever.factors(frozen[of], inputs[list(range(n, len(texts)))])
+            factors = factors.to(device)
+        seen = model(
+            pixel_values=None if batch.pixels is None else batch.pixels.to(device),
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            factors=factors,
+        )
+        image = frozen.to(device) if seen.image is None and frozen is not None else seen.image
+        text, own, swap = seen.text.split([n, len(weighed), len(owner)])
+        given: dict[str, Any] = {
+            "scores": image @ text.T,
+            "categories": batch.categories.to(device),
+            "same": _same(batch.captions).to(device),
+            "image": image,
+            "text": text,
+        }
+        if weighed:
+            given["positive"] = (image * own).sum(-1)
+        if negative:
+            most = max(map(len, batch.swaps))
+            present = torch.zeros(n, most, dtype=torch.bool)
+            for k, mine in enumerate(batch.swaps):
+                present[k, : len(mine)] = True
+            each = torch.zeros(n, most, device=device, dtype=image.dtype)
+            given["present"] = present.to(device)
+            given["negatives"] = each.masked_scatter(given["present"], (image[owner] * swap).sum(-1))
+        if self.losses.needs_frozen:
+            assert frozen is not None
+            given["frozen_image"] = frozen.to(device)
+            given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
+        value = self.losses(LossInputs(**given))
+        return value.total, value.terms
+
+    def measure(self) -> Figures:
+        """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
+        return flat(self.gallery.searched(self.retriever, self.pixels).figures())
+
+    def better(self, figures: Figures, best: Figures | None) -> bool:
+        """Return whether the score is higher: never the training loss."""
+        return best is None or figures["score"] > best["score"]
+
+
+def flat(figures: RetrievalFigures) -> dict[str, float]:
+    """Return figures by name, and the score by which candidates are chosen."""
+    ways = {"i2t": figures.image_to_text, "t2i": figures.text_to_image}
+    named = {f"{way}_r{k}": found[k] for way, found in ways.items() for k in AT}
+    return named | {"auroc": figures.auroc, "score": Candidate(0, figures).score}
+
+
+def unflat(named: Figures) -> RetrievalFigures:
+    """Return what `flat` made flat."""
+    i2t, t2i = ({k: named[f"{way}_r{k}"] for k in AT} for way in ("i2t", "t2i"))
+    return RetrievalFigures(i2t, t2i, named["auroc"])
+
+
+def _same(captions: Sequence[str]) -> Tensor:
+    """[n, n] bool: which captions say the same."""
+    number = {text: k for k, text in enumerate(dict.fromkeys(map(squeezed, captions)))}
+    each = torch.tensor([number[squeezed(text)] for text in captions])
+    return each[:, None] == each[None]
