@@ -9,9 +9,9 @@ import tiny_clip
 import torch
 from peft import get_peft_model
 from torch.nn.functional import normalize
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, CLIPTokenizer, PreTrainedTokenizerFast
 
-from lvlm_guard.adapters.prompts import coop
+from lvlm_guard.adapters.prompts import coop, placeholders
 from lvlm_guard.adapters.retrieval.captions import budget, caption_inputs
 from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.two_stage import again
@@ -71,6 +71,30 @@ def test_a_caption_of_exactly_the_budget_keeps_its_last_word_and_one_more_is_ref
     cut = caption_inputs(TOKENIZER, [long], placeholder_ids=slots, length=LENGTH, too_long="truncate")
     assert cut.input_ids.shape == (1, LENGTH)
     assert cut.input_ids[0, -1] == TOKENIZER.eos_token_id
+
+
+def test_a_clip_of_the_old_kind_which_ends_texts_at_the_highest_id_reads_the_same_features():
+    slots = TOKENIZER("a photo of a", add_special_tokens=False)["input_ids"]
+    inputs = caption_inputs(TOKENIZER, ["red dog", "a blue cat on the bus"], placeholder_ids=slots, length=LENGTH)
+    new, old = (
+        get_peft_model(tiny_clip.clip(**changed), coop(TOKENIZER)).get_text_features(input_ids=inputs.input_ids)
+        for changed in ({}, {"eos_token_id": 2})
+    )
+    assert torch.equal(new.pooler_output, old.pooler_output)
+
+
+def test_clips_own_tokenizer_of_pieces_gives_what_it_gives_itself_and_its_unknown_token_is_no_placeholder():
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    pieces = [*letters, "do", "dog</w>", "<|startoftext|>", "<|endoftext|>"]
+    own = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("d", "o"), ("do", "g</w>")])
+    got = caption_inputs(own, ["a dog", "a zebra dog"], length=77)
+    plain = own(["a dog", "a zebra dog"], padding=True, return_tensors="pt")
+    assert torch.equal(got.input_ids, plain["input_ids"])
+    assert torch.equal(got.attention_mask, plain["attention_mask"])
+    assert got.words.sum(1).tolist() == [2, 7]
+    assert placeholders(own, 2, "a dog") == own("a dog", add_special_tokens=False)["input_ids"]
+    with pytest.raises(KnobError, match="does not know all of the words"):
+        placeholders(own, 2, "a 9")
 
 
 def test_captions_that_say_nothing_are_refused():

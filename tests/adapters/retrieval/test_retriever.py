@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -218,6 +219,21 @@ def test_ranking_a_picture_and_a_caption_gives_the_order_of_their_scores():
     assert [r.candidate for r in by_text] == scores[:, 2].argsort(descending=True).tolist()
 
 
+def test_threads_that_ask_at_once_get_what_each_would_get_alone():
+    found = trained(retriever(strength=1.0))
+    images = pictures(3)
+
+    def ask(k):
+        if k % 2:
+            return found.score(images, TEXTS)
+        return found.score(images[:1], TEXTS, weighting="pairwise")
+
+    expected = [ask(0), ask(1)]
+    with ThreadPoolExecutor(4) as pool:
+        for k, got in enumerate(pool.map(ask, range(12))):
+            assert torch.equal(got, expected[k % 2])
+
+
 def test_two_stages_over_everything_rank_as_pairwise_scores_do():
     found = retriever(strength=1.0, top=50)
     images = pictures(5)
@@ -256,6 +272,15 @@ def test_a_saved_retriever_loads_to_the_same_bits_with_its_block_categories_and_
     assert {n for n, p in on.model.named_parameters() if p.requires_grad} == {
         n for n, p in found.model.named_parameters() if p.requires_grad
     }
+
+
+def test_an_untuned_retriever_saved_over_a_trained_one_loads_as_plain_clip(tmp_path):
+    trained(retriever()).save_pretrained(tmp_path)
+    plain = retriever(prompted=False, strength=0.0)
+    plain.save_pretrained(tmp_path)
+    again = adapters.load(tmp_path, model=tiny_clip.clip(), tokenizer=TOKENIZER, image_processor=PROCESSOR)
+    assert again.config is None
+    assert torch.equal(again.score(pictures(2), TEXTS), plain.score(pictures(2), TEXTS))
 
 
 def test_a_folder_and_its_backbone_load_by_name_in_a_new_process(tmp_path):
