@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.adapters.ranker.trunk import trunk_of
 from lvlm_guard.errors import TextError, UnsupportedModelError
 from lvlm_guard.images import as_rgb
@@ -21,6 +22,9 @@ from lvlm_guard.weights import how_to_fetch, read
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+EMBEDDED = "embedded"
+"""Names the tiny CLIP of this package, whose folder differs by machine."""
+
 CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 """Classes by the `model_type` of a config."""
 
@@ -29,7 +33,7 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
     """Return a CLIP in evaluation mode, in float32.
 
     Args:
-        source: a folder or hub id of a `CLIPModel` or of a `VisionTextDualEncoderModel` with a ConvNeXt.
+        source: "embedded", a folder or hub id of a `CLIPModel` or of a `VisionTextDualEncoderModel` with a ConvNeXt.
         revision: of a hub id.
 
     Raises:
@@ -38,7 +42,7 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
     """
     import transformers
 
-    place = str(source)
+    place = str(TINY) if str(source) == EMBEDDED else str(source)
     at = {} if revision is None else {"revision": revision}
     config = _read(place, lambda: transformers.AutoConfig.from_pretrained(place, **at))
     if config.model_type not in CLASSES:

@@ -18,7 +18,7 @@ from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.errors import LogitsError, UnsupportedCallError
 
 AT_ONCE = 64
-"""Pictures in one pass of the image tower."""
+"""Pictures in one pass of the image tower, and rows in one pass of the ranker where no pairs are compared."""
 
 
 class Ranking(NamedTuple):
@@ -92,7 +92,7 @@ class Ranker:
         """
         return self.rank_tokens(self.image_tokens(images), instruction)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def image_tokens(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the trunk's tokens of pictures, [K, P, width] on the model's device, for `rank_tokens`."""
         if not images:
@@ -104,14 +104,14 @@ class Ranker:
         ]
         return torch.cat(parts)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def rank_tokens(self, image_tokens: Tensor, instruction: str) -> Ranking:
         """Do what `rank` does, for pictures whose tokens are known."""
         said = self._forward(image_tokens, [instruction])
         mean, std = self.card.scale(instruction)
         return Ranking(_finite(said.scores) * std + mean, _finite(said.logits))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def values(self, images: Sequence[Image.Image], objects: Sequence[str]) -> Tensor:
         """Return the score of picture i under the instruction about object i, [N]; a picture may come several times."""
         if not images:
@@ -119,9 +119,12 @@ class Ranker:
         known = {id(image): image for image in images}
         tokens = dict(zip(known, self.image_tokens(list(known.values())), strict=True))
         asked = [self.card.asked(name) for name in objects]
-        rows = torch.stack([tokens[id(image)] for image in images])
+        parts = []
+        for at in range(0, len(images), AT_ONCE):
+            rows = torch.stack([tokens[id(image)] for image in images[at : at + AT_ONCE]])
+            parts.append(_finite(self._forward(rows, asked[at : at + AT_ONCE], pairs=False).scores))
         scale = torch.tensor([self.card.scale(one) for one in asked])
-        return _finite(self._forward(rows, asked, pairs=False).scores) * scale[:, 1] + scale[:, 0]
+        return torch.cat(parts) * scale[:, 1] + scale[:, 0]
 
     def count(self, image: Image.Image, name: str) -> float:
         """Return how many of an object a picture shows, 0 or more, not rounded."""
@@ -173,7 +176,7 @@ class Ranker:
             [rows, columns] of image tokens, and the score in the units of the data.
         """
         asked = self.card.asked(name)
-        tokens = self.image_tokens([image]).clone()  # not inference tensors: they take part in a gradient
+        tokens = self.image_tokens([image])
         kept: list[Tensor] = []
         with torch.enable_grad():
             said = self._forward(tokens.requires_grad_(), [asked], pairs=False, kept=kept)
@@ -188,7 +191,7 @@ class Ranker:
         rows, columns = self.model.trunk.grid(self.inputs.side, self.inputs.side)
         return heat.view(rows, columns), float(_finite(said.scores.detach())[0]) * std + mean
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """Return CLIP's own cosine of each picture with each text, [K, N]."""
         words = {name: ids.to(self.model.device) for name, ids in self.inputs.tokens(texts).items()}

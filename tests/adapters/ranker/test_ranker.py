@@ -75,9 +75,13 @@ def test_scores_are_in_the_units_of_the_instruction(ranker: Ranker) -> None:
     assert ranker.count(images[0], "dog") == pytest.approx(float(plain[0]) * 10 + 30, abs=1e-4)
 
 
-def test_values_of_many_objects_are_those_of_each_alone(ranker: Ranker) -> None:
+@pytest.mark.parametrize("at_once", [64, 3])
+def test_values_of_many_objects_are_those_of_each_alone(
+    ranker: Ranker, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = picture(1), picture(2)
     asked = [(one, "dog"), (other, "dog"), (one, "cat"), (one, "carrot")]
+    monkeypatch.setattr("lvlm_guard.adapters.ranker.ranker.AT_ONCE", at_once)
     found = ranker.values(*map(list, zip(*asked, strict=True)))
     alone = [float(ranker.rank([image], ranker.card.asked(name)).scores[0]) for image, name in asked]
     torch.testing.assert_close(found, torch.tensor(alone), rtol=1e-4, atol=1e-5)
@@ -124,16 +128,24 @@ def test_relevance_is_a_map_over_the_tokens_and_leaves_no_gradient(ranker: Ranke
 
 
 def test_relevance_is_the_gradient_times_the_attention(ranker: Ranker) -> None:
-    """A weight's share of the score, by finite difference: with the score as a function of that attention alone."""
-    image = picture(1)
-    tokens, words = ranker.image_tokens([image]), ranker.inputs.tokens([ASKED])
-    kept: list[torch.Tensor] = []
-    with torch.enable_grad():
-        said = ranker.model(image_tokens=tokens.clone().requires_grad_(), **words, pairs=False, kept=kept)
-        gradients = torch.autograd.grad(said.scores.sum(), kept)
-    heat = sum((weights * slope).clamp(min=0).sum((1, 3))[0] for weights, slope in zip(kept, gradients, strict=True))
+    words, kept = ranker.inputs.tokens([ASKED]), []
+    said = ranker.model(image_tokens=ranker.image_tokens([picture(1)]), **words, pairs=False, kept=kept)
+    gradients = torch.autograd.grad(said.scores.sum(), kept)
+    heat = torch.zeros(16)
+    for weights, slope in zip(kept, gradients, strict=True):
+        for token in range(16):
+            heat[token] += (weights[0, :, token] * slope[0, :, token]).clamp(min=0).sum().detach()
     heat = (heat - heat.min()) / (heat.max() - heat.min())
-    torch.testing.assert_close(ranker.relevance(image, "dog")[0].flatten(), heat.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ranker.relevance(picture(1), "dog")[0].flatten(), heat, rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_that_does_not_reach_the_score_has_no_relevance(ranker: Ranker) -> None:
+    with torch.no_grad():
+        for layer in ranker.model.ranker.fusion.layers:
+            layer.cross_attention.out_proj.weight.zero_()
+    heat, score = ranker.relevance(picture(1), "dog")
+    assert not heat.any()
+    assert score == ranker.relevance(picture(1), "cat")[1]
 
 
 def test_order_is_by_mean_chance_and_ties_by_score() -> None:
