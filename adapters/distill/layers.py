@@ -13,7 +13,7 @@ PROJECTORS = ("multi_modal_projector", "merger", "language_projection")  # LLaVA
 HEADS = ("lm_head", "embed_out")
 
 
-def target_modules(model: Any, projector: bool = True) -> str:
+def target_modules(model: Any, projector: bool) -> str:
     """Return PEFT's `target_modules` for a model, as one regular expression over full module names.
 
     Args:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from lvlm_guard.adapters.distill.card import card
 from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.pictures import Pictures, pictures_of
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
-from lvlm_guard.adapters.distill.state import CHECKPOINTS, DONE, write_json
+from lvlm_guard.adapters.distill.state import CHECKPOINTS, DONE, read_json, write_json
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.api import guard, unguard
 from lvlm_guard.pretrained import load_model
 
-BEGUN, REPORT = "distill.json", "report.json"
+BEGUN, REPORT, COMPARED = "distill.json", "report.json", "held-out.json"
 TRAIN, HELD_OUT = "train", "held-out"
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
@@ -120,8 +120,13 @@ def distill(
         with progress(f"training, seed {seed}", recipe.steps) as advance:
             student = train(model, processor, lines, pictures, recipe, seed, folder, advance)
         if state.is_main_process:
-            with progress(f"held-out answers, seed {seed}", len(held_out)) as advance:
-                compared.append(drift.compare(student, processor, lessons, held_out, pictures, at_once, advance))
+            kept = read_json(folder / COMPARED)
+            if kept is None:
+                with progress(f"held-out answers, seed {seed}", len(held_out)) as advance:
+                    found = drift.compare(student, processor, lessons, held_out, pictures, at_once, advance)
+                kept = [asdict(one) for one in found]
+                write_json(folder / COMPARED, kept)
+            compared.append([drift.Compared(**one) for one in kept])
         model = student.unload()
     report = {
         "command": "train distill",
@@ -182,7 +187,8 @@ def _begin(out: Path, lessons: Lessons, start_over: bool, retrain: bool) -> None
     if start_over or retrain:
         for folder in (out, *out.glob("seed-*")):
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            (folder / DONE).unlink(missing_ok=True)
+            for name in (DONE, COMPARED):
+                (folder / name).unlink(missing_ok=True)
     write_json(note, told)
 
 

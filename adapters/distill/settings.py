@@ -111,7 +111,8 @@ class Recipe:
         questions: about one picture, in one step; one free prompt comes with them.
         rate: peak learning rate of AdamW, which falls by a cosine.
         rank, alpha: of the LoRA.
-        projector: whether the layers between image tower and language model learn too.
+        projector: whether the layers between image tower and language model learn too. Nothing was gained by it on
+            the embedded world, and vLLM can't serve that part (see `card`).
         soft: learn the guard's distribution where it had a choice; else the token that it took.
         keep: learn the plain model's own distribution where the guard had none; else its token.
         checkpointing: recompute activations instead of keeping them: slower, less memory.
@@ -125,7 +126,7 @@ class Recipe:
     rate: float = 2e-3
     rank: int = 16
     alpha: int = 32
-    projector: bool = True
+    projector: bool = False
     soft: bool = True
     keep: bool = True
     checkpointing: bool = False

@@ -56,8 +56,8 @@ def distill(
     ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Of the LoRA; its alpha is twice that.")] = 16,
     projector: Annotated[
-        bool, typer.Option("--projector/--no-projector", help="Adapt the layers that feed in the picture too.")
-    ] = True,
+        bool, typer.Option("--projector", help="Adapt the layers that feed in the picture too; vLLM can't serve that.")
+    ] = False,
     soft: Annotated[
         bool, typer.Option("--soft/--hard", help="Learn the guard's distribution where it had a choice, or its token.")
     ] = True,

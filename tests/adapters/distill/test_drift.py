@@ -15,7 +15,7 @@ def student(**options):
     torch.manual_seed(0)
     model, processor = load_model()
     return peft.get_peft_model(
-        model, peft.LoraConfig(r=4, target_modules=target_modules(model), **options)
+        model, peft.LoraConfig(r=4, target_modules=target_modules(model, projector=True), **options)
     ).eval(), processor
 
 

@@ -19,7 +19,7 @@ from lvlm_guard.adapters.distill.state import last_checkpoint
 from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.pretrained import load_model
 
-RECIPE = Recipe(steps=9, batch=2, questions=2, rate=5e-3, rank=2, alpha=4, save_every=3)
+RECIPE = Recipe(steps=9, batch=2, questions=2, rate=5e-3, rank=2, alpha=4, projector=True, save_every=3)
 PICTURES = Pictures(tuple("012"), (), lambda name: tiny.picture(int(name)))
 
 
@@ -217,6 +217,6 @@ def test_the_embedded_models_adapter_has_the_size_that_was_stated():
     from lvlm_guard.adapters.distill.layers import target_modules
 
     model, _ = load_model()
-    config = peft.LoraConfig(r=16, target_modules=target_modules(model))
+    config = peft.LoraConfig(r=16, target_modules=target_modules(model, projector=True))
     wrapped = peft.get_peft_model(model, config)
     assert sum(p.numel() for p in wrapped.parameters() if p.requires_grad) == 126_464
