@@ -44,8 +44,8 @@ def bench_server(wanted: Wanted) -> None:
     if wanted.plain_server:
         arms.append(import_module("lvlm_guard.serve.measure.asking").Arm(about.ordinary, None, "plain"))
     settings = {
-        "server": wanted.server,
-        "plain_server": wanted.plain_server,
+        # not the addresses: a server that was started again is the same one
+        "vllm": about.versions,
         "arms": [f"{arm.name} ({arm.server})" for arm in arms],
         "concurrency": wanted.concurrency,
         "warm": wanted.warm,
