@@ -166,7 +166,7 @@ def rows(records: Sequence[Record], twin: bool) -> list[Row]:
             base["blocks"] = len(blocks)
             found += [base | row for row in _speed(blocks)]
             for against in (PLAIN, ORDINARY):
-                if against in arms and against != (server, guard):
+                if against in arms and against != (server, guard) and (server, guard) != ORDINARY:
                     least = min(one.at_once for one in records if one.task == task)
                     alone = [one for one in records if (one.task, one.at_once) == (task, least)]
                     ratio = _ratios(blocks, arms[against], guard, twin, server == against[0], alone)

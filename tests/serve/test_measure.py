@@ -163,7 +163,7 @@ def run(url, tmp_path, blocks=2, at_once=(1, 3), guards=(), **more):
 
 
 def test_a_run_measures_every_arm_and_finds_the_slower_one(tmp_path):
-    engine = Engine(guarded_pace=0.01)
+    engine = Engine(guarded_pace=0.03)  # far more than a busy machine adds
     with measured(engine, matcher_slow=0.03) as url:
         records, measure = run(url, tmp_path, at_once=(6,))
         asyncio.run(measure())
@@ -177,12 +177,12 @@ def test_a_run_measures_every_arm_and_finds_the_slower_one(tmp_path):
     for task, load in (("caption", 6), ("question", 6)):
         for guard in ("agla", "vote"):
             ratio = found[task, load, guard, "time_ratio"]
-            assert ratio["value"] > 1.5
+            assert ratio["value"] > 1.2
             assert ratio["low"] <= ratio["value"] <= ratio["high"]
             assert ratio["verdict"] in ("under", "over", "unclear")
-            assert found[task, load, guard, "throughput_ratio"]["value"] < 0.7
+            assert found[task, load, guard, "throughput_ratio"]["value"] < 0.85
             assert found[task, load, guard, "matcher_wait_s"]["value"] > 0.03
-            assert found[task, load, guard, "first_token_ratio"]["value"] > 1.5
+            assert found[task, load, guard, "first_token_ratio"]["value"] > 1.2
         assert (task, load, "greedy", "time_ratio") not in found
     assert found["caption", 6, "greedy", "tokens_per_s"]["n"] == 2 * 12
 
