@@ -1,0 +1,129 @@
+"""How a training went, as a page: its loss, what was measured, and the comparison where there is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.adapters.evaluation.told import verdicts
+from lvlm_guard.report import Html, Interval, dot_plot, page, section, table, tag, with_interval, write_page
+from lvlm_guard.report.plots import tick_text, ticks_over, titled
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 260, 60, 14, 10, 44  # units of the drawing
+Point = tuple[float, float]
+
+
+def line_plot(lines: Mapping[str, Sequence[Point]], *, title: str, axis: str) -> Html:
+    """Draw values over steps, a line for each name.
+
+    Args:
+        lines: name -> (step, value), at least one point in all.
+        title: what the figure shows, also read out by screen readers.
+        axis: name of the horizontal axis.
+
+    Raises:
+        ValueError: there is no point.
+    """
+    points = [point for each in lines.values() for point in each]
+    if not points:
+        raise ValueError(f"There is nothing to plot in {title!r}: give at least one point.")
+    across = ticks_over(0.0, max(x for x, _ in points))
+    up = ticks_over(min(y for _, y in points), max(y for _, y in points), aim=4)
+    bottom, right = HEIGHT - FOOT, WIDTH - RIGHT
+
+    def x(value: float) -> float:
+        return round(LEFT + (right - LEFT) * (value - across[0]) / (across[-1] - across[0]), 2)
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - TOP) * (value - up[0]) / (up[-1] - up[0]), 2)
+
+    drawn: list[Html] = []
+    for tick in across:
+        drawn.append(tag("line", x1=x(tick), x2=x(tick), y1=TOP, y2=bottom, class_="grid"))
+        drawn.append(tag("text", tick_text(tick, across), x=x(tick), y=bottom + 16, class_="tick"))
+    for tick in up:
+        drawn.append(tag("line", x1=LEFT, x2=right, y1=y(tick), y2=y(tick), class_="grid"))
+        drawn.append(tag("text", tick_text(tick, up), x=LEFT - 8, y=y(tick) + 4, class_="tick side"))
+    drawn.append(tag("text", axis, x=(LEFT + right) / 2, y=bottom + 36, class_="axis"))
+    for number, (name, each) in enumerate(line for line in lines.items() if line[1]):
+        path = " ".join(f"{x(step)},{y(value)}" for step, value in each)
+        dashes = ("", "6 4", "2 3", "9 3 2 3")[number % 4]
+        style = f"fill:none;stroke:var(--accent);stroke-width:2;stroke-dasharray:{dashes or 'none'}"
+        drawn.append(tag("g", tag("title", name), tag("polyline", points=path, style=style)))
+        end = each[-1]
+        drawn.append(tag("text", name, x=min(x(end[0]), right) - 4, y=y(end[1]) - 6, style="text-anchor:end"))
+    picture = tag(
+        "svg", tag("title", title), *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title, class_="dots"
+    )
+    return titled(title, picture)
+
+
+def write_report(folder: Path, report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write report.html from a report's data and the curves of its trainings; returns its path."""
+    ours = report["method"]
+    parts = [_curves(name, curve, report["measures"]) for name, curve in curves.items()]
+    rows = report.get("rows") or []
+    if rows:
+        parts.insert(0, _compared(rows, ours, report))
+    settings = {key: report[key] for key in ("plan", "recipe", "data", "seeds", "kept", "environment") if key in report}
+    return write_page(
+        folder / "report.html",
+        page(
+            f"Training: {ours}",
+            *parts,
+            section("Settings", tag("pre", json.dumps(settings, indent=1, default=str))),
+            lead=report["lead"],
+            foot=f"lvlm-guard {report['version']}: {report['call']}",
+        ),
+    )
+
+
+def _curves(name: str, curve: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> Html:
+    losses = [(float(entry["step"]), float(entry["loss"])) for entry in curve if "loss" in entry]
+    found = {
+        key: [
+            (float(entry["step"]), float(entry["measured"][key]))
+            for entry in curve
+            if entry.get("measured", {}).get(key) is not None
+        ]
+        for key in measures
+    }
+    drawn = [line_plot({"loss": losses}, title="Training loss", axis="step")] if losses else []
+    if any(found.values()):
+        drawn.append(line_plot(found, title="On validation", axis="step"))
+    return section(name, *drawn)
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], ours: str, report: Mapping[str, Any]) -> Html:
+    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if not name.startswith(f"{ours}-")]
+    cells = {(row["method"], row["metric"]): row for row in rows}
+    body = [
+        (
+            metric,
+            *(with_interval(*(cells[method, metric][end] for end in ("value", "low", "high"))) for method in methods),
+        )
+        for metric in dict.fromkeys(row["metric"] for row in rows)
+    ]
+    differences = [row for row in rows if row["method"].startswith(f"{ours}-") and row["value"] is not None]
+    plot = [
+        dot_plot(
+            [
+                Interval(f"{row['metric']}: {row['method']}", row["value"], row["low"], row["high"])
+                for row in differences
+            ],
+            title=f"{ours} less each other method",
+            axis="difference",
+            reference=0.0,
+            digits=3,
+            signed=True,
+        )
+    ]
+    return section(
+        "Beside others, on held-out pictures",
+        table(("", *methods), body),
+        *(plot if differences else []),
+        tag("ul", *(tag("li", line) for line in verdicts(rows, ours))),
+        lead=f"Means over {len(report['seeds'])} trainings; 95 % intervals by bootstrap over pictures and trainings.",
+    )

@@ -1,0 +1,259 @@
+"""What `lvlm-guard train dual-prompt` and `train ranker` do: trainings for several seeds, then all of them compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+import lvlm_guard
+from lvlm_guard.adapters.data import CaptionData, RankData
+from lvlm_guard.adapters.distill.run import adapter_folders
+from lvlm_guard.adapters.distill.state import read_json, write_json
+from lvlm_guard.adapters.evaluation import ranking as of_rankings
+from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
+from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
+from lvlm_guard.adapters.evaluation.lists import Lists
+from lvlm_guard.adapters.evaluation.told import markdown
+from lvlm_guard.adapters.retrieval.encoding import Encoder
+from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.adapters.training import dual_prompt, ranker
+from lvlm_guard.adapters.training.checkpoint import CURVE, DONE
+from lvlm_guard.adapters.training.curves import write_report
+from lvlm_guard.adapters.training.errors import TrainingError
+from lvlm_guard.adapters.training.features import Features
+from lvlm_guard.adapters.training.ranking import RankingTask
+from lvlm_guard.adapters.training.recipe import Recipe
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+Echo = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a command was asked.
+
+    Args:
+        out: folder; the same call goes on there.
+        seeds: of trainings, an adapter each.
+        compare: whether baselines are trained on the same data and all are measured on the test part.
+        device: "cpu", or "auto".
+        workers: processes that read pictures.
+        start_over: drop what an earlier call left in the folder.
+        pictures: most of the test part that are measured on; None for all.
+        echo: told what happens, a line at a time.
+        progress: opens a progress bar.
+        line: the command as it was typed.
+        environment: where it runs.
+    """
+
+    out: Path
+    seeds: Sequence[int]
+    compare: bool
+    device: str
+    workers: int
+    start_over: bool
+    pictures: int | None
+    echo: Echo
+    progress: Progress
+    line: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise TrainingError(f"seeds are {list(self.seeds)}: give one or more different numbers.")
+        if self.start_over and PartialState(cpu=self.device == "cpu").is_main_process:
+            for folder in (*self.folders, *(self.out / "baselines").glob("*/*")):
+                shutil.rmtree(folder / "training", ignore_errors=True)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the adapters lie."""
+        return adapter_folders(self.out, self.seeds)
+
+    def baseline(self, name: str, seed: int) -> Path:
+        """Return where a baseline's adapter lies."""
+        return self.out / "baselines" / name / f"seed-{seed}"
+
+    @property
+    def main(self) -> bool:
+        """Whether this process tells and measures."""
+        return bool(PartialState(cpu=self.device == "cpu").is_main_process)
+
+    def told(self) -> Call:
+        """Return the same, silent in all processes but the main one."""
+        if self.main:
+            return self
+        return replace(self, echo=lambda _: None, progress=lambda *_: nullcontext(lambda _: None))
+
+
+def train_dual_prompt(
+    call: Call, data: CaptionData, plan: dual_prompt.Plan, recipe: Recipe, validation: int | None
+) -> dict[str, Any]:
+    """Train retrievers, compare them, and write report.json, report.md and report.html; returns the report."""
+    call = call.told()
+    call.echo(str(data.summary()))
+    with call.progress("reading pictures", len(data.images)) as advance:
+        pictures = dual_prompt.Pictures.read(data, plan.clip, validation=validation, advance=advance)
+    _skipped(call, pictures.pixels)
+    trained = []
+    for seed, folder in zip(call.seeds, call.folders, strict=True):
+        with call.progress(f"training, seed {seed}", recipe.steps) as advance:
+            own = replace(recipe, seed=seed)
+            trained.append(
+                dual_prompt.fit(plan, pictures, own, folder, advance, device=call.device, workers=call.workers)
+            )
+    baselines: dict[str, list[Any]] = {}
+    if call.compare:
+        for name, other in dual_prompt.BASELINES.items():
+            same = replace(other, clip=plan.clip)
+            for seed in call.seeds:
+                with call.progress(f"training {name}, seed {seed}", recipe.steps) as advance:
+                    own, folder = replace(recipe, seed=seed), call.baseline(name, seed)
+                    made = dual_prompt.fit(
+                        same, pictures, own, folder, advance, device=call.device, workers=call.workers
+                    )
+                    baselines.setdefault(name, []).append(made)
+    report = _report(call, "train dual-prompt", "dual-prompt", data, plan.to_dict(), recipe)
+    report["measures"] = ["i2t_r1", "t2i_r1", "auroc"]
+    report["lead"] = "A CLIP that tells categories, colours and numbers apart, by prompts in both of its encoders."
+    if call.compare and call.main:
+        report |= _compare_retrieval(call, data, plan, trained, baselines, pictures)
+    return _write(call, report)
+
+
+def _compare_retrieval(
+    call: Call,
+    data: CaptionData,
+    plan: dual_prompt.Plan,
+    trained: Sequence[Any],
+    baselines: Mapping[str, Sequence[Any]],
+    pictures: dual_prompt.Pictures,
+) -> dict[str, Any]:
+    plain = untuned(plan.clip)
+    part = data.part("test") if "test" in data.splits else data.parted()[1]
+    keys = part.images[: call.pictures]
+    with call.progress("reading test pictures", len(keys)) as advance:
+        pixels = Features(keys, part.load, plain.image_inputs, advance)
+    gone = {bad.image for bad in pixels.bad}
+    rows = [row for row in part.rows if row.image in set(keys) - gone]
+    gallery = Gallery.of(part.with_rows(rows), pictures.bank)
+    found: dict[str, list[Searched]] = {"dual-prompt": [gallery.searched(one, pixels) for one in trained]}
+    found["clip"] = [gallery.searched(plain, pixels)] * len(call.seeds)
+    found |= {name: [gallery.searched(one, pixels) for one in each] for name, each in baselines.items()}
+    told = of_retrieval.rows_of(plan.clip, "dual-prompt", found)
+    return {
+        "rows": told,
+        "by_category": {name: of_retrieval.by_category(each) for name, each in found.items()},
+        "weighting": "none: captions without word weights, one feature each",
+        "gallery": {"pictures": len(gallery.images), "captions": len(gallery.rows), "swaps": len(gallery.swaps)},
+    }
+
+
+def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) -> dict[str, Any]:
+    """Train rankers, compare them, and write report.json, report.md and report.html; returns the report."""
+    call = call.told()
+    call.echo(str(data.summary()))
+    with call.progress("reading pictures", len(data.images)) as advance:
+        pictures = ranker.Pictures.read(data, plan, advance=advance)
+    _skipped(call, pictures.seen)
+    trained = []
+    for seed, folder in zip(call.seeds, call.folders, strict=True):
+        with call.progress(f"training, seed {seed}", recipe.steps) as advance:
+            own = replace(recipe, seed=seed)
+            trained.append(ranker.fit(plan, pictures, own, folder, advance, device=call.device, workers=call.workers))
+    report = _report(call, "train ranker", "ranker", data, plan.to_dict(), recipe)
+    report["measures"] = ["srcc", "accuracy", "absence_auroc"]
+    report["lead"] = "A CLIP that orders pictures by how much of something they show, and can say that there is none."
+    if call.compare and call.main:
+        report |= _compare_ranking(call, data, plan, trained, pictures, recipe)
+    return _write(call, report)
+
+
+def _compare_ranking(
+    call: Call, data: RankData, plan: ranker.Plan, trained: Sequence[Any], pictures: ranker.Pictures, recipe: Recipe
+) -> dict[str, Any]:
+    part = data.part("test") if "test" in data.splits else pictures.validation
+    keys = part.images[: call.pictures]
+    first = trained[0]
+    with call.progress("reading test pictures", len(keys)) as advance:
+        seen = Features(keys, part.load, ranker.encoder(first, plan.trunk), advance)
+    gone = {bad.image for bad in seen.bad}
+    kept = set(keys) - gone
+    lists = Lists.of(part.with_rows([row for row in part.rows if row.image in kept]))
+    scored = [RankingTask(one, pictures.train, lists, seen, recipe, plan.negatives).scored(lists) for one in trained]
+    plain = untuned(plan.clip)
+    encoder = Encoder(plain.model)
+    fitted = Lists.of(pictures.train)
+    wanted = list(dict.fromkeys([*fitted.images, *pictures.lists.images, *lists.images]))
+    with call.progress("features for the baselines", len(wanted)) as advance:
+        pooled = Features(wanted, data.load, lambda images: encoder.images(plain.image_inputs(images)), advance)
+    tokens = {id(pictures): pictures.seen, id(lists): seen}
+
+    def probed(keys: Sequence[str]) -> Tensor:
+        """Pooled features and the mean of the tokens: all that a line can be drawn through."""
+        if plan.trunk != "frozen":
+            return pooled(keys)[1]
+        own = tokens[id(lists)] if keys[0] in kept else tokens[id(pictures)]
+        return torch.cat([pooled(keys)[1], own(keys)[1].mean(1)], -1)
+
+    found = {
+        "ranker": scored,
+        "clip": [
+            of_rankings.zero_shot(lists, fitted, lambda k: pooled(k)[1], plain.text_features, plain.model.tau)
+        ] * len(trained),
+        "linear-probe": [of_rankings.linear_probe(lists, fitted, pictures.lists, probed)] * len(trained),
+    }  # fmt: skip
+    return {
+        "rows": of_rankings.rows_of(plan.clip, "ranker", lists, found),
+        "by_object": {name: of_rankings.by_object(lists, each) for name, each in found.items()},
+        "lists": {name: len(values) for name, values in lists.values.items()},
+    }
+
+
+def _skipped(call: Call, features: Features) -> None:
+    if features.bad:
+        call.echo(f"{len(features.bad)} pictures can't be read and were skipped, {features.bad[0].image} for one.")
+
+
+def _report(call: Call, command: str, method: str, data: Any, plan: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    return {
+        "command": command,
+        "version": lvlm_guard.__version__,
+        "call": call.line,
+        "environment": dict(call.environment),
+        "method": method,
+        "data": data.name,
+        "plan": plan,
+        "recipe": recipe.to_dict(),
+        "seeds": list(call.seeds),
+        "adapters": [str(folder) for folder in call.folders],
+        "rows": [],
+    }
+
+
+def _write(call: Call, report: dict[str, Any]) -> dict[str, Any]:
+    state = PartialState()
+    if call.main:
+        notes = [read_json(folder / "training" / DONE) or {} for folder in call.folders]
+        report["kept"] = [{key: note.get(key) for key in ("kept", "averaged", "figures")} for note in notes]
+        report = json.loads(json.dumps(report, default=str))
+        write_json(call.out / "report.json", report)
+        lead = f"{report['call']}\n\nSeeds {report['seeds']}, {report['environment'].get('machine', '')}."
+        if report["rows"]:
+            (call.out / "report.md").write_text(markdown(report["rows"], report["method"], lead), encoding="utf-8")
+        curves = {
+            f"Seed {seed}": [json.loads(line) for line in (folder / "training" / CURVE).read_text().splitlines()]
+            for seed, folder in zip(call.seeds, call.folders, strict=True)
+        }
+        write_report(call.out, report, curves)
+    state.wait_for_everyone()
+    return report

@@ -1,0 +1,131 @@
+"""`lvlm-guard train dual-prompt`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lvlm_guard.cli.console import quiet_libraries
+from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.trained import (
+    Batch,
+    Clip,
+    Data,
+    Images,
+    MeasureEvery,
+    OnBad,
+    Patience,
+    Pictures,
+    Precision,
+    SaveEvery,
+    Seeds,
+    StartOver,
+    TestPictures,
+    TrainDevice,
+    Workers,
+    asked,
+    finish,
+    first_pictures,
+    needs_extra,
+)
+
+
+def dual_prompt(
+    data: Data = "embedded",
+    clip: Clip = "embedded",
+    out: Annotated[Path, typer.Option(help="Folder; goes on where it stopped.")] = Path("dual-prompt"),
+    images: Images = None,
+    on_bad: OnBad = "raise",
+    pictures: Pictures = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: 10; embedded 6]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs.")] = None,
+    batch: Batch = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            "--lr",
+            min=1e-9,
+            help="Peak learning rate. [default: 1e-3 for adamw, 3.5e-3 for sgd; embedded 5e-3]",
+        ),
+    ] = None,
+    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="sgd suits --coupling-rank 0.")] = "adamw",
+    prompts: Annotated[str, typer.Option(help="dual-prompt, maple, coop or vpt.")] = "dual-prompt",
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Layers with prompts. [default: 9, at most the CLIP's]")
+    ] = None,
+    n_ctx: Annotated[int | None, typer.Option(min=1, help="Prompts of a layer. [default: 4; maple 2]")] = None,
+    coupling_rank: Annotated[int | None, typer.Option(min=0, help="Of text to vision; 0: full. [default: 16]")] = None,
+    weights: Annotated[float, typer.Option("--lambda", min=0, help="Strength of word weights; 0: none.")] = 0.5,
+    alpha: Annotated[float, typer.Option(min=0, help="Extra weight of negatives of the same category.")] = 0.5,
+    hard: Annotated[float, typer.Option(min=0, help="Weight of the loss against swaps.")] = 1.0,
+    consistency: Annotated[float, typer.Option(min=0, help="Weight of staying near the frozen features.")] = 0.0,
+    block: Annotated[bool, typer.Option("--block/--no-block", help="Train the category block too.")] = True,
+    validation: Annotated[
+        int | None, typer.Option(min=2, help="Validation pictures to measure on. [default: all; embedded 200]")
+    ] = None,
+    measure_every: MeasureEvery = None,
+    patience: Patience = 0,
+    save_every: SaveEvery = 50,
+    precision: Precision = "auto",
+    seeds: Seeds = "0",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train CoOp and MaPLe too, and measure all on the test part.")
+    ] = False,
+    test_pictures: TestPictures = None,
+    workers: Workers = 0,
+    device: TrainDevice = "auto",
+    start_over: StartOver = False,
+    json: Json = False,
+) -> None:
+    """Train prompts that let a CLIP tell categories, colours and numbers apart.
+
+    DCAR's dual prompts as a PEFT adapter, kept by recall and swaps on validation; where no epoch is better
+    than the untuned CLIP, that is kept, and said. `--data` is a file of rows, a folder, .tar shards or
+    hf:owner/name; `python -m lvlm_guard.adapters.data --help` converts published layouts. Stopped at any
+    moment, the same command goes on. On several GPUs: accelerate launch -m lvlm_guard train dual-prompt ...
+
+    [bold]Example:[/bold] lvlm-guard train dual-prompt --data captions.jsonl --clip openai/clip-vit-base-patch32
+    """
+    quiet_libraries()
+    needs_extra()
+    world = data == "embedded"
+    room, training, recipes, losses = (
+        import_module(f"lvlm_guard.adapters.{name}")
+        for name in ("training.runs", "training.dual_prompt", "training.recipe", "losses")
+    )
+    call = asked(out, seeds, compare, device, workers, start_over, test_pictures or (400 if world else None))
+    opened = import_module("lvlm_guard.adapters.data").open_captions(
+        "world" if world else data, images=images, on_bad=on_bad
+    )
+    opened = first_pictures(opened, pictures or (1500 if world else None))
+    plan = training.Plan(
+        clip=clip,
+        prompts=prompts,
+        depth=depth,
+        n_ctx=n_ctx,
+        coupling_rank=coupling_rank,
+        strength=weights,
+        block=block,
+        losses=losses.LossStack(hard_negative=hard, consistency=consistency, alpha=alpha),
+    )
+    size = batch or (32 if world else 64)
+    epoch = max(1, len(opened.parted()[0].rows) // size)
+    recipe = recipes.Recipe(
+        steps=steps or (epochs or (6 if world else 10)) * epoch,
+        batch=size,
+        rate=rate or (5e-3 if world else 3.5e-3 if optimizer == "sgd" else 1e-3),
+        optimizer=optimizer,
+        measure_every=measure_every or epoch,
+        patience=patience,
+        save_every=save_every,
+        precision=precision,
+    )
+    report = room.train_dual_prompt(call, opened, plan, recipe, validation or (200 if world else None))
+    finish(call, report, json)
+
+
+COMMAND = dual_prompt

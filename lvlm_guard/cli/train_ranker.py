@@ -1,0 +1,133 @@
+"""`lvlm-guard train ranker`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lvlm_guard.cli.console import quiet_libraries
+from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.trained import (
+    Batch,
+    Clip,
+    Data,
+    Images,
+    MeasureEvery,
+    OnBad,
+    Patience,
+    Pictures,
+    Precision,
+    SaveEvery,
+    Seeds,
+    StartOver,
+    TestPictures,
+    TrainDevice,
+    Workers,
+    asked,
+    finish,
+    first_pictures,
+    needs_extra,
+)
+
+
+def ranker(
+    data: Data = "embedded",
+    clip: Clip = "embedded",
+    out: Annotated[Path, typer.Option(help="Folder; goes on where it stopped.")] = Path("ranker"),
+    by: Annotated[Literal["count", "size", "brightness"], typer.Option(help="Order of --data embedded.")] = "count",
+    images: Images = None,
+    about: Annotated[
+        str | None, typer.Option("--object", help="What values are of, where the data does not say.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="What is asked, {object} where the name goes.")] = None,
+    on_bad: OnBad = "raise",
+    lonely: Annotated[
+        Literal["raise", "skip"], typer.Option(help="Objects whose pictures all have one value.")
+    ] = "raise",
+    pictures: Pictures = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Over the values. [default: 10]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 400]")] = None,
+    batch: Batch = None,
+    negatives: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a group without the object.")] = 0.2,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", "--lr", min=1e-9, help="Peak learning rate. [default: 5e-5; embedded 2e-3]"),
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the ranker. [default: 512; embedded 64]")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Of its attention. [default: 8; embedded 4]")] = None,
+    relations: Annotated[
+        int | None, typer.Option(min=1, help="Queries that compare two pictures. [default: 16; embedded 8]")
+    ] = None,
+    trunk: Annotated[Literal["frozen", "tuned"], typer.Option(help="tuned: a LoRA in both towers.")] = "frozen",
+    rank: Annotated[int, typer.Option(min=1, help="Of that LoRA.")] = 8,
+    ties: Annotated[
+        Literal["half", "drop", "published"], typer.Option(help="What pairs of equal values are told.")
+    ] = "half",
+    scale: Annotated[
+        Literal["auto", "raw", "standard"], typer.Option(help="Values as they are, or standardised.")
+    ] = "auto",
+    measure_every: MeasureEvery = None,
+    patience: Patience = 0,
+    save_every: SaveEvery = 50,
+    precision: Precision = "auto",
+    seeds: Seeds = "0",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure beside zero-shot CLIP and a linear probe.")
+    ] = False,
+    test_pictures: TestPictures = None,
+    workers: Workers = 0,
+    device: TrainDevice = "auto",
+    start_over: StartOver = False,
+    json: Json = False,
+) -> None:
+    """Train a CLIP to order pictures by how much of something they show: counts, sizes, quality, age.
+
+    The ranking-aware adapter as a PEFT adapter, kept by its order on validation (SRCC, ties by MAE). `--data`
+    is a file of rows, a folder, .tar shards or hf:owner/name; `python -m lvlm_guard.adapters.data --help`
+    converts published layouts. Stopped at any moment, the same command goes on. On several GPUs:
+    accelerate launch -m lvlm_guard train ranker ...
+
+    [bold]Example:[/bold] lvlm-guard train ranker --data counts.jsonl --clip openai/clip-vit-base-patch16
+    """
+    quiet_libraries()
+    needs_extra()
+    world = data == "embedded"
+    room, training, recipes, settings = (
+        import_module(f"lvlm_guard.adapters.{name}")
+        for name in ("training.runs", "training.ranker", "training.recipe", "ranker.settings")
+    )
+    call = asked(out, seeds, compare, device, workers, start_over, test_pictures or (500 if world else None))
+    opened = import_module("lvlm_guard.adapters.data").open_ranks(
+        f"world:{by}" if world else data, images=images, object=about, template=instruction, on_bad=on_bad
+    )
+    opened = first_pictures(opened, pictures or (1500 if world else None)).teaching("skip" if world else lonely)
+    sizes = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
+    sizes |= {"relations": relations or (8 if world else 16)} | ({"prompts": 8, "post_layers": 1} if world else {})
+    plan = training.Plan(
+        clip=clip,
+        settings=settings.RankerSettings(**sizes, ties=ties),
+        trunk=trunk,
+        rank=rank,
+        negatives=negatives,
+        scale=scale,
+    )
+    size = batch or (32 if world else 64)
+    epoch = max(1, len(opened.parted()[0].rows) // size)
+    total = steps or (epochs * epoch if epochs else 400 if world else 10 * epoch)
+    recipe = recipes.Recipe(
+        steps=total,
+        batch=size,
+        rate=rate or (2e-3 if world else 5e-5),
+        measure_every=measure_every or (max(1, total // 8) if world else epoch),
+        patience=patience,
+        save_every=save_every,
+        precision=precision,
+    )
+    report = room.train_ranker(call, opened, plan, recipe)
+    finish(call, report, json)
+
+
+COMMAND = ranker
