@@ -72,7 +72,12 @@ class Engine:
             return StreamingResponse(self._pieces(body), media_type="text/event-stream")
         words = [word async for word in self._words(body)]
         message = {"role": "assistant", "content": " ".join(words)}
-        choice = {"index": 0, "message": message, "finish_reason": self._finish(body), "token_ids": [*range(len(words))]}
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": self._finish(body),
+            "token_ids": [*range(len(words))],
+        }
         return JSONResponse({"choices": [choice], "usage": {"completion_tokens": len(words)}})
 
     def _length(self, body: dict[str, Any]) -> int:
