@@ -5,7 +5,7 @@ their training and recipes, and matchers built on them, registered by entry poin
 core of `lvlm_guard` and peft; the core never imports it, nor do evals and serve.
 
 Importing it registers our tuner with PEFT, so that `PeftModel.from_pretrained` reads its folders too;
-`load(folder)` reads any adapter folder of this package.
+`load_adapter` reads any adapter of this package, by name, folder or hub id.
 """
 
 if __name__ != "lvlm_guard.adapters":
@@ -19,6 +19,6 @@ if find_spec("peft") is None:
     raise MissingExtraError("The adapters need peft, which is not installed: pip install 'lvlm-guard[train]'.")
 
 from lvlm_guard.adapters import prompts
-from lvlm_guard.adapters.loading import load
+from lvlm_guard.adapters.loading import load, load_adapter
 
-__all__ = ["load", "prompts"]
+__all__ = ["load", "load_adapter", "prompts"]

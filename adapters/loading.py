@@ -43,6 +43,36 @@ def load(folder: str | PathLike[str], **options: Any) -> Any:
     return _bare(place, **options)
 
 
+def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
+    """Return an adapter by folder, hub id, or one of this package's own.
+
+    Args:
+        source: "embedded-dual-prompt", "embedded-ranker", "embedded-clip"; a folder; or a hub id.
+        options: as of `load`.
+
+    Raises:
+        WeightsError: it can't be had.
+    """
+    from lvlm_guard.adapters.embedded import ADAPTERS
+
+    name = str(source)
+    own = ADAPTERS / name.removeprefix("embedded-")
+    if name.startswith("embedded-") and own.is_dir() and not Path(name).is_dir():
+        return load(own, **options)
+    if isinstance(source, PathLike) or Path(name).is_dir() or "/" not in name:
+        return load(source, **options)
+    from huggingface_hub import snapshot_download
+
+    folder = read(
+        f"The adapter {name!r}",
+        name,
+        lambda: snapshot_download(name),
+        damaged="The folder is incomplete or damaged.",
+        absent=how_to_fetch(name, "load_adapter(DIR)"),
+    )
+    return load(folder, **options)
+
+
 def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
     from peft import PeftModel
 

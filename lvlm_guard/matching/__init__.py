@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from lvlm_guard.matching.relevance import keep_mask as keep_mask
     from lvlm_guard.matching.vocabulary import Vocabulary as Vocabulary
 
-REGISTRY = Registry("matcher", "lvlm_guard.matchers", {"blip-itm": "lvlm_guard.matching.blip_itm:BlipITM"})
+REGISTRY = Registry(
+    "matcher",
+    "lvlm_guard.matchers",
+    {
+        "blip-itm": "lvlm_guard.matching.blip_itm:BlipITM",
+        "clip": "lvlm_guard.adapters.matchers.clip:ClipMatcher",
+        "dual-prompt": "lvlm_guard.adapters.matchers.dual_prompt:DualPromptMatcher",
+        "ranker": "lvlm_guard.adapters.matchers.ranker:RankerMatcher",
+    },
+)
 
 _EXPORTS = {
     "BlipITM": "blip_itm",

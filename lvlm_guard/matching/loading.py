@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from os import PathLike
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 
 Spec = str | PathLike[str] | Matcher | Callable[[list[Any], list[str]], Sequence[Match]] | None
 
+_EMBEDDED = "embedded-"
+_MARKS = {"guard_dual_prompt.json": "dual-prompt", "guard_ranker.json": "ranker", "config.json": "clip"}
+"""The file by which a folder is known, and the registered matcher that reads it; a config must be a CLIP's."""
+
 _lock = RLock()
 _blips: dict[tuple[str, torch.device, torch.dtype], BlipITM] = {}
+_adapters: dict[tuple[str, str, torch.device], Matcher] = {}
 _named: dict[str, Matcher] = {}
 _for_model: WeakKeyDictionary[Any, dict[str, Matcher]] = WeakKeyDictionary()
 
@@ -37,9 +43,10 @@ def load_matcher(
     """Return a matcher; the same one for the same weights, device and dtype in one process.
 
     Args:
-        spec: a registered name ("blip-itm"), a folder or hub id of a BLIP image-text retrieval model,
-            "embedded" for the matcher in this package, a matcher, any callable `(images, texts) -> list[Match]`, or
-            None for `blip-itm`.
+        spec: a registered name ("blip-itm", "dual-prompt"), a folder or hub id of a BLIP image-text retrieval model, a
+            folder of an adapter or of a CLIP, "embedded" for the matcher in this package, "embedded-dual-prompt",
+            "embedded-ranker" and "embedded-clip" for its adapters, a matcher, any callable
+            `(images, texts) -> list[Match]`, or None for `blip-itm`.
         model: the model it will guard; decides the device, and for `blip-itm` the weights: those that the
             model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
             Salesforce/blip-itm-large-coco.
@@ -67,10 +74,35 @@ def load_matcher(
         return _registered(text, model)
     if text == "embedded":
         return shared_blip(_embedded(), device_of(model), dtype)
+    kind = _adapter(text)
+    if kind is not None:
+        return _shared_adapter(kind, text, device_of(model))
     if isinstance(spec, PathLike) or "/" in text or Path(text).is_dir():
         return shared_blip(text, device_of(model), dtype)
     REGISTRY.where(text)  # says which names there are
     raise AssertionError("unreachable")
+
+
+def _adapter(text: str) -> str | None:
+    """Return the registered name of what an adapter's folder holds, or an "embedded-NAME" names; None for others."""
+    if text.startswith(_EMBEDDED) and text.removeprefix(_EMBEDDED) in _MARKS.values():
+        return text.removeprefix(_EMBEDDED)
+    for mark, name in _MARKS.items():
+        if mark != "config.json" and (Path(text) / mark).is_file():
+            return name
+    config = Path(text) / "config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clip":
+        return "clip"
+    return None
+
+
+def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
+    source = "embedded" if text.startswith(_EMBEDDED) and not Path(text).is_dir() else str(Path(text).resolve())
+    key = (name, source, device)
+    with _lock:
+        if key not in _adapters:
+            _adapters[key] = REGISTRY.get(name).from_pretrained(source, device=device)
+        return _adapters[key]
 
 
 def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
@@ -103,6 +135,7 @@ def forget_matchers() -> None:
     """Drop every shared matcher, so that its memory is free once no guard holds it."""
     with _lock:
         _blips.clear()
+        _adapters.clear()
         _named.clear()
         _for_model.clear()
 

@@ -1,0 +1,10 @@
+"""Matchers that stand on a CLIP: `clip` as it is, `dual-prompt` tuned for retrieval, `ranker` tuned to order and count.
+
+Each is one file and a subclass of `lvlm_guard.matching.Matcher`, so that AGLA cuts its view by it, `vote` asks it, and
+`lvlm_guard.verify` judges by it. A name alone stands for the adapter that a model's config names, and for the embedded
+model for the adapters of this package; else a folder is given: `methods.AGLA(matcher="my-adapter")`.
+
+- `wording`: what a question claims, as a caption or as the name of an object.
+- `places`: where the adapter of a name lies for a model.
+- `clip`, `dual_prompt`, `ranker`: the matchers.
+"""

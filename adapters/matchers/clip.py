@@ -1,0 +1,250 @@
+"""`clip`: a CLIP as matcher: GradCAM on its image tower, and its cosines, calibrated.
+
+Source: CLIP (arXiv:2103.00020); the map is the attention of the image tower's last layer but one times the gradient of
+the cosine, rectified, averaged over heads, in the row of the class token (Chefer et al., arXiv:2103.15679, one layer of
+it); columns of the class token and of prompts are dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.adapters.matchers.places import place_for
+from lvlm_guard.adapters.matchers.wording import TEMPLATE, caption_of
+from lvlm_guard.adapters.retrieval.card import FILE
+from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.errors import LogitsError, TextError, UnsupportedModelError
+from lvlm_guard.matching.loading import device_of
+from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.memory import Recent, digest
+from lvlm_guard.matching.relevance import heat_map
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+AT_ONCE = 16
+"""Pairs of picture and text in one pass with gradients."""
+
+MATCH_BYTES, FEATURES, TEXTS = 64 << 20, 4096, 4096
+EDGE = 1e-6
+"""Probabilities stay this far from 0 and 1."""
+
+UNCALIBRATED = "this CLIP is not calibrated, so the score is its raw cosine and the ratio of AGLA's mask means little"
+
+
+class ClipMatcher(Matcher):
+    """A matcher on a retriever, tuned or not.
+
+    Args:
+        retriever: its CLIP is set to eager attention, whose weights the map is made of.
+        name: what `version` calls it.
+
+    Raises:
+        UnsupportedModelError: the image tower has a single layer, or patches that form no square.
+    """
+
+    name = "clip"
+    otherwise: str | None = "openai/clip-vit-base-patch32"
+    template = TEMPLATE
+
+    def __init__(self, retriever: DualPromptRetriever, name: str | None = None) -> None:
+        self.retriever = retriever
+        base = retriever.model.base
+        base.set_attn_implementation("eager")
+        vision = base.config.vision_config
+        self.side: int = vision.image_size
+        self._cells = vision.image_size // vision.patch_size
+        if vision.num_hidden_layers < 2:
+            raise UnsupportedModelError("The image tower has one layer; the map is made of the last but one.")
+        layer = base.vision_model.encoder.layers[-2]
+        self._attention = getattr(layer, "base_layer", layer).self_attn
+        self.temperature = retriever.model.tau
+        self._version = f"{name or self.name}:{_digest(retriever)}"
+        self._lock = RLock()  # hooks and prompts are states of the model
+        self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
+        self._images: Recent[bytes, Tensor] = Recent(FEATURES)
+        self._texts: Recent[str, Tensor] = Recent(TEXTS)
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> ClipMatcher:
+        """Load a matcher.
+
+        Args:
+            source: a retriever's folder; a CLIP's folder or hub id; "embedded".
+            device: where it runs; None is the CPU.
+
+        Raises:
+            WeightsError: it can't be had.
+            UnsupportedModelError: it is no CLIP.
+        """
+        place = ADAPTERS / cls.name if str(source) == "embedded" else source
+        with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
+            if (Path(place) / FILE).is_file():
+                retriever = DualPromptRetriever.from_pretrained(place, device=device)
+            else:
+                retriever = untuned(place)
+                retriever.model.to(torch.device(device or "cpu"))
+            return cls(retriever)
+
+    @classmethod
+    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
+        """Load what the name stands for with a model; raises `WeightsError` where nothing says it."""
+        return cls.from_pretrained(place_for(cls.name, model, cls.otherwise), device=device_of(model))
+
+    @property
+    def version(self) -> str:
+        """Name and a digest of what was trained."""
+        return self._version
+
+    def forget(self) -> None:
+        """Drop the matches and the features of pictures that are remembered."""
+        self._matches.clear()
+        self._images.clear()
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i; each distinct pair is computed once.
+
+        Args:
+            images: RGB pictures of any size.
+            texts: as the user asked them; "is there a dog?" is read as "a photo of a dog".
+
+        Raises:
+            TextError: a text is empty.
+            LogitsError: a map holds NaN.
+        """
+        keys = [digest(image) for image in images]
+        read = [_read(text) for text in texts]
+        pairs = {(key, text): image for key, text, image in zip(keys, read, images, strict=True)}
+        found = {pair: self._matches.get(pair) for pair in pairs}
+        missing = [pair for pair, match in found.items() if match is None]
+        with self._alone():
+            for start in range(0, len(missing), AT_ONCE):
+                chunk = missing[start : start + AT_ONCE]
+                made = self._match([pairs[pair] for pair in chunk], [text for _, text in chunk])
+                for pair, match in zip(chunk, made, strict=True):
+                    found[pair] = match
+                    self._matches.put(pair, match, match.relevance.nbytes)
+        return [found[pair] for pair in zip(keys, read, strict=True)]  # type: ignore[misc]
+
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """Return cosines, [N, M] float32, without word weights.
+
+        Raises:
+            TextError: a text is empty.
+        """
+        read = [_read(text) for text in texts]
+        with self._alone():
+            return self._image_features(images) @ self._text_features(read).T
+
+    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
+        """Return the calibrated probability that each claim holds in the picture, [n] float32 in (0, 1).
+
+        Raises:
+            UnsupportedCallError: the CLIP is not calibrated.
+            TextError: a claim is empty.
+        """
+        if not claims:
+            return torch.empty(0)
+        return self._probability(self.similarity([image], claims)[0])
+
+    def require_support(self) -> None:
+        """Raise `UnsupportedCallError` where the CLIP is not calibrated."""
+        self.retriever.probability(torch.zeros(1))
+
+    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
+        """Return the probability that claim i holds in image i, [n]; each picture and claim is encoded once."""
+        if not claims:
+            return torch.empty(0)
+        with self._alone():
+            texts = self._text_features([_read(claim) for claim in claims])
+            return self._probability((self._image_features(images) * texts).sum(-1))
+
+    def _probability(self, scores: Tensor) -> Tensor:
+        return self.retriever.probability(scores).clamp(EDGE, 1 - EDGE)
+
+    def _match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        model = self.retriever.model
+        said = self._text_features(texts).to(model.device)
+        pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype).requires_grad_()
+        kept: list[Tensor] = []
+        hook = self._attention.register_forward_hook(lambda _module, _args, output: kept.append(output[1]))
+        try:
+            with torch.enable_grad():
+                scores = (model.encode_image(pixels) * said).sum(-1)
+                (slope,) = torch.autograd.grad(scores.sum(), kept)
+        finally:
+            hook.remove()
+        heat = (slope.clamp(min=0) * kept[0]).detach().float().mean(1)[:, 0, 1 : 1 + self._cells**2]
+        cam = heat.view(-1, self._cells, self._cells)
+        constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
+        maps = heat_map(cam, self.side).cpu()
+        cosines = scores.detach().float().cpu()
+        if not bool(torch.isfinite(cosines).all()):
+            raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
+        calibrated = self.retriever.card.calibration is not None
+        scored = self._probability(cosines) if calibrated else cosines
+        return [Match(maps[k].clone(), float(scored[k]), _note(calibrated, constant[k])) for k in range(len(maps))]
+
+    def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        keys = [digest(image) for image in images]
+        held = {key: self._images.get(key) for key in keys}
+        missing = {key: image for key, image in zip(keys, images, strict=True) if held[key] is None}
+        if missing:
+            for key, row in zip(missing, self.retriever.image_features(list(missing.values())), strict=True):
+                held[key] = row
+                self._images.put(key, row.clone())
+        return torch.stack([held[key] for key in keys])  # type: ignore[misc]
+
+    def _text_features(self, texts: Sequence[str]) -> Tensor:
+        held = {text: self._texts.get(text) for text in texts}
+        missing = [text for text, row in held.items() if row is None]
+        if missing:
+            for text, row in zip(missing, self.retriever.text_features(missing), strict=True):
+                held[text] = row
+                self._texts.put(text, row.clone())
+        return torch.stack([held[text] for text in texts])  # type: ignore[misc]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Shut out other threads, and what the caller set for his own model."""
+        with (
+            self._lock,
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self.retriever.model.device.type, enabled=False),
+        ):
+            yield
+
+
+def _read(text: str) -> str:
+    if not text.strip():
+        raise TextError("The text to match the picture with is empty. Ask a question, or give a caption.")
+    return caption_of(text)
+
+
+def _note(calibrated: bool, constant: bool) -> str | None:
+    notes = [] if calibrated else [UNCALIBRATED]
+    if constant:
+        notes.append("the relevance map is constant, so it says nothing; the whole picture is kept")
+    return "; ".join(notes) or None
+
+
+def _digest(retriever: DualPromptRetriever) -> str:
+    """Return what tells the weights and settings: the card, and every tensor beside the CLIP, or the CLIP's heads."""
+    told: Any = hashlib.blake2b(repr(retriever.card).encode(), digest_size=6)
+    for name, value in sorted(retriever.model.state_dict().items()):
+        if "dual_prompt_" in name or name.startswith("block.") or name.endswith("_projection.weight"):
+            told.update(value.detach().float().cpu().numpy().tobytes())
+    return str(told.hexdigest())
