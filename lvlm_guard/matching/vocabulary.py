@@ -144,7 +144,7 @@ def plural(word: str) -> str:
             return head + blank + last[: -len(ending)] + irregular
     if re.search(r"[^aeiou]y$", last):
         last = last[:-1] + "ies"
-    elif last.endswith("fe"):
+    elif last.endswith("ife"):
         last = last[:-2] + "ves"
     elif re.search(r"(s|x|z|ch|sh)$", last):
         last += "es"
