@@ -48,10 +48,14 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was found: nouns with their values, and values said of words that the bank does not know."""
+    """What was found: nouns with their values, and values said of words that the bank does not know.
+
+    `names` are all categories that a word stands for, also one that only says of which kind the next noun is.
+    """
 
     phrases: tuple[Phrase, ...]
     loose: tuple[Found, ...]
+    names: frozenset[str]
 
 
 def parse(text: str, bank: WordBank) -> Parsed:
@@ -60,6 +64,7 @@ def parse(text: str, bank: WordBank) -> Parsed:
     phrases: list[Phrase] = []
     loose: list[Found] = []
     pending: list[Found] = []
+    names: set[str] = set()
     for i, item in enumerate(found):
         linked = i + 1 < len(found) and _LINK.fullmatch(text, item.end, found[i + 1].start)
         if item.value is not None and (item.category is None or _is_said_of_noun(text, found, i)):
@@ -69,12 +74,15 @@ def parse(text: str, bank: WordBank) -> Parsed:
                 pending = []
             continue
         if item.category is not None:
+            names.add(item.category.name)
+            if _begins_compound(text, found, i):
+                continue
             phrases.append(Phrase(item, tuple(pending)))
         pending = []
     loose += pending
     kept = [phrase for phrase in phrases if _first(phrase).before.lower() not in NEGATIONS]
     free = [item for item in loose if item.value and _kind(item) not in NEEDS_NOUN and item.category is None]
-    return Parsed(tuple(kept), tuple(item for item in free if item.before.lower() not in NEGATIONS))
+    return Parsed(tuple(kept), tuple(item for item in free if item.before.lower() not in NEGATIONS), frozenset(names))
 
 
 def is_plural(phrase: Phrase, bank: WordBank) -> bool:
@@ -108,6 +116,17 @@ def _is_said_of_noun(text: str, found: list[Found], i: int) -> bool:
         if found[i].category is not None:
             return True
     return False
+
+
+def _begins_compound(text: str, found: list[Found], i: int) -> bool:
+    """Whether a noun stands right before another, as in "tv remote", and so only says what kind that one is of."""
+    following = found[i + 1] if i + 1 < len(found) else None
+    return (
+        following is not None
+        and following.category is not None
+        and following.value is None
+        and _JOIN.fullmatch(text, found[i].end, following.start) is not None
+    )
 
 
 def _found(text: str, bank: WordBank) -> Iterator[Found]:

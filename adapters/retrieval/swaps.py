@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from lvlm_guard.adapters.data.captions import squeezed
 from lvlm_guard.adapters.retrieval.bank import ONE, WordBank
@@ -105,13 +106,15 @@ class _Known:
 
 
 def _known(texts: Sequence[str], bank: WordBank) -> _Known:
-    names, said, anywhere = set(), set(), set()
+    names: set[str] = set()
+    said: set[tuple[str, int, str]] = set()
+    anywhere: set[tuple[str, int]] = set()
     for text in texts:
         parsed = parse(text, bank)
+        names |= parsed.names
         for phrase in parsed.phrases:
             named = phrase.noun.category
             assert named is not None
-            names.add(named.name)
             values = {(v.value.attribute, v.value.group) for v in phrase.values if v.value}
             said |= {(attribute, group, named.name) for attribute, group in values}
             if "number" in bank.attributes and not any(kind == "number" for kind, _ in values):
@@ -146,7 +149,7 @@ def _categories(caption: str, phrase: Phrase, bank: WordBank, known: _Known) -> 
         if name in bank.plural_only and not many:
             continue
         new = cased(bank.plural(name) if many else name, noun.text, old)
-        yield Swap(_edited(caption, noun, new), CATEGORY, named.name, name)
+        yield Swap(_applied(caption, _replacing(caption, noun, new)), CATEGORY, named.name, name)
 
 
 def _values(caption: str, item: Found, phrase: Phrase | None, bank: WordBank, known: _Known) -> Iterator[Swap]:
@@ -159,10 +162,10 @@ def _values(caption: str, item: Found, phrase: Phrase | None, bank: WordBank, kn
         if group == own or taken:
             continue
         new = cased(words[0], item.text, groups[own][0])
-        text = _edited(caption, item, new)
+        edits = _replacing(caption, item, new)
         if kind == "number" and phrase is not None and ONE in (words[0], groups[own][0]):
-            text = _edited(_renumbered(caption, phrase, bank, words[0] != ONE), item, new)
-        yield Swap(text, kind, groups[own][0], words[0])
+            edits += _renumbering(caption, phrase, bank, words[0] != ONE)
+        yield Swap(_applied(caption, edits), kind, groups[own][0], words[0])
 
 
 def _counted(caption: str, phrase: Phrase, bank: WordBank, known: _Known) -> Iterator[Swap]:
@@ -172,33 +175,42 @@ def _counted(caption: str, phrase: Phrase, bank: WordBank, known: _Known) -> Ite
     assert named is not None
     if not bank.counting_articles or first.before.lower() not in ("a", "an") or is_plural(phrase, bank):
         return
-    end = caption.rindex(first.before, 0, first.start) + len(first.before)
-    place = Found(end - len(first.before), end, first.before, "", "")
+    at = caption.rindex(first.before, 0, first.start)
+    renumbered = _renumbering(caption, phrase, bank, True)
     for group, words in enumerate(bank.attributes.get("number", ())):
         if words[0] == ONE or ("number", group, named.name) in known.said:
             continue
         new = words[0].capitalize() if first.before[:1].isupper() else words[0]
-        yield Swap(_edited(_renumbered(caption, phrase, bank, True), place, new), "number", ONE, words[0])
+        edits = [_Edit(at, at + len(first.before), new), *renumbered]
+        yield Swap(_applied(caption, edits), "number", ONE, words[0])
 
 
-def _renumbered(caption: str, phrase: Phrase, bank: WordBank, many: bool) -> str:
-    """Return the caption with a phrase's noun, and the verb right after it, in the other number."""
+def _renumbering(caption: str, phrase: Phrase, bank: WordBank, many: bool) -> list[_Edit]:
+    """Return what puts a phrase's noun into the other number, and "is" or "are" right before or after the phrase."""
     noun = phrase.noun
     named = noun.category
     assert named is not None
     word = cased(bank.plural(named.word) if many else named.word, noun.text, named.word)
-    following = WORD.search(caption, noun.end)
-    tail = caption[noun.end :]
-    if following is not None and not caption[noun.end : following.start()].strip():
-        verb = agreeing(following.group(), many)
-        tail = caption[noun.end : following.start()] + verb + caption[following.end() :]
-    return caption[: noun.start] + word + tail
+    edits = [_Edit(noun.start, noun.end, word)]
+    start = (phrase.values[0] if phrase.values else noun).start
+    beside = [*list(WORD.finditer(caption, 0, start))[-1:], *islice(WORD.finditer(caption, noun.end), 1)]
+    for verb in beside:
+        gap = caption[min(verb.end(), noun.end) : max(verb.start(), start)]
+        if not gap.strip() and (agreed := agreeing(verb.group(), many)) != verb.group():
+            edits.append(_Edit(verb.start(), verb.end(), agreed))
+    return edits
 
 
-def _edited(caption: str, item: Found, new: str) -> str:
-    """Return the caption with new text in an item's place, which lies before any other change, and its article."""
-    head = caption[: item.start]
-    if item.before and spelled(item.before) in ("a", "an") and head.rstrip().endswith(item.before):
-        at = head.rindex(item.before)
-        head = head[:at] + with_article(item.before, new) + head[at + len(item.before) :]
-    return head + new + caption[item.end :]
+def _replacing(caption: str, item: Found, new: str) -> list[_Edit]:
+    """Return what puts a new text into an item's place, and its article before it."""
+    edits = [_Edit(item.start, item.end, new)]
+    if item.before and spelled(item.before) in ("a", "an"):
+        at = caption.rindex(item.before, 0, item.start)
+        edits.append(_Edit(at, at + len(item.before), with_article(item.before, new)))
+    return edits
+
+
+def _applied(caption: str, edits: Sequence[_Edit]) -> str:
+    for edit in sorted(edits, key=lambda edit: -edit.start):
+        caption = caption[: edit.start] + edit.text + caption[edit.end :]
+    return caption

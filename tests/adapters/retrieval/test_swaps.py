@@ -32,6 +32,8 @@ def texts(caption, bank=GENERAL, kind=None, **known):
         ("a puppy sleeps", "a cat sleeps"),
         ("a pair of skis", "a pair of kites"),
         ("a hot-dog, please", "a pizza, please"),
+        ("three zebras", "three giraffes"),
+        ("a red tv remote", "a red tv keyboard"),
     ],
 )
 def test_categories_are_exchanged_within_their_kind_in_the_old_ones_form(caption, swap):
@@ -48,6 +50,7 @@ def test_categories_are_exchanged_within_their_kind_in_the_old_ones_form(caption
         ("two dogs", "three dogs", "number"),
         ("one dog is asleep", "two dogs are asleep", "number"),
         ("two dogs are asleep", "one dog is asleep", "number"),
+        ("there are two red dogs", "there is one red dog", "number"),
         ("a wooden chair", "a metal chair", "material"),
         ("a glass bottle", "a plastic bottle", "material"),
         ("a tiny dog", "a large dog", "size"),
@@ -78,6 +81,8 @@ def test_attributes_are_exchanged_for_another_value_of_their_type(caption, swap,
         ("an open book", "a wet"),
         ("a book", "scissors"),
         ("a person", "dog"),
+        ("a red tv remote", "laptop remote"),
+        ("a red tv remote", "tv tv"),
     ],
 )
 def test_parts_of_words_synonyms_broader_words_and_negated_ones_are_left_alone(caption, never):
@@ -95,6 +100,10 @@ def test_what_the_caption_or_a_label_also_says_is_never_put_in():
     assert "a blue car" in texts("a red car", labels=["a blue bus"])
     assert "a blue car" not in texts("a red car", true_captions=["A  blue car"])
     assert "a blue shirt" not in texts("a red shirt", true_captions=["blue shoes"])
+
+
+def test_a_verb_of_another_sentence_is_left_alone():
+    assert "It is. One dog. Are they" in texts("It is. Two dogs. Are they", kind="number")
 
 
 def test_a_caption_with_nothing_known_has_no_swaps():
