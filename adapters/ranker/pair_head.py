@@ -35,8 +35,9 @@ def summarise(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         evidence: [K, H, Q], the log of the sum of exponentials over the P tokens.
         content: [K, H, Q, e], their average by softmax.
     """
-    logits = torch.einsum("hqe,kphe->khqp", queries, keys)
-    return torch.logsumexp(logits, -1), torch.einsum("khqp,kphe->khqe", torch.softmax(logits, -1), keys)
+    keys = keys.transpose(1, 2).contiguous()  # [K, H, P, e]: one copy serves both products
+    logits = queries @ keys.transpose(-1, -2)
+    return torch.logsumexp(logits, -1), torch.softmax(logits, -1) @ keys
 
 
 def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
@@ -74,15 +75,14 @@ class PairHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the table of logits, [K, K]: antisymmetric bit for bit, above 0 where the row's picture shows more.
 
-        Memory: tensors over P grow with K, those over pairs are bounded by `at_once`, beside the table itself.
+        Memory: tensors over P grow with K and are not kept for the backward pass; those over pairs are bounded by
+        `at_once`, beside the table itself.
 
         Args:
             tokens: [K, P, width] of one instruction's pictures.
         """
-        queries = self.query_norm(self.query(self.relations)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        keys = self.key_norm(self.key(tokens)).unflatten(-1, (self.heads, -1))
-        with unchanged(tokens):
-            evidence, content = summarise(full(queries) * queries.shape[-1] ** -0.5, full(keys))
+        # made again for the backward pass: cheap beside the fusion, and nothing over P is kept
+        evidence, content = checkpoint(self._summaries, tokens, use_reentrant=False, preserve_rng_state=False)
         pictures = len(tokens)
         rows = max(1, self.at_once // max(1, pictures * tokens.shape[-1]))
         again = rows < pictures and torch.is_grad_enabled() and content.requires_grad
@@ -91,15 +91,24 @@ class PairHead(nn.Module):
             parts = (evidence[start : start + rows], content[start : start + rows], evidence[start:], content[start:])
             block = checkpoint(self._block, *parts, use_reentrant=False) if again else self._block(*parts)
             blocks.append(nn.functional.pad(block, (start, 0)))
-        upper = torch.triu(torch.cat(blocks), diagonal=1) if blocks else evidence.new_zeros(0, 0)
+        upper = torch.cat(blocks) if blocks else evidence.new_zeros(0, 0)
         return upper - upper.T
 
+    def _summaries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        queries = self.query_norm(self.query(self.relations)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        keys = self.key_norm(self.key(tokens)).unflatten(-1, (self.heads, -1))
+        with unchanged(tokens):
+            return summarise(full(queries) * queries.shape[-1] ** -0.5, full(keys))
+
     def _block(self, evidence: Tensor, content: Tensor, other_evidence: Tensor, other_content: Tensor) -> Tensor:
+        """Return the rows of the first pictures against the others, which begin with the same: 0 up to the diagonal."""
         with unchanged(content):
             difference = compare((evidence, content), (other_evidence, other_content))
-        moved = self.out(difference.to(self.out.weight.dtype))
-        logits: Tensor = (self._read(moved) - self._read(-moved)) / 2
-        return logits
+        rows, columns = difference.shape[:2]
+        pairs = tuple(torch.triu_indices(rows, columns, offset=1, device=difference.device))
+        moved = self.out(difference[pairs].to(self.out.weight.dtype))
+        logits = (self._read(moved) - self._read(-moved)) / 2
+        return logits.new_zeros(rows, columns).index_put(pairs, logits)
 
     def _read(self, moved: Tensor) -> Tensor:
         number: Tensor = self.readout(moved if self.norm is None else self.norm(moved))
