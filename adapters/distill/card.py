@@ -27,7 +27,6 @@ def card(report: Mapping[str, Any]) -> str:
     if not lessons["images"]:
         pictures = f"{report['answers']['train']['pictures']} training scenes of lvlm-guard's embedded world"
     projector = " and of the projector" if recipe["projector"] else ""
-    tower = " --enable-tower-connector-lora" if recipe["projector"] else ""
     return f"""---
 library_name: peft
 base_model: {base}
@@ -58,18 +57,20 @@ model = PeftModel.from_pretrained(model, "THIS_FOLDER")  # then generate() as ev
 merged = model.merge_and_unload()                        # or a plain model with the change inside
 ```
 
-In vLLM: `vllm serve {base} --enable-lora --max-lora-rank {max(16, recipe["rank"])}{tower} --lora-modules
-distilled=THIS_FOLDER`. {_connector(recipe)}
+{_vllm(recipe, base)}
 """
 
 
-def _connector(recipe: Mapping[str, Any]) -> str:
-    if not recipe["projector"]:
-        return ""
-    return (
-        "Without the tower-connector option vLLM leaves the projector's part of the LoRA out, and answers otherwise "
-        "than measured here; train with --no-projector where it can't be given."
-    )
+def _vllm(recipe: Mapping[str, Any], base: str) -> str:
+    if recipe["projector"]:
+        return """In vLLM serve the merged model: `merged.save_pretrained(DIR)`, the processor beside it, `vllm serve DIR`.
+With `--enable-lora` vLLM 0.32 leaves this adapter's part for the projector out without a word, and with
+`--enable-tower-connector-lora` it fails on LLaVA's image tower."""
+    return f"""In vLLM:
+
+```bash
+vllm serve {base} --enable-lora --max-lora-rank {max(16, recipe["rank"])} --lora-modules distilled=THIS_FOLDER
+```"""
 
 
 def _measured(report: Mapping[str, Any]) -> str:

@@ -111,8 +111,8 @@ class Recipe:
         questions: about one picture, in one step; one free prompt comes with them.
         rate: peak learning rate of AdamW, which falls by a cosine.
         rank, alpha: of the LoRA.
-        projector: whether the layers between image tower and language model learn too. Nothing was gained by it on
-            the embedded world, and vLLM can't serve that part (see `card`).
+        projector: whether the layers between image tower and language model learn too. On the embedded world a
+            short training learnt as much without, and vLLM can't serve that part (see `card`).
         soft: learn the guard's distribution where it had a choice; else the token that it took.
         keep: learn the plain model's own distribution where the guard had none; else its token.
         checkpointing: recompute activations instead of keeping them: slower, less memory.

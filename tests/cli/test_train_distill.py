@@ -55,11 +55,12 @@ def test_several_seeds_make_an_adapter_each_and_a_second_call_does_nothing_twice
     call = ("train", "distill", "--out", out, "--pictures", 4, *SMALL, "--seeds", "3,5")
     assert run(*call).code == 0
     files = [out / f"seed-{seed}" / "adapter_model.safetensors" for seed in (3, 5)]
+    compared = [out / f"seed-{seed}" / "held-out.json" for seed in (3, 5)]
     answers = sorted((out / "answers").glob("*.jsonl"))
-    before = [path.stat().st_mtime_ns for path in (*files, *answers)]
+    before = [path.stat().st_mtime_ns for path in (*files, *compared, *answers)]
     assert files[0].read_bytes() != files[1].read_bytes()
     assert run(*call).code == 0
-    assert [path.stat().st_mtime_ns for path in (*files, *answers)] == before
+    assert [path.stat().st_mtime_ns for path in (*files, *compared, *answers)] == before
 
 
 def test_other_lessons_in_the_same_folder_are_refused_and_another_recipe_trains_on_request(run, tmp_path):
