@@ -12,8 +12,9 @@ Read in this order:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lvlm_guard.late import late
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.retrieval.bank import WordBank as WordBank
@@ -30,28 +31,21 @@ if TYPE_CHECKING:
     from lvlm_guard.adapters.retrieval.swaps import hard_negatives as hard_negatives
     from lvlm_guard.adapters.retrieval.swaps import swaps_of as swaps_of
 
-_EXPORTS = {
-    "Candidate": "selection",
-    "DualPromptRetriever": "retriever",
-    "RetrievalFigures": "metrics",
-    "RetrievalModel": "model",
-    "RetrieverCard": "card",
-    "Swap": "swaps",
-    "WordBank": "bank",
-    "caption_inputs": "captions",
-    "hard_negatives": "swaps",
-    "make": "folder",
-    "retrieval_figures": "metrics",
-    "selected": "selection",
-    "swaps_of": "swaps",
-}
-
-
-def __getattr__(attribute: str) -> Any:
-    if attribute in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
-
-
-def __dir__() -> list[str]:
-    return list(_EXPORTS)
+__getattr__, __dir__ = late(
+    __name__,
+    {
+        "Candidate": "selection",
+        "DualPromptRetriever": "retriever",
+        "RetrievalFigures": "metrics",
+        "RetrievalModel": "model",
+        "RetrieverCard": "card",
+        "Swap": "swaps",
+        "WordBank": "bank",
+        "caption_inputs": "captions",
+        "hard_negatives": "swaps",
+        "make": "folder",
+        "retrieval_figures": "metrics",
+        "selected": "selection",
+        "swaps_of": "swaps",
+    },
+)

@@ -17,9 +17,9 @@ Other packages bring matchers by the entry point `lvlm_guard.matchers`: a subcla
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lvlm_guard.late import late
 from lvlm_guard.registry import Registry
 
 if TYPE_CHECKING:
@@ -43,23 +43,17 @@ REGISTRY = Registry(
     },
 )
 
-_EXPORTS = {
-    "BlipITM": "blip_itm",
-    "ClaimFinder": "claims",
-    "Match": "match",
-    "Matcher": "match",
-    "Vocabulary": "vocabulary",
-    "keep_mask": "relevance",
-    "load_matcher": "loading",
-    "local_view": "match",
-}
-
-
-def __getattr__(attribute: str) -> Any:
-    if attribute in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
-
-
-def __dir__() -> list[str]:
-    return ["REGISTRY", *_EXPORTS]
+__getattr__, __dir__ = late(
+    __name__,
+    {
+        "BlipITM": "blip_itm",
+        "ClaimFinder": "claims",
+        "Match": "match",
+        "Matcher": "match",
+        "Vocabulary": "vocabulary",
+        "keep_mask": "relevance",
+        "load_matcher": "loading",
+        "local_view": "match",
+    },
+    present=["REGISTRY"],
+)

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lvlm_guard.late import late
 
 if TYPE_CHECKING:
     from lvlm_guard.verify.check import Checked as Checked
@@ -26,26 +27,19 @@ if TYPE_CHECKING:
     from lvlm_guard.verify.verdict import Verdict as Verdict
     from lvlm_guard.verify.verifier import Verifier as Verifier
 
-_EXPORTS = {
-    "Candidate": "ranking",
-    "Checked": "check",
-    "Mention": "naming",
-    "Thresholds": "verdict",
-    "Verdict": "verdict",
-    "Verifier": "verifier",
-    "mentions": "naming",
-    "ranked": "choosing",
-    "rerank": "ranking",
-    "verify": "check",
-    "verify_answer": "check",
-}
-
-
-def __getattr__(attribute: str) -> Any:
-    if attribute in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
-
-
-def __dir__() -> list[str]:
-    return [*_EXPORTS]
+__getattr__, __dir__ = late(
+    __name__,
+    {
+        "Candidate": "ranking",
+        "Checked": "check",
+        "Mention": "naming",
+        "Thresholds": "verdict",
+        "Verdict": "verdict",
+        "Verifier": "verifier",
+        "mentions": "naming",
+        "ranked": "choosing",
+        "rerank": "ranking",
+        "verify": "check",
+        "verify_answer": "check",
+    },
+)
