@@ -63,7 +63,7 @@ merged = model.merge_and_unload()                        # or a plain model with
 
 def _vllm(recipe: Mapping[str, Any], base: str) -> str:
     if recipe["projector"]:
-        return """In vLLM serve the merged model: `merged.save_pretrained(DIR)`, the processor beside it, `vllm serve DIR`.
+        return """In vLLM serve the merged model: `merged.save_pretrained(DIR)`, its processor too; `vllm serve DIR`.
 With `--enable-lora` vLLM 0.32 leaves this adapter's part for the projector out without a word, and with
 `--enable-tower-connector-lora` it fails on LLaVA's image tower."""
     return f"""In vLLM:
