@@ -138,7 +138,10 @@ def _compare_retrieval(
     baselines: Mapping[str, Sequence[Any]],
     pictures: dual_prompt.Pictures,
 ) -> dict[str, Any]:
-    plain = untuned(plan.clip)
+    plain = untuned(plan.clip, configuration="clip")
+    calibration = dual_prompt.fit_calibration(plain, pictures.gallery, pictures.pixels, pictures.bank)
+    plain.card = replace(plain.card, calibration=calibration)
+    plain.save_pretrained(call.out / "baselines" / "clip")
     part = data.part("test") if "test" in data.splits else data.parted()[1]
     keys = part.images[: call.pictures]
     with call.progress("reading test pictures", len(keys)) as advance:

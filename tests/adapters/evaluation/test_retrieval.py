@@ -1,0 +1,119 @@
+"""Recall, swaps and intervals against figures counted by hand and known distributions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.evaluation import retrieval
+from lvlm_guard.adapters.evaluation.bootstrap import interval
+from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
+from lvlm_guard.adapters.evaluation.told import markdown, verdicts
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.world.pictures import Pictures
+
+ROWS = [
+    CaptionRow("a", "a red dog", "dog", negatives=("a blue dog", "a red cat"), kinds=("colour", "category")),
+    CaptionRow("b", "two cats", "cat", negatives=("two dogs",), kinds=("category",)),
+    CaptionRow("b", "cats on grass", "cat"),
+]
+
+
+def gallery(rows: list[CaptionRow] = ROWS) -> Gallery:
+    return Gallery.of(CaptionData(rows, Pictures(), "three captions"), WordBank.world())
+
+
+def searched(scores: list[list[float]], of: Gallery | None = None) -> Searched:
+    """A model whose cosines are these, images by captions and swaps."""
+    table: Tensor = torch.tensor(scores)
+    return Searched(of or gallery(), table, torch.eye(table.shape[1]))
+
+
+def test_a_gallery_holds_every_caption_and_its_swaps_by_kind() -> None:
+    made = gallery()
+    assert made.images == ("a", "b")
+    assert made.image_of.tolist() == [0, 1, 1]
+    assert made.swaps[:3] == ("a blue dog", "a red cat", "two dogs")
+    assert made.swap_of[:3].tolist() == [0, 0, 1]
+    assert made.kinds[:3].tolist() == ["colour", "category", "category"]
+
+
+def test_rows_without_negatives_get_swaps_that_the_bank_makes() -> None:
+    made = gallery([CaptionRow("a", "two red dogs and a cat"), CaptionRow("b", "a bus")])
+    assert {made.swap_of[k] for k in range(len(made.swaps))} == {0, 1}
+    assert all(text not in ("two red dogs and a cat", "a bus") for text in made.swaps)
+
+
+def test_pictures_search_among_swaps_and_captions_among_pictures_alone() -> None:
+    rows = [ROWS[0], ROWS[1]]
+    #                   a red dog, two cats, blue dog, red cat, two dogs
+    found = searched([[0.5, 0.1, 0.6, 0.2, 0.1], [0.4, 0.7, 0.1, 0.1, 0.3]], gallery(rows))
+    assert found.image_places.tolist() == [2, 1]  # the first is beaten by "a blue dog"
+    assert found.text_places.tolist() == [1, 1]
+    figures = found.figures()
+    assert figures.image_to_text[1] == 0.5
+    assert figures.text_to_image[1] == 1.0
+    # true .5 .7 against .6 .2 .3: of six pairs one is lost
+    assert figures.auroc == pytest.approx(5 / 6)
+    assert found.above(np.array([0]), "colour") == 0.0
+    assert found.above(np.array([0, 1]), "category") == 1.0
+    assert math.isnan(found.above(np.array([1]), "colour"))
+
+
+def test_equal_captions_are_true_of_both_pictures() -> None:
+    rows = [CaptionRow("a", "a dog", negatives=("a cat",)), CaptionRow("b", "a dog", negatives=("a cup",))]
+    made = gallery(rows)
+    assert made.truth[:, :2].all()
+    found = searched([[0.1, 0.1, 0.0, 0.0], [0.9, 0.9, 0.0, 0.0]], made)
+    assert found.text_places.tolist() == [1, 1]
+
+
+def test_an_interval_has_the_width_of_a_binomial_share_over_pictures() -> None:
+    hits = np.array([1.0] * 300 + [0.0] * 100)
+    found = interval(lambda _, pictures: float(hits[pictures].mean()), 1, 400)
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert found.value == 0.75
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
+
+
+def test_an_interval_is_wide_where_trainings_differ_though_pictures_agree() -> None:
+    by_training = np.array([0.2, 0.5, 0.8])
+    found = interval(lambda trainings, _: float(by_training[trainings].mean()), 3, 1000)
+    assert found.low == pytest.approx(0.2, abs=0.11)
+    assert found.high == pytest.approx(0.8, abs=0.11)
+
+
+def test_rows_hold_every_method_and_the_differences_of_ours() -> None:
+    of = gallery([ROWS[0], ROWS[1]])
+    good = searched([[0.9, 0.1, 0.1, 0.2, 0.1], [0.1, 0.9, 0.1, 0.1, 0.3]], of)
+    bad = searched([[0.1, 0.9, 0.8, 0.8, 0.1], [0.9, 0.1, 0.1, 0.1, 0.3]], of)
+    rows = retrieval.rows_of("tiny", "ours", {"ours": [good, good], "theirs": [bad, bad]}, draws=50)
+    by_name = {(row["method"], row["metric"]): row for row in rows}
+    assert by_name["ours", "i2t_r1"]["value"] == 1.0
+    assert by_name["theirs", "i2t_r1"]["value"] == 0.0
+    assert by_name["ours-theirs", "t2i_r1"]["value"] == 1.0
+    assert by_name["ours", "accuracy_category"]["value"] == 1.0
+    assert all(set(row) == {"model", "method", "task", "metric", "value", "low", "high", "n"} for row in rows)
+    told = markdown(rows, "ours", "lead")
+    assert "| i2t_r1 | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |" in told
+    assert "i2t_r1: ours beats theirs" in told
+
+
+def test_a_difference_whose_interval_holds_zero_is_no_win_and_less_error_is_one() -> None:
+    row = {"model": "m", "method": "ours-theirs", "task": "t", "n": 5}
+    lines = verdicts(
+        [
+            row | {"metric": "srcc", "value": 0.1, "low": -0.05, "high": 0.2},
+            row | {"metric": "srcc", "value": -0.1, "low": -0.2, "high": -0.05},
+            row | {"metric": "mae", "value": -0.1, "low": -0.2, "high": -0.05},
+        ],
+        "ours",
+    )
+    assert "does not win here: no difference" in lines[0]
+    assert "does not win here: theirs is better" in lines[1]
+    assert "ours beats theirs" in lines[2]
