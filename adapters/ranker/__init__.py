@@ -13,8 +13,9 @@ its release. What differs from the release, and why, stands where it differs. Re
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lvlm_guard.late import late
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.ranker.adapter import adapted as adapted
@@ -24,21 +25,14 @@ if TYPE_CHECKING:
     from lvlm_guard.adapters.ranker.ranker import Ranker as Ranker
     from lvlm_guard.adapters.ranker.settings import RankerSettings as RankerSettings
 
-_EXPORTS = {
-    "ClipRanker": "model",
-    "Ranker": "ranker",
-    "RankerCard": "card",
-    "RankerSettings": "settings",
-    "adapted": "adapter",
-    "lora_config": "adapter",
-}
-
-
-def __getattr__(attribute: str) -> Any:
-    if attribute in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[attribute]}"), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
-
-
-def __dir__() -> list[str]:
-    return list(_EXPORTS)
+__getattr__, __dir__ = late(
+    __name__,
+    {
+        "ClipRanker": "model",
+        "Ranker": "ranker",
+        "RankerCard": "card",
+        "RankerSettings": "settings",
+        "adapted": "adapter",
+        "lora_config": "adapter",
+    },
+)

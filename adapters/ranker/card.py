@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -10,13 +9,13 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from lvlm_guard.adapters.card import pair, read_card, write_card
 from lvlm_guard.adapters.data.ranks import COUNTS
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.ranker.trunk import Trunk
-from lvlm_guard.errors import GuardError, KnobError, TextError, UnsupportedModelError, WeightsError
+from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
 
 FILE = "guard_ranker.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,7 @@ class RankerCard:
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all; return its path."""
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        part = place / f"{FILE}.part"
-        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False) + "\n", "utf-8")
-        return part.replace(place / FILE)
+        return write_card(folder, FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> RankerCard:
@@ -99,30 +94,10 @@ class RankerCard:
         Raises:
             WeightsError: it is missing or damaged, or of another release.
         """
-        path = Path(folder) / FILE
-        try:
-            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            form = told.pop("format")
-            unknown = set(told) - {known.name for known in fields(cls)}
-            if form != FORMAT or unknown:
-                raise WeightsError(
-                    f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
-                    f"{FORMAT}. Update lvlm-guard, or train the ranker again."
-                )
-            told["settings"] = RankerSettings(**told["settings"])
-            told["scales"] = {asked: (float(m), float(s)) for asked, (m, s) in told.get("scales", {}).items()}
-            if told.get("calibration") is not None:
-                a, b = told["calibration"]
-                told["calibration"] = (float(a), float(b))
-            return cls(**told)
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"{str(folder)!r} is no ranker's folder: it has no {FILE}. Give the folder that `lvlm-guard train "
-                "ranker` wrote."
-            ) from error
-        except WeightsError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, GuardError) as error:
-            raise WeightsError(
-                f"{path} is damaged ({type(error).__name__}: {error}). Train or copy it again."
-            ) from error
+        return read_card(folder, FILE, {known.name for known in fields(cls)}, cls._made, "ranker")
+
+    @classmethod
+    def _made(cls, told: dict[str, Any]) -> RankerCard:
+        told["settings"] = RankerSettings(**told["settings"])
+        told["scales"] = {asked: (float(m), float(s)) for asked, (m, s) in told.get("scales", {}).items()}
+        return cls(**told | {"calibration": pair(told.get("calibration"))})

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lvlm_guard.adapters.card import pair, read_card, write_card
 from lvlm_guard.adapters.retrieval.captions import TooLong
-from lvlm_guard.errors import GuardError, KnobError, UnsupportedModelError, WeightsError
+from lvlm_guard.errors import KnobError, UnsupportedModelError
 
 FILE = "guard_dual_prompt.json"
-FORMAT = 1
 Weighting = Literal["none", "two-stage", "pairwise"]
 
 
@@ -74,11 +73,7 @@ class RetrieverCard:
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all; return its path."""
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        part = place / f"{FILE}.part"
-        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False) + "\n", "utf-8")
-        return part.replace(place / FILE)
+        return write_card(folder, FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> RetrieverCard:
@@ -87,27 +82,9 @@ class RetrieverCard:
         Raises:
             WeightsError: it is missing or damaged, or of another release.
         """
-        path = Path(folder) / FILE
-        try:
-            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            form = told.pop("format")
-            unknown = set(told) - {known.name for known in fields(cls)}
-            if form != FORMAT or unknown:
-                raise WeightsError(
-                    f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
-                    f"{FORMAT}. Update lvlm-guard, or train the retriever again."
-                )
-            told["categories"] = tuple(map(str, told.get("categories") or ()))
-            if told.get("calibration") is not None:
-                a, b = told["calibration"]
-                told["calibration"] = (float(a), float(b))
-            return cls(**told)
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"{str(folder)!r} is no folder of a retriever: {FILE} is missing. Give the folder that save_pretrained "
-                "or `lvlm-guard train dual-prompt` wrote."
-            ) from error
-        except GuardError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WeightsError(f"{path} is damaged ({error}). Copy the folder again, or train again.") from error
+        return read_card(folder, FILE, {known.name for known in fields(cls)}, cls._made, "dual-prompt")
+
+    @classmethod
+    def _made(cls, told: dict[str, Any]) -> RetrieverCard:
+        categories = tuple(map(str, told.get("categories") or ()))
+        return cls(**told | {"categories": categories, "calibration": pair(told.get("calibration"))})
