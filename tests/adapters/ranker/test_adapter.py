@@ -147,7 +147,7 @@ def test_a_clip_that_lacks_weights_is_refused(saved_clip: Callable[..., Path]) -
 
 def test_what_can_not_be_loaded_is_said(trained: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "ranker"
-    with pytest.raises(WeightsError, match="is no ranker's folder"):
+    with pytest.raises(WeightsError, match="is no folder of a ranker"):
         load(folder)
     save(model := trained(), card_of(model), folder)
     whole = (folder / "adapter_model.safetensors").read_bytes()
