@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.ranker.settings import RankerSettings
+from lvlm_guard.adapters.training.aligned import align
 from lvlm_guard.adapters.training.checkpoint import Checkpoint, put
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.loop import Advance, train
@@ -28,6 +29,7 @@ from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.errors import KnobError
 
 Scale = Literal["auto", "raw", "standard"]
+Start = Literal["aligned", "random"]
 SMALL = 10.0  # the largest value that is learnt as it is
 
 
@@ -43,6 +45,7 @@ class Plan:
         negatives: share of a group without the object.
         scale: "raw" learns values as they are; "standard" with mean 0 and deviation 1 for each instruction; "auto":
             raw where all lie within 0 to 10, as counts do.
+        start: "aligned" to CLIP's own projections, or "random" as the paper.
     """
 
     clip: str = EMBEDDED
@@ -51,6 +54,7 @@ class Plan:
     rank: int = 8
     negatives: float = 0.2
     scale: Scale = "auto"
+    start: Start = "aligned"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data."""
@@ -104,8 +108,14 @@ def encoder(ranker: Ranker, trunk: Tuning) -> Any:
 def build(plan: Plan, data: RankData) -> Ranker:
     """Return an untrained ranker for the instructions of a data set."""
     model = ClipRanker.from_pretrained(plan.clip, settings=plan.settings)
+    if plan.start not in get_args(Start):
+        raise KnobError(f"start is {plan.start!r}: give one of {', '.join(get_args(Start))}.")
+    if plan.start == "aligned":
+        align(model)
     inputs = Inputs.of(model.clip)
     mean_std = scales(data, plan.scale)
+    with torch.no_grad():  # the mean at first, instead of many steps to get there
+        model.ranker.score.number.bias.fill_(_usual(data, mean_std, plan.negatives))
     common = next(iter(mean_std.values())) if len(set(mean_std.values())) == 1 else (0.0, 1.0)
     card: RankerCard = card_of(
         model,
@@ -133,6 +143,19 @@ def scales(data: RankData, scale: Scale) -> dict[str, tuple[float, float]]:
     if scale == "raw":
         return {data.instruction(name): (0.0, 1.0) for name in values}
     return {data.instruction(name): (float(v.mean()), float(v.std()) or 1.0) for name, v in values.items()}
+
+
+def _usual(data: RankData, mean_std: Mapping[str, tuple[float, float]], negatives: float) -> float:
+    """Return the mean value of a group, in the scale that is learnt."""
+    means = []
+    for name in data.objects:
+        values = data.values(name)[1]
+        mean, std = mean_std[data.instruction(name)]
+        zeros, others = values[values == 0], values[values != 0]
+        share = negatives if len(zeros) and len(others) else float(len(zeros) > 0)
+        usual = (1 - share) * float(others.mean() if len(others) else 0.0)
+        means.append((usual - mean) / std)
+    return float(np.mean(means))
 
 
 def fit(

@@ -101,7 +101,8 @@ def train_dual_prompt(
     """Train retrievers, compare them, and write report.json, report.md and report.html; returns the report."""
     call = call.told()
     call.echo(str(data.summary()))
-    with call.progress("reading pictures", len(data.images)) as advance:
+    learnt, held_out = data.parted()
+    with call.progress("reading pictures", len(learnt.images) + len(held_out.images[:validation])) as advance:
         pictures = dual_prompt.Pictures.read(data, plan.clip, validation=validation, advance=advance)
     _skipped(call, pictures.pixels)
     trained = []
@@ -165,7 +166,8 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
     """Train rankers, compare them, and write report.json, report.md and report.html; returns the report."""
     call = call.told()
     call.echo(str(data.summary()))
-    with call.progress("reading pictures", len(data.images)) as advance:
+    learnt, held_out = data.parted()
+    with call.progress("reading pictures", len(learnt.images) + len(held_out.images)) as advance:
         pictures = ranker.Pictures.read(data, plan, advance=advance)
     _skipped(call, pictures.seen)
     trained = []

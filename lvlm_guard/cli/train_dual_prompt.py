@@ -40,8 +40,8 @@ def dual_prompt(
     images: Images = None,
     on_bad: OnBad = "raise",
     pictures: Pictures = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: 10; embedded 6]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: 10]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 160]")] = None,
     batch: Batch = None,
     rate: Annotated[
         float | None,
@@ -49,7 +49,7 @@ def dual_prompt(
             "--rate",
             "--lr",
             min=1e-9,
-            help="Peak learning rate. [default: 1e-3 for adamw, 3.5e-3 for sgd; embedded 5e-3]",
+            help="Peak learning rate. [default: 1e-3 for adamw, 3.5e-3 for sgd; embedded 2e-2]",
         ),
     ] = None,
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="sgd suits --coupling-rank 0.")] = "adamw",
@@ -59,7 +59,10 @@ def dual_prompt(
     ] = None,
     n_ctx: Annotated[int | None, typer.Option(min=1, help="Prompts of a layer. [default: 4; maple 2]")] = None,
     coupling_rank: Annotated[int | None, typer.Option(min=0, help="Of text to vision; 0: full. [default: 16]")] = None,
-    weights: Annotated[float, typer.Option("--lambda", min=0, help="Strength of word weights; 0: none.")] = 0.5,
+    weights: Annotated[
+        float | None,
+        typer.Option("--lambda", min=0, help="Strength of word weights; 0: none. [default: 0.5; embedded 0]"),
+    ] = None,
     alpha: Annotated[float, typer.Option(min=0, help="Extra weight of negatives of the same category.")] = 0.5,
     hard: Annotated[float, typer.Option(min=0, help="Weight of the loss against swaps.")] = 1.0,
     consistency: Annotated[float, typer.Option(min=0, help="Weight of staying near the frozen features.")] = 0.0,
@@ -101,28 +104,29 @@ def dual_prompt(
     opened = import_module("lvlm_guard.adapters.data").open_captions(
         "world" if world else data, images=images, on_bad=on_bad
     )
-    opened = first_pictures(opened, pictures or (1500 if world else None))
+    opened = first_pictures(opened, pictures or (1200 if world else None))
     plan = training.Plan(
         clip=clip,
         prompts=prompts,
         depth=depth,
         n_ctx=n_ctx,
         coupling_rank=coupling_rank,
-        strength=weights,
+        strength=weights if weights is not None else 0.0 if world else 0.5,
         block=block,
         losses=losses.LossStack(hard_negative=hard, consistency=consistency, alpha=alpha),
     )
     size = batch or (32 if world else 64)
     epoch = max(1, len(opened.parted()[0].rows) // size)
+    total = steps or (epochs * epoch if epochs else 160 if world else 10 * epoch)
     recipe = recipes.Recipe(
-        steps=steps or (epochs or (6 if world else 10)) * epoch,
+        steps=total,
         batch=size,
-        rate=rate or (5e-3 if world else 3.5e-3 if optimizer == "sgd" else 1e-3),
+        rate=rate or (2e-2 if world else 3.5e-3 if optimizer == "sgd" else 1e-3),
         optimizer=optimizer,
-        measure_every=measure_every or epoch,
+        measure_every=measure_every or (max(1, total // 4) if world else epoch),
         patience=patience,
         save_every=save_every,
-        precision=precision,
+        precision="bfloat16" if world and precision == "auto" else precision,
     )
     report = room.train_dual_prompt(call, opened, plan, recipe, validation or (200 if world else None))
     finish(call, report, json)

@@ -103,7 +103,7 @@ def ranker(
     opened = import_module("lvlm_guard.adapters.data").open_ranks(
         f"world:{by}" if world else data, images=images, object=about, template=instruction, on_bad=on_bad
     )
-    opened = first_pictures(opened, pictures or (1500 if world else None)).teaching("skip" if world else lonely)
+    opened = first_pictures(opened, pictures or (1200 if world else None)).teaching("skip" if world else lonely)
     sizes = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
     sizes |= {"relations": relations or (8 if world else 16)} | ({"prompts": 8, "post_layers": 1} if world else {})
     plan = training.Plan(

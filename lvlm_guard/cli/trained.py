@@ -20,7 +20,7 @@ Data = Annotated[
 Clip = Annotated[str, typer.Option(help="embedded, a folder or a hub id.", metavar="ID")]
 Images = Annotated[Path | None, typer.Option(help="Where paths of a .jsonl file start. [default: its own folder]")]
 OnBad = Annotated[Literal["raise", "skip"], typer.Option(help="Pictures that can't be read: stop, or skip and count.")]
-Pictures = Annotated[int | None, typer.Option(min=4, help="To train on, the first ones. [default: all; embedded 1500]")]
+Pictures = Annotated[int | None, typer.Option(min=4, help="To train on, the first ones. [default: all; embedded 1200]")]
 Batch = Annotated[int | None, typer.Option(min=2, help="Of a step, in each process. [default: 64; embedded 32]")]
 MeasureEvery = Annotated[int | None, typer.Option(min=1, help="Steps between measurements. [default: an epoch]")]
 Patience = Annotated[int, typer.Option(min=0, help="Measurements without a better one that end training; 0: none.")]

@@ -1,0 +1,145 @@
+"""`clip` and `dual-prompt`: maps against a plain computation of them, probabilities, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+
+from lvlm_guard.adapters.matchers.clip import ClipMatcher
+from lvlm_guard.adapters.matchers.dual_prompt import DualPromptMatcher
+from lvlm_guard.adapters.matchers.wording import caption_of, object_of, objects_in
+from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.errors import TextError, UnsupportedCallError
+from lvlm_guard.matching.relevance import heat_map
+from lvlm_guard.matching.vocabulary import Vocabulary
+from lvlm_guard.verify.check import verify
+
+CASES = ["clip_matcher", "dual_matcher"]
+
+
+@pytest.fixture(params=CASES)
+def matcher(request: pytest.FixtureRequest) -> ClipMatcher:
+    found: ClipMatcher = request.getfixturevalue(request.param)
+    found.forget()
+    return found
+
+
+def test_the_map_is_the_rectified_gradient_times_attention_in_the_row_of_the_class_token(
+    matcher: ClipMatcher, images: list[Image.Image]
+) -> None:
+    (match,) = matcher(images[:1], ["a photo of a dog"])
+    model, retriever = matcher.retriever.model, matcher.retriever
+    inputs = retriever.text_inputs(["a photo of a dog"])
+    text = model.encode_text(inputs.input_ids, inputs.attention_mask).detach()
+    pixels = retriever.image_inputs(images[:1]).requires_grad_()
+    seen = model.base.vision_model(pixel_values=pixels, output_attentions=True)
+    image = torch.nn.functional.normalize(model.base.visual_projection(seen.pooler_output), dim=-1)
+    attention = seen.attentions[-2]
+    (slope,) = torch.autograd.grad((image @ text.T).sum(), attention)
+    cam = (slope.clamp(min=0) * attention).mean(1)[0, 0, 1:65].view(1, 8, 8).detach()
+    assert torch.allclose(match.relevance, heat_map(cam, 96)[0], atol=1e-4)
+    cosine = float(image @ text.T)
+    assert match.score == pytest.approx(torch.sigmoid(torch.tensor(9.0 * cosine - 2.5)).item(), abs=1e-5)
+
+
+def test_maps_have_the_pictures_square_and_span_nought_to_one(matcher: ClipMatcher, images: list[Image.Image]) -> None:
+    for match in matcher(images, ["a photo of a dog"] * 3):
+        assert match.relevance.shape == (96, 96)
+        assert float(match.relevance.min()) == 0.0
+        assert float(match.relevance.max()) == 1.0
+        assert match.note is None
+        assert 0 < match.score < 1
+
+
+def test_a_pair_matches_alike_alone_and_among_others(matcher: ClipMatcher, images: list[Image.Image]) -> None:
+    texts = ["a photo of a dog", "is there a cat in the image ?", "two red cars"]
+    together = matcher(images, texts)
+    matcher.forget()
+    for image, text, match in zip(images, texts, together, strict=True):
+        (alone,) = matcher([image], [text])
+        assert alone.score == pytest.approx(match.score, abs=1e-5)
+        assert torch.allclose(alone.relevance, match.relevance, atol=1e-3)
+
+
+def test_a_question_is_read_as_its_caption(matcher: ClipMatcher, images: list[Image.Image]) -> None:
+    asked, said = matcher([images[0]] * 2, ["Is there an apple in the image?", "a photo of an apple"])
+    assert asked.score == said.score
+
+
+def test_support_is_the_calibrated_cosine_pair_by_pair(matcher: ClipMatcher, images: list[Image.Image]) -> None:
+    claims = ["a photo of a dog", "a photo of a bus", "a photo of a cup"]
+    cosines = matcher.similarity(images, claims)
+    assert cosines.shape == (3, 3)
+    assert torch.allclose(matcher.support(images[1], claims), torch.sigmoid(9.0 * cosines[1] - 2.5), atol=1e-5)
+    pairs = matcher.support_pairs(images, claims)
+    assert torch.allclose(pairs, torch.sigmoid(9.0 * cosines.diagonal() - 2.5), atol=1e-5)
+    assert matcher.support(images[0], []).shape == (0,)
+
+
+def test_a_claim_is_verified_against_its_swaps_at_the_clips_own_temperature(
+    matcher: ClipMatcher, images: list[Image.Image]
+) -> None:
+    claim, swaps = "a photo of a dog", ["a photo of a cat", "a photo of a bus"]
+    verdict = verify(matcher, images[0], claim, swaps)
+    scores = matcher.similarity(images[:1], [claim, *swaps])[0] / matcher.retriever.model.tau
+    assert verdict.kind == "swaps"
+    assert verdict.p_supported == pytest.approx(float(torch.softmax(scores, -1)[0]), abs=1e-5)
+
+
+def test_matches_do_not_depend_on_what_the_caller_set_for_his_own_model(
+    matcher: ClipMatcher, images: list[Image.Image]
+) -> None:
+    (before,) = matcher(images[:1], ["a photo of a dog"])
+    matcher.forget()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        (inside,) = matcher(images[:1], ["a photo of a dog"])
+    assert torch.equal(before.relevance, inside.relevance)
+    assert before.score == inside.score
+
+
+def test_an_empty_text_is_refused(matcher: ClipMatcher, images: list[Image.Image]) -> None:
+    with pytest.raises(TextError, match="empty"):
+        matcher(images[:1], ["  "])
+
+
+def test_an_uncalibrated_clip_gives_maps_and_cosines_but_no_probability(images: list[Image.Image]) -> None:
+    matcher = ClipMatcher(untuned())
+    (match,) = matcher(images[:1], ["a photo of a dog"])
+    assert match.score == pytest.approx(float(matcher.similarity(images[:1], ["a photo of a dog"])), abs=1e-5)
+    assert match.note is not None
+    assert "not calibrated" in match.note
+    for ask in (matcher.require_support, lambda: matcher.support(images[0], ["a dog"])):
+        with pytest.raises(UnsupportedCallError, match="not calibrated"):
+            ask()
+
+
+def test_versions_tell_weights_and_settings_apart(clip_matcher: ClipMatcher, dual_matcher: DualPromptMatcher) -> None:
+    assert clip_matcher.version != dual_matcher.version
+    assert ClipMatcher(untuned()).version != clip_matcher.version
+    assert ClipMatcher(untuned(calibration=(9.0, -2.5))).version == clip_matcher.version
+
+
+@pytest.mark.parametrize(
+    ("text", "caption", "name"),
+    [
+        ("is there a dog in the image ?", "a photo of a dog", "dog"),
+        ("Is there an orange in this picture?", "a photo of an orange", "orange"),
+        ("Are there any traffic lights in the photo?", "a photo of any traffic lights", "traffic lights"),
+        ("a photo of a dining table", "a photo of a dining table", "dining table"),
+        ("Is the dog brown?", "Is the dog brown?", None),
+        ("Please describe this image in detail.", "Please describe this image in detail.", None),
+    ],
+)
+def test_what_is_asked_is_read(text: str, caption: str, name: str | None) -> None:
+    assert caption_of(text) == caption
+    assert object_of(text) == name
+
+
+def test_free_text_is_about_the_objects_of_a_vocabulary_that_it_names() -> None:
+    words: Callable[[str], list[str]] = lambda text: objects_in(text, Vocabulary.of(None))  # noqa: E731
+    assert words("What colour are the dogs beside the bus?") == ["dog", "bus"]
+    assert words("Is there a zeppelin in the image?") == ["zeppelin"]
+    assert words("Describe the image.") == []

@@ -1,0 +1,139 @@
+"""`lvlm-guard train dual-prompt` and `train ranker` from their options to their reports."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lvlm_guard.adapters import load_adapter
+from lvlm_guard.adapters.data.jsonl import write_captions, write_ranks
+from lvlm_guard.adapters.world import captions, ranks
+
+PARTS = {"train": 16, "val": 10, "test": 10}
+SMALL = ("--steps", 2, "--batch", 4, "--measure-every", 2)
+RANKER = ("--width", 16, "--heads", 2, "--relations", 2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    return _written(tmp_path / "captions", {part: captions(part, n) for part, n in PARTS.items()}, write_captions)
+
+
+@pytest.fixture
+def valued(tmp_path):
+    data = {part: ranks(part, "brightness", n) for part, n in PARTS.items()}
+    template = data["train"].template
+    return _written(tmp_path / "values", data, lambda path, rows: write_ranks(path, rows, template=template))
+
+
+def _written(folder, parts, write):
+    """Write the world's pictures and rows as a user would hold them; the third training picture is damaged."""
+    folder.mkdir()
+    rows = []
+    for part, data in parts.items():
+        for row in data.rows:
+            name = f"{part}-{row.image.rpartition('/')[2]}.png"
+            data.load(row.image).save(folder / name)
+            rows.append(replace(row, image=name))
+    whole = (folder / "train-2.png").read_bytes()
+    (folder / "train-2.png").write_bytes(whole[: len(whole) // 2])
+    write(folder / "rows.jsonl", rows)
+    return folder / "rows.jsonl"
+
+
+def test_captions_become_a_retriever_measured_beside_its_baselines(run, captioned, tmp_path):
+    out = tmp_path / "out"
+    call = ("train", "dual-prompt", "--data", captioned, "--out", out, *SMALL, "--compare", "--json")
+    refused = run(*call)
+    assert refused.code == 1
+    assert "train-2.png" in refused.err
+    assert "--on-bad skip" in refused.err
+    ran = run(*call, "--on-bad", "skip", "--depth", 2)
+    assert ran.code == 0, ran.err
+    assert "1 pictures can't be read" in ran.err
+    told = ran.object
+    assert told["command"] == "train dual-prompt"
+    assert {row["method"] for row in told["rows"]} >= {"dual-prompt", "clip", "coop", "maple", "dual-prompt-maple"}
+    assert {"i2t_r1", "t2i_r10", "swap_auroc", "swap_auroc_colour", "accuracy_category"} <= {
+        row["metric"] for row in told["rows"]
+    }
+    assert told["gallery"]["pictures"] == 10
+    retriever = load_adapter(out)
+    picture = captions("test", 1)
+    scores = retriever.score([picture.load(picture.rows[0].image)], ["a dog", "a cat"])
+    assert scores.shape == (1, 2)
+    assert load_adapter(out / "baselines" / "clip").card.calibration is not None
+    page = (out / "report.html").read_text()
+    assert "Training loss" in page
+    assert "beats" in page or "does not win here" in page
+    assert "| i2t_r1 |" in (out / "report.md").read_text()
+    again = run(*call, "--on-bad", "skip", "--depth", 2)
+    assert again.object["rows"] == told["rows"]
+    assert run(*call, "--on-bad", "skip", "--depth", 1).code == 1
+
+
+def test_values_become_a_ranker_measured_beside_its_baselines(run, valued, tmp_path):
+    out = tmp_path / "out"
+    call = ("train", "ranker", "--data", valued, "--out", out, *SMALL, *RANKER, "--on-bad", "skip", "--compare")
+    ran = run(*call, "--json")
+    assert ran.code == 0, ran.err
+    told = ran.object
+    assert {row["method"] for row in told["rows"]} == {
+        "ranker", "clip", "linear-probe", "ranker-clip", "ranker-linear-probe",
+    }  # fmt: skip
+    assert told["lists"] == {"image": 10}
+    ranker = load_adapter(out)
+    picture = captions("test", 2)
+    scores, logits = ranker.rank([picture.load(row.image) for row in picture.rows], ranker.card.asked("image"))
+    assert scores.shape == (2,)
+    assert torch.equal(logits, -logits.T)
+    assert json.loads((out / "report.json").read_text())["kept"][0]["kept"] == 2
+    shown = run(*call)
+    assert "linear-probe" in shown.out
+    assert "report.html" in shown.out
+
+
+def test_several_seeds_make_an_adapter_each(run, valued, tmp_path):
+    out = tmp_path / "out"
+    ran = run(
+        "train",
+        "ranker",
+        "--data",
+        valued,
+        "--out",
+        out,
+        *SMALL,
+        *RANKER,
+        "--on-bad",
+        "skip",
+        "--seeds",
+        "3,5",
+        "--json",
+    )
+    assert ran.code == 0, ran.err
+    first, second = (out / f"seed-{seed}" / "adapter_model.safetensors" for seed in (3, 5))
+    assert first.read_bytes() != second.read_bytes()
+    assert ran.object["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--seeds", "one"), "--seeds"),
+        (("--seeds", "1,1"), "different"),
+        (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--clip", "nowhere"), "nowhere"),
+        (("--depth", 40), "depth"),
+        (("--prompts", "mapel"), "maple"),
+    ],
+)
+def test_what_can_not_be_is_refused_in_a_message(run, tmp_path, options, said):
+    ran = run("train", "dual-prompt", "--out", tmp_path / "out", "--pictures", 8, "--validation", 4, *SMALL, *options)
+    assert ran.code in (1, 2)
+    assert said in ran.err
