@@ -139,6 +139,7 @@ def killed_once(command, there):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # on a busy machine
 def test_killed_while_it_answers_and_while_it_trains_it_ends_as_an_unbroken_run_does(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = ("--pictures", "40", "--questions", "6", "--held-out", "2", "--at-once", "32", "--steps", "12")
@@ -156,6 +157,7 @@ def test_killed_while_it_answers_and_while_it_trains_it_ends_as_an_unbroken_run_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # on a busy machine
 def test_a_short_training_on_the_embedded_world_moves_the_guards_gain_into_the_weights(run, tmp_path):
     """20 steps on 48 scenes, about a minute; the report's own command trains longer."""
     torch.set_num_threads(1)
