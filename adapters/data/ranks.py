@@ -18,6 +18,7 @@ from lvlm_guard.adapters.data.errors import DataError
 from lvlm_guard.adapters.data.pictures import Bad, OnBad, Store
 from lvlm_guard.adapters.data.rows import RankRow
 from lvlm_guard.adapters.data.summary import Summary
+from lvlm_guard.errors import did_you_mean
 
 COUNTS = "Rank the numbers of {object}."
 """The released instruction for counts (arXiv:2412.06760)."""
@@ -151,6 +152,21 @@ class RankData:
         rows = [row for row in self.rows if row.split != "test"]
         train, validation = parting.cut(rows, share, seed, self.name)
         return self.with_rows(train), self.with_rows(validation)
+
+    def about(self, names: Collection[str]) -> RankData:
+        """Return the data with values of these objects alone; pictures of others stay, and what they hold of these.
+
+        Raises:
+            DataError: there are no values of one.
+        """
+        unknown = sorted(set(names) - set(self.objects))
+        if unknown:
+            raise DataError(
+                f"{self.name} has no values of {unknown[0]!r}. {did_you_mean(unknown[0], self.objects)}Known: "
+                f"{', '.join(self.objects[:20])}."
+            )
+        rows = [row if row.object in names else replace(row, value=None) for row in self.rows]
+        return replace(self, rows=rows, exhaustive=[name for name in self.exhaustive if name in names])
 
     def unordered(self) -> list[str]:
         """Return the objects that teach no order: those with fewer than two pictures of unequal value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,13 +27,18 @@ class Interval(NamedTuple):
 def interval(figure: Figure, trainings: int, pictures: int, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Return a figure with its interval; trainings and pictures are drawn with replacement, independently.
 
+    A figure that is NaN on all of them has no interval.
+
     Args:
         figure: a mean over trainings; the same draws for the same seed, so that differences of two are paired.
         trainings, pictures: how many there are.
         draws: of the bootstrap.
         seed: of the draws.
     """
+    whole = figure(np.arange(trainings), np.arange(pictures))
+    if math.isnan(whole):
+        return Interval(whole, whole, whole)
     rng = np.random.default_rng(seed)
     drawn = [figure(rng.integers(0, trainings, trainings), rng.integers(0, pictures, pictures)) for _ in range(draws)]
     low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Interval(figure(np.arange(trainings), np.arange(pictures)), float(low), float(high))
+    return Interval(whole, float(low), float(high))

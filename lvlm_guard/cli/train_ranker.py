@@ -32,6 +32,9 @@ from lvlm_guard.cli.trained import (
     needs_extra,
 )
 
+WORLD = {"prompts": 4, "fusion_layers": 1, "post_layers": 1, "dropout": 0.0}
+"""Of the ranker, beside its width, where the tiny CLIP is enough and minutes count."""
+
 
 def ranker(
     data: Data = "embedded",
@@ -41,6 +44,12 @@ def ranker(
     images: Images = None,
     about: Annotated[
         str | None, typer.Option("--object", help="What values are of, where the data does not say.")
+    ] = None,
+    objects: Annotated[
+        str | None,
+        typer.Option(
+            help="Order by these alone, comma-separated. [default: all; embedded: the 12 that are counted to 6]"
+        ),
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What is asked, {object} where the name goes.")] = None,
     on_bad: OnBad = "raise",
@@ -69,6 +78,13 @@ def ranker(
     scale: Annotated[
         Literal["auto", "raw", "standard"], typer.Option(help="Values as they are, or standardised.")
     ] = "auto",
+    regression: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of the values' loss beside the pairs'. [default: 0.2; embedded 0.5]"),
+    ] = None,
+    start: Annotated[
+        Literal["aligned", "random"], typer.Option(help="aligned: from CLIP's own projections; random: as the paper.")
+    ] = "aligned",
     measure_every: MeasureEvery = None,
     patience: Patience = 0,
     save_every: SaveEvery = 50,
@@ -103,9 +119,13 @@ def ranker(
     opened = import_module("lvlm_guard.adapters.data").open_ranks(
         f"world:{by}" if world else data, images=images, object=about, template=instruction, on_bad=on_bad
     )
+    names = objects.split(",") if objects else _counted() if world and by == "count" else None
+    if names is not None:
+        opened = opened.about([name.strip() for name in names])
     opened = first_pictures(opened, pictures or (1200 if world else None)).teaching("skip" if world else lonely)
     sizes = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
-    sizes |= {"relations": relations or (8 if world else 16)} | ({"prompts": 8, "post_layers": 1} if world else {})
+    sizes |= {"relations": relations or (8 if world else 16)} | (WORLD if world else {})
+    sizes["regression_weight"] = regression if regression is not None else 0.5 if world else 0.2
     plan = training.Plan(
         clip=clip,
         settings=settings.RankerSettings(**sizes, ties=ties),
@@ -113,6 +133,7 @@ def ranker(
         rank=rank,
         negatives=negatives,
         scale=scale,
+        start=start,
     )
     size = batch or (32 if world else 64)
     epoch = max(1, len(opened.parted()[0].rows) // size)
@@ -128,6 +149,10 @@ def ranker(
     )
     report = room.train_ranker(call, opened, plan, recipe)
     finish(call, report, json)
+
+
+def _counted() -> list[str]:
+    return list(import_module("lvlm_guard.adapters.world.pictures").COUNTED)
 
 
 COMMAND = ranker

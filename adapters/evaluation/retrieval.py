@@ -1,0 +1,131 @@
+"""Retrieval among hard negatives: a trained retriever beside what it must beat, on pictures that none has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvlm_guard.adapters.evaluation.bootstrap import Picked, interval
+from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
+from lvlm_guard.adapters.retrieval.metrics import AT
+
+TASK = "retrieval"
+HEADLINES = ("i2t_r1", "t2i_r1", "swap_auroc")
+"""What an adapter must win by."""
+
+DRAWS = 300
+
+Found = Mapping[str, Sequence[Searched]]
+"""Method -> what each of its trainings makes of the gallery."""
+
+Measure = Callable[[Searched, NDArray[np.int64], NDArray[np.int64]], float]
+"""(one training, pictures drawn, their captions) -> a figure."""
+
+
+def measures(kinds: Sequence[str]) -> dict[str, Measure]:
+    """Return the figures by name.
+
+    `i2t_r1` .. `t2i_r10`: recall; pictures search among all captions and swaps, captions among all pictures.
+    `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
+    score above all their swaps of a kind.
+    """
+
+    def image_recall(k: int) -> Measure:
+        return lambda found, pictures, _: float((found.image_places[pictures] <= k).mean())
+
+    def text_recall(k: int) -> Measure:
+        return lambda found, _, rows: float((found.text_places[rows] <= k).mean())
+
+    named: dict[str, Measure] = {f"i2t_r{k}": image_recall(k) for k in AT}
+    named |= {f"t2i_r{k}": text_recall(k) for k in AT}
+    if not kinds:
+        return named
+    named["swap_auroc"] = lambda found, _, rows: found.swap_auroc(rows)
+    for kind in kinds:
+        named[f"swap_auroc_{kind}"] = lambda found, _, rows, kind=kind: found.swap_auroc(rows, kind)  # type: ignore[misc]
+        named[f"accuracy_{kind}"] = lambda found, _, rows, kind=kind: found.above(rows, kind)  # type: ignore[misc]
+    return named
+
+
+def rows_of(model: str, ours: str, found: Found, *, draws: int = DRAWS) -> list[dict[str, Any]]:
+    """Return rows in long form: each figure of each method, and `ours` less each other method.
+
+    Args:
+        model: name of the CLIP.
+        ours: the method that is compared with all others.
+        found: of all methods, with as many trainings each; an untrained method's is repeated.
+        draws: of the bootstrap over pictures and trainings.
+    """
+    gallery = found[ours][0].gallery
+    captions = _captions(gallery)
+    kinds = sorted(set(gallery.kinds.tolist()))
+    pictures = len(gallery.images)
+    rows: list[dict[str, Any]] = []
+    for metric, measure in measures(kinds).items():
+
+        def over(each: Sequence[Searched], trainings: Picked, drawn: Picked, measure: Measure = measure) -> float:
+            said = np.concatenate([captions[k] for k in drawn])
+            return float(np.mean([measure(each[t], drawn, said) for t in trainings]))
+
+        for method, each in found.items():
+            rows.append(
+                _row(
+                    model,
+                    method,
+                    metric,
+                    interval(lambda t, p, e=each: over(e, t, p), len(each), pictures, draws=draws),
+                    pictures,
+                )  # type: ignore[misc]
+            )
+        for method, each in found.items():
+            if method != ours and metric in HEADLINES:
+                ends = interval(
+                    lambda t, p, e=each: over(found[ours], t, p) - over(e, t, p),  # type: ignore[misc]
+                    len(each),
+                    pictures,
+                    draws=draws,
+                )
+                rows.append(_row(model, f"{ours}-{method}", metric, ends, pictures))
+    return rows
+
+
+def by_category(found: Sequence[Searched]) -> dict[str, dict[str, float]]:
+    """Return category -> recall at 1 of its captions' pictures, its captions, and how many there are."""
+    gallery = found[0].gallery
+    told: dict[str, dict[str, float]] = {}
+    for name in sorted({row.category for row in gallery.rows if row.category}):
+        rows = np.array([k for k, row in enumerate(gallery.rows) if row.category == name])
+        images = np.unique(gallery.image_of[rows])
+        told[name] = {
+            "i2t_r1": float(np.mean([(one.image_places[images] <= 1).mean() for one in found])),
+            "t2i_r1": float(np.mean([(one.text_places[rows] <= 1).mean() for one in found])),
+            "n": float(len(rows)),
+        }
+    return told
+
+
+def _captions(gallery: Gallery) -> list[NDArray[np.int64]]:
+    return [np.flatnonzero(gallery.image_of == k) for k in range(len(gallery.images))]
+
+
+def _row(model: str, method: str, metric: str, ends: tuple[float, float, float], n: int) -> dict[str, Any]:
+    return row(model, method, TASK, metric, ends, n)
+
+
+def row(model: str, method: str, task: str, metric: str, ends: tuple[float, float, float], n: int) -> dict[str, Any]:
+    """Return one row in long form; a figure that is undefined is null."""
+    value, low, high = (None if math.isnan(number) else round(number, 6) for number in ends)
+    return {
+        "model": model,
+        "method": method,
+        "task": task,
+        "metric": metric,
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
+    }

@@ -1,0 +1,184 @@
+"""What learns, what stays, what is kept, and what is read of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from trainings import DUAL, RANKER, recipe
+
+from lvlm_guard.adapters.data import CaptionData, CaptionRow, RankData
+from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.data.pictures import Bad, InMemory
+from lvlm_guard.adapters.losses import LossStack
+from lvlm_guard.adapters.training import dual_prompt, ranker
+from lvlm_guard.adapters.training.checkpoint import learning
+from lvlm_guard.adapters.training.features import Features
+from lvlm_guard.adapters.training.ranking import RankingTask
+from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.retrieval import RetrievalTask
+from lvlm_guard.errors import KnobError
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        DUAL,
+        replace(DUAL, strength=0.0),
+        replace(DUAL, losses=LossStack(consistency=8.0)),
+        dual_prompt.BASELINES["coop"],
+    ],
+    ids=["weighed", "plain", "holding on", "coop"],
+)
+def test_everything_that_learns_has_a_gradient_and_nothing_else_changes(
+    caption_pictures: dual_prompt.Pictures, plan: dual_prompt.Plan
+) -> None:
+    torch.manual_seed(0)
+    retriever = dual_prompt.build(plan, caption_pictures)
+    if retriever.model.block is not None:
+        torch.nn.init.constant_(retriever.model.block.gamma, 0.1)  # at 0 what stands behind it has no gradient yet
+    task = RetrievalTask(
+        retriever,
+        caption_pictures.train,
+        caption_pictures.gallery,
+        caption_pictures.pixels,
+        plan.losses,
+        recipe(),
+        caption_pictures.bank,
+        caption_pictures.frozen,
+    )
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    names = learning(task.model)
+    optimizer = torch.optim.AdamW(list(names.values()), lr=1e-2)
+    for number in range(2):
+        loss, _ = task.loss(task.model, task.batch(number))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in names.values())
+        optimizer.step()
+    after = task.model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == set(names)
+
+
+def test_a_rankers_clip_keeps_every_bit_and_its_tokens_are_computed_once(ranked_pictures: ranker.Pictures) -> None:
+    torch.manual_seed(0)
+    made = ranker.build(RANKER, ranked_pictures.train)
+    task = RankingTask(made, ranked_pictures.train, ranked_pictures.lists, ranked_pictures.seen, recipe())
+    group = task.batch(0)
+    assert group.seen.shape[1:] == (64, 128)
+    picture = ranked_pictures.train.images[0]
+    places, held = ranked_pictures.seen([picture])
+    assert places == [0]
+    fresh = made.image_tokens([ranked_pictures.train.load(picture)])
+    assert torch.allclose(held, fresh, atol=1e-5)
+    before = {name: value.clone() for name, value in made.model.clip.state_dict().items()}
+    optimizer = torch.optim.AdamW(list(learning(task.model).values()), lr=1e-2)
+    for number in range(2):
+        task.loss(task.model, task.batch(number))[0].backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in made.model.clip.state_dict().items())
+
+
+def test_a_training_on_wrong_captions_ends_in_the_untuned_clip(
+    caption_pictures: dual_prompt.Pictures, tmp_path: Path
+) -> None:
+    rows = caption_pictures.train.rows
+    turned = [
+        replace(row, caption=other.caption, negatives=(row.caption,), kinds=())
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
+    ]
+    wrong = replace(caption_pictures, train=caption_pictures.train.with_rows(turned))
+    made = dual_prompt.fit(
+        replace(DUAL, block=False, strength=0.0), wrong, recipe(rate=0.05, steps=24, measure_every=8), tmp_path, nothing
+    )
+    assert made.config is None
+    loaded = dual_prompt.DualPromptRetriever.from_pretrained(tmp_path)
+    plain = dual_prompt.untuned()
+    texts = ["a red dog", "two cats"]
+    assert torch.allclose(loaded.text_features(texts), plain.text_features(texts), atol=1e-6)
+    assert loaded.card.calibration is not None
+
+
+def test_the_average_of_epochs_is_weighed_by_a_gaussian_at_three_quarters() -> None:
+    same = [{"p": torch.ones(2)}] * 20
+    assert torch.allclose(dual_prompt.averaged(same)["p"], torch.ones(2))
+    weights = dual_prompt.averaged([{"p": torch.eye(20)[k]} for k in range(20)])["p"]
+    # N(15, 1) over 20 epochs, as PromptSRC: at epochs 12 to 18
+    assert weights[11:18].tolist() == pytest.approx([0.0044, 0.0540, 0.2420, 0.3989, 0.2420, 0.0540, 0.0044], abs=2e-4)
+
+
+def test_platt_gives_back_the_odds_that_scores_were_drawn_from() -> None:
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.rand(20000, generator=rng) * 0.2 + 0.2
+    labels = torch.rand(20000, generator=rng) < torch.sigmoid(30 * scores - 9)
+    found = dual_prompt.scaled_platt(scores.double().numpy(), labels.numpy())
+    assert found is not None
+    assert found == pytest.approx((30, -9), rel=0.1)
+    assert dual_prompt.scaled_platt(scores.double().numpy(), labels.numpy() | True) is None
+
+
+def test_a_score_begins_at_the_mean_of_the_values(values: RankData) -> None:
+    made = ranker.build(RANKER, values)
+    assert 0.5 < float(made.model.ranker.score.number.bias) < 3.0
+    raw, scaled = (ranker.scales(values, scale) for scale in ("raw", "standard"))
+    assert set(raw.values()) == {(0.0, 1.0)}
+    assert ranker.scales(values, "auto") == raw
+    name = values.objects[0]
+    found = values.values(name)[1]
+    assert scaled[values.instruction(name)] == pytest.approx((found.mean(), found.std()))
+
+
+def test_pictures_that_can_not_be_read_are_left_out_wherever_features_are_kept() -> None:
+    def load(key: str) -> Image.Image | Bad:
+        return Bad(key, "damaged") if key == "b" else Image.new("RGB", (4, 4), (int(key == "c"), 0, 0))
+
+    def encode(images: list[Image.Image]) -> torch.Tensor:
+        return torch.tensor([[float(image.getpixel((0, 0))[0])] for image in images])  # type: ignore[index]
+
+    for room in (1 << 20, 0):
+        features = Features(["a", "b", "c"], load, encode, room=room)  # type: ignore[arg-type]
+        assert features.keeps is (room > 0)
+        places, rows = features(["c", "b", "a", "c"])
+        assert places == [0, 2, 3]
+        assert rows.flatten().tolist() == [1.0, 0.0, 1.0]
+        assert {bad.image for bad in features.bad} == {"b"}
+
+
+def test_a_caption_of_a_picture_that_can_not_be_read_is_refused_or_dropped_by_option() -> None:
+    pictures = {f"{k}": Image.new("RGB", (96, 96), (k * 20, 0, 0)) for k in range(8)}
+    rows = [
+        CaptionRow(f"{k}", f"a {'red' if k % 2 else 'blue'} dog", split="val" if k > 5 else "train") for k in range(9)
+    ]
+    rows[8] = replace(rows[8], split="train")
+    with pytest.raises(DataError, match=r"'8'.*--on-bad skip"):
+        dual_prompt.Pictures.read(CaptionData(rows, InMemory(pictures), "nine"), "embedded")
+    read = dual_prompt.Pictures.read(CaptionData(rows, InMemory(pictures), "nine", on_bad="skip"), "embedded")
+    assert len(read.train.rows) == 6
+    assert read.train.dropped["pictures that can't be read"] == 1
+
+
+def test_recipes_that_are_none_are_refused_and_rates_rise_and_fall() -> None:
+    for wrong in (
+        {"steps": 0},
+        {"batch": 1},
+        {"rate": -1.0},
+        {"rate": float("nan")},
+        {"optimizer": "adam"},
+        {"warm": 1.0},
+    ):
+        with pytest.raises(KnobError):
+            recipe(**wrong)
+    found = Recipe(steps=100, batch=8, rate=1.0, warm=0.1)
+    rates = [found.rate_at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[99] < 0.01
