@@ -28,7 +28,8 @@ def test_by_word_each_listed_word_stands_for_itself_and_its_plural():
 @pytest.mark.parametrize(
     ("one", "many"),
     {
-        "dog": "dogs", "bus": "buses", "bench": "benches", "knife": "knives", "giraffe": "giraffes", "puppy": "puppies", "toy": "toys",
+        "dog": "dogs", "bus": "buses", "bench": "benches", "knife": "knives", "giraffe": "giraffes",
+        "puppy": "puppies", "toy": "toys",
         "policeman": "policemen", "mouse": "mice", "stop sign": "stop signs", "wine glass": "wine glasses",
         "box": "boxes", "grandchild": "grandchildren", "minibus": "minibuses",
     }.items(),
