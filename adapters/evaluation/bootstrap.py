@@ -42,3 +42,8 @@ def interval(figure: Figure, trainings: int, pictures: int, *, draws: int = DRAW
     drawn = [figure(rng.integers(0, trainings, trainings), rng.integers(0, pictures, pictures)) for _ in range(draws)]
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return Interval(whole, float(low), float(high))
+
+
+def less(one: Figure, other: Figure) -> Figure:
+    """Return the difference of two figures, on the same trainings and pictures."""
+    return lambda trainings, pictures: one(trainings, pictures) - other(trainings, pictures)

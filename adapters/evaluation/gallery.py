@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
-from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, swap_auroc
@@ -159,25 +159,46 @@ class Searched:
 
     def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
         """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""
-        chosen = self._swaps_of(kind)
-        own = [chosen[row] for row in rows if len(chosen[row])]
-        return auroc(self.true[[row for row in rows if len(chosen[row])]], np.concatenate(own)) if own else float("nan")
+        place, of, true = self._sorted(kind)
+        times = np.bincount(rows, minlength=len(self.gallery.rows)).astype(np.float64)
+        wrong = np.bincount(place, weights=times[of], minlength=int(place.max(initial=-1)) + 1)
+        own = times * (np.bincount(of, minlength=len(times)) > 0)
+        if not own.any() or not wrong.any():
+            return float("nan")
+        # of each swap's score how many swaps lie below it, and of equal ones a half
+        below = np.concatenate([[0.0], np.cumsum(wrong)])
+        low, high = true
+        return float((own * (below[low] + below[high])).sum() / 2 / (own.sum() * wrong.sum()))
 
     def above(self, rows: NDArray[np.int64], kind: str) -> float:
         """Return the share of captions that score above all their swaps of a kind; NaN without any."""
-        chosen = self._swaps_of(kind)
-        won = [self.true[row] > chosen[row].max() for row in rows if len(chosen[row])]
-        return float(np.mean(won)) if won else float("nan")
+        won = self._won(kind)[rows]
+        return float("nan") if np.isnan(won).all() else float(np.nanmean(won))
 
-    def _swaps_of(self, kind: str) -> list[NDArray[np.float64]]:
-        held = self._by_row.get(kind)
-        if held is None:
-            fits = np.ones(len(self.swapped), bool) if not kind else self.gallery.kinds == kind
-            of = self.gallery.swap_of
-            held = [self.swapped[fits & (of == row)] for row in range(len(self.gallery.rows))]
-            self._by_row[kind] = held
-        return held
+    def _of_kind(self, kind: str) -> NDArray[np.bool_]:
+        return np.ones(len(self.swapped), bool) if not kind else np.asarray(self.gallery.kinds == kind)
+
+    def _sorted(self, kind: str) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
+        """Return each swap's place among the scores of swaps and its caption, and where captions would stand."""
+        if kind not in self._held:
+            fits = self._of_kind(kind)
+            scores, place = np.unique(self.swapped[fits], return_inverse=True)
+            between = tuple(np.searchsorted(scores, self.true, side) for side in ("left", "right"))
+            self._held[kind] = place, self.gallery.swap_of[fits], between
+        found: tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[np.int64], ...]] = self._held[kind]
+        return found
+
+    def _won(self, kind: str) -> NDArray[np.float64]:
+        """[rows]: whether each caption scores above all its swaps of a kind; NaN where it has none."""
+        key = f"won {kind}"
+        if key not in self._held:
+            fits = self._of_kind(kind)
+            best = np.full(len(self.gallery.rows), -np.inf)
+            np.maximum.at(best, self.gallery.swap_of[fits], self.swapped[fits])
+            self._held[key] = np.where(np.isfinite(best), (self.true > best).astype(np.float64), np.nan)
+        found: NDArray[np.float64] = self._held[key]
+        return found
 
     @cached_property
-    def _by_row(self) -> dict[str, list[NDArray[np.float64]]]:
+    def _held(self) -> dict[str, Any]:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvlm_guard.adapters.data.ranks import COUNTS
-from lvlm_guard.adapters.evaluation.bootstrap import Picked, interval
+from lvlm_guard.adapters.evaluation.bootstrap import Figure, Picked, interval, less
 from lvlm_guard.adapters.evaluation.lists import Lists, Scored, Values
 from lvlm_guard.adapters.evaluation.retrieval import row
 from lvlm_guard.adapters.ranker.metrics import RankingFigures
@@ -115,11 +116,11 @@ def rows_of(
     """
     images = lists.images
     n = len(images)
-    drawn: dict[bytes, dict[str, RankingFigures]] = {}
+    drawn: dict[bytes, dict[int, RankingFigures]] = {}
 
     def figures(method: str, training: int, pictures: Picked) -> RankingFigures:
         held = drawn.setdefault(pictures.tobytes(), {})
-        key = f"{method} {training}"
+        key = id(found[method][training])  # an untrained method's scores are the same ones each time
         if key not in held:
             times = Counter(images[int(k)] for k in pictures)
             held[key] = lists.figures(found[method][training], lists.picked(times))
@@ -131,17 +132,12 @@ def rows_of(
     rows = []
     trainings = len(found[ours])
     for metric in METRICS:
-        for method in found:
-            ends = interval(lambda t, p, m=method, x=metric: over(m, x, t, p), trainings, n, draws=draws)  # type: ignore[misc]
-            rows.append(row(model, method, TASK, metric, ends, n))
-        for method in found:
+        each: dict[str, Figure] = {method: partial(over, method, metric) for method in found}
+        for method, figure in each.items():
+            rows.append(row(model, method, TASK, metric, interval(figure, trainings, n, draws=draws), n))
+        for method, figure in each.items():
             if method != ours and metric in HEADLINES:
-                ends = interval(
-                    lambda t, p, m=method, x=metric: over(ours, x, t, p) - over(m, x, t, p),  # type: ignore[misc]
-                    trainings,
-                    n,
-                    draws=draws,
-                )
+                ends = interval(less(each[ours], figure), trainings, n, draws=draws)
                 rows.append(row(model, f"{ours}-{method}", TASK, metric, ends, n))
     return rows
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.adapters.evaluation.bootstrap import Picked, interval
+from lvlm_guard.adapters.evaluation.bootstrap import Figure, Picked, interval, less
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.retrieval.metrics import AT
 
@@ -66,31 +67,27 @@ def rows_of(model: str, ours: str, found: Found, *, draws: int = DRAWS) -> list[
     pictures = len(gallery.images)
     rows: list[dict[str, Any]] = []
     for metric, measure in measures(kinds).items():
-
-        def over(each: Sequence[Searched], trainings: Picked, drawn: Picked, measure: Measure = measure) -> float:
-            said = np.concatenate([captions[k] for k in drawn])
-            return float(np.mean([measure(each[t], drawn, said) for t in trainings]))
-
-        for method, each in found.items():
-            rows.append(
-                _row(
-                    model,
-                    method,
-                    metric,
-                    interval(lambda t, p, e=each: over(e, t, p), len(each), pictures, draws=draws),
-                    pictures,
-                )  # type: ignore[misc]
-            )
-        for method, each in found.items():
+        figures: dict[str, Figure] = {method: partial(_over, measure, captions, each) for method, each in found.items()}
+        trainings = len(found[ours])
+        for method, figure in figures.items():
+            rows.append(_row(model, method, metric, interval(figure, trainings, pictures, draws=draws), pictures))
+        for method, figure in figures.items():
             if method != ours and metric in HEADLINES:
-                ends = interval(
-                    lambda t, p, e=each: over(found[ours], t, p) - over(e, t, p),  # type: ignore[misc]
-                    len(each),
-                    pictures,
-                    draws=draws,
-                )
+                ends = interval(less(figures[ours], figure), trainings, pictures, draws=draws)
                 rows.append(_row(model, f"{ours}-{method}", metric, ends, pictures))
     return rows
+
+
+def _over(
+    measure: Measure,
+    captions: Sequence[NDArray[np.int64]],
+    each: Sequence[Searched],
+    trainings: Picked,
+    pictures: Picked,
+) -> float:
+    """Return the mean over trainings of a figure of pictures and their captions."""
+    said = np.concatenate([captions[k] for k in pictures])
+    return float(np.mean([measure(each[t], pictures, said) for t in trainings]))
 
 
 def by_category(found: Sequence[Searched]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         task = Unmeasured(ranker.build(plan, data), pictures.train, pictures.lists, pictures.seen, recipe)
         with tempfile.TemporaryDirectory() as folder:
             kept = Checkpoint(Path(folder), {})
-            with_loop = timed(lambda t=task, k=kept: train(t, recipe, k, lambda _: None, device="cpu"))
-        alone = timed(lambda t=task: bare(t, recipe))
+            with_loop = timed(partial(train, task, recipe, kept, lambda _: None, device="cpu"))
+        alone = timed(partial(bare, task, recipe))
         if block >= 0:
             ours.append(with_loop)
             plain.append(alone)

@@ -14,9 +14,12 @@ Figures = Mapping[str, float]
 class Task(Protocol):
     """Batches, a loss, and a measure."""
 
-    model: nn.Module
     keeps_all: bool
     """Whether the weights of every measurement are wanted at the end, or those of the best alone."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
 
     def batch(self, number: int) -> Any:
         """Return batch `number` of the training, which depends on the number and the seed alone."""

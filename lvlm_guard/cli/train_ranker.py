@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -123,7 +123,7 @@ def ranker(
     if names is not None:
         opened = opened.about([name.strip() for name in names])
     opened = first_pictures(opened, pictures or (1200 if world else None)).teaching("skip" if world else lonely)
-    sizes = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
+    sizes: dict[str, Any] = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
     sizes |= {"relations": relations or (8 if world else 16)} | (WORLD if world else {})
     sizes["regression_weight"] = regression if regression is not None else 0.5 if world else 0.2
     plan = training.Plan(

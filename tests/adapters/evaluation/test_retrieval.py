@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lvlm_guard.adapters.evaluation import retrieval
 from lvlm_guard.adapters.evaluation.bootstrap import interval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.told import markdown, verdicts
+from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.world.pictures import Pictures
 
@@ -63,6 +65,28 @@ def test_pictures_search_among_swaps_and_captions_among_pictures_alone() -> None
     assert found.above(np.array([0]), "colour") == 0.0
     assert found.above(np.array([0, 1]), "category") == 1.0
     assert math.isnan(found.above(np.array([1]), "colour"))
+
+
+def test_the_auroc_of_drawn_captions_is_that_of_their_scores_written_out() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        CaptionRow(f"{k}", f"a dog number {k}", negatives=tuple(f"a cat {k} {n}" for n in range(k % 4)))
+        for k in range(40)
+    ]
+    of = gallery([replace(row, kinds=tuple("ab"[n % 2] for n in range(len(row.negatives)))) for row in rows])
+    scores = np.round(rng.random((40, 40 + len(of.swaps))), 1)  # ties too
+    found = searched(scores.tolist(), of)
+    for kind in ("", "a", "b"):
+        drawn = rng.integers(0, 40, 40)
+        own = [
+            [found.swapped[n] for n in range(len(of.swaps)) if of.swap_of[n] == row and kind in ("", of.kinds[n])]
+            for row in drawn
+        ]
+        true = [found.true[row] for row, swaps in zip(drawn, own, strict=True) if swaps]
+        expected = auroc(true, [score for swaps in own for score in swaps])
+        assert found.swap_auroc(drawn, kind) == pytest.approx(expected)
+        won = [found.true[row] > max(swaps) for row, swaps in zip(drawn, own, strict=True) if swaps]
+        assert found.above(drawn, kind) == pytest.approx(np.mean(won))
 
 
 def test_equal_captions_are_true_of_both_pictures() -> None:
