@@ -69,7 +69,7 @@ class RankerMatcher(Matcher):
             raise UnsupportedModelError(f"The CLIP has {rows} x {columns} image tokens; a map needs a square.")
         told = hashlib.blake2b(repr(ranker.card).encode(), digest_size=6)
         for name, value in sorted(ranker.model.state_dict().items()):
-            if ".score.number" in name or name.endswith("score_norm.weight"):
+            if "original_module" not in name and (".score." in name or ".fusion.in_" in name):
                 told.update(value.detach().float().cpu().numpy().tobytes())
         self._version = f"ranker:{told.hexdigest()}"
         self._lock = RLock()
