@@ -58,7 +58,7 @@ def ranker(
     ] = "raise",
     pictures: Pictures = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Over the values. [default: 10]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 400]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 500]")] = None,
     batch: Batch = None,
     negatives: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a group without the object.")] = 0.2,
     rate: Annotated[
@@ -137,7 +137,7 @@ def ranker(
     )
     size = batch or (32 if world else 64)
     epoch = max(1, len(opened.parted()[0].rows) // size)
-    total = steps or (epochs * epoch if epochs else 400 if world else 10 * epoch)
+    total = steps or (epochs * epoch if epochs else 500 if world else 10 * epoch)
     recipe = recipes.Recipe(
         steps=total,
         batch=size,
