@@ -11,6 +11,7 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' p
 
 # vLLM fixes the versions of what it stands on, so it has an environment of its own
 SERVE := .venv-serve
+TESTS ?= tests/serve
 
 # uv when the machine has it (faster), else the pip inside the venv
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -42,7 +43,7 @@ test-oldest: $(OLDEST)/.ready  ## run the fast tests on the oldest transformers 
 	@$(OLDEST)/bin/python -m pytest -q -n auto -m "not slow" $(ARGS)
 
 test-serve: $(SERVE)/.ready  ## run the tests of serving on vLLM for CPUs, in an environment of their own
-	@TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVE)/bin/python -m pytest -q -n 2 --dist loadfile tests/serve $(ARGS)
+	@TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVE)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS) $(ARGS)
 
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .

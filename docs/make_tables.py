@@ -3,6 +3,9 @@
     lvlm-guard demo --json > docs/results/demo.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
     OMP_NUM_THREADS=1 lvlm-guard eval overhead --json > docs/results/overhead.json
+    python -m lvlm_guard.serve.measure --json > docs/results/serve.json
+    python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json
+    python -m lvlm_guard.serve.measure --soak 600 --json > docs/results/serve_soak.json
     python docs/make_tables.py
 
 A test fails when a page and docs/results differ.
@@ -15,9 +18,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from machines import machine
+from serve_tables import serve_table, soak_table
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "researcher.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "researcher.md", ROOT / "docs" / "operator.md")
 ABOUT = {
     "greedy": "plain, greedy",
     "sample": "plain, sampled",
@@ -64,12 +70,6 @@ def ratio(times: list[dict[str, Any]], method: str, task: str) -> str:
     """Write how much longer than greedy's a method's requests take, or a dash."""
     found = row(times, method, task, "time_ratio")
     return "–" if found is None else f"{found['value']:.2f}"
-
-
-def machine(environment: dict[str, Any]) -> str:
-    """Name the machine and the versions, as the run recorded them."""
-    told = {key: value for key, value in environment.items() if key not in ("commit", "matcher") and value}
-    return ", ".join(f"{key} {value}" for key, value in told.items())
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -141,7 +141,15 @@ def overhead_table(result: dict[str, Any]) -> str:
 
 def filled(text: str) -> str:
     """Return a text whose marked places hold the tables of docs/results."""
-    for name, make in (("demo", demo_table), ("bench", bench_table), ("overhead", overhead_table)):
+    tables = (
+        ("demo", demo_table),
+        ("bench", bench_table),
+        ("overhead", overhead_table),
+        ("serve", serve_table),
+        ("serve_vote", serve_table),
+        ("serve_soak", soak_table),
+    )
+    for name, make in tables:
         table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
         place = rf"(<!-- {name} table: docs/make_tables.py -->\n).*?(<!-- end -->)"
         text = re.sub(place, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)

@@ -112,7 +112,8 @@ class Endpoint:
             self._http = httpx.AsyncClient(
                 base_url=self.url,
                 timeout=timeout,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+                # vLLM closes connections that were idle for 5 s; asking on one at that moment is no fault of its
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2),
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 trust_env=False,
             )

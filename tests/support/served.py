@@ -24,6 +24,7 @@ KEY = "a key of this test"
 PICTURES = 2
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "127.0.0.1", "VLLM_API_KEY": KEY,
+    "VLLM_LOGGING_LEVEL": "INFO",  # its routes stand there
 }  # fmt: skip
 
 
