@@ -6,6 +6,8 @@
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json
     python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json
     python -m lvlm_guard.serve.measure --soak 600 --json > docs/results/serve_soak.json
+    lvlm-guard train dual-prompt --compare --seeds 0,1,2 --json > docs/results/dual-prompt.json
+    lvlm-guard train ranker --compare --seeds 0,1,2 --json > docs/results/ranker.json
     python docs/make_tables.py
 
 A test fails when a page and docs/results differ.
@@ -18,12 +20,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from adapter_tables import adapter_table
 from machines import machine
 from serve_tables import serve_table, soak_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "researcher.md", ROOT / "docs" / "operator.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "researcher.md",
+    ROOT / "docs" / "operator.md",
+    ROOT / "docs" / "trainer.md",
+)
 ABOUT = {
     "greedy": "plain, greedy",
     "sample": "plain, sampled",
@@ -148,6 +156,8 @@ def filled(text: str) -> str:
         ("serve", serve_table),
         ("serve_vote", serve_table),
         ("serve_soak", soak_table),
+        ("dual-prompt", adapter_table),
+        ("ranker", adapter_table),
     )
     for name, make in tables:
         table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))

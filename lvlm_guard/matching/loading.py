@@ -38,7 +38,11 @@ _for_model: WeakKeyDictionary[Any, dict[str, Matcher]] = WeakKeyDictionary()
 
 
 def load_matcher(
-    spec: Spec = None, *, model: PreTrainedModel | None = None, dtype: torch.dtype | None = None
+    spec: Spec = None,
+    *,
+    model: PreTrainedModel | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Matcher:
     """Return a matcher; the same one for the same weights, device and dtype in one process.
 
@@ -47,9 +51,10 @@ def load_matcher(
             folder of an adapter or of a CLIP, "embedded" for the matcher in this package, "embedded-dual-prompt",
             "embedded-ranker" and "embedded-clip" for its adapters, a matcher, any callable
             `(images, texts) -> list[Match]`, or None for `blip-itm`.
-        model: the model it will guard; decides the device, and for `blip-itm` the weights: those that the
-            model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
+        model: the model it will guard; decides the device where none is given, and for `blip-itm` the weights:
+            those that the model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
             Salesforce/blip-itm-large-coco.
+        device: of a matcher given by folder, hub id or "embedded..."; a registered one goes where the model is.
         dtype: of a BLIP given by folder or hub id; None is float32.
 
     Raises:
@@ -72,13 +77,14 @@ def load_matcher(
     text = str(spec)
     if text in REGISTRY.names():
         return _registered(text, model)
+    where = device_of(model) if device is None else device
     if text == "embedded":
-        return shared_blip(_embedded(), device_of(model), dtype)
+        return shared_blip(_embedded(), where, dtype)
     kind = _adapter(text)
     if kind is not None:
-        return _shared_adapter(kind, text, device_of(model))
+        return _shared_adapter(kind, text, where)
     if isinstance(spec, PathLike) or "/" in text or Path(text).is_dir():
-        return shared_blip(text, device_of(model), dtype)
+        return shared_blip(text, where, dtype)
     REGISTRY.where(text)  # says which names there are
     raise AssertionError("unreachable")
 
@@ -90,10 +96,11 @@ def _adapter(text: str) -> str | None:
     for mark, name in _MARKS.items():
         if mark != "config.json" and (Path(text) / mark).is_file():
             return name
-    config = Path(text) / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clip":
-        return "clip"
-    return None
+    try:
+        config = json.loads((Path(text) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # what reads it as a BLIP says what is amiss
+    return "clip" if isinstance(config, dict) and config.get("model_type") == "clip" else None
 
 
 def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:

@@ -12,7 +12,6 @@ import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -144,26 +143,17 @@ def load(settings: Settings) -> Matcher:
     """
     import torch
 
-    from lvlm_guard import embedded
-    from lvlm_guard.matching import REGISTRY, load_matcher
-    from lvlm_guard.matching.loading import default_source, shared_blip
+    from lvlm_guard.matching import load_matcher
+    from lvlm_guard.matching.loading import default_source
     from lvlm_guard.pretrained import DTYPES, usable_device
 
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.workers))
-    name = settings.matcher
-    if name == "blip-itm":
-        place = default_source(None)
-    elif name == "embedded":
-        place = str(embedded.MATCHER)
-    elif name in REGISTRY.names() or not ("/" in name or Path(name).is_dir()):
-        return load_matcher(name)  # another package's, which chooses its own device
-    else:
-        place = name
+    name = default_source(None) if settings.matcher == "blip-itm" else settings.matcher
     automatic = "cuda" if torch.cuda.is_available() else "cpu"  # a matcher gains little on a Mac's GPU
     device = usable_device(automatic if settings.device == "auto" else settings.device)
     if settings.dtype not in DTYPES:
         raise KnobError(f"dtype is {settings.dtype!r}: give float32 or bfloat16.")
-    return shared_blip(place, device, DTYPES[settings.dtype])
+    return load_matcher(name, device=device, dtype=DTYPES[settings.dtype])
 
 
 def _app(settings: Settings, at_start: bool = False) -> Starlette:

@@ -309,3 +309,20 @@ def test_workers_that_can_not_start_are_not_started_for_ever() -> None:
     assert said.returncode == 1
     assert "Did you mean 'blip-itm'?" in said.stderr
     assert "could not start" in said.stderr
+
+
+def test_an_adapter_serves_masks_and_scores_as_it_gives_them_in_process(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    adapter = load_matcher("embedded-dual-prompt")
+    question, claim = QUESTIONS[0], "is there a dog in the image?"
+    service = Process(tmp_path / "log", "--matcher", "embedded-dual-prompt")
+    try:
+        with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as http:
+            body = {"image": b64(png(0))}
+            mask = unpack_mask(http.post("/mask", json={**body, "question": question}).json()["mask"])
+            scores = unpack_scores(http.post("/scores", json={**body, "claims": [claim]}).json()["scores"])
+    finally:
+        service.stop()
+    assert service.version == adapter.version
+    assert (mask == adapter([scene(0)], [question])[0].keep.numpy()).all()
+    assert scores[claim] == pytest.approx(float(adapter.support(scene(0), [claim])[0]), abs=1e-6)
