@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from lvlm_guard.adapters.data import parting, pictures
+from lvlm_guard.adapters.data import parting
 from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.data.pictured import Pictured
 from lvlm_guard.adapters.data.pictures import Bad, OnBad, Store
 from lvlm_guard.adapters.data.rows import CaptionRow
 from lvlm_guard.adapters.data.summary import Summary
@@ -28,7 +28,7 @@ class CaptionItem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CaptionData:
+class CaptionData(Pictured[CaptionRow]):
     """Captions and the store of their pictures.
 
     Negatives that equal their caption, but for case and blanks, or each other are left out and counted: in the
@@ -59,58 +59,11 @@ class CaptionData:
         object.__setattr__(self, "rows", tuple(_cleaned(row, dropped) for row in self.rows))
         object.__setattr__(self, "dropped", dict(dropped))
 
-    def __len__(self) -> int:
-        """Return the number of captions."""
-        return len(self.rows)
-
     def __getitem__(self, index: int) -> CaptionItem | Bad:
         """Return a picture and its row, or with on_bad="skip" a `Bad`; raises `DataError`."""
         row = self.rows[index]
         picture = self.load(row.image)
         return picture if isinstance(picture, Bad) else CaptionItem(picture, row)
-
-    def load(self, image: str) -> Image.Image | Bad:
-        """Return a picture by its key, or with on_bad="skip" a `Bad`; raises `DataError`."""
-        return pictures.load(self.store, image, self.on_bad)
-
-    @cached_property
-    def images(self) -> list[str]:
-        """The keys of the pictures, each once, in order of the rows."""
-        return list(dict.fromkeys(row.image for row in self.rows))
-
-    @property
-    def splits(self) -> set[str]:
-        """The splits that rows say they are of."""
-        return {row.split for row in self.rows if row.split}
-
-    def part(self, split: str) -> CaptionData:
-        """Return the rows of a split; raises `DataError` where there is none."""
-        return self.with_rows(parting.of_split(self.rows, split, self.name))
-
-    def parted(self, share: float = 0.1, seed: int = 0) -> tuple[CaptionData, CaptionData]:
-        """Return (train, validation): the rows' own splits where they have "val", else cut by picture.
-
-        Raises:
-            DataError, KnobError: as `parting.cut` does.
-        """
-        if "val" in self.splits:
-            return self.with_rows([row for row in self.rows if row.split in (None, "train")]), self.part("val")
-        rows = [row for row in self.rows if row.split != "test"]
-        train, validation = parting.cut(rows, share, seed, self.name)
-        return self.with_rows(train), self.with_rows(validation)
-
-    def without(self, bad: Sequence[Bad]) -> CaptionData:
-        """Return what is left when the rows of these pictures go, counted among the dropped."""
-        gone = {item.image for item in bad}
-        kept = [row for row in self.rows if row.image not in gone]
-        dropped = {**self.dropped, "pictures that can't be read": len(gone)}
-        if not kept:
-            raise DataError(f"{self.name}: none of its {len(gone)} pictures can be read. {bad[0].reason}")
-        return replace(self, rows=kept, dropped=dropped)
-
-    def with_rows(self, rows: Sequence[CaptionRow]) -> CaptionData:
-        """Return the same store with other rows."""
-        return replace(self, rows=tuple(rows))
 
     def summary(self, tokenizer: Any = None) -> Summary:
         """Return what the data holds.

@@ -7,13 +7,13 @@ Here the count of such a category is unknown, unless crowd="ignore" asks for the
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.data.published import read_json
 from lvlm_guard.adapters.data.rows import RankRow
 
 
@@ -59,12 +59,7 @@ def convert(
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {str(path)!r}.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}. It may be cut short.") from error
+    found: dict[str, list[dict[str, Any]]] = read_json(path)
     needed: dict[str, Sequence[str]] = {
         "images": ("id", "file_name"),
         "categories": ("id", "name"),
@@ -77,4 +72,4 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         for key in keys:
             if any(not isinstance(entry, dict) or key not in entry for entry in listed):
                 raise DataError(f"{path}: an entry of {part!r} has no {key!r}; it is no COCO-style file of instances.")
-    return found  # type: ignore[no-any-return]
+    return found

@@ -6,12 +6,12 @@ A JSON object keyed by name; each entry has `file_name`, `file_path`, `positive`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.data.published import read_json
 from lvlm_guard.adapters.data.rows import CaptionRow, caption_row
 
 _KEYS = ("file_name", "file_path", "positive", "negative", "class_name")
@@ -28,13 +28,7 @@ def convert(path: str | Path, *, meta: str | None = None, split: str | None = No
     Raises:
         DataError: the file is none of this layout.
     """
-    file = Path(path)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {str(path)!r}.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}. It may be cut short.") from error
+    found = read_json(Path(path))
     if not isinstance(found, Mapping) or not found:
         raise DataError(f"{path} is none of the published layout: an object keyed by name is expected.")
     return [_row(entry, f"{path}, entry {name!r}", meta, split) for name, entry in found.items()]

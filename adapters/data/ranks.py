@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.adapters.data import parting, pictures
+from lvlm_guard.adapters.data import parting
 from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.data.pictured import Pictured
 from lvlm_guard.adapters.data.pictures import Bad, OnBad, Store
 from lvlm_guard.adapters.data.rows import RankRow
 from lvlm_guard.adapters.data.summary import Summary
@@ -35,7 +36,7 @@ class RankItem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RankData:
+class RankData(Pictured[RankRow]):
     """Values and the store of their pictures.
 
     Args:
@@ -79,10 +80,6 @@ class RankData:
         object.__setattr__(self, "rows", tuple(seen.values()))
         object.__setattr__(self, "dropped", dict(dropped))
 
-    def __len__(self) -> int:
-        """Return the number of rows; zeros that absence means are not among them."""
-        return len(self.rows)
-
     def __getitem__(self, wanted: int | tuple[str, str, float]) -> RankItem | Bad:
         """Return a row's picture and value, or those of a group sampler's (image, object, value).
 
@@ -99,18 +96,9 @@ class RankData:
             return picture
         return RankItem(picture, image, name, value, self.instruction(name))
 
-    def load(self, image: str) -> Image.Image | Bad:
-        """Return a picture by its key, or with on_bad="skip" a `Bad`; raises `DataError`."""
-        return pictures.load(self.store, image, self.on_bad)
-
     def instruction(self, name: str) -> str:
         """Return what the ranker is asked for an object."""
         return self.template.format(object=name)
-
-    @cached_property
-    def images(self) -> list[str]:
-        """The keys of the pictures, each once, in order of the rows."""
-        return list(dict.fromkeys(row.image for row in self.rows))
 
     @cached_property
     def objects(self) -> list[str]:
@@ -131,27 +119,6 @@ class RankData:
         known = {image: given.get(image, 0.0) for image in candidates}
         kept = {image: value for image, value in known.items() if value is not None}
         return list(kept), np.array(list(kept.values()), np.float64)
-
-    @property
-    def splits(self) -> set[str]:
-        """The splits that rows say they are of."""
-        return {row.split for row in self.rows if row.split}
-
-    def part(self, split: str) -> RankData:
-        """Return the rows of a split; raises `DataError` where there is none."""
-        return self.with_rows(parting.of_split(self.rows, split, self.name))
-
-    def parted(self, share: float = 0.1, seed: int = 0) -> tuple[RankData, RankData]:
-        """Return (train, validation): the rows' own splits where they have "val", else cut by picture.
-
-        Raises:
-            DataError, KnobError: as `parting.cut` does.
-        """
-        if "val" in self.splits:
-            return self.with_rows([row for row in self.rows if row.split in (None, "train")]), self.part("val")
-        rows = [row for row in self.rows if row.split != "test"]
-        train, validation = parting.cut(rows, share, seed, self.name)
-        return self.with_rows(train), self.with_rows(validation)
 
     def about(self, names: Collection[str]) -> RankData:
         """Return the data with values of these objects alone; pictures of others stay, and what they hold of these.
@@ -194,18 +161,6 @@ class RankData:
         kept = [name for name in self.exhaustive if name not in gone]
         dropped = {**self.dropped, "objects that teach no order": len(gone)}
         return replace(self, rows=rows, exhaustive=kept, dropped=dropped)
-
-    def without(self, bad: Sequence[Bad]) -> RankData:
-        """Return what is left when the rows of these pictures go, counted among the dropped."""
-        gone = {item.image for item in bad}
-        dropped = {**self.dropped, "pictures that can't be read": len(gone)}
-        if gone >= set(self.images):
-            raise DataError(f"{self.name}: none of its {len(gone)} pictures can be read. {bad[0].reason}")
-        return replace(self, rows=[row for row in self.rows if row.image not in gone], dropped=dropped)
-
-    def with_rows(self, rows: Sequence[RankRow]) -> RankData:
-        """Return the same store with other rows."""
-        return replace(self, rows=tuple(rows))
 
     def summary(self, tokenizer: Any = None) -> Summary:
         """Return what the data holds; the tokenizer is not used here, so that both kinds are asked alike."""
