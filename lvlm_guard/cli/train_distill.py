@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from rich.markup import escape
 from lvlm_guard.cli.console import environment, out, print_json, progress, quiet_libraries, say, usage
 from lvlm_guard.cli.distilled import measured, show
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Dtype, Json, Knobs, Model, method_of
+from lvlm_guard.cli.trained import line, needs_extra, numbers
 
 
 def distill(
@@ -88,7 +88,7 @@ def distill(
     [bold]Example:[/bold] lvlm-guard train distill --model llava-hf/llava-1.5-7b-hf --images photos --out distilled
     """
     quiet_libraries()
-    _needs_peft()
+    needs_extra()
     world = model == "embedded"
     room, settings = (import_module(f"lvlm_guard.adapters.distill.{name}") for name in ("run", "settings"))
     method_of(method, knob)  # a wrong knob is found before anything is loaded
@@ -125,7 +125,7 @@ def distill(
     done = room.distill(
         lessons,
         recipe,
-        _numbers(seeds),
+        numbers(seeds),
         out_,
         device=device,
         at_once=at_once or (256 if world else 8),
@@ -142,7 +142,7 @@ def distill(
     if world and measure:
         report["rows"] += measured(done, lessons, report, device)
     room.keep_report(done)
-    page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, _command())
+    page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, line())
     if json:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json("train distill", report["rows"], **rest)
@@ -196,28 +196,3 @@ def _lines(path: Path | None) -> tuple[str, ...]:
     if not found:
         raise usage(f"{path} holds no prompt: write one a line.")
     return found
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise usage(f"--seeds {text!r}: give whole numbers, comma-separated, such as 0,1,2.") from None
-
-
-def _needs_peft() -> None:
-    from lvlm_guard.errors import MissingExtraError
-
-    try:
-        for name in ("peft", "accelerate"):
-            import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Training needs peft and accelerate ({error}). Install them: pip install 'lvlm-guard[train]'."
-        ) from error
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["lvlm-guard", *sys.argv[1:]])

@@ -29,6 +29,7 @@ from lvlm_guard.cli.trained import (
     asked,
     finish,
     first_pictures,
+    length,
     needs_extra,
 )
 
@@ -115,15 +116,13 @@ def dual_prompt(
         block=block,
         losses=losses.LossStack(hard_negative=hard, consistency=consistency, alpha=alpha),
     )
-    size = batch or (32 if world else 64)
-    epoch = max(1, len(opened.parted()[0].rows) // size)
-    total = steps or (epochs * epoch if epochs else 160 if world else 10 * epoch)
+    long = length(opened, batch, epochs, steps, world=160 if world else None)
     recipe = recipes.Recipe(
-        steps=total,
-        batch=size,
+        steps=long.steps,
+        batch=long.batch,
         rate=rate or (2e-2 if world else 3.5e-3 if optimizer == "sgd" else 1e-3),
         optimizer=optimizer,
-        measure_every=measure_every or (max(1, total // 4) if world else epoch),
+        measure_every=measure_every or (max(1, long.steps // 4) if world else long.epoch),
         patience=patience,
         save_every=save_every,
         precision="bfloat16" if world and precision == "auto" else precision,

@@ -29,6 +29,7 @@ from lvlm_guard.cli.trained import (
     asked,
     finish,
     first_pictures,
+    length,
     needs_extra,
 )
 
@@ -135,14 +136,12 @@ def ranker(
         scale=scale,
         start=start,
     )
-    size = batch or (32 if world else 64)
-    epoch = max(1, len(opened.parted()[0].rows) // size)
-    total = steps or (epochs * epoch if epochs else 500 if world else 10 * epoch)
+    long = length(opened, batch, epochs, steps, world=500 if world else None)
     recipe = recipes.Recipe(
-        steps=total,
-        batch=size,
+        steps=long.steps,
+        batch=long.batch,
         rate=rate or (2e-3 if world else 5e-5),
-        measure_every=measure_every or (max(1, total // 8) if world else epoch),
+        measure_every=measure_every or (max(1, long.steps // 8) if world else long.epoch),
         patience=patience,
         save_every=save_every,
         precision=precision,

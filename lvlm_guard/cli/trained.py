@@ -6,7 +6,7 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -48,17 +48,26 @@ def needs_extra() -> None:
         ) from error
 
 
+def numbers(seeds: str) -> tuple[int, ...]:
+    """Return the seeds of --seeds."""
+    try:
+        return tuple(int(part) for part in seeds.split(","))
+    except ValueError:
+        raise usage(f"--seeds {seeds!r}: give whole numbers, comma-separated, such as 0,1,2.") from None
+
+
+def line() -> str:
+    """Return the command line that this is."""
+    return shlex.join(["lvlm-guard", *sys.argv[1:]])
+
+
 def asked(
     folder: Path, seeds: str, compare: bool, device: str, workers: int, start_over: bool, pictures: int | None
 ) -> Any:
     """Return a `lvlm_guard.adapters.training.runs.Call`."""
-    try:
-        numbers = tuple(int(part) for part in seeds.split(","))
-    except ValueError:
-        raise usage(f"--seeds {seeds!r}: give whole numbers, comma-separated, such as 0,1,2.") from None
     return import_module("lvlm_guard.adapters.training.runs").Call(
         out=folder,
-        seeds=numbers,
+        seeds=numbers(seeds),
         compare=compare,
         device=device,
         workers=workers,
@@ -66,7 +75,7 @@ def asked(
         pictures=pictures,
         echo=say,
         progress=progress,
-        line=shlex.join(["lvlm-guard", *sys.argv[1:]]),
+        line=line(),
         environment=environment(),
     )
 
@@ -78,6 +87,36 @@ def first_pictures(data: Any, most: int | None) -> Any:
     learnt = list(dict.fromkeys(row.image for row in data.rows if row.split in (None, "train")))
     gone = set(learnt[most:])
     return data.with_rows([row for row in data.rows if row.image not in gone]) if gone else data
+
+
+class Length(NamedTuple):
+    """How long a training is.
+
+    Args:
+        batch: rows of a step.
+        epoch: steps of one pass over the training rows.
+        steps: in all.
+    """
+
+    batch: int
+    epoch: int
+    steps: int
+
+
+def length(data: Any, batch: int | None, epochs: int | None, steps: int | None, world: int | None) -> Length:
+    """Return how long to train.
+
+    Args:
+        data: the data set.
+        batch: what the user asked for, as are `epochs` and `steps`; None for the default.
+        epochs: passes over the training rows, 10 by default.
+        steps: instead of epochs.
+        world: steps on the embedded world, where minutes count; None for other data.
+    """
+    size = batch or (64 if world is None else 32)
+    epoch = max(1, len(data.parted()[0].rows) // size)
+    usual = 10 * epoch if world is None else world
+    return Length(size, epoch, steps or (epochs * epoch if epochs else usual))
 
 
 def finish(call: Any, report: dict[str, Any], json: bool) -> None:
