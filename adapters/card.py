@@ -4,63 +4,66 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 from lvlm_guard.errors import GuardError, WeightsError
 
 FORMAT = 1
 
-T = TypeVar("T")
 
+class Card:
+    """A frozen dataclass that lies in a file beside PEFT's own."""
 
-def write_card(folder: str | os.PathLike[str], file: str, told: Mapping[str, Any]) -> Path:
-    """Write a card's file, whole or not at all; return its path."""
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    part = place / f"{file}.part"
-    part.write_text(json.dumps({"format": FORMAT, **told}, indent=2, allow_nan=False) + "\n", "utf-8")
-    return part.replace(place / file)
+    file: ClassVar[str]
+    kind: ClassVar[str]
+    """What the folder is of, as `lvlm-guard train` calls it."""
 
+    @classmethod
+    def _made(cls, told: dict[str, Any]) -> Self:
+        """Return the card from what its file holds."""
+        return cls(**told)
 
-def read_card(
-    folder: str | os.PathLike[str], file: str, known: Collection[str], make: Callable[[dict[str, Any]], T], kind: str
-) -> T:
-    """Read a card's file.
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all; return its path."""
+        own: Any = self  # a dataclass in every subclass, which no type can say
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        part = place / f"{self.file}.part"
+        part.write_text(json.dumps({"format": FORMAT, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8")
+        return part.replace(place / self.file)
 
-    Args:
-        folder: where it lies.
-        file: its name.
-        known: fields that it may hold.
-        make: makes the card from what it holds.
-        kind: what the folder is of, as `lvlm-guard train` calls it.
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read the file of a folder.
 
-    Raises:
-        WeightsError: it is missing or damaged, or of another release.
-    """
-    path = Path(folder) / file
-    try:
-        told: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        form = told.pop("format")
-        unknown = set(told) - set(known)
-        if form != FORMAT or unknown:
+        Raises:
+            WeightsError: it is missing or damaged, or of another release.
+        """
+        path = Path(folder) / cls.file
+        own: Any = cls
+        try:
+            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            form = told.pop("format")
+            unknown = set(told) - {known.name for known in fields(own)}
+            if form != FORMAT or unknown:
+                raise WeightsError(
+                    f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
+                    f"{FORMAT}. Update lvlm-guard, or train the adapter again."
+                )
+            return cls._made(told)
+        except FileNotFoundError as error:
             raise WeightsError(
-                f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
-                f"{FORMAT}. Update lvlm-guard, or train the adapter again."
-            )
-        return make(told)
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{str(folder)!r} is no folder of a {kind}: {file} is missing. Give the folder that "
-            f"`lvlm-guard train {kind}` wrote."
-        ) from error
-    except WeightsError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, GuardError) as error:
-        raise WeightsError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Copy the folder again, or train again."
-        ) from error
+                f"{str(folder)!r} is no folder of a {cls.kind}: {cls.file} is missing. Give the folder that "
+                f"`lvlm-guard train {cls.kind}` wrote."
+            ) from error
+        except WeightsError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, GuardError) as error:
+            raise WeightsError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Copy the folder again, or train again."
+            ) from error
 
 
 def pair(value: Any) -> tuple[float, float] | None:

@@ -6,5 +6,6 @@ model for the adapters of this package; else a folder is given: `methods.AGLA(ma
 
 - `wording`: what a question claims, as a caption or as the name of an object.
 - `places`: where the adapter of a name lies for a model.
+- `held`: one caller at a time.
 - `clip`, `dual_prompt`, `ranker`: the matchers.
 """

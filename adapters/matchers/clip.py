@@ -8,11 +8,9 @@ it); columns of the class token and of prompts are dropped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, required
 from lvlm_guard.adapters.matchers.places import place_for
 from lvlm_guard.adapters.matchers.wording import TEMPLATE, caption_of
 from lvlm_guard.adapters.retrieval.card import FILE
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.errors import LogitsError, TextError, UnsupportedModelError
+from lvlm_guard.errors import LogitsError, UnsupportedModelError
 from lvlm_guard.matching.loading import device_of
 from lvlm_guard.matching.match import Match, Matcher
 from lvlm_guard.matching.memory import Recent, digest
@@ -37,14 +36,12 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 """Pairs of picture and text in one pass with gradients."""
 
-MATCH_BYTES, FEATURES, TEXTS = 64 << 20, 4096, 4096
-EDGE = 1e-6
-"""Probabilities stay this far from 0 and 1."""
+FEATURES, TEXTS = 4096, 4096
 
 UNCALIBRATED = "this CLIP is not calibrated, so the score is its raw cosine and the ratio of AGLA's mask means little"
 
 
-class ClipMatcher(Matcher):
+class ClipMatcher(AdapterMatcher):
     """A matcher on a retriever, tuned or not.
 
     Args:
@@ -71,8 +68,7 @@ class ClipMatcher(Matcher):
         layer = base.vision_model.encoder.layers[-2]
         self._attention = getattr(layer, "base_layer", layer).self_attn
         self.temperature = retriever.model.tau
-        self._version = f"{name or self.name}:{_digest(retriever)}"
-        self._lock = RLock()  # hooks and prompts are states of the model
+        super().__init__(f"{name or self.name}:{_digest(retriever)}")
         self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
         self._images: Recent[bytes, Tensor] = Recent(FEATURES)
         self._texts: Recent[str, Tensor] = Recent(TEXTS)
@@ -104,9 +100,9 @@ class ClipMatcher(Matcher):
         return cls.from_pretrained(place_for(cls.name, model, cls.otherwise), device=device_of(model))
 
     @property
-    def version(self) -> str:
-        """Name and a digest of what was trained."""
-        return self._version
+    def device(self) -> torch.device:
+        """Where the CLIP is."""
+        return self.retriever.model.device
 
     def forget(self) -> None:
         """Drop the matches and the features of pictures that are remembered."""
@@ -216,22 +212,9 @@ class ClipMatcher(Matcher):
                 self._texts.put(text, row.clone())
         return torch.stack([held[text] for text in texts])  # type: ignore[misc]
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Shut out other threads, and what the caller set for his own model."""
-        with (
-            self._lock,
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(self.retriever.model.device.type, enabled=False),
-        ):
-            yield
-
 
 def _read(text: str) -> str:
-    if not text.strip():
-        raise TextError("The text to match the picture with is empty. Ask a question, or give a caption.")
-    return caption_of(text)
+    return caption_of(required(text))
 
 
 def _note(calibrated: bool, constant: bool) -> str | None:

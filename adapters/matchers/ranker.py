@@ -7,10 +7,8 @@ gradient of the count times the attention to its instruction.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from os import PathLike
-from threading import RLock
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, required
 from lvlm_guard.adapters.matchers.places import place_for
 from lvlm_guard.adapters.matchers.wording import TEMPLATE, object_of, objects_in
 from lvlm_guard.adapters.ranker.calibration import absence
 from lvlm_guard.adapters.ranker.ranker import Ranker
-from lvlm_guard.errors import TextError, UnsupportedModelError
+from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching.loading import device_of
 from lvlm_guard.matching.match import Match, Matcher
 from lvlm_guard.matching.memory import Recent, digest
@@ -32,14 +31,11 @@ from lvlm_guard.matching.vocabulary import Objects, Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MATCH_BYTES, SCORES = 64 << 20, 1 << 16
-EDGE = 1e-6
-"""Probabilities stay this far from 0 and 1."""
-
+SCORES = 1 << 16
 NO_OBJECT = "the text names no object, about which alone a ranker can be asked; the whole picture is kept"
 
 
-class RankerMatcher(Matcher):
+class RankerMatcher(AdapterMatcher):
     """A matcher on a ranker.
 
     Args:
@@ -71,8 +67,7 @@ class RankerMatcher(Matcher):
         for name, value in sorted(ranker.model.state_dict().items()):
             if "original_module" not in name and (".score." in name or ".fusion.in_" in name):
                 told.update(value.detach().float().cpu().numpy().tobytes())
-        self._version = f"ranker:{told.hexdigest()}"
-        self._lock = RLock()
+        super().__init__(f"ranker:{told.hexdigest()}")
         self._matches: Recent[tuple[bytes, tuple[str, ...]], Match] = Recent(MATCH_BYTES)
         self._present: Recent[tuple[bytes, str], float] = Recent(SCORES)
 
@@ -100,9 +95,10 @@ class RankerMatcher(Matcher):
         return cls.from_pretrained(place_for(cls.name, model), device=device_of(model))
 
     @property
-    def version(self) -> str:
-        """Name and a digest of what was trained."""
-        return self._version
+    def device(self) -> torch.device:
+        """Where the ranker is."""
+        device: torch.device = self.ranker.model.device
+        return device
 
     def forget(self) -> None:
         """Drop the matches and scores that are remembered."""
@@ -133,7 +129,7 @@ class RankerMatcher(Matcher):
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the probability that claim i holds in image i, [n]; see `support`."""
         keys = {id(image): digest(image) for image in images}
-        names = [object_of(_required(claim)) for claim in claims]
+        names = [object_of(required(claim)) for claim in claims]
         asked = {(keys[id(image)], name): image for image, name in zip(images, names, strict=True) if name is not None}
         found = {pair: self._present.get(pair) for pair in asked}
         missing = [pair for pair, p in found.items() if p is None]
@@ -150,7 +146,7 @@ class RankerMatcher(Matcher):
         )
 
     def _one(self, image: Image.Image, text: str) -> Match:
-        names = tuple(objects_in(_required(text), self.vocabulary))
+        names = tuple(objects_in(required(text), self.vocabulary))
         if not names:
             return Match(torch.ones(self.side, self.side), 0.0, NO_OBJECT)
         key = (digest(image), names)
@@ -166,20 +162,3 @@ class RankerMatcher(Matcher):
         match = Match(heat_map(cam[None], self.side)[0].cpu(), score, note)
         self._matches.put(key, match, match.relevance.nbytes)
         return match
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Shut out other threads, and what the caller set for his own model."""
-        with (
-            self._lock,
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(self.ranker.model.device.type, enabled=False),
-        ):
-            yield
-
-
-def _required(text: str) -> str:
-    if not text.strip():
-        raise TextError("The text to match the picture with is empty. Ask a question, or give a caption.")
-    return text

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any
+from typing import Any, Self
 
-from lvlm_guard.adapters.card import pair, read_card, write_card
+from lvlm_guard.adapters.card import Card, pair
 from lvlm_guard.adapters.data.ranks import COUNTS
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.ranker.trunk import Trunk
@@ -19,7 +17,7 @@ FILE = "guard_ranker.json"
 
 
 @dataclass(frozen=True)
-class RankerCard:
+class RankerCard(Card):
     """What a trained ranker stands on and what its numbers mean.
 
     Args:
@@ -35,6 +33,9 @@ class RankerCard:
     Raises:
         KnobError: the instruction has another placeholder than {object}, or a scale is none.
     """
+
+    file = FILE
+    kind = "ranker"
 
     backbone: str
     image_width: int
@@ -83,21 +84,8 @@ class RankerCard:
                 f"it on {self.backbone!r}, or train one for {name!r}."
             )
 
-    def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the file, whole or not at all; return its path."""
-        return write_card(folder, FILE, asdict(self))
-
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> RankerCard:
-        """Read the file of a folder.
-
-        Raises:
-            WeightsError: it is missing or damaged, or of another release.
-        """
-        return read_card(folder, FILE, {known.name for known in fields(cls)}, cls._made, "ranker")
-
-    @classmethod
-    def _made(cls, told: dict[str, Any]) -> RankerCard:
+    def _made(cls, told: dict[str, Any]) -> Self:
         told["settings"] = RankerSettings(**told["settings"])
         told["scales"] = {asked: (float(m), float(s)) for asked, (m, s) in told.get("scales", {}).items()}
         return cls(**told | {"calibration": pair(told.get("calibration"))})

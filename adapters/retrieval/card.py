@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from lvlm_guard.adapters.card import pair, read_card, write_card
+from lvlm_guard.adapters.card import Card, pair
 from lvlm_guard.adapters.retrieval.captions import TooLong
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 
@@ -17,7 +15,7 @@ Weighting = Literal["none", "two-stage", "pairwise"]
 
 
 @dataclass(frozen=True)
-class RetrieverCard:
+class RetrieverCard(Card):
     """What a retriever stands on and how it is used.
 
     Args:
@@ -36,6 +34,9 @@ class RetrieverCard:
     Raises:
         KnobError: a value outside its range.
     """
+
+    file = FILE
+    kind = "dual-prompt"
 
     backbone: str
     text_width: int
@@ -71,20 +72,7 @@ class RetrieverCard:
                 f"{self.backbone!r}, or train one for {name!r}."
             )
 
-    def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the file, whole or not at all; return its path."""
-        return write_card(folder, FILE, asdict(self))
-
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> RetrieverCard:
-        """Read the file of a folder.
-
-        Raises:
-            WeightsError: it is missing or damaged, or of another release.
-        """
-        return read_card(folder, FILE, {known.name for known in fields(cls)}, cls._made, "dual-prompt")
-
-    @classmethod
-    def _made(cls, told: dict[str, Any]) -> RetrieverCard:
+    def _made(cls, told: dict[str, Any]) -> Self:
         categories = tuple(map(str, told.get("categories") or ()))
         return cls(**told | {"categories": categories, "calibration": pair(told.get("calibration"))})
