@@ -9,7 +9,8 @@ from typing import Any
 
 from lvlm_guard.adapters.evaluation.told import verdicts
 from lvlm_guard.report import Html, Interval, dot_plot, page, section, table, tag, with_interval, write_page
-from lvlm_guard.report.plots import tick_text, ticks_over, titled
+from lvlm_guard.report.axes import Frame
+from lvlm_guard.report.plots import titled
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 260, 60, 14, 10, 44  # units of the drawing
 Point = tuple[float, float]
@@ -29,35 +30,18 @@ def line_plot(lines: Mapping[str, Sequence[Point]], *, title: str, axis: str) ->
     points = [point for each in lines.values() for point in each]
     if not points:
         raise ValueError(f"There is nothing to plot in {title!r}: give at least one point.")
-    across = ticks_over(0.0, max(x for x, _ in points))
-    up = ticks_over(min(y for _, y in points), max(y for _, y in points), aim=4)
-    bottom, right = HEIGHT - FOOT, WIDTH - RIGHT
-
-    def x(value: float) -> float:
-        return round(LEFT + (right - LEFT) * (value - across[0]) / (across[-1] - across[0]), 2)
-
-    def y(value: float) -> float:
-        return round(bottom - (bottom - TOP) * (value - up[0]) / (up[-1] - up[0]), 2)
-
-    drawn: list[Html] = []
-    for tick in across:
-        drawn.append(tag("line", x1=x(tick), x2=x(tick), y1=TOP, y2=bottom, class_="grid"))
-        drawn.append(tag("text", tick_text(tick, across), x=x(tick), y=bottom + 16, class_="tick"))
-    for tick in up:
-        drawn.append(tag("line", x1=LEFT, x2=right, y1=y(tick), y2=y(tick), class_="grid"))
-        drawn.append(tag("text", tick_text(tick, up), x=LEFT - 8, y=y(tick) + 4, class_="tick side"))
-    drawn.append(tag("text", axis, x=(LEFT + right) / 2, y=bottom + 36, class_="axis"))
+    ends = min(y for _, y in points), max(y for _, y in points)
+    frame = Frame(WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT, (0.0, max(x for x, _ in points)), ends)
+    x, y = frame.x, frame.y
+    drawn = [*frame.grid(), frame.named(axis)]
     for number, (name, each) in enumerate(line for line in lines.items() if line[1]):
         path = " ".join(f"{x(step)},{y(value)}" for step, value in each)
         dashes = ("", "6 4", "2 3", "9 3 2 3")[number % 4]
         style = f"fill:none;stroke:var(--accent);stroke-width:2;stroke-dasharray:{dashes or 'none'}"
         drawn.append(tag("g", tag("title", name), tag("polyline", points=path, style=style)))
         end = each[-1]
-        drawn.append(tag("text", name, x=min(x(end[0]), right) - 4, y=y(end[1]) - 6, style="text-anchor:end"))
-    picture = tag(
-        "svg", tag("title", title), *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title, class_="dots"
-    )
-    return titled(title, picture)
+        drawn.append(tag("text", name, x=min(x(end[0]), frame.end) - 4, y=y(end[1]) - 6, style="text-anchor:end"))
+    return titled(title, frame.picture(title, *drawn))
 
 
 def write_report(folder: Path, report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:

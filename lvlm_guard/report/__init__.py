@@ -6,7 +6,7 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 - `colour`: a colour ramp of even lightness, for maps.
 - `pictures`: a relevance map over a picture, a picture as a data address, a panel of pictures.
 - `tokens`: an answer whose overruled tokens are marked.
-- `plots`: values with their intervals, as SVG; `scatter`: one score against another.
+- `plots`: values with their intervals, as SVG; `scatter`: one score against another; `axes`: its frame.
 - `grid`: values over two knobs; `confusion`: answers against labels.
 - `tables`: a table, and how a value with its interval is written.
 - `page`: the shell that holds them.

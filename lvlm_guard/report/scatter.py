@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lvlm_guard.report.axes import Frame
 from lvlm_guard.report.html import Html, tag
-from lvlm_guard.report.plots import tick_text, ticks_over, titled
+from lvlm_guard.report.plots import titled
 from lvlm_guard.report.tables import number
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 400, 64, 20, 14, 50  # units of the drawing
@@ -59,25 +60,12 @@ def scatter(
     ys = [dot.y for dot in dots]
     if not all(math.isfinite(value) for value in (*xs, *ys)):
         raise ValueError(f"A plot needs finite numbers; {title!r} got {xs} and {ys}.")
-    across, up = ticks_over(min(xs), max(xs)), ticks_over(min(ys), max(ys), aim=4)
-    bottom, right = HEIGHT - FOOT, WIDTH - RIGHT
-
-    def x(value: float) -> float:
-        return round(LEFT + (right - LEFT) * (value - across[0]) / (across[-1] - across[0]), 2)
-
-    def y(value: float) -> float:
-        return round(bottom - (bottom - TOP) * (value - up[0]) / (up[-1] - up[0]), 2)
-
-    grid: list[Html] = []
-    for tick in across:
-        grid.append(tag("line", x1=x(tick), x2=x(tick), y1=TOP, y2=bottom, class_="grid"))
-        grid.append(tag("text", tick_text(tick, across), x=x(tick), y=bottom + 17, class_="tick"))
-    for tick in up:
-        grid.append(tag("line", x1=LEFT, x2=right, y1=y(tick), y2=y(tick), class_="grid"))
-        grid.append(tag("text", tick_text(tick, up), x=LEFT - 8, y=y(tick) + 4, class_="tick side"))
+    frame = Frame(WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT, (min(xs), max(xs)), (min(ys), max(ys)))
+    x, y, bottom = frame.x, frame.y, frame.bottom
+    grid = frame.grid()
     if x_line:
         grid.append(tag("line", x1=x(x_line[0]), x2=x(x_line[0]), y1=TOP, y2=bottom, class_="reference"))
-    grid.append(tag("text", x_axis, x=(LEFT + right) / 2, y=bottom + 40, class_="axis"))
+    grid.append(frame.named(x_axis))
     middle = (TOP + bottom) / 2
     grid.append(tag("text", y_axis, x=14, y=middle, class_="axis", transform=f"rotate(-90 14 {middle})"))
 
@@ -92,17 +80,7 @@ def scatter(
         drawn.append(
             tag("g", tag("title", said), tag("circle", cx=cx, cy=cy, r=5), name, class_=f"row {dot.mark}".strip())
         )
-    picture = tag(
-        "svg",
-        tag("title", title),
-        *grid,
-        *drawn,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=title,
-        class_="dots",
-    )
-    return titled(title, picture)
+    return titled(title, frame.picture(title, *grid, *drawn))
 
 
 def _name(label: str, cx: float, cy: float, taken: list[Box], kind: str = "name") -> Html:
