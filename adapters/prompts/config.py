@@ -111,11 +111,6 @@ class DualPromptConfig(PeftConfig):
             )
 
     @property
-    def text_slots(self) -> int:
-        """How many placeholder tokens a caption carries after BOS."""
-        return len(self.placeholder_ids)
-
-    @property
     def vision_slots(self) -> int:
         """How many tokens stand after an image's patches; every consumer of patch tokens drops them."""
         return 0 if self.sides == "text" else self.n_ctx

@@ -150,7 +150,7 @@ class Checkpoint:
         part.replace(self.folder / CURVE)
 
     def finish(self, note: Mapping[str, Any]) -> None:
-        """Note that the training is over, and drop what only served to go on; the curve stays."""
-        write_json(self.folder / DONE, dict(note))
+        """Note that the training is over and what it found, and drop what only served to go on; the curve stays."""
+        write_json(self.folder / DONE, {**self.told, **note})
         (self.folder / STATE).unlink(missing_ok=True)
         shutil.rmtree(self.folder / CANDIDATES, ignore_errors=True)

@@ -189,8 +189,7 @@ def fit(
         retriever.card = replace(retriever.card, calibration=calibration)
         retriever.save_pretrained(folder)
         kept.finish(
-            told
-            | {
+            {
                 "kept": best.epoch,
                 "averaged": best.averaged,
                 "figures": flat(best.figures),

@@ -197,6 +197,6 @@ def fit(
         calibration = fit_absence(*pooled) if absent.any() and not absent.all() else None
         ranker.card = replace(ranker.card, calibration=calibration, mae=best.figures["mae"])
         ranker.save_pretrained(folder)
-        kept.finish(told | {"kept": best.step, "figures": best.figures})
+        kept.finish({"kept": best.step, "figures": best.figures})
     state.wait_for_everyone()
     return ranker if state.is_main_process else Ranker.from_pretrained(folder)

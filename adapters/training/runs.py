@@ -105,30 +105,31 @@ def train_dual_prompt(
     with call.progress("reading pictures", len(learnt.images) + len(held_out.images[:validation])) as advance:
         pictures = dual_prompt.Pictures.read(data, plan.clip, validation=validation, advance=advance)
     _skipped(call, pictures.pixels)
-    trained = []
-    for seed, folder in zip(call.seeds, call.folders, strict=True):
-        with call.progress(f"training, seed {seed}", recipe.steps) as advance:
-            own = replace(recipe, seed=seed)
-            trained.append(
-                dual_prompt.fit(plan, pictures, own, folder, advance, device=call.device, workers=call.workers)
-            )
+    trained = _fitted(call, dual_prompt.fit, plan, pictures, recipe, call.folders)
     baselines: dict[str, list[Any]] = {}
     if call.compare:
         for name, other in dual_prompt.BASELINES.items():
+            folders = [call.baseline(name, seed) for seed in call.seeds]
             same = replace(other, clip=plan.clip)
-            for seed in call.seeds:
-                with call.progress(f"training {name}, seed {seed}", recipe.steps) as advance:
-                    own, folder = replace(recipe, seed=seed), call.baseline(name, seed)
-                    made = dual_prompt.fit(
-                        same, pictures, own, folder, advance, device=call.device, workers=call.workers
-                    )
-                    baselines.setdefault(name, []).append(made)
+            baselines[name] = _fitted(call, dual_prompt.fit, same, pictures, recipe, folders, f" {name}")
     report = _report(call, "train dual-prompt", "dual-prompt", data, plan.to_dict(), recipe)
     report["measures"] = ["i2t_r1", "t2i_r1", "auroc"]
     report["lead"] = "A CLIP that tells categories, colours and numbers apart, by prompts in both of its encoders."
     if call.compare and call.main:
         report |= _compare_retrieval(call, data, plan, trained, baselines, pictures)
     return _write(call, report)
+
+
+def _fitted(
+    call: Call, fit: Any, plan: Any, pictures: Any, recipe: Recipe, folders: Sequence[Path], what: str = ""
+) -> list[Any]:
+    """Return what a training gives for each seed, each in its folder."""
+    trained = []
+    for seed, folder in zip(call.seeds, folders, strict=True):
+        with call.progress(f"training{what}, seed {seed}", recipe.steps) as advance:
+            own = replace(recipe, seed=seed)
+            trained.append(fit(plan, pictures, own, folder, advance, device=call.device, workers=call.workers))
+    return trained
 
 
 def _compare_retrieval(
@@ -170,11 +171,7 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
     with call.progress("reading pictures", len(learnt.images) + len(held_out.images)) as advance:
         pictures = ranker.Pictures.read(data, plan, advance=advance)
     _skipped(call, pictures.seen)
-    trained = []
-    for seed, folder in zip(call.seeds, call.folders, strict=True):
-        with call.progress(f"training, seed {seed}", recipe.steps) as advance:
-            own = replace(recipe, seed=seed)
-            trained.append(ranker.fit(plan, pictures, own, folder, advance, device=call.device, workers=call.workers))
+    trained = _fitted(call, ranker.fit, plan, pictures, recipe, call.folders)
     report = _report(call, "train ranker", "ranker", data, plan.to_dict(), recipe)
     report["measures"] = ["srcc", "accuracy", "absence_auroc"]
     report["lead"] = "A CLIP that orders pictures by how much of something they show, and can say that there is none."
