@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -30,6 +31,15 @@ Pictures = Annotated[
         "--image",
         help="A picture file; 'world:7' is scene 7 of the embedded world. Repeatable.",
         metavar="PATH",
+    ),
+]
+Matchers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--matcher",
+        help="A matcher by its registered name, or the folder of an adapter under a name of your own. Several of one "
+        "NAME are its training seeds. Repeatable.",
+        metavar="NAME[=FOLDER]",
     ),
 ]
 MaxPixels = Annotated[
@@ -100,6 +110,23 @@ def _value(knob: str, text: str, default: Any) -> Any:
     if default is None and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     return text
+
+
+def matchers_of(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """Return what --matcher names: name -> names, folders or hub ids for `load_matcher`, one for each training seed.
+
+    A folder without a name is called as its last part.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts or ():
+        left, equals, right = text.partition("=")
+        name, place = (left.strip(), right.strip()) if equals else (PurePath(text).name, text.strip())
+        if not place or not re.fullmatch(r"[\w.-]+", name):
+            raise usage(f"--matcher {text!r}: write NAME or NAME=FOLDER, the name of letters, digits, '-' and '.'.")
+        if place in found.get(name, ()):
+            raise usage(f"--matcher {text!r} is given twice: several of one name are different trainings.")
+        found[name] = (*found.get(name, ()), place)
+    return found
 
 
 def pictures_of(sources: Sequence[str] | None, model: str, max_pixels: int | None) -> tuple[list[Image], list[str]]:

@@ -79,17 +79,30 @@ def verify_answer(
     """
     found = mentions(text, vocabulary)
     objects = list(dict.fromkeys(mention.object for mention in found))
+    best = verify_objects(matcher, images, objects, vocabulary, thresholds, swaps)
+    return [Checked(mention, best[mention.object]) for mention in found]
+
+
+def verify_objects(
+    matcher: Matcher,
+    images: Sequence[Image.Image],
+    objects: Sequence[str],
+    vocabulary: Vocabulary,
+    thresholds: Thresholds | None = None,
+    swaps: int = SWAPS,
+) -> dict[str, Verdict]:
+    """Return the verdict on each of the objects that one answer names; arguments as in `verify_answer`."""
     others = [name for name in vocabulary.names if name not in objects]
-    template = matcher.template or TEMPLATE
     claims = [
-        (_about(template, name), [_about(template, other) for other in _drawn(name, others, swaps)]) for name in objects
+        (claim_of(matcher, name), [claim_of(matcher, other) for other in _drawn(name, others, swaps)])
+        for name in objects
     ]
     best: dict[str, Verdict] = {}
     for image in images:
         for name, verdict in zip(objects, _verdicts(matcher, image, claims, thresholds), strict=True):
             if name not in best or verdict.p_supported > best[name].p_supported:
                 best[name] = verdict
-    return [Checked(mention, best[mention.object]) for mention in found]
+    return best
 
 
 def _verdicts(
@@ -111,8 +124,9 @@ def _verdicts(
     ]
 
 
-def _about(template: str, name: str) -> str:
-    return template.format(article=article(name), object=name)
+def claim_of(matcher: Matcher, name: str) -> str:
+    """Return the sentence that says an object is there, as a matcher knows it best."""
+    return (matcher.template or TEMPLATE).format(article=article(name), object=name)
 
 
 def _drawn(name: str, others: Sequence[str], most: int) -> list[str]:
