@@ -1,4 +1,4 @@
-"""`lvlm-guard eval`: run, compare, check, report, export, localize, reproduce."""
+"""`lvlm-guard eval`: run, verify, compare, check, report, export, localize, reproduce."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lvlm_guard.cli.console import (
     say,
 )
 from lvlm_guard.cli.eval_run import leave, rules_of, run
+from lvlm_guard.cli.eval_verify import verify
 from lvlm_guard.cli.options import Device, Dtype, Json, Model
 
 evaluation = typer.Typer(
@@ -238,5 +239,5 @@ def _wrote(command: str, what: str, path: Path, json: bool) -> None:
         out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
-for command in (run, compare, check, report, export, localize, reproduce, overhead):
+for command in (run, verify, compare, check, report, export, localize, reproduce, overhead):
     evaluation.command(command.__name__)(reporting(command))

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from lvlm_guard.errors import KnobError, UnsupportedModelError
+from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching import REGISTRY
 from lvlm_guard.matching.blip_weights import LARGE
 from lvlm_guard.matching.foreign import Foreign
@@ -80,27 +80,35 @@ def load_matcher(
     where = device_of(model) if device is None else device
     if text == "embedded":
         return shared_blip(_embedded(), where, dtype)
-    kind = _adapter(text)
-    if kind is not None:
+    kind = held_in(text)
+    if kind is not None and kind != "blip-itm":
         return _shared_adapter(kind, text, where)
     if isinstance(spec, PathLike) or "/" in text or Path(text).is_dir():
+        if Path(text).is_dir() and not any((Path(text) / mark).is_file() for mark in _MARKS):
+            raise WeightsError(
+                f"The folder {text!r} holds no matcher: one has {', '.join(_MARKS)} (of a BLIP or a CLIP). Give what "
+                "`lvlm-guard train dual-prompt` or `train ranker` wrote; of several seeds each lies in a seed-N below."
+            )
         return shared_blip(text, where, dtype)
     REGISTRY.where(text)  # says which names there are
     raise AssertionError("unreachable")
 
 
-def _adapter(text: str) -> str | None:
-    """Return the registered name of what an adapter's folder holds, or an "embedded-NAME" names; None for others."""
-    if text.startswith(_EMBEDDED) and text.removeprefix(_EMBEDDED) in _MARKS.values():
-        return text.removeprefix(_EMBEDDED)
+def held_in(place: str) -> str | None:
+    """Return the registered name of the matcher that a folder holds or an "embedded..." names; None of others."""
+    if place == "embedded":
+        return "blip-itm"
+    if place.startswith(_EMBEDDED) and place.removeprefix(_EMBEDDED) in _MARKS.values():
+        return place.removeprefix(_EMBEDDED)
     for mark, name in _MARKS.items():
-        if mark != "config.json" and (Path(text) / mark).is_file():
+        if mark != "config.json" and (Path(place) / mark).is_file():
             return name
     try:
-        config = json.loads((Path(text) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # what reads it as a BLIP says what is amiss
-    return "clip" if isinstance(config, dict) and config.get("model_type") == "clip" else None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return "clip" if kind == "clip" else "blip-itm" if kind == "blip" else None
 
 
 def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
