@@ -20,7 +20,7 @@ from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher,
 from lvlm_guard.adapters.matchers.places import place_for
 from lvlm_guard.adapters.matchers.wording import TEMPLATE, object_of, objects_in
 from lvlm_guard.adapters.ranker.calibration import absence
-from lvlm_guard.adapters.ranker.ranker import Ranker
+from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
 from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching.loading import device_of
 from lvlm_guard.matching.match import Match, Matcher
@@ -63,7 +63,7 @@ class RankerMatcher(AdapterMatcher):
         rows, columns = ranker.model.trunk.grid(self.side, self.side)
         if rows != columns:
             raise UnsupportedModelError(f"The CLIP has {rows} x {columns} image tokens; a map needs a square.")
-        told = hashlib.blake2b(repr(ranker.card).encode(), digest_size=6)
+        told = hashlib.blake2b(f"{ranker.card!r}, map of {PATH} places".encode(), digest_size=6)
         for name, value in sorted(ranker.model.state_dict().items()):
             if "original_module" not in name and (".score." in name or ".fusion.in_" in name):
                 told.update(value.detach().float().cpu().numpy().tobytes())

@@ -27,9 +27,11 @@ def matcher(request: pytest.FixtureRequest) -> ClipMatcher:
     return found
 
 
-def test_the_map_is_the_rectified_gradient_times_attention_in_the_row_of_the_class_token(
-    matcher: ClipMatcher, images: list[Image.Image]
+@pytest.mark.parametrize("layers", [1, 3, 9])
+def test_the_map_is_the_rectified_gradient_times_attention_layer_by_layer(
+    matcher: ClipMatcher, images: list[Image.Image], layers: int
 ) -> None:
+    matcher = type(matcher)(matcher.retriever, layers=layers)
     (match,) = matcher(images[:1], ["a photo of a dog"])
     model, retriever = matcher.retriever.model, matcher.retriever
     inputs = retriever.text_inputs(["a photo of a dog"])
@@ -37,11 +39,17 @@ def test_the_map_is_the_rectified_gradient_times_attention_in_the_row_of_the_cla
     pixels = retriever.image_inputs(images[:1]).requires_grad_()
     seen = model.base.vision_model(pixel_values=pixels, output_attentions=True)
     image = torch.nn.functional.normalize(model.base.visual_projection(seen.pooler_output), dim=-1)
-    attention = seen.attentions[-2]
-    (slope,) = torch.autograd.grad((image @ text.T).sum(), attention)
-    cam = (slope.clamp(min=0) * attention).mean(1)[0, 0, 1:65].view(1, 8, 8).detach()
-    assert torch.allclose(match.relevance, heat_map(cam, 96)[0], atol=1e-4)
-    cosine = float(image @ text.T)
+    # Chefer et al., equation 6: R starts as the identity, and R = R + A R from layer to layer
+    tokens = seen.attentions[0].shape[-1]
+    relevance = torch.eye(tokens)
+    slopes = torch.autograd.grad((image @ text.T).sum(), seen.attentions)
+    for attention, slope in list(zip(seen.attentions, slopes, strict=True))[-layers:]:
+        through = (slope * attention).clamp(min=0).mean(1)[0].detach()
+        relevance = relevance + through @ relevance
+        relevance[65:] = torch.eye(tokens)[65:]  # of prompts, which show nothing
+    cam = relevance[0, 1:65].view(1, 8, 8)
+    assert torch.allclose(match.relevance, heat_map(cam, 96)[0], atol=1e-3)
+    cosine = float((image @ text.T).detach())
     assert match.score == pytest.approx(torch.sigmoid(torch.tensor(9.0 * cosine - 2.5)).item(), abs=1e-5)
 
 
@@ -120,6 +128,7 @@ def test_versions_tell_weights_and_settings_apart(clip_matcher: ClipMatcher, dua
     assert clip_matcher.version != dual_matcher.version
     assert ClipMatcher(untuned()).version != clip_matcher.version
     assert ClipMatcher(untuned(calibration=(9.0, -2.5))).version == clip_matcher.version
+    assert ClipMatcher(untuned(calibration=(9.0, -2.5)), layers=2).version != clip_matcher.version
 
 
 @pytest.mark.parametrize(

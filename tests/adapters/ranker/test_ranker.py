@@ -127,16 +127,21 @@ def test_relevance_is_a_map_over_the_tokens_and_leaves_no_gradient(ranker: Ranke
     assert all(p.grad is None for p in ranker.model.parameters())
 
 
-def test_relevance_is_the_gradient_times_the_attention(ranker: Ranker) -> None:
-    words, kept = ranker.inputs.tokens([ASKED]), []
-    said = ranker.model(image_tokens=ranker.image_tokens([picture(1)]), **words, pairs=False, kept=kept)
-    gradients = torch.autograd.grad(said.scores.sum(), kept)
+def test_relevance_is_the_attention_times_the_mean_gradient_on_the_way_from_ground(ranker: Ranker) -> None:
+    words, tokens = ranker.inputs.tokens([ASKED]), ranker.image_tokens([picture(1)])
+    ground = tokens[0].sort(0).values[(tokens.shape[1] - 1) // 2]
+    slopes = []
+    for share in (1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0):
+        kept: list[torch.Tensor] = []
+        here = share * tokens + (1 - share) * ground
+        said = ranker.model(image_tokens=here, **words, pairs=False, kept=kept)
+        slopes.append(torch.autograd.grad(said.scores.sum(), kept))
     heat = torch.zeros(16)
-    for weights, slope in zip(kept, gradients, strict=True):
-        for token in range(16):
-            heat[token] += (weights[0, :, token] * slope[0, :, token]).clamp(min=0).sum().detach()
+    for layer, weights in enumerate(kept):
+        slope = torch.stack([each[layer] for each in slopes]).mean(0)
+        heat += (weights * slope).clamp(min=0).sum((1, 3))[0].detach()
     heat = (heat - heat.min()) / (heat.max() - heat.min())
-    torch.testing.assert_close(ranker.relevance(picture(1), "dog")[0].flatten(), heat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ranker.relevance(picture(1), "dog")[0].flatten(), heat, rtol=1e-3, atol=1e-4)
 
 
 def test_a_text_that_does_not_reach_the_score_has_no_relevance(ranker: Ranker) -> None:
