@@ -10,7 +10,8 @@ Read in this order:
 
 - `items`, `settings`, `tasks/`: what is asked, and what decides a run; `world`, `pope_questions` make questions.
 - `decoders`, `controls`, `sampling`: what is compared, with what, and how draws are seeded.
-- `asking`, `answers`, `crew`, `worker`, `prepared`, `run`, `folder`: asking resumably, alone or in several processes.
+- `asking`, `answers`, `crew`, `worker`, `threads`, `prepared`, `run`, `folder`: asking resumably, alone or in several
+  processes.
 - `pope`, `chair`, `mme`: scores and readings; `objects`, `tokens`, `singular`: how captions are read.
 - `statistics`, `rows`, `kinds`, `scoring`, `costs`, `void`: from answers to results, or to a void run.
 - `saved`, `provenance`: runs on disk, and where a figure comes from.
@@ -18,6 +19,7 @@ Read in this order:
   `disagreement`: the report.
 - `compare/`, `check/`: two runs against each other; a folder against its own answers.
 - `lmms/`: the plug-in for lmms-eval; `server/`: OpenAI-compatible endpoints.
+- `verifying/`: verifiers of named objects, beside what they must beat.
 - `reproduce/`: a paper's grid; `demo/`: the default run told as a story; `overhead`: what the harness costs.
 """
 

@@ -139,4 +139,5 @@ def reliability(p: ArrayLike, true: ArrayLike) -> list[dict[str, float]]:
 
 
 def _share(part: Array, whole: Array) -> Array:
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole != 0)
+    found: Array = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole != 0)
+    return found

@@ -16,7 +16,11 @@ from lvlm_guard.report.axes import Frame
 from lvlm_guard.report.plots import titled
 
 SIDE, LEFT, RIGHT, TOP, FOOT = 330, 52, 14, 10, 50  # units of a reliability drawing
-GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem"
+STYLE = """
+.reliability { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
+.reliability .dots { min-width: 0; }
+"""
+MARKS = ("marked", "mark_precision", "mark_recall")
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
@@ -35,12 +39,22 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
         tag("ul", *(tag("li", line) for line in report["remarks"])),
         section("Which mentions are hallucinated", _table(report), *_plots(report["verifiers"], rows, task)),
         section(
+            "What a reader is warned of",
+            _marks(report),
+            lead="Mentions marked as doubtful at the default thresholds, and how far marks are on hallucinated ones.",
+        ),
+        section(
             "Are the probabilities right?",
-            tag("div", *(reliability_plot(name, bins) for name, bins in report["reliability"].items()), style=GRID),
+            tag(
+                "div",
+                *(reliability_plot(name, bins) for name, bins in report["reliability"].items()),
+                class_="reliability",
+            ),
             lead="Mentions in ten bins of probability. On the line a verifier is right; larger dots hold more of them.",
         ),
         section("To repeat it", tag("pre", json.dumps(plain(repeat), indent=1, ensure_ascii=False))),
         lead=lead(report),
+        style=STYLE,
         foot=f"lvlm-guard {report['version']}: {report['call']}",
     )
     return write_page(folder / "report.html", document)
@@ -48,15 +62,24 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
 
 def _table(report: Mapping[str, Any]) -> Html:
     rows, task = report["rows"], report["task"]["name"]
+    shown = [metric for metric in COLUMNS if metric not in MARKS]
     body = [
-        (
-            one["name"],
-            *(_cell(find(rows, one["name"], task, metric)) for metric in COLUMNS),
-        )
+        (one["name"], *(_cell(find(rows, one["name"], task, metric)) for metric in shown))
         for one in report["verifiers"]
     ]
     names = "; ".join(f"{one['name']}: {one['about']}" for one in report["verifiers"])
-    return table(("", *COLUMNS.values()), body, note=f"{names}. n = {report['counts']['mentions']} mentions.")
+    return table(
+        ("", *(COLUMNS[metric] for metric in shown)),
+        body,
+        note=f"{names}. n = {report['counts']['mentions']} mentions.",
+    )
+
+
+def _marks(report: Mapping[str, Any]) -> Html:
+    rows, task = report["rows"], report["task"]["name"]
+    found = [(one["name"], [find(rows, one["name"], task, metric) for metric in MARKS]) for one in report["verifiers"]]
+    body = [(name, *map(_cell, each)) for name, each in found if each[0] is not None]
+    return table(("", *(COLUMNS[metric] for metric in MARKS)), body)
 
 
 def _cell(row: Mapping[str, Any] | None) -> Html | None:

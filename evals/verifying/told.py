@@ -118,7 +118,7 @@ def markdown(report: Report) -> str:
     where = report["environment"]
     made = ", ".join(
         f"{key} {where[key]}"
-        for key in ("machine", "device", "dtype", "commit", "torch", "transformers")
+        for key in ("machine", "threads", "device", "dtype", "commit", "torch", "transformers")
         if where.get(key)
     )
     lines = [f"`{report['call']}`", "", lead(report), "", f"| verifier | {' | '.join(ALL.values())} |"]

@@ -29,7 +29,7 @@ def test_auroc_of_a_draw_is_that_of_its_pictures_mentions_written_out(drawn: Dra
     for draw in (1, 17, 400):
         times = weights[draw].astype(int)
         assert found[draw] == pytest.approx(roc_auc_score(np.repeat(TRUE, times), np.repeat(P, times)), abs=1e-12)
-        assert all(len(set(times[PICTURES == k])) == 1 for k in set(PICTURES))  # a picture has all mentions or none
+        assert all(len(set(times[k == PICTURES])) == 1 for k in set(PICTURES))  # a picture has all mentions or none
 
 
 def test_a_draw_has_as_many_pictures_as_were_measured(drawn: Drawn) -> None:
@@ -52,7 +52,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         true = rng.random((60, 4)) < 0.6
         scores = true * 1.0 + rng.normal(0, 0.6, (60, 1)) + rng.normal(0, 0.8, (60, 4))
         found = estimate(Drawn(np.repeat(np.arange(60), 4), true.ravel(), draws=300, seed=trial).auroc(scores.ravel()))
-        assert found is not None and found.low is not None and found.high is not None
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
         covered += found.low <= 0.7602499 <= found.high  # Phi(1 / sqrt(2)), both noises together have variance 1
     assert covered >= 106
 
