@@ -42,6 +42,7 @@ class Asker:
         matcher: of the model; None where it can't be had (then decoders that need it raise).
         decoders: who may be asked, by name.
         execution: how branches are run.
+        matchers: those that decoders name, by registered name or folder.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Asker:
     matcher: Matcher | None
     decoders: Mapping[str, Decoder]
     execution: str = "auto"
+    matchers: Mapping[str, Matcher] = field(default_factory=dict)
     _warm: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
@@ -66,11 +68,15 @@ class Asker:
             self._generate(task, items, self.decoders[todo[0][0]], todo[0][1])  # a first call is slow: not measured
         for name, seed in todo:
             decoder = self.decoders[name]
-            if self.matcher is not None:
-                self.matcher.forget()
+            for matcher in filter(None, (self.matcher, *self.matchers.values())):
+                matcher.forget()
             peak = peak_meter(self.model.device)
             began = time.perf_counter()
-            said = self._matcher(items) if decoder.guard is None else self._generate(task, items, decoder, seed)
+            said = (
+                self._matcher(items, decoder, seed)
+                if decoder.guard is None
+                else self._generate(task, items, decoder, seed)
+            )
             share = (time.perf_counter() - began) / len(items)
             reached = peak()
             found.append([replace(one, seconds=share, peak_mib=round(reached, 1)) for one in said])
@@ -130,9 +136,10 @@ class Asker:
         eos = self.model.generation_config.eos_token_id
         return set(eos) if isinstance(eos, list) else {eos} if eos is not None else set()
 
-    def _matcher(self, items: Sequence[Item]) -> list[Said]:
-        assert self.matcher is not None
-        return [Said(text) for text in matcher_answers(self.matcher, items)]
+    def _matcher(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
+        matcher = self.matchers[decoder.matchers[seed]] if decoder.matchers else self.matcher
+        assert matcher is not None
+        return [Said(text) for text in matcher_answers(matcher, items)]
 
 
 def prepare(processor: Any, items: Sequence[Item]) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import PurePath
 from typing import Any
 
@@ -13,9 +12,11 @@ from lvlm_guard import methods
 from lvlm_guard.api import resolve
 from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError
+from lvlm_guard.evals.arms import Arm, arms_of, check_knobs, knobs_of, usual
 from lvlm_guard.evals.controls import RandomMap
+from lvlm_guard.evals.figures import named
 from lvlm_guard.evals.settings import Settings
-from lvlm_guard.matching import Matcher, load_matcher
+from lvlm_guard.matching import Matcher
 
 PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -42,6 +43,9 @@ class Decoder:
         control_of: the method whose gain it is a control of.
         point: the swept knobs of this decoder.
         adapters: PEFT adapters that act while it answers, one for each of its seeds; () for none.
+        matcher: name of its matcher among those that the run compares; "" where none are.
+        matchers: registered names or folders of its matcher, one for each of its seeds where there are several
+            trainings; () for the model's own.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Decoder:
     control_of: str | None = None
     point: Mapping[str, Any] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
+    matcher: str = ""
+    matchers: tuple[str, ...] = ()
 
     @property
     def sampled(self) -> bool:
@@ -72,16 +78,24 @@ class Decoder:
             "sampled": self.sampled,
             "control_of": self.control_of,
             "adapters": list(self.adapters),
+            "matcher": self.matcher or None,
+            "matchers": list(self.matchers),
         }
 
 
-def decoders_of(settings: Settings, matcher: Matcher | None, objects: Sequence[str] | None = None) -> list[Decoder]:
+def decoders_of(
+    settings: Settings,
+    matcher: Matcher | None,
+    objects: Sequence[str] | None = None,
+    loaded: Mapping[str, Matcher] | None = None,
+) -> list[Decoder]:
     """Return the decoders of a run, plain ones first, each method beside its controls.
 
     Args:
         settings: names of methods, their knobs, the sweep, and whether controls are added.
         matcher: the matcher of the model, for the controls that take it; None where there is none.
         objects: what `vote` votes on; None: its own vocabulary.
+        loaded: matchers that methods name, by registered name or folder; None before they are loaded.
 
     Raises:
         UnknownNameError: no such method.
@@ -96,7 +110,7 @@ def decoders_of(settings: Settings, matcher: Matcher | None, objects: Sequence[s
 
     bases = list(dict.fromkeys(_base(name) for name in wanted))
     own = {name: _method(name, settings, objects) for name in bases if name not in _PLAIN_NAMES}
-    _check_knobs(settings, own)
+    check_knobs(settings, own)
     add(_greedy())
     for name, places in adapters_of(settings).items():
         if name in {*_PLAIN_NAMES, *methods.REGISTRY.names()}:
@@ -112,15 +126,21 @@ def decoders_of(settings: Settings, matcher: Matcher | None, objects: Sequence[s
     for name, method in own.items():
         if name == APC:
             continue
-        swept = bool(settings.sweep)
-        add(*(_sweep(name, method, settings) if swept else [_decoder(name, method, settings.preset == PAPER)]))
-        if not swept and (f"{name}-sample" in wanted or settings.preset == PAPER or _sharpens(method, settings)):
-            add(_sampled(name, method, settings.seeds))
-        random = f"{name}-random"
-        if matcher is not None and (random in wanted or (settings.controls and _has_map(method) and not swept)):
-            add(_random(name, method, matcher, settings.seeds))
-        if matcher is not None and settings.controls and _asks_claims(method):
-            add(_matcher(name))
+        arms = list(arms_of(name, method, settings, loaded or {}))
+        for arm in arms:
+            add(_decoder(arm))
+            # what sampling does is no matter of the matcher: one arm shows it
+            shown = arm is usual(arms) and _sharpens(method, settings)
+            if not settings.sweep and (f"{name}-sample" in wanted or settings.preset == PAPER or shown):
+                add(_sampled(arm, settings.seeds))
+            real = arm.loaded
+            if matcher is not None and "matcher" in knobs_of(method) and arm.first.matcher is None:
+                real = (matcher,)
+            asked = settings.controls and _has_map(method) and not settings.sweep
+            if real and (f"{name}-random" in wanted or asked):
+                add(_random(arm, real, settings.seeds))
+            if real and settings.controls and _asks_claims(method):
+                add(_matcher(arm))
     if MATCHER in wanted:
         add(_matcher(None))
     return list(made.values())
@@ -147,33 +167,16 @@ def _method(name: str, settings: Settings, objects: Sequence[str] | None) -> Met
     return resolve(name, knobs)
 
 
-def _check_knobs(settings: Settings, own: Mapping[str, Method]) -> None:
-    for name in settings.knobs:
-        if name not in own:
-            raise KnobError(
-                f"There are knobs for {name!r}, which is none of the methods of this run ({', '.join(own)}): add it to "
-                "--methods, or leave the knobs out."
-            )
-    for knob in settings.sweep:
-        if not any(knob in _names(method) for method in own.values()):
-            known = sorted({n for method in own.values() for n in _names(method)})
-            raise KnobError(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
-
-
-def _names(method: Method) -> set[str]:
-    return {f.name for f in dataclasses.fields(method)}  # type: ignore[arg-type]  # every method is a dataclass
-
-
 def _sharpens(method: Method, settings: Settings) -> bool:
     return settings.controls and method.matched_temperature() is not None
 
 
 def _has_map(method: Method) -> bool:
-    return "matcher" in _names(method) and bool(method.branches())
+    return "matcher" in knobs_of(method) and bool(method.branches())
 
 
 def _asks_claims(method: Method) -> bool:
-    return "matcher" in _names(method) and not method.branches()
+    return "matcher" in knobs_of(method) and not method.branches()
 
 
 def _greedy() -> Decoder:
@@ -219,70 +222,39 @@ def _apc(own: Mapping[str, Method], settings: Settings) -> Decoder:
     return Decoder(APC, about, lambda _: apc, dict(SAMPLED), settings.seeds, APC, apc.knobs())
 
 
-def _decoder(name: str, method: Method, sampled_elsewhere: bool = False) -> Decoder:
-    return Decoder(name, f"{name}, greedy", lambda _: method, method=name, knobs=method.knobs())
+def _decoder(arm: Arm) -> Decoder:
+    return _of_arm(arm, "", f"{arm.name()}, greedy", arm.guard, seeds=len(arm.methods), point=arm.point)
 
 
-def _sampled(name: str, method: Method, seeds: int) -> Decoder:
-    about = f"{name}, sampled at temperature 1"
-    return Decoder(f"{name}-sample", about, lambda _: method, dict(SAMPLED), seeds, name, method.knobs())
+def _sampled(arm: Arm, seeds: int) -> Decoder:
+    told = f"{arm.name()}, sampled at temperature 1"
+    return _of_arm(arm, "-sample", told, arm.guard, options=dict(SAMPLED), seeds=arm.runs(seeds))
 
 
-def _random(name: str, method: Any, matcher: Matcher, seeds: int) -> Decoder:
-    real = matcher if method.matcher is None else load_matcher(method.matcher)
-
+def _random(arm: Arm, real: Sequence[Matcher], seeds: int) -> Decoder:
     def guard(seed: int) -> Any:
-        return dataclasses.replace(method, matcher=RandomMap(real, seed))
+        return dataclasses.replace(arm.guard(seed), matcher=RandomMap(real[seed % len(real)], seed))
 
-    about = f"{name} with a random map that keeps as much"
-    return Decoder(f"{name}-random", about, guard, seeds=seeds, method=name, knobs=method.knobs(), control_of=name)
-
-
-def _matcher(control_of: str | None) -> Decoder:
-    return Decoder(MATCHER, "the matcher's own answer, no language model", None, control_of=control_of)
+    told = f"{arm.name()} with a random map that keeps as much"
+    return _of_arm(arm, "-random", told, guard, seeds=arm.runs(seeds), control_of=named(arm.base, arm.matcher))
 
 
-def _sweep(name: str, method: Any, settings: Settings) -> Iterator[Decoder]:
-    knobs = [knob for knob in settings.sweep if knob in _names(method)]
-    for values in product(*(settings.sweep[knob] for knob in knobs)):
-        point = dict(zip(knobs, values, strict=True))
-        chosen = dataclasses.replace(method, **point)
-        told = ",".join(
-            f"{knob}={value:g}" if isinstance(value, float) else f"{knob}={value}" for knob, value in point.items()
-        )
-        full = f"{name}[{told}]" if told else name
-        yield Decoder(
-            full, f"{name} with {told}, greedy", _always(chosen), method=name, knobs=chosen.knobs(), point=point
-        )
+def _of_arm(arm: Arm, suffix: str, about: str, guard: Callable[[int], Any], **more: Any) -> Decoder:
+    trained = f", {len(arm.methods)} training seeds" if len(arm.methods) > 1 else ""
+    beside = {"method": arm.base, "knobs": arm.knobs(), "matcher": arm.matcher, "matchers": arm.places}
+    return Decoder(arm.name(suffix), about + trained, guard, **beside, **more)
 
 
-def _always(method: Method) -> Callable[[int], Method]:
-    return lambda _: method
-
-
-def compared(decoders: Sequence[Decoder]) -> list[tuple[str, str, str]]:
-    """Return pairs to compare beside the reference, and what each difference tells."""
-    names = {decoder.name for decoder in decoders}
-    matched = {d.control_of: d.name for d in decoders if d.name.startswith(MATCHED)}
-    own = [d for d in decoders if d.method == d.name and d.name != APC]
-    pairs = []
-    for method in (d.name for d in own):
-        pairs += [
-            (method, f"{method}-random", "what the map adds to any second view blacked as much"),
-            (f"{method}-sample", SAMPLE, "both sampled at temperature 1, as in the papers"),
-            (f"{method}-sample", APC, f"what {method} adds to its plausibility cut, both sampled"),
-            (f"{method}-sample", matched.get(method, ""), "what it adds to being as sharp as a lower temperature"),
-        ]
-    pairs += [
-        (d.control_of, MATCHER, "what the language model adds to the matcher's own answer")
-        for d in decoders
-        if d.name == MATCHER and d.control_of
-    ]
-    pairs += [
-        (d.name, method.name, "what the adapter, asked plainly, lacks of the guard")
-        for d in decoders
-        if d.adapters
-        for method in own
-    ]
-    pairs += [(b.name, a.name, "both greedy") for i, a in enumerate(own) for b in own[i + 1 :]]
-    return [(ours, theirs, tells) for ours, theirs, tells in pairs if ours in names and theirs in names]
+def _matcher(arm: Arm | None) -> Decoder:
+    about = "the matcher's own answer, no language model"
+    if arm is None:
+        return Decoder(MATCHER, about, None)
+    return Decoder(
+        named(MATCHER, arm.matcher),
+        about,
+        None,
+        seeds=len(arm.methods),
+        control_of=named(arm.base, arm.matcher),
+        matcher=arm.matcher,
+        matchers=arm.places,
+    )

@@ -53,6 +53,11 @@ def verdict(row: Row) -> str:
     return "good" if (row["value"] > 0) != (row["metric"] in LOWER_IS_BETTER) else "bad"
 
 
+def named(base: str, matcher: str) -> str:
+    """Return the name of a decoder whose matcher is one of several that are compared: "vote, dual-prompt"."""
+    return f"{base}, {matcher}" if matcher else base
+
+
 def methods_of(rows: Sequence[Row]) -> list[str]:
     """Return the names of the decoders, in order, without the differences."""
     return list(dict.fromkeys(row["method"] for row in rows if "p_value" not in row))

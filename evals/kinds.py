@@ -1,13 +1,14 @@
 """The kinds of tasks: what is counted for each question or caption, and the scores of those counts.
 
 A new kind is one function and its entry in `KINDS`. The picture is the unit of the statistics, since its questions
-depend on each other; where a decoder has several seeds, a picture's counts are their mean.
+depend on each other; where a decoder has several seeds, a picture's counts are their mean, but those of several
+trainings are kept apart, since trainings are drawn too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -28,12 +29,14 @@ POPE_COMPARED = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 """The scores of yes/no questions whose differences are tested; the other readings stand beside them."""
 
 
-def _pope(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str]) -> list[Measured]:
+def _pope(
+    task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str], trained: Collection[str]
+) -> list[Measured]:
     labels = [_label(task, sample) for sample in samples]
     tables, right = {}, {}
     for name in names:
         runs = [_readings(labels, answers) for answers in _by_seed(samples, name)]
-        tables[name] = np.mean(runs, axis=0)
+        tables[name] = _pooled(runs, name in trained)
         if len(runs) == 1:
             right[name] = (runs[0][:, 0] + runs[0][:, 2]) == 1
     chosen = dict(parts)
@@ -70,7 +73,9 @@ _POPE_MORE: dict[str, Score] = {
 }
 
 
-def _chair(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str]) -> list[Measured]:
+def _chair(
+    task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str], trained: Collection[str]
+) -> list[Measured]:
     vocabulary = task.get("vocabulary")
     truths = {place: sample["truth"] for place, sample in enumerate(samples)}
     tables = {}
@@ -83,7 +88,7 @@ def _chair(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, nam
             if vocabulary is None:
                 counts = np.hstack([counts, chair_counts(chair.as_published(captions))[:, [1, 2, 3, 4]]])
             runs.append(counts)
-        tables[name] = np.mean(runs, axis=0)
+        tables[name] = _pooled(runs, name in trained)
     scores = CHAIR_SCORES | {"objects_named": lambda c: share(c[..., 8], c[..., 0])}
     if vocabulary is None:
         scores |= _CHAIR_OFFICIAL
@@ -100,7 +105,9 @@ _CHAIR_OFFICIAL: dict[str, Score] = {
 }
 
 
-def _mme(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str]) -> list[Measured]:
+def _mme(
+    task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str], trained: Collection[str]
+) -> list[Measured]:
     labels = [_label(task, sample) for sample in samples]
     pictures = [sample["picture"] for sample in samples]
     pairs = {
@@ -113,7 +120,7 @@ def _mme(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names
     tables, right = {}, {}
     for name in names:
         runs = [_mme_counts(labels, answers, pairs) for answers in _by_seed(samples, name)]
-        tables[name] = np.mean(runs, axis=0)
+        tables[name] = _pooled(runs, name in trained)
         if len(runs) == 1:
             right[name] = (runs[0][:, 0] + runs[0][:, 2]) == 1
     measured = [
@@ -121,11 +128,11 @@ def _mme(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names
         for row, places in parts.items()
     ]
     if len(parts) > 1:
-        width = tables[names[0]].shape[1]
-        blocks = {name: np.zeros((len(samples), width * len(parts))) for name in names}
+        width = tables[names[0]].shape[-1]
+        blocks = {name: np.zeros((*table.shape[:-1], width * len(parts))) for name, table in tables.items()}
         for name, table in tables.items():
             for number, places in enumerate(parts.values()):
-                blocks[name][places, number * width : (number + 1) * width] = table[places]
+                blocks[name][..., places, number * width : (number + 1) * width] = table[..., places, :]
         scores = {metric: _over_tasks(metric, width, len(parts)) for metric in _MME_SCORES}
         every = [place for places in parts.values() for place in places]
         together = _together(task, parts)
@@ -173,7 +180,9 @@ def _over_tasks(metric: str, width: int, tasks: int) -> Score:
     return over_tasks
 
 
-def _stock(task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str]) -> list[Measured]:
+def _stock(
+    task: Mapping[str, Any], samples: Sequence[Sample], parts: Parts, names: Sequence[str], trained: Collection[str]
+) -> list[Measured]:
     told = [sample.get("metrics") or {} for sample in samples]
     metrics = list(dict.fromkeys(metric for of in told for name in names for metric in of.get(name, ())))
     if not metrics:
@@ -222,8 +231,8 @@ def _measured(
     index = [of[samples[place]["picture"]] for place in places]
     counts = {}
     for name, table in tables.items():
-        counts[name] = np.zeros((len(names), table.shape[1]))
-        np.add.at(counts[name], index, table[places])
+        counts[name] = np.zeros((*table.shape[:-2], len(names), table.shape[-1]))
+        np.add.at(counts[name], (..., index, slice(None)), table[..., places, :])
     distinct = sorted(set(places))
     answered = {name: hits[distinct] for name, hits in (right or {}).items()}
     return Measured(row, scores, len(places), counts, compared, once, answered)
@@ -232,6 +241,12 @@ def _measured(
 def _by_seed(samples: Sequence[Sample], name: str) -> list[tuple[str, ...]]:
     """Return the decoder's answers to all samples, seed by seed."""
     return list(zip(*(sample["answers"][name] for sample in samples), strict=True))
+
+
+def _pooled(runs: Sequence[Array], trained: bool) -> Array:
+    """Return the mean counts of several seeds, [N, k]; those of several trainings one by one, [T, N, k]."""
+    found: Array = np.stack(runs) if trained and len(runs) > 1 else np.mean(runs, axis=0)
+    return found
 
 
 def _label(task: Mapping[str, Any], sample: Sample) -> pope.Answer:
@@ -247,7 +262,8 @@ def _together(task: Mapping[str, Any], parts: Parts) -> str:
     return "_".join([*(column[0] for column in words)] or [task["name"]]) + "_all"
 
 
-Kind = Callable[[Mapping[str, Any], Sequence[Sample], Parts, Sequence[str]], list[Measured]]
+Kind = Callable[[Mapping[str, Any], Sequence[Sample], Parts, Sequence[str], Collection[str]], list[Measured]]
 
 KINDS: dict[str, Kind] = {"pope": _pope, "chair": _chair, "mme": _mme, "stock": _stock}
-"""Kind of task -> its counts: of a task, its samples, the places of each row's samples, and the decoders."""
+"""Kind of task -> its counts: of a task, its samples, the places of each row's samples, the decoders, and those of them
+whose seeds are trainings."""

@@ -136,7 +136,7 @@ def maps_of(answerer: Answerer) -> Maps | PicturesAlone:
     if not isinstance(answerer, Asker):
         return PicturesAlone("The answers came from a server, which gives no relevance maps: pictures stand alone.")
     decoder = next((d for d in answerer.decoders.values() if _cuts_a_view(d)), None)
-    matcher = answerer.matcher
+    matcher = answerer.matcher or next(iter(answerer.matchers.values()), None)
     if decoder is not None:
         matcher = _own_matcher(decoder, answerer) or matcher
     if matcher is None:

@@ -12,6 +12,7 @@ from lvlm_guard.evals.answers import Asked
 from lvlm_guard.evals.asking import Answerer, Asker, adapter_name
 from lvlm_guard.evals.decoders import Decoder, adapters_of, decoders_of
 from lvlm_guard.evals.items import YES_NO, EvalTask
+from lvlm_guard.evals.matchers import load_matchers, weights_beside
 from lvlm_guard.evals.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.world import NOUNS
@@ -84,9 +85,10 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
     adapters = {adapter_name(d.name, seed): place for d in decoders for seed, place in enumerate(d.adapters)}
     model, processor = guard(with_adapters(model, adapters) if adapters else model, processor)
     matcher = _matcher(model, decoders)
-    if matcher is not None:
-        decoders = decoders_of(settings, matcher, objects)
-    asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution)
+    loaded = load_matchers((place for d in decoders for place in d.matchers), settings.matchers, model)
+    if matcher is not None or loaded:
+        decoders = decoders_of(settings, matcher, objects, loaded)
+    asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution, loaded)
     return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", where=_where(model))
 
 
@@ -102,7 +104,9 @@ def _where(model: Any) -> dict[str, str]:
 
 def _matcher(model: Any, decoders: Sequence[Decoder]) -> Matcher | None:
     """Load the model's matcher where a decoder takes it."""
-    needed = any(d.guard is None or d.knobs.get("matcher", "none needed") is None for d in decoders)
+    needed = any(
+        (d.guard is None and not d.matchers) or d.knobs.get("matcher", "none needed") is None for d in decoders
+    )
     return load_matcher(None, model=model) if needed else None
 
 
@@ -113,7 +117,7 @@ def weights_of(settings: Settings) -> list[Path]:
     if settings.server:
         return []
     places = [Path(place) for each in adapters_of(settings).values() for place in each]
-    adapters = [place for place in places if place.is_dir()]
+    trained = [*(place for place in places if place.is_dir()), *weights_beside(settings.matchers)]
     if settings.model == EMBEDDED:
-        return [MODEL, MATCHER, *adapters]
-    return [path for path in (Path(settings.model),) if path.is_dir()] + adapters
+        return [MODEL, MATCHER, *trained]
+    return [path for path in (Path(settings.model),) if path.is_dir()] + trained

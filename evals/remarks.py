@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lvlm_guard.evals.figures import Row, number, said, verdict
+from lvlm_guard.evals.figures import Row, named, number, said, verdict
 from lvlm_guard.evals.rows import find
 from lvlm_guard.evals.table import hardest_of, row_tasks, whole_of
 
@@ -30,7 +30,8 @@ def remarks(run: Mapping[str, Any]) -> list[str]:
 
 
 def _methods(run: Mapping[str, Any]) -> list[str]:
-    return [d["name"] for d in run["decoders"] if d["method"] == d["name"] != "apc"]
+    found = [d for d in run["decoders"] if d["method"] and d["method"] != "apc"]
+    return [d["name"] for d in found if d["name"] == named(d["method"], d.get("matcher") or "")]
 
 
 def _questions(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 A row in long form is {"model", "method", "task", "metric", "value", "low", "high", "n"}; a difference
 "a-b" has "p_value" too. The counts are those of the scorers, `pope.score` and `chair.score`, picture by
-picture; where a decoder has several seeds, a picture's counts are their mean.
+picture; where a decoder has several seeds, a picture's counts are their mean, or stay apart where they are trainings.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Measured:
         task: its name in rows.
         scores: metric -> function of summed counts.
         n: how many questions or captions.
-        counts: method -> [P, k], the same pictures in the same order for each.
+        counts: method -> [P, k], the same pictures in the same order for each; [T, P, k] of T trainings.
         compared: metrics whose differences are rows; None: all.
         once: metrics that are the same for every method (shares of the labels): a row of one method only.
         right: method -> [N], whether each question was answered rightly; methods of one seed only, since
@@ -182,6 +182,17 @@ def _row(model: str, method: str, task: Measured, metric: str, found: Estimate) 
         "high": found.high,
         "n": task.n_of.get(metric, task.n),
     }
+
+
+def trainings(decoder: Mapping[str, Any]) -> int:
+    """Return how often a decoder's adapter or matcher was trained, as `run.json` describes it; 1 without any."""
+    return max(1, len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ()))
+
+
+def drawn(run: Mapping[str, Any]) -> str:
+    """Return what the intervals of a run draw with replacement, in words."""
+    several = any(trainings(decoder) > 1 for decoder in run["decoders"])
+    return "pictures and, where there are several, trainings" if several else "pictures"
 
 
 def find(rows: Iterable[Row], method: str, task: str, metric: str) -> Row | None:

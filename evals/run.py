@@ -19,13 +19,16 @@ import lvlm_guard
 from lvlm_guard.evals.answers import Answers
 from lvlm_guard.evals.costs import cost_rows, work_rows
 from lvlm_guard.evals.crew import Crew, usual_workers
-from lvlm_guard.evals.decoders import REFERENCE, compared
+from lvlm_guard.evals.decoders import REFERENCE
+from lvlm_guard.evals.differences import compared
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.folder import alone, begin, with_answering, write_begun
 from lvlm_guard.evals.items import EvalTask
+from lvlm_guard.evals.matchers import check_matchers
 from lvlm_guard.evals.prepared import Prepared, prepare_run
 from lvlm_guard.evals.progress import Meter
 from lvlm_guard.evals.provenance import environment
+from lvlm_guard.evals.rows import trainings
 from lvlm_guard.evals.saved import Saved, read_run, write_run, write_samples
 from lvlm_guard.evals.scoring import score_run
 from lvlm_guard.evals.settings import EMBEDDED, Settings
@@ -84,6 +87,7 @@ def run(
 
     Raises:
         DataError: files or pictures are missing or wrong, or the folder holds another run.
+        UnknownNameError, WeightsError, KnobError: of a matcher, method, task or model.
         RunError: a worker ended early, the disk is full, or a server answers nothing.
         KeyboardInterrupt: after a line that says where the answers are.
     """
@@ -121,6 +125,7 @@ def _check(settings: Settings) -> None:
             "A sweep chooses settings, so it runs on the validation split and never on the test split: give "
             "split='val' (`--split val`), then run the chosen setting once on the test split."
         )
+    check_matchers(settings.matchers)
     if settings.batch < 1 or settings.seeds < 1:
         raise DataError(f"batch and seeds are at least 1; got batch={settings.batch}, seeds={settings.seeds}.")
     for name in ("limit", "captions"):
@@ -190,7 +195,13 @@ def _score(
         "version": lvlm_guard.__version__,
         "status": "void" if found.void else "complete",
         "void": found.void,
-        "warnings": [*found.warnings, *undefined, *_task_warnings(tasks), *_own_warnings(settings)],
+        "warnings": [
+            *found.warnings,
+            *undefined,
+            *_task_warnings(tasks),
+            *_undrawn(tasks, decoders),
+            *_own_warnings(settings),
+        ],
         "flags": [*_flags(settings, allowed), *prepared.flags],
         "allowed": asdict(allowed),
         "settings": settings.to_dict(),
@@ -245,6 +256,13 @@ def samples_of(answers: Answers) -> list[dict[str, Any]]:
 
 def _task_warnings(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     return [warning for task in tasks for warning in task["about"].get("warnings", ())]
+
+
+def _undrawn(tasks: Sequence[Mapping[str, Any]], decoders: Sequence[Mapping[str, Any]]) -> list[str]:
+    stock = [task["name"] for task in tasks if task["kind"] == "stock"]
+    if not stock or all(trainings(decoder) == 1 for decoder in decoders):
+        return []
+    return [f"{', '.join(stock)}: trainings are averaged, so their intervals hold the luck of the pictures alone."]
 
 
 def _own_warnings(settings: Settings) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.kinds import KINDS, Parts, Sample
-from lvlm_guard.evals.rows import Measured, Row, long_rows, with_holm
+from lvlm_guard.evals.rows import Measured, Row, long_rows, trainings, with_holm
 
 
 def score_run(run: Mapping[str, Any], samples: Sequence[Sample]) -> list[Row]:
@@ -38,7 +38,7 @@ def score_run(run: Mapping[str, Any], samples: Sequence[Sample]) -> list[Row]:
 def measure(
     samples: Sequence[Sample], tasks: Sequence[Mapping[str, Any]], decoders: Sequence[Mapping[str, Any]]
 ) -> list[Measured]:
-    """Return the counts of every decoder in every row task, picture by picture, means over seeds.
+    """Return the counts of every decoder in every row task, picture by picture: means over seeds, trainings apart.
 
     An item counts in each of its "rows". Several rows of yes/no questions also stand together, in "pope_all" for
     "pope_random" and "pope_popular". A row name that two tasks share is told apart as "chair@world_chair".
@@ -55,6 +55,7 @@ def measure(
     for sample in samples:
         for row in _rows_of(sample):
             owners.setdefault(row, set()).add(sample["task"])
+    trained = {decoder["name"] for decoder in decoders if trainings(decoder) > 1}
     measured: list[Measured] = []
     for task in tasks:
         kind = KINDS.get(task["kind"])
@@ -69,7 +70,7 @@ def measure(
             for row in _rows_of(sample):
                 parts.setdefault(row, []).append(place)
         shared = any(len(owners[row]) > 1 for row in parts)
-        for found in kind(task, mine, parts, names):
+        for found in kind(task, mine, parts, names, trained):
             measured.append(replace(found, task=f"{found.task}@{task['name']}") if shared else found)
     return measured
 

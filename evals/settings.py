@@ -39,6 +39,8 @@ class Settings:
         revision: of a hub id: a branch, a tag or a commit; "" for the newest.
         adapters: PEFT adapters whose plain answers stand beside the methods, each "NAME=FOLDER" or the folder or hub
             id alone; several of one name are its seeds. All other decoders run without them.
+        matchers: name -> registered names or folders, one for each training seed: every method that has a matcher is
+            run with each of them.
     """
 
     model: str = EMBEDDED
@@ -64,6 +66,7 @@ class Settings:
     server: str = ""
     revision: str = ""
     adapters: tuple[str, ...] = ()
+    matchers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON data."""
@@ -74,5 +77,6 @@ class Settings:
         """Return the settings of `to_dict`, read from JSON."""
         listed = {"tasks", "methods", "questions", "include", "adapters"}
         known: dict[str, Any] = {name: tuple(value) if name in listed else value for name, value in data.items()}
-        known["sweep"] = {knob: tuple(values) for knob, values in (data.get("sweep") or {}).items()}
+        for name in ("sweep", "matchers"):
+            known[name] = {key: tuple(values) for key, values in (data.get(name) or {}).items()}
         return cls(**known)

@@ -56,20 +56,22 @@ class Draws:
     """Runs of several methods over the same pictures, all drawn again together.
 
     Every method is scored on the same drawn pictures, so any two can be compared as a pair, in any score; the
-    pictures are drawn once for all of them.
+    pictures are drawn once for all of them. Where a method was trained several times, trainings are drawn too, so that
+    an interval holds the luck of both; methods with as many trainings are taken to share them, draw by draw.
 
     Args:
         counts: method -> [P, k], one row a picture, the same pictures in the same order; fractions where several
-            seeds were averaged.
+            seeds were averaged. [T, P, k] for T trainings, whose mean is scored.
         draws: how many samples of P pictures are drawn, with replacement.
         seed: of the draws.
 
     Raises:
-        DataError: there is no picture, the counts are not [P, k] and finite, or they differ in shape.
+        DataError: there is no picture, the counts are not [P, k] or [T, P, k] and finite, or they differ in P or k.
     """
 
     def __init__(self, counts: Mapping[str, ArrayLike], *, draws: int = DRAWS, seed: int = 0) -> None:
-        tables = {name: _table(table) for name, table in counts.items()}
+        trained = {name: _trainings(table) for name, table in counts.items()}
+        tables = {name: np.mean(each, axis=0) for name, each in trained.items()}
         shapes = {table.shape for table in tables.values()}
         if len(shapes) != 1:
             raise DataError(
@@ -78,21 +80,29 @@ class Draws:
                 else "There are no counts: nothing was measured."
             )
         ((pictures, columns),) = shapes
-        beside = np.hstack(list(tables.values()))
-        drawn = _sums(_weights(pictures, draws, seed), beside)
-        swapped = _sums(_swaps(pictures, draws, seed), beside)
+        drawn = _sums(
+            _weights(pictures, draws, seed), np.hstack([table for each in trained.values() for table in each])
+        )
+        swapped = _sums(_swaps(pictures, draws, seed), np.hstack(list(tables.values())))
         self._draws = draws
         self._sum = {name: table.sum(0) for name, table in tables.items()}
+        self._drawn, start = {}, 0
+        for name, each in trained.items():
+            end = start + len(each) * columns
+            self._drawn[name] = _over_trainings(drawn[:, start:end].reshape(draws, len(each), columns), seed)
+            start = end
         at = {name: slice(place * columns, (place + 1) * columns) for place, name in enumerate(tables)}
-        self._drawn = {name: drawn[:, columns_of] for name, columns_of in at.items()}
         self._swapped = {name: swapped[:, columns_of] for name, columns_of in at.items()}
 
     def estimate(self, name: str, score: Score, level: float = 0.95) -> Estimate:
-        """Return a method's score and its percentile interval over pictures."""
+        """Return a method's score and its percentile interval over pictures, and trainings where it has several."""
         return Estimate(float(score(self._sum[name])), *_interval(score(self._drawn[name]), level))
 
     def difference(self, ours: str, theirs: str, score: Score, level: float = 0.95) -> Estimate:
-        """Return how much higher `ours` scores than `theirs`, with interval and p-value, see `paired`."""
+        """Return how much higher `ours` scores than `theirs`, with interval and p-value, see `paired`.
+
+        The p-value is of the trainings at hand: their mean counts are swapped on pictures.
+        """
         a, b = self._sum[ours], self._sum[theirs]
         value = float(score(a) - score(b))
         moved = self._swapped[theirs] - self._swapped[ours]  # counts that change sides
@@ -199,6 +209,22 @@ def _table(counts: ArrayLike) -> Array:
             "there is nothing to compare."
         )
     return table
+
+
+def _trainings(counts: ArrayLike) -> list[Array]:
+    """Return the tables of each training; a single one where nothing was trained."""
+    whole = np.asarray(counts, dtype=np.float64)
+    return [_table(each) for each in whole] if whole.ndim == 3 and len(whole) else [_table(whole)]
+
+
+def _over_trainings(drawn: Array, seed: int) -> Array:
+    """Return the mean counts of trainings drawn with replacement, [draws, k], of sums [draws, T, k]."""
+    draws, trainings, _ = drawn.shape
+    if trainings == 1:
+        return drawn[:, 0]
+    chosen = np.random.default_rng([seed, 2]).integers(trainings, size=(draws, trainings))
+    found: Array = np.take_along_axis(drawn, chosen[..., None], axis=1).mean(axis=1)
+    return found
 
 
 def _interval(drawn: Array, level: float) -> tuple[float, float]:

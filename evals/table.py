@@ -11,7 +11,7 @@ from rich.text import Text
 from lvlm_guard.evals.costs import WORK
 from lvlm_guard.evals.figures import Row, ends, number, p_text, verdict
 from lvlm_guard.evals.fitted import Column, fitted
-from lvlm_guard.evals.rows import find
+from lvlm_guard.evals.rows import drawn, find
 
 Cell = Text | str
 
@@ -27,7 +27,7 @@ def _table(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row],
     names = [decoder["name"] for decoder in run["decoders"] if decoder["name"] in answered]
     columns = [Column[str]("decoder", str, text=True), *_columns(run, task, rows)]
     title = f"{task['name']}: {run['settings']['model']}, {task['split']} split, {task['pictures']} pictures"
-    return fitted(names, columns, width, title=title, caption=_caption(task, rows))
+    return fitted(names, columns, width, title=title, caption=_caption(run, task, rows))
 
 
 def row_tasks(task: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -169,14 +169,14 @@ def _whole(row: Row | None) -> str:
     return f"{row['value']:.0f}" if row is not None else "–"
 
 
-def _caption(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _caption(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> str:
     names = row_tasks(task, rows)
     n = ", ".join(f"{_short(name).replace(chr(10), ' ')} {_n(rows, name)}" for name in names)
     what = "captions" if task["kind"] == "chair" else "questions"
     return (
-        f"{what.capitalize()}: {n or task['n']}. [95 % interval] of the value and of the paired difference, pictures "
-        "drawn with replacement; p by swapping the two on pictures, not adjusted (run.json has p_holm). Time: the "
-        "request's, picture and mask included. Local tokens: read by second branches."
+        f"{what.capitalize()}: {n or task['n']}. [95 % interval] of the value and of the paired difference, "
+        f"{drawn(run)} drawn with replacement; p by swapping the two on pictures, not adjusted (run.json has p_holm). "
+        "Time: the request's, picture and mask included. Local tokens: read by second branches."
     )
 
 

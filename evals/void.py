@@ -16,6 +16,7 @@ from scipy import stats
 
 from lvlm_guard.evals import pope
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.figures import named
 from lvlm_guard.evals.items import YES_NO
 
 Sample = Mapping[str, Any]
@@ -86,7 +87,7 @@ def verdict(
         void += _unasked(task, asked)
         for decoder in decoders:
             name, seeds = decoder["name"], int(decoder.get("seeds", 1))
-            if name == MATCHER and task["kind"] not in YES_NO:
+            if name == named(MATCHER, decoder.get("matcher") or "") and task["kind"] not in YES_NO:
                 continue
             given = list(_given(asked, name))
             place, total = f"{name} on {task['name']}", len(asked) * seeds

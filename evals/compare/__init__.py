@@ -118,7 +118,10 @@ def compare(
     if decoder_a is None and decoder_b is None:
         left_out += only_in_one(first, second, "decoders", {name for name, _ in pairs})
     samples = _merged(first, second, pairs, tasks)
-    decoders = [*({"name": f"a:{x}"} for x in _firsts(pairs)), *({"name": f"b:{y}"} for y in _seconds(pairs))]
+    decoders = [
+        *(decoder_of(first, x) | {"name": f"a:{x}"} for x in _firsts(pairs)),
+        *(decoder_of(second, y) | {"name": f"b:{y}"} for y in _seconds(pairs)),
+    ]
     rows = long_rows("", measure(samples, tasks, decoders), "", [(f"b:{y}", f"a:{x}") for x, y in pairs])
     return Comparison(
         first,

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from lvlm_guard.evals.rows import trainings
 from lvlm_guard.evals.settings import Settings
 from lvlm_guard.report import Html, tag
 
@@ -37,6 +38,9 @@ def command(settings: Mapping[str, Any], flags: list[str] | None = None) -> str:
             words += [w for m, own in value.items() for k, v in own.items() for w in ("--knob", f"{m}.{k}={_text(v)}")]
         elif name == "sweep":
             words += [w for k, values in value.items() for w in ("--sweep", f"{k}={','.join(map(_text, values))}")]
+        elif name == "matchers":
+            told = [f"{k}={v}" if k != v else k for k, values in value.items() for v in values]
+            words += [word for one in told for word in ("--matcher", one)]
         elif name == "controls":
             words.append("--no-controls")
         elif value is not None:
@@ -102,7 +106,9 @@ def _decoder(decoder: Mapping[str, Any]) -> Html:
     if knobs:
         told.append(", ".join(f"{name} {value}" for name, value in knobs.items()))
     if decoder["seeds"] > 1:
-        told.append(f"{decoder['seeds']} runs, averaged")
+        told.append(f"{decoder['seeds']} {'trainings' if trainings(decoder) > 1 else 'runs'}, averaged")
+    if decoder.get("matcher"):
+        told.append(f"matched by {', '.join(decoder['matchers'])}")
     if decoder.get("control_of"):
         told.append(f"a control of {decoder['control_of']}")
     return tag("li", tag("b", decoder["name"]), f": {'; '.join(told)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvlm_guard.evals.figures import NAMES, Row, ends, number, p_text, verdict
-from lvlm_guard.evals.rows import find
+from lvlm_guard.evals.rows import drawn, find
 from lvlm_guard.evals.table import hardest_of, row_tasks, whole_of
 from lvlm_guard.report import Cell, Html, table, tag
 
@@ -23,7 +23,7 @@ def score_tables(run: Run, task: Task) -> list[Html]:
     """Return the tables of a task."""
     rows = run["rows"]
     whole, hardest = whole_of(task, rows), hardest_of(task, rows)
-    told = _CELL.format(reference=run["reference"])
+    told = _CELL.format(reference=run["reference"], drawn=drawn(run))
     if task["kind"] == "pope":
         names = row_tasks(task, rows)
         balance = ("precision", "recall", "f1", "yes_ratio", "unreadable")
@@ -71,7 +71,7 @@ _CAPTIONS = (
     "repeats, since CHAIR_i counts an object as often as it is named."
 )
 _CELL = (
-    "A cell: the value; its 95 % interval (pictures drawn with replacement); the paired difference to {reference} "
+    "A cell: the value; its 95 % interval ({drawn} drawn with replacement); the paired difference to {reference} "
     "with its interval; its p-value, by swapping the two decoders on pictures at random, and Holm's adjustment over "
     "all decoders. Green or red: a difference whose interval excludes zero and whose p is below .05."
 )

@@ -69,6 +69,11 @@ def _refuse(settings: Settings) -> None:
             "A server loads its adapters itself: serve the model with --lora-modules NAME=DIR and give that name as "
             "--model. --adapter is for a model in this process."
         )
+    if settings.matchers:
+        raise DataError(
+            "A server asks the matcher that it was started with: serve with each and compare the runs by `lvlm-guard "
+            "eval compare`. --matcher is for a model in this process."
+        )
     for name in settings.methods:
         if name == MATCHER or name.endswith("-random"):
             raise DataError(

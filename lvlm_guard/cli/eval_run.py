@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, say, usage
-from lvlm_guard.cli.options import Device, Dtype, Execution, Json, Model, knob_value
+from lvlm_guard.cli.options import Device, Dtype, Execution, Json, Matchers, Model, knob_value, matchers_of
 
 WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,vote,vcd"
 QUICK = 24  # pictures of each task
@@ -55,6 +55,7 @@ def run(
             metavar="NAME=DIR",
         ),
     ] = None,
+    matcher: Matchers = None,
     include_path: Annotated[list[Path] | None, typer.Option(help="Folder with tasks of lmms-eval. Repeatable.")] = None,
     preset: Annotated[Literal["", "paper-agla"], typer.Option(help="Prompt and sampling of a publication.")] = "",
     controls: Annotated[
@@ -115,6 +116,7 @@ def run(
         server=server,
         revision=revision,
         adapters=tuple(adapter or ()),
+        matchers=matchers_of(matcher),
     )
     settings = replace(settings, batch=batch or room.usual_batch(settings))
     rules = rules_of(fail_if or ())

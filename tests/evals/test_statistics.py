@@ -1,5 +1,7 @@
 """Intervals and tests against scipy, against hand-computed cases, and under a simulated null."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.statistics import bootstrap, holm, mcnemar, paired, per_picture, wilson
+from lvlm_guard.evals.statistics import Draws, bootstrap, holm, mcnemar, paired, per_picture, wilson
 
 
 def mean(counts):
@@ -122,3 +124,31 @@ def test_what_cannot_be_compared_is_refused():
         wilson(3, 2)
     with pytest.raises(DataError, match="two counts"):
         mcnemar(-1, 2)
+
+
+def test_trainings_are_drawn_beside_pictures():
+    """Every picture of a training counts alike, so all luck is that of training: the means of 3 of 3 drawn again."""
+    rates = (0.2, 0.5, 0.8)
+    counts = np.array([[[rate, 1.0]] * 40 for rate in rates])
+    found = Draws({"trained": counts}).estimate("trained", mean)
+    means = [np.mean(three) for three in product(rates, repeat=3)]
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5], method="inverted_cdf")))
+    averaged = Draws({"trained": counts.mean(0)}).estimate("trained", mean)
+    assert averaged.low == averaged.high
+
+
+def test_methods_of_the_same_trainings_are_compared_training_by_training():
+    rng = np.random.default_rng(0)
+    counts = np.stack([np.column_stack([rng.random(30) + luck, np.ones(30)]) for luck in (0.0, 1.0, 2.0)])
+    better = counts + np.array([0.1, 0.0])
+    found = Draws({"ours": better, "theirs": counts, "plain": counts[0]}).difference("ours", "theirs", mean)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_one_training_is_no_training():
+    counts = np.random.default_rng(0).random((30, 2)) + 0.5
+    alone, several = Draws({"a": counts}), Draws({"a": counts[None]})
+    assert alone.estimate("a", mean) == several.estimate("a", mean)
+    with pytest.raises(DataError, match="shapes"):
+        Draws({"a": counts, "b": np.stack([counts[:20]] * 3)})

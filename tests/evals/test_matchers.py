@@ -1,0 +1,202 @@
+"""Matchers side by side: each training answers with its own, each control stands once for all that it depends on."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lvlm_guard import guard, methods
+from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.embedded.world import CAPTION_PROMPT, scenes
+from lvlm_guard.errors import GuardError, KnobError, UnknownNameError, WeightsError
+from lvlm_guard.evals.decoders import decoders_of
+from lvlm_guard.evals.differences import compared
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.page.repeat import command
+from lvlm_guard.evals.prepared import prepare_run
+from lvlm_guard.evals.run import run
+from lvlm_guard.evals.server import server_run
+from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.matching import load_matcher
+from lvlm_guard.pretrained import ask, load_model, spoken
+
+SETTINGS = Settings(tasks=("world_chair",), methods=("vote",), controls=False, captions=6, batch=6)
+
+
+def quiet(settings, out):
+    return run(settings, out, echo=lambda _: None, bar=False, workers=1, report=False)
+
+
+def trained(folder, scale, slope=1.0):
+    """Another training of the embedded dual prompts: weaker prompts, another calibration."""
+    shutil.copytree(ADAPTERS / "dual-prompt", folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: scale * weight for name, weight in load_file(weights).items()}, weights, {"format": "pt"})
+    card = json.loads((folder / "guard_dual_prompt.json").read_text())
+    card["calibration"][0] *= slope
+    (folder / "guard_dual_prompt.json").write_text(json.dumps(card))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dual-prompt")
+    return trained(folder / "seed-0", 1.0), trained(folder / "seed-1", 0.5, -1.0)
+
+
+@pytest.fixture(scope="module")
+def matched(trainings):
+    return replace(SETTINGS, methods=("vote", "vcd"), matchers={"blip-itm": ("blip-itm",), "dual-prompt": trainings})
+
+
+@pytest.fixture(scope="module")
+def saved(matched, tmp_path_factory):
+    return quiet(Settings.of(json.loads(json.dumps(matched.to_dict()))), tmp_path_factory.mktemp("run"))
+
+
+def row(saved, method, metric):
+    return next(r for r in saved.run["rows"] if (r["method"], r["task"], r["metric"]) == (method, "chair", metric))
+
+
+def test_each_training_answers_with_its_own_matcher(saved, trainings):
+    model, processor = guard(*load_model())
+    pictures = [Image.fromarray(image) for image in scenes("test_cap", 6).image]
+    inputs = ask(processor, [[picture] for picture in pictures], [CAPTION_PROMPT] * 6)
+    told = []
+    for place in ("blip-itm", *trainings):
+        vote = methods.Vote(matcher=place, objects=NOUNS)
+        out = model.generate(**inputs, guard=vote, max_new_tokens=64, do_sample=False)
+        told.append([spoken(processor, one[inputs["input_ids"].shape[1] :].tolist()).strip() for one in out])
+    arms = ("vote, blip-itm", 0), ("vote, dual-prompt", 0), ("vote, dual-prompt", 1)
+    for (name, seed), expected in zip(arms, told, strict=True):
+        assert [s["answers"][name][seed].strip() for s in saved.samples] == expected
+    assert told[1] != told[2]
+
+
+def test_the_run_s_file_says_which_folders_and_weights_matched(saved, trainings):
+    told = {d["name"]: d for d in saved.run["decoders"]}
+    assert list(told) == ["greedy", "vote, blip-itm", "vote, dual-prompt", "vcd"]
+    dual = told["vote, dual-prompt"]
+    assert (dual["matchers"], dual["seeds"]) == (list(trainings), 2)
+    assert dual["knobs"]["matcher"] == [load_matcher(place).version for place in trainings]
+    assert len(set(dual["knobs"]["matcher"])) == 2
+    assert told["vote, blip-itm"]["knobs"]["matcher"] == load_matcher("embedded").version
+
+
+def test_each_matcher_is_compared_with_the_usual_one_and_with_greedy(saved):
+    differences = {r["method"] for r in saved.run["rows"] if "p_value" in r}
+    assert {"vote, dual-prompt-vote, blip-itm", "vote, dual-prompt-greedy", "vote, blip-itm-greedy"} <= differences
+    ours, theirs = (row(saved, f"vote, {name}", "length")["value"] for name in ("dual-prompt", "blip-itm"))
+    assert row(saved, "vote, dual-prompt-vote, blip-itm", "length")["value"] == pytest.approx(ours - theirs)
+
+
+def test_the_score_of_several_trainings_is_their_mean_with_the_luck_of_training_in_its_interval(saved):
+    words = [[len(s["answers"]["vote, dual-prompt"][seed].split()) for s in saved.samples] for seed in (0, 1)]
+    one, other = (sum(each) / len(each) for each in words)
+    found = row(saved, "vote, dual-prompt", "length")
+    assert found["value"] == pytest.approx((one + other) / 2)
+    assert found["low"] <= min(one, other) <= max(one, other) <= found["high"]
+
+
+def test_answers_that_were_lost_are_asked_again_and_the_end_is_the_same(saved, matched, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(saved.folder, copy)
+    answers = copy / "answers" / "vote, dual-prompt.jsonl"
+    lines = answers.read_text().splitlines(keepends=True)
+    answers.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:20])
+    told = []
+    again = run(matched, copy, echo=told.append, bar=False, workers=1, report=False)
+    assert any(line.endswith("6 answers, 1 at a time.") for line in told)
+    assert again.samples == saved.samples
+    assert again.run["rows"] == saved.run["rows"]
+
+
+def test_a_folder_that_was_trained_anew_is_another_run(tmp_path):
+    folder = tmp_path / "mine"
+    settings = replace(SETTINGS, captions=1, matchers={"mine": (trained(folder, 0.9),)})
+    quiet(settings, tmp_path / "run")
+    shutil.rmtree(folder)
+    trained(folder, 0.8)
+    with pytest.raises(DataError, match=r"other weights.*--start-over"):
+        quiet(settings, tmp_path / "run")
+
+
+def test_controls_stand_once_for_each_matcher_only_where_they_depend_on_it(trainings):
+    settings = Settings(methods=("agla", "vote", "vcd"), matchers={"clip": ("clip",), "mine": trainings})
+    found = {d.name: d for d in prepare_run(replace(settings, limit=1, captions=1)).decoders}
+    once = ["greedy", "sample", "sample-matched", "apc"]
+    arms = ["agla, clip", "agla-sample, clip", "agla-random, clip", "agla, mine", "agla-random, mine"]
+    assert list(found) == [*once, *arms, "vote, clip", "matcher, clip", "vote, mine", "matcher, mine", "vcd"]
+    assert {name for name, d in found.items() if d.matchers == trainings} == {n for n in found if n.endswith("mine")}
+    assert [found["agla-random, mine"].guard(seed).matcher.matcher for seed in (0, 1)] == list(
+        map(load_matcher, trainings)
+    )
+    assert (found["agla-random, mine"].seeds, found["agla-random, clip"].seeds) == (2, 3)
+    pairs = {(ours, theirs) for ours, theirs, _ in compared(list(found.values()))}
+    assert {("vote, mine", "matcher, mine"), ("agla, clip", "agla-random, clip"), ("agla, mine", "agla, clip")} <= pairs
+    assert ("vcd", "vote, mine") in pairs
+    assert ("vote, mine", "agla, clip") not in pairs
+
+
+def test_a_matcher_given_as_a_knob_has_its_controls_too():
+    settings = Settings(limit=1, captions=1, methods=("agla", "vote"))
+    knobs = {name: {"matcher": "clip"} for name in settings.methods}
+    found = {d.name: d for d in prepare_run(replace(settings, knobs=knobs)).decoders}
+    assert {"agla-random", "matcher"} <= found.keys()
+    assert found["agla-random"].guard(0).matcher.matcher.version == load_matcher("embedded-clip").version
+
+
+@pytest.mark.parametrize(
+    ("matchers", "error", "said"),
+    [
+        ({"dual-promt": ("dual-promt",)}, UnknownNameError, "Did you mean 'dual-prompt'"),
+        ({"mine": ("/none/there",)}, WeightsError, "there is no folder"),
+        ({"mine": ("{empty}",)}, WeightsError, "holds no matcher.*train ranker"),
+        ({"ranker": ("{dual}",)}, KnobError, "is a 'dual-prompt' matcher, no 'ranker'"),
+        ({"mine": ("{dual}", "ranker")}, KnobError, "trainings of one matcher"),
+        ({"mine": ("{dual}", "{dual}")}, KnobError, "has the weights of mine="),
+        ({"mine": ("{dual}",), "copy": ("{copy}",)}, KnobError, "has the weights of mine="),
+    ],
+)
+def test_what_is_no_matcher_is_refused_before_the_model_is_looked_for(trainings, tmp_path, matchers, error, said):
+    places = {"empty": tmp_path / "empty", "dual": trainings[0], "copy": tmp_path / "copy"}
+    places["empty"].mkdir()
+    shutil.copytree(trainings[0], places["copy"])
+    told = {name: tuple(place.format(**places) for place in given) for name, given in matchers.items()}
+    with pytest.raises(error, match=said):
+        quiet(replace(SETTINGS, model="no/such-model", matchers=told), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ("vcd",)}, r"no method of this run \(vcd\) has a matcher"),
+        ({"methods": ("greedy",)}, "no method of this run"),
+        ({"knobs": {"vote": {"matcher": "clip"}}}, "by --knob and by --matcher"),
+        ({"sweep": {"lam": (1.0,)}, "split": "val"}, "vote.matcher=clip"),
+    ],
+)
+def test_matchers_that_no_method_could_take_are_refused(changes, said):
+    with pytest.raises(KnobError, match=said):
+        decoders_of(replace(SETTINGS, matchers={"clip": ("clip",)}, **changes), None)
+
+
+def test_two_names_of_the_same_weights_are_found_once_they_are_loaded():
+    matchers = {"dual-prompt": ("dual-prompt",), "built-in": ("embedded-dual-prompt",)}
+    with pytest.raises(KnobError, match="has the weights of dual-prompt=dual-prompt"):
+        prepare_run(replace(SETTINGS, captions=1, matchers=matchers))
+
+
+def test_a_server_asks_its_own_matcher():
+    with pytest.raises(GuardError, match="--matcher is for a model in this process"):
+        server_run(replace(SETTINGS, model="m", server="http://127.0.0.1:1", matchers={"clip": ("clip",)}))
+
+
+def test_the_command_of_a_run_names_its_matchers():
+    line = command(Settings(matchers={"clip": ("clip",), "mine": ("x", "y")}).to_dict())
+    assert "--matcher clip --matcher mine=x --matcher mine=y" in line
