@@ -241,7 +241,7 @@ def _random(arm: Arm, real: Sequence[Matcher], seeds: int) -> Decoder:
 
 def _of_arm(arm: Arm, suffix: str, about: str, guard: Callable[[int], Any], **more: Any) -> Decoder:
     trained = f", {len(arm.methods)} training seeds" if len(arm.methods) > 1 else ""
-    beside = {"method": arm.base, "knobs": arm.knobs(), "matcher": arm.matcher, "matchers": arm.places}
+    beside: dict[str, Any] = {"method": arm.base, "knobs": arm.knobs(), "matcher": arm.matcher, "matchers": arm.places}
     return Decoder(arm.name(suffix), about + trained, guard, **beside, **more)
 
 

@@ -232,7 +232,9 @@ def _measured(
     counts = {}
     for name, table in tables.items():
         counts[name] = np.zeros((*table.shape[:-2], len(names), table.shape[-1]))
-        np.add.at(counts[name], (..., index, slice(None)), table[..., places, :])
+        runs = table[..., places, :].reshape(-1, len(places), table.shape[-1])
+        for sums, run in zip(counts[name].reshape(-1, len(names), table.shape[-1]), runs, strict=True):
+            np.add.at(sums, index, run)
     distinct = sorted(set(places))
     answered = {name: hits[distinct] for name, hits in (right or {}).items()}
     return Measured(row, scores, len(places), counts, compared, once, answered)
