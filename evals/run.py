@@ -9,8 +9,8 @@ All answers come from the public API: `guard(model, processor)`, then `generate(
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from lvlm_guard.evals.scoring import score_run
 from lvlm_guard.evals.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stock_metrics import with_metrics
 from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.threads import one_thread
 from lvlm_guard.evals.void import verdict
 
 MANY = 64  # questions of a call of the embedded model, unasked
@@ -99,7 +100,7 @@ def run(
         begun = begin(folder, settings, tasks, command, started_over, replaces)
         _say_tasks(tasks, echo)
         clock = time.monotonic()
-        with _one_thread(helpers), Crew(settings, helpers) if helpers > 1 else nullcontext() as crew:
+        with one_thread(helpers > 1), Crew(settings, helpers) if helpers > 1 else nullcontext() as crew:
             prepared = prepare_run(settings, tasks)
             begun = with_answering(folder, begun, prepared.describe())
             answers = Answers(folder / "answers", prepared.asked(), settings.batch)
@@ -301,17 +302,3 @@ def _report(prepared: Prepared, saved: Saved) -> Path:
 
     collect(prepared.answerer, prepared.tasks, choose(saved.samples, saved.run), saved.folder / "evidence")
     return write_report(saved.folder)
-
-
-@contextmanager
-def _one_thread(helpers: int) -> Iterator[None]:
-    """Compute with one thread where workers do, so that sums come out alike."""
-    import torch
-
-    before = torch.get_num_threads()
-    if helpers > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

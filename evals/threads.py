@@ -10,6 +10,8 @@ from contextlib import contextmanager
 def one_thread(wanted: bool) -> Iterator[None]:
     """Compute with one thread within, where wanted: threads of a tiny model wait for each other.
 
+    Workers compute so too, and sums come out alike.
+
     Args:
         wanted: False changes nothing.
     """

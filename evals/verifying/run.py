@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.folder import alone, begin
 from lvlm_guard.evals.items import EvalTask
+from lvlm_guard.evals.matchers import check_matchers, load_matchers
 from lvlm_guard.evals.progress import Meter
 from lvlm_guard.evals.provenance import environment
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.threads import one_thread
 from lvlm_guard.evals.verifying.describing import Description, describe
 from lvlm_guard.evals.verifying.figures import Drawn
 from lvlm_guard.evals.verifying.judges import ClipJudge, Columns, Judge, MatcherJudge
@@ -77,12 +80,14 @@ def verify_run(
     Raises:
         DataError: the task is no task of captions, nothing is named, or there is nothing to tell apart.
         WeightsError, UnknownNameError: the model or a matcher can't be had.
+        KnobError: trainings of one name are of different matchers, or the same.
         UnsupportedCallError: a matcher can't judge claims.
         KeyboardInterrupt: after a line that says where the answers are.
     """
     folder, settings = Path(out), wanted.settings
     check_names(list(wanted.matchers))
-    with alone(folder):
+    check_matchers(wanted.matchers)
+    with alone(folder), one_thread(settings.model == EMBEDDED):
         task = _captions(settings)
         begin(folder, settings, [task], COMMAND, started_over, replaces=False)
         model, processor = load_model(
@@ -101,6 +106,7 @@ def verify_run(
         report["environment"] = environment() | {
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
         }
         path = write_report(folder, report)
         echo(f"Report: {path}")
@@ -120,9 +126,10 @@ def _captions(settings: Settings) -> EvalTask:
 def _judges(wanted: Wanted, model: Any, vocabulary: Vocabulary) -> dict[tuple[str, int], Judge]:
     """Return who judges: (name, number of the training) -> judge; the CLIP of the baselines is ("", 0)."""
     judges: dict[tuple[str, int], Judge] = {("", 0): ClipJudge(load_matcher(wanted.clip, model=model), vocabulary)}
+    loaded = load_matchers((place for each in wanted.matchers.values() for place in each), wanted.matchers, model)
     for name, places in wanted.matchers.items():
         for number, place in enumerate(places):
-            judges[name, number] = MatcherJudge(load_matcher(place, model=model), vocabulary)
+            judges[name, number] = MatcherJudge(loaded[place], vocabulary)
     return judges
 
 

@@ -1,0 +1,274 @@
+"""`eval verify` in this process: what it measures against other ways to it, and that nothing is asked twice."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+
+from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.errors import GuardError, UnsupportedCallError
+from lvlm_guard.evals import chair
+from lvlm_guard.evals.asking import prepare
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.verifying import run as room
+from lvlm_guard.evals.verifying.judges import ClipJudge, MatcherJudge
+from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.matching import Vocabulary, load_matcher
+from lvlm_guard.pretrained import load_model
+from lvlm_guard.verify import verify_answer
+
+SETTINGS = Settings(tasks=("world_chair",), methods=(), limit=12, batch=5)
+MATCHERS = {"blip-itm": ("blip-itm",), "dual-prompt": ("dual-prompt",)}
+
+
+def verified(out: Path, matchers: dict[str, tuple[str, ...]] = MATCHERS, settings: Settings = SETTINGS) -> Any:
+    return room.verify_run(room.Wanted(settings, matchers), out, echo=lambda _: None, bar=False)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def value(report: dict[str, Any], method: str, metric: str) -> float:
+    (found,) = (row["value"] for row in report["rows"] if (row["method"], row["metric"]) == (method, metric))
+    return float(found)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("verify")
+    verified(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", ["blip-itm", "dual-prompt"])
+def test_a_matchers_auroc_is_that_of_the_verdicts_that_verify_gives_on_chairs_labels(
+    out: Path, report: dict[str, Any], name: str
+) -> None:
+    (task,) = tasks_of(SETTINGS)
+    matcher = load_matcher(name, model=load_model()[0])
+    true, p, doubtful = [], [], []
+    for item, row in zip(task.items, lines(out / "answers" / "descriptions.jsonl"), strict=True):
+        checked = verify_answer(matcher, item.pictures(), row["text"], Vocabulary.of(NOUNS))
+        verdicts = {one.mention.object: one.verdict for one in checked}
+        scored = chair.score([{"image_id": 0, "caption": row["text"]}], {0: item.truth}, vocabulary=NOUNS)
+        absent = set(verdicts) - set(item.truth)
+        assert len(set(verdicts) & set(item.truth)) == scored["recalled_objects"]
+        true += [one not in absent for one in verdicts]
+        p += [one.p_supported for one in verdicts.values()]
+        doubtful += [one.doubtful for one in verdicts.values()]
+    assert value(report, name, "auroc") == pytest.approx(roc_auc_score(true, p), abs=1e-9)
+    assert value(report, name, "marked") == pytest.approx(sum(doubtful) / len(doubtful))
+    assert report["counts"]["mentions"] == len(true)
+    assert report["counts"]["hallucinated"] == len(true) - sum(true)
+
+
+def test_the_token_probability_is_that_of_a_plain_forward_pass_over_the_description(out: Path) -> None:
+    (task,) = tasks_of(SETTINGS)
+    model, processor = load_model()
+    for item, row in list(zip(task.items, lines(out / "answers" / "descriptions.jsonl"), strict=True))[:2]:
+        inputs = prepare(processor, [item])
+        start = inputs["input_ids"].shape[1]
+        said = processor.tokenizer(row["text"], add_special_tokens=False, return_tensors="pt")["input_ids"]
+        whole = {**inputs, "input_ids": torch.cat([inputs["input_ids"], said], 1)}
+        whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        with torch.inference_mode():
+            logits = model(**whole).logits[0, start - 1 : -1].float()
+        expected = logits.log_softmax(-1).gather(-1, said[0][:, None])[:, 0].tolist()
+        assert [log_prob for _, _, log_prob in row["pieces"]] == pytest.approx(expected, abs=2e-4)
+        assert "".join(row["text"][start:end] for start, end, _ in row["pieces"]) == row["text"]
+
+
+def test_the_detectors_on_clip_are_cosines_of_the_sentence_and_of_the_noun(out: Path, report: dict[str, Any]) -> None:
+    (task,) = tasks_of(SETTINGS)
+    clip = load_matcher("clip", model=load_model()[0])
+    rows = {row["key"]: row for row in lines(out / "answers" / "verdicts.jsonl") if row["judge"].startswith("clip ")}
+    true, sentence, fine, calibrated = [], [], [], []
+    for item, said in zip(task.items, lines(out / "answers" / "descriptions.jsonl"), strict=True):
+        for place, name in enumerate(rows[item.key]["objects"]):
+            picture = item.pictures()
+            s = float(clip.similarity(picture, [said["text"]])[0, 0])  # the model says one sentence
+            noun = float(clip.similarity(picture, [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"])[0, 0])
+            a, b = clip.retriever.card.calibration  # type: ignore[attr-defined]
+            assert rows[item.key]["sentence"][place] == pytest.approx(s, abs=1e-5)
+            true.append(name in item.truth)
+            sentence.append(s)
+            fine.append((s + noun) / 2)
+            calibrated.append(1 / (1 + math.exp(-(a * noun + b))))
+    for name, scores in (("clip-sentence", sentence), ("f-clipscore", fine), ("calibrated-clip", calibrated)):
+        assert value(report, name, "auroc") == pytest.approx(roc_auc_score(true, scores), abs=1e-6)
+
+
+def test_the_report_says_of_each_matcher_what_it_beats_and_names_how_it_was_made(
+    out: Path, report: dict[str, Any]
+) -> None:
+    remarks = "\n".join(report["remarks"])
+    for name in MATCHERS:
+        worst = min(
+            row["low"]
+            for row in report["rows"]
+            for other in ("calibrated-clip", "clip-sentence", "f-clipscore")
+            if row["method"] == f"{name}-{other}"
+        )
+        (verdict,) = (line for line in report["remarks"] if line.startswith(f"AUROC: {name} "))
+        assert ("should not be the default" in verdict) == (worst <= 0)
+    assert "dual-prompt: one training each" in remarks
+    assert "They do not show that a method helps a real model" in remarks
+    assert report["environment"]["machine"]
+    written = (out / "report.md").read_text(encoding="utf-8")
+    assert f"It named {report['counts']['mentions']} objects" in written
+    assert all(line in written for line in report["remarks"])
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 + len(report["reliability"])
+    assert "<script" not in page
+
+
+def test_a_further_matcher_is_asked_alone_and_changes_no_other_figure(
+    out: Path, report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(out, folder)
+    monkeypatch.setattr(room, "describe", lambda *_: pytest.fail("a picture is described again"))
+    before = len(lines(folder / "answers" / "verdicts.jsonl"))
+    more = verified(folder, MATCHERS | {"ranker": ("ranker",)})
+    added = lines(folder / "answers" / "verdicts.jsonl")[before:]
+    assert {row["judge"].partition(" ")[2].partition(":")[0] for row in added} == {"ranker"}
+    assert [row for row in more["rows"] if "ranker" not in row["method"]] == report["rows"]
+
+
+def interrupted(function: Callable[..., Any], after: int, asked: list[Any]) -> Callable[..., Any]:
+    """The same function, which notes its last argument and is stopped by Ctrl-C once it was called so often."""
+    calls: Iterator[int] = iter(range(10_000))
+
+    def run(*arguments: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        asked.append(arguments[-1])
+        return function(*arguments)
+
+    return run
+
+
+def test_a_run_that_was_stopped_twice_goes_on_asks_nothing_twice_and_ends_in_the_same_figures(
+    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[Any] = []
+    plain_describe, plain_judge = room.describe, MatcherJudge.__call__
+    monkeypatch.setattr(room, "describe", interrupted(plain_describe, 1, described))
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        room.verify_run(room.Wanted(SETTINGS, MATCHERS), tmp_path, echo=told.append, bar=False)
+    assert "the same command goes on from there" in told[-1]
+    assert len(lines(tmp_path / "answers" / "descriptions.jsonl")) == SETTINGS.batch
+    assert not (tmp_path / "report.json").exists()
+
+    judged: list[Any] = []
+    monkeypatch.setattr(room, "describe", interrupted(plain_describe, 100, described))
+    monkeypatch.setattr(MatcherJudge, "__call__", interrupted(plain_judge, 7, judged))
+    with pytest.raises(KeyboardInterrupt):
+        verified(tmp_path)
+    with (tmp_path / "answers" / "verdicts.jsonl").open("a") as file:
+        file.write('{"judge": "verdict blip-itm')  # a crash in the middle of a line
+
+    monkeypatch.setattr(MatcherJudge, "__call__", interrupted(plain_judge, 100, judged))
+    again = verified(tmp_path)
+    assert [row["method"] for row in again["rows"]] == [row["method"] for row in report["rows"]]
+    for end in ("value", "low", "high"):  # a text's cosine depends on its batch in the eighth digit
+        assert [row[end] for row in again["rows"]] == pytest.approx([row[end] for row in report["rows"]], abs=1e-6)
+    assert [item.key for block in described for item in block] == [str(k) for k in range(12)]
+    rows = lines(tmp_path / "answers" / "verdicts.jsonl")
+    assert len({(row["judge"], row["key"]) for row in rows}) == len(rows)
+    assert len(judged) == sum(row["judge"].startswith("verdict") for row in rows)
+
+
+def test_several_trainings_of_one_name_are_pooled_by_their_mean(
+    report: dict[str, Any], out: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(ADAPTERS / "dual-prompt", other)
+    weights = load_file(other / "adapter_model.safetensors")
+    torch.manual_seed(0)
+    noisy = {key: tensor + 0.3 * tensor.std() * torch.randn_like(tensor) for key, tensor in weights.items()}
+    save_file(noisy, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    folder = tmp_path / "run"
+    shutil.copytree(out, folder)
+    alone = verified(folder, {"dual-prompt": (str(other),)})
+    both = verified(folder, {"dual-prompt": ("dual-prompt", str(other))})
+    first, second = value(report, "dual-prompt", "auroc"), value(alone, "dual-prompt", "auroc")
+    assert first != second
+    assert value(both, "dual-prompt", "auroc") == pytest.approx((first + second) / 2)
+    assert len({one["version"] for one in both["matchers"]["dual-prompt"]}) == 2
+    assert not any("one training each" in line for line in both["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"), [(2, "No description names an object"), (5, "All 1 mentions are true, so there is nothing")]
+)
+def test_descriptions_that_name_nothing_or_nothing_wrong_are_told_so(tmp_path: Path, tokens: int, said: str) -> None:
+    settings = Settings(tasks=("world_chair",), methods=(), limit=1, max_new_tokens=tokens)
+    with pytest.raises(DataError, match=said):
+        verified(tmp_path, {"blip-itm": ("blip-itm",)}, settings)
+
+
+def test_a_task_without_captions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="world_pope is not one task of captions"):
+        verified(tmp_path, settings=Settings(tasks=("world_pope",), limit=2))
+
+
+def test_a_folder_with_another_runs_descriptions_is_refused(out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(out, folder)
+    with pytest.raises(GuardError, match="can't be mixed with these"):
+        verified(folder, settings=Settings(tasks=("world_chair",), methods=(), limit=13, batch=5))
+
+
+def test_a_baseline_that_compares_no_texts_is_refused() -> None:
+    with pytest.raises(UnsupportedCallError, match="give the folder or hub id of a CLIP"):
+        ClipJudge(load_matcher("embedded"), Vocabulary.of(NOUNS))
+
+
+def test_captions_of_cocos_pictures_are_verified_against_its_eighty_objects(tmp_path: Path) -> None:
+    (world,) = tasks_of(SETTINGS)
+    names = [f"COCO_val2014_{number:012d}.jpg" for number in range(1, 9)]
+    truth: dict[str, Any] = {"categories": ["train", "cat", "couch", "clock", "suitcase", "airplane"], "images": {}}
+    asked = []
+    for name, item in zip(names, world.items, strict=False):
+        item.pictures()[0].save(tmp_path / name, quality=95)
+        known = [k for k, category in enumerate(truth["categories"]) if category in item.truth]
+        truth["images"][str(chair.image_id(name))] = known
+        asked.append({"image": name, "text": item.prompt})
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    settings = Settings(
+        tasks=("chair",),
+        methods=(),
+        batch=4,
+        images=str(tmp_path),
+        annotations=str(tmp_path / "truth.json"),
+        questions=(str(tmp_path / "asked.jsonl"),),
+    )
+    found = verified(tmp_path / "out", {"clip": ("clip",)}, settings)
+    captions = lines(tmp_path / "out" / "answers" / "descriptions.jsonl")
+    scored = chair.score(
+        [{"image_id": row["key"], "caption": row["text"]} for row in captions],
+        {key: [truth["categories"][k] for k in held] for key, held in truth["images"].items()},
+    )
+    assert found["counts"]["mentions"] == scored["object_words"] - scored["repeated_words"]
+    assert found["counts"]["pictures"] == 8
+    assert {row["task"] for row in found["rows"]} == {"chair"}
+    assert not any("They do not show" in line for line in found["remarks"])
