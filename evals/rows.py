@@ -189,10 +189,11 @@ def trainings(decoder: Mapping[str, Any]) -> int:
     return max(1, len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ()))
 
 
-def drawn(run: Mapping[str, Any]) -> str:
-    """Return what the intervals of a run draw with replacement, in words."""
-    several = any(trainings(decoder) > 1 for decoder in run["decoders"])
-    return "pictures and, where there are several, trainings" if several else "pictures"
+def drawn(decoders: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return in words what the intervals of decoders draw with replacement, and what their p-values are of."""
+    if any(trainings(decoder) > 1 for decoder in decoders):
+        return "pictures and, where there are several, trainings", ", of these trainings"
+    return "pictures", ""
 
 
 def find(rows: Iterable[Row], method: str, task: str, metric: str) -> Row | None:

@@ -172,10 +172,11 @@ def _whole(row: Row | None) -> str:
 def _caption(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> str:
     names = row_tasks(task, rows)
     n = ", ".join(f"{_short(name).replace(chr(10), ' ')} {_n(rows, name)}" for name in names)
+    again, of = drawn(run["decoders"])
     what = "captions" if task["kind"] == "chair" else "questions"
     return (
         f"{what.capitalize()}: {n or task['n']}. [95 % interval] of the value and of the paired difference, "
-        f"{drawn(run)} drawn with replacement; p by swapping the two on pictures, not adjusted (run.json has p_holm). "
+        f"{again} drawn with replacement; p by swapping the two on pictures{of}, not adjusted (run.json has p_holm). "
         "Time: the request's, picture and mask included. Local tokens: read by second branches."
     )
 

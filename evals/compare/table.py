@@ -11,7 +11,7 @@ from rich.text import Text
 from lvlm_guard.evals.compare import Comparison
 from lvlm_guard.evals.figures import NAMES, Row, ends, number, p_text, said, verdict
 from lvlm_guard.evals.fitted import Column, fitted
-from lvlm_guard.evals.rows import find
+from lvlm_guard.evals.rows import drawn, find
 
 MANY = 10  # differences beyond which only the clear ones are told in sentences
 HEADLINES = ("accuracy", "chair_i", "score")
@@ -88,12 +88,13 @@ def _lines(found: Comparison) -> list[_Line]:
 
 
 def _table(found: Comparison, metric: str, lines: Sequence[_Line], width: int) -> Table:
+    again, of = drawn([*found.a.run["decoders"], *found.b.run["decoders"]])
     return fitted(
         lines,
         list(_columns(found, metric)),
         width,
         title=f"{NAMES.get(metric, metric)}: {found.a.folder} (a) → {found.b.folder} (b)",
-        caption="b − a on the same questions, [95 % interval] over pictures, p by swapping the two on pictures, "
+        caption=f"b − a on the same questions, [95 % interval] over {again}, p by swapping the two on pictures{of}, "
         f"adjusted (Holm) for all {_family(found, metric)} differences of this metric.",
     )
 

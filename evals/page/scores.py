@@ -23,7 +23,8 @@ def score_tables(run: Run, task: Task) -> list[Html]:
     """Return the tables of a task."""
     rows = run["rows"]
     whole, hardest = whole_of(task, rows), hardest_of(task, rows)
-    told = _CELL.format(reference=run["reference"], drawn=drawn(run))
+    again, of = drawn(run["decoders"])
+    told = _CELL.format(reference=run["reference"], drawn=again, of=of)
     if task["kind"] == "pope":
         names = row_tasks(task, rows)
         balance = ("precision", "recall", "f1", "yes_ratio", "unreadable")
@@ -72,8 +73,8 @@ _CAPTIONS = (
 )
 _CELL = (
     "A cell: the value; its 95 % interval ({drawn} drawn with replacement); the paired difference to {reference} "
-    "with its interval; its p-value, by swapping the two decoders on pictures at random, and Holm's adjustment over "
-    "all decoders. Green or red: a difference whose interval excludes zero and whose p is below .05."
+    "with its interval; its p-value, by swapping the two decoders on pictures at random{of}, and Holm's adjustment "
+    "over all decoders. Green or red: a difference whose interval excludes zero and whose p is below .05."
 )
 
 
