@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from trainings import RANKER
 
 from lvlm_guard.adapters.data import CaptionData, RankData
+from lvlm_guard.adapters.data.jsonl import write_captions, write_ranks
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import Pictures
@@ -38,3 +42,20 @@ def values() -> RankData:
 @pytest.fixture(scope="session")
 def ranked_pictures(values: RankData) -> ranker.Pictures:
     return ranker.Pictures.read(values, RANKER)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with captions.jsonl and ranks.jsonl, by brightness, of a few pictures of the world."""
+    place = tmp_path_factory.mktemp("data")
+    said = [*captions("train", 24).rows, *captions("val", 8).rows]
+    valued = [*ranks("train", by="brightness", n=24).rows, *ranks("val", by="brightness", n=10).rows]
+    for key in [*(row.image for row in said), *(row.image for row in valued)]:
+        Pictures().load(key).save(place / saved(key))
+    write_captions(place / "captions.jsonl", [replace(row, image=saved(row.image)) for row in said])
+    write_ranks(place / "ranks.jsonl", [replace(row, image=saved(row.image)) for row in valued])
+    return place
+
+
+def saved(key: str) -> str:
+    return key.replace("/", "-") + ".png"

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from lvlm_guard.adapters import load_adapter
 from lvlm_guard.adapters.data import open_captions, open_ranks
-from lvlm_guard.adapters.data.jsonl import write_captions, write_ranks
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import dual_prompt, ranker
@@ -28,7 +27,6 @@ from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
 from lvlm_guard.adapters.training.task import Task
-from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import Pictures
 
 pytestmark = pytest.mark.slow
@@ -46,23 +44,6 @@ def launched(out: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with captions.jsonl and ranks.jsonl of a few pictures of the world."""
-    place = tmp_path_factory.mktemp("data")
-    said = [*captions("train", 24).rows, *captions("val", 8).rows]
-    valued = [*ranks("train", by="brightness", n=24).rows, *ranks("val", by="brightness", n=10).rows]
-    for row in (*said, *valued):
-        Pictures().load(row.image).save(place / saved(row.image))
-    write_captions(place / "captions.jsonl", [replace(row, image=saved(row.image)) for row in said])
-    write_ranks(place / "ranks.jsonl", [replace(row, image=saved(row.image)) for row in valued])
-    return place
-
-
-def saved(key: str) -> str:
-    return key.replace("/", "-") + ".png"
-
-
 def averaged(task: Task, recipe: Recipe) -> dict[str, float]:
     """Train in one process on the mean gradient of the batches of all; return the last step's loss and norm."""
     weights = list(learning(task.model).values())
@@ -71,16 +52,17 @@ def averaged(task: Task, recipe: Recipe) -> dict[str, float]:
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.rate)
-    losses, norm = [], torch.tensor(0.0)
+    losses: list[float] = []
+    norm = torch.tensor(0.0)
     for step in range(recipe.steps):
         task.model.train()
         optimizer.zero_grad()
-        losses = []
+        losses.clear()
         for process in range(PROCESSES):
             number = step * PROCESSES + process
             torch.manual_seed(recipe.seed * 1_000_003 * PROCESSES + number)
             loss, _ = task.loss(task.model, task.batch(number))
-            (loss / PROCESSES).backward()  # type: ignore[no-untyped-call]
+            (loss / PROCESSES).backward()
             losses.append(float(loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
         for group in optimizer.param_groups:
@@ -99,15 +81,15 @@ def told(out: Path) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 @pytest.mark.parametrize("trunk", ["frozen", "tuned"])
-def test_two_processes_train_a_ranker_on_the_mean_of_their_batches(folder: Path, tmp_path: Path, trunk: str) -> None:
-    given = ["--data", str(folder / "ranks.jsonl"), "--steps", "3", "--batch", "4", "--rate", "2e-3", "--trunk", trunk]
+def test_two_processes_train_a_ranker_on_the_mean_of_their_batches(written: Path, tmp_path: Path, trunk: str) -> None:
+    given = ["--data", str(written / "ranks.jsonl"), "--steps", "3", "--batch", "4", "--rate", "2e-3", "--trunk", trunk]
     given += ["--width", "16", "--heads", "2", "--relations", "2", "--measure-every", "3"]
     said = launched(tmp_path / "out", "ranker", *given)
     assert said.count("adapter  ") == 1
     report, last = told(tmp_path / "out")
     plan = ranker.Plan(**report["plan"] | {"settings": RankerSettings(**report["plan"]["settings"])})
     recipe = Recipe(**report["recipe"])
-    pictures = ranker.Pictures.read(open_ranks(folder / "ranks.jsonl"), plan)
+    pictures = ranker.Pictures.read(open_ranks(written / "ranks.jsonl"), plan)
     torch.manual_seed(recipe.seed)
     made = ranker.build(plan, pictures.train)
     task = RankingTask(made, pictures.train, pictures.lists, pictures.seen, recipe, plan.negatives)
@@ -123,16 +105,16 @@ def test_two_processes_train_a_ranker_on_the_mean_of_their_batches(folder: Path,
 
 
 def test_two_processes_train_a_retriever_and_its_baselines_and_one_of_them_reports(
-    folder: Path, tmp_path: Path
+    written: Path, tmp_path: Path
 ) -> None:
-    given = ["--data", str(folder / "captions.jsonl"), "--steps", "3", "--batch", "4", "--measure-every", "3"]
+    given = ["--data", str(written / "captions.jsonl"), "--steps", "3", "--batch", "4", "--measure-every", "3"]
     said = launched(tmp_path / "out", "dual-prompt", *given, "--compare", "--test-pictures", "8")
     assert said.count("adapter  ") == 1
     report, last = told(tmp_path / "out")
     assert {row["method"] for row in report["rows"]} >= {"dual-prompt", "clip", "coop", "maple"}
     plan = dual_prompt.Plan(**report["plan"] | {"losses": LossStack(**report["plan"]["losses"])})
     recipe = Recipe(**report["recipe"])
-    pictures = dual_prompt.Pictures.read(open_captions(folder / "captions.jsonl"), plan.clip)
+    pictures = dual_prompt.Pictures.read(open_captions(written / "captions.jsonl"), plan.clip)
     torch.manual_seed(recipe.seed)
     made = dual_prompt.build(plan, pictures)
     losses = replace(plan.losses, tau=made.model.tau)
