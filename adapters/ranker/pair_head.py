@@ -81,8 +81,7 @@ class PairHead(nn.Module):
         Args:
             tokens: [K, P, width] of one instruction's pictures.
         """
-        # made again for the backward pass: cheap beside the fusion, and nothing over P is kept
-        evidence, content = checkpoint(self._summaries, tokens, use_reentrant=False, preserve_rng_state=False)
+        evidence, content = self.attended(tokens)
         pictures = len(tokens)
         rows = max(1, self.at_once // max(1, pictures * tokens.shape[-1]))
         again = rows < pictures and torch.is_grad_enabled() and content.requires_grad
@@ -93,6 +92,14 @@ class PairHead(nn.Module):
             blocks.append(nn.functional.pad(block, (start, 0)))
         upper = torch.cat(blocks) if blocks else evidence.new_zeros(0, 0)
         return upper - upper.T
+
+    def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the relation tokens find in each picture; see `summarise`."""
+        # made again for the backward pass: cheap beside the fusion, and nothing over P is kept
+        found: tuple[Tensor, Tensor] = checkpoint(
+            self._summaries, tokens, use_reentrant=False, preserve_rng_state=False
+        )
+        return found
 
     def _summaries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.query_norm(self.query(self.relations)).unflatten(-1, (self.heads, -1)).transpose(0, 1)

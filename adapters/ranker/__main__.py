@@ -1,0 +1,43 @@
+"""Measure the memory of the pair head: `python -m lvlm_guard.adapters.ranker`.
+
+Each figure is the peak of a fresh process above what it held with the pictures' tokens in memory. "attention" is what
+the relation tokens find in each picture, forward and backward; "table" is the whole head without gradients, whose
+tensors over pairs are cut to a bounded size; "training" is the whole head, forward and backward. Beside them stands,
+computed, what the published form holds for the same pictures: both pictures' keys once a pair, and the attention to
+them (float32). A float32 table of logits alone takes 4 K^2 bytes, in either form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from lvlm_guard.adapters.ranker.memory import WORK, alone, published
+
+MIB = 2**20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.ranker", description=__doc__)
+    parser.add_argument("--pictures", type=int, nargs="+", default=[64, 256, 1024], help="K")
+    parser.add_argument("--tokens", type=int, default=100, help="P of a picture; the release: 100")
+    parser.add_argument("--width", type=int, default=768, help="of the ranker; the release: 768")
+    parser.add_argument("--work", choices=list(WORK), nargs="+", default=["attention", "table"])
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    print(f"P = {args.tokens}, width {args.width}, MiB above the tokens, on {args.device}, torch {torch.__version__}")
+    print(" | ".join(["K", "tokens", *args.work, "published keys", "published attention"]), flush=True)
+    print(" | ".join(["---"] * (4 + len(args.work))))
+    for pictures in args.pictures:
+        given = (pictures, args.tokens, args.width)
+        found = [alone(work, *given, args.device) for work in args.work]
+        held = [pictures * args.tokens * args.width * 4 / MIB, *found, *(size / MIB for size in published(*given))]
+        print(" | ".join([str(pictures), *(f"{size:,.0f}" for size in held)]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
