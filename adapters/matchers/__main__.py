@@ -15,6 +15,7 @@ from lvlm_guard.adapters.loading import load_adapter
 from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
 from lvlm_guard.adapters.matchers.pointing import CANVASES, among, pasted, pointed, shares
 from lvlm_guard.adapters.world.pictures import COUNTED
+from lvlm_guard.cli.console import print_json
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.matching import Matcher, load_matcher
 
@@ -31,19 +32,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layouts", type=int, default=50, help="of each canvas")
     parser.add_argument("--among", type=int, default=200, help="objects among others")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="of the scenes with others")
+    parser.add_argument("--json", action="store_true", help="print one object instead of a table")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("matcher | layouts | n | highest in square | on drawing | on another | mean higher | AUROC of pixels")
-    print("--- | --- | --- | --- | --- | --- | --- | ---")
+    if not args.json:
+        print("matcher | layouts | n | highest in square | on drawing | on another | mean higher | AUROC of pixels")
+        print("--- | --- | --- | --- | --- | --- | --- | ---")
+    rows = []
     for name in args.matcher:
         names, counted = (COUNTED, True) if name == "ranker" else (CLASSES, False)
         sets = {canvas: [pasted(canvas, k, names) for k in range(args.layouts)] for canvas in CANVASES}
         sets["among others"] = list(among(args.split, args.among, "count" if counted else "captions", first=counted))
         for told, matcher in _matchers(name, args.layers):
             for what, layouts in sets.items():
-                each = shares(pointed(matcher, layouts)).values()
-                cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in each]
-                print(" | ".join([told, what, str(len(layouts)), *cells]), flush=True)
+                each = shares(pointed(matcher, layouts))
+                head = {"matcher": told, "task": what, "n": len(layouts)}
+                rows += [head | {"metric": metric} | found._asdict() for metric, found in each.items()]
+                if not args.json:
+                    cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in each.values()]
+                    print(" | ".join([told, what, str(len(layouts)), *cells]), flush=True)
+    if args.json:
+        print_json("python -m lvlm_guard.adapters.matchers", rows, settings=vars(args))
     return 0
 
 

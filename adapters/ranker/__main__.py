@@ -15,6 +15,7 @@ import sys
 import torch
 
 from lvlm_guard.adapters.ranker.memory import WORK, alone, published
+from lvlm_guard.cli.console import print_json
 
 MIB = 2**20
 
@@ -27,15 +28,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=768, help="of the ranker; the release: 768")
     parser.add_argument("--work", choices=list(WORK), nargs="+", default=["attention", "table"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print one object instead of a table")
     args = parser.parse_args(argv)
-    print(f"P = {args.tokens}, width {args.width}, MiB above the tokens, on {args.device}, torch {torch.__version__}")
-    print(" | ".join(["K", "tokens", *args.work, "published keys", "published attention"]), flush=True)
-    print(" | ".join(["---"] * (4 + len(args.work))))
+    columns = ["tokens", *args.work, "published keys", "published attention"]
+    if not args.json:
+        print(
+            f"P = {args.tokens}, width {args.width}, MiB above the tokens, on {args.device}, torch {torch.__version__}"
+        )
+        print(" | ".join(["K", *columns]))
+        print(" | ".join(["---"] * (1 + len(columns))), flush=True)
+    rows = []
     for pictures in args.pictures:
         given = (pictures, args.tokens, args.width)
         found = [alone(work, *given, args.device) for work in args.work]
         held = [pictures * args.tokens * args.width * 4 / MIB, *found, *(size / MIB for size in published(*given))]
-        print(" | ".join([str(pictures), *(f"{size:,.0f}" for size in held)]), flush=True)
+        rows += [
+            {"pictures": pictures, "metric": f"{name} (MiB)", "value": size}
+            for name, size in zip(columns, held, strict=True)
+        ]
+        if not args.json:
+            print(" | ".join([str(pictures), *(f"{size:,.0f}" for size in held)]), flush=True)
+    if args.json:
+        print_json("python -m lvlm_guard.adapters.ranker", rows, args.device, settings=vars(args))
     return 0
 
 

@@ -7,6 +7,7 @@ does not reach it anywhere: much of its attention rests on the class token, whic
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
@@ -98,3 +99,14 @@ def test_the_command_tells_every_figure_with_its_interval(capsys: pytest.Capture
     assert len(lines) == 2 + 2 * (len(CANVASES) + 1)
     assert lines[2].startswith("clip, 1 layers | noise | 4 | ")
     assert lines[2].count("[") == len(Pointed._fields)
+
+
+def test_the_command_tells_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--matcher", "clip", "--layouts", "4", "--among", "4"]
+    main(given)
+    first = capsys.readouterr().out.splitlines()[2].split(" | ")[3].split()[0]
+    main([*given, "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == (len(CANVASES) + 1) * len(Pointed._fields)
+    assert (rows[0]["matcher"], rows[0]["task"], rows[0]["metric"]) == ("clip, 3 layers", "noise", "hit")
+    assert f"{rows[0]['value']:.3f}" == first
