@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.claims import Claims, named, united
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, swap_auroc
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
@@ -52,6 +54,7 @@ class Gallery:
         swaps: captions that are not true of the picture of the caption that they were made of.
         swap_of: [swaps], that caption's row.
         kinds: [swaps], what was exchanged.
+        claims: of objects in these pictures.
     """
 
     images: tuple[str, ...]
@@ -60,6 +63,7 @@ class Gallery:
     swaps: tuple[str, ...]
     swap_of: NDArray[np.int64]
     kinds: NDArray[np.str_]
+    claims: Claims
 
     @classmethod
     def of(cls, data: CaptionData, bank: WordBank, pictures: int | None = None) -> Gallery:
@@ -78,6 +82,9 @@ class Gallery:
             tuple(text for each in made for text, _ in each),
             np.array([number for number, each in enumerate(made) for _ in each], dtype=np.int64),
             np.array([kind for each in made for _, kind in each], dtype=np.str_),
+            Claims.of(
+                united(((place[row.image], named(row.caption, bank, row.category)) for row in rows), len(images))
+            ),
         )
 
     @cached_property
@@ -97,7 +104,8 @@ class Gallery:
             raise KeyError("a picture of the gallery can't be read")
         image = Encoder(retriever.model).images(tensor)
         text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
-        return Searched(self, image, text)
+        claims = retriever.text_features(self.claims.texts) if self.claims.names else text[:0]
+        return Searched(self, image, text, (image @ claims.T).numpy())
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,13 @@ class Searched:
     Args:
         gallery: what was searched.
         image, text: [images, d] and [rows + swaps, d].
+        claimed: [images, claims] cosines.
     """
 
     gallery: Gallery
     image: Tensor
     text: Tensor
+    claimed: NDArray[np.float32]
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
@@ -142,7 +152,7 @@ class Searched:
         return ranks(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T)
 
     def figures(self) -> RetrievalFigures:
-        """Return recall both ways and the verifier's AUROC."""
+        """Return recall both ways, the verifier's AUROC and that of claims."""
         own: list[list[float]] = [[] for _ in self.gallery.rows]
         kinds: list[list[str]] = [[] for _ in self.gallery.rows]
         for row, score, kind in zip(self.gallery.swap_of, self.swapped, self.gallery.kinds, strict=True):
@@ -155,7 +165,13 @@ class Searched:
             recall(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T),
             pooled,
             by_kind,
+            self.claims_auroc(np.arange(len(self.gallery.images))),
         )
+
+    def claims_auroc(self, pictures: NDArray[np.int64]) -> float:
+        """Return the AUROC of claims that hold of some pictures, repeated or not, against all others; NaN without."""
+        scores, true = self.claimed[pictures], self.gallery.claims.true[pictures]
+        return auroc(scores[true], scores[~true])
 
     def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
         """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""

@@ -15,7 +15,7 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.retrieval.metrics import AT
 
 TASK = "retrieval"
-HEADLINES = ("i2t_r1", "t2i_r1", "swap_auroc")
+HEADLINES = ("i2t_r1", "t2i_r1", "swap_auroc", "claims_auroc")
 """What an adapter must win by."""
 
 DRAWS = 300
@@ -32,7 +32,8 @@ def measures(kinds: Sequence[str]) -> dict[str, Measure]:
 
     `i2t_r1` .. `t2i_r10`: recall; pictures search among all captions and swaps, captions among all pictures.
     `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
-    score above all their swaps of a kind.
+    score above all their swaps of a kind. `claims_auroc`: "a photo of a dog" of pictures whose captions name one,
+    against all others.
     """
 
     def image_recall(k: int) -> Measure:
@@ -43,6 +44,7 @@ def measures(kinds: Sequence[str]) -> dict[str, Measure]:
 
     named: dict[str, Measure] = {f"i2t_r{k}": image_recall(k) for k in AT}
     named |= {f"t2i_r{k}": text_recall(k) for k in AT}
+    named["claims_auroc"] = lambda found, pictures, _: found.claims_auroc(pictures)
     if not kinds:
         return named
     named["swap_auroc"] = lambda found, _, rows: found.swap_auroc(rows)

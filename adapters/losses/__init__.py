@@ -4,7 +4,7 @@
 """
 
 from lvlm_guard.adapters.losses.stack import LossError, LossInputs, LossStack, LossValue
-from lvlm_guard.adapters.losses.terms import agreement, anchoring, consistency, contrastive, hard_negative
+from lvlm_guard.adapters.losses.terms import agreement, anchoring, claims, consistency, contrastive, hard_negative
 
 __all__ = [
     "LossError",
@@ -13,6 +13,7 @@ __all__ = [
     "LossValue",
     "agreement",
     "anchoring",
+    "claims",
     "consistency",
     "contrastive",
     "hard_negative",

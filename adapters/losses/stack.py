@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.adapters.losses.terms import TAU, agreement, anchoring, consistency, contrastive, hard_negative
+from lvlm_guard.adapters.losses.terms import TAU, agreement, anchoring, claims, consistency, contrastive, hard_negative
 from lvlm_guard.errors import GuardError, KnobError
 
 
@@ -28,6 +28,8 @@ class LossInputs:
             swaps' captions are weighted by the image and those of `scores` are not.
         negatives: [n, m] cosines of image i with its caption's swaps.
         present: [n, m] bool: which swaps there are.
+        claims: [n, c] cosines of image i with claim j, less the cosine at which a claim is undecided.
+        claimed: [n, c] bool: which claims hold of which picture.
         categories: [n] integers, negative for none.
         same: [n, n] bool: which captions are equal as texts.
         image, text: [n, d] adapted features.
@@ -38,6 +40,8 @@ class LossInputs:
     positive: Tensor | None = None
     negatives: Tensor | None = None
     present: Tensor | None = None
+    claims: Tensor | None = None
+    claimed: Tensor | None = None
     categories: Tensor | None = None
     same: Tensor | None = None
     image: Tensor | None = None
@@ -63,6 +67,7 @@ FEATURES = ("image", "text", "frozen_image", "frozen_text")
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "contrastive": ("scores",),
     "hard_negative": ("scores", "negatives"),
+    "claims": ("claims", "claimed"),
     "consistency": FEATURES,
     "anchoring_text": ("text", "frozen_text"),
     "anchoring_image": ("image", "frozen_image"),
@@ -77,6 +82,7 @@ class LossStack:
     Args:
         contrastive: weight of the contrastive term.
         hard_negative: weight of the term against swapped captions.
+        claims: weight of judging "a photo of a dog" for each picture by itself.
         consistency: weight of 1 - cos to the frozen features (8 in CoPrompt).
         anchoring_text: weight of the absolute difference to the frozen text features (25 in PromptSRC).
         anchoring_image: the same for images (10 in PromptSRC).
@@ -90,6 +96,7 @@ class LossStack:
 
     contrastive: float = 1.0
     hard_negative: float = 1.0
+    claims: float = 0.0
     consistency: float = 0.0
     anchoring_text: float = 0.0
     anchoring_image: float = 0.0
@@ -179,6 +186,7 @@ _TERMS: Mapping[str, Callable[[LossStack, Any], Tensor]] = {
         tau=stack.tau,
         present=given.present,
     ),
+    "claims": lambda stack, given: claims(given.claims, given.claimed, tau=stack.tau),
     "consistency": lambda _, given: (
         consistency(given.image, given.frozen_image) + consistency(given.text, given.frozen_text)
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize
+from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize, softplus
 
 TAU = 0.01  # CLIP's temperature after its pretraining, 1 / exp(logit_scale)
 
@@ -75,6 +75,25 @@ def hard_negative(
     logits = torch.cat([positive[:, None], negatives], 1) / tau
     each = logits.logsumexp(1) - logits[:, 0]
     return each[having].mean() if bool(having.any()) else positive.sum() * 0
+
+
+def claims(scores: Tensor, true: Tensor, *, tau: float | Tensor = TAU) -> Tensor:
+    """Return how well each picture's claims are judged, each by itself: true ones above 0, others below.
+
+    The pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023, arXiv:2303.15343); true and false claims count
+    alike, which is ours: few objects are in a picture, and all others are not.
+
+    Args:
+        scores: [n, m], image i with claim j, less the cosine at which a claim is undecided.
+        true: [n, m] bool.
+        tau: temperature.
+
+    Returns:
+        A scalar: the mean of the means over true and over false claims, of the kinds that there are.
+    """
+    logits = _precise(scores) / tau
+    each = [part.mean() for part in (softplus(-logits[true]), softplus(logits[~true])) if part.numel()]
+    return torch.stack(each).mean() if each else scores.sum() * 0
 
 
 def consistency(features: Tensor, frozen: Tensor) -> Tensor:

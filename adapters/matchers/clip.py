@@ -22,8 +22,9 @@ from torch import Tensor
 from lvlm_guard.adapters.embedded import ADAPTERS
 from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, required
 from lvlm_guard.adapters.matchers.places import place_for
-from lvlm_guard.adapters.matchers.wording import TEMPLATE, caption_of
+from lvlm_guard.adapters.matchers.wording import caption_of
 from lvlm_guard.adapters.retrieval.card import FILE
+from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import LogitsError

@@ -18,9 +18,10 @@ from torch import Tensor
 from lvlm_guard.adapters.embedded import ADAPTERS
 from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, required
 from lvlm_guard.adapters.matchers.places import place_for
-from lvlm_guard.adapters.matchers.wording import TEMPLATE, object_of, objects_in
+from lvlm_guard.adapters.matchers.wording import object_of, objects_in
 from lvlm_guard.adapters.ranker.calibration import absence
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
+from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching.loading import device_of
 from lvlm_guard.matching.match import Match, Matcher

@@ -7,9 +7,6 @@ import re
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.naming import mentions
 
-TEMPLATE = "a photo of {article} {object}"
-"""The sentence about an object that CLIP knows best (arXiv:2103.00020)."""
-
 _THERE = re.compile(
     r"\s*(?:is|are) there (?P<what>(?:an?|any|some|the) (?P<name>.+?))"
     r"(?:\s+(?:in|on|within) (?:the|this|that) (?:image|picture|photo|photograph|scene))?\s*[?.!]*\s*",

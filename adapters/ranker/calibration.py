@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lvlm_guard.embedded.export import platt
 from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.platt import platt
 
 
 def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:
@@ -35,9 +35,8 @@ def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:
     spread = float(s.std())
     if not spread > 1e-12 * max(1.0, float(np.abs(s).max())):
         raise KnobError("All validation scores are equal, so they say nothing of absence: train the ranker first.")
-    centre = float(s.mean())
-    slope, offset = platt(-(s - centre) / spread, absent)  # Newton's method starts at slope 1: scores of that scale
-    return offset + slope * centre / spread, slope / spread
+    slope, offset = platt(-s, absent)
+    return offset, slope
 
 
 def absence(score: float, calibration: tuple[float, float]) -> float:

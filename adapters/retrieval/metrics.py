@@ -23,12 +23,14 @@ class RetrievalFigures:
         text_to_image: K -> share of captions whose image is among the first K.
         auroc: of the verifier, true captions against swaps; NaN where it was not measured.
         auroc_by_kind: the same for each kind of swap.
+        claims: AUROC of claims that an object is in a picture, true ones against others; NaN where there are none.
     """
 
     image_to_text: Mapping[int, float]
     text_to_image: Mapping[int, float]
     auroc: float = float("nan")
     auroc_by_kind: Mapping[str, float] | None = None
+    claims: float = float("nan")
 
 
 def ranks(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.int64]:

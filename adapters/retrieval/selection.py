@@ -25,18 +25,24 @@ class Candidate:
         epoch: whose end they are of, from 0; -1 for the untuned backbone.
         figures: on validation.
         averaged: they are the average of all epochs, not those of one.
+        claims: they were trained to judge claims, so that counts too.
     """
 
     epoch: int
     figures: RetrievalFigures
     averaged: bool = False
+    claims: bool = False
 
     @property
     def score(self) -> float:
-        """Mean of recall at 1, 5 and 10 both ways in percent, plus 100 times the verifier's AUROC where it is known."""
+        """Mean of recall at 1, 5 and 10 both ways in percent, plus 100 times the verifier's AUROC where it is known.
+
+        And 100 times that of claims, where they were trained.
+        """
         both = [way[k] for way in (self.figures.image_to_text, self.figures.text_to_image) for k in AT]
         verifier = 0.0 if math.isnan(self.figures.auroc) else self.figures.auroc
-        return 100 * (sum(both) / len(both) + verifier)
+        claims = self.figures.claims if self.claims and not math.isnan(self.figures.claims) else 0.0
+        return 100 * (sum(both) / len(both) + verifier + claims)
 
 
 def selected(candidates: Sequence[Candidate], floor: float | None = None) -> Candidate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from lvlm_guard.adapters.prompts import configuration, layers_of
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
-from lvlm_guard.adapters.retrieval.parsing import parse
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.training.checkpoint import Checkpoint, Measured, put
@@ -27,11 +25,8 @@ from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.loop import Advance, train
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
-from lvlm_guard.embedded.export import platt
-from lvlm_guard.matching.vocabulary import article
-
-ABOUT = "a photo of {article} {object}"
-"""The claim that a picture shows an object, as CLIP is asked it."""
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.platt import platt
 
 AVERAGED = -2  # the step by which the average of all candidates goes
 
@@ -185,14 +180,14 @@ def fit(
         best = _choose(task, kept, measured, recipe, pictures.untuned)
         if best.epoch == UNTUNED:
             retriever = untuned(plan.clip, configuration=plan.prompts)
-        calibration = fit_calibration(retriever, pictures.gallery, pictures.pixels, pictures.bank)
+        calibration = fit_calibration(retriever, pictures.gallery, pictures.pixels)
         retriever.card = replace(retriever.card, calibration=calibration)
         retriever.save_pretrained(folder)
         kept.finish(
             {
                 "kept": best.epoch,
                 "averaged": best.averaged,
-                "figures": flat(best.figures),
+                "figures": flat(best.figures, claims="claims" in plan.losses.active),
                 "untuned": pictures.untuned,
             }
         )
@@ -224,11 +219,12 @@ def _choose(
     task: RetrievalTask, kept: Checkpoint, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float]
 ) -> Candidate:
     """Give the retriever the weights that are best on validation; the candidate is told by its step."""
-    candidates = [Candidate(UNTUNED, unflat(plain))]
-    candidates += [Candidate(one.step, unflat(one.figures)) for one in measured]
+    claims = "claims" in task.losses.active
+    candidates = [Candidate(UNTUNED, unflat(plain), claims=claims)]
+    candidates += [Candidate(one.step, unflat(one.figures), claims=claims) for one in measured]
     average = averaged([kept.candidate(one.step) for one in measured])
     put(task.model, average)
-    candidates.append(Candidate(recipe.steps + 1, unflat(task.measure()), averaged=True))
+    candidates.append(Candidate(recipe.steps + 1, unflat(task.measure()), averaged=True, claims=claims))
     best = selected(candidates)
     if best.epoch != UNTUNED and not best.averaged:
         put(task.model, kept.candidate(best.epoch))
@@ -250,40 +246,22 @@ def averaged(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def fit_calibration(
-    retriever: DualPromptRetriever, gallery: Gallery, pixels: Features, bank: WordBank
-) -> tuple[float, float] | None:
+def fit_calibration(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features) -> tuple[float, float] | None:
     """Fit P(claim holds) = sigmoid(a * S + b) on validation; None where there is nothing to fit.
 
-    Claims are "a photo of a dog" for every category that captions of the gallery name, true of the pictures whose
-    captions name it. Where captions name none that the bank knows, they are the captions and their swaps.
+    Claims are those of the gallery: "a photo of a dog". Where its captions name nothing that the bank knows, they are
+    the captions and their swaps. True and false count alike, as BLIP's matching head and POPE ask.
     """
     found = gallery.searched(retriever, pixels)
-    named: list[set[str]] = [set() for _ in gallery.images]
-    for row, image in zip(gallery.rows, gallery.image_of, strict=True):
-        named[image] |= {p.noun.category.name for p in parse(row.caption, bank).phrases if p.noun.category}
-        named[image] |= {row.category} if row.category else set()
-    names = sorted(set().union(*named))
-    if len(names) > 1:
-        texts = retriever.text_features([ABOUT.format(article=article(name), object=name) for name in names])
-        scores = (found.image @ texts.T).numpy().astype(np.float64)
-        labels = np.array([[name in mine for name in names] for mine in named])
-    elif len(gallery.swaps):
+    if gallery.claims.telling:
+        scores, labels = found.claimed.ravel().astype(np.float64), gallery.claims.true.ravel()
+    else:
         scores = np.concatenate([found.true, found.swapped])
         labels = np.arange(len(scores)) < len(found.true)
-    else:
+    try:
+        return platt(scores, labels, balanced=True)
+    except KnobError:
         return None
-    return scaled_platt(scores.ravel(), labels.ravel())
-
-
-def scaled_platt(scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> tuple[float, float] | None:
-    """Return Platt's (a, b) of scores on any scale; None where one kind is missing or all scores are equal."""
-    spread = float(scores.std())
-    if labels.all() or not labels.any() or not spread > 0 or math.isnan(spread):
-        return None
-    centre = float(scores.mean())
-    slope, offset = platt((scores - centre) / spread, labels)
-    return slope / spread, offset - slope * centre / spread
 
 
 def _seen(data: CaptionData, pixels: Features, encoder: Encoder) -> Features:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.data import CaptionData
+from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.captions import squeezed
 from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.claims import Claims, named
 from lvlm_guard.adapters.retrieval.metrics import AT, RetrievalFigures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import Candidate
@@ -23,6 +24,13 @@ from lvlm_guard.adapters.training.errors import TrainingError
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.task import Figures
+from lvlm_guard.matching.platt import platt
+
+CLAIMS = 64
+"""Objects asked about in a batch: those that its captions name most."""
+
+UNDECIDED = 2000
+"""Pictures by which is found where the untuned CLIP is undecided."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Pairs:
         captions: n.
         swaps: of each caption, up to `NEGATIVES`.
         categories: [n], negative for none.
+        claims: about objects that captions of the batch name.
+        claimed: [n, claims] bool: which hold of which picture.
     """
 
     keys: list[str]
@@ -42,6 +52,8 @@ class Pairs:
     captions: list[str]
     swaps: list[list[str]]
     categories: Tensor
+    claims: list[str]
+    claimed: Tensor
 
 
 class RetrievalTask:
@@ -80,11 +92,20 @@ class RetrievalTask:
         }
         config = retriever.config
         self.still = config is not None and config.vision_slots == 0
-        if (self.still or retriever.card.strength > 0 or losses.needs_frozen) and frozen is None:
+        if (self.still or retriever.card.strength > 0 or losses.needs_frozen or "claims" in losses.active) and (
+            frozen is None
+        ):
             raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
         self._swaps: Callable[[int], list[str]] = lru_cache(maxsize=None)(
             lambda k: [text for text, _ in swapped(self.rows[k], bank, seed=recipe.seed)]
         )
+        self._said: dict[str, list[CaptionRow]] = {}
+        for row in self.rows:
+            self._said.setdefault(row.image, []).append(row)
+        self._named: Callable[[str], frozenset[str]] = lru_cache(maxsize=None)(
+            lambda image: frozenset().union(*(named(row.caption, bank, row.category) for row in self._said[image]))
+        )
+        self.undecided = self._undecided() if "claims" in losses.active else 0.0
 
     def batch(self, number: int) -> Pairs:
         """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
@@ -110,7 +131,15 @@ class RetrievalTask:
             [row.caption for row in rows],
             swaps,
             torch.tensor([self._categories[row.category] if row.category else -1 for row in rows]),
+            *self._claims(rows),
         )
+
+    def _claims(self, rows: Sequence[CaptionRow]) -> tuple[list[str], Tensor]:
+        """Return claims about what captions of a batch name, and [n, claims]: of which pictures they hold."""
+        if "claims" not in self.losses.active:
+            return [], torch.zeros(len(rows), 0, dtype=torch.bool)
+        made = Claims.of([self._named(row.image) for row in rows], CLAIMS)
+        return made.texts, torch.from_numpy(made.true)
 
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         """Return DCAR's loss, or what the stack was told."""
@@ -119,6 +148,8 @@ class RetrievalTask:
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
         weighed = list(range(n)) if negative and strength > 0 else []
         texts = [*batch.captions, *(batch.captions[k] for k in weighed), *(text for own in batch.swaps for text in own)]
+        weighable = len(texts)
+        texts += batch.claims
         inputs = self.retriever.text_inputs(texts)
         frozen = None if self.frozen is None else self.frozen(batch.keys)[1]
         factors = None
@@ -126,7 +157,7 @@ class RetrievalTask:
             assert frozen is not None
             of = [*range(n), *owner]
             factors = torch.ones(inputs.input_ids.shape)
-            factors[n:] = self.retriever.factors(frozen[of], inputs[list(range(n, len(texts)))])
+            factors[n:weighable] = self.retriever.factors(frozen[of], inputs[list(range(n, weighable))])
             factors = factors.to(device)
         seen = model(
             pixel_values=None if batch.pixels is None else batch.pixels.to(device),
@@ -135,7 +166,7 @@ class RetrievalTask:
             factors=factors,
         )
         image = frozen.to(device) if seen.image is None and frozen is not None else seen.image
-        text, own, swap = seen.text.split([n, len(weighed), len(owner)])
+        text, own, swap, claims = seen.text.split([n, len(weighed), len(owner), len(batch.claims)])
         given: dict[str, Any] = {
             "scores": image @ text.T,
             "categories": batch.categories.to(device),
@@ -153,6 +184,9 @@ class RetrievalTask:
             each = torch.zeros(n, most, device=device, dtype=image.dtype)
             given["present"] = present.to(device)
             given["negatives"] = each.masked_scatter(given["present"], (image[owner] * swap).sum(-1))
+        if batch.claims:
+            given["claims"] = image @ claims.T - self.undecided
+            given["claimed"] = batch.claimed.to(device)
         if self.losses.needs_frozen:
             assert frozen is not None
             given["frozen_image"] = frozen.to(device)
@@ -162,24 +196,41 @@ class RetrievalTask:
 
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
-        return flat(self.gallery.searched(self.retriever, self.pixels).figures())
+        figures = self.gallery.searched(self.retriever, self.pixels).figures()
+        return flat(figures, claims="claims" in self.losses.active)
+
+    def _undecided(self) -> float:
+        """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
+        assert self.frozen is not None
+        images = list(self._said)[:UNDECIDED]
+        places, features = self.frozen(images)
+        made = Claims.of([self._named(images[place]) for place in places])
+        if not made.telling:
+            raise TrainingError(
+                f"The captions of the first {len(images)} pictures name no object that the word bank knows, or all the "
+                "same, so there are no claims to learn: give rows a category, or leave out --claims."
+            )
+        cosines = features @ self.retriever.frozen_features(texts=made.texts)[1].T
+        slope, offset = platt(cosines.double().numpy().ravel(), made.true.ravel(), balanced=True)
+        return -offset / slope
 
     def better(self, figures: Figures, best: Figures | None) -> bool:
         """Return whether the score is higher: never the training loss."""
         return best is None or figures["score"] > best["score"]
 
 
-def flat(figures: RetrievalFigures) -> dict[str, float]:
-    """Return figures by name, and the score by which candidates are chosen."""
+def flat(figures: RetrievalFigures, *, claims: bool = False) -> dict[str, float]:
+    """Return figures by name, and the score by which candidates are chosen; `claims`: those count in it."""
     ways = {"i2t": figures.image_to_text, "t2i": figures.text_to_image}
-    named = {f"{way}_r{k}": found[k] for way, found in ways.items() for k in AT}
-    return named | {"auroc": figures.auroc, "score": Candidate(0, figures).score}
+    made = {f"{way}_r{k}": found[k] for way, found in ways.items() for k in AT}
+    score = Candidate(0, figures, claims=claims).score
+    return made | {"auroc": figures.auroc, "claims": figures.claims, "score": score}
 
 
-def unflat(named: Figures) -> RetrievalFigures:
+def unflat(made: Figures) -> RetrievalFigures:
     """Return what `flat` made flat."""
-    i2t, t2i = ({k: named[f"{way}_r{k}"] for k in AT} for way in ("i2t", "t2i"))
-    return RetrievalFigures(i2t, t2i, named["auroc"])
+    i2t, t2i = ({k: made[f"{way}_r{k}"] for k in AT} for way in ("i2t", "t2i"))
+    return RetrievalFigures(i2t, t2i, made["auroc"], claims=made["claims"])
 
 
 def _same(captions: Sequence[str]) -> Tensor:

@@ -66,6 +66,9 @@ def dual_prompt(
     ] = None,
     alpha: Annotated[float, typer.Option(min=0, help="Extra weight of negatives of the same category.")] = 0.5,
     hard: Annotated[float, typer.Option(min=0, help="Weight of the loss against swaps.")] = 1.0,
+    claims: Annotated[
+        float, typer.Option(min=0, help='Weight of judging "a photo of a dog", as the guard asks; costs recall.')
+    ] = 0.0,
     consistency: Annotated[float, typer.Option(min=0, help="Weight of staying near the frozen features.")] = 0.0,
     block: Annotated[bool, typer.Option("--block/--no-block", help="Train the category block too.")] = True,
     validation: Annotated[
@@ -114,7 +117,7 @@ def dual_prompt(
         coupling_rank=coupling_rank,
         strength=weights if weights is not None else 0.0 if world else 0.5,
         block=block,
-        losses=losses.LossStack(hard_negative=hard, consistency=consistency, alpha=alpha),
+        losses=losses.LossStack(hard_negative=hard, claims=claims, consistency=consistency, alpha=alpha),
     )
     long = length(opened, batch, epochs, steps, world=160 if world else None)
     recipe = recipes.Recipe(

@@ -14,36 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import BlipForImageTextRetrieval, GenerationConfig
 
 from lvlm_guard.embedded import MATCHER, MODEL
 from lvlm_guard.embedded.build import blip_processor, llava_processor
 from lvlm_guard.embedded.questions import matcher_logits, pope_set
+from lvlm_guard.matching.platt import platt
 
 GRADCAM_LAYER = 0  # the last of the two layers has zero gradient at the words
 WEIGHTS = "model.safetensors"
-
-
-def platt(logits: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[float, float]:
-    """Fit sigmoid(a * logit + b) to labels by Newton's method; return (a, b).
-
-    The targets are Platt's, (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), so that separable data has a finite fit
-    (Platt, "Probabilistic outputs for support vector machines", 1999).
-    """
-    ones = int(labels.sum())
-    target = np.where(labels, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
-    design = np.stack([logits, np.ones_like(logits)], 1)
-    weights = np.array([1.0, 0.0])
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-design @ weights))
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
-        change = np.linalg.solve(hessian, design.T @ (p - target))
-        weights -= change
-        if np.abs(change).max() < 1e-9:
-            break
-    return float(weights[0]), float(weights[1])
 
 
 def _halved(source: Path, target: Path) -> None:

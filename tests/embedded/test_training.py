@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch import nn
 
 from lvlm_guard.embedded import train, world
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
-from lvlm_guard.embedded.export import platt
 from lvlm_guard.embedded.loop import Trainee, optimizer, schedule
 from lvlm_guard.embedded.questions import MODES, ask
 from lvlm_guard.embedded.train_blip import itm_text
@@ -60,21 +58,6 @@ def test_vectors_do_not_decay_and_slow_parameters_learn_slower() -> None:
     assert found[id(fast.weight)] == (0.02, 1.0)
     assert found[id(fast.bias)] == (0.0, 1.0)
     assert found[id(slow.weight)] == (0.02, 0.1)
-
-
-def test_calibration_finds_the_maximum_of_platts_likelihood() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, 500)
-    labels = rng.random(500) < 1 / (1 + np.exp(-(0.7 * logits - 0.4)))
-    high, low = (labels.sum() + 1) / (labels.sum() + 2), 1 / ((~labels).sum() + 2)
-    target = np.where(labels, high, low)
-
-    def loss(w: np.ndarray) -> float:
-        z = w[0] * logits + w[1]
-        return float((np.logaddexp(0, z) - target * z).sum())
-
-    expected = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9}).x
-    assert platt(logits, labels) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)

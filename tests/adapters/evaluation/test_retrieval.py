@@ -30,10 +30,14 @@ def gallery(rows: list[CaptionRow] = ROWS) -> Gallery:
     return Gallery.of(CaptionData(rows, Pictures(), "three captions"), WordBank.world())
 
 
-def searched(scores: list[list[float]], of: Gallery | None = None) -> Searched:
-    """A model whose cosines are these, images by captions and swaps."""
+def searched(
+    scores: list[list[float]], of: Gallery | None = None, claimed: list[list[float]] | None = None
+) -> Searched:
+    """A model whose cosines are these, images by captions and swaps, and by claims."""
     table: Tensor = torch.tensor(scores)
-    return Searched(of or gallery(), table, torch.eye(table.shape[1]))
+    made = of or gallery()
+    claims = np.zeros(made.claims.true.shape) if claimed is None else np.array(claimed)
+    return Searched(made, table, torch.eye(table.shape[1]), claims.astype(np.float32))
 
 
 def test_a_gallery_holds_every_caption_and_its_swaps_by_kind() -> None:
@@ -65,6 +69,23 @@ def test_pictures_search_among_swaps_and_captions_among_pictures_alone() -> None
     assert found.above(np.array([0]), "colour") == 0.0
     assert found.above(np.array([0, 1]), "category") == 1.0
     assert math.isnan(found.above(np.array([1]), "colour"))
+
+
+def test_claims_hold_of_pictures_any_of_whose_captions_names_the_object() -> None:
+    rows = [*ROWS, CaptionRow("b", "a bus", "bus"), CaptionRow("c", "grass and no dog")]
+    made = gallery(rows)
+    assert made.claims.names == ("bus", "cat", "dog")
+    assert made.claims.texts == ["a photo of a bus", "a photo of a cat", "a photo of a dog"]
+    assert made.claims.true.tolist() == [[False, False, True], [True, True, False], [False, False, False]]
+    found = searched(
+        [[0.0] * (len(rows) + len(made.swaps))] * 3, made, [[0.1, 0.2, 0.9], [0.3, 0.8, 0.4], [0.0, 0.5, 0.0]]
+    )
+    # true .9 .3 .8 against .1 .2 .4 .0 .5 .0: of eighteen pairs two are lost
+    assert found.claims_auroc(np.arange(3)) == pytest.approx(16 / 18)
+    assert found.figures().claims == pytest.approx(16 / 18)
+    assert found.claims_auroc(np.array([0, 0])) == 1.0
+    assert math.isnan(found.claims_auroc(np.array([2])))
+    assert not gallery([CaptionRow("a", "a dog"), CaptionRow("b", "two dogs")]).claims.telling
 
 
 def test_the_auroc_of_drawn_captions_is_that_of_their_scores_written_out() -> None:

@@ -16,6 +16,7 @@ from lvlm_guard.adapters.losses import (
     LossStack,
     agreement,
     anchoring,
+    claims,
     consistency,
     contrastive,
     hard_negative,
@@ -174,3 +175,19 @@ def test_a_loss_that_is_not_finite_names_the_term_and_the_broken_input():
 def test_weights_that_mean_nothing_are_refused_at_once(options, message):
     with pytest.raises(KnobError, match=message):
         LossStack(**options)
+
+
+def test_claims_are_judged_one_by_one_and_true_and_false_ones_count_alike():
+    scores = torch.tensor([[0.02, -0.01, -0.03], [0.01, -0.02, 0.00]])
+    true = torch.tensor([[True, False, False], [False, False, False]])
+    z = scores / 0.01
+    false = torch.stack([z[0, 1], z[0, 2], *z[1]])
+    expected = (torch.log1p(torch.exp(-z[0, 0])) + torch.log1p(torch.exp(false)).mean()) / 2
+    assert claims(scores, true).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert claims(scores[:, 1:], true[:, 1:]).item() == pytest.approx(
+        torch.log1p(torch.exp(z[:, 1:])).mean().item(), rel=1e-5
+    )
+    assert claims(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)).item() == 0
+    assert LossStack(contrastive=0, hard_negative=0, claims=2)(
+        LossInputs(claims=scores, claimed=true)
+    ).total.item() == pytest.approx(2 * expected.item(), rel=1e-5)

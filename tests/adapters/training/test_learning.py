@@ -115,16 +115,6 @@ def test_the_average_of_epochs_is_weighed_by_a_gaussian_at_three_quarters() -> N
     assert weights[11:18].tolist() == pytest.approx([0.0044, 0.0540, 0.2420, 0.3989, 0.2420, 0.0540, 0.0044], abs=2e-4)
 
 
-def test_platt_gives_back_the_odds_that_scores_were_drawn_from() -> None:
-    rng = torch.Generator().manual_seed(0)
-    scores = torch.rand(20000, generator=rng) * 0.2 + 0.2
-    labels = torch.rand(20000, generator=rng) < torch.sigmoid(30 * scores - 9)
-    found = dual_prompt.scaled_platt(scores.double().numpy(), labels.numpy())
-    assert found is not None
-    assert found == pytest.approx((30, -9), rel=0.1)
-    assert dual_prompt.scaled_platt(scores.double().numpy(), labels.numpy() | True) is None
-
-
 def test_a_score_begins_at_the_mean_of_the_values(values: RankData) -> None:
     made = ranker.build(RANKER, values)
     assert 0.5 < float(made.model.ranker.score.number.bias) < 3.0

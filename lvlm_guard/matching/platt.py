@@ -1,0 +1,49 @@
+"""Platt scaling: from scores on any scale to probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvlm_guard.errors import KnobError
+
+
+def platt(scores: NDArray[np.float64], labels: NDArray[np.bool_], *, balanced: bool = False) -> tuple[float, float]:
+    """Fit P(label) = sigmoid(a * score + b) by Newton's method; return (a, b).
+
+    The targets are Platt's, (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), so that separable data has a finite fit
+    (Platt, "Probabilistic outputs for support vector machines", 1999).
+
+    Args:
+        scores: [n], on any scale.
+        labels: [n].
+        balanced: count both labels as often as each other, so that 0.5 is where the score tells nothing, however rare
+            one of them is among these.
+
+    Raises:
+        KnobError: a label is missing, or the scores are all equal or not finite: there is nothing to fit.
+    """
+    ones, zeros = int(labels.sum()), int((~labels).sum())
+    spread = float(scores.std()) if len(scores) else math.nan
+    if not ones or not zeros or not spread > 0:
+        raise KnobError(
+            f"A probability can't be fitted to {ones} true and {zeros} false scores with a deviation of {spread}: "
+            "give scores of both kinds, finite and not all equal."
+        )
+    centre = float(scores.mean())
+    target = np.where(labels, (ones + 1) / (ones + 2), 1 / (zeros + 2))
+    counts = np.where(labels, len(labels) / (2 * ones), len(labels) / (2 * zeros)) if balanced else 1.0
+    # Newton's method starts at a slope of 1, so the scores are brought to that scale
+    design = np.stack([(scores - centre) / spread, np.ones_like(scores)], 1)
+    fitted = np.array([1.0, 0.0])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-design @ fitted))
+        hessian = (design * (counts * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        change = np.linalg.solve(hessian, design.T @ (counts * (p - target)))
+        fitted -= change
+        if np.abs(change).max() < 1e-9:
+            break
+    slope = float(fitted[0]) / spread
+    return slope, float(fitted[1]) - slope * centre
