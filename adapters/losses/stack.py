@@ -32,6 +32,7 @@ class LossInputs:
         claimed: [n, c] bool: which claims hold of which picture.
         categories: [n] integers, negative for none.
         same: [n, n] bool: which captions are equal as texts.
+        swaps: [n, s] cosines of image i with every swap of the batch; -inf where it says what caption i says.
         image, text: [n, d] adapted features.
         frozen_image, frozen_text: [n, d] features of the frozen backbone for the same pictures and captions.
     """
@@ -44,6 +45,7 @@ class LossInputs:
     claimed: Tensor | None = None
     categories: Tensor | None = None
     same: Tensor | None = None
+    swaps: Tensor | None = None
     image: Tensor | None = None
     text: Tensor | None = None
     frozen_image: Tensor | None = None
@@ -88,6 +90,8 @@ class LossStack:
         anchoring_image: the same for images (10 in PromptSRC).
         agreement: weight of the divergence from the frozen backbone's scores (1 in PromptSRC).
         alpha: extra weight of negatives of the same category in the contrastive term.
+        negclip: whether that term sets every image against the swaps of all captions of the batch too (NegCLIP,
+            arXiv:2210.01936), not only against its own caption's.
         tau: temperature of every term.
 
     Raises:
@@ -102,11 +106,14 @@ class LossStack:
     anchoring_image: float = 0.0
     agreement: float = 0.0
     alpha: float = 0.5
+    negclip: bool = False
     tau: float = TAU
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "negclip":
+                continue
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise KnobError(f"{field.name} is {value!r}: give a finite number of at least 0.")
         if self.tau == 0:
@@ -122,7 +129,8 @@ class LossStack:
     @property
     def needs(self) -> frozenset[str]:
         """The fields of `LossInputs` without which a term that counts can't be computed; ask before the first step."""
-        return frozenset(field for name in self.active for field in NEEDS[name])
+        swaps = ("swaps",) if self.negclip and self.contrastive > 0 else ()
+        return frozenset([*swaps, *(field for name in self.active for field in NEEDS[name])])
 
     @property
     def needs_frozen(self) -> bool:
@@ -154,7 +162,8 @@ def _not_finite(bad: dict[str, float], given: LossInputs) -> str:
     broken = [
         field.name
         for field in fields(given)
-        if isinstance(value := getattr(given, field.name), Tensor) and not bool(value.isfinite().all())
+        if isinstance(value := getattr(given, field.name), Tensor)
+        and not bool((value.isfinite() | (value.isneginf() if field.name == "swaps" else False)).all())
     ]
     named = ", ".join(f"{name} ({value})" for name, value in bad.items())
     cause = (
@@ -178,7 +187,12 @@ def _scores_of(stack: LossStack, image: Any, text: Any) -> Tensor:
 # what a term is computed of; `needs` has been asked before
 _TERMS: Mapping[str, Callable[[LossStack, Any], Tensor]] = {
     "contrastive": lambda stack, given: contrastive(
-        given.scores, tau=stack.tau, categories=given.categories, same=given.same, alpha=stack.alpha
+        given.scores,
+        tau=stack.tau,
+        categories=given.categories,
+        same=given.same,
+        alpha=stack.alpha,
+        swaps=given.swaps if stack.negclip else None,
     ),
     "hard_negative": lambda stack, given: hard_negative(
         given.scores.diagonal() if given.positive is None else given.positive,

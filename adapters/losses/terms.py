@@ -20,6 +20,7 @@ def contrastive(
     categories: Tensor | None = None,
     same: Tensor | None = None,
     alpha: float = 0.5,
+    swaps: Tensor | None = None,
 ) -> Tensor:
     """Return the contrastive loss of a batch in which captions of one category count more against each other.
 
@@ -32,6 +33,8 @@ def contrastive(
         categories: [n] integers, the category of pair i; negative for a pair without one. None: no weights.
         same: [n, n] bool: caption j is caption i by its text. Such a pair is no negative and is left out.
         alpha: 0 gives CLIP's loss.
+        swaps: [n, m], image i with swap j of any caption of the batch; -inf leaves one out. They are further
+            negatives of the images, as in NegCLIP (arXiv:2210.01936). None: there are none.
 
     Returns:
         A scalar: the mean of both directions.
@@ -47,7 +50,10 @@ def contrastive(
         weight = weight.masked_fill(same & ~diagonal, -torch.inf)
     logits = scores / tau
     weight = weight.to(logits)
-    rows = (logits + weight).logsumexp(1) - logits.diagonal()
+    of_images = logits + weight
+    if swaps is not None:
+        of_images = torch.cat([of_images, _precise(swaps) / tau], 1)
+    rows = of_images.logsumexp(1) - logits.diagonal()
     columns = (logits.T + weight.T).logsumexp(1) - logits.diagonal()
     return (rows.mean() + columns.mean()) / 2
 

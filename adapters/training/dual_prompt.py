@@ -43,6 +43,7 @@ class Plan:
         strength: lambda of the word weights.
         block: whether the category block is trained too.
         losses: what is learnt by; its temperature is left aside for `tau`.
+        alike: pairs of one category that a batch takes together; 1 takes them as they come.
         tau: temperature; None for the CLIP's own. A wrong one makes losses of cosines far too sharp or flat.
     """
 
@@ -54,7 +55,12 @@ class Plan:
     strength: float = 0.5
     block: bool = True
     losses: LossStack = field(default_factory=LossStack)
+    alike: int = 1
     tau: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.alike < 1:
+            raise KnobError(f"alike is {self.alike}: give the number of pairs of one category in a batch, 1 or more.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data."""
@@ -171,6 +177,7 @@ def fit(
         recipe,
         pictures.bank,
         pictures.frozen,
+        plan.alike,
     )
     measured = train(task, recipe, kept, advance, device=device, workers=workers)
     from accelerate import PartialState

@@ -69,6 +69,7 @@ class RetrievalTask:
         bank: makes swaps where rows have none.
         frozen: features of the untuned CLIP for the training pictures; needed for word weights, for terms that
             hold on to them, and instead of pixels where no prompt changes the pictures' side. None: of none.
+        alike: pairs of one category that a batch takes together, so that what it sets apart is alike.
     """
 
     keeps_all = True
@@ -83,6 +84,7 @@ class RetrievalTask:
         recipe: Recipe,
         bank: WordBank,
         frozen: Features | None,
+        alike: int = 1,
     ) -> None:
         self.retriever, self.model = retriever, retriever.model
         self.rows, self.gallery, self.pixels = train.rows, gallery, pixels
@@ -90,6 +92,7 @@ class RetrievalTask:
         self._categories = {
             name: k for k, name in enumerate(dict.fromkeys(row.category for row in self.rows if row.category))
         }
+        self.alike, self._ordered = alike, (-1, [0])
         config = retriever.config
         self.still = config is not None and config.vision_slots == 0
         if (self.still or retriever.card.strength > 0 or losses.needs_frozen or "claims" in losses.active) and (
@@ -111,8 +114,7 @@ class RetrievalTask:
         """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
         size = min(self.recipe.batch, len(self.rows))
         each = max(1, len(self.rows) // size)
-        order = np.random.default_rng((self.recipe.seed, number // each)).permutation(len(self.rows))
-        chosen = [int(k) for k in order[(number % each) * size :][:size]]
+        chosen = self._order(number // each)[(number % each) * size :][:size]
         source = self.frozen if self.still else self.pixels
         assert source is not None
         places, tensor = source([self.rows[k].image for k in chosen])
@@ -121,7 +123,7 @@ class RetrievalTask:
         rng = np.random.default_rng((self.recipe.seed, number, 1))
         rows = [self.rows[chosen[place]] for place in places]
         swaps = []
-        if "hard_negative" in self.losses.active:
+        if "hard_negative" in self.losses.active or self.losses.negclip:
             for place in places:
                 own = self._swaps(chosen[place])
                 swaps.append([own[int(k)] for k in rng.permutation(len(own))[:NEGATIVES]])
@@ -134,6 +136,20 @@ class RetrievalTask:
             *self._claims(rows),
         )
 
+    def _order(self, epoch: int) -> list[int]:
+        """Return the pairs in an order of this epoch, in which `alike` of one category come one after another."""
+        if self._ordered[0] != epoch:
+            rng = np.random.default_rng((self.recipe.seed, epoch))
+            order = [int(k) for k in rng.permutation(len(self.rows))]
+            if self.alike > 1:
+                of: dict[str | None, list[int]] = {}
+                for k in order:
+                    of.setdefault(self.rows[k].category, []).append(k)
+                cut = [mine[at : at + self.alike] for mine in of.values() for at in range(0, len(mine), self.alike)]
+                order = [k for which in rng.permutation(len(cut)) for k in cut[which]]
+            self._ordered = epoch, order
+        return self._ordered[1]
+
     def _claims(self, rows: Sequence[CaptionRow]) -> tuple[list[str], Tensor]:
         """Return claims about what captions of a batch name, and [n, claims]: of which pictures they hold."""
         if "claims" not in self.losses.active:
@@ -144,12 +160,14 @@ class RetrievalTask:
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         """Return DCAR's loss, or what the stack was told."""
         n, device = len(batch.captions), self.model.device
-        strength, negative = self.retriever.card.strength, "hard_negative" in self.losses.active
+        strength, negative = self.retriever.card.strength, bool(batch.swaps)
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
         weighed = list(range(n)) if negative and strength > 0 else []
         texts = [*batch.captions, *(batch.captions[k] for k in weighed), *(text for own in batch.swaps for text in own)]
         weighable = len(texts)
-        texts += batch.claims
+        crossed = [text for own in batch.swaps for text in own] if self.losses.negclip else []
+        # weights of one picture must not tell another picture anything
+        texts += batch.claims + (crossed if weighed else [])
         inputs = self.retriever.text_inputs(texts)
         frozen = None if self.frozen is None else self.frozen(batch.keys)[1]
         factors = None
@@ -166,11 +184,12 @@ class RetrievalTask:
             factors=factors,
         )
         image = frozen.to(device) if seen.image is None and frozen is not None else seen.image
-        text, own, swap, claims = seen.text.split([n, len(weighed), len(owner), len(batch.claims)])
+        parts = [n, len(weighed), len(owner), len(batch.claims)]
+        text, own, swap, claims, crossing = seen.text.split([*parts, len(texts) - sum(parts)])
         given: dict[str, Any] = {
             "scores": image @ text.T,
             "categories": batch.categories.to(device),
-            "same": _same(batch.captions).to(device),
+            "same": _equal(batch.captions, batch.captions).to(device),
             "image": image,
             "text": text,
         }
@@ -184,6 +203,9 @@ class RetrievalTask:
             each = torch.zeros(n, most, device=device, dtype=image.dtype)
             given["present"] = present.to(device)
             given["negatives"] = each.masked_scatter(given["present"], (image[owner] * swap).sum(-1))
+        if self.losses.negclip:
+            alike = _equal(batch.captions, crossed).to(device)
+            given["swaps"] = (image @ (crossing if weighed else swap).T).masked_fill(alike, -torch.inf)
         if batch.claims:
             given["claims"] = image @ claims.T - self.undecided
             given["claimed"] = batch.claimed.to(device)
@@ -233,8 +255,8 @@ def unflat(made: Figures) -> RetrievalFigures:
     return RetrievalFigures(i2t, t2i, made["auroc"], claims=made["claims"])
 
 
-def _same(captions: Sequence[str]) -> Tensor:
-    """[n, n] bool: which captions say the same."""
-    number = {text: k for k, text in enumerate(dict.fromkeys(map(squeezed, captions)))}
-    each = torch.tensor([number[squeezed(text)] for text in captions])
-    return each[:, None] == each[None]
+def _equal(captions: Sequence[str], others: Sequence[str]) -> Tensor:
+    """[n, m] bool: which captions say the same as which others."""
+    number = {text: k for k, text in enumerate(dict.fromkeys(map(squeezed, [*captions, *others])))}
+    one, other = (torch.tensor([number[squeezed(text)] for text in texts]) for texts in (captions, others))
+    return one[:, None] == other[None]

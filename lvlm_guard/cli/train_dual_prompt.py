@@ -66,6 +66,13 @@ def dual_prompt(
     ] = None,
     alpha: Annotated[float, typer.Option(min=0, help="Extra weight of negatives of the same category.")] = 0.5,
     hard: Annotated[float, typer.Option(min=0, help="Weight of the loss against swaps.")] = 1.0,
+    negclip: Annotated[
+        bool | None,
+        typer.Option("--negclip/--no-negclip", help="Swaps of all captions against each picture. [default: embedded]"),
+    ] = None,
+    alike: Annotated[
+        int | None, typer.Option(min=1, help="Pairs of a category in a batch together. [default: 1; embedded 4]")
+    ] = None,
     claims: Annotated[
         float, typer.Option(min=0, help='Weight of judging "a photo of a dog", as the guard asks; costs recall.')
     ] = 0.0,
@@ -117,7 +124,14 @@ def dual_prompt(
         coupling_rank=coupling_rank,
         strength=weights if weights is not None else 0.0 if world else 0.5,
         block=block,
-        losses=losses.LossStack(hard_negative=hard, claims=claims, consistency=consistency, alpha=alpha),
+        losses=losses.LossStack(
+            hard_negative=hard,
+            claims=claims,
+            consistency=consistency,
+            alpha=alpha,
+            negclip=world if negclip is None else negclip,
+        ),
+        alike=alike or (4 if world else 1),
     )
     long = length(opened, batch, epochs, steps, world=160 if world else None)
     recipe = recipes.Recipe(

@@ -53,6 +53,18 @@ def test_contrastive_without_categories_is_cross_entropy_both_ways():
     assert apart.item() == unknown.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_contrastive_sets_images_against_swaps_of_all_captions_and_captions_against_images_alone():
+    swaps = torch.tensor([[0.28, 0.10, -torch.inf], [0.05, 0.22, 0.20]])
+    wide = torch.cat([SCORES, swaps], 1)
+    expected = (cross_entropy(wide / 0.07, torch.arange(2)) + cross_entropy(SCORES.T / 0.07, torch.arange(2))) / 2
+    assert contrastive(SCORES, tau=0.07, swaps=swaps).item() == pytest.approx(expected.item(), abs=1e-6)
+    stack = LossStack(hard_negative=0, alpha=0, negclip=True, tau=0.07)
+    assert stack(LossInputs(scores=SCORES, swaps=swaps)).total.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert contrastive(SCORES, tau=0.07, swaps=swaps[:, :0]).item() == contrastive(SCORES, tau=0.07).item()
+    with pytest.raises(KnobError, match="swaps"):
+        stack(LossInputs(scores=SCORES))
+
+
 def test_contrastive_leaves_out_a_caption_that_is_the_same_text():
     g = torch.Generator().manual_seed(0)
     scores = torch.rand(3, 3, generator=g)

@@ -33,9 +33,10 @@ def nothing(_: int) -> None:
         DUAL,
         replace(DUAL, strength=0.0),
         replace(DUAL, losses=LossStack(consistency=8.0)),
+        replace(DUAL, losses=LossStack(claims=1.0, negclip=True)),
         dual_prompt.BASELINES["coop"],
     ],
-    ids=["weighed", "plain", "holding on", "coop"],
+    ids=["weighed", "plain", "holding on", "claims and all swaps", "coop"],
 )
 def test_everything_that_learns_has_a_gradient_and_nothing_else_changes(
     caption_pictures: dual_prompt.Pictures, plan: dual_prompt.Plan
