@@ -6,9 +6,12 @@ import json
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lvlm_guard.errors import GuardError, WeightsError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 FORMAT = 1
 
@@ -64,6 +67,14 @@ class Card:
             raise WeightsError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Copy the folder again, or train again."
             ) from error
+
+
+def write_adapter(model: PeftModel, backbone: str, folder: str | os.PathLike[str]) -> None:
+    """Write PEFT's own files, which name the backbone as the card does: a path of this machine helps nobody else."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = backbone
+    # PEFT would ask the hub whether embeddings changed; those of a CLIP never do here
+    model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def pair(value: Any) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""The tables of the trainer's page: adapters beside their baselines."""
+"""The tables of the trainer's page: adapters beside their baselines, in the guard, as verifiers, and distilled."""
 
 from __future__ import annotations
 
@@ -12,29 +12,121 @@ METRICS = {
     "swap_auroc": "true captions against swaps, AUROC",
     "swap_auroc_colour": "of these, swapped colours",
     "swap_auroc_exchange": "of these, colours exchanged between two objects",
+    "claims_auroc": '"a photo of a dog", true against false, AUROC',
     "srcc": "order (SRCC)",
     "mae": "count off by (MAE, less is better)",
     "accuracy": "count right",
     "absence_auroc": "none against some, AUROC",
 }
+IN_THE_GUARD = {
+    ("pope_all", "accuracy"): "POPE all, accuracy",
+    ("pope_adversarial", "accuracy"): "POPE adversarial",
+    ("chair", "chair_i"): "CHAIR_i (less is better)",
+    ("chair", "object_recall"): "object recall",
+}
+Row = dict[str, Any]
 
 
 def adapter_table(result: dict[str, Any]) -> str:
-    """Return the table of an adapter's comparison."""
+    """Return the table of an adapter's comparison, and its differences to each baseline."""
+    own = result["method"]
     found = {(r["method"], r["metric"]): r for r in result["rows"]}
-    methods = [method for method in dict.fromkeys(method for method, _ in found) if _is_one(method, result["method"])]
+    methods = [method for method in dict.fromkeys(method for method, _ in found) if _is_one(method, own)]
     lines = ["| | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for metric, about in METRICS.items():
         if (methods[0], metric) in found:
-            cells = (found.get((method, metric)) for method in methods)
-            lines.append(f"| {about} | " + " | ".join(_value(cell) for cell in cells) + " |")
+            values = (found.get((method, metric)) for method in methods)
+            lines.append(f"| {about} | " + " | ".join(map(_value, values)) + " |")
+        less = [found.get((f"{own}-{method}", metric)) for method in methods]
+        if any(less):
+            cells = ("" if cell is None else _difference(cell) for cell in less)
+            lines.append(f"| … {own} less that | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"`{result['call'].partition(' --out')[0]}`: {len(result['seeds'])} trainings each, "
-        f"n = {result['rows'][0]['n']} held-out pictures, 95 % intervals by bootstrap over pictures and trainings, on "
+        f"{_call(result)}: {len(result['seeds'])} trainings each, "
+        f"n = {result['rows'][0]['n']} held-out pictures, 95 % intervals by bootstrap over pictures and trainings, "
+        f"differences bold where that excludes zero, on {machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def guard_table(result: dict[str, Any]) -> str:
+    """Return the table of methods with each of several matchers, from `eval run --matcher`."""
+    found = {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+    methods = [m for m in dict.fromkeys(r["method"] for r in result["rows"]) if f"{m}-greedy" in _methods(result)]
+    lines = ["| | " + " | ".join(IN_THE_GUARD.values()) + " |", "|---" * (len(IN_THE_GUARD) + 1) + "|"]
+    for method in ["greedy", *methods]:
+        cells = []
+        for task, metric in IN_THE_GUARD:
+            less = found.get((f"{method}-greedy", task, metric))
+            text = _value(found.get((method, task, metric)))
+            cells.append(text if less is None else f"{text}; {_difference(less)}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    sizes = {task: found["greedy", task, metric]["n"] for task, metric in IN_THE_GUARD}
+    lines += [
+        "",
+        f"{_call(result)}: after the semicolon the difference to greedy, bold where its interval excludes zero; 95 % "
+        f"intervals by bootstrap over pictures and trainings; n = {sizes['pope_all']} questions and {sizes['chair']} "
+        f"captions, on {machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def verify_table(result: dict[str, Any]) -> str:
+    """Return the table of verifiers, from `eval verify`."""
+    found = {(r["method"], r["metric"]): r for r in result["rows"]}
+    methods = [method for method, metric in found if metric == "auroc" and (method, "marked") in found]
+    methods += [m for m, metric in found if metric == "auroc" and m not in methods and "-calibrated-clip" not in m]
+    lines = ["| verifier | AUROC | less calibrated CLIP | Brier score (less is better) |", "|---" * 4 + "|"]
+    for method in sorted(methods, key=lambda name: -found[name, "auroc"]["value"]):
+        less = found.get((f"{method}-calibrated-clip", "auroc"))
+        cells = [_value(found[method, "auroc"]), "" if less is None else _difference(less)]
+        lines.append(f"| {method} | " + " | ".join([*cells, _value(found.get((method, "brier")))]) + " |")
+    counts = result["counts"]
+    lines += [
+        "",
+        f"{_call(result)}: {counts['mentions']} objects named in {counts['pictures']} descriptions, of which "
+        f"{counts['hallucinated']} are not there; 95 % intervals by bootstrap over pictures and trainings, on "
         f"{machine(result['environment'])}.",
     ]
     return "\n".join(lines)
+
+
+def distilled_table(result: dict[str, Any]) -> str:
+    """Return the table of the distilled model between the plain and the guarded one."""
+    found = {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+    guarded = result["lessons"]["method"]
+    wanted = IN_THE_GUARD | {("chair", "repeats"): "objects named again"}
+    lines = ["| | plain | distilled, plain greedy | difference | the teacher |", "|---" * 5 + "|"]
+    for (task, metric), about in wanted.items():
+        cells = [_value(found.get((method, task, metric))) for method in ("greedy", "distilled", guarded)]
+        cells.insert(2, _difference(found["distilled-greedy", task, metric]))
+        lines.append(f"| {about} | " + " | ".join(cells) + " |")
+    for task in ("question", "caption"):
+        changed, kl = (found.get(("distilled", f"untouched_{task}", metric)) for metric in ("changed", "kl"))
+        if changed is not None and kl is not None:
+            lines.append(
+                f"| {task}s that the guard left alone, n = {changed['n']}: changed; nats | | {_value(changed)}; "
+                f"{_value(kl)} | | |"
+            )
+    n = {task: found["greedy", task, metric]["n"] for task, metric in IN_THE_GUARD}
+    lines += [
+        "",
+        f"{_call(result)}: {len(result['seeds'])} trainings on {result['answers']['train']['answers']} answers about "
+        f"{result['answers']['train']['pictures']} pictures, {result['recipe']['steps']} steps; n = {n['pope_all']} "
+        f"questions and {n['chair']} captions, held out; 95 % intervals by bootstrap over pictures and trainings, bold "
+        f"where they exclude zero, on {machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def _methods(result: dict[str, Any]) -> set[str]:
+    return {r["method"] for r in result["rows"]}
+
+
+def _call(result: dict[str, Any]) -> str:
+    """The command, without its folder."""
+    return f"`{result['call'].partition(' --out')[0]}`"
 
 
 def _is_one(method: str, own: str) -> bool:
@@ -42,5 +134,13 @@ def _is_one(method: str, own: str) -> bool:
     return method == own or not method.startswith(f"{own}-")
 
 
-def _value(cell: dict[str, Any] | None) -> str:
-    return "–" if cell is None else f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+def _value(cell: Row | None) -> str:
+    if cell is None or cell["value"] is None:
+        return "–"
+    ends = "" if cell["low"] is None else f" [{cell['low']:.3f}, {cell['high']:.3f}]"
+    return f"{cell['value']:.3f}{ends}"
+
+
+def _difference(cell: Row) -> str:
+    text = f"{cell['value']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]".replace("-", "−")
+    return f"**{text}**" if cell["low"] > 0 or cell["high"] < 0 else text

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lvlm_guard.adapters.card import write_adapter
 from lvlm_guard.adapters.ranker.backbone import load_backbone
 from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import ClipRanker
@@ -68,8 +69,7 @@ def card_of(model: Any, **known: Any) -> RankerCard:
 
 def save(model: PeftModel, card: RankerCard, folder: str | os.PathLike[str]) -> Path:
     """Write PEFT's files and `guard_ranker.json`; the card last, so that a folder with it is whole."""
-    # PEFT would ask the hub whether embeddings changed; a ranker's never do
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    write_adapter(model, card.backbone, folder)
     return card.write(folder)
 
 

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from lvlm_guard.adapters.card import write_adapter
 from lvlm_guard.adapters.prompts import DualPromptConfig, add_prompts
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
@@ -105,8 +106,7 @@ def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path
     place.mkdir(parents=True, exist_ok=True)
     model = retriever.model
     if isinstance(model.clip, PeftModel):
-        # PEFT would ask the hub whether embeddings changed; those of a CLIP never do here
-        model.clip.save_pretrained(str(place), save_embedding_layers=False)
+        write_adapter(model.clip, retriever.card.backbone, place)
     if model.block is not None:
         save_file({name: value.contiguous() for name, value in model.block.state_dict().items()}, place / BLOCK)
     return replace(retriever.card, adapter=isinstance(model.clip, PeftModel)).write(place)

@@ -137,12 +137,12 @@ def distill(
     if not done.main:
         return
     report = done.report
-    report["environment"] = environment()
+    report["call"], report["environment"] = line(), environment()
     report["remarks"] = [WORLD_ONLY] if world and images else []
     if world and measure:
         report["rows"] += measured(done, lessons, report, device)
     room.keep_report(done)
-    page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, line())
+    page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, report["call"])
     if json:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json("train distill", report["rows"], **rest)

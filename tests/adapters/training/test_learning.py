@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,16 @@ def test_a_training_on_wrong_captions_ends_in_the_untuned_clip(
     texts = ["a red dog", "two cats"]
     assert torch.allclose(loaded.text_features(texts), plain.text_features(texts), atol=1e-6)
     assert loaded.card.calibration is not None
+
+
+def test_a_folder_names_its_clip_as_anyone_can_load_it_and_not_by_a_path_of_this_machine(
+    caption_pictures: dual_prompt.Pictures, ranked_pictures: ranker.Pictures, tmp_path: Path
+) -> None:
+    dual_prompt.build(DUAL, caption_pictures).save_pretrained(tmp_path / "prompts")
+    ranker.build(RANKER, ranked_pictures.train).save_pretrained(tmp_path / "ranker")
+    for folder in ("prompts", "ranker"):
+        told = json.loads((tmp_path / folder / "adapter_config.json").read_text())
+        assert told["base_model_name_or_path"] == "embedded"
 
 
 def test_the_average_of_epochs_is_weighed_by_a_gaussian_at_three_quarters() -> None:
