@@ -53,21 +53,28 @@ def adapter_table(result: dict[str, Any]) -> str:
 def guard_table(result: dict[str, Any]) -> str:
     """Return the table of methods with each of several matchers, from `eval run --matcher`."""
     found = {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
-    methods = [m for m in dict.fromkeys(r["method"] for r in result["rows"]) if f"{m}-greedy" in _methods(result)]
+    settings = result["settings"]
+    named = [
+        name
+        for base in (*settings["methods"], "matcher")
+        for name in (f"{base}, {matcher}" for matcher in settings["matchers"])
+    ]
     lines = ["| | " + " | ".join(IN_THE_GUARD.values()) + " |", "|---" * (len(IN_THE_GUARD) + 1) + "|"]
-    for method in ["greedy", *methods]:
+    for name in ("greedy", "sample", "apc", *named):
         cells = []
         for task, metric in IN_THE_GUARD:
-            less = found.get((f"{method}-greedy", task, metric))
-            text = _value(found.get((method, task, metric)))
+            less = found.get((f"{name}-greedy", task, metric))
+            text = _value(found.get((name, task, metric)))
             cells.append(text if less is None else f"{text}; {_difference(less)}")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     sizes = {task: found["greedy", task, metric]["n"] for task, metric in IN_THE_GUARD}
+    given = " ".join(f"--matcher {name} (×{len(places)})" for name, places in settings["matchers"].items())
     lines += [
         "",
-        f"{_call(result)}: after the semicolon the difference to greedy, bold where its interval excludes zero; 95 % "
-        f"intervals by bootstrap over pictures and trainings; n = {sizes['pope_all']} questions and {sizes['chair']} "
-        f"captions, on {machine(result['environment'])}.",
+        f"`lvlm-guard eval run --methods {','.join(settings['methods'])} {given}`: after the semicolon the difference "
+        f"to greedy, bold where its interval excludes zero; ×3: three trainings; {settings['seeds']} seeds for what is "
+        f"sampled; 95 % intervals by bootstrap over pictures and trainings; n = {sizes['pope_all']} questions and "
+        f"{sizes['chair']} captions, on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
 
@@ -75,8 +82,7 @@ def guard_table(result: dict[str, Any]) -> str:
 def verify_table(result: dict[str, Any]) -> str:
     """Return the table of verifiers, from `eval verify`."""
     found = {(r["method"], r["metric"]): r for r in result["rows"]}
-    methods = [method for method, metric in found if metric == "auroc" and (method, "marked") in found]
-    methods += [m for m, metric in found if metric == "auroc" and m not in methods and "-calibrated-clip" not in m]
+    methods = [one["name"] for one in result["verifiers"]]
     lines = ["| verifier | AUROC | less calibrated CLIP | Brier score (less is better) |", "|---" * 4 + "|"]
     for method in sorted(methods, key=lambda name: -found[name, "auroc"]["value"]):
         less = found.get((f"{method}-calibrated-clip", "auroc"))
@@ -118,10 +124,6 @@ def distilled_table(result: dict[str, Any]) -> str:
         f"where they exclude zero, on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
-
-
-def _methods(result: dict[str, Any]) -> set[str]:
-    return {r["method"] for r in result["rows"]}
 
 
 def _call(result: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@
         --test-pictures 1000 --json > docs/results/dual-prompt.json
     lvlm-guard train ranker --compare --seeds 0,1,2 --json > docs/results/ranker.json
     lvlm-guard train dual-prompt --claims 3 --seeds 0,1,2 --pictures 4000 --steps 600 --validation 500 --out C
-    lvlm-guard eval run --methods agla,vote --no-controls --matcher blip-itm --matcher clip \
+    lvlm-guard eval run --methods agla,vote --matcher blip-itm --matcher clip \
         --matcher dual-prompt=C/seed-0 ... --matcher ranker=R/seed-0 ... --json > docs/results/matchers.json
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json

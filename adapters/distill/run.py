@@ -18,11 +18,13 @@ from lvlm_guard.adapters.distill.answers import AnswerFile, summary
 from lvlm_guard.adapters.distill.card import card
 from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.pictures import Pictures, pictures_of
+from lvlm_guard.adapters.distill.repeats import without_repeats
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
 from lvlm_guard.adapters.distill.state import CHECKPOINTS, DONE, read_json, write_json
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.api import guard, unguard
+from lvlm_guard.matching import Vocabulary
 from lvlm_guard.pretrained import load_model
 
 BEGUN, REPORT, COMPARED = "distill.json", "report.json", "held-out.json"
@@ -114,6 +116,9 @@ def distill(
     held_out = [lesson for lesson in files[HELD_OUT].lessons() if not lesson.failed]
     if not lines or not held_out:
         raise DistillError("None of the pictures can be read, so there is nothing to learn from or to measure on.")
+    if recipe.soft and recipe.fresh <= 1:
+        vocabulary = Vocabulary.of(lessons.objects or None)
+        lines = list(without_repeats(lines, processor.tokenizer, vocabulary, recipe.fresh))
     folders = adapter_folders(out, seeds)
     compared = []
     for seed, folder in zip(seeds, folders, strict=True):

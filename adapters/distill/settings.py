@@ -115,6 +115,8 @@ class Recipe:
             short training learnt as much without, and vLLM can't serve that part (see `card`).
         soft: learn the guard's distribution where it had a choice; else the token that it took.
         keep: learn the plain model's own distribution where the guard had none; else its token.
+        fresh: share of the guard's distribution that words naming nothing again must hold for what it names again to be
+            left out of a description's lesson; above 1 nothing is left out. With `soft`.
         checkpointing: recompute activations instead of keeping them: slower, less memory.
         save_every: steps between checkpoints.
     """
@@ -129,6 +131,7 @@ class Recipe:
     projector: bool = False
     soft: bool = True
     keep: bool = True
+    fresh: float = 0.1
     checkpointing: bool = False
     save_every: int = 50
 
@@ -136,6 +139,8 @@ class Recipe:
         for name in ("steps", "batch", "accumulate", "rank", "save_every"):
             if getattr(self, name) < 1:
                 raise DistillError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        if not self.fresh >= 0:
+            raise DistillError(f"fresh is {self.fresh}: give a share, 0 to 1, or more to learn all repeats.")
         if self.questions < 0:
             raise DistillError(f"{self.questions} questions of a picture in a step: give 0 or more.")
         if not (math.isfinite(self.rate) and self.rate > 0):

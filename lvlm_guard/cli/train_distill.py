@@ -64,6 +64,10 @@ def distill(
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="Hold on to the plain distribution where the guard had no say.")
     ] = True,
+    fresh: Annotated[
+        float,
+        typer.Option(min=0, help="Leave out what is named again where the rest holds this share; above 1: keep."),
+    ] = 0.1,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: slower, less memory.")
     ] = False,
@@ -119,6 +123,7 @@ def distill(
         projector=projector,
         soft=soft,
         keep=keep,
+        fresh=fresh,
         checkpointing=checkpointing,
         save_every=save_every,
     )
