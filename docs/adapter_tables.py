@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 from machines import machine
@@ -79,6 +81,12 @@ def guard_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shown(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result of `eval run` without the rows that no table shows, which are most of it."""
+    wanted = {metric for _, metric in IN_THE_GUARD}
+    return result | {"rows": [row for row in result["rows"] if row["metric"] in wanted]}
+
+
 def verify_table(result: dict[str, Any]) -> str:
     """Return the table of verifiers, from `eval verify`."""
     found = {(r["method"], r["metric"]): r for r in result["rows"]}
@@ -146,3 +154,7 @@ def _value(cell: Row | None) -> str:
 def _difference(cell: Row) -> str:
     text = f"{cell['value']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]".replace("-", "−")
     return f"**{text}**" if cell["low"] > 0 or cell["high"] < 0 else text
+
+
+if __name__ == "__main__":
+    json.dump(shown(json.load(sys.stdin)), sys.stdout)

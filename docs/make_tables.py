@@ -11,7 +11,8 @@
     lvlm-guard train ranker --compare --seeds 0,1,2 --json > docs/results/ranker.json
     lvlm-guard train dual-prompt --claims 3 --seeds 0,1,2 --pictures 4000 --steps 600 --validation 500 --out C
     lvlm-guard eval run --methods agla,vote --matcher blip-itm --matcher clip \
-        --matcher dual-prompt=C/seed-0 ... --matcher ranker=R/seed-0 ... --json > docs/results/matchers.json
+        --matcher dual-prompt=C/seed-0 ... --matcher ranker=R/seed-0 ... --json > all.json
+    python docs/adapter_tables.py < all.json > docs/results/matchers.json
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json
     python docs/make_tables.py
@@ -26,7 +27,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from adapter_tables import adapter_table, distilled_table, guard_table, verify_table
+from adapter_tables import adapter_table, guard_table, verify_table
 from machines import machine
 from serve_tables import serve_table, soak_table
 
@@ -166,7 +167,6 @@ def filled(text: str) -> str:
         ("ranker", adapter_table),
         ("matchers", guard_table),
         ("verify", verify_table),
-        ("distilled", distilled_table),
     )
     for name, make in tables:
         table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
