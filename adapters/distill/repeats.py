@@ -53,7 +53,7 @@ def unrepeated(answer: Answer, tokenizer: PreTrainedTokenizerBase, vocabulary: V
     kept = []
     for step, (ids, shares) in zip(answer.open, answer.soft, strict=True):
         before = answer.tokens[:step]
-        named = {mention.object for mention in mentions(tokenizer.decode(before), vocabulary)}
+        named = {mention.object for mention in mentions(str(tokenizer.decode(before)), vocabulary)}
         reached = finder.reachable(before, ids) if named else {}
         new = [place for place, token in enumerate(ids) if not reached.get(token) or not reached[token] <= named]
         enough = sum(shares[place] for place in new) >= least * sum(shares) > 0
