@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -134,9 +135,25 @@ def distilled_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loop_table(result: dict[str, Any]) -> str:
+    """Return the table of what the training loop costs beside a bare one."""
+    lines = ["| time of | loop / bare loop | samples/s of both |", "|---" * 3 + "|"]
+    for cell in result["rows"]:
+        rates = f"{cell['samples_per_second']:.0f}, {cell['bare_samples_per_second']:.0f}"
+        lines.append(f"| {cell['clock']} | {_value(cell)}, n = {cell['n']} pairs of blocks | {rates} |")
+    asked = result["settings"]
+    lines += [
+        "",
+        f"`OMP_NUM_THREADS=1 {result['command']}`: a ranker of width {asked['width']}, {asked['steps']} steps a block "
+        f"with saved states, beginning and end included, batches of {asked['batch']}; medians with 95 % intervals, on "
+        f"{machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
 def _call(result: dict[str, Any]) -> str:
     """The command, without its folder."""
-    return f"`{result['call'].partition(' --out')[0]}`"
+    return f"`{re.sub(r' --out [^ ]+', '', result['call'])}`"
 
 
 def _is_one(method: str, own: str) -> bool:

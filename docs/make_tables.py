@@ -15,6 +15,7 @@
     python docs/adapter_tables.py < all.json > docs/results/matchers.json
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json
+    OMP_NUM_THREADS=1 python -m lvlm_guard.adapters.training --json > docs/results/training.json
     python docs/make_tables.py
 
 A test fails when a page and docs/results differ.
@@ -27,7 +28,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from adapter_tables import adapter_table, guard_table, verify_table
+from adapter_tables import adapter_table, distilled_table, guard_table, loop_table, verify_table
 from machines import machine
 from serve_tables import serve_table, soak_table
 
@@ -167,6 +168,8 @@ def filled(text: str) -> str:
         ("ranker", adapter_table),
         ("matchers", guard_table),
         ("verify", verify_table),
+        ("distilled", distilled_table),
+        ("training", loop_table),
     )
     for name, make in tables:
         table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))

@@ -206,7 +206,7 @@ class RetrievalTask:
         if self.losses.negclip:
             alike = _equal(batch.captions, crossed).to(device)
             given["swaps"] = (image @ (crossing if weighed else swap).T).masked_fill(alike, -torch.inf)
-        if batch.claims:
+        if "claims" in self.losses.active:
             given["claims"] = image @ claims.T - self.undecided
             given["claimed"] = batch.claimed.to(device)
         if self.losses.needs_frozen:
@@ -232,9 +232,10 @@ class RetrievalTask:
                 f"The captions of the first {len(images)} pictures name no object that the word bank knows, or all the "
                 "same, so there are no claims to learn: give rows a category, or leave out --claims."
             )
-        cosines = features @ self.retriever.frozen_features(texts=made.texts)[1].T
-        slope, offset = platt(cosines.double().numpy().ravel(), made.true.ravel(), balanced=True)
-        return -offset / slope
+        cosines = (features @ self.retriever.frozen_features(texts=made.texts)[1].T).double().numpy()
+        slope, offset = platt(cosines.ravel(), made.true.ravel(), balanced=True)
+        # a CLIP that can't tell at all has a slope near 0, and its crossing anywhere
+        return float(np.clip(-offset / slope, cosines.min(), cosines.max()))
 
     def better(self, figures: Figures, best: Figures | None) -> bool:
         """Return whether the score is higher: never the training loss."""

@@ -104,6 +104,15 @@ def test_pairs_of_a_category_come_together_and_an_epoch_still_takes_each_once(
         replace(DUAL, alike=0)
 
 
+def test_a_batch_that_names_no_object_makes_no_claims_and_trains_on(caption_pictures: dual_prompt.Pictures) -> None:
+    made = task(caption_pictures, LossStack(claims=1.0, tau=TAU))
+    batch = made.batch(0)
+    none = replace(batch, claims=[], claimed=batch.claimed[:, :0])
+    loss, terms = made.loss(made.model, none)
+    assert terms["claims"] == 0
+    assert loss.item() == pytest.approx(terms["contrastive"] + terms["hard_negative"], rel=1e-5)
+
+
 def test_claims_without_any_object_that_is_known_are_refused(caption_pictures: dual_prompt.Pictures) -> None:
     rows = [replace(row, caption="something", category=None, attributes={}) for row in caption_pictures.train.rows]
     nameless = CaptionData(rows, caption_pictures.train.store, "nameless")
