@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import Claims, named, united
+from lvlm_guard.adapters.retrieval.claims import Claims, names_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, swap_auroc
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
@@ -82,9 +82,7 @@ class Gallery:
             tuple(text for each in made for text, _ in each),
             np.array([number for number, each in enumerate(made) for _ in each], dtype=np.int64),
             np.array([kind for each in made for _, kind in each], dtype=np.str_),
-            Claims.of(
-                united(((place[row.image], named(row.caption, bank, row.category)) for row in rows), len(images))
-            ),
+            Claims.of([*map(names_of(rows, bank), images)]),
         )
 
     @cached_property

@@ -112,8 +112,6 @@ class LossStack:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "negclip":
-                continue
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise KnobError(f"{field.name} is {value!r}: give a finite number of at least 0.")
         if self.tau == 0:

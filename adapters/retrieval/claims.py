@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lvlm_guard.adapters.data import CaptionRow
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.parsing import parse
 from lvlm_guard.matching.vocabulary import article
@@ -26,10 +28,22 @@ def claim(name: str) -> str:
     return TEMPLATE.format(article=article(name), object=name)
 
 
-def named(caption: str, bank: WordBank, category: str | None = None) -> frozenset[str]:
-    """Return the categories that a caption names, and its own."""
-    found = {phrase.noun.category.name for phrase in parse(caption, bank).phrases if phrase.noun.category}
-    return frozenset(found | ({category} if category else set()))
+def names_of(rows: Iterable[CaptionRow], bank: WordBank) -> Callable[[str], frozenset[str]]:
+    """Return a function from a picture's key to the categories that its captions name, each read when first asked."""
+    said: dict[str, list[CaptionRow]] = {}
+    for row in rows:
+        said.setdefault(row.image, []).append(row)
+
+    @cache
+    def names(image: str) -> frozenset[str]:
+        return frozenset().union(*(_named(row, bank) for row in said[image]))
+
+    return names
+
+
+def _named(row: CaptionRow, bank: WordBank) -> set[str]:
+    found = {phrase.noun.category.name for phrase in parse(row.caption, bank).phrases if phrase.noun.category}
+    return found | ({row.category} if row.category else set())
 
 
 @dataclass(frozen=True)
@@ -61,11 +75,3 @@ class Claims:
     def telling(self) -> bool:
         """Whether some are true and some are not."""
         return bool(self.true.any() and not self.true.all())
-
-
-def united(each: Iterable[tuple[int, AbstractSet[str]]], pictures: int) -> list[set[str]]:
-    """Return what all captions of each picture name, from (picture, what one of its captions names)."""
-    found: list[set[str]] = [set() for _ in range(pictures)]
-    for picture, mine in each:
-        found[picture] |= mine
-    return found

@@ -16,7 +16,7 @@ from lvlm_guard.adapters.data.captions import squeezed
 from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import Claims, named
+from lvlm_guard.adapters.retrieval.claims import Claims, names_of
 from lvlm_guard.adapters.retrieval.metrics import AT, RetrievalFigures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import Candidate
@@ -93,22 +93,16 @@ class RetrievalTask:
             name: k for k, name in enumerate(dict.fromkeys(row.category for row in self.rows if row.category))
         }
         self.alike, self._ordered = alike, (-1, [0])
+        self._judging = "claims" in losses.active
         config = retriever.config
         self.still = config is not None and config.vision_slots == 0
-        if (self.still or retriever.card.strength > 0 or losses.needs_frozen or "claims" in losses.active) and (
-            frozen is None
-        ):
+        if (self.still or retriever.card.strength > 0 or losses.needs_frozen or self._judging) and frozen is None:
             raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
         self._swaps: Callable[[int], list[str]] = lru_cache(maxsize=None)(
             lambda k: [text for text, _ in swapped(self.rows[k], bank, seed=recipe.seed)]
         )
-        self._said: dict[str, list[CaptionRow]] = {}
-        for row in self.rows:
-            self._said.setdefault(row.image, []).append(row)
-        self._named: Callable[[str], frozenset[str]] = lru_cache(maxsize=None)(
-            lambda image: frozenset().union(*(named(row.caption, bank, row.category) for row in self._said[image]))
-        )
-        self.undecided = self._undecided() if "claims" in losses.active else 0.0
+        self._named = names_of(self.rows, bank)
+        self.undecided = self._undecided(train.images) if self._judging else 0.0
 
     def batch(self, number: int) -> Pairs:
         """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
@@ -152,7 +146,7 @@ class RetrievalTask:
 
     def _claims(self, rows: Sequence[CaptionRow]) -> tuple[list[str], Tensor]:
         """Return claims about what captions of a batch name, and [n, claims]: of which pictures they hold."""
-        if "claims" not in self.losses.active:
+        if not self._judging:
             return [], torch.zeros(len(rows), 0, dtype=torch.bool)
         made = Claims.of([self._named(row.image) for row in rows], CLAIMS)
         return made.texts, torch.from_numpy(made.true)
@@ -163,11 +157,11 @@ class RetrievalTask:
         strength, negative = self.retriever.card.strength, bool(batch.swaps)
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
         weighed = list(range(n)) if negative and strength > 0 else []
-        texts = [*batch.captions, *(batch.captions[k] for k in weighed), *(text for own in batch.swaps for text in own)]
+        swaps = [text for own in batch.swaps for text in own]
+        texts = [*batch.captions, *(batch.captions[k] for k in weighed), *swaps]
         weighable = len(texts)
-        crossed = [text for own in batch.swaps for text in own] if self.losses.negclip else []
         # weights of one picture must not tell another picture anything
-        texts += batch.claims + (crossed if weighed else [])
+        texts += batch.claims + (swaps if weighed and self.losses.negclip else [])
         inputs = self.retriever.text_inputs(texts)
         frozen = None if self.frozen is None else self.frozen(batch.keys)[1]
         factors = None
@@ -204,9 +198,9 @@ class RetrievalTask:
             given["present"] = present.to(device)
             given["negatives"] = each.masked_scatter(given["present"], (image[owner] * swap).sum(-1))
         if self.losses.negclip:
-            alike = _equal(batch.captions, crossed).to(device)
+            alike = _equal(batch.captions, swaps).to(device)
             given["swaps"] = (image @ (crossing if weighed else swap).T).masked_fill(alike, -torch.inf)
-        if "claims" in self.losses.active:
+        if self._judging:
             given["claims"] = image @ claims.T - self.undecided
             given["claimed"] = batch.claimed.to(device)
         if self.losses.needs_frozen:
@@ -219,12 +213,12 @@ class RetrievalTask:
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
         figures = self.gallery.searched(self.retriever, self.pixels).figures()
-        return flat(figures, claims="claims" in self.losses.active)
+        return flat(figures, claims=self._judging)
 
-    def _undecided(self) -> float:
+    def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
         assert self.frozen is not None
-        images = list(self._said)[:UNDECIDED]
+        images = images[:UNDECIDED]
         places, features = self.frozen(images)
         made = Claims.of([self._named(images[place]) for place in places])
         if not made.telling:
