@@ -35,15 +35,15 @@ def adapter_table(result: dict[str, Any]) -> str:
     own = result["method"]
     found = {(r["method"], r["metric"]): r for r in result["rows"]}
     methods = [method for method in dict.fromkeys(method for method, _ in found) if _is_one(method, own)]
-    lines = ["| | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    lines = _table("", *methods)
     for metric, about in METRICS.items():
         if (methods[0], metric) in found:
             values = (found.get((method, metric)) for method in methods)
-            lines.append(f"| {about} | " + " | ".join(map(_value, values)) + " |")
+            lines.append(_line(about, *map(_value, values)))
         less = [found.get((f"{own}-{method}", metric)) for method in methods]
         if any(less):
             cells = ("" if cell is None else _difference(cell) for cell in less)
-            lines.append(f"| … {own} less that | " + " | ".join(cells) + " |")
+            lines.append(_line(f"… {own} less that", *cells))
     lines += [
         "",
         f"{_call(result)}: {len(result['seeds'])} trainings each, "
@@ -55,29 +55,28 @@ def adapter_table(result: dict[str, Any]) -> str:
 
 def guard_table(result: dict[str, Any]) -> str:
     """Return the table of methods with each of several matchers, from `eval run --matcher`."""
-    found = {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+    found = _by_task(result)
     settings = result["settings"]
     named = [
         name
         for base in (*settings["methods"], "matcher")
         for name in (f"{base}, {matcher}" for matcher in settings["matchers"])
     ]
-    lines = ["| | " + " | ".join(IN_THE_GUARD.values()) + " |", "|---" * (len(IN_THE_GUARD) + 1) + "|"]
+    lines = _table("", *IN_THE_GUARD.values())
     for name in ("greedy", "sample", "apc", *named):
         cells = []
         for task, metric in IN_THE_GUARD:
             less = found.get((f"{name}-greedy", task, metric))
             text = _value(found.get((name, task, metric)))
             cells.append(text if less is None else f"{text}; {_difference(less)}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    sizes = {task: found["greedy", task, metric]["n"] for task, metric in IN_THE_GUARD}
+        lines.append(_line(name, *cells))
     given = " ".join(f"--matcher {name} (×{len(places)})" for name, places in settings["matchers"].items())
     lines += [
         "",
         f"`lvlm-guard eval run --methods {','.join(settings['methods'])} {given}`: after the semicolon the difference "
         f"to greedy, bold where its interval excludes zero; ×3: three trainings; {settings['seeds']} seeds for what is "
-        f"sampled; 95 % intervals by bootstrap over pictures and trainings; n = {sizes['pope_all']} questions and "
-        f"{sizes['chair']} captions, on {machine(result['environment'])}.",
+        f"sampled; 95 % intervals by bootstrap over pictures and trainings; {_sizes(found)}, "
+        f"on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
 
@@ -92,11 +91,11 @@ def verify_table(result: dict[str, Any]) -> str:
     """Return the table of verifiers, from `eval verify`."""
     found = {(r["method"], r["metric"]): r for r in result["rows"]}
     methods = [one["name"] for one in result["verifiers"]]
-    lines = ["| verifier | AUROC | less calibrated CLIP | Brier score (less is better) |", "|---" * 4 + "|"]
+    lines = _table("verifier", "AUROC", "less calibrated CLIP", "Brier score (less is better)")
     for method in sorted(methods, key=lambda name: -found[name, "auroc"]["value"]):
         less = found.get((f"{method}-calibrated-clip", "auroc"))
         cells = [_value(found[method, "auroc"]), "" if less is None else _difference(less)]
-        lines.append(f"| {method} | " + " | ".join([*cells, _value(found.get((method, "brier")))]) + " |")
+        lines.append(_line(method, *cells, _value(found.get((method, "brier")))))
     counts = result["counts"]
     lines += [
         "",
@@ -109,27 +108,24 @@ def verify_table(result: dict[str, Any]) -> str:
 
 def distilled_table(result: dict[str, Any]) -> str:
     """Return the table of the distilled model between the plain and the guarded one."""
-    found = {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+    found = _by_task(result)
     guarded = result["lessons"]["method"]
     wanted = IN_THE_GUARD | {("chair", "repeats"): "objects named again"}
-    lines = ["| | plain | distilled, plain greedy | difference | the teacher |", "|---" * 5 + "|"]
+    lines = _table("", "plain", "distilled, plain greedy", "difference", "the teacher")
     for (task, metric), about in wanted.items():
         cells = [_value(found.get((method, task, metric))) for method in ("greedy", "distilled", guarded)]
         cells.insert(2, _difference(found["distilled-greedy", task, metric]))
-        lines.append(f"| {about} | " + " | ".join(cells) + " |")
+        lines.append(_line(about, *cells))
     for task in ("question", "caption"):
         changed, kl = (found.get(("distilled", f"untouched_{task}", metric)) for metric in ("changed", "kl"))
         if changed is not None and kl is not None:
-            lines.append(
-                f"| {task}s that the guard left alone, n = {changed['n']}: changed; nats | | {_value(changed)}; "
-                f"{_value(kl)} | | |"
-            )
-    n = {task: found["greedy", task, metric]["n"] for task, metric in IN_THE_GUARD}
+            about = f"{task}s that the guard left alone, n = {changed['n']}: changed; nats"
+            lines.append(_line(about, "", f"{_value(changed)}; {_value(kl)}", "", ""))
     lines += [
         "",
         f"{_call(result)}: {len(result['seeds'])} trainings on {result['answers']['train']['answers']} answers about "
-        f"{result['answers']['train']['pictures']} pictures, {result['recipe']['steps']} steps; n = {n['pope_all']} "
-        f"questions and {n['chair']} captions, held out; 95 % intervals by bootstrap over pictures and trainings, bold "
+        f"{result['answers']['train']['pictures']} pictures, {result['recipe']['steps']} steps; "
+        f"{_sizes(found)}, held out; 95 % intervals by bootstrap over pictures and trainings, bold "
         f"where they exclude zero, on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
@@ -137,10 +133,10 @@ def distilled_table(result: dict[str, Any]) -> str:
 
 def loop_table(result: dict[str, Any]) -> str:
     """Return the table of what the training loop costs beside a bare one."""
-    lines = ["| time of | loop / bare loop | samples/s of both |", "|---" * 3 + "|"]
+    lines = _table("time of", "loop / bare loop", "samples/s of both")
     for cell in result["rows"]:
         rates = f"{cell['samples_per_second']:.0f}, {cell['bare_samples_per_second']:.0f}"
-        lines.append(f"| {cell['clock']} | {_value(cell)}, n = {cell['n']} pairs of blocks | {rates} |")
+        lines.append(_line(cell["clock"], f"{_value(cell)}, n = {cell['n']} pairs of blocks", rates))
     asked = result["settings"]
     lines += [
         "",
@@ -149,6 +145,25 @@ def loop_table(result: dict[str, Any]) -> str:
         f"{machine(result['environment'])}.",
     ]
     return "\n".join(lines)
+
+
+def _table(*titles: str) -> list[str]:
+    """The head of a table."""
+    return [_line(*titles), "|---" * len(titles) + "|"]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _by_task(result: dict[str, Any]) -> dict[tuple[str, str, str], Row]:
+    return {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+
+
+def _sizes(found: dict[tuple[str, str, str], Row]) -> str:
+    """How much was asked on the embedded world."""
+    questions, captions = (found["greedy", *key]["n"] for key in (("pope_all", "accuracy"), ("chair", "chair_i")))
+    return f"n = {questions} questions and {captions} captions"
 
 
 def _call(result: dict[str, Any]) -> str:
