@@ -125,7 +125,8 @@ def distilled_table(result: dict[str, Any]) -> str:
         "",
         f"{_call(result)}: {len(result['seeds'])} trainings on {result['answers']['train']['answers']} answers about "
         f"{result['answers']['train']['pictures']} pictures, {result['recipe']['steps']} steps; "
-        f"{_sizes(found)}, held out; 95 % intervals by bootstrap over pictures and trainings, bold "
+        f"{_sizes(found)}, held out; 95 % intervals by bootstrap over pictures and trainings (what the guard "
+        "left alone: over pictures), bold "
         f"where they exclude zero, on {machine(result['environment'])}.",
     ]
     return "\n".join(lines)
