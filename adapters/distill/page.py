@@ -34,8 +34,8 @@ def write_report(folder: Path, report: Mapping[str, Any], command: str) -> Path:
 def _lead(report: Mapping[str, Any]) -> str:
     seeds = len(report["seeds"])
     many = (
-        f" The distilled figures are means over {seeds} trainings; where answers are scored against labels, these are drawn "
-        "beside the pictures."
+        f" The distilled figures are means over {seeds} trainings; where answers are scored against labels, these are "
+        "drawn beside the pictures."
         if seeds > 1
         else ""
     )
