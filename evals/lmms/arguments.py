@@ -16,8 +16,8 @@ from typing import Any
 
 from lvlm_guard import __version__, methods
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
-from lvlm_guard.evals.decoders import REFERENCE
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.decoders.decoder import REFERENCE
+from lvlm_guard.evals.spec.settings import Settings
 
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=agla,alpha=2"
 _NEXT = re.compile(r",(?=\s*[A-Za-z_][\w.]*\s*=)")  # a comma before a name: values may hold commas
@@ -76,7 +76,7 @@ NUMBERS = {"batch_size": 1, "seed": 0}  # with their least value
 
 def code_name() -> str:
     """Return the version and a digest of the running code, for `code=`."""
-    from lvlm_guard.evals.provenance import code_digest
+    from lvlm_guard.evals.infer.identity import code_digest
 
     return f"v{__version__}-{code_digest()}"
 

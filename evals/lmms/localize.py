@@ -21,7 +21,7 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.lmms.parquet import read_rows, write_rows
 from lvlm_guard.evals.lmms.requests import REFUSED
 from lvlm_guard.evals.lmms.stock import StockTask, stock_names, stock_task
-from lvlm_guard.evals.pope_questions import check_pictures, identify, read_questions
+from lvlm_guard.evals.tasks.pope_questions import check_pictures, identify, read_questions
 
 POPE_FIELDS = {"question_id", "image", "text", "label"}
 

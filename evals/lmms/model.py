@@ -21,16 +21,16 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from lvlm_guard.errors import KnobError
-from lvlm_guard.evals.asking import Asker
-from lvlm_guard.evals.decoders import Decoder
-from lvlm_guard.evals.items import EvalTask, Said
+from lvlm_guard.evals.decoders.decoder import Decoder
+from lvlm_guard.evals.infer.generate import Asker
+from lvlm_guard.evals.infer.identity import environment, weights_digest
+from lvlm_guard.evals.infer.prepare import prepare_run, weights_of
+from lvlm_guard.evals.infer.progress import Meter
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 from lvlm_guard.evals.lmms.generation import Generation
 from lvlm_guard.evals.lmms.requests import Request, digest, read_requests
 from lvlm_guard.evals.lmms.store import Store
-from lvlm_guard.evals.prepared import prepare_run, weights_of
-from lvlm_guard.evals.progress import Meter
-from lvlm_guard.evals.provenance import environment, weights_digest
+from lvlm_guard.evals.spec.items import EvalTask, Said
 
 Numbered = tuple[int, Request]
 

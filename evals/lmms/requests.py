@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lvlm_guard.errors import UnsupportedCallError
-from lvlm_guard.evals.items import Item
 from lvlm_guard.evals.lmms.generation import Generation, read
+from lvlm_guard.evals.spec.items import Item
 
 REFUSED = {
     "hallusion_bench_image": "an outside model judges its answers; without it every item is 'unclear', and within one "

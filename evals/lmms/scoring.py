@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from lvlm_guard.evals import chair, pope
-from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.tasks.world_scenes import NOUNS
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.items import Said
+from lvlm_guard.evals.spec.items import Said
 
 _SAID = [field.name for field in fields(Said)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.lmms import TASKS
-from lvlm_guard.evals.world import picture, world_chair, world_pope
+from lvlm_guard.evals.tasks.world_scenes import picture, world_chair, world_pope
 
 PICTURES, CAPTIONS = 8, 12
 POPE, CHAIR = "world_pope.parquet", "world_chair.parquet"

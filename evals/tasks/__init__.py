@@ -13,8 +13,8 @@ of lmms-eval (`stock`). Other packages register theirs under the entry point `lv
 
 from __future__ import annotations
 
-from lvlm_guard.evals.items import EvalTask
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.spec.items import EvalTask
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.registry import Registry
 
 REGISTRY = Registry(

@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvlm_guard.evals.chair import ImageId, image_id, read_objects
-from lvlm_guard.evals.decoders import PAPER
+from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.pope_questions import file_text
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.metrics.chair import ImageId, image_id, read_objects
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import coco
 from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, fetch
 from lvlm_guard.evals.tasks.held_out import FIRST_OF_VAL, digest, in_val_half
 from lvlm_guard.evals.tasks.pictures import FOLDERS, check_folder, find_pictures
 from lvlm_guard.evals.tasks.pope_files import paper_tokens
+from lvlm_guard.evals.tasks.pope_questions import file_text
 from lvlm_guard.evals.tasks.question_files import list_of_pictures
 
 PROMPT = "Please describe this image in detail."

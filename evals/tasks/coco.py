@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lvlm_guard.evals.chair import ImageId
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.objects import coco_words
+from lvlm_guard.evals.metrics.chair import ImageId
+from lvlm_guard.evals.metrics.objects import coco_words
 
 Part = Literal["instances", "captions"]
 

@@ -11,7 +11,7 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from lvlm_guard.evals.chair import image_id
+from lvlm_guard.evals.metrics.chair import image_id
 
 FIRST_OF_VAL = "8"
 """Digests beginning with this digit or a later one are the validation half: half of all pictures."""

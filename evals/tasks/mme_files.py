@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lvlm_guard.evals import mme
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.pope_questions import file_text
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.metrics import mme
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.pope_questions import file_text
 
 ANSWER_TOKENS = 16  # as lmms-eval's task
 

@@ -18,14 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.evals.decoders import PAPER
+from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.pope_questions import Question, build
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import coco
 from lvlm_guard.evals.tasks.held_out import in_val_half, of_published_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
+from lvlm_guard.evals.tasks.pope_questions import Question, build
 from lvlm_guard.evals.tasks.question_files import KINDS, QuestionFile, files_of, published_files
 
 STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.evals.decoders import PAPER
+from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.pope_questions import Kind, Question, file_text, identify, read_questions
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.fetching import IMANGE, QUESTIONS, fetch
+from lvlm_guard.evals.tasks.pope_questions import Kind, Question, file_text, identify, read_questions
 
 KINDS: tuple[Kind, ...] = ("random", "popular", "adversarial")
 DATA_SETS = ("coco", "aokvqa", "gqa")

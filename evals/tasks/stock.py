@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.items import EvalTask, Item
 from lvlm_guard.evals.lmms.generation import Generation, read
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.stock_index import load
 from lvlm_guard.images import load_image
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.world import LIMITS, NOUNS, picture, world_chair, world_pope
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.world_scenes import LIMITS, NOUNS, picture, world_chair, world_pope
 
 PICTURES, CAPTIONS = 240, 320
 ANSWER_TOKENS = CAPTION_TOKENS = 64  # sampled, an answer may turn into a caption; all end by themselves

@@ -32,7 +32,7 @@ def demo(
     [bold]Example:[/bold] lvlm-guard demo --out demo-out
     """
     quiet_libraries()
-    room = import_module("lvlm_guard.evals.demo")
+    room = import_module("lvlm_guard.evals.studies.demo")
     done = room.run(out, room.QUICK if quick else room.SETTINGS, echo=say, started_over=start_over)
     if json:
         print_object(done.saved.run)

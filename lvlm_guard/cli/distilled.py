@@ -19,8 +19,8 @@ BY_SEED = (
 
 def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
     """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
-    room = import_module("lvlm_guard.evals.run")
-    settings = import_module("lvlm_guard.evals.settings").Settings(
+    room = import_module("lvlm_guard.evals.infer.run")
+    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
         tasks=TASKS,
         methods=(lessons.method,),
         knobs={lessons.method: lessons.knobs},
@@ -36,7 +36,7 @@ def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> li
 
 def _by_seed(saved: Any, seeds: list[int]) -> list[dict[str, Any]]:
     """Return the distilled scores of each training by itself."""
-    scoring = import_module("lvlm_guard.evals.scoring")
+    scoring = import_module("lvlm_guard.evals.stats.score")
     found = []
     for place, seed in enumerate(seeds):
         samples = [

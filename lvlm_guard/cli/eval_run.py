@@ -88,12 +88,12 @@ def run(
     [bold]Example:[/bold] lvlm-guard eval run --methods agla,vote --out runs/first
     """
     quiet_libraries()
-    room = import_module("lvlm_guard.evals.run")
+    room = import_module("lvlm_guard.evals.infer.run")
     names = _listed(methods)
     swept = _sweep(sweep or (), names)
     if quick:
         limit, captions, seeds = limit or QUICK, captions or QUICK, 1
-    settings = import_module("lvlm_guard.evals.settings").Settings(
+    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
         model=model,
         tasks=_listed(tasks),
         methods=names,
@@ -184,7 +184,7 @@ def rules_of(texts: Sequence[str]) -> list[Any]:
     from lvlm_guard.errors import GuardError
 
     try:
-        return [import_module("lvlm_guard.evals.compare.fail_if").fail_if(text) for text in texts]
+        return [import_module("lvlm_guard.evals.report.compare.fail_if").fail_if(text) for text in texts]
     except GuardError as error:
         raise usage(f"--fail-if: {error}") from None
 
@@ -192,9 +192,11 @@ def rules_of(texts: Sequence[str]) -> list[Any]:
 def show(saved: Any, shown: Console) -> None:
     """Print a run's tables and what they say; a void run has none."""
     run = saved.run
-    for table in [] if run["status"] == "void" else import_module("lvlm_guard.evals.table").tables(run, shown.width):
+    for table in (
+        [] if run["status"] == "void" else import_module("lvlm_guard.evals.report.terminal").tables(run, shown.width)
+    ):
         shown.print(table)
-    for sentence in import_module("lvlm_guard.evals.remarks").remarks(run):
+    for sentence in import_module("lvlm_guard.evals.report.remarks").remarks(run):
         shown.print(escape(sentence))
     for sentence in (*run["warnings"], *run["flags"]):
         shown.print(escape(f"note: {sentence}"), style="yellow")

@@ -54,8 +54,8 @@ def verify(
         matchers = {name: (name,) for name in (EMBEDDED if model == "embedded" else OTHERS)}
     # the guard's default judge stands beside whatever is measured
     matchers = {"blip-itm": ("blip-itm",)} | matchers
-    room, runs = import_module("lvlm_guard.evals.verifying.run"), import_module("lvlm_guard.evals.run")
-    settings = import_module("lvlm_guard.evals.settings").Settings(
+    room, runs = import_module("lvlm_guard.evals.studies.verify.run"), import_module("lvlm_guard.evals.infer.run")
+    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
         model=model,
         tasks=(task or ("world_chair" if model == "embedded" else "chair"),),
         methods=(),
@@ -76,7 +76,7 @@ def verify(
     if json:
         print_object(report)
         return
-    told = import_module("lvlm_guard.evals.verifying.told")
+    told = import_module("lvlm_guard.evals.studies.verify.told")
     shown = Table("", *told.SHOWN.values(), box=None)
     for one in report["verifiers"]:
         shown.add_row(escape(one["name"]), *(escape(text) for text in told.cells(report, one["name"], told.SHOWN)))

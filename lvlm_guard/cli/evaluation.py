@@ -54,13 +54,13 @@ def compare(
 
     [bold]Example:[/bold] lvlm-guard eval compare runs/before runs/after --a agla
     """
-    room = import_module("lvlm_guard.evals.compare")
+    room = import_module("lvlm_guard.evals.report.compare")
     rules = rules_of(fail_if or ())
     found = room.compare(a, b, decoder_a=decoder_a, decoder_b=decoder_b)
     if json:
         print_object(found.to_dict())
     else:
-        shown, drawn = out(), import_module("lvlm_guard.evals.compare.table")
+        shown, drawn = out(), import_module("lvlm_guard.evals.report.compare.table")
         for table in drawn.tables(found, shown.width):
             shown.print(table)
         for sentence in drawn.remarks(found):
@@ -81,7 +81,7 @@ def check(
 
     [bold]Example:[/bold] lvlm-guard eval check runs/first
     """
-    room = import_module("lvlm_guard.evals.check")
+    room = import_module("lvlm_guard.evals.report.check")
     found = room.check(folder, allow_empty=allow_empty, allow_truncated=allow_truncated)
     if json:
         print_object(found.to_dict())
@@ -97,7 +97,7 @@ def report(folder: Folder, json: Json = False) -> None:
 
     [bold]Example:[/bold] lvlm-guard eval report runs/first
     """
-    _wrote("eval report", "report", import_module("lvlm_guard.evals.page").write_report(folder), json)
+    _wrote("eval report", "report", import_module("lvlm_guard.evals.report.page").write_report(folder), json)
 
 
 def export(
@@ -111,7 +111,7 @@ def export(
 
     [bold]Example:[/bold] lvlm-guard eval export runs/first --decoder agla --to agla.tsv
     """
-    room = import_module("lvlm_guard.evals.saved")
+    room = import_module("lvlm_guard.evals.report.saved")
     _wrote("eval export", "answers", room.export_answers(room.read_run(folder), decoder, to, seed), json)
 
 
@@ -164,8 +164,11 @@ def reproduce(
     [bold]Example:[/bold] lvlm-guard eval reproduce agla --dry-run
     """
     quiet_libraries()
-    room, drawn = import_module("lvlm_guard.evals.reproduce"), import_module("lvlm_guard.evals.reproduce.table")
-    base = import_module("lvlm_guard.evals.settings").Settings(
+    room, drawn = (
+        import_module("lvlm_guard.evals.studies.reproduce"),
+        import_module("lvlm_guard.evals.studies.reproduce.table"),
+    )
+    base = import_module("lvlm_guard.evals.spec.settings").Settings(
         images=str(images or ""),
         annotations=str(annotations or ""),
         questions=tuple(str(path) for path in questions or ()),
@@ -186,7 +189,7 @@ def reproduce(
         for sentence in room.sentences(planned):
             shown.print(escape(sentence))
         return
-    allowed = import_module("lvlm_guard.evals.run").Allowed(truncated=allow_truncated)
+    allowed = import_module("lvlm_guard.evals.infer.run").Allowed(truncated=allow_truncated)
     found = room.reproduce(out_, model, parts, base, echo=say, workers=workers, allowed=allowed)
     if json:
         print_object(found.to_dict())
@@ -212,11 +215,11 @@ def overhead(
     [bold]Example:[/bold] lvlm-guard eval overhead --batches 1
     """
     quiet_libraries()
-    room = import_module("lvlm_guard.evals.overhead")
-    made = import_module("lvlm_guard.evals.settings").Settings(
+    room = import_module("lvlm_guard.evals.studies.overhead")
+    made = import_module("lvlm_guard.evals.spec.settings").Settings(
         model=model, limit=pictures, captions=pictures, controls=False, device=device, dtype=dtype
     )
-    prepared = import_module("lvlm_guard.evals.prepared").prepare_run(made)
+    prepared = import_module("lvlm_guard.evals.infer.prepare").prepare_run(made)
     sizes = sizes_of(batches)
     rows = []
     with progress("blocks", sum(2 * 2 * -(-pictures // size) for size in sizes)) as tick:

@@ -16,8 +16,8 @@ SMALL = ("--limit", 2, "--captions", 3, "--seeds", 1, "--workers", 1, "--batch",
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two methods."""
-    from lvlm_guard.evals.run import run
-    from lvlm_guard.evals.settings import Settings
+    from lvlm_guard.evals.infer.run import run
+    from lvlm_guard.evals.spec.settings import Settings
 
     out = tmp_path_factory.mktemp("run")
     settings = Settings(limit=2, captions=3, seeds=1, batch=16, methods=("agla", "vote"))

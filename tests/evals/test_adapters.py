@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from lvlm_guard.errors import KnobError, WeightsError
-from lvlm_guard.evals.decoders import adapters_of, decoders_of
+from lvlm_guard.evals.decoders.decoder import adapters_of, decoders_of
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.page.repeat import command
-from lvlm_guard.evals.prepared import weights_of
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.server import server_run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.prepare import weights_of
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.server import server_run
+from lvlm_guard.evals.report.page.repeat import command
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.pretrained import ask, load_model, spoken
 
 SETTINGS = Settings(tasks=("world_chair",), methods=("vote",), controls=False, captions=6, batch=6)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lvlm_guard.evals.answers import Answers, Asked, Job
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.items import EvalTask, Item, Said
+from lvlm_guard.evals.infer.store import Answers, Asked, Job
+from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 
 ITEMS = [Item(str(i), str(i // 2), f"question {i}", ()) for i in range(10)]
 TASK = EvalTask("quiz", "pope", ITEMS, 4)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lvlm_guard.errors import GuardError
-from lvlm_guard.evals.asking import answer_length, matcher_answers, prepare, until
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.prepared import prepare_run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.generate import answer_length, matcher_answers, prepare, until
+from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
 
 SETTINGS = Settings(limit=2, captions=4, seeds=2, batch=4, max_new_tokens=12)
 EVERYONE = ("greedy", "sample", "apc", "agla", "agla-sample", "agla-random", "vote", "vcd")

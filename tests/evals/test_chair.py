@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_guard.evals import chair
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import chair
 
 DATA = Path(__file__).parents[1] / "data" / "chair"
 CAPTIONS = json.loads((DATA / "captions_golden.json").read_text())

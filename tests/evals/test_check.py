@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from runs import pope, saved
 
-from lvlm_guard.evals.check import Checked, check, sentences
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.provenance import code_digest
-from lvlm_guard.evals.run import run as run_evaluation
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.identity import code_digest
+from lvlm_guard.evals.infer.run import run as run_evaluation
+from lvlm_guard.evals.report.check import Checked, check, sentences
+from lvlm_guard.evals.spec.settings import Settings
 
 LABELS = ["yes", "no"] * 300
 SAID = ["no", "no", *LABELS[2:]]
@@ -193,7 +193,7 @@ def test_what_was_found_is_json(folder: Path) -> None:
 
 def test_checking_needs_neither_torch_nor_lmms_eval() -> None:
     heavy = "{'torch', 'transformers', 'lmms_eval'}"
-    code = f"import sys, lvlm_guard.evals.check; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, lvlm_guard.evals.report.check; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -18,12 +18,12 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from lvlm_guard.evals.compare import Comparison, compare
-from lvlm_guard.evals.compare import table as compare_table
 from lvlm_guard.evals.errors import DataError, VoidRunError
-from lvlm_guard.evals.rows import find
-from lvlm_guard.evals.saved import read_run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.report.compare import Comparison, compare
+from lvlm_guard.evals.report.compare import table as compare_table
+from lvlm_guard.evals.report.saved import read_run
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 
 LABELS = ["yes", "no"] * 60
 
@@ -295,7 +295,7 @@ def test_a_comparison_is_strict_json_and_says_where_it_comes_from(runs: tuple[Pa
 
 def test_comparing_needs_neither_torch_nor_lmms_eval() -> None:
     heavy = "{'torch', 'transformers', 'lmms_eval'}"
-    code = f"import sys, lvlm_guard.evals.compare.table; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, lvlm_guard.evals.report.compare.table; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.evals.answers import Answers, Job
-from lvlm_guard.evals.crew import Crew
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.prepared import prepare_run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.crew import Crew
+from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.store import Answers, Job
+from lvlm_guard.evals.spec.settings import Settings
 
 SETTINGS = Settings(limit=1, captions=2, seeds=1, batch=8)
 
@@ -58,8 +58,8 @@ def test_a_worker_that_is_killed_is_an_error_too():
 
 SCRIPT = """
 import sys
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.spec.settings import Settings
 run(Settings(limit=8, captions=4, batch=8), sys.argv[1], workers=2, bar=False, report=False,
     echo=lambda text: print(text, flush=True))
 """

@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lvlm_guard.evals import demo
 from lvlm_guard.evals.errors import DataError, VoidRunError
-from lvlm_guard.evals.remarks import remarks
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.world import LIMITS
+from lvlm_guard.evals.report.remarks import remarks
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.studies import demo
+from lvlm_guard.evals.tasks.world_scenes import LIMITS
 
 SMALL = Settings(limit=3, captions=6, seeds=2, batch=32)
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvlm_guard.evals.asking import prepare
-from lvlm_guard.evals.decoders import PLAIN
-from lvlm_guard.evals.disagreement import disagreements, judge, standings, watched
-from lvlm_guard.evals.evidence import Chosen, choose, collect
-from lvlm_guard.evals.prepared import Prepared, prepare_run
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.saved import Saved
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.decoders.decoder import PLAIN
+from lvlm_guard.evals.infer.generate import prepare
+from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.report.disagreement import disagreements, judge, standings, watched
+from lvlm_guard.evals.report.evidence import Chosen, choose, collect
+from lvlm_guard.evals.report.saved import Saved
+from lvlm_guard.evals.spec.settings import Settings
 from tests.support import runs
 
 SETTINGS = Settings(methods=("agla", "vote"), limit=6, captions=6, seeds=1, batch=64, controls=False)

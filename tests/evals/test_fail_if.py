@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import pope, saved
 
-from lvlm_guard.evals.compare import compare
-from lvlm_guard.evals.compare.fail_if import fail_if
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.report.compare import compare
+from lvlm_guard.evals.report.compare.fail_if import fail_if
 
 
 def row(method: str, value: float | None, metric: str = "accuracy", task: str = "pope_random") -> dict[str, Any]:

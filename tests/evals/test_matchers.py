@@ -12,15 +12,15 @@ from lvlm_guard import guard, methods
 from lvlm_guard.adapters.embedded import ADAPTERS
 from lvlm_guard.embedded.world import CAPTION_PROMPT, scenes
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError, WeightsError
-from lvlm_guard.evals.decoders import decoders_of
-from lvlm_guard.evals.differences import compared
+from lvlm_guard.evals.decoders.decoder import decoders_of
+from lvlm_guard.evals.decoders.differences import compared
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.page.repeat import command
-from lvlm_guard.evals.prepared import prepare_run
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.server import server_run
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.server import server_run
+from lvlm_guard.evals.report.page.repeat import command
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.world_scenes import NOUNS
 from lvlm_guard.matching import load_matcher
 from lvlm_guard.pretrained import ask, load_model, spoken
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lvlm_guard.evals import mme
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import mme
 
 GOLDEN = """\
 a.jpg\tIs there a dog in this image? Please answer yes or no.\tYes\tYes

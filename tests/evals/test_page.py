@@ -20,15 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lvlm_guard.evals import chair
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.figures import number
-from lvlm_guard.evals.page import write_report
-from lvlm_guard.evals.page.repeat import command
-from lvlm_guard.evals.page.replies import absent_spans, marked
-from lvlm_guard.evals.page.sweeps import sweep_section
-from lvlm_guard.evals.saved import Saved, write_run, write_samples
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.metrics import chair
+from lvlm_guard.evals.report.figures import number
+from lvlm_guard.evals.report.page import write_report
+from lvlm_guard.evals.report.page.repeat import command
+from lvlm_guard.evals.report.page.replies import absent_spans, marked
+from lvlm_guard.evals.report.page.sweeps import sweep_section
+from lvlm_guard.evals.report.saved import Saved, write_run, write_samples
+from lvlm_guard.evals.spec.settings import Settings
 from tests.support import runs
 
 HOSTILE = "<script>alert(1)</script> & <img src='http://x'>"
@@ -88,7 +88,7 @@ def test_the_same_folder_gives_the_same_page_without_any_model(pope: Saved) -> N
     first = write_report(pope.folder).read_bytes()
     assert write_report(pope.folder).read_bytes() == first
     code = (
-        f"import sys; from lvlm_guard.evals.page import write_report; write_report({str(pope.folder)!r}); "
+        f"import sys; from lvlm_guard.evals.report.page import write_report; write_report({str(pope.folder)!r}); "
         "print([m for m in ('torch', 'transformers', 'lmms_eval', 'datasets') if m in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

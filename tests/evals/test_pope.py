@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_guard.evals import pope
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import pope
 
 DATA = Path(__file__).parents[1] / "data" / "pope"
 GOLDEN = json.loads((DATA / "golden_scores.json").read_text())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.evals import chair
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.pope_questions import (
+from lvlm_guard.evals.metrics import chair
+from lvlm_guard.evals.tasks.pope_questions import (
     PUBLISHED,
     build,
     check_pictures,

@@ -17,16 +17,16 @@ from rich.console import Console
 from runs import captions, pope, saved
 
 from lvlm_guard import embedded
-from lvlm_guard.evals import pope as pope_scores
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.provenance import code_digest
-from lvlm_guard.evals.reproduce import Reproduced, dry_run, reproduce, sentences
-from lvlm_guard.evals.reproduce.plan import ITEMS, Cell, missing, plan
-from lvlm_guard.evals.reproduce.published import FILE, look_up, published
-from lvlm_guard.evals.reproduce.table import dry_run_table, reproduce_tables
-from lvlm_guard.evals.run import Allowed
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.world import NOUNS, picture, world_pope
+from lvlm_guard.evals.infer.identity import code_digest
+from lvlm_guard.evals.infer.run import Allowed
+from lvlm_guard.evals.metrics import pope as pope_scores
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.studies.reproduce import Reproduced, dry_run, reproduce, sentences
+from lvlm_guard.evals.studies.reproduce.plan import ITEMS, Cell, missing, plan
+from lvlm_guard.evals.studies.reproduce.published import FILE, look_up, published
+from lvlm_guard.evals.studies.reproduce.table import dry_run_table, reproduce_tables
+from lvlm_guard.evals.tasks.world_scenes import NOUNS, picture, world_pope
 
 LLAVA, INSTRUCTBLIP = "llava-1.5-7b", "instructblip-vicuna-7b"
 KINDS = ("random", "popular", "adversarial")
@@ -136,7 +136,7 @@ def test_a_dry_run_needs_no_network_and_loads_no_model() -> None:
     code = """
 import socket
 from torch import nn
-from lvlm_guard.evals.reproduce import dry_run, sentences
+from lvlm_guard.evals.studies.reproduce import dry_run, sentences
 def refuse(*args, **kwargs): raise AssertionError("a model was made, or the network was asked")
 nn.Module.__init__ = socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 print(*sentences(dry_run()), sep="\\n")

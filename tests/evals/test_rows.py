@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_guard.evals import chair, pope
-from lvlm_guard.evals.rows import (
+from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.stats.bootstrap import per_picture
+from lvlm_guard.evals.stats.results import (
     CHAIR_SCORES,
     POPE_SCORES,
     Measured,
@@ -15,7 +16,6 @@ from lvlm_guard.evals.rows import (
     long_rows,
     pope_counts,
 )
-from lvlm_guard.evals.statistics import per_picture
 
 answered = st.lists(
     st.tuples(

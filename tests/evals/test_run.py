@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
-from lvlm_guard.evals import pope
 from lvlm_guard.evals.errors import DataError, RunError
-from lvlm_guard.evals.run import Allowed, run
-from lvlm_guard.evals.saved import read_run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.run import Allowed, run
+from lvlm_guard.evals.metrics import pope
+from lvlm_guard.evals.report.saved import read_run
+from lvlm_guard.evals.spec.settings import Settings
 
 SETTINGS = Settings(limit=2, captions=4, seeds=2, batch=8)
 DECODERS = ["greedy", "sample", "sample-matched", "apc", "agla", "agla-sample", "agla-random", "vote", "matcher", "vcd"]
@@ -218,8 +218,8 @@ def test_a_full_disk_ends_a_run_with_what_it_has_and_the_same_command_goes_on(fi
 
 SCRIPT = """
 import sys
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.spec.settings import Settings
 run(Settings(limit=2, captions=4, seeds=2, batch=8), sys.argv[1], workers=int(sys.argv[2]), bar=False, report=False)
 """
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.evals.errors import DataError, RunError
-from lvlm_guard.evals.saved import export_answers, plain, read_run, write_run, write_samples
+from lvlm_guard.evals.report.saved import export_answers, plain, read_run, write_run, write_samples
 
 SAMPLES = [
     {

@@ -5,10 +5,10 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from lvlm_guard.evals import chair, mme, pope
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.rows import find
-from lvlm_guard.evals.scoring import score_run
+from lvlm_guard.evals.metrics import chair, mme, pope
+from lvlm_guard.evals.stats.results import find
+from lvlm_guard.evals.stats.score import score_run
 
 WORDS = ("Yes", "No", "yes, a dog", "There is not a dog", "", "cannot say", "Yes. No.")
 

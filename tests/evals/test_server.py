@@ -17,11 +17,11 @@ from openai_endpoint import OpenAIEndpoint, Reply, Request, load
 
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
 from lvlm_guard.evals.errors import DataError, RunError
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.server import server_run
-from lvlm_guard.evals.server.asker import ServerAsker, document_seed
-from lvlm_guard.evals.server.endpoint import Endpoint
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.server import server_run
+from lvlm_guard.evals.infer.server.asker import ServerAsker, document_seed
+from lvlm_guard.evals.infer.server.endpoint import Endpoint
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
 
 SMALL = Settings(tasks=("world_pope",), methods=("agla",), controls=False, limit=1, batch=4)

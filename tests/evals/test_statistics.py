@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.statistics import Draws, bootstrap, holm, mcnemar, paired, per_picture, wilson
+from lvlm_guard.evals.stats.bootstrap import Draws, bootstrap, holm, mcnemar, paired, per_picture, wilson
 
 
 def mean(counts):

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvlm_guard.evals import kinds, scoring
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.rows import find, long_rows
-from lvlm_guard.evals.stock_metrics import spread
+from lvlm_guard.evals.metrics import registry as kinds
+from lvlm_guard.evals.metrics.stock import spread
+from lvlm_guard.evals.stats import score as scoring
+from lvlm_guard.evals.stats.results import find, long_rows
 
 
 def precision(pairs):

@@ -6,9 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from lvlm_guard.evals.figures import ends, number, p_text, verdict
-from lvlm_guard.evals.remarks import remarks
-from lvlm_guard.evals.table import tables
+from lvlm_guard.evals.report.figures import ends, number, p_text, verdict
+from lvlm_guard.evals.report.remarks import remarks
+from lvlm_guard.evals.report.terminal import tables
 
 DECODERS = ["greedy", "sample-matched", "agla", "agla-random", "vote"]
 

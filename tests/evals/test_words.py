@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.evals import singular, tokens
-from lvlm_guard.evals.objects import DOUBLE_WORDS, coco_words, synonym_lines
+from lvlm_guard.evals.metrics import singular, tokens
+from lvlm_guard.evals.metrics.objects import DOUBLE_WORDS, coco_words, synonym_lines
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "chair" / "singularize_golden.json").read_text())
 

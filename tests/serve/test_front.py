@@ -20,7 +20,7 @@ import pytest
 from front_server import EngineStandIn, MatcherStandIn, data_url, expected_mask, expected_score, picture, serving, turn
 from prometheus_client import CollectorRegistry, generate_latest
 
-from lvlm_guard.evals.server.proof import check_guarded, check_plain, proof_of
+from lvlm_guard.evals.infer.server.proof import check_guarded, check_plain, proof_of
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.middleware import GuardFront
 from lvlm_guard.serve.front.settings import FrontSettings

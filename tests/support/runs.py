@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.saved import Saved, read_run, write_run, write_samples
-from lvlm_guard.evals.scoring import score_run
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.void import verdict
+from lvlm_guard.evals.report.saved import Saved, read_run, write_run, write_samples
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.score import score_run
+from lvlm_guard.evals.stats.validity import verdict
 
 PLAIN = {"do_sample": False, "num_beams": 1}
 NOUNS = ("dog", "cat", "cup", "bus")

@@ -33,9 +33,9 @@ def evaluate(tmp_path_factory):
 @pytest.fixture(scope="session")
 def own():
     """The answers of this package's own asker to the same questions: decoder -> seed -> task -> key -> text."""
+    from lvlm_guard.evals.infer.prepare import prepare_run
     from lvlm_guard.evals.lmms.world_files import CAPTIONS, PICTURES
-    from lvlm_guard.evals.prepared import prepare_run
-    from lvlm_guard.evals.settings import Settings
+    from lvlm_guard.evals.spec.settings import Settings
 
     settings = Settings(
         methods=("agla", "agla-sample", "vote"),

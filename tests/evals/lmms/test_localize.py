@@ -162,9 +162,9 @@ def test_lmms_eval_runs_the_task_with_the_stock_prompt_and_scores(evaluate, ques
 
 
 def own_answers(questions, images):
-    from lvlm_guard.evals.items import EvalTask, Item
-    from lvlm_guard.evals.prepared import prepare_run
-    from lvlm_guard.evals.settings import Settings
+    from lvlm_guard.evals.infer.prepare import prepare_run
+    from lvlm_guard.evals.spec.items import EvalTask, Item
+    from lvlm_guard.evals.spec.settings import Settings
 
     suffix = "\nAnswer the question using a single word or phrase."
     rows = [json.loads(line) for line in questions.read_text().splitlines()]

@@ -197,8 +197,8 @@ def test_one_model_serves_two_runs(evaluate, one_by_one):
 
 
 def test_the_scores_are_those_of_our_scorers(one_by_one):
-    from lvlm_guard.evals import chair, pope
-    from lvlm_guard.evals.world import NOUNS
+    from lvlm_guard.evals.metrics import chair, pope
+    from lvlm_guard.evals.tasks.world_scenes import NOUNS
 
     result, samples = one_by_one
     rows = [{"question_id": doc, "label": s["target"], "answer": s["resps"][0][0]} for doc, s in samples[POPE].items()]

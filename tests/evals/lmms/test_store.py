@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.items import Said
 from lvlm_guard.evals.lmms.store import Store
+from lvlm_guard.evals.spec.items import Said
 
 SETTING = {"model": "m", "alpha": 2.0}
 

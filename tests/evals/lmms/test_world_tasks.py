@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvlm_guard.evals import chair, pope
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.lmms import TASKS, scoring, world_files
 from lvlm_guard.evals.lmms.parquet import read_rows
-from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.tasks.world_scenes import NOUNS
 
 
 def pixels(row):
@@ -54,7 +54,7 @@ def test_the_files_have_the_columns_of_the_stock_tasks():
 
 def test_the_shipped_tasks_say_where_their_documents_come_from():
     """Document n of the file is item n of `world_pope`, so that sampling draws alike."""
-    from lvlm_guard.evals.settings import Settings
+    from lvlm_guard.evals.spec.settings import Settings
     from lvlm_guard.evals.tasks import tasks_of
 
     asked, captioned = tasks_of(Settings(limit=world_files.PICTURES, captions=world_files.CAPTIONS))

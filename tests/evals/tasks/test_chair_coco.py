@@ -7,10 +7,10 @@ import json
 import pytest
 from question_rows import DATA, published, written
 
-from lvlm_guard.evals import scoring
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.rows import find, long_rows
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats import score as scoring
+from lvlm_guard.evals.stats.results import find, long_rows
 from lvlm_guard.evals.tasks import tasks_of
 
 NUMBERS = list(range(500000, 500060))

@@ -11,7 +11,7 @@ import pytest
 from question_rows import DATA
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import fetching, tasks_of
 from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, IMANGE, QUESTIONS, Published, cache_folder, fetch
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from lvlm_guard.evals import mme
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.rows import find
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.metrics import mme
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import tasks_of
 
 
@@ -49,7 +49,7 @@ def test_a_limit_keeps_pairs_whole(settings):
 
 def test_points_of_a_run_are_the_scorer_s(settings, tmp_path):
     # this model answers such questions with a caption, which a few tokens cut
-    from lvlm_guard.evals.run import Allowed
+    from lvlm_guard.evals.infer.run import Allowed
 
     saved = run(
         settings, tmp_path / "out", echo=lambda _: None, bar=False, workers=1, report=False, allowed=Allowed(1.0, 1.0)

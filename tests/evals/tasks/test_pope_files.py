@@ -7,14 +7,14 @@ from itertools import groupby
 import pytest
 from question_rows import DATA, published, question, written
 
-from lvlm_guard.evals import scoring
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.pope_questions import read_questions, write_questions
-from lvlm_guard.evals.rows import find, long_rows
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats import score as scoring
+from lvlm_guard.evals.stats.results import find, long_rows
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.held_out import in_val_half, of_published_test
+from lvlm_guard.evals.tasks.pope_questions import read_questions, write_questions
 
 KINDS = ("random", "popular", "adversarial")
 

@@ -15,12 +15,12 @@ from PIL import Image
 import lvlm_guard.evals
 from lvlm_guard.errors import UnknownNameError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.rows import find, long_rows
-from lvlm_guard.evals.run import run
-from lvlm_guard.evals.saved import read_run
-from lvlm_guard.evals.scoring import measure
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.stock_metrics import with_metrics
+from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.metrics.stock import with_metrics
+from lvlm_guard.evals.report.saved import read_run
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find, long_rows
+from lvlm_guard.evals.stats.score import measure
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.stock import generation
 from lvlm_guard.evals.tasks.stock_index import needs_nltk

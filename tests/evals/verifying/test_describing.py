@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from lvlm_guard.evals.asking import prepare
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.verifying.describing import GREEDY, Description, describe
+from lvlm_guard.evals.infer.generate import prepare
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.studies.verify.describing import GREEDY, Description, describe
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

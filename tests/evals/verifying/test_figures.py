@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import brier_score_loss, precision_score, recall_score, roc_auc_score
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.verifying.figures import Drawn, estimate, reliability
-from lvlm_guard.evals.verifying.rows import CALIBRATED, Verifier, rows_of
+from lvlm_guard.evals.studies.verify.figures import Drawn, estimate, reliability
+from lvlm_guard.evals.studies.verify.rows import CALIBRATED, Verifier, rows_of
 
 RNG = np.random.default_rng(7)
 TRUE = RNG.random(120) < 0.7

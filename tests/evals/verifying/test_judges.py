@@ -11,10 +11,10 @@ from PIL import Image
 
 from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.errors import TextError, UnsupportedCallError
-from lvlm_guard.evals.settings import Settings
-from lvlm_guard.evals.verifying.judges import ClipJudge, MatcherJudge
-from lvlm_guard.evals.verifying.mentions import Mention
-from lvlm_guard.evals.verifying.run import Wanted, verify_run
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
+from lvlm_guard.evals.studies.verify.mentions import Mention
+from lvlm_guard.evals.studies.verify.run import Wanted, verify_run
 from lvlm_guard.matching import Match, Matcher, Vocabulary, load_matcher
 
 OBJECTS = Vocabulary.of(("dog", "cat", "bus", "train"))

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from lvlm_guard.evals import tokens
-from lvlm_guard.evals.items import EvalTask, Item
-from lvlm_guard.evals.verifying.describing import Description, Piece
-from lvlm_guard.evals.verifying.mentions import Mention, mentions_of, spans
+from lvlm_guard.evals.metrics import tokens
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.studies.verify.describing import Description, Piece
+from lvlm_guard.evals.studies.verify.mentions import Mention, mentions_of, spans
 
 
 def described(text: str, *pieces: tuple[str, float]) -> Description:

@@ -14,14 +14,14 @@ from sklearn.metrics import roc_auc_score
 
 from lvlm_guard.adapters.embedded import ADAPTERS
 from lvlm_guard.errors import GuardError, UnsupportedCallError
-from lvlm_guard.evals import chair
-from lvlm_guard.evals.asking import prepare
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.settings import Settings
+from lvlm_guard.evals.infer.generate import prepare
+from lvlm_guard.evals.metrics import chair
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.studies.verify import run as room
+from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.verifying import run as room
-from lvlm_guard.evals.verifying.judges import ClipJudge, MatcherJudge
-from lvlm_guard.evals.world import NOUNS
+from lvlm_guard.evals.tasks.world_scenes import NOUNS
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.pretrained import load_model
 from lvlm_guard.verify import verify_answer

@@ -1,0 +1,123 @@
+"""A run made ready from its settings alone, the same in every process: tasks, decoders, and who answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.evals.decoders.decoder import Decoder, adapters_of, decoders_of
+from lvlm_guard.evals.decoders.matchers import load_matchers, weights_beside
+from lvlm_guard.evals.infer.generate import Answerer, Asker, adapter_name
+from lvlm_guard.evals.infer.store import Asked
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask
+from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
+from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.tasks.world_scenes import NOUNS
+from lvlm_guard.matching import Matcher, load_matcher
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run asks, and who answers.
+
+    Args:
+        settings: of the run.
+        tasks: what is asked.
+        decoders: what is compared.
+        answerer: who answers.
+        matcher: version of the matcher; "" where there is none.
+        flags: sentences for the report, of what this way of asking leaves out.
+        where: device, number format and, of a hub's model, the commit of its weights.
+    """
+
+    settings: Settings
+    tasks: list[EvalTask]
+    decoders: list[Decoder]
+    answerer: Answerer
+    matcher: str = ""
+    flags: list[str] = field(default_factory=list)
+    where: dict[str, str] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return who answers, as JSON data: another model, matcher or decoder is another run."""
+        made = {"decoders": [d.describe() for d in self.decoders], "matcher": self.matcher, **self.where}
+        told: dict[str, Any] = json.loads(json.dumps(made, default=str))
+        return told
+
+    def asked(self) -> list[Asked]:
+        """Return each task with its decoders; the matcher alone answers yes/no questions only."""
+        return [
+            Asked(task, {d.name: d.seeds for d in self.decoders if d.guard is not None or task.kind in YES_NO})
+            for task in self.tasks
+        ]
+
+
+def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> Prepared:
+    """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
+
+    Args:
+        settings: of the run.
+        tasks: its tasks, where they are at hand already.
+
+    Raises:
+        DataError, UnknownNameError: of a task.
+        WeightsError: the model or its matcher can't be had.
+        KnobError, UnknownNameError: of a method.
+    """
+    laid = list(tasks) if tasks is not None else tasks_of(settings)
+    if settings.server:
+        from lvlm_guard.evals.infer.server import server_run
+
+        decoders, answerer, flags = server_run(settings)
+        return Prepared(settings, laid, decoders, answerer, flags=flags)
+    from lvlm_guard import guard
+    from lvlm_guard.pretrained import load_model, with_adapters
+
+    # names and knobs before the model, which may take minutes to load
+    objects = NOUNS if any(task.vocabulary == NOUNS for task in laid) or settings.model == EMBEDDED else None
+    decoders = decoders_of(settings, None, objects)
+    model, processor = load_model(
+        settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
+    )
+    adapters = {adapter_name(d.name, seed): place for d in decoders for seed, place in enumerate(d.adapters)}
+    model, processor = guard(with_adapters(model, adapters) if adapters else model, processor)
+    matcher = _matcher(model, decoders)
+    loaded = load_matchers((place for d in decoders for place in d.matchers), settings.matchers, model)
+    if matcher is not None or loaded:
+        decoders = decoders_of(settings, matcher, objects, loaded)
+    asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution, loaded)
+    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", where=_where(model))
+
+
+def _where(model: Any) -> dict[str, str]:
+    found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    if model.device.type == "cuda":
+        import torch
+
+        found["device_name"] = torch.cuda.get_device_name(model.device)
+    commit = getattr(model.config, "_commit_hash", None)
+    return found | ({"weights_commit": commit} if commit else {})
+
+
+def _matcher(model: Any, decoders: Sequence[Decoder]) -> Matcher | None:
+    """Load the model's matcher where a decoder takes it."""
+    needed = any(
+        (d.guard is None and not d.matchers) or d.knobs.get("matcher", "none needed") is None for d in decoders
+    )
+    return load_matcher(None, model=model) if needed else None
+
+
+def weights_of(settings: Settings) -> list[Path]:
+    """Return the local folders whose weights decide the answers; none for a hub id or a server."""
+    from lvlm_guard.embedded import MATCHER, MODEL
+
+    if settings.server:
+        return []
+    places = [Path(place) for each in adapters_of(settings).values() for place in each]
+    trained = [*(place for place in places if place.is_dir()), *weights_beside(settings.matchers)]
+    if settings.model == EMBEDDED:
+        return [MODEL, MATCHER, *trained]
+    return [path for path in (Path(settings.model),) if path.is_dir()] + trained

@@ -1,0 +1,172 @@
+"""Which objects a caption names: CHAIR's word tables, or a vocabulary of your own.
+
+Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, arXiv:1809.02156, in
+the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507. The synonyms are the core's own
+file, `matching/data/coco_synonyms.txt`, byte for byte the published list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import singular, tokens
+
+_DOUBLE = [
+    "motor bike",
+    "motor cycle",
+    "air plane",
+    "traffic light",
+    "street light",
+    "traffic signal",
+    "stop light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "suit case",
+    "sports ball",
+    "baseball bat",
+    "baseball glove",
+    "tennis racket",
+    "wine glass",
+    "hot dog",
+    "cell phone",
+    "mobile phone",
+    "teddy bear",
+    "hair drier",
+    "potted plant",
+    "bow tie",
+    "laptop computer",
+    "stove top oven",
+    "home plate",
+    "train track",
+]
+_ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
+
+DOUBLE_WORDS: dict[str, str] = (
+    {double: double for double in _DOUBLE}
+    | {f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")}
+    | {
+        "bow tie": "tie",
+        "passenger jet": "jet",
+        "passenger train": "train",
+        "toilet seat": "toilet",
+        "wine glas": "wine glass",  # what Pattern makes of one wine glass
+    }
+)
+"""Two words read as one. "home plate" and "train track" are no objects: they swallow plate and train."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a caption names.
+
+    Args:
+        words: the object words, singular, in order, repeats included.
+        nodes: the object that each of them stands for.
+        indices: position of each one's first token in the caption.
+        tokens: the caption as it was read: singular words, double words as one.
+    """
+
+    words: tuple[str, ...]
+    nodes: tuple[str, ...]
+    indices: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ObjectWords:
+    """How captions are read.
+
+    Args:
+        nodes: object word (singular) -> the object it stands for.
+        double: two singular words -> what they are read as.
+        singular: a lower-cased token to its singular.
+        official: keep the published slip of indices after a removed "seat".
+    """
+
+    nodes: Mapping[str, str]
+    double: Mapping[str, str]
+    singular: Callable[[str], str]
+    official: bool = False
+
+    def find(self, caption: str) -> Found:
+        """Return the objects that a caption names."""
+        return self.find_tokens(tokens.words(caption))
+
+    def find_tokens(self, read: Iterable[str]) -> Found:
+        """Return the objects among tokens, see `tokens.words`."""
+        single = [self.singular(token) for token in read]
+        emitted: list[str] = []
+        starts: list[int] = []
+        at = 0
+        while at < len(single):
+            starts.append(at)
+            pair = f"{single[at]} {single[at + 1]}" if at + 1 < len(single) else ""
+            emitted.append(self.double.get(pair, single[at]))
+            at += 2 if pair in self.double else 1
+        kept, places = emitted, starts
+        if "toilet" in emitted and "seat" in emitted:  # the seat of the toilet is no chair
+            kept = [word for word in emitted if word != "seat"]
+            if not self.official:
+                places = [i for i, word in zip(starts, emitted, strict=True) if word != "seat"]
+        named = [(word, places[i]) for i, word in enumerate(kept) if word in self.nodes]
+        return Found(
+            words=tuple(word for word, _ in named),
+            nodes=tuple(self.nodes[word] for word, _ in named),
+            indices=tuple(index for _, index in named),
+            tokens=tuple(emitted),
+        )
+
+
+@cache
+def coco_words(official: bool = False) -> ObjectWords:
+    """Return the 80 COCO objects with their synonyms.
+
+    Args:
+        official: keep the published slips: bus, ties, canoes, doggies and collies are not found, nor
+            iPhone, "motor bike" and cheesecake. Otherwise they are.
+    """
+    table: dict[str, str] = {}
+    for line in synonym_lines():
+        entries = line.strip().split(", ")
+        # two entries of the published list have a leading blank, one a capital: they can't match
+        clean = entries if official else [entry.strip().lower() for entry in entries]
+        table.update(dict.fromkeys(clean, clean[0]))
+    singular_of = singular.official if official else singular.repaired
+    return ObjectWords(table, DOUBLE_WORDS, singular_of, official)
+
+
+def synonym_lines() -> list[str]:
+    """Return the 80 lines of the published list, the object's own name first in each."""
+    # by the top package: importing lvlm_guard.matching may load torch
+    text = files("lvlm_guard").joinpath("matching/data/coco_synonyms.txt").read_text(encoding="utf-8")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def vocabulary_words(vocabulary: Iterable[str] | Mapping[str, str]) -> ObjectWords:
+    """Return a vocabulary of your own: nouns in the singular, or a mapping of nouns to objects.
+
+    Nouns of two words are found too. A token that is a noun of the vocabulary is taken as it is, so
+    nouns that end in s ("wineglass") are not cut.
+
+    Raises:
+        DataError: there is no noun, or one is empty or has more than two words.
+    """
+    pairs = dict(vocabulary) if isinstance(vocabulary, Mapping) else {word: word for word in vocabulary}
+    table = {" ".join(word.lower().split()): node for word, node in pairs.items()}
+    if not table:
+        raise DataError("The vocabulary holds no noun: captions would name nothing.")
+    for noun in table:
+        if not 1 <= len(noun.split()) <= 2:
+            raise DataError(f"The vocabulary has the entry {noun!r}: give nouns of one or two words.")
+    double = {noun: noun for noun in table if " " in noun}
+    known = {part for noun in table for part in noun.split()}
+
+    def singular_of(token: str) -> str:
+        return token if token in known else singular.repaired(token)
+
+    return ObjectWords(table, double, singular_of)

@@ -1,0 +1,148 @@
+"""What is asked and what is answered: items, tasks, answers. Plain data; needs neither torch nor lmms-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Kind = Literal["pope", "chair", "mme", "stock"]
+Split = Literal["test", "val"]
+
+YES_NO: tuple[Kind, ...] = ("pope", "mme")
+"""Kinds of tasks that are answered yes or no, so that a matcher can answer them without a language model."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to be asked.
+
+    Args:
+        key: its name within its task; seeds, resuming and pairing go by it. For a task of lmms-eval: the doc id.
+        picture: name of its picture, the unit of the statistics: questions about one picture share it.
+        prompt: the user's turn as the model reads it, a request for the answer's format included.
+        images: its pictures, before the prompt; files are opened when they are asked about.
+        question: the bare question, which the matcher alone is asked; "" where it is the prompt.
+        truth: JSON data to score against: "yes" or "no" (pope, mme), names of objects (chair).
+        rows: names of the result rows it counts in, such as ("pope_random", "pope_popular"): a question
+            that several kinds share is asked once.
+        tags: what a report may show or filter by; JSON data.
+        talk: makes the chat messages, where they are not the pictures and then the prompt.
+    """
+
+    key: str
+    picture: str
+    prompt: str
+    images: tuple[Image | Path, ...]
+    question: str = ""
+    truth: Any = None
+    rows: tuple[str, ...] = ()
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    talk: Callable[[], list[dict[str, Any]]] | None = None
+
+    def pictures(self) -> list[Image]:
+        """Return the pictures, RGB.
+
+        Raises:
+            ImageError: a file is missing or no picture.
+        """
+        from lvlm_guard.images import load_image
+
+        return [load_image(image) for image in self.images]
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Return the item as chat messages, as `apply_chat_template` takes them."""
+        if self.talk is not None:
+            return self.talk()
+        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.pictures()]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": self.prompt}]}]
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """Items that are asked alike and scored together.
+
+    Args:
+        name: as in `--tasks`.
+        kind: how it is scored: see `lvlm_guard.evals.stats.score`.
+        items: what is asked, questions about one picture one after another.
+        max_new_tokens: of an answer.
+        until: texts that end an answer.
+        split: "test" to report, "val" to choose settings.
+        vocabulary: nouns that captions are searched for (chair); None: the 80 objects of COCO.
+        about: source, protocol, prompt and the like, for the report; JSON data.
+    """
+
+    name: str
+    kind: Kind
+    items: Sequence[Item]
+    max_new_tokens: int
+    until: tuple[str, ...] = ()
+    split: Split = "test"
+    vocabulary: tuple[str, ...] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def block(self, number: int, batch: int) -> Sequence[Item]:
+        """Return the items of block `number` of `batch` items."""
+        return self.items[number * batch : (number + 1) * batch]
+
+    def blocks(self, batch: int) -> range:
+        """Return the numbers of the blocks."""
+        return range(-(-len(self.items) // batch))
+
+    def digest(self) -> str:
+        """Return a digest of what is asked and what is right; runs with unequal digests can't be paired."""
+        told = [[i.key, i.picture, i.prompt, i.truth, list(i.rows)] for i in self.items]
+        whole = json.dumps([self.kind, self.max_new_tokens, list(self.until), told], sort_keys=True, default=str)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the task as it stands in `run.json`."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "split": self.split,
+            "n": len(self.items),
+            "pictures": len({item.picture for item in self.items}),
+            "rows": list(dict.fromkeys(name for item in self.items for name in item.rows)),
+            "digest": self.digest(),
+            "max_new_tokens": self.max_new_tokens,
+            "until": list(self.until),
+            "vocabulary": None if self.vocabulary is None else list(self.vocabulary),
+            "about": dict(self.about),
+        }
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer and what it cost.
+
+    Args:
+        text: the answer.
+        tokens: of the answer.
+        ended: whether it ended by itself; False: it was cut at the token limit.
+        seconds: of the request, picture processing and matching included; of a batch, its share.
+        forwards: model calls of generate(); of a batch, its share.
+        local_forwards: model calls for second branches; of a batch, its share.
+        local_tokens: tokens that second branches read, prompt included; of a batch, its share.
+        masks: second views that were made; of a batch, its share.
+        peak_mib: peak memory of the call (GPU memory on CUDA, else the process's), MiB; None: not measured.
+        failed: why there is no answer; None: there is one.
+    """
+
+    text: str
+    tokens: int = 0
+    ended: bool = True
+    seconds: float = 0.0
+    forwards: float = 0.0
+    local_forwards: float = 0.0
+    local_tokens: float = 0.0
+    masks: float = 0.0
+    peak_mib: float | None = None
+    failed: str | None = None
