@@ -77,6 +77,8 @@ class EvalTask:
         split: "test" to report, "val" to choose settings.
         vocabulary: nouns that captions are searched for (chair); None: the 80 objects of COCO.
         about: source, protocol, prompt and the like, for the report; JSON data.
+        calibration: items of the validation split, on none of the test pictures: plain decoders and controls answer
+            them too, to fit what has to be fitted and to choose the best control. Never reported as results.
     """
 
     name: str
@@ -87,6 +89,7 @@ class EvalTask:
     split: Split = "test"
     vocabulary: tuple[str, ...] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Sequence[Item] = ()
 
     def block(self, number: int, batch: int) -> Sequence[Item]:
         """Return the items of block `number` of `batch` items."""
@@ -134,6 +137,12 @@ class Said:
         masks: second views that were made; of a batch, its share.
         peak_mib: peak memory of the call (GPU memory on CUDA, else the process's), MiB; None: not measured.
         failed: why there is no answer; None: there is one.
+        score: of a yes/no question: log-odds of yes at the first answer token, nats, by the decoder's own logits before
+            any cut; None: not had.
+        mass: share of the probability there that is on yes or no.
+        censored: whether a server told the likeliest tokens alone, yes or no not among them.
+        cut_at: characters of the text after its first `spec.answers.LIMITS` tokens (captions).
+        proof: what a server said of its guard, JSON.
     """
 
     text: str
@@ -146,3 +155,8 @@ class Said:
     masks: float = 0.0
     peak_mib: float | None = None
     failed: str | None = None
+    score: float | None = None
+    mass: float | None = None
+    censored: bool = False
+    cut_at: tuple[int, ...] | None = None
+    proof: str | None = None
