@@ -1,0 +1,151 @@
+"""JSON lines, read one way everywhere: split at line feeds alone, every fault with its line, none passed over.
+
+`str.splitlines` also splits at U+2028, U+0085 and six more characters, which a sound JSON text may hold raw. Bytes of a
+file opened as binary split at b"\\n" alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Collection, Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any
+
+from lvlm_guard.evals.errors import DataError
+
+Row = dict[str, Any]
+
+
+class TornLineError(DataError):
+    """The last line of a file has no line end and is no JSON: writing it was cut short.
+
+    Args:
+        message: in words.
+        offset: bytes before it, all of them whole lines.
+    """
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+def lines(file: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the JSON value of each line that is not blank, one in memory at a time.
+
+    Args:
+        file: lines as bytes, such as a file opened with "rb".
+        name: for messages.
+
+    Raises:
+        TornLineError: the last line is cut short.
+        DataError: another line is no JSON, or no UTF-8.
+    """
+    offset = 0
+    for number, line in enumerate(file, 1):
+        body = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if body.strip():
+            try:
+                yield number, json.loads(body.decode())
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    raise TornLineError(
+                        f"Line {number} of {name}, the last, is cut short ({len(line)} bytes without a line end): "
+                        "whatever wrote it was stopped. Write the file again, or take that line out.",
+                        offset,
+                    ) from None
+                raise DataError(f"Line {number} of {name} is no JSON: {error}.") from None
+        offset += len(line)
+
+
+def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and value of each row of a file: JSON lines, or one JSON list; .gz too.
+
+    Raises:
+        DataError: it can't be read, or as `lines`.
+    """
+    try:
+        with _opened(path) as file:
+            start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
+            if start.startswith(b"["):
+                yield from enumerate(json.loads(file.read().decode("utf-8-sig")), 1)
+            else:
+                yield from lines(file, path)
+    except ValueError as error:
+        raise DataError(f"{path} begins as a JSON list and is none: {error}.") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} can't be read: {error}.") from error
+
+
+def read(
+    path: str | Path, needs: Collection[str] = (), unique: Collection[str] = (), what: str = "row"
+) -> list[tuple[int, Row]]:
+    """Return the numbers and rows of a file: JSON lines, or one JSON list; .gz too.
+
+    Args:
+        path: the file.
+        needs: fields that every row must have.
+        unique: fields that together tell rows apart; () for none.
+        what: a row is, for messages.
+
+    Raises:
+        DataError: the file can't be read or holds no row; a line is no JSON, no object, lacks a field, or has the
+            `unique` fields of another.
+    """
+    found: list[tuple[int, Row]] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, row in numbered(path):
+        check_fields(row, needs, f"Line {number} of {path}", what)
+        if unique:
+            key = tuple(row.get(field) for field in unique)
+            first = seen.setdefault(key, number)
+            if first != number:
+                told = ", ".join(f"{field} {value!r}" for field, value in zip(unique, key, strict=True))
+                raise DataError(
+                    f"{path} has {told} more than once, in lines {first} and {number}: they can't be told apart."
+                )
+        found.append((number, row))
+    if not found:
+        raise DataError(f"{path} holds no {what}.")
+    return found
+
+
+def check_fields(row: Any, needs: Collection[str], at: str, what: str = "row") -> None:
+    """Raise `DataError` unless a value is an object with these fields; `at` says where it stands."""
+    if not isinstance(row, dict):
+        raise DataError(f"{at} is no {what}: {row!r:.120}.")
+    for field in needs:
+        if field not in row:
+            near = get_close_matches(field, map(str, row), n=1)
+            raise DataError(
+                f"{at} has no {field!r}; it has {', '.join(map(repr, row)) or 'nothing'}. "
+                + (f"Is {near[0]!r} meant? " if near else "")
+                + f"A {what} needs {', '.join(needs)}."
+            )
+
+
+def content(path: str | Path) -> bytes:
+    """Return a file's bytes, unpacked where it is gzipped; raises `DataError` where it can't be read."""
+    with _opened(path) as file:
+        try:
+            return file.read()
+        except (OSError, EOFError) as error:
+            raise DataError(f"{path} can't be read: {error}.") from error
+
+
+def document(path: str | Path) -> Any:
+    """Return the one JSON value of a file, .gz too; raises `DataError` where it can't be read."""
+    try:
+        return json.loads(content(path).decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}.") from None
+
+
+def _opened(path: str | Path) -> IO[bytes]:
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        return gzip.open(path, "rb") if packed else open(path, "rb")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
