@@ -72,7 +72,7 @@ def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
                 yield from enumerate(json.loads(file.read().decode("utf-8-sig")), 1)
             else:
                 yield from lines(file, path)
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} begins as a JSON list and is none: {error}.") from None
     except (OSError, EOFError) as error:
         raise DataError(f"{path} can't be read: {error}.") from error
@@ -138,7 +138,7 @@ def document(path: str | Path) -> Any:
     """Return the one JSON value of a file, .gz too; raises `DataError` where it can't be read."""
     try:
         return json.loads(content(path).decode("utf-8-sig"))
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no JSON: {error}.") from None
 
 
