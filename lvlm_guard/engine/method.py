@@ -117,6 +117,13 @@ class Method(ABC):
         """
         return None
 
+    def uncut(self) -> Method:
+        """Return the method without its plausibility cut, every token kept, so that its branches always matter.
+
+        An evaluation takes a question's score from its logits: after a cut they say nothing of what was cut off.
+        """
+        return self
+
     def knobs(self) -> dict[str, Any]:
         """Return the knobs as plain data, for traces and reports; a matcher is named by its version."""
         return {
@@ -133,6 +140,10 @@ class Constrained(Method):
 
     alpha: float
     beta: float
+
+    def uncut(self) -> Constrained:
+        """Return the method with beta 0."""
+        return dataclasses.replace(self, beta=0.0)  # type: ignore[type-var]  # every method is a dataclass
 
     @property
     def first_token_only(self) -> bool:

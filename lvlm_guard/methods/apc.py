@@ -7,7 +7,7 @@ APC alone reaches is no merit of a second branch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,10 @@ class APC(Method):
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
+
+    def uncut(self) -> APC:
+        """Return the method with beta 0, which is plain decoding."""
+        return replace(self, beta=0.0)
 
     def decided(self, step: Step) -> Tensor:
         """Every row: there is no other branch to wait for."""
