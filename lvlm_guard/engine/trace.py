@@ -97,12 +97,16 @@ class _Record:
 
 
 class Recorder:
-    """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping."""
+    """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping.
+
+    The beginnings of answers stand in a tree, each by its own beginning and last token: T tokens take T entries.
+    """
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._records: list[_Record] = []
-        self._where: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+        self._longer: dict[tuple[int, int], int] = {}  # (beginning, token) -> beginning; -1, -2, ... begin requests
+        self._where: dict[int, tuple[int, int]] = {}  # beginning -> record and row
 
     def add(
         self,
@@ -136,7 +140,10 @@ class Recorder:
             )
         )
         for row, request in enumerate(step.request):
-            self._where[request, tuple(step.prefix(row))] = (len(self._records) - 1, row)
+            beginning = -1 - request
+            for token in step.prefix(row):
+                beginning = self._longer.setdefault((beginning, token), len(self._longer))
+            self._where[beginning] = (len(self._records) - 1, row)
 
     def read(self, answers: list[list[int]], per_request: int) -> list[list[TokenTrace]]:
         """Return the trace of each answer; answers of one request stand together, `per_request` each."""
@@ -144,8 +151,10 @@ class Recorder:
 
     def _read(self, answer: list[int], request: int) -> list[TokenTrace]:
         traces = []
-        for t, token in enumerate(answer):
-            place = self._where.get((request, tuple(answer[:t])))
+        beginning: int | None = -1 - request
+        for token in answer:
+            place = None if beginning is None else self._where.get(beginning)
+            beginning = None if beginning is None else self._longer.get((beginning, token))
             if place is None:  # a token that no step of ours chose (a forced prefix)
                 continue
             record, row = self._records[place[0]], place[1]
