@@ -1,4 +1,4 @@
-"""Which objects a caption names: CHAIR's word tables, or a vocabulary of your own.
+"""Which objects a caption names: CHAIR's word tables in three dialects, or a vocabulary of your own.
 
 Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, arXiv:1809.02156, in
 the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507. The synonyms are the core's own
@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from typing import Literal, get_args
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import singular, tokens
+from lvlm_guard.evals.metrics import lemmas, singular, tokens
+
+Dialect = Literal["ours", "pattern", "wordnet"]
+"""How captions are read: "ours"; "pattern", the published stand-alone script, slips included; "wordnet", the script of
+OPERA, PAI, DeCo and lmms-eval, whose tables compare with this dialect alone. It tags words, so that verbs can be
+objects ("seated" -> chair), and needs NLTK's data."""
+
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
 _DOUBLE = [
     "motor bike",
@@ -85,21 +94,19 @@ class ObjectWords:
         nodes: object word (singular) -> the object it stands for.
         double: two singular words -> what they are read as.
         singular: a lower-cased token to its singular.
+        split: a caption to its tokens; in the dialect "wordnet" they are dictionary forms already.
         official: keep the published slip of indices after a removed "seat".
     """
 
     nodes: Mapping[str, str]
     double: Mapping[str, str]
     singular: Callable[[str], str]
+    split: Callable[[str], list[str]] = tokens.words
     official: bool = False
 
     def find(self, caption: str) -> Found:
         """Return the objects that a caption names."""
-        return self.find_tokens(tokens.words(caption))
-
-    def find_tokens(self, read: Iterable[str]) -> Found:
-        """Return the objects among tokens, see `tokens.words`."""
-        single = [self.singular(token) for token in read]
+        single = [self.singular(token) for token in self.split(caption)]
         emitted: list[str] = []
         starts: list[int] = []
         at = 0
@@ -123,21 +130,34 @@ class ObjectWords:
 
 
 @cache
-def coco_words(official: bool = False) -> ObjectWords:
+def coco_words(dialect: str = "ours") -> ObjectWords:
     """Return the 80 COCO objects with their synonyms.
 
     Args:
-        official: keep the published slips: bus, ties, canoes, doggies and collies are not found, nor
-            iPhone, "motor bike" and cheesecake. Otherwise they are.
+        dialect: "pattern" keeps the published slips: bus, ties, canoes, doggies and collies are not found, nor
+            iPhone, "motor bike" and cheesecake. "wordnet" finds buses and ties, but no men, and reads verbs as objects.
+
+    Raises:
+        DataError: the dialect is unknown, or its data are not on this machine.
     """
+    if dialect not in DIALECTS:
+        near = get_close_matches(dialect, DIALECTS, n=1)
+        raise DataError(
+            f"CHAIR has no dialect {dialect!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known: "
+            f"{', '.join(DIALECTS)}."
+        )
     table: dict[str, str] = {}
     for line in synonym_lines():
         entries = line.strip().split(", ")
         # two entries of the published list have a leading blank, one a capital: they can't match
-        clean = entries if official else [entry.strip().lower() for entry in entries]
+        clean = [entry.strip().lower() for entry in entries] if dialect == "ours" else entries
         table.update(dict.fromkeys(clean, clean[0]))
-    singular_of = singular.official if official else singular.repaired
-    return ObjectWords(table, DOUBLE_WORDS, singular_of, official)
+    if dialect == "wordnet":
+        lemmas.check("CHAIR's dialect 'wordnet'")
+        return ObjectWords(table, DOUBLE_WORDS, str, lemmas.lemmas, official=True)
+    return ObjectWords(
+        table, DOUBLE_WORDS, singular.repaired if dialect == "ours" else singular.official, official=dialect != "ours"
+    )
 
 
 def synonym_lines() -> list[str]:

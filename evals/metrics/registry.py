@@ -86,7 +86,7 @@ def _chair(
             captions = chair.compare(rows, truths, vocabulary=vocabulary)
             counts = chair_counts(captions)
             if vocabulary is None:
-                counts = np.hstack([counts, chair_counts(chair.as_published(captions))[:, [1, 2, 3, 4]]])
+                counts = np.hstack([counts, chair_counts(chair.in_dialect(captions, "pattern"))[:, [1, 2, 3, 4]]])
             runs.append(counts)
         tables[name] = _pooled(runs, name in trained)
     scores = CHAIR_SCORES | {"objects_named": lambda c: share(c[..., 8], c[..., 0])}
