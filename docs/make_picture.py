@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from lvlm_guard import guard, methods
-from lvlm_guard.evals.tasks.world_scenes import NOUNS, picture, world_chair, world_pope
+from lvlm_guard.evals.tasks.world import NOUNS, picture, world_chair, world_pope
 from lvlm_guard.matching import load_matcher, local_view
 from lvlm_guard.pretrained import ask, load_model, spoken
 from lvlm_guard.report.pictures import overlay

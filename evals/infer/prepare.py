@@ -15,7 +15,7 @@ from lvlm_guard.evals.infer.store import Asked
 from lvlm_guard.evals.spec.items import YES_NO, EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.world_scenes import NOUNS
+from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Matcher, load_matcher
 
 

@@ -9,8 +9,7 @@ they are. Everything is checked here, before any model is loaded.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from typing import Any
 import yaml
 
 from lvlm_guard.evals.errors import DataError, disk_trouble
-from lvlm_guard.evals.lmms.parquet import read_rows, write_rows
-from lvlm_guard.evals.lmms.requests import REFUSED
-from lvlm_guard.evals.lmms.stock import StockTask, stock_names, stock_task
-from lvlm_guard.evals.tasks.pope_questions import check_pictures, identify, read_questions
+from lvlm_guard.evals.lmms.index import stock_names, stock_task
+from lvlm_guard.evals.spec import jsonl
+from lvlm_guard.evals.tasks.pope.files import identify
+from lvlm_guard.evals.tasks.pope.questions import read_questions
 
 POPE_FIELDS = {"question_id", "image", "text", "label"}
 
@@ -65,8 +64,6 @@ def localize(
         DataError: a file, folder or picture is missing, a row can't be used, or the task is refused.
         RunError: the files can't be written.
     """
-    if task in REFUSED:
-        raise DataError(f"{task} is not offered: {REFUSED[task]}.")
     stock = stock_task(task)
     named = name or f"{task}_local"
     if named in stock_names():
@@ -74,15 +71,22 @@ def localize(
     source, folder = Path(data), Path(out)
     if images is not None and not Path(images).is_dir():
         raise DataError(f"There is no folder {images} to take the pictures from.")
+    rows: list[dict[str, Any]] = []
     notes: list[str] = []
     if source.suffix == ".parquet" and images is None:
         target, documents = _as_it_is(source)
+    elif images is None:
+        raise DataError(f"{source} names pictures: give the folder they are in (images=).")
     else:
-        rows = _pope(source, images, stock, notes) if _is_pope(source) else _rows(source, images)
-        with disk_trouble(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            target = (folder / f"{named}.parquet").resolve()
-            documents = write_rows(rows, target)
+        given = read_rows(source) if source.suffix == ".parquet" else [row for _, row in jsonl.read(source)]
+        if given and given[0].keys() >= POPE_FIELDS:
+            given = _pope(source, stock.split)
+            if identify(source) is None:
+                notes.append(
+                    f"{source} is none of the published POPE files: its scores compare with no published table."
+                )
+        rows = _with_pictures(source, given, Path(images))
+        target, documents = (folder / f"{named}.parquet").resolve(), len(rows)
     config = {
         "include": str(stock.path),
         "task": named,
@@ -92,6 +96,8 @@ def localize(
     }
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if rows:
+            write_rows(rows, target)
         written = folder / f"{named}.yaml"
         written.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return Localized(named, folder, written, target, documents, tuple(notes))
@@ -111,22 +117,8 @@ def _as_it_is(source: Path) -> tuple[Path, int]:
     return source.resolve(), file.metadata.num_rows
 
 
-def _is_pope(source: Path) -> bool:
-    """Return whether the first row is one of POPE's question files."""
-    if source.suffix == ".parquet":
-        return False
-    first = _json_rows(source)[:1]
-    return bool(first) and first[0].keys() >= POPE_FIELDS
-
-
-def _pope(source: Path, images: str | Path | None, stock: StockTask, notes: list[str]) -> list[dict[str, Any]]:
+def _pope(source: Path, split: str) -> list[dict[str, Any]]:
     """Return POPE's questions in lmms-eval's columns."""
-    questions = read_questions(source)
-    root = _folder(source, images)
-    check_pictures(questions, root)
-    known = identify(source)
-    if known is None:
-        notes.append(f"{source} is none of the published POPE files: its scores compare with no published table.")
     return [
         {
             "id": str(q.question_id),
@@ -134,20 +126,16 @@ def _pope(source: Path, images: str | Path | None, stock: StockTask, notes: list
             "question": q.text,
             "answer": q.label,
             "image_source": Path(q.image).stem,
-            "category": stock.split,
-            "image": {"bytes": None, "path": str((root / q.image).resolve())},
+            "category": split,
+            "image": q.image,
         }
-        for q in questions
+        for q in read_questions(source)
     ]
 
 
-def _rows(source: Path, images: str | Path | None) -> list[dict[str, Any]]:
-    """Return the user's rows, with the paths of their pictures."""
-    rows = read_rows(source) if source.suffix == ".parquet" else _json_rows(source)
-    root = _folder(source, images)
-    if not rows:
-        raise DataError(f"{source} holds no row.")
-    names = {}
+def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """Return the rows with the paths of their pictures."""
+    paths: dict[str, Path] = {}
     for number, row in enumerate(rows):
         image = row.get("image")
         if not isinstance(image, str):
@@ -159,39 +147,32 @@ def _rows(source: Path, images: str | Path | None) -> list[dict[str, Any]]:
             raise DataError(
                 f"Row {number} of {source} has other fields than row 0 ({odd}): all rows need the same ones."
             )
-        names[image] = (root / image).resolve()
-    missing = [name for name, path in names.items() if not path.is_file()]
+        paths[image] = (root / image).resolve()
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(names)} pictures that {source} names are not in {root}; the first is {missing[0]}."
-        )
-    return [dict(row) | {"image": {"bytes": None, "path": str(names[row["image"]])}} for row in rows]
+        raise DataError(f"{len(missing)} of {len(paths)} pictures are not in {root}; the first is {missing[0]}.")
+    return [row | {"image": {"bytes": None, "path": str(paths[row["image"]])}} for row in rows]
 
 
-def _folder(source: Path, images: str | Path | None) -> Path:
-    if images is None:
-        raise DataError(f"{source} names pictures: give the folder they are in (images=).")
-    return Path(images)
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as parquet that `datasets`, and so lmms-eval, reads; `image` is {"bytes": ..., "path": ...}.
+
+    A picture with a path alone stays where it is. (`Dataset.to_parquet` would copy it into the file.)
+    """
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    listed = [dict(row) for row in rows]
+    kind = datasets.features.features.generate_from_arrow_type
+    plain = {name: kind(pa.array([value]).type) for name, value in listed[0].items() if name != "image"}
+    schema = datasets.Features(plain | {"image": datasets.Image()}).arrow_schema
+    pq.write_table(pa.Table.from_pylist(listed, schema=schema), path, compression="zstd")
 
 
-def _json_rows(source: Path) -> list[Mapping[str, Any]]:
-    """Return the rows of a JSON list or of JSON lines."""
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"The data file {source} can't be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source} is no JSON: {error}. Parquet files end in .parquet.") from error
-    rows: Sequence[Any]
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in _lines(text)]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source} is neither a JSON list nor JSON lines: {error}.") from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"Row {number} of {source} is no object with fields: {str(row)[:60]}.")
-    return list(rows)
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file as Python data."""
+    import pyarrow.parquet as pq
 
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows

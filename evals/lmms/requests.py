@@ -11,13 +11,8 @@ from typing import Any
 
 from lvlm_guard.errors import UnsupportedCallError
 from lvlm_guard.evals.lmms.generation import Generation, read
+from lvlm_guard.evals.lmms.index import REFUSED
 from lvlm_guard.evals.spec.items import Item
-
-REFUSED = {
-    "hallusion_bench_image": "an outside model judges its answers; without it every item is 'unclear', and within one "
-    "output folder lmms-eval scores a guarded run on the plain run's judgements"
-}
-"""Tasks whose scores would mislead, and why."""
 
 Talk = list[dict[str, Any]]
 

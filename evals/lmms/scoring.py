@@ -12,7 +12,7 @@ from typing import Any
 from PIL.Image import Image
 
 from lvlm_guard.evals.metrics import chair, pope
-from lvlm_guard.evals.tasks.world_scenes import NOUNS
+from lvlm_guard.evals.tasks.world import NOUNS
 
 Row = dict[str, Any]
 

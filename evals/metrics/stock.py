@@ -20,7 +20,7 @@ import numpy as np
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.tasks.stock_index import quiet
+from lvlm_guard.evals.lmms.index import quiet
 
 Sample = dict[str, Any]
 Numbers = list[dict[str, float]]

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.lmms.generation import Generation, read
+from lvlm_guard.evals.lmms.index import load
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.stock_index import load
+from lvlm_guard.evals.tasks import REGISTRY, STOCK
 from lvlm_guard.images import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-PREFIX = "lmms:"
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,14 @@ def stock_tasks(name: str, settings: Settings) -> list[EvalTask]:
         UnknownNameError: neither here nor there is such a task.
         DataError: its data is missing, or it can't be run as it is.
     """
-    from lvlm_guard.evals.tasks import REGISTRY
-
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(STOCK)
     tasks = load(bare, settings.include, REGISTRY.names())
     if settings.split != "test":
         raise DataError(
             f"{name} is a task of lmms-eval, which has it for the test split only: choose settings on world_pope, "
             "world_chair, pope_coco or chair with --split val."
         )
-    return [_made(PREFIX + each if name != bare else each, task, settings) for each, task in tasks.items()]
+    return [_made(STOCK + each if name != bare else each, task, settings) for each, task in tasks.items()]
 
 
 def _made(name: str, task: Any, settings: Settings) -> StockTask:
@@ -104,7 +101,7 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         "source": f"lmms-eval, {task.config.dataset_path}"
         + (f" {task.config.dataset_name}" if task.config.dataset_name else "")
         + f", split {task.config.test_split or task.config.validation_split}",
-        "protocol": f"lmms-eval's task {name.removeprefix(PREFIX)}, its own prompt and scoring",
+        "protocol": f"lmms-eval's task {name.removeprefix(STOCK)}, its own prompt and scoring",
         "prompt": items[0].prompt,
         "metrics": {metric: bool(up) for metric, up in task.higher_is_better().items()},
         "warnings": _warnings(name, asked, settings),

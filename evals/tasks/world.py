@@ -1,50 +1,192 @@
-"""`world_pope` and `world_chair`: the embedded world, whose right answers are known by drawing."""
+"""The embedded world as tasks, `world_pope` and `world_chair`: right answers are known by drawing.
+
+World POPE follows POPE (arXiv:2305.10355): for each picture three objects in view and three that are not, chosen at
+random, by frequency, or by co-occurrence; frequencies are counted on training scenes. World CHAIR captions scenes and
+compares with what is in view. `world_pope_real` and `world_chair_real` are the same drawings pasted on photographs.
+
+Splits: "val" is for choosing anything, "test" for reporting. World POPE has scenes of "val" beside its test scenes, on
+which controls are fitted and chosen.
+"""
 
 from __future__ import annotations
 
-from lvlm_guard.evals.spec.items import EvalTask, Item
+from dataclasses import dataclass
+
+from PIL import Image
+
+from lvlm_guard.embedded import world
+from lvlm_guard.embedded.questions import MODES, pope_set
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.pope import Answer
+from lvlm_guard.evals.spec.items import EvalTask, Item, Split
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.world_scenes import LIMITS, NOUNS, picture, world_chair, world_pope
 
-PICTURES, CAPTIONS = 240, 320
+PICTURES, CAPTIONS, CALIBRATION = 240, 320, 80
 ANSWER_TOKENS = CAPTION_TOKENS = 64  # sampled, an answer may turn into a caption; all end by themselves
+KINDS = MODES
+NOUNS: tuple[str, ...] = world.CLASSES
+"""Everything that can be named: the objects of POPE, the vocabulary of CHAIR, what `vote` votes on."""
+
+LIMITS = (
+    "The world is drawn and its bias is built in: the language model was trained on labels that assume what usually "
+    "goes together, and on too few pictures to see well, so that it errs both ways; it was trained on partly blacked "
+    "pictures too. The matcher was trained on clean labels, as another witness that errs elsewhere. The figures show "
+    "that the code does what the methods promise where their premise holds, for one training seed. They do not show "
+    "that a method helps a real model: that must be measured on one."
+)
+"""What this world shows and what it does not; said wherever its figures are."""
 
 
-def world_pope_task(settings: Settings) -> list[EvalTask]:
-    """Return the yes/no questions, 18 a picture; a question that several kinds share is asked once."""
-    drawn = world_pope(settings.limit or PICTURES, settings.split)
-    rows: dict[tuple[int, str], dict[str, None]] = {}
-    for q in drawn.questions:
-        rows.setdefault((q.picture, q.text), {})[f"pope_{q.kind}"] = None
-    items = []
-    for number, q in enumerate(drawn.questions):
-        kinds = rows.pop((q.picture, q.text), None)
-        if kinds is not None:
-            items.append(
-                Item(
-                    key=str(number),
-                    picture=str(q.picture),
-                    prompt=q.text,
-                    images=(picture(drawn.scenes, q.picture),),
-                    truth=q.label,
-                    rows=tuple(kinds),
-                    tags={"object": q.name, "assumed": q.assumed},
-                )
+@dataclass(frozen=True)
+class WorldQuestion:
+    """One question about a scene.
+
+    Args:
+        question_id: its number, from 1.
+        picture: index of the scene in its split.
+        kind: how its absent objects were chosen.
+        name: the object asked about.
+        text: the question.
+        label: whether the object is in view.
+        assumed: whether it is absent but suggested by what is in view, which is what the model hallucinates.
+    """
+
+    question_id: int
+    picture: int
+    kind: str
+    name: str
+    text: str
+    label: Answer
+    assumed: bool
+
+
+@dataclass(frozen=True)
+class WorldPope:
+    """Scenes and the questions about them, 18 a scene, in order of scenes."""
+
+    scenes: world.Scenes
+    questions: list[WorldQuestion]
+
+
+@dataclass(frozen=True)
+class WorldCaptions:
+    """Scenes to be captioned; `objects[i]` are the names in view in scene i, `props[i]` whether a prop is."""
+
+    scenes: world.Scenes
+    objects: dict[int, frozenset[str]]
+    props: dict[int, bool]
+    prompt: str = world.CAPTION_PROMPT
+
+
+def picture(scenes: world.Scenes, index: int) -> Image.Image:
+    """Return a scene as an RGB picture of 96 x 96."""
+    return Image.fromarray(scenes.image[index])
+
+
+def scenes_of(split: str, real: bool = False, captions: bool = False) -> str:
+    """Return the name of a split's scenes in `lvlm_guard.embedded.world`, such as "test_real".
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if split not in ("val", "test"):
+        raise DataError(f"The split is {split!r}: give 'test' to report, or 'val' to choose a setting.")
+    return split + "_real" * real + "_cap" * captions
+
+
+def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> WorldPope:
+    """Return POPE questions about the first scenes of a split that have three objects in view.
+
+    Args:
+        pictures: how many scenes.
+        split: "test", or "val" for choosing a setting.
+        real: drawings on photographs.
+
+    Raises:
+        DataError: the split has fewer such scenes, or is none.
+    """
+    name = scenes_of(split, real)
+    if pictures < 1:
+        raise DataError(f"World POPE needs a picture or more; got pictures={pictures}.")
+    drawn, asked = pope_set(name, pictures)
+    found = len({question.scene for question in asked})
+    if found < pictures:
+        raise DataError(
+            f"{pictures} pictures were asked for, but the split {name!r} has {found} scenes with three objects in "
+            "view: ask for fewer."
+        )
+    return WorldPope(
+        drawn,
+        [
+            WorldQuestion(
+                question_id=number,
+                picture=q.scene,
+                kind=q.mode,
+                name=NOUNS[q.asked],
+                text=world.question(NOUNS[q.asked]),
+                label="yes" if q.present else "no",
+                assumed=q.assumed,
             )
+            for number, q in enumerate(asked, 1)
+        ],
+    )
+
+
+def world_chair(captions: int = 400, split: str = "test", real: bool = False) -> WorldCaptions:
+    """Return the first scenes of a caption split, and what is in view in each; raises `DataError` as `world_pope`."""
+    name = scenes_of(split, real, captions=True)
+    if not 1 <= captions <= world.SPLITS[name].size:
+        raise DataError(f"World CHAIR has 1 to {world.SPLITS[name].size} scenes in {split!r}; got captions={captions}.")
+    drawn = world.scenes(name, captions)
+    seen = [drawn.visible(i) for i in range(captions)]
+    return WorldCaptions(
+        drawn,
+        {i: frozenset(NOUNS[o] for o in objects) for i, (objects, _) in enumerate(seen)},
+        {i: bool(props) for i, (_, props) in enumerate(seen)},
+    )
+
+
+def world_pope_task(settings: Settings, real: bool = False) -> list[EvalTask]:
+    """Return the yes/no questions, 18 a picture; a question that several kinds share is asked once."""
+    items = _questions(settings.limit or PICTURES, settings.split, real)
+    held_out: list[Item] = []
+    if settings.split == "test":
+        held_out = _questions(min(CALIBRATION, settings.limit or CALIBRATION), "val", real, "val-")
     about = {
-        "source": f"embedded world, split {settings.split}, its first {len({i.picture for i in items})} scenes with "
-        "three objects in view",
+        "source": f"embedded world, split {scenes_of(settings.split, real)}, its first "
+        f"{len({item.picture for item in items})} scenes with three objects in view",
         "protocol": "three objects in view and three absent ones a kind and picture (arXiv:2305.10355)",
         "prompt": "is there a ... in the image ?",
         "limits": LIMITS,
     }
     tokens = settings.max_new_tokens or ANSWER_TOKENS
-    return [EvalTask("world_pope", "pope", items, tokens, split=settings.split, about=about)]
+    name = "world_pope" + "_real" * real
+    return [EvalTask(name, "pope", items, tokens, split=settings.split, about=about, calibration=held_out)]
 
 
-def world_chair_task(settings: Settings) -> list[EvalTask]:
+def _questions(pictures: int, split: Split, real: bool, prefix: str = "") -> list[Item]:
+    drawn = world_pope(pictures, split, real)
+    rows: dict[tuple[int, str], dict[str, None]] = {}
+    for q in drawn.questions:
+        rows.setdefault((q.picture, q.text), {})[f"pope_{q.kind}"] = None
+    return [
+        Item(
+            key=f"{prefix}{number}",
+            picture=f"{prefix}{q.picture}",
+            prompt=q.text,
+            images=(picture(drawn.scenes, q.picture),),
+            truth=q.label,
+            rows=tuple(kinds),
+            tags={"object": q.name, "assumed": q.assumed},
+        )
+        for number, q in enumerate(drawn.questions)
+        if (kinds := rows.pop((q.picture, q.text), None)) is not None
+    ]
+
+
+def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
     """Return the scenes to caption, with the names of what is in view."""
-    drawn = world_chair(settings.captions or settings.limit or CAPTIONS, settings.split)
+    drawn = world_chair(settings.captions or settings.limit or CAPTIONS, settings.split, real)
     items = [
         Item(
             key=str(index),
@@ -58,19 +200,22 @@ def world_chair_task(settings: Settings) -> list[EvalTask]:
         for index, objects in drawn.objects.items()
     ]
     about = {
-        "source": f"embedded world, caption split {settings.split}, its first {len(items)} scenes",
+        "source": f"embedded world, split {scenes_of(settings.split, real, captions=True)}, its first {len(items)} "
+        "scenes",
         "protocol": "CHAIR (arXiv:1809.02156) over the world's nouns; the truth is what is in view",
         "prompt": drawn.prompt,
         "limits": LIMITS,
     }
-    return [
-        EvalTask(
-            "world_chair",
-            "chair",
-            items,
-            settings.max_new_tokens or CAPTION_TOKENS,
-            split=settings.split,
-            vocabulary=NOUNS,
-            about=about,
-        )
-    ]
+    tokens = settings.max_new_tokens or CAPTION_TOKENS
+    name = "world_chair" + "_real" * real
+    return [EvalTask(name, "chair", items, tokens, split=settings.split, vocabulary=NOUNS, about=about)]
+
+
+def world_pope_real_task(settings: Settings) -> list[EvalTask]:
+    """Return `world_pope_task` on photographs."""
+    return world_pope_task(settings, real=True)
+
+
+def world_chair_real_task(settings: Settings) -> list[EvalTask]:
+    """Return `world_chair_task` on photographs."""
+    return world_chair_task(settings, real=True)

@@ -9,7 +9,7 @@ from lvlm_guard.evals.errors import DataError, VoidRunError
 from lvlm_guard.evals.report.remarks import remarks
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies import demo
-from lvlm_guard.evals.tasks.world_scenes import LIMITS
+from lvlm_guard.evals.tasks.world import LIMITS
 
 SMALL = Settings(limit=3, captions=6, seeds=2, batch=32)
 

@@ -20,7 +20,7 @@ from lvlm_guard.evals.infer.run import run
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.report.page.repeat import command
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.world_scenes import NOUNS
+from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import load_matcher
 from lvlm_guard.pretrained import ask, load_model, spoken
 

@@ -10,15 +10,8 @@ import pytest
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair
-from lvlm_guard.evals.tasks.pope_questions import (
-    PUBLISHED,
-    build,
-    check_pictures,
-    identify,
-    question_text,
-    read_questions,
-    write_questions,
-)
+from lvlm_guard.evals.tasks.pope.files import PUBLISHED, identify
+from lvlm_guard.evals.tasks.pope.questions import build, question_text, read_questions, write_questions
 
 DATA = Path(__file__).parents[1] / "data"
 FILES = sorted((DATA / "pope").glob("*_pope_*.json.gz"))
@@ -71,8 +64,8 @@ def test_every_yes_object_of_coco_is_in_the_chair_ground_truth_and_no_no_object_
         ('{"question_id": 1, "image": "a.jpg", "text": "x", "label": "Yes"}\n', "label 'Yes'"),
         ('{"question_id": "one", "image": "a.jpg", "text": "x", "label": "yes"}\n', "whole number"),
         ('\n{"question_id": 1,\n', "Line 2 of .* is no JSON"),
-        ("[1]", "is no question: 1"),
-        ("", "holds no question"),
+        ("[1]", "is no POPE question: 1"),
+        ("", "holds no POPE question"),
         ('{"question_id": 1, "image": "a", "text": "x", "label": "no"}\n' * 2, "question_id 1 more than once"),
     ],
 )
@@ -96,17 +89,6 @@ def test_a_json_list_and_a_written_file_read_the_same(tmp_path):
     assert list(rows[0]) == ["question_id", "image", "text", "label"]
     (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
     assert read_questions(tmp_path / "list.json") == questions
-
-
-def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path):
-    questions = build(ROWS, "random", pictures=3)
-    names = list(dict.fromkeys(q.image for q in questions))
-    (tmp_path / names[0]).touch()
-    with pytest.raises(DataError, match=f"2 of 3 pictures .* first is {names[1]}"):
-        check_pictures(questions, tmp_path)
-    for name in names:
-        (tmp_path / name).touch()
-    check_pictures(questions, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["random", "popular", "adversarial"])

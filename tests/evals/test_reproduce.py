@@ -26,7 +26,7 @@ from lvlm_guard.evals.studies.reproduce import Reproduced, dry_run, reproduce, s
 from lvlm_guard.evals.studies.reproduce.plan import ITEMS, Cell, missing, plan
 from lvlm_guard.evals.studies.reproduce.published import FILE, look_up, published
 from lvlm_guard.evals.studies.reproduce.table import dry_run_table, reproduce_tables
-from lvlm_guard.evals.tasks.world_scenes import NOUNS, picture, world_pope
+from lvlm_guard.evals.tasks.world import NOUNS, picture, world_pope
 
 LLAVA, INSTRUCTBLIP = "llava-1.5-7b", "instructblip-vicuna-7b"
 KINDS = ("random", "popular", "adversarial")

@@ -7,7 +7,7 @@ import pytest
 
 from lvlm_guard.embedded import world
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.tasks.world_scenes import KINDS, NOUNS, world_chair, world_pope
+from lvlm_guard.evals.tasks.world import KINDS, NOUNS, world_chair, world_pope
 
 
 def test_every_picture_has_eighteen_questions_whose_labels_hold_in_the_scene():

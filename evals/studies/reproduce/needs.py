@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.spec.settings import EMBEDDED
-from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, IMANGE, QUESTIONS, Published
+from lvlm_guard.evals.tasks.coco.chair import AGLA_PICTURES
+from lvlm_guard.evals.tasks.fetching import Published
+from lvlm_guard.evals.tasks.pope.files import IMANGE, QUESTIONS
 
 if TYPE_CHECKING:
     from lvlm_guard.evals.studies.reproduce.plan import Cell

@@ -22,8 +22,7 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.run import usual_batch
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.pope_questions import identify
-from lvlm_guard.evals.tasks.question_files import DATA_SETS, list_of_pictures
+from lvlm_guard.evals.tasks.pope.files import DATA_SETS, identify, list_of_pictures
 
 MODES = ("paper", "official")
 HUB = {

@@ -13,7 +13,7 @@ from lvlm_guard.evals.infer.run import run
 from lvlm_guard.evals.lmms import TASKS
 from lvlm_guard.evals.lmms.localize import localize
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.world_scenes import picture, world_pope
+from lvlm_guard.evals.tasks.world import picture, world_pope
 
 POPE, CHAIR, LOCAL = "lvlm_guard_world_pope", "lvlm_guard_world_chair", "pope_adv_local"
 AGLA = "pretrained=embedded,method=agla,alpha=2"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lvlm_guard.evals.lmms import TASKS
-from lvlm_guard.evals.lmms.parquet import read_rows
+from lvlm_guard.evals.lmms.localize import read_rows
 from lvlm_guard.evals.lmms.world_files import POPE
 
 TASK = "lvlm_guard_world_pope"

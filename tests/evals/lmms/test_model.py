@@ -150,7 +150,7 @@ def local_task(folder, rows):
     import yaml
     from PIL import Image
 
-    from lvlm_guard.evals.lmms.parquet import write_rows
+    from lvlm_guard.evals.lmms.localize import write_rows
 
     for row in rows:
         path = folder / f"{row['image']}.png"
@@ -198,7 +198,7 @@ def test_one_model_serves_two_runs(evaluate, one_by_one):
 
 def test_the_scores_are_those_of_our_scorers(one_by_one):
     from lvlm_guard.evals.metrics import chair, pope
-    from lvlm_guard.evals.tasks.world_scenes import NOUNS
+    from lvlm_guard.evals.tasks.world import NOUNS
 
     result, samples = one_by_one
     rows = [{"question_id": doc, "label": s["target"], "answer": s["resps"][0][0]} for doc, s in samples[POPE].items()]

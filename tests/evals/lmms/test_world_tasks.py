@@ -8,9 +8,9 @@ from PIL import Image
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.lmms import TASKS, scoring, world_files
-from lvlm_guard.evals.lmms.parquet import read_rows
+from lvlm_guard.evals.lmms.localize import read_rows
 from lvlm_guard.evals.metrics import chair, pope
-from lvlm_guard.evals.tasks.world_scenes import NOUNS
+from lvlm_guard.evals.tasks.world import NOUNS
 
 
 def pixels(row):

@@ -12,8 +12,10 @@ from question_rows import DATA
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks import fetching, tasks_of
-from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, IMANGE, QUESTIONS, Published, cache_folder, fetch
+from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.tasks.coco.chair import AGLA_PICTURES
+from lvlm_guard.evals.tasks.fetching import Published, cache_folder, fetch
+from lvlm_guard.evals.tasks.pope.files import IMANGE, QUESTIONS
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -82,8 +84,7 @@ def test_without_a_network_the_message_says_which_file_and_where_to_put_it(serve
     wanted = Published(closed, "ab" * 32)
     with pytest.raises(DataError, match=f"Get {closed} .* put it at .*coco_pope_random.json, or give it with --quest"):
         fetch(wanted)
-    monkeypatch.setattr(fetching, "QUESTIONS", dict.fromkeys(QUESTIONS, wanted))
-    monkeypatch.setattr("lvlm_guard.evals.tasks.question_files.QUESTIONS", dict.fromkeys(QUESTIONS, wanted))
+    monkeypatch.setattr("lvlm_guard.evals.tasks.pope.files.QUESTIONS", dict.fromkeys(QUESTIONS, wanted))
     with pytest.raises(DataError, match=r"coco_pope_random\.json can't be fetched"):
         tasks_of(Settings(tasks=("pope_coco",), images="."))
 
@@ -110,7 +111,7 @@ def test_the_papers_preset_captions_the_papers_pictures(server, tmp_path, jpeg, 
     content = b'{"question_id": 0, "image": "COCO_val2014_000000006871.jpg", "text": "Describe."}\n'
     (web / "chair.jsonl").write_bytes(content)
     listed = Published(f"{address}/chair.jsonl", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr("lvlm_guard.evals.tasks.chair_coco.AGLA_PICTURES", listed)
+    monkeypatch.setattr("lvlm_guard.evals.tasks.coco.chair.AGLA_PICTURES", listed)
     (tmp_path / "COCO_val2014_000000006871.jpg").write_bytes(jpeg)
     truth = str(DATA / "chair" / "gt_objects.json.gz")
     (task,) = tasks_of(Settings(tasks=("chair",), images=str(tmp_path), annotations=truth, preset="paper-agla"))

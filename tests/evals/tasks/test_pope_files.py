@@ -13,8 +13,8 @@ from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats import score as scoring
 from lvlm_guard.evals.stats.results import find, long_rows
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.held_out import in_val_half, of_published_test
-from lvlm_guard.evals.tasks.pope_questions import read_questions, write_questions
+from lvlm_guard.evals.tasks.coco.held_out import in_val_half, of_published_test
+from lvlm_guard.evals.tasks.pope.questions import read_questions, write_questions
 
 KINDS = ("random", "popular", "adversarial")
 

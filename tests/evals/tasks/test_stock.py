@@ -16,6 +16,7 @@ import lvlm_guard.evals
 from lvlm_guard.errors import UnknownNameError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.lmms.index import needs_nltk
 from lvlm_guard.evals.metrics.stock import with_metrics
 from lvlm_guard.evals.report.saved import read_run
 from lvlm_guard.evals.spec.settings import Settings
@@ -23,7 +24,6 @@ from lvlm_guard.evals.stats.results import find, long_rows
 from lvlm_guard.evals.stats.score import measure
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.stock import generation
-from lvlm_guard.evals.tasks.stock_index import needs_nltk
 
 pytest.importorskip("lmms_eval")
 

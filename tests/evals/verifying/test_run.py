@@ -21,7 +21,7 @@ from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies.verify import run as room
 from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.world_scenes import NOUNS
+from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.pretrained import load_model
 from lvlm_guard.verify import verify_answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.chair import ImageId
 from lvlm_guard.evals.metrics.objects import coco_words
+from lvlm_guard.evals.spec.jsonl import document
 
 Part = Literal["instances", "captions"]
 
@@ -37,12 +37,11 @@ def annotation_file(given: str, part: Part, task: str) -> Path:
     Raises:
         DataError: it is not there.
     """
-    path = Path(given) if given else None
-    if path is None:
+    if not given:
         raise DataError(f"{task} needs COCO's {part}: give their folder with --annotations. They are in {SOURCE}.")
-    other = "captions" if part == "instances" else "instances"
+    path = Path(given)
     if path.is_file():
-        mine = path.with_name(path.name.replace(other, part))
+        mine = path.with_name(path.name.replace("captions" if part == "instances" else "instances", part))
         if part in mine.name and mine.is_file():
             return mine
         raise DataError(
@@ -82,10 +81,9 @@ def read_instances(path: Path) -> dict[ImageId, Annotated]:
 
 def read_references(path: Path) -> dict[ImageId, list[str]]:
     """Return the captions that people wrote, by picture; raises `DataError` as `read_instances`."""
-    table = _table(path)
     captions: dict[ImageId, list[str]] = {}
     try:
-        for one in table["annotations"]:
+        for one in _table(path)["annotations"]:
             captions.setdefault(one["image_id"], []).append(str(one["caption"]))
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -104,21 +102,15 @@ def chair_objects(categories: Iterable[str], captions: Iterable[str]) -> list[st
         DataError: a category is none of COCO's.
     """
     words = coco_words()
-    objects = set()
-    for category in categories:
-        if category not in words.nodes:
-            raise DataError(f"The annotations name {category!r}, which is none of CHAIR's 80 objects.")
-        objects.add(words.nodes[category])
-    for caption in captions:
-        objects.update(words.find(caption).nodes)
-    return sorted(objects)
+    strange = next((category for category in categories if category not in words.nodes), None)
+    if strange is not None:
+        raise DataError(f"The annotations name {strange!r}, which is none of CHAIR's 80 objects.")
+    objects = {words.nodes[category] for category in categories}
+    return sorted(objects.union(*(words.find(caption).nodes for caption in captions)))
 
 
 def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}.") from None
+    table = document(path)
     if not isinstance(table, dict):
         raise DataError(f"{path} is no annotation file of COCO: it holds a {type(table).__name__}.")
     return table

@@ -3,18 +3,20 @@
     lvlm-guard eval run --model M --tasks pope_coco,pope_gqa --images PICTURES
     lvlm-guard eval run --model M --tasks pope --questions mine_random.json --images PICTURES
 
-Published files are fetched where `--questions` gives none (see `fetching`). A question that several kinds share
-(half of them do) is asked once and counts in each.
+Published files are fetched where `--questions` gives none. A question that several kinds share (half of them do) is
+asked once and counts in each.
 
 The validation split never touches a test. For COCO it needs no file: `--tasks pope_coco --split val --annotations
-instances_val2014.json` builds questions over pictures of no published test (see `held_out`), 500 pictures, three
-kinds, always the same. Own files must be marked as made for it: see `pope_questions`.
+instances_val2014.json` builds questions over pictures of no published test (see `coco.held_out`), 500 pictures, three
+kinds, always the same; with `--annotations` the test split has those about 80 such pictures beside it, on which
+controls are fitted and chosen. Own files must be marked as made for validation: see `questions`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,18 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks import coco
-from lvlm_guard.evals.tasks.held_out import in_val_half, of_published_test
+from lvlm_guard.evals.tasks.coco import annotations
+from lvlm_guard.evals.tasks.coco.held_out import in_val_half, of_published_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
-from lvlm_guard.evals.tasks.pope_questions import Question, build
-from lvlm_guard.evals.tasks.question_files import KINDS, QuestionFile, files_of, published_files
+from lvlm_guard.evals.tasks.pope.files import QuestionFile, files_of, published_files
+from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, build
 
 STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."
 SUFFIXES = {PAPER: " Please answer this question with one word."}
 """Preset -> what follows a question; else that of lmms-eval's stock task."""
 
 ANSWER_TOKENS = 128  # as lmms-eval's stock task
-VAL_PICTURES = 500
+VAL_PICTURES, CALIBRATION_PICTURES = 500, 80
 TITLES = {"coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA"}
 
 _OBJECT = re.compile(r"is there an? (.+?) in the i", re.IGNORECASE)
@@ -75,9 +77,10 @@ def paper_tokens(model: str) -> int:
 def _published(data_set: str, settings: Settings) -> EvalTask:
     name = f"pope_{data_set}"
     files = files_of(name, settings)
+    built = data_set == "coco" and bool(settings.annotations)
     if settings.split == "val" and not files:
-        if data_set == "coco" and settings.annotations:
-            return _built(name, settings)
+        if built:
+            return _built(name, settings, VAL_PICTURES)
         raise DataError(
             f"{name} has published questions for the test split only, and settings must not be chosen on them. "
             + (
@@ -86,10 +89,24 @@ def _published(data_set: str, settings: Settings) -> EvalTask:
                 if data_set == "coco"
                 else ""
             )
-            + "Or give --questions made for it: `pope_questions.build(rows, kind)` over other pictures, written by "
-            "`write_questions(path, questions, split='val')` (in lvlm_guard.evals)."
+            + "Or give --questions made for it: `build(rows, kind)` over other pictures, written by "
+            "`write_questions(path, questions, split='val')` (in lvlm_guard.evals.tasks.pope.questions)."
         )
-    return _task(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
+    task = _task(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
+    return _calibrated(task, settings) if built and settings.split == "test" else task
+
+
+def _calibrated(task: EvalTask, settings: Settings) -> EvalTask:
+    """Return a task with questions to calibrate on, where the pictures for them are at hand."""
+    asked = min(CALIBRATION_PICTURES, settings.limit or CALIBRATION_PICTURES)
+    try:
+        built = _built(task.name, replace(settings, limit=None), asked)
+    except DataError as error:
+        told = f"{task.name}: nothing is calibrated, and no best control is chosen: {error}"
+        return replace(task, about={**task.about, "warnings": [*task.about["warnings"], told]})
+    tested = {item.picture for item in task.items}  # a file of one's own may ask about any picture
+    items = [replace(item, key=f"val-{item.key}") for item in built.items if item.picture not in tested]
+    return replace(task, calibration=items, about={**task.about, "calibration": built.about["source"]})
 
 
 def _task(name: str, data_set: str, files: Sequence[QuestionFile], settings: Settings) -> EvalTask:
@@ -118,7 +135,7 @@ def _check_split(path: Path, questions: Sequence[Question], settings: Settings) 
             raise DataError(
                 f"{path} is not marked for choosing settings: {len(questions) - marked} of {len(questions)} questions "
                 "lack 'split': 'val'. Settings chosen on a test's questions make its numbers worthless. Build others "
-                "over pictures of no test and write them with `pope_questions.write_questions(path, questions, "
+                "over pictures of no test and write them with `pope.questions.write_questions(path, questions, "
                 "split='val')`; for COCO, leave out --questions and give --annotations instances_val2014.json."
             )
         tested = list(dict.fromkeys(q.image for q in questions if of_published_test(q.image)))
@@ -129,15 +146,16 @@ def _check_split(path: Path, questions: Sequence[Question], settings: Settings) 
             )
 
 
-def _built(name: str, settings: Settings) -> EvalTask:
-    path = coco.annotation_file(settings.annotations, "instances", name)
+def _built(name: str, settings: Settings, pictures: int) -> EvalTask:
+    """Return POPE's own builder over pictures of no test; raises `DataError`."""
+    path = annotations.annotation_file(settings.annotations, "instances", name)
     rows: list[dict[str, Any]] = [
         {"image": picture.name, "objects": picture.categories}
-        for picture in coco.read_instances(path).values()
+        for picture in annotations.read_instances(path).values()
         if in_val_half(picture.name)
     ]
     fit = sum(len(row["objects"]) >= 3 for row in rows)
-    drawn = min(VAL_PICTURES, fit)
+    drawn = min(pictures, fit)
     if not drawn:
         raise DataError(f"{path} has no picture of the validation half with three kinds of objects: give COCO's file.")
     questions = {f"pope_{kind}": build(rows, kind, pictures=drawn) for kind in KINDS}

@@ -15,8 +15,8 @@ from pathlib import Path
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import mme
 from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.pope_questions import file_text
 
 ANSWER_TOKENS = 16  # as lmms-eval's task
 
@@ -62,7 +62,7 @@ def _folder(questions: tuple[str, ...]) -> Path:
 def _lines(path: Path) -> list[tuple[str, str, str]]:
     """Return picture, question and right answer of each line."""
     found = []
-    for number, line in enumerate(file_text(path).splitlines(), 1):
+    for number, line in enumerate(content(path).decode("utf-8-sig").split("\n"), 1):
         parts = line.rstrip().split("\t")
         if not line.strip():
             continue

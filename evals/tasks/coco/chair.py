@@ -15,7 +15,6 @@ lines with "image" (and "text", the prompt), given with `--questions`; `--preset
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +23,28 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.chair import ImageId, image_id, read_objects
 from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.jsonl import read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks import coco
-from lvlm_guard.evals.tasks.fetching import AGLA_PICTURES, fetch
-from lvlm_guard.evals.tasks.held_out import FIRST_OF_VAL, digest, in_val_half
+from lvlm_guard.evals.tasks.coco import annotations
+from lvlm_guard.evals.tasks.coco.held_out import FIRST_OF_VAL, digest, in_val_half
+from lvlm_guard.evals.tasks.fetching import Published, fetch
 from lvlm_guard.evals.tasks.pictures import FOLDERS, check_folder, find_pictures
-from lvlm_guard.evals.tasks.pope_files import paper_tokens
-from lvlm_guard.evals.tasks.pope_questions import file_text
-from lvlm_guard.evals.tasks.question_files import list_of_pictures
+from lvlm_guard.evals.tasks.pope.files import list_of_pictures
+from lvlm_guard.evals.tasks.pope.task import paper_tokens
 
 PROMPT = "Please describe this image in detail."
 PICTURES, CAPTION_TOKENS = 500, 512
 VAL2014 = 40504
 """Pictures of COCO val2014."""
 
+AGLA_PICTURES = Published(
+    "https://raw.githubusercontent.com/Lackel/AGLA/efa126347c41631152a70d7db0a6ac0708bd9d00/data/CHAIR/chair.jsonl",
+    "55a3883f5d779b4d0771d414c1ac52839e7ace12d2675e3eb0b20265bc337685",
+)
+"""The 100 pictures of COCO val2014 that AGLA captions."""
 
-@dataclass(frozen=True)
-class Asked:
-    """A picture to caption: its file name and the prompt."""
-
-    name: str
-    prompt: str = PROMPT
+Asked = dict[str, str]
+"""File name of each picture to caption -> the prompt."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ def truth_of(settings: Settings) -> Truth:
         inside = (file for part in FOLDERS for file in (Path(settings.images) / part).glob("COCO_val2014_*.jpg"))
         names = sorted({file.name for file in inside if image_id(file.name) in objects})
         return Truth(f"objects of {path.name}", names, objects.get)
-    instances = coco.annotation_file(settings.annotations, "instances", "chair")
-    captions = coco.annotation_file(settings.annotations, "captions", "chair")
-    annotated, references = coco.read_instances(instances), coco.read_references(captions)
+    instances = annotations.annotation_file(settings.annotations, "instances", "chair")
+    captions = annotations.annotation_file(settings.annotations, "captions", "chair")
+    annotated, references = annotations.read_instances(instances), annotations.read_references(captions)
 
     def known(key: ImageId) -> list[str] | None:
         if key not in annotated or key not in references:
             return None
-        return coco.chair_objects(annotated[key].categories, references[key])
+        return annotations.chair_objects(annotated[key].categories, references[key])
 
     source = f"categories of {instances.name} and objects that people name in {captions.name}"
     return Truth(source, [picture.name for picture in annotated.values()], known)
@@ -104,66 +104,49 @@ def chair(settings: Settings) -> list[EvalTask]:
     _check_questions(settings, lists)
     if settings.preset == PAPER and settings.split == "test" and not lists:
         lists = [fetch(AGLA_PICTURES, "chair")]
-    listed = [asked for path in lists for asked in read_list(path)]
+    listed: Asked = {}
+    for path in lists:
+        listed |= read_list(path)
     check_folder(settings.images, "chair", "coco")
     truth = truth_of(settings)
     warnings: list[str] = []
     number = settings.captions or settings.limit
     if listed and settings.split == "test":
-        asked = listed[:number]
+        asked = dict(list(listed.items())[:number])
         how = f"the list {', '.join(path.name for path in lists)}"
     else:
-        asked = [Asked(name) for name in _drawn(truth.names, settings, listed)][: number or PICTURES]
+        asked = dict.fromkeys(_drawn(truth.names, settings, listed)[: number or PICTURES], PROMPT)
         how = "smallest SHA-256 of the id" if settings.split == "test" else "the validation half, no test's pictures"
         if len(truth.names) < VAL2014:
             warnings.append(
                 f"chair: the pictures were chosen among {len(truth.names)}, not among the {VAL2014} of COCO val2014, "
                 "so they are others than elsewhere."
             )
-    found = find_pictures([one.name for one in asked], settings.images, "chair")
-    names = "\n".join(sorted(found))
+    found = find_pictures(asked, settings.images, "chair")
     about = {
         "source": f"COCO, {len(asked)} pictures: {how}",
         "truth": truth.source,
         "protocol": "CHAIR (arXiv:1809.02156) over COCO's 80 objects",
-        "prompt": asked[0].prompt,
-        "pictures": hashlib.sha256(names.encode()).hexdigest()[:16],
+        "prompt": next(iter(asked.values())),
+        "pictures": hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16],
         "warnings": warnings,
     }
     items = [
-        Item(
-            key=str(image_id(one.name)),
-            picture=one.name,
-            prompt=one.prompt,
-            images=(found[one.name],),
-            truth=truth.of(one.name),
-            rows=("chair",),
-        )
-        for one in asked
+        Item(str(image_id(name)), name, prompt, (found[name],), truth=truth.of(name), rows=("chair",))
+        for name, prompt in asked.items()
     ]
     tokens = paper_tokens(settings.model) if settings.preset == PAPER else CAPTION_TOKENS
     return [EvalTask("chair", "chair", items, settings.max_new_tokens or tokens, split=settings.split, about=about)]
 
 
-def read_list(path: Path) -> list[Asked]:
+def read_list(path: Path) -> Asked:
     """Return a list of pictures to caption: JSON lines with "image", and "text" where the prompt is another.
 
     Raises:
         DataError: a line is no JSON, names no picture, or one that was named before.
     """
-    asked: dict[str, Asked] = {}
-    for number, line in enumerate(file_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name = str(row["image"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f"Line {number} of {path} names no picture: it needs 'image', a file name.") from None
-        if name in asked:
-            raise DataError(f"Line {number} of {path} has {name} a second time: a picture is captioned once.")
-        asked[name] = Asked(name, str(row.get("text") or PROMPT))
-    return list(asked.values())
+    rows = read(path, ("image",), unique=("image",), what="picture to caption")
+    return {str(row["image"]): str(row.get("text") or PROMPT) for _, row in rows}
 
 
 def _check_questions(settings: Settings, lists: Sequence[Path]) -> None:
@@ -179,9 +162,9 @@ def _check_questions(settings: Settings, lists: Sequence[Path]) -> None:
         )
 
 
-def _drawn(names: Sequence[str], settings: Settings, apart: Sequence[Asked]) -> list[str]:
+def _drawn(names: Sequence[str], settings: Settings, apart: Asked) -> list[str]:
     """Return the pictures of a split in the order in which they are taken."""
-    kept_out = {image_id(one.name) for one in apart}
+    kept_out = {image_id(name) for name in apart}
     ordered = sorted(names, key=lambda name: digest(image_id(name)))
     if settings.split == "val":
         fit = [name for name in reversed(ordered) if in_val_half(name) and image_id(name) not in kept_out]

@@ -1,0 +1,291 @@
+"""The tasks of lmms-eval: found without starting it (its index takes 20 seconds), loaded, or refused with the reason.
+
+Whatever would fail once all answers are paid for is found here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lvlm_guard.errors import MissingExtraError, UnknownNameError, did_you_mean
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.lmms import NAME
+
+INSTALL = "pip install 'lvlm-guard[lmms]'"
+REFUSED = {
+    "hallusion_bench_image": "an outside model judges its answers; without it every item is 'unclear', and within one "
+    "output folder lmms-eval scores a guarded run on the plain run's judgements"
+}
+"""Tasks whose scores would mislead, and why."""
+
+NLTK_DATA = ("tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng", "corpora/wordnet")
+SPACY_MODELS = ("en_core_web_md", "en_core_web_lg")  # those with word vectors
+_TASK = re.compile(r"^task\s*:\s*[\"']?([\w.+-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class StockTask:
+    """A task of lmms-eval: its name, its file, and the split that it asks."""
+
+    name: str
+    path: Path
+    split: str
+
+
+def stock_names() -> list[str]:
+    """Return the names of all tasks of lmms-eval; raises `MissingExtraError` where it is not installed."""
+    return list(_files())
+
+
+def stock_task(name: str) -> StockTask:
+    """Return a task of lmms-eval.
+
+    Raises:
+        MissingExtraError: lmms-eval is not installed.
+        UnknownNameError: it has no such task.
+        DataError: the task is refused, or asks neither a test nor a validation split.
+    """
+    files = _files()
+    _check_allowed(name)
+    if name not in files:
+        near = get_close_matches(name, files, n=3, cutoff=0.5)
+        raise UnknownNameError(
+            f"lmms-eval has no task {name!r}. "
+            + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
+            + "Groups are not tasks: name one of their members. `lmms-eval tasks` lists them all."
+        )
+    config = _config(files[name])
+    split = config.get("test_split") or config.get("validation_split")
+    if not isinstance(split, str):
+        raise DataError(
+            f"{name} names no test or validation split in {files[name]}: it can't be pointed at other data."
+        )
+    return StockTask(name, files[name], split)
+
+
+def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
+    """Return the tasks of lmms-eval that a name stands for, with their data: name -> task.
+
+    Args:
+        name: of a task, a tag or a group.
+        include: folders with further tasks.
+        own: names of this package's tasks, for a suggestion.
+
+    Raises:
+        MissingExtraError: lmms-eval is not installed.
+        UnknownNameError: there is no such task.
+        DataError: the task is refused, or its data or packages are missing, or it can't be scored here.
+    """
+    _check_allowed(name)
+    manager = _manager(name, include, own)
+    if name.startswith("amber_g") and name in stock_names():  # without spaCy its code can't even be imported
+        _needs_spacy(name)
+    try:
+        with quiet():
+            loaded = _flat(manager.load_task_or_group([name], task_type="chat"))
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"The task {name} needs the package {error.name}, which is not installed: pip install {error.name}."
+        ) from error
+    except Exception as error:
+        raise DataError(_no_data(name, error)) from error
+    for each, task in loaded.items():
+        _check_allowed(each)
+        _check_scoring(each, task)
+    return loaded
+
+
+def _check_allowed(name: str) -> None:
+    if name in REFUSED:
+        raise DataError(f"The task {name} is not offered: {REFUSED[name]}. Take pope_coco or mme for yes/no questions.")
+
+
+def _check_scoring(name: str, task: Any) -> None:
+    """See that a task can be scored, before its answers are paid for."""
+    told = task.config.metadata
+    judge = told.get("gpt_eval_model_name") if isinstance(told, Mapping) else None
+    if judge:
+        raise DataError(
+            f"The task {name} is scored by an outside judge ({judge}), whose failures lmms-eval takes for wrong "
+            "answers: not offered. Use stock lmms-eval with --model lvlm_guard."
+        )
+    for metric, aggregate in task.aggregation().items():
+        with suppress(TypeError, ValueError):  # not every callable tells its arguments
+            if "args" in inspect.signature(aggregate).parameters:
+                raise DataError(
+                    f"The task {name} has the score {metric}, which needs the arguments of lmms-eval's command line: "
+                    "not offered. Use stock lmms-eval with --model lvlm_guard."
+                )
+    code = getattr(task.config.process_results, "__code__", None)
+    folder = Path(code.co_filename).parent.name if code is not None else ""
+    if folder == "coco_cap_chair":  # by the code that scores, whatever the task is called
+        needs_nltk(name)
+    if folder == "amber_g":
+        _needs_spacy(name)
+
+
+def needs_nltk(task: str) -> None:
+    """Raise `DataError` unless NLTK's data is there: lmms-eval would ask for it when all answers are paid for."""
+    import nltk
+
+    def found(path: str) -> bool:
+        for candidate in (path, f"{path}.zip"):
+            with suppress(LookupError):
+                nltk.data.find(candidate)
+                return True
+        return False
+
+    missing = [path.rpartition("/")[2] for path in NLTK_DATA if not found(path)]
+    if missing:
+        raise DataError(
+            f"The task {task} is scored with NLTK's data, and {', '.join(missing)} is missing: python -m "
+            f"nltk.downloader {' '.join(missing)}. The task `chair` of this package needs none."
+        )
+
+
+def _needs_spacy(task: str) -> None:
+    way = f"pip install spacy && python -m spacy download {SPACY_MODELS[0]}"
+    if find_spec("spacy") is None:
+        raise DataError(f"The task {task} is scored with spaCy's word vectors, and spaCy is not installed: {way}.")
+    if not any(find_spec(model) for model in SPACY_MODELS):
+        raise DataError(
+            f"The task {task} is scored with spaCy's word vectors, and no model that has them is installed: {way}."
+        )
+    needs_nltk(task)
+
+
+def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
+    """Return lmms-eval's index that has the task: of the folders alone where they have it, else the whole."""
+    try:
+        texts = _texts(_root())
+    except MissingExtraError:
+        near = get_close_matches(name, own, n=1)
+        raise MissingExtraError(
+            f"No task is called {name!r} here"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+            + f" If it is one of lmms-eval, install that: {INSTALL}."
+        ) from None
+    for folder in include:
+        if not Path(folder).is_dir():
+            raise DataError(f"--include-path {folder} is no folder: give one that holds the YAML files of tasks.")
+        texts = texts | _read_yaml(Path(folder))
+    local = _index(include, False) if include else None
+    if local is not None and name in local.all_tasks:
+        if name in stock_names():
+            raise DataError(
+                f"{', '.join(include)} has a task {name!r}, and so has lmms-eval, which would take its own: give yours "
+                "another name."
+            )
+        return local
+    # lmms-eval takes half a minute to say that it has no such task
+    word = re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w+-])")
+    manager = _index(include, True) if any(word.search(text) for text in texts.values()) else None
+    if manager is None or name not in manager.all_tasks:
+        names = [*own, *stock_names(), *(local.all_tasks if local else ())]
+        raise UnknownNameError(
+            f"No task is called {name!r}, neither here nor in lmms-eval. "
+            + did_you_mean(name, names)
+            + f"Here: {', '.join(own)}. There: `lmms-eval tasks` lists them."
+            + ("" if include else " Tasks of your own need --include-path FOLDER.")
+        )
+    return manager
+
+
+@cache
+def _index(include: tuple[str, ...], stock: bool) -> Any:
+    try:
+        from lmms_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingExtraError(f"lmms-eval can't be imported ({error}). Install it: {INSTALL}.") from error
+    with quiet():
+        return TaskManager(include_path=list(include) or None, include_defaults=stock, model_name=NAME)
+
+
+def _flat(loaded: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the tasks of a tree of groups; raises `DataError` where two groups hold one task."""
+    found: dict[str, Any] = {}
+    for name, value in loaded.items():
+        for each, task in (_flat(value) if isinstance(value, Mapping) else {str(name): value}).items():
+            if each in found:
+                raise DataError(f"the task {each} is in two of its groups: name the groups one by one")
+            found[each] = task
+    return found
+
+
+def _no_data(name: str, error: Exception) -> str:
+    """Say why a task could not be loaded; lmms-eval's five tries hide the cause."""
+    last = getattr(error, "last_attempt", None)
+    cause = last.exception() if last is not None else error
+    text = str(cause).strip().split("\n")[0].rstrip(".")
+    said = f"The task {name} can't be loaded: {type(cause).__name__}: {text}."
+    if "offline" not in text.lower() and not isinstance(cause, ConnectionError):
+        return said
+    return (
+        f"{said} Its data is on the Hugging Face hub, which this machine does not reach or must not (HF_HUB_OFFLINE, "
+        "HF_DATASETS_OFFLINE). Load it once with network, or point the task at files of your own with `lvlm-guard eval "
+        f"localize {name} FILE` and give the folder that it writes with --include-path."
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep lmms-eval's log off the terminal: it tells of its 1,900 tasks, and of each one that is scored."""
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    try:
+        yield
+    finally:
+        logger.enable("lmms_eval")
+
+
+def _root() -> Path:
+    package = find_spec("lmms_eval")
+    if package is None or not package.submodule_search_locations:
+        raise MissingExtraError(f"lmms-eval is not installed: {INSTALL}.")
+    return Path(package.submodule_search_locations[0]) / "tasks"
+
+
+@cache
+def _texts(folder: Path) -> dict[Path, str]:
+    return _read_yaml(folder)
+
+
+def _read_yaml(folder: Path) -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.yaml"))}
+
+
+@cache
+def _files() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path, text in _texts(_root()).items():
+        for match in _TASK.finditer(text):
+            found.setdefault(match[1], path)
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return a task's YAML with what it includes; `!function` values are left out."""
+    config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    included = config.pop("include", None)
+    for name in [included] if isinstance(included, str) else included or []:
+        config = _config(path.parent / name) | config
+    return config
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # without types
+    """Reads `!function module.name` as None: nothing of the task is imported."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)

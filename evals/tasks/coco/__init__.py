@@ -1,0 +1,1 @@
+"""COCO: its annotations, which pictures are held out, and captions scored by CHAIR."""

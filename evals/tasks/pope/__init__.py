@@ -1,0 +1,1 @@
+"""POPE: question files, and the questions of a run."""
