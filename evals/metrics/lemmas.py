@@ -25,7 +25,7 @@ def check(what: str) -> None:
         raise DataError(
             f"{what} needs NLTK, which is not installed ({error}): pip install 'lvlm-guard[amber]'."
         ) from None
-    except LookupError:
+    except (LookupError, OSError):
         raise DataError(
             f"{what} needs data of NLTK that are not on this machine: python -m nltk.downloader {' '.join(DATA)} (with "
             "network), or copy such a folder and name it in NLTK_DATA. Without them no other machine's numbers could "

@@ -1,5 +1,6 @@
 """CHAIR, F1 and text statistics of released captions of real models, to the printed digit, in three dialects."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import captions as texts
-from lvlm_guard.evals.metrics import chair
+from lvlm_guard.evals.metrics import chair, lemmas
+from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.answers import LIMITS
 
 DATA = Path(__file__).parents[1] / "data"
@@ -55,3 +57,81 @@ def test_captions_cut_short_score_as_recorded(name, words, objects):
     if words == 64 and name == "llava-1.5/greedy":  # stopping early "wins" fourteen points of CHAIR_s
         whole, cut = (chair.score(these, objects)["chair_s"] for these in (rows, short))
         assert whole - cut > 0.13
+
+
+WORDNET = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "object_recall", "Precision": "precision", "F1": "f1"}
+
+
+def check_wordnet(name, objects):
+    scores = chair.score(chair.read_captions(HAVE[name]), objects, "wordnet")
+    assert scores["dialect"] == "wordnet"
+    for theirs, ours in WORDNET.items():
+        assert scores[ours] == pytest.approx(GOLDEN[name]["wordnet"][theirs], abs=1e-12), theirs
+
+
+@pytest.mark.parametrize("name", ["llava-1.5/greedy", "minigpt4/ours"])
+def test_the_dialect_of_opera_gives_its_published_table_from_the_words_that_nltk_gives(name, objects, monkeypatch):
+    told = json.loads(gzip.decompress((DATA / "benchmarks" / "captions" / "nltk_lemmas.json.gz").read_bytes()))[name]
+    of = {row["caption"]: told.split(" ") for row, told in zip(chair.read_captions(HAVE[name]), told, strict=True)}
+    monkeypatch.setattr(lemmas, "lemmas", of.__getitem__)
+    monkeypatch.setattr(lemmas, "check", lambda what: None)
+    coco_words.cache_clear()
+    check_wordnet(name, objects)
+    coco_words.cache_clear()
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_the_dialect_of_opera_gives_its_published_table_with_nltks_own_data(name, objects):
+    try:
+        lemmas.check("this test")
+    except DataError as error:
+        pytest.skip(str(error))
+    check_wordnet(name, objects)
+
+
+def test_a_dialect_without_its_data_and_an_unknown_one_are_refused_clearly(monkeypatch):
+    def missing(text):
+        raise LookupError("Resource punkt_tab not found")
+
+    monkeypatch.setattr(lemmas, "tagged", missing)
+    coco_words.cache_clear()
+    with pytest.raises(DataError, match=r"nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"):
+        chair.score([], {}, "wordnet")
+    with pytest.raises(
+        DataError, match=r"no dialect 'wordnets'; did you mean 'wordnet'\? Known: ours, pattern, wordnet"
+    ):
+        chair.score([], {}, "wordnets")
+    with pytest.raises(DataError, match="leave out the vocabulary or the dialect"):
+        chair.score([], {}, "wordnet", vocabulary=["dog"])
+
+
+TEXT = "A dog. A dog. A dog. A dog."
+
+
+@given(st.text(alphabet="ab .'’", max_size=60))
+def test_distinct_words_and_repeated_fours_are_those_of_a_recount(text):
+    read = texts.words(text)
+    assert all(word in text.lower() for word in read)
+    fours = [tuple(read[i : i + 4]) for i in range(max(0, len(read) - 3))]
+    assert texts.repeat_4(read) == (pytest.approx(1 - len(set(fours)) / len(fours)) if fours else 0)
+    assert texts.distinct_1(read) == (len(set(read)) / len(read) if read else 0)
+
+
+def test_loops_cuts_and_empty_captions_are_counted():
+    rows = [{"image_id": i, "caption": text} for i, text in enumerate([TEXT, "", "a man's hat"])]
+    captions = chair.compare(rows, {0: ["dog"], 1: [], 2: ["person"]})
+    table = chair.counts(captions, cut=[True, False, False]).sum(axis=0)
+    values = {metric: float(of(table)) for metric, of in chair.SCORES.items()}
+    assert values["repeat_4"] == pytest.approx((3 / 5) / 3)  # eight words, five fours, two of them different
+    assert values["distinct_1"] == pytest.approx((2 / 8 + 1) / 2)  # the empty one has no words to vary
+    assert values["cut"] == values["empty"] == pytest.approx(1 / 3)
+    assert values["f1"] == pytest.approx(1.0)
+
+
+def test_a_caption_is_cut_where_its_row_of_answers_says():
+    ends = [5, 9, 12, 27, 27]
+    assert [texts.prefix(TEXT, ends, limit) for limit in LIMITS] == [TEXT[:end] for end in ends]
+    with pytest.raises(DataError, match="not at 48"):
+        texts.prefix(TEXT, ends, 48)
+    with pytest.raises(DataError, match="its row of answers is damaged"):
+        texts.prefix(TEXT, [5, 9, 12, 28, 28], 256)
