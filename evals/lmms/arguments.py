@@ -6,7 +6,6 @@ lmms-eval turns `revision=12e4567` into the number infinity, and takes any name.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -14,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from lvlm_guard import __version__, methods
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import REFERENCE
+from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.spec.settings import Settings
 
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=agla,alpha=2"
@@ -70,22 +72,13 @@ class Arguments:
         )
 
 
-TEXTS = ("pretrained", "method", "device", "dtype", "revision", "execution", "store", "code")
-NUMBERS = {"batch_size": 1, "seed": 0}  # with their least value
+OWN = [f.name for f in dataclasses.fields(Arguments) if f.name != "knobs"]
+LEAST = {"batch_size": 1, "seed": 0}  # of what is a number; the others are texts
 
 
 def code_name() -> str:
     """Return the version and a digest of the running code, for `code=`."""
-    from lvlm_guard.evals.infer.identity import code_digest
-
     return f"v{__version__}-{code_digest()}"
-
-
-def model_args(pretrained: str, method: str, **more: Any) -> str:
-    """Return a `--model_args` text with the running code in it, as lmms-eval's `--use_cache` needs."""
-    given = {"pretrained": pretrained, "method": method, **more, "code": code_name()}
-    texts = {name: json.dumps(v) if isinstance(v, list | tuple | dict) else str(v) for name, v in given.items()}
-    return ",".join(f"{name}={text}" for name, text in texts.items())
 
 
 def parse(text: str) -> dict[str, str]:
@@ -120,20 +113,25 @@ def read(given: Mapping[str, Any]) -> Arguments:
             known = "" if name == "pretrained" else f" Methods: {', '.join(_methods())}."
             raise KnobError(f"--model_args lacks {name}=. An example: {EXAMPLE}.{known}")
     method = _text("method", given["method"])
-    knobs = _knobs_of(method)
-    texts = {name: _text(name, given[name]) for name in TEXTS if given.get(name) is not None}
-    numbers = {name: _whole(name, given[name], least) for name, least in NUMBERS.items() if given.get(name) is not None}
-    own = {}
+    defaults = _knobs_of(method)
+    chosen: dict[str, Any] = {}
+    knobs: dict[str, Any] = {}
     for name, value in given.items():
-        if name in TEXTS or name in NUMBERS:
-            continue
         knob = name.removeprefix(f"{method}.")
-        if knob not in knobs:
-            raise KnobError(_unknown(name, method, knobs))
-        own[knob] = _knob(knob, value, knobs[knob])
-    _check(texts)
-    chosen: dict[str, Any] = {**texts, **numbers, "knobs": own}
-    return Arguments(**chosen)
+        if name in OWN:
+            if value is not None:
+                chosen[name] = _whole(name, value) if name in LEAST else _text(name, value)
+        elif knob in defaults:
+            knobs[knob] = _knob(knob, value, defaults[knob])
+        else:
+            raise KnobError(
+                f"--model_args has {name!r}, which is no argument of lvlm_guard and no knob of {method!r}. "
+                + did_you_mean(name.rpartition(".")[2], [*OWN, *defaults])
+                + f"Arguments: {', '.join(OWN)}. Knobs of {method}: {', '.join(defaults) or 'none'}."
+            )
+    found = Arguments(**chosen, knobs=knobs)
+    _check(found)
+    return found
 
 
 def _methods() -> list[str]:
@@ -154,15 +152,6 @@ def _knobs_of(method: str) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(methods.REGISTRY.get(method)) if f.init}
 
 
-def _unknown(name: str, method: str, knobs: Mapping[str, Any]) -> str:
-    known = [*TEXTS, *NUMBERS, *knobs]
-    return (
-        f"--model_args has {name!r}, which is no argument of lvlm_guard and no knob of {method!r}. "
-        + did_you_mean(name.rpartition(".")[2], known)
-        + f"Arguments: {', '.join([*TEXTS, *NUMBERS])}. Knobs of {method}: {', '.join(knobs) or 'none'}."
-    )
-
-
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise KnobError(
@@ -172,12 +161,12 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole(name: str, value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"\d+", value.strip()):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < LEAST[name]:
         hint = " It is not searched for: a batch can change answers in half precision." if name == "batch_size" else ""
-        raise KnobError(f"{name} is {value!r}: give a whole number of at least {least}.{hint}")
+        raise KnobError(f"{name} is {value!r}: give a whole number of at least {LEAST[name]}.{hint}")
     return value
 
 
@@ -198,35 +187,32 @@ def _knob(name: str, value: Any, default: Any) -> Any:
             raise KnobError(f"{name} is {text!r}: give {kind}, such as {default}.") from None
     if text[:1] in ("[", "{", '"'):
         try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
             raise KnobError(f'{name} is {text!r}, which is no JSON ({error}): write ["dog", "cat"].') from error
         return tuple(found) if isinstance(found, list) else found
     return None if text.lower() == "none" else text
 
 
-def _check(texts: Mapping[str, str]) -> None:
+def _check(found: Arguments) -> None:
     from lvlm_guard.engine.session import EXECUTIONS
 
-    if texts.get("execution", "auto") not in EXECUTIONS:
-        raise KnobError(f"execution is {texts['execution']!r}: give {', '.join(EXECUTIONS)}.")
-    if "revision" in texts and _as_number(texts["revision"]) in (math.inf, -math.inf):
+    if found.execution not in EXECUTIONS:
+        raise KnobError(f"execution is {found.execution!r}: give {', '.join(EXECUTIONS)}.")
+    try:
+        infinite = math.isinf(float(found.revision))
+    except ValueError:
+        infinite = False
+    if infinite:
         raise KnobError(
-            f"revision is {texts['revision']!r}, which lmms-eval reads as the number infinity, so that its cache could "
+            f"revision is {found.revision!r}, which lmms-eval reads as the number infinity, so that its cache could "
             "take the answers of one revision for another's: give more digits of the commit, or a tag."
         )
-    if texts.get("code") and texts["code"] != code_name():
+    if found.code and found.code != code_name():
         raise KnobError(
-            f"code is {texts['code']!r}, but the code that runs is {code_name()!r}: a cache keyed by these arguments "
-            "would mix the answers of both. Write the arguments anew: lvlm_guard.evals.lmms.arguments.model_args(...)."
+            f"code is {found.code!r}, but the code that runs is {code_name()!r}: a cache keyed by these arguments "
+            f"would mix the answers of both. Write code={code_name()}."
         )
-
-
-def _as_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
 
 
 def _own_device(device: str) -> str:

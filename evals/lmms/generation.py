@@ -21,7 +21,7 @@ class Generation:
         max_new_tokens: of an answer.
         until: texts that end an answer.
         do_sample: whether tokens are drawn.
-        temperature, top_p, top_k: of the draw; None where nothing is drawn, or not given.
+        temperature, top_p, top_k: of the draw; None where nothing is drawn.
         num_beams: of a search without drawing.
     """
 
@@ -36,8 +36,7 @@ class Generation:
     def options(self) -> dict[str, Any]:
         """Return further arguments of generate(), as a `Decoder` holds them."""
         drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        given = {name: value for name, value in drawn.items() if value is not None}
-        return {"do_sample": self.do_sample, "num_beams": self.num_beams} | (given if self.do_sample else {})
+        return {"do_sample": self.do_sample, "num_beams": self.num_beams} | (drawn if self.do_sample else {})
 
 
 def read(given: Mapping[str, Any], task: str) -> Generation:
@@ -49,50 +48,50 @@ def read(given: Mapping[str, Any], task: str) -> Generation:
     Raises:
         UnsupportedCallError: an unknown argument, or a value that can't be honoured; names the task.
     """
-    for name in given:
-        if name not in KEYS:
-            raise UnsupportedCallError(
-                f"Task {task}: the generation argument {name!r} is not understood. "
-                + did_you_mean(name, KEYS)
-                + f"lvlm_guard honours {', '.join(KEYS)}; leave others out of generation_kwargs and --gen_kwargs."
-            )
     known = {name: value for name, value in given.items() if value is not None}
+
+    def refused(why: str) -> UnsupportedCallError:
+        return UnsupportedCallError(f"Task {task}: {why}")
+
+    def number(name: str, default: float) -> float:
+        value = known.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise refused(f"{name} is {value!r}: give a number.")
+        return float(value)
+
+    def whole(name: str, default: int, least: int) -> int:
+        value = number(name, default)
+        if value != int(value) or value < least:
+            raise refused(f"{name} is {value:g}: give a whole number of at least {least}.")
+        return int(value)
+
+    strange = next((name for name in given if name not in KEYS), None)
+    if strange is not None:
+        raise refused(
+            f"the generation argument {strange!r} is not understood. {did_you_mean(strange, KEYS)}lvlm_guard honours "
+            f"{', '.join(KEYS)}; leave others out of generation_kwargs and --gen_kwargs."
+        )
     until = known.get("until", ())
     stops = (until,) if isinstance(until, str) else tuple(until)
     if not all(isinstance(stop, str) for stop in stops):
-        raise UnsupportedCallError(f"Task {task}: until is {until!r}: give texts.")
-    sample = known.get("do_sample", _number(known.get("temperature", 0), "temperature", task) > 0)
+        raise refused(f"until is {until!r}: give texts.")
+    sample = known.get("do_sample", number("temperature", 0) > 0)
     if not isinstance(sample, bool):
-        raise UnsupportedCallError(f"Task {task}: do_sample is {sample!r}: give true or false.")
-    beams = _whole(known, "num_beams", 1, 1, task)
-    tokens = _whole(known, "max_new_tokens", MOST_TOKENS, 1, task)
+        raise refused(f"do_sample is {sample!r}: give true or false.")
+    beams, tokens = whole("num_beams", 1, 1), whole("max_new_tokens", MOST_TOKENS, 1)
     if not sample:
         return Generation(tokens, stops, num_beams=beams)
     if beams > 1:
-        raise UnsupportedCallError(
-            f"Task {task}: do_sample=True with num_beams={beams} is not supported: sample with num_beams=1, or search "
-            "with do_sample=False."
+        raise refused(
+            f"do_sample=True with num_beams={beams} is not supported: sample with num_beams=1, or search with "
+            "do_sample=False."
         )
-    temperature = _number(known.get("temperature", 1.0), "temperature", task)
+    temperature, top_p = number("temperature", 1.0), number("top_p", 1.0)
     if not temperature > 0:
-        raise UnsupportedCallError(
-            f"Task {task}: do_sample=True with temperature={temperature:g} is no distribution to draw from: give a "
-            "temperature above 0, or do_sample=False for greedy answers."
+        raise refused(
+            f"do_sample=True with temperature={temperature:g} is no distribution to draw from: give a temperature "
+            "above 0, or do_sample=False for greedy answers."
         )
-    top_p = _number(known.get("top_p", 1.0), "top_p", task)
     if not 0 < top_p <= 1:
-        raise UnsupportedCallError(f"Task {task}: top_p is {top_p:g}: give a share above 0 and up to 1.")
-    return Generation(tokens, stops, True, temperature, top_p, _whole(known, "top_k", 0, 0, task))
-
-
-def _number(value: Any, name: str, task: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UnsupportedCallError(f"Task {task}: {name} is {value!r}: give a number.")
-    return float(value)
-
-
-def _whole(known: Mapping[str, Any], name: str, default: int, least: int, task: str) -> int:
-    value = _number(known.get(name, default), name, task)
-    if value != int(value) or value < least:
-        raise UnsupportedCallError(f"Task {task}: {name} is {value:g}: give a whole number of at least {least}.")
-    return int(value)
+        raise refused(f"top_p is {top_p:g}: give a share above 0 and up to 1.")
+    return Generation(tokens, stops, True, temperature, top_p, whole("top_k", 0, 0))

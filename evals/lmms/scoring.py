@@ -1,12 +1,13 @@
 """How the embedded world's tasks are scored within lmms-eval: by this package's own POPE and CHAIR.
 
-lmms-eval calls `*_results` for each document, in several threads, and the rest once over all rows. A row's `score` is
-its own part of a mean, which lmms-eval's standard errors are made of; other metrics have none.
+lmms-eval calls `*_results` for each document, in several threads, and an aggregator (`accuracy`, `chair_i`, ...; named
+in the YAML files) once over all rows. A row's `score` is its own part of a mean, which lmms-eval's standard errors are
+made of; other metrics have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL.Image import Image
@@ -15,6 +16,7 @@ from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.tasks.world import NOUNS
 
 Row = dict[str, Any]
+Aggregator = Callable[[Sequence[Row]], float]
 
 
 def visual(document: Mapping[str, Any]) -> list[Image]:
@@ -33,34 +35,13 @@ def pope_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[st
     return {name: row | {"score": float(value)} for name, value in own.items()} | whole
 
 
-def accuracy(rows: Sequence[Row]) -> float:
-    """Return the share of right answers."""
-    return pope.score(rows)["accuracy"]
-
-
-def precision(rows: Sequence[Row]) -> float:
-    """Return the share of yes answers that are right."""
-    return pope.score(rows)["precision"]
-
-
-def recall(rows: Sequence[Row]) -> float:
-    """Return the share of questions to be answered yes that are."""
-    return pope.score(rows)["recall"]
-
-
-def f1(rows: Sequence[Row]) -> float:
-    """Return the harmonic mean of precision and recall."""
-    return pope.score(rows)["f1"]
-
-
-def yes_ratio(rows: Sequence[Row]) -> float:
-    """Return the share of yes among the answers (lmms-eval's stock POPE tells that of the labels)."""
-    return pope.score(rows)["yes_ratio"]
-
-
-def unreadable(rows: Sequence[Row]) -> float:
-    """Return the share of answers that are neither yes nor no."""
-    return pope.ratio(pope.score(rows)["unreadable"], len(rows))
+def chair_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Row]:
+    """Return the row of one caption under each metric."""
+    picture = document["image_source"]
+    row = {"image_id": picture, "image_source": picture, "caption": results[0]}
+    row["objects"] = list(document["gt_object"])
+    own = {name: row | {"score": _captions([row])[name]} for name in ("chair_s", "length")}
+    return own | {"chair_i": row, "object_recall": row}
 
 
 def chair_target(document: Mapping[str, Any]) -> str:
@@ -68,35 +49,22 @@ def chair_target(document: Mapping[str, Any]) -> str:
     return ", ".join(document["gt_object"])
 
 
-def chair_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Row]:
-    """Return the row of one caption under each metric."""
-    picture = document["image_source"]
-    row = {"image_id": picture, "image_source": picture, "caption": results[0]}
-    row["objects"] = list(document["gt_object"])
-    scores = _captions([row])
-    own = {"chair_s": scores["chair_s"], "length": scores["length"]}
-    return {name: row | {"score": value} for name, value in own.items()} | {"chair_i": row, "object_recall": row}
+def unreadable(rows: Sequence[Row]) -> float:
+    """Return the share of answers that are neither yes nor no."""
+    return pope.ratio(pope.score(rows)["unreadable"], len(rows))
 
 
-def chair_s(rows: Sequence[Row]) -> float:
-    """Return the share of captions that name what is not in view."""
-    return _captions(rows)["chair_s"]
+def _answers(metric: str) -> Aggregator:
+    return lambda rows: float(dict(pope.score(rows))[metric])  # type: ignore[arg-type]
 
 
-def chair_i(rows: Sequence[Row]) -> float:
-    """Return the share of the named objects that are not in view."""
-    return _captions(rows)["chair_i"]
-
-
-def object_recall(rows: Sequence[Row]) -> float:
-    """Return the share of what is in view that is named."""
-    return _captions(rows)["object_recall"]
-
-
-def length(rows: Sequence[Row]) -> float:
-    """Return the mean number of words of a caption."""
-    return _captions(rows)["length"]
-
-
-def _captions(rows: Sequence[Row]) -> chair.Scores:
+def _captions(rows: Sequence[Row]) -> Mapping[str, Any]:
     return chair.score(rows, {row["image_id"]: row["objects"] for row in rows}, vocabulary=NOUNS)
+
+
+def _of_captions(metric: str) -> Aggregator:
+    return lambda rows: float(_captions(rows)[metric])
+
+
+accuracy, precision, recall, f1, yes_ratio = map(_answers, ("accuracy", "precision", "recall", "f1", "yes_ratio"))
+chair_s, chair_i, object_recall, length = map(_of_captions, ("chair_s", "chair_i", "object_recall", "length"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.lmms import TASKS
+from lvlm_guard.evals.lmms.localize import write_rows
 from lvlm_guard.evals.tasks.world import picture, world_chair, world_pope
 
 PICTURES, CAPTIONS = 8, 12
@@ -51,8 +52,6 @@ def chair_rows(captions: int = CAPTIONS) -> list[dict[str, Any]]:
 
 def write(folder: Path = TASKS) -> None:
     """Write both files."""
-    from lvlm_guard.evals.lmms.localize import write_rows
-
     write_rows(pope_rows(), folder / POPE)
     write_rows(chair_rows(), folder / CHAIR)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
-from lvlm_guard.evals.lmms.arguments import code_name, model_args, parse, read
+from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 
 BASE = {"pretrained": "some/model", "method": "agla"}
 
@@ -88,8 +88,7 @@ def test_the_plain_model_has_no_knobs():
 
 
 def test_arguments_that_name_the_running_code_are_read_back():
-    text = model_args("some/model", "vote", lam=1.5, objects=["dog", "cat"])
-    found = read(parse(text))
+    found = read(parse(f'pretrained=some/model,method=vote,lam=1.5,objects=["dog", "cat"],code={code_name()}'))
     assert found.code == code_name()
     assert found.knobs == {"lam": 1.5, "objects": ("dog", "cat")}
 
