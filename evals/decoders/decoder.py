@@ -1,30 +1,24 @@
-"""What a run compares: each way of answering, by name, with the controls that make its gain believable."""
+"""One way of answering, as plain data and a function: what it stands for, and what it is held against.
+
+What a decoder stands for is its `role`, what it is held against its `baseline` and `control_of`. Names are for people:
+nothing reads them. Needs no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from lvlm_guard import methods
-from lvlm_guard.api import resolve
-from lvlm_guard.engine.method import Method
-from lvlm_guard.errors import KnobError
-from lvlm_guard.evals.decoders.controls import RandomMap
-from lvlm_guard.evals.decoders.variants import Arm, arms_of, check_knobs, knobs_of, usual
-from lvlm_guard.evals.report.figures import named
-from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.matching import Matcher
+from lvlm_guard.evals.spec.answers import CALIBRATED, Role
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind, Split
 
 PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 REFERENCE = "greedy"  # what every row is compared with
-SAMPLE, MATCHED, APC, MATCHER = "sample", "sample-matched", "apc", "matcher"
 PAPER = "paper-agla"  # the preset under which methods are sampled, as in the paper
-APC_BETA = 0.5  # AGLA's, where no method of the run has a cut of its own
 
 
 @dataclass(frozen=True)
@@ -34,14 +28,19 @@ class Decoder:
     Args:
         name: as in result rows.
         about: what it is, in a few words, for tables.
-        guard: seed -> the `guard=` of a call: False, or a method. None: the matcher answers without the
-            model (yes/no questions only).
+        guard: seed -> the `guard=` of a call: False, or a method. None: no model is asked (a matcher answers, or the
+            answers are derived).
         options: further arguments of `generate()`.
         seeds: how many runs; their counts are averaged. 1 for what is not random.
         method: the registered name of its method, if it has one.
         knobs: the method's knobs, as plain data.
-        control_of: the method whose gain it is a control of.
+        role: what it stands for.
+        baseline: the decoder that it is held against beside the reference; None for the reference itself.
+        control_of: the one decoder that it is a control of; None for a control of all that decode as it does, and
+            for what is no control.
         point: the swept knobs of this decoder.
+        prompt_suffix: what is said after the prompt and a blank.
+        derive: how its answers follow from the reference's scores, with nobody asked (`decoders.derived`).
         adapters: PEFT adapters that act while it answers, one for each of its seeds; () for none.
         matcher: name of its matcher among those that the run compares; "" where none are.
         matchers: registered names or folders of its matcher, one for each of its seeds where there are several
@@ -55,8 +54,12 @@ class Decoder:
     seeds: int = 1
     method: str | None = None
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    role: Role = "method"
+    baseline: str | None = REFERENCE
     control_of: str | None = None
     point: Mapping[str, Any] = field(default_factory=dict)
+    prompt_suffix: str = ""
+    derive: Literal["tilt", "olm"] | None = None
     adapters: tuple[str, ...] = ()
     matcher: str = ""
     matchers: tuple[str, ...] = ()
@@ -66,195 +69,37 @@ class Decoder:
         """Whether its answers are drawn."""
         return bool(self.options.get("do_sample"))
 
+    def suits(self, kind: Kind) -> bool:
+        """Return whether it has answers to tasks of a kind: what answers or asks for yes and no has none to others."""
+        return kind in YES_NO or (self.guard is not None and not self.prompt_suffix)
+
+    def worded(self, item: Item) -> Item:
+        """Return an item as this decoder asks it."""
+        if not self.prompt_suffix:
+            return item
+        suffix, talk = f" {self.prompt_suffix}", item.talk
+        return replace(item, prompt=item.prompt + suffix, talk=None if talk is None else lambda: _longer(talk, suffix))
+
     def describe(self) -> dict[str, Any]:
-        """Return the decoder as it stands in `run.json`."""
-        return {
-            "name": self.name,
-            "about": self.about,
-            "method": self.method,
-            "knobs": dict(self.knobs),
-            "options": self.options,
-            "seeds": self.seeds,
-            "sampled": self.sampled,
-            "control_of": self.control_of,
-            "adapters": list(self.adapters),
-            "matcher": self.matcher or None,
-            "matchers": list(self.matchers),
-        }
+        """Return the decoder as JSON data, as it stands in `asked.json`."""
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "guard"}
+        told |= {"sampled": self.sampled, "yes_no_only": not self.suits("chair")}
+        for name in ("knobs", "point"):
+            told[name] = dict(told[name])
+        return told | {"adapters": list(self.adapters), "matchers": list(self.matchers)}
 
 
-def decoders_of(
-    settings: Settings,
-    matcher: Matcher | None,
-    objects: Sequence[str] | None = None,
-    loaded: Mapping[str, Matcher] | None = None,
-) -> list[Decoder]:
-    """Return the decoders of a run, plain ones first, each method beside its controls.
-
-    Args:
-        settings: names of methods, their knobs, the sweep, and whether controls are added.
-        matcher: the matcher of the model, for the controls that take it; None where there is none.
-        objects: what `vote` votes on; None: its own vocabulary.
-        loaded: matchers that methods name, by registered name or folder; None before they are loaded.
-
-    Raises:
-        UnknownNameError: no such method.
-        KnobError: a knob that no method has, or out of range.
-    """
-    wanted = list(dict.fromkeys(settings.methods))
-    made: dict[str, Decoder] = {}
-
-    def add(*decoders: Decoder) -> None:
-        for decoder in decoders:
-            made.setdefault(decoder.name, decoder)
-
-    bases = list(dict.fromkeys(_base(name) for name in wanted))
-    own = {name: _method(name, settings, objects) for name in bases if name not in _PLAIN_NAMES}
-    check_knobs(settings, own)
-    add(_greedy())
-    for name, places in adapters_of(settings).items():
-        if name in {*_PLAIN_NAMES, *methods.REGISTRY.names()}:
-            raise KnobError(f"--adapter {name}={places[0]}: {name!r} is a decoder's name already; give another one.")
-        add(_adapted(name, places))
-    if settings.controls or SAMPLE in wanted:
-        add(_sample(settings.seeds))
-    for name, method in own.items():
-        if (settings.controls or MATCHED in wanted) and (temperature := method.matched_temperature()) is not None:
-            add(_matched(made, temperature, name, settings.seeds))
-    if settings.controls or APC in wanted:
-        add(_apc(own, settings))
-    for name, method in own.items():
-        if name == APC:
-            continue
-        arms = list(arms_of(name, method, settings, loaded or {}))
-        for arm in arms:
-            add(_decoder(arm))
-            # what sampling does is no matter of the matcher: one arm shows it
-            shown = arm is usual(arms) and _sharpens(method, settings)
-            if not settings.sweep and (f"{name}-sample" in wanted or settings.preset == PAPER or shown):
-                add(_sampled(arm, settings.seeds))
-            real = arm.loaded
-            if matcher is not None and "matcher" in knobs_of(method) and arm.first.matcher is None:
-                real = (matcher,)
-            asked = settings.controls and _has_map(method) and not settings.sweep
-            if real and (f"{name}-random" in wanted or asked):
-                add(_random(arm, real, settings.seeds))
-            if real and settings.controls and _asks_claims(method):
-                add(_matcher(arm))
-    if MATCHER in wanted:
-        add(_matcher(None))
-    return list(made.values())
+def asks(decoder: Decoder, task: EvalTask, split: Split = "test") -> bool:
+    """Return whether a decoder is asked a task's items ("test") or its calibration items ("val")."""
+    return decoder.derive is None and decoder.suits(task.kind) and (split == "test" or decoder.role in CALIBRATED)
 
 
-_PLAIN_NAMES = {REFERENCE, SAMPLE, MATCHED, MATCHER}
-_SUFFIXES = ("-sample", "-random")
-
-
-def _base(name: str) -> str:
-    if name in _PLAIN_NAMES or name in methods.REGISTRY.names():
-        return name
-    for suffix in _SUFFIXES:
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def _method(name: str, settings: Settings, objects: Sequence[str] | None) -> Method:
-    knobs = dict(settings.knobs.get(name, {}))
-    fields = {f.name for f in dataclasses.fields(methods.REGISTRY.get(name))}
-    if objects is not None and "objects" in fields:
-        knobs.setdefault("objects", tuple(objects))
-    return resolve(name, knobs)
-
-
-def _sharpens(method: Method, settings: Settings) -> bool:
-    return settings.controls and method.matched_temperature() is not None
-
-
-def _has_map(method: Method) -> bool:
-    return "matcher" in knobs_of(method) and bool(method.branches())
-
-
-def _asks_claims(method: Method) -> bool:
-    return "matcher" in knobs_of(method) and not method.branches()
-
-
-def _greedy() -> Decoder:
-    return Decoder(REFERENCE, "plain, greedy", lambda _: False)
-
-
-def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Return the adapters of a run: name -> folders or hub ids, one for each seed."""
-    found: dict[str, tuple[str, ...]] = {}
-    for told in settings.adapters:
-        left, equals, right = told.partition("=")
-        name, place = (left, right) if equals else (PurePath(told).name, told)
-        if not name or not place:
-            raise KnobError(f"--adapter {told!r}: write NAME=FOLDER, or the folder or hub id alone.")
-        found[name] = (*found.get(name, ()), place)
-    return found
-
-
-def _adapted(name: str, places: tuple[str, ...]) -> Decoder:
-    trained = "" if len(places) == 1 else f", {len(places)} training seeds"
-    return Decoder(
-        name, f"plain, greedy, with an adapter{trained}", lambda _: False, seeds=len(places), adapters=places
-    )
-
-
-def _sample(seeds: int) -> Decoder:
-    return Decoder(SAMPLE, "plain, sampled at temperature 1", lambda _: False, dict(SAMPLED), seeds)
-
-
-def _matched(made: Mapping[str, Decoder], temperature: float, method: str, seeds: int) -> Decoder:
-    options = SAMPLED | {"temperature": temperature}
-    taken = made.get(MATCHED)
-    name = MATCHED if taken is None or taken.options == options else f"{MATCHED}-{temperature:.2g}"
-    about = f"plain, sampled at temperature {temperature:.2g}: as sharp as {method}"
-    return Decoder(name, about, lambda _: False, options, seeds, control_of=method)
-
-
-def _apc(own: Mapping[str, Method], settings: Settings) -> Decoder:
-    betas = [float(method.beta) for method in own.values() if hasattr(method, "beta")]
-    beta = betas[0] if betas else APC_BETA
-    apc = own.get(APC) or resolve(APC, {"beta": beta})
-    about = f"plausible tokens alone (beta {apc.knobs()['beta']:g}), sampled"
-    return Decoder(APC, about, lambda _: apc, dict(SAMPLED), settings.seeds, APC, apc.knobs())
-
-
-def _decoder(arm: Arm) -> Decoder:
-    return _of_arm(arm, "", f"{arm.name()}, greedy", arm.guard, seeds=len(arm.methods), point=arm.point)
-
-
-def _sampled(arm: Arm, seeds: int) -> Decoder:
-    told = f"{arm.name()}, sampled at temperature 1"
-    return _of_arm(arm, "-sample", told, arm.guard, options=dict(SAMPLED), seeds=arm.runs(seeds))
-
-
-def _random(arm: Arm, real: Sequence[Matcher], seeds: int) -> Decoder:
-    def guard(seed: int) -> Any:
-        return dataclasses.replace(arm.guard(seed), matcher=RandomMap(real[seed % len(real)], seed))
-
-    told = f"{arm.name()} with a random map that keeps as much"
-    return _of_arm(arm, "-random", told, guard, seeds=arm.runs(seeds), control_of=named(arm.base, arm.matcher))
-
-
-def _of_arm(arm: Arm, suffix: str, about: str, guard: Callable[[int], Any], **more: Any) -> Decoder:
-    trained = f", {len(arm.methods)} training seeds" if len(arm.methods) > 1 else ""
-    beside: dict[str, Any] = {"method": arm.base, "knobs": arm.knobs(), "matcher": arm.matcher, "matchers": arm.places}
-    return Decoder(arm.name(suffix), about + trained, guard, **beside, **more)
-
-
-def _matcher(arm: Arm | None) -> Decoder:
-    about = "the matcher's own answer, no language model"
-    if arm is None:
-        return Decoder(MATCHER, about, None)
-    return Decoder(
-        named(MATCHER, arm.matcher),
-        about,
-        None,
-        seeds=len(arm.methods),
-        control_of=named(arm.base, arm.matcher),
-        matcher=arm.matcher,
-        matchers=arm.places,
-    )
+def _longer(talk: Callable[[], list[dict[str, Any]]], suffix: str) -> list[dict[str, Any]]:
+    """Return chat messages whose last text says more."""
+    *before, last = talk()
+    content = last["content"]
+    if isinstance(content, str):
+        return [*before, last | {"content": content + suffix}]
+    at = max(i for i, part in enumerate(content) if part.get("type") == "text")
+    longer = [part | {"text": part["text"] + suffix} if i == at else part for i, part in enumerate(content)]
+    return [*before, last | {"content": longer}]

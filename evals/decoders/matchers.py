@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.evals.infer.identity import weights_digest
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import REGISTRY, Matcher, load_matcher
 from lvlm_guard.matching.loading import held_in
 
@@ -36,6 +37,34 @@ def check_matchers(matchers: Mapping[str, Iterable[str]]) -> None:
                 f"trainings of one matcher; give this one another name, such as {kind}={place}."
             )
     _refuse_twice((f"{name}={place}", _identity(place)) for name, place, _ in found)
+
+
+def refuse_unmatched(settings: Settings, matched: Sequence[str], methods: Sequence[str]) -> None:
+    """See that the matchers of a run have methods that take them, and nothing else decides these.
+
+    Args:
+        settings: of the run.
+        matched: its methods that have a matcher.
+        methods: all of its methods.
+
+    Raises:
+        KnobError: they don't.
+    """
+    if not settings.matchers:
+        return
+    if not matched:
+        raise KnobError(
+            f"--matcher {', '.join(settings.matchers)}: no method of this run ({', '.join(methods) or 'none'}) has a "
+            "matcher. Add one that has to --methods, such as agla or vote, or leave the matchers out."
+        )
+    told = [name for name in matched if "matcher" in settings.knobs.get(name, {})]
+    if told:
+        raise KnobError(f"{told[0]} is given a matcher by --knob and by --matcher: leave one of them out.")
+    if settings.sweep:
+        raise KnobError(
+            "A sweep chooses the settings of one matcher: give it by --knob, such as "
+            f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}, and leave --matcher out."
+        )
 
 
 def load_matchers(places: Iterable[str], matchers: Mapping[str, Iterable[str]], model: Any) -> dict[str, Matcher]:

@@ -1,7 +1,13 @@
-"""Who answers: a guarded model with its processor and matcher, each decoder at its own full cost."""
+"""Who answers: a guarded model with its processor and matcher, each decoder at its own full cost.
+
+A yes/no question also gets its score (`decoders.scores`). Where a method cuts or has a second branch, that takes a call
+of its own, after the answering one and outside its time: the method uncut, so that its branches run for every question,
+decided or not. Elsewhere the answering call tells it.
+"""
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,15 +15,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from lvlm_guard.bench.memory import peak_meter
-from lvlm_guard.evals.decoders.decoder import Decoder
+from lvlm_guard.engine.method import Method
+from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.decoders.sampling import DocumentSampler
+from lvlm_guard.evals.decoders.scores import FirstToken, Scored, Word, odds_of, spellings
 from lvlm_guard.evals.infer.store import Who
-from lvlm_guard.evals.spec.items import EvalTask, Item, Said
+from lvlm_guard.evals.spec.answers import LIMITS
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Said
 from lvlm_guard.matching import Matcher
 
+CAPTIONS = ("chair", "amber")
+"""Kinds of tasks whose answers are scored at `LIMITS` too."""
+
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+_UNWARPED = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 def adapter_name(decoder: str, seed: int) -> str:
@@ -52,6 +66,14 @@ class Asker:
     execution: str = "auto"
     matchers: Mapping[str, Matcher] = field(default_factory=dict)
     _warm: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    _scored: list[tuple[Sequence[Item], str, Method, list[Scored]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    @property
+    def words(self) -> Mapping[Word, Sequence[int]]:
+        """The tokens that count as yes and as no."""
+        return spellings(self.processor.tokenizer)
 
     def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
         """Return the answers of each (decoder, seed) to some items of a task, all in one batch.
@@ -65,52 +87,50 @@ class Asker:
         found = []
         if not self._warm and self.decoders[todo[0][0]].guard is not None:
             self._warm.append(todo[0][0])
-            self._generate(task, items, self.decoders[todo[0][0]], todo[0][1])  # a first call is slow: not measured
+            self._answers(task, items, self.decoders[todo[0][0]], todo[0][1])  # a first call is slow: not measured
         for name, seed in todo:
             decoder = self.decoders[name]
-            for matcher in filter(None, (self.matcher, *self.matchers.values())):
-                matcher.forget()
+            self._forget()
             peak = peak_meter(self.model.device)
             began = time.perf_counter()
             said = (
                 self._matcher(items, decoder, seed)
                 if decoder.guard is None
-                else self._generate(task, items, decoder, seed)
+                else self._answers(task, items, decoder, seed)
             )
             share = (time.perf_counter() - began) / len(items)
-            reached = peak()
-            found.append([replace(one, seconds=share, peak_mib=round(reached, 1)) for one in said])
+            cost: dict[str, Any] = {"seconds": share, "peak_mib": round(peak(), 1)}
+            if task.kind in YES_NO and decoder.guard is not None and not _tells_all(decoder.guard(seed)):
+                scored = self._scores(items, decoder, seed)
+                said = [replace(one, score=s, mass=mass) for one, (s, mass) in zip(said, scored, strict=True)]
+            found.append([replace(one, **cost) for one in said])
         return found
 
-    def _generate(self, task: EvalTask, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
+    def _forget(self) -> None:
+        for matcher in filter(None, (self.matcher, *self.matchers.values())):
+            matcher.forget()
+
+    def _answers(self, task: EvalTask, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
         assert decoder.guard is not None
-        inputs = prepare(self.processor, items).to(self.model.device, self.model.dtype)
-        start = inputs["input_ids"].shape[1]
+        method = decoder.guard(seed)
         options = dict(decoder.options)
+        processors: list[Any] = []
+        first = FirstToken(self.words) if task.kind in YES_NO and _tells_all(method) else None
+        if first is not None:
+            processors.append(first)
+        inputs = prepare(self.processor, [decoder.worded(item) for item in items])
+        start = inputs["input_ids"].shape[1]
         if options.get("do_sample"):
-            sampler = DocumentSampler(
-                seed,
-                [item.key for item in items],
-                start,
-                temperature=options.pop("temperature", 1.0),
-                top_k=options.pop("top_k", None),
-                top_p=options.pop("top_p", None),
-            )
-            options |= {"logits_processor": [sampler]}
-        with torch.inference_mode(), self._adapted(decoder, seed):
-            out = self.model.generate(
-                **inputs,
-                **(options | _GREEDY),
-                guard=decoder.guard(seed),
-                guard_execution=self.execution,
-                guard_steps=False,
-                max_new_tokens=task.max_new_tokens,
-                return_dict_in_generate=True,
-            )
+            warped = {name: options.pop(name, usual) for name, usual in _UNWARPED.items()}
+            processors.append(DocumentSampler(seed, [item.key for item in items], start, **warped))
+        options |= {"logits_processor": processors, "max_new_tokens": task.max_new_tokens}
+        out = self._generate(inputs, decoder, seed, guard=method, **options)
         trace = getattr(out, "guard", None)
         answers = out.sequences[:, start:]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         lengths = [answer_length(row, self._ends()) for row in answers.tolist()]
+        scored = first.scored if first is not None and first.scored else [(None, None)] * len(items)
+        cut_at = self._cut_at(answers, texts) if task.kind in CAPTIONS else [None] * len(items)
         return [
             Said(
                 text=until(text, task.until),
@@ -120,9 +140,52 @@ class Asker:
                 local_forwards=(trace.local_forwards if trace else 0) / len(items),
                 local_tokens=(trace.local_tokens if trace else 0) / len(items),
                 masks=(trace.masks if trace else 0) / len(items),
+                score=score,
+                mass=mass,
+                cut_at=cuts and tuple(min(cut, len(until(text, task.until))) for cut in cuts),
             )
-            for text, (length, ended) in zip(texts, lengths, strict=True)
+            for text, (length, ended), (score, mass), cuts in zip(texts, lengths, scored, cut_at, strict=True)
         ]
+
+    def _generate(self, inputs: Any, decoder: Decoder, seed: int, **options: Any) -> Any:
+        with torch.inference_mode(), self._adapted(decoder, seed):
+            return self.model.generate(
+                **inputs.to(self.model.device, self.model.dtype),
+                **(options | _GREEDY),
+                guard_execution=self.execution,
+                guard_steps=False,
+                return_dict_in_generate=True,
+            )
+
+    def _scores(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Scored]:
+        """Return the scores of a method that cuts or has a second branch, with all of it run for every question.
+
+        Decoders of one method share them, as long as they are asked about the same block: a sampled method and the
+        greedy one, every cut alone.
+        """
+        assert decoder.guard is not None
+        method = decoder.guard(seed).uncut()
+        known = [one for one in self._scored if len(one[0]) == len(items) and all(map(operator.is_, one[0], items))]
+        for _, suffix, same, scored in known:
+            if suffix == decoder.prompt_suffix and same == method:
+                return scored
+        first = FirstToken(self.words)
+        self._forget()
+        inputs = prepare(self.processor, [decoder.worded(item) for item in items])
+        self._generate(inputs, decoder, seed, guard=method, **PLAIN, logits_processor=[first], max_new_tokens=1)
+        scored = first.scored or [(None, None)] * len(items)
+        self._scored[:] = [*known, (tuple(items), decoder.prompt_suffix, method, scored)]
+        return scored
+
+    def _cut_at(self, answers: Tensor, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return how many characters of each text its first `LIMITS` tokens say; answers [R, T]."""
+        starts = [
+            self.processor.batch_decode(answers[:, :limit], skip_special_tokens=True)
+            if limit < answers.shape[1]
+            else texts
+            for limit in LIMITS
+        ]
+        return [tuple(_in_common(start[i], text) for start in starts) for i, text in enumerate(texts)]
 
     def _adapted(self, decoder: Decoder, seed: int) -> AbstractContextManager[object]:
         """Let the decoder's adapter of this seed act, or none."""
@@ -139,7 +202,7 @@ class Asker:
     def _matcher(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
         matcher = self.matchers[decoder.matchers[seed]] if decoder.matchers else self.matcher
         assert matcher is not None
-        return [Said(text) for text in matcher_answers(matcher, items)]
+        return matcher_answers(matcher, items)
 
 
 def prepare(processor: Any, items: Sequence[Item]) -> Any:
@@ -174,8 +237,18 @@ def answer_length(tokens: Sequence[int], ends: set[int]) -> tuple[int, bool]:
     return len(tokens), False
 
 
-def matcher_answers(matcher: Matcher, items: Sequence[Item]) -> list[str]:
+def _in_common(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike: half a character at a cut is none of a text's."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def matcher_answers(matcher: Matcher, items: Sequence[Item]) -> list[Said]:
     """Return the matcher's own answers: yes where it gives the question more than one half."""
     pictures = [item.pictures()[0] for item in items]
     support = matcher.support_pairs(pictures, [item.question or item.prompt for item in items])
-    return ["yes" if p > 0.5 else "no" for p in support.tolist()]
+    return [Said("yes" if p > 0.5 else "no", score=odds_of(p), mass=1.0) for p in support.tolist()]
+
+
+def _tells_all(method: Any) -> bool:
+    """Return whether the logits of an answering call are those before any cut, with all branches run."""
+    return method is False or (not method.branches() and method.uncut() == method)

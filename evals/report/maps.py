@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.errors import UnsupportedCallError
-from lvlm_guard.evals.decoders.decoder import APC, PLAIN, Decoder
+from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.report.pictures import overlay
 
@@ -145,7 +145,7 @@ def maps_of(answerer: Answerer) -> Maps | PicturesAlone:
 
 
 def _cuts_a_view(decoder: Decoder) -> bool:
-    if decoder.guard is None or not decoder.method or decoder.control_of or decoder.method == APC:
+    if decoder.guard is None or decoder.role != "method":
         return False
     method = decoder.guard(0)
     return hasattr(method, "matcher") and bool(method.branches())

@@ -17,7 +17,8 @@ from typing import Any
 
 from lvlm_guard import methods
 from lvlm_guard.errors import KnobError
-from lvlm_guard.evals.decoders.decoder import APC, MATCHER, Decoder, decoders_of
+from lvlm_guard.evals.decoders.decoder import Decoder
+from lvlm_guard.evals.decoders.lineup import APC, MATCHER, decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.generate import Answerer
 from lvlm_guard.evals.infer.server.asker import ServerAsker

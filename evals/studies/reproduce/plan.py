@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lvlm_guard.errors import GuardError, did_you_mean
-from lvlm_guard.evals.decoders.decoder import PAPER, Decoder, decoders_of
+from lvlm_guard.evals.decoders.decoder import PAPER, Decoder
+from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.run import usual_batch
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings

@@ -1,0 +1,83 @@
+"""The score of a yes/no question: the log-odds of yes where the answer begins, over every way to spell yes and no."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Word = Literal["yes", "no"]
+Scored = tuple[float | None, float | None]
+"""Score (nats) and mass; None where there is none."""
+
+WORD_STARTS = "\u2581\u0120"  # what SentencePiece and byte-level BPE put for the blank before a word
+
+
+@lru_cache(maxsize=8)
+def spellings(tokenizer: PreTrainedTokenizerBase) -> Mapping[Word, tuple[int, ...]]:
+    """Return the ids whose text is "yes" and those whose text is "no", whatever blanks and capitals they have.
+
+    "not", "yes," and first pieces of either word are none.
+    """
+    found: dict[Word, list[int]] = {"yes": [], "no": []}
+    for piece, token in tokenizer.get_vocab().items():
+        for word, ids in found.items():
+            # the ASCII letters of a piece stand for themselves in all kinds of vocabularies; decoding each is slow
+            if word in piece.lower() and _bare(tokenizer.decode([token], skip_special_tokens=False)) == word:
+                ids.append(token)
+    return {word: tuple(sorted(ids)) for word, ids in found.items()}
+
+
+def _bare(text: Any) -> str:
+    return str(text).strip().strip(WORD_STARTS).strip().lower()
+
+
+class FirstToken(LogitsProcessor):
+    """Records the score of each row at the first answer token and changes nothing; pass it as `logits_processor`.
+
+    It has to come before whatever cuts or draws, so that the logits are those that a method samples from.
+
+    Args:
+        words: ids of the ways to spell yes and no.
+    """
+
+    def __init__(self, words: Mapping[Word, Sequence[int]]) -> None:
+        self.words = words
+        self.scored: list[Scored] | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores, [R, V], as they are."""
+        if self.scored is None:
+            self.scored = first_token_scores(scores, self.words)
+        return scores
+
+
+def first_token_scores(logits: Tensor, words: Mapping[Word, Sequence[int]]) -> list[Scored]:
+    """Return s = logsumexp(z[yes]) - logsumexp(z[no]) and the probability of both words together, a row each.
+
+    Args:
+        logits: z, [R, V], before any cut.
+        words: ids of the ways to spell yes and no; a vocabulary without one of them gives no scores.
+    """
+    z = logits.float()  # half precision makes ties
+    yes, no = ([token for token in words[word] if token < z.shape[-1]] for word in ("yes", "no"))
+    if not yes or not no:
+        return [(None, None)] * len(z)
+    for_yes, for_no = z[:, yes].logsumexp(-1), z[:, no].logsumexp(-1)
+    mass = (torch.logaddexp(for_yes, for_no) - z.logsumexp(-1)).exp()
+    told = zip((for_yes - for_no).tolist(), mass.tolist(), strict=True)
+    return [(s, m) if math.isfinite(s) else (None, m) for s, m in told]
+
+
+def odds_of(p: float) -> float:
+    """Return a matcher's probability as a score, nats; finite where float32 has rounded it to 0 or 1."""
+    p = min(max(p, torch.finfo(torch.float32).tiny), 1 - torch.finfo(torch.float32).eps / 2)
+    return math.log(p) - math.log1p(-p)
