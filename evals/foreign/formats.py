@@ -142,7 +142,8 @@ def _given(at: str, number: int, row: Row, form: Format) -> Given:
             asked = told.get("question_id", item)
         elif isinstance(told := row.get("coco_cap_chair_i"), dict):
             picture, objects = told.get("image_id", ""), [str(name) for name in told.get("answer", ())]
-    score, after_cut = _score(at, row)
+    # VLMEvalKit's "score" says whether an answer is right
+    score, after_cut = (None, False) if form.name == "VLMEvalKit" else _score(at, row)
     try:
         return Given(
             number,
@@ -170,8 +171,6 @@ def _given(at: str, number: int, row: Row, form: Format) -> Given:
 
 def _score(at: str, row: Row) -> tuple[float | None, bool]:
     before, after = row.get("score"), row.get("score_cut")
-    if isinstance(before, bool):  # VLMEvalKit's table of matched answers: whether the answer is right
-        before = None
     if before is not None and after is not None:
         raise DataError(
             f"{at} has both 'score' and 'score_cut', the score before and after a plausibility cut: one table ranks by "

@@ -194,8 +194,7 @@ def _columns(
 ) -> dict[str, Any]:
     n = len(table)
     other = decoder != names.index(baseline)
-    fixed: dict[str, Any] = {"task": task, "split": "test", "forwards": 0.0, "failed": None, "proof": None}
-    fixed |= {"local_forwards": 0.0, "local_tokens": 0.0, "masks": 0.0}
+    fixed: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}
     columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), n) for name, value in fixed.items()}
     for name in ("item", "picture", "decoder", "seed", "text", "mass", "censored", "tokens", "ended", "cut_at"):
         columns[name] = table[name]

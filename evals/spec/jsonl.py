@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import IO, Any
 from lvlm_guard.evals.errors import DataError
 
 Row = dict[str, Any]
+LONGEST = 2**24
+"""Bytes of a line: a longer one is no row, but a file without line ends, which need not fit into memory."""
 
 
 class TornLineError(DataError):
@@ -48,8 +51,15 @@ def lines(file: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
         if body.strip():
             try:
                 yield number, json.loads(body.decode())
-            except ValueError as error:
-                if not line.endswith(b"\n"):
+            except (ValueError, RecursionError) as error:
+                torn = not line.endswith(b"\n")
+                if isinstance(error, UnicodeDecodeError) and not (torn and error.end == len(body)):
+                    coding = "utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
+                    raise DataError(
+                        f"Line {number} of {name} is no UTF-8 ({error.reason} at its byte {error.start}); is it "
+                        f"{coding.upper()}? Convert it: iconv -f {coding} -t utf-8 {name}."
+                    ) from None
+                if torn:
                     raise TornLineError(
                         f"Line {number} of {name}, the last, is cut short ({len(line)} bytes without a line end): "
                         "whatever wrote it was stopped. Write the file again, or take that line out.",
@@ -71,11 +81,23 @@ def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
             if start.startswith(b"["):
                 yield from enumerate(json.loads(file.read().decode("utf-8-sig")), 1)
             else:
-                yield from lines(file, path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                yield from lines(_bounded(file, path), path)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} begins as a JSON list and is none: {error}.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} can't be read: {error}.") from error
+
+
+def _bounded(file: IO[bytes], name: str | Path) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        number += 1
+        if len(line) > LONGEST:
+            raise DataError(
+                f"Line {number} of {name} is longer than {LONGEST // 2**20} MiB: JSON lines hold one row each. Write "
+                "the rows with a line end after each, or all of them as one JSON list."
+            )
+        yield line
 
 
 def read(

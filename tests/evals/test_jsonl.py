@@ -59,7 +59,7 @@ def test_a_torn_last_line_is_told_from_a_broken_one_and_says_where_it_begins(tmp
             b'{"id": 1, "text": ""}\n{"id": 2, "text": ""}\n{"id": 1, "text": ""}\n',
             "id 1 more than once, in lines 1 and 3",
         ),
-        (b'{"id": 1, "text": "\xff"}\n', "Line 1 of .* is no JSON"),
+        (b'{"id": 1, "text": "\xff"}\n', "Line 1 of .* is no UTF-8 .*iconv -f latin1"),
     ],
 )
 def test_bad_rows_are_refused_with_their_line(tmp_path, content, message):

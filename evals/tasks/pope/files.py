@@ -133,8 +133,8 @@ def files_of(task: str, settings: Settings) -> list[QuestionFile]:
     """
     named, found = _given(settings)
     given = [*named, *found]
-    described = [_described(path, len(given)) for path in given]
-    mine = [file for file in described if _asked_by(file, settings, file.path in named) == task]
+    files = [described(path, len(given)) for path in given]
+    mine = [file for file in files if _asked_by(file, settings, file.path in named) == task]
     both = [f for f in mine if f.published and f.published.startswith("coco adversarial")]
     if len(both) > 1:  # the folder of both copies: the preset says which
         mine = [f for f in mine if f not in both or (f.published == MISSPELT) == (settings.preset == PAPER)]
@@ -170,7 +170,8 @@ def _given(settings: Settings) -> tuple[list[Path], list[Path]]:
     return list(named), [path for path in found if path not in named]
 
 
-def _described(path: Path, files: int) -> QuestionFile:
+def described(path: Path, files: int) -> QuestionFile:
+    """Return what is known of a question file, one of `files`; raises `DataError` where it is RePOPE's."""
     if _repope(path):
         raise DataError(
             f"{path} is RePOPE's: its labels are others than POPE's, and questions are left out. Ask POPE's questions, "
