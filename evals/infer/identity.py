@@ -14,17 +14,38 @@ from typing import Any
 
 import lvlm_guard
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pillow", "lmms-eval", "datasets")
-ROOMS = ("adapters", "evals", "serve")
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")
+"""What decides answers."""
+
+BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")
+"""What is told beside it."""
+
+ASKING = ("spec", "infer", "decoders", "tasks")
+"""Packages of this room that decide answers."""
+
+NOT_ASKING = ("report", "cli", "bench", "verify", "adapters", "evals", "serve")
+"""Folders of the package that decide none, and rooms."""
+
+MAKING = ("accept", "build", "export", "loop", "train", "train_blip", "train_llava")
+"""Modules that make the embedded models, whose weights are digested themselves."""
 
 
-def code_digest() -> str:
-    """Return a digest of this package's source, so that answers of other code are not taken for this code's."""
+def code_digest(*, adapters: bool = True) -> str:
+    """Return a digest of the source that decides answers, so that those of other code are not taken for this code's.
+
+    What scores, reports, serves, trains or prints is left out: to mend it costs no run.
+
+    Args:
+        adapters: whether the adapters' room decides, too.
+    """
     root = Path(lvlm_guard.__file__).parent
-    digest = sha256()
+    core = (path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_ASKING)
     # the rooms are links in a checkout, which rglob does not follow
-    for path in sorted({*root.rglob("*.py"), *(p for room in ROOMS for p in (root / room).rglob("*.py"))}):
-        digest.update(path.read_bytes())
+    rooms = [*(root / "evals" / name for name in ASKING), *([root / "adapters"] if adapters else [])]
+    asking = {path for path in core if path.stem not in MAKING}
+    digest = sha256()
+    for path in sorted({*asking, *(path for room in rooms for path in room.rglob("*.py"))}):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -58,14 +79,19 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def environment() -> dict[str, Any]:
-    """Return versions and machine, as they stand in `run.json`."""
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in PACKAGES:
+def packages(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of those of some packages that are installed."""
+    found = {}
+    for name in names:
         try:
             found[name] = installed(name)
         except PackageNotFoundError:
             continue
-    found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    found["commit"] = commit()
     return found
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, as a report tells them."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    found = {"python": platform.python_version(), **packages((*PACKAGES, *BESIDE)), "machine": machine}
+    return found | {"commit": commit()}

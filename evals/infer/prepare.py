@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lvlm_guard.evals.decoders.decoder import Decoder, adapters_of, decoders_of
+from lvlm_guard.evals.decoders.decoder import Decoder
+from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of
 from lvlm_guard.evals.decoders.matchers import load_matchers, weights_beside
-from lvlm_guard.evals.infer.generate import Answerer, Asker, adapter_name
-from lvlm_guard.evals.infer.store import Asked
-from lvlm_guard.evals.spec.items import YES_NO, EvalTask
+from lvlm_guard.evals.infer.generate import Asker, adapter_name
+from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Matcher, load_matcher
+
+if TYPE_CHECKING:
+    from lvlm_guard.evals.infer.server.asker import ServerAsker
 
 
 @dataclass(frozen=True)
@@ -36,31 +39,45 @@ class Prepared:
     settings: Settings
     tasks: list[EvalTask]
     decoders: list[Decoder]
-    answerer: Answerer
+    answerer: Asker | ServerAsker
     matcher: str = ""
     flags: list[str] = field(default_factory=list)
     where: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """Return who answers, as JSON data: another model, matcher or decoder is another run."""
-        made = {"decoders": [d.describe() for d in self.decoders], "matcher": self.matcher, **self.where}
+        """Return who answers, as JSON data, and what a reader has to know of it."""
+        made = {
+            "decoders": [d.describe() for d in self.decoders],
+            "matcher": self.matcher,
+            "where": self.where,
+            "flags": self.flags,
+            "warnings": self.warnings(),
+        }
         told: dict[str, Any] = json.loads(json.dumps(made, default=str))
         return told
 
-    def asked(self) -> list[Asked]:
-        """Return each task with its decoders; the matcher alone answers yes/no questions only."""
-        return [
-            Asked(task, {d.name: d.seeds for d in self.decoders if d.guard is not None or task.kind in YES_NO})
-            for task in self.tasks
-        ]
+    def warnings(self) -> list[str]:
+        """Return what may be wrong with the answers, in sentences."""
+        found = [warning for task in self.tasks for warning in task.about.get("warnings", ())]
+        batch, dtype = self.settings.batch, self.where.get("dtype")
+        if batch > 1 and dtype in ("bfloat16", "float16"):
+            found.append(
+                f"Answers were made {batch} at a time in {dtype}: in half precision the batch can change an answer. "
+                "Published tables use one at a time."
+            )
+        return found
 
 
-def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> Prepared:
+def prepare_run(
+    settings: Settings, tasks: Sequence[EvalTask] | None = None, device: str = "", concurrency: int = 1
+) -> Prepared:
     """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
 
     Args:
         settings: of the run.
         tasks: its tasks, where they are at hand already.
+        device: of this process; "": that of the settings.
+        concurrency: requests in flight at a server.
 
     Raises:
         DataError, UnknownNameError: of a task.
@@ -71,7 +88,7 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
     if settings.server:
         from lvlm_guard.evals.infer.server import server_run
 
-        decoders, answerer, flags = server_run(settings)
+        decoders, answerer, flags = server_run(settings, concurrency=concurrency)
         return Prepared(settings, laid, decoders, answerer, flags=flags)
     from lvlm_guard import guard
     from lvlm_guard.pretrained import load_model, with_adapters
@@ -80,7 +97,7 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
     objects = NOUNS if any(task.vocabulary == NOUNS for task in laid) or settings.model == EMBEDDED else None
     decoders = decoders_of(settings, None, objects)
     model, processor = load_model(
-        settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
+        settings.model, device=device or settings.device, dtype=settings.dtype, revision=settings.revision or None
     )
     adapters = {adapter_name(d.name, seed): place for d in decoders for seed, place in enumerate(d.adapters)}
     model, processor = guard(with_adapters(model, adapters) if adapters else model, processor)
@@ -93,7 +110,7 @@ def prepare_run(settings: Settings, tasks: Sequence[EvalTask] | None = None) -> 
 
 
 def _where(model: Any) -> dict[str, str]:
-    found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    found = {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
     if model.device.type == "cuda":
         import torch
 
@@ -105,7 +122,7 @@ def _where(model: Any) -> dict[str, str]:
 def _matcher(model: Any, decoders: Sequence[Decoder]) -> Matcher | None:
     """Load the model's matcher where a decoder takes it."""
     needed = any(
-        (d.guard is None and not d.matchers) or d.knobs.get("matcher", "none needed") is None for d in decoders
+        (d.role == "matcher" and not d.matchers) or d.knobs.get("matcher", "none needed") is None for d in decoders
     )
     return load_matcher(None, model=model) if needed else None
 

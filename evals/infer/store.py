@@ -1,155 +1,322 @@
-"""Answers of many decoders on disk: written block by block as they come, found again after any end.
+"""Answers on disk: shards of JSON lines by rank while a run asks, one table in a fixed order once it is whole.
 
-Every decoder answers a block before the next block is asked, so what is on disk after an interruption
-covers the same questions for all. One JSON-lines file a decoder, a line an answer; blocks are the unit of
-resuming, and a block that was cut off is asked again.
+A shard's line is a row of the table (`spec.answers`) with what it cost and the item's place. Blocks are written at
+once and are the unit of resuming: of a block that was cut off nothing counts. Of two answers to one question, as after a
+crash, the first counts. The table is a stream from the shards to parquet: of a row this holds nine bytes, never its text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.spec.items import EvalTask, Said
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-Key = tuple[str, str, int, int]
-"""Decoder, task, seed, block."""
+from lvlm_guard.evals.errors import RunError, disk_trouble
+from lvlm_guard.evals.spec.answers import COSTS, SCHEMA
+from lvlm_guard.evals.spec.items import EvalTask, Item, Said
+
+ANSWERS, COSTLY, SHARDS = "answers.parquet", "costs.parquet", "answers"
+STALE = ("results.json", "report.html")  # made from a table that another one replaces
+BATCH = 16384  # rows of a row group
 
 Who = tuple[str, int]
 """A decoder's name and one of its seeds."""
 
-_SAID = [field.name for field in fields(Said)]
+_BYTES = 40  # bits of a line's place that say where in its shard it begins
+
+
+@dataclass(frozen=True)
+class Column:
+    """A decoder as the table has it: see `spec.answers.Answer`."""
+
+    name: str
+    role: str
+    baseline: str | None = None
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A task and who answers it: decoders by name, each with its number of seeds."""
+    """Items of one split of a task, and who answers them."""
 
     task: EvalTask
-    seeds: dict[str, int]
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def pairs(self) -> list[tuple[Column, int]]:
+        """Every decoder with each of its seeds, in the table's order."""
+        return [(column, seed) for column in self.columns for seed in range(column.seeds)]
+
+    @property
+    def size(self) -> int:
+        """How many answers there will be."""
+        return len(self.task.items) * len(self.pairs)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A block and the (decoder, seed) pairs that have not answered it."""
+    """A block of items, and the (decoder, seed) pairs that have not answered it.
 
-    task: str
+    Args:
+        part: place among what is asked.
+        block: its number.
+        items: of the block.
+        todo: who is left.
+    """
+
+    part: int
+    task: EvalTask
     block: int
+    items: Sequence[Item]
     todo: tuple[Who, ...]
+
+    @property
+    def size(self) -> int:
+        """How many answers it asks for."""
+        return len(self.items) * len(self.todo)
 
 
 class Answers:
-    """Answers on disk.
+    """The answers of a run.
 
     Args:
-        folder: made if need be.
-        asked: the tasks, and who answers them.
-        batch: items of a block. Blocks are the unit of resuming, so another size is another run.
-        keep: keep the answers of whole blocks that are there already; otherwise they are those of another
-            run and are written over.
-
-    Raises:
-        RunError: the disk is full or can't be written to.
+        folder: of the run.
+        asked: what is asked of whom, in the table's order.
+        batch: items of a block. Another size may end in other bits, so it is another run.
     """
 
-    def __init__(self, folder: Path, asked: Sequence[Asked], batch: int, *, keep: bool = True) -> None:
-        self.folder = folder
-        self.asked = {each.task.name: each for each in asked}
-        self.batch = batch
-        self._held: dict[Key, list[Said]] = {}
-        with disk_trouble(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in sorted({name for each in asked for name in each.seeds}):
-                if keep:
-                    self._load(name)
-                else:
-                    self._path(name).unlink(missing_ok=True)
+    def __init__(self, folder: Path, asked: Sequence[Asked], batch: int) -> None:
+        self.folder, self.asked, self.batch = folder, asked, batch
+        self._first = np.cumsum([0, *(part.size for part in asked)])
+        self._pairs = [
+            {(column.name, seed): place for place, (column, seed) in enumerate(part.pairs)} for part in asked
+        ]
+        self._parts = {(part.task.name, part.task.split): place for place, part in enumerate(asked)}
+        self._shard: IO[bytes] | None = None
+        self.read()
 
-    def has(self, key: Key) -> bool:
-        """Return whether a block was answered."""
-        return key in self._held
+    @property
+    def total(self) -> int:
+        """How many answers there will be."""
+        return int(self._first[-1])
 
-    def add(self, key: Key, said: Sequence[Said]) -> None:
-        """Write a block's answers; answers that failed are not kept, so that they are asked for again.
+    @property
+    def left(self) -> int:
+        """How many are missing, or failed when they were asked."""
+        return self.total - int(self._good.sum())
+
+    @property
+    def covered(self) -> bool:
+        """Whether every question was asked, though some may have failed."""
+        return bool((self._good | self._failed).all())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the table is there and no shard has better."""
+        return self._table and not self._better
+
+    def read(self) -> None:
+        """Find what is on disk, this rank's and that of others."""
+        self._places = np.full(self.total, -1, np.int64)
+        self._good, self._failed = np.zeros(self.total, bool), np.zeros(self.total, bool)
+        self._better = False
+        self._files = sorted((self.folder / SHARDS).glob("rank-*.jsonl"), key=lambda path: (len(path.name), path.name))
+        for number, path in enumerate(self._files):
+            if path.is_file():
+                self._scan(number, path)
+        # looked for last: whoever compacts removes shards when the table is there
+        self._table = (self.folder / ANSWERS).exists()
+        if self._table:
+            failed = pq.read_table(self.folder / ANSWERS, columns=["failed"])["failed"].is_valid().to_numpy()
+            if len(failed) != self.total:
+                raise RunError(
+                    f"{self.folder / ANSWERS} has {len(failed)} rows where {self.total} were asked for: it is of another "
+                    "run. Give another --out, or --start-over to drop it."
+                )
+            self._better = bool((failed & self._good).any())
+            self._good |= ~failed
+            self._failed |= failed
+        self._failed &= ~self._good
+
+    def jobs(self, rank: int = 0, world: int = 1) -> Iterator[Job]:
+        """Yield what a rank has left to ask, block after block; every decoder is asked before the next block.
+
+        Ranks share all blocks, not the open ones, so that they agree without a word. Whoever is asked first about new
+        pictures is slower, so the order turns from block to block.
+        """
+        number = 0
+        for place, part in enumerate(self.asked):
+            for block in part.task.blocks(self.batch):
+                mine, number = number % world == rank, number + 1
+                if not mine:
+                    continue
+                good = self._good[self._block(place, block)].reshape(-1, len(part.pairs)).all(axis=0)
+                todo = tuple((c.name, s) for (c, s), done in zip(part.pairs, good, strict=True) if not done)
+                if todo:
+                    turn = block % len(todo)
+                    items = part.task.block(block, self.batch)
+                    yield Job(place, part.task, block, items, todo[turn:] + todo[:turn])
+
+    def open(self, rank: int = 0) -> Answers:
+        """Open a rank's shard to write; use as a context manager. A last line that was cut off is dropped.
+
+        Raises:
+            RunError: the system refuses.
+        """
+        path = self.folder / SHARDS / f"rank-{rank}.jsonl"
+        with disk_trouble(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                _drop_torn(path)
+            self._shard = path.open("ab")
+        return self
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shard is not None:
+            with suppress(OSError):  # a full disk was told when it was met
+                self._shard.close()
+
+    def add(self, job: Job, who: Who, said: Sequence[Said]) -> None:
+        """Write the answers of a decoder and seed to a block, at once.
 
         Raises:
             RunError: the disk is full or can't be written to; what was written before is kept.
         """
-        decoder, task, seed, block = key
-        self._held[key] = list(said)
-        if any(one.failed is not None for one in said):
-            return
-        items = self.asked[task].task.block(block, self.batch)
+        assert self._shard is not None
+        column, seed = self.asked[job.part].pairs[self._pairs[job.part][who]]
+        begin = job.block * self.batch
+        known = {"task": job.task.name, "split": job.task.split}
+        known |= {"decoder": column.name, "baseline": column.baseline, "role": column.role, "seed": seed}
         lines = [
-            json.dumps(
-                {"task": task, "seed": seed, "block": block, "key": item.key, "prompt": item.prompt} | asdict(one)
-            )
-            for item, one in zip(items, said, strict=True)
+            json.dumps({**known, "item": item.key, "place": begin + place, "picture": item.picture} | _plain(one))
+            for place, (item, one) in enumerate(zip(job.items, said, strict=True))
         ]
-        with disk_trouble(self.folder), self._path(decoder).open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        with disk_trouble(self.folder):
+            self._shard.write(("\n".join(lines) + "\n").encode())
+            self._shard.flush()
 
-    def of(self, decoder: str, task: str, seed: int) -> list[Said | None]:
-        """Return a decoder's answers to a task, in the order of its items; None where there is none."""
-        found: list[Said | None] = []
-        asked = self.asked[task].task
-        for block in asked.blocks(self.batch):
-            size = len(asked.block(block, self.batch))
-            found += self._held.get((decoder, task, seed, block)) or [None] * size
-        return found
+    def compact(self) -> None:
+        """Write the table and the costs from all shards, whole or not at all, and drop the shards.
 
-    def open_jobs(self) -> list[Job]:
-        """Return what is left to ask, block after block; every decoder is asked before the next block.
-
-        Whoever is asked first about new pictures is slower, so the order turns from block to block.
+        Raises:
+            RunError: the disk is full; nothing is lost.
         """
-        jobs = []
-        for name, each in self.asked.items():
-            for block in each.task.blocks(self.batch):
-                todo = tuple(
-                    (decoder, seed)
-                    for decoder, seeds in each.seeds.items()
-                    for seed in range(seeds)
-                    if not self.has((decoder, name, seed, block))
-                )
-                if todo:
-                    first = block % len(todo)
-                    jobs.append(Job(name, block, todo[first:] + todo[:first]))
-        return jobs
+        parts = [self.folder / f"{name}.{os.getpid()}.part" for name in (ANSWERS, COSTLY)]
+        files = [path.open("rb") if path.is_file() else None for path in self._files]
+        try:
+            with (
+                disk_trouble(self.folder),
+                pq.ParquetWriter(parts[0], SCHEMA) as answers,
+                pq.ParquetWriter(parts[1], COSTS) as costs,
+            ):
+                for rows in self._batches(files):
+                    answers.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+                    costs.write_batch(pa.RecordBatch.from_pylist(rows, COSTS))
+            with disk_trouble(self.folder):
+                for name in STALE:
+                    (self.folder / name).unlink(missing_ok=True)
+                parts[1].replace(self.folder / COSTLY)
+                parts[0].replace(self.folder / ANSWERS)
+        finally:
+            for file in filter(None, files):
+                file.close()
+            for path in parts:
+                path.unlink(missing_ok=True)
+        self.drop_shards()
+        self.read()
 
-    def size(self, job: Job) -> int:
-        """Return how many answers a job asks for."""
-        return len(self.asked[job.task].task.block(job.block, self.batch)) * len(job.todo)
+    def drop_shards(self) -> None:
+        """Remove the shards, whose answers the table has."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
 
-    def _path(self, decoder: str) -> Path:
-        return self.folder / f"{decoder}.jsonl"
+    def _block(self, part: int, block: int) -> slice:
+        width = len(self.asked[part].pairs)
+        begin = int(self._first[part]) + block * self.batch * width
+        return slice(begin, min(begin + self.batch * width, int(self._first[part + 1])))
 
-    def _load(self, decoder: str) -> None:
-        path = self._path(decoder)
-        if not path.exists():
+    def _scan(self, number: int, path: Path) -> None:
+        with path.open("rb") as file:
+            while line := file.readline():
+                if not line.endswith(b"\n"):
+                    return  # cut off, or being written
+                place = self._place(line)
+                if place is None:
+                    continue
+                at, failed = place
+                if not self._good[at] and not (failed and self._failed[at]):
+                    self._places[at] = (number << _BYTES) | (file.tell() - len(line))
+                    self._good[at], self._failed[at] = not failed, failed
+
+    def _place(self, line: bytes) -> tuple[int, bool] | None:
+        """Return a line's place in the table and whether its answer failed; None: no line of this run."""
+        try:
+            row = json.loads(line)
+            part = self._parts[row["task"], row["split"]]
+            pair, place = self._pairs[part][row["decoder"], row["seed"]], int(row["place"])
+            if self.asked[part].task.items[place].key != row["item"]:
+                return None
+            return int(self._first[part]) + place * len(self._pairs[part]) + pair, row["failed"] is not None
+        except (ValueError, KeyError, TypeError, IndexError):
+            return None
+
+    def _batches(self, files: Sequence[IO[bytes] | None]) -> Iterator[list[dict[str, Any]]]:
+        earlier = self._earlier()
+        rows: list[dict[str, Any]] = []
+        for at, place in enumerate(self._places.tolist()):
+            row = next(earlier, None)
+            if place >= 0 and (row is None or row["failed"] is not None):
+                file = files[place >> _BYTES]
+                assert file is not None
+                file.seek(place & ((1 << _BYTES) - 1))
+                row = json.loads(file.readline())
+            assert row is not None, f"row {at} was never asked"
+            rows.append(row)
+            if len(rows) == BATCH:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
+
+    def _earlier(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the table that is there."""
+        if not self._table:
             return
-        rows: dict[Key, list[dict[str, Any]]] = {}
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                rows.setdefault((decoder, row["task"], row["seed"], row["block"]), []).append(row)
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off in the middle of a line
-        whole = {key: found for key, found in rows.items() if self._fits(key, found)}
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for found in whole.values() for row in found), encoding="utf-8")
-        part.replace(path)
-        self._held |= {key: [Said(**{k: row[k] for k in _SAID}) for row in found] for key, found in whole.items()}
+        with pq.ParquetFile(self.folder / ANSWERS) as answers, pq.ParquetFile(self.folder / COSTLY) as costs:
+            both = zip(answers.iter_batches(BATCH), costs.iter_batches(BATCH), strict=True)
+            for one, other in both:
+                for row, cost in zip(one.to_pylist(), other.to_pylist(), strict=True):
+                    yield row | cost
 
-    def _fits(self, key: Key, rows: list[dict[str, Any]]) -> bool:
-        decoder, name, seed, block = key
-        each = self.asked.get(name)
-        if each is None or seed >= each.seeds.get(decoder, 0):
-            return False
-        items = each.task.block(block, self.batch)
-        same = [(row.get("key"), row.get("prompt")) for row in rows] == [(item.key, item.prompt) for item in items]
-        return same and all(set(_SAID) <= row.keys() for row in rows)
+
+def _plain(said: Said) -> dict[str, Any]:
+    """Return an answer as JSON data: what was not measured is null, half a surrogate pair a question mark."""
+    told = {name: None if value != value else value for name, value in asdict(said).items()}
+    return told | {"text": said.text.encode("utf-8", "replace").decode()}
+
+
+def _drop_torn(path: Path) -> None:
+    """Cut a file off behind its last line break."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - (1 << 16))
+            file.seek(begin)
+            found = file.read(end - begin).rfind(b"\n")
+            if found >= 0:
+                end = begin + found + 1
+                break
+            end = begin
+        file.truncate(end)

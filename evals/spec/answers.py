@@ -37,10 +37,10 @@ SCHEMA = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("ended", pa.bool_(), nullable=False),
         pa.field("cut_at", pa.list_(pa.int32())),
-        pa.field("forwards", pa.float32(), nullable=False),
-        pa.field("local_forwards", pa.float32(), nullable=False),
-        pa.field("local_tokens", pa.float32(), nullable=False),
-        pa.field("masks", pa.float32(), nullable=False),
+        pa.field("forwards", pa.float32()),
+        pa.field("local_forwards", pa.float32()),
+        pa.field("local_tokens", pa.float32()),
+        pa.field("masks", pa.float32()),
         pa.field("failed", pa.string()),
         pa.field("proof", pa.string()),
     ]
@@ -77,7 +77,7 @@ class Answer:
         tokens: of the answer.
         ended: whether it ended by itself; False: it was cut at the token limit.
         cut_at: characters of the text after its first `LIMITS` tokens; None: no caption, or not known.
-        forwards, local_forwards, local_tokens, masks: see `spec.items.Said`.
+        forwards, local_forwards, local_tokens, masks: see `spec.items.Said`; None: not measured, as at a server.
         failed: why there is no answer; None: there is one.
         proof: what a server said of its guard, JSON.
     """
@@ -97,10 +97,10 @@ class Answer:
     tokens: int = 0
     ended: bool = True
     cut_at: tuple[int, ...] | None = None
-    forwards: float = 0.0
-    local_forwards: float = 0.0
-    local_tokens: float = 0.0
-    masks: float = 0.0
+    forwards: float | None = 0.0
+    local_forwards: float | None = 0.0
+    local_tokens: float | None = 0.0
+    masks: float | None = 0.0
     failed: str | None = None
     proof: str | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,17 +101,24 @@ class EvalTask:
 
     def digest(self) -> str:
         """Return a digest of what is asked and what is right; runs with unequal digests can't be paired."""
-        told = [[i.key, i.picture, i.prompt, i.truth, list(i.rows)] for i in self.items]
-        whole = json.dumps([self.kind, self.max_new_tokens, list(self.until), told], sort_keys=True, default=str)
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([self.kind, self.max_new_tokens, list(self.until)]).encode())
+        for i in (*self.items, *self.calibration):
+            told = [i.key, i.picture, i.prompt, i.question, i.truth, list(i.rows)]
+            digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:16]
+
+    def calibrating(self) -> EvalTask | None:
+        """Return the calibration items as a task of the split "val"; None where there are none."""
+        return replace(self, items=self.calibration, calibration=(), split="val") if self.calibration else None
 
     def describe(self) -> dict[str, Any]:
-        """Return the task as it stands in `run.json`."""
+        """Return the task as it stands in `asked.json`."""
         return {
             "name": self.name,
             "kind": self.kind,
             "split": self.split,
             "n": len(self.items),
+            "calibration": len(self.calibration),
             "pictures": len({item.picture for item in self.items}),
             "rows": list(dict.fromkeys(name for item in self.items for name in item.rows)),
             "digest": self.digest(),

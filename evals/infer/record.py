@@ -1,0 +1,254 @@
+"""What a run is: `asked.json`, which decides whether answers in a folder may be gone on with, and `items.jsonl`.
+
+Identity is what decides answers: settings, questions, weights, decoders, number format and device, versions of packages,
+and the source of what asks. What scores, reports or spreads the work over processes is not part of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import lvlm_guard
+from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
+from lvlm_guard.evals.infer.identity import code_digest, environment, packages, weights_digest
+from lvlm_guard.evals.infer.prepare import weights_of
+from lvlm_guard.evals.spec.items import EvalTask
+from lvlm_guard.evals.spec.settings import Settings
+
+ASKED, ITEMS = "asked.json", "items.jsonl"
+MADE = ("answers.parquet", "costs.parquet", "results.json", "report.html", ITEMS, ASKED)
+DECIDES = ("settings", "questions", "code", "weights", "packages")  # known before a model is loaded
+ANSWERING = ("decoders", "matcher", "where")  # known once it is
+
+Note = dict[str, Any]
+
+
+@contextmanager
+def hold(folder: Path, rank: int = 0, world: int = 1, wait: float = 5.0) -> Iterator[None]:
+    """Hold a rank's place in a folder, so that no two processes ever ask the same questions for it.
+
+    Args:
+        folder: of the run, made if need be.
+        rank, world: of this process; ranks of another world size that are still at work keep it out as well.
+        wait: seconds for a process that is just ending.
+
+    Raises:
+        RunError: another process is at work there.
+    """
+    until = time.monotonic() + wait
+    with disk_trouble(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".rank-{rank}.lock").open("w")
+    with lock:
+        while not (_locked(lock) and not _busy(folder, world)):
+            if time.monotonic() > until:
+                raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.")
+            time.sleep(0.1)
+        yield
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against all other processes for a moment; they wait."""
+    with disk_trouble(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        _locked(lock, wait=True)
+        yield
+
+
+def begin(
+    folder: Path,
+    settings: Settings,
+    tasks: Sequence[EvalTask],
+    command: str = "eval ask",
+    *,
+    started_over: bool = False,
+    replaces: bool = False,
+) -> Note:
+    """Note what this run is, or find that the folder has it already; returns the note.
+
+    Args:
+        folder: of the run.
+        settings, tasks: of the run.
+        command: what the run is called in its files.
+        started_over: drop what an earlier run left.
+        replaces: drop another run of this command, instead of refusing.
+
+    Raises:
+        DataError: the folder holds another run.
+        RunError: it is to be dropped while a process works in it, or the disk is full.
+    """
+    decides = {
+        "settings": settings.to_dict(),
+        "questions": {task.name: task.digest() for task in tasks},
+        "code": code_digest(adapters=bool(settings.adapters or settings.matchers)),
+        "weights": weights_digest(weights_of(settings)),
+        "packages": packages(),
+    }
+    decides = json.loads(json.dumps(decides, default=str))
+    with alone(folder):
+        earlier = None if started_over else read_note(folder)
+        if earlier is not None:
+            differing = differences(earlier, decides)
+            if not differing:
+                return earlier
+            if not (replaces and earlier.get("command") == command):
+                raise DataError(
+                    f"{folder} holds a run with other {', '.join(differing)}, whose answers can't be mixed with these. "
+                    "Give another --out, or --start-over to drop it."
+                )
+        elif not started_over and any((folder / "answers").glob("*.jsonl")):
+            raise DataError(
+                f"{folder} holds answers of an unknown run: copy its {ASKED} beside them, give another --out, or "
+                "--start-over to drop them."
+            )
+        _drop(folder)
+        note = {
+            "command": command,
+            "version": lvlm_guard.__version__,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **decides,
+            "tasks": [task.describe() for task in tasks],
+            "environment": environment(),
+        }
+        with disk_trouble(folder):
+            _write_items(folder, tasks)
+        write_note(folder, note)
+        return note
+
+
+def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
+    """Note who answers too, which is known once the model is loaded or the server was asked; returns the note.
+
+    It follows from the settings, but for what a hub's model has become since, on which device a rank runs, or with which
+    knobs a server was started.
+
+    Args:
+        folder: of the run.
+        answering: `Prepared.describe()`.
+
+    Raises:
+        DataError: answers in the folder were made by others.
+    """
+    with alone(folder):
+        note = read_note(folder)
+        if note is None:
+            raise DataError(f"{folder / ASKED} is gone: give the same command again.")
+        if "identity" not in note:
+            told = json.dumps([{**note, **answering}[name] for name in (*DECIDES, *ANSWERING)], sort_keys=True)
+            note |= {**answering, "identity": sha256(told.encode()).hexdigest()[:16]}
+            write_note(folder, note)
+        elif differing := [name for name in ANSWERING if note[name] != answering[name]]:
+            raise DataError(
+                f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that was "
+                "started anew with other knobs, on another kind of device, or by a model that has changed on the hub. "
+                "Bring it back (--revision), give another --out, or --start-over to drop them."
+            )
+        return note
+
+
+def read_note(folder: Path) -> Note | None:
+    """Return the note of a run; None where there is none; raises `DataError` where it can't be read."""
+    try:
+        note = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / ASKED} can't be read ({error}): give another --out, or --start-over.") from error
+    if not isinstance(note, dict):
+        raise DataError(f"{folder / ASKED} is no note of a run: give another --out, or --start-over.")
+    return note
+
+
+def write_note(folder: Path, note: Mapping[str, Any]) -> None:
+    """Write the note of a run, whole or not at all."""
+    part = folder / f"{ASKED}.part"
+    with disk_trouble(folder):
+        part.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(folder / ASKED)
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return in words what two notes differ in."""
+    found = []
+    for key, value in now.items():
+        before = earlier.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += differences({**dict.fromkeys(value), **before}, {**dict.fromkeys(before), **value}, f"{key}.")
+        elif before != value:
+            found.append(f"{path}{key} ({_short(before)}, now {_short(value)})")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _write_items(folder: Path, tasks: Sequence[EvalTask]) -> None:
+    part = folder / f"{ITEMS}.part"
+    with part.open("w", encoding="utf-8") as file:
+        for task in (part for task in tasks for part in (task, task.calibrating()) if part is not None):
+            for item in task.items:
+                row = {
+                    "task": task.name,
+                    "split": task.split,
+                    "kind": task.kind,
+                    "item": item.key,
+                    "picture": item.picture,
+                    "prompt": item.prompt,
+                    "question": item.question or item.prompt,
+                    "truth": item.truth,
+                    "rows": list(item.rows),
+                    "tags": dict(item.tags),
+                }
+                file.write(json.dumps(row, default=str) + "\n")
+    part.replace(folder / ITEMS)
+
+
+def _drop(folder: Path) -> None:
+    if _busy(folder, 0):
+        raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.")
+    for name in MADE:
+        (folder / name).unlink(missing_ok=True)
+    for name in ("answers", "evidence"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _busy(folder: Path, world: int) -> bool:
+    """Return whether a rank from `world` on is at work."""
+    for path in folder.glob(".rank-*.lock"):
+        number = path.name.removeprefix(".rank-").removesuffix(".lock")
+        if number.isdigit() and int(number) >= world:
+            with suppress(FileNotFoundError), path.open("r+") as lock:
+                if not _locked(lock):
+                    return True
+    return False
+
+
+def _locked(lock: IO[str], wait: bool = False) -> bool:
+    """Lock a file; return False where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):  # a shared folder without locks
+            return True
+        raise
+    return True
