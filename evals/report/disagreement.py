@@ -1,24 +1,28 @@
-"""Where decoders of a run disagree: each answer judged, and what became of an item against the reference.
+"""Where decoders of a run disagree: each answer judged, what became of an item, which of them a report shows.
 
-Plain data from `run.json` and `samples.jsonl`; needs neither torch nor transformers.
+Plain data; needs neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import fmean
 from typing import Any, Literal
 
 from lvlm_guard.evals.metrics import chair, mme, pope
+from lvlm_guard.evals.report.layout import JUDGED
+from lvlm_guard.evals.report.saved import Item, Run, Said
 
-Sample = Mapping[str, Any]
 Standing = Literal["broken", "fixed", "unreadable", "changed"]
 
 STANDINGS: tuple[Standing, ...] = ("broken", "fixed", "unreadable", "changed")
 """In the order in which a reader should see them: what a method broke comes first."""
 
 CLEARLY = 0.5  # of several runs, at least half must have changed for an item to count as broken or fixed
+LIMIT = 60  # pictures of a report
+OBJECTS = 4  # absent objects of a caption that the matcher is asked about
 
 
 @dataclass(frozen=True)
@@ -40,51 +44,87 @@ class Judged:
     caption: chair.Caption | None = None
 
 
-def judge(task: Mapping[str, Any], sample: Sample, decoder: str) -> list[Judged]:
-    """Return a decoder's answers to an item, one a seed, judged as the task's scorer reads them."""
-    texts = sample["answers"].get(decoder, ())
-    ended = sample.get("ended", {}).get(decoder) or [True] * len(texts)
-    return [_judged(task, sample, text, whole) for text, whole in zip(texts, ended, strict=True)]
+@dataclass(frozen=True)
+class Shown:
+    """An item on which decoders disagree, and what became of it.
+
+    Args:
+        task: the task's name.
+        item: as in `items.jsonl`.
+        said: decoder -> its judged answers, one a seed.
+        standings: watched decoder -> what became of the item.
+        objects: for captions, those named in vain.
+    """
+
+    task: str
+    item: Item
+    said: Mapping[str, Sequence[Judged]]
+    standings: Mapping[str, Standing]
+    objects: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The item's name within its task."""
+        return str(self.item["item"])
+
+    @property
+    def rank(self) -> int:
+        """Where it stands among others: what a method broke comes first."""
+        return min(STANDINGS.index(standing) for standing in self.standings.values())
 
 
-def _judged(task: Mapping[str, Any], sample: Sample, text: str, ended: bool) -> Judged:
+@dataclass
+class Disagreement:
+    """What a task's items became under each watched decoder.
+
+    Args:
+        counts: (decoder, standing) -> how many items.
+        shown: those that were chosen to be shown, in the order of the questions.
+    """
+
+    counts: dict[tuple[str, Standing], int] = field(default_factory=dict)
+    shown: list[Shown] = field(default_factory=list)
+    items: int = 0
+
+
+def judge(task: Mapping[str, Any], item: Item, row: Mapping[str, Any]) -> Judged:
+    """Return an answer, judged as the task's scorer reads it."""
+    text, ended = row["text"], row.get("ended", True)
     if task["kind"] == "chair":
-        row = {"image_id": 0, "caption": text}
-        (caption,) = chair.compare([row], {0: sample["truth"]}, vocabulary=task.get("vocabulary"))
+        named = [{"image_id": 0, "caption": text}]
+        (caption,) = chair.compare(named, {0: item["truth"]}, vocabulary=task.get("vocabulary"))
         return Judged(text, merit=-float(len(caption.hallucinated)), ended=ended, caption=caption)
     # lmms-eval's own tasks may want yes or no too; what they want otherwise only they can judge
-    truth = str(sample.get("truth")).strip().lower()
+    truth = str(item["truth"]).strip().lower()
     if truth not in ("yes", "no"):
         return Judged(text, ended=ended)
-    said = mme.read(text) if task["kind"] == "mme" else pope.read(text)
+    said = _read(task["kind"], text)
     mark = "unreadable" if said is None else "right" if said == truth else "wrong"
     return Judged(text, mark, float(mark == "right"), ended)
 
 
-def watched(run: Mapping[str, Any]) -> list[str]:
-    """Return the decoders whose disagreement with the reference is shown: the methods, not their controls."""
-    others = [d for d in run["decoders"] if d["name"] != run["reference"]]
-    methods = [d for d in others if d.get("method") and not d.get("control_of") and d["method"] != "apc"]
+@lru_cache(maxsize=65536)
+def _read(kind: str, text: str) -> str | None:
+    return mme.read(text) if kind == "mme" else pope.read(text)
+
+
+def watched(decoders: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the decoders whose disagreement with the reference is shown: methods and adapters, else whatever is."""
+    others = [d for d in decoders if d["role"] != "reference" and not d.get("derive")]
+    methods = [d for d in others if d["role"] in JUDGED]
     greedy = [d for d in methods if not d.get("sampled")]
     return [d["name"] for d in greedy or methods or others]
 
 
-def standings(task: Mapping[str, Any], sample: Sample, run: Mapping[str, Any]) -> dict[str, Standing]:
-    """Return what became of an item under each watched decoder, those alone for which it is worth a look.
+def standings(said: Mapping[str, Sequence[Judged]], reference: str, names: Iterable[str]) -> dict[str, Standing]:
+    """Return what became of an item under each decoder, those alone for which it is worth a look.
 
     "broken": the reference was better; "fixed": the decoder is; "unreadable": neither, and one of the two can't
     be read; "changed": a caption that names other objects of the picture, or an answer that only its task can judge.
     """
-    if any(any(reasons) for reasons in (sample.get("failed") or {}).values()):
-        return {}
-    plain = judge(task, sample, run["reference"])
-    found: dict[str, Standing] = {}
-    for name in watched(run):
-        ours = judge(task, sample, name)
-        standing = _standing(plain, ours) if plain and ours else None
-        if standing is not None:
-            found[name] = standing
-    return found
+    plain = said.get(reference)
+    found = {name: _standing(plain, said[name]) for name in names if plain and said.get(name)}
+    return {name: standing for name, standing in found.items() if standing is not None}
 
 
 def _standing(plain: Sequence[Judged], ours: Sequence[Judged]) -> Standing | None:
@@ -100,24 +140,89 @@ def _standing(plain: Sequence[Judged], ours: Sequence[Judged]) -> Standing | Non
     return "changed" if not plain[0].mark and plain[0].text != ours[0].text else None
 
 
-def disagreements(
-    samples: Sequence[Sample], run: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Any], int, dict[str, Standing]]]:
-    """Return the items where a watched decoder differs from the reference: task, place in `samples`, standings."""
-    tasks = {task["name"]: task for task in run["tasks"]}
-    for place, sample in enumerate(samples):
-        found = standings(tasks[sample["task"]], sample, run)
-        if found:
-            yield tasks[sample["task"]], place, found
+def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
+    """Return, for each task, where a watched decoder differs from the reference, and which items to show.
+
+    Chosen by rule: every task, method and outcome gets its turn, so that none fills the page; among items of one
+    kind, other pictures come before further questions about one. Captions that only name more or fewer of the
+    picture's objects fill what is left.
+
+    Args:
+        run: a finished run.
+        limit: most items, over all tasks.
+    """
+    reference = next(d["name"] for d in run.asked["decoders"] if d["role"] == "reference")
+    names = watched(run.asked["decoders"])
+    found = {task["name"]: Disagreement() for task in run.asked["tasks"]}
+    heaps: dict[Standing, dict[tuple[str, str], list[tuple[str, str, str]]]] = {standing: {} for standing in STANDINGS}
+    for task in run.asked["tasks"]:
+        for item, answers in run.by_item(task["name"]):
+            kept = {name: answers[name] for name in (reference, *names) if name in answers}
+            if any(row["failed"] for rows in kept.values() for row in rows):
+                continue
+            own = standings(_judged(task, item, kept), reference, names)
+            found[task["name"]].items += bool(own)
+            for name, standing in own.items():
+                counts = found[task["name"]].counts
+                counts[name, standing] = counts.get((name, standing), 0) + 1
+                heaps[standing].setdefault((task["name"], name), []).append(
+                    (task["name"], item["item"], item["picture"])
+                )
+    first = [heap for standing in STANDINGS[:-1] for heap in heaps[standing].values()]
+    chosen = _in_turn([_spread(heap) for heap in first], limit)
+    chosen |= _in_turn([_spread(heap) for heap in heaps["changed"].values()], limit, chosen)
+    for task in run.asked["tasks"]:
+        own_keys = [key for name, key in chosen if name == task["name"]]
+        found[task["name"]].shown = list(_shown(run, task, own_keys, reference, names))
+    return found
 
 
-def absent_objects(task: Mapping[str, Any], sample: Sample, run: Mapping[str, Any]) -> list[str]:
-    """Return the objects that the reference's or a watched decoder's caption names though they are not there."""
-    if task["kind"] != "chair":
-        return []
-    named: dict[str, None] = {}
-    for decoder in (run["reference"], *watched(run)):
-        for one in judge(task, sample, decoder):
-            if one.caption is not None:
-                named |= {node: None for _, node, _ in one.caption.hallucinated}
-    return list(named)
+def _shown(
+    run: Run, task: Mapping[str, Any], keys: Sequence[str], reference: str, names: Sequence[str]
+) -> Iterable[Shown]:
+    answered: dict[str, Said] = {}
+    columns = ("item", "decoder", "text", "ended", "failed")
+    where = {"task": task["name"], "split": task["split"], "item": list(keys)}
+    for row in run.answers(columns, **where).to_pylist():
+        answered.setdefault(row["item"], {}).setdefault(row["decoder"], []).append(row)
+    for key, answers in answered.items():  # in the table's order, which is that of the questions
+        item = run.items[task["name"]][key]
+        said = _judged(task, item, answers)
+        absent = [
+            node
+            for name in (reference, *names)
+            for one in said.get(name, ())
+            if one.caption is not None
+            for _, node, _ in one.caption.hallucinated
+        ]
+        objects = tuple(dict.fromkeys(absent))[:OBJECTS]
+        yield Shown(task["name"], item, said, standings(said, reference, names), objects)
+
+
+def _judged(task: Mapping[str, Any], item: Item, answers: Said) -> dict[str, list[Judged]]:
+    return {name: [judge(task, item, row) for row in rows] for name, rows in answers.items()}
+
+
+def _spread(heap: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Put the first question about each picture before the second ones."""
+    seen: dict[str, int] = {}
+    order = []
+    for place, (task, key, picture) in enumerate(heap):
+        seen[picture] = seen.get(picture, 0) + 1
+        order.append((seen[picture], place, (task, key)))
+    return [pair for _, _, pair in sorted(order)]
+
+
+def _in_turn(
+    heaps: Sequence[Sequence[tuple[str, str]]], limit: int, have: Iterable[tuple[str, str]] = ()
+) -> dict[tuple[str, str], None]:
+    taken = dict.fromkeys(have)
+    queues = [iter(heap) for heap in heaps]
+    while queues and len(taken) < limit:
+        for queue in list(queues):
+            one = next((one for one in queue if one not in taken), None)
+            if one is None:
+                queues.remove(queue)
+            elif len(taken) < limit:
+                taken[one] = None
+    return taken

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class PicturesAlone:
     """No maps, and why."""
 
-    told: str
+    about: str
     version: str = "pictures alone"
 
     def of(self, item: Item, objects: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Maps:
     decoder: Decoder | None
 
     @property
-    def told(self) -> str:
+    def about(self) -> str:
         """What the maps are, in a sentence."""
         if self.decoder is None:
             return (

@@ -1,7 +1,8 @@
-"""A finished run on disk: `run.json` and `samples.jsonl`, written whole or not at all, and read back.
+"""A run on disk: what was asked, what was answered, what it scored. Read lazily; needs pyarrow alone.
 
-saved = read_run("runs/first")
-export_answers(saved, "agla", "agla.tsv")  # for VLMEvalKit
+run = read_run("runs/first")
+run.answers(task="world_pope", decoder=["greedy", "agla"])  # a pyarrow table, those rows alone
+export_answers(run, "agla", "agla.tsv")                     # for VLMEvalKit
 """
 
 from __future__ import annotations
@@ -11,55 +12,163 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.dataset as ds
 
 from lvlm_guard.errors import did_you_mean
-from lvlm_guard.evals.errors import DataError, disk_trouble
+from lvlm_guard.evals.errors import DataError, VoidRunError, disk_trouble
+from lvlm_guard.evals.report.layout import Results
+from lvlm_guard.evals.spec import jsonl
 
-RUN, SAMPLES, BEGUN = "run.json", "samples.jsonl", "begun.json"
+ASKED, ITEMS, ANSWERS, COSTS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "costs.parquet", "results.json"
 
-_RUN_FIELDS = {"status": str, "settings": dict, "decoders": list, "tasks": list, "rows": list}
-_SAMPLE_FIELDS = {"task": str, "kind": str, "key": str, "picture": str, "answers": dict}
+Status = Literal["complete", "void", "unscored", "stopped"]
+Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Saved:
+class Run:
     """A run as it is on disk.
 
     Args:
         folder: where it is.
-        run: what `run.json` holds; its "status" is "complete", "void", or "stopped" for a run that has not
-            finished.
-        samples: what was asked and answered, one item each, in order.
+        asked: what `asked.json` holds.
+        scored: what `results.json` holds; None before it is scored.
     """
 
     folder: Path
-    run: dict[str, Any]
-    samples: list[dict[str, Any]]
+    asked: dict[str, Any]
+    scored: dict[str, Any] | None
+
+    @property
+    def status(self) -> Status:
+        """Return how far it is: "stopped" has not all its answers, "unscored" no results, "void" no scores."""
+        if self.scored is not None:
+            return "void" if self.scored.get("void") else "complete"
+        return "unscored" if (self.folder / ANSWERS).exists() else "stopped"
+
+    @cached_property
+    def results(self) -> Results:
+        """The results, looked up by columns.
+
+        Raises:
+            DataError: there are none yet; the message says which command makes them.
+        """
+        if self.scored is None:
+            raise DataError(self.todo)
+        return Results(self.scored)
+
+    @property
+    def todo(self) -> str:
+        """What a run that is not whole needs, in a sentence."""
+        if self.status == "stopped":
+            return (
+                f"{self.folder} holds a run that has not finished: give its command again, it goes on from where it "
+                "stopped."
+            )
+        return f"{self.folder} has answers and no scores: `lvlm-guard eval score {self.folder}` makes them."
+
+    def task(self, name: str) -> dict[str, Any]:
+        """Return a task as it was asked."""
+        return next(task for task in self.asked["tasks"] if task["name"] == name)
+
+    def decoder(self, name: str) -> dict[str, Any]:
+        """Return a decoder as it was asked.
+
+        Raises:
+            DataError: the run has none of that name.
+        """
+        names = [decoder["name"] for decoder in self.asked["decoders"]]
+        if name not in names:
+            raise DataError(
+                f"{self.folder} has no decoder {name!r}. " + did_you_mean(name, names) + f"It has: {', '.join(names)}."
+            )
+        return next(decoder for decoder in self.asked["decoders"] if decoder["name"] == name)
+
+    @cached_property
+    def items(self) -> dict[str, dict[str, Item]]:
+        """What was asked and is reported: task -> key -> item, in order.
+
+        Raises:
+            DataError: the file was changed or cut; the message names the line.
+        """
+        found: dict[str, dict[str, Item]] = {task["name"]: {} for task in self.asked["tasks"]}
+        path = self.folder / ITEMS
+        for _, row in jsonl.read(
+            path, ("task", "split", "kind", "item", "picture", "truth"), ("task", "split", "item")
+        ):
+            if row["task"] in found and row["split"] == self.task(row["task"])["split"]:
+                found[row["task"]][row["item"]] = row
+        for task in self.asked["tasks"]:
+            if len(found[task["name"]]) != task["n"]:
+                raise DataError(
+                    f"{path} holds {len(found[task['name']])} of the {task['n']} items of {task['name']}: the file was "
+                    "changed. Give the run's command again: it is written anew."
+                )
+        return found
+
+    def answers(self, columns: Sequence[str] | None = None, **where: Any) -> pa.Table:
+        """Return rows of the table of answers: those alone whose columns have a value, or one of several.
+
+        Raises:
+            DataError: there is no table, or it can't be read.
+        """
+        return pa.Table.from_batches(self._batches(columns, where), schema=self._schema(columns))
+
+    def by_item(self, task: str, columns: Sequence[str] = ("text", "ended", "failed")) -> Iterator[tuple[Item, Said]]:
+        """Yield each reported item of a task with its answers, decoder -> one a seed; one item in memory at a time."""
+        kept = ("item", "decoder", *columns)
+        rows = (
+            row
+            for batch in self._batches(kept, {"task": task, "split": self.task(task)["split"]})
+            for row in batch.to_pylist()
+        )
+        for key, own in groupby(rows, lambda row: row["item"]):
+            said: Said = {}
+            for row in own:
+                said.setdefault(row["decoder"], []).append(row)
+            yield self.items[task][key], said
+
+    def _batches(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+        wanted = None
+        for name, value in where.items():
+            field = ds.field(name)
+            one = field.isin(list(value)) if isinstance(value, list | tuple | set) else field == value
+            wanted = one if wanted is None else wanted & one
+        # one thread: rows stay in the order in which they were written
+        yield from self._table().to_batches(columns=_listed(columns), filter=wanted, use_threads=False)
+
+    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        schema = self._table().schema
+        return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+    def _table(self) -> ds.Dataset:
+        path = self.folder / ANSWERS
+        if not path.exists():
+            raise DataError(self.todo)
+        try:
+            return ds.dataset(path, format="parquet")
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} can't be read: {error}. Give the run's command again: it is made anew.") from error
 
 
-def write_run(folder: str | Path, run: Mapping[str, Any]) -> Path:
-    """Write `run.json`: strict JSON (a number that is not finite becomes null), whole or not at all.
-
-    Raises:
-        RunError: the system refuses, as when the disk is full; answers are kept.
-    """
-    return write_whole(Path(folder), RUN, json.dumps(plain(run), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+Said = dict[str, list[dict[str, Any]]]
+"""Decoder -> its answers to an item, one a seed."""
 
 
-def write_samples(folder: str | Path, samples: Iterable[Mapping[str, Any]]) -> Path:
-    """Write `samples.jsonl`, one item a line; otherwise as `write_run`."""
-    lines = [json.dumps(plain(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
-    return write_whole(Path(folder), SAMPLES, "".join(lines))
+def _listed(columns: Sequence[str] | None) -> list[str] | None:
+    return None if columns is None else list(columns)
 
 
-def read_run(folder: str | Path) -> Saved:
-    """Read a run.
-
-    A run that was begun and has not finished is returned with the status "stopped" and without samples.
+def read_run(folder: str | Path) -> Run:
+    """Read a run, whatever its status.
 
     Raises:
         DataError: the folder holds no run, or a file of it can't be read or used; the message names the file.
@@ -67,54 +176,66 @@ def read_run(folder: str | Path) -> Saved:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: give the --out folder of a `lvlm-guard eval run`.")
-    if not (folder / RUN).exists():
-        return Saved(folder, _begun(folder), [])
-    run = _read_json(folder / RUN)
-    _check_fields(run, _RUN_FIELDS, str(folder / RUN), "was it written by `lvlm-guard eval run`?")
-    if run["status"] == "stopped" and not (folder / SAMPLES).exists():
-        return Saved(folder, run, [])
-    samples = _read_samples(folder / SAMPLES)
-    _check_samples(folder, run, samples)
-    return Saved(folder, run, samples)
+    if not (folder / ASKED).exists():
+        raise DataError(
+            f"{folder} holds no run ({ASKED} is missing): give the --out folder of a `lvlm-guard eval run`."
+        )
+    asked = _document(folder / ASKED, {"settings": dict, "tasks": list, "decoders": list})
+    path = folder / RESULTS
+    return Run(
+        folder, asked, _document(path, {"rows": list, "decoders": list, "tasks": list}) if path.exists() else None
+    )
 
 
-def export_answers(saved: Saved, decoder: str, path: str | Path, seed: int = 0) -> Path:
+def finished(folder: str | Path | Run) -> Run:
+    """Return a run whose scores can be read.
+
+    Raises:
+        VoidRunError: its answers are empty, failed or cut.
+        DataError: it has not finished, or has no scores yet.
+    """
+    run = folder if isinstance(folder, Run) else read_run(folder)
+    if run.status == "void":
+        reasons = " ".join(run.results.data["void"])
+        raise VoidRunError(f"{run.folder} is a void run, whose scores mean nothing: {reasons}")
+    if run.status != "complete":
+        raise DataError(run.todo)
+    return run
+
+
+def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> Path:
     """Write a decoder's answers as a table for VLMEvalKit: index, question, answer, prediction, category.
 
-    Tab-separated with a heading, as pandas and VLMEvalKit read it (a text with a tab or a line break is in
-    quotes). `answer` is the right answer (names of objects joined by commas), `prediction` what the decoder
-    said; `category` holds the result rows that the item counts in, joined by commas, without what they all
-    begin with ("random", "popular").
+    Tab-separated with a heading, as pandas and VLMEvalKit read it (a text with a tab or a line break is in quotes).
+    `answer` is the right answer (names of objects joined by commas), `prediction` what the decoder said; `category`
+    holds the result rows that the item counts in, joined by commas.
 
     Args:
-        saved: the run.
+        run: the run.
         decoder: its name; items that it does not answer are left out.
         path: the file to write.
         seed: which of its runs.
 
     Raises:
-        DataError: no item was answered by such a decoder, or it has no such run.
+        DataError: there is no such decoder, or it has no such run.
         RunError: the file can't be written.
     """
-    answered = [(index, sample) for index, sample in enumerate(saved.samples) if decoder in sample["answers"]]
+    described = run.decoder(decoder)
+    answered = run.answers(("task", "split", "item", "text"), decoder=decoder, seed=seed).to_pylist()
     if not answered:
-        names = list(dict.fromkeys(name for sample in saved.samples for name in sample["answers"]))
-        raise DataError(
-            f"No decoder of {saved.folder} is called {decoder!r}. "
-            + did_you_mean(decoder, names)
-            + f"It has: {', '.join(names) or 'no answers'}."
-        )
+        raise DataError(f"{decoder} has {described['seeds']} run(s) in {run.folder}, numbered from 0: none is {seed}.")
+    said = {
+        (row["task"], row["item"]): row["text"] for row in answered if row["split"] == run.task(row["task"])["split"]
+    }
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["index", "question", "answer", "prediction", "category"])
-    for index, sample in answered:
-        said = sample["answers"][decoder]
-        if not 0 <= seed < len(said):
-            raise DataError(f"{decoder} has {len(said)} run(s) in {saved.folder}, numbered from 0: none is {seed}.")
-        rows = sample.get("rows") or [sample["task"]]
-        category = ",".join(row.rpartition("_")[2] if sample["kind"] == "pope" else row for row in rows)
-        question = sample.get("question") or sample.get("prompt", "")
-        writer.writerow([index, question, _truth_text(sample.get("truth")), said[seed], category])
+    for index, item in enumerate(item for items in run.items.values() for item in items.values()):
+        text = said.get((item["task"], item["item"]))
+        if text is not None:
+            question = item.get("question") or item.get("prompt", "")
+            category = ",".join(item.get("rows") or [item["task"]])
+            writer.writerow([index, question, _truth_text(item["truth"]), text, category])
     target = Path(path)
     return write_whole(target.parent, target.name, table.getvalue())
 
@@ -132,12 +253,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return str(value)
-
-
-def _truth_text(truth: Any) -> str:
-    if isinstance(truth, list | tuple):
-        return ", ".join(map(str, truth))
-    return "" if truth is None else str(truth)
 
 
 def write_whole(folder: Path, name: str, text: str) -> Path:
@@ -161,64 +276,18 @@ def write_whole(folder: Path, name: str, text: str) -> Path:
     return folder / name
 
 
-def _begun(folder: Path) -> dict[str, Any]:
-    if not (folder / BEGUN).exists():
-        raise DataError(
-            f"{folder} holds no run (neither {RUN} nor {BEGUN}): give the --out folder of a `lvlm-guard eval run`."
-        )
-    begun = _read_json(folder / BEGUN)
-    _check_fields(begun, {"settings": dict}, str(folder / BEGUN), "give another --out, or --start-over.")
-    told = "The run has not finished: the same command goes on from where it stopped."
-    empty: dict[str, Any] = {"decoders": [], "tasks": [], "compared": [], "rows": [], "flags": [], "void": []}
-    return {"command": "eval run", "status": "stopped", "warnings": [told], **empty, "settings": begun["settings"]}
+def _truth_text(truth: Any) -> str:
+    if isinstance(truth, list | tuple):
+        return ", ".join(map(str, truth))
+    return "" if truth is None else str(truth)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} can't be read: {error}.") from error
-
-
-def _read_samples(path: Path) -> list[dict[str, Any]]:
-    samples = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    sample = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"Line {number} of {path} is no JSON: {error}.") from None
-                _check_fields(sample, _SAMPLE_FIELDS, f"Line {number} of {path}", "the file was changed or cut.")
-                samples.append(sample)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read: {error}. Give the run's command again: it is written anew.") from error
-    return samples
-
-
-def _check_fields(data: Any, fields: Mapping[str, type], where: str, hint: str) -> None:
-    if not isinstance(data, dict):
-        raise DataError(f"{where} is no JSON object: {hint}")
+def _document(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
+    found = jsonl.document(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object: was it written by `lvlm-guard eval`?")
     for name, kind in fields.items():
-        if not isinstance(data.get(name), kind):
-            got = f"is {data[name]!r}" if name in data else "is missing"
-            raise DataError(f"{where}: the field {name!r} {got[:80]}, and should be {_KINDS[kind]}; {hint}")
-
-
-_KINDS: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
-
-
-def _check_samples(folder: Path, run: Mapping[str, Any], samples: list[dict[str, Any]]) -> None:
-    seen: set[tuple[str, str]] = set()
-    for sample in samples:
-        name = (sample["task"], sample["key"])
-        if name in seen:
-            raise DataError(f"{folder / SAMPLES} holds the item {name[1]!r} of {name[0]} twice: the file was changed.")
-        seen.add(name)
-    for task in run["tasks"]:
-        found = sum(sample["task"] == task.get("name") for sample in samples)
-        if found != task.get("n", found):
-            raise DataError(
-                f"{folder / SAMPLES} holds {found} of the {task['n']} items of {task['name']}: the file was changed. "
-                "Give the run's command again: it is written anew from the answers."
-            )
+        if not isinstance(found.get(name), kind):
+            got = f"is {json.dumps(found[name])[:80]}" if name in found else "is missing"
+            raise DataError(f"{path}: the field {name!r} {got}; was it written by `lvlm-guard eval`?")
+    return found

@@ -1,185 +1,125 @@
-"""A run's results on a terminal: a table for each task, a line for each decoder, its cost beside its scores."""
+"""A run's results on a terminal: a table for each task, a line for each decoder, its cost beside its scores.
+
+for table in tables(results, width):
+    console.print(table)
+print(*sentences(results), sep="\\n")
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from lvlm_guard.evals.report.figures import Row, ends, number, p_text, verdict
-from lvlm_guard.evals.report.fitted import Column, fitted
-from lvlm_guard.evals.stats.costs import WORK
-from lvlm_guard.evals.stats.results import drawn, find
+from lvlm_guard.evals.report import layout
+from lvlm_guard.evals.report.layout import Results, plain_cell
+from lvlm_guard.evals.report.numbers import Row, interval, judged, said, written
+from lvlm_guard.evals.report.tables import Column, fitted
 
-Cell = Text | str
-
-
-def tables(run: Mapping[str, Any], width: int = 120) -> list[Table]:
-    """Return a table for each task of `run.json`; narrower terminals get fewer columns, never cut ones."""
-    rows = [*run["rows"], *run["times"]["rows"]]
-    return [_table(run, task, rows, width) for task in run["tasks"]]
+STYLES = {"good": "bold green", "bad": "bold red", "": ""}
+SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence mentions
+Line = Mapping[str, Any]
 
 
-def _table(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row], width: int) -> Table:
-    answered = {row["method"] for row in rows if row["task"] == task["name"] and row["metric"] == "tokens"}
-    names = [decoder["name"] for decoder in run["decoders"] if decoder["name"] in answered]
-    columns = [Column[str]("decoder", str, text=True), *_columns(run, task, rows)]
-    title = f"{task['name']}: {run['settings']['model']}, {task['split']} split, {task['pictures']} pictures"
-    return fitted(names, columns, width, title=title, caption=_caption(run, task, rows))
+def tables(results: Results | Mapping[str, Any], width: int = 120) -> list[Table]:
+    """Return a table for each task; narrower terminals get fewer columns, never cut ones. None of a void run."""
+    known = results if isinstance(results, Results) else Results(results)
+    return [] if known.data.get("void") else [_table(known, task, width) for task in known.tasks]
 
 
-def row_tasks(task: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """Return the names of the result rows of a task, in order."""
-    scored = dict.fromkeys(row["task"] for row in rows if row["metric"] not in _NOT_SCORES)
-    return [name for name in scored if _is_of(name, task)]
+def _table(results: Results, task: Mapping[str, Any], width: int) -> Table:
+    columns = [Column[Line]("decoder", _name, text=True)]
+    columns += [Column(one.title, _cell(results, one), one.rank) for one in results.columns(task)]
+    model = results.data.get("settings", {}).get("model", "")
+    title = f"{task['name']}: {model}, {task['split']} split, {task['n']} items on {task['pictures']} pictures"
+    return fitted(results.lines(task), columns, width, title=title, caption=caption(results, task))
 
 
-def whole_of(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Return the result row of all questions of a task."""
-    names = row_tasks(task, rows)
-    return next((n for n in names if n.partition("@")[0].endswith("_all")), names[-1] if names else task["name"])
+def _name(decoder: Line) -> Text:
+    return Text(decoder["name"], "dim" if decoder["role"] in ("plain", "control") else "")
 
 
-def hardest_of(task: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Return the result row of the adversarial questions, where there are any; else that of all."""
-    names = row_tasks(task, rows)
-    return next((n for n in names if n.partition("@")[0].endswith("adversarial")), whole_of(task, rows))
+def _cell(results: Results, column: layout.Column) -> Callable[[Line], Text | str]:
+    def cell(decoder: Line) -> Text | str:
+        row = results.value(column.row, decoder["name"], column.metric)
+        if column.shows != "difference":
+            return plain_cell(results, column, decoder["name"])
+        change = results.difference(column.row, decoder["name"], column.metric)
+        if change is None:
+            return Text.assemble(written(row), ("\n" + interval(row), "dim"))
+        return Text.assemble(
+            f"{written(row)} ", (written(change), STYLES[judged(change)]), ("\n" + interval(change), "dim")
+        )
+
+    return cell
 
 
-def _is_of(row: str, task: Mapping[str, Any]) -> bool:
-    """Whether a result row is of a task: one of its own, or all of them together, see `scoring.measure`."""
-    name, _, owner = row.partition("@")
-    own = task.get("rows") or (task["name"],)
-    together = name.endswith("_all") and (name[:-4] == task["name"] or own[0].startswith(name[:-4]))
-    return owner in ("", task["name"]) and (name in own or together)
-
-
-def _columns(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> list[Column[str]]:
-    reference = run["reference"]
-    names = row_tasks(task, rows)
-
-    def value(name: str, metric: str, *, interval: bool = False, plain: bool = False) -> Callable[[str], Cell]:
-        return lambda decoder: _value(find(rows, decoder, name, metric), interval=interval, plain=plain)
-
-    def difference(name: str, metric: str) -> Callable[[str], Cell]:
-        return lambda decoder: _difference(decoder, reference, find(rows, f"{decoder}-{reference}", name, metric))
-
-    cost = [
-        Column("time\n×greedy", lambda d: _ratio(find(rows, d, task["name"], "time_ratio"))),
-        Column("local\ntokens", value(task["name"], "local_tokens", plain=True), 5),
-        Column("masks", value(task["name"], "masks", plain=True), 6),
-        Column("peak\nMiB", lambda d: _whole(find(rows, d, task["name"], "peak_memory_mib")), 7),
-    ]
-    if task["kind"] == "pope":
-        main, hardest = whole_of(task, rows), hardest_of(task, rows)
-        shown = [Column(_short(n), value(n, "accuracy"), 8) for n in names if n not in (main, hardest)]
-        if hardest != main:
-            shown += [
-                Column(_short(hardest), value(hardest, "accuracy", interval=True)),
-                Column(f"{_tail(hardest)} −\n{reference}", difference(hardest, "accuracy")),
-            ]
-        return [
-            *shown,
-            Column(_short(main), value(main, "accuracy", interval=True), 0 if hardest == main else 3),
-            Column(f"{_tail(main)} −\n{reference}", difference(main, "accuracy")),
-            Column("fixed/\nbroken", lambda d: _fixed(find(rows, f"{d}-{reference}", main, "accuracy")), 4),
-            Column("F1", value(main, "f1"), 2),
-            Column("yes\nratio", value(main, "yes_ratio"), 1),
-            *cost,
-        ]
-    if task["kind"] == "chair":
-        main = names[0] if names else task["name"]
-        return [
-            Column("CHAIR_i\n(less!)", value(main, "chair_i", interval=True)),
-            Column(f"CHAIR_i −\n{reference}", difference(main, "chair_i")),
-            Column("CHAIR_s\n(less!)", value(main, "chair_s"), 2),
-            Column("object\nrecall", value(main, "object_recall")),
-            Column(f"recall −\n{reference}", difference(main, "object_recall"), 3),
-            Column("objects\nnamed", value(main, "objects_named", plain=True), 4),
-            Column("words", value(main, "length", plain=True), 1),
-            *cost,
-        ]
-    if task["kind"] == "mme":
-        main = whole_of(task, rows)
-        return [
-            Column("points", value(main, "score", interval=True, plain=True)),
-            Column(f"points −\n{reference}", difference(main, "score")),
-            *(Column(n, value(n, "score", plain=True), 4) for n in names if n != main),
-            Column("accuracy", value(main, "accuracy"), 2),
-            Column("acc+", value(main, "accuracy_plus"), 3),
-            Column("yes\nratio", value(main, "yes_ratio"), 1),
-            *cost,
-        ]
-    metrics = dict.fromkeys((r["task"], r["metric"]) for r in rows if _is_of(r["task"], task))
-    own = [(t, m) for t, m in metrics if m not in _NOT_SCORES][:4]
-    return [
-        *(
-            column
-            for name, metric in own
-            for column in (
-                Column(f"{_short(name)}\n{metric}", value(name, metric, interval=True, plain=True)),
-                Column(f"{metric} −\n{reference}", difference(name, metric), 1),
-            )
-        ),
-        *cost,
-    ]
-
-
-_NOT_SCORES = frozenset({"seconds", "time_ratio", "peak_memory_mib", *WORK.values()})
-
-
-def _short(name: str) -> str:
-    head, line, _ = name.partition("_")
-    return f"{head.upper()}\n{_tail(name)}" if line else name
-
-
-def _tail(name: str) -> str:
-    name = name.partition("@")[0]  # the table's title names the task
-    tail = name.partition("_")[2] or name
-    return tail.replace("adversarial", "adv.")
-
-
-def _value(row: Row | None, *, interval: bool, plain: bool) -> Cell:
-    if row is None or row["value"] is None:
-        return "–"
-    text = f"{row['value']:.2f}" if plain else number(row["value"])
-    return Text.assemble(text, ("\n" + ends(row), "dim")) if interval and row["low"] is not None else text
-
-
-def _difference(decoder: str, reference: str, row: Row | None) -> Cell:
-    if row is None:
-        return "" if decoder == reference else "–"
-    style = {"good": "bold green", "bad": "bold red", "": ""}[verdict(row)]
-    return Text.assemble(
-        (number(row["value"], signed=True), style), f" {p_text(row['p_value'])}", ("\n" + ends(row, signed=True), "dim")
-    )
-
-
-def _fixed(row: Row | None) -> str:
-    return f"{row['fixed']}/{row['broken']}" if row is not None and row.get("fixed") is not None else ""
-
-
-def _ratio(row: Row | None) -> str:
-    return f"{row['value']:.2f}" if row is not None else "–"
-
-
-def _whole(row: Row | None) -> str:
-    return f"{row['value']:.0f}" if row is not None else "–"
-
-
-def _caption(run: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    names = row_tasks(task, rows)
-    n = ", ".join(f"{_short(name).replace(chr(10), ' ')} {_n(rows, name)}" for name in names)
-    again, of = drawn(run["decoders"])
-    what = "captions" if task["kind"] == "chair" else "questions"
+def caption(results: Results, task: Mapping[str, Any]) -> str:
+    """Return what a table's figures are, in a few sentences."""
+    n = {row: max(r["n"] for r in results.rows if r["task"] == row) for row in results.row_tasks(task)}
+    counted = ", ".join(f"{row} {n}" for row, n in n.items())
     return (
-        f"{what.capitalize()}: {n or task['n']}. [95 % interval] of the value and of the paired difference, "
-        f"{again} drawn with replacement; p by swapping the two on pictures{of}, not adjusted (run.json has p_holm). "
-        "Time: the request's, picture and mask included. Local tokens: read by second branches."
+        f"n: {counted}. Beside a value its paired difference to {results.reference}, below it that difference's 95 % "
+        f"interval ({results.reference}: the value's), pictures drawn with replacement; coloured where it is clear. "
+        "Time: the request's, picture and mask included."
     )
 
 
-def _n(rows: Sequence[Row], name: str) -> int:
-    return next((int(row["n"]) for row in rows if row["task"] == name), 0)
+def sentences(results: Results | Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know of the results, sentence by sentence; none of a void run."""
+    known = results if isinstance(results, Results) else Results(results)
+    if known.data.get("void"):
+        return []
+    told = [verdict_sentence(verdict) for verdict in known.data.get("verdicts", ())]
+    for task in known.tasks:
+        told += _captions(known, task)
+    told += [task["about"]["limits"] for task in known.tasks if task.get("about", {}).get("limits")]
+    return list(dict.fromkeys(told))
+
+
+def verdict_sentence(verdict: Mapping[str, Any]) -> str:
+    """Return a verdict as a line: what a method did to a task, and what it says against the best control."""
+    against = f" (best control: {verdict['best_control']})" if verdict.get("best_control") else ""
+    return f"{verdict['decoder']} on {verdict['task']}: {verdict['verdict']}. {verdict['sentence']}{against}"
+
+
+def _captions(results: Results, task: Mapping[str, Any]) -> Iterator[str]:
+    for name in results.row_tasks(task):
+        for decoder in results.lines(task):
+            wrong = results.difference(name, decoder["name"], "chair_i")
+            recall = results.difference(name, decoder["name"], "object_recall")
+            if decoder["role"] not in layout.JUDGED or wrong is None or recall is None:
+                continue
+            effect = {"good": "names fewer absent objects", "bad": "names more absent objects"}.get(
+                judged(wrong), "has no clear effect on absent objects"
+            )
+            yield (
+                f"{decoder['name']} on {name}: {effect}, CHAIR_i {said(wrong)}; object recall {said(recall)}"
+                f"{_shorter(results, name, decoder['name'])}{_repeats(results, name, decoder['name'])}."
+            )
+
+
+def _both(results: Results, row: str, decoder: str, metric: str) -> tuple[Row, Row] | None:
+    found = [results.value(row, name, metric) for name in (decoder, results.reference)]
+    ours, plain = found
+    return None if ours is None or plain is None or not plain["value"] else (ours, plain)
+
+
+def _shorter(results: Results, row: str, decoder: str) -> str:
+    """Say whether it says less: a guard that only shortens captions lowers CHAIR."""
+    found = _both(results, row, decoder, "length")
+    change = found[0]["value"] / found[1]["value"] - 1 if found else 0.0
+    if abs(change) < SHORTER:
+        return ""
+    return f"; its captions are {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
+
+
+def _repeats(results: Results, row: str, decoder: str) -> str:
+    """Say how much a method repeats itself: CHAIR_i counts an object as often as it is named."""
+    found = _both(results, row, decoder, "repeats")
+    if found is None:
+        return ""
+    ours, plain = (f"{one['value']:.0%}" for one in found)
+    return f"; {ours} of its object words repeat one of the same caption ({results.reference}: {plain})"

@@ -1,23 +1,36 @@
-"""The report of a run: one HTML file, made from `run.json`, `samples.jsonl` and `evidence/` alone.
+"""The report of a run: one HTML file, made from the files of its folder alone, by a template.
 
     write_report("runs/first")  # runs/first/report.html
 
 It holds no script and no address outside itself, and is made without any model. Read in this order:
 
-- `document`: what stands where.
-- `scores`, `costs`, `charts`, `sweeps`: the figures.
-- `gallery`, `replies`: the pictures where decoders disagree, and what each said.
-- `repeat`: settings, versions, and the command that makes the run again.
+- `templates/report.html.jinja`: what stands where; `templates/page.css`: how it looks, beside the core's style.
+- `charts`: figures as SVG; `sweeps`: heat maps over knobs.
+- `gallery`, `captions`: the items where decoders disagree, and what each said.
+- `repeat`: the command that makes the run again.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.report.page.document import document
-from lvlm_guard.evals.report.saved import read_run
-from lvlm_guard.report import write_page
+from lvlm_guard.evals.report import layout, numbers
+from lvlm_guard.evals.report.disagreement import disagreements, watched
+from lvlm_guard.evals.report.evidence import EVIDENCE
+from lvlm_guard.evals.report.page import captions, charts, gallery
+from lvlm_guard.evals.report.page.repeat import command
+from lvlm_guard.evals.report.page.sweeps import sweeps
+from lvlm_guard.evals.report.saved import Run, read_run, write_whole
+from lvlm_guard.evals.report.terminal import caption, sentences
+from lvlm_guard.report.html import UNWRITABLE
 
 REPORT = "report.html"
 
@@ -29,9 +42,82 @@ def write_report(folder: str | Path) -> Path:
         DataError: the folder holds no run, or a file of it can't be read.
         RunError: the file can't be written.
     """
-    saved = read_run(folder)
-    with disk_trouble(saved.folder):
-        return write_page(saved.folder / REPORT, document(saved))
+    run = read_run(folder)
+    document = render(run)
+    with disk_trouble(run.folder):
+        return write_whole(run.folder, REPORT, document)
 
 
-__all__ = ["REPORT", "write_report"]
+def render(run: Run) -> str:
+    """Return the page as text. Only a complete run shows scores."""
+    complete = run.status == "complete"
+    found: dict[str, gallery.Gallery] = {}
+    if complete:
+        tasks = [task["name"] for task in run.asked["tasks"]]
+        names = watched(run.asked["decoders"])
+        found = gallery.galleries(disagreements(run), tasks, names, run.folder / EVIDENCE)
+    return (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            run=run,
+            scored=run.scored or {},
+            results=run.results if complete else None,
+            sentences=sentences(run.results) if complete else [],
+            sweeps=list(sweeps(run.results)) if complete else [],
+            galleries=found,
+            charts=charts,
+            gallery=gallery,
+            pieces=captions.pieces,
+            caption=caption,
+            command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
+            readings=layout.READINGS,
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Return the templates of pages, for other rooms of the evaluation too: text is escaped, nothing is undefined."""
+    made = Environment(
+        loader=PackageLoader("lvlm_guard.evals.report.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_clean,
+    )
+    made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
+    made.filters |= {
+        "number": numbers.number,
+        "written": numbers.written,
+        "interval": numbers.interval,
+        "judged": numbers.judged,
+        "p_text": numbers.p_text,
+        "title": numbers.title,
+        "plain": _plain,
+    }
+    made.globals["plain_cell"] = layout.plain_cell
+    return made
+
+
+def _clean(value: Any) -> Any:
+    """Drop what HTML has no place for: most control characters, which a model can emit; None is nothing."""
+    if value is None:
+        return ""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else re.sub(UNWRITABLE, "\ufffd", value)
+
+
+def _plain(value: Any) -> str:
+    """Write a setting: texts as they are, lists with commas, other data as JSON; "" for what is not there."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False) if value else ""
+    return str(value)
+
+
+__all__ = ["REPORT", "page_environment", "render", "write_report"]

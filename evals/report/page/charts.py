@@ -1,121 +1,240 @@
-"""Figures of a task: intervals of differences, answers against labels, and what a gain is paid with."""
+"""Charts of a run as SVG that follows the page's colours, light and dark: the same bytes for the same results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lvlm_guard.evals.report.disagreement import judge
-from lvlm_guard.evals.report.figures import LOWER_IS_BETTER, Row, verdict
-from lvlm_guard.evals.report.page.scores import decoders_of, main_metrics
-from lvlm_guard.evals.report.terminal import whole_of
-from lvlm_guard.evals.stats.results import find
-from lvlm_guard.report import Dot, Html, Interval, confusion_square, dot_plot, scatter, tag
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-Run = Mapping[str, Any]
+from lvlm_guard.evals.report.layout import JUDGED, Results
+from lvlm_guard.evals.report.numbers import judged, number, title
+from lvlm_guard.report.colour import ramp
+
+# stand for the page's colours while a chart is drawn, see style.css of the core's report
+INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD = (f"#0{i}0{i}0{i}" for i in range(1, 8))
+_COLOURS = (INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD)
+_NAMES = dict(zip(_COLOURS, ("ink", "soft", "line", "good", "bad", "accent", "card"), strict=True))
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.hashsalt": "lvlm-guard",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": SOFT,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "xtick.color": SOFT,
+    "ytick.color": INK,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "legend.frameon": False,
+}
+_MARKS = {"good": GOOD, "bad": BAD, "": ACCENT}
 Task = Mapping[str, Any]
 
-_TITLES = {
-    "accuracy": "accuracy",
-    "chair_i": "CHAIR_i, share of object words that are not in the picture",
-    "object_recall": "object recall",
-    "length": "words a caption",
-}
+
+def _drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_alpha(0.0)
+        draw(figure)
+        file = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # the same in every chart, and a page's ids are its own
+    text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text))
+    for colour, own in _NAMES.items():
+        text = text.replace(colour, f"var(--{own})")
+    head = f'<svg class="chart" role="img" aria-label="{escape(name)}" '
+    style = f'style="max-width: {size[0] * 96:.0f}px; min-width: {min(size[0] * 80, 860):.0f}px"'
+    return Markup(text.replace("<svg ", f"{head}{style} ", 1).strip())
 
 
-def interval_strips(run: Run, task: Task) -> list[Html]:
-    """Return a strip of interval bars for each main metric: every decoder against the reference."""
-    reference = run["reference"]
-    metrics = main_metrics(task, run["rows"])
-    if task["kind"] == "chair":
-        metrics = [*metrics, (metrics[0][0], "length")]
-    strips = []
-    for name, metric in metrics:
-        intervals = [
-            Interval(decoder, row["value"], row["low"], row["high"], verdict(row) if metric != "length" else "")
-            for decoder in decoders_of(run, task)
-            if (row := find(run["rows"], f"{decoder}-{reference}", name, metric)) and row["value"] is not None
-        ]
-        if intervals:
-            way = "" if metric == "length" else f": {'less' if metric in LOWER_IS_BETTER else 'more'} is better"
-            strips.append(
-                dot_plot(
-                    intervals,
-                    title=f"{name}, {_TITLES.get(metric, metric)}{way}",
-                    axis=f"difference to {reference}, 95 % interval",
-                    reference=0.0,
-                    digits=2 if metric == "length" else 3,
-                    signed=True,
-                )
-            )
-    return strips
+def differences(results: Results, task: Task) -> Markup:
+    """Draw, for each main metric, every decoder's difference to the reference with its 95 % interval."""
+    lines = [d for d in results.lines(task) if d["name"] != results.reference]
+    metrics = [
+        (row, metric)
+        for row, metric in results.main(task)
+        if any(results.difference(row, decoder["name"], metric) for decoder in lines)
+    ]
+    if not metrics or not lines:
+        return Markup("")
+
+    def draw(figure: Figure) -> None:
+        drawn = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, (row, metric) in zip(drawn, metrics, strict=True):
+            axes.axvline(0, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+            for place, decoder in enumerate(lines):
+                change = results.difference(row, decoder["name"], metric)
+                if change is None or change["value"] is None:
+                    continue
+                colour = _MARKS[judged(change)]
+                if change["low"] is not None:
+                    axes.plot([change["low"], change["high"]], [place, place], color=colour, linewidth=2)
+                face = colour if decoder["role"] in JUDGED else CARD
+                axes.plot(change["value"], place, "o", color=colour, markerfacecolor=face, markersize=6)
+            axes.set_title(f"{title(metric)}\n{row}", color=INK)
+            axes.grid(visible=False, axis="y")
+            axes.margins(x=0.08)
+        drawn[0].set_yticks(range(len(lines)), [decoder["name"] for decoder in lines])
+        drawn[0].invert_yaxis()
+
+    name = f"Differences to {results.reference} on {task['name']} with 95 % intervals"
+    return _drawn(name, (1.6 + 2.5 * len(metrics), 1.0 + 0.27 * len(lines)), draw)
 
 
-def confusion_squares(run: Run, task: Task, samples: Sequence[Mapping[str, Any]]) -> Html:
-    """Return a square for each decoder of a yes/no task; a question counts in each of its rows, as in the table."""
-    squares = []
-    for decoder in decoders_of(run, task):
-        counts = {label: {"right": 0.0, "wrong": 0.0, "unreadable": 0.0} for label in ("yes", "no")}
-        for sample in samples:
-            said = judge(task, sample, decoder)
-            for one in said:
-                counts[sample["truth"]][one.mark] += max(1, len(set(sample.get("rows") or ()))) / len(said)
-        yes, no = counts["yes"], counts["no"]
-        if any((*yes.values(), *no.values())):
-            whole = (yes["right"], yes["wrong"], no["wrong"], no["right"])
-            tp, fn, fp, tn = (round(count, 3) for count in whole)
-            unread = (round(yes["unreadable"], 3), round(no["unreadable"], 3))
-            squares.append(confusion_square(tp, fn, fp, tn, title=decoder, unread=unread))
-    if not squares:
-        return Html("")
-    return tag(
-        "figure",
-        tag("div", f"Answers against labels, {whole_of(task, run['rows'])}", class_="figure-title"),
-        tag("div", *squares, class_="squares"),
-        tag(
-            "figcaption",
-            "Left column: labelled yes; right column: labelled no. Answered yes above, no below; what can't be read is "
-            "grey. Green is right, red wrong. A decoder that leans to “no” has a shorter upper half.",
-        ),
-        class_="plot",
-    )
+def threshold(results: Results, task: Task) -> Markup:
+    """Draw what a moved threshold is worth: accuracy over the lean to yes, and where a tilt alone would bring it."""
+    row = results.row_tasks(task)[-1]
+    share = results.label_yes(row)
+    points = []
+    for decoder in results.lines(task):
+        found = [results.value(row, decoder["name"], m) for m in ("yes_ratio", "accuracy", "accuracy_matched")]
+        ratio, accuracy, matched = (None if one is None else one["value"] for one in found)
+        if share is not None and ratio is not None and accuracy is not None:
+            points.append((decoder, ratio - share, accuracy, matched))
+    if len(points) < 2:
+        return Markup("")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.axvline(0, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        for decoder, lean, accuracy, matched in points:
+            colour = _colour(results, decoder)
+            if matched is not None:
+                axes.plot([lean, 0], [accuracy, matched], color=colour, linewidth=1, alpha=0.6)
+                axes.plot(0, matched, "o", color=colour, markerfacecolor=CARD, markersize=5)
+            axes.plot(lean, accuracy, "o", color=colour, markersize=6)
+        _labels(
+            axes,
+            [(decoder["name"], lean, accuracy, _colour(results, decoder)) for decoder, lean, accuracy, _ in points],
+        )
+        axes.set_xlabel("share of answers that are yes, less that of the labels")
+        axes.set_title(f"accuracy, {row}", color=INK)
+
+    return _drawn(f"Accuracy over the lean to yes on {row}", (6.6, 3.8), draw)
 
 
-def trade_off(run: Run, task: Task) -> Html:
-    """Return one score against another that can pay for it: accuracy over yes ratio, CHAIR_i over recall."""
-    name, rows = whole_of(task, run["rows"]), run["rows"]
-    if task["kind"] == "chair":
-        x, y, axes = "object_recall", "chair_i", ("object recall: more is better", "CHAIR_i: less is better")
-        title = "What captions leave out, and what they make up: best is low and to the right"
-        line = None
-    elif task["kind"] == "pope":
-        x, y, axes = "yes_ratio", "accuracy", ("share of answers that are yes", "accuracy: more is better")
-        title = "Accuracy, and the lean to yes or no: a gain that only moves sideways is a change of lean"
-        label = next((r for r in rows if (r["task"], r["metric"]) == (name, "label_yes")), None)
-        line = (float(label["value"]), "labels") if label is not None else None
-    else:
-        return Html("")
-    dots = []
-    for decoder in decoders_of(run, task):
-        across, up = find(rows, decoder, name, x), find(rows, decoder, name, y)
-        if across and up and across["value"] is not None and up["value"] is not None:
-            dots.append(
-                Dot(
-                    decoder,
-                    across["value"],
-                    up["value"],
-                    _mark(run, decoder, find(rows, f"{decoder}-{run['reference']}", name, y)),
-                )
-            )
-    if len(dots) < 2:
-        return Html("")
-    return scatter(dots, title=f"{name}. {title}", x_axis=axes[0], y_axis=axes[1], x_line=line)
+def lengths(results: Results, task: Task) -> Markup:
+    """Draw what captions make up over what they mention, at each token limit: less by saying less stays on its line."""
+    row = results.row_tasks(task)[-1]
+    curves = []
+    for decoder in results.lines(task):
+        if decoder["role"] not in ("reference", *JUDGED):
+            continue
+        ends = ["", *(f"@{limit}" for limit in reversed(results.limits(row, "chair_i")))]
+        found = [[results.value(row, decoder["name"], m + end) for m in ("object_recall", "chair_i")] for end in ends]
+        points = [(x["value"], y["value"]) for x, y in found if x is not None and y is not None]
+        if points:
+            curves.append((decoder, points))
+    if len(curves) < 2:
+        return Markup("")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for decoder, points in curves:
+            xs, ys = zip(*points, strict=True)
+            colour = _colour(results, decoder)
+            axes.plot(xs, ys, "o-", color=colour, linewidth=1, markersize=3, markerfacecolor=CARD)
+            axes.plot(xs[0], ys[0], "o", color=colour, markersize=6)
+        _labels(axes, [(decoder["name"], *points[0], _colour(results, decoder)) for decoder, points in curves])
+        axes.set_xlabel("object recall: more is better")
+        axes.set_title("CHAIR_i: less is better; best is low and to the right", color=INK)
+
+    return _drawn(f"CHAIR_i over object recall on {row}", (6.6, 3.8), draw)
 
 
-def _mark(run: Run, decoder: str, change: Row | None) -> str:
-    told = next(d for d in run["decoders"] if d["name"] == decoder)
-    if decoder == run["reference"]:
-        return "plain"
-    if not told.get("method") or told.get("control_of") or told.get("sampled"):
-        return "quiet"
-    return verdict(change) if change is not None else ""
+def _colour(results: Results, decoder: Mapping[str, Any]) -> str:
+    if decoder["name"] == results.reference:
+        return INK
+    return ACCENT if decoder["role"] in JUDGED else SOFT
+
+
+def _labels(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write names beside the plot, apart from each other, each with a line to its dot."""
+    (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
+    apart, floor = (high - low) / 17, low
+    for name, x, y, colour in sorted(points, key=lambda point: point[2]):
+        at = max(y, floor)
+        floor = at + apart
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.04, (at - low) / (high - low)),
+            textcoords="axes fraction",
+            va="center",
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4},
+            annotation_clip=False,
+        )
+    axes.set_ylim(low, high)
+    axes.set_xlim(right=right)
+
+
+def grid(
+    values: Sequence[Sequence[float | None]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    *,
+    name: str,
+    axes_names: tuple[str, str],
+    best: Sequence[tuple[int, int]],
+    span: float,
+    less_is_better: bool,
+) -> Markup:
+    """Draw values over two knobs, brighter is better, the best points framed.
+
+    Args:
+        values: [rows][columns]; None where a point has no value.
+        columns, rows: values of the knobs.
+        name: the chart's title.
+        axes_names: the knobs, across and down; "" for one that there is not.
+        best: (row, column) of the best points.
+        span: least difference that the whole ramp stands for.
+        less_is_better: which way is bright.
+    """
+    known = [value for line in values for value in line if value is not None]
+    top = min(known) if less_is_better else max(known)
+    width = max(max(known) - min(known), span, 1e-12)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        for i, line in enumerate(values):
+            for j, value in enumerate(line):
+                share = 0.0 if value is None else 1 - abs(value - top) / width
+                red, green, blue = (int(c) for c in ramp(share))
+                colour = LINE if value is None else f"#{red:02x}{green:02x}{blue:02x}"
+                edge = {"edgecolor": INK, "linewidth": 2.5} if (i, j) in best else {"linewidth": 0}
+                axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=colour, **edge))
+                ink = "#ffffff" if share < 0.6 else "#111111"
+                axes.text(j, i, number(value), ha="center", va="center", color=SOFT if value is None else ink)
+        axes.set_xlim(-0.55, len(columns) - 0.45)
+        axes.set_ylim(len(rows) - 0.45, -0.55)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(axes_names[0])
+        axes.set_ylabel(axes_names[1])
+        axes.set_title(name, color=INK)
+        axes.spines["bottom"].set_visible(False)
+
+    size = (max(1.3 + 0.75 * len(columns), 3.4), 1.0 + 0.42 * len(rows))
+    return _drawn(name, size, draw)

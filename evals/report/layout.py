@@ -1,0 +1,174 @@
+"""What the table of a task shows, on terminals and pages alike: decoders, result rows, metrics, by columns alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lvlm_guard.evals.report.numbers import Row, number, title, written
+
+Shows = Literal["value", "difference", "label", "flips", "fixed"]
+
+QUESTIONS: tuple[tuple[str, Shows, int], ...] = (
+    ("accuracy", "difference", 0),
+    ("accuracy_matched", "difference", 0),
+    ("auroc", "difference", 0),
+    ("yes_ratio", "label", 1),
+    ("balanced_accuracy", "value", 4),
+    ("tilt", "value", 3),
+    ("n2p", "flips", 5),
+    ("f1", "value", 6),
+    ("unreadable", "value", 8),
+)
+CAPTIONS: tuple[tuple[str, Shows, int], ...] = (
+    ("chair_i", "difference", 0),
+    ("object_recall", "difference", 0),
+    ("f1", "difference", 0),
+    ("length", "value", 1),
+    ("repeats", "value", 2),
+    ("chair_s", "value", 4),
+    ("precision", "value", 6),
+    ("objects_named", "value", 6),
+    ("repeat_4", "value", 7),
+    ("cut", "value", 8),
+)
+COSTS = ("seconds", "time_ratio", "tokens", "forwards", "local_forwards", "local_tokens", "masks", "peak_memory_mib")
+READINGS = (
+    *("accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official", "score_official"),
+    *("chair_i_official", "chair_s_official", "object_recall_official"),
+)
+MOST = 4  # metrics of a task whose metrics are not ours
+HEADS = ("accuracy", "score", "chair_i")
+JUDGED = ("method", "adapter")  # roles whose gain is what a run is about
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures.
+
+    Args:
+        title: its heading.
+        row: the result row ("pope_all").
+        metric: whose figures.
+        shows: the value alone, with its difference to the reference, less the labels' share of yes, or how many
+            answers turned.
+        rank: columns of the highest rank leave first where there is no room, those of rank 0 never.
+    """
+
+    title: str
+    row: str
+    metric: str
+    shows: Shows = "value"
+    rank: int = 0
+
+
+class Results:
+    """The contents of `results.json`, looked up by columns.
+
+    Args:
+        data: what the file holds.
+        costs: rows of what answers cost, which no file of scores holds since they differ from run to run.
+    """
+
+    def __init__(self, data: Mapping[str, Any], costs: Sequence[Row] = ()) -> None:
+        self.data = data
+        self.rows: list[Row] = [*data["rows"], *data.get("costs", ()), *costs]
+        self.decoders: list[Mapping[str, Any]] = list(data["decoders"])
+        self.tasks: list[Mapping[str, Any]] = list(data["tasks"])
+        self.reference = next((d["name"] for d in self.decoders if d["role"] == "reference"), "")
+        self._at = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in self.rows}
+
+    def value(self, row: str, decoder: str, metric: str) -> Row | None:
+        """Return the row of a decoder's value."""
+        return self._at.get((row, decoder, None, metric))
+
+    def difference(self, row: str, decoder: str, metric: str, baseline: str = "") -> Row | None:
+        """Return the row of a decoder's difference to a baseline, by default the reference."""
+        return self._at.get((row, decoder, baseline or self.reference, metric))
+
+    def label_yes(self, row: str) -> float | None:
+        """Return the share of the labels that are yes."""
+        return next((r["value"] for r in self.rows if (r["task"], r["metric"]) == (row, "label_yes")), None)
+
+    def lines(self, task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the decoders that have results in a task, in order."""
+        own = set(self.row_tasks(task))
+        known = {r["decoder"] for r in self.rows if r["task"] in own}
+        return [decoder for decoder in self.decoders if decoder["name"] in known]
+
+    def row_tasks(self, task: Mapping[str, Any]) -> list[str]:
+        """Return the result rows of a task, that of all its items last."""
+        own = list(task.get("rows") or [task["name"]])
+        found = dict.fromkeys(r["task"] for r in self.rows if r["metric"] not in COSTS)
+        return [name for name in found if name in own or name in task.get("together", ())]
+
+    def metrics(self, row: str) -> list[str]:
+        """Return the metrics of a result row, those at a token limit left out."""
+        own = (r for r in self.rows if r["task"] == row and r.get("limit") is None)
+        return list(dict.fromkeys(r["metric"] for r in own if r["metric"] not in COSTS))
+
+    def limits(self, row: str, metric: str) -> list[int]:
+        """Return the token limits at which a metric was measured."""
+        found = {r["limit"] for r in self.rows if r["task"] == row and r.get("limit") is not None}
+        return [limit for limit in sorted(found) if any(k[0] == row and k[3] == f"{metric}@{limit}" for k in self._at)]
+
+    def pairs(self, task: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the decoders that are compared with another than the reference, and with which."""
+        own = set(self.row_tasks(task))
+        there = (r for r in self.rows if r["task"] in own and r["baseline"] not in (None, self.reference))
+        return list(dict.fromkeys((r["decoder"], r["baseline"]) for r in there))
+
+    def costs(self, task: Mapping[str, Any]) -> list[str]:
+        """Return what is known of a task's costs."""
+        known = {r["metric"] for r in self.rows if r["task"] == task["name"]}
+        return [metric for metric in COSTS if metric in known]
+
+    def main(self, task: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the result rows and metrics that a task is first judged by: of all items, then of the hardest."""
+        rows = self.row_tasks(task)
+        if not rows:
+            return []
+        there = self.metrics(rows[-1])
+        known = [m for m, shows, _ in _known(there) if shows == "difference"] or _own(there)[:1]
+        harder = [(rows[-2], known[0])] if len(rows) > 1 and known else []
+        return [*((rows[-1], metric) for metric in known), *harder]
+
+    def columns(self, task: Mapping[str, Any]) -> Iterator[Column]:
+        """Yield the columns of a task's table, its cost last."""
+        rows = self.row_tasks(task)
+        whole = rows[-1] if rows else task["name"]
+        there = self.metrics(whole)
+        known = [(m, shows, rank) for m, shows, rank in _known(there) if m in there]
+        for metric, shows, rank in known or [(m, "difference", i) for i, m in enumerate(_own(there)[:MOST])]:
+            yield Column(_heading(metric, shows), whole, metric, shows, rank)
+        head = next((metric for metric in HEADS if metric in there), "")
+        for place, row in enumerate(reversed(rows[:-1])):  # the hardest questions come last and stand first
+            shows = "value" if place else "difference"
+            yield Column(f"{row.replace('_', ' ')}\n{title(head)}", row, head, shows, 9 if place else 2)
+        if any(r["metric"] == "time_ratio" and r["task"] == task["name"] for r in self.rows):
+            yield Column(f"time\n×{self.reference}", task["name"], "time_ratio")
+
+
+def _known(there: Sequence[str]) -> tuple[tuple[str, Shows, int], ...]:
+    return CAPTIONS if "chair_i" in there else QUESTIONS if {"accuracy", "yes_ratio"} <= set(there) else ()
+
+
+def _own(there: Sequence[str]) -> list[str]:
+    return [metric for metric in there if metric not in READINGS]
+
+
+def _heading(metric: str, shows: Shows) -> str:
+    return {"label": "yes −\nlabels", "flips": "N2P/\nP2N"}.get(shows, title(metric).replace(" ", "\n", 1))
+
+
+def plain_cell(results: Results, column: Column, decoder: str) -> str:
+    """Write a cell of figures without its difference."""
+    row = results.value(column.row, decoder, column.metric)
+    if column.shows == "label":
+        share = results.label_yes(column.row)
+        return "–" if row is None or share is None else number(row["value"] - share, signed=True)
+    if column.shows == "flips":
+        turned = [results.difference(column.row, decoder, metric) for metric in ("n2p", "p2n")]
+        return "/".join("–" if one is None else f"{one['value']:g}" for one in turned) if any(turned) else ""
+    return written(row)

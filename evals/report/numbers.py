@@ -1,0 +1,77 @@
+"""How numbers are written, and when a difference is called one. Plain text from result rows; needs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Mark = Literal["good", "bad", ""]
+
+TITLES = {
+    "accuracy_matched": "matched accuracy",
+    "auroc": "AUROC",
+    "f1": "F1",
+    "tilt": "tilt d",
+    "chair_i": "CHAIR_i",
+    "chair_s": "CHAIR_s",
+    "object_recall": "object recall",
+    "length": "words",
+    "cut": "share cut",
+    "accuracy_plus": "accuracy+",
+    "time_ratio": "time",
+    "peak_memory_mib": "peak MiB",
+}
+TWO_DIGITS = frozenset(
+    {"tilt", "length", "objects_named", "score", "score_official", "amber_score", "time_ratio", "tokens", "masks"}
+    | {"forwards", "global_forwards", "local_forwards", "local_tokens"}
+)
+"""Metrics that are no shares: nats, words, points, counts an answer."""
+
+
+def title(metric: str) -> str:
+    """Return a metric's name for people."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
+    """Write a share without its leading zero (.879, +.146, −.003); other numbers with two digits; "–" for None."""
+    if value is None:
+        return "–"
+    # rounded first, so that nothing is written as minus zero
+    text = f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return text.replace("0.", ".", 1) if digits == 3 and abs(value) < 1 else text
+
+
+def written(row: Row | None, end: str = "value") -> str:
+    """Write a row's value (or its "low" or "high"), signed where the row is a difference."""
+    if row is None:
+        return "–"
+    digits = 2 if row["metric"] in TWO_DIGITS else 3
+    return number(row[end], signed=row.get("baseline") is not None, digits=digits)
+
+
+def interval(row: Row | None) -> str:
+    """Write a row's 95 % interval: [.1, .2]; "" where there is none."""
+    if row is None or row["low"] is None:
+        return ""
+    return f"[{written(row, 'low')}, {written(row, 'high')}]"
+
+
+def p_text(p: float | None) -> str:
+    """Write a p-value: p<.001, p=.03; "" where there is none."""
+    if p is None:
+        return ""
+    return "p<.001" if p < 0.001 else f"p={p:.3f}".replace("0.", ".", 1)
+
+
+def said(row: Row) -> str:
+    """Write a difference in a sentence: +.146 [+.124, +.168], p<.001."""
+    return ", ".join(part for part in (f"{written(row)} {interval(row)}".strip(), p_text(row.get("p"))) if part)
+
+
+def judged(row: Row | None) -> Mark:
+    """Return "good" or "bad" for a difference that the statistics call clear, by the metric's own direction."""
+    if row is None or row["value"] is None or not row.get("bold") or not row.get("direction"):
+        return ""
+    return "good" if (row["value"] > 0) == (row["direction"] == "higher") else "bad"
