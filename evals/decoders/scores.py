@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from lvlm_guard.engine.assembly import upcast
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -67,7 +69,7 @@ def first_token_scores(logits: Tensor, words: Mapping[Word, Sequence[int]]) -> l
         logits: z, [R, V], before any cut.
         words: ids of the ways to spell yes and no; a vocabulary without one of them gives no scores.
     """
-    z = logits.float()  # half precision makes ties
+    z = upcast(logits)  # half precision makes ties
     yes, no = ([token for token in words[word] if token < z.shape[-1]] for word in ("yes", "no"))
     if not yes or not no:
         return [(None, None)] * len(z)
