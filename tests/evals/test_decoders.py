@@ -1,0 +1,164 @@
+"""The decoders of a run: what each stands for, what it is held against, and which controls no table lacks."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from matchers import Brightness
+
+from lvlm_guard import methods
+from lvlm_guard.errors import KnobError, UnknownNameError
+from lvlm_guard.evals.decoders.controls import RandomMap
+from lvlm_guard.evals.decoders.decoder import Decoder
+from lvlm_guard.evals.decoders.lineup import decoders_of
+from lvlm_guard.evals.spec.answers import ROLES
+from lvlm_guard.evals.spec.items import Item
+from lvlm_guard.evals.spec.settings import Settings
+
+
+def lineup(matcher=True, **settings):
+    found = decoders_of(Settings(**settings), Brightness() if matcher else None)
+    assert len({d.name for d in found}) == len(found)
+    return {d.name: d for d in found}
+
+
+def test_every_table_has_plain_decoding_cuts_prompts_and_moved_thresholds_beside_the_methods():
+    found = lineup()
+    assert {name: (d.role, d.baseline, d.control_of, d.seeds, d.sampled) for name, d in found.items()} == {
+        "greedy": ("reference", None, None, 1, False),
+        "sample": ("plain", "greedy", None, 3, True),
+        "sample-matched": ("control", "sample", None, 3, True),
+        "apc(0.5)": ("control", "sample", None, 3, True),
+        "apc(0.1)": ("control", "sample", None, 3, True),
+        "prompt-yes": ("control", "greedy", None, 1, False),
+        "prompt-no": ("control", "greedy", None, 1, False),
+        "tilt": ("control", "greedy", None, 1, False),
+        "olm": ("control", "greedy", None, 1, False),
+        "agla": ("method", "greedy", None, 1, False),
+        "agla-sample": ("method", "sample", None, 3, True),
+        "agla-random": ("control", "greedy", "agla", 3, False),
+        "vote": ("method", "greedy", None, 1, False),
+        "matcher": ("matcher", "greedy", "vote", 1, False),
+        "vcd": ("method", "greedy", None, 1, False),
+    }
+    assert {d.role for d in found.values()} < set(ROLES)
+
+
+def test_a_cut_alone_is_sampled_for_each_cut_of_the_run_s_methods():
+    # the first method's cut stood for all of them once, as if it were AGLA's
+    found = lineup(methods=("vcd", "agla"), knobs={"vcd": {"beta": 0.2}})
+    cuts = {name: d.guard(0) for name, d in found.items() if d.method == "apc"}
+    assert cuts == {"apc(0.2)": methods.APC(beta=0.2), "apc(0.5)": methods.APC(beta=0.5)}
+    assert all(found[name].knobs == {"beta": cut.beta} for name, cut in cuts.items())
+    assert not [d for d in lineup(methods=("vcd",), knobs={"vcd": {"beta": 0.0}}).values() if d.method == "apc"]
+    only = lineup(methods=("apc",), knobs={"apc": {"beta": 0.3}}, controls=False)
+    assert [(d.name, d.role) for d in only.values()] == [("greedy", "reference"), ("apc(0.3)", "control")]
+
+
+def test_each_temperature_that_is_as_sharp_as_a_method_is_sampled_once(monkeypatch):
+    monkeypatch.setattr(methods.VCD, "matched_temperature", lambda self: 0.5)
+    found = lineup(methods=("agla", "vcd"))
+    matched = {name: d.options["temperature"] for name, d in found.items() if name.startswith("sample-matched")}
+    assert matched == {"sample-matched(0.33)": pytest.approx(1 / 3), "sample-matched(0.5)": 0.5}
+    monkeypatch.setattr(methods.VCD, "matched_temperature", lambda self: 1 / 3)
+    assert lineup(methods=("agla", "vcd"))["sample-matched"].about.endswith("as sharp as agla, vcd")
+
+
+def test_what_only_answers_questions_is_known_from_its_role_and_not_from_its_name():
+    found = lineup()
+    assert {name for name, d in found.items() if not d.suits("chair")} == {
+        "prompt-yes", "prompt-no", "tilt", "olm", "matcher",
+    }  # fmt: skip
+    assert all(d.suits("pope") and d.suits("mme") for d in found.values())
+    assert {name: d.derive for name, d in found.items() if d.derive} == {"tilt": "tilt", "olm": "olm"}
+
+
+def test_a_decoder_describes_itself_as_json():
+    for d in lineup(methods=("vote",), sweep={"lam": (0.5, 1.0)}, split="val").values():
+        told = json.loads(json.dumps(d.describe()))
+        assert (told["name"], told["role"], told["baseline"]) == (d.name, d.role, d.baseline)
+        assert told["point"] == dict(d.point)
+        assert told["yes_no_only"] is not d.suits("chair")
+    assert told["point"] == {"lam": 1.0}
+
+
+@pytest.mark.parametrize("words", ["talk", "prompt", "plain text"])
+def test_a_prompt_control_says_its_sentence_after_the_prompt_and_a_blank(words):
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Is it?"}, {"type": "image", "image": "x"}]},
+    ]
+    if words == "plain text":
+        messages[1]["content"] = "Is it?"
+    item = Item("0", "0", "Is it?", (), talk=None if words == "prompt" else lambda: messages)
+    found = lineup()
+    asked = found["prompt-no"].worded(item)
+    assert asked.prompt == "Is it? Answer no whenever possible."
+    assert found["greedy"].worded(item) is item
+    told = asked.conversation()[-1]["content"]
+    if words == "plain text":
+        assert told == asked.prompt
+    else:
+        assert [part["text"] for part in told if part["type"] == "text"] == [asked.prompt]
+    assert "whenever" not in str(messages)
+
+
+def test_all_stands_for_every_method_that_is_no_experiment(monkeypatch):
+    compared = {d.method for d in lineup(methods=("all",), controls=False).values()} - {None}
+    assert compared == {name for name in methods.REGISTRY.names() if name != "apc"}
+    monkeypatch.setattr(methods.VCD, "experimental", True, raising=False)
+    assert {d.method for d in lineup(methods=("all",), controls=False).values()} == compared - {"vcd"} | {None}
+
+
+def test_controls_can_be_asked_for_one_by_one():
+    found = lineup(methods=("vcd", "sample", "prompt-no", "tilt", "matcher", "agla-random"), controls=False)
+    assert list(found) == ["greedy", "sample", "prompt-no", "tilt", "vcd", "agla", "agla-random", "matcher"]
+    assert "agla-sample" in lineup(methods=("agla-sample",), controls=False)
+
+
+def test_a_random_map_takes_the_method_s_own_matcher_and_a_seed():
+    control = lineup(methods=("agla",))["agla-random"]
+    maps = [control.guard(seed).matcher for seed in (0, 1)]
+    assert all(isinstance(one, RandomMap) and isinstance(one.matcher, Brightness) for one in maps)
+    assert [one.seed for one in maps] == [0, 1]
+    assert "agla-random" not in lineup(matcher=False, methods=("agla",))
+
+
+def test_a_sweep_runs_a_method_at_every_point_and_no_point_has_controls_of_its_own():
+    found = lineup(methods=("agla", "vcd"), sweep={"alpha": (1.0, 2.0), "noise_step": (500,)}, split="val")
+    points = {name: d.point for name, d in found.items() if d.point}
+    assert points == {
+        "agla[alpha=1]": {"alpha": 1.0},
+        "agla[alpha=2]": {"alpha": 2.0},
+        "vcd[alpha=1,noise_step=500]": {"alpha": 1.0, "noise_step": 500},
+        "vcd[alpha=2,noise_step=500]": {"alpha": 2.0, "noise_step": 500},
+    }
+    assert found["agla[alpha=1]"].guard(0) == methods.AGLA(alpha=1.0)
+    assert not [d for d in found.values() if d.control_of]
+
+
+def test_the_paper_s_preset_samples_every_method():
+    found = lineup(preset="paper-agla", controls=False)
+    assert {"agla-sample", "vote-sample", "vcd-sample"} < found.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"methods": ("alga",)}, UnknownNameError, "Did you mean 'agla'"),
+        ({"methods": ("agla-simple",)}, UnknownNameError, "No method is called 'agla-simple'"),
+        ({"knobs": {"apc": {"beta": 0.1}}}, KnobError, "none of the methods of this run"),
+        ({"sweep": {"gamma": (1,)}, "split": "val"}, KnobError, "has a knob 'gamma' to sweep"),
+        ({"adapters": ("tilt=x",)}, KnobError, "is a decoder's name already"),
+    ],
+)
+def test_what_no_method_is_or_has_is_refused(changes, error, said):
+    with pytest.raises(error, match=said):
+        lineup(**changes)
+
+
+def test_a_run_of_one_training_still_draws_what_is_random_for_each_seed():
+    found = lineup(methods=("agla",), seeds=5)
+    assert (found["agla-sample"].seeds, found["agla-random"].seeds, found["agla"].seeds) == (5, 5, 1)
+    own = Decoder("x", "x", lambda seed: seed)
+    assert replace(own, options={"do_sample": True}).sampled
