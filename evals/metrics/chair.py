@@ -12,123 +12,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import captions as texts
-from lvlm_guard.evals.metrics.objects import Dialect, Found, ObjectWords, coco_words, vocabulary_words
+from lvlm_guard.evals.metrics.captions import COLUMNS, DIALECTAL, SCORES, counts, prefix
+from lvlm_guard.evals.metrics.captions import Caption as Caption
+from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score
+from lvlm_guard.evals.metrics.objects import Dialect, ObjectWords, coco_words, vocabulary_words
 from lvlm_guard.evals.spec import jsonl
+from lvlm_guard.evals.spec.answers import LIMITS
 
 ImageId = int | str
-Array = NDArray[np.float64]
-
-
-def share(part: Array, whole: Array) -> Array:
-    """Return part / whole, and 0.0 for 0/0."""
-    found: Array = np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=np.asarray(whole) != 0)
-    return found
-
-
-COLUMNS = (
-    "captions",
-    "hallucinated_captions",
-    "object_words",
-    "hallucinated_words",
-    "recalled_objects",
-    "ground_truth_objects",
-    "words",
-    "repeated_words",
-    "objects",
-    "distinct_1",
-    "with_words",
-    "repeat_4",
-    "cut",
-    "empty",
-)
-"""What `counts` counts of each caption; all but the two statistics of words are whole numbers."""
-
-
-def _share(part: str, whole: str) -> Callable[[Array], Array]:
-    top, bottom = COLUMNS.index(part), COLUMNS.index(whole)
-    return lambda c: share(c[..., top], c[..., bottom])
-
-
-SCORES: dict[str, Callable[[Array], Array]] = {
-    "chair_s": _share("hallucinated_captions", "captions"),
-    "chair_i": _share("hallucinated_words", "object_words"),
-    "object_recall": _share("recalled_objects", "ground_truth_objects"),
-    "precision": _share("recalled_objects", "objects"),
-    # 2PR / (P + R) of the pooled two
-    "f1": lambda c: share(2 * c[..., 4], c[..., 5] + c[..., 8]),
-    "length": _share("words", "captions"),
-    "repeats": _share("repeated_words", "object_words"),
-    "objects_named": _share("objects", "captions"),
-    "distinct_1": _share("distinct_1", "with_words"),
-    "repeat_4": _share("repeat_4", "captions"),
-    "cut": _share("cut", "captions"),
-    "empty": _share("empty", "captions"),
-}
-"""Metric -> its value from summed `counts`, [..., 14] -> [...].
-
-`chair_s` is the share of captions with a hallucinated object, `chair_i` that of the object words that are hallucinated
-(repeats counted), over all captions together; `object_recall` the share of the pictures' objects that are named, and
-`precision` that of the objects named (each once a caption) that are there; `f1` of these two. `length` is in words
-between blanks. `repeats` is the share of object words that name an object again: CHAIR_i counts them each time, so a
-method that repeats what is there lowers it. `distinct_1`, `repeat_4`: see `captions`; `cut` the share of captions that
-a limit of tokens cut; `empty` of those without a word, which are a void run and no clean one.
-"""
-
-DIALECTAL = ("chair_s", "chair_i", "object_recall", "precision", "f1", "repeats", "objects_named")
-"""The scores that depend on the dialect; the others are of the text alone."""
-
-DIRECTIONS = {"chair_s": "lower", "chair_i": "lower", "repeat_4": "lower", "empty": "lower"} | dict.fromkeys(
-    ("object_recall", "precision", "f1"), "higher"
-)
-"""Which way is better; the scores that are not here have no better end."""
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption, read and compared with its picture.
-
-    Args:
-        image_id: the picture's id.
-        caption: as given.
-        found: the objects it names.
-        truth: the objects in the picture.
-    """
-
-    image_id: ImageId
-    caption: str
-    found: Found
-    truth: frozenset[str]
-
-    @property
-    def hallucinated(self) -> list[tuple[str, str, int]]:
-        """Word, object and token index of each object word whose object is not in the picture."""
-        named = zip(self.found.words, self.found.nodes, self.found.indices, strict=True)
-        return [(word, node, index) for word, node, index in named if node not in self.truth]
-
-    @property
-    def recalled(self) -> frozenset[str]:
-        """Objects of the picture that the caption names."""
-        return self.truth & frozenset(self.found.nodes)
-
-    @property
-    def repeated(self) -> int:
-        """Number of object words whose object was named before in the caption."""
-        return len(self.found.nodes) - len(set(self.found.nodes))
-
-    @property
-    def length(self) -> int:
-        """Number of words between blanks."""
-        return len(self.caption.split())
 
 
 def score(
@@ -155,45 +54,11 @@ def score(
             object, the dialect is unknown or lacks its data, or a dialect is given with a vocabulary.
     """
     sums = counts(compare(rows, objects, dialect, vocabulary)).sum(axis=0)
-    values = {metric: float(of(sums)) for metric, of in SCORES.items()}
+    values = {metric: float(score.of(sums)) for metric, score in SCORES.items()}
     whole = {name: value for name, value in zip(COLUMNS, sums.tolist(), strict=True) if name not in values}
     return {"dialect": dialect if vocabulary is None else "vocabulary", **values} | {
         k: int(v) for k, v in whole.items()
     }
-
-
-def counts(captions: Iterable[Caption], cut: Iterable[bool] | None = None) -> Array:
-    """Return the `COLUMNS` of each caption, [N, 14].
-
-    Args:
-        captions: as `compare` returns them.
-        cut: whether each was cut at a limit of tokens; None: none was.
-    """
-    found = []
-    for caption in captions:
-        read = texts.words(caption.caption)
-        found.append(
-            [
-                1,
-                bool(caption.hallucinated),
-                len(caption.found.words),
-                len(caption.hallucinated),
-                len(caption.recalled),
-                len(caption.truth),
-                caption.length,
-                caption.repeated,
-                len(caption.found.words) - caption.repeated,
-                texts.distinct_1(read),
-                bool(read),
-                texts.repeat_4(read),
-                0,
-                not caption.caption.strip(),
-            ]
-        )
-    table = np.array(found, dtype=float).reshape(-1, len(COLUMNS))
-    if cut is not None:
-        table[:, COLUMNS.index("cut")] = list(cut)
-    return table
 
 
 def compare(
@@ -236,11 +101,15 @@ def _truth(
             f"Picture {key} has no ground truth: all that its caption names would count as hallucinated. Give its "
             "objects (an empty set where there are none), or dialect='pattern' to score as the published script does."
         )
-    names = truths[key]
+    return _objects(key, truths[key], reader)
+
+
+def _objects(key: ImageId, names: Iterable[str], reader: ObjectWords) -> frozenset[str]:
+    """Return the objects that the names of a ground truth stand for; raises `DataError` where one stands for none."""
     if isinstance(names, str):
         raise DataError(f"The ground truth of picture {key} is the text {names!r}: give a set of names.")
-    nodes = set()
     own = set(reader.nodes.values())
+    nodes = set()
     for name in names:
         node = name if name in own else reader.nodes.get(name)
         if node is None:
@@ -293,3 +162,61 @@ def read_objects(path: str | Path) -> dict[ImageId, frozenset[str]]:
         raise DataError(
             f"{path} is no ground truth: it needs 'categories' (names) and 'images' (id -> indices of names)."
         ) from None
+
+
+SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wordnet"}
+"""Dialect -> what follows a metric's name; before "@64", the limit of tokens."""
+
+
+class Chair(Metric):
+    """Captions at every limit of tokens that a run gives, in the dialects that the task names ("about", "dialects").
+
+    Truths are names of objects. With a vocabulary there are no dialects.
+    """
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        self.readers: dict[str, ObjectWords]
+        if vocabulary := task.get("vocabulary"):
+            self.readers = {"vocabulary": vocabulary_words(vocabulary)}
+        else:
+            dialects = (task.get("about") or {}).get("dialects") or ("ours", "pattern")
+            self.readers = {dialect: coco_words(dialect) for dialect in dialects}
+        self.most = task.get("max_new_tokens") or LIMITS[-1]
+        self.limits = (None, *(limit for limit in LIMITS if limit <= self.most))
+        reader = next(iter(self.readers.values()))
+        self.truths = [_objects(key, names, reader) for key, names in zip(items.keys, items.truths, strict=True)]
+        self.lengths_known = False
+
+    def count(self, batch: Batch) -> Array:
+        """Return the `captions.COLUMNS` of each caption, for each dialect and limit; 0 where lengths are not known."""
+        found = np.zeros((len(batch.texts), len(self.readers), len(self.limits), len(COLUMNS)))
+        for n, (place, text, ended, ends) in enumerate(
+            zip(batch.places.tolist(), batch.texts, batch.ended.tolist(), batch.cut_at, strict=True)
+        ):
+            self.lengths_known |= ends is not None
+            parts: list[tuple[int | None, str]] = [(None, text)]
+            if ends is not None:
+                parts += [(limit, prefix(text, ends, limit)) for limit in self.limits if limit]
+            cut = [part != text or (not ended and limit in (None, self.most)) for limit, part in parts]
+            for m, reader in enumerate(self.readers.values()):
+                known = {part: Caption(place, part, reader.find(part), self.truths[place]) for _, part in set(parts)}
+                found[n, m, : len(parts)] = counts([known[part] for _, part in parts], cut)
+        return found.reshape(len(batch.texts), -1)
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return the scores: each dialect's own, and all at each limit of tokens where lengths are known."""
+        found: dict[str, Score] = {}
+        for m, dialect in enumerate(self.readers):
+            for k, limit in enumerate(self.limits if self.lengths_known else (None,)):
+                start = (m * len(self.limits) + k) * len(COLUMNS)
+                for metric, score in SCORES.items():
+                    if m == 0 or metric in DIALECTAL:
+                        name = f"{metric}{SUFFIX[dialect]}{f'@{limit}' if limit else ''}"
+                        found[name] = replace(score, of=_from(start, score.of), limit=limit, dialect=dialect)
+        return found
+
+
+def _from(start: int, of: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Return a score of the counts that begin at a column; NaN where no caption was counted there."""
+    return lambda c: np.where(c[..., start] > 0, of(c[..., start : start + len(COLUMNS)]), np.nan)

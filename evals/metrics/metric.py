@@ -34,6 +34,7 @@ class Score:
         over: how several row tasks stand together in "..._all": counts pooled, or scores summed (MME's points).
         limit: tokens after which captions were cut for it; None: they are whole.
         n: how many samples have it, of the summed counts; None: all of the row task.
+        dialect: how captions were read for it (CHAIR); "" where there is one way.
         only_differences: whether it compares two decoders by itself (n2p), so that it is no value of one.
     """
 
@@ -44,6 +45,7 @@ class Score:
     over: Literal["pool", "sum"] = "pool"
     limit: int | None = None
     n: Callable[[Array], Array] | None = None
+    dialect: str = ""
     only_differences: bool = False
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import captions as texts
 from lvlm_guard.evals.metrics import chair, lemmas
+from lvlm_guard.evals.metrics.metric import Batch, Items
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.answers import LIMITS
 
@@ -120,8 +122,8 @@ def test_distinct_words_and_repeated_fours_are_those_of_a_recount(text):
 def test_loops_cuts_and_empty_captions_are_counted():
     rows = [{"image_id": i, "caption": text} for i, text in enumerate([TEXT, "", "a man's hat"])]
     captions = chair.compare(rows, {0: ["dog"], 1: [], 2: ["person"]})
-    table = chair.counts(captions, cut=[True, False, False]).sum(axis=0)
-    values = {metric: float(of(table)) for metric, of in chair.SCORES.items()}
+    table = texts.counts(captions, cut=[True, False, False]).sum(axis=0)
+    values = {metric: float(score.of(table)) for metric, score in texts.SCORES.items()}
     assert values["repeat_4"] == pytest.approx((3 / 5) / 3)  # eight words, five fours, two of them different
     assert values["distinct_1"] == pytest.approx((2 / 8 + 1) / 2)  # the empty one has no words to vary
     assert values["cut"] == values["empty"] == pytest.approx(1 / 3)
@@ -135,3 +137,48 @@ def test_a_caption_is_cut_where_its_row_of_answers_says():
         texts.prefix(TEXT, ends, 48)
     with pytest.raises(DataError, match="its row of answers is damaged"):
         texts.prefix(TEXT, [5, 9, 12, 28, 28], 256)
+
+
+def measured(task, truths, texts_, ended, cut_at):
+    items = Items(
+        keys=[str(i) for i in range(len(truths))],
+        pictures=[str(i) for i in range(len(truths))],
+        truths=truths,
+        tags=[{}] * len(truths),
+        rows=[("chair",)] * len(truths),
+    )
+    metric = chair.Chair(task, items)
+    sums = metric.count(Batch(np.arange(len(truths)), texts_, np.array(ended), cut_at)).sum(axis=0)
+    return {name: (float(score.of(sums)), score.limit, score.dialect) for name, score in metric.scores().items()}
+
+
+def test_one_run_gives_the_scores_of_every_limit_in_every_dialect(objects):
+    rows = chair.read_captions(HAVE["llava-1.5/greedy"])[:60]
+    whole = [row["caption"] for row in rows]
+    ends = [[len(" ".join(text.split()[:n])) for n in LIMITS] for text in whole]
+    task = {"name": "chair", "kind": "chair", "max_new_tokens": 128, "about": {"dialects": ["ours", "pattern"]}}
+    truths = [sorted(objects[row["image_id"]]) for row in rows]
+    found = measured(task, truths, whole, [True] * 59 + [False], ends)
+    pairs = list(zip(rows, ends, strict=True))
+    for limit in (None, 32, 64, 128):
+        short = [row | {"caption": texts.prefix(row["caption"], end, limit or 512)} for row, end in pairs]
+        for dialect, suffix in (("ours", ""), ("pattern", "_official")):
+            alone = chair.score(short, objects, dialect)
+            for metric in texts.SCORES if dialect == "ours" else texts.DIALECTAL:
+                name = f"{metric}{suffix}" + (f"@{limit}" if limit else "")
+                assert found[name][1:] == (limit, dialect)
+                if metric != "cut":
+                    assert found[name][0] == pytest.approx(alone[metric]), name
+    assert not any(name.endswith("@256") for name in found)  # the run had 128 tokens
+    longer = sum(len(text.split()) > 64 for text in whole)
+    assert found["cut@64"][0] == longer / 60
+    assert found["cut"][0] == 1 / 60
+
+
+def test_without_known_lengths_captions_are_scored_whole_and_dialects_need_no_vocabulary():
+    task = {"name": "world_chair", "kind": "chair", "max_new_tokens": 64, "vocabulary": ["dog", "cat"]}
+    found = measured(task, [["dog"], ["cat"]], ["a dog", "a dog"], [True, True], [None, None])
+    assert found["chair_i"] == (0.5, None, "vocabulary")
+    assert not any("@" in name or "official" in name for name in found)
+    mixed = measured(task, [["dog"], ["cat"]], ["a dog", "a dog"], [True, True], [None, [5, 5, 5, 5, 5]])
+    assert mixed["chair_i@32"][0] == 1.0  # of the one whose length is known

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import captions as texts
 from lvlm_guard.evals.metrics import chair
 
 DATA = Path(__file__).parents[1] / "data" / "chair"
@@ -63,8 +64,10 @@ def test_the_micro_cases_together_give_the_official_scores():
     assert scores["chair_s"] == MICRO["overall"]["CHAIRs"]
     assert scores["chair_i"] == MICRO["overall"]["CHAIRi"] == 25 / 39
     assert scores["object_recall"] == MICRO["overall"]["Recall"]
-    again = chair.counts(chair.in_dialect(chair.compare(MICRO["cases"], truth), "pattern")).sum(axis=0)
-    assert {key: chair.SCORES[key](again) for key in chair.DIALECTAL} == {key: scores[key] for key in chair.DIALECTAL}
+    again = texts.counts(chair.in_dialect(chair.compare(MICRO["cases"], truth), "pattern")).sum(axis=0)
+    assert {key: texts.SCORES[key].of(again) for key in texts.DIALECTAL} == {
+        key: scores[key] for key in texts.DIALECTAL
+    }
 
 
 def test_the_published_example_comes_out_field_by_field(objects):
