@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given
-from lvlm_guard.evals.spec.answers import SCHEMA
+from lvlm_guard.evals.spec.answers import SCHEMA, Role
 
 CHUNK = 2**16
 LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
@@ -41,18 +41,25 @@ class Gathered:
     Args:
         answers: of `spec.answers.SCHEMA`, items in the order of the first file, decoders in theirs.
         items: one row an item: item, picture, question, label, kinds.
-        decoders: their names, in order.
+        roles: decoder -> what it stands for, in order; the baseline is the reference.
+        baselines: decoder -> the one that it is held against beside the reference, or that itself; None for that.
         notes: what a reader of the scores has to know.
     """
 
     answers: pa.Table
     items: pa.Table
-    decoders: list[str]
+    roles: dict[str, Role]
+    baselines: dict[str, str | None]
     notes: list[str]
 
 
 def gather(
-    task: str, files: Mapping[str, Iterable[Given]], baseline: str | None = None, *, labelled: bool = True
+    task: str,
+    files: Mapping[str, Iterable[Given]],
+    baseline: str | None = None,
+    *,
+    controls: Mapping[str, str] | None = None,
+    labelled: bool = True,
 ) -> Gathered:
     """Gather answers.
 
@@ -60,6 +67,7 @@ def gather(
         task: the name of what was asked.
         files: name -> its answers; the name is the decoder's where the file names none.
         baseline: the decoder that the others are compared with. [default: the first]
+        controls: decoder -> the other one that it is a control of.
         labelled: whether every answer needs a label of yes or no.
 
     Raises:
@@ -75,14 +83,17 @@ def gather(
     if baseline is not None and baseline not in decoders:
         raise DataError(f"No decoder is called {baseline!r}: there are {', '.join(decoders)}.")
     score, notes = answers.scores()
-    if labelled and len(table["label"].unique()) == 1:
-        notes.append(f"Every label is {table['label'][0].as_py()!r}: AUROC and balanced accuracy need both.")
-    columns = _columns(task, table, score, answers.decoder, decoders, baseline or decoders[0])
+    reference, own = baseline or decoders[0], {name: of for name, of in (controls or {}).items() if name in decoders}
+    roles: dict[str, Role] = {name: "control" if name in own else "method" for name in decoders}
+    baselines: dict[str, str | None] = dict.fromkeys(decoders, reference) | {of: name for name, of in own.items()}
+    roles[reference], baselines[reference] = "reference", None
+    told = {"role": list(roles.values()), "baseline": list(baselines.values())}
+    columns = _columns(task, table, score, answers.decoder, told)
     whole = pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
     items = table.select(["item", "picture", "question", "label", "kinds"]).take(pa.array(answers.first))
     # decoders take turns within an item, in the order in which they were given
     order = np.lexsort((answers.seed, answers.decoder, answers.item))
-    return Gathered(whole.take(pa.array(order)), items, decoders, notes)
+    return Gathered(whole.take(pa.array(order)), items, roles, baselines, notes)
 
 
 def _batches(file: int, name: str, given: Iterable[Given], labelled: bool) -> Iterator[pa.RecordBatch]:
@@ -190,15 +201,18 @@ class _Answers:
 
 
 def _columns(
-    task: str, table: pa.Table, score: NDArray[np.float32], decoder: NDArray[np.int64], names: list[str], baseline: str
+    task: str,
+    table: pa.Table,
+    score: NDArray[np.float32],
+    decoder: NDArray[np.int64],
+    told: Mapping[str, Sequence[str | None]],
 ) -> dict[str, Any]:
-    n = len(table)
-    other = decoder != names.index(baseline)
+    """Return the columns of the table of answers; `told` holds those that follow from the decoder."""
     fixed: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}
-    columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), n) for name, value in fixed.items()}
+    columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(table)) for name, value in fixed.items()}
     for name in ("item", "picture", "decoder", "seed", "text", "mass", "censored", "tokens", "ended", "cut_at"):
         columns[name] = table[name]
-    columns["baseline"] = pa.array(np.where(other, baseline, ""), pa.string(), mask=~other)
-    columns["role"] = pa.array(np.where(other, "method", "reference"), pa.string())
+    for name, values in told.items():
+        columns[name] = pa.array(values, pa.string()).take(pa.array(decoder))
     columns["score"] = pa.array(score, pa.float32(), mask=np.isnan(score))
     return columns
