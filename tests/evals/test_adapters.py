@@ -1,18 +1,22 @@
 """Adapters beside methods: each answers with its own weights, and everyone else without."""
 
+import json
+
 import peft
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from lvlm_guard.errors import KnobError, WeightsError
-from lvlm_guard.evals.decoders.decoder import adapters_of, decoders_of
+from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.prepare import weights_of
-from lvlm_guard.evals.infer.run import run
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.report.page.repeat import command
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.pretrained import ask, load_model, spoken
+from lvlm_guard.pretrained import ask as prompted
+from lvlm_guard.pretrained import load_model, spoken
 
 SETTINGS = Settings(tasks=("world_chair",), methods=("vote",), controls=False, captions=6, batch=6)
 
@@ -38,33 +42,53 @@ def said(adapter, items):
 
     model, processor = load_model(adapter=None if adapter is None else str(adapter))
     pictures = [Image.fromarray(image) for image in scenes("test_cap", items).image]
-    inputs = ask(processor, [[picture] for picture in pictures], [CAPTION_PROMPT] * items)
-    out = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    inputs = prompted(processor, [[picture] for picture in pictures], [CAPTION_PROMPT] * items)
+    out = model.generate(**inputs, max_new_tokens=64, do_sample=False)
     return [spoken(processor, row[inputs["input_ids"].shape[1] :].tolist()).strip() for row in out]
+
+
+def answers(settings, folder):
+    """Ask, and return (decoder, seed) -> texts in the order of the items."""
+    ask(settings, folder, echo=lambda _: None, bar=False, workers=1)
+    found = {}
+    for row in pq.read_table(folder / "answers.parquet").to_pylist():
+        found.setdefault((row["decoder"], row["seed"]), []).append(row["text"].strip())
+    return found
 
 
 def test_each_seed_answers_with_its_own_adapter_and_all_others_with_none(adapters, tmp_path):
     told = tuple(f"mine={folder}" for folder in adapters)
     settings = Settings.of(Settings(**{**vars(SETTINGS), "adapters": told}).to_dict())
-    saved = run(settings, tmp_path / "with", echo=lambda _: None, bar=False, workers=1, report=False)
-    without = run(SETTINGS, tmp_path / "without", echo=lambda _: None, bar=False, workers=1, report=False)
-    answers = {name: [s["answers"][name] for s in saved.samples] for name in ("greedy", "mine", "vote")}
+    found, without = answers(settings, tmp_path / "with"), answers(SETTINGS, tmp_path / "without")
     for seed, folder in enumerate(adapters):
-        assert [one[seed].strip() for one in answers["mine"]] == said(folder, 6)
-    assert [one[0].strip() for one in answers["greedy"]] == said(None, 6)
-    assert answers["mine"] != [[one, one] for (one,) in answers["greedy"]]
-    assert answers["vote"] == [s["answers"]["vote"] for s in without.samples]
-    differences = {row["method"] for row in saved.run["rows"] if "p_value" in row}
-    assert {"mine-greedy", "mine-vote"} <= differences
+        assert found["mine", seed] == said(folder, 6)
+    assert found["greedy", 0] == said(None, 6) == without["greedy", 0]
+    assert found["greedy", 0] not in (found["mine", 0], found["mine", 1])
+    assert found["vote", 0] == without["vote", 0]
+    (mine,) = (d for d in json.loads((tmp_path / "with/asked.json").read_text())["decoders"] if d["adapters"])
+    assert (mine["role"], mine["baseline"], mine["seeds"]) == ("adapter", "greedy", 2)
+
+
+def test_an_adapter_s_questions_have_scores_of_their_own(adapters, tmp_path):
+    settings = Settings(
+        tasks=("world_pope",), methods=("vote",), controls=False, limit=1, batch=8, adapters=(f"mine={adapters[0]}",)
+    )
+    ask(settings, tmp_path, echo=lambda _: None, bar=False, workers=1)
+    scores = {}
+    for row in pq.read_table(tmp_path / "answers.parquet").to_pylist():
+        if row["split"] == "test":
+            scores.setdefault(row["decoder"], []).append(row["score"])
+    assert None not in scores["mine"]
+    assert max(abs(a - b) for a, b in zip(scores["mine"], scores["greedy"], strict=True)) > 0.01
 
 
 def test_another_adapter_is_another_run(adapters, tmp_path):
     for folder in adapters[:1]:
         settings = Settings(**{**vars(SETTINGS), "captions": 1, "adapters": (f"mine={folder}",)})
-        run(settings, tmp_path, echo=lambda _: None, bar=False, workers=1, report=False)
+        ask(settings, tmp_path, echo=lambda _: None, bar=False, workers=1)
     other = Settings(**{**vars(settings), "adapters": (f"mine={adapters[1]}",)})
     with pytest.raises(DataError, match="--start-over"):
-        run(other, tmp_path, echo=lambda _: None, bar=False, workers=1, report=False)
+        ask(other, tmp_path, echo=lambda _: None, bar=False, workers=1)
     assert adapters[0] in weights_of(settings)
 
 
