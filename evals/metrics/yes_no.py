@@ -127,10 +127,9 @@ def one_wayness(n2p: ArrayLike, p2n: ArrayLike) -> Array:
 
 
 COLUMNS = ("tp", "fp", "tn", "fn", "n", "unreadable", "label_yes", "unreadable_yes")
-_OFFICIAL, _AGLA, _STOCK, N2P, P2N = 8, 12, 16, 17, 18
-WIDTH = 17
+_OFFICIAL, _AGLA, _STOCK, WIDTH = 8, 12, 16, 17
 """Counts of an answer: `COLUMNS`; tp, fp, tn, fn as the authors' script reads, and as AGLA's does; right as lmms-eval
-reads. Comparing with another decoder adds two: whether the answer turned to yes (column `N2P`), or to no (`P2N`)."""
+reads. The statistics add two at the end: whether the answer turned to yes against the reference's, or to no."""
 
 
 class YesNo(Metric):
@@ -161,21 +160,20 @@ class YesNo(Metric):
     def scores(self) -> Mapping[str, Score]:
         """Return the scores of answers; those of a ranking (`RANKED`) are no functions of counts."""
         shares = _ratios(0, self.positive)
-        lone = {"compared": False}
         return {
             **{metric: Score(of, "" if metric == "yes_ratio" else "higher") for metric, of in shares.items()},
             "balanced_accuracy": Score(balanced_accuracy),
-            "unreadable": Score(lambda c: share(c[..., 5], c[..., 4]), "lower", **lone),
+            "unreadable": Score(lambda c: share(c[..., 5], c[..., 4]), "lower", compared=False),
             "label_yes": Score(lambda c: share(c[..., 6], c[..., 4]), "", once=True),
-            "n2p": Score(lambda c: c[..., N2P], "", only_differences=True),
-            "p2n": Score(lambda c: c[..., P2N], "", only_differences=True),
-            "one_wayness": Score(lambda c: one_wayness(c[..., N2P], c[..., P2N]), "", only_differences=True),
+            "n2p": Score(lambda c: c[..., -2], "", only_differences=True),
+            "p2n": Score(lambda c: c[..., -1], "", only_differences=True),
+            "one_wayness": Score(lambda c: one_wayness(c[..., -2], c[..., -1]), "", only_differences=True),
             **{
-                f"{metric}_{name}": Score(of, "" if metric == "yes_ratio" else "higher", **lone)
+                f"{metric}_{name}": Score(of, "" if metric == "yes_ratio" else "higher", compared=False)
                 for name, start in (("official", _OFFICIAL), ("agla", _AGLA))
                 for metric, of in _ratios(start, "yes").items()
             },
-            "accuracy_stock": Score(lambda c: share(c[..., _STOCK], c[..., 4]), **lone),
+            "accuracy_stock": Score(lambda c: share(c[..., _STOCK], c[..., 4]), compared=False),
         }
 
     def _read(self, text: str, yes: bool) -> list[int]:

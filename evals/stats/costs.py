@@ -2,94 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from lvlm_guard.evals.infer.store import Answers
-from lvlm_guard.evals.spec.items import Said
-from lvlm_guard.evals.stats.bootstrap import Array, bootstrap
+from lvlm_guard.evals.metrics.metric import Array, share
+from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, estimate
 from lvlm_guard.evals.stats.results import Row
-
-WORK = {
-    "tokens": "tokens",
-    "forwards": "global_forwards",
-    "local_forwards": "local_forwards",
-    "local_tokens": "local_tokens",
-    "masks": "masks",
-}
-"""Fields of an answer -> metrics: means an answer; calls and masks of a batch are shared by its answers."""
+from lvlm_guard.evals.stats.tally import WORK, Tally, split_up
 
 
-def work_rows(model: str, answers: Answers) -> list[Row]:
-    """Return tokens, forwards, those of second branches, and masks an answer, for each task and decoder."""
+def work_rows(tally: Tally, decoders: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return tokens, forwards, those of second branches, and masks: means an answer, of each decoder that was asked."""
     rows = []
-    for task, each in answers.asked.items():
-        for decoder, seeds in each.seeds.items():
-            said = [one for seed in range(seeds) for one in _there(answers, decoder, task, seed)]
-            for name, metric in WORK.items():
-                value = float(np.mean([getattr(one, name) for one in said])) if said else None
-                rows.append(_row(model, decoder, task, metric, value, len(said)))
+    for decoder in decoders:
+        given = tally.of(decoder["name"])
+        n = sum(int((one.there > 0).sum()) for one in given)
+        if n and not decoder.get("derive"):
+            work = np.sum([one.work for one in given], axis=0) / n
+            rows += [_row(tally, decoder, m, Estimate(float(v)), n) for m, v in zip(WORK.values(), work, strict=True)]
     return rows
 
 
-def cost_rows(model: str, answers: Answers, reference: str) -> list[Row]:
-    """Return seconds an answer, their ratio to the reference's, and peak memory, for each task and decoder.
+def cost_rows(
+    costs: Iterable[pa.RecordBatch],
+    tallies: Mapping[tuple[str, str], Tally],
+    decoders: Sequence[Mapping[str, Any]],
+    reference: str,
+    draws: int = DRAWS,
+) -> list[Row]:
+    """Return seconds an answer, their ratio to the reference's on the same pictures, and peak memory.
 
-    The ratio compares the same blocks of questions in one run; its 95 % interval draws blocks with replacement.
+    Args:
+        costs: of `spec.answers.COSTS`.
+        tallies: task and split -> what was asked, and is reported.
+        decoders: as `Decoder.describe()` has them.
+        reference: whose time is 1.
+        draws: of the bootstrap over pictures, which the ratio's interval is from.
     """
+    spent: dict[tuple[str, str], dict[str, Array]] = {}  # decoder -> [P, 2], seconds and answers
+    peaks: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name, batch in split_up(costs):
+        if name not in tallies:
+            continue
+        tally = tallies[name]
+        seconds = batch["seconds"].to_numpy(zero_copy_only=False)
+        peak = batch["peak_mib"].to_numpy(zero_copy_only=False).astype(float)
+        for (decoder, _), chosen, places in tally.by_run(batch):
+            table = spent.setdefault(name, {}).setdefault(decoder, np.zeros((tally.pictures, 2)))
+            np.add.at(table, tally.picture[places], np.stack([seconds[chosen], np.ones(len(chosen))], -1))
+            known = peak[chosen][~np.isnan(peak[chosen])]
+            if len(known):
+                peaks.setdefault(name, {}).setdefault(decoder, []).append(float(known.max()))
     rows = []
-    for task, each in answers.asked.items():
-        plain = _seconds(answers, reference, task, each.seeds.get(reference, 0))
-        for decoder, seeds in each.seeds.items():
-            blocks = _seconds(answers, decoder, task, seeds)
-            said = [one for seed in range(seeds) for one in _there(answers, decoder, task, seed)]
-            if not said:
-                continue
-            rows.append(_row(model, decoder, task, "seconds", float(np.mean([one.seconds for one in said])), len(said)))
-            if len(plain) == len(blocks) and plain.sum() > 0:
-                ratio = bootstrap(np.stack([blocks, plain], -1), lambda c: c[..., 0] / np.maximum(c[..., 1], 1e-12))
-                low, high = (ratio.low, ratio.high) if len(blocks) > 1 else (None, None)
-                rows.append(_row(model, decoder, task, "time_ratio", ratio.value, len(said), low, high))
-            peaks = [one.peak_mib for one in said if one.peak_mib is not None]
-            if peaks:
-                rows.append(_row(model, decoder, task, "peak_memory_mib", max(peaks), len(peaks)))
+    for name, tables in spent.items():
+        tally = tallies[name]
+        means = {decoder: share(table[:, :1], table[:, 1:]) for decoder, table in tables.items()}
+        for told in (d for d in decoders if d["name"] in tables):
+            mine = tables[told["name"]]
+            n = int(mine[:, 1].sum())
+            rows.append(_row(tally, told, "seconds", Estimate(float(mine[:, 0].sum() / n)), n))
+            if reference in tables:
+                both = (mine[:, 1] > 0) & (tables[reference][:, 1] > 0)
+                pair = np.hstack([means[told["name"]][both], means[reference][both]])
+                if len(pair) and pair[:, 1].sum() > 0:
+                    sums = Draws(len(pair), draws=draws).sums({"both": pair})["both"]
+                    ratio = estimate(share(sums[:, 0], sums[:, 1], np.nan))
+                    rows.append(_row(tally, told, "time_ratio", ratio if len(pair) > 1 else Estimate(ratio.value), n))
+            if told["name"] in peaks.get(name, {}):
+                most = max(peaks[name][told["name"]])
+                rows.append(_row(tally, told, "peak_memory_mib", Estimate(most), n))
     return rows
 
 
-def _there(answers: Answers, decoder: str, task: str, seed: int) -> list[Said]:
-    return [one for one in answers.of(decoder, task, seed) if one is not None and one.failed is None]
-
-
-def _seconds(answers: Answers, decoder: str, task: str, seeds: int) -> Array:
-    """Return the seconds of each block, mean over seeds, [blocks]; empty where answers are missing."""
-    runs: list[list[float]] = []
-    for seed in range(seeds):
-        said: Sequence[Said | None] = answers.of(decoder, task, seed)
-        if any(one is None for one in said):
-            return np.empty(0)
-        each = [one.seconds for one in said if one is not None]
-        runs.append([sum(each[i : i + answers.batch]) for i in range(0, len(each), answers.batch)])
-    return np.mean(runs, axis=0) if runs else np.empty(0)
-
-
-def _row(
-    model: str,
-    method: str,
-    task: str,
-    metric: str,
-    value: float | None,
-    n: int,
-    low: float | None = None,
-    high: float | None = None,
-) -> Row:
-    return {
-        "model": model,
-        "method": method,
-        "task": task,
-        "metric": metric,
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": n,
-    }
+def _row(tally: Tally, decoder: Mapping[str, Any], metric: str, found: Estimate, n: int) -> Row:
+    told = {"task": tally.name, "split": tally.split, "decoder": decoder["name"], "baseline": None}
+    told |= {"role": decoder.get("role"), "metric": metric, "direction": "lower"}
+    told |= {"value": found.value, "low": found.low, "high": found.high, "p": None, "n": n}
+    return told | {"pictures": tally.pictures, "bold": False, "limit": None}

@@ -1,201 +1,338 @@
-"""From answers to result rows: counts for each picture, scores with intervals, differences with tests.
+"""From counted answers to result rows: every score with its interval, every difference with its interval and test.
 
-A row in long form is {"model", "method", "task", "metric", "value", "low", "high", "n"}; a difference
-"a-b" has "p_value" too. The counts are those of the scorers, `pope.score` and `chair.score`, picture by
-picture; where a decoder has several seeds, a picture's counts are their mean, or stay apart where they are trainings.
+A row is plain data: {"task", "split", "decoder", "baseline", "role", "metric", "direction", "value", "low", "high",
+"p", "n", "pictures", "bold", "limit"}. "baseline" is null in a value, else the row is decoder less baseline. "p_holm",
+"fixed" and "broken" stand where they apply, and "trainings", the value of each, where there are several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.evals.metrics import chair, pope
-from lvlm_guard.evals.metrics.pope import Answer, Reading
-from lvlm_guard.evals.stats.bootstrap import Array, Draws, Estimate, Score, holm, mcnemar
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Array, Score
+from lvlm_guard.evals.metrics.yes_no import RANKED, Ranking
+from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, difference, estimate, holm, swap_null
+from lvlm_guard.evals.stats.tally import Given, Tally
 
 Row = dict[str, Any]
+Decoder = Mapping[str, Any]
+
+CENSORED = 0.01
+"""Share of scores of which a server told too little, from which on they are not ranked."""
+LEAST_MASS = 0.5
+"""Mean share of the probability on yes or no below which a score is not what the model says."""
 
 
-def share(part: Array, whole: Array) -> Array:
-    """Return part / whole, and 0.0 for 0/0, as `pope.ratio` has it."""
-    found: Array = np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=np.asarray(whole) != 0)
-    return found
+def trainings(decoder: Decoder) -> int:
+    """Return how often a decoder's adapter or matcher was trained, as `Decoder.describe()` has it; 1 without any."""
+    return max(1, len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ()))
 
 
-def _f1(c: Array) -> Array:
-    return share(2 * c[..., 0], 2 * c[..., 0] + c[..., 1] + c[..., 3])
+def find(rows: Iterable[Row], decoder: str, task: str, metric: str, baseline: str | None = None) -> Row | None:
+    """Return the row of a value, or of a difference from a baseline; None where there is none."""
+    wanted = (decoder, baseline, task, metric)
+    return next((r for r in rows if (r["decoder"], r["baseline"], r["task"], r["metric"]) == wanted), None)
 
 
-POPE_SCORES: dict[str, Score] = {  # of tp, fp, tn, fn, questions
-    "accuracy": lambda c: share(c[..., 0] + c[..., 2], c[..., 4]),
-    "precision": lambda c: share(c[..., 0], c[..., 0] + c[..., 1]),
-    "recall": lambda c: share(c[..., 0], c[..., 0] + c[..., 3]),
-    "f1": _f1,
-    "yes_ratio": lambda c: share(c[..., 0] + c[..., 1], c[..., 4]),
-}
+def with_holm(rows: Iterable[Row], reference: str) -> list[Row]:
+    """Return the rows with "p_holm" where several decoders are compared with the reference.
 
-CHAIR_SCORES: dict[str, Score] = {  # of the columns of `chair_counts`
-    "chair_s": lambda c: share(c[..., 1], c[..., 0]),
-    "chair_i": lambda c: share(c[..., 3], c[..., 2]),
-    "object_recall": lambda c: share(c[..., 4], c[..., 5]),
-    "length": lambda c: share(c[..., 6], c[..., 0]),
-    "repeats": lambda c: share(c[..., 7], c[..., 2]),
-}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One task as every method did it.
-
-    Args:
-        task: its name in rows.
-        scores: metric -> function of summed counts.
-        n: how many questions or captions.
-        counts: method -> [P, k], the same pictures in the same order for each; [T, P, k] of T trainings.
-        compared: metrics whose differences are rows; None: all.
-        once: metrics that are the same for every method (shares of the labels): a row of one method only.
-        right: method -> [N], whether each question was answered rightly; methods of one seed only, since
-            McNemar's test is of single answers.
-        n_of: metric -> how many samples have it, where that is not `n`.
-    """
-
-    task: str
-    scores: Mapping[str, Score]
-    n: int
-    counts: dict[str, Array] = field(default_factory=dict)
-    compared: Collection[str] | None = None
-    once: Collection[str] = ()
-    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    n_of: Mapping[str, int] = field(default_factory=dict)
-
-
-def pope_counts(labels: Sequence[Answer], answers: Sequence[str], reading: Reading = "word") -> Array:
-    """Return tp, fp, tn, fn and 1 for each question, [N, 5]."""
-    known: dict[tuple[Answer, str], list[int]] = {}
-    for pair in zip(labels, answers, strict=True):
-        if pair not in known:
-            scored = pope.score([{"question_id": 0, "label": pair[0], "answer": pair[1]}], reading)
-            known[pair] = [scored["tp"], scored["fp"], scored["tn"], scored["fn"], scored["n"]]
-    return np.array([known[pair] for pair in zip(labels, answers, strict=True)], dtype=float).reshape(-1, 5)
-
-
-def chair_counts(captions: Iterable[chair.Caption]) -> Array:
-    """Return the counts of each caption, [P, 9].
-
-    Columns: captions (1), whether it hallucinates, object words, hallucinated ones, objects recalled, objects
-    in the picture, words, repeated object words, different objects named.
-    """
-    return np.array(
-        [
-            [
-                1,
-                bool(c.hallucinated),
-                len(c.found.words),
-                len(c.hallucinated),
-                len(c.recalled),
-                len(c.truth),
-                c.length,
-                c.repeated,
-                len(c.found.words) - c.repeated,
-            ]
-            for c in captions
-        ],
-        dtype=float,
-    ).reshape(-1, 9)
-
-
-def long_rows(
-    model: str, measured: Iterable[Measured], reference: str, compared: Sequence[tuple[str, str]] = ()
-) -> list[Row]:
-    """Return every score with its 95 % interval, and every difference with interval and p-value.
-
-    A difference in accuracy of two methods with one answer to each question also has "fixed" and "broken",
-    the questions that only the one, only the other answers rightly, and "mcnemar_p", the exact test on them;
-    each question counts once there, however many kinds share it.
-
-    Args:
-        model: its name in the rows.
-        measured: the tasks.
-        reference: the method that every other is compared with; a difference is "method-reference".
-        compared: further pairs; those of which a task lacks one are left out.
-    """
-    rows: list[Row] = []
-    for task in measured:
-        draws = Draws(task.counts)
-        for place, method in enumerate(task.counts):
-            for metric, score in task.scores.items():
-                if place == 0 or metric not in task.once:
-                    rows.append(_row(model, method, task, metric, draws.estimate(method, score)))
-        pairs = [(method, reference) for method in task.counts if method != reference]
-        for ours, theirs in dict.fromkeys([*pairs, *compared]):
-            if ours in task.counts and theirs in task.counts:
-                rows += _differences(model, task, draws, ours, theirs)
-    return rows
-
-
-def _differences(model: str, task: Measured, draws: Draws, ours: str, theirs: str) -> list[Row]:
-    rows = []
-    for metric, score in task.scores.items():
-        if metric in task.once or (task.compared is not None and metric not in task.compared):
-            continue
-        found = draws.difference(ours, theirs, score)
-        row = _row(model, f"{ours}-{theirs}", task, metric, found) | {"p_value": found.p_value}
-        if metric == "accuracy" and ours in task.right and theirs in task.right:
-            a, b = task.right[ours], task.right[theirs]
-            fixed, broken = int((a & ~b).sum()), int((b & ~a).sum())
-            row |= {"fixed": fixed, "broken": broken, "mcnemar_p": mcnemar(fixed, broken)}
-        rows.append(row)
-    return rows
-
-
-def with_holm(rows: Iterable[Row], reference: str, methods: Collection[str]) -> list[Row]:
-    """Return the rows with "p_holm" where several methods are compared with the reference.
-
-    The family of tests: the differences of all `methods` from the reference in one task and one metric.
+    The family of tests: all differences from the reference in one task and one metric.
     """
     rows = list(rows)
-    names = {f"{method}-{reference}" for method in methods}
     families: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(rows):
-        if "p_value" in row and row["method"] in names:
+        if row["baseline"] == reference and row["p"] is not None:
             families.setdefault((row["task"], row["metric"]), []).append(index)
     for members in families.values():
         if len(members) > 1:
-            for index, p in zip(members, holm([rows[i]["p_value"] for i in members]), strict=True):
+            for index, p in zip(members, holm([rows[i]["p"] for i in members]), strict=True):
                 rows[index] = rows[index] | {"p_holm": p}
     return rows
 
 
-def _row(model: str, method: str, task: Measured, metric: str, found: Estimate) -> Row:
-    return {
-        "model": model,
-        "method": method,
-        "task": task.task,
-        "metric": metric,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n": task.n_of.get(metric, task.n),
-    }
+class Measured:
+    """One task as every decoder did it, on the same drawn pictures.
+
+    Args:
+        tally: the answers, counted.
+        decoders: in the order of the rows, as `Decoder.describe()` has them; those without an answer are left out.
+        reference: the decoder that answers turn from (N2P, P2N).
+        owners: row task -> how many tasks have it: a name that several share is told apart as "chair@world_chair".
+        draws: of the bootstrap.
+
+    Raises:
+        DataError: scores before and after a cut would be compared.
+    """
+
+    def __init__(
+        self, tally: Tally, decoders: Sequence[Decoder], reference: str, owners: Mapping[str, int], draws: int = DRAWS
+    ) -> None:
+        self.tally, self.warnings = tally, list(tally.metric.warnings)
+        self.decoders = {d["name"]: d for d in decoders if tally.of(d["name"])}
+        self.reference = reference if reference in self.decoders else None
+        self.draws = Draws(tally.pictures, draws=draws)
+        shared = any(owners[row] > 1 for row in tally.rows)
+        self._named = {row: f"{row}@{tally.name}" if shared else row for row in tally.rows}
+        places = {row: at[tally.whole[at]] for row, at in tally.rows.items()}
+        self.places = {row: at for row, at in places.items() if len(at)}
+        self.scores = dict(tally.metric.scores())
+        self.figures: dict[tuple[str, str, str], Array] = {}  # row, decoder, metric -> [T, 1 + draws]
+        self._sums: dict[tuple[str, str], Array] = {}  # row, decoder -> [T, 1 + draws, k]
+        self._swapped: dict[tuple[str, str], Array] = {}  # row, decoder -> [draws, k]
+        self._parts: dict[str, list[str]] = {row: [row] for row in self.places}
+        for row in self.places:
+            self._draw_counts(row)
+        if tally.metric.ranked:
+            self._rank()
+        if tally.metric.joined and len(self.places) > 1:
+            self._join()
+
+    def rows(self, pairs: Iterable[tuple[str, str]]) -> list[Row]:
+        """Return the values of every decoder, then the differences of those pairs of which both answered."""
+        found = []
+        pairs = [pair for pair in dict.fromkeys(pairs) if all(name in self.decoders for name in pair)]
+        for row in self._parts:
+            for place, name in enumerate(self.decoders):
+                found += self._values(row, name, first=place == 0)
+            for ours, theirs in pairs:
+                found += self._differences(row, ours, theirs)
+        return found
+
+    def tasks(self) -> list[str]:
+        """Return the row tasks."""
+        return [self._named[row] for row in self._parts]
+
+    def _draw_counts(self, row: str) -> None:
+        tally, tables = self.tally, {}
+        start, pictures = tally.cells[row]
+        for name in self.decoders:
+            for number, seeds in enumerate(self._trained(name)):
+                cells = tally.sums[seeds, start : start + len(pictures)].astype(np.float64)
+                cells = np.mean(tally.metric.finish(cells), axis=0)
+                table = np.zeros((tally.pictures, cells.shape[1]))
+                table[pictures] = cells
+                tables[name, number] = np.hstack([table, self._turned(row, name, seeds)])
+        drawn = self.draws.sums(tables)
+        each = {name: range(len(self._trained(name))) for name in self.decoders}
+        swapped = self.draws.swapped({name: np.mean([tables[name, t] for t in each[name]], axis=0) for name in each})
+        for name in self.decoders:
+            self._swapped[row, name] = swapped[name]
+            self._sums[row, name] = np.stack([drawn[name, t] for t in each[name]])
+            for metric, score in self.scores.items():
+                self.figures[row, name, metric] = score.of(self._sums[row, name])
+
+    def _trained(self, name: str) -> list[list[int]]:
+        """Return the runs of each training; runs of one training are means over seeds."""
+        runs = self.tally.seeds(name)
+        return [[run] for run in runs] if trainings(self.decoders[name]) > 1 else [runs]
+
+    def _turned(self, row: str, name: str, seeds: Sequence[int]) -> Array:
+        """Return how many answers turned to yes and to no against the reference, of each picture, [P, 0 or 2]."""
+        if not self.tally.metric.ranked:
+            return np.zeros((self.tally.pictures, 0))
+        runs, at = list(self.tally.runs.values()), self.places[row]
+        plain = self.tally.of(self.reference)[0].said[at] if self.reference else runs[seeds[0]].said[at]
+        found = np.zeros((self.tally.pictures, 2))
+        for seed in seeds:
+            said = runs[seed].said[at]
+            for column, (before, after) in enumerate(((0, 1), (1, 0))):
+                turned = self.tally.picture[at[(plain == before) & (said == after)]]
+                found[:, column] += np.bincount(turned, minlength=self.tally.pictures) / len(seeds)
+        return found
+
+    def _rank(self) -> None:
+        """Measure what scores rank, for every decoder whose scores can be ranked; say why where they can't."""
+        usable = {name for name in self.decoders if self._rankable(name)}
+        self._check_kinds(usable)
+        yes = np.array([truth == "yes" for truth in self.tally.items.truths])
+        for row, at in self.places.items():
+            rankings: dict[bytes, Ranking] = {}
+            wanted: dict[str, list[list[bytes]]] = {}
+            for name in usable:
+                runs = list(self.tally.runs.values())
+                for seeds in self._trained(name):
+                    scores = [runs[seed].score[at] for seed in seeds]
+                    wanted.setdefault(name, []).append([each.tobytes() for each in scores])
+                    for key, each in zip(wanted[name][-1], scores, strict=True):
+                        if key not in rankings:  # sampling draws answers, not scores: seeds share them
+                            rankings[key] = Ranking(each, yes[at], self.tally.picture[at])
+            figures = self.draws.figures({key: _ranked(ranking) for key, ranking in rankings.items()})
+            for name, told in wanted.items():
+                means = np.stack([np.mean([figures[key] for key in keys], axis=0) for keys in told])
+                for column, metric in enumerate(RANKED):
+                    self.figures[row, name, metric] = means[..., column]
+            if usable and len(set(yes[at].tolist())) == 1:
+                self.warnings.append(
+                    f"{self._named[row]}: all labels are {'yes' if yes[at][0] else 'no'}, so there is no AUROC (n/a)."
+                )
+
+    def _rankable(self, name: str) -> bool:
+        given, place = self.tally.of(name), f"{name} on {self.tally.name}"
+        lacking = sum(int(np.isnan(one.score[self.tally.whole]).sum()) for one in given)
+        total = len(given) * int(self.tally.whole.sum())
+        if lacking == total:
+            return False
+        mass = _mean_mass(given)
+        censored = sum(one.censored for one in given)
+        why = ""
+        if lacking:
+            why = f"{lacking} of {total} answers have no score"
+        elif censored > CENSORED * total:
+            why = f"the server told too little for {censored} of {total} scores (more likely tokens hid yes or no)"
+        elif mass is not None and mass < LEAST_MASS:
+            why = (
+                f"yes and no hold {mass:.2f} of the probability at the first token, less than {LEAST_MASS}: the "
+                "scores are not of what it says"
+            )
+        elif censored:
+            self.warnings.append(f"{place}: {censored} of {total} scores are bounds: the server hid yes or no.")
+        if why:
+            self.warnings.append(f"{place}: {why}, so there is no AUROC, no matched accuracy and no tilt (n/a).")
+            for row in self.places:
+                for metric in RANKED:
+                    self.figures[row, name, metric] = np.full((1, 1 + self.draws.draws), np.nan)
+        return not why
+
+    def _check_kinds(self, names: Iterable[str]) -> None:
+        after = {
+            name: any(np.isinf(one.score[self.tally.whole]).any() for one in self.tally.of(name)) for name in names
+        }
+        if len(set(after.values())) > 1:
+            cut, uncut = (", ".join(name for name in after if after[name] == is_cut) for is_cut in (True, False))
+            raise DataError(
+                f"{self.tally.name} has both kinds of score: those of {cut} are after a cut (some are infinite), those "
+                f"of {uncut} before. They don't rank alike: give the scores before the cut for all, or leave them out."
+            )
+
+    def _join(self) -> None:
+        """Put several row tasks together: counts pooled or points summed, ranked figures as the mean over kinds."""
+        named = list(self._named.values())
+        words = takewhile(lambda column: len(set(column)) == 1, zip(*(row.split("_") for row in named), strict=False))
+        every = "_".join([*(column[0] for column in words)] or [self.tally.name]) + "_all"
+        self._named[every], self._parts[every] = every, list(self.places)
+        self.places[every] = np.concatenate([self.places[row] for row in self._parts[every]])
+        for name in self.decoders:
+            rows = self._parts[every]
+            self._sums[every, name] = np.sum([self._sums[row, name] for row in rows], axis=0)
+            self._swapped[every, name] = np.sum([self._swapped[row, name] for row in rows], axis=0)
+            for metric, score in self.scores.items():
+                summed = score.over == "sum"
+                each = [self.figures[row, name, metric] for row in rows]
+                self.figures[every, name, metric] = np.sum(each, 0) if summed else score.of(self._sums[every, name])
+            for metric in RANKED if (rows[0], name, "auroc") in self.figures else ():
+                self.figures[every, name, metric] = np.mean([self.figures[row, name, metric] for row in rows], axis=0)
+
+    def _values(self, row: str, name: str, *, first: bool) -> list[Row]:
+        found = []
+        for metric, score in self._all_scores().items():
+            figure = self.figures.get((row, name, metric))
+            if figure is None or (score and (score.only_differences or (score.once and not first))):
+                continue
+            more = {} if len(figure) == 1 else {"trainings": [_plain(one[0]) for one in figure]}
+            found.append(self._row(row, name, None, metric, estimate(figure), score) | more)
+        given, at = self.tally.of(name), self.places[row]
+        if mass := _mean_mass(given):
+            found.append(self._row(row, name, None, "mass", Estimate(mass)))
+        if (row, name, "auroc") in self.figures:  # the likeliest token can be at odds with the sums over spellings
+            apart = np.mean([((one.score[at] > 0) != (one.said[at] == 1)).mean() for one in given])
+            found.append(self._row(row, name, None, "score_disagrees", Estimate(float(apart))))
+        return found
+
+    def _differences(self, row: str, ours: str, theirs: str) -> list[Row]:
+        found = []
+        for metric, score in self._all_scores().items():
+            a, b = (self.figures.get((row, name, metric)) for name in (ours, theirs))
+            if a is None or b is None or (score and (score.once or not score.compared)):
+                continue
+            if score and score.only_differences:
+                if theirs == self.reference:
+                    found.append(self._row(row, ours, theirs, metric, estimate(a), score))
+                continue
+            null = self._null(row, ours, theirs, score) if score and len(a) == len(b) == 1 else None
+            made = self._row(row, ours, theirs, metric, difference(a, b, null), score)
+            if metric == "accuracy" and self.tally.metric.ranked:
+                made |= self._fixed(row, ours, theirs)
+            if made["value"] is not None:
+                found.append(made)
+        return found
+
+    def _null(self, row: str, ours: str, theirs: str, score: Score) -> Array:
+        a, b = ours, theirs
+        null = [
+            swap_null(
+                score.of,
+                (self._sums[part, a][0, 0], self._swapped[part, a]),
+                (self._sums[part, b][0, 0], self._swapped[part, b]),
+            )
+            for part in (self._parts[row] if score.over == "sum" else [row])
+        ]
+        found: Array = np.sum(null, axis=0)
+        return found
+
+    def _fixed(self, row: str, ours: str, theirs: str) -> dict[str, int]:
+        """Return how many questions only the one, only the other answers rightly; each counts once."""
+        a, b = right_of(self.tally, ours), right_of(self.tally, theirs)
+        if len(a) > 1 or len(b) > 1:
+            return {}
+        at = np.unique(self.places[row])
+        return {"fixed": int((a[0] & ~b[0])[at].sum()), "broken": int((b[0] & ~a[0])[at].sum())}
+
+    def _all_scores(self) -> dict[str, Score | None]:
+        return {**self.scores, **dict.fromkeys(RANKED)}
+
+    def _row(
+        self, row: str, name: str, baseline: str | None, metric: str, found: Estimate, score: Score | None = None
+    ) -> Row:
+        at = self.places[row]
+        n = score.n(self._sums[row, name][0, 0]) if score and score.n else len(at)
+        return {
+            "task": self._named[row],
+            "split": self.tally.split,
+            "decoder": name,
+            "baseline": baseline,
+            "role": self.decoders[name].get("role"),
+            "metric": metric,
+            "direction": score.direction if score else RANKED.get(metric, ""),
+            "value": _plain(found.value),
+            "low": _plain(found.low),
+            "high": _plain(found.high),
+            "p": found.p,
+            "n": int(n),
+            "pictures": len(np.unique(self.tally.picture[at])),
+            "bold": baseline is not None and found.bold,
+            "limit": score.limit if score else None,
+        }
 
 
-def trainings(decoder: Mapping[str, Any]) -> int:
-    """Return how often a decoder's adapter or matcher was trained, as `run.json` describes it; 1 without any."""
-    return max(1, len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ()))
+def right_of(tally: Tally, decoder: str) -> list[NDArray[np.bool_]]:
+    """Return which items a decoder answered rightly, [N] of each seed (yes/no tasks)."""
+    truth = np.array([truth == "yes" for truth in tally.items.truths]).astype(np.int8)
+    return [given.said == truth for given in tally.of(decoder)]
 
 
-def drawn(decoders: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
-    """Return in words what the intervals of decoders draw with replacement, and what their p-values are of."""
-    if any(trainings(decoder) > 1 for decoder in decoders):
-        return "pictures and, where there are several, trainings", ", of these trainings"
-    return "pictures", ""
+def _ranked(ranking: Ranking) -> Callable[[Array], Array]:
+    """Return the figures of `RANKED`, in their order, as a function of weights."""
+
+    def figures(weights: Array) -> Array:
+        found = ranking(weights)
+        return np.stack([found.auroc, found.accuracy, found.tilt], axis=-1)
+
+    return figures
 
 
-def find(rows: Iterable[Row], method: str, task: str, metric: str) -> Row | None:
-    """Return the row of a method, a task and a metric; None where there is none."""
-    return next((r for r in rows if (r["method"], r["task"], r["metric"]) == (method, task, metric)), None)
+def _mean_mass(given: Sequence[Given]) -> float | None:
+    """Return the mean share of the probability on yes or no; None where it is not known."""
+    known = np.concatenate([one.mass[~np.isnan(one.mass)] for one in given])
+    return float(known.mean(dtype=np.float64)) if len(known) else None
+
+
+def _plain(value: float | None) -> float | None:
+    """Return a number that JSON has; None where it is not defined."""
+    return None if value is None or not np.isfinite(value) else float(value)
