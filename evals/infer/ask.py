@@ -53,9 +53,9 @@ def ask(
     """Ask every decoder and return the folder, whose table of answers is whole.
 
     A run that ended early, however it ended, goes on where it stopped when it is started again with the same settings,
-    with whatever number of processes, and ends in the same bytes. Under torchrun a process asks its share alone, and the
-    last to finish makes the table of all; then, and only then, the folder may not be whole on return. Shards of several
-    machines, copied into one folder, become its table by one more call.
+    with whatever number of processes, and ends in the same bytes. Under torchrun a process asks its share alone, and
+    the last to finish makes the table of all; then, and only then, the folder may not be whole on return. Shards of
+    several machines, copied into one folder, become its table by one more call.
 
     Args:
         settings: what decides the answers.
@@ -87,11 +87,7 @@ def ask(
     tasks = tasks_of(settings)
     decoders_of(settings, None)  # names and knobs before a model, which may take minutes to load
     note = record.begin(folder, settings, tasks, command, started_over=started_over, replaces=replaces)
-    for task in tasks:
-        beside = f", {len(task.calibration)} more of the val split to calibrate by" if task.calibration else ""
-        say(
-            f"{task.name}: {len(task.items)} items on {len({item.picture for item in task.items})} pictures, {task.split} split{beside}."
-        )
+    _say_tasks(tasks, say)
     if _left(folder, note, tasks, settings):
         with _interruptible(folder, echo):
             helpers = 1 if settings.server or place.world > 1 else _workers(settings) if workers is None else workers
@@ -112,17 +108,20 @@ def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -
         tasks: of the run.
         decoders: as they describe themselves.
     """
-    parts = []
-    for task in tasks:
-        columns = tuple(
-            Column(d["name"], d["role"], d["baseline"], d["seeds"])
-            for d in decoders
-            if not d["derive"] and (task.kind in YES_NO or not d["yes_no_only"])
+    return [
+        Asked(
+            part,
+            tuple(
+                Column(d["name"], d["role"], d["baseline"], d["seeds"])
+                for d in decoders
+                if not d["derive"]
+                and (part.kind in YES_NO or not d["yes_no_only"])
+                and (part is task or d["role"] in CALIBRATED)
+            ),
         )
-        parts.append(Asked(task, columns))
-        if calibrating := task.calibrating():
-            parts.append(Asked(calibrating, tuple(c for c in columns if c.role in CALIBRATED)))
-    return parts
+        for task in tasks
+        for part in task.parts()
+    ]
 
 
 def _check(settings: Settings) -> None:
@@ -138,6 +137,13 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and (isinstance(value, float) or value < 1):
             raise DataError(f"{name} counts pictures: give a whole number of at least 1; got {value}.")
+
+
+def _say_tasks(tasks: Sequence[EvalTask], echo: Callable[[str], object]) -> None:
+    for task in tasks:
+        pictures = len({item.picture for item in task.items})
+        beside = f", {len(task.calibration)} of the val split beside" if task.calibration else ""
+        echo(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split{beside}.")
 
 
 def _workers(settings: Settings) -> int:

@@ -50,11 +50,24 @@ class Prepared:
             "decoders": [d.describe() for d in self.decoders],
             "matcher": self.matcher,
             "where": self.where,
-            "flags": self.flags,
+            # ids of the tokens that count as yes and as no in the scores of questions
+            "words": dict(self.answerer.words) if isinstance(self.answerer, Asker) else {},
+            "flags": [*self.told(), *self.flags],
             "warnings": self.warnings(),
         }
         told: dict[str, Any] = json.loads(json.dumps(made, default=str))
         return told
+
+    def told(self) -> list[str]:
+        """Return what the settings leave out or change, in sentences."""
+        settings, found = self.settings, []
+        if not settings.controls:
+            found.append("--no-controls: plain sampling, moved thresholds and the methods' controls were switched off.")
+        if settings.limit is not None:
+            found.append(f"--limit {settings.limit}: the first pictures of each task only.")
+        if settings.preset:
+            found.append(f"--preset {settings.preset}: prompt and sampling of that publication.")
+        return found
 
     def warnings(self) -> list[str]:
         """Return what may be wrong with the answers, in sentences."""
@@ -106,10 +119,11 @@ def prepare_run(
     if matcher is not None or loaded:
         decoders = decoders_of(settings, matcher, objects, loaded)
     asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution, loaded)
-    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", where=_where(model))
+    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", where=where_of(model))
 
 
-def _where(model: Any) -> dict[str, str]:
+def where_of(model: Any) -> dict[str, str]:
+    """Return device, number format and, of a hub's model, the commit of its weights."""
     found = {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
     if model.device.type == "cuda":
         import torch

@@ -1,7 +1,7 @@
 """What a run is: `asked.json`, which decides whether answers in a folder may be gone on with, and `items.jsonl`.
 
-Identity is what decides answers: settings, questions, weights, decoders, number format and device, versions of packages,
-and the source of what asks. What scores, reports or spreads the work over processes is not part of it.
+Identity is what decides answers: settings, questions, weights, decoders, number format and device, versions of
+packages, and the source of what asks. What scores, reports or spreads the work over processes is not part of it.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def begin(
 def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
     """Note who answers too, which is known once the model is loaded or the server was asked; returns the note.
 
-    It follows from the settings, but for what a hub's model has become since, on which device a rank runs, or with which
-    knobs a server was started.
+    It follows from the settings, but for what a hub's model has become since, on which device a rank runs, or with
+    which knobs a server was started.
 
     Args:
         folder: of the run.
@@ -151,9 +151,9 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
             write_note(folder, note)
         elif differing := [name for name in ANSWERING if note[name] != answering[name]]:
             raise DataError(
-                f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that was "
-                "started anew with other knobs, on another kind of device, or by a model that has changed on the hub. "
-                "Bring it back (--revision), give another --out, or --start-over to drop them."
+                f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that "
+                "was started anew with other knobs, on another kind of device, or by a model that has changed on the "
+                "hub. Bring it back (--revision), give another --out, or --start-over to drop them."
             )
         return note
 
@@ -199,7 +199,7 @@ def _short(value: Any) -> str:
 def _write_items(folder: Path, tasks: Sequence[EvalTask]) -> None:
     part = folder / f"{ITEMS}.part"
     with part.open("w", encoding="utf-8") as file:
-        for task in (part for task in tasks for part in (task, task.calibrating()) if part is not None):
+        for task in (part for whole in tasks for part in whole.parts()):
             for item in task.items:
                 row = {
                     "task": task.name,

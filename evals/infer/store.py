@@ -1,8 +1,9 @@
 """Answers on disk: shards of JSON lines by rank while a run asks, one table in a fixed order once it is whole.
 
 A shard's line is a row of the table (`spec.answers`) with what it cost and the item's place. Blocks are written at
-once and are the unit of resuming: of a block that was cut off nothing counts. Of two answers to one question, as after a
-crash, the first counts. The table is a stream from the shards to parquet: of a row this holds nine bytes, never its text.
+once and are the unit of resuming: of a block that was cut off nothing counts. Of two answers to one question, as after
+a crash, the first counts. The table is a stream from the shards to parquet: of a row this holds ten bytes, never its
+text.
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ class Answers:
             failed = pq.read_table(self.folder / ANSWERS, columns=["failed"])["failed"].is_valid().to_numpy()
             if len(failed) != self.total:
                 raise RunError(
-                    f"{self.folder / ANSWERS} has {len(failed)} rows where {self.total} were asked for: it is of another "
-                    "run. Give another --out, or --start-over to drop it."
+                    f"{self.folder / ANSWERS} has {len(failed)} rows where {self.total} were asked for: it is of "
+                    "another run. Give another --out, or --start-over to drop it."
                 )
             self._better = bool((failed & self._good).any())
             self._good |= ~failed
@@ -159,7 +160,7 @@ class Answers:
                 mine, number = number % world == rank, number + 1
                 if not mine:
                     continue
-                good = self._good[self._block(place, block)].reshape(-1, len(part.pairs)).all(axis=0)
+                good = np.asarray(self._good[self._block(place, block)].reshape(-1, len(part.pairs)).all(axis=0))
                 todo = tuple((c.name, s) for (c, s), done in zip(part.pairs, good, strict=True) if not done)
                 if todo:
                     turn = block % len(todo)
@@ -197,7 +198,7 @@ class Answers:
         assert self._shard is not None
         column, seed = self.asked[job.part].pairs[self._pairs[job.part][who]]
         begin = job.block * self.batch
-        known = {"task": job.task.name, "split": job.task.split}
+        known: dict[str, Any] = {"task": job.task.name, "split": job.task.split}
         known |= {"decoder": column.name, "baseline": column.baseline, "role": column.role, "seed": seed}
         lines = [
             json.dumps({**known, "item": item.key, "place": begin + place, "picture": item.picture} | _plain(one))

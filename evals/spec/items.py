@@ -107,9 +107,12 @@ class EvalTask:
             digest.update(json.dumps(told, sort_keys=True, default=str).encode())
         return digest.hexdigest()[:16]
 
-    def calibrating(self) -> EvalTask | None:
-        """Return the calibration items as a task of the split "val"; None where there are none."""
-        return replace(self, items=self.calibration, calibration=(), split="val") if self.calibration else None
+    def parts(self) -> list[EvalTask]:
+        """Return the task and, where there are any, its calibration items as a task of the split "val"."""
+        return [
+            self,
+            *([replace(self, items=self.calibration, calibration=(), split="val")] if self.calibration else []),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return the task as it stands in `asked.json`."""

@@ -1,10 +1,12 @@
-"""`lvlm-guard eval run`, and how a run is shown."""
+"""`lvlm-guard eval ask` and `eval run`: asking, and the three steps in one; how results are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lvlm_guard import __version__
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Device, Dtype, Execution, Json, Matchers, Model, knob_value, matchers_of
 
@@ -19,7 +22,7 @@ WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,vote,vcd"
 QUICK = 24  # pictures of each task
 
 
-def run(
+def ask(
     model: Model = "embedded",
     methods: Annotated[str, typer.Option(help="Methods, comma-separated; greedy is always there.")] = METHODS,
     tasks: Annotated[
@@ -63,14 +66,10 @@ def run(
     ] = True,
     server: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint that has --model.", metavar="URL")] = "",
     batch: Annotated[int | None, typer.Option(min=1, help="Questions at once. [default: 1; embedded 64]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: 1; embedded one a core]")] = None,
-    allow_empty: Annotated[float, typer.Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0,
-    allow_truncated: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
-    ] = 0.0,
-    fail_if: Annotated[
-        list[str] | None, typer.Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests in flight at a server. [default: 16]")
     ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: 1; embedded one a core]")] = None,
     start_over: Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A few pictures, one seed: shows that it works.")] = False,
     revision: Annotated[str, typer.Option(help="Of --model on the hub.")] = "",
@@ -79,56 +78,116 @@ def run(
     execution: Execution = "auto",
     json: Json = False,
 ) -> None:
-    """Ask several decoders the same questions; score, test, and report them.
+    """Ask several decoders the same questions, and write their answers as one table.
 
-    Greedy, sampling, APC-only and each method's controls stand beside the methods. Writes run.json,
-    samples.jsonl and report.html; answers are kept as they come, and the same command goes on after
-    any end. Exit code 3: answers are empty, failed or cut, so the scores would mislead.
+    Greedy, sampling, controls and each method's own stand beside the methods. Answers are kept as they come, and the
+    same command goes on after any end. On several GPUs or machines, which share --out, torchrun starts it:
+
+    torchrun --nproc-per-node 8 -m lvlm_guard eval ask --model ID --out runs/first
+
+    [bold]Example:[/bold] lvlm-guard eval ask --methods agla,vote --out runs/first
+    """
+    options = locals()
+    folder = _asked(options, "eval ask")
+    whole = (folder / "answers.parquet").exists()
+    if json:
+        print_object({"command": "eval ask", "version": __version__, "folder": str(folder), "whole": whole})
+    elif whole:
+        out().print(f"answers  {escape(str(folder / 'answers.parquet'))}", soft_wrap=True)
+        say(f"Score them: lvlm-guard eval score {folder}")
+
+
+def _with_options_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of another, before its own."""
+
+    def widened(command: Callable[..., None]) -> Callable[..., None]:
+        theirs, ours = (signature(each, eval_str=True) for each in (other, command))
+        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in theirs.parameters.values()]
+        own += [p for p in ours.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        both = ours.replace(parameters=own)
+        command.__signature__ = both  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in both.parameters.values()} | {"return": None}
+        return command
+
+    return widened
+
+
+@_with_options_of(ask)
+def run(
+    *,
+    allow_empty: Annotated[float, typer.Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0,
+    allow_truncated: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
+    ] = 0.0,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Ask several decoders the same questions; score, test, and report them: eval ask, eval score and eval report.
+
+    Writes answers.parquet, results.json and report.html; answers are kept as they come, and the same command goes on
+    after any end. Exit code 3: answers are empty, failed or cut, so the scores would mislead.
 
     [bold]Example:[/bold] lvlm-guard eval run --methods agla,vote --out runs/first
     """
-    quiet_libraries()
-    room = import_module("lvlm_guard.evals.infer.run")
-    names = _listed(methods)
-    swept = _sweep(sweep or (), names)
-    if quick:
-        limit, captions, seeds = limit or QUICK, captions or QUICK, 1
-    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
-        model=model,
-        tasks=_listed(tasks),
-        methods=names,
-        knobs=_knobs(knob or (), names),
-        sweep=swept,
-        controls=controls,
-        seeds=seeds,
-        limit=limit,
-        split=split,
-        device=device,
-        dtype=dtype,
-        execution=execution,
-        preset=preset,
-        questions=tuple(str(path) for path in questions or ()),
-        images=str(images or ""),
-        annotations=str(annotations or ""),
-        include=tuple(str(path) for path in include_path or ()),
-        captions=captions,
-        max_new_tokens=max_new_tokens,
-        server=server,
-        revision=revision,
-        adapters=tuple(adapter or ()),
-        matchers=matchers_of(matcher),
-    )
-    settings = replace(settings, batch=batch or room.usual_batch(settings))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise usage(
+            "torchrun shares out asking alone: start `eval ask` by it, then `eval score` and `eval report` once."
+        )
     rules = rules_of(fail_if or ())
-    allowed = room.Allowed(allow_empty, allow_truncated)
-    saved = room.run(settings, out_, echo=say, workers=workers, allowed=allowed, started_over=start_over)
-    if json:
-        print_object(saved.run)
+    folder = _asked(options, "eval run")
+    scoring = import_module("lvlm_guard.evals.stats.score")
+    results = scoring.score(folder, allowed=scoring.Allowed(allow_empty, allow_truncated))
+    pictures = import_module("lvlm_guard.evals.report.evidence")
+    if not results["void"] and not (folder / pictures.EVIDENCE / pictures.INDEX).exists():
+        pictures.collect_for(folder)
+    page = import_module("lvlm_guard.evals.report.page").write_report(folder)
+    if options["json"]:
+        print_results("eval run", results)
     else:
         shown = out()
-        show(saved, shown)
-        shown.print(f"report  {escape(str(saved.folder / 'report.html'))}")
-    leave(saved.run, rules)
+        show(results, shown)
+        shown.print(f"report  {escape(str(page))}", soft_wrap=True)
+    leave(results, rules)
+
+
+def _asked(options: Mapping[str, Any], command: str) -> Path:
+    """Ask what the options of a command say; returns the run's folder."""
+    quiet_libraries()
+    room = import_module("lvlm_guard.evals.infer.ask")
+    names, quick = _listed(options["methods"]), options["quick"]
+    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
+        tasks=_listed(options["tasks"]),
+        methods=names,
+        knobs=_knobs(options["knob"] or (), names),
+        sweep=_sweep(options["sweep"] or (), names),
+        seeds=1 if quick else options["seeds"],
+        limit=options["limit"] or (QUICK if quick else None),
+        captions=options["captions"] or (QUICK if quick else None),
+        questions=tuple(str(path) for path in options["questions"] or ()),
+        images=str(options["images"] or ""),
+        annotations=str(options["annotations"] or ""),
+        include=tuple(str(path) for path in options["include_path"] or ()),
+        adapters=tuple(options["adapter"] or ()),
+        matchers=matchers_of(options["matcher"]),
+        **{name: options[name] for name in _AS_THEY_ARE},
+    )
+    folder: Path = room.ask(
+        replace(settings, batch=options["batch"] or room.usual_batch(settings)),
+        options["out_"],
+        echo=say,
+        workers=options["workers"],
+        concurrency=options["concurrency"],
+        started_over=options["start_over"],
+        command=command,
+    )
+    return folder
+
+
+_AS_THEY_ARE = (
+    *("model", "controls", "split", "device", "dtype", "execution", "preset", "max_new_tokens", "server", "revision"),
+)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -189,28 +248,32 @@ def rules_of(texts: Sequence[str]) -> list[Any]:
         raise usage(f"--fail-if: {error}") from None
 
 
-def show(saved: Any, shown: Console) -> None:
+def show(results: Mapping[str, Any], shown: Console) -> None:
     """Print a run's tables and what they say; a void run has none."""
-    run = saved.run
-    for table in (
-        [] if run["status"] == "void" else import_module("lvlm_guard.evals.report.terminal").tables(run, shown.width)
-    ):
+    room = import_module("lvlm_guard.evals.report.terminal")
+    for table in room.tables(results, shown.width):
         shown.print(table)
-    for sentence in import_module("lvlm_guard.evals.report.remarks").remarks(run):
+    for sentence in room.sentences(results):
         shown.print(escape(sentence))
-    for sentence in (*run["warnings"], *run["flags"]):
+    for sentence in (*results["warnings"], *results.get("flags", ())):
         shown.print(escape(f"note: {sentence}"), style="yellow")
 
 
-def leave(run: dict[str, Any], rules: Sequence[Any] = ()) -> None:
-    """Leave with the code that a run deserves: 3 where it is void, 1 where a rule holds."""
-    if run["status"] == "void":
+def print_results(command: str, results: Mapping[str, Any]) -> None:
+    """Print results as the one JSON object of a command."""
+    rows = [{"method": row["decoder"], **row} for row in results["rows"]]
+    print_object({"command": command, "version": __version__, **results, "rows": rows})
+
+
+def leave(results: Mapping[str, Any], rules: Sequence[Any] = ()) -> None:
+    """Leave with the code that results deserve: 3 where they are void, 1 where a rule holds."""
+    if results.get("void"):
         console = err()
         console.print("[bold red]Void:[/] nothing was scored, for the scores would mislead.")
-        for reason in run["void"]:
+        for reason in results["void"]:
             console.print(escape(f"  {reason}"))
         raise typer.Exit(VOID)
-    held = [found for rule in rules if (found := rule(run["rows"]))]
+    held = [found for rule in rules if (found := rule(results["rows"]))]
     for sentence in held:
         err().print(f"[bold red]--fail-if:[/] {escape(sentence)}")
     if held:

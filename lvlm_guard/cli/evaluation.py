@@ -1,4 +1,4 @@
-"""`lvlm-guard eval`: run, verify, compare, check, report, export, localize, reproduce."""
+"""`lvlm-guard eval`: ask, score, run, verify, compare, check, report, export, localize, reproduce."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from lvlm_guard.cli.console import (
     reporting,
     say,
 )
-from lvlm_guard.cli.eval_run import leave, rules_of, run
+from lvlm_guard.cli.eval_run import ask, leave, rules_of, run
+from lvlm_guard.cli.eval_score import score
 from lvlm_guard.cli.eval_verify import verify
 from lvlm_guard.cli.options import Device, Dtype, Json, Model
 
@@ -65,7 +66,7 @@ def compare(
             shown.print(table)
         for sentence in drawn.remarks(found):
             shown.print(escape(sentence))
-    leave({"status": "complete", "rows": found.rows}, rules)
+    leave({"rows": found.rows}, rules)
 
 
 def check(
@@ -189,7 +190,7 @@ def reproduce(
         for sentence in room.sentences(planned):
             shown.print(escape(sentence))
         return
-    allowed = import_module("lvlm_guard.evals.infer.run").Allowed(truncated=allow_truncated)
+    allowed = import_module("lvlm_guard.evals.stats.score").Allowed(truncated=allow_truncated)
     found = room.reproduce(out_, model, parts, base, echo=say, workers=workers, allowed=allowed)
     if json:
         print_object(found.to_dict())
@@ -199,7 +200,7 @@ def reproduce(
         for sentence in found.notes:
             shown.print(escape(sentence))
         shown.print(f"runs  {escape(str(found.folder))}", soft_wrap=True)
-    leave({"status": "void" if found.void else "complete", "void": found.void, "rows": found.rows})
+    leave({"void": found.void, "rows": found.rows})
 
 
 def overhead(
@@ -242,5 +243,5 @@ def _wrote(command: str, what: str, path: Path, json: bool) -> None:
         out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
-for command in (run, verify, compare, check, report, export, localize, reproduce, overhead):
+for command in (ask, run, score, verify, compare, check, report, export, localize, reproduce, overhead):
     evaluation.command(command.__name__)(reporting(command))

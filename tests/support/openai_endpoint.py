@@ -193,13 +193,13 @@ class OpenAIEndpoint:
             name = ""  # nothing to guard: answered plainly, and said to be
         method = resolve(name, self.usual.get(name, {}) | knobs) if name else None
         with self._computing:
-            text, tokens, ended, asked = self._generate(body, method)
+            text, tokens, ended, asked, logprobs = self._generate(body, method)
         shown = {knob: getattr(method, knob) for knob in SHOWN.get(name, ())} | ({"mask": "blip-v1"} if name else {})
         headers = {"X-AGLA": "off"}
         if name:
             headers = {f"X-{name.upper()}": "; ".join(["on", *(f"{k}={v}" for k, v in shown.items())])}
         message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length", "logprobs": logprobs}
         told = {
             "id": "chatcmpl-1",
             "object": "chat.completion",
@@ -211,7 +211,7 @@ class OpenAIEndpoint:
         }
         return Reply(200, told, headers)
 
-    def _generate(self, body: dict[str, Any], method: Any) -> tuple[str, int, bool, int]:
+    def _generate(self, body: dict[str, Any], method: Any) -> tuple[str, int, bool, int, dict[str, Any] | None]:
         talk = [{"role": m["role"], "content": [_part(part) for part in m["content"]]} for m in body["messages"]]
         inputs = self.processor.apply_chat_template(
             [talk], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
@@ -222,13 +222,37 @@ class OpenAIEndpoint:
             sampler = DocumentSampler(body["seed"], [""], start, temperature=body["temperature"])
             drawn = {"logits_processor": [sampler]}
         with torch.inference_mode():
-            tokens = self.model.generate(
-                **inputs, guard=method or False, max_new_tokens=body["max_tokens"], do_sample=False, **drawn
+            made = self.model.generate(
+                **inputs,
+                guard=method or False,
+                max_new_tokens=body["max_tokens"],
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **drawn,
             )
-        answer = tokens[0, start:].tolist()
+        answer = made.sequences[0, start:].tolist()
         length, ended = answer_length(answer, {self.model.generation_config.eos_token_id})
         text = self.processor.decode(answer, skip_special_tokens=True)
-        return f" {text}", length, ended, start  # vLLM leaves the space before a first word
+        told = (
+            self._logprobs(answer[:length], made.scores, body.get("top_logprobs", 0)) if body.get("logprobs") else None
+        )
+        return f" {text}", length, ended, start, told  # vLLM leaves the space before a first word
+
+    def _logprobs(self, answer: list[int], scores: Any, top: int) -> dict[str, Any]:
+        """Return what vLLM tells: -9999 for what was cut, tokens spelled as they follow on each other."""
+        steps = []
+        for token, row in zip(answer, scores, strict=False):
+            told = row[0].float().log_softmax(-1).clamp_min(-9999.0)
+            likeliest = told.topk(top).indices.tolist() if top else []
+            named = [{"token": self._spelled(i), "logprob": told[i].item()} for i in (*likeliest, token)]
+            steps.append({**named[-1], "top_logprobs": named[:-1]})
+        return {"content": steps}
+
+    def _spelled(self, token: int) -> str:
+        return (
+            "" if token in self.processor.tokenizer.all_special_ids else f" {self.processor.tokenizer.decode([token])}"
+        )
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:

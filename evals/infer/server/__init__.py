@@ -1,16 +1,14 @@
 """The same tasks against an OpenAI-compatible endpoint: plain and guarded model names, no model in this process.
 
-    run(Settings(model="llava", server="http://127.0.0.1:8000/v1", methods=("agla", "vote")), "runs/served")
+    ask(Settings(model="llava", server="http://127.0.0.1:8000/v1", methods=("agla", "vote")), "runs/served")
 
 `NAME` answers plainly, `NAME-agla` and the like are guarded; `proof` says how an answer proves it. Before a run,
 one small picture is asked about for every decoder; in a run every single answer is checked (`asker`). Knobs are
-sent as vLLM's `vllm_xargs` ("agla_alpha": 1.5) and have to come back in the proof. Requests go through lmms-eval's own
-client (`wire`).
+sent as vLLM's `vllm_xargs` ("agla_alpha": 1.5) and have to come back in the proof.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -20,20 +18,21 @@ from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.lineup import APC, MATCHER, decoders_of
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.generate import Answerer
-from lvlm_guard.evals.infer.server.asker import ServerAsker
+from lvlm_guard.evals.infer.server.asker import Line, ServerAsker
+from lvlm_guard.evals.infer.server.chat import Reply
 from lvlm_guard.evals.infer.server.endpoint import Endpoint
-from lvlm_guard.evals.infer.server.wire import Line, Reply
 from lvlm_guard.evals.spec.settings import Settings
 
 
-def server_run(settings: Settings, endpoint: Endpoint | None = None) -> tuple[list[Decoder], Answerer, list[str]]:
+def server_run(
+    settings: Settings, endpoint: Endpoint | None = None, concurrency: int = 1
+) -> tuple[list[Decoder], ServerAsker, list[str]]:
     """Return the decoders that a server can be asked for, who asks it, and sentences on what this leaves out.
 
     Args:
-        settings: of the run: `server` is the address, `model` the plain model's name there; `batch` requests are
-            in flight at once.
+        settings: of the run: `server` is the address, `model` the plain model's name there.
         endpoint: the server, where time-outs and retries are to be others.
+        concurrency: requests in flight.
 
     Raises:
         DataError: a model name or a setting that this server can't be asked for.
@@ -50,14 +49,15 @@ def server_run(settings: Settings, endpoint: Endpoint | None = None) -> tuple[li
         endpoint.require(f"{plain}-{name}", f"{plain!r} guarded by {name}: leave {name} out of --methods, or serve it")
     if settings.controls and APC not in guards and f"{plain}-{APC}" in endpoint.served:
         guards.append(APC)
-    known = {name: _knobs_there(endpoint, plain, name) for name in guards}
+    asker = ServerAsker(endpoint, concurrency)
+    known = {name: _knobs_there(asker, plain, name) for name in guards}
     decoders = [d for d in decoders_of(_with_knobs(settings, known), None) if d.method is None or d.method in known]
-    sent = {d.name: _sent(d, settings, known) for d in decoders}
-    lines = {d.name: _line(endpoint, plain, d, sent[d.name], settings.batch) for d in decoders}
-    asker = ServerAsker(endpoint, lines, {d.name: d for d in decoders}, sent)
-    replies = [asker.probe(d.name) for d in decoders]
-    proved = [_as_proved(d, asker) for d in decoders]
-    return proved, asker, _flags(endpoint, settings, decoders, replies)
+    asked = [d for d in decoders if d.derive is None]
+    asker.lines = {d.name: _line(endpoint, plain, d, _sent(d, settings, known)) for d in asked}
+    asker.proofs = {}
+    replies = [asker.probe(d.name) for d in asked]
+    proved = [_as_proved(d, asker) for d in decoders if asker.tells or d.derive is None]
+    return proved, asker, _flags(asker, settings, proved, replies)
 
 
 def _refuse(settings: Settings) -> None:
@@ -83,10 +83,10 @@ def _refuse(settings: Settings) -> None:
             )
 
 
-def _knobs_there(endpoint: Endpoint, plain: str, method: str) -> Mapping[str, Any]:
+def _knobs_there(asker: ServerAsker, plain: str, method: str) -> Mapping[str, Any]:
     """Return the knobs with which a guard runs at the server if none are sent."""
     unguided = Decoder(method, method, lambda _: False, method=method)
-    asker = ServerAsker(endpoint, {method: _line(endpoint, plain, unguided, {}, 1)}, {method: unguided}, {method: {}})
+    asker.lines[method] = _line(asker.endpoint, plain, unguided, {})
     asker.probe(method)
     return asker.proofs[method].knobs
 
@@ -119,7 +119,7 @@ def _sent(decoder: Decoder, settings: Settings, known: Mapping[str, Mapping[str,
     return {name: decoder.knobs[name] for name in sorted(names)}
 
 
-def _line(endpoint: Endpoint, plain: str, decoder: Decoder, sent: Mapping[str, Any], at_once: int) -> Line:
+def _line(endpoint: Endpoint, plain: str, decoder: Decoder, sent: Mapping[str, Any]) -> Line:
     body: dict[str, Any] = {"temperature": 0.0}
     if decoder.sampled:
         body = {"temperature": float(decoder.options["temperature"]), "top_p": float(decoder.options["top_p"])}
@@ -128,35 +128,38 @@ def _line(endpoint: Endpoint, plain: str, decoder: Decoder, sent: Mapping[str, A
     if sent:
         body["vllm_xargs"] = {f"{decoder.method}_{knob}": value for knob, value in sent.items()}
     name = plain if decoder.method is None else f"{plain}-{decoder.method}"
-    return Line(endpoint, name, body, at_once)
+    return Line(decoder, name, body, sent)
 
 
 def _as_proved(decoder: Decoder, asker: ServerAsker) -> Decoder:
     """Return a decoder with the knobs that its answers prove."""
     if decoder.method is None:
         return decoder
-    about = f"{decoder.about}, asked as {asker.lines[decoder.name].name}"
+    about = f"{decoder.about}, asked as {asker.lines[decoder.name].model}"
     return replace(decoder, knobs=dict(asker.proofs[decoder.name].knobs), about=about)
 
 
-def _flags(endpoint: Endpoint, settings: Settings, decoders: Sequence[Decoder], replies: Sequence[Reply]) -> list[str]:
+def _flags(asker: ServerAsker, settings: Settings, decoders: Sequence[Decoder], replies: Sequence[Reply]) -> list[str]:
     flags = [
-        f"Asked at {endpoint.url}: weights, number format and default sampling are the server's own. Seconds hold the "
-        "network; model calls, masks and memory are not measured."
+        f"Asked at {asker.endpoint.url}: weights, number format and default sampling are the server's own. Seconds "
+        "hold the network; model calls, masks and memory are not measured."
     ]
-    own = {d.name: d.guard(0) for d in decoders if d.guard is not None and d.method == d.name and d.name != APC}
+    own = {d.name: d.guard(0) for d in decoders if d.guard and d.role == "method" and not d.sampled and not d.point}
     left = [f"{name}-random" for name, method in own.items() if hasattr(method, "matcher") and method.branches()]
     left += [MATCHER for method in own.values() if hasattr(method, "matcher") and not method.branches()][:1]
     left += [] if any(d.method == APC for d in decoders) else [APC]
     if settings.controls and left:
         flags.append(f"Controls that this server can't be asked for were left out: {', '.join(left)}.")
+    if not asker.tells:
+        flags.append(
+            "The server tells no log-probabilities: without scores there is no AUROC, matched accuracy or tilt."
+        )
+    elif any(d.method for d in decoders):
+        flags.append("Scores are the server's log-probabilities, a guard's behind its plausibility cut.")
     if any(d.sampled for d in decoders):
         flags.append("Samples are drawn by the server, with a seed a document; they repeat as far as it heeds `seed`.")
     if any(reply.tokens is None for reply in replies):
         flags.append("The server tells no usage: tokens are counted in words.")
     if any(reply.finish is None for reply in replies):
         flags.append("The server does not say why an answer ended: one as long as the limit is taken to be cut.")
-    form = os.environ.get("LMMS_IMAGE_ENCODE_FORMAT", "PNG").upper()
-    if form != "PNG":
-        flags.append(f"LMMS_IMAGE_ENCODE_FORMAT={form}: pictures were sent as {form}, not without loss as PNG.")
     return flags

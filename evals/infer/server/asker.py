@@ -1,49 +1,76 @@
-"""Who answers where a server does: each answer checked for its guard, each failure told apart from an answer."""
+"""Who answers where a server does: one queue over all questions, each answer checked for its guard.
+
+Requests of all tasks and decoders wait in one line, `at_once` of them in flight, so that none waits for a block to end.
+A failure is told apart from an answer: what no further question can mend ends the run, the rest is a row that failed.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 from lvlm_guard import methods
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.infer.generate import until
+from lvlm_guard.evals.infer.generate import CAPTIONS, until
+from lvlm_guard.evals.infer.ranks import KEPT
+from lvlm_guard.evals.infer.server.chat import Reply, Talk, chat, cut_at, messages_of, odds
 from lvlm_guard.evals.infer.server.endpoint import Endpoint, retried
 from lvlm_guard.evals.infer.server.proof import Proof, check_guarded, check_plain, proof_of
-from lvlm_guard.evals.infer.server.wire import Line, Reply, Talk
-from lvlm_guard.evals.infer.store import Who
-from lvlm_guard.evals.spec.items import EvalTask, Item, Said
+from lvlm_guard.evals.infer.store import Job, Who
+from lvlm_guard.evals.spec.answers import LIMITS
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Said
 
 IN_A_ROW = 3  # requests that fail one after another before the server is taken to be down
+LIKELIEST = 20  # most likely tokens that are asked for at the first of a yes/no answer
 CANARY = "is there a dog in the image ?"
-KEPT = "The answers so far are kept in the run's folder: give the same command again, and it goes on from there."
+
+Took = Callable[[Job, Who, Sequence[Said]], object]
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a decoder is asked at a server.
+
+    Args:
+        decoder: asked.
+        model: its name there.
+        body: fields of every request: temperature, top_p, and fields that only this server knows.
+        sent: knobs that its requests ask for.
+    """
+
+    decoder: Decoder
+    model: str
+    body: Mapping[str, Any]
+    sent: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class ServerAsker:
-    """Asks an endpoint; one line a decoder.
+    """Asks an endpoint.
 
     Args:
         endpoint: where.
-        lines: how each decoder is asked.
-        decoders: who may be asked, by name.
-        sent: decoder -> the knobs that its requests ask for.
+        at_once: requests in flight.
+        lines: how each decoder is asked, by its name.
         proofs: guarded decoder -> what its first answer proved.
+        tells: whether the server tells log-probabilities.
     """
 
     endpoint: Endpoint
-    lines: Mapping[str, Line]
-    decoders: Mapping[str, Decoder]
-    sent: Mapping[str, Mapping[str, Any]]
+    at_once: int = 1
+    lines: dict[str, Line] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
+    tells: bool = True
     _failed: int = 0
+    _recent: dict[tuple[str, ...], Talk] = field(default_factory=dict)
 
-    def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
-        """Return the answers of each (decoder, seed) to some items of a task, all items at once.
+    def ask_all(self, jobs: Iterable[Job], took: Took) -> None:
+        """Ask all of some jobs, each of one item, and hand on each answer as it comes.
 
         An answer that the server refuses to give is a `Said` with `failed`, which is never scored. Calls of the
         model, masks and memory can't be seen from here and are NaN or None; seconds are those of the request, divided
@@ -52,14 +79,18 @@ class ServerAsker:
         Raises:
             RunError: the server is down, refuses the key, has lost the model, or an answer does not prove its guard.
         """
-        found = []
-        talks = [item.conversation() for item in items]
-        for name, seed in todo:
-            seeds = [document_seed(seed, item.key) for item in items] if self.decoders[name].sampled else None
-            replies = self.lines[name].ask(talks, task.max_new_tokens, seeds)
-            pairs = zip(talks, replies, strict=True)
-            found.append([self._said(name, task, _pictured(talk), reply) for talk, reply in pairs])
-        return found
+        self._failed = 0
+        try:
+            asyncio.run(self._queue(((job, who) for job in jobs for who in job.todo), took))
+        except BaseExceptionGroup as group:  # the first that failed; the others were cancelled
+            raise group.exceptions[0] from None
+
+    def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
+        """Return the answers of each (decoder, seed) to some items of a task; otherwise as `ask_all`."""
+        found: dict[tuple[int, Who], Said] = {}
+        jobs = (Job(0, task, place, [item], tuple(todo)) for place, item in enumerate(items))
+        self.ask_all(jobs, lambda job, who, said: found.update({(job.block, who): said[0]}))
+        return [[found[place, who] for place in range(len(items))] for who in todo]
 
     def probe(self, name: str) -> Reply:
         """Ask a decoder about a small picture, and note what its answer proves.
@@ -67,35 +98,95 @@ class ServerAsker:
         Raises:
             RunError: it can't be asked, or does not prove its guard.
         """
-        (reply,) = self.lines[name].ask([_canary()], 4, [0] if self.decoders[name].sampled else None)
+        line = self.lines[name]
+        body = self._body(line, "pope", 4, 0)
+        reply = asyncio.run(self._once(line, body))
+        if "logprobs" in body:
+            self.tells = bool(reply.spelled)
+            if _refused(reply):  # some servers have none
+                reply = asyncio.run(self._once(line, self._body(line, "pope", 4, 0)))
         if reply.error is not None:
             raise RunError(
-                f"{self.lines[name].name!r} can't be asked: {self.endpoint.reason(reply.error)} Nothing else was asked."
+                f"{line.model!r} can't be asked: {self.endpoint.reason(reply.error)} Nothing else was asked."
             )
-        self._check(name, True, reply)
+        self._check(line, True, reply)
         return reply
 
-    def _said(self, name: str, task: EvalTask, pictured: bool, reply: Reply) -> Said:
+    async def _once(self, line: Line, body: Mapping[str, Any]) -> Reply:
+        async with self.endpoint.client() as client:
+            return await chat(client, line.model, messages_of(_canary()), body)
+
+    async def _queue(self, units: Iterator[tuple[Job, Who]], took: Took) -> None:
+        async with self.endpoint.client() as client:
+
+            async def work() -> None:
+                for job, (name, seed) in units:
+                    (item,) = job.items
+                    line = self.lines[name]
+                    body = self._body(line, job.task.kind, job.task.max_new_tokens, document_seed(seed, item.key))
+                    talk = await self._messages(job.task, line.decoder, item)
+                    reply = await chat(client, line.model, talk, body)
+                    took(job, (name, seed), [self._said(line, job.task, _pictured(talk), reply)])
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.at_once):
+                    group.create_task(work())
+
+    async def _messages(self, task: EvalTask, decoder: Decoder, item: Item) -> Talk:
+        """Return an item's messages; decoders ask about it one after another, so its picture is encoded once."""
+        key = (task.name, task.split, item.key, decoder.prompt_suffix)
+        made = self._recent.get(key)
+        if made is None:
+            made = await asyncio.to_thread(lambda: messages_of(decoder.worded(item).conversation()))
+            self._recent[key] = made
+            while len(self._recent) > 4 * self.at_once:
+                self._recent.pop(next(iter(self._recent)))
+        return made
+
+    def _body(self, line: Line, kind: str, max_new_tokens: int, seed: int) -> dict[str, Any]:
+        body = {**line.body, "max_tokens": max_new_tokens}
+        if line.decoder.sampled:
+            body["seed"] = seed
+        if self.tells and kind in CAPTIONS:
+            body["logprobs"] = True
+        if self.tells and kind in YES_NO and body["temperature"] in (0.0, 1.0):  # at others odds are others
+            body |= {"logprobs": True, "top_logprobs": LIKELIEST}
+        return body
+
+    def _said(self, line: Line, task: EvalTask, pictured: bool, reply: Reply) -> Said:
         if reply.error is not None:
-            return _unmeasured(Said("", failed=self._failure(name, reply.error)))
+            return _unmeasured("", failed=self._failure(reply.error))
         self._failed = 0
-        self._check(name, pictured, reply)
+        proof = self._check(line, pictured, reply)
         if reply.finish not in (None, "stop", "length"):
-            return _unmeasured(Said("", failed=f"the server ended the answer with {reply.finish!r}"))
+            return _unmeasured("", failed=f"the server ended the answer with {reply.finish!r}")
         tokens = len(reply.text.split()) if reply.tokens is None else reply.tokens
         cut = tokens >= task.max_new_tokens if reply.finish is None else reply.finish == "length"
         # vLLM spells an answer as what follows on the prompt, so that a first word keeps the space before it
         whole = reply.text.removeprefix(" ")
         text = until(whole, task.until)
-        return _unmeasured(Said(text, tokens, ended=not cut or text != whole, seconds=reply.seconds))
+        told = odds(reply.spelled[0]) if reply.spelled and task.kind in YES_NO else None
+        score, mass, censored = told or (None, None, False)
+        return _unmeasured(
+            text,
+            tokens=tokens,
+            ended=not cut or text != whole,
+            seconds=reply.seconds / self.at_once,
+            score=score,
+            mass=mass,
+            censored=censored,
+            cut_at=cut_at(reply, text, LIMITS) if task.kind in CAPTIONS else None,
+            proof=proof and json.dumps({"method": proof.method, "knobs": dict(proof.knobs)}, sort_keys=True),
+        )
 
-    def _failure(self, name: str, error: Exception) -> str:
+    def _failure(self, error: Exception) -> str:
         """Return why there is no answer; raise where the next request would fail as well."""
         import openai
 
         reason = self.endpoint.reason(error)
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
-        if status in (401, 403, 404) or isinstance(error, openai.APIConnectionError):
+        slow = isinstance(error, openai.APITimeoutError)
+        if status in (401, 403, 404) or (isinstance(error, openai.APIConnectionError) and not slow):
             raise RunError(f"{reason} {KEPT}") from error
         if status is None or retried(status):
             self._failed += 1
@@ -103,20 +194,36 @@ class ServerAsker:
                 raise RunError(f"{reason} So it went with {self._failed} requests in a row. {KEPT}") from error
         return reason
 
-    def _check(self, name: str, pictured: bool, reply: Reply) -> None:
-        """See that the guard that was asked for ran, and no other."""
-        method, model = self.decoders[name].method, self.lines[name].name
+    def _check(self, line: Line, pictured: bool, reply: Reply) -> Proof | None:
+        """See that the guard that was asked for ran, and no other; return what the answer says of it."""
+        name, method = line.decoder.name, line.decoder.method
         proof = proof_of(reply.headers, reply.body, methods.REGISTRY.names())
         if method is None:
-            check_plain(model, proof)
+            check_plain(line.model, proof)
         elif pictured or proof is None or proof.method is not None:  # no picture: nothing to guard, and it says "off"
-            proved = check_guarded(model, method, self.sent[name], proof, self.proofs.get(name))
-            self.proofs.setdefault(name, proved)
+            proof = check_guarded(line.model, method, line.sent, proof, self.proofs.get(name))
+            self.proofs.setdefault(name, proof)
+        return proof
 
 
 def document_seed(seed: int, key: str) -> int:
     """Return the `seed` of a request: of the run's seed and the document; 31 bits, which every server takes."""
     return int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=4).digest(), "big") >> 1
+
+
+def _unmeasured(text: str, **told: Any) -> Said:
+    nan = float("nan")
+    return Said(text, **told, forwards=nan, local_forwards=nan, local_tokens=nan, masks=nan)
+
+
+def _refused(reply: Reply) -> bool:
+    import openai
+
+    return isinstance(reply.error, openai.BadRequestError | openai.UnprocessableEntityError)
+
+
+def _pictured(talk: Talk) -> bool:
+    return any(part["type"] == "image_url" for message in talk for part in message["content"])
 
 
 def _canary() -> Talk:
@@ -125,13 +232,3 @@ def _canary() -> Talk:
     picture = Image.new("RGB", (96, 96), (200, 220, 240))
     ImageDraw.Draw(picture).ellipse((20, 30, 70, 80), fill=(180, 60, 40))
     return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": CANARY}]}]
-
-
-def _pictured(talk: Talk) -> bool:
-    contents = [turn["content"] for turn in talk if not isinstance(turn["content"], str)]
-    return any(part["type"] == "image" for content in contents for part in content)
-
-
-def _unmeasured(said: Said) -> Said:
-    nan = math.nan
-    return replace(said, forwards=nan, local_forwards=nan, local_tokens=nan, masks=nan)

@@ -46,16 +46,13 @@ class Endpoint:
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
-    @cached_property
-    def client(self) -> Any:
-        """The official client; its key is OPENAI_API_KEY."""
+    def client(self, synchronous: bool = False) -> Any:
+        """Return the official client, asynchronous unless said otherwise; its key is OPENAI_API_KEY."""
         try:
-            from openai import OpenAI
+            from openai import AsyncOpenAI, OpenAI
         except ImportError as error:
-            raise MissingExtraError(
-                "Asking a server needs lmms-eval and its openai client: pip install 'lvlm-guard[eval]'."
-            ) from error
-        return OpenAI(
+            raise MissingExtraError("Asking a server needs openai: pip install 'lvlm-guard[eval]'.") from error
+        return (OpenAI if synchronous else AsyncOpenAI)(
             base_url=self.url, api_key=os.environ.get(KEY) or NO_KEY, timeout=self.timeout, max_retries=self.retries
         )
 
@@ -67,7 +64,8 @@ class Endpoint:
             RunError: it can't be reached, wants another key, or is no such endpoint.
         """
         try:
-            listed = self.client.models.with_raw_response.list().parse()
+            with self.client(synchronous=True) as client:
+                listed = client.models.with_raw_response.list().parse()
             return {str(model.id): str(model.owned_by) for model in listed.data}
         except (AttributeError, TypeError, ValueError):
             raise RunError(
