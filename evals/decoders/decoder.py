@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lvlm_guard.evals.spec.answers import CALIBRATED, Role
-from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind, Split
+from lvlm_guard.evals.spec.answers import Role
+from lvlm_guard.evals.spec.items import YES_NO, Item, Kind
 
 PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -87,11 +87,6 @@ class Decoder:
         for name in ("knobs", "point"):
             told[name] = dict(told[name])
         return told | {"adapters": list(self.adapters), "matchers": list(self.matchers)}
-
-
-def asks(decoder: Decoder, task: EvalTask, split: Split = "test") -> bool:
-    """Return whether a decoder is asked a task's items ("test") or its calibration items ("val")."""
-    return decoder.derive is None and decoder.suits(task.kind) and (split == "test" or decoder.role in CALIBRATED)
 
 
 def _longer(talk: Callable[[], list[dict[str, Any]]], suffix: str) -> list[dict[str, Any]]:

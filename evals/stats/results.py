@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lvlm_guard.evals.decoders.derived import LEAST_MASS
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Array, Score
 from lvlm_guard.evals.metrics.yes_no import RANKED, Ranking
@@ -25,8 +26,6 @@ Decoder = Mapping[str, Any]
 
 CENSORED = 0.01
 """Share of scores of which a server told too little, from which on they are not ranked."""
-LEAST_MASS = 0.5
-"""Mean share of the probability on yes or no below which a score is not what the model says."""
 
 
 def trainings(decoder: Decoder) -> int:
