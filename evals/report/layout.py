@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lvlm_guard.evals.report.numbers import Row, number, title, written
 
-Shows = Literal["value", "difference", "label", "flips", "fixed"]
+Shows = Literal["value", "difference", "label", "flips", "verdict"]
 
 QUESTIONS: tuple[tuple[str, Shows, int], ...] = (
     ("accuracy", "difference", 0),
@@ -33,7 +33,16 @@ CAPTIONS: tuple[tuple[str, Shows, int], ...] = (
     ("repeat_4", "value", 7),
     ("cut", "value", 8),
 )
-COSTS = ("seconds", "time_ratio", "tokens", "forwards", "local_forwards", "local_tokens", "masks", "peak_memory_mib")
+COSTS = (
+    "seconds",
+    "time_ratio",
+    "tokens",
+    "global_forwards",
+    "local_forwards",
+    "local_tokens",
+    "masks",
+    "peak_memory_mib",
+)
 READINGS = (
     *("accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official", "score_official"),
     *("chair_i_official", "chair_s_official", "object_recall_official"),
@@ -68,15 +77,15 @@ class Results:
 
     Args:
         data: what the file holds.
-        costs: rows of what answers cost, which no file of scores holds since they differ from run to run.
     """
 
-    def __init__(self, data: Mapping[str, Any], costs: Sequence[Row] = ()) -> None:
+    def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = data
-        self.rows: list[Row] = [*data["rows"], *data.get("costs", ()), *costs]
+        self.rows: list[Row] = [*data["rows"], *data.get("costs", ())]
         self.decoders: list[Mapping[str, Any]] = list(data["decoders"])
         self.tasks: list[Mapping[str, Any]] = list(data["tasks"])
-        self.reference = next((d["name"] for d in self.decoders if d["role"] == "reference"), "")
+        self.reference: str = data["reference"]
+        self._rows_of = _owned(data["rows"], self.tasks)
         self._at = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in self.rows}
 
     def value(self, row: str, decoder: str, metric: str) -> Row | None:
@@ -99,9 +108,7 @@ class Results:
 
     def row_tasks(self, task: Mapping[str, Any]) -> list[str]:
         """Return the result rows of a task, that of all its items last."""
-        own = list(task.get("rows") or [task["name"]])
-        found = dict.fromkeys(r["task"] for r in self.rows if r["metric"] not in COSTS)
-        return [name for name in found if name in own or name in task.get("together", ())]
+        return self._rows_of.get(task["name"], [])
 
     def metrics(self, row: str) -> list[str]:
         """Return the metrics of a result row, those at a token limit left out."""
@@ -112,6 +119,16 @@ class Results:
         """Return the token limits at which a metric was measured."""
         found = {r["limit"] for r in self.rows if r["task"] == row and r.get("limit") is not None}
         return [limit for limit in sorted(found) if any(k[0] == row and k[3] == f"{metric}@{limit}" for k in self._at)]
+
+    def verdict(self, row: str, decoder: str) -> str:
+        """Return what the statistics call a decoder's gain in a result row; "" where they say nothing."""
+        found = (v["verdict"] for v in self.data["verdicts"] if (v["task"], v["decoder"]) == (row, decoder))
+        return next(found, "")
+
+    def verdicts(self) -> list[Mapping[str, Any]]:
+        """Return the verdicts on what a run is about, each on all items of a task."""
+        whole = {rows[-1] for rows in self._rows_of.values()}
+        return [v for v in self.data["verdicts"] if v["task"] in whole and v["role"] in JUDGED]
 
     def pairs(self, task: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return the decoders that are compared with another than the reference, and with which."""
@@ -142,12 +159,28 @@ class Results:
         known = [(m, shows, rank) for m, shows, rank in _known(there) if m in there]
         for metric, shows, rank in known or [(m, "difference", i) for i, m in enumerate(_own(there)[:MOST])]:
             yield Column(_heading(metric, shows), whole, metric, shows, rank)
+        if any(v["task"] == whole for v in self.data["verdicts"]):
+            yield Column("verdict", whole, "verdict", "verdict", 7)
         head = next((metric for metric in HEADS if metric in there), "")
         for place, row in enumerate(reversed(rows[:-1])):  # the hardest questions come last and stand first
             shows = "value" if place else "difference"
             yield Column(f"{row.replace('_', ' ')}\n{title(head)}", row, head, shows, 9 if place else 2)
         if any(r["metric"] == "time_ratio" and r["task"] == task["name"] for r in self.rows):
             yield Column(f"time\n×{self.reference}", task["name"], "time_ratio")
+
+
+def _owned(rows: Sequence[Row], tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return task -> its result rows. Those of one task stand together, what several rows make up after them."""
+    owners = {}
+    for task in tasks:
+        for row in task["rows"] or [task["name"]]:
+            owners[f"{row}@{task['name']}"] = owners[row] = task["name"]  # the first where several tasks have it
+    found: dict[str, list[str]] = {}
+    owner = ""
+    for row in dict.fromkeys(row["task"] for row in rows):
+        owner = owners.get(row, owner)
+        found.setdefault(owner, []).append(row)
+    return found
 
 
 def _known(there: Sequence[str]) -> tuple[tuple[str, Shows, int], ...]:
@@ -164,6 +197,8 @@ def _heading(metric: str, shows: Shows) -> str:
 
 def plain_cell(results: Results, column: Column, decoder: str) -> str:
     """Write a cell of figures without its difference."""
+    if column.shows == "verdict":
+        return results.verdict(column.row, decoder)
     row = results.value(column.row, decoder, column.metric)
     if column.shows == "label":
         share = results.label_yes(column.row)

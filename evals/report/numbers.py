@@ -20,11 +20,12 @@ TITLES = {
     "cut": "share cut",
     "accuracy_plus": "accuracy+",
     "time_ratio": "time",
+    "global_forwards": "forwards",
     "peak_memory_mib": "peak MiB",
 }
 TWO_DIGITS = frozenset(
     {"tilt", "length", "objects_named", "score", "score_official", "amber_score", "time_ratio", "tokens", "masks"}
-    | {"forwards", "global_forwards", "local_forwards", "local_tokens"}
+    | {"global_forwards", "local_forwards", "local_tokens", "peak_memory_mib"}
 )
 """Metrics that are no shares: nats, words, points, counts an answer."""
 

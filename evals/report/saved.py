@@ -51,7 +51,7 @@ class Run:
     def status(self) -> Status:
         """Return how far it is: "stopped" has not all its answers, "unscored" no results, "void" no scores."""
         if self.scored is not None:
-            return "void" if self.scored.get("void") else "complete"
+            return "void" if self.scored["void"] else "complete"
         return "unscored" if (self.folder / ANSWERS).exists() else "stopped"
 
     @cached_property
@@ -180,11 +180,13 @@ def read_run(folder: str | Path) -> Run:
         raise DataError(
             f"{folder} holds no run ({ASKED} is missing): give the --out folder of a `lvlm-guard eval run`."
         )
-    asked = _document(folder / ASKED, {"settings": dict, "tasks": list, "decoders": list})
+    asked = _document(folder / ASKED, {"settings": dict, "tasks": list})
+    asked.setdefault("decoders", [])  # known once the model was loaded
     path = folder / RESULTS
-    return Run(
-        folder, asked, _document(path, {"rows": list, "decoders": list, "tasks": list}) if path.exists() else None
-    )
+    return Run(folder, asked, _document(path, _RESULT_FIELDS) if path.exists() else None)
+
+
+_RESULT_FIELDS = {"rows": list, "verdicts": list, "void": list, "decoders": list, "tasks": list}
 
 
 def finished(folder: str | Path | Run) -> Run:

@@ -72,17 +72,11 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
     known = results if isinstance(results, Results) else Results(results)
     if known.data.get("void"):
         return []
-    told = [verdict_sentence(verdict) for verdict in known.data.get("verdicts", ())]
+    told = [f"{v['decoder']} on {v['task']}: {v['verdict']}. {v['sentence']}" for v in known.verdicts()]
     for task in known.tasks:
         told += _captions(known, task)
     told += [task["about"]["limits"] for task in known.tasks if task.get("about", {}).get("limits")]
     return list(dict.fromkeys(told))
-
-
-def verdict_sentence(verdict: Mapping[str, Any]) -> str:
-    """Return a verdict as a line: what a method did to a task, and what it says against the best control."""
-    against = f" (best control: {verdict['best_control']})" if verdict.get("best_control") else ""
-    return f"{verdict['decoder']} on {verdict['task']}: {verdict['verdict']}. {verdict['sentence']}{against}"
 
 
 def _captions(results: Results, task: Mapping[str, Any]) -> Iterator[str]:

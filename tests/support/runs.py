@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.evals.report.saved import Saved, read_run, write_run, write_samples
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lvlm_guard.evals.report.saved import Run, read_run
+from lvlm_guard.evals.spec.answers import COSTS, Answer, table_of
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.stats.score import score_run
-from lvlm_guard.evals.stats.validity import verdict
+from lvlm_guard.evals.stats.score import score
+from lvlm_guard.evals.stats.validity import Allowed
 
 PLAIN = {"do_sample": False, "num_beams": 1}
 NOUNS = ("dog", "cat", "cup", "bus")
+ROLES = {"greedy": "reference", "sample": "plain", "matcher": "matcher"}
 
 
 def decoder(name: str, seeds: int = 1, **more: Any) -> dict[str, Any]:
-    known = {"name": name, "about": name, "method": None if name in ("greedy", "sample") else name, "knobs": {}}
-    return known | {"options": PLAIN, "seeds": seeds, "sampled": False, "control_of": None} | more
+    """A decoder as `Decoder.describe()` has it: a method, but for the names of `ROLES`."""
+    role = ROLES.get(name, "method")
+    known = {"name": name, "about": name, "role": role, "baseline": None if role == "reference" else "greedy"}
+    known |= {
+        "method": name if role == "method" else None,
+        "knobs": {},
+        "point": {},
+        "derive": None,
+        "control_of": None,
+    }
+    known |= {
+        "control_of": None,
+        "options": PLAIN,
+        "seeds": seeds,
+        "sampled": False,
+        "yes_no_only": False,
+        "adapters": [],
+        "matchers": [],
+    }
+    return known | more
 
 
 def pope(labels: Sequence[str], name: str = "world_pope", rows: Sequence[str] = ("pope_random",), each: int = 2) -> Any:
@@ -31,6 +55,7 @@ def pope(labels: Sequence[str], name: str = "world_pope", rows: Sequence[str] = 
 
 
 def captions(truths: Sequence[Sequence[str]], name: str = "world_chair") -> Any:
+    """A task of captions, one of every picture."""
     items = [Item(str(i), str(i), "describe", (), truth=list(truth), rows=("chair",)) for i, truth in enumerate(truths)]
     return EvalTask(name, "chair", items, 64, vocabulary=NOUNS)
 
@@ -42,59 +67,61 @@ def saved(
     *,
     settings: Settings | None = None,
     decoders: Mapping[str, Mapping[str, Any]] | None = None,
+    scores: Mapping[str, Sequence[float]] | None = None,
+    scored: bool = True,
+    allowed: Allowed | None = None,
     **more: Any,
-) -> Saved:
-    """Write a finished run: decoder -> an answer (or one a seed) for each item of the task; `more` goes to run.json."""
+) -> Run:
+    """Write a run: decoder -> an answer (or one a seed) for each item of the task; `more` goes to asked.json."""
     settings = settings or Settings()
     given = {name: [[a] if isinstance(a, str) else list(a) for a in texts] for name, texts in answers.items()}
-    samples = [
-        {
-            "task": task.name,
-            "kind": task.kind,
-            "key": item.key,
-            "picture": item.picture,
-            "prompt": item.prompt,
-            "question": item.question or item.prompt,
-            "truth": item.truth,
-            "rows": list(item.rows),
-            "tags": {},
-            "answers": {name: texts[i] for name, texts in given.items()},
-            "ended": {name: [True] * len(texts[i]) for name, texts in given.items()},
-            "failed": {name: [None] * len(texts[i]) for name, texts in given.items()},
-        }
-        for i, item in enumerate(task.items)
-    ]
     described = [decoder(name, len(texts[0])) | dict((decoders or {}).get(name, {})) for name, texts in given.items()]
-    found = verdict(samples, [task.describe()], described)
-    run: dict[str, Any] = {
+    rows = [
+        Answer(
+            task.name,
+            task.split,
+            item.key,
+            item.picture,
+            told["name"],
+            told["role"],
+            text,
+            told["baseline"],
+            seed,
+            score=None if scores is None or told["name"] not in scores else scores[told["name"]][i],
+            mass=None if scores is None else 1.0,
+            tokens=len(text.split()),
+        )
+        for i, item in enumerate(task.items)
+        for told in described
+        for seed, text in enumerate(given[told["name"]][i])
+    ]
+    asked: dict[str, Any] = {
         "command": "eval run",
         "version": "0",
-        "status": "void" if found.void else "complete",
-        "void": found.void,
-        "warnings": found.warnings,
-        "flags": [],
+        "started": "2026-01-01T00:00:00+00:00",
         "settings": settings.to_dict(),
-        "decoders": described,
-        "tasks": [task.describe()],
-        "environment": {"python": "3.11", "torch": "2"},
+        "questions": {task.name: task.digest()},
         "code": "c0de",
         "weights": "77",
-        "reference": "greedy",
-        "compared": [],
-        "sweep": None,
-        "rows": [],
-        "times": {
-            "started": "2026-01-01T00:00:00+00:00",
-            "seconds": 1.0,
-            "rows": [
-                {"model": settings.model, "method": name, "task": task.name, "metric": "seconds", "value": 0.25}
-                | {"low": None, "high": None, "n": len(samples)}
-                for name in given
-            ],
-        },
+        "packages": {"torch": "2"},
+        "tasks": [task.describe()],
+        "environment": {"python": "3.11"},
+        "decoders": described,
+        "identity": "1d",
     } | more
-    if not found.void:
-        run["rows"] = score_run(run, samples)
-    write_samples(folder, samples)
-    write_run(folder, run)
+    items = [
+        {"task": task.name, "split": task.split, "kind": task.kind, "item": item.key, "picture": item.picture}
+        | {"prompt": item.prompt, "question": item.question or item.prompt, "truth": item.truth}
+        | {"rows": list(item.rows), "tags": {}}
+        for item in task.items
+    ]
+    spent = {"seconds": 0.25, "peak_mib": 9.0}
+    costs = [{name: getattr(row, name) for name in COSTS.names if name not in spent} | spent for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "asked.json").write_text(json.dumps(asked))
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    pq.write_table(table_of(rows), folder / "answers.parquet")
+    pq.write_table(pa.Table.from_pylist(costs, schema=COSTS), folder / "costs.parquet")
+    if scored:
+        score(folder, allowed=allowed)
     return read_run(folder)

@@ -11,29 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.compare.fail_if import Rule, fail_if
-from lvlm_guard.evals.report.compare.pairing import (
-    Pair,
-    check_finished,
-    common_tasks,
-    decoder_of,
-    items_of,
-    only_in_one,
-    pairs_of,
-)
-from lvlm_guard.evals.report.saved import Saved, plain, read_run
+from lvlm_guard.evals.report.compare.pairing import Pair, common_tasks, only_in_one, pairs_of
+from lvlm_guard.evals.report.saved import Run, finished, plain
+from lvlm_guard.evals.report.tallying import tally_of
 from lvlm_guard.evals.stats.bootstrap import holm
-from lvlm_guard.evals.stats.results import Row, long_rows
-from lvlm_guard.evals.stats.score import measure
+from lvlm_guard.evals.stats.results import Measured
+from lvlm_guard.evals.stats.tally import Tally
 
 __all__ = ["Changed", "Comparison", "Rule", "compare", "fail_if"]
 
 _OWN = {"tasks", "methods", "knobs", "questions", "images", "annotations", "include"}  # told elsewhere, or mere paths
+_TOLD = ("version", "code", "weights", "where")
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,24 +53,34 @@ class Comparison:
     Args:
         a, b: the runs; differences are b minus a.
         pairs: names of the decoders that were paired, a's and b's.
-        tasks: those that both have, as `run.json` describes them.
-        rows: long rows; methods are "a:NAME", "b:NAME" and, with p_value, p_holm and for accuracy McNemar's
-            counts, "b:NAME-a:NAME". p_holm is adjusted over all differences of one metric.
-        times: rows of seconds an answer and peak memory; they come from two runs, so mind the machines.
+        tasks: those that both have, as the first run describes them.
+        rows: result rows with one column more, "run": "a" or "b" for values, "b-a" for differences, whose decoder is
+            b's and whose baseline is a's. p_holm is adjusted over all differences of one metric.
         changed: for each pair and task.
         differs: sentences on what differs between the runs beside the answers.
         left_out: sentences on what only one of them has.
     """
 
-    a: Saved
-    b: Saved
+    a: Run
+    b: Run
     pairs: list[Pair]
     tasks: list[dict[str, Any]]
     rows: list[Row]
-    times: list[Row]
     changed: list[Changed]
     differs: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    def value(self, run: str, decoder: str, task: str, metric: str) -> Row | None:
+        """Return the row of a decoder's value in one of the runs."""
+        return self._at.get((run, decoder, None, task, metric))
+
+    def difference(self, a: str, b: str, task: str, metric: str) -> Row | None:
+        """Return the row of the difference between a decoder of b and one of a."""
+        return self._at.get(("b-a", b, a, task, metric))
+
+    @cached_property
+    def _at(self) -> dict[tuple[Any, ...], Row]:
+        return {(r["run"], r["decoder"], r["baseline"], r["task"], r["metric"]): r for r in self.rows}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON data, its results in long rows."""
@@ -87,16 +96,15 @@ class Comparison:
                 "left_out": self.left_out,
                 "rows": self.rows,
                 "changed": [vars(one) for one in self.changed],
-                "times": {"rows": self.times},
             }
         )
         return found
 
 
 def compare(
-    a: str | Path | Saved, b: str | Path | Saved, *, decoder_a: str | None = None, decoder_b: str | None = None
+    a: str | Path | Run, b: str | Path | Run, *, decoder_a: str | None = None, decoder_b: str | None = None
 ) -> Comparison:
-    """Pair two runs and test their differences: McNemar, paired bootstrap, randomization, Holm.
+    """Pair two runs and test their differences: paired bootstrap, randomization, Holm; what was fixed, what broken.
 
     Args:
         a, b: folders of runs, or runs that were read.
@@ -108,65 +116,64 @@ def compare(
             they asked other questions or with other generation settings; the message lists what differs.
         VoidRunError: a run's answers are empty, failed or cut.
     """
-    first, second = (run if isinstance(run, Saved) else read_run(run) for run in (a, b))
-    for saved in (first, second):
-        check_finished(saved)
+    first, second = finished(a), finished(b)
     tasks = common_tasks(first, second)
-    names = {task["name"] for task in tasks}
     pairs = pairs_of(first, second, decoder_a, decoder_b)
-    left_out = list(only_in_one(first, second, "tasks", names))
+    left_out = list(only_in_one(first, second, "tasks", {task["name"] for task in tasks}))
     if decoder_a is None and decoder_b is None:
         left_out += only_in_one(first, second, "decoders", {name for name, _ in pairs})
-    samples = _merged(first, second, pairs, tasks)
-    decoders = [
-        *(decoder_of(first, x) | {"name": f"a:{x}"} for x in _firsts(pairs)),
-        *(decoder_of(second, y) | {"name": f"b:{y}"} for y in _seconds(pairs)),
-    ]
-    rows = long_rows("", measure(samples, tasks, decoders), "", [(f"b:{y}", f"a:{x}") for x, y in pairs])
-    return Comparison(
-        first,
-        second,
-        pairs,
-        tasks,
-        _adjusted([row | {"model": _model(row, first, second)} for row in rows]),
-        [*_times(first, "a", set(_firsts(pairs)), names), *_times(second, "b", set(_seconds(pairs)), names)],
-        list(_changed(samples, pairs)),
-        [*_knob_differences(first, second, pairs), *_differences(first.run, second.run)],
-        left_out,
-    )
-
-
-def _firsts(pairs: Sequence[Pair]) -> list[str]:
-    return list(dict.fromkeys(a for a, _ in pairs))
-
-
-def _seconds(pairs: Sequence[Pair]) -> list[str]:
-    return list(dict.fromkeys(b for _, b in pairs))
-
-
-def _merged(a: Saved, b: Saved, pairs: Sequence[Pair], tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row an item, with both runs' answers."""
-    merged = []
+    rows: list[Row] = []
+    changed: list[Changed] = []
+    owners: dict[str, int] = {}
     for task in tasks:
-        other = items_of(b, task["name"])
-        for key, sample in items_of(a, task["name"]).items():
-            row = dict(sample)
-            for part in ("answers", "ended", "failed", "metrics"):
-                left, right = sample.get(part) or {}, other[key].get(part) or {}
-                row[part] = {f"a:{x}": left[x] for x in _firsts(pairs) if x in left}
-                row[part] |= {f"b:{y}": right[y] for y in _seconds(pairs) if y in right}
-            if row["answers"]:
-                merged.append(row)
-    if not any(f"b:{y}" in row["answers"] and f"a:{x}" in row["answers"] for row in merged for x, y in pairs):
+        for row in task["rows"] or [task["name"]]:
+            owners[row] = owners.get(row, 0) + 1
+    for task in tasks:
+        measured, own = _measured(first, second, pairs, task, owners)
+        rows += own
+        changed += _changed(measured.tally, pairs)
+    if not changed:
         raise DataError("No task was answered by both decoders: there is nothing to compare.")
-    return merged
+    differs = [*_knob_differences(first, second, pairs), *_differences(first.asked, second.asked)]
+    return Comparison(first, second, pairs, tasks, _adjusted(rows), changed, differs, left_out)
 
 
-def _model(row: Row, a: Saved, b: Saved) -> str:
-    ours, theirs = (str(saved.run["settings"].get("model")) for saved in (a, b))
-    if row["method"].startswith("a:") or ours == theirs:
-        return ours
-    return f"{theirs} - {ours}" if "p_value" in row else theirs
+def _measured(
+    a: Run, b: Run, pairs: Sequence[Pair], task: Mapping[str, Any], owners: Mapping[str, int]
+) -> tuple[Measured, list[Row]]:
+    """Return a task of both runs as one, and its rows."""
+    sides = {
+        f"{side}:{name}": (side, run.decoder(name))
+        for side, run, names in (("a", a, [x for x, _ in pairs]), ("b", b, [y for _, y in pairs]))
+        for name in names
+    }
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for side, run in (("a", a), ("b", b)):
+            yield from _batches(run, side, task, sides)
+
+    tally = tally_of(task, a.items[task["name"]].values(), batches)
+    decoders = [decoder | {"name": name} for name, (_, decoder) in sides.items()]
+    measured = Measured(tally, decoders, "", owners)
+    rows = []
+    for row in measured.rows([(f"b:{y}", f"a:{x}") for x, y in pairs]):
+        (side, decoder), baseline = sides[row["decoder"]], row["baseline"]
+        named = {"run": side, "decoder": decoder["name"]}
+        if baseline is not None:
+            named = {"run": "b-a", "decoder": decoder["name"], "baseline": sides[baseline][1]["name"]}
+        rows.append(row | named)
+    return measured, rows
+
+
+def _batches(
+    run: Run, side: str, task: Mapping[str, Any], sides: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> Iterator[pa.RecordBatch]:
+    """Yield a run's answers under names that tell the runs apart."""
+    names = [decoder["name"] for of, decoder in sides.values() if of == side]
+    found = run.answers(task=task["name"], split=task["split"], decoder=names)
+    at = found.schema.get_field_index("decoder")
+    renamed = pc.binary_join_element_wise(f"{side}:", found["decoder"], "")
+    yield from found.set_column(at, "decoder", renamed).combine_chunks().to_batches()
 
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:
@@ -174,51 +181,37 @@ def _adjusted(rows: Sequence[Row]) -> list[Row]:
     adjusted = [dict(row) for row in rows]
     metrics: dict[str, list[Row]] = {}
     for row in adjusted:
-        if row.get("p_value") is not None:
+        if row["p"] is not None:
             metrics.setdefault(row["metric"], []).append(row)
     for members in metrics.values():
-        for row, p in zip(members, holm([row["p_value"] for row in members]), strict=True):
+        for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
             row["p_holm"] = p
     return adjusted
 
 
-def _times(saved: Saved, side: str, names: set[str], tasks: set[str]) -> list[Row]:
-    rows = (saved.run.get("times") or {}).get("rows") or []
-    kept = ("seconds", "peak_memory_mib")
-    return [
-        row | {"method": f"{side}:{row['method']}"}
-        for row in rows
-        if row["method"] in names and row["task"] in tasks and row["metric"] in kept
-    ]
-
-
-def _changed(samples: Sequence[Mapping[str, Any]], pairs: Sequence[Pair]) -> Iterator[Changed]:
-    for task in dict.fromkeys(sample["task"] for sample in samples):
-        for x, y in pairs:
-            told = [
-                (s["answers"][f"a:{x}"], s["answers"][f"b:{y}"])
-                for s in samples
-                if s["task"] == task and f"a:{x}" in s["answers"] and f"b:{y}" in s["answers"]
-            ]
-            if told:
-                changed = sum(any(p != q for p, q in zip(left, right, strict=False)) for left, right in told)
-                yield Changed(x, y, task, changed, len(told))
-
-
-def _knob_differences(a: Saved, b: Saved, pairs: Sequence[Pair]) -> Iterator[str]:
+def _changed(tally: Tally, pairs: Sequence[Pair]) -> Iterator[Changed]:
     for x, y in pairs:
-        left, right = decoder_of(a, x), decoder_of(b, y)
+        ours, theirs = tally.of(f"a:{x}"), tally.of(f"b:{y}")
+        if ours and theirs:
+            apart = sum((one.text != other.text).astype(int) for one, other in zip(ours, theirs, strict=False)) > 0
+            yield Changed(x, y, tally.name, int(apart[tally.whole].sum()), int(tally.whole.sum()))
+
+
+def _knob_differences(a: Run, b: Run, pairs: Sequence[Pair]) -> Iterator[str]:
+    for x, y in pairs:
+        left, right = a.decoder(x), b.decoder(y)
         if x == y:
             yield from _fields(f"{x}: ", left.get("knobs") or {}, right.get("knobs") or {})
-        if left.get("seeds", 1) != right.get("seeds", 1):
-            yield f"{x} ran {left.get('seeds', 1)} times and {y} {right.get('seeds', 1)} times; means are compared."
+        if left["seeds"] != right["seeds"]:
+            yield f"{x} ran {left['seeds']} times and {y} {right['seeds']} times; means are compared."
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    settings = [{k: v for k, v in run["settings"].items() if k not in _OWN} for run in (a, b)]
+    settings = [{k: v for k, v in asked["settings"].items() if k not in _OWN} for asked in (a, b)]
     yield from _fields("setting ", *settings)
-    yield from _fields("", *({k: run.get(k) for k in ("version", "code", "weights", "reference")} for run in (a, b)))
-    yield from _fields("", a.get("environment") or {}, b.get("environment") or {})
+    yield from _fields("", *({k: asked.get(k) for k in _TOLD} for asked in (a, b)))
+    for name in ("packages", "environment"):
+        yield from _fields("", a.get(name) or {}, b.get(name) or {})
 
 
 def _fields(prefix: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[str]:

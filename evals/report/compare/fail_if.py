@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.report.figures import said
-from lvlm_guard.evals.stats.results import Row
+from lvlm_guard.evals.report.numbers import Row, said
 
 _RULE = re.compile(
-    r"\s*(?:(?P<decoder>[^:<>]+):)?\s*(?P<metric>\w+?)_diff\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[^@\s]+)\s*(?:@\s*(?P<task>\S+))?\s*"
+    r"\s*(?:(?P<decoder>[^:<>]+):)?\s*(?P<metric>[\w@]+?)_diff\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[^@\s]+)"
+    r"\s*(?:@\s*(?P<task>\S+))?\s*"
 )
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -21,9 +21,8 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-# plain decoding and controls are worse on purpose: a rule means them only where it names them
-_CONTROL = re.compile(r"^(sample|sample-matched.*|apc|matcher|.+-random|.+-sample)$")
-_SIDE = re.compile(r"^[ab]:")
+_NAMED_ONLY = ("plain", "control", "matcher")
+"""Roles that are worse on purpose, or no guard at all: a rule means them only where it names the decoder."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Rule:
         sign: "<", "<=", ">" or ">=".
         bound: what it is compared with, in the metric's unit (0.01 is one point of accuracy).
         task: name of a result row; "" for every one.
-        decoder: whose difference; "" for every one that is no control.
+        decoder: whose difference; "" for every one whose role is none of `_NAMED_ONLY`.
     """
 
     text: str
@@ -52,17 +51,16 @@ class Rule:
         The difference itself decides, not its interval.
 
         Args:
-            rows: of a run (differences from greedy) or of a comparison of two runs (b minus a).
+            rows: of a run (differences from its reference count) or of a comparison of two runs (b minus a).
 
         Raises:
             DataError: there is no such difference, or one has no value; a rule that nothing is held against would
                 pass whatever happens.
         """
-        found = self._chosen([row for row in rows if "p_value" in row and _judged(row)])
-        held = [row for row in found if _SIGNS[self.sign](row["value"], self.bound)]
+        held = [row for row in self._chosen(_differences(list(rows))) if _SIGNS[self.sign](row["value"], self.bound)]
         if not held:
             return None
-        told = "; ".join(f"{row['method']} on {row['task']}: {self.metric} {said(row)}" for row in held)
+        told = "; ".join(f"{_name(row)} on {row['task']}: {self.metric} {said(row)}" for row in held)
         return f"{self.text} holds for {told}."
 
     def _chosen(self, rows: Sequence[Row]) -> list[Row]:
@@ -72,8 +70,10 @@ class Rule:
             self._known("task", self.task, [row["task"] for row in found])
             found = [row for row in found if row["task"] == self.task]
         if self.decoder:
-            self._known("decoder", self.decoder, [_ours(row) for row in found])
-        found = [r for r in found if (_ours(r) == self.decoder if self.decoder else not _CONTROL.match(_ours(r)))]
+            self._known("decoder", self.decoder, [row["decoder"] for row in found])
+            found = [row for row in found if row["decoder"] == self.decoder]
+        else:
+            found = [row for row in found if row["role"] not in _NAMED_ONLY]
         if not found:
             raise DataError(
                 f"{self.text!r}: only controls were compared. Name one to be held to it: 'sample:{self.metric}_diff"
@@ -81,7 +81,7 @@ class Rule:
             )
         empty = [row for row in found if row["value"] is None]
         if empty:
-            raise DataError(f"{self.text!r}: {empty[0]['method']} has no {self.metric} on {empty[0]['task']}.")
+            raise DataError(f"{self.text!r}: {_name(empty[0])} has no {self.metric} on {empty[0]['task']}.")
         return found
 
     def _known(self, what: str, name: str, names: Iterable[str]) -> None:
@@ -114,13 +114,11 @@ def fail_if(text: str) -> Rule:
     return Rule(text.strip(), read["metric"], read["sign"], bound, read["task"] or "", decoder)
 
 
-def _ours(row: Row) -> str:
-    """Return whose difference it is: of "b:agla-a:greedy" and of "agla-greedy" agla."""
-    name = str(row["method"])
-    if _SIDE.match(name):
-        return name[2:].partition("-a:")[0]
-    return name.removesuffix("-greedy")
+def _differences(rows: Sequence[Row]) -> list[Row]:
+    """Return the differences between two runs, or those of one run from its reference."""
+    references = {row["decoder"] for row in rows if row["role"] == "reference"}
+    return [r for r in rows if r["baseline"] is not None and (r.get("run") or r["baseline"] in references)]
 
 
-def _judged(row: Row) -> bool:
-    return bool(_SIDE.match(row["method"])) or row["method"].endswith("-greedy")
+def _name(row: Row) -> str:
+    return f"{row['decoder']} − {row['baseline']}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lvlm_guard.errors import did_you_mean
-from lvlm_guard.evals.errors import DataError, VoidRunError
-from lvlm_guard.evals.report.saved import Saved
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.report.saved import Run
 
 _ASKED = ("picture", "prompt", "truth", "rows")  # of an item; its key pairs it
 _PROTOCOL = ("kind", "split", "max_new_tokens", "until", "vocabulary", "n", "pictures")
@@ -17,25 +15,13 @@ Pair = tuple[str, str]
 """A decoder of the first run, and the one of the second that it is compared with."""
 
 
-def check_finished(saved: Saved) -> None:
-    """Raise `VoidRunError` for a void run, `DataError` for one that has not finished."""
-    if saved.run["status"] == "void":
-        reasons = " ".join(saved.run.get("void") or ["no reason is given"])
-        raise VoidRunError(f"{saved.folder} is a void run, whose scores mean nothing: {reasons}")
-    if saved.run["status"] != "complete":
-        raise DataError(
-            f"{saved.folder} holds a run that has not finished ({saved.run['status']}): give its command again, it "
-            "goes on from where it stopped."
-        )
-
-
-def common_tasks(a: Saved, b: Saved) -> list[dict[str, Any]]:
+def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
     """Return the tasks that both runs asked, as the first describes them.
 
     Raises:
         DataError: there is none, or one of the same name asked something else; the message lists what.
     """
-    ours, theirs = ({task["name"]: task for task in saved.run["tasks"]} for saved in (a, b))
+    ours, theirs = ({task["name"]: task for task in run.asked["tasks"]} for run in (a, b))
     common = [name for name in ours if name in theirs]
     if not common:
         raise DataError(
@@ -51,14 +37,14 @@ def common_tasks(a: Saved, b: Saved) -> list[dict[str, Any]]:
     return [ours[name] for name in common]
 
 
-def _unlike(a: Saved, b: Saved, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def _unlike(a: Run, b: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Say how a task of two runs differs; "" where it does not."""
     found = [
         f"{name} is {_short(ours.get(name))} and {_short(theirs.get(name))}"
         for name in _PROTOCOL
         if ours.get(name) != theirs.get(name)
     ]
-    left, right = items_of(a, ours["name"]), items_of(b, theirs["name"])
+    left, right = a.items[ours["name"]], b.items[theirs["name"]]
     for mine, other, folder in ((left, right, a.folder), (right, left, b.folder)):
         if only := mine.keys() - other.keys():
             found.append(f"{len(only)} items are only in {folder}")
@@ -80,27 +66,22 @@ def _short(value: Any) -> str:
     return told if len(told) <= 60 else f"{told[:57]}..."
 
 
-def items_of(saved: Saved, task: str) -> dict[str, dict[str, Any]]:
-    """Return a task's items by key."""
-    return {sample["key"]: sample for sample in saved.samples if sample["task"] == task}
-
-
-def only_in_one(a: Saved, b: Saved, what: str, common: set[str]) -> Iterator[str]:
+def only_in_one(a: Run, b: Run, what: str, common: set[str]) -> Iterator[str]:
     """Say which tasks or decoders (`what`) only one of the runs has."""
-    for saved in (a, b):
-        names = [one["name"] for one in saved.run[what] if one["name"] not in common]
+    for run in (a, b):
+        names = [one["name"] for one in run.asked[what] if one["name"] not in common and not one.get("derive")]
         if names:
-            yield f"Only {saved.folder} has the {what} {', '.join(names)}."
+            yield f"Only {run.folder} has the {what} {', '.join(names)}."
 
 
-def pairs_of(a: Saved, b: Saved, decoder_a: str | None, decoder_b: str | None) -> list[Pair]:
-    """Return which decoders to compare: those named, else all that both runs have.
+def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> list[Pair]:
+    """Return which decoders to compare: those named, else all that both runs asked.
 
     Raises:
         DataError: there is no such decoder, or none in common, or two can't be compared.
     """
-    ours, theirs = ([decoder["name"] for decoder in saved.run["decoders"]] for saved in (a, b))
     if decoder_a is None and decoder_b is None:
+        ours, theirs = ([d["name"] for d in run.asked["decoders"] if not d.get("derive")] for run in (a, b))
         pairs = [(name, name) for name in ours if name in theirs]
         if not pairs:
             raise DataError(
@@ -109,27 +90,18 @@ def pairs_of(a: Saved, b: Saved, decoder_a: str | None, decoder_b: str | None) -
             )
     else:
         pairs = [(decoder_a or decoder_b or "", decoder_b or decoder_a or "")]
-        for name, names, saved in zip(pairs[0], (ours, theirs), (a, b), strict=True):
-            _check_known(name, names, saved.folder)
     for pair in pairs:
         _check_alike(a, b, *pair)
     return pairs
 
 
-def _check_known(name: str, names: Sequence[str], folder: Path) -> None:
-    if name not in names:
-        raise DataError(
-            f"{folder} has no decoder {name!r}. " + did_you_mean(name, names) + f"It has: {', '.join(names)}."
-        )
-
-
-def _check_alike(a: Saved, b: Saved, ours: str, theirs: str) -> None:
+def _check_alike(a: Run, b: Run, ours: str, theirs: str) -> None:
     """Raise where a difference of two decoders would be that of something else than the decoders or the runs."""
-    left, right = (dict(decoder_of(s, name).get("options") or {}) for s, name in ((a, ours), (b, theirs)))
+    left, right = (dict(run.decoder(name).get("options") or {}) for run, name in ((a, ours), (b, theirs)))
     if ours != theirs:  # two ways of decoding: then nothing else may differ
-        for saved, told in ((a, left), (b, right)):
-            settings = saved.run["settings"]
-            told |= {"dtype": settings.get("dtype"), "weights": saved.run.get("weights")}
+        for run, told in ((a, left), (b, right)):
+            settings = run.asked["settings"]
+            told |= {"dtype": settings.get("dtype"), "weights": run.asked.get("weights")}
             # a server may give the guarded model a name of its own
             told |= {} if settings.get("server") else {"model": settings.get("model")}
     differing = [
@@ -143,8 +115,3 @@ def _check_alike(a: Saved, b: Saved, ours: str, theirs: str) -> None:
             "so that would be what is compared. Pair decoders that decode alike, on one model; one decoder may be "
             "compared across two models."
         )
-
-
-def decoder_of(saved: Saved, name: str) -> dict[str, Any]:
-    """Return a decoder as `run.json` describes it."""
-    return next(decoder for decoder in saved.run["decoders"] if decoder["name"] == name)

@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -22,7 +21,7 @@ from lvlm_guard.report.colour import ramp
 INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD = (f"#0{i}0{i}0{i}" for i in range(1, 8))
 _COLOURS = (INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD)
 _NAMES = dict(zip(_COLOURS, ("ink", "soft", "line", "good", "bad", "accent", "card"), strict=True))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's own font
     "svg.hashsalt": "lvlm-guard",
     "font.size": 10,
@@ -48,13 +47,14 @@ _MARKS = {"good": GOOD, "bad": BAD, "": ACCENT}
 Task = Mapping[str, Any]
 
 
-def _drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+    """Return what `draw` draws as SVG with a name; size in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0.0)
         draw(figure)
         file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # the same in every chart, and a page's ids are its own
@@ -98,7 +98,7 @@ def differences(results: Results, task: Task) -> Markup:
         drawn[0].invert_yaxis()
 
     name = f"Differences to {results.reference} on {task['name']} with 95 % intervals"
-    return _drawn(name, (1.6 + 2.5 * len(metrics), 1.0 + 0.27 * len(lines)), draw)
+    return drawn(name, (1.6 + 2.5 * len(metrics), 1.0 + 0.27 * len(lines)), draw)
 
 
 def threshold(results: Results, task: Task) -> Markup:
@@ -130,7 +130,7 @@ def threshold(results: Results, task: Task) -> Markup:
         axes.set_xlabel("share of answers that are yes, less that of the labels")
         axes.set_title(f"accuracy, {row}", color=INK)
 
-    return _drawn(f"Accuracy over the lean to yes on {row}", (6.6, 3.8), draw)
+    return drawn(f"Accuracy over the lean to yes on {row}", (6.6, 3.8), draw)
 
 
 def lengths(results: Results, task: Task) -> Markup:
@@ -159,7 +159,7 @@ def lengths(results: Results, task: Task) -> Markup:
         axes.set_xlabel("object recall: more is better")
         axes.set_title("CHAIR_i: less is better; best is low and to the right", color=INK)
 
-    return _drawn(f"CHAIR_i over object recall on {row}", (6.6, 3.8), draw)
+    return drawn(f"CHAIR_i over object recall on {row}", (6.6, 3.8), draw)
 
 
 def _colour(results: Results, decoder: Mapping[str, Any]) -> str:
@@ -237,4 +237,4 @@ def grid(
         axes.spines["bottom"].set_visible(False)
 
     size = (max(1.3 + 0.75 * len(columns), 3.4), 1.0 + 0.42 * len(rows))
-    return _drawn(name, size, draw)
+    return drawn(name, size, draw)
