@@ -212,7 +212,8 @@ class Chair(Metric):
                 start = (m * len(self.limits) + k) * len(COLUMNS)
                 for metric, score in SCORES.items():
                     if m == 0 or metric in DIALECTAL:
-                        name = f"{metric}{SUFFIX[dialect]}{f'@{limit}' if limit else ''}"
+                        suffix = SUFFIX[dialect] if metric in DIALECTAL else ""
+                        name = f"{metric}{suffix}{f'@{limit}' if limit else ''}"
                         found[name] = replace(score, of=_from(start, score.of), limit=limit, dialect=dialect)
         return found
 
