@@ -74,6 +74,7 @@ def test_an_adapter_s_questions_have_scores_of_their_own(adapters, tmp_path):
         tasks=("world_pope",), methods=("vote",), controls=False, limit=1, batch=8, adapters=(f"mine={adapters[0]}",)
     )
     ask(settings, tmp_path, echo=lambda _: None, bar=False, workers=1)
+    assert json.loads((tmp_path / "asked.json").read_text())["words"].keys() == {"yes", "no"}
     scores = {}
     for row in pq.read_table(tmp_path / "answers.parquet").to_pylist():
         if row["split"] == "test":
