@@ -98,7 +98,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             finally:
                 ACTIVE.reset(token)
                 session.close()
-            trace = session.finish(output if isinstance(output, Tensor) else output.sequences)
+            trace = session.finish(output)
             if check is not None:
                 answers = session.answers(output.sequences)
                 each = len(answers) // len(session.prompt)

@@ -79,7 +79,7 @@ class Session:
         self._lagging = [Lagging() for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
         self._whole_prefill: _Prepared | None = None
-        self._recorder = Recorder([branch.name for branch in self.branches]) if keep_steps else None
+        self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
 
     # --- what generate() tells
 
@@ -197,12 +197,17 @@ class Session:
         prepared, self.prepared = self.prepared, None
         ids = prepared.ids
         length, answers = logits.shape[1], ids.shape[1] - self.prompt.shape[1] + 1
-        count = min(length, answers)  # of the kept positions, those at or after the prompt's last token
-        if not any(self.call.has_picture) or count <= 0:
+        if not any(self.call.has_picture):
             return logits
+        if answers <= 0:
+            raise _unseen(
+                f"The model was called about rows of {ids.shape[1]} tokens, fewer than the prompt's "
+                f"{self.prompt.shape[1]}, so the guard can't know where they go on."
+            )
+        count = min(length, answers)  # of the kept positions, those at or after the prompt's last token
         step = self._step(logits[:, length - count :], ids, answers)
         lagging = others is None and bool(self.branches)
-        decided = self.method.decided(step) if lagging or self._recorder is not None else None
+        decided = self.method.decided(step) if lagging or self._recorder.keep else None
         guarded = self._guarded(step)
         ran = None
         if lagging:
@@ -215,8 +220,7 @@ class Session:
         assembled = self.method.assemble(step, flat)
         if guarded is not None:
             assembled = torch.where(guarded[:, None], assembled, step.logits)
-        if self._recorder is not None and decided is not None:
-            self._recorder.add(step, assembled, flat, decided, ran)
+        self._recorder.add(step, assembled, flat, decided, ran)
         assembled = assembled.view(len(ids), count, -1)
         if count == length:
             return assembled
@@ -226,11 +230,10 @@ class Session:
         rows, count, _ = logits.shape
         prompt = self.prompt.shape[1]
         raw = logits.flatten(0, 1)
+        written: list[list[int]] = ids[:, prompt:].tolist()
 
         def prefix(row: int) -> list[int]:
-            end = prompt + answers - count + row % count
-            tokens: list[int] = ids[row // count, prompt:end].tolist()
-            return tokens
+            return written[row // count][: answers - count + row % count]
 
         return Step(
             logits=upcast(raw),
@@ -379,14 +382,38 @@ class Session:
             self._cache.only_global()
             self._cache = None
 
-    def finish(self, sequences: Tensor) -> GuardTrace:
-        """Return the trace, its steps filled in from the output sequences, [B * n, T]."""
-        if self._recorder is not None:
-            answers = self.answers(sequences)
-            self.trace.steps = self._recorder.read(answers, len(answers) // len(self.prompt))
+    def finish(self, output: Any) -> GuardTrace:
+        """Return the trace, its steps filled in from what generate() returned.
+
+        Raises:
+            UnsupportedCallError: the guard did not see each of its tokens chosen.
+        """
+        sequences: Any = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
+        if not any(self.call.has_picture):
+            return self.trace
+        each = 0 if sequences is None else len(sequences) // len(self.prompt)
+        prompts = self.prompt.cpu().repeat_interleave(each, 0).tolist()
+        if not prompts or sequences[:, : self.prompt.shape[1]].tolist() != prompts:
+            raise _unseen(f"A {type(output).__name__} came back without the prompt and the answer's tokens after it.")
+        answers = self.answers(sequences)
+        for index, answer in enumerate(answers):
+            seen = len(self._recorder.chosen(answer, index // each))
+            if seen < len(answer):
+                raise _unseen(f"The answer has {len(answer)} tokens, of which the guard saw the first {seen} chosen.")
+        self.trace.steps = self._recorder.read(answers, each)
         return self.trace
 
     def answers(self, sequences: Tensor) -> list[list[int]]:
         """Return the tokens of each output sequence, [B * n, T], from the prompt's end to its own."""
         eos = set() if self.eos is None else set(self.eos.flatten().tolist())
         return answers_of(sequences, self.prompt.shape[1], eos)
+
+
+def _unseen(what: str) -> UnsupportedCallError:
+    """Return the error for an answer that would be plain, in part at least, and say that it is guarded."""
+    return UnsupportedCallError(
+        f"{what} So it is not guarded: something between generate() and the model (a recipe of custom_generate, a "
+        "wrapper, another thread) decodes in its own way. In each step give prepare_inputs_for_generation() the whole "
+        "rows and call the model itself, in the same thread. A recipe that calls generate() is guarded without "
+        "custom_generate: call its function. Or pass guard=False for a plain answer."
+    )

@@ -100,10 +100,15 @@ class Recorder:
     """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping.
 
     The beginnings of answers stand in a tree, each by its own beginning and last token: T tokens take T entries.
+
+    Args:
+        names: of the other branches.
+        keep: whether to keep the steps themselves, or only after which beginnings one was assembled.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], keep: bool = True) -> None:
         self._names = names
+        self.keep = keep
         self._records: list[_Record] = []
         self._longer: dict[tuple[int, int], int] = {}  # (beginning, token) -> beginning; -1, -2, ... begin requests
         self._where: dict[int, tuple[int, int]] = {}  # beginning -> record and row
@@ -113,10 +118,17 @@ class Recorder:
         step: Step,
         assembled: Tensor,
         branches: tuple[Tensor, ...] | None,
-        decided: Tensor,
+        decided: Tensor | None,
         ran: Tensor | None = None,
     ) -> None:
         """Keep a step of R rows; `ran` [R] tells for which of them the branches ran, where not for all."""
+        for row, request in enumerate(step.request):
+            beginning = -1 - request
+            for token in step.prefix(row):
+                beginning = self._longer.setdefault((beginning, token), len(self._longer))
+            self._where[beginning] = (len(self._records), row)
+        if not self.keep or decided is None:
+            return
         kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices
         log_probs: dict[str, Tensor | None] = {
             "global": step.logits.log_softmax(-1).gather(-1, kept).cpu(),
@@ -139,24 +151,25 @@ class Recorder:
                 ran=None if ran is None else ran.cpu(),
             )
         )
-        for row, request in enumerate(step.request):
-            beginning = -1 - request
-            for token in step.prefix(row):
-                beginning = self._longer.setdefault((beginning, token), len(self._longer))
-            self._where[beginning] = (len(self._records) - 1, row)
+
+    def chosen(self, answer: list[int], request: int) -> list[tuple[int, int]]:
+        """Return the record and row that each token was chosen by; shorter than the answer where one has none."""
+        found = []
+        beginning = -1 - request
+        for token in answer:
+            if beginning not in self._where:
+                break
+            found.append(self._where[beginning])
+            beginning = self._longer.get((beginning, token), len(self._longer))
+        return found
 
     def read(self, answers: list[list[int]], per_request: int) -> list[list[TokenTrace]]:
         """Return the trace of each answer; answers of one request stand together, `per_request` each."""
-        return [self._read(answer, i // per_request) for i, answer in enumerate(answers)]
+        return [self._read(answer, i // per_request) for i, answer in enumerate(answers)] if self.keep else []
 
     def _read(self, answer: list[int], request: int) -> list[TokenTrace]:
         traces = []
-        beginning: int | None = -1 - request
-        for token in answer:
-            place = None if beginning is None else self._where.get(beginning)
-            beginning = None if beginning is None else self._longer.get((beginning, token))
-            if place is None:  # a token that no step of ours chose (a forced prefix)
-                continue
+        for token, place in zip(answer, self.chosen(answer, request), strict=False):
             record, row = self._records[place[0]], place[1]
             at = (record.tokens[row] == token).nonzero()
             top, chosen = int(record.top[row]), int(record.chosen[row])

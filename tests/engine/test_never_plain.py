@@ -1,0 +1,111 @@
+"""Whatever drives the model, a guarded call is guarded at every token, or an error."""
+
+import threading
+
+import pytest
+import tiny
+import torch
+from asking import RUN, agla, ask
+
+from lvlm_guard import guard
+from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.methods import APC
+
+EXECUTIONS = ["lazy", "batched", "auto"]
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def pair(request):
+    return guard(*tiny.make(request.param, scale=5.0), agla(beta=0.1))
+
+
+def by_hand(model, input_ids, whole_rows=True, generation_config=None, **kwargs):
+    """A decoding loop as recipes have it: prepare, call, choose."""
+    for name in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer"):
+        kwargs.pop(name, None)
+    ids, first, fresh = input_ids, True, input_ids
+    while ids.shape[1] < generation_config.max_length:
+        seen = ids if whole_rows else fresh
+        step = {} if first else {"next_sequence_length": 1}
+        inputs = model.prepare_inputs_for_generation(seen, is_first_iteration=first, **step, **kwargs)
+        out = model(**inputs, return_dict=True)
+        kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
+        scores = out.logits[:, -1].index_fill(1, torch.tensor(generation_config.suppress_tokens), -torch.inf)
+        fresh = scores.argmax(-1, keepdim=True)
+        ids, first = torch.cat([ids, fresh], 1), False
+    return ids
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_loop_of_the_callers_own_that_hands_on_whole_rows_is_guarded(pair, execution):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN, eos_token_id=None)
+    got = model.generate(**inputs, **RUN, eos_token_id=None, guard_execution=execution, custom_generate=by_hand)
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, model.generate(**inputs, **RUN, eos_token_id=None, guard=False))
+
+
+def newest_only(model, input_ids, **kwargs):
+    return by_hand(model, input_ids, whole_rows=False, **kwargs)
+
+
+def in_another_thread(model, input_ids, **kwargs):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(by_hand(model, input_ids, **kwargs)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def first_token_only(model, input_ids, generation_config=None, **kwargs):
+    """One guarded step; the rest of the answer comes from elsewhere."""
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs_of(kwargs))
+    token = model(**inputs, return_dict=True).logits[:, -1].argmax(-1, keepdim=True)
+    return torch.cat([input_ids, token, torch.full_like(token, 70), torch.full_like(token, 71)], 1)
+
+
+def without_the_prompt(model, input_ids, **kwargs):
+    return by_hand(model, input_ids, **kwargs)[:, input_ids.shape[1] :]
+
+
+def text_alone(model, input_ids, **kwargs):
+    by_hand(model, input_ids, **kwargs)
+    return "There is a dog."
+
+
+def kwargs_of(kwargs):
+    return {k: v for k, v in kwargs.items() if k not in ("logits_processor", "stopping_criteria", "synced_gpus")}
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    "loop", [newest_only, in_another_thread, first_token_only, without_the_prompt, text_alone], ids=lambda f: f.__name__
+)
+def test_a_loop_whose_tokens_the_guard_did_not_see_chosen_raises(pair, loop, execution):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    for extra in ({}, {"return_dict_in_generate": True}, {"guard": APC(beta=0.5)}):
+        with pytest.raises(UnsupportedCallError, match="custom_generate"):
+            model.generate(**inputs, **RUN, eos_token_id=None, custom_generate=loop, guard_execution=execution, **extra)
+
+
+def test_a_recipe_in_a_folder_that_calls_generate_raises_where_it_would_answer_plainly(pair, tmp_path):
+    model, _ = pair
+    folder = tmp_path / "custom_generate"
+    folder.mkdir()
+    (folder / "generate.py").write_text("def generate(model, **kwargs):\n    return model.generate(**kwargs)\n")
+    (tmp_path / "config.json").write_text("{}")
+    inputs = ask(pair, ("What?", 1))
+    recipe = {"custom_generate": str(tmp_path), "trust_remote_code": True}
+    with pytest.raises(UnsupportedCallError, match="custom_generate"):
+        model.generate(**inputs, **RUN, **recipe)
+
+
+def test_a_recipe_without_a_picture_is_plain_and_says_so(pair):
+    model, processor = pair
+    if processor.chat_template is None:
+        pytest.skip("InstructBLIP's processor writes a picture's tokens into every prompt")
+    inputs = ask(pair, ("How are you?",))
+    out = model.generate(**inputs, **RUN, eos_token_id=None, custom_generate=newest_only)
+    assert torch.equal(out, model.generate(**inputs, **RUN, eos_token_id=None, guard=False))
