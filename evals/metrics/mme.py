@@ -10,12 +10,17 @@ Differs from the authors': a ratio 0/0 is 0.0 (theirs stops with an error).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
+from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Score, share
 from lvlm_guard.evals.metrics.pope import Answer, ratio
+from lvlm_guard.evals.metrics.yes_no import WIDTH, YesNo
 
 Parity = Literal["official", "stock"]
 
@@ -161,6 +166,55 @@ def pairs(task: str, pictures: Sequence[str], labels: Sequence[Answer]) -> list[
                 "'yes' and one 'no', and scores them as a pair. Keep pairs whole when taking a part of the questions."
             )
     return [(found[0], found[1]) for found in places.values()]
+
+
+class Mme(YesNo):
+    """Pairs of questions about one picture, points for each answer and each pair; those of several tasks are summed."""
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        places: dict[str, list[int]] = {}
+        for place, rows in enumerate(items.rows):
+            for row in rows:
+                places.setdefault(row, []).append(place)
+        for row, of in places.items():
+            pairs(row, [items.pictures[i] for i in of], ["yes" if self.yes[i] else "no" for i in of])
+
+    def count(self, batch: Batch) -> Array:
+        """Return the counts of `YesNo`, and whether the authors' evaluation takes an answer for right, [B, k]."""
+        labels = self.yes[batch.places].tolist()
+        theirs = [
+            read(text, "official") == ("yes" if yes else "no") for text, yes in zip(batch.texts, labels, strict=True)
+        ]
+        return np.column_stack([super().count(batch), np.array(theirs, dtype=float)])
+
+    def finish(self, sums: Array) -> Array:
+        """Add whether a picture's pair is whole, both answers are right, and both are as the authors read."""
+        pair = sums[..., 4] == 2
+        right = sums[..., 0] + sums[..., 2]
+        both = np.stack([pair, pair & (right == 2), pair & (sums[..., WIDTH] == 2)], axis=-1)
+        return np.concatenate([sums, both], axis=-1)
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return points (0 to 200 a task), accuracies, and shares."""
+        of = super().scores()
+
+        def plus(c: Array) -> Array:
+            return share(c[..., WIDTH + 2], c[..., WIDTH + 1])
+
+        def official(c: Array) -> Array:
+            return 100 * (share(c[..., WIDTH], c[..., 4]) + share(c[..., WIDTH + 3], c[..., WIDTH + 1]))
+
+        shares = {
+            name: replace(of[name], compared=False) for name in ("precision", "recall", "yes_ratio", "unreadable")
+        }
+        return {
+            "score": Score(lambda c: 100 * (of["accuracy"].of(c) + plus(c)), over="sum"),
+            "accuracy": of["accuracy"],
+            "accuracy_plus": Score(plus),
+            **shares,
+            "score_official": Score(official, over="sum", compared=False),
+        }
 
 
 def hallucination(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

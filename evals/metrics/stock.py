@@ -1,11 +1,10 @@
 """Scores of lmms-eval's tasks, by the tasks' own functions, and what each picture does to them.
 
-    samples = with_metrics(tasks, samples)  # then `scoring` averages them
-
 A task's score need not be a mean (F1, CHAIR_i, MME's pairs). Each sample gets a number for each metric so that their
-mean is lmms-eval's score, and so that their spread over pictures is the score's: the influence of a picture by leaving
-it out (the jackknife; Efron and Stein, Annals of Statistics 9(3), 1981). Intervals and paired tests then follow as for
-any mean. Where the score is a mean of numbers anyway, these are the numbers themselves.
+mean is lmms-eval's score, and so that their spread over pictures is the score's: the influence of pictures by leaving
+them out (the jackknife; Efron and Stein, Annals of Statistics 9(3), 1981), one by one where there are few, else in
+groups. Intervals and paired tests then follow as for any mean. Where the score is a mean of numbers anyway, these are
+the numbers themselves. Only this kind of task needs lmms-eval, and loads it when its answers are counted.
 """
 
 from __future__ import annotations
@@ -14,81 +13,127 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.lmms.index import quiet
+from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, share
 
-Sample = dict[str, Any]
-Numbers = list[dict[str, float]]
-"""Metric -> number, for each sample."""
-
+PREFIX = "lmms:"  # of names that this package has too
 COMMAND_LINE_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
 """What lmms-eval's command line takes out of answers, unasked."""
 
-PATIENCE = 120.0
-"""Longest that leaving out each picture in turn may take for one score, s."""
+GROUPS, FEWEST = 200, 20
+"""Groups of pictures that are left out in turn: usually, and where a score is slow."""
+PATIENCE = 60.0
+"""Longest that leaving out `GROUPS` groups may take for one score, s."""
 
 
-def with_metrics(tasks: Sequence[Any], samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
-    """Return the samples, those of lmms-eval's tasks with "metrics": decoder -> metric -> number; and what to know.
+class Stock(Metric):
+    """A task of lmms-eval. Besides its own metrics each has "words", the length of the answer, and yes/no questions
+    have "accuracy", "yes_ratio" and "unreadable" as this package reads answers: stock POPE takes "Yes." for wrong, and
+    its yes ratio is that of the labels. A metric that is not defined for some decoder's answers (CHAIR_i of captions
+    that name nothing) is left out, and a warning says so.
+    """
 
-    Besides the task's own metrics each has "words", the length of the answer, and yes/no questions have "accuracy",
-    "yes_ratio" and "unreadable" as this package reads answers: stock POPE takes "Yes." for wrong, and its yes ratio is
-    that of the labels. Numbers of several seeds are averaged. A metric that is not defined for some decoder's answers
-    (CHAIR_i of captions that name nothing) is left out, and a warning says so.
+    whole = True
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        self._metrics: list[str] = []
+        self._undefined: dict[str, None] = {}
+
+    @cached_property
+    def source(self) -> Any:
+        """lmms-eval's task."""
+        from lvlm_guard.evals.lmms.index import load
+
+        name = str(self.task["name"]).removeprefix(PREFIX)
+        return load(name, tuple(self.task["about"].get("include", ())), [])[name]
+
+    def count(self, batch: Batch) -> Array:
+        """Return a number for each metric, and whether the answer has it, [B, 2 metrics].
+
+        Raises:
+            DataError: the task's own scoring fails, or the answers have other metrics than those before.
+        """
+        # a score may depend on the order; lmms-eval's is that of the documents
+        order = sorted(range(len(batch.places)), key=lambda i: int(self.items.keys[batch.places[i]]))
+        places, texts = batch.places[order].tolist(), [batch.texts[i] for i in order]
+        numbers = self._numbers(places, texts)
+        if self._metrics and set(numbers) != set(self._metrics):
+            differing = ", ".join(sorted(set(numbers) ^ set(self._metrics)))
+            raise DataError(
+                f"{self.task['name']}: some decoders have {differing}, others lack it: they can't be compared."
+            )
+        self._metrics = self._metrics or list(numbers)
+        table = np.stack([numbers[metric] for metric in self._metrics], axis=-1)
+        found = np.zeros((len(places), 2 * len(self._metrics)))
+        found[order] = np.hstack([np.nan_to_num(table), np.isfinite(table)])
+        return found
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return the means of all metrics; which way is better is what lmms-eval says."""
+        up = {"accuracy": True, "unreadable": False} | self.task["about"].get("metrics", {})
+        found = {}
+        for at, metric in enumerate(self._metrics):
+            if metric in self._undefined:
+                continue
+            better = up.get(metric.partition(",")[0])
+            direction: Direction = "" if better is None else "higher" if better else "lower"
+            found[metric] = Score(_mean_of(at, len(self._metrics)), direction, n=_number_of(at, len(self._metrics)))
+        return found
+
+    def _numbers(self, places: Sequence[int], texts: Sequence[str]) -> dict[str, Array]:
+        """Return metric -> a number for each answer, NaN where it has none."""
+        from lvlm_guard.evals.lmms.index import quiet
+
+        keys, pictures = [self.items.keys[i] for i in places], [self.items.pictures[i] for i in places]
+        numbers: dict[str, Array] = {}
+        try:
+            with quiet():
+                for metric, values in stock_results(self.source, keys, texts).items():
+                    has = [i for i, value in enumerate(values) if value is not None]
+                    aggregate = self.source.aggregation()[metric.partition(",")[0]]
+                    moved = spread(aggregate, [values[i] for i in has], [pictures[i] for i in has])
+                    numbers[metric] = np.full(len(places), np.nan)
+                    numbers[metric][has] = moved
+                    if any(math.isnan(value) for value in moved) and metric not in self._undefined:
+                        self._undefined[metric] = None
+                        self.warnings.append(
+                            f"{self.task['name']}: {metric} is not defined for some decoder's answers (lmms-eval "
+                            "divides by zero), so it is left out."
+                        )
+        except Exception as error:
+            raise DataError(
+                f"lmms-eval's own scoring of {self.task['name']} fails on these answers ({type(error).__name__}: "
+                f"{error}). They are kept: `lvlm-guard eval score` scores them again."
+            ) from error
+        ours = {"words": np.array([float(len(text.split())) for text in texts])}
+        truths = [str(self.items.truths[i]).strip().lower() for i in places]
+        if set(truths) <= {"yes", "no"}:
+            said = [pope.read(text) for text in texts]
+            ours["accuracy"] = np.array([word == truth for word, truth in zip(said, truths, strict=True)], float)
+            ours["yes_ratio"] = np.array([word == "yes" for word in said], float)
+            ours["unreadable"] = np.array([word is None for word in said], float)
+        return ours | numbers  # the task's own stands, where it has one of that name
+
+
+def check_scorable(name: str, source: Any) -> None:
+    """See that a task of lmms-eval can be scored without its command line, before any answer is paid for.
 
     Raises:
-        DataError: the task's own scoring fails.
+        DataError: a score of it takes arguments of the command line (MMBench's).
     """
-    found, warnings = list(samples), []
-    for task in tasks:
-        source = getattr(task, "source", None)
-        places = [place for place, sample in enumerate(samples) if sample["task"] == task.name]
-        if source is None or any(_failed(samples[place]) for place in places):
-            continue
-        # a score may depend on the order; lmms-eval's is that of the documents
-        places.sort(key=lambda place: int(samples[place]["key"]))
-        told = {
-            decoder: _decoder(task.name, source, [samples[place] for place in places], decoder)
-            for decoder in samples[places[0]]["answers"]
-        }
-        for metric, decoders in _undefined(told).items():
-            warnings.append(
-                f"{task.name}: {metric} is not defined for the answers of {', '.join(decoders)} (lmms-eval divides by "
-                "zero), so it is left out."
+    for metric, aggregate in source.aggregation().items():
+        if "args" in inspect.signature(aggregate).parameters:
+            raise DataError(
+                f"The task {name} can't be scored here: its {metric} needs the arguments of lmms-eval's command line. "
+                "Use stock lmms-eval with --model lvlm_guard."
             )
-            for numbers in told.values():
-                for number in numbers:
-                    number.pop(metric, None)
-        for index, place in enumerate(places):
-            found[place] = samples[place] | {"metrics": {decoder: told[decoder][index] for decoder in told}}
-    return found, warnings
-
-
-def _undefined(told: Mapping[str, Numbers]) -> dict[str, list[str]]:
-    """Return the metrics that are not defined for some decoder's answers, and the decoders."""
-    found: dict[str, dict[str, None]] = {}
-    for decoder, numbers in told.items():
-        for number in numbers:
-            for metric in (metric for metric, value in number.items() if math.isnan(value)):
-                found.setdefault(metric, {})[decoder] = None
-    return {metric: list(decoders) for metric, decoders in found.items()}
-
-
-def _failed(sample: Sample) -> bool:
-    return any(reason for told in (sample.get("failed") or {}).values() for reason in told)
-
-
-def _decoder(name: str, source: Any, samples: Sequence[Sample], decoder: str) -> Numbers:
-    """Return the numbers of a decoder, the mean over its seeds."""
-    seeds = range(len(samples[0]["answers"][decoder]))
-    runs = [_numbers(name, source, samples, [sample["answers"][decoder][seed] for sample in samples]) for seed in seeds]
-    alike = [[metric for metric in first if all(metric in run[i] for run in runs)] for i, first in enumerate(runs[0])]
-    return [{metric: sum(run[i][metric] for run in runs) / len(runs) for metric in of} for i, of in enumerate(alike)]
 
 
 def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> dict[str, list[Any]]:
@@ -122,33 +167,6 @@ def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> d
     return results
 
 
-def _numbers(name: str, source: Any, samples: Sequence[Sample], answers: Sequence[str]) -> Numbers:
-    numbers: Numbers = [{} for _ in samples]
-    pictures = [sample["picture"] for sample in samples]
-    try:
-        with quiet():
-            for metric, values in stock_results(source, [sample["key"] for sample in samples], answers).items():
-                has = [i for i, value in enumerate(values) if value is not None]
-                aggregate = source.aggregation()[metric.partition(",")[0]]
-                moved = spread(aggregate, [values[i] for i in has], [pictures[i] for i in has])
-                for i, value in zip(has, moved, strict=True):
-                    numbers[i][metric] = value
-    except Exception as error:
-        raise DataError(
-            f"lmms-eval's own scoring of {name} fails on these answers ({type(error).__name__}: {error}). They are "
-            "kept: the same command scores them again."
-        ) from error
-    for number, sample, answer in zip(numbers, samples, answers, strict=True):
-        ours = {"words": float(len(answer.split()))}
-        truth = str(sample["truth"]).strip().lower()
-        if truth in ("yes", "no"):
-            said = pope.read(answer)
-            ours |= {"accuracy": said == truth, "yes_ratio": said == "yes", "unreadable": said is None}
-        for metric, value in ours.items():
-            number.setdefault(metric, value)  # the task's own stands, where it has one of that name
-    return numbers
-
-
 def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Sequence[str]) -> list[float]:
     """Return a number for each value: their mean is `aggregate(values)`, their spread over pictures that score's.
 
@@ -160,11 +178,11 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
         pictures: of each.
 
     Raises:
-        DataError: the score is not a number, or takes so long that it can't be taken for each picture left out.
+        DataError: the score is not a number.
     """
     began = time.monotonic()
     whole = _score(aggregate, values)
-    took = time.monotonic() - began
+    slow = (time.monotonic() - began) * GROUPS > PATIENCE
     if math.isnan(whole):
         return [math.nan] * len(values)
     plain = _as_numbers(values)
@@ -176,16 +194,20 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
         of.setdefault(picture, []).append(place)
     if len(of) < 2:
         return [whole] * len(values)
-    if took * len(of) > PATIENCE:
-        raise DataError(f"a score takes {took:.1f} s, too long to find what each of {len(of)} pictures does to it")
-    without = np.array([_without(aggregate, values, set(places), whole) for places in of.values()])
-    influence = (len(of) - 1) * (without.mean() - without)
-    each = len(values) / len(of)
-    found = [whole] * len(values)
-    for places, moved in zip(of.values(), influence.tolist(), strict=True):
-        for place in places:
-            found[place] = whole + each * moved / len(places)
-    return found
+    groups: list[list[list[int]]] = [[] for _ in range(min(len(of), FEWEST if slow else GROUPS))]
+    for number, places in enumerate(of.values()):
+        groups[number % len(groups)].append(places)
+    without = np.array(
+        [_without(aggregate, values, {i for places in group for i in places}, whole) for group in groups]
+    )
+    # a group's influence is its pictures' together; each gets a share whose square sums to that of the group
+    influence = (len(groups) - 1) * (without.mean() - without)
+    moved = np.zeros(len(values))
+    for group, of_group in zip(groups, influence.tolist(), strict=True):
+        for places in group:
+            moved[places] = of_group / math.sqrt(len(group)) / len(places)
+    each = len(values) / len(groups)
+    return [float(number) for number in whole + each * (moved - moved.mean())]
 
 
 def _without(aggregate: Callable[..., Any], values: Sequence[Any], places: set[int], whole: float) -> float:
@@ -194,8 +216,6 @@ def _without(aggregate: Callable[..., Any], values: Sequence[Any], places: set[i
 
 
 def _score(aggregate: Callable[..., Any], values: Sequence[Any]) -> float:
-    if "args" in inspect.signature(aggregate).parameters:
-        raise DataError("its score needs the arguments of lmms-eval's command line")
     try:
         return float(aggregate(list(values)))
     except ZeroDivisionError:
@@ -209,3 +229,11 @@ def _as_numbers(values: Sequence[Any]) -> list[float]:
     plain: list[Any] = [value.get("score") if isinstance(value, Mapping) else value for value in values]
     fit = all(isinstance(value, int | float | np.number) for value in plain)
     return [float(value) for value in plain] if fit else []
+
+
+def _mean_of(at: int, metrics: int) -> Callable[[Array], Array]:
+    return lambda c: share(c[..., at], c[..., metrics + at])
+
+
+def _number_of(at: int, metrics: int) -> Callable[[Array], Array]:
+    return lambda c: c[..., metrics + at]

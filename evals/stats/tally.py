@@ -103,7 +103,7 @@ class Tally:
         self.runs: dict[Run, Given] = {}
         self.keep = keep
         self.whole = np.zeros(len(items.keys), bool)
-        self.sums: NDArray[np.floating[Any]] = np.zeros((0, 0, 0))
+        self.sums = np.zeros((0, 0, 0))  # run, cell, count
         # numbers of pictures do not depend on the order of the items
         names = sorted(set(items.pictures), key=lambda name: (len(name), name))
         of = {name: number for number, name in enumerate(names)}
@@ -248,8 +248,7 @@ class Tally:
         )
         numbers = {run: number for number, run in enumerate(self.runs)}
         if missing := len(numbers) - len(self.sums):
-            kind = np.float32 if self.metric.ranked else np.float64  # counts of answers are whole
-            grown = np.zeros((missing, self.number_of_cells, counts.shape[1]), kind)
+            grown = np.zeros((missing, self.number_of_cells, counts.shape[1]))
             self.sums = np.concatenate([self.sums, grown]) if len(self.sums) else grown
         if self.metric.ranked:
             said, start = said_of(counts), 0
@@ -335,10 +334,10 @@ def _floats(column: pa.Array) -> NDArray[np.float32]:
     return found
 
 
-def _add(table: NDArray[np.floating[Any]], at: Places, rows: Array) -> None:
+def _add(table: Array, at: Places, rows: Array) -> None:
     """Add rows to those of a table at `at`, which may repeat: sorted sums are faster than numpy's add.at."""
     if not len(at):
         return
     order = np.argsort(at, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(at[order]) > 0]))
-    table[at[order][starts]] += np.add.reduceat(rows[order], starts, axis=0).astype(table.dtype)
+    table[at[order][starts]] += np.add.reduceat(rows[order], starts, axis=0)

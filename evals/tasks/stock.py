@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.lmms.generation import Generation, read
 from lvlm_guard.evals.lmms.index import load
+from lvlm_guard.evals.metrics.stock import check_scorable
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import REGISTRY, STOCK
@@ -77,6 +78,7 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         raise DataError(f"{name} asks for {task.OUTPUT_TYPE}: only tasks that generate one answer can be run.")
     if task.config.repeats > 1:
         raise DataError(f"{name} asks each question {task.config.repeats} times and scores one answer: not offered.")
+    check_scorable(name, task)
     asked = generation(name, task.config.generation_kwargs or {})
     docs = task.eval_docs_no_media
     pictures = picture_names(task.eval_docs)
@@ -104,6 +106,7 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         "protocol": f"lmms-eval's task {name.removeprefix(STOCK)}, its own prompt and scoring",
         "prompt": items[0].prompt,
         "metrics": {metric: bool(up) for metric, up in task.higher_is_better().items()},
+        "include": list(settings.include),
         "warnings": _warnings(name, asked, settings),
     }
     limit = settings.max_new_tokens or asked.max_new_tokens
