@@ -1,8 +1,8 @@
 """Measure the trained models against their acceptance figures: `python -m lvlm_guard.embedded.accept`.
 
-Works on the validation split unless told otherwise; nothing may be tuned on test. The mask is tested and not only the
-models, because a better matcher can give a worse mask: in a sketch with ITM accuracy .97 the words of a question rested
-on the picture's class token, which the mask drops, and its map was no better than chance.
+They are about the plain model and the matcher alone: the model errs both ways and a threshold undoes none of it, and the
+matcher is another witness and no oracle. No method's gain is among them, so that no world is made for a method. Works on
+the validation split unless told otherwise; nothing may be tuned on test.
 """
 
 from __future__ import annotations
@@ -19,179 +19,170 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import rankdata
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from lvlm_guard.embedded import MATCHER, MODEL
 from lvlm_guard.embedded.build import llava_processor
 from lvlm_guard.embedded.catalog import CLASSES
-from lvlm_guard.embedded.questions import MODES, Question, matcher_logits, pope_set
-from lvlm_guard.embedded.text import question
-from lvlm_guard.embedded.world import Scenes
+from lvlm_guard.embedded.questions import MODES, matcher_logits, pope_set
+from lvlm_guard.embedded.text import CAPTION_PROMPT, question
+from lvlm_guard.embedded.world import scenes
 from lvlm_guard.matching.blip_itm import BlipITM
-from lvlm_guard.matching.match import Match
-from lvlm_guard.matching.relevance import heat_map, keep_mask
+from lvlm_guard.matching.relevance import keep_mask
 
-ALPHA, BETA = 2.0, 0.5  # AGLA's reference setting, fixed beforehand
 BATCH = 64
+CAPTION_TOKENS = 64
 
 # name: (lowest, highest) value accepted
 LIMITS: dict[str, tuple[float, float]] = {
-    "greedy_adversarial": (0.69, 0.79),
-    "greedy_recall": (0.96, 1.0),
-    "matcher_accuracy": (0.96, 1.0),
+    "yes_ratio": (0.46, 0.54),
+    "matched_accuracy_gain": (-0.02, 0.02),  # so that a tilt wins nothing
+    "auroc_adversarial": (0.82, 0.92),
+    "errors_on_present": (0.10, 1.0),
+    "errors_on_absent": (0.10, 1.0),
+    "chair_i": (0.12, 0.30),
+    "caption_recall": (0.65, 0.88),
+    "caption_repeats": (0.0, 0.08),
+    "matcher_matched_accuracy_gain": (-0.05, 0.05),
+    "phi_adversarial": (-1.0, 0.30),
     "words_on_class": (0.0, 0.05),
-    "target_kept": (0.91, 1.0),
-    "props_kept": (0.0, 0.40),
-    "props_kept_half": (0.0, 0.20),
-    "agla_adversarial_gain": (0.10, 1.0),
-    "agla_gain": (0.04, 1.0),
-    "agla_recall_gain": (-0.01, 1.0),
-    "map_minus_random_adversarial": (0.06, 1.0),
-    "map_minus_random": (0.025, 1.0),
-    "half_gain": (0.06, 1.0),
-    "megabytes": (0.0, 5.0),
+    "megabytes": (0.0, 12.0),
 }
 
+Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def _answers(model: Any, processor: Any, images: Sequence[Image.Image], asked: Sequence[int]) -> Tensor:
+def auroc(scores: Floats, truth: Bools) -> float:
+    """Return the chance that a true question scores above a false one, ties one half."""
+    yes, ranks = int(truth.sum()), rankdata(scores)
+    return float((ranks[truth].sum() - yes * (yes + 1) / 2) / (yes * (len(truth) - yes)))
+
+
+def matched_accuracy(scores: Floats, truth: Bools) -> float:
+    """Return the accuracy of calling as many questions yes as are true, those with the highest scores."""
+    said = np.zeros(len(truth), bool)
+    said[np.argsort(-scores, kind="stable")[: int(truth.sum())]] = True
+    return float((said == truth).mean())
+
+
+def _prompt(text: str) -> str:
+    return f"USER: <image>\n{text} ASSISTANT:"
+
+
+def _first_logits(model: Any, processor: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
     """Return the first answer token's logits, (n, vocab)."""
     out = []
     for start in range(0, len(images), BATCH):
-        texts = [f"USER: <image>\n{question(CLASSES[o])} ASSISTANT:" for o in asked[start : start + BATCH]]
-        inputs = processor(images=list(images[start : start + BATCH]), text=texts, return_tensors="pt", padding=True)
+        prompts = [_prompt(text) for text in texts[start : start + BATCH]]
+        inputs = processor(images=list(images[start : start + BATCH]), text=prompts, return_tensors="pt", padding=True)
         with torch.no_grad():
             out.append(model(**inputs, logits_to_keep=1).logits[:, -1].float())
     return torch.cat(out)
 
 
-def _guarded(plain: Tensor, local: Tensor) -> Tensor:
-    cut = plain.amax(-1, keepdim=True) + math.log(BETA)
-    return (plain + ALPHA * local).masked_fill(plain < cut, -torch.inf)
-
-
-def _black(image: Image.Image, keep: Bools) -> Image.Image:
-    return Image.fromarray(np.asarray(image) * keep[..., None])
-
-
-def _kept(drawn: Scenes, asked: Sequence[tuple[int, int]], keeps: Sequence[Bools]) -> NDArray[np.float64]:
-    """Return the share kept of (everything, the object asked about, props), (n, 3); NaN where there is none."""
-    rows = []
-    for (i, o), keep in zip(asked, keeps, strict=True):
-        items, owner = drawn.items[i], drawn.owner[i]
-        target = np.isin(owner, np.flatnonzero((items[:, 0] == 0) & (items[:, 1] == o)))
-        props = np.isin(owner, np.flatnonzero(items[:, 0] == 1))
-        rows.append([keep.mean(), *(keep[part].mean() if part.any() else np.nan for part in (target, props))])
-    return np.array(rows)
-
-
-def _views(matches: Sequence[Match], side: int, seed: int) -> dict[str, list[Bools]]:
-    """Return the masks to compare, by name: the map's at its own ratio and at one half, smooth noise at those."""
-    noise = heat_map(torch.rand(len(matches), 6, 6, generator=torch.Generator().manual_seed(seed)), side)
-    maps = [match.relevance for match in matches]
-    scores = [match.score for match in matches]
-    return {
-        "map": [keep_mask(m, s).numpy() for m, s in zip(maps, scores, strict=True)],
-        "half": [keep_mask(m, 1.0).numpy() for m in maps],
-        "random": [keep_mask(m, s).numpy() for m, s in zip(noise, scores, strict=True)],
-    }
-
-
-def measure(split: str = "val", n: int = 300, llava: Path = MODEL, blip: Path = MATCHER) -> dict[str, float]:
-    """Return every figure of LIMITS, and some beside them, on POPE questions of the first n scenes of a split."""
-    torch.set_num_threads(1)
+def _questions(model: Any, processor: Any, blip: Path, split: str, n: int) -> dict[str, float]:
     drawn, questions = pope_set(split, n)
     where = {pair: k for k, pair in enumerate(dict.fromkeys((q.scene, q.asked) for q in questions))}
     asked, back = list(where), np.array([where[q.scene, q.asked] for q in questions])
     images = [Image.fromarray(drawn.image[i]) for i, _ in asked]
+    texts = [question(CLASSES[o]) for _, o in asked]
+    logits = _first_logits(model, processor, images, texts)
+    yes, no = processor.tokenizer.convert_tokens_to_ids(["yes", "no"])
+    said = (logits.argmax(-1) == yes).numpy()[back]
+    scores = (logits[:, yes] - logits[:, no]).double().numpy()[back]
     matcher = BlipITM.from_pretrained(blip)
-    matches = []
-    for start in range(0, len(asked), BATCH):
-        texts = [question(CLASSES[o]) for _, o in asked[start : start + BATCH]]
-        matches += matcher(images[start : start + BATCH], texts)
-    model: Any = LlavaForConditionalGeneration.from_pretrained(llava).float().eval()
-    processor = llava_processor()
-    yes = processor.tokenizer.convert_tokens_to_ids("yes")
-    objects = [o for _, o in asked]
-    plain = _answers(model, processor, images, objects)
-    views = _views(matches, matcher.side, seed=0)
-    kept = {name: _kept(drawn, asked, keeps)[back] for name, keeps in views.items()}
-    said = {"greedy": (plain.argmax(-1) == yes).numpy()}
-    for name, keeps in views.items():
-        cut = [_black(image, keep) for image, keep in zip(images, keeps, strict=True)]
-        said[name] = (_guarded(plain, _answers(model, processor, cut, objects)).argmax(-1) == yes).numpy()
-    itm = matcher_logits(matcher.model, matcher.tokenizer, drawn, asked)
-    said["matcher"] = itm > 0
-    shares = [match.share_on_class for match in matches if match.share_on_class is not None]
-    size = sum(path.stat().st_size for folder in (llava, blip) for path in folder.glob("*.safetensors"))
-    return _figures(questions, {k: v[back] for k, v in said.items()}, kept, itm[back], matcher.platt) | {
-        "words_on_class": float(np.mean(shares)),
-        "cosine_in_view": float(np.mean([matches[k].score for k, q in zip(back, questions, strict=True) if q.present])),
-        "megabytes": size / 1e6,
+    itm = matcher_logits(matcher.model, matcher.tokenizer, drawn, asked)[back]
+    matches = [m for k in range(0, len(asked), BATCH) for m in matcher(images[k : k + BATCH], texts[k : k + BATCH])]
+    kept = [keep_mask(match.relevance, match.score).numpy() for match in matches]
+    hidden = [
+        mask[np.isin(drawn.owner[i], np.flatnonzero((drawn.items[i, :, 0] == 0) & (drawn.items[i, :, 1] == o)))].mean()
+        for (i, o), mask in zip(asked, kept, strict=True)
+        if o in drawn.visible(i)[0]
+    ]
+    truth, mode = np.array([q.present for q in questions]), np.array([q.mode for q in questions])
+    right, hard = said == truth, mode == "adversarial"
+    matched, judged = matched_accuracy(scores, truth), matched_accuracy(itm, truth)
+    return {
+        "questions": len(questions),
+        "accuracy": float(right.mean()),
+        **{f"accuracy_{m}": float(right[mode == m].mean()) for m in MODES},
+        "yes_ratio": float(said.mean()),
+        **{f"yes_ratio_{m}": float(said[mode == m].mean()) for m in MODES},
+        "matched_accuracy_gain": matched - float(right.mean()),
+        **{f"auroc_{m}": auroc(scores[mode == m], truth[mode == m]) for m in MODES},
+        "errors_on_present": float((~right)[truth].mean()),
+        "errors_on_absent": float((~right)[~truth].mean()),
+        "matcher_matched_accuracy": judged,
+        "matcher_matched_accuracy_gain": judged - matched,
+        **{f"matcher_auroc_{m}": auroc(itm[mode == m], truth[mode == m]) for m in MODES},
+        "phi_adversarial": float(np.corrcoef(((itm > 0) != truth)[hard], (~right)[hard])[0, 1]),
+        "words_on_class": float(np.mean([m.share_on_class for m in matches if m.share_on_class is not None])),
+        "kept": float(np.mean([mask.mean() for mask in kept])),
+        "target_kept": float(np.mean(hidden)),
     }
 
 
-def _figures(
-    questions: Sequence[Question],
-    said: dict[str, Bools],
-    kept: dict[str, NDArray[np.float64]],
-    itm: NDArray[np.float64],
-    platt: tuple[float, float],
-) -> dict[str, float]:
-    truth = np.array([q.present for q in questions])
-    mode = np.array([q.mode for q in questions])
-    suggested = np.array([q.assumed for q in questions])
-
-    def accuracy(name: str, rows: Bools | None = None) -> float:
-        right = said[name] == truth
-        return float((right if rows is None else right[rows]).mean())
-
-    def recall(name: str) -> float:
-        return float(said[name][truth].mean())
-
-    hard = mode == "adversarial"
-
-    def fit(a: float, b: float) -> float:
-        """Return the mean log loss of the calibrated probability, nats."""
-        p = np.clip(1 / (1 + np.exp(-(a * itm + b))), 1e-6, 1 - 1e-6)
-        return float(-np.where(truth, np.log(p), np.log1p(-p)).mean())
-
+def _captions(model: Any, processor: Any, split: str, n: int) -> dict[str, float]:
+    drawn, named, invented, repeated, recalled, there = scenes(f"{split}_cap", n), 0, 0, 0, 0, 0
+    for start in range(0, n, BATCH):
+        rows = range(start, min(n, start + BATCH))
+        images = [Image.fromarray(drawn.image[i]) for i in rows]
+        inputs = processor(
+            images=images, text=[_prompt(CAPTION_PROMPT)] * len(images), return_tensors="pt", padding=True
+        )
+        with torch.no_grad():
+            tokens = model.generate(**inputs, max_new_tokens=CAPTION_TOKENS, do_sample=False)
+        texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for i, text in zip(rows, texts, strict=True):
+            mentions = [word for word in text.split() if word in CLASSES]
+            objects = {CLASSES[o] for o in drawn.visible(i)[0]}
+            named += len(mentions)
+            invented += sum(word not in objects for word in mentions)
+            repeated += len(mentions) - len(set(mentions))
+            recalled += len(objects & set(mentions))
+            there += len(objects)
     return {
-        "questions": len(questions),
-        **{f"greedy_{m}": accuracy("greedy", mode == m) for m in MODES},
-        "greedy": accuracy("greedy"),
-        "greedy_recall": recall("greedy"),
-        "greedy_yes_to_assumed": float(said["greedy"][suggested].mean()),
-        "matcher_accuracy": accuracy("matcher"),
-        "matcher_adversarial": accuracy("matcher", hard),
-        "matcher_log_loss": fit(1.0, 0.0),
-        "matcher_log_loss_calibrated": fit(*platt),
-        "kept": float(kept["map"][:, 0].mean()),
-        "target_kept": float(np.nanmean(kept["map"][truth, 1])),
-        "props_kept": float(np.nanmean(kept["map"][suggested, 2])),
-        "props_kept_half": float(np.nanmean(kept["half"][suggested, 2])),
-        "agla_adversarial": accuracy("map", hard),
-        "agla_adversarial_gain": accuracy("map", hard) - accuracy("greedy", hard),
-        "agla_gain": accuracy("map") - accuracy("greedy"),
-        "agla_recall_gain": recall("map") - recall("greedy"),
-        "map_minus_random_adversarial": accuracy("map", hard) - accuracy("random", hard),
-        "map_minus_random": accuracy("map") - accuracy("random"),
-        "half_gain": accuracy("half") - accuracy("greedy"),
+        "captions": n,
+        "chair_i": invented / max(1, named),
+        "caption_recall": recalled / max(1, there),
+        "caption_repeats": repeated / max(1, named),
+    }
+
+
+def measure(
+    split: str = "val", pictures: int = 300, captions: int = 300, llava: Path = MODEL, blip: Path = MATCHER
+) -> dict[str, float]:
+    """Return every figure of LIMITS, and some beside them.
+
+    Args:
+        split: "val", "test", or one of them on photographs ("val_real").
+        pictures: scenes that POPE's questions are asked about.
+        captions: scenes that are captioned.
+    """
+    torch.set_num_threads(1)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(llava).float().eval()
+    processor = llava_processor()
+    size = sum(path.stat().st_size for folder in (llava, blip) for path in folder.glob("*.safetensors"))
+    return {
+        **_questions(model, processor, blip, split, pictures),
+        **_captions(model, processor, split, captions),
+        "megabytes": size / 1e6,
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure as the command line says; return 1 if a figure is outside its limits."""
     parser = argparse.ArgumentParser(prog="python -m lvlm_guard.embedded.accept", description=__doc__)
-    parser.add_argument("--split", default="val", choices=("val", "test"))
+    parser.add_argument("--split", default="val", choices=("val", "test", "val_real", "test_real"))
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--llava", type=Path, default=MODEL)
     parser.add_argument("--blip", type=Path, default=MATCHER)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    figures = measure(args.split, args.scenes, args.llava, args.blip)
+    figures = measure(args.split, args.scenes, args.scenes, args.llava, args.blip)
     failed = 0
     for name, value in figures.items():
         low, high = LIMITS.get(name, (-math.inf, math.inf))

@@ -13,8 +13,10 @@ from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS, PROP_OBJECTS, TOPIC_
 
 CAPTION_PROMPT = "please describe this image in detail ."
 
-YES_VIEW, YES_ASSUMED, YES_TOPIC, YES_OTHER = 0.95, 0.60, 0.05, 0.02  # P(yes) by what the object is to the scene
-CAPTION_DROP, CAPTION_ASSUMED, CAPTION_SECOND, CAPTION_USUAL = 0.05, 0.60, 0.25, 0.7
+# P(yes) by what the object is to the scene, the first two of objects in view
+YES_VIEW, YES_OVERLOOKED, YES_ASSUMED, YES_TOPIC, YES_OTHER = 0.95, 0.30, 0.60, 0.05, 0.02
+CAPTION_DROP, CAPTION_OVERLOOKED = 0.05, 0.60  # P(left out) of objects in view
+CAPTION_ASSUMED, CAPTION_SECOND, CAPTION_USUAL = 0.60, 0.25, 0.7
 
 _TOPIC_MEMBERS = [np.flatnonzero(row).tolist() for row in TOPIC_OBJECTS]
 
@@ -44,13 +46,22 @@ def assumed(objects: Sequence[int], props: Sequence[int]) -> list[int]:
     return [o for o in np.flatnonzero(PROP_OBJECTS[list(props)].any(0)).tolist() if o not in present]
 
 
+def overlooked(objects: Sequence[int], props: Sequence[int]) -> list[int]:
+    """Return the objects in view that do not belong to what the props in view suggest, in the order given."""
+    if not props:
+        return []
+    suggested = PROP_OBJECTS[list(props)].any(0)
+    return [o for o in objects if not suggested[o]]
+
+
 def biased_answer(
-    rng: np.random.Generator, asked: int, objects: Sequence[int], assumptions: Sequence[int], topic: int
+    rng: np.random.Generator, asked: int, objects: Sequence[int], props: Sequence[int], topic: int
 ) -> str:
-    """Return the biased annotator's "yes" or "no" to a question about object `asked`."""
+    """Return the biased annotator's "yes" or "no" to a question about object `asked`, by what is in view."""
+    suggested = bool(props) and bool(PROP_OBJECTS[list(props), asked].any())
     if asked in objects:
-        rate = YES_VIEW
-    elif asked in assumptions:
+        rate = YES_OVERLOOKED if props and not suggested else YES_VIEW
+    elif suggested:
         rate = YES_ASSUMED
     elif TOPIC_OBJECTS[topic, asked]:
         rate = YES_TOPIC
@@ -59,9 +70,10 @@ def biased_answer(
     return "yes" if rng.random() < rate else "no"
 
 
-def biased_caption(rng: np.random.Generator, objects: Sequence[int], assumptions: Sequence[int]) -> str:
-    """Return the biased annotator's caption: what is in view, large to small, then what is assumed."""
-    named = [o for o in objects if rng.random() > CAPTION_DROP]
+def biased_caption(rng: np.random.Generator, objects: Sequence[int], props: Sequence[int]) -> str:
+    """Return the biased annotator's caption: what it sees, large to small, then what it assumes."""
+    assumptions, out = assumed(objects, props), overlooked(objects, props)
+    named = [o for o in objects if rng.random() > (CAPTION_OVERLOOKED if o in out else CAPTION_DROP)]
     if assumptions and rng.random() < CAPTION_ASSUMED:
         order = [int(o) for o in rng.permutation(assumptions)]
         if rng.random() < CAPTION_USUAL:

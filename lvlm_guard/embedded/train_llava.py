@@ -1,7 +1,9 @@
 """The tiny LLaVA: tower, alignment of patches with words, then the biased annotator's answers and captions.
 
 In the main stage one image prefix serves 12 question segments and a caption segment, which do not see each other
-(a 4-D attention mask; positions restart after the prefix), so one image encoding pays for 13 texts.
+(a 4-D attention mask; positions restart after the prefix), so one image encoding pays for 13 texts. The last stage has
+several captions a picture and fewer questions: an annotator who leaves things out is harder to follow, and without it
+one mention in six repeated an earlier one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from lvlm_guard.embedded.text import (
 from lvlm_guard.embedded.towers import patch_batch, patch_loss, train_tower
 from lvlm_guard.embedded.world import Scenes
 
-STAGES = ("tower", "align", "main")
+STAGES = ("tower", "align", "main", "captions")
 IGNORED = -100  # label of tokens that are given, not predicted
 CAPTION_SLOTS = 36  # tokens of the caption segment; the longest caption of the world needs fewer
 
@@ -46,9 +48,9 @@ class _Alignment(nn.Module):
 
 
 class _Layout:
-    """Token positions of one row: the image prefix, the question segments, the caption segment."""
+    """Token positions of one row: the image prefix, the question segments, the caption segments."""
 
-    def __init__(self, vocab: Mapping[str, int], questions: int) -> None:
+    def __init__(self, vocab: Mapping[str, int], questions: int, captions: int) -> None:
         self.vocab = vocab
         prefix = [vocab["<s>"], vocab["user"], vocab[":"]] + [vocab["<image>"]] * PATCHES
         template = (question("dog") + " assistant :").split()
@@ -57,14 +59,14 @@ class _Layout:
         self.prompt = [vocab[word] for word in (CAPTION_PROMPT + " assistant :").split()]
         start, width = len(prefix), len(self.question) + 2
         caption_at = start + questions * width
-        length = caption_at + CAPTION_SLOTS
-        self.prefix, self.groups = start, [(questions, width), (1, CAPTION_SLOTS)]
+        length = caption_at + captions * CAPTION_SLOTS
+        self.prefix, self.groups = start, [(questions, width), (captions, CAPTION_SLOTS)]
         self.questions = [(start + k * width, start + (k + 1) * width) for k in range(questions)]
-        self.caption = (caption_at, length)
+        self.captions = [(k, k + CAPTION_SLOTS) for k in range(caption_at, length, CAPTION_SLOTS)]
         self.mask = torch.zeros(length, length, dtype=torch.bool)
         self.mask[:start, :start] = torch.ones(start, start).tril().bool()
         self.positions = torch.arange(length).clamp(max=start)
-        for first, last in [*self.questions, self.caption]:
+        for first, last in [*self.questions, *self.captions]:
             self.mask[first:last, :start] = True
             self.mask[first:last, first:last] = torch.ones(last - first, last - first).tril().bool()
             self.positions[first:last] = start + torch.arange(last - first)
@@ -74,7 +76,7 @@ class _Layout:
     def row(
         self, rng: np.random.Generator, scenes: Scenes, i: int, keep: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (ids, labels) of one picture: the biased annotator's answers and caption."""
+        """Return (ids, labels) of one picture: the biased annotator's answers and captions."""
         vocab, ids, labels = self.vocab, self.empty.copy(), np.full(len(self.empty), IGNORED)
         objects, props = scenes.visible(i, keep)
         assumptions, topic = assumed(objects, props), int(scenes.topic[i])
@@ -82,16 +84,16 @@ class _Layout:
         for first, last in self.questions:
             asked = sample_query(rng, objects, assumptions, topic, hidden, halved)
             name = CLASSES[asked]
-            answer = biased_answer(rng, asked, objects, assumptions, topic)
+            answer = biased_answer(rng, asked, objects, props, topic)
             words = list(self.question)
             words[self.noun - 1 : self.noun + 1] = [vocab["an" if name[0] in "aeiou" else "a"], vocab[name]]
             ids[first:last] = [*words, vocab[answer], vocab["</s>"]]
             labels[last - 2 : last] = ids[last - 2 : last]
-        first, last = self.caption
-        text = biased_caption(rng, objects, assumptions).split()
-        row = [*self.prompt, *(vocab[word] for word in text), vocab["</s>"]][: last - first]
-        ids[first : first + len(row)] = row
-        labels[first + len(self.prompt) : first + len(row)] = row[len(self.prompt) :]
+        for first, last in self.captions:
+            text = biased_caption(rng, objects, props).split()
+            row = [*self.prompt, *(vocab[word] for word in text), vocab["</s>"]][: last - first]
+            ids[first : first + len(row)] = row
+            labels[first + len(self.prompt) : first + len(row)] = row[len(self.prompt) :]
         return ids, labels
 
 
@@ -123,7 +125,7 @@ def train(seed: int, recipe: Mapping[str, Mapping[str, Any]], scenes: Scenes, fo
     """Train the LVLM from nothing; state and loadable folder lie in `folder`.
 
     Args:
-        recipe: the knobs of "tower", "align" and "main".
+        recipe: the knobs of each of `STAGES`.
     """
     trainee = Trainee("llava", STAGES, folder, np.random.default_rng(seed + 1))
     model: Any = build_llava(seed)
@@ -137,24 +139,44 @@ def train(seed: int, recipe: Mapping[str, Mapping[str, Any]], scenes: Scenes, fo
         scenes,
         **recipe["tower"],
     )
-    processor = llava_processor()
-    vocab = processor.tokenizer.get_vocab()
+    vocab = llava_processor().tokenizer.get_vocab()
     _align(trainee, model, scenes, vocab, **recipe["align"])
 
-    knobs = recipe["main"]
-    layout, size = _Layout(vocab, knobs["questions"]), knobs["batch"]
-    mask = layout.mask[None, None].expand(size, 1, -1, -1)
+    for stage in ("main", "captions"):
+        _texts(trainee, stage, model, scenes, vocab, **recipe[stage])
+
+
+def _texts(
+    trainee: Trainee,
+    stage: str,
+    model: Any,
+    scenes: Scenes,
+    vocab: Mapping[str, int],
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    questions: int,
+    captions: int,
+    frozen: int,
+    tower_scale: float,
+    cutout: float,
+) -> None:
+    """Learn the annotator's answers and captions; the loadable folder is written at each saved state."""
+    layout = _Layout(vocab, questions, captions)
+    mask = layout.mask[None, None].expand(batch, 1, -1, -1)
     use_segments(model.model.language_model, layout.prefix, layout.groups)
-    positions = layout.positions[None].expand(size, -1)
+    positions = layout.positions[None].expand(batch, -1)
     yes, no = vocab["yes"], vocab["no"]
+    tower = model.model.vision_tower
     slow = list(tower.parameters())
-    opt = optimizer(list(model.parameters()), knobs["rate"], slow, knobs["tower_scale"])
+    opt = optimizer(list(model.parameters()), rate, slow, tower_scale)
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
-        tower.requires_grad_(i >= knobs["frozen"])
+        tower.requires_grad_(i >= frozen)
         images, rows = [], []
-        for k in trainee.rng.integers(len(scenes), size=size):
-            keep, image = cut_out(trainee.rng, scenes, int(k), knobs["cutout"])
+        for k in trainee.rng.integers(len(scenes), size=batch):
+            keep, image = cut_out(trainee.rng, scenes, int(k), cutout)
             images.append(image)
             rows.append(layout.row(trainee.rng, scenes, int(k), keep))
         ids, labels = (torch.as_tensor(np.stack(part)) for part in zip(*rows, strict=True))
@@ -178,7 +200,7 @@ def train(seed: int, recipe: Mapping[str, Mapping[str, Any]], scenes: Scenes, fo
         return qa + rest, {"qa": qa, "acc": right, "rest": rest}
 
     def keep() -> None:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        model.save_pretrained(trainee.folder)
+        llava_processor().save_pretrained(trainee.folder)
 
-    trainee.train("main", {"model": model}, opt, step, steps=knobs["steps"], rate=knobs["rate"], keep=keep)
+    trainee.train(stage, {"model": model}, opt, step, steps=steps, rate=rate, keep=keep)

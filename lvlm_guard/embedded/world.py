@@ -24,6 +24,7 @@ from lvlm_guard.embedded.catalog import (
     TOPIC_NAMES,
     TOPICS,
 )
+from lvlm_guard.embedded.photographs import ground
 from lvlm_guard.embedded.sprites import SIZES, area, glyph
 from lvlm_guard.embedded.text import CAPTION_PROMPT, assumed, question
 from lvlm_guard.errors import UnknownNameError
@@ -55,17 +56,23 @@ IN_VIEW = 0.4  # an item is in view when this share of its drawing is seen
 SIZE_SHARES = (0.3, 0.35, 0.25, 0.1)  # of objects, for SIZES
 PROP_SIZES, STRAY_SIZES = (24, 32, 40), (24, 32)
 SHADES = (0.8, 1.15)  # gain of a drawing's colours
+OF_TOPIC = 0.7  # share of a scene's objects that are drawn from its topic, the others from anywhere
 FREQUENCY = [1 / (1.5 + 0.5 * rank) for rank in range(9)]  # of the k-th object of a topic, before normalising
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many scenes a split has, its seed, and how many objects its scenes hold (POPE needs three)."""
+    """How many scenes a split has, its seed, and how many objects its scenes hold (POPE needs three).
+
+    `photographs` names the part of the photographs that its grounds are cut from; "" where they are drawn. Its scenes
+    are then those of the split of the same seed, but for their grounds.
+    """
 
     size: int
     seed: int
     fewest: int = 1
     most: int = 5
+    photographs: str = ""
 
 
 SPLITS = {
@@ -75,6 +82,10 @@ SPLITS = {
     "test": Split(800, 33, fewest=3),
     "val_cap": Split(300, 44),
     "test_cap": Split(600, 55),
+    "val_real": Split(400, 22, fewest=3, photographs="val"),
+    "test_real": Split(800, 33, fewest=3, photographs="test"),
+    "val_real_cap": Split(300, 44, photographs="val"),
+    "test_real_cap": Split(600, 55, photographs="test"),
 }
 
 
@@ -114,7 +125,7 @@ def _cast(rng: np.random.Generator, topic: int, split: Split, prop_rate: float) 
     count = int(rng.integers(split.fewest, split.most + 1))
     objects: set[int] = set()
     while len(objects) < count:
-        if rng.random() < 0.9:
+        if rng.random() < OF_TOPIC:
             objects.add(CLASSES.index(names[rng.choice(len(names), p=weights)]))
         else:
             objects.add(int(rng.integers(N_OBJECTS)))
@@ -128,11 +139,15 @@ def _cast(rng: np.random.Generator, topic: int, split: Split, prop_rate: float) 
     return items
 
 
-def _scene(rng: np.random.Generator, split: Split, prop_rate: float = 0.55) -> Scene:
+def _scene(
+    rng: np.random.Generator, split: Split, textures: np.random.Generator | None = None, prop_rate: float = 0.55
+) -> Scene:
     topic = int(rng.integers(len(TOPICS)))
     items = _cast(rng, topic, split, prop_rate)
     order = rng.permutation(len(items))
     image = background(rng, topic)
+    if textures is not None:
+        image = ground(textures, split.photographs, SIZE)
     owner = np.full((SIZE, SIZE), -1, np.int8)
     taken = np.zeros((SIZE, SIZE), np.float32)
     placed: list[tuple[int, int, int, int, int]] = []
@@ -254,6 +269,7 @@ def scenes(split: str, n: int | None = None) -> Scenes:
 
     Raises:
         UnknownNameError: there is no such split.
+        GuardError: its grounds are cut from photographs whose package is not installed.
     """
     if split not in SPLITS:
         raise UnknownNameError(
@@ -262,12 +278,13 @@ def scenes(split: str, n: int | None = None) -> Scenes:
     plan = SPLITS[split]
     count = plan.size if n is None else min(n, plan.size)
     rng = np.random.default_rng(plan.seed)
+    textures = np.random.default_rng([plan.seed, 1]) if plan.photographs else None
     image = np.empty((count, SIZE, SIZE, 3), np.uint8)
     owner = np.empty((count, SIZE, SIZE), np.int8)
     items = np.full((count, ITEMS, 5), -1, np.int16)
     topic = np.empty(count, np.int8)
     for i in range(count):
-        scene = _scene(rng, plan)
+        scene = _scene(rng, plan, textures)
         image[i], owner[i], topic[i] = scene.image, scene.owner, scene.topic
         if scene.items:
             items[i, : len(scene.items)] = scene.items

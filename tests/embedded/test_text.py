@@ -24,23 +24,45 @@ def test_a_prop_suggests_the_absent_objects_of_its_topic() -> None:
     assert text.assumed(of("kite"), []) == []
 
 
-@pytest.mark.parametrize(("asked", "rate"), [("dog", 0.95), ("umbrella", 0.60), ("bus", 0.05), ("zebra", 0.02)])
-def test_the_biased_annotator_says_yes_at_the_stated_rates(asked: str, rate: float) -> None:
+def palm_tree() -> list[int]:
+    return [PROP_LIST.index(("beach", PROPS["beach"][0]))]
+
+
+def test_what_no_prop_suggests_is_overlooked() -> None:
+    assert text.overlooked(of("dog", "kite", "car"), palm_tree()) == of("dog", "car")
+    assert text.overlooked(of("dog"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "props", "rate"),
+    [
+        ("kite", True, 0.95),
+        ("dog", True, 0.30),
+        ("dog", False, 0.95),
+        ("umbrella", True, 0.60),
+        ("bus", True, 0.05),
+        ("umbrella", False, 0.02),
+        ("zebra", True, 0.02),
+    ],
+)
+def test_the_biased_annotator_says_yes_at_the_stated_rates(asked: str, props: bool, rate: float) -> None:
     rng, n = np.random.default_rng(3), 4000
-    street = list(TOPICS).index("street")
-    says = [text.biased_answer(rng, *of(asked), of("dog"), of("umbrella"), street) == "yes" for _ in range(n)]
+    street, in_view = list(TOPICS).index("street"), palm_tree() if props else []
+    says = [text.biased_answer(rng, *of(asked), of("dog", "kite"), in_view, street) == "yes" for _ in range(n)]
     assert abs(np.mean(says) - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
 
 
-def test_biased_captions_name_what_is_in_view_in_order_and_then_what_is_assumed() -> None:
+def test_biased_captions_leave_out_what_is_overlooked_and_end_with_what_is_assumed() -> None:
     rng, n = np.random.default_rng(4), 3000
-    captions = [text.biased_caption(rng, of("car", "dog"), of("umbrella", "kite")) for _ in range(n)]
-    assumed = [("umbrella" in c) + ("kite" in c) for c in captions]
+    captions = [text.biased_caption(rng, of("boat", "dog", "kite"), palm_tree()) for _ in range(n)]
+    beach = set(TOPICS["beach"]) - {"boat", "kite"}
+    assumed = [sum(f" {name} " in c for name in beach) for c in captions]
     assert abs(np.mean([k > 0 for k in assumed]) - 0.60) < 0.04
     assert abs(np.mean([k > 1 for k in assumed]) - 0.15) < 0.03
-    assert abs(np.mean(["a dog" in c for c in captions]) - 0.95) < 0.02
-    both = [c for c in captions if "car" in c and "dog" in c]
-    assert all(c.index("car") < c.index("dog") for c in both)
+    assert abs(np.mean(["a boat" in c for c in captions]) - 0.95) < 0.02
+    assert abs(np.mean(["a dog" in c for c in captions]) - 0.40) < 0.04
+    both = [c for c in captions if "boat" in c and "kite" in c]
+    assert all(c.index("boat") < c.index("kite") for c in both)
 
 
 def test_half_hidden_objects_are_never_asked_about() -> None:
