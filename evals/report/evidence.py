@@ -3,23 +3,23 @@
     collect_for("runs/first")                     # loads the model of the run
     collect(answerer, tasks, read_run(folder))    # with one that is at hand
 
-Both write small pictures and `index.json` into `evidence/`, from which the report is made without any model. What is
-there of the same items is kept, so that a run that is scored again has the same files.
+Both write small pictures and `index.json` into `evidence/`, from which the report is made without any model. Nothing is
+made again while the same items of the same run are shown.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.report.disagreement import LIMIT, Shown, disagreements
-from lvlm_guard.evals.report.saved import Run, finished
+from lvlm_guard.evals.report.saved import Run, finished, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,34 +73,31 @@ def collect(answerer: Answerer, tasks: Sequence[EvalTask], run: Run, limit: int 
     from lvlm_guard.evals.report.maps import maps_of
 
     maps, folder = maps_of(answerer), run.folder / EVIDENCE
-    there = _read(folder / INDEX)
     items = {(task.name, item.key): item for task in tasks for item in task.items}
-    entries = []
+    shown = [one for found in disagreements(run, limit).values() for one in found.shown]
+    told = [[run.asked.get("identity"), maps.version, FORMAT], [[one.task, one.key, one.objects] for one in shown]]
+    made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     with disk_trouble(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for one in (one for found in disagreements(run, limit).values() for one in found.shown):
-            item = items[one.task, one.key]
-            stem = _stem(one.task, one.key)
-            made_from = _made_from(item, one, maps.version)
-            entry = there.get(stem)
-            if (
-                entry is None
-                or entry["made_from"] != made_from
-                or not all((folder / f).is_file() for f in _files(entry))
-            ):
-                entry = {
-                    "task": one.task,
-                    "key": one.key,
-                    "made_from": made_from,
-                    **_entry(maps, one, item, stem, folder),
-                }
-            entries.append(entry)
-        index = {"format": FORMAT, "maps": maps.about, "items": entries}
-        _write(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
-        kept = {name for entry in entries for name in _files(entry)}
-        for name in {name for entry in there.values() for name in _files(entry)} - kept:
-            (folder / name).unlink(missing_ok=True)
+        if not _there(folder, made_from):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            entries = [
+                {"task": one.task, "key": one.key} | _entry(maps, one, items[one.task, one.key], f"{number}", folder)
+                for number, one in enumerate(shown)
+            ]
+            index = {"made_from": made_from, "maps": maps.about, "items": entries}
+            write_whole(folder, INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return folder / INDEX
+
+
+def _there(folder: Path, made_from: str) -> bool:
+    """Return whether all that would be made is there already."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        names = [view[name] for entry in index["items"] for view in entry["views"] for name in PICTURES if name in view]
+        return bool(index["made_from"] == made_from and all((folder / name).is_file() for name in names))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _entry(maps: Maps | PicturesAlone, one: Shown, item: Item, stem: str, folder: Path) -> dict[str, Any]:
@@ -126,44 +123,5 @@ def _entry(maps: Maps | PicturesAlone, one: Shown, item: Item, stem: str, folder
 def _save(image: Image, path: Path) -> str:
     from lvlm_guard.report.pictures import fitted
 
-    buffer = io.BytesIO()
-    fitted(image, largest=LARGEST).save(buffer, format="jpeg", quality=88, optimize=True)
-    _write(path, buffer.getvalue())
+    fitted(image, largest=LARGEST).save(path, format="jpeg", quality=88, optimize=True)
     return path.name
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def _stem(task: str, key: str) -> str:
-    """Return an item's name in file names."""
-    return hashlib.sha256(json.dumps([task, key]).encode()).hexdigest()[:12]
-
-
-def _made_from(item: Item, one: Shown, version: str) -> str:
-    """Return a digest of all that an item's evidence is made from."""
-    digest = hashlib.sha256(json.dumps([item.prompt, item.question, one.objects, version]).encode())
-    try:
-        for picture in item.pictures():
-            digest.update(repr(picture.size).encode() + picture.tobytes())
-    except GuardError as error:
-        digest.update(str(error).encode())
-    return digest.hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what an earlier run left, by the item's name in file names; nothing where it can't be read."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            return {}
-        return {_stem(entry["task"], entry["key"]): entry for entry in index["items"] if entry["made_from"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _files(entry: Mapping[str, Any]) -> list[str]:
-    return [view[name] for view in entry["views"] for name in PICTURES if view.get(name)]

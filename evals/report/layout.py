@@ -77,10 +77,11 @@ class Results:
 
     Args:
         data: what the file holds.
+        baselines: decoder -> whom its differences are shown to, where that is not the reference.
     """
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self.data = data
+    def __init__(self, data: Mapping[str, Any], baselines: Mapping[str, str] | None = None) -> None:
+        self.data, self.baselines = data, baselines or {}
         self.rows: list[Row] = [*data["rows"], *data.get("costs", ())]
         self.decoders: list[Mapping[str, Any]] = list(data["decoders"])
         self.tasks: list[Mapping[str, Any]] = list(data["tasks"])
@@ -94,7 +95,7 @@ class Results:
 
     def difference(self, row: str, decoder: str, metric: str, baseline: str = "") -> Row | None:
         """Return the row of a decoder's difference to a baseline, by default the reference."""
-        return self._at.get((row, decoder, baseline or self.reference, metric))
+        return self._at.get((row, decoder, baseline or self.baselines.get(decoder, self.reference), metric))
 
     def label_yes(self, row: str) -> float | None:
         """Return the share of the labels that are yes."""

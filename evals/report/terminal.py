@@ -23,18 +23,27 @@ SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence me
 Line = Mapping[str, Any]
 
 
-def tables(results: Results | Mapping[str, Any], width: int = 120) -> list[Table]:
-    """Return a table for each task; narrower terminals get fewer columns, never cut ones. None of a void run."""
+def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = "", caption: str = "") -> list[Table]:
+    """Return a table for each task; narrower terminals get fewer columns, never cut ones. None of a void run.
+
+    Args:
+        results: what `results.json` holds.
+        width: of the terminal.
+        about: what the tables are of; "": the model.
+        caption: what stands below; "": what the figures are.
+    """
     known = results if isinstance(results, Results) else Results(results)
-    return [] if known.data.get("void") else [_table(known, task, width) for task in known.tasks]
+    if known.data["void"]:
+        return []
+    about = about or known.data.get("settings", {}).get("model", "")
+    return [_table(known, task, width, about, caption or explained(known, task)) for task in known.tasks]
 
 
-def _table(results: Results, task: Mapping[str, Any], width: int) -> Table:
+def _table(results: Results, task: Mapping[str, Any], width: int, about: str, caption: str) -> Table:
     columns = [Column[Line]("decoder", _name, text=True)]
     columns += [Column(one.title, _cell(results, one), one.rank) for one in results.columns(task)]
-    model = results.data.get("settings", {}).get("model", "")
-    title = f"{task['name']}: {model}, {task['split']} split, {task['n']} items on {task['pictures']} pictures"
-    return fitted(results.lines(task), columns, width, title=title, caption=caption(results, task))
+    title = f"{task['name']}: {about}, {task['split']} split, {task['n']} items on {task['pictures']} pictures"
+    return fitted(results.lines(task), columns, width, title=title, caption=caption)
 
 
 def _name(decoder: Line) -> Text:
@@ -56,7 +65,7 @@ def _cell(results: Results, column: layout.Column) -> Callable[[Line], Text | st
     return cell
 
 
-def caption(results: Results, task: Mapping[str, Any]) -> str:
+def explained(results: Results, task: Mapping[str, Any]) -> str:
     """Return what a table's figures are, in a few sentences."""
     n = {row: max(r["n"] for r in results.rows if r["task"] == row) for row in results.row_tasks(task)}
     counted = ", ".join(f"{row} {n}" for row, n in n.items())
@@ -70,7 +79,7 @@ def caption(results: Results, task: Mapping[str, Any]) -> str:
 def sentences(results: Results | Mapping[str, Any]) -> list[str]:
     """Return what a reader must know of the results, sentence by sentence; none of a void run."""
     known = results if isinstance(results, Results) else Results(results)
-    if known.data.get("void"):
+    if known.data["void"]:
         return []
     told = [f"{v['decoder']} on {v['task']}: {v['verdict']}. {v['sentence']}" for v in known.verdicts()]
     for task in known.tasks:

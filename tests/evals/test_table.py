@@ -1,122 +1,128 @@
-"""The terminal's table and its sentences: nothing cut, and verdicts that follow the numbers."""
+"""The terminal's table and its sentences: nothing cut, columns by metric and role, verdicts that follow the numbers."""
+
+from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
+from typing import Any
 
 import pytest
+from results import ROLES, change, decoder, results, row
 from rich.console import Console
 
-from lvlm_guard.evals.report.figures import ends, number, p_text, verdict
-from lvlm_guard.evals.report.remarks import remarks
-from lvlm_guard.evals.report.terminal import tables
-
-DECODERS = ["greedy", "sample-matched", "agla", "agla-random", "vote"]
+from lvlm_guard.evals.report.layout import Results
+from lvlm_guard.evals.report.numbers import interval, judged, number, p_text, said, written
+from lvlm_guard.evals.report.terminal import sentences, tables
 
 
-def row(method, task, metric, value, p=None, spread=0.05, **more):
-    made = {"model": "m", "method": method, "task": task, "metric": metric, "value": value, "n": 300}
-    made |= {"low": value - spread, "high": value + spread}
-    return made | ({"p_value": p} if p is not None else {}) | more
-
-
-def made_run(**values):
-    """A run whose agla lifts accuracy by saying no, and whose vote shortens captions."""
-    rows = []
-    for task in ("pope_random", "pope_adversarial", "pope_all"):
-        for name in DECODERS:
-            rows += [row(name, task, "accuracy", 0.8), row(name, task, "f1", 0.8)]
-            rows.append(row(name, task, "yes_ratio", 0.45 if name == "agla" else 0.6))
-        rows.append(row("greedy", task, "label_yes", 0.5))
-        for name in DECODERS[1:]:
-            difference = {"agla": 0.1, "vote": -0.1}.get(name, 0.01)
-            p = 0.0002 if name in ("agla", "vote") else 0.5
-            rows.append(row(f"{name}-greedy", task, "accuracy", difference, p, fixed=40, broken=10))
-        rows.append(row("agla-agla-random", task, "accuracy", 0.09, 0.0002))
-    for name in DECODERS:
-        rows += [row(name, "chair", metric, 0.2) for metric in ("chair_i", "chair_s", "object_recall", "repeats")]
-        rows += [
-            row(name, "chair", "length", 6.0 if name == "vote" else 12.0),
-            row(name, "chair", "objects_named", 3.0),
-        ]
-    for name in DECODERS[1:]:
-        rows.append(row(f"{name}-greedy", "chair", "chair_i", -0.1 if name == "vote" else 0.0, 0.0002))
-        rows.append(row(f"{name}-greedy", "chair", "object_recall", -0.08 if name == "vote" else 0.0, 0.4))
-    tasks = [
-        {"name": "pope_task", "kind": "pope", "rows": ["pope_random", "pope_adversarial"]},
-        {"name": "captions", "kind": "chair", "rows": ["chair"]},
-    ]
-    common = {"split": "test", "pictures": 50, "n": 600, "about": {}}
-    for task in tasks:
-        for name in DECODERS:
-            rows += [row(name, task["name"], "tokens", 5.0), row(name, task["name"], "masks", 1.0)]
-    return {
-        "status": "complete",
-        "settings": {"model": "m"},
-        "reference": "greedy",
-        "compared": [["agla", "agla-random", "what the map adds"], ["agla", "none such", "never shown"]],
-        "decoders": [{"name": name, "method": name if name in ("agla", "vote") else None} for name in DECODERS],
-        "tasks": [task | common for task in tasks],
-        "rows": rows,
-        "times": {"rows": [row(name, t["name"], "time_ratio", 1.5) for name in DECODERS for t in tasks]},
-        **values,
-    }
-
-
-@pytest.mark.parametrize("width", [80, 100, 120, 160])
-def test_the_table_fits_its_terminal_and_cuts_nothing(width):
+def printed(data: dict[str, Any], width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    for table in tables(made_run(), width):
+    for table in tables(data, width):
         console.print(table)
-    text = console.export_text()
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_table_fits_its_terminal_and_cuts_nothing(width: int) -> None:
+    text = printed(results(), width)
     assert "…" not in text
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
-    for name in DECODERS:
-        assert len(re.findall(rf"^ {name}\s", text, re.M)) == 2, name
-    assert "p<.001" in text
-    # the columns of least weight go first
-    assert "40/10" in text if width == 160 else width > 80 or "40/10" not in text
+    for name in ROLES:
+        assert len(re.findall(rf"^ {name}\s", text, re.M)) == (1 if name in ("matcher", "tilt") else 2), name
+    assert ".900 +.100" in text
+    assert "AUROC" in text
     assert "×greedy" in text
+    # the columns of least weight go first
+    assert ("12/40" in text) == (width > 100)
+    assert ("unreadable" in text) == ("moves the threshold" in text) == (width == 200)
 
 
-def test_a_guard_that_says_no_more_often_and_one_that_says_less_are_shown_as_such():
-    said = remarks(made_run())
-    agla = next(sentence for sentence in said if sentence.startswith("agla answers"))
-    assert "agla answers more questions right than greedy on pope_all" in agla
-    assert "it says no more often (yes ratio .600 to .450, .500 would be right)" in agla
-    assert any(sentence.startswith("vote answers fewer questions right") for sentence in said)
-    vote = next(sentence for sentence in said if sentence.startswith("In captions vote"))
-    assert "names fewer absent objects" in vote
+def test_yes_ratios_stand_less_the_share_of_the_labels() -> None:
+    line = next(line for line in printed(results(), 80).splitlines() if line.startswith(" agla "))
+    assert "−.050" in line
+
+
+def test_a_verdict_is_told_of_methods_on_all_items_and_not_of_controls() -> None:
+    told = sentences(results())
+    assert told[0].startswith("agla on pope_all: moves the threshold. Accuracy +.100")
+    assert told[1].startswith("vote on pope_all: ranks worse.")
+    assert not any("pope_random" in one or one.startswith("tilt") for one in told)
+
+
+def test_a_guard_that_says_less_and_one_that_changes_nothing_are_shown_as_such() -> None:
+    told = sentences(results())
+    vote = next(one for one in told if one.startswith("vote on chair"))
+    assert "names fewer absent objects, CHAIR_i −.100 [−.130, −.070], p<.001" in vote
     assert "its captions are 50% shorter" in vote
-    assert any("agla has no clear effect" in sentence for sentence in said)
-    assert any("agla − agla-random" in sentence and "what the map adds" in sentence for sentence in said)
-    assert not any("never shown" in sentence for sentence in said)
+    assert "10% of its object words repeat one of the same caption (greedy: 20%)" in vote
+    agla = next(one for one in told if one.startswith("agla on chair"))
+    assert "no clear effect" in agla
+    assert "shorter" not in agla
+    assert not any(one.startswith("prompt-no on chair") for one in told)
 
 
-def test_a_void_run_is_told_without_a_verdict():
-    assert remarks(made_run(status="void")) == []
+def test_a_void_run_has_neither_table_nor_sentence() -> None:
+    assert (tables(results(void=["empty"])), sentences(results(void=["empty"]))) == ([], [])
 
 
-def test_differences_are_called_clear_only_by_interval_and_test_together():
-    found = {"metric": "accuracy", "value": 0.1, "low": 0.02, "high": 0.2, "p_value": 0.01}
-    assert verdict(found) == "good"
-    assert verdict(found | {"metric": "chair_i"}) == "bad"
-    assert verdict(found | {"p_value": 0.2}) == ""
-    assert verdict(found | {"low": -0.01}) == ""
+def test_what_is_good_is_said_by_the_column_direction_and_by_no_metric_s_name() -> None:
+    up = change("amber", "agla", "amber_chair", -5.0, spread=1.0, direction="lower")
+    assert judged(up) == "good"
+    assert judged(up | {"direction": "higher"}) == "bad"
+    assert judged(up | {"direction": ""}) == ""
+    assert judged(up | {"bold": False}) == ""
+    assert judged(None) == ""
+
+
+def test_a_lower_score_of_a_stock_task_that_is_better_is_green() -> None:
+    task = {"name": "amber", "kind": "stock", "rows": [], "split": "test", "pictures": 9, "n": 9, "about": {}}
+    rows = [row("amber", "greedy", "amber_chair", 9.0), row("amber", "agla", "amber_chair", 4.0)]
+    rows.append(change("amber", "agla", "amber_chair", -5.0, spread=1.0, direction="lower"))
+    (table,) = tables(results(rows=rows, tasks=[task], verdicts=[], costs=[]))
+    spans = [span.style for cell in table.columns[1].cells for span in getattr(cell, "spans", ())]
+    assert "bold green" in spans
+    assert "bold red" not in spans
+
+
+def test_numbers_are_written_as_shares_or_as_what_they_are() -> None:
     assert [number(value, signed=True) for value in (-0.1464, 0.02, -0.0001)] == ["−.146", "+.020", "+.000"]
-    assert [number(value) for value in (0.879, 1.0, 0.0)] == [".879", "1.000", ".000"]
-    assert p_text(0.0004) == "p<.001"
-    assert p_text(0.0421) == "p=.042"
-    assert ends(found) == "[.020, .200]"
-    assert ends(found | {"low": None}) == ""
+    assert [number(value) for value in (0.879, 1.0, 0.0, None)] == [".879", "1.000", ".000", "–"]
+    assert [p_text(p) for p in (0.0004, 0.0421, None)] == ["p<.001", "p=.042", ""]
+    found = change("pope_all", "agla", "accuracy", 0.11, spread=0.09)
+    assert interval(found) == "[+.020, +.200]"
+    assert interval(found | {"low": None}) == ""
+    assert said(found) == "+.110 [+.020, +.200], p<.001"
+    assert written(row("pope_all", "agla", "tilt", -0.851)) == "−0.85"
+    assert written(None) == "–"
 
 
-def test_the_knobs_of_a_sweep_point_are_shown_and_not_taken_for_markup():
-    run = made_run()
-    for one in run["decoders"]:
-        one["name"] = one["name"].replace("vote", "agla[alpha=1,beta=0.1]")
-    for one in (*run["rows"], *run["times"]["rows"]):
-        one["method"] = one["method"].replace("vote", "agla[alpha=1,beta=0.1]")
-    text = io.StringIO()
-    for table in tables(run, 200):
-        Console(file=text, width=200).print(table)
-    assert "agla[alpha=1,beta=0.1]" in text.getvalue()
+def test_the_knobs_of_a_sweep_point_are_shown_and_not_taken_for_markup() -> None:
+    data = results()
+    for one in (*data["decoders"], *data["rows"], *data["costs"]):
+        for field in ("name", "decoder"):
+            if one.get(field) == "vote":
+                one[field] = "agla[alpha=1,beta=0.1]"
+    assert "agla[alpha=1,beta=0.1]" in printed(data, 200)
+
+
+def test_rows_of_a_task_are_told_by_what_it_asked_even_where_two_tasks_share_a_name() -> None:
+    tasks = [{"name": name, "rows": ["pope_random", "pope_popular"]} for name in ("one", "two")]
+    names = ["pope_random@one", "pope_popular@one", "pope_all@one", "pope_random@two", "pope_popular@two", "x_all"]
+    found = Results(results(rows=[row(name, "greedy", "accuracy", 0.5) for name in names], tasks=tasks, costs=[]))
+    assert [found.row_tasks(task) for task in tasks] == [names[:3], names[3:]]
+
+
+def test_a_decoder_is_judged_by_its_role_whatever_it_is_called() -> None:
+    data = results(decoders=[decoder("greedy"), decoder("sample-matched-greedy", role="method")])
+    data["rows"] = [row("chair", name, "chair_i", 0.2) for name in ("greedy", "sample-matched-greedy")]
+    for metric in ("chair_i", "object_recall"):
+        data["rows"].append(change("chair", "sample-matched-greedy", metric, -0.1))
+    assert any(one.startswith("sample-matched-greedy on chair: names fewer") for one in sentences(data))
+
+
+def test_tables_need_neither_torch_nor_lmms_eval() -> None:
+    heavy = "{'torch', 'transformers', 'lmms_eval'}"
+    code = f"import sys, lvlm_guard.evals.report.terminal; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -92,19 +92,16 @@ def results(**more: Any) -> dict[str, Any]:
         {"name": "world_pope", "kind": "pope", "rows": ["pope_random", "pope_adversarial"]} | told,
         {"name": "world_chair", "kind": "chair", "rows": ["chair"]} | told,
     ]
+    words = {"agla": "moves the threshold", "vote": "ranks worse", "tilt": "moves the threshold"}
     verdicts = [
-        {"task": "pope_all", "decoder": "agla", "verdict": "moves the threshold", "best_control": "tilt"}
-        | {"sentence": "Accuracy +.100 [+.080, +.120] against greedy, matched accuracy +.010 [−.010, +.030]."},
-        {
-            "task": "pope_all",
-            "decoder": "vote",
-            "verdict": "ranks worse",
-            "best_control": None,
-            "sentence": "AUROC −.010.",
-        },
+        {"task": task, "decoder": name, "role": ROLES[name], "verdict": word, "best_control": "tilt"}
+        | {"sentence": "Accuracy +.100 [+.080, +.120] against greedy; AUROC +.010 [−.010, +.030]."}
+        for task in ("pope_random", "pope_all")
+        for name, word in words.items()
     ]
     return {
         "identity": "1d",
+        "reference": "greedy",
         "rows": rows,
         "costs": costs,
         "verdicts": verdicts,

@@ -22,6 +22,7 @@ import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.compare.fail_if import Rule, fail_if
 from lvlm_guard.evals.report.compare.pairing import Pair, common_tasks, only_in_one, pairs_of
+from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.saved import Run, finished, plain
 from lvlm_guard.evals.report.tallying import tally_of
 from lvlm_guard.evals.stats.bootstrap import holm
@@ -70,17 +71,22 @@ class Comparison:
     differs: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
-    def value(self, run: str, decoder: str, task: str, metric: str) -> Row | None:
-        """Return the row of a decoder's value in one of the runs."""
-        return self._at.get((run, decoder, None, task, metric))
-
-    def difference(self, a: str, b: str, task: str, metric: str) -> Row | None:
-        """Return the row of the difference between a decoder of b and one of a."""
-        return self._at.get(("b-a", b, a, task, metric))
-
     @cached_property
-    def _at(self) -> dict[tuple[Any, ...], Row]:
-        return {(r["run"], r["decoder"], r["baseline"], r["task"], r["metric"]): r for r in self.rows}
+    def results(self) -> Results:
+        """The comparison as the results of one run, whose decoders are "a: NAME" and "b: NAME"."""
+        rows = [
+            row
+            | {"decoder": f"{row['run'][0]}: {row['decoder']}"}
+            | ({} if row["baseline"] is None else {"baseline": f"a: {row['baseline']}"})
+            for row in self.rows
+        ]
+        decoders = [
+            run.decoder(name) | {"name": f"{side}: {name}"}
+            for pair in self.pairs
+            for side, run, name in zip("ab", (self.a, self.b), pair, strict=True)
+        ]
+        data = {"rows": rows, "decoders": decoders, "tasks": self.tasks, "reference": "a", "verdicts": [], "void": []}
+        return Results(data, {f"b: {y}": f"a: {x}" for x, y in self.pairs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON data, its results in long rows."""

@@ -29,7 +29,7 @@ from lvlm_guard.evals.report.page import captions, charts, gallery
 from lvlm_guard.evals.report.page.repeat import command
 from lvlm_guard.evals.report.page.sweeps import sweeps
 from lvlm_guard.evals.report.saved import Run, read_run, write_whole
-from lvlm_guard.evals.report.terminal import caption, sentences
+from lvlm_guard.evals.report.terminal import explained, sentences
 from lvlm_guard.report.html import UNWRITABLE
 
 REPORT = "report.html"
@@ -69,7 +69,7 @@ def render(run: Run) -> str:
             charts=charts,
             gallery=gallery,
             pieces=captions.pieces,
-            caption=caption,
+            explained=explained,
             command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
             readings=layout.READINGS,
         )

@@ -11,11 +11,9 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from lvlm_guard.evals.report.layout import JUDGED, Results
-from lvlm_guard.evals.report.numbers import judged, number, title
-from lvlm_guard.report.colour import ramp
+from lvlm_guard.evals.report.numbers import judged, title
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
 INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD = (f"#0{i}0{i}0{i}" for i in range(1, 8))
@@ -187,54 +185,3 @@ def _labels(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None
         )
     axes.set_ylim(low, high)
     axes.set_xlim(right=right)
-
-
-def grid(
-    values: Sequence[Sequence[float | None]],
-    columns: Sequence[str],
-    rows: Sequence[str],
-    *,
-    name: str,
-    axes_names: tuple[str, str],
-    best: Sequence[tuple[int, int]],
-    span: float,
-    less_is_better: bool,
-) -> Markup:
-    """Draw values over two knobs, brighter is better, the best points framed.
-
-    Args:
-        values: [rows][columns]; None where a point has no value.
-        columns, rows: values of the knobs.
-        name: the chart's title.
-        axes_names: the knobs, across and down; "" for one that there is not.
-        best: (row, column) of the best points.
-        span: least difference that the whole ramp stands for.
-        less_is_better: which way is bright.
-    """
-    known = [value for line in values for value in line if value is not None]
-    top = min(known) if less_is_better else max(known)
-    width = max(max(known) - min(known), span, 1e-12)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.grid(visible=False)
-        for i, line in enumerate(values):
-            for j, value in enumerate(line):
-                share = 0.0 if value is None else 1 - abs(value - top) / width
-                red, green, blue = (int(c) for c in ramp(share))
-                colour = LINE if value is None else f"#{red:02x}{green:02x}{blue:02x}"
-                edge = {"edgecolor": INK, "linewidth": 2.5} if (i, j) in best else {"linewidth": 0}
-                axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=colour, **edge))
-                ink = "#ffffff" if share < 0.6 else "#111111"
-                axes.text(j, i, number(value), ha="center", va="center", color=SOFT if value is None else ink)
-        axes.set_xlim(-0.55, len(columns) - 0.45)
-        axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_xlabel(axes_names[0])
-        axes.set_ylabel(axes_names[1])
-        axes.set_title(name, color=INK)
-        axes.spines["bottom"].set_visible(False)
-
-    size = (max(1.3 + 0.75 * len(columns), 3.4), 1.0 + 0.42 * len(rows))
-    return drawn(name, size, draw)

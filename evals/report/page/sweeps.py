@@ -7,26 +7,44 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from markupsafe import Markup
-
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import Row, interval, judged, title, written
-from lvlm_guard.evals.report.page.charts import grid
+from lvlm_guard.report.colour import ramp
 
 Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of a sweep: its value, its colours (brighter is better), and whether none is better."""
+
+    text: str = ""
+    paper: str = "none"
+    ink: str = "inherit"
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values over two knobs: their names, across and down ("" for one that there is not), and the cells."""
+
+    title: str
+    knobs: tuple[str, str]
+    columns: Sequence[str]
+    lines: Sequence[tuple[str, Sequence[Cell]]]
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A method's points by one metric: heat maps, and the best of them in a sentence."""
 
-    charts: Sequence[Markup]
+    grids: Sequence[Grid]
     best: str
 
 
 def sweeps(results: Results) -> Iterator[Sweep]:
     """Yield every swept method by every main metric of every task."""
-    points = [decoder for decoder in results.decoders if decoder.get("point")]
+    points = [decoder for decoder in results.decoders if decoder["point"]]
     for method in dict.fromkeys(point["method"] for point in points):
         own = [point for point in points if point["method"] == method]
         for task in results.tasks:
@@ -40,36 +58,35 @@ def sweeps(results: Results) -> Iterator[Sweep]:
 def _sweep(results: Results, name: str, points: Sequence[Point], rows: Mapping[str, Row]) -> Sweep:
     less = next(iter(rows.values()))["direction"] == "lower"
     top = (min if less else max)(rows.values(), key=lambda row: row["value"])
+    values = [row["value"] for row in rows.values()]
+    spread = max(max(values) - min(values), (top["high"] or 0.0) - (top["low"] or 0.0), 1e-12)
     knobs = list(dict.fromkeys(knob for point in points for knob in point["point"]))
     across, down, rest = knobs[0], knobs[1] if len(knobs) > 1 else "", knobs[2:]
-    columns, lines = _values(points, across), _values(points, down)
-    charts = []
+
+    def cell(row: Row | None) -> Cell:
+        if row is None:
+            return Cell()
+        share = 1 - abs(row["value"] - top["value"]) / spread
+        paper = "#{:02x}{:02x}{:02x}".format(*(int(part) for part in ramp(share)))
+        return Cell(written(row), paper, "#fff" if share < 0.6 else "#111", row["value"] == top["value"])
+
+    grids = []
     for others in product(*(_values(points, knob) for knob in rest)):
+        fixed = dict(zip(rest, others, strict=True))
         at = {
             (point["point"].get(down), point["point"].get(across)): rows.get(point["name"])
             for point in points
-            if all(point["point"].get(knob) == value for knob, value in zip(rest, others, strict=True))
+            if all(point["point"].get(knob) == value for knob, value in fixed.items())
         }
-        cells = [[at.get((line, column)) for column in columns] for line in lines]
-        fixed = "".join(f", {knob}={_text(value)}" for knob, value in zip(rest, others, strict=True))
-        charts.append(
-            grid(
-                [[None if cell is None else cell["value"] for cell in line] for line in cells],
-                [_text(value) for value in columns],
-                [_text(value) if down else "" for value in lines],
-                name=f"{name}{fixed}: {'less' if less else 'more'} is better",
-                axes_names=(across, down),
-                best=[
-                    (i, j)
-                    for i, line in enumerate(cells)
-                    for j, cell in enumerate(line)
-                    if cell is not None and cell["value"] == top["value"]
-                ],
-                span=top["high"] - top["low"] if top["low"] is not None else 0.0,
-                less_is_better=less,
-            )
-        )
-    return Sweep(charts, _best(results, points, rows, top))
+        columns = _values(points, across)
+        told = "".join(f", {knob}={_text(value)}" for knob, value in fixed.items())
+        lines = [
+            (_text(line) if down else "", [cell(at.get((line, column))) for column in columns])
+            for line in _values(points, down)
+        ]
+        heading = f"{name}{told}: {'less' if less else 'more'} is better"
+        grids.append(Grid(heading, (across, down), [_text(column) for column in columns], lines))
+    return Sweep(grids, _best(results, points, rows, top))
 
 
 def _best(results: Results, points: Sequence[Point], rows: Mapping[str, Row], top: Row) -> str:
@@ -79,10 +96,9 @@ def _best(results: Results, points: Sequence[Point], rows: Mapping[str, Row], to
     told = f"Best of {len(rows)} points: {knobs}{f' (and {tied} others alike)' if tied else ''}, "
     told += f"{written(top)} {interval(top)}"
     plain = results.value(top["task"], results.reference, top["metric"])
-    change = results.difference(top["task"], best["name"], top["metric"])
     if plain is not None:
-        clear = "" if change is None or judged(change) else ", not told apart from it"
-        told += f"; {results.reference} {written(plain)}{clear}"
+        clear = judged(results.difference(top["task"], best["name"], top["metric"]))
+        told += f"; {results.reference} {written(plain)}{'' if clear else ', not told apart from it'}"
     if top["low"] is not None:
         inside = sum(
             row["value"] != top["value"] and top["low"] <= row["value"] <= top["high"] for row in rows.values()
