@@ -19,7 +19,7 @@ from lvlm_guard.evals.foreign.gathered import Gathered, gather
 from lvlm_guard.evals.foreign.questions import Questions
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.items import EvalTask, Kind
-from lvlm_guard.evals.stats.score import BATCH, score_answers
+from lvlm_guard.evals.stats.score import BATCH, Allowed, score_answers
 from lvlm_guard.evals.tasks.pope.questions import KINDS
 
 Results = dict[str, Any]
@@ -57,6 +57,7 @@ def score_files(
     dialects: Sequence[str] = (),
     words: Sequence[int] = (),
     baseline: str | None = None,
+    allowed: Allowed | None = None,
 ) -> Results:
     """Score files of answers.
 
@@ -68,6 +69,7 @@ def score_files(
         dialects: how captions are read; () for ours.
         words: lengths that captions are cut to, beside whole.
         baseline: the decoder that the others are compared with; None: the first.
+        allowed: shares of answers that may be amiss.
 
     Raises:
         DataError: there is no such task, or the files can't be scored; the message names file and line.
@@ -80,7 +82,7 @@ def score_files(
         )
     whole = TASKS[task](files, Data(questions, annotations, dialects, words, baseline))
     batches = [batch for table in whole.answers for batch in table.to_batches(BATCH)]
-    found = score_answers(batches, chain.from_iterable(whole.items), whole.tasks, whole.decoders)
+    found = score_answers(batches, chain.from_iterable(whole.items), whole.tasks, whole.decoders, allowed=allowed)
     found["warnings"] = [*whole.notes, *found["warnings"]]
     return found
 

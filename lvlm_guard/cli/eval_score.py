@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from lvlm_guard import __version__
-from lvlm_guard.cli.console import VOID, err, out, print_object, usage
+from lvlm_guard.cli.console import out, usage
+from lvlm_guard.cli.eval_run import leave, print_results, rules_of, show
 from lvlm_guard.cli.options import Json
 
 
@@ -35,6 +34,9 @@ def score(
     ] = None,
     words: Annotated[str, typer.Option(help="Captions also cut after so many words.", metavar="N,N")] = "",
     baseline: Annotated[str, typer.Option(help="Whom the others are compared with. [default: the first]")] = "",
+    allow_empty: Annotated[float, typer.Option(min=0, max=1, help="As in eval run.")] = 0.0,
+    allow_truncated: Annotated[float, typer.Option(min=0, max=1, help="As in eval run.")] = 0.0,
+    fail_if: Annotated[list[str] | None, typer.Option(help="As in eval run. Repeatable.")] = None,
     json: Json = False,
 ) -> None:
     """Score answers that are there, with intervals and paired tests.
@@ -44,13 +46,15 @@ def score(
 
     [bold]Example:[/bold] lvlm-guard eval score greedy=a.jsonl opera=b.jsonl --task chair --annotations annotations
     """
+    rules = rules_of(fail_if or ())
+    scoring = import_module("lvlm_guard.evals.stats.score")
+    allowed = scoring.Allowed(allow_empty, allow_truncated)
     if len(paths) == 1 and Path(paths[0]).is_dir():
-        if task or questions or annotations:
-            raise usage(f"{paths[0]} is a run's folder, which knows its task: --task and its data are of files.")
-        found = import_module("lvlm_guard.evals.stats.score").score(Path(paths[0]))
+        if task or questions or annotations or dialect or words or baseline:
+            raise usage(f"{paths[0]} is a run's folder, which knows its tasks: --task and its options are of files.")
+        found = scoring.score(Path(paths[0]), allowed=allowed)
     else:
-        room = import_module("lvlm_guard.evals.foreign.score")
-        found = room.score_files(
+        found = import_module("lvlm_guard.evals.foreign.score").score_files(
             _named(paths),
             task,
             questions=questions or [],
@@ -58,21 +62,13 @@ def score(
             dialects=dialect or [],
             words=_lengths(words),
             baseline=baseline or None,
+            allowed=allowed,
         )
     if json:
-        rows = [{"method": row["decoder"], **row} for row in found["rows"]]
-        print_object({"command": "eval score", "version": __version__, **found, "rows": rows})
+        print_results("eval score", found)
     else:
-        shown = out()
-        for table in import_module("lvlm_guard.evals.report.terminal").tables(found, shown.width):
-            shown.print(table)
-        for verdict in found.get("verdicts", ()):
-            shown.print(escape(verdict["sentence"]))
-        for warning in found.get("warnings", ()):
-            shown.print(escape(f"note: {warning}"), style="yellow")
-    if found.get("void"):
-        err().print("[bold red]Void:[/] " + escape(" ".join(found["void"])))
-        raise typer.Exit(VOID)
+        show(found, out())
+    leave(found, rules)
 
 
 def _named(paths: list[str]) -> dict[str, Path]:
