@@ -27,7 +27,7 @@ from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 
 ANSWERS, COSTLY, SHARDS = "answers.parquet", "costs.parquet", "answers"
 STALE = ("results.json", "report.html")  # made from a table that another one replaces
-BATCH = 16384  # rows of a row group
+BATCH = 8192  # rows of a row group
 
 Who = tuple[str, int]
 """A decoder's name and one of its seeds."""
@@ -275,20 +275,17 @@ class Answers:
 
     def _batches(self, files: Sequence[IO[bytes] | None]) -> Iterator[list[dict[str, Any]]]:
         earlier = self._earlier()
-        rows: list[dict[str, Any]] = []
-        for at, place in enumerate(self._places.tolist()):
-            row = next(earlier, None)
-            if place >= 0 and (row is None or row["failed"] is not None):
-                file = files[place >> _BYTES]
-                assert file is not None
-                file.seek(place & ((1 << _BYTES) - 1))
-                row = json.loads(file.readline())
-            assert row is not None, f"row {at} was never asked"
-            rows.append(row)
-            if len(rows) == BATCH:
-                yield rows
-                rows = []
-        if rows:
+        for begin in range(0, self.total, BATCH):
+            rows = []
+            for at, place in enumerate(self._places[begin : begin + BATCH].tolist(), begin):
+                row = next(earlier, None)
+                if place >= 0 and (row is None or row["failed"] is not None):
+                    file = files[place >> _BYTES]
+                    assert file is not None
+                    file.seek(place & ((1 << _BYTES) - 1))
+                    row = json.loads(file.readline())
+                assert row is not None, f"row {at} was never asked"
+                rows.append(row)
             yield rows
 
     def _earlier(self) -> Iterator[dict[str, Any]]:
