@@ -1,61 +1,116 @@
-"""Runs on disk: whole or not there, read back as they were, and refused with the file and the line that is wrong."""
+"""Runs on disk: read lazily and as they were written, and refused with the file and the line that is wrong."""
+
+from __future__ import annotations
 
 import csv
 import json
-import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import captions, pope, saved
 
-from lvlm_guard.evals.errors import DataError, RunError
-from lvlm_guard.evals.report.saved import export_answers, plain, read_run, write_run, write_samples
+from lvlm_guard.evals.errors import DataError, RunError, VoidRunError
+from lvlm_guard.evals.report.saved import Run, export_answers, finished, plain, read_run, write_whole
 
-SAMPLES = [
-    {
-        "task": "quiz",
-        "kind": "pope",
-        "key": str(i),
-        "picture": str(i // 2),
-        "prompt": "Is there a dog?\nAnswer the question.",
-        "question": "Is there a dog?",
-        "truth": "yes",
-        "rows": ["pope_random", "pope_popular"],
-        "answers": {"greedy": ['Yes,\ta "dog"\nis there'], "sample": ["yes", "no"]},
-    }
-    for i in range(3)
-]
-RUN = {
-    "status": "complete",
-    "settings": {"model": "m"},
-    "decoders": [{"name": "greedy"}],
-    "tasks": [{"name": "quiz", "n": 3}],
-    "rows": [{"value": 0.5, "low": math.nan}],
-}
+LABELS = ["yes", "no", "yes"]
 
 
 @pytest.fixture
-def folder(tmp_path):
-    write_samples(tmp_path, SAMPLES)
-    write_run(tmp_path, RUN)
-    return tmp_path
+def run(tmp_path: Path) -> Run:
+    twice = [["yes", "no"], ["no", "no"], ["no", "yes"]]
+    task = pope(LABELS, rows=("pope_random", "pope_popular"))
+    return saved(tmp_path / "run", task, {"greedy": ['Yes,\ta "dog"\nis there', *LABELS[1:]], "sample": twice})
 
 
-def test_a_run_is_read_back_as_it_was_written(folder):
-    saved = read_run(folder)
-    assert saved.samples == SAMPLES
-    assert saved.run == RUN | {"rows": [{"value": 0.5, "low": None}]}
-    assert not list(folder.glob("*.part"))
+def test_a_run_is_read_back_as_it_was_asked_and_answered(run: Run) -> None:
+    assert run.status == "complete"
+    assert [item["truth"] for item in run.items["world_pope"].values()] == LABELS
+    told = run.answers(("item", "seed", "text"), decoder="sample", item=["0", "2"]).to_pylist()
+    assert [(row["item"], row["seed"], row["text"]) for row in told] == [
+        ("0", 0, "yes"),
+        ("0", 1, "no"),
+        ("2", 0, "no"),
+        ("2", 1, "yes"),
+    ]
+    seen = [
+        (item["item"], {name: len(rows) for name, rows in said.items()}) for item, said in run.by_item("world_pope")
+    ]
+    assert seen == [(key, {"greedy": 1, "sample": 2}) for key in "012"]
 
 
-def test_the_files_are_strict_json(folder):
-    def refuse(constant):
-        raise AssertionError(constant)
+def test_how_far_a_run_is_follows_from_its_files(tmp_path: Path, run: Run) -> None:
+    (run.folder / "results.json").unlink()
+    unscored = read_run(run.folder)
+    assert unscored.status == "unscored"
+    with pytest.raises(DataError, match=r"`lvlm-guard eval score .*` makes them"):
+        finished(unscored)
+    (run.folder / "answers.parquet").unlink()
+    assert read_run(run.folder).status == "stopped"
+    with pytest.raises(DataError, match="goes on from where it stopped"):
+        finished(run.folder)
+    with pytest.raises(DataError, match="goes on from where it stopped"):
+        read_run(run.folder).answers()
+    void = saved(tmp_path / "void", pope(LABELS), {"greedy": ["", "no", "yes"]})
+    assert void.status == "void"
+    with pytest.raises(VoidRunError, match="1 of 3 answers are empty"):
+        finished(void)
 
-    json.loads((folder / "run.json").read_text(), parse_constant=refuse)
-    for line in (folder / "samples.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=refuse)
+
+def test_a_run_whose_model_was_never_loaded_is_stopped(tmp_path: Path) -> None:
+    (tmp_path / "asked.json").write_text(json.dumps({"settings": {"model": "m"}, "tasks": []}))
+    assert read_run(tmp_path).status == "stopped"
+
+
+def test_calibration_items_are_not_what_is_reported(run: Run) -> None:
+    with (run.folder / "items.jsonl").open("a") as file:
+        told = {"task": "world_pope", "split": "val", "kind": "pope", "item": "v", "picture": "v", "truth": "no"}
+        file.write(json.dumps(told) + "\n")
+    assert list(read_run(run.folder).items["world_pope"]) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("asked.json", lambda t: t[:-10], "asked.json is no JSON"),
+        ("asked.json", lambda t: t.replace('"tasks"', '"taks"'), "the field 'tasks' is missing"),
+        ("results.json", lambda t: "[]", "results.json is no JSON object"),
+        ("items.jsonl", lambda t: t[:-10], "Line 3 of .*items.jsonl, the last, is cut short"),
+        ("items.jsonl", lambda t: t.replace('"item": "1"', '"key": "1"'), "Line 2 of .*items.jsonl has no 'item'"),
+        ("items.jsonl", lambda t: "".join(t.splitlines(True)[:2]), "holds 2 of the 3 items of world_pope"),
+        ("items.jsonl", lambda t: t.replace('"item": "1"', '"item": "2"'), "item '2' more than once, in lines 2 and 3"),
+    ],
+)
+def test_a_file_that_was_changed_or_cut_is_named(run: Run, name: str, change: Callable[[str], str], said: str) -> None:
+    path = run.folder / name
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=said):
+        _ = read_run(run.folder).items
+
+
+def test_a_line_separator_inside_a_question_is_part_of_it(tmp_path: Path) -> None:
+    run = saved(tmp_path, captions([["dog"]]), {"greedy": ["a dog\u2028and a cat"]})
+    path = run.folder / "items.jsonl"
+    path.write_text(path.read_text().replace("describe", "describe\u2028it"), encoding="utf-8")
+    again = read_run(run.folder)
+    assert again.items["world_chair"]["0"]["prompt"] == "describe\u2028it"
+    assert again.answers(("text",)).to_pylist() == [{"text": "a dog\u2028and a cat"}]
+
+
+def test_a_table_that_is_none_is_told(run: Run) -> None:
+    (run.folder / "answers.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"answers\.parquet can't be read"):
+        read_run(run.folder).answers()
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no run"):
+        read_run(tmp_path)
+    with pytest.raises(DataError, match="is no folder"):
+        read_run(tmp_path / "none")
 
 
 @given(
@@ -65,12 +120,12 @@ def test_the_files_are_strict_json(folder):
         max_leaves=12,
     )
 )
-def test_any_data_becomes_strict_json(data):
+def test_any_data_becomes_strict_json(data: object) -> None:
     json.dumps(plain(data), allow_nan=False)
     assert plain(plain(data)) == plain(data)
 
 
-def test_numbers_of_numpy_and_sets_are_plain_data():
+def test_numbers_of_numpy_and_sets_are_plain_data() -> None:
     assert plain({1: np.float64(0.5), "a": np.arange(3), "b": {"y", "x"}, "c": (np.nan, np.int64(2))}) == {
         "1": 0.5,
         "a": [0, 1, 2],
@@ -79,71 +134,32 @@ def test_numbers_of_numpy_and_sets_are_plain_data():
     }
 
 
-def test_a_run_that_has_not_finished_is_called_stopped(tmp_path):
-    (tmp_path / "begun.json").write_text(json.dumps({"settings": {"model": "m"}}))
-    saved = read_run(tmp_path)
-    assert saved.run["status"] == "stopped"
-    assert "goes on from where it stopped" in saved.run["warnings"][0]
-    assert saved.samples == []
-
-
-def damaged(folder, name, change):
-    path = folder / name
-    path.write_text(change(path.read_text()))
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "said"),
-    [
-        ("run.json", lambda t: t[:-10], "run.json can't be read"),
-        ("run.json", lambda t: t.replace('"rows"', '"raws"'), "the field 'rows' is missing"),
-        ("run.json", lambda t: "[]", "no JSON object"),
-        ("samples.jsonl", lambda t: t[:-10], "Line 3 of .*samples.jsonl is no JSON"),
-        ("samples.jsonl", lambda t: t.replace('"key": "1"', '"key": 1'), "Line 2 .*'key' is 1, and should be a text"),
-        ("samples.jsonl", lambda t: "".join(t.splitlines(True)[:2]), "holds 2 of the 3 items of quiz"),
-        ("samples.jsonl", lambda t: t.replace('"key": "1"', '"key": "2"'), "holds the item '2' of quiz twice"),
-    ],
-)
-def test_a_file_that_was_changed_or_cut_is_named(folder, name, change, said):
-    damaged(folder, name, change)
-    with pytest.raises(DataError, match=said):
-        read_run(folder)
-
-
-def test_folders_without_a_run_are_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no run"):
-        read_run(tmp_path)
-    with pytest.raises(DataError, match="is no folder"):
-        read_run(tmp_path / "none")
-
-
-def test_a_disk_that_is_full_leaves_the_old_file(folder):
-    before = (folder / "run.json").read_text()
-    (folder / "run.json.part").symlink_to("/dev/full")
+def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path) -> None:
+    write_whole(tmp_path, "report.html", "old")
+    (tmp_path / "report.html.part").symlink_to("/dev/full")
     with pytest.raises(RunError, match="No space left on device"):
-        write_run(folder, RUN | {"rows": [{"x": "y" * 100_000}]})
-    assert (folder / "run.json").read_text() == before
+        write_whole(tmp_path, "report.html", "y" * 100_000)
+    assert (tmp_path / "report.html").read_text() == "old"
 
 
-def test_answers_are_exported_as_vlmevalkit_reads_them(folder):
-    path = export_answers(read_run(folder), "greedy", folder / "greedy.tsv")
+def test_answers_are_exported_as_vlmevalkit_reads_them(run: Run) -> None:
+    path = export_answers(run, "greedy", run.folder / "greedy.tsv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert list(rows[0]) == ["index", "question", "answer", "prediction", "category"]
-    assert rows[2] == {
-        "index": "2",
-        "question": "Is there a dog?",
+    assert rows[0] == {
+        "index": "0",
+        "question": "question 0",
         "answer": "yes",
         "prediction": 'Yes,\ta "dog"\nis there',
-        "category": "random,popular",
+        "category": "pope_random",
     }
-    second = export_answers(read_run(folder), "sample", folder / "sample.tsv", seed=1)
-    assert "\tno\t" in second.read_text()
+    second = export_answers(run, "sample", run.folder / "sample.tsv", seed=1)
+    assert [line.split("\t")[3] for line in second.read_text().splitlines()[1:]] == ["no", "no", "yes"]
 
 
-def test_exports_of_what_is_not_there_are_refused(folder):
-    saved = read_run(folder)
+def test_exports_of_what_is_not_there_are_refused(run: Run) -> None:
     with pytest.raises(DataError, match="Did you mean 'greedy'"):
-        export_answers(saved, "gredy", folder / "x.tsv")
+        export_answers(run, "gredy", run.folder / "x.tsv")
     with pytest.raises(DataError, match="has 1 run"):
-        export_answers(saved, "greedy", folder / "x.tsv", seed=1)
+        export_answers(run, "greedy", run.folder / "x.tsv", seed=1)
