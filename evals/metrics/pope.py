@@ -1,9 +1,10 @@
-"""POPE: yes/no questions about objects, four readings of the same answers.
+"""POPE: yes/no questions about objects, five readings of the same answers.
 
 Source: Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023,
 arXiv:2305.10355. The readings imitate the scripts of RUCAIBox/POPE at 3df3ba1 ("official"),
-Lackel/AGLA at efa1263 and, the same code, DAMO-NLP-SG/VCD at d6568ff ("agla"), and lmms-eval 0.7
-("stock"). The default, "word", is sound: nothing counts as yes that does not say so.
+Lackel/AGLA at efa1263 and, the same code, DAMO-NLP-SG/VCD at d6568ff ("agla"), lmms-eval 0.7
+("stock"), and YanNeu/RePOPE at bcf22e5 and YanNeu/DASH-B at 1538d01 ("repope"). The default, "word", is
+sound: nothing counts as yes that does not say so.
 
 Differs from the scripts: a ratio 0/0 is 0.0 (theirs stop with an error), and labels are checked.
 """
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from lvlm_guard.evals.errors import DataError
 
-Reading = Literal["word", "official", "agla", "stock"]
+Reading = Literal["word", "official", "agla", "stock", "repope"]
 Answer = Literal["yes", "no"]
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -30,7 +31,8 @@ class Scores(TypedDict):
 
     `tp`, `fp`, `tn`, `fn` count answers. An unreadable answer is wrong: under a label yes it is a miss
     (in `fn`, so that it lowers recall; "stock" leaves it out), under a label no it is in none of the
-    four. `n` is the number of rows, `unreadable` how many of them could not be read.
+    four. `n` is the number of rows, `unreadable` how many of them could not be read; "repope" leaves these out of
+    every count, `n` too.
     """
 
     accuracy: float
@@ -54,7 +56,8 @@ def read(answer: str, reading: Reading = "word", label: Answer | None = None) ->
         reading: "word" (default): the first word, else the first whole word yes, no or not of the first
             sentence. "official": no if the first sentence holds a token No, not or no, otherwise yes, even
             for no answer at all. "agla": looks for the letters of the label. "stock": the whole answer
-            must be the word.
+            must be the word. "repope": the letters yes anywhere, else the letters no, so that "eyes" is a yes and
+            "unknown" a no.
         label: the right answer, which "agla" depends on.
 
     Returns:
@@ -78,6 +81,8 @@ def read(answer: str, reading: Reading = "word", label: Answer | None = None) ->
     if reading == "stock":
         word = answer.lower().strip()
         return "yes" if word == "yes" else "no" if word == "no" else None
+    if reading == "repope":
+        return "yes" if "yes" in answer.lower() else "no" if "no" in answer.lower() else None
     raise DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
 
 
@@ -118,9 +123,9 @@ def score(rows: Iterable[Mapping[str, Any]], reading: Reading = "word") -> Score
         else:
             fp += said == "yes"
             tn += said == "no"
-    if reading != "stock":
+    if reading not in ("stock", "repope"):
         fn += unread_yes
-    n = tp + fp + tn + fn + unread_no + (unread_yes if reading == "stock" else 0)
+    n = tp + fp + tn + fn + (0 if reading == "repope" else unread_no) + (unread_yes if reading == "stock" else 0)
     precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
     labelled_yes = tp + fn + (unread_yes if reading == "stock" else 0)
     return Scores(

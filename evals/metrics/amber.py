@@ -1,0 +1,105 @@
+"""AMBER, yes/no questions: the positive class is no, so that precision and recall are of noticing what is not so.
+
+Source: Wang et al., "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation",
+arXiv:2311.07397, junyangwang0410/AMBER at 534babf (Apache-2.0). Its script takes an answer for what it says only if it
+is exactly "Yes" or "No". Two of three right answers are no, all of existence: "No" to everything has accuracy 66.3 and
+F1 79.7, so read balanced accuracy and yes ratio beside them. Captions: `amber_captions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Array, Score, share
+from lvlm_guard.evals.metrics.repope import SCRIPTS, START
+from lvlm_guard.evals.metrics.yes_no import WIDTH, YesNo
+from lvlm_guard.evals.spec import jsonl
+
+BLOCKS = {
+    "discriminative-hallucination": ("existence",),
+    "discriminative-attribute-state": ("attribute", "state"),
+    "discriminative-attribute-number": ("attribute", "number"),
+    "discriminative-attribute-action": ("attribute", "action"),
+    "discriminative-relation": ("relation",),
+    "relation": ("relation",),
+}
+"""Type of question -> the blocks that it counts in, beside all."""
+
+SMALL = 0.001
+"""What every denominator of the script starts at."""
+
+
+class Amber(YesNo):
+    """AMBER's questions; "official" scores are the script's, which rounds to a tenth of a percent."""
+
+    positive = "no"
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return the scores of `YesNo` with no as the positive class, and how many are answered no."""
+        ours = {name: score for name, score in super().scores().items() if not name.endswith(SCRIPTS)}
+        ours["no_ratio"] = Score(lambda c: 1 - share(c[..., 0] + c[..., 1] + c[..., 5], c[..., 4]), "")
+        return ours | {
+            f"{metric}_official": Score(lambda c, at=at: official(_parts(c))[..., at] / 100, compared=False)  # type: ignore[misc]
+            for at, metric in enumerate(METRICS)
+        }
+
+    def _read(self, text: str, yes: bool) -> list[int]:
+        right_yes, right_no, said_no = text == "Yes" and yes, text == "No" and not yes, text == "No"
+        return [*super()._read(text, yes)[:START], right_yes or right_no, right_no, said_no, *[0] * (WIDTH - START - 3)]
+
+
+METRICS = ("accuracy", "precision", "recall", "f1")
+
+
+def _parts(c: Array) -> Array:
+    """Return right, n, right no, said no, gold no of counts."""
+    return np.stack([c[..., START], c[..., 4], c[..., START + 1], c[..., START + 2], c[..., 4] - c[..., 6]], axis=-1)
+
+
+def official(parts: Array, small: float = SMALL) -> Array:
+    """Return accuracy, precision, recall and F1 as the script prints them, percent, [..., 4].
+
+    Args:
+        parts: right answers, answers, right ones that say no, ones that say no, ones that should, [..., 5].
+        small: what denominators start at: three times `SMALL` for attributes, which are summed of three types.
+    """
+    right, n, right_no, said_no, gold_no = np.moveaxis(np.asarray(parts, float), -1, 0)
+    accuracy, precision, recall = (
+        np.round(100 * top / (bottom + small), 1)
+        for top, bottom in ((right, n), (right_no, said_no), (right_no, gold_no))
+    )
+    # existence has no question that should be answered yes, and another constant
+    slack = np.where((gold_no == n) & (n > 0), 0.001, 0.0001)
+    f1 = np.round(100 * (2 * (precision / 100) * (recall / 100) / (precision / 100 + recall / 100 + slack)), 1)
+    return np.stack([accuracy, precision, recall, f1], axis=-1)
+
+
+def score_official(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return what AMBER's script prints of answers to questions, by block ("all", "existence", ...), percent.
+
+    Args:
+        rows: each with `type`, `truth` ("yes" or "no") and `response`; as in the script, an answer that is there twice
+            counts twice, and a missing one not at all.
+
+    Raises:
+        DataError: a field is missing, or a type or truth is none of AMBER's.
+    """
+    sums = {block: np.zeros(5) for block in ("all", "existence", "attribute", "state", "number", "action", "relation")}
+    for number, row in enumerate(rows):
+        jsonl.check_fields(row, ("type", "truth", "response"), f"Row {number}", "row of AMBER")
+        if row["type"] not in BLOCKS or row["truth"] not in ("yes", "no"):
+            raise DataError(
+                f"Row {number} has type {row['type']!r} and truth {row['truth']!r}: no question of AMBER's."
+            )
+        yes, text = row["truth"] == "yes", row["response"]
+        right_no, said_no = text == "No" and not yes, text == "No"
+        for block in ("all", *BLOCKS[row["type"]]):
+            sums[block] += [right_no or (text == "Yes" and yes), 1, right_no, said_no, not yes]
+    return {
+        block: dict(zip(METRICS, official(of, SMALL * (3 if block == "attribute" else 1)).tolist(), strict=True))
+        for block, of in sums.items()
+    }

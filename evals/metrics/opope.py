@@ -1,0 +1,121 @@
+"""OPOPE: POPE's questions asked of a caption, so that no answer is a mere yes or no.
+
+Source: Chen et al., "HALC", ICML 2024, arXiv:2403.00425, BillChan226/HALC at 12ea8b5. There a caption says yes to an
+object if any part of its name between blanks stands anywhere in the raw text: "cup" in "cupcake", "stop sign" by
+"stop", but no person by "man". Ours says yes if the caption names the object as CHAIR reads captions.
+
+A caption that does not mention an object does not deny it: recall is coverage, precision the figure of merit (F of
+beta 0.2 leans to it), and length stands beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score, each, share
+from lvlm_guard.evals.metrics.objects import coco_words
+
+KINDS = ("random", "popular", "adversarial")
+BETA = 0.2
+_OBJECT = re.compile(r"Is there an? (.+) in the im(?:an|a)ge\?")
+
+
+def asked_object(text: str) -> str:
+    """Return the object that a question of POPE asks about.
+
+    Raises:
+        DataError: the text is no such question, or asks about none of CHAIR's 80 objects.
+    """
+    found = _OBJECT.fullmatch(text.strip())
+    if found is None:
+        raise DataError(
+            f"{text!r} is no question of POPE ('Is there a dog in the image?'): OPOPE can't ask a caption it."
+        )
+    if found.group(1) not in coco_words().nodes:
+        raise DataError(f"{text!r} asks about an object that captions are not searched for: OPOPE is over COCO's 80.")
+    return found.group(1)
+
+
+def says(caption: str, name: str) -> bool:
+    """Return whether a caption names an object, any word for it counting."""
+    return coco_words().nodes[name] in coco_words().find(caption).nodes
+
+
+def says_official(caption: str, name: str) -> bool:
+    """Return whether a caption says yes to an object as HALC's script reads it."""
+    return any(part in caption for part in name.split(" "))
+
+
+class Opope(Metric):
+    """Captions asked POPE's questions: truths are kind of questions -> [object, "yes" or "no"] pairs."""
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        words = coco_words()
+        self.asked: list[dict[str, list[tuple[str, str, bool]]]] = []
+        for key, truth in zip(items.keys, items.truths, strict=True):
+            try:
+                self.asked.append(
+                    {
+                        k: [(name, words.nodes[name], {"yes": True, "no": False}[label]) for name, label in pairs]
+                        for k, pairs in truth.items()
+                    }
+                )
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"Item {key!r} of {task['name']} has no questions that a caption can be asked ({error}): its truth "
+                    "must be kind -> [object, 'yes' or 'no'] pairs."
+                ) from None
+        self.kinds = list(dict.fromkeys(kind for of in self.asked for kind in of))
+
+    def count(self, batch: Batch) -> Array:
+        """Return of each caption 1, its words, and by kind tp, fp, tn, fn as we read it, and as HALC's script does."""
+        return each(batch.texts, batch.places, self._read, 2 + 8 * len(self.kinds))
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return precision, recall, F1 and F0.2 of each kind of questions, and the length of captions."""
+        found: dict[str, Score] = {}
+        for n, kind in enumerate(self.kinds):
+            for start, suffix in ((2 + 8 * n, ""), (6 + 8 * n, "_official")):
+                for metric, of in _SCORES.items():
+                    direction = "" if metric == "yes_ratio" else "higher"
+                    found[f"{metric}_{kind}{suffix}"] = Score(_from(start, of), direction, compared=not suffix)
+        return found | {"length": Score(lambda c: share(c[..., 1], c[..., 0]), "")}
+
+    def _read(self, caption: str, place: int) -> list[float]:
+        named = set(coco_words().find(caption).nodes)
+        counts: list[float] = [1, len(caption.split())]
+        for kind in self.kinds:
+            asked = self.asked[place].get(kind, [])
+            counts += outcomes((node in named, yes) for _, node, yes in asked)
+            counts += outcomes((says_official(caption, name), yes) for name, _, yes in asked)
+        return counts
+
+
+def outcomes(answers: Iterable[tuple[bool, bool]]) -> list[int]:
+    """Return tp, fp, tn, fn of (said yes, is yes) pairs."""
+    pairs = list(answers)
+    return [pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))]
+
+
+def f_beta(c: Array, beta: float) -> Array:
+    """Return F of beta of tp, fp, tn, fn [..., 4]; 0/0 is 0."""
+    b = beta * beta
+    return share((1 + b) * c[..., 0], (1 + b) * c[..., 0] + b * c[..., 3] + c[..., 1])
+
+
+_SCORES: dict[str, Callable[[Array], Array]] = {
+    "accuracy": lambda c: share(c[..., 0] + c[..., 2], c.sum(-1)),
+    "precision": lambda c: share(c[..., 0], c[..., 0] + c[..., 1]),
+    "recall": lambda c: share(c[..., 0], c[..., 0] + c[..., 3]),
+    "f1": lambda c: f_beta(c, 1.0),
+    "f0.2": lambda c: f_beta(c, BETA),
+    "yes_ratio": lambda c: share(c[..., 0] + c[..., 1], c.sum(-1)),
+}
+
+
+def _from(start: int, of: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda c: of(c[..., start : start + 4])
