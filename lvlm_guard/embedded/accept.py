@@ -1,8 +1,8 @@
 """Measure the trained models against their acceptance figures: `python -m lvlm_guard.embedded.accept`.
 
-They are about the plain model and the matcher alone: the model errs both ways and a threshold undoes none of it, and the
-matcher is another witness and no oracle. No method's gain is among them, so that no world is made for a method. Works on
-the validation split unless told otherwise; nothing may be tuned on test.
+They are about the plain model and the matcher alone: the model errs both ways and a threshold undoes none of it, and
+the matcher is another witness and no oracle. No method's gain is among them, so that no world is made for a method.
+Works on the validation split unless told otherwise; nothing may be tuned on test.
 """
 
 from __future__ import annotations
