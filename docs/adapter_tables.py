@@ -89,13 +89,13 @@ def shown(result: dict[str, Any]) -> dict[str, Any]:
 
 def verify_table(result: dict[str, Any]) -> str:
     """Return the table of verifiers, from `eval verify`."""
-    found = {(r["method"], r["metric"]): r for r in result["rows"]}
+    found = {(r["decoder"], r["baseline"], r["metric"]): r for r in result["rows"]}
     methods = [one["name"] for one in result["verifiers"]]
     lines = _table("verifier", "AUROC", "less calibrated CLIP", "Brier score (less is better)")
-    for method in sorted(methods, key=lambda name: -found[name, "auroc"]["value"]):
-        less = found.get((f"{method}-calibrated-clip", "auroc"))
-        cells = [_value(found[method, "auroc"]), "" if less is None else _difference(less)]
-        lines.append(_line(method, *cells, _value(found.get((method, "brier")))))
+    for method in sorted(methods, key=lambda name: -found[name, None, "auroc"]["value"]):
+        less = found.get((method, "calibrated-clip", "auroc"))
+        cells = [_value(found[method, None, "auroc"]), "" if less is None else _difference(less)]
+        lines.append(_line(method, *cells, _value(found.get((method, None, "brier")))))
     counts = result["counts"]
     lines += [
         "",

@@ -14,7 +14,14 @@ METRICS: dict[str, str] = {
     "pope": "yes_no:YesNo",
     "mme": "mme:Mme",
     "chair": "chair:Chair",
+    "opope": "opope:Opope",
+    "repope": "repope:RePope",
+    "dash_b": "dash_b:DashB",
+    "amber": "amber:Amber",
+    "amber_captions": "amber_captions:AmberCaptions",
+    "mmhal": "mmhal:MMHal",
     "stock": "stock:Stock",
+    "mentions": "mentions:Mentions",
 }
 """Kind of task -> "module:class" in this package."""
 

@@ -4,7 +4,8 @@
 
 Each block of questions is asked twice, once by a loop as a user would write it (processor, `generate()`,
 decode) and once by the harness, which also measures, reads ends, and writes each answer to disk; the order turns
-around from block to block. Both begin with an empty memory of matches. Scoring at the end is counted apart.
+around from block to block. Both begin with an empty memory of matches. The call of its own that tells a yes/no
+question's score is no answer and is left out; scoring at the end is counted apart.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import Prepared
-from lvlm_guard.evals.infer.run import samples_of
-from lvlm_guard.evals.infer.store import Answers, Asked
-from lvlm_guard.evals.report.saved import write_samples
+from lvlm_guard.evals.infer.store import ANSWERS, Answers, Asked, Column, Job
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.stats.results import Row
-from lvlm_guard.evals.stats.score import measure
+from lvlm_guard.evals.stats.score import score_answers
 
 
 def overhead(
@@ -48,7 +48,7 @@ def overhead(
     """
     rows: list[Row] = []
     for whole in prepared.tasks:
-        task = replace(whole, items=list({item.picture: item for item in whole.items}.values()))
+        task = replace(whole, items=list({item.picture: item for item in whole.items}.values()), calibration=())
         for decoder in (d for d in prepared.decoders if d.name in decoders):
             rows += _measured(prepared, task, decoder, batch, tick)
     return rows
@@ -57,36 +57,43 @@ def overhead(
 def _measured(
     prepared: Prepared, task: EvalTask, decoder: Decoder, batch: int, tick: Callable[[int], object]
 ) -> list[Row]:
-    asker = prepared.answerer
+    asker, who = prepared.answerer, (decoder.name, 0)
     assert isinstance(asker, Asker)
+    unscored = replace(task, kind="stock")
     bare: list[float] = []
     ours: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        answers = Answers(Path(folder), [Asked(task, {decoder.name: 1})], batch)
+        asked = Asked(task, (Column(decoder.name, decoder.role, decoder.baseline),))
+        answers = Answers(Path(folder), [asked], batch)
+        jobs = list(answers.jobs())
+        with answers.open():
 
-        def harness(block: int, items: Sequence[Item]) -> None:
-            (said,) = asker.ask(task, items, [(decoder.name, 0)])
-            answers.add((decoder.name, task.name, 0, block), said)
+            def harness(job: Job) -> None:
+                (said,) = asker.ask(unscored, job.items, [who])
+                answers.add(job, who, said)
 
-        _loop(asker, task, task.block(0, batch), decoder)  # warm, as the harness is by its own first call
-        harness(0, task.block(0, batch))
-        for block in task.blocks(batch):
-            items = task.block(block, batch)
-            arms: list[tuple[list[float], Callable[[], object]]] = [
-                (bare, partial(_loop, asker, task, items, decoder)),
-                (ours, partial(harness, block, items)),
-            ]
-            for times, arm in arms[:: 1 if block % 2 else -1]:
-                if asker.matcher is not None:
-                    asker.matcher.forget()
-                began = time.perf_counter()
-                arm()
-                times.append(time.perf_counter() - began)
-            tick(1)
+            _loop(asker, task, jobs[0].items, decoder)  # warm, as the harness is by its own first call
+            harness(jobs[0])
+            for job in jobs:
+                both: list[tuple[list[float], Callable[[], object]]] = [
+                    (bare, partial(_loop, asker, task, job.items, decoder)),
+                    (ours, partial(harness, job)),
+                ]
+                for times, ask in both[:: 1 if job.block % 2 else -1]:
+                    if asker.matcher is not None:
+                        asker.matcher.forget()
+                    began = time.perf_counter()
+                    ask()
+                    times.append(time.perf_counter() - began)
+                tick(1)
         began = time.perf_counter()
-        samples = samples_of(answers)
-        measure(samples, [task.describe()], [decoder.describe()])
-        write_samples(folder, samples)
+        answers.read()
+        answers.compact()
+        items = (
+            {"task": task.name, "split": task.split, "item": i.key, "picture": i.picture, "truth": i.truth}
+            for i in task.items
+        )
+        score_answers(pq.read_table(Path(folder) / ANSWERS), items, [task.describe()], [decoder.describe()])
         scoring = (time.perf_counter() - began) / len(task.items)
     value, low, high = median_ratio(ours, bare)
     found: Row = {"model": prepared.settings.model, "method": decoder.name, "task": task.name, "batch": batch}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from lvlm_guard import __version__
 from lvlm_guard.cli.console import out as console
 from lvlm_guard.cli.console import print_object, quiet_libraries, say
 from lvlm_guard.cli.eval_run import show
@@ -17,7 +18,7 @@ from lvlm_guard.cli.options import Json
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for demo.html, run.json, samples.jsonl and the answers.", file_okay=False)
+        Path, typer.Option(help="Folder for demo.html, results.json and the answers.", file_okay=False)
     ] = Path("demo-out"),
     quick: Annotated[bool, typer.Option("--quick", help="A few pictures, one seed: shows that it works.")] = False,
     start_over: Annotated[bool, typer.Option("--start-over", help="Ask again what was answered already.")] = False,
@@ -25,9 +26,9 @@ def demo(
 ) -> None:
     """Score the decoders on the embedded world and write demo.html.
 
-    Greedy, sampling, APC, VCD, AGLA with its controls and vote answer POPE questions and write captions
-    on held-out pictures, as in lvlm-guard eval run; the tables have their scores with 95 % intervals.
-    Stopped by Ctrl-C, the same command goes on where it was.
+    Greedy, every control, the matcher alone, AGLA, vote and VCD answer POPE questions and write captions
+    on held-out pictures: accuracy, accuracy at the matched yes ratio, AUROC, CHAIR and cost with 95 %
+    intervals, and a verdict on each method. Stopped by Ctrl-C, the same command goes on where it was.
 
     [bold]Example:[/bold] lvlm-guard demo --out demo-out
     """
@@ -35,8 +36,11 @@ def demo(
     room = import_module("lvlm_guard.evals.studies.demo")
     done = room.run(out, room.QUICK if quick else room.SETTINGS, echo=say, started_over=start_over)
     if json:
-        print_object(done.saved.run)
+        values = [{"method": row["decoder"], **row} for row in done.results["rows"] if row["baseline"] is None]
+        differences = [row for row in done.results["rows"] if row["baseline"] is not None]
+        told = {**done.results, "rows": values, "differences": differences, "page": str(done.page)}
+        print_object({"command": "demo", "version": __version__, **told})
         return
     shown = console()
-    show(done.saved, shown)
+    show(done.results, shown)
     shown.print(f"page  {escape(str(done.page))}")

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lvlm_guard.cli.console import out, print_object, quiet_libraries, say
 from lvlm_guard.cli.options import Device, Dtype, Json, Matchers, Model, matchers_of
@@ -43,8 +42,8 @@ def verify(
 
     The plain model describes pictures; every verifier is asked about each object named: the matchers, as
     --verify asks them, beside calibrated CLIP, CLIP-guided decoding's detector, F-CLIPScore and the model's
-    own token probability. Writes report.json, report.md and report.html; the same command goes on after any
-    end, and with another --matcher asks that one alone.
+    own token probability. Writes answers.parquet, report.json and report.html; the same command goes on
+    after any end, and with another --matcher asks that one alone.
 
     [bold]Example:[/bold] lvlm-guard eval verify --matcher dual-prompt=out/seed-0 --matcher dual-prompt=out/seed-1
     """
@@ -54,7 +53,7 @@ def verify(
         matchers = {name: (name,) for name in (EMBEDDED if model == "embedded" else OTHERS)}
     # the guard's default judge stands beside whatever is measured
     matchers = {"blip-itm": ("blip-itm",)} | matchers
-    room, runs = import_module("lvlm_guard.evals.studies.verify.run"), import_module("lvlm_guard.evals.infer.run")
+    room, asking = import_module("lvlm_guard.evals.studies.verify.run"), import_module("lvlm_guard.evals.infer.ask")
     settings = import_module("lvlm_guard.evals.spec.settings").Settings(
         model=model,
         tasks=(task or ("world_chair" if model == "embedded" else "chair"),),
@@ -67,7 +66,7 @@ def verify(
         images=str(images or ""),
         annotations=str(annotations or ""),
         max_new_tokens=max_new_tokens,
-        batch=batch or (runs.MANY if model == "embedded" else 1),
+        batch=batch or (asking.MANY if model == "embedded" else 1),
         revision=revision,
     )
     report = room.verify_run(
@@ -76,12 +75,10 @@ def verify(
     if json:
         print_object(report)
         return
-    told = import_module("lvlm_guard.evals.studies.verify.told")
-    shown = Table("", *told.SHOWN.values(), box=None)
-    for one in report["verifiers"]:
-        shown.add_row(escape(one["name"]), *(escape(text) for text in told.cells(report, one["name"], told.SHOWN)))
-    out().print(escape(told.lead(report)))
-    out().print(shown)
+    said = import_module("lvlm_guard.evals.studies.verify.report")
+    out().print(escape(said.lead(report)))
+    for table in import_module("lvlm_guard.evals.report.terminal").tables(report, out().width):
+        out().print(table)
     for sentence in report["remarks"]:
         out().print(escape(sentence))
     out().print(f"report  {escape(str(out_ / 'report.html'))}", soft_wrap=True)

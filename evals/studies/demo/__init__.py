@@ -1,4 +1,4 @@
-"""The demo: the default run of `lvlm-guard eval run`, told as a story on a page of its own.
+"""The demo: ask, score, report on the embedded world, told as a story on a page of its own.
 
 from lvlm_guard.evals.studies import demo
 shown = demo.run("demo-out")
@@ -6,19 +6,21 @@ shown = demo.run("demo-out")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lvlm_guard.evals.errors import VoidRunError
-from lvlm_guard.evals.infer.prepare import Prepared
-from lvlm_guard.evals.infer.run import MANY
-from lvlm_guard.evals.infer.run import run as run_evaluation
-from lvlm_guard.evals.report.saved import Saved
+from lvlm_guard.evals.infer.ask import MANY, ask
+from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.report.saved import read_run
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.studies.demo.examples import choose
-from lvlm_guard.evals.studies.demo.page import PAGE, write
+from lvlm_guard.evals.studies.demo.page import write
 
+COMMAND = "demo"
 SETTINGS = Settings(batch=MANY)
 QUICK = replace(SETTINGS, limit=24, captions=24, seeds=1)
 
@@ -28,11 +30,13 @@ class Demo:
     """What a demo found.
 
     Args:
-        saved: the run, its folder and its rows.
+        folder: of the run.
+        results: what `results.json` holds.
         page: `demo.html`.
     """
 
-    saved: Saved
+    folder: Path
+    results: Mapping[str, Any]
     page: Path
 
 
@@ -51,9 +55,9 @@ def run(
     numbers; a demo of other settings or other code in the folder is replaced.
 
     Args:
-        out: folder for `demo.html`, `run.json`, `samples.jsonl` and the answers.
+        out: folder for `demo.html`, `answers.parquet` and `results.json`.
         settings: of the run; `QUICK`: a few pictures, one seed, intervals as wide as that deserves.
-        echo, bar, workers, started_over: as in `lvlm_guard.evals.infer.run.run`.
+        echo, bar, workers, started_over: as in `lvlm_guard.evals.infer.ask.ask`.
 
     Raises:
         DataError: the folder holds a run that is no demo.
@@ -61,21 +65,11 @@ def run(
         VoidRunError: answers are empty, failed or cut.
         KeyboardInterrupt: after a line that says where the answers are.
     """
-    saved = run_evaluation(
-        settings,
-        out,
-        echo=echo,
-        bar=bar,
-        workers=workers,
-        page=_page,
-        started_over=started_over,
-        command="demo",
-        replaces=True,
+    folder = ask(
+        settings, out, echo=echo, bar=bar, workers=workers, started_over=started_over, command=COMMAND, replaces=True
     )
-    return Demo(saved, saved.folder / PAGE)
-
-
-def _page(prepared: Prepared, saved: Saved) -> Path:
-    if saved.run["status"] == "void":
-        raise VoidRunError(f"The run in {saved.folder} is void, so it has no page: {' '.join(saved.run['void'])}")
-    return write(saved, choose(prepared, saved), prepared)
+    results = score(folder)
+    if results["void"]:
+        raise VoidRunError(f"The run in {folder} is void, so it has no page: {' '.join(results['void'])}")
+    saved, prepared = read_run(folder), prepare_run(settings)
+    return Demo(folder, results, write(saved, choose(prepared, saved), prepared))

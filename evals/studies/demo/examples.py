@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,37 @@ from lvlm_guard.evals.decoders.decoder import PLAIN, REFERENCE
 from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import Prepared
 from lvlm_guard.evals.metrics import chair, pope
-from lvlm_guard.evals.report.saved import Saved
+from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.spec.items import EvalTask, Item
+
+Rule = tuple[str, str, bool | None, bool, bool]
+"""Title, why it is shown, whether greedy is right (None: either), whether the guard is, hardest questions alone."""
+
+QUESTIONS: tuple[Rule, ...] = (
+    (
+        "AGLA corrects a wrong answer",
+        "the first adversarial question that greedy gets wrong and AGLA right",
+        *(False, True, True),
+    ),
+    ("AGLA leaves a wrong answer", "the first adversarial question that both get wrong", False, False, True),
+    (
+        "AGLA breaks a right answer",
+        "the first question of any kind that greedy gets right and AGLA wrong",
+        *(True, False, False),
+    ),
+)
+CAPTIONS: tuple[Rule, ...] = (
+    (
+        "Vote keeps a caption to what is there",
+        "the first caption in which greedy names something absent, and vote nothing absent",
+        *(False, True, False),
+    ),
+    (
+        "Vote lets one through",
+        "the first caption in which vote still names something absent",
+        *(None, False, False),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +57,6 @@ class Example:
         asked: the question or instruction.
         truth: the right answer, or what is in view.
         plain: greedy's answer.
-        guarded: the guarded answer.
         wrong: for captions, objects named that are not in view: (plain's, guarded's); None for questions.
         trace: `GuardTrace.to_dict()` of the guarded answer.
         match: the matcher's `Match`, where a local view was made.
@@ -42,7 +70,6 @@ class Example:
     asked: str
     truth: str
     plain: str
-    guarded: str
     wrong: tuple[Sequence[str], Sequence[str]] | None
     trace: dict[str, Any]
     match: Any
@@ -50,90 +77,33 @@ class Example:
     good: bool
 
 
-@dataclass(frozen=True)
-class _Case:
-    """Something asked, with what greedy and a method made of it.
-
-    Args:
-        item: what was asked.
-        plain, guarded: whether it was answered rightly; of a caption, that it names nothing absent.
-        wrong: for captions, the absent objects that each names.
-    """
-
-    item: Item
-    plain: bool
-    guarded: bool
-    wrong: tuple[Sequence[str], Sequence[str]] | None = None
-
-
-def choose(prepared: Prepared, saved: Saved) -> list[Example]:
+def choose(prepared: Prepared, saved: Run) -> list[Example]:
     """Return the examples; a rule that no scene meets gives none."""
-    tasks = {task.name: task for task in prepared.tasks}
-    answerer = prepared.answerer
-    assert isinstance(answerer, Asker)
-    return [
-        *_questions(tasks["world_pope"], saved, answerer),
-        *_captions(tasks["world_chair"], saved, answerer),
-    ]
+    asker = prepared.answerer
+    assert isinstance(asker, Asker)
+    found: list[Example] = []
+    for task in prepared.tasks:
+        method, rules = ("vote", CAPTIONS) if task.kind == "chair" else ("agla", QUESTIONS)
+        if method in asker.decoders:
+            cases = list(_cases(task, saved, method))
+            for title, why, plain, guarded, hard in rules:
+                case = next((c for c in cases if plain in (None, c[1]) and c[2] == guarded and c[3] >= hard), None)
+                if case is not None:
+                    found.append(_shown(title, why, case[0], case[4], guarded, method, task, asker))
+    return found
 
 
-def _questions(task: EvalTask, saved: Saved, asker: Asker) -> Iterator[Example]:
-    cases = []
-    for item, plain, guarded in _said(task, saved, "agla"):
-        cases.append(_Case(item, pope.read(plain) == item.truth, pope.read(guarded) == item.truth))
-    adversarial = [case for case in cases if "pope_adversarial" in case.item.rows]
-    rules = [
-        (
-            "AGLA corrects a wrong answer",
-            "the first adversarial question that greedy gets wrong and AGLA right",
-            _first(adversarial, False, True),
-        ),
-        (
-            "AGLA leaves a wrong answer",
-            "the first adversarial question that both get wrong",
-            _first(adversarial, False, False),
-        ),
-        (
-            "AGLA breaks a right answer",
-            "the first question of any kind that greedy gets right and AGLA wrong",
-            _first(cases, True, False),
-        ),
-    ]
-    for title, rule, case in rules:
-        if case is not None:
-            item = case.item
-            truth = f"{item.truth}: {article(item.tags['object'])} is {'' if item.truth == 'yes' else 'not '}in view"
-            yield _shown(title, rule, case, truth, "agla", task, asker)
-
-
-def _captions(task: EvalTask, saved: Saved, asker: Asker) -> Iterator[Example]:
-    cases = []
-    for item, *captions in _said(task, saved, "vote"):
-        wrong = [_absent(task, item, caption) for caption in captions]
-        cases.append(_Case(item, not wrong[0], not wrong[1], (wrong[0], wrong[1])))
-    rules = [
-        (
-            "Vote keeps a caption to what is there",
-            "the first caption in which greedy names something absent, and vote nothing absent",
-            _first(cases, False, True),
-        ),
-        (
-            "Vote lets one through",
-            "the first caption in which vote still names something absent",
-            _first(cases, None, False),
-        ),
-    ]
-    for title, rule, case in rules:
-        if case is not None:
-            truth = "in view: " + (", ".join(sorted(case.item.truth)) or "nothing nameable")
-            yield _shown(title, rule, case, truth, "vote", task, asker)
-
-
-def _said(task: EvalTask, saved: Saved, method: str) -> Iterator[tuple[Item, str, str]]:
-    """Yield each item of a task with greedy's answer and a method's."""
-    answers = {s["key"]: s["answers"] for s in saved.samples if s["task"] == task.name}
+def _cases(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, bool, bool, bool, Any]]:
+    """Yield each item: whether greedy and the method are right, whether it is hard, and what captions name wrongly."""
+    said = {row["item"]: {name: each[0]["text"] for name, each in of.items()} for row, of in saved.by_item(task.name)}
     for item in task.items:
-        yield item, answers[item.key][REFERENCE][0], answers[item.key][method][0]
+        texts = [said[item.key][name] for name in (REFERENCE, method)]
+        if task.kind == "chair":
+            absent = [_absent(task, item, text) for text in texts]
+            yield item, not absent[0], not absent[1], False, (absent[0], absent[1])
+        else:
+            right = [pope.read(text) == item.truth for text in texts]
+            yield item, right[0], right[1], "pope_adversarial" in item.rows, None
 
 
 def _absent(task: EvalTask, item: Item, caption: str) -> list[str]:
@@ -142,33 +112,32 @@ def _absent(task: EvalTask, item: Item, caption: str) -> list[str]:
     return [node for _, node, _ in read.hallucinated]
 
 
-def _first(cases: Iterable[_Case], plain: bool | None, guarded: bool) -> _Case | None:
-    return next((case for case in cases if plain in (None, case.plain) and case.guarded == guarded), None)
-
-
-def _shown(title: str, rule: str, case: _Case, truth: str, method: str, task: EvalTask, asker: Asker) -> Example:
+def _shown(
+    title: str, rule: str, item: Item, wrong: Any, good: bool, method: str, task: EvalTask, asker: Asker
+) -> Example:
     """Ask once more, alone and with a trace; float32 gives the tokens of the batch again."""
     guards = [asker.decoders[name].guard for name in (REFERENCE, method)]
     assert guards[0] is not None
     assert guards[1] is not None
-    model, processor, tokens = asker.model, asker.processor, task.max_new_tokens
-    inputs = prepare(processor, [case.item])
-    plain = model.generate(**inputs, guard=guards[0](0), max_new_tokens=tokens, **PLAIN)
-    out = model.generate(**inputs, guard=guards[1](0), max_new_tokens=tokens, return_dict_in_generate=True, **PLAIN)
-    view = inputs["guard_views"].views()[0]
-    start = inputs["input_ids"].shape[1]
-    said = processor.batch_decode([plain[0, start:], out.sequences[0, start:]], skip_special_tokens=True)
+    model, inputs = asker.model, prepare(asker.processor, [item])
+    options: dict[str, Any] = {**PLAIN, "max_new_tokens": task.max_new_tokens}
+    plain = model.generate(**inputs, guard=guards[0](0), **options)
+    out = model.generate(**inputs, guard=guards[1](0), return_dict_in_generate=True, **options)
+    view, start = inputs["guard_views"].views()[0], inputs["input_ids"].shape[1]
+    if task.kind == "chair":
+        truth = "in view: " + (", ".join(sorted(item.truth)) or "nothing nameable")
+    else:
+        truth = f"{item.truth}: {article(item.tags['object'])} is {'' if item.truth == 'yes' else 'not '}in view"
     return Example(
         title=title,
         rule=rule,
-        image=case.item.pictures()[0],
-        asked=case.item.prompt,
+        image=item.pictures()[0],
+        asked=item.prompt,
         truth=truth,
-        plain=said[0],
-        guarded=said[1],
-        wrong=case.wrong,
+        plain=asker.processor.batch_decode(plain[:, start:], skip_special_tokens=True)[0],
+        wrong=wrong,
         trace=out.guard.to_dict(),
         match=view.match,
         local=view.local,
-        good=case.guarded,
+        good=good,
     )

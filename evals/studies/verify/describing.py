@@ -2,65 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from lvlm_guard.evals.infer.generate import answer_length, prepare
-from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 from lvlm_guard.pretrained import spoken
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
-
-@dataclass(frozen=True)
-class Piece:
-    """What one token adds to a text.
-
-    Args:
-        start, end: of it, in characters.
-        log_prob: of the token (nats), given all before it, under the plain model.
-    """
-
-    start: int
-    end: int
-    log_prob: float
+Piece = tuple[int, int, float]
+"""What a token adds to a text: start and end in characters, and the token's log-probability (nats) given all before
+it, under the plain model."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """What the model says of a picture.
-
-    Args:
-        key: the item's.
-        text: the description.
-        pieces: its tokens that write something, in order.
-        ended: whether it ended by itself; False: it was cut at the token limit.
-        seconds: its share of the call's time.
-    """
-
-    key: str
-    text: str
-    pieces: tuple[Piece, ...]
-    ended: bool
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON data."""
-        return asdict(self) | {"pieces": [[p.start, p.end, round(p.log_prob, 6)] for p in self.pieces]}
-
-    @classmethod
-    def of(cls, row: dict[str, Any]) -> Description:
-        """Return what `to_dict` gave."""
-        pieces = tuple(Piece(start, end, log_prob) for start, end, log_prob in row["pieces"])
-        return cls(row["key"], row["text"], pieces, row["ended"], row["seconds"])
-
-
-def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) -> list[Description]:
-    """Return the plain greedy descriptions of some items, made in one batch.
+def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) -> list[Said]:
+    """Return the plain greedy descriptions of some items, made in one batch; `proof` holds their pieces.
 
     Args:
         model, processor: not guarded.
@@ -81,25 +42,31 @@ def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) 
             step.float().log_softmax(-1).gather(-1, answers[:, place, None].to(step.device))[:, 0].cpu()
             for place, step in enumerate(out.logits)
         ]
-    log_probs = torch.stack(chosen, -1)  # [batch, tokens]
+    log_probs = torch.stack(chosen, -1).tolist()  # [batch, tokens]
     seconds = (time.perf_counter() - began) / len(items)
     eos = model.generation_config.eos_token_id
     ends = set(eos) if isinstance(eos, list) else {eos} if eos is not None else set()
     found = []
-    for item, row, each in zip(items, answers.tolist(), log_probs.tolist(), strict=True):
+    for row, each in zip(answers.tolist(), log_probs, strict=True):
         length, ended = answer_length(row, ends)
         text, pieces = _pieces(processor, row[:length], each)
-        found.append(Description(item.key, text, pieces, ended, seconds))
+        found.append(Said(text, length, ended, seconds, forwards=length / len(items), proof=json.dumps(pieces)))
     return found
 
 
-def _pieces(processor: Any, tokens: Sequence[int], log_probs: Sequence[float]) -> tuple[str, tuple[Piece, ...]]:
+def pieces_of(proof: str) -> list[Piece]:
+    """Return the pieces that `describe` left with a description."""
+    return [(start, end, log_prob) for start, end, log_prob in json.loads(proof)]
+
+
+def _pieces(processor: Any, tokens: Sequence[int], log_probs: Sequence[float]) -> tuple[str, list[Piece]]:
     """Return a text and its tokens' places: a token writes what its text is longer by, whatever the tokenizer."""
     text = spoken(processor, tokens)
-    pieces, start = [], 0
+    pieces: list[Piece] = []
+    start = 0
     for place in range(len(tokens)):
         end = min(len(spoken(processor, tokens[: place + 1])), len(text))
         if end > start:
-            pieces.append(Piece(start, end, log_probs[place]))
+            pieces.append((start, end, round(log_probs[place], 6)))
             start = end
-    return text, tuple(pieces)
+    return text, pieces

@@ -1,4 +1,8 @@
-"""Who says how probable it is that an object is in a picture: matchers, and detectors on an untuned CLIP."""
+"""Who says how probable it is that an object is in a picture: matchers, and detectors on an untuned CLIP.
+
+Each is asked about mentions of one picture (items whose question is the object and whose prompt is the sentence that
+holds it) and gives one answer a mention and column, worded as `metrics.mentions` reads it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,20 @@ from typing import Protocol
 from PIL.Image import Image
 
 from lvlm_guard.errors import TextError, UnsupportedCallError
-from lvlm_guard.evals.studies.verify.mentions import Mention
+from lvlm_guard.evals.decoders.scores import odds_of
+from lvlm_guard.evals.spec.items import Item, Said
 from lvlm_guard.matching import Matcher, Vocabulary
 from lvlm_guard.verify.check import SWAPS, claim_of, verify_objects
 
-Columns = dict[str, list[float]]
-"""Name -> a number for each mention of one description."""
+CALIBRATED, SENTENCE, FINE, TOKEN = "calibrated-clip", "clip-sentence", "f-clipscore", "token-probability"
+BASELINES = (CALIBRATED, SENTENCE, FINE)
+"""What a matcher must beat before it is anybody's default (adapters.md 4.6, numbers 1 to 3)."""
+
+VERDICT, SCORE = "", ".score"
+"""Columns of a matcher; a column's name follows the matcher's."""
+
+Columns = dict[str, list[Said]]
+"""Column -> an answer for each mention."""
 
 
 class Judge(Protocol):
@@ -24,56 +36,60 @@ class Judge(Protocol):
         """What tells its answers from another one's."""
         ...
 
-    def __call__(self, image: Image, mentions: Sequence[Mention]) -> Columns:
-        """Return its columns for the mentions of a picture's description, at least one."""
+    @property
+    def columns(self) -> dict[str, str]:
+        """Return its columns, and what each is, in a few words."""
         ...
+
+    def __call__(self, image: Image, items: Sequence[Item]) -> Columns:
+        """Return its columns for mentions of one picture, at least one."""
+        ...
+
+
+def probable(p: float, doubtful: bool) -> Said:
+    """Return the answer of a verifier that gives a probability and marks what it doubts."""
+    return Said(f"{'no' if doubtful else 'yes'} {p:.6f}", score=odds_of(p), mass=1.0)
 
 
 class MatcherJudge:
     """A matcher, as `generate(verify=True)` asks it.
 
-    Columns: `p` and `doubtful` (0 or 1) of the verdict, and `swaps`, 1 where it stood against counterfactual swaps, as
-    it does where the matcher compares; there also `score_p` and `score_doubtful`, its own probability, if it has one.
+    Columns: its verdict, against counterfactual swaps where the matcher compares; there also its own probability, if it
+    has one.
 
     Args:
         matcher: that judges.
         vocabulary: all that could be named; swaps are drawn from it.
+        scores: whether its own probability stands beside a verdict by swaps.
 
     Raises:
         UnsupportedCallError: it can't judge claims.
     """
 
-    def __init__(self, matcher: Matcher, vocabulary: Vocabulary) -> None:
-        self.matcher, self.vocabulary = matcher, vocabulary
-        self.scores = matcher.compares and _has_support(matcher)
+    def __init__(self, matcher: Matcher, vocabulary: Vocabulary, scores: bool = True) -> None:
+        self.matcher, self.vocabulary, self.version = matcher, vocabulary, matcher.version
         if not matcher.compares:
             matcher.require_support()
+        swaps = "verdict by counterfactual swaps" if matcher.compares else "verdict by its own probability"
+        self.columns = {VERDICT: swaps}
+        if scores and matcher.compares and _has_support(matcher):
+            self.columns[SCORE] = "its own probability"
 
-    @property
-    def version(self) -> str:
-        """The matcher's."""
-        return f"verdict {self.matcher.version}"
-
-    def __call__(self, image: Image, mentions: Sequence[Mention]) -> Columns:
+    def __call__(self, image: Image, items: Sequence[Item]) -> Columns:
         """Return the matcher's columns."""
-        objects = [mention.object for mention in mentions]
-        columns: Columns = {}
-        for prefix, swaps in {"": SWAPS, "score_": 0}.items() if self.scores else [("", SWAPS)]:
-            verdicts = verify_objects(self.matcher, [image], objects, self.vocabulary, swaps=swaps)
-            columns[f"{prefix}p"] = [verdicts[name].p_supported for name in objects]
-            columns[f"{prefix}doubtful"] = [float(verdicts[name].doubtful) for name in objects]
-            if not prefix:
-                columns["swaps"] = [float(verdicts[name].kind == "swaps") for name in objects]
-        return columns
+        return {
+            column: _verdicts(self.matcher, image, items, self.vocabulary, 0 if column == SCORE else SWAPS)
+            for column in self.columns
+        }
 
 
 class ClipJudge:
     """What an untuned CLIP says, as published detectors read it.
 
-    Columns: `p` and `doubtful`, its Platt-scaled score, where it is calibrated; `object`, S(object), the cosine of the
-    picture and "a photo of a dog"; `sentence`, S of the sentence that holds the mention: the detector of CLIP-guided
-    decoding (Deng et al., arXiv:2402.15300). F-CLIPScore (Oh and Hwang, arXiv:2502.20034), the mean of S of a sentence
-    and S of its nouns, is for one mention the mean of the two columns.
+    Columns: its Platt-scaled score, where it is calibrated, else S(object), the cosine of the picture and "a photo of a
+    dog"; S of the sentence that holds the mention: the detector of CLIP-guided decoding (Deng et al.,
+    arXiv:2402.15300); and F-CLIPScore (Oh and Hwang, arXiv:2502.20034), which for one mention is the mean of S of the
+    sentence and S of the noun.
 
     Args:
         matcher: an untuned CLIP.
@@ -89,28 +105,28 @@ class ClipJudge:
                 f"The matcher {matcher.version!r} compares no texts by similarity, so the detectors that stand on CLIP "
                 "can't be measured: give the folder or hub id of a CLIP."
             )
-        self.matcher, self.vocabulary = matcher, vocabulary
+        self.matcher, self.vocabulary, self.version = matcher, vocabulary, matcher.version
         self.calibrated = _has_support(matcher)
-
-    @property
-    def version(self) -> str:
-        """The CLIP's."""
-        return f"clip {self.matcher.version}"
-
-    def __call__(self, image: Image, mentions: Sequence[Mention]) -> Columns:
-        """Return the CLIP's columns."""
-        objects = [mention.object for mention in mentions]
-        claims = [claim_of(self.matcher, name) for name in objects]
-        said = {text: self._cosine(image, text) for text in dict.fromkeys(mention.sentence for mention in mentions)}
-        columns: Columns = {
-            "object": self.matcher.similarity([image], claims)[0].tolist(),
-            "sentence": [said[mention.sentence] for mention in mentions],
+        self.columns = {
+            CALIBRATED: "untuned CLIP, Platt-scaled cosine"
+            if self.calibrated
+            else "untuned CLIP, cosine (as AUROC goes, Platt-scaled)",
+            SENTENCE: "CLIP-guided decoding's detector: S(sentence), untuned CLIP",
+            FINE: "F-CLIPScore: mean of S(sentence) and S(noun), untuned CLIP",
         }
+
+    def __call__(self, image: Image, items: Sequence[Item]) -> Columns:
+        """Return the CLIP's columns."""
+        claims = [claim_of(self.matcher, item.question) for item in items]
+        nouns = self.matcher.similarity([image], claims)[0].tolist()
+        said = {text: self._cosine(image, text) for text in dict.fromkeys(item.prompt for item in items)}
+        sentences = [said[item.prompt] for item in items]
+        scores = {CALIBRATED: nouns, SENTENCE: sentences}
+        scores[FINE] = [(a + b) / 2 for a, b in zip(nouns, sentences, strict=True)]
+        found = {column: [Said(f"{s:.6f}", score=s) for s in each] for column, each in scores.items()}
         if self.calibrated:
-            verdicts = verify_objects(self.matcher, [image], objects, self.vocabulary, swaps=0)
-            columns["p"] = [verdicts[name].p_supported for name in objects]
-            columns["doubtful"] = [float(verdicts[name].doubtful) for name in objects]
-        return columns
+            found[CALIBRATED] = _verdicts(self.matcher, image, items, self.vocabulary, 0)
+        return found
 
     def _cosine(self, image: Image, sentence: str) -> float:
         """Return S of a sentence; one that is too long for the CLIP is cut, as CLIPScore does."""
@@ -122,6 +138,11 @@ class ClipJudge:
                 if len(words) < 2:
                     raise
                 words = words[: len(words) * 9 // 10]
+
+
+def _verdicts(matcher: Matcher, image: Image, items: Sequence[Item], known: Vocabulary, swaps: int) -> list[Said]:
+    verdicts = verify_objects(matcher, [image], [item.question for item in items], known, swaps=swaps)
+    return [probable(verdicts[i.question].p_supported, verdicts[i.question].doubtful) for i in items]
 
 
 def _has_support(matcher: Matcher) -> bool:

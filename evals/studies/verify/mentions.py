@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from lvlm_guard.evals.metrics import chair, tokens
 from lvlm_guard.evals.metrics.objects import ObjectWords, coco_words, vocabulary_words
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.describing import Description, Piece
+from lvlm_guard.evals.studies.verify.describing import Piece
 from lvlm_guard.verify.choosing import sentences
+
+Described = tuple[str, Sequence[Piece]]
+"""A description and its pieces."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +35,45 @@ class Mention:
     probability: float
 
 
-def mentions_of(task: EvalTask, descriptions: Sequence[Description]) -> list[list[Mention]]:
+def mentions_of(task: EvalTask, described: Sequence[Described]) -> list[list[Mention]]:
     """Return each description's objects, each object once, in order.
 
     A verdict is of an object and not of a word, so repeats would count one verdict several times.
 
     Args:
         task: of captions; its items in the order of the descriptions.
-        descriptions: one of each item.
+        described: one of each item.
 
     Raises:
         DataError: the ground truth names no known object.
     """
-    items = task.items
     reader = coco_words() if task.vocabulary is None else vocabulary_words(task.vocabulary)
-    rows = [{"image_id": place, "caption": one.text} for place, one in enumerate(descriptions)]
-    truths = {place: _truth(item) for place, item in enumerate(items)}
+    rows = [{"image_id": place, "caption": text} for place, (text, _) in enumerate(described)]
+    truths = {place: [str(name) for name in item.truth] for place, item in enumerate(task.items)}
     read = chair.compare(rows, truths, vocabulary=task.vocabulary)
-    return [_named(caption, one, reader) for caption, one in zip(read, descriptions, strict=True)]
+    return [_named(caption, *one, reader) for caption, one in zip(read, described, strict=True)]
 
 
-def _truth(item: Item) -> list[str]:
-    return [str(name) for name in item.truth]
+def mention_task(task: EvalTask, mentions: Sequence[Sequence[Mention]]) -> EvalTask:
+    """Return the mentions as items: the question is the object, the tags say where it stands."""
+    items = [
+        Item(
+            key=f"{item.key} {one.object}",
+            picture=item.picture,
+            prompt=one.sentence,
+            images=item.images,
+            question=one.object,
+            truth="yes" if one.true else "no",
+            rows=(task.name,),
+            tags={"word": one.word},
+        )
+        for item, named in zip(task.items, mentions, strict=True)
+        for one in named
+    ]
+    return EvalTask("mentions", "mentions", items, task.max_new_tokens, split=task.split, about=task.about)
 
 
-def _named(caption: chair.Caption, description: Description, reader: ObjectWords) -> list[Mention]:
-    text = description.text
+def _named(caption: chair.Caption, text: str, pieces: Sequence[Piece], reader: ObjectWords) -> list[Mention]:
     places = spans(text)
     singular = [reader.singular(token) for token in tokens.words(text)]
     found: dict[str, Mention] = {}
@@ -67,13 +83,9 @@ def _named(caption: chair.Caption, description: Description, reader: ObjectWords
         pair = " ".join(singular[index : index + 2])
         last = index + 1 if pair in reader.double and index + 1 < len(places) else index
         start, end = places[index][0], places[last][1]
-        found[node] = Mention(
-            node,
-            node in caption.truth,
-            text[start:end],
-            _sentence(text, start),
-            math.exp(_log_prob(description.pieces, start, end)),
-        )
+        log_prob = sum(p for begin, stop, p in pieces if begin < end and stop > start)
+        sentence = _sentence(text, start)
+        found[node] = Mention(node, node in caption.truth, text[start:end], sentence, math.exp(log_prob))
     return list(found.values())
 
 
@@ -99,7 +111,3 @@ def _sentence(text: str, place: int) -> str:
         holding = sentence
         at += len(sentence)
     return holding
-
-
-def _log_prob(pieces: Sequence[Piece], start: int, end: int) -> float:
-    return sum(piece.log_prob for piece in pieces if piece.start < end and piece.end > start)

@@ -1,96 +1,120 @@
-"""Rows in long form of all verifiers: their figures, and how much better they are than what they must beat."""
+"""From what judges said to result rows: verifiers side by side, and how much better than what they must beat."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from lvlm_guard.evals.stats.bootstrap import Array
-from lvlm_guard.evals.studies.verify.figures import Drawn, estimate, reliability
+from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
+from lvlm_guard.evals.decoders.scores import odds_of
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.mentions import probabilities, reliability
+from lvlm_guard.evals.spec.answers import SCHEMA, Answer, table_of
+from lvlm_guard.evals.spec.items import EvalTask
+from lvlm_guard.evals.stats.score import score_answers
+from lvlm_guard.evals.studies.verify.asking import Judged
+from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED, TOKEN
 
-Row = dict[str, Any]
-Role = Literal["matcher", "score", "baseline"]
-
-CALIBRATED, SENTENCE, FINE, TOKEN = "calibrated-clip", "clip-sentence", "f-clipscore", "token-probability"
-BASELINES = (CALIBRATED, SENTENCE, FINE)
-"""What a matcher must beat before it is anybody's default (adapters.md 4.6, numbers 1 to 3)."""
-
-MODEL = "greedy"
-"""Name of the model's own row."""
+METRICS = ("auroc", "accuracy_matched", "brier", "calibration_error", "marked", "mark_precision", "mark_recall")
 
 
-@dataclass(frozen=True)
-class Verifier:
-    """What one verifier says of all mentions.
+def check_names(names: Sequence[str]) -> None:
+    """Raise `DataError` where a matcher has a name that stands for something else in the rows."""
+    taken = [name for name in names if name in (*BASELINES, TOKEN, REFERENCE)]
+    if taken:
+        raise DataError(f"--matcher {taken[0]}: {taken[0]!r} is the name of a baseline here; give another one.")
+
+
+def verifiers_of(judged: Sequence[Judged]) -> list[Decoder]:
+    """Return all verifiers, the baselines first; trainings of one name are seeds of one verifier."""
+    found: dict[str, Decoder] = {}
+    for one in judged:
+        for decoder in one.decoders:
+            places = (*found[decoder.name].matchers, one.place) if decoder.name in found else (one.place,)
+            found[decoder.name] = replace(decoder, seeds=len(places), matchers=places)
+        if not one.name:
+            about = "the model's own probability of the word"
+            found[TOKEN] = Decoder(TOKEN, about, None, role="control", baseline=CALIBRATED)
+    return list(found.values())
+
+
+def table_of_all(judged: Sequence[Judged], named: EvalTask, own: Sequence[float]) -> pa.Table:
+    """Return the answers of all verifiers as one table.
 
     Args:
-        name: in rows.
-        about: what it is, in a few words.
-        role: "matcher": a verdict; "score": a matcher's own probability; "baseline": one that others must beat.
-        scores: [n] of each training: the higher, the more probable.
-        probability: whether the scores are probabilities.
-        marks: [n] of each training, 1 where a mention is marked as doubtful; () where it marks none.
+        judged: what was said.
+        named: the mentions.
+        own: the model's probability of each.
     """
+    token = [
+        Answer(
+            named.name,
+            named.split,
+            item.key,
+            item.picture,
+            TOKEN,
+            "control",
+            f"p {p:.6f}",
+            CALIBRATED,
+            0,
+            odds_of(p),
+            1.0,
+        )
+        for item, p in zip(named.items, own, strict=True)
+    ]
+    tables = [table_of(token)]
+    for one in judged:
+        place = SCHEMA.get_field_index("seed")
+        seeds = pa.array([one.training] * len(one.answers), pa.int32())
+        tables.append(one.answers.select(SCHEMA.names).set_column(place, SCHEMA.field("seed"), seeds))
+    return pa.concat_tables(tables).combine_chunks()
 
-    name: str
-    about: str
-    role: Role
-    scores: Sequence[Array]
-    probability: bool = True
-    marks: Sequence[Array] = ()
 
-    def describe(self) -> dict[str, Any]:
-        """Return it as it stands in the report."""
-        return {"name": self.name, "about": self.about, "role": self.role, "trainings": len(self.scores)}
-
-
-def rows_of(model: str, task: str, verifiers: Sequence[Verifier], drawn: Drawn) -> list[Row]:
-    """Return each figure with its 95 % interval, and AUROC differences "a-b" on the same draws.
+def results_of(
+    named: EvalTask, table: pa.Table, verifiers: Sequence[Decoder], matchers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `stats.score`'s results: each figure with its interval, and differences on the same draws.
 
     Each verifier less calibrated CLIP, and each matcher less the other baselines.
+
+    Raises:
+        DataError: nothing is named, or there is nothing to tell apart.
     """
-    n = len(drawn.true)
-    rows = [_row(model, MODEL, task, "hallucinated", drawn.hallucinated(), n)]
-    aurocs = {one.name: drawn.pooled([drawn.auroc(scores) for scores in one.scores]) for one in verifiers}
-    for one in verifiers:
-        rows.append(_row(model, one.name, task, "auroc", aurocs[one.name], n))
-        if one.probability:
-            brier = drawn.pooled([drawn.brier(p) for p in one.scores])
-            rows.append(_row(model, one.name, task, "brier", brier, n))
-            error = drawn.pooled([drawn.calibration_error(p) for p in one.scores])
-            rows.append(_row(model, one.name, task, "calibration_error", error, n))
-        marked = [drawn.marked(marks) for marks in one.marks]
-        for metric in marked[0] if marked else ():
-            rows.append(_row(model, one.name, task, metric, drawn.pooled([each[metric] for each in marked]), n))
-    for one in verifiers:
-        others = (*BASELINES, TOKEN) if one.role == "matcher" else (CALIBRATED,)
-        for other in others:
-            if other in aurocs and other != one.name:
-                rows.append(_row(model, f"{one.name}-{other}", task, "auroc", aurocs[one.name] - aurocs[other], n))
-    return rows
+    true = [item.truth == "yes" for item in named.items]
+    if not true:
+        raise DataError("No description names an object, so there is nothing to verify.")
+    if len(set(true)) == 1:
+        how = "true" if true[0] else "hallucinated"
+        raise DataError(f"All {len(true)} mentions are {how}, so there is nothing to tell apart: give more pictures.")
+    items = (
+        {
+            "task": named.name,
+            "split": named.split,
+            "item": i.key,
+            "picture": i.picture,
+            "truth": i.truth,
+            "rows": i.rows,
+        }
+        for i in named.items
+    )
+    pairs = [(name, other) for name in matchers for other in (*BASELINES[1:], TOKEN)]
+    found = score_answers(table, items, [named.describe()], [d.describe() for d in verifiers], pairs=pairs)
+    order = {metric: place for place, metric in enumerate((*METRICS, "hallucinated"))}
+    rows = sorted((r for r in found["rows"] if r["metric"] in order), key=lambda row: order[row["metric"]])
+    rows = [row | {"decoder": REFERENCE} if row["metric"] == "hallucinated" else row for row in rows]
+    return found | {"rows": [row for row in rows if row["value"] is not None], "warnings": []}
 
 
-def reliabilities(verifiers: Sequence[Verifier], drawn: Drawn) -> Mapping[str, list[dict[str, float]]]:
+def reliabilities(table: pa.Table, verifiers: Sequence[Decoder], named: EvalTask) -> dict[str, list[dict[str, float]]]:
     """Return the bins of each verifier that gives probabilities, its trainings together."""
-    return {
-        one.name: reliability(np.concatenate(one.scores), np.tile(drawn.true, len(one.scores)))
-        for one in verifiers
-        if one.probability
-    }
-
-
-def _row(model: str, method: str, task: str, metric: str, figure: Array, n: int) -> Row:
-    found = estimate(figure)
-    return {
-        "model": model,
-        "method": method,
-        "task": task,
-        "metric": metric,
-        "value": found and found.value,
-        "low": found and found.low,
-        "high": found and found.high,
-        "n": n,
-    }
+    true = {item.key: item.truth == "yes" for item in named.items}
+    found = {}
+    for one in verifiers:
+        rows = table.filter(pa.compute.equal(table["decoder"], one.name))
+        p = probabilities(rows["text"].to_pylist())
+        if p is not None:
+            found[one.name] = reliability(p, [true[key] for key in rows["item"].to_pylist()])
+    return found

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 import lvlm_guard
+from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
 from lvlm_guard.evals.decoders.matchers import check_matchers, load_matchers
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.folder import alone, begin
 from lvlm_guard.evals.infer.identity import environment
-from lvlm_guard.evals.infer.progress import Meter
-from lvlm_guard.evals.infer.threads import one_thread
+from lvlm_guard.evals.infer.prepare import where_of
+from lvlm_guard.evals.infer.ranks import one_thread
+from lvlm_guard.evals.infer.store import ANSWERS
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
-from lvlm_guard.evals.studies.verify.describing import Description, describe
-from lvlm_guard.evals.studies.verify.figures import Drawn
-from lvlm_guard.evals.studies.verify.judges import ClipJudge, Columns, Judge, MatcherJudge
-from lvlm_guard.evals.studies.verify.kept import Kept
-from lvlm_guard.evals.studies.verify.mentions import Mention, mentions_of
-from lvlm_guard.evals.studies.verify.page import write_report
-from lvlm_guard.evals.studies.verify.rows import reliabilities, rows_of
-from lvlm_guard.evals.studies.verify.told import remarks
-from lvlm_guard.evals.studies.verify.verifiers import Judged, check_names, verifiers_of
+from lvlm_guard.evals.stats.bootstrap import DRAWS
+from lvlm_guard.evals.studies.verify.asking import COMMAND, Asking, Judged
+from lvlm_guard.evals.studies.verify.describing import describe, pieces_of
+from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
+from lvlm_guard.evals.studies.verify.mentions import Mention, mention_task, mentions_of
+from lvlm_guard.evals.studies.verify.report import remarks, write_report
+from lvlm_guard.evals.studies.verify.rows import check_names, reliabilities, results_of, table_of_all, verifiers_of
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.pretrained import load_model
-
-COMMAND = "eval verify"
-Echo = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,19 @@ def verify_run(
     wanted: Wanted,
     out: str | Path,
     *,
-    echo: Echo = print,
+    echo: Callable[[str], object] = print,
     bar: bool | None = None,
     started_over: bool = False,
     line: str = "",
 ) -> dict[str, Any]:
     """Let the model describe pictures, ask every verifier about each object named, and write the report.
 
-    Descriptions and verdicts go to `out/answers` as they come; the same call goes on where it stopped, and one with
+    Descriptions and verdicts go to folders in `out` as they come; the same call goes on where it stopped, and one with
     further matchers asks these alone.
 
     Args:
         wanted: what is measured.
-        out: folder of report.json, report.md and report.html.
+        out: folder of answers.parquet (one row a verifier and mention), report.json, report.md and report.html.
         echo: told what happens, a line at a time.
         bar: whether to draw a progress bar on the error stream; None: if it is a terminal.
         started_over: drop what an earlier run left in the folder.
@@ -78,7 +74,8 @@ def verify_run(
         what report.json holds.
 
     Raises:
-        DataError: the task is no task of captions, nothing is named, or there is nothing to tell apart.
+        DataError: the task is no task of captions, nothing is named, there is nothing to tell apart, or answers in the
+            folder were made by others.
         WeightsError, UnknownNameError: the model or a matcher can't be had.
         KnobError: trainings of one name are of different matchers, or the same.
         UnsupportedCallError: a matcher can't judge claims.
@@ -87,29 +84,33 @@ def verify_run(
     folder, settings = Path(out), wanted.settings
     check_names(list(wanted.matchers))
     check_matchers(wanted.matchers)
-    with alone(folder), one_thread(settings.model == EMBEDDED):
+    with one_thread(settings.model == EMBEDDED):
         task = _captions(settings)
-        begin(folder, settings, [task], COMMAND, started_over, replaces=False)
         model, processor = load_model(
             settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
         )
-        vocabulary = Vocabulary.of(task.vocabulary)
-        judges = _judges(wanted, model, vocabulary)
+        judges = _judges(wanted, model, Vocabulary.of(task.vocabulary))
+        ask = Asking(folder, settings, where_of(model), echo, bar, started_over)
+        plain = Decoder(REFERENCE, "plain, greedy", None, role="reference", baseline=None)
         try:
-            descriptions = _described(folder, task, model, processor, settings.batch, echo, bar)
-            mentions = mentions_of(task, descriptions)
-            judged = _judged(folder, task, mentions, judges, echo, bar)
+            said = ask(
+                "descriptions",
+                task,
+                [plain],
+                REFERENCE,
+                lambda items: {REFERENCE: describe(model, processor, task, items)},
+            )
+            described = zip(said["text"].to_pylist(), map(pieces_of, said["proof"].to_pylist()), strict=True)
+            mentions = mentions_of(task, list(described))
+            named = mention_task(task, mentions)
+            judged = [one.asked(ask, named) for one in judges] if named.items else []
         except KeyboardInterrupt:
-            echo(f"Stopped. The answers so far are in {folder / 'answers'}; the same command goes on from there.")
+            echo(f"Stopped. The answers so far are in {folder}; the same command goes on from there.")
             raise
-        report = _report(wanted, task, descriptions, mentions, judged, line)
-        report["environment"] = environment() | {
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        }
-        path = write_report(folder, report)
-        echo(f"Report: {path}")
+        report = _report(wanted, folder, task, said, mentions, named, judged)
+        report["environment"] = environment() | ask.where | {"threads": torch.get_num_threads()}
+    report |= {"call": line, "remarks": remarks(report)}
+    echo(f"Report: {write_report(folder, report)}")
     return report
 
 
@@ -123,106 +124,65 @@ def _captions(settings: Settings) -> EvalTask:
     return tasks[0]
 
 
-def _judges(wanted: Wanted, model: Any, vocabulary: Vocabulary) -> dict[tuple[str, int], Judge]:
-    """Return who judges: (name, number of the training) -> judge; the CLIP of the baselines is ("", 0)."""
-    judges: dict[tuple[str, int], Judge] = {("", 0): ClipJudge(load_matcher(wanted.clip, model=model), vocabulary)}
+def _judges(wanted: Wanted, model: Any, vocabulary: Vocabulary) -> list[Judged]:
+    """Return who judges, the CLIP of the baselines first."""
+    clip = ClipJudge(load_matcher(wanted.clip, model=model), vocabulary)
     loaded = load_matchers((place for each in wanted.matchers.values() for place in each), wanted.matchers, model)
+    judges = [Judged("", 0, wanted.clip, clip)]
     for name, places in wanted.matchers.items():
-        for number, place in enumerate(places):
-            judges[name, number] = MatcherJudge(loaded[place], vocabulary)
+        # the untuned CLIP's own score stands there already
+        same = clip.calibrated and [loaded[place].version for place in places] == [clip.version]
+        judges += [
+            Judged(name, number, place, MatcherJudge(loaded[place], vocabulary, scores=not same))
+            for number, place in enumerate(places)
+        ]
     return judges
-
-
-def _described(
-    folder: Path, task: EvalTask, model: Any, processor: Any, batch: int, echo: Echo, bar: bool | None
-) -> list[Description]:
-    kept = Kept(folder / "answers" / "descriptions.jsonl", ("key",))
-    missing = [item for item in task.items if kept.get(item.key) is None]
-    echo(f"{task.name}: {len(task.items)} pictures, {len(task.items) - len(missing)} described already.")
-    with Meter(len(missing), "descriptions", echo, bar) as meter:
-        for start in range(0, len(missing), batch):
-            block = missing[start : start + batch]
-            kept.add(*(one.to_dict() for one in describe(model, processor, task, block)))
-            meter.advance(len(block))
-    return [Description.of(row) for item in task.items if (row := kept.get(item.key)) is not None]
-
-
-def _judged(
-    folder: Path,
-    task: EvalTask,
-    mentions: Sequence[Sequence[Mention]],
-    judges: Mapping[tuple[str, int], Judge],
-    echo: Echo,
-    bar: bool | None,
-) -> dict[tuple[str, int], Judged]:
-    kept = Kept(folder / "answers" / "verdicts.jsonl", ("judge", "key"))
-    versions = {judge.version: judge for judge in judges.values()}
-    named = [(item, each) for item, each in zip(task.items, mentions, strict=True) if each]
-    found: dict[str, list[dict[str, Any]]] = {version: [] for version in versions}
-    with Meter(len(named) * len(versions), "verdicts", echo, bar) as meter:
-        for item, each in named:
-            objects = [mention.object for mention in each]
-            image = None
-            for version, judge in versions.items():
-                row = kept.get(version, item.key)
-                if row is None or row["objects"] != objects:
-                    image = image or item.pictures()[0]
-                    began = time.perf_counter()
-                    columns = judge(image, each)
-                    seconds = round(time.perf_counter() - began, 4)
-                    row = {"judge": version, "key": item.key, "objects": objects, "seconds": seconds, **columns}
-                    kept.add(row)
-                found[version].append(row)
-                meter.advance(1)
-    return {who: _together(judge.version, found[judge.version]) for who, judge in judges.items()}
-
-
-def _together(version: str, rows: Sequence[dict[str, Any]]) -> Judged:
-    names = [name for name in rows[0] if name not in ("judge", "key", "objects", "seconds")] if rows else []
-    columns: Columns = {name: [value for row in rows for value in row[name]] for name in names}
-    seconds = float(np.mean([row["seconds"] for row in rows])) if rows else 0.0
-    return Judged(version, {name: np.asarray(values, float) for name, values in columns.items()}, seconds)
 
 
 def _report(
     wanted: Wanted,
+    folder: Path,
     task: EvalTask,
-    descriptions: Sequence[Description],
+    said: pa.Table,
     mentions: Sequence[Sequence[Mention]],
-    judged: Mapping[tuple[str, int], Judged],
-    line: str,
+    named: EvalTask,
+    judged: Sequence[Judged],
 ) -> dict[str, Any]:
     flat = [mention for each in mentions for mention in each]
-    places = [place for place, each in enumerate(mentions) for _ in each]
-    drawn = Drawn(places, [mention.true for mention in flat])
-    verifiers = verifiers_of(wanted.matchers, judged, np.array([mention.probability for mention in flat]))
-    report = {
+    verifiers = verifiers_of(judged)
+    table = table_of_all(judged, named, [mention.probability for mention in flat])
+    results = results_of(named, table, verifiers, wanted.matchers)
+    pq.write_table(table, folder / ANSWERS)
+    pictures = sum(bool(each) for each in mentions)
+    return {
         "command": COMMAND,
         "version": lvlm_guard.__version__,
-        "call": line,
         "model": wanted.settings.model,
         "task": task.describe(),
         "settings": wanted.settings.to_dict(),
         "counts": {
             "pictures": len(task.items),
-            "pictures_with_mentions": sum(bool(each) for each in mentions),
+            "pictures_with_mentions": pictures,
             "mentions": len(flat),
             "hallucinated": sum(not mention.true for mention in flat),
-            "empty": sum(not one.text.strip() for one in descriptions),
-            "cut": sum(not one.ended for one in descriptions),
+            "empty": sum(not text.strip() for text in said["text"].to_pylist()),
+            "cut": sum(not ended for ended in said["ended"].to_pylist()),
         },
-        "bootstrap": {"draws": drawn.draws, "seed": 0, "unit": "pictures, and trainings where there are several"},
-        "verifiers": [one.describe() for one in verifiers],
-        "matchers": {
-            name: [
-                {"from": str(place), "version": judged[name, number].version, "seconds": judged[name, number].seconds}
-                for number, place in enumerate(all_places)
-            ]
-            for name, all_places in wanted.matchers.items()
-        },
-        "clip": {"from": wanted.clip, "version": judged["", 0].version, "seconds": judged["", 0].seconds},
-        "seconds_a_description": float(np.mean([one.seconds for one in descriptions])),
-        "rows": rows_of(wanted.settings.model, task.name, verifiers, drawn),
-        "reliability": reliabilities(verifiers, drawn),
+        "bootstrap": {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"},
+        "verifiers": [
+            {
+                "name": d.name,
+                "about": d.about,
+                "role": d.role,
+                "trainings": d.seeds,
+                "judged": d.name in wanted.matchers,
+            }
+            for d in verifiers
+        ],
+        "matchers": {name: [one.told(pictures) for one in judged if one.name == name] for name in wanted.matchers},
+        "clip": judged[0].told(pictures),
+        "seconds_a_description": float(said["seconds"].to_numpy().mean()),
+        **results,
+        "rows": [{"model": wanted.settings.model, "method": row["decoder"]} | row for row in results["rows"]],
+        "reliability": reliabilities(table, verifiers, named),
     }
-    return report | {"remarks": remarks(report)}

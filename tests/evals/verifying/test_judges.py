@@ -11,9 +11,9 @@ from PIL import Image
 
 from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.errors import TextError, UnsupportedCallError
+from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
-from lvlm_guard.evals.studies.verify.mentions import Mention
+from lvlm_guard.evals.studies.verify.judges import SENTENCE, ClipJudge, MatcherJudge
 from lvlm_guard.evals.studies.verify.run import Wanted, verify_run
 from lvlm_guard.matching import Match, Matcher, Vocabulary, load_matcher
 
@@ -21,8 +21,8 @@ OBJECTS = Vocabulary.of(("dog", "cat", "bus", "train"))
 IMAGE = Image.new("RGB", (96, 96), "orange")
 
 
-def mention(name: str, sentence: str) -> Mention:
-    return Mention(name, True, name, sentence, 0.5)
+def mention(name: str, sentence: str) -> Item:
+    return Item(name, "0", sentence, (IMAGE,), question=name, truth="yes")
 
 
 def test_a_sentence_beyond_the_clips_length_is_cut_and_still_scored() -> None:
@@ -32,8 +32,10 @@ def test_a_sentence_beyond_the_clips_length_is_cut_and_still_scored() -> None:
         clip.similarity([IMAGE], [long])
     short = mention("cat", "a cat .")
     columns = ClipJudge(clip, OBJECTS)(IMAGE, [mention("dog", long), short])
-    assert -1 <= columns["sentence"][0] <= 1
-    assert columns["sentence"][1] == pytest.approx(float(clip.similarity([IMAGE], ["a cat ."])[0, 0]), abs=1e-5)
+    scores = [one.score for one in columns[SENTENCE]]
+    assert scores[0] is not None
+    assert -1 <= scores[0] <= 1
+    assert scores[1] == pytest.approx(float(clip.similarity([IMAGE], ["a cat ."])[0, 0]), abs=1e-5)
 
 
 class Maps(Brightness):
@@ -61,11 +63,11 @@ def test_a_matcher_that_gives_maps_alone_is_refused() -> None:
 
 def test_a_matcher_that_only_compares_gives_verdicts_by_swaps_and_no_score_of_its_own() -> None:
     columns = MatcherJudge(Comparing(), OBJECTS)(IMAGE, [mention("dog", "a dog"), mention("bus", "a bus")])
-    assert set(columns) == {"p", "doubtful", "swaps"}
+    assert set(columns) == {""}
     # two objects that are not named, cat and train, stand against each; tau is .01
-    assert columns["p"] == pytest.approx([math.exp(2) / (math.exp(2) + 2), 1 / 3])
-    assert columns["doubtful"] == [0, 1]
-    assert columns["swaps"] == [1, 1]
+    words, numbers = zip(*(one.text.split() for one in columns[""]), strict=True)
+    assert [float(number) for number in numbers] == pytest.approx([math.exp(2) / (math.exp(2) + 2), 1 / 3], abs=1e-6)
+    assert words == ("yes", "no")
 
 
 def test_a_clip_without_calibration_has_the_same_auroc_and_the_report_says_what_is_missing(tmp_path: Path) -> None:
@@ -75,12 +77,12 @@ def test_a_clip_without_calibration_has_the_same_auroc_and_the_report_says_what_
         report = verify_run(
             Wanted(settings, {"blip-itm": ("blip-itm",)}, clip), tmp_path, echo=lambda _: None, bar=False
         )
-        own = [row for row in report["rows"] if row["method"] == "calibrated-clip"]
+        own = [row for row in report["rows"] if (row["decoder"], row["baseline"]) == ("calibrated-clip", None)]
         return {row["metric"]: row for row in own}, report["remarks"]
 
     calibrated, told = rows("clip")
     plain, told_plain = rows(str(TINY))
     assert plain["auroc"]["value"] == pytest.approx(calibrated["auroc"]["value"])
-    assert set(plain) == {"auroc"}
+    assert set(plain) == {"auroc", "accuracy_matched"}
     assert any("is not calibrated" in line for line in told_plain)
     assert not any("is not calibrated" in line for line in told)

@@ -6,20 +6,20 @@ import pytest
 
 from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.describing import Description, Piece
+from lvlm_guard.evals.studies.verify.describing import Piece
 from lvlm_guard.evals.studies.verify.mentions import Mention, mentions_of, spans
 
 
-def described(text: str, *pieces: tuple[str, float]) -> Description:
-    """A description made of (text, probability) tokens; one token a word where none are given."""
+def described(text: str, *pieces: tuple[str, float]) -> tuple[str, list[Piece]]:
+    """A description made of (text, probability) tokens; one token where none are given."""
     if not pieces:
-        return Description("0", text, (Piece(0, len(text), 0.0),), True, 0.0)
+        return text, [(0, len(text), 0.0)]
     assert "".join(part for part, _ in pieces) == text
     made, at = [], 0
     for part, p in pieces:
-        made.append(Piece(at, at + len(part), math.log(p)))
+        made.append((at, at + len(part), math.log(p)))
         at += len(part)
-    return Description("0", text, tuple(made), True, 0.0)
+    return text, made
 
 
 def named(text: str, truth: list[str], *pieces: tuple[str, float], vocabulary=None) -> list[Mention]:

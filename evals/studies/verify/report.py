@@ -1,0 +1,139 @@
+"""The study in words and drawings: what a reader must know, report.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from lvlm_guard.evals.errors import disk_trouble
+from lvlm_guard.evals.report.layout import Results
+from lvlm_guard.evals.report.numbers import said
+from lvlm_guard.evals.report.page import charts, page_environment
+from lvlm_guard.evals.report.saved import write_whole
+from lvlm_guard.evals.report.terminal import explained
+from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED
+
+Report = Mapping[str, Any]
+
+
+def remarks(report: Report) -> list[str]:
+    """Return what the figures say, verdicts on each matcher first, and what limits them."""
+    results, row = Results(report), report["task"]["name"]
+    matchers = [one for one in report["verifiers"] if one["judged"]]
+    told = [_verdict(results, row, one["name"]) for one in matchers]
+    told += [sentence for one in matchers if (sentence := _marks(results, row, one, report["counts"]))]
+    if results.value(row, CALIBRATED, "brier") is None:
+        told.append(
+            f"The CLIP {report['clip']['from']!r} is not calibrated, so its cosine stands for its probability: with "
+            "the same AUROC, and neither calibration nor marks. `lvlm-guard train dual-prompt --compare` writes a "
+            "calibrated one to OUT/baselines/clip."
+        )
+    single = [
+        name
+        for name, of in report["matchers"].items()
+        if name != "blip-itm" and [one["version"] != report["clip"]["version"] for one in of] == [True]
+    ]
+    if single:
+        told.append(
+            f"{', '.join(single)}: one training each, so their intervals hold the luck of the pictures alone; give "
+            "--matcher NAME=FOLDER once for each seed."
+        )
+    counts = report["counts"]
+    if counts["cut"] or counts["empty"]:
+        told.append(f"{counts['cut']} descriptions were cut at the token limit and {counts['empty']} are empty.")
+    about = report["task"]["about"]
+    return [*told, *about.get("warnings", ()), *([about["limits"]] if about.get("limits") else [])]
+
+
+def _verdict(results: Results, row: str, name: str) -> str:
+    """Say which of the baselines a matcher beats in AUROC, by the intervals of the differences."""
+    ways: dict[str, list[str]] = {"beats": [], "is worse than": [], "is not told apart from": []}
+    for other in BASELINES:
+        found = results.difference(row, name, "auroc", other)
+        if found is not None and found["value"] is not None:
+            clear = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
+            way = "is not told apart from" if not clear else "beats" if found["value"] > 0 else "is worse than"
+            ways[way].append(f"{other} ({said({**found, 'p': None})})")
+    parts = ", ".join(f"{way} {' and '.join(others)}" for way, others in ways.items() if others)
+    falls_short = ways["is worse than"] or ways["is not told apart from"]
+    end = ": not all that it must beat, so it should not be the default verifier here." if falls_short else "."
+    return f"AUROC: {name} {parts}{end}"
+
+
+def _marks(results: Results, row: str, one: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    marked, precision, recall = (
+        results.value(row, one["name"], key) for key in ("marked", "mark_precision", "mark_recall")
+    )
+    if marked is None or recall is None:
+        return ""
+    if precision is None:
+        return f"{one['name']} marks no mention as doubtful."
+    trained = f" (mean of {one['trainings']} trainings)" if one["trainings"] > 1 else ""
+    return (
+        f"{one['name']} marks {marked['value'] * marked['n']:.0f} of {marked['n']} mentions as doubtful{trained}: "
+        f"{precision['value']:.1%} of the marks are on hallucinated ones ("
+        f"{counts['hallucinated'] / counts['mentions']:.1%} of all are), and {recall['value']:.1%} of those are marked."
+    )
+
+
+def lead(report: Report) -> str:
+    """Return how much was asked, in a few sentences."""
+    counts = report["counts"]
+    return (
+        f"{report['model']} described {counts['pictures']} pictures of {report['task']['name']} "
+        f"({report['task']['split']}), greedy and unguarded. It named {counts['mentions']} objects on "
+        f"{counts['pictures_with_mentions']} of them, each counted where a description names it first; "
+        f"{counts['hallucinated']} are not there. All verifiers were asked about the same mentions. 95 % intervals: "
+        f"{report['bootstrap']['draws']} bootstrap draws of {report['bootstrap']['unit']}."
+    )
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """Write report.json and report.html; returns the page's path.
+
+    Raises:
+        RunError: the disk is full or can't be written to.
+    """
+    repeat = {key: report[key] for key in ("settings", "matchers", "clip", "environment", "seconds_a_description")}
+    document = (
+        page_environment()
+        .get_template("verify.html.jinja")
+        .render(
+            report=report,
+            results=Results(report),
+            task=report["tasks"][0],
+            lead=lead(report),
+            charts=charts,
+            explained=explained,
+            reliability=reliability_chart(report["reliability"]),
+            repeat=json.dumps(repeat, indent=1, ensure_ascii=False),
+        )
+    )
+    with disk_trouble(folder):
+        write_whole(folder, "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return write_whole(folder, "report.html", document)
+
+
+def reliability_chart(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
+    """Draw, for each verifier, the share of true mentions over their mean probability, a dot for each bin."""
+    rows = -(-len(bins) // 3)
+
+    def draw(figure: Figure) -> None:
+        drawn = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat
+        for axes, (name, each) in zip(drawn, bins.items(), strict=False):
+            most = max(one["n"] for one in each)
+            axes.plot([0, 1], [0, 1], color=charts.SOFT, linewidth=1, linestyle=(0, (4, 3)))
+            sizes = [6 + 90 * one["n"] / most for one in each]
+            axes.scatter([one["p"] for one in each], [one["true"] for one in each], sizes, color=charts.ACCENT)
+            axes.set_title(name, color=charts.INK)
+        for axes in list(drawn)[len(bins) :]:
+            axes.set_axis_off()
+        figure.supxlabel("probability", fontsize=10)
+        figure.supylabel("share that is true", fontsize=10)
+
+    return charts.drawn("Reliability of each verifier", (8.4, 2.8 * rows), draw)
