@@ -24,11 +24,8 @@ from lvlm_guard.evals.decoders.sampling import DocumentSampler
 from lvlm_guard.evals.decoders.scores import FirstToken, Scored, Word, odds_of, spellings
 from lvlm_guard.evals.infer.store import Who
 from lvlm_guard.evals.spec.answers import LIMITS
-from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Said
+from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
 from lvlm_guard.matching import Matcher
-
-CAPTIONS = ("chair", "amber")
-"""Kinds of tasks whose answers are scored at `LIMITS` too."""
 
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 _UNWARPED = {"temperature": 1.0, "top_k": None, "top_p": None}

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal["pope", "chair", "mme", "stock"]
+Kind = Literal[
+    "pope", "repope", "dash_b", "mme", "amber", "chair", "amber_captions", "opope", "mmhal", "mentions", "stock"
+]
 Split = Literal["test", "val"]
 
-YES_NO: tuple[Kind, ...] = ("pope", "mme")
+YES_NO: tuple[Kind, ...] = ("pope", "repope", "dash_b", "mme", "amber")
 """Kinds of tasks that are answered yes or no, so that a matcher can answer them without a language model."""
+
+CAPTIONS: tuple[Kind, ...] = ("chair", "amber_captions")
+"""Kinds of tasks whose answers are scored as if they had been cut short too."""
 
 
 @dataclass(frozen=True)

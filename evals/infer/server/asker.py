@@ -16,14 +16,14 @@ from typing import Any
 from lvlm_guard import methods
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.infer.generate import CAPTIONS, until
+from lvlm_guard.evals.infer.generate import until
 from lvlm_guard.evals.infer.ranks import KEPT
 from lvlm_guard.evals.infer.server.chat import Reply, Talk, chat, cut_at, messages_of, odds
 from lvlm_guard.evals.infer.server.endpoint import Endpoint, retried
 from lvlm_guard.evals.infer.server.proof import Proof, check_guarded, check_plain, proof_of
 from lvlm_guard.evals.infer.store import Job, Who
 from lvlm_guard.evals.spec.answers import LIMITS
-from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Said
+from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
 
 IN_A_ROW = 3  # requests that fail one after another before the server is taken to be down
 LIKELIEST = 20  # most likely tokens that are asked for at the first of a yes/no answer
