@@ -21,6 +21,7 @@ from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.items import EvalTask, Kind
 from lvlm_guard.evals.stats.score import BATCH, Allowed, score_answers
 from lvlm_guard.evals.tasks.pope.questions import KINDS
+from lvlm_guard.evals.tasks.repope import rescored
 
 Results = dict[str, Any]
 DIALECTS = {"default": "ours"}
@@ -58,6 +59,7 @@ def score_files(
     words: Sequence[int] = (),
     baseline: str | None = None,
     allowed: Allowed | None = None,
+    repope: str | Path | None = None,
 ) -> Results:
     """Score files of answers.
 
@@ -70,6 +72,7 @@ def score_files(
         words: lengths that captions are cut to, beside whole.
         baseline: the decoder that the others are compared with; None: the first.
         allowed: shares of answers that may be amiss.
+        repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
 
     Raises:
         DataError: there is no such task, or the files can't be scored; the message names file and line.
@@ -81,8 +84,12 @@ def score_files(
             f"{', '.join(TASKS)}."
         )
     whole = TASKS[task](files, Data(questions, annotations, dialects, words, baseline))
-    batches = [batch for table in whole.answers for batch in table.to_batches(BATCH)]
-    found = score_answers(batches, chain.from_iterable(whole.items), whole.tasks, whole.decoders, allowed=allowed)
+    batches: Iterable[pa.RecordBatch] = [batch for table in whole.answers for batch in table.to_batches(BATCH)]
+    items: Iterable[Mapping[str, Any]] = chain.from_iterable(whole.items)
+    if repope is not None:
+        whole.tasks, items, batches, note = rescored(repope, whole.tasks, items, batches)
+        whole.notes.append(note)
+    found = score_answers(batches, items, whole.tasks, whole.decoders, allowed=allowed)
     found["warnings"] = [*whole.notes, *found["warnings"]]
     return found
 
@@ -179,7 +186,21 @@ def _items(
     columns = [found.items[name].to_pylist() for name in ("item", "picture", "question", "kinds")]
     for item, picture, question, kinds, truth in zip(*columns, truths, strict=True):
         named = {"task": task, "split": "test", "kind": kind, "item": item, "picture": picture or item}
-        yield {**named, "prompt": question, "question": question, "truth": truth, "rows": rows[kinds], "tags": {}}
+        yield {
+            **named,
+            "prompt": question,
+            "question": question,
+            "truth": truth,
+            "rows": rows[kinds],
+            "tags": _tags(item, kinds),
+        }
+
+
+def _tags(item: str, kinds: str) -> dict[str, Any]:
+    """Return which questions of POPE's files an item is, by which RePOPE finds it: "adversarial/12" is the twelfth."""
+    number = item.rpartition("/")[2]
+    ids = {f"pope_{kind}": int(number) for kind in kinds.split(",") if kind in KINDS and number.isdigit()}
+    return {"data_set": "coco", "ids": ids} if ids else {}
 
 
 def _rows(task: str, kinds: str) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score, share
+from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, share
 from lvlm_guard.evals.spec import jsonl
 
 ITEMS, HIGHEST, HALLUCINATED_BELOW = 96, 6, 3
@@ -139,13 +139,18 @@ def counts(verdicts: Sequence[str]) -> Array:
     return np.array(found, dtype=float).reshape(-1, len(COLUMNS))
 
 
+def _mean(column: int, direction: Direction = "higher", read: bool = True) -> Score:
+    """Return the mean of a column, over the verdicts that can be read; NaN where there is none."""
+    return Score(lambda c: share(c[..., column], c[..., 0] - c[..., 3] * read, np.nan), direction)
+
+
 SCORES: dict[str, Score] = {
-    "score": Score(lambda c: share(c[..., 1], c[..., 0] - c[..., 3])),
-    "hallucination_rate": Score(lambda c: share(c[..., 2], c[..., 0] - c[..., 3]), "lower"),
-    "informativeness": Score(lambda c: share(c[..., 4], c[..., 0] - c[..., 3])),
-    "unread": Score(lambda c: share(c[..., 3], c[..., 0]), "lower", compared=False),
-    "score_official": Score(lambda c: share(c[..., 5], c[..., 0])),
-    "hallucination_rate_official": Score(lambda c: share(c[..., 6], c[..., 0]), "lower"),
+    "score": _mean(1),
+    "hallucination_rate": _mean(2, "lower"),
+    "informativeness": _mean(4),
+    "unread": _mean(3, "lower", read=False),
+    "score_official": _mean(5, read=False),
+    "hallucination_rate_official": _mean(6, "lower", read=False),
 }
 
 
@@ -193,20 +198,18 @@ class MMHal(Metric):
         ]
 
     def count(self, batch: Batch) -> Array:
-        """Return the `COLUMNS` of one decoder's answers.
-
-        Raises:
-            DataError: nobody judged them.
-        """
+        """Return the `COLUMNS` of one decoder's answers; 0 where nobody judged them, which a warning says."""
         order = np.argsort(batch.places)
         digest = answers_digest([batch.texts[at] for at in order])
-        if digest not in self.replies:
-            raise DataError(
-                f"{self.task['name']}: there are no verdicts on the answers with answers_sha256 {digest[:16]}. Write "
-                "the judge's requests (`mmhal.write_requests`), have them answered, and give the file of verdicts."
+        found = np.zeros((len(order), len(COLUMNS)))
+        if digest in self.replies:
+            found[order] = counts(self.replies[digest].verdicts)
+        else:
+            self.warnings.append(
+                f"{self.task['name']}: nobody judged the answers with answers_sha256 {digest[:16]}, so they have no "
+                "score. `lvlm-guard eval judge` writes what a judge is to be asked; its reply goes into the run's "
+                "folder `verdicts`."
             )
-        found = np.empty((len(order), len(COLUMNS)))
-        found[order] = counts(self.replies[digest].verdicts)
         return found
 
     def scores(self) -> Mapping[str, Score]:

@@ -61,7 +61,8 @@ def labels(asked: Iterable[Asked], repope: Mapping[str, Mapping[int, Label]]) ->
         seen.add(key)
         label = repope[one.split].get(one.question_id)
         if label is not None:
-            if one.image != label.image or _repaired(one.text) != _repaired(label.text):
+            # a stored prompt may go on after the question
+            if one.image != label.image or _repaired(label.text) not in _repaired(one.text):
                 raise DataError(
                     f"Question {one.question_id} of POPE {one.split} is {one.text!r} of {one.image} here, and "
                     f"{label.text!r} of {label.image} in RePOPE: these answers are to other questions than POPE's for "

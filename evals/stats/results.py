@@ -1,8 +1,8 @@
 """From counted answers to result rows: every score with its interval, every difference with its interval and test.
 
 A row is plain data: {"task", "split", "decoder", "baseline", "role", "metric", "direction", "value", "low", "high",
-"p", "n", "pictures", "bold", "limit"}. "baseline" is null in a value, else the row is decoder less baseline. "p_holm",
-"fixed" and "broken" stand where they apply, and "trainings", the value of each, where there are several.
+"p", "n", "pictures", "bold", "limit", "dialect"}. "baseline" is null in a value, else the row is decoder less baseline.
+"p_holm", "fixed" and "broken" stand where they apply, and "trainings", the value of each, where there are several.
 """
 
 from __future__ import annotations
@@ -307,6 +307,7 @@ class Measured:
             "pictures": len(np.unique(self.tally.picture[at])),
             "bold": baseline is not None and found.bold,
             "limit": score.limit if score else None,
+            "dialect": score.dialect if score else "",
         }
 
 

@@ -33,6 +33,7 @@ from lvlm_guard.evals.stats.validity import Allowed, validity
 from lvlm_guard.evals.stats.verdict import best_control, verdicts
 
 ANSWERS, COSTLY, ITEMS, ASKED, RESULTS = "answers.parquet", "costs.parquet", "items.jsonl", "asked.json", "results.json"
+VERDICTS = "verdicts"  # folder of a judge's replies
 BATCH = 2**15  # rows read at once
 Described = Mapping[str, Any]
 Tallies = dict[tuple[str, str], Tally]
@@ -67,12 +68,13 @@ class Stored:
 _READ = {*COUNTED, *WORK, "role", "baseline"}
 
 
-def score(folder: str | Path, *, allowed: Allowed | None = None) -> dict[str, Any]:
+def score(folder: str | Path, *, allowed: Allowed | None = None, repope: str | Path | None = None) -> dict[str, Any]:
     """Score the answers of a run, and write `results.json` beside them; returns what it holds.
 
     Args:
         folder: of the run.
         allowed: shares of answers that may be amiss.
+        repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
 
     Raises:
         DataError: the folder holds no whole run, or an answer can't be scored.
@@ -86,20 +88,37 @@ def score(folder: str | Path, *, allowed: Allowed | None = None) -> dict[str, An
             "one, and goes on with one."
         )
     asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    tasks, answers = [_judged(task, folder) for task in asked["tasks"]], Stored(folder / ANSWERS)
+    items: Iterable[Mapping[str, Any]] = (row for _, row in jsonl.numbered(folder / ITEMS))
+    relabelled = None
+    if repope is not None:
+        from lvlm_guard.evals.tasks.repope import rescored
+
+        relabelled = rescored(repope, tasks, items, answers)
+        tasks, items = relabelled.tasks, relabelled.items
     results = score_answers(
-        Stored(folder / ANSWERS),
-        (row for _, row in jsonl.numbered(folder / ITEMS)),
-        asked["tasks"],
+        relabelled.answers if relabelled else answers,
+        items,
+        tasks,
         asked["decoders"],
         costs=Stored(folder / COSTLY, COSTS) if (folder / COSTLY).exists() else (),
         allowed=allowed,
     )
+    results["warnings"] += [relabelled.note] if relabelled else []
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
     with disk_trouble(folder):
         part = folder / f"{RESULTS}.part"
         part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(folder / RESULTS)
     return results
+
+
+def _judged(task: Described, folder: Path) -> Described:
+    """Return a task with the verdicts on its answers that lie in the run's folder (MMHal-Bench)."""
+    if task["kind"] != "mmhal":
+        return task
+    verdicts = [str(path) for path in sorted((folder / VERDICTS).glob("*.json"))]
+    return {**task, "about": {**(task.get("about") or {}), "verdicts": verdicts}}
 
 
 def score_answers(

@@ -33,6 +33,9 @@ def score(
         list[str] | None, typer.Option(help="How CHAIR reads: default, pattern, wordnet. Repeatable.")
     ] = None,
     words: Annotated[str, typer.Option(help="Captions also cut after so many words.", metavar="N,N")] = "",
+    repope: Annotated[
+        str, typer.Option(help="RePOPE's folder, or fetch: POPE's answers also by its labels.", metavar="DIR|fetch")
+    ] = "",
     baseline: Annotated[str, typer.Option(help="Whom the others are compared with. [default: the first]")] = "",
     allow_empty: Annotated[float, typer.Option(min=0, max=1, help="As in eval run.")] = 0.0,
     allow_truncated: Annotated[float, typer.Option(min=0, max=1, help="As in eval run.")] = 0.0,
@@ -52,7 +55,7 @@ def score(
     if len(paths) == 1 and Path(paths[0]).is_dir():
         if task or questions or annotations or dialect or words or baseline:
             raise usage(f"{paths[0]} is a run's folder, which knows its tasks: --task and its options are of files.")
-        found = scoring.score(Path(paths[0]), allowed=allowed)
+        found = scoring.score(Path(paths[0]), allowed=allowed, repope=repope or None)
     else:
         found = import_module("lvlm_guard.evals.foreign.score").score_files(
             _named(paths),
@@ -63,6 +66,7 @@ def score(
             words=_lengths(words),
             baseline=baseline or None,
             allowed=allowed,
+            repope=repope or None,
         )
     if json:
         print_results("eval score", found)

@@ -112,7 +112,7 @@ def saved(
     items = [
         {"task": task.name, "split": task.split, "kind": task.kind, "item": item.key, "picture": item.picture}
         | {"prompt": item.prompt, "question": item.question or item.prompt, "truth": item.truth}
-        | {"rows": list(item.rows), "tags": {}}
+        | {"rows": list(item.rows), "tags": dict(item.tags)}
         for item in task.items
     ]
     spent = {"seconds": 0.25, "peak_mib": 9.0}

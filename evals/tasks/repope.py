@@ -1,0 +1,178 @@
+"""RePOPE's labels for stored answers to POPE's questions about COCO: no question is asked again.
+
+    lvlm-guard eval score runs/first --repope RePOPE     # a copy of github.com/YanNeu/RePOPE, or "fetch"
+
+Its repository states no licence, so none of it is kept here: the files are the user's own, or fetched at the pinned
+commit when asked for, and known by their digests. Rows "repope_adversarial" stand beside "pope_adversarial" of the same
+answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.repope import SPLITS, Asked, Label, labels
+from lvlm_guard.evals.spec.jsonl import content
+from lvlm_guard.evals.tasks.fetching import Published, fetch
+from lvlm_guard.evals.tasks.pope.files import identify
+from lvlm_guard.evals.tasks.pope.questions import read_questions
+
+FETCH = "fetch"
+"""In place of a folder: fetch the files."""
+
+_REPOPE = "https://raw.githubusercontent.com/YanNeu/RePOPE/bcf22e5690d587cce34e1728af3efdcfaf747d29/annotations"
+FILES = {
+    split: Published(f"{_REPOPE}/coco_repope_{split}.json", sha256)
+    for split, sha256 in {
+        "random": "f464fcaf60b24ce2f280cf33f122e000dbdd35c8e88f77c4141c9c2cba864611",
+        "popular": "57832b055bae5fd6176278a4f104c98ddd84811f7d26dfcb93d481f6c9da09a5",
+        "adversarial": "8c346dbb060bf422ff92e769fa68e5ab3e8a777cb28a26e973387441e05c9ccf",
+    }.items()
+}
+
+Batches = Iterable[pa.RecordBatch]
+
+
+def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[str, dict[int, Label]]:
+    """Return RePOPE's labels, by split and question id.
+
+    Args:
+        folder: a copy of the repository or of its folder "annotations"; "fetch" fetches the files.
+        splits: which.
+
+    Raises:
+        DataError: a file is missing or can't be fetched, is POPE's, or is not RePOPE's at the pinned commit.
+    """
+    found = {}
+    for split in splits:
+        path = fetch(FILES[split], "repope") if str(folder) == FETCH else _file(Path(folder), split)
+        found[split] = {q.question_id: Label(q.image, q.text, q.label) for q in read_questions(path)}
+    return found
+
+
+def _file(folder: Path, split: str) -> Path:
+    name = FILES[split].name
+    path = next((path for path in (folder / name, folder / "annotations" / name) if path.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"{folder} holds no {name}. RePOPE has no licence and is not part of this package: get github.com/"
+            f"YanNeu/RePOPE and name its folder, or give --repope {FETCH}."
+        )
+    digest = hashlib.sha256(content(path).replace(b"\r\n", b"\n")).hexdigest()
+    if digest != FILES[split].sha256:
+        pope = identify(path)
+        raise DataError(
+            f"{path} is POPE's file ({pope}), not RePOPE's: its labels are those that RePOPE corrects."
+            if pope
+            else f"{path} is not RePOPE's file at the commit bcf22e5 (SHA-256 {digest[:16]}, should be "
+            f"{FILES[split].sha256[:16]}): scores by it would compare with none of a paper."
+        )
+    return path
+
+
+class Rescored(NamedTuple):
+    """What a run and its answers under RePOPE's labels are, scored together.
+
+    Args:
+        tasks, items, answers: of the run, and those of the task "repope" after them.
+        note: what was left out, in words.
+    """
+
+    tasks: list[dict[str, Any]]
+    items: list[Mapping[str, Any]]
+    answers: Batches
+    note: str
+
+
+def rescored(
+    folder: str | Path, tasks: Sequence[Mapping[str, Any]], items: Iterable[Mapping[str, Any]], answers: Batches
+) -> Rescored:
+    """Return a run with the task "repope": the answers to POPE's questions about COCO, under RePOPE's labels.
+
+    Args:
+        folder: see `repope_labels`.
+        tasks, items, answers: as `stats.score.score_answers` takes them; answers can be gone through twice.
+
+    Raises:
+        DataError: the run has no such answers, they do not fit RePOPE's questions, or the labels can't be had.
+    """
+    listed = list(items)
+    rows = [
+        (row, kind.removeprefix("pope_"), number)
+        for row in listed
+        if row["split"] == "test" and (tags := row.get("tags") or {}).get("data_set") == "coco"
+        for kind, number in tags.get("ids", {}).items()
+        if kind.removeprefix("pope_") in SPLITS
+    ]
+    if not rows:
+        raise DataError(
+            "RePOPE labels POPE's questions about COCO (random, popular, adversarial), and none of them was asked here."
+        )
+    splits = [split for split in SPLITS if any(kind == split for _, kind, _ in rows)]
+    told = labels(
+        (Asked(split, int(number), str(row["picture"]), str(row["question"])) for row, split, number in rows),
+        repope_labels(folder, splits),
+    )
+    made: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for (row, split, _), label in zip(rows, told, strict=True):
+        if label is not None:
+            # a question that kinds share is one item here too, unless they label it differently
+            one = made.setdefault(
+                (row["task"], row["item"], label),
+                {
+                    **row,
+                    "task": "repope",
+                    "kind": "repope",
+                    "item": f"{row['item']}/{label}",
+                    "truth": label,
+                    "rows": [],
+                },
+            )
+            one["rows"].append(f"repope_{split}")
+    copies: dict[tuple[str, str], list[str]] = {}
+    for (task, item, _), one in made.items():
+        copies.setdefault((task, item), []).append(one["item"])
+    of = next(task for task in tasks if task["name"] == rows[0][0]["task"])
+    asked = {
+        **of,
+        "name": "repope",
+        "kind": "repope",
+        "n": len(made),
+        "pictures": len({one["picture"] for one in made.values()}),
+        "rows": [f"repope_{split}" for split in splits],
+        "calibration": 0,
+        "about": {"source": "RePOPE (arXiv:2504.15707), labels of stored answers", "answers": of["name"]},
+    }
+    note = (
+        f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous: answers to them count under "
+        "POPE's labels alone. Fewer than half of RePOPE's labels are yes."
+    )
+    return Rescored([*map(dict, tasks), asked], [*listed, *made.values()], _Copied(answers, copies), note)
+
+
+class _Copied:
+    """Batches of answers, each followed by the copies of those that RePOPE labels."""
+
+    def __init__(self, answers: Batches, copies: Mapping[tuple[str, str], Sequence[str]]) -> None:
+        self.answers, self.copies = answers, copies
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self.answers:
+            yield batch
+            test = pc.indices_nonzero(pc.equal(batch["split"], "test"))
+            part = batch.take(test)
+            keys = zip(part["task"].to_pylist(), part["item"].to_pylist(), strict=True)
+            named = [(at, name) for at, key in enumerate(keys) for name in self.copies.get(key, ())]
+            if named:
+                copied = part.take(pa.array([at for at, _ in named]))
+                for column, values in (("task", ["repope"] * len(named)), ("item", [name for _, name in named])):
+                    at = copied.schema.get_field_index(column)
+                    copied = copied.set_column(at, copied.schema.field(column), pa.array(values, pa.string()))
+                yield copied
