@@ -128,7 +128,10 @@ def _answers(place: str, tally: Tally, decoder: Mapping[str, Any], allowed: Allo
         yield f"{place}: {failed} of {total} answers failed ({_first(given, 'failed')}). {end}", fatal
     if empty := sum(one.empty.n for one in given):
         what = f"{place}: {empty} of {total} answers are empty (first keys: {_first(given, 'empty', ', ')})"
-        yield _judged(what, empty, total, allowed.empty)
+        if decoder.get("prompt_suffix"):  # a model may have nothing to say to a control's instruction
+            yield f"{what}: unreadable, and so wrong. It is the answer to a prompt of its own.", False
+        else:
+            yield _judged(what, empty, total, allowed.empty)
     if cut := sum(one.cut.n for one in given):
         most = tally.task.get("max_new_tokens")
         limit = f"the limit of {most} tokens" if most else "the token limit"
