@@ -137,13 +137,14 @@ class Run:
             yield self.items[task][key], said
 
     def _batches(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-        wanted = None
+        table, wanted = self._table(), None
         for name, value in where.items():
             field = ds.field(name)
-            one = field.isin(list(value)) if isinstance(value, list | tuple | set) else field == value
+            several = isinstance(value, list | tuple)
+            one = field.isin(pa.array(value, table.schema.field(name).type)) if several else field == value
             wanted = one if wanted is None else wanted & one
         # one thread: rows stay in the order in which they were written
-        yield from self._table().to_batches(columns=_listed(columns), filter=wanted, use_threads=False)
+        yield from table.to_batches(columns=_listed(columns), filter=wanted, use_threads=False)
 
     def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
         schema = self._table().schema

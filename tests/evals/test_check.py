@@ -10,15 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from runs import pope, saved
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.identity import code_digest
-from lvlm_guard.evals.infer.run import run as run_evaluation
 from lvlm_guard.evals.report.check import Checked, check, sentences
+from lvlm_guard.evals.spec.answers import SCHEMA
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.score import score
+from lvlm_guard.evals.stats.validity import Allowed
 
 LABELS = ["yes", "no"] * 300
 SAID = ["no", "no", *LABELS[2:]]
@@ -27,7 +30,7 @@ SAID = ["no", "no", *LABELS[2:]]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     answers = {"greedy": LABELS, "agla": SAID, "sample": [[x, y] for x, y in zip(LABELS, SAID, strict=True)]}
-    return saved(tmp_path / "run", pope(LABELS), answers, code=code_digest(), allowed={}).folder
+    return saved(tmp_path / "run", pope(LABELS), answers).folder
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
@@ -44,65 +47,81 @@ def edit_line(path: Path, number: int, change: Callable[[Any], None]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def row_of(run: dict[str, Any], method: str, metric: str) -> dict[str, Any]:
-    (found,) = [row for row in run["rows"] if (row["method"], row["metric"]) == (method, metric)]
+def edit_answers(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    rows = pq.read_table(folder / "answers.parquet").to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "answers.parquet")
+
+
+def row_of(results: dict[str, Any], decoder: str, metric: str, baseline: str | None = None) -> dict[str, Any]:
+    wanted = (decoder, metric, baseline)
+    (found,) = [row for row in results["rows"] if (row["decoder"], row["metric"], row["baseline"]) == wanted]
     return found  # type: ignore[no-any-return]
 
 
 def test_a_run_as_it_was_written_is_in_order(folder: Path) -> None:
     found = check(folder)
     assert (found.outcome, found.warnings, found.wrong, found.void) == ("ok", [], [], [])
-    rows = json.loads((folder / "run.json").read_text())["rows"]
-    assert f"{len(rows)} rows follow from samples.jsonl, all as in run.json to the last digit." in found.good
+    results = json.loads((folder / "results.json").read_text())
+    rows = len(results["rows"]) + len(results["costs"])
+    assert f"{rows} rows follow from answers.parquet, all as in results.json to the last digit." in found.good
     assert any("600 items on 300 pictures" in told for told in found.good)
 
 
 def test_a_score_that_was_changed_is_named_with_what_it_should_be(folder: Path) -> None:
-    edit(folder / "run.json", lambda run: row_of(run, "agla", "accuracy").update(value=0.99))
+    edit(folder / "results.json", lambda run: row_of(run, "agla", "accuracy").update(value=0.99))
     found = check(folder)
     assert found.outcome == "wrong"
     assert f"agla pope_random accuracy value is 0.99, and should be {599 / 600}" in found.wrong[0]
 
 
-@pytest.mark.parametrize("field", ["value", "low", "high", "n", "p_value", "fixed", "mcnemar_p"])
-def test_every_number_of_a_difference_is_checked(folder: Path, field: str) -> None:
-    edit(folder / "run.json", lambda run: row_of(run, "agla-greedy", "accuracy").update({field: 7}))
-    assert f"agla-greedy pope_random accuracy {field} is 7" in check(folder).wrong[0]
+@pytest.mark.parametrize("field", ["value", "low", "high", "n", "p", "fixed", "bold", "direction"])
+def test_every_column_of_a_difference_is_checked(folder: Path, field: str) -> None:
+    edit(folder / "results.json", lambda run: row_of(run, "agla", "accuracy", "greedy").update({field: 7}))
+    assert f"agla − greedy pope_random accuracy {field} is 7" in check(folder).wrong[0]
 
 
 def test_a_last_digit_is_a_note_and_no_error(folder: Path) -> None:
-    edit(folder / "run.json", lambda run: row_of(run, "agla", "accuracy").update(value=599 / 600 + 2e-16))
+    edit(folder / "results.json", lambda run: row_of(run, "agla", "accuracy").update(value=599 / 600 + 2e-16))
     found = check(folder)
     assert found.outcome == "ok"
-    assert "1 numbers of run.json differ from samples.jsonl in their last digits" in found.warnings[0]
+    assert "1 numbers of results.json differ from answers.parquet in their last digits" in found.warnings[0]
 
 
 def test_an_answer_that_was_changed_no_longer_gives_the_scores(folder: Path) -> None:
-    edit_line(folder / "samples.jsonl", 5, lambda row: row["answers"].update(agla=["yes"]))
+    edit_answers(folder, lambda rows: rows[5 * 4 + 1].update(text="yes"))
     found = check(folder)
     assert found.outcome == "wrong"
-    assert "do not follow from samples.jsonl: agla pope_random accuracy value" in found.wrong[0]
+    assert "do not follow from answers.parquet: agla pope_random accuracy value" in found.wrong[0]
+
+
+def test_a_verdict_that_was_changed_is_told(tmp_path: Path) -> None:
+    scores = {name: [1.0 if label == "yes" else -1.0 for label in LABELS] for name in ("greedy", "agla")}
+    run = saved(tmp_path, pope(LABELS), {"greedy": LABELS, "agla": SAID}, scores=scores)
+    assert check(run.folder).outcome == "ok"
+    edit(run.folder / "results.json", lambda content: content["verdicts"][0].update(verdict="ranks better"))
+    assert check(run.folder).wrong == ["The verdicts of results.json do not follow from answers.parquet."]
 
 
 def test_a_row_that_is_missing_or_made_up_is_named(folder: Path) -> None:
     def change(run: dict[str, Any]) -> None:
         run["rows"].remove(row_of(run, "agla", "f1"))
-        run["rows"].append(row_of(run, "agla", "recall") | {"method": "made-up"})
+        run["rows"].append(row_of(run, "agla", "recall") | {"decoder": "made-up"})
 
-    edit(folder / "run.json", change)
+    edit(folder / "results.json", change)
     assert check(folder).wrong == [
-        "2 rows are only in run.json, or only follow from samples.jsonl: agla pope_random f1; "
+        "2 rows are only in results.json, or only follow from answers.parquet: agla pope_random f1; "
         "made-up pope_random recall."
     ]
 
 
 def test_a_question_that_was_changed_does_not_fit_the_digest(folder: Path) -> None:
-    edit_line(folder / "samples.jsonl", 0, lambda row: row.update(prompt="another"))
-    assert "world_pope: samples.jsonl and run.json don't belong together: digest" in check(folder).wrong[0]
+    edit_line(folder / "items.jsonl", 0, lambda row: row.update(prompt="another"))
+    assert "world_pope: items.jsonl and asked.json don't belong together: digest" in check(folder).wrong[0]
 
 
 def test_an_item_that_is_missing_is_told(folder: Path) -> None:
-    path = folder / "samples.jsonl"
+    path = folder / "items.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     found = check(folder)
     assert found.outcome == "wrong"
@@ -110,66 +129,70 @@ def test_an_item_that_is_missing_is_told(folder: Path) -> None:
 
 
 def test_a_cut_file_is_told_and_nothing_raised(folder: Path) -> None:
-    path = folder / "samples.jsonl"
+    path = folder / "items.jsonl"
     path.write_text(path.read_text()[:-20])
     assert "Line 600" in check(folder).wrong[0]
 
 
-def test_answers_that_are_not_those_that_came_are_told(folder: Path) -> None:
-    (folder / "answers").mkdir()
-    lines = [{"task": "world_pope", "key": str(i), "seed": 0, "block": 0, "text": text} for i, text in enumerate(SAID)]
-    path = folder / "answers" / "agla.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert check(folder).outcome == "ok"
-    lines[4]["text"] = "maybe"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert check(folder).wrong == [f"1 answers of agla are others in samples.jsonl than in {path} (world_pope 4)."]
-    path.write_text("no JSON\n")
-    assert "can't be read" in check(folder).wrong[0]
+@pytest.mark.parametrize(("field", "value"), [("role", "control"), ("baseline", "sample"), ("decoder", "another")])
+def test_answers_under_another_name_or_role_are_told(folder: Path, field: str, value: str) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["decoder"] == "agla":
+                row[field] = value
+
+    edit_answers(folder, change)
+    found = check(folder)
+    assert found.outcome != "ok"
+    assert any("the files don't belong together" in told for told in found.wrong)
+
+
+def test_an_answer_that_is_missing_makes_the_run_void(folder: Path) -> None:
+    edit_answers(folder, lambda rows: rows.pop(7))
+    found = check(folder)
+    assert found.outcome == "void"
+    assert "1 of 1200 answers are missing" in found.void[0]
 
 
 def test_a_void_run_is_void_with_its_reasons(tmp_path: Path) -> None:
-    run = saved(tmp_path / "void", pope(LABELS), {"greedy": ["", *LABELS[1:]]}, code=code_digest())
+    run = saved(tmp_path / "void", pope(LABELS), {"greedy": ["", *LABELS[1:]]})
     found = check(run.folder)
     assert found.outcome == "void"
     assert found.void == ["greedy on world_pope: 1 of 600 answers are empty (first keys: 0)."]
     assert sentences(found)[0] == f"void: {found.void[0]}"
+    assert found.wrong == []
 
 
 def test_what_a_run_allowed_is_allowed_and_a_stricter_share_can_be_asked_for(tmp_path: Path) -> None:
-    run = saved(
-        tmp_path / "run",
-        pope(LABELS),
-        {"greedy": ["", *LABELS[1:]]},
-        code=code_digest(),
-        allowed={"empty": 0.01, "truncated": 0.0},
-        status="complete",
-    )
-    again = saved(tmp_path / "same", pope(LABELS), {"greedy": LABELS}, code=code_digest()).run
-    edit(run.folder / "run.json", lambda content: content.update(rows=again["rows"]))
-    assert check(run.folder).void == []
-    assert "within the allowed share of 0.01" in check(run.folder).warnings[0]
+    run = saved(tmp_path / "run", pope(LABELS), {"greedy": ["", *LABELS[1:]]}, allowed=Allowed(empty=0.01))
+    found = check(run.folder)
+    assert (found.void, found.outcome) == ([], "ok")
+    assert "within the allowed share of 0.01" in found.warnings[0]
     assert check(run.folder, allow_empty=0.0).outcome == "void"
 
 
 def test_a_void_run_that_calls_itself_complete_is_told(tmp_path: Path) -> None:
-    run = saved(tmp_path / "void", pope(LABELS), {"greedy": ["", *LABELS[1:]]}, code=code_digest())
-    edit(run.folder / "run.json", lambda content: content.update(status="complete", void=[]))
+    run = saved(tmp_path / "void", pope(LABELS), {"greedy": ["", *LABELS[1:]]})
+    edit(run.folder / "results.json", lambda content: content.update(void=[]))
     found = check(run.folder)
     assert found.outcome == "void"
-    assert "run.json calls the run complete, and its answers make it void: one of the files was changed." in found.wrong
+    told = "results.json calls the run complete, and its answers make it void: one of the files was changed."
+    assert told in found.wrong
 
 
-def test_a_run_that_has_not_finished_is_told(tmp_path: Path) -> None:
-    (tmp_path / "begun.json").write_text(json.dumps({"settings": Settings().to_dict()}))
-    found = check(tmp_path)
-    assert found.outcome == "wrong"
-    assert "has not finished" in found.wrong[0]
+def test_a_run_that_has_not_finished_or_is_not_scored_is_told_what_to_do(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "asked.json").write_text(json.dumps({"settings": Settings().to_dict(), "tasks": []}))
+    (tmp_path / "items.jsonl").write_text((folder / "items.jsonl").read_text())
+    assert "has not finished" in check(tmp_path).wrong[0]
+    (folder / "results.json").unlink()
+    assert "`lvlm-guard eval score" in check(folder).wrong[0]
+    score(folder)
+    assert check(folder).outcome == "ok"
 
 
-def test_answers_of_other_code_are_noted(tmp_path: Path) -> None:
-    run = saved(tmp_path / "run", pope(LABELS), {"greedy": LABELS}, code="0ther")
-    assert "made by other code (lvlm-guard 0, 0ther)" in check(run.folder).warnings[0]
+def test_scores_of_other_code_are_noted(folder: Path) -> None:
+    edit(folder / "results.json", lambda content: content.update(identity="0ther"))
+    assert "made by other code (0ther)" in check(folder).warnings[0]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -199,12 +222,14 @@ def test_checking_needs_neither_torch_nor_lmms_eval() -> None:
 
 @pytest.mark.slow
 def test_a_real_run_of_the_embedded_model_is_in_order(tmp_path: Path) -> None:
+    from lvlm_guard.evals.infer.ask import ask
+
     settings = Settings(tasks=("world_pope", "world_chair"), methods=("agla", "vote"), limit=3, seeds=2, batch=64)
-    run_evaluation(settings, tmp_path / "run", echo=str, workers=1, report=False)
+    score(ask(settings, tmp_path / "run", echo=str, workers=1, bar=False))
     found = check(tmp_path / "run")
     assert (found.wrong, found.void) == ([], [])
-    edit_line(tmp_path / "run" / "samples.jsonl", 0, lambda row: row["answers"].update(agla=["no idea"]))
-    assert "answers of agla are others" in check(tmp_path / "run").wrong[0]
+    edit_answers(tmp_path / "run", lambda rows: rows[0].update(text="no idea"))
+    assert "do not follow from answers.parquet" in check(tmp_path / "run").wrong[0]
 
 
 def lmms_output(place: Path, answers: list[Any], *, wanted: int | None = None, **more: Any) -> Path:
@@ -263,12 +288,21 @@ def test_failure_strings_of_lmms_eval_make_it_void(tmp_path: Path) -> None:
 
 def test_fewer_documents_than_asked_make_it_void(tmp_path: Path) -> None:
     found = found_in(tmp_path, LABELS[:590], wanted=600)
-    assert "590 of 600 items were asked; 10 are missing" in found.void[0]
+    assert "590 of 600 documents were answered; 10 are missing" in found.void[0]
 
 
 def test_the_same_word_for_every_document_is_told(tmp_path: Path) -> None:
     found = found_in(tmp_path, ["Yes"] * 600)
-    assert found.warnings == ['openai on pope_adv: all 600 answers are the same, "Yes", whatever was asked.']
+    assert found.warnings == ["openai on pope_adv: all 600 answers are yes, whatever was asked."]
+
+
+def test_a_line_separator_inside_an_answer_is_part_of_it(tmp_path: Path) -> None:
+    file = lmms_output(tmp_path, LABELS)
+    lines = file.read_text().splitlines()
+    file.write_text(
+        "\n".join([lines[0].replace('"input": "?"', '"input": "a\u2028b\x85c"'), *lines[1:]]) + "\n", "utf-8"
+    )
+    assert check(tmp_path).outcome == "ok"
 
 
 def test_unreadable_answers_are_told(tmp_path: Path) -> None:
@@ -327,7 +361,7 @@ def test_results_that_are_none_are_told(tmp_path: Path, content: str) -> None:
 def test_samples_that_are_none_are_told_with_their_line(tmp_path: Path, line: str) -> None:
     file = lmms_output(tmp_path, LABELS)
     file.write_text(file.read_text() + line + "\n")
-    assert "line 601" in check(tmp_path).wrong[0]
+    assert "Line 601" in check(tmp_path).wrong[0]
 
 
 @pytest.mark.slow
@@ -357,4 +391,4 @@ def test_what_the_command_line_of_lmms_eval_writes_is_understood(tmp_path: Path)
     found = check(tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert (found.outcome, found.good) == ("ok", ["dummy on mini_pope: 6 documents, each with an answer."])
-    assert 'dummy on mini_pope: all 6 answers are the same, "yes", whatever was asked.' in found.warnings
+    assert "dummy on mini_pope: all 6 answers are yes, whatever was asked." in found.warnings

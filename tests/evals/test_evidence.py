@@ -1,4 +1,6 @@
-"""Evidence is collected from a real run of the embedded model over a few pictures."""
+"""Which items are shown, by rule; and their pictures, collected from a real run of the embedded model."""
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -10,22 +12,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.decoders.decoder import PLAIN
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.generate import prepare
 from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
-from lvlm_guard.evals.infer.run import run
-from lvlm_guard.evals.report.disagreement import disagreements, judge, standings, watched
-from lvlm_guard.evals.report.evidence import Chosen, choose, collect
-from lvlm_guard.evals.report.saved import Saved
+from lvlm_guard.evals.report.disagreement import disagreements, judge, watched
+from lvlm_guard.evals.report.evidence import collect, collect_for
+from lvlm_guard.evals.report.saved import Run, read_run
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.score import score
 from tests.support import runs
 
 SETTINGS = Settings(methods=("agla", "vote"), limit=6, captions=6, seeds=1, batch=64, controls=False)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    return run(SETTINGS, tmp_path_factory.mktemp("run"), report=False, workers=1, bar=False, echo=lambda _: None)
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = ask(SETTINGS, tmp_path_factory.mktemp("run"), workers=1, bar=False, echo=lambda _: None)
+    score(folder)
+    return read_run(folder)
 
 
 @pytest.fixture(scope="module")
@@ -37,101 +43,104 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def index_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "index.json").read_text())
+def index_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
+def elsewhere(run: Run, folder: Path) -> Run:
+    """The same run in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    for name in ("asked.json", "items.jsonl", "answers.parquet", "results.json"):
+        (folder / name).write_bytes((run.folder / name).read_bytes())
+    return read_run(folder)
+
+
 def test_the_same_run_gives_the_same_bytes_whatever_was_matched_before(
-    saved: Saved, prepared: Prepared, tmp_path: Path
+    run: Run, prepared: Prepared, tmp_path: Path
 ) -> None:
-    chosen = choose(saved.samples, saved.run, limit=6)
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path / "a")
+    a, b = elsewhere(run, tmp_path / "a"), elsewhere(run, tmp_path / "b")
+    collect(prepared.answerer, prepared.tasks, a)
     task = prepared.tasks[0]
     prepared.answerer.ask(task, task.items[:16], [("agla", 0), ("vote", 0)])
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path / "b")
-    assert len(contents(tmp_path / "a")) > len(chosen)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    collect_for(b.folder)
+    assert len(contents(a.folder / "evidence")) > 3
+    assert contents(a.folder / "evidence") == contents(b.folder / "evidence")
 
 
-def test_the_local_view_is_the_one_that_the_method_sees(saved: Saved, prepared: Prepared, tmp_path: Path) -> None:
-    (chosen,) = (one for one in choose(saved.samples, saved.run, limit=1) if one.task == "world_pope")
-    collect(prepared.answerer, prepared.tasks, [chosen], tmp_path)
-    (view,) = index_of(tmp_path)["items"][0]["views"]
+def test_the_local_view_is_the_one_that_the_method_sees(run: Run, prepared: Prepared, tmp_path: Path) -> None:
+    index = index_of(collect(prepared.answerer, prepared.tasks, elsewhere(run, tmp_path)))
+    entry = next(entry for entry in index["items"] if entry["task"] == "world_pope")
+    (view,) = entry["views"]
     asker: Any = prepared.answerer
-    item = next(item for item in prepared.tasks[0].items if item.key == chosen.key)
+    item = next(item for item in prepared.tasks[0].items if item.key == entry["key"])
     inputs = prepare(asker.processor, [item])
     asker.model.generate(
         **inputs, **PLAIN, guard=asker.decoders["agla"].guard(0), guard_execution="batched", max_new_tokens=1
     )
     local = inputs["guard_views"].views()[0].local
     black = (np.asarray(local.resize((288, 288))) == 0).all(-1)
-    shown = np.asarray(Image.open(tmp_path / view["local"]).resize((288, 288)), dtype=int)
+    shown = np.asarray(Image.open(tmp_path / "evidence" / view["local"]).resize((288, 288)), dtype=int)
     # JPEG and scaling blur the border of the mask, so nearly all is asked for
     assert (shown[black].max(-1) < 60).mean() > 0.9
     assert (shown[~black].max(-1) < 25).mean() < 0.1
     assert view["kept"] == pytest.approx(float(inputs["guard_views"].views()[0].match.keep.float().mean()), abs=1e-4)
 
 
-def test_finished_evidence_is_not_made_again_and_what_is_missing_or_another_is(
-    saved: Saved, prepared: Prepared, tmp_path: Path
+def test_finished_evidence_is_not_made_again_and_what_is_missing_damaged_or_of_another_run_is(
+    run: Run, prepared: Prepared, tmp_path: Path
 ) -> None:
-    chosen = choose(saved.samples, saved.run, limit=4)
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path)
-    before = contents(tmp_path)
-    pictures = sorted(path for path in tmp_path.iterdir() if path.suffix == ".jpg")
-    stamps = {path: path.stat().st_mtime_ns for path in pictures}
-    pictures[0].unlink()
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path)
-    assert contents(tmp_path) == before
-    stem = pictures[0].name[:12]
-    made_again = {path.name[:12] for path in pictures if path.stat().st_mtime_ns != stamps[path]}
-    assert made_again == {stem}
-    collect(prepared.answerer, prepared.tasks, chosen[:1], tmp_path)
-    left = {path.name[:12] for path in tmp_path.iterdir() if path.suffix == ".jpg"}
-    assert len(left) == 1
+    own = elsewhere(run, tmp_path)
+    index = collect(prepared.answerer, prepared.tasks, own)
+    before = contents(index.parent)
+    stamps = {path: path.stat().st_mtime_ns for path in index.parent.iterdir()}
+    collect(prepared.answerer, prepared.tasks, own)
+    assert {path: path.stat().st_mtime_ns for path in index.parent.iterdir()} == stamps
+    next(path for path in index.parent.iterdir() if path.suffix == ".jpg").unlink()
+    collect(prepared.answerer, prepared.tasks, own)
+    assert contents(index.parent) == before
+    index.write_text('{"items": [{"task"')
+    collect(prepared.answerer, prepared.tasks, own)
+    assert contents(index.parent) == before
+    made_from = index_of(index)["made_from"]
+    collect(prepared.answerer, prepared.tasks, dataclasses.replace(own, asked=own.asked | {"identity": "another"}))
+    assert index_of(index)["made_from"] != made_from
 
 
-def test_a_damaged_index_is_made_anew(saved: Saved, prepared: Prepared, tmp_path: Path) -> None:
-    chosen = choose(saved.samples, saved.run, limit=2)
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path)
-    before = contents(tmp_path)
-    (tmp_path / "index.json").write_text('{"format": 1, "items": [{"task"')
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path)
-    assert contents(tmp_path) == before
-
-
-def test_no_picture_is_larger_than_320(saved: Saved, prepared: Prepared, tmp_path: Path) -> None:
+def test_no_picture_is_larger_than_320_and_one_that_cant_be_used_keeps_its_reason(
+    run: Run, prepared: Prepared, tmp_path: Path
+) -> None:
+    own = elsewhere(run, tmp_path)
+    shown = disagreements(own)["world_pope"].shown
+    assert len(shown) > 1
     task = prepared.tasks[0]
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 1200, 3), dtype=np.uint8))
-    big = dataclasses.replace(task, items=[dataclasses.replace(task.items[0], images=(wide,))])
-    collect(prepared.answerer, [big], [Chosen(task.name, task.items[0].key)], tmp_path)
-    sizes = {path.name: Image.open(path).size for path in tmp_path.glob("*.jpg")}
-    assert set(sizes.values()) == {(320, 80)}
-    assert len(sizes) == 3
+    pictures: dict[str, Any] = {shown[0].key: wide, shown[1].key: tmp_path / "gone.jpg"}
+    items = [dataclasses.replace(i, images=(pictures[i.key],)) if i.key in pictures else i for i in task.items]
+    changed = [dataclasses.replace(task, items=items), *prepared.tasks[1:]]
+    entries = {
+        e["key"]: e for e in index_of(collect(prepared.answerer, changed, own))["items"] if e["task"] == task.name
+    }
+    first, second = entries[shown[0].key], entries[shown[1].key]
+    assert {Image.open(tmp_path / "evidence" / first["views"][0][what]).size for what in ("picture", "map")} == {
+        (320, 80)
+    }
+    assert "gone.jpg" in second["problem"]
+    assert second["views"] == []
+    assert all(max(Image.open(path).size) <= 320 for path in (tmp_path / "evidence").glob("*.jpg"))
 
 
-def test_an_unusable_picture_keeps_its_reason_and_the_others_their_maps(
-    saved: Saved, prepared: Prepared, tmp_path: Path
-) -> None:
-    task = prepared.tasks[0]
-    gone = dataclasses.replace(task.items[0], images=(tmp_path / "gone.jpg",))
-    broken = dataclasses.replace(task, items=[gone, *task.items[1:]])
-    chosen = [Chosen(task.name, item.key) for item in broken.items[:2]]
-    collect(prepared.answerer, [broken], chosen, tmp_path / "evidence")
-    first, second = index_of(tmp_path / "evidence")["items"]
-    assert "gone.jpg" in first["problem"]
-    assert first["views"] == []
-    assert second["views"][0]["map"]
-
-
-def test_a_question_that_cant_be_matched_leaves_the_picture_alone(prepared: Prepared, tmp_path: Path) -> None:
-    task = prepared.tasks[0]
-    silent = dataclasses.replace(task, items=[dataclasses.replace(task.items[0], prompt="...", question="...")])
-    collect(prepared.answerer, [silent], [Chosen(task.name, task.items[0].key)], tmp_path)
-    (entry,) = index_of(tmp_path)["items"]
-    assert "No relevance map" in entry["problem"]
-    assert set(entry["views"][0]) == {"picture"}
+def test_a_question_that_cant_be_matched_leaves_the_picture_alone(run: Run, prepared: Prepared, tmp_path: Path) -> None:
+    silent = [
+        dataclasses.replace(
+            task, items=[dataclasses.replace(item, prompt="...", question="...") for item in task.items]
+        )
+        for task in prepared.tasks
+    ]
+    entries = index_of(collect(prepared.answerer, silent, elsewhere(run, tmp_path)))["items"]
+    assert entries
+    assert all("No relevance map" in entry["problem"] for entry in entries if entry["task"] == "world_pope")
+    assert all(set(entry["views"][0]) == {"picture"} for entry in entries if entry["task"] == "world_pope")
 
 
 class Elsewhere:
@@ -141,113 +150,113 @@ class Elsewhere:
         raise AssertionError("nothing may be asked")
 
 
-def test_a_server_gives_pictures_alone_and_the_index_says_so(saved: Saved, prepared: Prepared, tmp_path: Path) -> None:
-    chosen = choose(saved.samples, saved.run, limit=2)
-    collect(Elsewhere(), prepared.tasks, chosen, tmp_path)
-    index = index_of(tmp_path)
+def test_a_server_gives_pictures_alone_and_the_index_says_so(run: Run, prepared: Prepared, tmp_path: Path) -> None:
+    index = index_of(collect(Elsewhere(), prepared.tasks, elsewhere(run, tmp_path)))
     assert "server" in index["maps"]
-    assert [set(view) for entry in index["items"] for view in entry["views"]] == [{"picture"}] * len(chosen)
+    assert {tuple(view) for entry in index["items"] for view in entry["views"]} == {("picture",)}
 
 
-def test_without_a_method_that_cuts_a_view_the_matcher_shows_its_map(prepared: Prepared, tmp_path: Path) -> None:
+def test_without_a_method_that_cuts_a_view_the_matcher_shows_its_map(
+    run: Run, prepared: Prepared, tmp_path: Path
+) -> None:
     asker: Any = prepared.answerer
     alone = dataclasses.replace(asker, decoders={n: d for n, d in asker.decoders.items() if n in ("greedy", "vote")})
-    item = prepared.tasks[0].items[0]
-    collect(alone, prepared.tasks, [Chosen("world_pope", item.key)], tmp_path)
-    (entry,) = index_of(tmp_path)["items"]
+    index = index_of(collect(alone, prepared.tasks, elsewhere(run, tmp_path)))
+    entry = next(entry for entry in index["items"] if entry["task"] == "world_pope")
     assert {"picture", "map"} <= set(entry["views"][0])
     assert "local" not in entry["views"][0]
     (support,) = entry["support"]
-    assert support["probability"] == pytest.approx(
-        float(asker.matcher.support(item.pictures()[0], [item.prompt])[0]), abs=1e-3
-    )
+    item = next(item for item in prepared.tasks[0].items if item.key == entry["key"])
+    expected = asker.matcher.support(item.pictures()[0], [item.question or item.prompt])
+    assert support["probability"] == pytest.approx(float(expected[0]), abs=1e-3)
 
 
-def test_captions_show_where_an_object_named_in_vain_would_be(saved: Saved, prepared: Prepared, tmp_path: Path) -> None:
-    chosen = [one for one in choose(saved.samples, saved.run) if one.objects]
-    assert chosen
-    collect(prepared.answerer, prepared.tasks, chosen, tmp_path)
-    for one, entry in zip(chosen, index_of(tmp_path)["items"], strict=True):
+def test_captions_show_where_an_object_named_in_vain_would_be(run: Run, prepared: Prepared, tmp_path: Path) -> None:
+    own = elsewhere(run, tmp_path)
+    shown = {one.key: one for one in disagreements(own)["world_chair"].shown if one.objects}
+    assert shown
+    entries = index_of(collect(prepared.answerer, prepared.tasks, own))["items"]
+    for entry in (entry for entry in entries if entry["task"] == "world_chair" and entry["key"] in shown):
+        one = shown[entry["key"]]
         assert entry["views"][0]["sought"] == one.objects[0]
-        assert (tmp_path / entry["views"][0]["sought_map"]).is_file()
+        assert (tmp_path / "evidence" / entry["views"][0]["sought_map"]).is_file()
         assert [told["object"] for told in entry["support"]] == list(one.objects)
 
 
-def pope_run(tmp_path: Path, plain: str, ours: str, labels: str, each: int = 1, **more: Any) -> Saved:
+def test_evidence_of_a_run_without_scores_is_refused(run: Run, tmp_path: Path) -> None:
+    own = elsewhere(run, tmp_path)
+    (own.folder / "results.json").unlink()
+    with pytest.raises(GuardError, match="eval score"):
+        collect_for(own.folder)
+
+
+def pope_run(folder: Path, plain: str, ours: str, labels: str, each: int = 1) -> Run:
     words = {"y": "yes", "n": "no", "?": "perhaps"}
     task = runs.pope([words[x] for x in labels], each=each)
-    return runs.saved(tmp_path, task, {"greedy": [words[x] for x in plain], "agla": [words[x] for x in ours]}, **more)
+    return runs.saved(folder, task, {"greedy": [words[x] for x in plain], "agla": [words[x] for x in ours]})
+
+
+def keys(run: Run, limit: int = 60, task: str = "world_pope") -> list[str]:
+    return [one.key for one in disagreements(run, limit)[task].shown]
 
 
 def test_an_item_is_fixed_or_broken_as_the_table_counts_it(tmp_path: Path) -> None:
-    found = pope_run(tmp_path, "yynn?yy", "ynny?y?", "yyyynny")
-    told = {s["key"]: standings(found.run["tasks"][0], s, found.run).get("agla") for s in found.samples}
-    assert told == {"0": None, "1": "broken", "2": None, "3": "fixed", "4": "unreadable", "5": None, "6": "broken"}
-    row = next(r for r in found.run["rows"] if r["method"] == "agla-greedy" and r["metric"] == "accuracy")
+    run = pope_run(tmp_path, "yynn?yy", "ynny?y?", "yyyynny")
+    found = disagreements(run)["world_pope"]
+    assert {one.key: one.standings["agla"] for one in found.shown} == {
+        "1": "broken",
+        "3": "fixed",
+        "4": "unreadable",
+        "6": "broken",
+    }
+    assert found.counts == {("agla", "broken"): 2, ("agla", "fixed"): 1, ("agla", "unreadable"): 1}
+    row = run.results.difference("pope_random", "agla", "accuracy")
+    assert row is not None
     assert (row["fixed"], row["broken"]) == (1, 2)
 
 
 def test_new_pictures_come_before_further_questions_about_one(tmp_path: Path) -> None:
-    found = pope_run(tmp_path, "yyyyyy", "nnnnnn", "yyyyyy", each=3)
-    assert [one.key for one in choose(found.samples, found.run, limit=2)] == ["0", "3"]
+    assert keys(pope_run(tmp_path, "yyyyyy", "nnnnnn", "yyyyyy", each=3), 2) == ["0", "3"]
 
 
 def test_every_outcome_gets_its_turn_and_the_limit_holds(tmp_path: Path) -> None:
-    found = pope_run(tmp_path, "y" * 10 + "n", "n" * 10 + "y", "y" * 11)
-    chosen = choose(found.samples, found.run, limit=4)
-    assert [one.key for one in chosen] == ["0", "1", "2", "10"]
-    assert len(choose(found.samples, found.run)) == 11
+    run = pope_run(tmp_path, "y" * 10 + "n", "n" * 10 + "y", "y" * 11)
+    assert keys(run, 4) == ["0", "1", "2", "10"]
+    assert len(keys(run)) == 11
 
 
-def test_a_void_run_and_one_without_disagreement_show_nothing(tmp_path: Path) -> None:
-    same = pope_run(tmp_path / "same", "yn", "yn", "yn")
-    assert choose(same.samples, same.run) == []
-    other = pope_run(tmp_path / "other", "yn", "ny", "yn")
-    assert len(choose(other.samples, other.run)) == 2
-    assert choose(other.samples, other.run | {"status": "void"}) == []
+def test_a_run_without_disagreement_shows_nothing(tmp_path: Path) -> None:
+    assert keys(pope_run(tmp_path, "yn", "yn", "yn")) == []
 
 
-def test_controls_and_samples_are_not_what_a_run_is_about(tmp_path: Path) -> None:
-    task = runs.pope(["yes", "no"])
-    said = {name: ["yes", "no"] for name in ("greedy", "sample", "apc", "agla", "agla-sample", "agla-random")}
-    more = {
-        "agla-sample": {"method": "agla", "sampled": True},
-        "agla-random": {"method": "agla", "control_of": "agla"},
-        "apc": {"sampled": True},
-    }
-    found = runs.saved(tmp_path, task, said, decoders=more)
-    assert watched(found.run) == ["agla"]
+@pytest.mark.parametrize("name", ["agla-random, clip", "apc(0.5)", "prompt-no"])
+def test_controls_and_samples_are_not_what_a_run_is_about_whatever_they_are_called(name: str) -> None:
+    decoders = [runs.decoder("greedy"), runs.decoder("sample"), runs.decoder(name, role="control")]
+    decoders += [runs.decoder("agla-sample", sampled=True), runs.decoder("agla"), runs.decoder("tuned", role="adapter")]
+    assert watched(decoders) == ["agla", "tuned"]
+    assert watched(decoders[:-2]) == ["agla-sample"]
+    assert watched(decoders[:3]) == ["sample", name]
 
 
 def test_captions_are_compared_by_what_is_not_there_and_then_by_what_is(tmp_path: Path) -> None:
     task = runs.captions([["dog"], ["dog"], ["dog", "cat"], ["dog"]])
     plain = ["a dog and a bus", "a dog", "a dog and a cat", "a dog"]
     ours = ["a dog", "a dog and a cup", "a dog", "one dog"]
-    found = runs.saved(tmp_path, task, {"greedy": plain, "vote": ours})
-    told = {
-        sample["key"]: its
-        for _, place, its in disagreements(found.samples, found.run)
-        if (sample := found.samples[place])
-    }
-    assert told == {"0": {"vote": "fixed"}, "1": {"vote": "broken"}, "2": {"vote": "changed"}}
-    assert choose(found.samples, found.run, limit=2) == [
-        Chosen("world_chair", "0", ("bus",)),
-        Chosen("world_chair", "1", ("cup",)),
-    ]
+    run = runs.saved(tmp_path, task, {"greedy": plain, "vote": ours})
+    shown = disagreements(run)["world_chair"].shown
+    assert {one.key: one.standings["vote"] for one in shown} == {"0": "fixed", "1": "broken", "2": "changed"}
+    assert [one.objects for one in shown] == [("bus",), ("cup",), ()]
+    assert keys(run, 2, "world_chair") == ["0", "1"]
 
 
 def test_of_several_runs_half_must_agree(tmp_path: Path) -> None:
-    task = runs.pope(["yes", "yes"])
     ours = [["no", "yes", "yes"], ["no", "no", "yes"]]
-    found = runs.saved(tmp_path, task, {"greedy": ["yes", "yes"], "agla": ours})
-    told = [standings(found.run["tasks"][0], sample, found.run) for sample in found.samples]
-    assert told == [{}, {"agla": "broken"}]
+    run = runs.saved(tmp_path, runs.pope(["yes", "yes"]), {"greedy": ["yes", "yes"], "agla": ours})
+    assert keys(run) == ["1"]
 
 
 def test_an_answer_that_only_its_task_can_judge_has_no_mark() -> None:
     task = {"name": "vqa", "kind": "stock"}
-    sample = {"task": "vqa", "truth": "a red bus", "answers": {"greedy": ["a bus"]}}
-    (said,) = judge(task, sample, "greedy")
+    said = judge(task, {"truth": "a red bus"}, {"text": "a bus"})
     assert (said.mark, said.merit) == ("", None)
-    (said,) = judge(task, sample | {"truth": "Yes", "answers": {"greedy": ["Yes."]}}, "greedy")
-    assert said.mark == "right"
+    assert judge(task, {"truth": "Yes"}, {"text": "Yes."}).mark == "right"

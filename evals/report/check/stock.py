@@ -17,6 +17,7 @@ from lvlm_guard.evals.report.check.found import SHOWN, Checked
 from lvlm_guard.evals.report.tallying import tally_of
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import Answer, table_of
+from lvlm_guard.evals.stats.tally import FAILED_TEXT, short
 from lvlm_guard.evals.stats.validity import Allowed, validity
 
 _RESULTS, _SAMPLES = "_results.json", "_samples_"
@@ -91,6 +92,15 @@ def _check_task(
         found.void.append(f"{task}: {len(rows)} of {wanted} documents were answered; {wanted - len(rows)} are missing.")
     yes_no = all(_label(row) in ("yes", "no") for row in rows)
     texts = [_text(row["filtered_resps"]) for row in rows]
+    pairs = zip(rows, texts, strict=True)
+    failed = [f"{row['doc_id']}: {short(text)}" for row, text in pairs if text.lstrip().startswith(FAILED_TEXT)]
+    if failed:
+        told = "; ".join(failed[:SHOWN])
+        found.void.append(
+            f"{model} on {task}: {len(failed)} of {len(rows)} answers failed ({told}), and lmms-eval scored them as "
+            "wrong."
+        )
+        return
     items: list[dict[str, Any]] = [
         {"task": task, "split": "test", "item": str(row["doc_id"]), "picture": str(row["doc_id"]), "rows": [task]}
         | {"truth": _label(row) if yes_no else []}
