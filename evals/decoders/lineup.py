@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvlm_guard import methods
 from lvlm_guard.api import resolve
@@ -18,6 +18,9 @@ from lvlm_guard.evals.decoders.decoder import PAPER, REFERENCE, SAMPLED, Decoder
 from lvlm_guard.evals.decoders.matchers import DEFAULT, refuse_unmatched
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import Matcher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE, MATCHED, MATCHER, TILT, OLM = "sample", "sample-matched", "matcher", "tilt", "olm"
 PROMPTS = {"prompt-yes": "Answer yes whenever possible.", "prompt-no": "Answer no whenever possible."}
@@ -71,6 +74,21 @@ def decoders_of(
 
 
 _MATCHER = "the matcher's own answer, no language model"
+
+
+def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) -> tuple[list[Decoder], list[str]]:
+    """Return the decoders whose prompts a model can read, and sentences on those that it can't.
+
+    A closed vocabulary reads an unknown word as a hole: what a model says after that is no control of anything.
+    """
+    unknown = tokenizer.unk_token_id
+    lost = [
+        d
+        for d in decoders
+        if d.prompt_suffix and unknown in tokenizer(d.prompt_suffix.lower(), add_special_tokens=False)["input_ids"]
+    ]
+    flags = [f'{d.name} is left out: the model\'s vocabulary lacks words of "{d.prompt_suffix}"' for d in lost]
+    return [d for d in decoders if d not in lost], flags
 
 
 def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of
+from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of, understood
 from lvlm_guard.evals.decoders.matchers import load_matchers, weights_beside
 from lvlm_guard.evals.infer.generate import Asker, adapter_name
 from lvlm_guard.evals.spec.items import EvalTask
@@ -118,8 +118,9 @@ def prepare_run(
     loaded = load_matchers((place for d in decoders for place in d.matchers), settings.matchers, model)
     if matcher is not None or loaded:
         decoders = decoders_of(settings, matcher, objects, loaded)
+    decoders, flags = understood(decoders, processor.tokenizer)
     asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution, loaded)
-    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", where=where_of(model))
+    return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", flags, where_of(model))
 
 
 def where_of(model: Any) -> dict[str, str]:

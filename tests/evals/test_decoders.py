@@ -4,16 +4,20 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny
 from matchers import Brightness
 
-from lvlm_guard import methods
+from lvlm_guard import guard, methods
 from lvlm_guard.errors import KnobError, UnknownNameError
 from lvlm_guard.evals.decoders.controls import RandomMap
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.lineup import decoders_of
+from lvlm_guard.evals.decoders.lineup import decoders_of, understood
+from lvlm_guard.evals.infer.generate import Asker, prepare
+from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.spec.answers import ROLES
-from lvlm_guard.evals.spec.items import Item
+from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.pretrained import load_model
 
 
 def lineup(matcher=True, **settings):
@@ -101,6 +105,30 @@ def test_a_prompt_control_says_its_sentence_after_the_prompt_and_a_blank(words):
     else:
         assert [part["text"] for part in told if part["type"] == "text"] == [asked.prompt]
     assert "whenever" not in str(messages)
+
+
+def test_a_model_is_not_told_what_its_vocabulary_has_no_words_for():
+    found = list(lineup().values())
+    flags = understood(found, load_model()[1].tokenizer)[1]
+    assert [flag.split()[0] for flag in flags] == ["prompt-yes", "prompt-no"]
+    assert 'lacks words of "Answer no whenever possible."' in flags[1]
+    kept, flags = understood(found, tiny.make("llava")[1].tokenizer)
+    assert (kept, flags) == (found, [])
+    assert [d.name for d in prepare_run(Settings(limit=1, captions=1)).decoders if d.prompt_suffix] == []
+
+
+def test_a_prompt_control_is_greedy_plain_decoding_of_the_longer_prompt():
+    model, processor = guard(*tiny.make("llava"))
+    item = Item("0", "0", "Is there a dog?", (tiny.picture(3),))
+    decoders = {name: d for name, d in lineup().items() if d.role in ("reference", "control")}
+    asker = Asker(model, processor, None, decoders)
+    task = EvalTask("t", "pope", [item], 8)
+    (yes,), (no,), (plain,) = asker.ask(task, [item], [("prompt-yes", 0), ("prompt-no", 0), ("greedy", 0)])
+    for one, words in ((yes, " Answer yes whenever possible."), (no, " Answer no whenever possible."), (plain, "")):
+        inputs = prepare(processor, [replace(item, prompt=item.prompt + words)]).to(model.dtype)
+        out = model.generate(**inputs, guard=False, max_new_tokens=8, do_sample=False)
+        assert one.text == processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert len({yes.text, no.text, plain.text}) == 3
 
 
 def test_all_stands_for_every_method_that_is_no_experiment(monkeypatch):

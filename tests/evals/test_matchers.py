@@ -102,7 +102,7 @@ def test_a_folder_that_was_trained_anew_is_another_run(tmp_path):
 def test_controls_stand_once_for_each_matcher_only_where_they_depend_on_it(trainings):
     settings = Settings(methods=("agla", "vote", "vcd"), matchers={"clip": ("clip",), "mine": trainings})
     found = {d.name: d for d in prepare_run(replace(settings, limit=1, captions=1)).decoders}
-    once = ["greedy", "sample", "sample-matched", "apc(0.5)", "apc(0.1)", "prompt-yes", "prompt-no", "tilt", "olm"]
+    once = ["greedy", "sample", "sample-matched", "apc(0.5)", "apc(0.1)", "tilt", "olm"]
     each = ["agla, clip", "agla-sample, clip", "agla-random, clip", "agla, mine", "agla-random, mine"]
     assert list(found) == [*once, *each, "vote, clip", "matcher, clip", "vote, mine", "matcher, mine", "vcd"]
     assert {name for name, d in found.items() if d.matchers == trainings} == {n for n in found if n.endswith("mine")}

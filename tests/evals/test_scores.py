@@ -243,7 +243,7 @@ def test_a_vote_counts_for_decided_questions_too(prepared):
     assert 0 < decided < len(items)
 
 
-@pytest.mark.parametrize("name", ["greedy", "agla", "agla-random", "vote", "vcd", "prompt-yes", "matcher"])
+@pytest.mark.parametrize("name", ["greedy", "agla", "agla-random", "vote", "vcd", "matcher"])
 def test_a_score_does_not_depend_on_the_batch(prepared, name):
     items, together = ask(prepared, name, seed=0)
     alone = [ask(prepared, name, [item])[1][0] for item in items[:8]]
