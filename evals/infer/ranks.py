@@ -203,7 +203,7 @@ def _last_words(worker: _Worker, code: int) -> str:
     worker.log.seek(0)
     words = worker.log.read().decode(errors="replace").strip().splitlines()[-1:]
     if code == 1 and words:
-        return f"Worker {worker.rank}: {words[0]}"
+        return f"Worker {worker.rank}: {words[0].rstrip('.')}."
     why = "was ended from outside, mostly for want of memory" if code < 0 else f"stopped with code {code}"
     return f"Worker {worker.rank} {why}" + (f": {words[0]}" if words else ".")
 
