@@ -36,6 +36,7 @@ SMALL = 0.001
 class Amber(YesNo):
     """AMBER's questions; "official" scores are the script's, which rounds to a tenth of a percent."""
 
+    joined = False  # a question of state counts among attributes too, and in "amber" all together
     positive = "no"
 
     def scores(self) -> Mapping[str, Score]:

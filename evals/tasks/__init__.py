@@ -7,7 +7,8 @@ of lmms-eval (`stock`). Other packages register theirs under the entry point `lv
 - `world`: the embedded world, drawn or on photographs; no network, no files.
 - `pope/`: POPE's question files (COCO, A-OKVQA, GQA, or one's own) over a folder of pictures.
 - `coco/`: captions of COCO val2014, its annotations, and which of its pictures are held out.
-- `mme`: MME's hallucination subset, from the authors' files.
+- `opope`: captions of POPE's pictures, asked its questions; `repope`: RePOPE's labels for stored answers.
+- `mme`, `amber`, `dash_b`, `mmhal`: from the authors' files.
 - `stock`: any task of lmms-eval.
 - `fetching`, `pictures`: files that are fetched, pictures that are found.
 """
@@ -37,7 +38,12 @@ REGISTRY = Registry(
         "pope_gqa": "lvlm_guard.evals.tasks.pope.task:pope_gqa",
         "pope": "lvlm_guard.evals.tasks.pope.task:pope",
         "chair": "lvlm_guard.evals.tasks.coco.chair:chair",
+        "opope": "lvlm_guard.evals.tasks.opope:opope",
         "mme_hallucination": "lvlm_guard.evals.tasks.mme:mme_hallucination",
+        "amber": "lvlm_guard.evals.tasks.amber:amber",
+        "amber_captions": "lvlm_guard.evals.tasks.amber:amber_captions",
+        "dash_b": "lvlm_guard.evals.tasks.dash_b:dash_b",
+        "mmhal": "lvlm_guard.evals.tasks.mmhal:mmhal",
     },
 )
 """Name -> `Callable[[Settings], list[EvalTask]]`."""

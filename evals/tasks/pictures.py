@@ -15,23 +15,27 @@ FOLDERS = ("", "val2014", "train2014", "images", "coco/val2014", "coco/train2014
 SOURCES = {
     "coco": "COCO's are in http://images.cocodataset.org/zips/val2014.zip (6 GB)",
     "gqa": "GQA's are in https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip (20 GB)",
+    "amber": "AMBER's are behind the link in github.com/junyangwang0410/AMBER",
+    "mmhal": "MMHal-Bench's are with it on the hub, Shengcao1006/MMHal-Bench (174 MB)",
+    "dash_b": "DASH-B's are with it on the hub, YanNeu/DASH-B (673 MB)",
 }
 """Data set -> where its pictures come from."""
 
 
-def find_pictures(names: Iterable[str], folder: str, task: str) -> dict[str, Path]:
+def find_pictures(names: Iterable[str], folder: str, task: str, data_set: str = "") -> dict[str, Path]:
     """Return the file of each picture.
 
     Args:
         names: file names of pictures.
         folder: of `--images`; `FOLDERS` below it are looked through too.
         task: whose pictures they are, for messages.
+        data_set: one of `SOURCES`; "": COCO's or GQA's, as the names tell.
 
     Raises:
         DataError: no folder was given, pictures are missing (how many, and the first), or a file is none.
     """
     wanted = list(dict.fromkeys(names))
-    data_set = "coco" if any("COCO_" in name for name in wanted) else "gqa"
+    data_set = data_set or ("coco" if any("COCO_" in name for name in wanted) else "gqa")
     root, source = check_folder(folder, task, data_set), SOURCES[data_set]
     inside = [root / part for part in FOLDERS if (root / part).is_dir()]
     found = {name: path for name in wanted if (path := _first(inside, name)) is not None}
