@@ -4,7 +4,7 @@
     found = reproduce("runs/agla", images="pictures", annotations="annotations")
     found = reproduce("runs/world", model="embedded")        # the same grid without downloads
 
-Each cell is a run of its own below `out`: it resumes where it stopped, and a finished one is not asked again. What
+Each cell is a run of its own below `out`: it goes on where it stopped, and a finished one is not asked again. What
 differs from the authors' release is told beside the figures.
 """
 
@@ -18,12 +18,15 @@ from typing import Any
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.identity import code_digest
-from lvlm_guard.evals.infer.run import Allowed, run
-from lvlm_guard.evals.report.saved import RUN, Saved, plain, read_run, write_whole
+from lvlm_guard.evals.report.page import write_report
+from lvlm_guard.evals.report.saved import ASKED, Run, plain, read_run, write_whole
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.results import Row
-from lvlm_guard.evals.studies.reproduce.figures import Measured, figures
+from lvlm_guard.evals.stats.score import score
+from lvlm_guard.evals.stats.validity import Allowed
+from lvlm_guard.evals.studies.reproduce.figures import Finished, figures
 from lvlm_guard.evals.studies.reproduce.needs import Download, downloads
 from lvlm_guard.evals.studies.reproduce.plan import ASSUMED, ASSUMED_EMBEDDED, Cell, missing, plan
 from lvlm_guard.evals.studies.reproduce.published import published
@@ -163,11 +166,13 @@ def reproduce(
         model, only, base: see `plan`.
         images, annotations: folders, instead of in `base`.
         echo: told what happens, a line at a time.
-        workers, allowed, report: of each run, see `run.run`.
+        workers: of each run, see `ask`.
+        allowed: see `score`.
+        report: whether each run gets a page.
 
     Raises:
-        DataError: something that the grid needs is missing (the message names all of it), or see `plan` and `run`.
-        RunError: see `run.run`.
+        DataError: something that the grid needs is missing (the message names all of it), or see `plan` and `ask`.
+        RunError: see `ask`.
     """
     base = base or Settings()
     base = replace(base, images=images or base.images, annotations=annotations or base.annotations)
@@ -175,44 +180,49 @@ def reproduce(
     lacking = missing([cell for cell in cells if _finished(Path(out) / cell.name, cell.settings) is None])
     if lacking:
         raise DataError("The grid can't be run yet:\n" + "\n".join(f"- {one}" for one in lacking))
-    runs: list[Measured] = []
+    runs: list[Finished] = []
     void, notes = [], []
     for number, cell in enumerate(cells, 1):
         folder = Path(out) / cell.name
         saved = _finished(folder, cell.settings)
         if saved is not None:
             echo(f"{number} of {len(cells)}: {cell.name} is finished.")
-            if saved.run.get("code") != code_digest():
-                notes.append(f"{cell.name} was run by other code ({saved.run.get('code')}) than this.")
+            if saved.asked["code"] not in (code_digest(adapters=False), code_digest()):
+                notes.append(f"{cell.name} was run by other code ({saved.asked['code']}) than this.")
         else:
             echo(f"{number} of {len(cells)}: {cell.name}, {cell.answers:,} answers.")
-            saved = run(cell.settings, folder, echo=echo, workers=workers, allowed=allowed or Allowed(), report=report)
-        if saved.run["status"] == "void":
-            void += [f"{cell.name}: {sentence}" for sentence in saved.run["void"]]
+            ask(cell.settings, folder, echo=echo, workers=workers)
+            score(folder, allowed=allowed)
+            saved = read_run(folder)
+            if report:
+                write_report(folder)
+        scored = saved.scored or {}
+        if scored["void"]:
+            void += [f"{cell.name}: {sentence}" for sentence in scored["void"]]
             continue
-        runs.append(Measured(cell.model, cell.task, cell.data, cell.mode, saved))
+        runs.append(Finished(cell.model, cell.task, cell.data, cell.mode, saved))
         notes += _warned(cell, saved)
     found = Reproduced(Path(out), cells, figures(runs), void, list(dict.fromkeys([*_told(cells), *notes])))
     write_whole(Path(out), FILE, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found
 
 
-def _finished(folder: Path, settings: Settings) -> Saved | None:
+def _finished(folder: Path, settings: Settings) -> Run | None:
     """Return a cell's run where it is complete and of the same settings."""
-    if not (folder / RUN).exists():
+    if not (folder / ASKED).exists():
         return None
     try:
         saved = read_run(folder)
-    except DataError:  # damaged: run again, it is written anew from the answers
+    except DataError:  # damaged: asked again, which refuses what it can't go on with
         return None
-    same = saved.run["settings"] == json.loads(json.dumps(settings.to_dict()))
-    return saved if same and saved.run["status"] == "complete" else None
+    same = saved.asked["settings"] == json.loads(json.dumps(settings.to_dict()))
+    return saved if same and saved.status == "complete" else None
 
 
-def _warned(cell: Cell, saved: Saved) -> list[str]:
+def _warned(cell: Cell, saved: Run) -> list[str]:
     """Return what is amiss with a cell's questions or pictures, and the first of its other warnings."""
-    of_data = [told for task in saved.run["tasks"] for told in task["about"].get("warnings", ())]
-    others = [told for told in saved.run["warnings"] if told not in of_data]
+    of_data = [told for task in saved.asked["tasks"] for told in task["about"].get("warnings", ())]
+    others = [told for told in (saved.scored or {})["warnings"] if told not in of_data]
     more = f" (and {len(others) - 1} more, see its report)" if len(others) > 1 else ""
     return [*of_data, *(f"{cell.name}: {told}{more}" for told in others[:1])]
 

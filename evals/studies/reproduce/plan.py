@@ -20,7 +20,8 @@ from lvlm_guard.errors import GuardError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import PAPER, Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.run import usual_batch
+from lvlm_guard.evals.infer.ask import usual_batch
+from lvlm_guard.evals.spec.items import Kind
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS, identify, list_of_pictures
@@ -204,7 +205,8 @@ def _cell(name: str, task: str, data: str, mode: str, settings: Settings) -> Cel
         asked = (settings.captions or settings.limit if task == "chair" else settings.limit) or pictures
         items = round(ITEMS[known] * min(asked, pictures) / pictures)
     # a control that needs the matcher is counted without loading it
-    decoders = decoders_of(settings, cast(Any, object()))
+    kind: Kind = "pope" if task == "pope" else "chair"
+    decoders = [d for d in decoders_of(settings, cast(Any, object())) if d.derive is None and d.suits(kind)]
     seconds = items * sum(_seconds(name, task, mode, decoder) * decoder.seeds for decoder in decoders)
     return Cell(name, task, data, mode, settings, items, items * sum(d.seeds for d in decoders), seconds / 3600)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from lvlm_guard.evals.report.figures import p_text
-from lvlm_guard.evals.report.fitted import Column, fitted
+from lvlm_guard.evals.report.numbers import p_text
+from lvlm_guard.evals.report.tables import Column, fitted
 from lvlm_guard.evals.stats.results import Row
 from lvlm_guard.evals.studies.reproduce import DryRun, Reproduced
 from lvlm_guard.evals.studies.reproduce.plan import Cell
@@ -100,7 +100,8 @@ def _table(model: str, lines: Sequence[_Line], width: int, pope: bool) -> Table:
     for place, metric in enumerate(main):
         columns += _figure(metric, 0 if place == 0 else place * 3, paired)
     caption = (
-        "Measured in percent with its 95 % interval over pictures; p of a difference by swapping on pictures. All are "
+        "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would "
+        "touch zero. All are "
         "sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does."
     )
     if paired:
