@@ -7,6 +7,7 @@ from typing import Any
 
 from lvlm_guard.evals.spec.answers import Answer, table_of
 from lvlm_guard.evals.stats.score import score_answers
+from lvlm_guard.evals.stats.validity import Allowed as Allowed
 
 Row = dict[str, Any]
 ROLES = {"greedy": "reference", "sample": "plain"}
