@@ -177,7 +177,19 @@ def score_mmhal(reply: Reply, answers: Sequence[str] | None = None) -> dict[str,
     return values | {"by_type": types[""], "by_type_official": types["_official"], **told}
 
 
-class MMHal(Metric):
+class Verdicts(Metric):
+    """Verdicts in the place of answers: stored ones of others, which name their judge."""
+
+    def count(self, batch: Batch) -> Array:
+        """Return the `COLUMNS` of each verdict."""
+        return counts(batch.texts)
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return the mean grade, the rate of hallucination, and how much is said."""
+        return SCORES
+
+
+class MMHal(Verdicts):
     """Answers that were judged elsewhere: the task's "about" has "verdicts", paths of `read_reply`'s files."""
 
     whole = True
@@ -215,3 +227,11 @@ class MMHal(Metric):
     def scores(self) -> Mapping[str, Score]:
         """Return the mean grade, the rate of hallucination, and how much is said."""
         return SCORES
+
+
+class Verdicts(Metric):
+    """The verdicts themselves in the place of answers: a file of them, with no answers at hand."""
+
+    def count(self, batch: Batch) -> Array:
+        """Return the `COLUMNS` of each verdict."""
+        return counts(batch.texts)

@@ -20,6 +20,7 @@ METRICS: dict[str, str] = {
     "amber": "amber:Amber",
     "amber_captions": "amber_captions:AmberCaptions",
     "mmhal": "mmhal:MMHal",
+    "mmhal_verdicts": "mmhal:Verdicts",
     "stock": "stock:Stock",
     "mentions": "mentions:Mentions",
 }

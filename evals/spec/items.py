@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Kind = Literal[
-    "pope", "repope", "dash_b", "mme", "amber", "chair", "amber_captions", "opope", "mmhal", "mentions", "stock"
+    "pope",
+    "repope",
+    "dash_b",
+    "mme",
+    "amber",
+    "chair",
+    "amber_captions",
+    "opope",
+    "mmhal",
+    "mmhal_verdicts",
+    "mentions",
+    "stock",
 ]
 Split = Literal["test", "val"]
 

@@ -128,6 +128,64 @@ def test_a_log_of_lmms_eval_brings_its_own_objects(tmp_path):
     assert "--annotations" in done.output
 
 
+def test_stored_verdicts_score_as_mmhals_script_prints_them(tmp_path):
+    gold = json.loads((GOLDEN / "mmhal_verdicts.json").read_text())
+    reply = {"judge": {"model": "j-1", "date": "2026-11-29"}, "prompt_sha256": "p" * 64, "answers_sha256": "a" * 64}
+    path = tmp_path / "reply.json"
+    path.write_text(json.dumps(reply | {"verdicts": gold["verdicts"]}))
+    found = scored(path, "--task", "mmhal")
+    assert value(found, "reply", "mmhal", "score_official") == pytest.approx(gold["average"])
+    assert value(found, "reply", "mmhal", "hallucination_rate_official") == pytest.approx(gold["hallucination_rate"])
+    assert value(found, "reply", "mmhal_attribute", "score_official") == pytest.approx(gold["by_type"][0])
+    assert any("judged by j-1 on 2026-11-29; prompt_sha256 pppp" in warning for warning in found["warnings"])
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(reply | {"judge": {"model": "j-2", "date": ""}, "verdicts": gold["verdicts"]}))
+    done = RUN.invoke(app, ["eval", "score", str(path), str(other), "--task", "mmhal"], env={"COLUMNS": "500"})
+    assert done.exit_code == 1
+    assert "judged differently" in done.output
+
+
+def test_captions_are_asked_popes_questions(tmp_path):
+    gold = json.loads((GOLDEN / "opope.json").read_text())
+    questions = [
+        {"question_id": i, "image": f"{row['image_id']}.jpg", "label": row["label"]}
+        | {"text": f"Is there a {row['object']} in the image?"}
+        for i, row in enumerate(gold["rows"])
+    ]
+    said = [{"image_id": int(key), "caption": text} for key, text in gold["captions"].items()]
+    said.append({"image_id": 99, "caption": "Nothing is asked of this one."})
+    asked = written(tmp_path / "coco_pope_random.json", questions)
+    found = scored(written(tmp_path / "m.jsonl", said), "--task", "opope", "--questions", asked)
+    assert value(found, "m", "opope", "precision_random_official") == pytest.approx(5 / 6)
+    assert value(found, "m", "opope", "recall_random_official") == pytest.approx(0.5)
+    assert any("1 of 5 captioned pictures are left out" in warning for warning in found["warnings"])
+    done = RUN.invoke(app, ["eval", "score", str(tmp_path / "m.jsonl"), "--task", "opope"])
+    assert "--questions" in done.output
+
+
+def test_ambers_answers_score_as_its_script_prints_them(tmp_path):
+    gold = json.loads((GOLDEN / "amber" / "golden_discriminative.json").read_text())
+    table = json.loads((GOLDEN / "amber" / "golden_generative.json").read_text())
+    said = [{"id": one["id"], "response": one["response"]} for one in gold["sets"]["mixed"]["answers"]]
+    captioned = {one["id"]: one["caption"] for one in table["captions"]}  # a picture once
+    said += [{"id": number, "response": caption} for number, caption in captioned.items()]
+    path = written(tmp_path / "m.jsonl", said)
+    found = scored(path, "--task", "amber", "--annotations", GOLDEN / "amber", "--allow-empty", 1)
+    for metric, told in gold["sets"]["mixed"]["printed"]["Descriminative Task"].items():
+        ours = value(found, "m", "amber_all", f"{metric.lower()}_official")
+        assert round(100 * ours, 1) == pytest.approx(told)
+    assert {"amber_captions", "amber_existence"} <= {row["task"] for row in found["rows"]}
+
+
+def test_tables_of_vlmevalkit_bring_ambers_labels(tmp_path):
+    heads = "index\timage_path\tquestion\tanswer\tcategory\tprediction"
+    rows = [f"{i}\tAMBER_{i // 2}.jpg\tIs it?\t{('yes', 'no')[i % 2]}\trelation\tNo" for i in range(4)]
+    path = tmp_path / "t.tsv"
+    path.write_text("\n".join([heads, *rows]) + "\n")
+    found = scored(path, "--task", "amber")
+    assert value(found, "t", "amber_relation", "accuracy") == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

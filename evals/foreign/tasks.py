@@ -1,0 +1,211 @@
+"""What files of answers are scored as: each `--task` reads its files, and says what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.foreign import captions
+from lvlm_guard.evals.foreign.formats import Given, read
+from lvlm_guard.evals.foreign.gathered import Gathered, gather
+from lvlm_guard.evals.foreign.questions import Questions
+from lvlm_guard.evals.metrics.chair import image_id
+from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
+from lvlm_guard.evals.metrics.objects import coco_words
+from lvlm_guard.evals.spec.items import Kind
+from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, rows_of
+from lvlm_guard.evals.tasks.opope import truths_of
+from lvlm_guard.evals.tasks.pope.files import described
+from lvlm_guard.evals.tasks.pope.questions import KINDS
+
+Files = Mapping[str, Path]
+DIALECTS = {"default": "ours"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What files are scored by; see `score.score_files`."""
+
+    questions: Sequence[Path] = ()
+    annotations: Path | None = None
+    dialects: Sequence[str] = ()
+    words: Sequence[int] = ()
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Answers that are scored as one task.
+
+    Args:
+        name: of the task.
+        kind: how it is scored.
+        found: the answers and items.
+        truths: of each item.
+        rows: kinds of a question, as the items have them -> the result rows that it counts in.
+        controls: decoder -> the other one that it is a control of.
+        about: what the scorer has to know of the task.
+        notes: what a reader of the scores has to know.
+    """
+
+    name: str
+    kind: Kind
+    found: Gathered
+    truths: Iterable[Any]
+    rows: Callable[[str], Sequence[str]] = lambda _: ()
+    controls: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def yes_no(files: Files, data: Data) -> Iterator[Part]:
+    """Questions that are answered yes or no, POPE's among them."""
+    notes = []
+    given: dict[str, Iterator[Given]] = {name: read(path) for name, path in files.items()}
+    if data.questions:
+        joined = Questions(data.questions)
+        notes += joined.notes
+        given = {name: joined.join(name, answers) for name, answers in given.items()}
+    else:
+        given = {name: _told_apart(answers) for name, answers in given.items()}
+    found = gather("yes_no", given, data.baseline)
+    if not any(found.items["picture"].to_pylist()):
+        notes.append(
+            "The files name no pictures, so each question counts as a picture of its own, and intervals are too "
+            "narrow. Give the questions with --questions."
+        )
+
+    def rows(kinds: str) -> list[str]:
+        return [f"{'pope' if kind in KINDS else 'yes_no'}_{kind}" for kind in kinds.split(",") if kind]
+
+    yield Part("yes_no", "pope", found, found.items["label"].to_pylist(), rows, notes=notes)
+
+
+def _told_apart(answers: Iterable[Given]) -> Iterator[Given]:
+    """Yield answers with a key for each: their place where they have no id, their kind too where they name one."""
+    for place, answer in enumerate(answers):
+        key = answer.item or str(place)
+        yield answer._replace(item=key if "," in answer.kinds or not answer.kinds else f"{answer.kinds}/{key}")
+
+
+def chair(files: Files, data: Data) -> Iterator[Part]:
+    """Captions of COCO's pictures, whole and cut to equal lengths, the baseline's cut as short as each other's."""
+    dialects = [DIALECTS.get(name, name) for name in data.dialects] or ["ours"]
+    for dialect in dialects:
+        coco_words(dialect)  # an unknown one, or one without its data, before anything is read
+    said = {name: captions.by_picture(name, read(path)) for name, path in files.items()}
+    every = [caption for those in said.values() for caption in those]
+    objects = captions.objects_of(data.annotations, every)
+    short, controls = captions.cut_as_short(said, data.baseline or every[0].decoder)
+    for words in (None, *data.words):
+        name = f"chair_{words}_words" if words else "chair"
+        parts: dict[str, list[Given]] = {
+            file: [c._replace(text=captions.prefix(c.text, words), cut_at=None) for c in those] if words else those
+            for file, those in said.items()
+        }
+        if short and not words:
+            parts["the control of length"] = short
+        found = gather(name, parts, data.baseline, controls=controls, labelled=False)
+        truths = [objects[item] for item in found.items["item"].to_pylist()]
+        yield Part(name, "chair", found, truths, controls=controls, about={"dialects": dialects})
+
+
+def opope(files: Files, data: Data) -> Iterator[Part]:
+    """Captions of POPE's pictures, asked POPE's questions."""
+    if not data.questions:
+        raise DataError("OPOPE asks captions POPE's questions: give the file of these with --questions.")
+    asked = truths_of([described(path, len(data.questions)) for path in data.questions])
+    truths = {str(image_id(picture)): truth for picture, truth in asked.items()}
+    said = {name: captions.by_picture(name, read(path)) for name, path in files.items()}
+    fit = {name: [caption for caption in those if caption.item in truths] for name, those in said.items()}
+    lost, kept = (len({c.item for those in part.values() for c in those}) for part in (said, fit))
+    if not kept:
+        raise DataError(
+            f"None of the {lost} captioned pictures is among the {len(truths)} of the questions: give captions of "
+            "POPE's pictures, or questions about these."
+        )
+    left = f"{lost - kept} of {lost} captioned pictures are left out: nothing is asked of them."
+    found = gather("opope", fit, data.baseline, labelled=False)
+    asked_of = [truths[item] for item in found.items["item"].to_pylist()]
+    yield Part("opope", "opope", found, asked_of, notes=[left] if lost > kept else [])
+
+
+def amber(files: Files, data: Data) -> Iterator[Part]:
+    """AMBER: captions and yes/no questions, by AMBER's annotations; VLMEvalKit's tables have the labels themselves."""
+    known: Amber | None = None
+    pictures: dict[int, str] = {}
+    parts: dict[bool, dict[str, list[Given]]] = {True: {}, False: {}}  # whether they are captions
+    for name, path in files.items():
+        for answer in read(path):
+            if answer.label is None or str(answer.label).startswith(
+                "["
+            ):  # AMBER's own file, or lmms-eval's log of captions
+                if known is None:
+                    known = Amber(data.annotations or "")
+                    pictures = {query["id"]: query["image"] for query, _ in known.asked()}
+                number = int(answer.item) if answer.item.isdigit() else -1
+                number += answer.label is not None  # lmms-eval counts from 0
+                truth = known.annotation(number)
+                if answer.label not in (None, str(truth["truth"])):
+                    raise DataError(
+                        f"Line {answer.line} of {name} is of a picture with {answer.label}, AMBER's {number} has "
+                        f"{truth['truth']}: the log is of other pictures, or in another order."
+                    )
+                answer = answer._replace(
+                    item=str(number), picture=pictures[number], label=truth["truth"], kinds=truth["type"]
+                )
+            parts[answer.kinds == GENERATIVE].setdefault(name, []).append(answer)
+    if parts[False]:
+        found = gather("amber", parts[False], data.baseline)
+
+        def rows(kind: str) -> Sequence[str]:
+            return rows_of({"id": "", "type": kind})
+
+        yield Part("amber", "amber", found, found.items["label"].to_pylist(), rows)
+    if parts[True] and known is not None:
+        found = gather("amber_captions", parts[True], data.baseline, labelled=False)
+        annotations = (known.annotation(int(item)) for item in found.items["item"].to_pylist())
+        truths = [{name: row[name] for name in ("truth", "hallu")} for row in annotations]
+        about, note = known.about()
+        yield Part("amber_captions", "amber_captions", found, truths, about=about, notes=[note] if note else [])
+
+
+def mmhal(files: Files, data: Data) -> Iterator[Part]:
+    """MMHal-Bench: files of stored verdicts, which name their judge."""
+    replies = {name: read_reply(path) for name, path in files.items()}
+    judges = {(str(reply.judge["model"]), reply.prompt_sha256): name for name, reply in replies.items()}
+    if len(judges) > 1:
+        told = ", ".join(f"{name} by {model}, prompt {prompt[:16]}" for (model, prompt), name in judges.items())
+        raise DataError(f"The files were judged differently ({told}): their numbers do not compare. Score them apart.")
+    nothing = Given(*[0, "", "", "", "", None, "", "", "", 0, None, False, None, False, 0, True, None, None])
+    given = {
+        name: [
+            nothing._replace(line=at + 1, item=str(at), picture=str(at), text=verdict, kinds=TYPES[at % len(TYPES)])
+            for at, verdict in enumerate(reply.verdicts)
+        ]
+        for name, reply in replies.items()
+    }
+    notes = [
+        f"{name}: judged by {reply.judge['model']} on {reply.judge['date']}; prompt_sha256 {reply.prompt_sha256[:16]}, "
+        f"answers_sha256 {reply.answers_sha256[:16]}."
+        for name, reply in replies.items()
+    ]
+    found = gather("mmhal", given, data.baseline, labelled=False)
+
+    def rows(kind: str) -> list[str]:
+        return ["mmhal", f"mmhal_{kind}"]
+
+    yield Part("mmhal", "mmhal_verdicts", found, [None] * len(found.items), rows, notes=notes)
+
+
+TASKS: dict[str, Callable[[Files, Data], Iterator[Part]]] = {
+    "yes-no": yes_no,
+    "chair": chair,
+    "amber": amber,
+    "opope": opope,
+    "mmhal": mmhal,
+}
+"""Name of `--task` -> what reads its files."""
