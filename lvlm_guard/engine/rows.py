@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-POSITIONS = "position_ids"
+POSITIONS, TYPES = "position_ids", "mm_token_type_ids"
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 """What this release of transformers calls the cache among a model's arguments; renamed in 5.24."""
 
@@ -88,6 +88,16 @@ def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> 
         else:
             stacked[key] = _repeat(key, value, len(views), rows)
     return stacked
+
+
+def grown(view: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return what a branch's call has otherwise, its positions and token types grown to rows of this length."""
+    found = dict(view)
+    for key in found.keys() & {POSITIONS, TYPES}:
+        last = found[key][..., -1:]
+        more = torch.arange(1, length - found[key].shape[-1] + 1, device=last.device)
+        found[key] = torch.cat([found[key], last + more if key == POSITIONS else torch.zeros_like(last + more)], -1)
+    return found
 
 
 def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[str, Any]:

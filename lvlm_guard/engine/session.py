@@ -70,6 +70,8 @@ class Session:
         self.prepared: _Prepared | None = None
         self.execution: str = execution
         self.eos: Tensor | None = None
+        self._cached = 0  # tokens that the caller's cache holds already
+        self._afresh: dict[str, Tensor] = {}  # then: what the prompt is read with by who has no cache
         self._cache: Any = None  # the cache in blocks, when batched
         self._global: Any = None  # generate()'s cache
         self._longest = 0
@@ -96,32 +98,34 @@ class Session:
                 f"This release of transformers keeps its cache under another name than {blocks.CACHE!r}, which this "
                 "release of lvlm-guard does not know. Upgrade lvlm-guard, or install an older transformers."
             )
-        cached = cache.get_seq_length() if isinstance(cache, Cache) else 0
-        if cached and self.prompt.shape[1] <= cached:
+        self._cached = cache.get_seq_length() if isinstance(cache, Cache) else 0
+        if self._cached and self.prompt.shape[1] <= self._cached:
             raise UnsupportedCallError(
-                f"past_key_values holds {cached} tokens but input_ids only {self.prompt.shape[1]}: the other branches "
-                "must read the whole conversation once. Pass the whole sequence as input_ids (transformers skips what "
-                "the cache holds)."
+                f"past_key_values holds {self._cached} tokens but input_ids only {self.prompt.shape[1]}: the other "
+                "branches must read the whole conversation once. Pass the whole sequence as input_ids (transformers "
+                "skips what the cache holds)."
             )
         if generation_config.prefill_chunk_size is not None and self.branches and not _encodes_first(self.call.model):
             raise UnsupportedCallError(
                 "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
                 "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
             )
-        self.execution = self._choose(generation_config, arguments, cache, cached)
+        if self._cached and self.branches:
+            self._afresh = self._from_the_start(arguments)
+        self.execution = self._choose(generation_config, cache)
         self.trace.execution = self.execution
         if self.execution == "batched" and cache is not None:
             self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
         self._global = cache
         self._longest = generation_config.max_length
 
-    def _choose(self, config: Any, arguments: dict[str, Any], cache: Any, cached: int) -> str:
+    def _choose(self, config: Any, cache: Any) -> str:
         if not self.branches:
             return "single"
         impossible = None
         if "batched" not in self.method.executions:
             impossible = f"{self.method.name} leaves its branch idle most of the time"
-        elif cached:
+        elif self._cached:
             impossible = "past_key_values holds the global branch alone"
         elif not blocks.stackable(cache):
             impossible = f"a {type(cache).__name__} can't be stacked"
@@ -139,6 +143,25 @@ class Session:
         self._may_join = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
         self._may_join = self._may_join and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
         return "lazy"
+
+    def _from_the_start(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the prompt's positions and token types, [..., B, T], as generate() makes them where nothing is cached.
+
+        What it made for this call goes on from the caller's cache. Models with positions in three dimensions note
+        how far a row's text is shifted; that stays what it is for the global branch.
+        """
+        model: Any = self.call.model
+        noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
+        types = (self.prompt == self.call.family.image_token_id(model.config)).to(model.device, torch.int)
+        mask = arguments.get("attention_mask")
+        if mask is not None:
+            mask = mask[:: len(mask) // len(self.prompt), : self.prompt.shape[1]]
+        given = {**self.call.tensors, "attention_mask": mask, "mm_token_type_ids": types}
+        positions = model._prepare_position_ids_for_generation(self.prompt.to(model.device), given)
+        for module, deltas in noted:
+            module.rope_deltas = deltas
+        positions = positions.expand(*positions.shape[:-2], *self.prompt.shape)  # one row may have stood for all
+        return {blocks.POSITIONS: positions} | ({blocks.TYPES: types} if blocks.TYPES in arguments else {})
 
     def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
         """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
@@ -274,14 +297,17 @@ class Session:
         """Return what each branch's call has otherwise, for R rows; made at the first step that asks."""
         if self._views is None:
             expand = rows // len(self.prompt)
-            self._views = [self._view(branch, self.call, self.prompt, expand) for branch in self.branches]
+            requests = list(range(len(self.prompt)))
+            self._views = [self._view(branch, self.call, requests, expand) for branch in self.branches]
         return self._views
 
-    def _view(self, branch: Branch, call: Call, prompt: Tensor, expand: int) -> dict[str, Any]:
+    def _view(self, branch: Branch, call: Call, requests: list[int], expand: int) -> dict[str, Any]:
         model: Any = call.model
         view: dict[str, Any] = call.tensors | branch.view(call)
         if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
             view = model._prepare_multimodal_encoder_kwargs_for_generation(view)
+        view |= {key: value[..., requests, :] for key, value in self._afresh.items()}
+        prompt = self.prompt[requests]
         _, expanded = model._expand_inputs_for_generation(
             expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(model.device), **view
         )
@@ -316,7 +342,7 @@ class Session:
         few = _Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            view = self._view(branch, part, self.prompt[requests], expand)
+            view = self._view(branch, part, requests, expand)
             cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
             logits = self._run(few, view, cache if self._uses_cache(few) else None, 0, needed)
             whole = step.raw.view(rows, needed, -1).clone()
@@ -346,7 +372,7 @@ class Session:
         model: Any = self.call.model
         ids = prepared.ids
         arguments = {key: value for key, value in prepared.arguments.items() if key != "mm_encoder_outputs"}
-        arguments |= view
+        arguments |= blocks.grown(view, ids.shape[1])
         if cache is not None:
             arguments[blocks.CACHE] = cache
         arguments["next_sequence_length"] = ids.shape[1] - done if done else None
