@@ -82,15 +82,17 @@ def guard(
     if execution not in EXECUTIONS:
         raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
     chosen = resolve(method, knobs)
-    inner = _innermost(model)
-    unguard(inner)
-    unguard(processor)
+    inner: Any = _innermost(model)
     family = family_of(inner)
     _check_pair(inner, processor, family)
+    plain = getattr(inner, guarded.STATE).plain if guarded.STATE in vars(inner) else type(inner)
+    kind = guarded.guarded_class(family.decoding(plain))
+    # nothing raises from here on, so that a call that fails leaves the pair guarded as it was
     pair: Any = processor  # the two change class in place, which no type can say
-    plain = type(inner)
+    unguard(inner)
+    unguard(pair)
     setattr(inner, guarded.STATE, guarded.Guard(chosen, family, pair, execution, plain, resolve, _verifier))
-    inner.__class__ = guarded.guarded_class(family.decoding(plain))
+    inner.__class__ = kind
     setattr(pair, processors.STATE, processors.ProcessorGuard(family, type(pair)))
     pair.__class__ = processors.guarded_class(type(pair))
     return model, processor

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lvlm_guard import guard, methods, unguard
-from lvlm_guard.errors import MissingViewError, UnsupportedCallError
+from lvlm_guard.errors import GuardError, MissingViewError, UnsupportedCallError
 
 
 def test_the_objects_are_the_same_and_instances_of_their_classes():
@@ -49,6 +49,30 @@ def test_guarding_twice_keeps_the_last_guard(pair):
     assert model._lvlm_guard.method.name == "vcd"
     unguard(model)
     assert type(model) is LlavaForConditionalGeneration
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_guard_that_fails_leaves_the_last_one_in_place(family):
+    pair = guard(*tiny.make(family, scale=5.0), agla(beta=0.1))
+    model, processor = pair
+    kinds, inputs = (type(model), type(processor)), ask(pair, ("What?", 1))
+    before = model.generate(**inputs, **RUN)
+    other = tiny.make("llava" if family == "qwen2_5_vl" else "qwen2_5_vl")[1]
+    token = model.config.image_token_id
+    for bad in (
+        lambda: guard(model, other),
+        lambda: guard(model, processor, "agla2"),
+        lambda: guard(model, processor, alpha=-1.0),
+        lambda: guard(model, processor, execution="fast"),
+        lambda: guard(model, object()),
+        lambda: (setattr(model.config, "image_token_id", 9), guard(model, processor)),
+    ):
+        with pytest.raises(GuardError):
+            bad()
+        model.config.image_token_id = token
+        assert (type(model), type(processor)) == kinds
+        assert torch.equal(model.generate(**ask(pair, ("What?", 1)), **RUN), before)
+    assert not torch.equal(model.generate(**inputs, **RUN, guard=False), before)
 
 
 def test_a_saved_guarded_model_is_a_plain_one(pair, tmp_path):
