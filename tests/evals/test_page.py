@@ -1,5 +1,7 @@
 """The report of runs made by hand, read back as a document; and what a real browser shows of it."""
 
+from __future__ import annotations
+
 import html
 import json
 import re
@@ -19,19 +21,21 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from results import results
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair
-from lvlm_guard.evals.report.figures import number
-from lvlm_guard.evals.report.page import write_report
+from lvlm_guard.evals.report.layout import Results
+from lvlm_guard.evals.report.numbers import interval, written
+from lvlm_guard.evals.report.page import charts, write_report
+from lvlm_guard.evals.report.page.captions import absent_spans, pieces
 from lvlm_guard.evals.report.page.repeat import command
-from lvlm_guard.evals.report.page.replies import absent_spans, marked
-from lvlm_guard.evals.report.page.sweeps import sweep_section
-from lvlm_guard.evals.report.saved import Saved, write_run, write_samples
+from lvlm_guard.evals.report.page.sweeps import sweeps
+from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.spec.settings import Settings
 from tests.support import runs
 
-HOSTILE = "<script>alert(1)</script> & <img src='http://x'>"
+HOSTILE = "<script>alert(1)</script> & <img src='http://x'> {{ 7 * 7 }}"
 
 
 def evidence(folder: Path, keys: Sequence[str], task: str = "world_pope", **more: Any) -> None:
@@ -44,8 +48,8 @@ def evidence(folder: Path, keys: Sequence[str], task: str = "world_pope", **more
             view[what] = f"{task}{key}-{what}.jpg"
             Image.new("RGB", (32, 24), "blue").save(place / view[what])
         support = [{"claim": "is there?", "object": "", "probability": 0.25}]
-        items.append({"task": task, "key": key, "made_from": "x", "views": [view], "support": support} | more)
-    (place / "index.json").write_text(json.dumps({"format": 1, "maps": "Bright is relevant.", "items": items}))
+        items.append({"task": task, "key": key, "views": [view], "support": support} | more)
+    (place / "index.json").write_text(json.dumps({"maps": "Bright is relevant.", "items": items}))
 
 
 def page_of(folder: Path) -> Element:
@@ -61,30 +65,35 @@ def shown(page: Element) -> list[Element]:
     return list(page.iter("article"))
 
 
+def marks(element: Element) -> list[str]:
+    return [words(one) for one in element.iter("span") if (one.get("class") or "").startswith("mark")]
+
+
 PLAIN, OURS, LABELS = "yynnyy", "ynny?y", "yyyynn"
 
 
 @pytest.fixture
-def pope(tmp_path: Path) -> Saved:
+def pope(tmp_path: Path) -> Run:
     said = {"y": "yes", "n": "no", "?": "perhaps"}
     task = runs.pope([said[x] for x in LABELS])
     answers = {"greedy": [said[x] for x in PLAIN], "agla": [said[x] for x in OURS]}
-    saved = runs.saved(tmp_path, task, answers)
+    run = runs.saved(tmp_path, task, answers, scores={"greedy": [2, 1, -1, -2, 1, 2], "agla": [3, -1, -1, 1, 0.5, 2]})
     evidence(tmp_path, ["1", "3", "4"])
-    return saved
+    return run
 
 
-def test_the_page_stands_alone_and_holds_no_script(pope: Saved) -> None:
+def test_the_page_stands_alone_and_holds_no_script(pope: Run) -> None:
     text = write_report(pope.folder).read_text(encoding="utf-8")
     assert "<script" not in text
-    addresses = re.findall(r'(?:src|href|action|poster|data)="([^"]*)"', text)
+    addresses = re.findall(r'(?:\bsrc|href|action|poster|\bdata)="([^"]*)"', text)
     assert addresses
-    assert all(address.startswith("data:image/") for address in addresses)
-    assert "url(" not in text
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    assert re.findall(r"url\((?!#)", text) == []
     assert "@import" not in text
+    assert "http" not in re.sub(r'xmlns(?::xlink)?="[^"]*"', "", text)
 
 
-def test_the_same_folder_gives_the_same_page_without_any_model(pope: Saved) -> None:
+def test_the_same_folder_gives_the_same_page_without_any_model(pope: Run) -> None:
     first = write_report(pope.folder).read_bytes()
     assert write_report(pope.folder).read_bytes() == first
     code = (
@@ -93,78 +102,109 @@ def test_the_same_folder_gives_the_same_page_without_any_model(pope: Saved) -> N
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[]"
+    assert (pope.folder / "report.html").read_bytes() == first
 
 
-def test_the_table_holds_the_numbers_of_the_run(pope: Saved) -> None:
+def test_the_table_holds_the_numbers_of_the_run(pope: Run) -> None:
     text = words(page_of(pope.folder))
-    rows = pope.run["rows"]
-    row = next(r for r in rows if (r["method"], r["metric"]) == ("agla", "accuracy"))
-    change = next(r for r in rows if (r["method"], r["metric"]) == ("agla-greedy", "accuracy"))
-    assert f"{number(row['value'])}[{number(row['low'])}, {number(row['high'])}]" in text.replace(" [", "[")
-    assert f"{number(change['value'], signed=True)} [" in text
-    assert f"{change['fixed']} / {change['broken']}McNemar" in text.replace(" McNemar", "McNemar")
-    assert "0.250" in text
+    for metric in ("accuracy", "accuracy_matched", "auroc"):
+        row = pope.results.value("pope_random", "agla", metric)
+        change = pope.results.difference("pope_random", "agla", metric)
+        assert row is not None
+        assert change is not None
+        assert f"{written(row)}{written(change)} {interval(change)}" in text
+    assert "matched accuracy" in text
+    assert "AUROC" in text
+    assert ".250" in text  # seconds
 
 
-def test_squares_hold_every_answer_once_for_each_row_it_counts_in(tmp_path: Path) -> None:
-    task = runs.pope(["yes", "no", "no"])
-    both = replace(task, items=[replace(item, rows=("pope_random", "pope_popular")) for item in task.items])
-    runs.saved(tmp_path, both, {"greedy": ["yes", "yes", "perhaps"], "agla": ["no", "no", "no"]})
-    page = page_of(tmp_path)
-    squares = {s.findtext("title", "").partition(":")[0]: s for s in page.iter("svg") if s.get("class") == "square"}
-    told = {name: sorted(g.findtext("title", "") for g in square.iter("g")) for name, square in squares.items()}
-    assert told == {
-        "greedy": ["labelled no, answered yes: 2", "labelled no, unreadable: 2", "labelled yes, answered yes: 2"],
-        "agla": ["labelled no, answered no: 4", "labelled yes, answered no: 2"],
-    }
+def test_charts_draw_every_decoder_by_role_and_follow_the_page_s_colours() -> None:
+    found = Results(results())
+    task = found.tasks[0]
+    drawn = ElementTree.fromstring(charts.differences(found, task))
+    told = words(drawn)
+    assert "AUROC" in told
+    for name in ("agla", "tilt", "vote"):
+        assert name in told
+    text = str(charts.differences(found, task))
+    assert {"var(--good)", "var(--bad)", "var(--accent)"} <= set(re.findall(r"var\(--[a-z]+\)", text))
+    assert not re.search(r"#0[1-7]0[1-7]0[1-7]", text)
+    assert text == str(charts.differences(found, task))
+    assert ' id="figure_1"' not in text
+    lengths = words(ElementTree.fromstring(charts.lengths(found, found.tasks[1])))
+    assert "agla" in lengths
+    assert "prompt-no" not in lengths
+    assert "tilt" in words(ElementTree.fromstring(charts.threshold(found, task)))
+    assert charts.threshold(found, found.tasks[1]) == charts.lengths(found, task) == ""
+
+
+def test_verdicts_head_the_page_and_controls_are_grey(tmp_path: Path) -> None:
+    labels = ["yes", "no"] * 40
+    scores = {"greedy": [0.5 + (x == "yes") for x in labels], "agla": [(x == "yes") - 0.5 for x in labels]}
+    said = {name: ["yes" if s > 0 else "no" for s in own] for name, own in scores.items()}
+    decoders = {"prompt-no": {"role": "control"}}
+    run = runs.saved(tmp_path, runs.pope(labels), said | {"prompt-no": ["no"] * 80}, scores=scores, decoders=decoders)
+    page = page_of(run.folder)
+    (card,) = (item for item in page.iter("li") if item.find("h3") is not None)
+    assert words(card).startswith("agla moves the threshold Accuracy +.500")
+    table = next(table for table in page.iter("table") if table.get("class") == "scores")
+    rows = {words(row[0]): row.get("class") for row in table.iter("tr")}
+    assert (rows["prompt-no"], rows["agla"]) == ("control", None)
 
 
 def test_broken_comes_first_then_fixed_then_unreadable_with_every_answer_marked(tmp_path: Path) -> None:
     task = runs.pope(["yes", "no", "no"])
     runs.saved(tmp_path, task, {"greedy": ["no", "perhaps", "no"], "agla": ["yes", "perhaps", "yes"]})
     evidence(tmp_path, ["0", "1", "2"])
-    articles = shown(page_of(tmp_path))
-    heads = [article.findtext("h3") for article in articles]
-    assert heads == ["Broken by agla", "Fixed by agla", "Unreadable with agla"]
-    marks = [
-        [m.text for m in article.iter("span") if (m.get("class") or "").startswith("mark")] for article in articles
+    page = page_of(tmp_path)
+    articles = shown(page)
+    assert [article.findtext("h3") for article in articles] == [
+        "Broken by agla",
+        "Fixed by agla",
+        "Unreadable with agla",
     ]
-    assert marks == [["✓ right", "✗ wrong"], ["✗ wrong", "✓ right"], ["? unreadable", "? unreadable"]]
+    assert [marks(article) for article in articles] == [
+        ["✓ right", "✗ wrong"],
+        ["✗ wrong", "✓ right"],
+        ["? unreadable", "? unreadable"],
+    ]
     assert "yes .250" in words(articles[0])
     assert len(list(articles[0].iter("img"))) == 3
+    (matrix,) = (table for table in page.iter("table") if table.get("class") == "matrix")
+    assert [words(row) for row in matrix.iter("tr")][1:] == ["question 2no✓✗", "question 0yes✗✓", "question 1no??"]
 
 
 def test_whole_answers_are_shown_and_what_a_model_wrote_never_becomes_markup(tmp_path: Path) -> None:
-    long = f"no. {HOSTILE} " + "and then " * 300 + "the end"
-    task = runs.pope(["yes", "no"])
-    runs.saved(tmp_path, task, {"greedy": ["yes", "no"], "agla": [long, "no"]})
+    long = f"no. {HOSTILE} " + "and then " * 300 + "the end\x07"
+    runs.saved(tmp_path, runs.pope(["yes", "no"]), {"greedy": ["yes", "no"], "agla": [long, "no"]})
     evidence(tmp_path, ["0"])
     page = page_of(tmp_path)
-    assert " ".join(long.split()) in words(shown(page)[0])
+    assert " ".join(long.replace("\x07", "\ufffd").split()) in words(shown(page)[0])
     assert list(page.iter("script")) == []
     assert all((img.get("src") or "").startswith("data:") for img in page.iter("img"))
 
 
 def test_a_void_run_has_a_banner_its_reasons_and_no_score(tmp_path: Path) -> None:
-    task = runs.pope(["yes", "no"])
-    saved = runs.saved(tmp_path, task, {"greedy": ["yes", "no"], "agla": ["", "no"]})
+    run = runs.saved(tmp_path, runs.pope(["yes", "no"]), {"greedy": ["yes", "no"], "agla": ["", "no"]})
     evidence(tmp_path, ["0"])
-    assert saved.run["status"] == "void"
+    assert run.status == "void"
     page = page_of(tmp_path)
     (banner,) = (e for e in page.iter("aside") if e.get("role") == "alert")
     assert "void" in words(banner)
-    assert all(
-        html.escape(reason, quote=False) in html.escape(words(banner), quote=False) for reason in saved.run["void"]
-    )
+    assert all(reason in words(banner) for reason in run.results.data["void"])
     assert list(page.iter("table")) == []
     assert shown(page) == []
 
 
-def test_a_run_that_has_not_finished_says_so(tmp_path: Path) -> None:
-    (tmp_path / "begun.json").write_text(json.dumps({"settings": Settings().to_dict()}))
-    page = page_of(tmp_path)
-    assert "has not finished" in words(page)
+def test_a_run_that_has_not_finished_or_is_not_scored_says_so(tmp_path: Path, pope: Run) -> None:
+    (pope.folder / "results.json").unlink()
+    page = page_of(pope.folder)
+    assert "lvlm-guard eval score" in words(page)
     assert list(page.iter("table")) == []
+    (tmp_path / "other").mkdir()
+    told = {"settings": Settings().to_dict(), "tasks": []}
+    (tmp_path / "other" / "asked.json").write_text(json.dumps(told))
+    assert "has not finished" in words(page_of(tmp_path / "other"))
 
 
 def test_a_folder_without_a_run_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
@@ -174,7 +214,7 @@ def test_a_folder_without_a_run_is_an_error_and_nothing_is_written(tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["none", "cut", "other", "files gone"])
-def test_without_usable_evidence_the_page_says_so_and_the_scores_stay(pope: Saved, damage: str) -> None:
+def test_without_usable_evidence_the_page_says_so_and_scores_and_answers_stay(pope: Run, damage: str) -> None:
     folder = pope.folder / "evidence"
     if damage == "none":
         shutil.rmtree(folder)
@@ -186,10 +226,11 @@ def test_without_usable_evidence_the_page_says_so_and_the_scores_stay(pope: Save
     page = page_of(pope.folder)
     assert list(page.iter("img")) == []
     assert list(page.iter("table"))
+    assert len(shown(page)) == 3
     assert ("No pictures were collected" in words(page)) == (damage != "files gone")
 
 
-def test_no_more_than_sixty_items_are_embedded_whatever_the_index_holds(tmp_path: Path) -> None:
+def test_no_more_than_sixty_items_are_shown(tmp_path: Path) -> None:
     n = 70
     runs.saved(tmp_path, runs.pope(["yes"] * n), {"greedy": ["yes"] * n, "agla": ["no"] * n})
     evidence(tmp_path, [str(i) for i in range(n)])
@@ -206,7 +247,9 @@ def test_a_picture_that_could_not_be_used_is_said_in_its_place(tmp_path: Path) -
 
 def test_captions_mark_what_is_not_there_and_tell_what_is(tmp_path: Path) -> None:
     task = runs.captions([["dog", "cat"], ["bus"]])
-    saved = runs.saved(tmp_path, task, {"greedy": ["Two Dogs, a cup.", "a bus"], "vote": ["a dog and a cat", "a bus"]})
+    said = {"greedy": ["Two Dogs, a cup.", "a bus"], "vote": ["a dog and a cat", "a bus"]}
+    run = runs.saved(tmp_path, task, said)
+    assert run.status == "complete"
     evidence(tmp_path, ["0"], task="world_chair")
     page = page_of(tmp_path)
     (article,) = shown(page)
@@ -215,9 +258,8 @@ def test_captions_mark_what_is_not_there_and_tell_what_is(tmp_path: Path) -> Non
     assert "Two Dogs, a cup." in text
     assert "names 1 of 2; ✗ not there: cup" in text
     assert "names 2 of 2" in text
-    for metric in ("CHAIR_i", "CHAIR_s", "object recall", "words"):
+    for metric in ("CHAIR_i", "CHAIR_s", "object recall", "F1", "words", "repeats"):
         assert metric in words(page)
-    assert saved.run["status"] == "complete"
 
 
 CAPTIONS = ("a Dog.", "hot dogs, a wine glass", "İstanbul: a cat's cup", "cups/dogs “bus”", "dog dog\n\ndog", "")
@@ -226,8 +268,7 @@ CAPTIONS = ("a Dog.", "hot dogs, a wine glass", "İstanbul: a cat's cup", "cups/
 @given(st.text("adogct bus.,'\"İẞ-\n", max_size=60) | st.sampled_from(CAPTIONS))
 def test_marking_changes_no_letter_of_a_caption(text: str) -> None:
     (caption,) = chair.compare([{"image_id": 0, "caption": text}], {0: []}, vocabulary=runs.NOUNS)
-    element = ElementTree.fromstring(f"<p>{marked(caption)}</p>")
-    assert "".join(element.itertext()).replace("\r", "") == text
+    assert "".join(piece for piece, _ in pieces(caption)) == text
     for start, end, node in absent_spans(caption):
         assert node in text[start:end].lower()
 
@@ -237,42 +278,43 @@ def test_words_of_two_tokens_are_marked_whole() -> None:
     assert [caption.caption[start:end] for start, end, _ in absent_spans(caption)] == ["hot dog", "passenger jets"]
 
 
-def sweep_run(tmp_path: Path, knobs: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]) -> Saved:
+def sweep_run(tmp_path: Path, knobs: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]) -> Run:
     names = [f"agla[{i}]" for i in range(len(knobs))]
     labels = ["yes"] * len(answers[0])
     task = replace(runs.pope(labels, each=1), split="val")
     said = {"greedy": ["no"] * len(labels)} | dict(zip(names, answers, strict=True))
-    points = [{"decoder": n, "method": "agla", "knobs": dict(k)} for n, k in zip(names, knobs, strict=True)]
-    more = {name: {"method": "agla"} for name in names}
-    return runs.saved(tmp_path, task, said, decoders=more, sweep={"method": ["agla"], "points": points})
+    more = {name: {"method": "agla", "point": dict(point)} for name, point in zip(names, knobs, strict=True)}
+    return runs.saved(tmp_path, task, said, decoders=more)
 
 
 def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: Path) -> None:
     knobs = [{"alpha": a, "beta": b} for a in (2.0, 0.5) for b in (0.1, 0.5)]
     right = [4, 1, 4, 2]  # of four
-    saved = sweep_run(tmp_path, knobs, [["yes"] * n + ["no"] * (4 - n) for n in right])
-    drawn = ElementTree.fromstring(sweep_section(saved.run))
-    cells = [g.findtext("title") for g in drawn.iter("g")]
-    assert cells == [
-        "beta 0.1, alpha 0.5: 1.000 (best)",
-        "beta 0.1, alpha 2: 1.000 (best)",
-        "beta 0.5, alpha 0.5: 0.500",
-        "beta 0.5, alpha 2: 0.250",
+    run = sweep_run(tmp_path, knobs, [["yes"] * n + ["no"] * (4 - n) for n in right])
+    first = next(sweeps(run.results))
+    (grid,) = first.grids
+    assert (grid.knobs, grid.columns) == (("alpha", "beta"), ["0.5", "2"])
+    assert [(line, [(cell.text, cell.best) for cell in cells]) for line, cells in grid.lines] == [
+        ("0.1", [("1.000", True), ("1.000", True)]),
+        ("0.5", [(".500", False), (".250", False)]),
     ]
-    assert "validation split" in words(drawn)
-    assert "1 others alike" in words(drawn)
-    assert words(drawn) in words(page_of(tmp_path))
+    lightness = [sum(int(cell.paper[i : i + 2], 16) for i in (1, 3, 5)) for _, cells in grid.lines for cell in cells]
+    assert lightness[0] == lightness[1] > lightness[2] > lightness[3]
+    assert "1 others alike" in first.best
+    page = page_of(tmp_path)
+    assert "validation split" in words(page)
+    assert first.best in words(page)
+    assert [words(cell) for cell in page.iter("td") if cell.get("class") == "best"][:2] == ["1.000", "1.000"]
 
 
 def test_one_knob_is_a_strip_and_three_are_several_grids(tmp_path: Path) -> None:
     one = sweep_run(tmp_path / "1", [{"alpha": a} for a in (1, 2, 3)], [["yes"]] * 3)
-    drawn = ElementTree.fromstring(sweep_section(one.run))
-    assert "alpha 1: 1.000 (best)" in [g.findtext("title") for g in drawn.iter("g")]
+    (grid,) = next(sweeps(one.results)).grids
+    assert [(line, len(cells)) for line, cells in grid.lines] == [("", 3)]
     knobs = [{"alpha": a, "beta": 1, "mode": m} for m in ("paper", "official") for a in (1, 2)]
-    three = sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]])
-    drawn = ElementTree.fromstring(sweep_section(three.run))
-    assert len(list(drawn.iter("svg"))) == 2
-    assert len([g for g in drawn.iter("g") if g.get("class") == "best"]) == 1
+    three = next(sweeps(sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]]).results))
+    assert len(three.grids) == 2
+    assert sum(cell.best for grid in three.grids for _, cells in grid.lines for cell in cells) == 1
 
 
 SETTINGS = [
@@ -289,7 +331,7 @@ def test_the_command_on_the_page_gives_the_same_settings_again(settings: Setting
     from lvlm_guard.cli import evaluation
 
     told = json.loads(json.dumps(settings.to_dict()))
-    program, group, name, *options = shlex.split(command(told, ["--allow-empty 0.1: so large a share."]))
+    program, group, name, *options = shlex.split(command(told, {"empty": 0.1, "truncated": 0.0, "failed": 0.01}))
     assert (program, group, name) == ("lvlm-guard", "eval", "run")
     commands: Any = typer.main.get_command(evaluation.evaluation)
     read = commands.commands["run"].make_context("run", options).params
@@ -312,20 +354,24 @@ def test_the_command_on_the_page_gives_the_same_settings_again(settings: Setting
     assert read["allow_empty"] == 0.1
 
 
-def test_everything_needed_to_repeat_a_run_is_on_the_page(pope: Saved) -> None:
+def test_everything_needed_to_repeat_a_run_is_on_the_page(pope: Run) -> None:
     text = words(page_of(pope.folder))
-    task = pope.run["tasks"][0]
-    for needed in (task["digest"], pope.run["code"], pope.run["weights"], pope.run["times"]["started"], "torch"):
+    asked = pope.asked
+    for needed in (asked["tasks"][0]["digest"], asked["code"], asked["weights"], asked["started"], "torch"):
         assert needed in text
-    assert command(pope.run["settings"]) in text
+    assert str(pope.results.data["identity"]) in text
+    assert command(asked["settings"]) in text
 
 
-def test_warnings_and_flags_stand_above_the_scores(pope: Saved) -> None:
-    run = pope.run | {"warnings": ["Half of it is guesswork."], "flags": ["--no-controls: switched off."]}
-    write_run(pope.folder, run)
-    write_samples(pope.folder, pope.samples)
-    text = words(page_of(pope.folder))
-    assert text.index("Half of it is guesswork.") < text.index("--no-controls: switched off.") < text.index("Accuracy")
+def test_warnings_and_flags_stand_above_the_scores(tmp_path: Path) -> None:
+    more = {"warnings": ["Half of it is guesswork."], "flags": ["--no-controls: switched off."]}
+    runs.saved(tmp_path, runs.pope(["yes", "no"]), {"greedy": ["yes", "no"], "agla": ["no", "no"]}, **more)
+    text = words(page_of(tmp_path))
+    assert (
+        text.index("Half of it is guesswork.")
+        < text.index("--no-controls: switched off.")
+        < text.index("AUROC" if "AUROC" in text else "balanced")
+    )
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -333,7 +379,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser")
-def test_in_a_browser_a_filter_shows_what_it_names_and_nothing_overflows_a_phone(pope: Saved, tmp_path: Path) -> None:
+def test_in_a_browser_a_filter_shows_what_it_names_and_nothing_overflows_a_phone(pope: Run, tmp_path: Path) -> None:
     page = write_report(pope.folder).read_text(encoding="utf-8")
     probe = """<script>
       const told = {};

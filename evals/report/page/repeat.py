@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.validity import Allowed
 
 _FLAGS = {"include": "include-path", "adapters": "adapter"}  # settings whose option has another name
 
@@ -40,7 +42,9 @@ def command(settings: Mapping[str, Any], allowed: Mapping[str, float] | None = N
             words.append("--no-controls")
         elif value is not None:
             words += [option, str(value)]
-    words += [w for name, share in (allowed or {}).items() if share for w in (f"--allow-{name}", f"{share:g}")]
+    for name, share in asdict(Allowed()).items():
+        if (given := (allowed or {}).get(name, share)) != share:
+            words += [f"--allow-{name}", f"{given:g}"]
     return shlex.join([*words, "--out", "DIR"])
 
 
