@@ -223,15 +223,3 @@ class MMHal(Verdicts):
                 "folder `verdicts`."
             )
         return found
-
-    def scores(self) -> Mapping[str, Score]:
-        """Return the mean grade, the rate of hallucination, and how much is said."""
-        return SCORES
-
-
-class Verdicts(Metric):
-    """The verdicts themselves in the place of answers: a file of them, with no answers at hand."""
-
-    def count(self, batch: Batch) -> Array:
-        """Return the `COLUMNS` of each verdict."""
-        return counts(batch.texts)

@@ -26,6 +26,7 @@ from lvlm_guard.evals.metrics.metric import Items
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import COSTS, SCHEMA
 from lvlm_guard.evals.stats.bootstrap import DRAWS
+from lvlm_guard.evals.stats.capability import capability
 from lvlm_guard.evals.stats.costs import cost_rows, work_rows
 from lvlm_guard.evals.stats.results import Measured, Row, right_of, with_holm
 from lvlm_guard.evals.stats.tally import COUNTED, WORK, Tally, split_up
@@ -68,13 +69,20 @@ class Stored:
 _READ = {*COUNTED, *WORK, "role", "baseline"}
 
 
-def score(folder: str | Path, *, allowed: Allowed | None = None, repope: str | Path | None = None) -> dict[str, Any]:
+def score(
+    folder: str | Path,
+    *,
+    allowed: Allowed | None = None,
+    repope: str | Path | None = None,
+    dialects: Sequence[str] = (),
+) -> dict[str, Any]:
     """Score the answers of a run, and write `results.json` beside them; returns what it holds.
 
     Args:
         folder: of the run.
         allowed: shares of answers that may be amiss.
         repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
+        dialects: of CHAIR, beside ours and the stand-alone script's: "wordnet" is that of papers since OPERA.
 
     Raises:
         DataError: the folder holds no whole run, or an answer can't be scored.
@@ -88,7 +96,7 @@ def score(folder: str | Path, *, allowed: Allowed | None = None, repope: str | P
             "one, and goes on with one."
         )
     asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
-    tasks, answers = [_judged(task, folder) for task in asked["tasks"]], Stored(folder / ANSWERS)
+    tasks, answers = [_with_told(task, folder, dialects) for task in asked["tasks"]], Stored(folder / ANSWERS)
     items: Iterable[Mapping[str, Any]] = (row for _, row in jsonl.numbered(folder / ITEMS))
     relabelled = None
     if repope is not None:
@@ -113,12 +121,14 @@ def score(folder: str | Path, *, allowed: Allowed | None = None, repope: str | P
     return results
 
 
-def _judged(task: Described, folder: Path) -> Described:
-    """Return a task with the verdicts on its answers that lie in the run's folder (MMHal-Bench)."""
-    if task["kind"] != "mmhal":
-        return task
-    verdicts = [str(path) for path in sorted((folder / VERDICTS).glob("*.json"))]
-    return {**task, "about": {**(task.get("about") or {}), "verdicts": verdicts}}
+def _with_told(task: Described, folder: Path, dialects: Sequence[str]) -> Described:
+    """Return a task with what only scoring knows: verdicts in the run's folder (MMHal-Bench), CHAIR's dialects."""
+    about = dict(task.get("about") or {})
+    if task["kind"] == "mmhal":
+        about["verdicts"] = [str(path) for path in sorted((folder / VERDICTS).glob("*.json"))]
+    if task["kind"] == "chair" and not task.get("vocabulary"):
+        about["dialects"] = list(dict.fromkeys(("ours", "pattern", *dialects)))
+    return {**task, "about": about}
 
 
 def score_answers(
@@ -147,8 +157,8 @@ def score_answers(
         draws: of the bootstrap.
 
     Returns:
-        {"identity", "reference", "rows", "costs", "verdicts", "void", "warnings", "tasks", "decoders"}; without rows
-        where the run is void.
+        {"identity", "reference", "rows", "costs", "verdicts", "checks", "void", "warnings", "tasks", "decoders"};
+        without rows where the run is void.
 
     Raises:
         DataError: an answer stands twice or belongs to no item, or something can't be scored.
@@ -162,7 +172,7 @@ def score_answers(
     warnings = [sentence for decoder in derived for sentence in _derive(tallies, decoder, reference)]
     found = validity(tallies.values(), decoders, reference, allowed)
     tests = {name: tally for name, tally in tallies.items() if not tally.calibrates}
-    results: dict[str, Any] = {"identity": identity(), "reference": reference, "rows": [], "verdicts": []}
+    results: dict[str, Any] = {"identity": identity(), "reference": reference, "rows": [], "verdicts": [], "checks": []}
     results["costs"] = [row for tally in tests.values() for row in work_rows(tally, decoders)]
     results["costs"] += cost_rows(_batches(costs), tests, decoders, reference, draws)
     if not found.void:
@@ -177,6 +187,8 @@ def score_answers(
             controls |= {(task, decoder): control for task in measured.tasks() for decoder, control in best.items()}
         results["rows"] = with_holm(rows, reference)
         results["verdicts"] = verdicts(rows, decoders, reference, controls)
+        results["checks"] = capability(rows, reference)
+        warnings += [check["sentence"] for check in results["checks"] if not check["passed"]]
     told = {"void": found.void, "warnings": list(dict.fromkeys([*found.warnings, *warnings]))}
     return results | told | {"tasks": [dict(task) for task in tasks], "decoders": decoders}
 

@@ -38,7 +38,15 @@ def mmhal(settings: Settings) -> list[EvalTask]:
     names = [str(row["image_src"]).rpartition("/")[2] for row in rows]
     found = find_pictures(names, settings.images, "mmhal", "mmhal")
     items = [
-        Item(str(n), name, row["question"], (found[name],), truth=row["gt_answer"], rows=("mmhal",), tags=row)
+        Item(
+            str(n),
+            name,
+            row["question"],
+            (found[name],),
+            truth=row["gt_answer"],
+            rows=("mmhal", f"mmhal_{judged.TYPES[n % 8]}"),
+            tags=row,
+        )
         for n, (row, name) in enumerate(zip(rows, names, strict=True))
     ]
     about = {

@@ -119,6 +119,12 @@ def run(
     allow_truncated: Annotated[
         float, typer.Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
     ] = 0.0,
+    dialect: Annotated[
+        list[str] | None, typer.Option(help="CHAIR also as papers since OPERA read: wordnet (needs NLTK's data).")
+    ] = None,
+    repope: Annotated[
+        str, typer.Option(help="RePOPE's folder, or fetch: POPE's answers also by its labels.", metavar="DIR|fetch")
+    ] = "",
     fail_if: Annotated[
         list[str] | None, typer.Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
     ] = None,
@@ -136,9 +142,14 @@ def run(
             "torchrun shares out asking alone: start `eval ask` by it, then `eval score` and `eval report` once."
         )
     rules = rules_of(fail_if or ())
+    for name in dialect or ():  # before anything is generated
+        import_module("lvlm_guard.evals.metrics.objects").coco_words(name)
+    if repope:
+        import_module("lvlm_guard.evals.tasks.repope").repope_labels(repope)
     folder = _asked(options, "eval run")
     scoring = import_module("lvlm_guard.evals.stats.score")
-    results = scoring.score(folder, allowed=scoring.Allowed(allow_empty, allow_truncated))
+    allowed = scoring.Allowed(allow_empty, allow_truncated)
+    results = scoring.score(folder, allowed=allowed, repope=repope or None, dialects=dialect or ())
     pictures = import_module("lvlm_guard.evals.report.evidence")
     if not results["void"] and not (folder / pictures.EVIDENCE / pictures.INDEX).exists():
         pictures.collect_for(folder)

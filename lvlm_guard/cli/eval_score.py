@@ -30,7 +30,7 @@ def score(
         Path | None, typer.Option(help="COCO's annotations, or a CHAIR ground truth; AMBER's data folder.")
     ] = None,
     dialect: Annotated[
-        list[str] | None, typer.Option(help="How CHAIR reads: default, pattern, wordnet. Repeatable.")
+        list[str] | None, typer.Option(help="How CHAIR reads: ours, pattern, wordnet. Repeatable.")
     ] = None,
     words: Annotated[str, typer.Option(help="Captions also cut after so many words.", metavar="N,N")] = "",
     repope: Annotated[
@@ -53,9 +53,9 @@ def score(
     scoring = import_module("lvlm_guard.evals.stats.score")
     allowed = scoring.Allowed(allow_empty, allow_truncated)
     if len(paths) == 1 and Path(paths[0]).is_dir():
-        if task or questions or annotations or dialect or words or baseline:
+        if task or questions or annotations or words or baseline:
             raise usage(f"{paths[0]} is a run's folder, which knows its tasks: --task and its options are of files.")
-        found = scoring.score(Path(paths[0]), allowed=allowed, repope=repope or None)
+        found = scoring.score(Path(paths[0]), allowed=allowed, repope=repope or None, dialects=dialect or ())
     else:
         found = import_module("lvlm_guard.evals.foreign.score").score_files(
             _named(paths),

@@ -23,6 +23,7 @@ from lvlm_guard.cli.console import (
     reporting,
     say,
 )
+from lvlm_guard.cli.eval_judge import judge
 from lvlm_guard.cli.eval_run import ask, leave, rules_of, run
 from lvlm_guard.cli.eval_score import score
 from lvlm_guard.cli.eval_verify import verify
@@ -243,5 +244,5 @@ def _wrote(command: str, what: str, path: Path, json: bool) -> None:
         out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
-for command in (ask, run, score, verify, compare, check, report, export, localize, reproduce, overhead):
+for command in (ask, run, score, judge, verify, compare, check, report, export, localize, reproduce, overhead):
     evaluation.command(command.__name__)(reporting(command))
