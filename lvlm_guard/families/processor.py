@@ -6,11 +6,9 @@ which a branch makes its second view if and when a decoding step needs one.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -24,7 +22,22 @@ from lvlm_guard.families.question import from_messages, from_prompt
 from lvlm_guard.images import load_image
 
 STATE = "_lvlm_guard"
-REMEMBERED = 256  # prompts whose question apply_chat_template(tokenize=False) has told us
+
+
+class Rendered(str):
+    """A prompt that apply_chat_template() has rendered, and the question that it asks.
+
+    The question travels with this one string: another request may render the same text and ask about it otherwise.
+    """
+
+    question: str
+
+    @classmethod
+    def of(cls, prompt: str, question: str) -> Rendered:
+        """Return a prompt with its question."""
+        made = cls(prompt)
+        made.question = question
+        return made
 
 
 @dataclass
@@ -44,26 +57,6 @@ class ProcessorGuard:
 
     family: Family
     plain: type[Any]
-    questions: OrderedDict[str, str] = field(default_factory=OrderedDict)
-    lock: Any = field(default_factory=threading.Lock)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessorGuard:
-        return ProcessorGuard(self.family, self.plain)
-
-    def remember(self, prompts: list[str], questions: list[str]) -> None:
-        """Keep which question a rendered prompt asks."""
-        with self.lock:
-            for prompt, question in zip(prompts, questions, strict=True):
-                self.questions[prompt] = question
-                self.questions.move_to_end(prompt)
-            while len(self.questions) > REMEMBERED:
-                self.questions.popitem(last=False)
-
-    def question(self, prompt: str, image_token: str) -> str:
-        """Return the question of a finished prompt."""
-        with self.lock:
-            known = self.questions.get(prompt)
-        return known if known is not None else from_prompt(prompt, self.family, image_token)
 
 
 @once_per_class
@@ -121,8 +114,10 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 made = super().apply_chat_template(conversation, *args, **kwargs)
             finally:
                 _TOLD.reset(token)
-            if isinstance(made, str) or (isinstance(made, list) and made and isinstance(made[0], str)):
-                state.remember([made] if isinstance(made, str) else made, questions)
+            if isinstance(made, str):
+                return Rendered.of(made, questions[0])
+            if isinstance(made, list) and made and isinstance(made[0], str):
+                return [Rendered.of(prompt, question) for prompt, question in zip(made, questions, strict=True)]
             return made
 
     return Guarded
@@ -148,7 +143,10 @@ def _texts(
     if stated is None and told is not None:
         stated = told.questions
     if stated is None:
-        return [state.question(prompt, token) for prompt in prompts]
+        return [
+            prompt.question if isinstance(prompt, Rendered) else from_prompt(prompt, state.family, token)
+            for prompt in prompts
+        ]
     texts = [stated] * len(prompts) if isinstance(stated, str) else list(stated)
     if len(texts) != len(prompts):
         raise TextError(f"guard_text has {len(texts)} texts for {len(prompts)} prompts: give one each, or one for all.")

@@ -116,6 +116,28 @@ def test_chat_templates_hand_on_the_question_tokenized_or_not(pair):
 
 
 @pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
+def test_a_stated_question_goes_with_its_own_request_alone(pair):
+    _, processor = pair
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a dog?"}]}]
+    cat = processor.apply_chat_template(talk, add_generation_prompt=True, guard_text="Is there a cat?")
+    cow = processor.apply_chat_template([talk], add_generation_prompt=True, guard_text=["Is there a cow?"])[0]
+    own = processor.apply_chat_template(talk, add_generation_prompt=True)
+    typed = "".join(cat)  # the same text, rendered by nobody
+    assert cat == cow == own == typed
+    pictures = [tiny.picture(1, 60, 40)] * 5
+    made = processor(images=pictures, text=[typed, cat, own, cow, typed], padding=True, return_tensors="pt")
+    texts = [view.text for view in made["guard_views"].views()]
+    assert texts == [
+        "Is there a dog?", "Is there a cat?", "Is there a dog?", "Is there a cow?", "Is there a dog?",
+    ]  # fmt: skip
+    alone = processor(images=pictures[0], text=cat, return_tensors="pt")
+    plain = unguard(copy.deepcopy(processor))(images=pictures[0], text=typed, return_tensors="pt")
+    assert question_of(alone) == "Is there a cat?"
+    assert all(torch.equal(alone[key], plain[key]) for key in plain)
+    assert question_of(processor(images=pictures[0], text=pickle.loads(pickle.dumps(cat)))) == "Is there a cat?"
+
+
+@pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
 def test_batches_of_conversations_keep_each_question(pair):
     _, processor = pair
     talks = [
