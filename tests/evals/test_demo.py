@@ -6,22 +6,22 @@ from html.parser import HTMLParser
 import pytest
 
 from lvlm_guard.evals.errors import DataError, VoidRunError
-from lvlm_guard.evals.report.remarks import remarks
+from lvlm_guard.evals.report.terminal import sentences, tables
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies import demo
 from lvlm_guard.evals.tasks.world import LIMITS
 
 SMALL = Settings(limit=3, captions=6, seeds=2, batch=32)
+TINY = Settings(limit=1, captions=2, seeds=1, batch=32, methods=("vote",), controls=False)
+
+
+def ran(out, settings):
+    return demo.run(out, settings, echo=lambda _: None, bar=False, workers=1)
 
 
 @pytest.fixture(scope="module")
-def told():
-    return []
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory, told):
-    return demo.run(tmp_path_factory.mktemp("demo"), SMALL, echo=told.append, bar=False, workers=1)
+def shown(tmp_path_factory):
+    return ran(tmp_path_factory.mktemp("demo"), SMALL)
 
 
 class Reader(HTMLParser):
@@ -38,7 +38,7 @@ class Reader(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
         self.images += tag == "img"
 
     def handle_endtag(self, tag):
@@ -51,8 +51,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(shown):
     reader.feed(text)
     assert reader.open == []
     assert reader.images >= 3
-    assert all(source.startswith("data:image/") for source in reader.sources)
-    assert "url(" not in text
+    assert all(source.startswith(("data:image/", "#")) for source in reader.sources)
     assert "<script" not in text
     for words in ("relevance map", "The local view", "Guarded by", "They do not show that a method helps a real model"):
         assert words in text
@@ -67,26 +66,38 @@ def test_the_default_is_what_eval_run_asks_by_default():
     assert demo.SETTINGS.limit is None
 
 
-def test_the_limits_and_the_comparisons_are_said_beside_the_table(shown):
-    said = remarks(shown.saved.run)
+def test_every_control_stands_beside_the_methods_with_the_figures_that_no_tilt_gives(shown):
+    found = {(row["decoder"], row["task"], row["metric"]) for row in shown.results["rows"] if row["baseline"] is None}
+    roles = {decoder["name"]: decoder["role"] for decoder in shown.results["decoders"]}
+    assert {"greedy", "agla", "vote", "vcd", "matcher", "tilt", "olm", "sample"} <= roles.keys()
+    for name in ("greedy", "agla", "vote", "vcd", "tilt"):
+        for metric in ("accuracy", "balanced_accuracy", "accuracy_matched", "auroc", "tilt", "yes_ratio", "f1"):
+            for task in ("pope_random", "pope_popular", "pope_adversarial", "pope_all"):
+                assert (name, task, metric) in found
+    for metric in ("chair_i", "object_recall", "f1", "length"):
+        assert ("vote", "chair", metric) in found
+
+
+def test_the_limits_and_a_verdict_of_each_method_are_said_beside_the_table(shown):
+    said = sentences(shown.results)
     assert said[-1] == LIMITS
-    assert any("agla − agla-random" in sentence for sentence in said)
-    assert any("the matcher's own answer" in sentence for sentence in said)
+    for method in ("agla", "vote", "vcd"):
+        assert any(sentence.startswith(f"{method} on pope_all: ") for sentence in said)
+    assert len(tables(shown.results, 140)) == 2
 
 
 def test_another_demo_in_the_folder_is_replaced_and_another_run_is_not(shown, tmp_path):
-    smaller = Settings(limit=1, captions=2, seeds=1, batch=32)
-    first = demo.run(tmp_path, smaller, echo=lambda _: None, bar=False, workers=1)
-    again = demo.run(tmp_path, SMALL, echo=lambda _: None, bar=False, workers=1)
-    assert first.saved.run["rows"] != again.saved.run["rows"] == shown.saved.run["rows"]
-    begun = json.loads((tmp_path / "begun.json").read_text())
-    (tmp_path / "begun.json").write_text(json.dumps(begun | {"command": "eval run"}))
-    with pytest.raises(DataError, match="command"):
-        demo.run(tmp_path, SMALL, echo=lambda _: None, bar=False, workers=1)
+    first = ran(tmp_path, TINY)
+    again = ran(tmp_path, SMALL)
+    assert first.results["rows"] != again.results["rows"] == shown.results["rows"]
+    asked = json.loads((tmp_path / "asked.json").read_text())
+    (tmp_path / "asked.json").write_text(json.dumps(asked | {"command": "eval run"}))
+    with pytest.raises(DataError, match="holds a run with other"):
+        ran(tmp_path, TINY)
 
 
 def test_a_void_run_has_no_page(tmp_path):
-    cut = Settings(limit=1, captions=2, seeds=1, batch=32, max_new_tokens=1)
+    cut = Settings(limit=1, captions=2, seeds=1, batch=32, methods=("vote",), controls=False, max_new_tokens=1)
     with pytest.raises(VoidRunError, match="cut at the limit"):
-        demo.run(tmp_path, cut, echo=lambda _: None, bar=False, workers=1)
+        ran(tmp_path, cut)
     assert not (tmp_path / "demo.html").exists()

@@ -124,14 +124,14 @@ def reliability_chart(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
     rows = -(-len(bins) // 3)
 
     def draw(figure: Figure) -> None:
-        drawn = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat
+        drawn = list(figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
         for axes, (name, each) in zip(drawn, bins.items(), strict=False):
             most = max(one["n"] for one in each)
             axes.plot([0, 1], [0, 1], color=charts.SOFT, linewidth=1, linestyle=(0, (4, 3)))
             sizes = [6 + 90 * one["n"] / most for one in each]
             axes.scatter([one["p"] for one in each], [one["true"] for one in each], sizes, color=charts.ACCENT)
             axes.set_title(name, color=charts.INK)
-        for axes in list(drawn)[len(bins) :]:
+        for axes in drawn[len(bins) :]:
             axes.set_axis_off()
         figure.supxlabel("probability", fontsize=10)
         figure.supylabel("share that is true", fontsize=10)
