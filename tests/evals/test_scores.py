@@ -243,6 +243,19 @@ def test_a_vote_counts_for_decided_questions_too(prepared):
     assert 0 < decided < len(items)
 
 
+@pytest.mark.parametrize("name", ["agla-sample", "vcd", "apc(0.1)"])
+def test_a_score_has_the_same_bits_whoever_was_asked_before(prepared, name):
+    ready = prepared.answerer
+    _, after = ask(prepared, name)
+    ready._scored.clear()
+    _, alone = ask(prepared, name)
+    for earlier in ("greedy", "agla", "vote"):
+        ask(prepared, earlier)
+    ready._scored.clear()
+    _, again = ask(prepared, name)
+    assert [one.score for one in after] == [one.score for one in alone] == [one.score for one in again]
+
+
 @pytest.mark.parametrize("name", ["greedy", "agla", "agla-random", "vote", "vcd", "matcher"])
 def test_a_score_does_not_depend_on_the_batch(prepared, name):
     items, together = ask(prepared, name, seed=0)
