@@ -1,7 +1,7 @@
-"""Captions of several decoders, cut to equal lengths too, and beside the baseline's cut as short as each of theirs.
+"""Captions of several decoders, whole and cut to equal lengths.
 
-A decoder that says less names fewer objects that are not there. So its control is the baseline's caption of the same
-picture, cut after as many words: what is gained over that is gained by what is said.
+A decoder that says less names fewer objects that are not there. So each is also held against the baseline with both
+captions of a picture cut after as many words as the shorter one has: what is gained there is gained by what is said.
 """
 
 from __future__ import annotations
@@ -66,14 +66,19 @@ def objects_of(annotations: Path | None, captions: Sequence[Given]) -> dict[str,
 
 
 def cut_as_short(captions: Mapping[str, Sequence[Given]], baseline: str) -> tuple[list[Given], dict[str, str]]:
-    """Return the baseline's captions cut as short as each other decoder's, and which decoder each is a control of."""
-    given = [caption for those in captions.values() for caption in those]
-    plain = {(caption.item, caption.seed): caption for caption in given if caption.decoder == baseline}
+    """Return each decoder's captions and the baseline's, picture by picture cut to the shorter of the two.
+
+    Also returns, of these decoders, the baseline's -> the other's whose control it is.
+    """
+    every = [caption for those in captions.values() for caption in those]
+    plain = {(caption.item, caption.seed): caption for caption in every if caption.decoder == baseline}
     made, controls = [], {}
-    for caption in given:
-        of = plain.get((caption.item, caption.seed)) or plain.get((caption.item, 0))
-        if caption.decoder != baseline and of is not None:
-            name = f"{baseline} {CUT} {caption.decoder}"
-            controls[name] = caption.decoder
-            made.append(caption._replace(text=prefix(of.text, len(caption.text.split())), decoder=name, cut_at=None))
+    for theirs in every:
+        ours = plain.get((theirs.item, theirs.seed)) or plain.get((theirs.item, 0))
+        if theirs.decoder != baseline and ours is not None:
+            words = min(len(ours.text.split()), len(theirs.text.split()))
+            pair = f"{baseline} {CUT} {theirs.decoder}", f"{theirs.decoder} {CUT} {baseline}"
+            controls[pair[0]] = pair[1]
+            for name, text in zip(pair, (ours.text, theirs.text), strict=True):
+                made.append(theirs._replace(text=prefix(text, words), decoder=name, cut_at=None))
     return made, controls

@@ -31,8 +31,8 @@ class Given(NamedTuple):
 
     Args:
         line: of the file, or number of the row.
-        item: what tells its question from others; "" where only the order does.
-        asked: id of the question in a file of questions; "" likewise.
+        item: what tells its question from others; the line where only the order does.
+        asked: id of the question in a file of questions; "" where there is none.
         picture, question: "" where the file does not say.
         label: as written; None where there is none.
         kinds: subsets that the question counts in, joined by commas.
@@ -143,16 +143,17 @@ def _given(at: str, number: int, row: Row, form: Format) -> Given:
         elif isinstance(told := row.get("coco_cap_chair_i"), dict):
             picture, objects = told.get("image_id", ""), [str(name) for name in told.get("answer", ())]
     # VLMEvalKit's "score" says whether an answer is right
+    key, kinds = str(item) if form.item else str(number), str(row.get("category", ""))
     score, after_cut = (None, False) if form.name == "VLMEvalKit" else _score(at, row)
     try:
         return Given(
             number,
-            str(item),
+            f"{kinds}/{key}" if kinds and "," not in kinds else key,
             str(asked),
             str(picture),
             str(row.get(form.question, "")),
             row.get(form.label),
-            str(row.get("category", "")),
+            kinds,
             text,
             str(row.get("decoder", "")),
             int(row.get("seed", 0)),

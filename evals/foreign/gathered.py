@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given
-from lvlm_guard.evals.spec.answers import SCHEMA, Role
+from lvlm_guard.evals.spec.answers import SCHEMA
 
 CHUNK = 2**16
 LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
@@ -41,15 +42,13 @@ class Gathered:
     Args:
         answers: of `spec.answers.SCHEMA`, items in the order of the first file, decoders in theirs.
         items: one row an item: item, picture, question, label, kinds.
-        roles: decoder -> what it stands for, in order; the baseline is the reference.
-        baselines: decoder -> the one that it is held against beside the reference, or that itself; None for that.
+        decoders: in order, as `Decoder.describe()` has them; the baseline is the reference.
         notes: what a reader of the scores has to know.
     """
 
     answers: pa.Table
     items: pa.Table
-    roles: dict[str, Role]
-    baselines: dict[str, str | None]
+    decoders: list[dict[str, Any]]
     notes: list[str]
 
 
@@ -79,21 +78,35 @@ def gather(
     )
     answers = _Answers(table, list(files))
     answers.check()
-    decoders = answers.decoders
-    if baseline is not None and baseline not in decoders:
-        raise DataError(f"No decoder is called {baseline!r}: there are {', '.join(decoders)}.")
+    names = answers.decoders
+    if baseline is not None and baseline not in names:
+        raise DataError(f"No decoder is called {baseline!r}: there are {', '.join(names)}.")
+    reference, own = baseline or names[0], {name: of for name, of in (controls or {}).items() if name in names}
+    beside = dict.fromkeys(names, reference) | {of: name for name, of in own.items()}
+    decoders = [
+        Decoder(
+            name,
+            name,
+            None,
+            role="reference" if name == reference else "control" if name in own else "method",
+            baseline=None if name == reference else beside[name],
+            control_of=own.get(name),
+        ).describe()
+        for name in names
+    ]
     score, notes = answers.scores()
-    reference, own = baseline or decoders[0], {name: of for name, of in (controls or {}).items() if name in decoders}
-    roles: dict[str, Role] = {name: "control" if name in own else "method" for name in decoders}
-    baselines: dict[str, str | None] = dict.fromkeys(decoders, reference) | {of: name for name, of in own.items()}
-    roles[reference], baselines[reference] = "reference", None
-    told = {"role": list(roles.values()), "baseline": list(baselines.values())}
-    columns = _columns(task, table, score, answers.decoder, told)
-    whole = pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
+    fixed: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}
+    columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(table)) for name, value in fixed.items()}
+    for name in ("item", "picture", "decoder", "seed", "text", "mass", "censored", "tokens", "ended", "cut_at"):
+        columns[name] = table[name]
+    for name in ("role", "baseline"):
+        columns[name] = pa.array([d[name] for d in decoders], pa.string()).take(pa.array(answers.decoder))
+    columns["score"] = pa.array(score, pa.float32(), mask=np.isnan(score))
+    whole = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     items = table.select(["item", "picture", "question", "label", "kinds"]).take(pa.array(answers.first))
     # decoders take turns within an item, in the order in which they were given
     order = np.lexsort((answers.seed, answers.decoder, answers.item))
-    return Gathered(whole.take(pa.array(order)), items, roles, baselines, notes)
+    return Gathered(whole.take(pa.array(order)), items, decoders, notes)
 
 
 def _batches(file: int, name: str, given: Iterable[Given], labelled: bool) -> Iterator[pa.RecordBatch]:
@@ -198,21 +211,3 @@ class _Answers:
                 )
                 score[self.decoder == at] = np.nan
         return score, notes
-
-
-def _columns(
-    task: str,
-    table: pa.Table,
-    score: NDArray[np.float32],
-    decoder: NDArray[np.int64],
-    told: Mapping[str, Sequence[str | None]],
-) -> dict[str, Any]:
-    """Return the columns of the table of answers; `told` holds those that follow from the decoder."""
-    fixed: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}
-    columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(table)) for name, value in fixed.items()}
-    for name in ("item", "picture", "decoder", "seed", "text", "mass", "censored", "tokens", "ended", "cut_at"):
-        columns[name] = table[name]
-    for name, values in told.items():
-        columns[name] = pa.array(values, pa.string()).take(pa.array(decoder))
-    columns["score"] = pa.array(score, pa.float32(), mask=np.isnan(score))
-    return columns

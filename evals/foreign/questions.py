@@ -48,7 +48,7 @@ class Questions:
         for answer in given:
             who = (answer.decoder, str(answer.seed))
             at = f"Line {answer.line} of {name}"
-            if answer.item:
+            if answer.asked:
                 fit = [p for p in self.places.get(answer.asked, ()) if _same(answer, self.asked[p][2])]
                 if not fit:
                     raise DataError(self._stranger(at, answer))

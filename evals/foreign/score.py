@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.tasks import TASKS, Data, Part
 from lvlm_guard.evals.spec.items import EvalTask
@@ -61,15 +60,11 @@ def score_files(
     if repope is not None:
         tasks, items, batches, note = rescored(repope, tasks, items, batches)
         notes.append(note)
-    decoders = {
-        name: Decoder(
-            name, name, None, role=role, baseline=part.found.baselines[name], control_of=part.controls.get(name)
-        )
-        for part in reversed(parts)  # the first knows all of them
-        for name, role in part.found.roles.items()
-    }
-    told = [decoders[name].describe() for name in dict.fromkeys(name for part in parts for name in part.found.roles)]
-    found = score_answers(batches, items, tasks, told, allowed=allowed)
+    told = {
+        decoder["name"]: decoder for part in reversed(parts) for decoder in part.found.decoders
+    }  # the first is whole
+    names = dict.fromkeys(decoder["name"] for part in parts for decoder in part.found.decoders)
+    found = score_answers(batches, items, tasks, [told[name] for name in names], allowed=allowed)
     found["warnings"] = list(dict.fromkeys([*notes, *found["warnings"]]))
     return found
 

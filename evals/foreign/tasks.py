@@ -46,7 +46,6 @@ class Part:
         found: the answers and items.
         truths: of each item.
         rows: kinds of a question, as the items have them -> the result rows that it counts in.
-        controls: decoder -> the other one that it is a control of.
         about: what the scorer has to know of the task.
         notes: what a reader of the scores has to know.
     """
@@ -56,7 +55,6 @@ class Part:
     found: Gathered
     truths: Iterable[Any]
     rows: Callable[[str], Sequence[str]] = lambda _: ()
-    controls: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -69,8 +67,6 @@ def yes_no(files: Files, data: Data) -> Iterator[Part]:
         joined = Questions(data.questions)
         notes += joined.notes
         given = {name: joined.join(name, answers) for name, answers in given.items()}
-    else:
-        given = {name: _told_apart(answers) for name, answers in given.items()}
     found = gather("yes_no", given, data.baseline)
     if not any(found.items["picture"].to_pylist()):
         notes.append(
@@ -84,15 +80,8 @@ def yes_no(files: Files, data: Data) -> Iterator[Part]:
     yield Part("yes_no", "pope", found, found.items["label"].to_pylist(), rows, notes=notes)
 
 
-def _told_apart(answers: Iterable[Given]) -> Iterator[Given]:
-    """Yield answers with a key for each: their place where they have no id, their kind too where they name one."""
-    for place, answer in enumerate(answers):
-        key = answer.item or str(place)
-        yield answer._replace(item=key if "," in answer.kinds or not answer.kinds else f"{answer.kinds}/{key}")
-
-
 def chair(files: Files, data: Data) -> Iterator[Part]:
-    """Captions of COCO's pictures, whole and cut to equal lengths, the baseline's cut as short as each other's."""
+    """Captions of COCO's pictures, whole and cut to equal lengths, in pairs too."""
     dialects = [DIALECTS.get(name, name) for name in data.dialects] or ["ours"]
     for dialect in dialects:
         coco_words(dialect)  # an unknown one, or one without its data, before anything is read
@@ -107,10 +96,10 @@ def chair(files: Files, data: Data) -> Iterator[Part]:
             for file, those in said.items()
         }
         if short and not words:
-            parts["the control of length"] = short
+            parts["captions of equal length"] = short
         found = gather(name, parts, data.baseline, controls=controls, labelled=False)
         truths = [objects[item] for item in found.items["item"].to_pylist()]
-        yield Part(name, "chair", found, truths, controls=controls, about={"dialects": dialects})
+        yield Part(name, "chair", found, truths, about={"dialects": dialects})
 
 
 def opope(files: Files, data: Data) -> Iterator[Part]:
@@ -146,7 +135,7 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
                 if known is None:
                     known = Amber(data.annotations or "")
                     pictures = {query["id"]: query["image"] for query, _ in known.asked()}
-                number = int(answer.item) if answer.item.isdigit() else -1
+                number = int(answer.asked) if answer.asked.isdigit() else -1
                 number += answer.label is not None  # lmms-eval counts from 0
                 truth = known.annotation(number)
                 if answer.label not in (None, str(truth["truth"])):

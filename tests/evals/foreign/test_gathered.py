@@ -33,7 +33,7 @@ def gathered(tmp_path, *files, **options):
 def test_answers_come_in_the_order_of_questions_and_decoders_whatever_that_of_the_files(tmp_path):
     rows = [row(i, decoder, label="no" if i else "yes") for decoder in ("b", "a") for i in range(3)]
     found = gathered(tmp_path, rows)
-    assert list(found.roles) == ["b", "a"]
+    assert [d["name"] for d in found.decoders] == ["b", "a"]
     assert found.answers.select(["item", "decoder"]).to_pylist() == [
         {"item": str(i), "decoder": decoder} for i in range(3) for decoder in ("b", "a")
     ]
@@ -50,7 +50,7 @@ def test_answers_come_in_the_order_of_questions_and_decoders_whatever_that_of_th
 
 def test_files_are_decoders_where_they_name_none(tmp_path):
     rows = [{name: value for name, value in row(i).items() if name != "decoder"} for i in range(2)]
-    assert list(gathered(tmp_path, rows, rows).roles) == ["f0", "f1"]
+    assert [d["name"] for d in gathered(tmp_path, rows, rows).decoders] == ["f0", "f1"]
 
 
 @pytest.mark.parametrize(

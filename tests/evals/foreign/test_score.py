@@ -110,11 +110,29 @@ def test_released_captions_score_as_recorded_whole_and_at_each_length(model):
             for words in ("16", "64") if "prefix" in told else ():
                 short = value(found, name, f"chair_{words}_words", metric + suffix)
                 assert short == pytest.approx(told["prefix"][words][theirs])
-    control = "greedy cut as short as ours"
-    assert value(found, control, "chair", "length") <= value(found, "ours", "chair", "length")
-    assert value(found, "ours", "chair", "chair_s", control) == pytest.approx(
-        value(found, "ours", "chair", "chair_s") - value(found, control, "chair", "chair_s")
+    mine, control = "ours cut as short as greedy", "greedy cut as short as ours"
+    assert value(found, mine, "chair", "length", control) == 0
+    assert value(found, mine, "chair", "chair_s", control) == pytest.approx(
+        value(found, mine, "chair", "chair_s") - value(found, control, "chair", "chair_s")
     )
+
+
+def test_a_decoder_that_says_less_of_the_same_gains_nothing_at_equal_length(tmp_path):
+    texts = [
+        "A dog sits here. A cat and a bench are far behind it.",
+        "A bus stands here.",
+        "A man and a cup and a fork.",
+    ]
+    for name, most in (("greedy", 99), ("brief", 4)):
+        rows = [{"image_id": i, "caption": " ".join(text.split()[:most])} for i, text in enumerate(texts)]
+        written(tmp_path / f"{name}.jsonl", rows)
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({"categories": ["dog", "bus", "person"], "images": {"0": [0], "1": [1], "2": [2]}}))
+    files = [tmp_path / "greedy.jsonl", tmp_path / "brief.jsonl"]
+    found = scored(*files, "--task", "chair", "--annotations", truth)
+    assert value(found, "brief", "chair", "chair_s", "greedy") == pytest.approx(-2 / 3)
+    pair = ("brief cut as short as greedy", "chair", "chair_s", "greedy cut as short as brief")
+    assert value(found, *pair) == 0
 
 
 def test_a_log_of_lmms_eval_brings_its_own_objects(tmp_path):
@@ -172,7 +190,7 @@ def test_ambers_answers_score_as_its_script_prints_them(tmp_path):
     path = written(tmp_path / "m.jsonl", said)
     found = scored(path, "--task", "amber", "--annotations", GOLDEN / "amber", "--allow-empty", 1)
     for metric, told in gold["sets"]["mixed"]["printed"]["Descriminative Task"].items():
-        ours = value(found, "m", "amber_all", f"{metric.lower()}_official")
+        ours = value(found, "m", "amber", f"{metric.lower()}_official")
         assert round(100 * ours, 1) == pytest.approx(told)
     assert {"amber_captions", "amber_existence"} <= {row["task"] for row in found["rows"]}
 
@@ -252,12 +270,12 @@ with open(path, "w") as file:
             row = {"question_id": i, "image": f"COCO_{i // 6:012d}.jpg", "label": "yes" if i % 2 else "no"}
             row |= {"text": "Yes" if score > 0 else "No", "score": score, "decoder": decoder}
             file.write(json.dumps(row) + "\\n")
-start = time.monotonic()
+start = time.process_time()
 from pathlib import Path
 from lvlm_guard.evals.foreign.score import score_files
 found = score_files({"a": Path(path)}, "yes-no")
 assert found["rows"]
-print(time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
     told = {}
     for n in (10**4, 10**6):
@@ -267,5 +285,5 @@ print(time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxr
         assert done.returncode == 0, done.stderr
         told[n] = [float(part) for part in done.stdout.split()]
     print(told)
-    assert told[10**6][0] < 120  # seconds
+    assert told[10**6][0] < 120  # seconds of one core
     assert told[10**6][1] < 2048  # MiB
