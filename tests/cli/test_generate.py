@@ -238,7 +238,7 @@ def test_verify_marks_doubtful_objects_and_changes_no_word(run: Run, tmp_path: P
     row = run("generate", "--json", "--image", "world:3", "--verify", "--report", str(page)).object["rows"][0]
     assert row["answer"] == plain["answer"]
     checked = row["trace"]["verdicts"][0]
-    assert {one["verdict"]["label"] for one in checked} == {"supported", "unsupported"}
+    assert len({one["verdict"]["label"] for one in checked} & {"supported", "unsure", "unsupported"}) > 1
     assert all(
         row["answer"][one["mention"]["start"] : one["mention"]["end"]] == one["mention"]["text"] for one in checked
     )
