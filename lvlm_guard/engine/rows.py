@@ -14,16 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationMixin
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 POSITIONS, TYPES = "position_ids", "mm_token_type_ids"
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 """What this release of transformers calls the cache among a model's arguments; renamed in 5.24."""
 
 
+PLAIN = {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer}
+"""Layers of a cache whose states are plain [rows, heads, length, size] tensors; what derives from them may not be."""
+
+
 def stackable(cache: Cache | None) -> bool:
-    """Tell whether every layer of a cache keeps plain [rows, heads, length, size] tensors."""
-    return cache is None or all(isinstance(layer, DynamicLayer | StaticLayer) for layer in cache.layers)
+    """Tell whether every layer of a cache is `PLAIN`."""
+    return cache is None or all(type(layer) in PLAIN for layer in cache.layers)
 
 
 def in_blocks(cache: Cache, blocks: int) -> Any:

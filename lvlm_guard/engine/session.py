@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.assembly import upcast
@@ -141,7 +140,6 @@ class Session:
             return "lazy"
         # stacked later: a DynamicCache grows, so that the lagging branches' rows can be appended to it
         self._may_join = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
-        self._may_join = self._may_join and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
         return "lazy"
 
     def _from_the_start(self, arguments: dict[str, Any]) -> dict[str, Tensor]:

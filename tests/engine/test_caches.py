@@ -1,0 +1,69 @@
+"""Caches of any kind: stacked where their rows are plain tensors, left alone where they are not, returned as they came."""
+
+import inspect
+
+import pytest
+import tiny
+import torch
+from asking import RUN, agla, ask
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, QuantizedCache
+
+from lvlm_guard import guard
+from lvlm_guard.engine.rows import CACHE
+
+EXECUTIONS = ["lazy", "batched", "auto"]
+TWO = (("What?", 1), ("Who is there?", 2))
+
+
+class OddLayer(DynamicLayer):
+    """A layer that keeps its states in a way of its own, as quantised ones do."""
+
+    def update(self, keys, values, *args, **kwargs):
+        self.keys, self.values = getattr(self, "held", (self.keys, self.values))
+        self.held = super().update(keys, values)
+        self.keys = self.values = torch.tensor([], dtype=keys.dtype)
+        return self.held
+
+    def get_seq_length(self):
+        return self.held[0].shape[-2] if hasattr(self, "held") else 0
+
+    def reorder_cache(self, beam_idx):
+        self.held = tuple(states.index_select(0, beam_idx) for states in self.held)
+
+
+def odd_cache(model):
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache.layers = [OddLayer() for _ in cache.layers]
+    return cache
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_layers_that_keep_their_states_otherwise_are_not_stacked(family, execution):
+    pair = guard(*tiny.make(family, scale=5.0), agla(beta=0.1))
+    model, _ = pair
+    inputs = ask(pair, *TWO)
+    for beams in ({}, {"num_beams": 3}):
+        expected = model.generate(**inputs, **RUN, **beams)
+        out = model.generate(
+            **inputs, **RUN, **beams, **{CACHE: odd_cache(model)}, guard_execution=execution,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        assert torch.equal(out.sequences, expected)
+        assert out.guard.execution == "lazy"
+        assert any("can't be stacked" in note for note in out.guard.notes) == (execution == "batched")
+        assert out.past_key_values.layers[0].held[0].shape[0] == len(inputs["input_ids"]) * beams.get("num_beams", 1)
+
+
+@pytest.mark.skipif("nbits: int | None" not in str(inspect.signature(QuantizedCache.__init__)), reason="no fp8 cache")
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_quantised_cache_gives_the_same_tokens_in_every_execution(beams):
+    pair = guard(*tiny.make("llava", scale=5.0, dtype=torch.float32), agla(beta=0.1))
+    model, _ = pair
+    inputs = ask(pair, *TWO).to(torch.float32)
+    run = {**RUN, "num_beams": beams, "return_dict_in_generate": True}
+    run |= {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    outs = [model.generate(**inputs, **run, guard_execution=execution) for execution in EXECUTIONS]
+    assert all(torch.equal(out.sequences, outs[0].sequences) for out in outs)
+    assert all(out.cache.layers[0]._quantized_keys[0].shape[0] == 2 * beams for out in outs)
