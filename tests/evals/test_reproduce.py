@@ -19,9 +19,9 @@ from runs import captions, pope, saved
 from lvlm_guard import embedded
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.identity import code_digest
-from lvlm_guard.evals.infer.run import Allowed
 from lvlm_guard.evals.metrics import pope as pope_scores
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.studies.reproduce import Reproduced, dry_run, reproduce, sentences
 from lvlm_guard.evals.studies.reproduce.plan import ITEMS, Cell, missing, plan
 from lvlm_guard.evals.studies.reproduce.published import FILE, look_up, published
@@ -50,8 +50,9 @@ def test_every_cell_is_the_papers_protocol_with_its_controls_in_one_mode() -> No
         assert (told.preset, told.seeds, told.split) == ("paper-agla", 3, "test")
         assert told.knobs == {"agla": {"mode": cell.mode}}
         assert told.controls == (cell.mode == "paper")
-        # greedy, agla; three seeds of sample, agla-sample; and of sample-matched, apc, agla-random in the paper's mode
-        assert cell.answers == cell.items * (17 if cell.mode == "paper" else 8)
+        # greedy, agla; three seeds of sample, agla-sample; and of sample-matched, apc, agla-random in the paper's mode,
+        # with the two prompts of the yes/no controls
+        assert cell.answers == cell.items * ((17 + 2 * (cell.task == "pope")) if cell.mode == "paper" else 8)
         assert cell.hours > 0
 
 
@@ -145,7 +146,7 @@ print(*sentences(dry_run()), sep="\\n")
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HF_HOME": "/x"}
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("16 runs, 779,400 answers, about ")
+    assert done.stdout.startswith("16 runs, 841,352 answers, about ")
     assert "14.1 GB: weights, 7.1 billion parameters in float16: llava-hf/llava-1.5-7b-hf" in done.stdout
     assert "20.3 GB: pictures of GQA: https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip" in done.stdout
     assert "10 question files are fetched when they are needed" in done.stdout
@@ -267,7 +268,11 @@ def finish(out: Path, cells: list[Cell]) -> dict[str, dict[str, list[list[str]]]
         else:
             task = captions([["dog"], ["cat"]] * 4, "chair")
             given = {name: [["a dog and a cup"] * 3] * 8 for name in names}
-        decoders = {"agla-sample": {"method": "agla", "sampled": True}, "sample": {"sampled": True}}
+        decoders = {
+            "agla-sample": {"method": "agla", "sampled": True},
+            "sample": {"sampled": True},
+            "sample-matched": {"role": "control", "method": None, "sampled": True, "options": {"temperature": 0.5}},
+        }
         told = {"greedy": ["yes"] * len(task.items)} | given
         saved(out / cell.name, task, told, settings=cell.settings, decoders=decoders, code=code_digest())
         said[cell.name] = given
@@ -348,11 +353,11 @@ def test_chair_is_measured_and_nothing_is_set_beside_it(done: tuple[Reproduced, 
 def test_finished_cells_are_not_asked_again_and_the_result_is_the_same(tmp_path: Path) -> None:
     finish(tmp_path, plan(LLAVA, ("gqa",)))
     first = reproduce(tmp_path, LLAVA, ("gqa",), echo=str)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("asked.json")}
     heard: list[str] = []
     again = reproduce(tmp_path, LLAVA, ("gqa",), echo=heard.append)
     assert heard == [f"1 of 2: {LLAVA}/pope-gqa-paper is finished.", f"2 of 2: {LLAVA}/pope-gqa-official is finished."]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("asked.json")} == before
     assert again.to_dict() == first.to_dict() == json.loads((tmp_path / "reproduction.json").read_text())
     assert not any(row["data"] == "mean" for row in again.rows)
 
@@ -362,7 +367,7 @@ def test_cells_of_other_settings_or_damaged_ones_do_not_pass_for_finished(tmp_pa
     finish(tmp_path, cells)
     with pytest.raises(DataError, match="can't be run yet"):
         reproduce(tmp_path, LLAVA, ("gqa", "paper"), Settings(seeds=2, questions=(str(QUESTIONS),)), echo=str)
-    (tmp_path / cells[0].name / "run.json").write_text("{")
+    (tmp_path / cells[0].name / "asked.json").write_text("{")
     with pytest.raises(DataError, match="can't be run yet"):
         reproduce(tmp_path, LLAVA, ("gqa", "paper"), Settings(questions=(str(QUESTIONS),)), echo=str)
 
@@ -370,7 +375,7 @@ def test_cells_of_other_settings_or_damaged_ones_do_not_pass_for_finished(tmp_pa
 def test_cells_of_other_code_are_named(tmp_path: Path) -> None:
     (cell,) = plan(LLAVA, ("gqa", "paper"))
     finish(tmp_path, [cell])
-    path = tmp_path / cell.name / "run.json"
+    path = tmp_path / cell.name / "asked.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "0ther"}))
     found = reproduce(tmp_path, LLAVA, ("gqa", "paper"), echo=str)
     assert f"{cell.name} was run by other code (0ther) than this." in found.notes
