@@ -66,7 +66,7 @@ def gather(
         task: the name of what was asked.
         files: name -> its answers; the name is the decoder's where the file names none.
         baseline: the decoder that the others are compared with. [default: the first]
-        controls: decoder -> the other one that it is a control of.
+        controls: decoder -> the other one that it is a control of; neither is a method's own.
         labelled: whether every answer needs a label of yes or no.
 
     Raises:
@@ -88,7 +88,7 @@ def gather(
             name,
             name,
             None,
-            role="reference" if name == reference else "control" if name in own else "method",
+            role="reference" if name == reference else "control" if name in {*own, *own.values()} else "method",
             baseline=None if name == reference else beside[name],
             control_of=own.get(name),
         ).describe()

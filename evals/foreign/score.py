@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.foreign import captions
 from lvlm_guard.evals.foreign.tasks import TASKS, Data, Part
+from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.stats.score import BATCH, Allowed, score_answers
 from lvlm_guard.evals.tasks.pope.questions import KINDS
@@ -65,8 +67,19 @@ def score_files(
     }  # the first is whole
     names = dict.fromkeys(decoder["name"] for part in parts for decoder in part.found.decoders)
     found = score_answers(batches, items, tasks, [told[name] for name in names], allowed=allowed)
-    found["warnings"] = list(dict.fromkeys([*notes, *found["warnings"]]))
-    return found
+    found["warnings"] = list(dict.fromkeys([*notes, *_at_equal_length(found), *found["warnings"]]))
+    return found | {"settings": {"model": f"{len(files)} file{'s' if len(files) > 1 else ''} of answers"}}
+
+
+def _at_equal_length(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what captions differ by from the baseline's, both cut to the shorter of the two."""
+    known = {(row["decoder"], row["baseline"], row["metric"]): row for row in found["rows"] if row["task"] == "chair"}
+    for ours, theirs in [(d["name"], d["baseline"]) for d in found["decoders"] if captions.CUT in str(d["baseline"])]:
+        told = [row for metric in ("chair_s", "chair_i", "object_recall") if (row := known.get((ours, theirs, metric)))]
+        if told:
+            yield f"At equal length, {ours.partition(f' {captions.CUT}')[0]} less {found['reference']}: " + "; ".join(
+                f"{row['metric']} {said(row)}" for row in told
+            )
 
 
 def _described(part: Part) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from lvlm_guard.evals.errors import DataError
 
