@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,31 @@ from lvlm_guard.evals.metrics.registry import metric_of
 from lvlm_guard.evals.tasks.pope.questions import read_questions
 
 DATA = Path(__file__).parents[1] / "data"
+ROOM = Path(__file__).parents[2] / "evals"
 REPOPE = json.loads((DATA / "benchmarks" / "repope_scores.json").read_text())
 OPOPE = json.loads((DATA / "benchmarks" / "opope.json").read_text())
 DASH_B = json.loads((DATA / "benchmarks" / "dash_b_scores.json").read_text())
 MMHAL = json.loads((DATA / "benchmarks" / "mmhal_verdicts.json").read_text())
 FILES = {"random": "random", "popular": "popular", "adversarial": "adversarial_fixed"}
+
+
+def test_scorers_and_their_tasks_load_no_model_library_and_no_language_tools():
+    names = [
+        f"metrics.{path.stem}" for path in (ROOM / "metrics").glob("*.py") if path.stem not in ("__init__", "stock")
+    ]
+    names += [
+        "tasks.repope",
+        "tasks.opope",
+        "tasks.amber",
+        "tasks.dash_b",
+        "tasks.mmhal",
+        "stats.score",
+        "stats.capability",
+    ]
+    code = "import sys; " + "; ".join(f"import lvlm_guard.evals.{name}" for name in names)
+    code += "; print([m for m in ('torch', 'transformers', 'lmms_eval', 'nltk', 'spacy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def scores_of(kind, truths, answers, task=None):
