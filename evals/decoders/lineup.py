@@ -51,7 +51,7 @@ def decoders_of(
         UnknownNameError: no such method.
         KnobError: a knob that no method has, or out of range.
     """
-    own = {name: _method(name, settings, objects) for name in _methods(settings.methods)}
+    own = {name: _method(name, settings, objects) for name in methods_of(settings.methods)}
     _check_knobs(settings, own)
     apc = own.pop(APC, None)
     made = [Decoder(REFERENCE, "plain, greedy", _plainly, role="reference", baseline=None)]
@@ -111,8 +111,8 @@ def _always(method: Method) -> Callable[[int], Method]:
     return lambda _: method
 
 
-def _methods(wanted: Iterable[str]) -> list[str]:
-    """Return the registered names of the methods that some names ask for."""
+def methods_of(wanted: Iterable[str]) -> list[str]:
+    """Return the registered names of the methods that `Settings.methods` asks for; `resolve` raises on one unknown."""
     known = methods.REGISTRY.names()
     beside = {f"{name}{suffix}": name for name in known for suffix in ("-sample", "-random")}
     found: list[str] = []

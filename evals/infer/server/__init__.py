@@ -16,7 +16,7 @@ from typing import Any
 from lvlm_guard import methods
 from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.lineup import APC, MATCHER, decoders_of
+from lvlm_guard.evals.decoders.lineup import APC, MATCHER, decoders_of, methods_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.server.asker import Line, ServerAsker
 from lvlm_guard.evals.infer.server.chat import Reply
@@ -43,8 +43,7 @@ def server_run(
     _refuse(settings)
     endpoint = endpoint or Endpoint(settings.server)
     plain = endpoint.require(settings.model, "which --model names")
-    wanted = dict.fromkeys(name.removesuffix("-sample") for name in settings.methods)
-    guards = [name for name in wanted if name in methods.REGISTRY.names()]
+    guards = methods_of(settings.methods)
     for name in guards:
         endpoint.require(f"{plain}-{name}", f"{plain!r} guarded by {name}: leave {name} out of --methods, or serve it")
     if settings.controls and APC not in guards and f"{plain}-{APC}" in endpoint.served:
