@@ -22,10 +22,10 @@ def test_verify_prints_its_table_and_writes_its_files_and_goes_on_from_them(run:
     for name in ("calibrated-clip", "clip-sentence", "f-clipscore", "token-probability", "blip-itm", "clip "):
         assert f" {name}" in made.out
     assert "AUROC: clip " in made.out
-    for name in ("report.json", "report.md", "report.html"):
+    for name in ("report.json", "answers.parquet", "report.html"):
         assert (out / name).stat().st_size > 0
     again = run("eval", "verify", *SMALL, "--out", out, "--json")
-    assert "8 pictures, 8 described already" in again.err
+    assert "descriptions: 8 items, 8 answers are there already" in again.err
     assert again.object["command"] == "eval verify"
     assert {row["metric"] for row in again.object["rows"]} >= {"auroc", "brier", "calibration_error", "marked"}
 
@@ -70,12 +70,14 @@ def test_ctrl_c_keeps_what_it_has_and_exits_as_stopped(
     plain = room.describe
 
     def stopped(*arguments: Any) -> Any:
-        if (tmp_path / "answers" / "descriptions.jsonl").exists():
+        if list(tmp_path.glob("descriptions/answers/*")) and described:
             raise KeyboardInterrupt
+        described.append(arguments[-1])
         return plain(*arguments)
 
+    described: list[Any] = []
     monkeypatch.setattr(room, "describe", stopped)
     made = run("eval", "verify", "--limit", 4, "--batch", 2, "--matcher", "clip", "--out", tmp_path)
     assert made.code == 130
     assert "the same command goes on from there" in made.err
-    assert len((tmp_path / "answers" / "descriptions.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "descriptions" / "answers" / "rank-0.jsonl").read_text().splitlines()) == 2
