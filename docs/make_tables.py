@@ -16,6 +16,7 @@
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json
     OMP_NUM_THREADS=1 python -m lvlm_guard.adapters.training --json > docs/results/training.json
+    NLTK_DATA=... python docs/real_tables.py > docs/results/real_captions.json
     python docs/make_tables.py
 
 A test fails when a page and docs/results differ.
@@ -30,6 +31,7 @@ from typing import Any
 
 from adapter_tables import adapter_table, distilled_table, guard_table, loop_table, verify_table
 from machines import machine
+from real_tables import TABLES as REAL
 from serve_tables import serve_table, soak_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +41,7 @@ PAGES = (
     ROOT / "docs" / "researcher.md",
     ROOT / "docs" / "operator.md",
     ROOT / "docs" / "trainer.md",
+    ROOT / "docs" / "real_models.md",
 )
 ABOUT = {
     "greedy": "plain, greedy",
@@ -171,10 +174,12 @@ def filled(text: str) -> str:
         ("distilled", distilled_table),
         ("training", loop_table),
     )
-    for name, make in tables:
-        table = make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
-        place = rf"(<!-- {name} table: docs/make_tables.py -->\n).*?(<!-- end -->)"
-        text = re.sub(place, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    for name, make in (*tables, *REAL.items()):
+        start = f"<!-- {name} table: docs/make_tables.py -->\n"
+        if start in text:
+            table = make(json.loads((RESULTS / f"{name.split()[0]}.json").read_text(encoding="utf-8")))
+            place = rf"({re.escape(start)}).*?(<!-- end -->)"
+            text = re.sub(place, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
 

@@ -53,7 +53,7 @@ def objects_of(annotations: Path | None, captions: Sequence[Given]) -> dict[str,
     else:
         logged = {caption.item: caption.objects for caption in captions}
         of = logged.get
-    found = {}
+    found: dict[str, list[str]] = {}
     for caption in captions:
         objects = found[caption.item] if caption.item in found else of(caption.item)
         if objects is None:
@@ -72,7 +72,8 @@ def cut_as_short(captions: Mapping[str, Sequence[Given]], baseline: str) -> tupl
     """
     every = [caption for those in captions.values() for caption in those]
     plain = {(caption.item, caption.seed): caption for caption in every if caption.decoder == baseline}
-    made, controls = [], {}
+    made: list[Given] = []
+    controls: dict[str, str] = {}
     for theirs in every:
         ours = plain.get((theirs.item, theirs.seed)) or plain.get((theirs.item, 0))
         if theirs.decoder != baseline and ours is not None:

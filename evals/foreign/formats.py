@@ -47,22 +47,22 @@ class Given(NamedTuple):
 
     line: int
     item: str
-    asked: str
-    picture: str
-    question: str
-    label: Any
-    kinds: str
-    text: str
-    decoder: str
-    seed: int
-    score: float | None
-    after_cut: bool
-    mass: float | None
-    censored: bool
-    tokens: int
-    ended: bool
-    cut_at: list[int] | None
-    objects: list[str] | None
+    asked: str = ""
+    picture: str = ""
+    question: str = ""
+    label: Any = None
+    kinds: str = ""
+    text: str = ""
+    decoder: str = ""
+    seed: int = 0
+    score: float | None = None
+    after_cut: bool = False
+    mass: float | None = None
+    censored: bool = False
+    tokens: int = 0
+    ended: bool = True
+    cut_at: list[int] | None = None
+    objects: list[str] | None = None
 
 
 @dataclass(frozen=True)

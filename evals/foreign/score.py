@@ -15,7 +15,8 @@ from lvlm_guard.evals.foreign import captions
 from lvlm_guard.evals.foreign.tasks import TASKS, Data, Part
 from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.spec.items import EvalTask
-from lvlm_guard.evals.stats.score import BATCH, Allowed, score_answers
+from lvlm_guard.evals.stats.score import BATCH, score_answers
+from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.tasks.pope.questions import KINDS
 from lvlm_guard.evals.tasks.repope import rescored
 

@@ -169,10 +169,9 @@ def mmhal(files: Files, data: Data) -> Iterator[Part]:
     if len(judges) > 1:
         told = ", ".join(f"{name} by {model}, prompt {prompt[:16]}" for (model, prompt), name in judges.items())
         raise DataError(f"The files were judged differently ({told}): their numbers do not compare. Score them apart.")
-    nothing = Given(*[0, "", "", "", "", None, "", "", "", 0, None, False, None, False, 0, True, None, None])
     given = {
         name: [
-            nothing._replace(line=at + 1, item=str(at), picture=str(at), text=verdict, kinds=TYPES[at % len(TYPES)])
+            Given(at + 1, str(at), picture=str(at), text=verdict, kinds=TYPES[at % len(TYPES)])
             for at, verdict in enumerate(reply.verdicts)
         ]
         for name, reply in replies.items()

@@ -168,6 +168,6 @@ def _opened(path: str | Path) -> IO[bytes]:
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        return gzip.open(path, "rb") if packed else open(path, "rb")
+        return cast("IO[bytes]", gzip.open(path, "rb")) if packed else open(path, "rb")
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
