@@ -104,8 +104,7 @@ def whole_table(result: dict[str, Any]) -> str:
     metrics = (*SHARES, *PLAIN)
     lines = []
     for model, rows in result["models"].items():
-        names = dict.fromkeys(row["decoder"] for row in rows if row["task"] == "chair")
-        for name in names:
+        for name in DECODERS:
             lines.append([model, name, *(value(find(rows, name, m), interval=m not in PLAIN) for m in metrics)])
     return table(["model", "decoder", *(NAMES[metric] for metric in metrics)], lines)
 
