@@ -65,7 +65,7 @@ def test_methods_and_their_controls_answer_each_in_its_role(first):
     roles = {row["decoder"]: (row["role"], row["baseline"]) for row in rows(first)}
     assert roles["greedy"] == ("reference", None)
     assert {roles[name][0] for name in ("agla", "vote", "vcd")} == {"method"}
-    assert {roles[name][0] for name in ("prompt-yes", "agla-random", "sample-matched")} == {"control"}
+    assert {roles[name][0] for name in ("apc(0.5)", "agla-random", "sample-matched")} == {"control"}
     assert roles == {name: (d["role"], d["baseline"]) for name, d in decoders.items() if not d["derive"]}
     assert {name for name, d in decoders.items() if d["derive"]} == {"tilt", "olm"}
 
@@ -76,8 +76,8 @@ def test_captions_are_asked_of_those_that_have_any_and_items_to_calibrate_of_pla
         for chosen in (lambda row: row["task"] == "world_chair", lambda row: row["split"] == "val")
     )
     assert {"greedy", "agla"} <= captions
-    assert not captions & {"matcher", "prompt-yes", "prompt-no"}
-    assert {"greedy", "sample", "prompt-yes", "agla-random"} <= beside
+    assert not captions & {"matcher"}
+    assert {"greedy", "sample", "apc(0.5)", "agla-random"} <= beside
     assert not beside & {"agla", "vote", "vcd", "matcher"}
 
 
@@ -345,7 +345,7 @@ def lines(folder):
 def test_killed_at_ten_random_moments_processes_or_single_ranks_it_ends_in_the_same_bytes(tmp_path):
     rng, out = random.Random(0), tmp_path / "killed"
     whole = start(tmp_path / "whole", 1)
-    said, trouble = whole.communicate()
+    _, trouble = whole.communicate()
     assert whole.returncode == 0, trouble
     count = pq.read_table(tmp_path / "whole" / "answers.parquet").num_rows
     for number in range(10):
@@ -358,7 +358,7 @@ def test_killed_at_ten_random_moments_processes_or_single_ranks_it_ends_in_the_s
         time.sleep(rng.uniform(0, 0.3))
         if number % 4 == 3 and (ranks := children(process)):
             subprocess.run(["kill", "-9", str(rng.choice(ranks))], check=False)
-            said, trouble = process.communicate(timeout=120)
+            _, trouble = process.communicate(timeout=120)
             assert process.returncode == 0 or "the same command goes on from there" in trouble
         process.kill()
         process.communicate()

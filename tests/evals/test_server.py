@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import math
 import re
 import socket
 import time
@@ -11,15 +13,18 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
 from openai_endpoint import OpenAIEndpoint, Reply, Request, load
 
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
 from lvlm_guard.evals.errors import DataError, RunError
-from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.infer.server.asker import ServerAsker, document_seed
+from lvlm_guard.evals.infer.server.chat import Reply as Answered
+from lvlm_guard.evals.infer.server.chat import Token, cut_at, odds
 from lvlm_guard.evals.infer.server.endpoint import Endpoint
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
@@ -49,19 +54,24 @@ def quiet(_: str) -> None:
     pass
 
 
-def answers(folder: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+def rows(folder: Any, *without: str) -> list[dict[str, Any]]:
+    told = pq.read_table(folder / "answers.parquet").to_pylist()
+    return [{name: value for name, value in row.items() if name not in without} for row in told]
 
 
-def go(served: Any, folder: Any, settings: Settings = SMALL) -> Any:
-    return run(replace(settings, server=served.url), folder, echo=quiet, bar=False, report=False)
+def go(served: Any, folder: Any, settings: Settings = SMALL, **options: Any) -> Any:
+    return ask(replace(settings, server=served.url), folder, echo=quiet, bar=False, **options)
 
 
 @pytest.fixture(scope="module")
 def unbroken(served: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("unbroken")
-    assert go(served, folder).run["status"] == "complete"
-    return answers(folder)
+    return rows(go(served, tmp_path_factory.mktemp("unbroken")))
+
+
+@pytest.fixture(scope="module")
+def texts(unbroken: Any) -> Any:
+    """What AGLA answers to the task's items."""
+    return [row["text"] for row in unbroken if (row["decoder"], row["split"]) == ("agla", "test")]
 
 
 @pytest.fixture(scope="module")
@@ -74,26 +84,110 @@ def ready(served: Any) -> Any:
 def asked(ready: Any) -> Any:
     """The endpoint, a task, and an asker that has had its first proofs and no failures."""
     served, task, asker = ready
-    return served, task, ServerAsker(asker.endpoint, asker.lines, asker.decoders, asker.sent, dict(asker.proofs))
+    return served, task, ServerAsker(asker.endpoint, 1, asker.lines, dict(asker.proofs), asker.tells)
 
 
-def test_a_run_through_a_server_has_the_answers_and_scores_of_a_run_in_process(served, tmp_path):
+UNMEASURED = ("forwards", "local_forwards", "local_tokens", "masks")
+OWN = (*UNMEASURED, "score", "mass", "censored", "proof")
+
+
+def test_a_run_through_a_server_has_the_answers_of_a_run_in_process(served, tmp_path):
     both = replace(SMALL, tasks=("world_pope", "world_chair"), methods=("agla", "vote"), limit=2, batch=8)
-    ours = run(both, tmp_path / "in", echo=quiet, bar=False, report=False, workers=1)
+    ours = rows(ask(both, tmp_path / "in", echo=quiet, bar=False, workers=1))
     served.most_at_once = 0
-    theirs = go(served, tmp_path / "through", both)
-    assert [s["answers"] for s in theirs.samples] == [s["answers"] for s in ours.samples]
-    assert [s["ended"] for s in theirs.samples] == [s["ended"] for s in ours.samples]
-    assert any(s["answers"]["agla"] != s["answers"]["greedy"] for s in theirs.samples)
-    seen = ("forwards", "masks", "local_tokens")
-    rows = [[r for r in each.run["rows"] if not r["metric"].endswith(seen)] for each in (ours, theirs)]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) > 100
-    assert theirs.run["status"] == "complete"
-    assert 1 < served.most_at_once <= 8
-    calls = [r["value"] for r in theirs.run["rows"] if r["metric"].endswith(seen)]
-    assert calls
-    assert set(calls) == {None}, "what can't be measured is not zero"
+    theirs = rows(go(served, tmp_path / "through", both, concurrency=8))
+    assert [{k: v for k, v in row.items() if k not in OWN} for row in theirs] == [
+        {k: v for k, v in row.items() if k not in OWN} for row in ours
+    ]
+    assert len({row["text"] for row in theirs if row["task"] == "world_chair"}) > 2
+    assert 4 < served.most_at_once <= 8
+    assert {row[name] for row in theirs for name in UNMEASURED} == {None}, "what can't be measured is not zero"
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a["decoder"] == "greedy" and a["score"] is not None]
+    assert len(pairs) > 20
+    for one, other in pairs:  # a plain model's score is that of one in process, but for words beyond the likeliest
+        assert other["score"] == pytest.approx(one["score"], abs=1e-3)
+        assert other["mass"] == pytest.approx(one["mass"], abs=1e-3)
+    assert {row["score"] for row in theirs if row["task"] == "world_chair"} == {None}
+
+
+def test_neither_requests_in_flight_nor_their_order_decide_a_byte(served, tmp_path):
+    one, many = (go(served, tmp_path / str(count), concurrency=count) for count in (1, 9))
+    assert (one / "answers.parquet").read_bytes() == (many / "answers.parquet").read_bytes()
+    told = [json.loads((folder / "asked.json").read_text()) for folder in (one, many)]
+    assert told[0]["identity"] == told[1]["identity"]
+    went_on = go(served, many, replace(SMALL, batch=32), concurrency=2)
+    assert went_on == many
+
+
+def test_every_guarded_answer_is_kept_with_its_proof(unbroken):
+    proofs = {row["decoder"]: set() for row in unbroken}
+    for row in unbroken:
+        proofs[row["decoder"]].add(row["proof"])
+    assert {name: len(told) for name, told in proofs.items()} == {"greedy": 1, "agla": 1}
+    assert json.loads(*proofs["agla"]) == {"knobs": {"alpha": 2, "beta": 0.5, "mask": "blip-v1"}, "method": "agla"}
+    assert json.loads(*proofs["greedy"])["method"] is None
+
+
+def test_a_million_questions_wait_in_no_memory(asked):
+    """The queue takes a job when a request is free for it, never ahead."""
+    _, task, asker = asked
+    begun, told = [], []
+
+    def jobs():
+        from lvlm_guard.evals.infer.store import Job
+
+        for number, item in enumerate(task.items[:12]):
+            begun.append(number)
+            yield Job(0, task, number, [item], (("greedy", 0),))
+
+    asker.ask_all(jobs(), lambda job, who, said: told.append(len(begun)))
+    assert len(told) == 12
+    assert told[0] <= 2 * asker.at_once
+
+
+@pytest.mark.parametrize(
+    ("likeliest", "expected"),
+    [
+        ([("yes", -0.1), (" Yes", -3.0), ("no", -2.5), ("the", -9.0)], (-0.1, -3.0, -2.5)),
+        ([("\u2581No", -0.2), ("\u0120yes", -2.0), ("NO", -4.0)], None),
+    ],
+)
+def test_spellings_of_a_word_are_summed(likeliest, expected):
+    score, mass, censored = odds(Token("x", 0.0, likeliest))
+    yes = sum(math.exp(v) for text, v in likeliest if text.strip(" \u2581\u0120").lower() == "yes")
+    no = sum(math.exp(v) for text, v in likeliest if text.strip(" \u2581\u0120").lower() == "no")
+    assert (score, mass) == (pytest.approx(math.log(yes / no)), pytest.approx(yes + no))
+    assert not censored
+
+
+def test_a_word_that_is_not_among_the_likeliest_counts_at_the_smallest_and_is_marked():
+    told = [("yes", -0.1), ("maybe", -3.0), ("perhaps", -7.5), ("no", -9999.0), ("not", -math.inf), ("nose", -4.0)]
+    assert odds(Token("yes", -0.1, told)) == (pytest.approx(7.4), pytest.approx(math.exp(-0.1)), True)
+    assert odds(Token("a", 0.0, [("a", -0.1), ("b", -2.0)])) == (0.0, 0.0, True)
+    assert odds(Token("a", 0.0)) is None
+
+
+def test_where_the_tokens_of_a_caption_end_is_told_by_those_that_spell_it():
+    words = ["", "a", " big", " dog", ".", ""]
+    reply = Answered(text="a big dog.", spelled=tuple(Token(word, -1.0) for word in words))
+    assert cut_at(reply, "a big dog.", (1, 2, 3, 5, 512)) == (0, 1, 5, 10, 10)
+    assert cut_at(replace(reply, text=" a big dog."), "a big dog.", (1,)) is None
+    assert cut_at(replace(reply, spelled=()), "a big dog.", (1,)) is None
+
+
+@pytest.mark.parametrize("how", ["refuses", "ignores"])
+def test_a_server_without_log_probabilities_is_asked_without_and_the_run_says_so(served, tmp_path, how):
+    def fault(request: Request, reply: Reply) -> Reply:
+        if how == "refuses" and request.body.get("logprobs"):
+            return status(400)(request, reply)
+        return choice(logprobs=None)(request, reply) if reply.status == 200 else reply
+
+    with served.faulty(fault):
+        folder = go(served, tmp_path, replace(SMALL, controls=True, methods=("greedy",), seeds=1))
+    told = json.loads((folder / "asked.json").read_text())
+    assert any("tells no log-probabilities" in flag for flag in told["flags"])
+    assert not [d["name"] for d in told["decoders"] if d["derive"]], "nothing can be derived without scores"
+    assert {(row["score"], row["failed"]) for row in rows(folder)} == {(None, None)}
 
 
 def test_the_endpoint_serves_the_official_client(served):
@@ -130,7 +224,7 @@ def test_samples_depend_on_the_document_and_the_seed_alone(served):
     (task,) = tasks_of(settings)
     found = {}
     for batch in (1, 3):
-        decoders, asker, _ = server_run(replace(settings, batch=batch))
+        decoders, asker, _ = server_run(settings, concurrency=batch)
         assert {d.name: d.seeds for d in decoders}["agla-sample"] == 3
         served.seen = []
         items = task.items[:3]
@@ -154,7 +248,8 @@ def test_controls_follow_the_knobs_that_the_server_has(pair):
     by_name = {d.name: d for d in decoders}
     assert by_name["agla"].knobs == {"alpha": 1.0, "beta": 0.5, "mask": "blip-v1"}
     assert by_name["sample-matched"].options["temperature"] == 0.5
-    assert set(by_name) == {"greedy", "sample", "sample-matched", "agla", "agla-sample"}
+    controls = {"prompt-yes", "prompt-no", "tilt", "olm"}
+    assert set(by_name) == {"greedy", "sample", "sample-matched", "agla", "agla-sample"} | controls
     assert any("left out: agla-random, apc." in flag for flag in flags)
 
 
@@ -175,7 +270,7 @@ def test_knobs_and_sweeps_are_sent_and_proved(served):
     ]
 
 
-def test_a_name_that_would_make_lmms_eval_drop_the_temperature_keeps_it(pair):
+def test_a_name_with_o1_in_it_keeps_the_temperature(pair):
     with OpenAIEndpoint(pair, plain="llava-o1") as other:
         server_run(replace(SMALL, model="llava-o1", server=other.url))
         assert {(r.body["temperature"], r.body["max_tokens"]) for r in other.seen} == {(0.0, 4)}
@@ -244,6 +339,7 @@ def test_a_prompt_without_a_picture_is_answered_plainly_under_a_guarded_name_and
     words = replace(item, images=())
     turns = replace(
         item,
+        key="turns",
         talk=lambda: [
             {"role": "user", "content": [{"type": "image", "url": item.pictures()[0]}, {"type": "text", "text": "a"}]},
             {"role": "assistant", "content": "no"},
@@ -340,7 +436,7 @@ def guard_off(_: Request, reply: Reply) -> Reply:
     return replace(reply, headers={"X-AGLA": "off"}, body=reply.body | {"lvlm_guard": None})
 
 
-KEPT = ".*same command again, and it goes on"
+KEPT = ".*the same command goes on from there"
 STOPS: list[tuple[str, Any, str]] = [
     ("busy for ever", status(503), "answered 503, tried 6 times.*3 requests in a row" + KEPT),
     ("rate limit for ever", status(429), "answered 429, tried 6 times.*3 requests in a row" + KEPT),
@@ -372,22 +468,22 @@ def test_what_no_further_question_can_mend_ends_the_run_and_says_how_to_go_on(as
 @pytest.mark.parametrize("fault", [status(500), without_proof], ids=["answers 500", "loses its guard"])
 def test_a_run_that_a_server_ends_keeps_its_answers_and_goes_on_to_the_same_end(served, unbroken, tmp_path, fault):
     with served.faulty(after(12, fault)), pytest.raises(RunError):
-        go(served, tmp_path)
-    kept = sum(len(path.read_text().splitlines()) for path in (tmp_path / "answers").glob("*.jsonl"))
-    assert kept >= 8
-    assert not (tmp_path / "run.json").exists()
+        go(served, tmp_path, concurrency=4)
+    lines = [json.loads(line) for path in (tmp_path / "answers").iterdir() for line in path.open()]
+    kept = sum(line["failed"] is None for line in lines)
+    assert kept >= 5
+    assert not (tmp_path / "answers.parquet").exists()
     served.seen = []
-    assert go(served, tmp_path).run["status"] == "complete"
-    assert answers(tmp_path) == unbroken
-    assert len(served.seen) == 3 + 2 * len(unbroken) - kept, "what was kept is not asked again"
+    assert rows(go(served, tmp_path)) == unbroken
+    assert len(served.seen) == 3 + len(unbroken) - kept, "what was kept is not asked again"
 
 
 @pytest.mark.parametrize("code", [500, 503, 429])
-def test_a_server_that_fails_for_a_while_is_asked_again(asked, unbroken, code):
+def test_a_server_that_fails_for_a_while_is_asked_again(asked, texts, code):
     served, task, asker = asked
     with served.faulty(lambda r, reply: reply if r.number % 3 == 0 else status(code)(r, reply)):
         (said,) = asker.ask(task, task.items[:4], [("agla", 0)])
-    assert [one.text for one in said] == [s["answers"]["agla"][0] for s in unbroken[:4]]
+    assert [one.text for one in said] == texts[:4]
     assert not any(one.failed for one in said)
 
 
@@ -404,9 +500,24 @@ def test_a_server_that_hangs_is_told_and_not_waited_for_for_ever(served):
     _, asker, _ = server_run(settings, Endpoint(served.url, timeout=2.0, retries=0))
     with (
         served.faulty(lambda _, reply: replace(reply, wait=3.0)),
-        pytest.raises(RunError, match=r"did not answer within 2 s \(tried once\)" + KEPT),
+        pytest.raises(RunError, match=r"did not answer within 2 s \(tried once\).*3 requests in a row" + KEPT),
     ):
-        asker.ask(task, task.items[:1], [("greedy", 0)])
+        asker.ask(task, task.items[:3], [("greedy", 0)])
+
+
+def test_one_answer_that_comes_too_late_is_asked_again_and_ends_no_run(served):
+    settings = replace(SMALL, methods=("greedy",), server=served.url)
+    (task,) = tasks_of(settings)
+    late = one(1, lambda _, reply: replace(reply, wait=4.0))
+    _, patient, _ = server_run(settings, Endpoint(served.url, timeout=2.5, retries=1))
+    with served.faulty(late):
+        (said,) = patient.ask(task, task.items[:3], [("greedy", 0)])
+    assert [each.failed for each in said] == [None] * 3
+    _, asker, _ = server_run(settings, Endpoint(served.url, timeout=2.5, retries=0))
+    with served.faulty(late):
+        (said,) = asker.ask(task, task.items[:3], [("greedy", 0)])
+    assert [bool(each.failed) for each in said] == [False, True, False]
+    assert "did not answer within 2.5 s" in said[1].failed
 
 
 FAILED: list[tuple[str, Any, str]] = [
@@ -427,25 +538,42 @@ def test_one_request_that_fails_is_a_failed_answer_and_no_text(asked, fault, tol
     assert re.search(told, said[1].failed)
 
 
-VOIDS: list[tuple[str, Any, str]] = [
-    ("refused", status(400), "1 of 12 answers failed .*answered 400: .*out of order"),
-    ("empty", choice(message={"role": "assistant", "content": ""}), "1 of 12 answers are empty"),
-    ("null", choice(message={"role": "assistant", "content": None}), "1 of 12 answers are empty"),
-    ("cut", choice(finish_reason="length"), "1 of 12 answers are cut at the limit of 64 tokens"),
-]
+def test_one_bad_request_is_one_row_that_failed_and_is_asked_again_by_the_same_command(served, unbroken, tmp_path):
+    with served.faulty(one(9, status(400))):
+        folder = go(served, tmp_path)
+    (row,) = [row for row in rows(folder) if row["failed"] is not None]
+    assert re.search("answered 400: .*out of order", row["failed"])
+    assert row["text"] == ""
+    assert len(rows(folder)) == len(unbroken)
+    served.seen = []
+    assert rows(go(served, tmp_path)) == unbroken
+    assert len(served.seen) == 3 + 1, "beside the small pictures, what failed alone"
 
 
-@pytest.mark.parametrize(("fault", "told"), [row[1:] for row in VOIDS], ids=[row[0] for row in VOIDS])
-def test_one_answer_that_is_none_makes_the_run_void(served, unbroken, tmp_path, fault, told):
-    with served.faulty(one(9, fault)):
-        done = go(served, tmp_path)
-    assert done.run["status"] == "void"
-    (sentence,) = done.run["void"]
-    assert re.search(told, sentence)
-    if "failed" in told:
-        assert not done.run["rows"]
-        assert go(served, tmp_path).run["status"] == "complete", "what failed is asked again"
-        assert answers(tmp_path) == unbroken
+@pytest.mark.parametrize("content", ["", None])
+def test_an_answer_without_text_is_an_empty_one(asked, content):
+    served, task, asker = asked
+    with served.faulty(choice(message={"role": "assistant", "content": content})):
+        ((said,),) = asker.ask(task, task.items[:1], [("agla", 0)])
+    assert (said.text, said.failed) == ("", None)
+
+
+def test_ctrl_c_cancels_what_is_in_flight(asked):
+    served, task, asker = asked
+    told = []
+
+    def took(*_: Any) -> None:
+        told.append(1)
+        raise KeyboardInterrupt
+
+    from lvlm_guard.evals.infer.store import Job
+
+    with served.faulty(lambda r, reply: replace(reply, wait=0.0 if r.number == 0 else 5.0)):
+        began = time.monotonic()
+        with pytest.raises((KeyboardInterrupt, asyncio.CancelledError)):
+            asker.ask_all((Job(0, task, n, [i], (("greedy", 0),)) for n, i in enumerate(task.items)), took)
+        assert time.monotonic() - began < 4
+    assert told == [1]
 
 
 def test_a_server_that_tells_neither_usage_nor_why_an_answer_ended_is_flagged(served):

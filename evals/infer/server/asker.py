@@ -79,7 +79,6 @@ class ServerAsker:
         Raises:
             RunError: the server is down, refuses the key, has lost the model, or an answer does not prove its guard.
         """
-        self._failed = 0
         try:
             asyncio.run(self._queue(((job, who) for job in jobs for who in job.todo), took))
         except BaseExceptionGroup as group:  # the first that failed; the others were cancelled
