@@ -19,6 +19,7 @@ class Lagging:
     def __init__(self) -> None:
         self.cache: Cache | None = None
         self._ids: Tensor | None = None  # [R, length of the cache]
+        self._whole = 0  # tokens that can't be taken back: a sliding window has let go of those before them
 
     def align(self, ids: Tensor, needed: int, per_request: int) -> int:
         """Make the cache hold a prefix of each row, and return that prefix's length.
@@ -43,16 +44,23 @@ class Lagging:
             source, shared = _sources(old[:, :length], ids[:, :length], per_request)
             self.cache.reorder_cache(source)  # type: ignore[arg-type]  # a LongTensor is no type of its own
         shared = min(shared, ids.shape[1] - needed)
-        if shared <= 0:
+        if shared <= 0 or shared < min(old.shape[1], self._whole):
             self.cache, self._ids = None, None
             return 0
-        if shared < old.shape[1]:
+        if shared < old.shape[1] or records(self.cache):  # one that records lets go of its past where it is cropped
             self.cache.crop(shared - old.shape[1])
         return shared
 
-    def ran(self, ids: Tensor) -> None:
-        """Note that the cache now holds the keys and values of these tokens, [R, T]."""
+    def ran(self, ids: Tensor, done: int) -> None:
+        """Note that the cache now holds the keys and values of these tokens, [R, T], of which `done` were there."""
         self._ids = ids.clone()
+        slides = any(getattr(layer, "is_sliding", False) for layer in self.cache.layers) if self.cache else False
+        self._whole = 0 if not slides else done if records(self.cache) else ids.shape[1]
+
+
+def records(cache: Cache | None) -> bool:
+    """Tell whether a cache with a sliding window keeps what is about to leave it until it is cropped, for drafts."""
+    return cache is not None and any(getattr(layer, "record_past", False) for layer in cache.layers)
 
 
 def _sources(old: Tensor, new: Tensor, per_request: int) -> tuple[Tensor, int]:

@@ -60,10 +60,21 @@ def in_blocks(cache: Cache, blocks: int) -> Any:
     return cache
 
 
+def alike(cache: Any, other: Any) -> bool:
+    """Tell whether two caches hold plain states of the same tokens and shapes, so that their rows can be stacked."""
+
+    def held(found: Any) -> list[Any]:
+        return [(layer.get_seq_length(), None if layer.keys is None else layer.keys.shape) for layer in found.layers]
+
+    return other is not None and stackable(cache) and stackable(other) and held(cache) == held(other)
+
+
 def append(cache: Any, others: list[Any]) -> None:
     """Append the rows of other caches of the same length, layer by layer, and empty those."""
     for index, layer in enumerate(cache.layers):
         parts = [layer, *(other.layers[index] for other in others)]
+        if layer.keys is None:  # of a layer that reads another one's states
+            continue
         layer.keys = torch.cat([part.keys for part in parts])
         layer.values = torch.cat([part.values for part in parts])
         for part in parts[1:]:

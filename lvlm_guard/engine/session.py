@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache
 from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.assembly import upcast
 from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.lagging import Lagging
+from lvlm_guard.engine.lagging import Lagging, records
 from lvlm_guard.engine.method import Branch, Method, Step
 from lvlm_guard.engine.trace import Recorder, answers_of
 from lvlm_guard.errors import KnobError, UnsupportedCallError
@@ -356,9 +356,11 @@ class Session:
         done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if use_cache else 0
         if use_cache and lagging.cache is None:
             lagging.cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
+            if records(self._global):
+                lagging.cache.activate_past_recording()
         logits = self._run(prepared, self.views(len(ids))[index], lagging.cache, done, needed)
         if use_cache:
-            lagging.ran(ids)
+            lagging.ran(ids, done)
         return logits
 
     @staticmethod
@@ -388,9 +390,8 @@ class Session:
     def _join(self) -> None:
         """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""
         caches = [lagging.cache for lagging in self._lagging]
-        length = self._global.get_seq_length()
-        if any(cache is None or cache.get_seq_length() != length for cache in caches):
-            return  # assisted decoding is about to take draft tokens back
+        if not all(blocks.alike(self._global, cache) for cache in caches):
+            return  # drafts are about to be taken back, or a sliding window has let go of some states
         blocks.append(self._global, caches)
         self._cache = blocks.in_blocks(self._global, 1 + len(self.branches))
         self._lagging = []

@@ -1,15 +1,23 @@
-"""Caches of any kind: stacked where their rows are plain tensors, left alone where they are not, returned as they came."""
+"""Caches of any kind: stacked where their rows are plain tensors, left alone where not, returned as they came."""
 
+import copy
 import inspect
 
 import pytest
 import tiny
 import torch
 from asking import RUN, agla, ask
-from transformers import DynamicCache
+from transformers import (
+    CLIPImageProcessor,
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+)
 from transformers.cache_utils import DynamicLayer, QuantizedCache
 
-from lvlm_guard import guard
+from lvlm_guard import guard, unguard
 from lvlm_guard.engine.rows import CACHE
 
 EXECUTIONS = ["lazy", "batched", "auto"]
@@ -67,3 +75,47 @@ def test_a_quantised_cache_gives_the_same_tokens_in_every_execution(beams):
     outs = [model.generate(**inputs, **run, guard_execution=execution) for execution in EXECUTIONS]
     assert all(torch.equal(out.sequences, outs[0].sequences) for out in outs)
     assert all(out.cache.layers[0]._quantized_keys[0].shape[0] == 2 * beams for out in outs)
+
+
+def windowed(window, seed=0):
+    """A LLaVA on a Mistral that looks back `window` tokens (BakLLaVA's shape), guarded."""
+    torch.manual_seed(seed)
+    t = tiny.tokenizer(tiny.SPECIALS, image_token="<image>")
+    text = MistralConfig(**tiny._text(len(t)), sliding_window=window, head_dim=16)
+    config = LlavaConfig(vision_config=tiny._clip(), text_config=text, image_token_index=4, image_seq_length=16)
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = LlavaProcessor(
+        images, t, chat_template=tiny.LLAVA_TEMPLATE, patch_size=8, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    return guard(tiny._finish(model, 5.0, torch.float64), processor, agla(beta=0.3))
+
+
+def drafts(model):
+    """An assistant whose drafts are mostly right."""
+    assistant = unguard(copy.deepcopy(model))
+    for parameter in assistant.parameters():
+        parameter.data *= 0.97
+    return assistant
+
+
+@pytest.mark.parametrize("window", [None, 60, 24])  # never full, full while it answers, full before
+@pytest.mark.parametrize("mode", ["greedy", "beams", "prompt lookup", "assistant"])
+def test_past_a_sliding_window_every_execution_gives_the_tokens_of_no_cache(mode, window):
+    pair = windowed(window)
+    model, _ = pair
+    inputs = ask(pair, ("What? What? What?", 1))
+    run = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+    if mode == "beams":
+        run["num_beams"] = 3
+    extra = {"prompt lookup": {"prompt_lookup_num_tokens": 3}, "assistant": {"assistant_model": drafts(model)}}
+    try:
+        model.generate(**inputs, **run, **extra.get(mode, {}), guard=False)
+    except RuntimeError as error:
+        pytest.skip(f"this release of transformers fails without the guard too: {error}")
+    expected = model.generate(**inputs, **run, use_cache=False, guard_execution="batched")
+    for execution in EXECUTIONS:
+        got = model.generate(**inputs, **run, **extra.get(mode, {}), guard_execution=execution)
+        assert torch.equal(got, expected), execution
+    assert not torch.equal(expected, model.generate(**inputs, **run, guard=False))
