@@ -5,12 +5,12 @@ import hashlib
 import json
 
 import pytest
+from answered import answered
 from question_rows import DATA, published, written
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.stats import score as scoring
-from lvlm_guard.evals.stats.results import find, long_rows
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import tasks_of
 
 NUMBERS = list(range(500000, 500060))
@@ -133,18 +133,7 @@ def test_the_official_example_comes_out_to_the_last_digit(tmp_path, jpeg):
     path = listed(tmp_path, [row["image_id"] for row in rows])
     task = made(tmp_path, annotations=str(TRUTH), questions=(path,))
     captions = {str(row["image_id"]): row["caption"] for row in rows}
-    samples = [
-        {
-            "task": "chair",
-            "key": item.key,
-            "picture": item.picture,
-            "truth": item.truth,
-            "rows": list(item.rows),
-            "answers": {"greedy": [captions[item.key]]},
-        }
-        for item in task.items
-    ]
-    measured = long_rows("m", scoring.measure(samples, [task.describe()], [{"name": "greedy"}]), "greedy")
+    measured = answered([task], greedy=[lambda item: captions[item.key]])["rows"]
     expected = json.loads((DATA / "chair" / "example_outputs.json").read_text())["overall_metrics"]
     for metric, official in (("chair_s", "CHAIRs"), ("chair_i", "CHAIRi"), ("object_recall", "Recall")):
         assert find(measured, "greedy", "chair", f"{metric}_official")["value"] == expected[official]
@@ -171,9 +160,9 @@ def test_what_is_missing_is_said_before_any_model_is_loaded(coco):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image": "a.jpg"}\n{"image": "a.jpg"}\n', "Line 2 .* a second time"),
-        ('{"image": "a.jpg"}\nnonsense\n', "Line 2 .* names no picture"),
-        ('{"image": "a.jpg"}\n{"picture": "b.jpg"}\n', "Line 2 .* needs 'image'"),
+        ('{"image": "a.jpg"}\n{"image": "a.jpg"}\n', "more than once, in lines 1 and 2"),
+        ('{"image": "a.jpg"}\nnonsense\n', "Line 2 .* is no JSON"),
+        ('{"image": "a.jpg"}\n{"picture": "b.jpg"}\n', "Line 2 .* has no 'image'"),
         (json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "yes"}), "no list of pictures"),
     ],
 )

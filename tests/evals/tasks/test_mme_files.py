@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from answered import answered
 from PIL import Image
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.run import run
 from lvlm_guard.evals.metrics import mme
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
@@ -47,18 +47,12 @@ def test_a_limit_keeps_pairs_whole(settings):
     assert len(task.items) == 8
 
 
-def test_points_of_a_run_are_the_scorer_s(settings, tmp_path):
-    # this model answers such questions with a caption, which a few tokens cut
-    from lvlm_guard.evals.infer.run import Allowed
-
-    saved = run(
-        settings, tmp_path / "out", echo=lambda _: None, bar=False, workers=1, report=False, allowed=Allowed(1.0, 1.0)
-    )
-    rows = [
-        {"task": s["rows"][0], "picture": s["picture"], "label": s["truth"], "answer": s["answers"]["greedy"][0]}
-        for s in saved.samples
-    ]
-    row = find(saved.run["rows"], "greedy", "mme_hallucination_all", "score")
+def test_points_of_answers_are_the_scorer_s(settings):
+    (task,) = tasks_of(settings)
+    said = {item.key: ("Yes", "No.", "no", "perhaps")[i % 4] for i, item in enumerate(task.items)}
+    rows = [{"task": i.rows[0], "picture": i.picture, "label": i.truth, "answer": said[i.key]} for i in task.items]
+    found = answered([task], greedy=[lambda item: said[item.key]])
+    row = find(found["rows"], "greedy", "mme_hallucination_all", "score")
     assert row["value"] == pytest.approx(mme.score(rows)["hallucination"])
 
 

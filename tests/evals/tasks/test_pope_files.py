@@ -5,13 +5,13 @@ from collections import Counter
 from itertools import groupby
 
 import pytest
+from answered import answered
 from question_rows import DATA, published, question, written
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.stats import score as scoring
-from lvlm_guard.evals.stats.results import find, long_rows
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.coco.held_out import in_val_half, of_published_test
 from lvlm_guard.evals.tasks.pope.questions import read_questions, write_questions
@@ -56,20 +56,7 @@ def test_data_sets_of_one_run_are_told_apart(pictures):
 
 
 def measured(tasks, answer):
-    samples = [
-        {
-            "task": task.name,
-            "key": item.key,
-            "picture": item.picture,
-            "truth": item.truth,
-            "rows": list(item.rows),
-            "answers": {"greedy": [answer(item)]},
-        }
-        for task in tasks
-        for item in task.items
-    ]
-    described = [task.describe() for task in tasks]
-    return long_rows("m", scoring.measure(samples, described, [{"name": "greedy"}]), "greedy")
+    return answered(tasks, greedy=[answer])["rows"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +135,7 @@ def test_a_missing_picture_is_named_before_any_model_is_loaded(tmp_path):
         model="no/such-model", tasks=("pope_coco",), images=str(tmp_path), questions=(of("coco", "random"),)
     )
     with pytest.raises(DataError, match="500 of 500 pictures of pope_coco are not in"):  # not that there is no model
-        run(settings, tmp_path / "out")
+        ask(settings, tmp_path / "out")
     assert not list((tmp_path / "out").glob("answers/*"))
 
 
@@ -160,8 +147,8 @@ def test_a_missing_picture_is_named_before_any_model_is_loaded(tmp_path):
         ([question(1, label="Yes")], "Line 1 .* label 'Yes'"),
         ([question(1), question(1)], "question_id 1 more than once"),
         ([question(1), question(2, label="no")], "with both labels"),
-        ([], "holds no question"),
-        (["text"], "Line 1 .* is no question"),
+        ([], "holds no POPE question"),
+        (["text"], "Line 1 .* is no POPE question"),
     ],
 )
 def test_a_wrong_question_file_is_refused_with_its_name_and_line(tmp_path, rows, message):
@@ -176,7 +163,7 @@ def test_files_that_are_no_text_are_missing_or_cut_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
             made(tmp_path, questions=(str(tmp_path / name),))
-    with pytest.raises(DataError, match=r"nowhere\.json can't be read"):
+    with pytest.raises(DataError, match=r"nowhere\.json"):
         made(tmp_path, questions=(str(tmp_path / "nowhere.json"),))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no question file"):
@@ -303,3 +290,44 @@ def test_annotations_that_are_none_are_refused(tmp_path, instances):
             made(tmp_path, questions=(), split="val", annotations=str(path))
     with pytest.raises(DataError, match=r"instances_val2014\.json is not there.*annotations_trainval2014\.zip"):
         made(tmp_path, questions=(), split="val", annotations=str(tmp_path / "nowhere"))
+
+
+def test_a_test_has_questions_beside_it_to_calibrate_on_over_pictures_of_no_test(tmp_path, instances):
+    path, _ = instances
+    row = published("coco", "random")[0]
+    asked = written(tmp_path / "coco_pope_random.json", [row, *(question(2, row["image"], "Is it?") for _ in range(1))])
+    task = made(tmp_path, questions=(asked,), annotations=str(path))
+    held = {item.picture for item in task.calibration}
+    assert 0 < len(held) <= 80
+    assert all(in_val_half(name) and not of_published_test(name) for name in held)
+    assert not {item.key for item in task.calibration} & {item.key for item in task.items}
+    assert not held & {item.picture for item in task.items}
+    plain = made(tmp_path, questions=(asked,))
+    assert plain.calibration == ()
+    (tmp_path / sorted(held)[0]).unlink()
+    lacking = made(tmp_path, questions=(asked,), annotations=str(path))
+    assert lacking.calibration == ()
+    assert "nothing is calibrated" in lacking.about["warnings"][-1]
+
+
+def test_repopes_labels_are_no_popes(tmp_path, pictures, monkeypatch):
+    path = written(tmp_path / "coco_pope_random.json", published("coco", "random")[:12])
+    from lvlm_guard.evals.tasks.pope import files
+
+    monkeypatch.setattr(files, "REPOPE", (files._digest(path),))
+    with pytest.raises(DataError, match="is RePOPE's"):
+        made(pictures, questions=(path,))
+
+
+def test_a_line_separator_inside_a_string_breaks_no_file(tmp_path, jpeg):
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    rows = [question(1, "a.jpg", "Is there a dog\u2028 in the image?"), question(2, "a.jpg", "Is there a cat?")]
+    path = tmp_path / "own.json"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert [item.question for item in made(tmp_path, "pope", (str(path),)).items] == [row["text"] for row in rows]
+
+
+def test_a_task_that_is_asked_twice_is_refused(pictures):
+    settings = Settings(tasks=("pope_coco", "pope_coco"), images=str(pictures), questions=(str(DATA / "pope"),))
+    with pytest.raises(DataError, match="stands for pope_coco twice"):
+        tasks_of(settings)

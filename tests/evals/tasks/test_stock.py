@@ -8,20 +8,20 @@ from pathlib import Path
 os.environ["HF_DATASETS_OFFLINE"] = "1"  # before datasets is imported: nothing here may wait for a hub
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from answered import answered
 from PIL import Image
 
 import lvlm_guard.evals
 from lvlm_guard.errors import UnknownNameError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.lmms.index import needs_nltk
-from lvlm_guard.evals.metrics.stock import with_metrics
-from lvlm_guard.evals.report.saved import read_run
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.stats.results import find, long_rows
-from lvlm_guard.evals.stats.score import measure
+from lvlm_guard.evals.stats.results import find
+from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.stock import generation
 
@@ -41,6 +41,9 @@ def share(rows):
 
 def last(rows):
     return len({word for row in rows for word in row})
+
+def judged(rows, args):
+    return 1.0
 """
 
 
@@ -123,6 +126,9 @@ def folder(tmp_path_factory):
     path.write_text(path.read_text() + lines + "\n")
     drawn = path.read_text().replace("own_here\n", "own_drawn\n").replace("do_sample: false", "do_sample: true")
     (root / "own_drawn.yaml").write_text(drawn)
+    judged = path.read_text().replace("own_here\n", "own_judged\n").replace("own.share", "own.judged")
+    (root / "own_judged.yaml").write_text(judged)
+    (root / "both.yaml").write_text("group: both_here\ntask: [pope_here, own_here]\n")
     return root
 
 
@@ -136,21 +142,10 @@ def answer(key, shift=0):
 
 
 def measured(task, told=answer):
-    samples = [
-        {
-            "task": task.name,
-            "key": item.key,
-            "picture": item.picture,
-            "truth": item.truth,
-            "rows": list(item.rows),
-            "answers": {"greedy": [told(item.key)], "other": [told(item.key, 1), told(item.key, 2)]},
-            "failed": {"greedy": [None], "other": [None, None]},
-        }
-        for item in task.items
-    ]
-    scored, warnings = with_metrics([task], samples)
-    decoders = [{"name": "greedy"}, {"name": "other"}]
-    return long_rows("m", measure(scored, [task.describe()], decoders), "greedy"), warnings
+    greedy, other = [lambda i: told(i.key)], [lambda i: told(i.key, 1), lambda i: told(i.key, 2)]
+    found = answered([task], greedy=greedy, other=other)
+    assert found["void"] == []
+    return found["rows"], [w for w in found["warnings"] if "not defined" in w]
 
 
 def canned(seen, shift=0):
@@ -220,7 +215,7 @@ def test_our_own_reading_stands_beside_the_stock_one(folder):
     value = {metric: find(rows, "greedy", "pope_here", metric)["value"] for metric in ("pope_accuracy", "accuracy")}
     assert value["pope_accuracy"] < value["accuracy"]  # "Yes." is wrong for lmms-eval
     assert find(rows, "greedy", "pope_here", "unreadable")["value"] > 0
-    assert find(rows, "other-greedy", "pope_here", "pope_f1_score")["p_value"] <= 1
+    assert find(rows, "other", "pope_here", "pope_f1_score", "greedy")["p"] <= 1
     words = [len(answer(key).split()) for key in range(27)]
     assert find(rows, "greedy", "pope_here", "words")["value"] == pytest.approx(np.mean(words))
 
@@ -239,7 +234,7 @@ def test_a_limit_takes_the_first_pictures_whole_so_that_mme_keeps_its_pairs(fold
 def test_a_score_that_lmms_eval_divides_by_zero_for_is_left_out_with_a_warning(folder):
     rows, warnings = measured(made(folder, "own_here"), lambda key, shift=0: "" if shift else "no")
     assert warnings == [
-        "own_here: share is not defined for the answers of other (lmms-eval divides by zero), so it is left out."
+        "own_here: share is not defined for some decoder's answers (lmms-eval divides by zero), so it is left out."
     ]
     assert find(rows, "greedy", "own_here", "share") is None
     assert find(rows, "greedy", "own_here", "long")["value"] == 1
@@ -314,9 +309,29 @@ def test_a_run_asks_a_stock_task_and_keeps_its_scores_with_the_samples(tmp_path)
     asked = Settings(
         tasks=("lvlm_guard_world_pope",), include=(include,), methods=("greedy",), controls=False, limit=1, batch=18
     )
-    done = run(asked, tmp_path / "out", echo=lambda line: None, bar=False, workers=1, report=False)
-    assert done.run["status"] == "complete"
-    right = [sample["answers"]["greedy"][0] == sample["truth"] for sample in done.samples]
-    assert find(done.run["rows"], "greedy", "lvlm_guard_world_pope", "accuracy")["value"] == np.mean(right)
-    again = measure(read_run(tmp_path / "out").samples, done.run["tasks"], done.run["decoders"])
-    assert again[0].counts["greedy"].shape[0] == 1
+    found = score(ask(asked, tmp_path / "out", echo=lambda line: None, bar=False, workers=1))
+    assert found["void"] == []
+    table = pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
+    truths = {item.key: item.truth for item in tasks_of(asked)[0].items}
+    right = [row["text"] == truths[row["item"]] for row in table if row["decoder"] == "greedy"]
+    assert find(found["rows"], "greedy", "lvlm_guard_world_pope", "accuracy")["value"] == np.mean(right)
+
+
+def test_which_way_is_better_is_what_the_task_says(folder):
+    rows, _ = measured(made(folder, "own_here"))
+    directions = {row["metric"]: row["direction"] for row in rows}
+    assert (directions["long"], directions["share"]) == ("lower", "higher")
+
+
+def test_a_group_and_its_member_are_no_two_tasks(folder):
+    include = (str(folder),)
+    for twice in (("pope_here", "pope_here"), ("pope_here", "lmms:pope_here")):
+        with pytest.raises(DataError, match="stands for pope_here twice"):
+            tasks_of(Settings(tasks=twice, include=include))
+    with pytest.raises(DataError, match="stands for pope_here twice"):
+        tasks_of(Settings(tasks=("both_here", "pope_here"), include=include))
+
+
+def test_a_score_that_needs_the_command_line_is_refused_before_anything_is_asked(folder):
+    with pytest.raises(DataError, match="command line"):
+        made(folder, "own_judged")
