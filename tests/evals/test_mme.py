@@ -1,95 +1,88 @@
-"""MME: the authors' evaluation on its golden file, the readings, and pairs that must be whole."""
+"""MME: the authors' evaluation on its golden file, the readings, points of tasks, and pairs that must be whole."""
 
+import numpy as np
 import pytest
+import scoring
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import mme
+from lvlm_guard.evals.metrics import mme, pope
+from lvlm_guard.evals.stats.results import find
 
-GOLDEN = """\
-a.jpg\tIs there a dog in this image? Please answer yes or no.\tYes\tYes
-a.jpg\tIs there a cat in this image? Please answer yes or no.\tNo\tNo, there is no cat.
-b.jpg\tIs there a car in this image? Please answer yes or no.\tYes\tThere is a car.
-b.jpg\tIs there a bus in this image? Please answer yes or no.\tNo\tNo
-c.jpg\tIs there a cup in this image? Please answer yes or no.\tYes\tyes.
-c.jpg\tIs there a pan in this image? Please answer yes or no.\tNo\tYes
-d.jpg\tIs there a bed in this image? Please answer yes or no.\tYes\tNot really
-d.jpg\tIs there a tie in this image? Please answer yes or no.\tNo\tI know
-"""
-
-
-@pytest.fixture
-def golden(tmp_path):
-    path = tmp_path / "existence.txt"
-    path.write_text(GOLDEN)
-    return mme.read_answers(path)
+GOLDEN = [  # as the authors' files have it: two questions a picture
+    ("a.jpg", "yes", "Yes"),
+    ("a.jpg", "no", "No, there is no cat."),
+    ("b.jpg", "yes", "There is a car."),
+    ("b.jpg", "no", "No"),
+    ("c.jpg", "yes", "yes."),
+    ("c.jpg", "no", "Yes"),
+    ("d.jpg", "yes", "Not really"),
+    ("d.jpg", "no", "I know"),
+]
 
 
-def test_the_authors_evaluation_is_reproduced_on_the_golden_file(golden):
-    found = mme.score(golden, "official")["tasks"]["existence"]
-    counts = ("tp", "fn", "tn", "fp", "other", "accuracy", "accuracy_plus", "score", "questions", "pictures")
-    assert [found[name] for name in counts] == [2, 1, 2, 1, 2, 0.5, 0.25, 75.0, 8, 4]
-    assert found["precision"] == found["recall"] == pytest.approx(2 / 3, abs=0)
+def scored(rows, texts, **more):
+    """Score answers to rows of (row task, picture, label)."""
+    items = [scoring.item(i, picture, label, [task], kind="mme") for i, (task, picture, label) in enumerate(rows)]
+    return scoring.of_texts(items, texts, kind="mme", allowed=scoring.Allowed(empty=1), draws=50, **more)["rows"]
 
 
-def test_an_unreadable_answer_under_yes_is_a_miss_by_default(golden):
-    found = mme.score(golden)["tasks"]["existence"]
-    # "There is a car." and "I know" can't be read
-    assert (found["tp"], found["fn"], found["tn"], found["fp"], found["other"]) == (2, 2, 2, 1, 2)
-    assert found["recall"] == 0.5
-    assert found["score"] == 75.0
+def test_the_authors_evaluation_is_reproduced_on_the_golden_file_and_ours_reads_whole_words():
+    found = scored([("existence", *row[:2]) for row in GOLDEN], {"greedy": [said for *_, said in GOLDEN]})
+    value = {row["metric"]: row["value"] for row in found}
+    assert value["score_official"] == 75.0  # accuracy .5, a quarter of the pairs
+    # "There is a car." and "I know" can't be read; the first is a miss
+    assert (value["score"], value["accuracy"], value["accuracy_plus"]) == (75.0, 0.5, 0.25)
+    assert (value["unreadable"], value["precision"], value["recall"]) == (0.25, pytest.approx(2 / 3), 0.5)
 
 
 @pytest.mark.parametrize(
-    ("answer", "official", "stock", "ours"),
+    ("answer", "official", "ours"),
     [
-        ("Yes", "yes", "yes", "yes"),
-        ("yes\n", "yes", "yes", "yes"),
-        ("y", None, "yes", None),
-        ("  yes", None, "yes", "yes"),
-        ("   no", None, "no", "no"),
-        ("  no", "no", "no", "no"),
-        ("I know", None, None, None),
-        ("Now I see a dog", "no", "no", None),
-        ("...yes", None, "yes", "yes"),
-        ("The answer is no", None, None, "no"),
-        ("", None, None, None),
+        ("Yes", "yes", "yes"),
+        ("yes\n", "yes", "yes"),
+        ("y", None, None),
+        ("  yes", None, "yes"),
+        ("   no", None, "no"),
+        ("  no", "no", "no"),
+        ("I know", None, None),
+        ("Now I see a dog", "no", None),
+        ("...yes", None, "yes"),
+        ("The answer is no", None, "no"),
+        ("", None, None),
     ],
 )
-def test_readings(answer, official, stock, ours):
-    assert (mme.read(answer, "official"), mme.read(answer, "stock"), mme.read(answer)) == (official, stock, ours)
+def test_readings(answer, official, ours):
+    assert (mme.read_official(answer), pope.read(answer)) == (official, ours)
 
 
-def test_the_hallucination_subset_is_the_sum_of_its_four_tasks(golden):
-    rows = [row | {"task": task} for task in (*mme.HALLUCINATION, "OCR") for row in golden]
-    found = mme.score(rows)
-    assert found["hallucination"] == 4 * 75.0
-    assert found["score"] == 5 * 75.0
-    assert mme.score(rows[:-16])["hallucination"] is None
+def test_points_of_tasks_are_summed_and_shares_pooled():
+    rng = np.random.default_rng(2)
+    rows = [(task, f"{task}{i // 2}", ("yes", "no")[i % 2]) for task in ("existence", "count") for i in range(20)]
+    texts = {name: [str(word) for word in rng.choice(["Yes", "No", "maybe"], 40)] for name in ("greedy", "agla")}
+    found = scored(rows, texts)
+    total = 0.0
+    for task in ("existence", "count"):
+        right = np.array(
+            [pope.read(said) == row[2] for said, row in zip(texts["agla"], rows, strict=True) if row[0] == task]
+        )
+        points = 100 * (right.mean() + right.reshape(-1, 2).all(axis=1).mean())
+        assert find(found, "agla", task, "score")["value"] == pytest.approx(points)
+        total += points
+    assert find(found, "agla", "quiz_all", "score")["value"] == pytest.approx(total)
+    assert find(found, "agla", "quiz_all", "accuracy")["n"] == 40
+    change = find(found, "agla", "quiz_all", "score", "greedy")
+    assert change["low"] <= change["value"] <= change["high"]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda rows: rows[:-1], "'d.jpg' of existence has questions with the answers yes"),
-        (lambda rows: [row | {"label": "Yes"} for row in rows], "answers yes, yes"),
-        (lambda rows: [row | {"label": "maybe"} for row in rows], "label 'maybe'"),
-        (lambda rows: [{"task": "existence", "picture": "a"}], "no 'label'"),
-        (lambda rows: [row | {"answer": 3} for row in rows], "no text: 3"),
+        (lambda rows: [(picture, "yes", text) for picture, _, text in rows], "answers yes, yes"),
+        (lambda rows: [(picture, "maybe", text) for picture, _, text in rows], "truth 'maybe'"),
     ],
 )
-def test_rows_that_can_not_be_scored_are_named(golden, change, said):
+def test_rows_that_can_not_be_scored_are_named(change, said):
+    rows = change(GOLDEN)
     with pytest.raises(DataError, match=said):
-        mme.score(change(golden))
-
-
-def test_files_that_can_not_be_read_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"holds no \.txt file"):
-        mme.read_answers(tmp_path)
-    (tmp_path / "count.txt").write_text("a.jpg\tquestion\tYes\n")
-    with pytest.raises(DataError, match=r"Line 1 of .*count\.txt has 3 parts"):
-        mme.read_answers(tmp_path)
-    (tmp_path / "count.txt").write_text("\n")
-    with pytest.raises(DataError, match="holds no row"):
-        mme.read_answers(tmp_path)
-    with pytest.raises(DataError, match="parity is 'pope'"):
-        mme.read("yes", "pope")
+        scored([("existence", *row[:2]) for row in rows], {"greedy": [text for *_, text in rows]})

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import chair, mme, pope
+from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.spec.answers import COSTS, table_of
 from lvlm_guard.evals.stats import bootstrap
 from lvlm_guard.evals.stats import score as module
@@ -132,29 +132,6 @@ def test_chair_is_the_scorer_s_with_its_directions(vocabulary):
     for metric, direction in (("chair_s", "lower"), ("chair_i", "lower"), ("object_recall", "higher"), ("length", "")):
         row = find(rows, "vote", "chair", metric)
         assert (row["value"], row["direction"]) == (pytest.approx(expected[metric]), direction), metric
-
-
-def test_mme_is_the_scorer_s_and_points_of_tasks_are_summed():
-    rng = np.random.default_rng(2)
-    items = [
-        scoring.item(f"{row}{i}", f"{row}{i // 2}", ("yes", "no")[i % 2], [row], kind="mme")
-        for row in ("existence", "count")
-        for i in range(20)
-    ]
-    texts = {name: [str(word) for word in rng.choice(["Yes", "No", "maybe"], 40)] for name in ("greedy", "agla")}
-    rows = rows_of(items, texts, kind="mme", draws=50)
-    told = [
-        {"task": item["rows"][0], "picture": item["picture"], "label": item["truth"], "answer": text}
-        for item, text in zip(items, texts["agla"], strict=True)
-    ]
-    expected, official = mme.score(told), mme.score(told, "official")
-    for task in ("existence", "count"):
-        for metric in ("score", "accuracy", "accuracy_plus", "precision", "recall"):
-            assert find(rows, "agla", task, metric)["value"] == pytest.approx(expected["tasks"][task][metric]), metric
-        assert find(rows, "agla", task, "score_official")["value"] == pytest.approx(official["tasks"][task]["score"])
-    assert find(rows, "agla", "quiz_all", "score")["value"] == pytest.approx(expected["score"])
-    with pytest.raises(DataError, match="'existence0' of existence has questions with the answers no"):
-        rows_of(items[1:], {name: said[1:] for name, said in texts.items()}, kind="mme")
 
 
 def test_several_methods_are_adjusted_for_being_several():

@@ -7,7 +7,7 @@ from answered import answered
 from PIL import Image
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import mme
+from lvlm_guard.evals.metrics import mme, pope
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import tasks_of
@@ -50,10 +50,12 @@ def test_a_limit_keeps_pairs_whole(settings):
 def test_points_of_answers_are_the_scorer_s(settings):
     (task,) = tasks_of(settings)
     said = {item.key: ("Yes", "No.", "no", "perhaps")[i % 4] for i, item in enumerate(task.items)}
-    rows = [{"task": i.rows[0], "picture": i.picture, "label": i.truth, "answer": said[i.key]} for i in task.items]
+    right = [pope.read(said[item.key]) == item.truth for item in task.items]
+    pairs = [all(pair) for pair in zip(right[::2], right[1::2], strict=True)]  # three pictures a task
+    points = 100 * (sum(right) / 6 + sum(pairs) / 3)
     found = answered([task], greedy=[lambda item: said[item.key]])
     row = find(found["rows"], "greedy", "mme_hallucination_all", "score")
-    assert row["value"] == pytest.approx(mme.score(rows)["hallucination"])
+    assert row["value"] == pytest.approx(points)
 
 
 @pytest.mark.parametrize(
