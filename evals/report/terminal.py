@@ -84,6 +84,7 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
     told = [f"{v['decoder']} on {v['task']}: {v['verdict']}. {v['sentence']}" for v in known.verdicts()]
     for task in known.tasks:
         told += _captions(known, task)
+    told += [check["sentence"] for check in known.data.get("checks", ()) if check["passed"]]
     told += [task["about"]["limits"] for task in known.tasks if task.get("about", {}).get("limits")]
     return list(dict.fromkeys(told))
 

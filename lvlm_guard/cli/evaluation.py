@@ -94,11 +94,20 @@ def check(
         raise typer.Exit(VOID if found.outcome == "void" else FAILED)
 
 
-def report(folder: Folder, json: Json = False) -> None:
+def report(
+    folder: Folder,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Collect pictures and relevance maps first; loads the run's model.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Write report.html anew from a run's files; needs no model.
 
     [bold]Example:[/bold] lvlm-guard eval report runs/first
     """
+    if evidence:
+        quiet_libraries()
+        import_module("lvlm_guard.evals.report.evidence").collect_for(folder)
     _wrote("eval report", "report", import_module("lvlm_guard.evals.report.page").write_report(folder), json)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.check.found import SHOWN, Checked, sentences
 from lvlm_guard.evals.report.check.stock import check_stock
+from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.saved import ANSWERS, ASKED, COSTS, ITEMS, RESULTS, Run, plain, read_run
 from lvlm_guard.evals.spec import answers as schema
 from lvlm_guard.evals.spec import jsonl
@@ -106,11 +107,14 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
     written = run.results.data
     own = Allowed(**written.get("allowed", {}))
     costs = run.folder / COSTS
+    # as they were scored: with the dialects and verdicts that scoring was told of
+    asked = {task["name"] for task in run.asked["tasks"]}
+    tasks = [task for task in written["tasks"] if task["name"] in asked]
     again = plain(
         score_answers(
             Stored(run.folder / ANSWERS),
-            [row for _, row in jsonl.read(run.folder / ITEMS)],
-            run.asked["tasks"],
+            (row for _, row in jsonl.numbered(run.folder / ITEMS)),
+            tasks,
             run.asked["decoders"],
             costs=Stored(costs, schema.COSTS) if costs.exists() else (),
             allowed=replace(own, **given),
@@ -133,7 +137,10 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
 
 
 def _compare(found: Checked, written: Mapping[str, Any], again: Mapping[str, Any]) -> None:
-    before, after = ({_name(row): row for row in [*of["rows"], *of.get("costs", ())]} for of in (written, again))
+    other = {row for rows in _relabelled(written, again).values() for row in rows}
+    before, after = (
+        {_name(row): row for row in [*of["rows"], *of["costs"]] if row["task"] not in other} for of in (written, again)
+    )
     numbers = [*_numbers(before, after)]
     far = [told for told, apart in numbers if apart > LAST_DIGITS]
     near = [told for told, apart in numbers if apart <= LAST_DIGITS]
@@ -143,15 +150,26 @@ def _compare(found: Checked, written: Mapping[str, Any], again: Mapping[str, Any
     if lost:
         told = "; ".join(map(_written, lost[:SHOWN]))
         found.wrong.append(f"{len(lost)} rows are only in {RESULTS}, or only follow from {ANSWERS}: {told}.")
-    if again["verdicts"] != written["verdicts"] and not near:
+    verdicts = [verdict for verdict in written["verdicts"] if verdict["task"] not in other]
+    if again["verdicts"] != verdicts and not near:
         found.wrong.append(f"The verdicts of {RESULTS} do not follow from {ANSWERS}.")
     if near:
         found.warnings.append(
             f"{len(near)} numbers of {RESULTS} differ from {ANSWERS} in their last digits ({near[0]}), as they do "
             "between releases of NumPy."
         )
+    for name in _relabelled(written, again):
+        found.warnings.append(f"{name} was scored by labels that are not in the folder: its scores were not checked.")
     if not (far or lost or near):
         found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
+
+
+def _relabelled(written: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the tasks that were scored by labels of files that are not in the folder, each with its result rows."""
+    names = {task["name"] for task in again["tasks"]}
+    others = [task for task in written["tasks"] if task["name"] not in names]
+    results = Results(written)
+    return {task["name"]: [*results.row_tasks(task), task["name"]] for task in others}
 
 
 _Name = tuple[str, str, str | None, str]
