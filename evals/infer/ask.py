@@ -8,9 +8,9 @@ All answers come from the public API: `guard(model, processor)`, then `generate(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,27 +76,30 @@ def ask(
         RunError: a worker ended early or hung, the disk is full, or a server answers nothing.
         KeyboardInterrupt: after a line that says where the answers are.
     """
-    folder, place = Path(out), Place.here()
+    place = Place.here()
     _check(settings)
-    at_once = concurrency or max(settings.batch, AT_ONCE)
     if settings.server:  # where each request is a block of its own
-        settings = replace(settings, batch=1)
+        concurrency, settings = concurrency or max(settings.batch, AT_ONCE), replace(settings, batch=1)
     if place.world > 1 and started_over:
-        raise DataError(f"{place.world} ranks can't agree on when to drop {folder}: remove it first, then start them.")
-    say = echo if place.rank == 0 else _nothing
+        raise DataError(f"{place.world} ranks can't agree on when to drop {out}: remove it first, then start them.")
     tasks = tasks_of(settings)
     decoders_of(settings, None)  # names and knobs before a model, which may take minutes to load
-    note = record.begin(folder, settings, tasks, command, started_over=started_over, replaces=replaces)
-    _say_tasks(tasks, say)
-    if _left(folder, note, tasks, settings):
-        with _interruptible(folder, echo):
-            helpers = 1 if settings.server or place.world > 1 else _workers(settings) if workers is None else workers
+    run = _Run(Path(out), settings, tasks, place, echo if place.rank == 0 else _nothing, bar)
+    record.begin(run.folder, settings, tasks, command, started_over=started_over, replaces=replaces)
+    run.say_tasks()
+    answers = run.answers()
+    if answers is None or answers.left:
+        helpers = 1 if settings.server or place.world > 1 else _workers(settings) if workers is None else workers
+        try:
             if helpers > 1:
-                _side_by_side(folder, tasks, settings, helpers, say, bar, patience)
+                run.side_by_side(helpers, patience)
             else:
-                _share(folder, tasks, settings, place, at_once, say, bar)
-    _finish(folder, tasks, settings, place, say)
-    return folder
+                run.share(concurrency or 1)
+        except KeyboardInterrupt:
+            echo(f"Stopped. The answers so far are in {run.folder / 'answers'}; the same command goes on from there.")
+            raise
+    run.finish()
+    return run.folder
 
 
 def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -> list[Asked]:
@@ -139,122 +142,97 @@ def _check(settings: Settings) -> None:
             raise DataError(f"{name} counts pictures: give a whole number of at least 1; got {value}.")
 
 
-def _say_tasks(tasks: Sequence[EvalTask], echo: Callable[[str], object]) -> None:
-    for task in tasks:
-        pictures = len({item.picture for item in task.items})
-        beside = f", {len(task.calibration)} of the val split beside" if task.calibration else ""
-        echo(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split{beside}.")
-
-
 def _workers(settings: Settings) -> int:
     return usual_workers() if settings.model == EMBEDDED else 1
 
 
-def _left(folder: Path, note: record.Note | None, tasks: Sequence[EvalTask], settings: Settings) -> bool:
-    """Return whether there is something to ask; before a model was loaded there is no telling, so there is."""
-    if note is None or "decoders" not in note:
-        return True
-    return Answers(folder, asked_of(tasks, note["decoders"]), settings.batch).left > 0
+@dataclass(frozen=True)
+class _Run:
+    """A run that has begun, as this process sees it."""
 
+    folder: Path
+    settings: Settings
+    tasks: Sequence[EvalTask]
+    place: Place
+    echo: Callable[[str], object]
+    bar: bool | None
 
-def _share(
-    folder: Path,
-    tasks: Sequence[EvalTask],
-    settings: Settings,
-    place: Place,
-    concurrency: int,
-    echo: Callable[[str], object],
-    bar: bool | None,
-) -> None:
-    """Ask this process's share of the questions."""
-    single = one_thread(settings.model == EMBEDDED and not settings.server)
-    with record.hold(folder, place.rank, place.world), single:
-        prepared = prepare_run(settings, tasks, place.device(settings.device), concurrency)
-        note = record.with_answering(folder, prepared.describe())
-        answers = Answers(folder, asked_of(tasks, note["decoders"]), settings.batch)
-        if answers.whole and not answers.left:
-            return
-        total = sum(job.size for job in answers.jobs(place.rank, place.world))
-        beside = f" of {answers.total}, as rank {place.rank} of {place.world}" if place.world > 1 else ""
-        _say_what(answers, len(note["decoders"]), total, beside, echo)
-        with answers.open(place.rank), Meter(total, "answers", echo, bar) as meter:
+    def say_tasks(self) -> None:
+        for task in self.tasks:
+            pictures = len({item.picture for item in task.items})
+            beside = f", {len(task.calibration)} of the val split beside" if task.calibration else ""
+            self.echo(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split{beside}.")
 
-            def took(job: Job, who: Who, said: Sequence[Said]) -> None:
-                answers.add(job, who, said)
-                meter.advance(len(said), job.task.name)
+    def answers(self) -> Answers | None:
+        """Return the answers on disk; None before a model was loaded, when there is no telling who answers."""
+        note = record.read_note(self.folder) or {}
+        if "decoders" not in note:
+            return None
+        return Answers(self.folder, asked_of(self.tasks, note["decoders"]), self.settings.batch)
 
-            jobs = answers.jobs(place.rank, place.world)
-            if isinstance(prepared.answerer, Asker):
+    def share(self, concurrency: int) -> None:
+        """Ask this process's share of the questions."""
+        settings, place = self.settings, self.place
+        single = one_thread(settings.model == EMBEDDED and not settings.server)
+        with record.hold(self.folder, place.rank, place.world), single:
+            prepared = prepare_run(settings, self.tasks, place.device(settings.device), concurrency)
+            record.with_answering(self.folder, prepared.describe())
+            answers = self.answers()
+            assert answers is not None
+            total = sum(job.size for job in answers.jobs(place.rank, place.world))
+            if total == 0:
+                return
+            self._say_what(answers, total, f", as rank {place.rank} of {place.world}" if place.world > 1 else "")
+            with answers.open(place.rank), Meter(total, "answers", self.echo, self.bar) as meter:
+
+                def took(job: Job, who: Who, said: Sequence[Said]) -> None:
+                    answers.add(job, who, said)
+                    meter.advance(len(said), job.task.name)
+
+                jobs = answers.jobs(place.rank, place.world)
+                if not isinstance(prepared.answerer, Asker):
+                    prepared.answerer.ask_all(jobs, took)
+                    return
                 for job in jobs:
                     for who in job.todo:
                         (said,) = prepared.answerer.ask(job.task, job.items, [who])
                         took(job, who, said)
+
+    def side_by_side(self, workers: int, patience: float) -> None:
+        """Have ranks of our own ask; their progress is the growth of their shards."""
+        with ExitStack() as stack:
+            meters: list[Meter] = []
+
+            def answered(count: int) -> None:
+                if not meters:  # who answers is known once the first worker has loaded its model
+                    answers = self.answers()
+                    assert answers is not None
+                    left = answers.left + count
+                    self._say_what(answers, left, f", by {workers} workers")
+                    meters.append(stack.enter_context(Meter(left, "answers", self.echo, self.bar)))
+                meters[0].advance(count)
+
+            run_ranks(self.folder, workers, answered, self.echo, patience)
+
+    def finish(self) -> None:
+        """Make the table of all shards, or leave that to the rank that finishes last."""
+        with record.alone(self.folder):
+            answers = self.answers()
+            assert answers is not None
+            if answers.whole:
+                answers.drop_shards()
+            elif answers.covered:
+                answers.compact()
+            elif self.place.world == 1:
+                raise RunError(f"{answers.left} of {answers.total} answers are missing in {self.folder}. {KEPT}")
             else:
-                prepared.answerer.ask_all(jobs, took)
+                self.echo(f"{answers.left} of {answers.total} answers are left to other ranks.")
 
-
-def _side_by_side(
-    folder: Path,
-    tasks: Sequence[EvalTask],
-    settings: Settings,
-    workers: int,
-    echo: Callable[[str], object],
-    bar: bool | None,
-    patience: float,
-) -> None:
-    """Have ranks of our own ask; their progress is the growth of their shards."""
-    meter: Meter | None = None
-
-    def answered(count: int) -> None:
-        nonlocal meter
-        if meter is None:  # who answers is known once the first worker has loaded its model
-            note = record.read_note(folder)
-            assert note is not None
-            answers = Answers(folder, asked_of(tasks, note["decoders"]), settings.batch)
-            left = answers.left + count
-            _say_what(answers, len(note["decoders"]), left, f", by {workers} workers", echo)
-            meter = Meter(left, "answers", echo, bar).__enter__()
-        meter.advance(count)
-
-    try:
-        run_ranks(folder, workers, answered, echo, patience)
-    finally:
-        if meter is not None:
-            meter.__exit__(None, None, None)
-
-
-def _say_what(answers: Answers, decoders: int, left: int, how: str, echo: Callable[[str], object]) -> None:
-    if answers.total > answers.left:
-        echo(f"{answers.total - answers.left} of {answers.total} answers are there already.")
-    echo(f"Asking {decoders} decoders: {left} answers{how}.")
-
-
-def _finish(
-    folder: Path, tasks: Sequence[EvalTask], settings: Settings, place: Place, echo: Callable[[str], object]
-) -> None:
-    """Make the table of all shards, or leave that to the rank that finishes last."""
-    with record.alone(folder):
-        note = record.read_note(folder)
-        if note is None or "decoders" not in note:
-            return
-        answers = Answers(folder, asked_of(tasks, note["decoders"]), settings.batch)
-        if answers.whole:
-            answers.drop_shards()
-        elif answers.covered:
-            answers.compact()
-        elif place.world == 1:
-            raise RunError(f"{answers.left} of {answers.total} answers are missing in {folder}. {KEPT}")
-        else:
-            echo(f"{answers.left} of {answers.total} answers are left to other ranks.")
-
-
-@contextmanager
-def _interruptible(folder: Path, echo: Callable[[str], object]) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        echo(f"Stopped. The answers so far are in {folder / 'answers'}; the same command goes on from there.")
-        raise
+    def _say_what(self, answers: Answers, left: int, how: str) -> None:
+        if answers.total > answers.left:
+            self.echo(f"{answers.total - answers.left} of {answers.total} answers are there already.")
+        decoders = len({column.name for part in answers.asked for column in part.columns})
+        self.echo(f"Asking {decoders} decoders: {left} answers{how}.")
 
 
 def _nothing(_: str) -> None:

@@ -6,16 +6,16 @@ packages, and the source of what asks. What scores, reports or spreads the work 
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
@@ -44,27 +44,25 @@ def hold(folder: Path, rank: int = 0, world: int = 1, wait: float = 5.0) -> Iter
     Raises:
         RunError: another process is at work there.
     """
-    until = time.monotonic() + wait
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f".rank-{rank}.lock").open("w")
-    with lock:
-        while not (_locked(lock) and not _busy(folder, world)):
-            if time.monotonic() > until:
-                raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.")
-            time.sleep(0.1)
+    lock = FileLock(folder / f".rank-{rank}.lock", timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _busy(folder) from None
+    try:
+        _refuse_if_busy(folder, world, wait)
         yield
+    finally:
+        lock.release()
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder against all other processes for a moment; they wait."""
+def alone(folder: Path) -> FileLock:
+    """Return the lock that holds a folder against all other processes for a moment; they wait."""
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        _locked(lock, wait=True)
-        yield
+    return FileLock(folder / ".lock")
 
 
 def begin(
@@ -124,7 +122,7 @@ def begin(
         }
         with disk_trouble(folder):
             _write_items(folder, tasks)
-        write_note(folder, note)
+            _write(folder, note)
         return note
 
 
@@ -148,7 +146,8 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
         if "identity" not in note:
             told = json.dumps([{**note, **answering}[name] for name in (*DECIDES, *ANSWERING)], sort_keys=True)
             note |= {**answering, "identity": sha256(told.encode()).hexdigest()[:16]}
-            write_note(folder, note)
+            with disk_trouble(folder):
+                _write(folder, note)
         elif differing := [name for name in ANSWERING if note[name] != answering[name]]:
             raise DataError(
                 f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that "
@@ -171,14 +170,6 @@ def read_note(folder: Path) -> Note | None:
     return note
 
 
-def write_note(folder: Path, note: Mapping[str, Any]) -> None:
-    """Write the note of a run, whole or not at all."""
-    part = folder / f"{ASKED}.part"
-    with disk_trouble(folder):
-        part.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(folder / ASKED)
-
-
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     """Return in words what two notes differ in."""
     found = []
@@ -196,59 +187,40 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def _write(folder: Path, note: Mapping[str, Any]) -> None:
+    part = folder / f"{ASKED}.part"
+    part.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / ASKED)
+
+
 def _write_items(folder: Path, tasks: Sequence[EvalTask]) -> None:
     part = folder / f"{ITEMS}.part"
     with part.open("w", encoding="utf-8") as file:
         for task in (part for whole in tasks for part in whole.parts()):
             for item in task.items:
-                row = {
-                    "task": task.name,
-                    "split": task.split,
-                    "kind": task.kind,
-                    "item": item.key,
-                    "picture": item.picture,
-                    "prompt": item.prompt,
-                    "question": item.question or item.prompt,
-                    "truth": item.truth,
-                    "rows": list(item.rows),
-                    "tags": dict(item.tags),
-                }
+                row = {"task": task.name, "split": task.split, "kind": task.kind, **item.describe()}
                 file.write(json.dumps(row, default=str) + "\n")
     part.replace(folder / ITEMS)
 
 
 def _drop(folder: Path) -> None:
-    if _busy(folder, 0):
-        raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.")
+    _refuse_if_busy(folder, 0)
     for name in MADE:
         (folder / name).unlink(missing_ok=True)
     for name in ("answers", "evidence"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _busy(folder: Path, world: int) -> bool:
-    """Return whether a rank from `world` on is at work."""
+def _refuse_if_busy(folder: Path, world: int, wait: float = 0.0) -> None:
+    """Raise `RunError` where a rank from `world` on is at work."""
     for path in folder.glob(".rank-*.lock"):
-        number = path.name.removeprefix(".rank-").removesuffix(".lock")
-        if number.isdigit() and int(number) >= world:
-            with suppress(FileNotFoundError), path.open("r+") as lock:
-                if not _locked(lock):
-                    return True
-    return False
+        if int(path.stem.rpartition("-")[2]) >= world:
+            try:
+                with FileLock(path, timeout=wait):
+                    pass
+            except Timeout:
+                raise _busy(folder) from None
 
 
-def _locked(lock: IO[str], wait: bool = False) -> bool:
-    """Lock a file; return False where another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):  # a shared folder without locks
-            return True
-        raise
-    return True
+def _busy(folder: Path) -> RunError:
+    return RunError(f"Another process is working in {folder}: wait for it, or give another --out.")

@@ -72,6 +72,16 @@ class Item:
 
         return [load_image(image) for image in self.images]
 
+    def describe(self) -> dict[str, Any]:
+        """Return the item as it stands in `items.jsonl`, beside its task."""
+        told = {
+            "item": self.key,
+            "picture": self.picture,
+            "prompt": self.prompt,
+            "question": self.question or self.prompt,
+        }
+        return told | {"truth": self.truth, "rows": list(self.rows), "tags": dict(self.tags)}
+
     def conversation(self) -> list[dict[str, Any]]:
         """Return the item as chat messages, as `apply_chat_template` takes them."""
         if self.talk is not None:
