@@ -36,18 +36,13 @@ Row = dict[str, Any]
 
 def part(model: str, whole: bool) -> list[Row]:
     """Score a model's captions, whole in all dialects, or cut to equal lengths; returns the rows that are shown."""
-    from lvlm_guard.evals.foreign.score import score_files
+    from lvlm_guard.evals.foreign.score import Data, score_files
 
-    found = score_files(
-        {
-            who: DATA / "benchmarks" / "captions" / f"opera_{MODELS[model]}_{written}.jsonl.gz"
-            for who, written in DECODERS.items()
-        },
-        "chair",
-        annotations=DATA / "chair" / "gt_objects.json.gz",
-        dialects=list(DIALECTS) if whole else [],
-        words=() if whole else WORDS,
-    )
+    captions = DATA / "benchmarks" / "captions"
+    files = {who: captions / f"opera_{MODELS[model]}_{written}.jsonl.gz" for who, written in DECODERS.items()}
+    truth = DATA / "chair" / "gt_objects.json.gz"
+    data = Data(annotations=truth, dialect=list(DIALECTS)) if whole else Data(annotations=truth, words=WORDS)
+    found = score_files(files, "chair", data)
     kept = {*SHARES, *PLAIN, *(f"{metric}{suffix}" for metric in SHARES[:3] for suffix in DIALECTS.values())}
     told = ("task", "decoder", "baseline", "metric", "value", "low", "high", "p", "bold", "n")
     return [

@@ -135,28 +135,30 @@ def _given(at: str, number: int, row: Row, form: Format) -> Given:
         )
     if not text.isascii():  # half a pair of surrogates is JSON, and no text
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    item, picture, objects = row.get(form.item, ""), row.get(form.picture, ""), None
+    item, picture, objects = row.get(form.item), row.get(form.picture), None
     asked = item
     if form.name == "lmms-eval":
         if isinstance(told := row.get("pope_accuracy"), dict):  # what was asked is in its metrics alone
             asked = told.get("question_id", item)
         elif isinstance(told := row.get("coco_cap_chair_i"), dict):
-            picture, objects = told.get("image_id", ""), [str(name) for name in told.get("answer", ())]
+            picture, objects = told.get("image_id"), [str(name) for name in told.get("answer", ())]
     # VLMEvalKit's "score" says whether an answer is right
-    key, kinds = str(item) if form.item else str(number), str(row.get("category", ""))
+    if form.item and item is None:
+        raise DataError(f"{at} has no {form.item!r}, by which questions are told apart: {form.item!r} is None.")
+    key, kinds = str(item) if form.item else str(number), _text(row.get("category"))
     score, after_cut = (None, False) if form.name == "VLMEvalKit" else _score(at, row)
     try:
         return Given(
             number,
             f"{kinds}/{key}" if kinds and "," not in kinds else key,
-            str(asked),
-            str(picture),
-            str(row.get(form.question, "")),
+            _text(asked),
+            _text(picture),
+            _text(row.get(form.question)),
             row.get(form.label),
             kinds,
             text,
-            str(row.get("decoder", "")),
-            int(row.get("seed", 0)),
+            _text(row.get("decoder")),
+            int(row.get("seed") or 0),
             score,
             after_cut,
             None if row.get("mass") is None else float(row["mass"]),
@@ -168,6 +170,10 @@ def _given(at: str, number: int, row: Row, form: Format) -> Given:
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{at} has a seed, mass or number of tokens that is none: {error}.") from None
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _score(at: str, row: Row) -> tuple[float | None, bool]:

@@ -18,21 +18,13 @@ from lvlm_guard.evals.spec.answers import SCHEMA
 
 CHUNK = 2**16
 LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
+KEPT = ("item", "picture", "decoder", "seed", "text", "score", "mass", "censored", "tokens", "ended", "cut_at")
 OWN = pa.schema(
-    [
-        ("line", pa.int64()),
-        *((name, pa.string()) for name in ("item", "picture", "question", "label", "kinds", "text", "decoder")),
-        ("seed", pa.int32()),
-        ("score", pa.float32()),
-        ("after_cut", pa.bool_()),
-        ("mass", pa.float32()),
-        ("censored", pa.bool_()),
-        ("tokens", pa.int32()),
-        ("ended", pa.bool_()),
-        ("cut_at", pa.list_(pa.int32())),
-        ("file", pa.int32()),
-    ]
+    [("file", pa.int32()), ("line", pa.int64()), ("after_cut", pa.bool_())]
+    + [(name, pa.string()) for name in ("question", "label", "kinds")]
+    + [SCHEMA.field(name) for name in KEPT]
 )
+"""What is kept of `formats.Given`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,7 @@ def gather(
     score, notes = answers.scores()
     fixed: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}
     columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(table)) for name, value in fixed.items()}
-    for name in ("item", "picture", "decoder", "seed", "text", "mass", "censored", "tokens", "ended", "cut_at"):
-        columns[name] = table[name]
+    columns |= {name: table[name] for name in KEPT}
     for name in ("role", "baseline"):
         columns[name] = pa.array([d[name] for d in decoders], pa.string()).take(pa.array(answers.decoder))
     columns["score"] = pa.array(score, pa.float32(), mask=np.isnan(score))
@@ -119,7 +110,13 @@ def _batches(file: int, name: str, given: Iterable[Given], labelled: bool) -> It
             columns["label"] = [_label(name, *of) for of in zip(columns["line"], columns["label"], strict=True)]
         else:
             columns["label"] = [""] * len(chunk)
-        yield pa.record_batch([pa.array(columns[field.name], field.type) for field in OWN], schema=OWN)
+        try:
+            yield pa.record_batch([pa.array(columns[field.name], field.type) for field in OWN], schema=OWN)
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError) as error:
+            lines = f"{chunk[0].line} to {chunk[-1].line}"
+            raise DataError(
+                f"Lines {lines} of {name} hold a name, number or list of lengths that is none: {error}."
+            ) from None
 
 
 def _label(name: str, line: int, label: Any) -> str:

@@ -23,6 +23,8 @@ def numbered(path: Path) -> Iterator[tuple[int, Row]]:
     Raises:
         DataError: the file can't be read, is empty, or a line is no row; the message names it.
     """
+    if path.suffix == ".parquet":
+        raise DataError(f"{path} is a run's table, without its questions: give the run's folder, {path.parent}, alone.")
     number = 0
     for number, row in _tabled(path) if path.suffix.lower() in TABLES else jsonl.numbered(path):
         jsonl.check_fields(row, (), f"Line {number} of {path}", "answer")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.foreign import captions
-from lvlm_guard.evals.foreign.tasks import TASKS, Data, Part
+from lvlm_guard.evals.foreign.tasks import Data, Part, parts_of
 from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.stats.score import BATCH, score_answers
@@ -22,52 +19,32 @@ from lvlm_guard.evals.tasks.repope import rescored
 
 
 def score_files(
-    files: Mapping[str, Path],
-    task: str,
-    *,
-    questions: Sequence[Path] = (),
-    annotations: Path | None = None,
-    dialects: Sequence[str] = (),
-    words: Sequence[int] = (),
-    baseline: str | None = None,
-    allowed: Allowed | None = None,
-    repope: str | Path | None = None,
+    files: Mapping[str, Path], task: str, data: Data | None = None, allowed: Allowed | None = None
 ) -> dict[str, Any]:
     """Score files of answers; returns what `stats.score.score_answers` does.
 
     Args:
         files: name -> file; the name is the decoder's where the file names none.
         task: one of `tasks.TASKS`.
-        questions: files of questions, where answers have no labels, or captions are asked them.
-        annotations: what is in the pictures of captions.
-        dialects: how captions are read; () for ours.
-        words: lengths that captions are cut to, beside whole.
-        baseline: the decoder that the others are compared with; None: the first.
+        data: what they are scored by.
         allowed: shares of answers that may be amiss.
-        repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
 
     Raises:
         DataError: there is no such task, or the files can't be scored; the message names file and line.
     """
-    if task not in TASKS:
-        near = get_close_matches(task, TASKS, n=1)
-        raise DataError(
-            f"--task {task!r} is none of files of answers{f'; did you mean {near[0]!r}?' if near else '.'} There are "
-            f"{', '.join(TASKS)}."
-        )
-    parts = list(TASKS[task](files, Data(questions, annotations, dialects, words, baseline)))
+    data = data or Data()
+    parts = parts_of(files, task, data)
     tasks: list[Any] = [_described(part) for part in parts]
     items: Iterable[Mapping[str, Any]] = chain.from_iterable(map(_items, parts))
     batches: Iterable[pa.RecordBatch] = [batch for part in parts for batch in part.found.answers.to_batches(BATCH)]
     notes = [note for part in parts for note in (*part.notes, *part.found.notes)]
-    if repope is not None:
-        tasks, items, batches, note = rescored(repope, tasks, items, batches)
+    if data.repope:
+        tasks, items, batches, note = rescored(data.repope, tasks, items, batches)
         notes.append(note)
-    told = {
-        decoder["name"]: decoder for part in reversed(parts) for decoder in part.found.decoders
-    }  # the first is whole
-    names = dict.fromkeys(decoder["name"] for part in parts for decoder in part.found.decoders)
-    found = score_answers(batches, items, tasks, [told[name] for name in names], allowed=allowed)
+    decoders: dict[str, dict[str, Any]] = {}
+    for decoder in chain.from_iterable(part.found.decoders for part in parts):
+        decoders.setdefault(decoder["name"], decoder)  # the first task has the controls too
+    found = score_answers(batches, items, tasks, list(decoders.values()), allowed=allowed)
     found["warnings"] = list(dict.fromkeys([*notes, *_at_equal_length(found), *found["warnings"]]))
     return found | {"settings": {"model": f"{len(files)} file{'s' if len(files) > 1 else ''} of answers"}}
 
@@ -75,12 +52,10 @@ def score_files(
 def _at_equal_length(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield what captions differ by from the baseline's, both cut to the shorter of the two."""
     known = {(row["decoder"], row["baseline"], row["metric"]): row for row in found["rows"] if row["task"] == "chair"}
-    for ours, theirs in [(d["name"], d["baseline"]) for d in found["decoders"] if captions.CUT in str(d["baseline"])]:
+    for ours, theirs in [(d["control_of"], d["name"]) for d in found["decoders"] if d["control_of"]]:
         told = [row for metric in ("chair_s", "chair_i", "object_recall") if (row := known.get((ours, theirs, metric)))]
         if told:
-            yield f"At equal length, {ours.partition(f' {captions.CUT}')[0]} less {found['reference']}: " + "; ".join(
-                f"{row['metric']} {said(row)}" for row in told
-            )
+            yield f"{ours} less {theirs}: " + "; ".join(f"{row['metric']} {said(row)}" for row in told) + "."
 
 
 def _described(part: Part) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,22 @@ DIALECTS = {"default": "ours"}
 
 @dataclass(frozen=True)
 class Data:
-    """What files are scored by; see `score.score_files`."""
+    """What files are scored by.
+
+    Args:
+        questions: files of questions, where answers have no labels, or captions are asked them.
+        annotations: what is in the pictures of captions; AMBER's data.
+        dialect: how captions are read; () for ours.
+        words: lengths that captions are cut to, beside whole.
+        repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
+        baseline: the decoder that the others are compared with; None: the first.
+    """
 
     questions: Sequence[Path] = ()
     annotations: Path | None = None
-    dialects: Sequence[str] = ()
+    dialect: Sequence[str] = ()
     words: Sequence[int] = ()
+    repope: str = ""
     baseline: str | None = None
 
 
@@ -82,7 +93,7 @@ def yes_no(files: Files, data: Data) -> Iterator[Part]:
 
 def chair(files: Files, data: Data) -> Iterator[Part]:
     """Captions of COCO's pictures, whole and cut to equal lengths, in pairs too."""
-    dialects = [DIALECTS.get(name, name) for name in data.dialects] or ["ours"]
+    dialects = [DIALECTS.get(name, name) for name in data.dialect] or ["ours"]
     for dialect in dialects:
         coco_words(dialect)  # an unknown one, or one without its data, before anything is read
     said = {name: captions.by_picture(name, read(path)) for name, path in files.items()}
@@ -189,11 +200,28 @@ def mmhal(files: Files, data: Data) -> Iterator[Part]:
     yield Part("mmhal", "mmhal_verdicts", found, [None] * len(found.items), rows, notes=notes)
 
 
-TASKS: dict[str, Callable[[Files, Data], Iterator[Part]]] = {
-    "yes-no": yes_no,
-    "chair": chair,
-    "amber": amber,
-    "opope": opope,
-    "mmhal": mmhal,
+TASKS: dict[str, tuple[Callable[[Files, Data], Iterator[Part]], tuple[str, ...]]] = {
+    "yes-no": (yes_no, ("questions", "repope")),
+    "chair": (chair, ("annotations", "dialect", "words")),
+    "opope": (opope, ("questions",)),
+    "amber": (amber, ("annotations",)),
+    "mmhal": (mmhal, ()),
 }
-"""Name of `--task` -> what reads its files."""
+"""Name of `--task` -> what reads its files, and which fields of `Data` it uses beside the baseline."""
+
+
+def parts_of(files: Files, task: str, data: Data) -> list[Part]:
+    """Return what files are scored as; raises `DataError`, see `score.score_files`."""
+    if task not in TASKS:
+        near = get_close_matches(task, TASKS, n=1)
+        raise DataError(
+            f"--task {task!r} is none of files of answers{f'; did you mean {near[0]!r}?' if near else '.'} There are "
+            f"{', '.join(TASKS)}."
+        )
+    read_, uses = TASKS[task]
+    unused = [
+        field.name for field in fields(data) if getattr(data, field.name) and field.name not in (*uses, "baseline")
+    ]
+    if unused:
+        raise DataError(f"--{unused[0]} is not for --task {task}, and would do nothing: leave it out.")
+    return list(read_(files, data))

@@ -57,17 +57,11 @@ def score(
             raise usage(f"{paths[0]} is a run's folder, which knows its tasks: --task and its options are of files.")
         found = scoring.score(Path(paths[0]), allowed=allowed, repope=repope or None, dialects=dialect or ())
     else:
-        found = import_module("lvlm_guard.evals.foreign.score").score_files(
-            _named(paths),
-            task,
-            questions=questions or [],
-            annotations=annotations,
-            dialects=dialect or [],
-            words=_lengths(words),
-            baseline=baseline or None,
-            allowed=allowed,
-            repope=repope or None,
+        room = import_module("lvlm_guard.evals.foreign.score")
+        data = room.Data(
+            questions or (), annotations, dialect or (), _lengths(words), repope=repope, baseline=baseline or None
         )
+        found = room.score_files(_named(paths), task, data, allowed)
     if json:
         print_results("eval score", found)
     else:

@@ -140,6 +140,7 @@ WHOLE = b'{"question_id": 1, "image": "a", "label": "yes", "text": "Yes"}\n'
         (WHOLE.replace(b"}", b', "score": -Infinity}'), "Line 1 of .*plausibility cut.*'score_cut' in every row"),
         (WHOLE.replace(b"}", b', "score": 1, "score_cut": 2}'), "Line 1 of .* has both 'score' and 'score_cut'.*Take"),
         (WHOLE.replace(b"}", b', "seed": "first"}'), "Line 1 of .* has a seed"),
+        (WHOLE.replace(b'"question_id": 1', b'"question_id": null'), "Line 1 of .* has no 'question_id'"),
         (b"[" * 200_000, "begins as a JSON list and is none"),
         (WHOLE + b'{"a": "' + b"x" * 2**25 + b'"}\n', "Line 2 of .* is longer than"),
     ],
@@ -170,3 +171,14 @@ def test_broken_tables_are_refused(tmp_path):
     packed.write_bytes(gzip.compress(WHOLE * 1000)[:-20])
     with pytest.raises(DataError, match=r"can't be read|cut short"):
         list(read(packed))
+
+
+def test_a_runs_table_is_asked_for_by_its_folder(tmp_path):
+    with pytest.raises(DataError, match="give the run's folder"):
+        list(read(tmp_path / "answers.parquet"))
+
+
+def test_fields_that_are_null_are_as_if_not_there(tmp_path):
+    row = {"question_id": 1, "image": None, "label": "yes", "text": "Yes", "decoder": None, "seed": None}
+    (given,) = read(lines(tmp_path / "a.jsonl", [row | {"category": None, "score": None}]))
+    assert (given.picture, given.decoder, given.seed, given.kinds, given.score) == ("", "", 0, "", None)

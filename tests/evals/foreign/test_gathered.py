@@ -69,6 +69,9 @@ def test_files_are_decoders_where_they_name_none(tmp_path):
         ([[row(1, score=0.5), row(2, score_cut=1.0)]], "line 1 of f0 has 'score', line 2 of f0 has 'score_cut'"),
         ([[row(1, score=0.5)], [row(1, "agla", score_cut=math.inf)]], "line 1 of f0 has 'score', line 1 of f1"),
         ([[row(1)], []], "holds no answer: it is empty"),
+        ([[row(1, image="\ud800")]], "Lines 1 to 1 of f0 hold a name, number or list"),
+        ([[row(1, tokens=2**40)]], "Lines 1 to 1 of f0 hold a name, number or list"),
+        ([[row(1, cut_at=["a"])]], "Lines 1 to 1 of f0 hold a name, number or list"),
     ],
 )
 def test_answers_that_do_not_fit_together_are_refused_with_their_lines(tmp_path, files, message):

@@ -212,6 +212,7 @@ def test_tables_of_vlmevalkit_bring_ambers_labels(tmp_path):
         ([], "--task '' is none"),
         (["--task", "chair", "--dialect", "patern"], "no dialect 'patern'; did you mean 'pattern'"),
         (["--task", "yes-no", "--baseline", "beam"], "No decoder is called 'beam': there are a"),
+        (["--task", "yes-no", "--words", "16"], "--words is not for --task yes-no, and would do nothing"),
         (["--task", "chair", "--words", "0"], "--words '0': give numbers of words"),
     ],
 )
