@@ -19,7 +19,7 @@ BY_SEED = (
 
 def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
     """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
-    room = import_module("lvlm_guard.evals.infer.run")
+    room = import_module("lvlm_guard.evals.infer.ask")
     settings = import_module("lvlm_guard.evals.spec.settings").Settings(
         tasks=TASKS,
         methods=(lessons.method,),
@@ -29,32 +29,15 @@ def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> li
         batch=room.MANY,
         device=device,
     )
-    saved = room.run(settings, done.folder / "eval", echo=say, replaces=True)
-    report["by_seed"] = _by_seed(saved, report["seeds"])
-    return list(saved.run["rows"])
-
-
-def _by_seed(saved: Any, seeds: list[int]) -> list[dict[str, Any]]:
-    """Return the distilled scores of each training by itself."""
-    scoring = import_module("lvlm_guard.evals.stats.score")
-    found = []
-    for place, seed in enumerate(seeds):
-        samples = [
-            {
-                **sample,
-                "answers": {"distilled": [sample["answers"]["distilled"][place]]},
-                "failed": {},
-            }
-            for sample in saved.samples
-        ]
-        decoders = [decoder for decoder in saved.run["decoders"] if decoder["name"] == "distilled"]
-        rows = scoring.score_run({**saved.run, "decoders": decoders, "reference": "distilled", "compared": []}, samples)
-        found += [
-            {"seed": seed, "task": row["task"], "metric": row["metric"], "value": row["value"]}
-            for row in rows
-            if (row["task"], row["metric"]) in BY_SEED
-        ]
-    return found
+    folder = room.ask(settings, done.folder / "eval", echo=say, replaces=True)
+    rows = import_module("lvlm_guard.evals.stats.score").score(folder)["rows"]
+    report["by_seed"] = [
+        {"seed": seed, "task": row["task"], "metric": row["metric"], "value": value}
+        for row in rows
+        if (row["decoder"], row["baseline"]) == ("distilled", None) and (row["task"], row["metric"]) in BY_SEED
+        for seed, value in zip(report["seeds"], row.get("trainings", [row["value"]]), strict=True)
+    ]
+    return [row | {"method": "-".join(filter(None, (row["decoder"], row["baseline"])))} for row in rows]
 
 
 def show(report: dict[str, Any]) -> None:

@@ -150,6 +150,9 @@ def run(
     scoring = import_module("lvlm_guard.evals.stats.score")
     allowed = scoring.Allowed(allow_empty, allow_truncated)
     results = scoring.score(folder, allowed=allowed, repope=repope or None, dialects=dialect or ())
+    told = import_module("lvlm_guard.evals.infer.record").read_note(folder)
+    results["warnings"] = [*told["warnings"], *results["warnings"]]
+    results["flags"] = [*told["flags"], *_allowances(empty=allow_empty, truncated=allow_truncated)]
     pictures = import_module("lvlm_guard.evals.report.evidence")
     if not results["void"] and not (folder / pictures.EVIDENCE / pictures.INDEX).exists():
         pictures.collect_for(folder)
@@ -161,6 +164,14 @@ def run(
         show(results, shown)
         shown.print(f"report  {escape(str(page))}", soft_wrap=True)
     leave(results, rules)
+
+
+def _allowances(**shares: float) -> list[str]:
+    return [
+        f"--allow-{name} {share:g}: so large a share of {name} answers does not make the run void."
+        for name, share in shares.items()
+        if share
+    ]
 
 
 def _asked(options: Mapping[str, Any], command: str) -> Path:
