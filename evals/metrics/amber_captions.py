@@ -21,7 +21,7 @@ import numpy as np
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import lemmas, singular, tokens
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score, each, share
+from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, each, share
 from lvlm_guard.evals.spec import jsonl
 
 Similar = Callable[[str, str], bool]
@@ -109,27 +109,17 @@ def match_lexical(caption: str, truth: Sequence[str], traps: Sequence[str], word
             hallucinated += 1
             if noun in not_there:
                 trapped.add(not_there[noun])
-    annotated, distractors = set(there.values()), set(not_there.values())
-    return [
-        hallucinated,
-        counted,
-        len(covered),
-        len(annotated),
-        len(trapped),
-        len(distractors),
-        hallucinated == 0,
-        1,
-    ]
+    sizes = len(covered), len(set(there.values())), len(trapped), len(set(not_there.values()))
+    return [hallucinated, counted, *sizes, hallucinated == 0, 1]
 
 
 def _credits(annotated: Sequence[str], words: Words) -> dict[str, str]:
     """Return word -> the annotated word that it credits."""
-    own = [word.lower() for word in annotated if word not in words.safe]
-    found = {word: word for word in own}
-    for word in annotated:
-        if word not in words.safe:
-            for other in words.associates.get(word, ()):
-                found.setdefault(other.lower(), word.lower())
+    kept = [word for word in annotated if word not in words.safe]
+    found = {word.lower(): word.lower() for word in kept}
+    for word in kept:
+        for other in words.associates.get(word, ()):
+            found.setdefault(other.lower(), word.lower())
     return found
 
 
@@ -140,14 +130,29 @@ def nouns(caption: str) -> list[str]:
 
 def printed(sums: Sequence[float]) -> dict[str, float]:
     """Return CHAIR, Cover, Hal and Cog as AMBER's script prints them, percent, of summed `COUNTS`."""
-    values = _official(np.asarray(sums, float))
+    values = 100 * _official(np.asarray(sums, float))
     return dict(zip(("CHAIR", "Cover", "Hal", "Cog"), (round(float(value), 1) for value in values), strict=True))
 
 
+SCORES: tuple[tuple[str, Direction], ...] = (
+    ("chair", "lower"),
+    ("cover", "higher"),
+    ("hal", "lower"),
+    ("cog", "lower"),
+)
+"""The four scores without what they begin with, "amber_", and which way is better."""
+
+
+def _lexical(c: Array) -> Array:
+    """Return the four shares of summed `COUNTS`, [..., 4]."""
+    chair, cover, cog, clean = (share(c[..., at], c[..., at + 1]) for at in (0, 2, 4, 6))
+    return np.stack([chair, cover, 1 - clean, cog], axis=-1)
+
+
 def _official(c: Array) -> Array:
-    """Return the script's four percentages, [..., 4], not rounded: every denominator starts at a thousandth."""
-    chair, cover, cog = (100 * c[..., at] / (c[..., at + 1] + 0.001) for at in (0, 2, 4))
-    return np.stack([chair, cover, 100 - 100 * c[..., 6] / (c[..., 7] + 0.001), cog], axis=-1)
+    """Return the same as the script has them: every denominator starts at a thousandth."""
+    chair, cover, cog, clean = (c[..., at] / (c[..., at + 1] + 0.001) for at in (0, 2, 4, 6))
+    return np.stack([chair, cover, 1 - clean, cog], axis=-1)
 
 
 class AmberCaptions(Metric):
@@ -161,14 +166,11 @@ class AmberCaptions(Metric):
         super().__init__(task, items)
         about = task.get("about") or {}
         for key, truth in zip(items.keys, items.truths, strict=True):
-            jsonl.check_fields(
-                truth, ("truth", "hallu"), f"Item {key!r} of {task['name']}", "truth of AMBER's captions"
-            )
-        if "association" not in about:
-            raise DataError(
-                f"{task['name']} does not say AMBER's words: its 'about' needs 'association' and 'safe_words'."
-            )
-        self.words = Words(about["association"], frozenset(about.get("safe_words", ())))
+            jsonl.check_fields(truth, ("truth", "hallu"), f"Item {key!r} of {task['name']}", "truth of a caption")
+        jsonl.check_fields(
+            about, ("association", "safe_words"), f"{task['name']}'s 'about'", "task of AMBER's captions"
+        )
+        self.words = Words(about["association"], frozenset(about["safe_words"]))
         self.similar = similar_of(about["similarity"]) if about.get("similarity") else None
 
     def count(self, batch: Batch) -> Array:
@@ -177,16 +179,11 @@ class AmberCaptions(Metric):
 
     def scores(self) -> Mapping[str, Score]:
         """Return the four scores, lexical and, where asked for, official, and the length of captions."""
-        found = {
-            "amber_chair": Score(lambda c: share(c[..., 1], c[..., 2]), "lower", dialect="lexical"),
-            "amber_cover": Score(lambda c: share(c[..., 3], c[..., 4]), "higher", dialect="lexical"),
-            "amber_hal": Score(lambda c: 1 - share(c[..., 7], c[..., 8]), "lower", dialect="lexical"),
-            "amber_cog": Score(lambda c: share(c[..., 5], c[..., 6]), "lower", dialect="lexical"),
-            "length": Score(lambda c: share(c[..., 0], c[..., 8]), ""),
-        }
-        if self.similar is not None:
-            for at, metric in enumerate(("amber_chair", "amber_cover", "amber_hal", "amber_cog")):
-                found[f"{metric}_official"] = Score(_percent(at), found[metric].direction, dialect="official")
+        found = {"length": Score(lambda c: share(c[..., 0], c[..., 8]), "")}
+        for at, (metric, direction) in enumerate(SCORES):
+            found[f"amber_{metric}"] = Score(_column(_lexical, 1, at), direction, dialect="lexical")
+            if self.similar is not None:
+                found[f"amber_{metric}_official"] = Score(_column(_official, 9, at), direction, dialect="official")
         return found
 
     def _read(self, caption: str, place: int) -> list[float]:
@@ -197,8 +194,8 @@ class AmberCaptions(Metric):
         return found + match_official(nouns(caption), truth["truth"], truth["hallu"], self.words, self.similar)
 
 
-def _percent(at: int) -> Callable[[Array], Array]:
-    return lambda c: _official(c[..., 9:])[..., at] / 100
+def _column(shares: Callable[[Array], Array], start: int, at: int) -> Callable[[Array], Array]:
+    return lambda c: shares(c[..., start : start + len(COUNTS)])[..., at]
 
 
 def similar_of(source: str | Path) -> Similar:
@@ -234,7 +231,7 @@ def write_table(path: str | Path, words: Words) -> int:
     """
     documents = {word: _vectors()(word) for word in sorted(words.vocabulary)}
     found = [
-        [a, b, round(cosine, 6)]
+        [a, b, cosine]
         for a, b in combinations(documents, 2)
         if (cosine := float(documents[a].similarity(documents[b]))) > ALIKE
     ]

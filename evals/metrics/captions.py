@@ -19,21 +19,9 @@ from lvlm_guard.evals.metrics.metric import Array, Direction, Score, share
 from lvlm_guard.evals.metrics.objects import Found
 from lvlm_guard.evals.spec.answers import LIMITS
 
-COLUMNS = (
-    "captions",
-    "hallucinated_captions",
-    "object_words",
-    "hallucinated_words",
-    "recalled_objects",
-    "ground_truth_objects",
-    "words",
-    "repeated_words",
-    "objects",
-    "distinct_1",
-    "with_words",
-    "repeat_4",
-    "cut",
-    "empty",
+COLUMNS = str.split(
+    "captions hallucinated_captions object_words hallucinated_words recalled_objects ground_truth_objects words "
+    "repeated_words objects distinct_1 with_words repeat_4 cut empty"
 )
 """What `counts` counts of each caption; all but the two statistics of words are whole numbers."""
 
@@ -117,26 +105,11 @@ def counts(captions: Iterable[Caption], cut: Iterable[bool] | None = None) -> Ar
         cut: whether each was cut at a limit of tokens; None: none was.
     """
     found = []
-    for caption in captions:
-        read = words(caption.caption)
-        found.append(
-            [
-                1,
-                bool(caption.hallucinated),
-                len(caption.found.words),
-                len(caption.hallucinated),
-                len(caption.recalled),
-                len(caption.truth),
-                caption.length,
-                caption.repeated,
-                len(caption.found.words) - caption.repeated,
-                distinct_1(read),
-                bool(read),
-                repeat_4(read),
-                0,
-                not caption.caption.strip(),
-            ]
-        )
+    for c in captions:
+        read, named = words(c.caption), len(c.found.words)
+        objects = [bool(c.hallucinated), named, len(c.hallucinated), len(c.recalled), len(c.truth)]
+        text = [distinct_1(read), bool(read), repeat_4(read), 0, not c.caption.strip()]
+        found.append([1, *objects, c.length, c.repeated, named - c.repeated, *text])
     table = np.array(found, dtype=float).reshape(-1, len(COLUMNS))
     if cut is not None:
         table[:, COLUMNS.index("cut")] = list(cut)

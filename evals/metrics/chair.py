@@ -85,12 +85,6 @@ def compare(
     return captions
 
 
-def in_dialect(captions: Iterable[Caption], dialect: Dialect) -> list[Caption]:
-    """Return captions over COCO's objects as another dialect reads them."""
-    reader = coco_words(dialect)
-    return [Caption(c.image_id, c.caption, reader.find(c.caption), c.truth) for c in captions]
-
-
 def _truth(
     key: ImageId, truths: Mapping[ImageId, Iterable[str]], reader: ObjectWords, dialect: Dialect
 ) -> frozenset[str]:
@@ -132,20 +126,6 @@ def image_id(value: Any) -> ImageId:
     text = str(value)
     stem = text.rpartition("/")[2].partition(".")[0].rpartition("_")[2]
     return int(stem) if re.fullmatch(r"[0-9]+", stem) else text
-
-
-def read_captions(path: str | Path, id_key: str = "image_id", caption_key: str = "caption") -> list[dict[str, Any]]:
-    """Read captions for `score`: a JSON list or JSON lines, .gz too.
-
-    Args:
-        path: the file.
-        id_key, caption_key: names of the two fields; answer files of AGLA have "image" and "text".
-
-    Raises:
-        DataError: the file can't be read, is empty, a row lacks a field, or a picture has two captions.
-    """
-    rows = jsonl.read(path, (id_key, caption_key), (id_key,), "caption")
-    return [{"image_id": image_id(row[id_key]), "caption": row[caption_key]} for _, row in rows]
 
 
 def read_objects(path: str | Path) -> dict[ImageId, frozenset[str]]:

@@ -62,6 +62,11 @@ class Reply:
     answers_sha256: str
     verdicts: tuple[str, ...]
 
+    @property
+    def told(self) -> str:
+        """Who judged, in words."""
+        return f"judged by {self.judge['model']} on {self.judge['date']}, prompt {self.prompt_sha256[:16]}."
+
 
 def answers_digest(answers: Sequence[str]) -> str:
     """Return the digest that ties verdicts to answers, which are in the order of the questions."""
@@ -200,14 +205,10 @@ class MMHal(Verdicts):
         for path in (task.get("about") or {}).get("verdicts", ()):
             reply = read_reply(path)
             self.replies[reply.answers_sha256] = reply
-        judges = {(str(r.judge["model"]), r.prompt_sha256) for r in self.replies.values()}
-        if len(judges) > 1:
-            told = ", ".join(sorted(f"{model} with prompt {prompt[:8]}" for model, prompt in judges))
-            raise DataError(f"{task['name']} has verdicts of different judges ({told}): their numbers do not compare.")
-        self.warnings += [
-            f"{task['name']}: judged by {r.judge['model']} on {r.judge['date']}, prompt {r.prompt_sha256[:16]}."
-            for r in list(self.replies.values())[:1]
-        ]
+        told = {r.told for r in self.replies.values()}
+        self.warnings += [f"{task['name']}: {sentence}" for sentence in sorted(told)]
+        if len({(str(r.judge["model"]), r.prompt_sha256) for r in self.replies.values()}) > 1:
+            raise DataError(f"Verdicts of different judges do not compare: {' '.join(self.warnings)}")
 
     def count(self, batch: Batch) -> Array:
         """Return the `COLUMNS` of one decoder's answers; 0 where nobody judged them, which a warning says."""

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score, each, share
+from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, each, share
 from lvlm_guard.evals.metrics.objects import coco_words
 
-KINDS = ("random", "popular", "adversarial")
 BETA = 0.2
 _OBJECT = re.compile(r"Is there an? (.+) in the im(?:an|a)ge\?")
 
@@ -81,7 +80,7 @@ class Opope(Metric):
         for n, kind in enumerate(self.kinds):
             for start, suffix in ((2 + 8 * n, ""), (6 + 8 * n, "_official")):
                 for metric, of in _SCORES.items():
-                    direction = "" if metric == "yes_ratio" else "higher"
+                    direction: Direction = "" if metric == "yes_ratio" else "higher"
                     found[f"{metric}_{kind}{suffix}"] = Score(_from(start, of), direction, compared=not suffix)
         return found | {"length": Score(lambda c: share(c[..., 1], c[..., 0]), "")}
 
@@ -101,8 +100,7 @@ def outcomes(answers: Iterable[tuple[bool, bool]]) -> list[int]:
     return [pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))]
 
 
-def f_beta(c: Array, beta: float) -> Array:
-    """Return F of beta of tp, fp, tn, fn [..., 4]; 0/0 is 0."""
+def _f(c: Array, beta: float) -> Array:
     b = beta * beta
     return share((1 + b) * c[..., 0], (1 + b) * c[..., 0] + b * c[..., 3] + c[..., 1])
 
@@ -111,8 +109,8 @@ _SCORES: dict[str, Callable[[Array], Array]] = {
     "accuracy": lambda c: share(c[..., 0] + c[..., 2], c.sum(-1)),
     "precision": lambda c: share(c[..., 0], c[..., 0] + c[..., 1]),
     "recall": lambda c: share(c[..., 0], c[..., 0] + c[..., 3]),
-    "f1": lambda c: f_beta(c, 1.0),
-    "f0.2": lambda c: f_beta(c, BETA),
+    "f1": lambda c: _f(c, 1.0),
+    "f0.2": lambda c: _f(c, BETA),
     "yes_ratio": lambda c: share(c[..., 0] + c[..., 1], c.sum(-1)),
 }
 

@@ -16,7 +16,7 @@ METRICS: dict[str, str] = {
     "chair": "chair:Chair",
     "opope": "opope:Opope",
     "repope": "repope:RePope",
-    "dash_b": "dash_b:DashB",
+    "dash_b": "repope:DashB",
     "amber": "amber:Amber",
     "amber_captions": "amber_captions:AmberCaptions",
     "mmhal": "mmhal:MMHal",

@@ -1,15 +1,24 @@
-"""RePOPE: POPE's questions about COCO with labels that were checked again; stored POPE answers are scored anew.
+"""RePOPE and DASH-B, whose scripts read answers alike.
+
+RePOPE is POPE's questions about COCO with labels that were checked again; stored POPE answers are scored anew.
 
 Source: Neuhaus and Hein, "RePOPE: Impact of Annotation Errors on the POPE Benchmark", arXiv:2504.15707,
 YanNeu/RePOPE at bcf22e5. Its repository states no licence: nothing of it is kept here, and its files are the user's or
 are fetched (`lvlm_guard.evals.tasks.repope`). No question is asked again: 9.3 % of the labels yes and 1.7 % of the
 labels no are turned over, others dropped as ambiguous, so that fewer than half of the labels are yes.
+
+DASH-B asks whether one can see a thing, of pictures that were found because they make models see what is not there.
+Source: Augustin et al., "DASH", arXiv:2503.23573, YanNeu/DASH-B at 1538d01 (no licence: nothing is kept here). Its
+script prints accuracy, TPR, TNR and the harmonic mean of these two; there an answer that can't be read is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
@@ -83,41 +92,63 @@ def _repaired(text: str) -> str:
     return text.replace("imange", "image").strip()
 
 
-class RePope(YesNo):
-    """POPE's answers under RePOPE's labels; "official" reads as RePOPE's script, which leaves unread answers out."""
+START, SCRIPTS = 8, ("_official", "_agla", "_stock")
+"""Column of `YesNo`'s counts where those of the scripts' readings begin, and how their scores end."""
+
+
+class _Scripted(YesNo):
+    """Yes/no questions, as these two scripts read beside ours."""
+
+    script: ClassVar[Mapping[str, Callable[..., Array]]]
+    """Metric -> its value from the script's tp, fp, tn, fn, and the numbers of labels yes and no."""
 
     def scores(self) -> Mapping[str, Score]:
-        """Return the scores of `YesNo`; of the scripts' readings RePOPE's alone."""
+        """Return the scores of `YesNo`; of scripts' readings those of this benchmark's alone."""
         ours = {name: score for name, score in super().scores().items() if not name.endswith(SCRIPTS)}
-        tp, fp, tn, fn = ([column] for column in range(START, START + 4))
-        official = {
-            "accuracy": ratio_of(tp + tn, tp + fp + tn + fn),
-            "precision": ratio_of(tp, tp + fp),
-            "recall": ratio_of(tp, tp + fn),
-            "f1": ratio_of(tp + tp, tp + tp + fp + fn),
-            "yes_ratio": ratio_of(tp + fp, tp + fp + tn + fn),
-        }
-        return ours | {f"{name}_official": score for name, score in official.items()}
+        return ours | {f"{name}_official": Score(_of_script(of), compared=False) for name, of in self.script.items()}
 
     def _read(self, text: str, yes: bool) -> list[int]:
-        return [*super()._read(text, yes)[:START], *script_counts(text, yes), *[0] * (WIDTH - START - 4)]
+        said = pope.read(text, "repope")
+        script = [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said == "no" and yes]
+        return [*super()._read(text, yes)[:START], *script, *[0] * (WIDTH - START - len(script))]
 
 
-START = 8
-"""Column of `YesNo`'s counts where those of the scripts' readings begin."""
-SCRIPTS = ("_official", "_agla", "_stock")
+def _of_script(of: Callable[..., Array]) -> Callable[[Array], Array]:
+    return lambda c: of(*np.moveaxis(c[..., START : START + 4], -1, 0), c[..., 6], c[..., 4] - c[..., 6])
 
 
-def script_counts(text: str, yes: bool) -> list[int]:
-    """Return tp, fp, tn, fn as the scripts of RePOPE and DASH-B read an answer: none of them where they can't."""
-    said = pope.read(text, "repope")
-    return [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said == "no" and yes]
+class RePope(_Scripted):
+    """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
+
+    script: ClassVar = {
+        "accuracy": lambda tp, fp, tn, fn, *_: share(tp + tn, tp + fp + tn + fn),
+        "precision": lambda tp, fp, *_: share(tp, tp + fp),
+        "recall": lambda tp, fp, tn, fn, *_: share(tp, tp + fn),
+        "f1": lambda tp, fp, tn, fn, *_: share(2 * tp, 2 * tp + fp + fn),
+        "yes_ratio": lambda tp, fp, tn, fn, *_: share(tp + fp, tp + fp + tn + fn),
+    }
 
 
-def ratio_of(top: Sequence[int], bottom: Sequence[int]) -> Score:
-    """Return a score of a script: a ratio of sums of columns."""
+class DashB(_Scripted):
+    """Yes/no questions with TNR, TPR (which is `recall`) and their harmonic mean, by both readings."""
 
-    def of(c: Array) -> Array:
-        return share(c[..., list(top)].sum(-1), c[..., list(bottom)].sum(-1))
+    script: ClassVar = {
+        "accuracy": lambda tp, fp, tn, fn, yes, no: share(tp + tn, yes + no),
+        "tpr": lambda tp, fp, tn, fn, yes, no: share(tp, yes),
+        "tnr": lambda tp, fp, tn, fn, yes, no: share(tn, no),
+        "harmonic_mean": lambda tp, fp, tn, fn, yes, no: _harmonic(share(tp, yes), share(tn, no)),
+    }
 
-    return Score(of, compared=False)
+    def scores(self) -> Mapping[str, Score]:
+        """Return the scores of `YesNo` and DASH-B's."""
+        return {
+            **super().scores(),
+            "tnr": Score(lambda c: share(c[..., 2], c[..., 4] - c[..., 6])),
+            "harmonic_mean": Score(
+                lambda c: _harmonic(share(c[..., 0], c[..., 6]), share(c[..., 2], c[..., 4] - c[..., 6]))
+            ),
+        }
+
+
+def _harmonic(tpr: Array, tnr: Array) -> Array:
+    return share(2 * tpr * tnr, tpr + tnr)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from captions import read_captions
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair, mmhal, opope, pope, repope
@@ -183,7 +184,7 @@ def test_opope_reads_made_captions_as_halcs_script_did():
 def test_opope_of_real_captions_gives_the_recorded_counts_by_both_rules(name):
     model, kind = name.split("/")
     gold = OPOPE["real"]["counts"][name]
-    rows = chair.read_captions(DATA / "chair" / f"captions_instruction1_{model}.jsonl.gz")
+    rows = read_captions(DATA / "chair" / f"captions_instruction1_{model}.jsonl.gz")
     captions = {row["image_id"]: row["caption"] for row in rows}
     asked = [
         q for q in read_questions(DATA / "pope" / f"coco_pope_{kind}.json.gz") if chair.image_id(q.image) in captions

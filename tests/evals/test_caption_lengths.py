@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from captions import read_captions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ def check(scores, gold):
 @pytest.mark.parametrize("name", HAVE)
 @pytest.mark.parametrize("dialect", ["pattern", "ours"])
 def test_released_captions_of_real_models_score_as_recorded(name, dialect, objects):
-    scores = chair.score(chair.read_captions(HAVE[name]), objects, dialect)
+    scores = chair.score(read_captions(HAVE[name]), objects, dialect)
     check(scores, GOLDEN[name][dialect])
     assert scores["dialect"] == dialect
     check(scores, GOLDEN[name]["text"])
@@ -53,7 +54,7 @@ def test_released_captions_of_real_models_score_as_recorded(name, dialect, objec
 @pytest.mark.parametrize("name", [name for name in HAVE if "prefix" in GOLDEN[name]])
 @pytest.mark.parametrize("words", [16, 32, 64, 96])
 def test_captions_cut_short_score_as_recorded(name, words, objects):
-    rows = chair.read_captions(HAVE[name])
+    rows = read_captions(HAVE[name])
     short = [row | {"caption": " ".join(row["caption"].split()[:words])} for row in rows]
     check(chair.score(short, objects, "pattern"), GOLDEN[name]["prefix"][str(words)])
     if words == 64 and name == "llava-1.5/greedy":  # stopping early "wins" fourteen points of CHAIR_s
@@ -65,7 +66,7 @@ WORDNET = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "object_recall", 
 
 
 def check_wordnet(name, objects):
-    scores = chair.score(chair.read_captions(HAVE[name]), objects, "wordnet")
+    scores = chair.score(read_captions(HAVE[name]), objects, "wordnet")
     assert scores["dialect"] == "wordnet"
     for theirs, ours in WORDNET.items():
         assert scores[ours] == pytest.approx(GOLDEN[name]["wordnet"][theirs], abs=1e-12), theirs
@@ -74,7 +75,7 @@ def check_wordnet(name, objects):
 @pytest.mark.parametrize("name", ["llava-1.5/greedy", "minigpt4/ours"])
 def test_the_dialect_of_opera_gives_its_published_table_from_the_words_that_nltk_gives(name, objects, monkeypatch):
     told = json.loads(gzip.decompress((DATA / "benchmarks" / "captions" / "nltk_lemmas.json.gz").read_bytes()))[name]
-    of = {row["caption"]: told.split(" ") for row, told in zip(chair.read_captions(HAVE[name]), told, strict=True)}
+    of = {row["caption"]: told.split(" ") for row, told in zip(read_captions(HAVE[name]), told, strict=True)}
     monkeypatch.setattr(lemmas, "lemmas", of.__getitem__)
     monkeypatch.setattr(lemmas, "check", lambda what: None)
     coco_words.cache_clear()
@@ -153,7 +154,7 @@ def measured(task, truths, texts_, ended, cut_at):
 
 
 def test_one_run_gives_the_scores_of_every_limit_in_every_dialect(objects):
-    rows = chair.read_captions(HAVE["llava-1.5/greedy"])[:60]
+    rows = read_captions(HAVE["llava-1.5/greedy"])[:60]
     whole = [row["caption"] for row in rows]
     ends = [[len(" ".join(text.split()[:n])) for n in LIMITS] for text in whole]
     task = {"name": "chair", "kind": "chair", "max_new_tokens": 128, "about": {"dialects": ["ours", "pattern"]}}

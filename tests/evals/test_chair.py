@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from captions import read_captions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import captions as texts
 from lvlm_guard.evals.metrics import chair
 
 DATA = Path(__file__).parents[1] / "data" / "chair"
@@ -38,7 +38,7 @@ def test_the_ground_truth_is_the_published_one(objects):
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_two_thousand_captions_give_the_official_counts_exactly(name, objects):
-    scores = chair.score(chair.read_captions(DATA / name), objects, dialect="pattern")
+    scores = chair.score(read_captions(DATA / name), objects, dialect="pattern")
     gold = CAPTIONS[name]
     assert {key: scores[ours] for key, ours in KEYS.items()} == {key: gold[key] for key in KEYS}
     assert scores["chair_s"] == pytest.approx(gold["CHAIRs"], abs=1e-8)
@@ -64,15 +64,14 @@ def test_the_micro_cases_together_give_the_official_scores():
     assert scores["chair_s"] == MICRO["overall"]["CHAIRs"]
     assert scores["chair_i"] == MICRO["overall"]["CHAIRi"] == 25 / 39
     assert scores["object_recall"] == MICRO["overall"]["Recall"]
-    again = texts.counts(chair.in_dialect(chair.compare(MICRO["cases"], truth), "pattern")).sum(axis=0)
-    assert {key: texts.SCORES[key].of(again) for key in texts.DIALECTAL} == {
-        key: scores[key] for key in texts.DIALECTAL
-    }
+    ours = chair.score(MICRO["cases"], truth)
+    assert (ours["dialect"], scores["dialect"]) == ("ours", "pattern")
+    assert ours["object_words"] > scores["object_words"]  # buses and ties are found
 
 
 def test_the_published_example_comes_out_field_by_field(objects):
     gold = json.loads((DATA / "example_outputs.json").read_text())
-    rows = chair.read_captions(DATA / "example_inputs.jsonl")
+    rows = read_captions(DATA / "example_inputs.jsonl")
     for caption, theirs in zip(chair.compare(rows, objects, "pattern"), gold["sentences"], strict=True):
         assert list(caption.found.tokens) == theirs["words"]
         assert list(caption.found.nodes) == theirs["mscoco_generated_words"]
@@ -129,14 +128,6 @@ def test_names_of_files_and_synonyms_are_understood():
     assert chair.score(rows, {"1290": {"girl"}})["chair_i"] == 0.0
     assert chair.image_id("2405722.jpg") == 2405722
     assert chair.image_id("scene-7") == "scene-7"
-
-
-def test_agla_answer_files_are_read_by_their_keys(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    path.write_text('{"question_id": 0, "image": "COCO_val2014_000000001290.jpg", "text": "A cake."}\n')
-    assert chair.read_captions(path, "image", "text") == [{"image_id": 1290, "caption": "A cake."}]
-    with pytest.raises(DataError, match=r"Line 1 of .* has no 'image_id'"):
-        chair.read_captions(path)
 
 
 def test_a_picture_without_ground_truth_is_an_error_unless_parity_is_asked_for():
