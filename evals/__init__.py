@@ -20,6 +20,7 @@ Read in this order:
 - `compare/`, `check/`: two runs against each other; a folder against its own answers.
 - `lmms/`: the plug-in for lmms-eval; `server/`: OpenAI-compatible endpoints.
 - `verifying/`: verifiers of named objects, beside what they must beat.
+- `foreign/`: anyone's files of answers, scored as a run is: start at its `formats`.
 - `reproduce/`: a paper's grid; `demo/`: the default run told as a story; `overhead`: what the harness costs.
 """
 

@@ -182,3 +182,21 @@ def test_fields_that_are_null_are_as_if_not_there(tmp_path):
     row = {"question_id": 1, "image": None, "label": "yes", "text": "Yes", "decoder": None, "seed": None}
     (given,) = read(lines(tmp_path / "a.jsonl", [row | {"category": None, "score": None}]))
     assert (given.picture, given.decoder, given.seed, given.kinds, given.score) == ("", "", 0, "", None)
+
+
+def test_a_log_that_lmms_eval_itself_writes_is_read(tmp_path):
+    trackers = pytest.importorskip("lmms_eval.loggers.evaluation_tracker")
+    utils = pytest.importorskip("lmms_eval.tasks.pope.utils")
+    tracker = trackers.EvaluationTracker(output_path=str(tmp_path))
+    tracker.date_id, tracker.general_config_tracker.model_name_sanitized = "now", "model"
+    samples = []
+    for i, image, question, label, text in SAID:
+        doc = {"question_id": i, "question": question, "answer": label, "image_source": image}
+        asked = [f"{question}\nAnswer the question using a single word or phrase.", {"max_new_tokens": 128}]
+        sample = {"doc_id": len(samples), "doc": doc, "target": label, "arguments": asked, "doc_hash": "0"}
+        samples.append(sample | {"resps": [[text]], "filtered_resps": [text]} | utils.pope_process_results(doc, [text]))
+    tracker.save_results_samples("pope_adv", samples)
+    (path,) = tmp_path.rglob("*_samples_pope_adv.jsonl")
+    given = list(read(path))
+    assert [(g.item, g.asked, g.label, g.text) for g in given] == [("0", "1", "yes", "Yes."), ("1", "2", "no", "no")]
+    assert all(said[2] in g.question for g, said in zip(given, SAID, strict=True))
