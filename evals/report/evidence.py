@@ -24,8 +24,7 @@ from lvlm_guard.evals.report.saved import Run, finished, write_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lvlm_guard.evals.infer.generate import Answerer
-    from lvlm_guard.evals.report.maps import Maps, PicturesAlone
+    from lvlm_guard.evals.report.maps import Maps
     from lvlm_guard.evals.spec.items import EvalTask, Item
 
 EVIDENCE, INDEX = "evidence", "index.json"
@@ -50,7 +49,7 @@ def collect_for(folder: str | Path) -> Path:
     return collect(prepared.answerer, prepared.tasks, run)
 
 
-def collect(answerer: Answerer, tasks: Sequence[EvalTask], run: Run, limit: int = LIMIT) -> Path:
+def collect(answerer: object, tasks: Sequence[EvalTask], run: Run, limit: int = LIMIT) -> Path:
     """Write the pictures of the items on which decoders disagree, and what the matcher made of them.
 
     A model in this process is asked for one token, by the first method that cuts a local view, so that map and
@@ -100,7 +99,7 @@ def _there(folder: Path, made_from: str) -> bool:
         return False
 
 
-def _entry(maps: Maps | PicturesAlone, one: Shown, item: Item, stem: str, folder: Path) -> dict[str, Any]:
+def _entry(maps: Maps, one: Shown, item: Item, stem: str, folder: Path) -> dict[str, Any]:
     try:
         found = maps.of(item, one.objects)
     except GuardError as error:

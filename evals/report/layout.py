@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -148,9 +149,18 @@ class Results:
         if not rows:
             return []
         there = self.metrics(rows[-1])
-        known = [m for m, shows, _ in _known(there) if shows == "difference"] or _own(there)[:1]
-        harder = [(rows[-2], known[0])] if len(rows) > 1 and known else []
-        return [*((rows[-1], metric) for metric in known), *harder]
+        known = [m for m, shows, _ in _known(there) if shows == "difference" and m in there] or _own(there)[:1]
+        parts = self._parts(rows, known[0]) if known else []
+        return [*((rows[-1], metric) for metric in known), *((row, known[0]) for row in parts[:1])]
+
+    def _parts(self, rows: Sequence[str], metric: str) -> list[str]:
+        """Return the result rows of parts of a task, the one that is hardest for the reference first."""
+
+        def ease(row: str) -> float:
+            found = self.value(row, self.reference, metric)
+            return math.inf if found is None or found["value"] is None else float(found["value"])
+
+        return sorted(rows[:-1], key=ease)
 
     def columns(self, task: Mapping[str, Any]) -> Iterator[Column]:
         """Yield the columns of a task's table, its cost last."""
@@ -163,7 +173,7 @@ class Results:
         if any(v["task"] == whole for v in self.data["verdicts"]):
             yield Column("verdict", whole, "verdict", "verdict", 7)
         head = next((metric for metric in HEADS if metric in there), "")
-        for place, row in enumerate(reversed(rows[:-1])):  # the hardest questions come last and stand first
+        for place, row in enumerate(self._parts(rows, head)):
             shows = "value" if place else "difference"
             yield Column(f"{row.replace('_', ' ')}\n{title(head)}", row, head, shows, 9 if place else 2)
         if any(r["metric"] == "time_ratio" and r["task"] == task["name"] for r in self.rows):

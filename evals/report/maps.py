@@ -12,52 +12,31 @@ from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.report.pictures import overlay
 
 if TYPE_CHECKING:
-    from lvlm_guard.evals.infer.generate import Answerer, Asker
+    from lvlm_guard.evals.infer.generate import Asker
     from lvlm_guard.matching import Matcher
 
 
 @dataclass(frozen=True)
-class PicturesAlone:
-    """No maps, and why."""
-
-    about: str
-    version: str = "pictures alone"
-
-    def of(self, item: Item, objects: Sequence[str]) -> dict[str, Any]:
-        """Return the item's pictures."""
-        return {"views": [{"picture": picture} for picture in item.pictures()]}
-
-
-@dataclass(frozen=True)
 class Maps:
-    """Maps of a model in this process.
+    """The pictures of items, with maps where a matcher in this process makes them.
 
     Args:
+        about: what is shown, or why there are pictures alone, in a sentence.
         asker: the guarded model with its processor.
-        matcher: who makes the map.
+        matcher: who makes the map; None: nobody.
         decoder: whose local view is shown; None: no method of the run cuts one.
     """
 
-    asker: Asker
-    matcher: Matcher
-    decoder: Decoder | None
-
-    @property
-    def about(self) -> str:
-        """What the maps are, in a sentence."""
-        if self.decoder is None:
-            return (
-                "Relevance: which parts of the picture the matcher finds relevant to the question; no method of this "
-                "run cuts a view from it."
-            )
-        return (
-            "Relevance: which parts of the picture the matcher finds relevant to the question; bright is relevant. "
-            f"The pale line bounds what {self.decoder.name} keeps in its local view, black elsewhere."
-        )
+    about: str
+    asker: Asker | None = None
+    matcher: Matcher | None = None
+    decoder: Decoder | None = None
 
     @property
     def version(self) -> str:
         """What decides the maps beside the item."""
+        if self.matcher is None:
+            return "pictures alone"
         knobs = sorted(self.decoder.knobs.items(), key=str) if self.decoder else []
         return f"{self.matcher.version} {self.decoder.name if self.decoder else ''} {knobs}"
 
@@ -67,96 +46,84 @@ class Maps:
         Raises:
             GuardError: the picture or the question can't be used.
         """
+        if self.asker is None or self.matcher is None:
+            return {"views": [{"picture": picture} for picture in item.pictures()]}
         # sums depend on what is computed together: what the run remembers could differ in the last bit
         self.matcher.forget()
-        views = [self._shown(view) for view in self._looked(item)]
-        found: dict[str, Any] = {"views": views}
+        views = [_shown(view) for view in self._looked(item, self.asker, self.matcher)]
         claims = _claims(item, objects)
         if not views or not claims:
-            return found
+            return {"views": views}
         image = item.pictures()[0]
         try:
             shares = self.matcher.support(image, list(claims)).tolist()
         except UnsupportedCallError:  # a matcher of maps alone
-            return found
-        found["support"] = [
-            {"claim": claim, "object": name, "probability": round(float(share), 4)}
-            for (claim, name), share in zip(claims.items(), shares, strict=True)
-        ]
+            return {"views": views}
         if objects:
             (match,) = self.matcher([image], [next(iter(claims))])
             views[0] |= {"sought": objects[0], "sought_map": overlay(image, match.relevance)}
-        return found
+        support = [
+            {"claim": claim, "object": name, "probability": round(float(share), 4)}
+            for (claim, name), share in zip(claims.items(), shares, strict=True)
+        ]
+        return {"views": views, "support": support}
 
-    def _looked(self, item: Item) -> list[Any]:
+    def _looked(self, item: Item, asker: Asker, matcher: Matcher) -> list[Any]:
         """Return the item's views as the method sees them, matched."""
-        from lvlm_guard.evals.infer.generate import prepare
-
-        inputs = prepare(self.asker.processor, [item])
-        pictures = inputs["guard_views"]
-        if self.decoder is None or self.decoder.guard is None:
-            views = pictures.views()
-            matches = self.matcher([view.image for view in views], [view.text for view in views])
-            for view, match in zip(views, matches, strict=True):
-                view.match = match
-            return list(views)
         import torch
 
-        model = self.asker.model
+        from lvlm_guard.evals.infer.generate import prepare
+
+        inputs = prepare(asker.processor, [item])
+        pictures = inputs["guard_views"]
+        if self.decoder is None or self.decoder.guard is None:
+            views = list(pictures.views())
+            found = matcher([view.image for view in views], [view.text for view in views])
+            for view, match in zip(views, found, strict=True):
+                view.match = match
+            return views
+        # "batched" makes the local view even where the first token would not need it
+        options = {**PLAIN, "guard_execution": "batched", "max_new_tokens": 1}
         with torch.inference_mode():
-            # "batched" makes the local view even where the first token would not need it
-            model.generate(
-                **inputs.to(model.device, model.dtype),
-                **PLAIN,
-                guard=self.decoder.guard(0),
-                guard_execution="batched",
-                max_new_tokens=1,
-            )
+            inputs = inputs.to(asker.model.device, asker.model.dtype)
+            asker.model.generate(**inputs, **options, guard=self.decoder.guard(0))
         return list(pictures.views())
 
-    def _shown(self, view: Any) -> dict[str, Any]:
-        shown: dict[str, Any] = {"picture": view.image, "text": view.text}
-        if view.match is None:
-            return shown
-        keep = view.match.keep if view.local is not None else None
-        shown["map"] = overlay(view.image, view.match.relevance, keep=keep)
-        if view.local is not None:
-            # "squashed" views are squares: shown in the picture's shape, they can be compared with it
-            shown["local"] = view.local if view.local.size == view.image.size else view.local.resize(view.image.size)
-            shown["kept"] = round(float(view.match.keep.float().mean()), 4)
-        if view.match.note:
-            shown["note"] = view.match.note
-        return shown
 
-
-def maps_of(answerer: Answerer) -> Maps | PicturesAlone:
-    """Return who makes the maps of an answerer."""
+def maps_of(answerer: object) -> Maps:
+    """Return who makes the maps of an answerer: an `Asker`; any other answered elsewhere."""
     from lvlm_guard.evals.infer.generate import Asker
 
     if not isinstance(answerer, Asker):
-        return PicturesAlone("The answers came from a server, which gives no relevance maps: pictures stand alone.")
-    decoder = next((d for d in answerer.decoders.values() if _cuts_a_view(d)), None)
-    matcher = answerer.matcher or next(iter(answerer.matchers.values()), None)
-    if decoder is not None:
-        matcher = _own_matcher(decoder, answerer) or matcher
+        return Maps("The answers came from a server, which gives no relevance maps: pictures stand alone.")
+    cutting = (d for d in answerer.decoders.values() if d.guard and d.role == "method" and _cuts_a_view(d.guard(0)))
+    decoder = next(cutting, None)
+    own = decoder.guard(0).matcher if decoder and decoder.guard else None
+    matcher = own or answerer.matcher or next(iter(answerer.matchers.values()), None)
     if matcher is None:
-        return PicturesAlone("No method of this run asks a matcher, so there are no relevance maps.")
-    return Maps(answerer, matcher, decoder)
+        return Maps("No method of this run asks a matcher, so there are no relevance maps.")
+    about = "Relevance: which parts of the picture the matcher finds relevant to the question; "
+    if decoder is None:
+        return Maps(f"{about}no method of this run cuts a view from it.", answerer, matcher)
+    about += f"bright is relevant. The pale line bounds what {decoder.name} keeps in its local view, black elsewhere."
+    return Maps(about, answerer, matcher, decoder)
 
 
-def _cuts_a_view(decoder: Decoder) -> bool:
-    if decoder.guard is None or decoder.role != "method":
-        return False
-    method = decoder.guard(0)
+def _cuts_a_view(method: Any) -> bool:
     return hasattr(method, "matcher") and bool(method.branches())
 
 
-def _own_matcher(decoder: Decoder, asker: Asker) -> Matcher | None:
-    from lvlm_guard.matching import load_matcher
-
-    assert decoder.guard is not None
-    spec = decoder.guard(0).matcher
-    return None if spec is None and asker.matcher is not None else load_matcher(spec, model=asker.model)
+def _shown(view: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = {"picture": view.image, "text": view.text}
+    if view.match is None:
+        return shown
+    cut = view.local is not None
+    shown["map"] = overlay(view.image, view.match.relevance, keep=view.match.keep if cut else None)
+    if cut:
+        # "squashed" views are squares: shown in the picture's shape, they can be compared with it
+        shown["local"] = view.local if view.local.size == view.image.size else view.local.resize(view.image.size)
+        shown["kept"] = round(float(view.match.keep.float().mean()), 4)
+    return shown | ({"note": view.match.note} if view.match.note else {})
 
 
 def _claims(item: Item, objects: Sequence[str]) -> dict[str, str]:
@@ -164,7 +131,7 @@ def _claims(item: Item, objects: Sequence[str]) -> dict[str, str]:
     from lvlm_guard.matching.questions import yes_no_claim
     from lvlm_guard.methods.vote import Vote, claim_about
 
-    question = item.question or item.prompt
     if objects:
         return {claim_about(name, Vote.template): name for name in objects}
+    question = item.question or item.prompt
     return {question: ""} if yes_no_claim(question) else {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from lvlm_guard.evals.metrics.metric import Items
-from lvlm_guard.evals.stats.tally import Tally
+from lvlm_guard.evals.stats.tally import Tally, tallies_of
 
 
 def tally_of(
@@ -24,18 +24,15 @@ def tally_of(
     Raises:
         DataError: an answer stands twice or belongs to no item.
     """
-    listed = Items()
-    for item in items:
-        listed.keys.append(item["item"])
-        listed.pictures.append(item["picture"])
-        listed.truths.append(item["truth"])
-        listed.tags.append(item.get("tags") or {})
-        listed.rows.append(tuple(item.get("rows") or ()))
-    tally = Tally(task, task["split"], listed)
-    for batch in batches():
-        tally.see(batch)
-    tally.seen()
-    for batch in batches():
-        tally.add(batch)
-    tally.counted()
-    return tally
+    found = tallies_of(_Again(batches), items, [task], frozenset())
+    return found[task["name"], task["split"]]
+
+
+@dataclass(frozen=True)
+class _Again:
+    """Batches, each time anew."""
+
+    of: Callable[[], Iterable[pa.RecordBatch]]
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        yield from self.of()
