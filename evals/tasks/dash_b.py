@@ -91,7 +91,7 @@ def _unpacked(key: str, image: dict[str, Any]) -> Path:
     """Return the file of a picture that lies in a table, written once: so that pictures need no memory."""
     from PIL import Image, UnidentifiedImageError
 
-    content = image.get("bytes")
+    content: Any = image.get("bytes")
     try:
         suffix = (Image.open(BytesIO(content)).format or "png").lower()
     except (TypeError, UnidentifiedImageError, OSError):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.repope import SPLITS, Asked, Label, labels
@@ -120,26 +119,23 @@ def rescored(
         (Asked(split, int(number), str(row["picture"]), str(row["question"])) for row, split, number in rows),
         repope_labels(folder, splits),
     )
+    of = next(task for task in tasks if task["name"] == rows[0][0]["task"])
     made: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (row, split, _), label in zip(rows, told, strict=True):
         if label is not None:
             # a question that kinds share is one item here too, unless they label it differently
             one = made.setdefault(
                 (row["task"], row["item"], label),
-                {
-                    **row,
-                    "task": "repope",
-                    "kind": "repope",
-                    "item": f"{row['item']}/{label}",
-                    "truth": label,
-                    "rows": [],
-                },
+                {**row, **_NAMED, "item": f"{row['item']}/{label}", "truth": label, "rows": []},
             )
             one["rows"].append(f"repope_{split}")
-    copies: dict[tuple[str, str], list[str]] = {}
+    # thresholds and controls are chosen on the same questions of no test, whose labels RePOPE does not have
+    held = [{**row, **_NAMED} for row in listed if row["task"] == of["name"] and row["split"] != "test"]
+    copies: dict[tuple[str, str, str], list[str]] = {
+        (of["name"], row["split"], row["item"]): [row["item"]] for row in held
+    }
     for (task, item, _), one in made.items():
-        copies.setdefault((task, item), []).append(one["item"])
-    of = next(task for task in tasks if task["name"] == rows[0][0]["task"])
+        copies.setdefault((task, "test", item), []).append(one["item"])
     asked = {
         **of,
         "name": "repope",
@@ -147,31 +143,31 @@ def rescored(
         "n": len(made),
         "pictures": len({one["picture"] for one in made.values()}),
         "rows": [f"repope_{split}" for split in splits],
-        "calibration": 0,
         "about": {"source": "RePOPE (arXiv:2504.15707), labels of stored answers", "answers": of["name"]},
     }
     note = (
         f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous: answers to them count under "
         "POPE's labels alone. Fewer than half of RePOPE's labels are yes."
     )
-    return Rescored([*map(dict, tasks), asked], [*listed, *made.values()], _Copied(answers, copies), note)
+    return Rescored([*map(dict, tasks), asked], [*listed, *made.values(), *held], _Copied(answers, copies), note)
+
+
+_NAMED = {"task": "repope", "kind": "repope"}
 
 
 class _Copied:
     """Batches of answers, each followed by the copies of those that RePOPE labels."""
 
-    def __init__(self, answers: Batches, copies: Mapping[tuple[str, str], Sequence[str]]) -> None:
+    def __init__(self, answers: Batches, copies: Mapping[tuple[str, str, str], Sequence[str]]) -> None:
         self.answers, self.copies = answers, copies
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self.answers:
             yield batch
-            test = pc.indices_nonzero(pc.equal(batch["split"], "test"))
-            part = batch.take(test)
-            keys = zip(part["task"].to_pylist(), part["item"].to_pylist(), strict=True)
+            keys = zip(*(batch[name].to_pylist() for name in ("task", "split", "item")), strict=True)
             named = [(at, name) for at, key in enumerate(keys) for name in self.copies.get(key, ())]
             if named:
-                copied = part.take(pa.array([at for at, _ in named]))
+                copied = batch.take(pa.array([at for at, _ in named]))
                 for column, values in (("task", ["repope"] * len(named)), ("item", [name for _, name in named])):
                     at = copied.schema.get_field_index(column)
                     copied = copied.set_column(at, copied.schema.field(column), pa.array(values, pa.string()))

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.foreign import formats
 from lvlm_guard.evals.spec import jsonl
+from lvlm_guard.evals.tasks.coco.chair import read_list
+from lvlm_guard.evals.tasks.pope.questions import read_questions
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 
@@ -69,3 +72,22 @@ def test_bad_rows_are_refused_with_their_line(tmp_path, content, message):
         jsonl.read(path, needs=("id", "text"), unique=("id",), what="answer")
     with pytest.raises(DataError, match="can't be read"):
         jsonl.read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("reader", ["questions", "pictures", "answers", "captions"])
+def test_every_reader_of_the_room_keeps_a_line_separator_inside_its_string(tmp_path, reader):
+    path, text = tmp_path / "rows.jsonl", "a dog\u2028and\x85a cat"
+    known = {"question_id": 1, "image": "1.jpg", "text": text}
+    rows = {
+        "questions": known | {"label": "yes"},
+        "pictures": {"image": "1.jpg", "text": text},
+        "answers": known | {"label": "yes", "prompt": "?"},
+        "captions": {"image_id": 1, "caption": text},
+    }
+    path.write_text(json.dumps(rows[reader], ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    if reader == "questions":
+        assert read_questions(path)[0].text == text
+    elif reader == "pictures":
+        assert read_list(path) == {"1.jpg": text}
+    else:
+        assert [given.text for given in formats.read(path)] == [text]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from runs import saved
 
@@ -88,6 +89,28 @@ def test_stored_answers_are_scored_by_both_labels_side_by_side(tmp_path, folder)
     assert any("dropped 1 of the 12 questions as ambiguous" in warning for warning in results["warnings"])
     # nothing of RePOPE is written into the run
     assert "repope" not in (tmp_path / "run" / "items.jsonl").read_text().lower()
+
+
+def test_controls_are_chosen_on_popes_own_questions_of_no_test(folder):
+    def item(name, split, truth, **more):
+        return {"task": "pope_coco", "split": split, "item": name, "picture": "p", "truth": truth, **more}
+
+    items = [
+        item(f"{n}", "test", label, question=question(name), tags={"data_set": "coco", "ids": {"pope_random": 10 + n}})
+        | {"picture": image}
+        for n, (image, name, label) in enumerate(ASKED)
+    ]
+    items.append(item("held", "val", "yes", question="?", rows=["pope_random"]))
+    answers = [{"task": "pope_coco", "split": row["split"], "item": row["item"]} for row in items]
+    batches = [pa.RecordBatch.from_pylist(answers)]
+    found = repope.rescored(folder, [{"name": "pope_coco", "kind": "pope"}], items, batches)
+    for _ in range(2):  # they are gone through twice
+        copied = [row for batch in found.answers for row in batch.to_pylist() if row["task"] == "repope"]
+        assert {(row["split"], row["item"]) for row in copied} == {
+            (row["split"], row["item"]) for row in found.items if row["task"] == "repope"
+        }
+        assert ("val", "held") in {(row["split"], row["item"]) for row in copied}
+        assert len(copied) == 7
 
 
 def test_answers_to_other_questions_are_refused(tmp_path, folder):
