@@ -12,7 +12,8 @@ import pyarrow as pa
 from lvlm_guard.evals.foreign.tasks import Data, Part, parts_of
 from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.spec.items import EvalTask
-from lvlm_guard.evals.stats.score import BATCH, score_answers
+from lvlm_guard.evals.stats.reading import BATCH
+from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.tasks.pope.questions import KINDS
 from lvlm_guard.evals.tasks.repope import rescored

@@ -72,13 +72,16 @@ class Part:
 
 def yes_no(files: Files, data: Data) -> Iterator[Part]:
     """Questions that are answered yes or no, POPE's among them."""
-    notes = []
+    notes: list[str] = []
     given: dict[str, Iterator[Given]] = {name: read(path) for name, path in files.items()}
     if data.questions:
-        joined = Questions(data.questions)
-        notes += joined.notes
-        given = {name: joined.join(name, answers) for name, answers in given.items()}
-    found = gather("yes_no", given, data.baseline)
+        asked = Questions(data.questions)
+        found = gather("yes_no", {name: asked.join(name, these) for name, these in given.items()}, data.baseline)
+        notes += asked.notes
+        if left := len(asked.asked) - len(found.items):
+            notes.append(f"{left} of {len(asked.asked)} questions have no answer, and are left out.")
+    else:
+        found = gather("yes_no", given, data.baseline)
     if not any(found.items["picture"].to_pylist()):
         notes.append(
             "The files name no pictures, so each question counts as a picture of its own, and intervals are too "
@@ -140,9 +143,7 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
     parts: dict[bool, dict[str, list[Given]]] = {True: {}, False: {}}  # whether they are captions
     for name, path in files.items():
         for answer in read(path):
-            if answer.label is None or str(answer.label).startswith(
-                "["
-            ):  # AMBER's own file, or lmms-eval's log of captions
+            if answer.label is None or str(answer.label)[:1] == "[":  # AMBER's file, or lmms-eval's log of captions
                 if known is None:
                     known = Amber(data.annotations or "")
                     pictures = {query["id"]: query["image"] for query, _ in known.asked()}

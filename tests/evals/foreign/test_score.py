@@ -1,5 +1,6 @@
 """Files of answers score as the golden data say, through the command, with no model's libraries in sight."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_a_log_of_lmms_eval_brings_its_own_objects(tmp_path):
     done = RUN.invoke(app, ["eval", "score", str(caption), "--task", "chair"])
     assert done.exit_code == 1
     assert "--annotations" in done.output
+
+
+def test_answers_to_some_of_popes_questions_are_scored_and_the_rest_is_told(tmp_path):
+    packed = DATA / "pope" / "coco_pope_popular.json.gz"
+    asked = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).decode().split("\n") if line]
+    rows = [{"question_id": q["question_id"], "prompt": q["text"], "text": "No.", "image": q["image"]} for q in asked]
+    found = scored(written(tmp_path / "m.jsonl", rows[:60]), "--task", "yes-no", "--questions", packed)
+    assert value(found, "m", "pope_popular", "accuracy") == pytest.approx(0.5)
+    assert any("2940 of 3000 questions have no answer" in warning for warning in found["warnings"])
+    assert any("published file for coco popular" in warning for warning in found["warnings"])
 
 
 def test_stored_verdicts_score_as_mmhals_script_prints_them(tmp_path):
