@@ -89,7 +89,7 @@ def begin(
     """
     decides = {
         "settings": settings.to_dict(),
-        "questions": {task.name: task.digest() for task in tasks},
+        "questions": {f"{part.name} {part.split}": part.digest() for task in tasks for part in task.parts()},
         "code": code_digest(adapters=bool(settings.adapters or settings.matchers)),
         "weights": weights_digest(weights_of(settings)),
         "packages": packages(),

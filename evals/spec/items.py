@@ -126,10 +126,10 @@ class EvalTask:
         return range(-(-len(self.items) // batch))
 
     def digest(self) -> str:
-        """Return a digest of what is asked and what is right; runs with unequal digests can't be paired."""
+        """Return a digest of what is asked and what is right, but to calibrate; runs that differ can't be paired."""
         digest = hashlib.sha256(json.dumps([self.kind, self.max_new_tokens, list(self.until)]).encode())
-        for i in (*self.items, *self.calibration):
-            told = [i.key, i.picture, i.prompt, i.question, i.truth, list(i.rows)]
+        for i in self.items:
+            told = [i.key, i.picture, i.prompt, i.question or i.prompt, i.truth, list(i.rows)]
             digest.update(json.dumps(told, sort_keys=True, default=str).encode())
         return digest.hexdigest()[:16]
 
