@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lvlm_guard.evals.stats.tally import Tally, tallies_of
+from lvlm_guard.evals.stats.reading import tallies_of
+from lvlm_guard.evals.stats.tally import Tally
 
 
 def tally_of(

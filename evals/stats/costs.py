@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from lvlm_guard.evals.metrics.metric import Array, share
 from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, estimate
+from lvlm_guard.evals.stats.reading import split_up
 from lvlm_guard.evals.stats.results import Row
-from lvlm_guard.evals.stats.tally import WORK, Tally, split_up
+from lvlm_guard.evals.stats.tally import WORK, Tally
 
 
 def work_rows(tally: Tally, decoders: Sequence[Mapping[str, Any]]) -> list[Row]:

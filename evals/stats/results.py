@@ -7,25 +7,21 @@ A row is plain data: {"task", "split", "decoder", "baseline", "role", "metric", 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.evals.decoders.derived import LEAST_MASS
-from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Array, Score
 from lvlm_guard.evals.metrics.yes_no import RANKED, Ranking
+from lvlm_guard.evals.stats import ranked
 from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, difference, estimate, holm, swap_null
-from lvlm_guard.evals.stats.tally import Given, Tally
+from lvlm_guard.evals.stats.tally import Tally
 
 Row = dict[str, Any]
 Decoder = Mapping[str, Any]
-
-CENSORED = 0.01
-"""Share of scores of which a server told too little, from which on they are not ranked."""
 
 
 def trainings(decoder: Decoder) -> int:
@@ -148,67 +144,33 @@ class Measured:
 
     def _rank(self) -> None:
         """Measure what scores rank, for every decoder whose scores can be ranked; say why where they can't."""
-        usable = {name for name in self.decoders if self._rankable(name)}
-        self._check_kinds(usable)
-        yes = np.array([truth == "yes" for truth in self.tally.items.truths])
+        tally, usable = self.tally, []
+        for name in self.decoders:
+            refused = ranked.why_not(tally, name)
+            usable += [name] if refused == "" else []
+            if refused:
+                self.warnings.append(refused)
+                nothing = np.full((1, 1 + self.draws.draws), np.nan)
+                self.figures |= {(row, name, metric): nothing for row in self.places for metric in RANKED}
+        self.warnings += ranked.bounds(tally, usable)
+        ranked.check_kinds(tally, usable)
+        yes, runs = tally.yes, list(tally.runs.values())
         for row, at in self.places.items():
             rankings: dict[bytes, Ranking] = {}
-            wanted: dict[str, list[list[bytes]]] = {}
+            keys: dict[str, list[list[bytes]]] = {name: [] for name in usable}
+            for name, seeds in [(decoder, seeds) for decoder in usable for seeds in self._trained(decoder)]:
+                scores = [runs[seed].score[at] for seed in seeds]
+                keys[name].append([each.tobytes() for each in scores])
+                for key, each in zip(keys[name][-1], scores, strict=True):
+                    if key not in rankings:  # sampling draws answers, not scores: seeds share them
+                        rankings[key] = Ranking(each, yes[at], tally.picture[at])
+            figures = self.draws.figures({key: ranked.figures(ranking) for key, ranking in rankings.items()})
             for name in usable:
-                runs = list(self.tally.runs.values())
-                for seeds in self._trained(name):
-                    scores = [runs[seed].score[at] for seed in seeds]
-                    wanted.setdefault(name, []).append([each.tobytes() for each in scores])
-                    for key, each in zip(wanted[name][-1], scores, strict=True):
-                        if key not in rankings:  # sampling draws answers, not scores: seeds share them
-                            rankings[key] = Ranking(each, yes[at], self.tally.picture[at])
-            figures = self.draws.figures({key: _ranked(ranking) for key, ranking in rankings.items()})
-            for name, told in wanted.items():
-                means = np.stack([np.mean([figures[key] for key in keys], axis=0) for keys in told])
-                for column, metric in enumerate(RANKED):
-                    self.figures[row, name, metric] = means[..., column]
-            if usable and len(set(yes[at].tolist())) == 1:
-                self.warnings.append(
-                    f"{self._named[row]}: all labels are {'yes' if yes[at][0] else 'no'}, so there is no AUROC (n/a)."
-                )
-
-    def _rankable(self, name: str) -> bool:
-        given, place = self.tally.of(name), f"{name} on {self.tally.name}"
-        lacking = sum(int(np.isnan(one.score[self.tally.whole]).sum()) for one in given)
-        total = len(given) * int(self.tally.whole.sum())
-        if lacking == total:
-            return False
-        mass = _mean_mass(given)
-        censored = sum(one.censored for one in given)
-        why = ""
-        if lacking:
-            why = f"{lacking} of {total} answers have no score"
-        elif censored > CENSORED * total:
-            why = f"the server told too little for {censored} of {total} scores (more likely tokens hid yes or no)"
-        elif mass is not None and mass < LEAST_MASS:
-            why = (
-                f"yes and no hold {mass:.2f} of the probability at the first token, less than {LEAST_MASS}: the "
-                "scores are not of what it says"
-            )
-        elif censored:
-            self.warnings.append(f"{place}: {censored} of {total} scores are bounds: the server hid yes or no.")
-        if why:
-            self.warnings.append(f"{place}: {why}, so there is no AUROC, no matched accuracy and no tilt (n/a).")
-            for row in self.places:
-                for metric in RANKED:
-                    self.figures[row, name, metric] = np.full((1, 1 + self.draws.draws), np.nan)
-        return not why
-
-    def _check_kinds(self, names: Iterable[str]) -> None:
-        after = {
-            name: any(np.isinf(one.score[self.tally.whole]).any() for one in self.tally.of(name)) for name in names
-        }
-        if len(set(after.values())) > 1:
-            cut, uncut = (", ".join(name for name in after if after[name] == is_cut) for is_cut in (True, False))
-            raise DataError(
-                f"{self.tally.name} has both kinds of score: those of {cut} are after a cut (some are infinite), those "
-                f"of {uncut} before. They don't rank alike: give the scores before the cut for all, or leave them out."
-            )
+                means = np.stack([np.mean([figures[key] for key in training], axis=0) for training in keys[name]])
+                self.figures |= {(row, name, metric): means[..., i] for i, metric in enumerate(RANKED)}
+            if usable and (yes[at].all() or not yes[at].any()):
+                label = "yes" if yes[at][0] else "no"
+                self.warnings.append(f"{self._named[row]}: all labels are {label}, so there is no AUROC (n/a).")
 
     def _join(self) -> None:
         """Put several row tasks together: counts pooled or points summed, ranked figures as the mean over kinds."""
@@ -237,7 +199,7 @@ class Measured:
             more = {} if len(figure) == 1 else {"trainings": [_plain(one[0]) for one in figure]}
             found.append(self._row(row, name, None, metric, estimate(figure), score) | more)
         given, at = self.tally.of(name), self.places[row]
-        if mass := _mean_mass(given):
+        if mass := ranked.mean_mass(given):
             found.append(self._row(row, name, None, "mass", Estimate(mass)))
         if (row, name, "auroc") in self.figures:  # the likeliest token can be at odds with the sums over spellings
             apart = np.mean([((one.score[at] > 0) != (one.said[at] == 1)).mean() for one in given])
@@ -313,24 +275,7 @@ class Measured:
 
 def right_of(tally: Tally, decoder: str) -> list[NDArray[np.bool_]]:
     """Return which items a decoder answered rightly, [N] of each seed (yes/no tasks)."""
-    truth = np.array([truth == "yes" for truth in tally.items.truths]).astype(np.int8)
-    return [given.said == truth for given in tally.of(decoder)]
-
-
-def _ranked(ranking: Ranking) -> Callable[[Array], Array]:
-    """Return the figures of `RANKED`, in their order, as a function of weights."""
-
-    def figures(weights: Array) -> Array:
-        found = ranking(weights)
-        return np.stack([found.auroc, found.accuracy, found.tilt], axis=-1)
-
-    return figures
-
-
-def _mean_mass(given: Sequence[Given]) -> float | None:
-    """Return the mean share of the probability on yes or no; None where it is not known."""
-    known = np.concatenate([one.mass[~np.isnan(one.mass)] for one in given])
-    return float(known.mean(dtype=np.float64)) if len(known) else None
+    return [given.said == tally.yes for given in tally.of(decoder)]
 
 
 def _plain(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ left out of all of them; then they are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,6 @@ WORK = {
     "masks": "masks",
 }
 """Columns of an answer's work -> metrics: means an answer; calls and masks of a batch are shared by its answers."""
-COUNTED = ("task", "split", "item", "decoder", "seed", "failed", "text", "score", "mass", "censored", "ended", "cut_at")
 SHOWN = 3
 
 
@@ -109,6 +108,7 @@ class Tally:
         of = {name: number for number, name in enumerate(names)}
         self.pictures = len(names)
         self.picture = np.array([of[name] for name in items.pictures], np.int64)  # [N]
+        self.yes = np.array([truth == "yes" for truth in items.truths], bool)  # [N], of yes/no tasks
         rows: dict[str, list[int]] = {}
         for place, names_of in enumerate(items.rows):
             for row in names_of:
@@ -139,7 +139,10 @@ class Tally:
         """
         failed = pc.fill_null(pc.or_(pc.is_valid(rows["failed"]), _failed(rows["text"])), False).to_numpy(False)
         for run, chosen, places in self.by_run(rows):
-            given = self.runs.get(run) or self._begin(run, rows, chosen)
+            if run not in self.runs:
+                first = int(chosen[0])
+                self.runs[run] = self._new(rows["role"][first].as_py(), rows["baseline"][first].as_py())
+            given = self.runs[run]
             bad = failed[chosen]
             np.add.at(given.there, places[~bad], 1)
             if given.there[places].max(initial=0) > 1:
@@ -189,31 +192,20 @@ class Tally:
 
     def counted(self) -> None:
         """Count what needs all answers at once."""
-        if not self.metric.whole:
-            return
-        for run, given in self.runs.items():
-            places = np.flatnonzero(self.whole)
-            texts = [given.texts[place] for place in places.tolist()]
-            self._count(
-                [(run, np.arange(len(places)), places)], texts, np.ones(len(places), bool), [None] * len(places)
-            )
-            given.texts.clear()
+        if self.metric.whole:
+            for run, given in self.runs.items():
+                self._count_whole(run, {place: given.texts[place] for place in np.flatnonzero(self.whole).tolist()})
+                given.texts.clear()
 
-    def derive(self, run: Run, role: str, baseline: str | None, texts: Mapping[int, str], score: Array) -> None:
-        """Add the answers of a decoder that nobody asked.
-
-        Args:
-            run, role, baseline: whose they are.
-            texts: place -> answer, for every item that all others answered.
-            score: [N], nats.
-        """
-        places = np.array(list(texts), np.int64)
-        given = self._new(role, baseline)
+    def derive(self, decoder: Mapping[str, Any], answers: Mapping[int, tuple[str, float]]) -> None:
+        """Add the answers of a decoder that nobody asked: place -> text and score, nats."""
+        given = self._new(decoder["role"], decoder.get("baseline"))
+        places, texts = list(answers), {place: text for place, (text, _) in answers.items()}
         given.there[places] = 1
-        given.score = score.astype(np.float32)
+        given.score[places] = [score for _, score in answers.values()]
         given.text[places] = [hash(text) for text in texts.values()]
-        self.runs[run] = given
-        self._count([(run, np.arange(len(places)), places)], list(texts.values()), np.ones(len(places), bool), [])
+        self.runs[decoder["name"], 0] = given
+        self._count_whole((decoder["name"], 0), texts)
 
     def decoders(self) -> list[str]:
         """Return who answered, in the order of the table."""
@@ -229,23 +221,20 @@ class Tally:
         runs = list(self.runs.values())
         return [runs[place] for place in self.seeds(decoder)]
 
+    def _count_whole(self, run: Run, texts: Mapping[int, str]) -> None:
+        n = len(texts)
+        part = run, np.arange(n), np.array(list(texts), np.int64)
+        self._count([part], list(texts.values()), np.ones(n, bool), [None] * n)
+
     def _count(
         self, parts: list[tuple[Run, Places, Places]], texts: list[str], ended: NDArray[np.bool_], cut_at: list[Any]
     ) -> None:
         """Count answers, and sum them in their cells; items that some decoder lacks are read, and not summed."""
-        chosen = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0, np.int64)
+        chosen, places = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
         if not len(chosen):
             return
-        places = np.concatenate([part[2] for part in parts])
         order = chosen.tolist()
-        counts = self.metric.count(
-            Batch(
-                places,
-                [texts[i] for i in order],
-                ended[chosen],
-                [cut_at[i] for i in order] if cut_at else [None] * len(order),
-            )
-        )
+        counts = self.metric.count(Batch(places, [texts[i] for i in order], ended[chosen], [cut_at[i] for i in order]))
         numbers = {run: number for number, run in enumerate(self.runs)}
         if missing := len(numbers) - len(self.sums):
             grown = np.zeros((missing, self.number_of_cells, counts.shape[1]))
@@ -289,29 +278,10 @@ class Tally:
             if len(chosen):
                 yield (rows["decoder"][int(chosen[0])].as_py(), int(seeds[chosen[0]])), chosen, places[chosen]
 
-    def _begin(self, run: Run, rows: pa.RecordBatch, chosen: Places) -> Given:
-        first = int(chosen[0])
-        self.runs[run] = self._new(rows["role"][first].as_py(), rows["baseline"][first].as_py())
-        return self.runs[run]
-
     def _new(self, role: str, baseline: str | None) -> Given:
         n = len(self.items.keys)
         score, mass = np.full((2, n), np.nan, np.float32)
         return Given(role, baseline, np.zeros(n, np.uint8), score, np.full(n, -1, np.int8), mass, np.zeros(n, np.int64))
-
-
-def split_up(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[tuple[str, str], pa.RecordBatch]]:
-    """Yield the rows of each task and split."""
-    for batch in batches:
-        task, split = batch["task"].dictionary_encode(), batch["split"].dictionary_encode()
-        codes = task.indices.to_numpy() * len(split.dictionary) + split.indices.to_numpy()
-        for code in dict.fromkeys(np.unique(codes).tolist()):
-            fit = np.flatnonzero(codes == code)
-            name = (
-                task.dictionary[code // len(split.dictionary)].as_py(),
-                split.dictionary[code % len(split.dictionary)].as_py(),
-            )
-            yield name, batch if len(fit) == len(batch) else batch.take(pa.array(fit))
 
 
 def short(text: str, most: int = 80) -> str:

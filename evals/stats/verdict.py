@@ -21,27 +21,6 @@ Word = Literal["ranks better", "moves the threshold", "sharper", "ranks worse", 
 Verdict = dict[str, Any]
 
 
-def best_control(
-    decoder: Mapping[str, Any], decoders: Sequence[Mapping[str, Any]], accuracy: Mapping[str, float]
-) -> str | None:
-    """Return the control of a decoder's own decoding, greedy or sampled, that is the best on the calibration items.
-
-    Args:
-        decoder, decoders: as `Decoder.describe()` has them. A control of another decoder alone is passed over.
-        accuracy: on the calibration items, of the decoders that answered them; the first of equals is taken.
-    """
-    own = [
-        other["name"]
-        for other in decoders
-        if other.get("role") == "control"
-        and other["name"] in accuracy
-        and other["name"] != decoder["name"]
-        and bool(other.get("sampled")) == bool(decoder.get("sampled"))
-        and other.get("control_of") in (None, decoder["name"])
-    ]
-    return max(own, key=lambda name: accuracy[name], default=None)
-
-
 def verdicts(
     rows: Sequence[Row], decoders: Sequence[Mapping[str, Any]], reference: str, controls: Mapping[tuple[str, str], str]
 ) -> list[Verdict]:

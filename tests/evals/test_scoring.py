@@ -17,8 +17,9 @@ from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.spec.answers import COSTS, table_of
 from lvlm_guard.evals.stats import bootstrap
 from lvlm_guard.evals.stats import score as module
+from lvlm_guard.evals.stats.reading import Stored
 from lvlm_guard.evals.stats.results import find
-from lvlm_guard.evals.stats.score import Stored, identity, score, score_answers
+from lvlm_guard.evals.stats.score import identity, score, score_answers
 
 WORDS = ("Yes", "No", "yes, a dog", "There is not a dog", "", "cannot say", "Yes. No.")
 EASY = module.Allowed(empty=1, truncated=1)
@@ -231,7 +232,7 @@ def test_few_censored_scores_are_ranked_and_their_number_told():
     rows = [one.to_dict() | {"censored": i < 2} for i, one in enumerate(answers)]
     found = scoring.scored(items, rows, [scoring.decoder("greedy")], draws=20)
     assert find(found["rows"], "greedy", "pope_all", "auroc")["value"] > 0.5
-    assert any("2 of 240 scores are bounds" in warning for warning in found["warnings"])
+    assert any("2 scores are bounds" in warning for warning in found["warnings"])
 
 
 def test_without_one_class_auroc_and_balanced_accuracy_are_not_there_and_a_warning_says_why():
@@ -300,6 +301,9 @@ def test_a_kind_that_is_unknown_is_named_with_those_that_are():
         rows_of(*quiz(4), kind="quizz")
     with pytest.raises(DataError, match="No decoder is listed"):
         score_answers(table_of([]), [], [], [])
+    items = [scoring.item(0, 0, "yes")]
+    with pytest.raises(DataError, match="answered by agla, which is none of the listed"):
+        scoring.scored(items, [scoring.answer(items[0], "agla", "Yes")], [scoring.decoder("greedy")])
 
 
 def folder(path, items, answers, decoders):

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import scoring
 
+from lvlm_guard.evals.spec.answers import table_of
+from lvlm_guard.evals.stats.controls import controls_of
+from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import find
-from lvlm_guard.evals.stats.verdict import best_control, word_of
+from lvlm_guard.evals.stats.verdict import word_of
 
 YES, NO = "Yes", "No"
 
@@ -99,13 +102,26 @@ def decoders():
 
 
 def test_the_best_control_is_of_the_same_decoding_and_not_another_methods_own():
-    listed = {d["name"]: d for d in decoders()} | {"vote": scoring.decoder("vote")}
-    accuracy = {"prompt-no": 0.7, "tilt": 0.8, "agla-random": 0.9, "sample-matched": 0.95, "greedy": 0.99}
-    found = {
-        name: best_control(listed[name], list(listed.values()), accuracy) for name in ("agla", "vote", "sample-agla")
-    }
-    assert found == {"agla": "agla-random", "vote": "tilt", "sample-agla": "sample-matched"}
-    assert best_control(listed["agla"], list(listed.values()), {}) is None
+    """Calibration answers of controls that are right more and more often."""
+    listed = [*decoders(), scoring.decoder("vote")]
+    val = [scoring.item(i, i, "yes", split="val") for i in range(10)]
+    shares = {"prompt-no": 7, "tilt": 8, "agla-random": 9, "sample-matched": 6, "greedy": 10}
+    answers = [
+        scoring.answer(item, name, YES if i < right else NO)
+        for name, right in shares.items()
+        for i, item in enumerate(val)
+    ]
+    task = {"name": "quiz", "kind": "pope", "split": "test"}
+    tally = tallies_of(table_of(answers), val, [task], frozenset())["quiz", "val"]
+    pairs, best = controls_of(tally, listed)
+    assert [best[name] for name in ("agla", "vote", "sample-agla")] == ["agla-random", "tilt", "sample-matched"]
+    assert ("vote", "tilt") in pairs
+    assert ("vote", "prompt-no") not in pairs
+    # without calibration items: each of them, and none is the best
+    pairs, best = controls_of(None, listed)
+    assert best == {}
+    assert {theirs for ours, theirs in pairs if ours == "vote"} == {"prompt-no", "tilt", "olm"}
+    assert {theirs for ours, theirs in pairs if ours == "sample-agla"} == {"sample-matched"}
 
 
 def calibrated(n=1200, per=6):

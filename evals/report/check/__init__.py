@@ -23,7 +23,8 @@ from lvlm_guard.evals.report.saved import ANSWERS, ASKED, COSTS, ITEMS, RESULTS,
 from lvlm_guard.evals.spec import answers as schema
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.stats.score import Stored, identity, score_answers
+from lvlm_guard.evals.stats.reading import Stored
+from lvlm_guard.evals.stats.score import identity, score_answers
 from lvlm_guard.evals.stats.validity import Allowed
 
 __all__ = ["Checked", "check", "sentences"]
@@ -73,7 +74,15 @@ def _check_run(folder: Path, given: Mapping[str, float]) -> Checked:
 def _asked(task: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Say how the items in `items.jsonl` are not those of the task; "" where they are."""
     items = [
-        Item(s["item"], s["picture"], s.get("prompt", ""), (), truth=s["truth"], rows=tuple(s.get("rows") or ()))
+        Item(
+            s["item"],
+            s["picture"],
+            s.get("prompt", ""),
+            (),
+            s.get("question", ""),
+            s["truth"],
+            tuple(s.get("rows") or ()),
+        )
         for s in rows
     ]
     again = EvalTask(task["name"], task["kind"], items, task["max_new_tokens"], tuple(task["until"])).describe()

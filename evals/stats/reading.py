@@ -1,0 +1,109 @@
+"""The table of answers, gone through batch by batch, as often as need be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Items
+from lvlm_guard.evals.spec.answers import SCHEMA
+from lvlm_guard.evals.stats.tally import Tally
+
+BATCH = 2**15  # rows worked on at once
+UNREAD = ("picture", "proof")  # columns that no score needs
+
+Answers = Iterable[Any]
+"""A table, or batches of its rows."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parquet file as batches of rows, which are read anew each time they are gone through.
+
+    Args:
+        path: of the file.
+        schema: whose columns are read.
+    """
+
+    path: Path
+    schema: pa.Schema = SCHEMA
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows.
+
+        Raises:
+            DataError: the file can't be read, or lacks a column.
+        """
+        wanted = [name for name in self.schema.names if name not in UNREAD]
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield from file.iter_batches(BATCH, columns=wanted)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.path} can't be read: {error}. Is it a table of answers, and whole?") from error
+
+
+Tallies = dict[tuple[str, str], Tally]
+
+
+def tallies_of(
+    answers: Answers, items: Iterable[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]], keep: frozenset[str]
+) -> Tallies:
+    """Count answers: task and split -> tally, in the order of the tasks.
+
+    Args:
+        answers: of `spec.answers.SCHEMA`, in any order. They are gone through twice; an iterator is held in memory.
+        items: rows of `items.jsonl`.
+        tasks: as `EvalTask.describe()` has them; items of others are passed over.
+        keep: see `Tally`.
+
+    Raises:
+        DataError: an answer stands twice or belongs to no item, or an item can't be scored.
+    """
+    listed: dict[tuple[str, str], Items] = {}
+    for row in items:
+        of = listed.setdefault((row["task"], row["split"]), Items())
+        of.keys.append(row["item"])
+        of.pictures.append(row["picture"])
+        of.truths.append(row.get("truth"))
+        of.tags.append(row.get("tags") or {})
+        of.rows.append(tuple(dict.fromkeys(row.get("rows") or (row["task"],))))
+    found = {
+        name: Tally(task, name[1], listed[name], keep) for task in tasks for name in listed if name[0] == task["name"]
+    }
+    batches = batches_of(answers)
+    for name, batch in split_up(batches):
+        if name not in found:
+            raise DataError(f"There are answers to {name[0]} ({name[1]}), of which no item is listed.")
+        found[name].see(batch)
+    for tally in found.values():
+        tally.seen()
+    for name, batch in split_up(batches):
+        found[name].add(batch)
+    for tally in found.values():
+        tally.counted()
+    return found
+
+
+def batches_of(rows: Answers) -> Iterable[pa.RecordBatch]:
+    """Return rows as batches that can be gone through again."""
+    if isinstance(rows, pa.Table):
+        rows = iter(rows.to_batches(max_chunksize=BATCH))
+    return list(rows) if isinstance(rows, Iterator) else rows
+
+
+def split_up(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[tuple[str, str], pa.RecordBatch]]:
+    """Yield the rows of each task and split."""
+    for batch in batches:
+        task, split = batch["task"].dictionary_encode(), batch["split"].dictionary_encode()
+        codes = task.indices.to_numpy() * len(split.dictionary) + split.indices.to_numpy()
+        for code in np.unique(codes).tolist():
+            of, part = divmod(code, len(split.dictionary))
+            rows = batch.take(pa.array(np.flatnonzero(codes == code)))
+            yield (task.dictionary[of].as_py(), split.dictionary[part].as_py()), rows
