@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 Run = Callable[..., Any]
@@ -16,28 +17,56 @@ SMALL = ("--limit", 2, "--captions", 3, "--seeds", 1, "--workers", 1, "--batch",
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two methods."""
-    from lvlm_guard.evals.infer.run import run
+    from lvlm_guard.evals.infer.ask import ask
+    from lvlm_guard.evals.report.page import write_report
     from lvlm_guard.evals.spec.settings import Settings
+    from lvlm_guard.evals.stats.score import score
 
     out = tmp_path_factory.mktemp("run")
-    settings = Settings(limit=2, captions=3, seeds=1, batch=16, methods=("agla", "vote"))
-    run(settings, out, echo=lambda _: None, bar=False, workers=1)
+    settings = Settings(limit=2, captions=3, seeds=1, batch=16, methods=("agla", "vote"), controls=False)
+    ask(settings, out, echo=lambda _: None, bar=False, workers=1)
+    score(out)
+    write_report(out)
     return out
 
 
-def test_run_prints_tables_and_writes_its_files(run: Run, tmp_path: Path) -> None:
-    made = run("eval", "run", *SMALL, "--methods", "vote", "--out", tmp_path)
+def test_run_asks_scores_and_reports_and_each_can_be_done_again_alone(run: Run, tmp_path: Path) -> None:
+    small = (*SMALL, "--methods", "vote", "--out", tmp_path)
+    made = run("eval", "run", *small)
     assert made.code == 0
-    assert "world_pope: embedded, test split, 2 pictures" in made.out
-    assert "vote − matcher" in made.out
+    assert "world_pope: embedded, test split" in made.out
     assert "They do not show that a method helps a real model" in made.out.replace("\n", " ")
-    for name in ("run.json", "samples.jsonl", "report.html", "evidence/index.json"):
+    assert "--limit 2: the first pictures of each task only" in made.out.replace("\n", " ")
+    for name in ("answers.parquet", "costs.parquet", "items.jsonl", "results.json", "report.html"):
         assert (tmp_path / name).stat().st_size > 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
-    again = run("eval", "run", *SMALL, "--methods", "vote", "--out", tmp_path, "--json")
-    assert again.object["status"] == "complete"
-    assert "are there already" in again.err
+    answers, results = ((tmp_path / name).read_bytes() for name in ("answers.parquet", "results.json"))
+    again = run("eval", "run", *small, "--json")
+    assert again.object["command"] == "eval run"
+    assert {"method", "task", "metric", "value", "low", "high"} <= again.object["rows"][0].keys()
+    assert "Asking" not in again.err
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "report.html").unlink()
+    asked = run("eval", "ask", *small, "--json")
+    assert asked.object | {"version": ""} == {
+        "command": "eval ask",
+        "version": "",
+        "folder": str(tmp_path),
+        "whole": True,
+    }
+    assert run("eval", "score", tmp_path).code == 0
+    assert run("eval", "report", tmp_path).code == 0
+    assert (tmp_path / "answers.parquet").read_bytes() == answers
+    assert (tmp_path / "results.json").read_bytes() == results
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_run_is_not_shared_out_by_torchrun(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = run("eval", "run", *SMALL, "--out", tmp_path)
+    assert made.code == 2
+    assert "start `eval ask` by it" in made.err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +118,10 @@ def test_a_rule_that_holds_exits_1(run: Run, tmp_path: Path, folder: Path) -> No
 
 def test_compare_prints_one_object_and_refuses_other_questions(run: Run, tmp_path: Path, folder: Path) -> None:
     made = run("eval", "compare", folder, folder, "--json")
-    assert {row["value"] for row in made.object["rows"] if row["method"].startswith("b:vote-a:")} == {0.0}
-    run("eval", "run", *SMALL, "--limit", 1, "--methods", "agla,vote", "--out", tmp_path)
+    assert {row["value"] for row in made.object["rows"] if row["baseline"]} == {0.0}
+    other = ("--no-controls", "--limit", 1, "--methods", "agla,vote", "--out", tmp_path)
+    run("eval", "ask", *SMALL, *other)
+    run("eval", "score", tmp_path)
     other = run("eval", "compare", folder, tmp_path)
     assert other.code == 1
     assert "did not ask the same" in other.err.replace("\n", " ")
@@ -100,10 +131,11 @@ def test_check_finds_a_changed_answer(run: Run, tmp_path: Path, folder: Path) ->
     assert run("eval", "check", folder).code == 0
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    lines = (copy / "samples.jsonl").read_text().splitlines()
-    sample = json.loads(lines[0])
-    sample["answers"]["greedy"] = ["no" if sample["answers"]["greedy"] == ["yes"] else "yes"]
-    (copy / "samples.jsonl").write_text("\n".join([json.dumps(sample), *lines[1:]]) + "\n")
+    table = pq.read_table(copy / "answers.parquet")
+    texts = table["text"].to_pylist()
+    texts[0] = "no" if texts[0] == "yes" else "yes"
+    column = table.schema.get_field_index("text")
+    pq.write_table(table.set_column(column, table.schema.field("text"), [texts]), copy / "answers.parquet")
     made = run("eval", "check", copy)
     assert made.code == 1
     assert "wrong:" in made.out
