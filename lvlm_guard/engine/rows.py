@@ -7,6 +7,7 @@ branches. generate() sees R rows; the cache holds N * R, so its row operations a
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
@@ -32,8 +33,13 @@ def stackable(cache: Cache | None) -> bool:
 
 def in_blocks(cache: Cache, blocks: int) -> Any:
     """Return the same cache, whose row operations act on each of `blocks` stacked blocks of rows."""
-    base: Any = type(cache)
+    kind: Any = _in_blocks(type(cache), blocks)
+    cache.__class__ = kind
+    return cache
 
+
+@functools.cache  # compiled calls are guarded by the cache's type: a new one would be compiled again
+def _in_blocks(base: Any, blocks: int) -> type[Cache]:
     class Blocks(base):  # type: ignore[misc]  # the base is only known at run time
         def _everywhere(self, rows: Tensor) -> Tensor:
             size = self.layers[0].keys.shape[0] // blocks
@@ -56,8 +62,7 @@ def in_blocks(cache: Cache, blocks: int) -> Any:
             self.__class__ = base
 
     Blocks.__name__, Blocks.__qualname__ = base.__name__, base.__qualname__
-    cache.__class__ = Blocks
-    return cache
+    return Blocks
 
 
 def alike(cache: Any, other: Any) -> bool:

@@ -86,6 +86,37 @@ def test_compiled_models_give_the_same_tokens(execution):
     )
 
 
+def compiling(graphs, **settings):
+    """A compile config that runs graphs as they are, and notes each one that is traced."""
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    config = CompileConfig(backend=backend, mode=None, fullgraph=False, **settings)
+    config._compile_all_devices = True
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["static", "forward"])
+def test_a_compiled_model_is_traced_no_more_often_than_a_plain_one(how):
+    pair = guard(*tiny.make("llava", scale=5.0), agla(beta=0.1))
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    graphs = []
+    config = compiling(graphs)
+    if how == "forward":
+        model.forward = torch.compile(model.forward, backend=config.backend, dynamic=True)
+    calls = {"cache_implementation": "static", "compile_config": config} if how == "static" else {}
+    for execution in ("lazy", "batched", "auto"):
+        traced = []
+        for _ in range(4):
+            model.generate(**inputs, **RUN, **calls, guard_execution=execution)
+            traced.append(len(graphs))
+        assert traced[1] == traced[-1], f"{execution}: {traced}"
+
+
 def test_the_pipeline_of_transformers_works(pair):
     model, processor = pair
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
