@@ -55,10 +55,8 @@ def score(
     """
     sums = counts(compare(rows, objects, dialect, vocabulary)).sum(axis=0)
     values = {metric: float(score.of(sums)) for metric, score in SCORES.items()}
-    whole = {name: value for name, value in zip(COLUMNS, sums.tolist(), strict=True) if name not in values}
-    return {"dialect": dialect if vocabulary is None else "vocabulary", **values} | {
-        k: int(v) for k, v in whole.items()
-    }
+    whole = {name: int(value) for name, value in zip(COLUMNS, sums, strict=True) if name not in values}
+    return {"dialect": dialect if vocabulary is None else "vocabulary", **values, **whole}
 
 
 def compare(

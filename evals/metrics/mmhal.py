@@ -173,13 +173,11 @@ def score_mmhal(reply: Reply, answers: Sequence[str] | None = None) -> dict[str,
     table = counts(reply.verdicts)
     told = {"judge": dict(reply.judge), "prompt_sha256": reply.prompt_sha256, "answers_sha256": reply.answers_sha256}
     types = {
-        suffix: {
-            name: float(SCORES[f"score{suffix}"].of(table[n :: len(TYPES)].sum(0))) for n, name in enumerate(TYPES)
-        }
-        for suffix in ("", "_official")
+        name: [float(SCORES[name].of(table[n :: len(TYPES)].sum(0))) for n in range(len(TYPES))]
+        for name in ("score", "score_official")
     }
     values = {name: float(score.of(table.sum(0))) for name, score in SCORES.items()}
-    return values | {"by_type": types[""], "by_type_official": types["_official"], **told}
+    return values | {"by_type": types["score"], "by_type_official": types["score_official"], **told}
 
 
 class Verdicts(Metric):

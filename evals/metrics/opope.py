@@ -53,16 +53,11 @@ class Opope(Metric):
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)
-        words = coco_words()
+        nodes, yes = coco_words().nodes, {"yes": True, "no": False}
         self.asked: list[dict[str, list[tuple[str, str, bool]]]] = []
         for key, truth in zip(items.keys, items.truths, strict=True):
             try:
-                self.asked.append(
-                    {
-                        k: [(name, words.nodes[name], {"yes": True, "no": False}[label]) for name, label in pairs]
-                        for k, pairs in truth.items()
-                    }
-                )
+                self.asked.append({k: [(o, nodes[o], yes[label]) for o, label in of] for k, of in truth.items()})
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"Item {key!r} of {task['name']} has no questions that a caption can be asked ({error}): its truth "

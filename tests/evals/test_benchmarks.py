@@ -227,12 +227,12 @@ def test_verdicts_score_as_mmhals_script_printed_them_and_unread_ones_stand_apar
     found = mmhal.score_mmhal(reply, ANSWERS)
     assert found["score_official"] == pytest.approx(MMHAL["average"], abs=1e-12)
     assert found["hallucination_rate_official"] == pytest.approx(MMHAL["hallucination_rate"], abs=1e-12)
-    assert list(found["by_type_official"].values()) == pytest.approx(MMHAL["by_type"], abs=1e-12)
+    assert found["by_type_official"] == pytest.approx(MMHAL["by_type"], abs=1e-12)
     assert MMHAL["printed"] == [
         f"Average score: {found['score_official']:.2f}",
         f"Hallucination rate: {found['hallucination_rate_official']:.2f}",
         "Average score for each question type: "
-        + ",".join(str(round(value, 2)) for value in found["by_type_official"].values()),
+        + ",".join(str(round(value, 2)) for value in found["by_type_official"]),
     ]
     assert (found["judge"]["model"], found["prompt_sha256"]) == ("judge-1-0613", "ab" * 32)
     # "Rating: [4]" and "**Rating:** 5" say a grade; "3 ... 5", "60", none and "Score: 6" do not

@@ -9,13 +9,17 @@ import pytest
 from captions import read_captions
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import saved
 
+from lvlm_guard.cli import main
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import captions as texts
 from lvlm_guard.evals.metrics import chair, lemmas
 from lvlm_guard.evals.metrics.metric import Batch, Items
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.answers import LIMITS
+from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.stats.score import score
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "benchmarks" / "chair_lengths.json").read_text())["files"]
@@ -183,3 +187,32 @@ def test_without_known_lengths_captions_are_scored_whole_and_dialects_need_no_vo
     assert not any("@" in name or "official" in name for name in found)
     mixed = measured(task, [["dog"], ["cat"]], ["a dog", "a dog"], [True, True], [None, [5, 5, 5, 5, 5]])
     assert mixed["chair_i@32"][0] == 1.0  # of the one whose length is known
+
+
+def test_a_run_is_scored_in_operas_dialect_on_demand_and_each_row_names_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(lemmas, "lemmas", lambda caption: caption.lower().split())
+    monkeypatch.setattr(lemmas, "check", lambda what: None)
+    coco_words.cache_clear()
+    items = [Item("1", "1.jpg", "describe", (), truth=["dog"], rows=("chair",))]
+    saved(tmp_path / "run", EvalTask("chair", "chair", items, 64), {"greedy": ["a dog on a seat"]})
+    rows = score(tmp_path / "run", dialects=["wordnet"])["rows"]
+    assert {row["metric"]: row["dialect"] for row in rows if row["metric"].startswith("chair_i")} == {
+        "chair_i": "ours",
+        "chair_i_official": "pattern",
+        "chair_i_wordnet": "wordnet",
+    }
+    coco_words.cache_clear()
+
+
+def test_a_dialect_that_cannot_be_had_stops_a_run_before_anything_is_asked(tmp_path, monkeypatch, capsys):
+    def missing(text):
+        raise LookupError("Resource wordnet not found")
+
+    monkeypatch.setattr(lemmas, "tagged", missing)
+    coco_words.cache_clear()
+    for dialect, message in (("wordnet", "nltk.downloader"), ("wordnets", "did you mean 'wordnet'")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["eval", "run", "--dialect", dialect, "--out", str(tmp_path / "out")])
+        assert stopped.value.code
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "out").exists()
