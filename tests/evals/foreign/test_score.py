@@ -244,6 +244,25 @@ def test_two_files_of_one_name_are_told_apart_by_names(tmp_path):
     assert [d["name"] for d in found["decoders"]] == ["a", "b"]
 
 
+def test_a_folder_is_a_run_and_no_file_of_answers(tmp_path):
+    done = RUN.invoke(app, ["eval", "score", str(tmp_path)], env={"COLUMNS": "500"})
+    assert done.exit_code == 1
+    assert "it is no run" in done.output
+    for more in (["--task", "chair"], ["--words", "16"]):
+        assert RUN.invoke(app, ["eval", "score", str(tmp_path), *more]).exit_code == 2
+    path = written(tmp_path / "a.jsonl", golden_rows())
+    assert RUN.invoke(app, ["eval", "score", str(path), str(tmp_path), "--task", "yes-no"]).exit_code == 2
+
+
+def test_rules_fail_files_as_they_fail_a_run(tmp_path):
+    rows = golden_rows()
+    worse = [row | {"decoder": "worse", "text": "maybe"} for row in rows]
+    path = written(tmp_path / "a.jsonl", [row | {"decoder": "greedy"} for row in rows] + worse)
+    for rule, code in (("accuracy_diff<-0.1", 1), ("accuracy_diff<-0.99", 0)):
+        done = RUN.invoke(app, ["eval", "score", str(path), "--task", "yes-no", "--fail-if", rule])
+        assert done.exit_code == code, done.output
+
+
 def test_the_table_is_drawn_for_any_terminal(tmp_path):
     path = written(tmp_path / "greedy.jsonl", golden_rows())
     for columns in ("70", "160"):
