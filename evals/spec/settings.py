@@ -1,4 +1,4 @@
-"""What decides a run of `lvlm-guard eval run`: plain data that a worker process and `run.json` can hold."""
+"""What decides what is asked and answered: plain data, which `asked.json` holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the answers, and how many are asked at once.
+    """Everything that decides the answers; how the work is spread over processes does not.
 
     Args:
         model: "embedded", a folder, or a hub id; with `server` the model's name there.

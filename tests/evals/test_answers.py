@@ -70,7 +70,9 @@ def test_the_table_has_one_order_and_the_same_bytes_however_many_ranks_asked(tmp
     table = pq.read_table(tmp_path / "1" / "answers.parquet")
     assert table.schema == SCHEMA
     rows = table.to_pylist()
-    expected = [("test", i.key, *who) for i in ITEMS for who in EVERYONE] + [("val", i.key, "greedy", 0) for i in BESIDE]
+    expected = [("test", i.key, *who) for i in ITEMS for who in EVERYONE] + [
+        ("val", i.key, "greedy", 0) for i in BESIDE
+    ]
     assert [(row["split"], row["item"], row["decoder"], row["seed"]) for row in rows] == expected
     assert {(row["role"], row["baseline"]) for row in rows} == {("reference", None), ("method", "greedy")}
     costs = pq.read_table(tmp_path / "1" / "costs.parquet")
