@@ -1,6 +1,6 @@
 """`--model lvlm_guard`: a guarded model as lmms-eval wants one.
 
-The answers are those of `lvlm-guard eval run`: the same `Asker` makes the inputs, calls generate() and draws. Nothing
+The answers are those of `lvlm-guard eval ask`: the same `Asker` makes the inputs, calls generate() and draws. Nothing
 is caught: an error of generate() ends the run, where lmms-eval's own models answer "" and score it.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,11 @@ from lvlm_guard.evals.infer.identity import environment, weights_digest
 from lvlm_guard.evals.infer.prepare import prepare_run, weights_of
 from lvlm_guard.evals.infer.progress import Meter
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
-from lvlm_guard.evals.lmms.generation import Generation
 from lvlm_guard.evals.lmms.requests import Request, digest, read_requests
 from lvlm_guard.evals.lmms.store import Store
 from lvlm_guard.evals.spec.items import EvalTask, Said
 
-Numbered = tuple[int, Request]
+COSTS = ("seconds", "forwards", "local_forwards", "masks", "ended", "peak_mib")
 
 
 @dataclass
@@ -47,11 +45,7 @@ class Cost(TokenCounts):  # type: ignore[misc]  # lmms-eval has no types
 
     def to_dict(self) -> dict[str, Any]:
         """Return token counts, seconds, model calls, and whether the answer ended by itself."""
-        told: dict[str, Any] = super().to_dict()
-        if self.said is not None:
-            names = ("seconds", "forwards", "local_forwards", "masks", "ended", "peak_mib")
-            told |= {name: value for name, value in asdict(self.said).items() if name in names}
-        return told
+        return {**super().to_dict(), **({name: getattr(self.said, name) for name in COSTS} if self.said else {})}
 
 
 class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
@@ -65,9 +59,8 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
             raise KnobError("max_batch_size is for models that search for a batch: give lvlm_guard a --batch_size.")
         self.arguments = read(given)
         prepared = prepare_run(self.arguments.settings(), tasks=[])
-        chosen = {d.name: d for d in prepared.decoders}[self.arguments.method]
         assert isinstance(prepared.answerer, Asker)
-        self._chosen: Decoder = chosen
+        self._chosen = {d.name: d for d in prepared.decoders}[self.arguments.method]
         self._decoders: dict[str, Decoder] = {}  # one for each way of generating
         self._asker = replace(prepared.answerer, decoders=self._decoders)
         self._matcher = prepared.matcher
@@ -108,12 +101,15 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         """
         asked = read_requests(requests, self.task_dict)
         said: dict[int, Said] = {}
-        with Meter(
-            len(asked), "answers", _tell if self.rank == 0 else _hush, None if self.rank == 0 else False
-        ) as meter:
+        first = self.rank == 0  # one process of several tells how far they are
+        with Meter(len(asked), "answers", _tell if first else str, None if first else False) as meter:
             for batch in _batches(asked, self.arguments.batch_size):
-                with _named([request for _, request in batch]):
+                try:
                     answers = self._answers([request for _, request in batch])
+                except Exception as error:
+                    documents = ", ".join(str(request.doc_id) for _, request in batch)
+                    error.add_note(f"While answering document {documents} of the task {batch[0][1].task}.")
+                    raise
                 said |= {place: answer for (place, _), answer in zip(batch, answers, strict=True)}
                 meter.advance(len(batch), batch[0][1].task)
         seconds, tokens = sum(s.seconds for s in said.values()), sum(s.tokens for s in said.values())
@@ -123,34 +119,29 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
             avg_speed=tokens / seconds if seconds else 0.0,
             additional_metrics={"requests": len(said), "rank": self.rank},
         )
-        filling = GenerationResult("", None)  # lmms-eval drops the answers that fill up a process's share
-        return [_result(said[place]) if place in said else filling for place in range(len(asked))]
+        found = (said.get(place) for place in range(len(asked)))  # lmms-eval drops what fills up a process's share
+        return [
+            GenerationResult(one.text, Cost(output_tokens=one.tokens, said=one)) if one else GenerationResult("", None)
+            for one in found
+        ]
 
     def _answers(self, batch: Sequence[Request]) -> list[Said]:
         """Answer a batch, or find it answered; a batch that was answered in part is asked again as a whole."""
         first = batch[0]
-        seed = self.arguments.seed + first.repeat
-        items = [request.item() for request in batch]
-        store = self._store()
+        seed, items = self.arguments.seed + first.repeat, [request.item() for request in batch]
         task = EvalTask(first.task, "stock", items, first.generation.max_new_tokens, first.generation.until)
-        who = (self._decoder(first.generation), seed)
-        if store is None:
-            return self._asker.ask(task, items, [who])[0]
-        keys = [digest(request, item, seed) for request, item in zip(batch, items, strict=True)]
-        found = [answer for answer in map(store.get, keys) if answer is not None]
-        if len(found) == len(batch):
-            return found
-        (said,) = self._asker.ask(task, items, [who])
-        places = [{"task": r.task, "split": r.split, "doc_id": r.doc_id, "seed": seed} for r in batch]
-        store.add(zip(keys, places, said, strict=True))
-        return said
-
-    def _decoder(self, generation: Generation) -> str:
-        """Return the name under which the asker knows the method with these generation arguments."""
-        options = generation.options()
+        options = first.generation.options()
         name = f"{self._chosen.name} {options}"
         self._decoders.setdefault(name, replace(self._chosen, name=name, options=options))
-        return name
+        store = self._store()
+        keys = [] if store is None else [digest(r, i, seed) for r, i in zip(batch, items, strict=True)]
+        if store is not None and all(key in store.held for key in keys):
+            return [store.held[key] for key in keys]
+        (said,) = self._asker.ask(task, items, [(name, seed)])
+        if store is not None:
+            places = [{"task": r.task, "split": r.split, "doc_id": r.doc_id, "seed": seed} for r in batch]
+            store.add(zip(keys, places, said, strict=True))
+        return said
 
     def _store(self) -> Store | None:
         """Open the store when it is first needed: only then has lmms-eval told this process its rank."""
@@ -165,9 +156,10 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
                 "code": code_name(),
                 "weights": weights_digest(weights_of(settings)),
                 "environment": {name: told for name, told in environment().items() if name != "commit"},
+                "loaded": getattr(self._asker.model.config, "_commit_hash", None),
             }
-            setting = {**decides, "loaded": getattr(self._asker.model.config, "_commit_hash", None)}
-            self._kept = Store(Path(self.arguments.store), _plain(setting), self.rank)
+            plain = json.loads(json.dumps(decides, default=str))
+            self._kept = Store(Path(self.arguments.store), plain, self.rank)
         return self._kept
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -184,30 +176,11 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         )
 
 
-@contextmanager
-def _named(batch: Sequence[Request]) -> Iterator[None]:
-    """Say of an error which documents it is about; it stays what it is."""
-    try:
-        yield
-    except Exception as error:
-        asked = ", ".join(str(request.doc_id) for request in batch)
-        error.add_note(f"While answering document {asked} of the task {batch[0].task}.")
-        raise
-
-
 def _tell(line: str) -> None:
     print(line, file=sys.stderr)  # lmms-eval's table has the other stream
 
 
-def _hush(line: str) -> None:
-    """Say nothing: one process of several tells how far they are."""
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
-
-
-def _batches(asked: Sequence[Request | None], size: int) -> Iterator[list[Numbered]]:
+def _batches(asked: Sequence[Request | None], size: int) -> Iterator[list[tuple[int, Request]]]:
     """Yield requests with their places; a batch is of one task, one way of generating, and one seed."""
     numbered = [(place, request) for place, request in enumerate(asked) if request is not None]
     order = sorted(numbered, key=lambda pair: pair[1].repeat)  # stable: the repeats of a document stand together
@@ -215,7 +188,3 @@ def _batches(asked: Sequence[Request | None], size: int) -> Iterator[list[Number
         same = iter(group)
         while batch := list(islice(same, size)):
             yield batch
-
-
-def _result(said: Said) -> GenerationResult:
-    return GenerationResult(said.text, Cost(output_tokens=said.tokens, said=said))

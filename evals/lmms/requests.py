@@ -83,23 +83,19 @@ def read_requests(requests: Iterable[Any], documents: Mapping[str, Mapping[str, 
         context, second, third, doc_id, task, split = request.args
         if task in REFUSED:
             raise UnsupportedCallError(f"{task} is not run on lvlm_guard: {REFUSED[task]}.")
-        chat = callable(second)
-        say = second if chat else _simple(context, third, task)
+        say, wanted = (second, third) if callable(second) else (_simple(context, third), second)
+
+        def messages(say: Any = say, task: str = task, split: str = split, doc_id: int = doc_id) -> Talk:
+            told: Talk = say(documents[task][split][doc_id])
+            return told
+
         which = (task, split, doc_id, request.idx)
-        generation = read(third if chat else second, task)
-        found.append(Request(task, split, doc_id, times[which], generation, _about(say, documents, which)))
+        found.append(Request(task, split, doc_id, times[which], read(wanted, task), messages))
         times[which] += 1
     return found
 
 
-def _about(
-    say: Callable[[Any], Talk], documents: Mapping[str, Mapping[str, Any]], which: tuple[str, str, int, int]
-) -> Callable[[], Talk]:
-    task, split, doc_id, _ = which
-    return lambda: say(documents[task][split][doc_id])
-
-
-def _simple(context: str, visuals: Callable[[Any], Any], task: str) -> Callable[[Any], Talk]:
+def _simple(context: str, visuals: Callable[[Any], Any]) -> Callable[[Any], Talk]:
     """Return what makes messages of the simple layout: the pictures, then the text."""
 
     def say(document: Any) -> Talk:
@@ -111,11 +107,9 @@ def _simple(context: str, visuals: Callable[[Any], Any], task: str) -> Callable[
 
 def digest(request: Request, item: Item, seed: int) -> str:
     """Return a name of a document's question: its text, pictures, generation arguments and seed."""
-    talk = item.conversation()
-    texts = [[m["role"], [part.get("text", "[picture]") for part in m["content"]]] for m in talk]
+    texts = [[m["role"], [part.get("text", "[picture]") for part in m["content"]]] for m in item.conversation()]
     told = [request.task, request.split, request.doc_id, seed, asdict(request.generation), texts]
     whole = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for image in item.pictures():
-        whole.update(f"{image.size}".encode())
-        whole.update(image.tobytes())
+        whole.update(f"{image.size}".encode() + image.tobytes())
     return whole.hexdigest()[:32]

@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from lvlm_guard.embedded.world import Scenes
 from lvlm_guard.evals.lmms import TASKS
 from lvlm_guard.evals.lmms.localize import write_rows
 from lvlm_guard.evals.tasks.world import picture, world_chair, world_pope
@@ -18,34 +19,22 @@ PICTURES, CAPTIONS = 8, 12
 POPE, CHAIR = "world_pope.parquet", "world_chair.parquet"
 
 
-def pope_rows(pictures: int = PICTURES) -> list[dict[str, Any]]:
+def pope_rows() -> list[dict[str, Any]]:
     """Return the questions about the first scenes, 18 a scene; one that two kinds share stands there for each."""
-    drawn = world_pope(pictures)
+    drawn = world_pope(PICTURES)
     return [
-        {
-            "id": str(number),
-            "question_id": str(q.question_id),
-            "question": q.text,
-            "answer": q.label,
-            "image_source": str(q.picture),
-            "category": q.kind,
-            "image": {"bytes": _png(picture(drawn.scenes, q.picture)), "path": None},
-        }
+        {"id": str(number), "question_id": str(q.question_id), "question": q.text, "answer": q.label}
+        | {"image_source": str(q.picture), "category": q.kind, "image": _png(drawn.scenes, q.picture)}
         for number, q in enumerate(drawn.questions)
     ]
 
 
-def chair_rows(captions: int = CAPTIONS) -> list[dict[str, Any]]:
+def chair_rows() -> list[dict[str, Any]]:
     """Return the first scenes to caption, with what is in view."""
-    drawn = world_chair(captions)
+    drawn = world_chair(CAPTIONS)
     return [
-        {
-            "question_id": index,
-            "question": drawn.prompt,
-            "image_source": str(index),
-            "gt_object": sorted(objects),
-            "image": {"bytes": _png(picture(drawn.scenes, index)), "path": None},
-        }
+        {"question_id": index, "question": drawn.prompt, "image_source": str(index)}
+        | {"gt_object": sorted(objects), "image": _png(drawn.scenes, index)}
         for index, objects in drawn.objects.items()
     ]
 
@@ -56,10 +45,10 @@ def write(folder: Path = TASKS) -> None:
     write_rows(chair_rows(), folder / CHAIR)
 
 
-def _png(image: Any) -> bytes:
+def _png(scenes: Scenes, index: int) -> dict[str, Any]:
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return file.getvalue()
+    picture(scenes, index).save(file, "PNG", optimize=True)
+    return {"bytes": file.getvalue(), "path": None}
 
 
 if __name__ == "__main__":

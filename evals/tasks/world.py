@@ -11,6 +11,8 @@ which controls are fitted and chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -60,16 +62,14 @@ class WorldQuestion:
     assumed: bool
 
 
-@dataclass(frozen=True)
-class WorldPope:
+class WorldPope(NamedTuple):
     """Scenes and the questions about them, 18 a scene, in order of scenes."""
 
     scenes: world.Scenes
     questions: list[WorldQuestion]
 
 
-@dataclass(frozen=True)
-class WorldCaptions:
+class WorldCaptions(NamedTuple):
     """Scenes to be captioned; `objects[i]` are the names in view in scene i, `props[i]` whether a prop is."""
 
     scenes: world.Scenes
@@ -115,21 +115,15 @@ def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> 
             f"{pictures} pictures were asked for, but the split {name!r} has {found} scenes with three objects in "
             "view: ask for fewer."
         )
-    return WorldPope(
-        drawn,
-        [
-            WorldQuestion(
-                question_id=number,
-                picture=q.scene,
-                kind=q.mode,
-                name=NOUNS[q.asked],
-                text=world.question(NOUNS[q.asked]),
-                label="yes" if q.present else "no",
-                assumed=q.assumed,
-            )
-            for number, q in enumerate(asked, 1)
-        ],
-    )
+    questions = [
+        WorldQuestion(
+            *(number, q.scene, q.mode, NOUNS[q.asked], world.question(NOUNS[q.asked])),
+            label="yes" if q.present else "no",
+            assumed=q.assumed,
+        )
+        for number, q in enumerate(asked, 1)
+    ]
+    return WorldPope(drawn, questions)
 
 
 def world_chair(captions: int = 400, split: str = "test", real: bool = False) -> WorldCaptions:
@@ -171,10 +165,7 @@ def _questions(pictures: int, split: Split, real: bool, prefix: str = "") -> lis
         rows.setdefault((q.picture, q.text), {})[f"pope_{q.kind}"] = None
     return [
         Item(
-            key=f"{prefix}{number}",
-            picture=f"{prefix}{q.picture}",
-            prompt=q.text,
-            images=(picture(drawn.scenes, q.picture),),
+            *(f"{prefix}{number}", f"{prefix}{q.picture}", q.text, (picture(drawn.scenes, q.picture),)),
             truth=q.label,
             rows=tuple(kinds),
             tags={"object": q.name, "assumed": q.assumed},
@@ -189,15 +180,16 @@ def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
     drawn = world_chair(settings.captions or settings.limit or CAPTIONS, settings.split, real)
     items = [
         Item(
-            key=str(index),
-            picture=str(index),
-            prompt=drawn.prompt,
-            images=(picture(drawn.scenes, index),),
-            truth=sorted(objects),
-            rows=("chair",),
-            tags={"prop": drawn.props[index]},
+            str(i),
+            str(i),
+            drawn.prompt,
+            (picture(drawn.scenes, i),),
+            "",
+            sorted(objects),
+            ("chair",),
+            {"prop": drawn.props[i]},
         )
-        for index, objects in drawn.objects.items()
+        for i, objects in drawn.objects.items()
     ]
     about = {
         "source": f"embedded world, split {scenes_of(settings.split, real, captions=True)}, its first {len(items)} "
@@ -211,11 +203,6 @@ def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
     return [EvalTask(name, "chair", items, tokens, split=settings.split, vocabulary=NOUNS, about=about)]
 
 
-def world_pope_real_task(settings: Settings) -> list[EvalTask]:
-    """Return `world_pope_task` on photographs."""
-    return world_pope_task(settings, real=True)
-
-
-def world_chair_real_task(settings: Settings) -> list[EvalTask]:
-    """Return `world_chair_task` on photographs."""
-    return world_chair_task(settings, real=True)
+world_pope_real_task = partial(world_pope_task, real=True)
+world_chair_real_task = partial(world_chair_task, real=True)
+"""The same on photographs."""

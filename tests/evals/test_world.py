@@ -7,6 +7,8 @@ import pytest
 
 from lvlm_guard.embedded import world
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import KINDS, NOUNS, world_chair, world_pope
 
 
@@ -69,3 +71,22 @@ def test_splits_differ_and_a_wrong_one_is_refused():
         world_pope(0)
     with pytest.raises(DataError, match=r"has \d+ scenes with three objects"):
         world_pope(401, "val")
+
+
+def test_the_drawings_stand_on_photographs_too_with_the_same_kinds_of_questions():
+    asked, captioned = tasks_of(Settings(tasks=("world_pope_real", "world_chair_real"), limit=4))
+    assert (asked.name, captioned.name) == ("world_pope_real", "world_chair_real")
+    assert {row for item in asked.items for row in item.rows} == {f"pope_{kind}" for kind in KINDS}
+    drawn = world_pope(4, "test", real=True)
+    assert {item.question or item.prompt for item in asked.items} == {q.text for q in drawn.questions}
+    assert not np.array_equal(drawn.scenes.image[0], world_pope(4).scenes.image[0])
+
+
+def test_what_is_calibrated_on_is_of_no_test_scene():
+    (task,) = tasks_of(Settings(tasks=("world_pope",)))
+    assert len({item.picture for item in task.calibration}) == 80
+    shown = {item.images[0].tobytes() for item in task.items}
+    assert not shown & {item.images[0].tobytes() for item in task.calibration}
+    assert not {item.key for item in task.items} & {item.key for item in task.calibration}
+    (chosen,) = tasks_of(Settings(tasks=("world_pope",), split="val", limit=2))
+    assert chosen.calibration == []

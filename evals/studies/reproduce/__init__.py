@@ -31,7 +31,7 @@ from lvlm_guard.evals.studies.reproduce.needs import Download, downloads
 from lvlm_guard.evals.studies.reproduce.plan import ASSUMED, ASSUMED_EMBEDDED, Cell, missing, plan
 from lvlm_guard.evals.studies.reproduce.published import published
 
-FILE = "reproduction.json"
+COMMAND, FILE = "eval reproduce agla", "reproduction.json"
 
 DIFFERENCES = (
     "Answers are read as AGLA's script reads them (it looks for the letters of the right answer); the sound reading "
@@ -62,33 +62,17 @@ class DryRun:
         """Estimated, see `plan.ASSUMED`."""
         return sum(cell.hours for cell in self.cells)
 
-    @property
-    def gb(self) -> float:
-        """Size of what is not known to be here, in GB."""
-        return sum(one.gb for one in self.downloads if not one.there)
-
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON data."""
-        cells = [
-            {"name": c.name, "model": c.model, "task": c.task, "data": c.data, "kinds": c.kinds, "mode": c.mode}
-            | {"items": c.items, "answers": c.answers, "hours": c.hours, "settings": c.settings.to_dict()}
-            for c in self.cells
-        ]
-        told = {"command": "eval reproduce agla", "version": lvlm_guard.__version__, "dry_run": True, "gb": self.gb}
-        needs = [vars(one) for one in self.downloads]
-        found: dict[str, Any] = plain(told | {"hours": self.hours, "cells": cells, "downloads": needs})
+        """Return it as JSON data; "gb" is of what is not known to be here."""
+        cells = [vars(c) | {"name": c.name, "kinds": c.kinds, "settings": c.settings.to_dict()} for c in self.cells]
+        told = {"command": COMMAND, "version": lvlm_guard.__version__, "dry_run": True, "hours": self.hours}
+        gb = sum(one.gb for one in self.downloads if not one.there)
+        found: dict[str, Any] = plain(told | {"gb": gb, "cells": cells, "downloads": list(map(vars, self.downloads))})
         return found
 
 
 def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings | None = None) -> DryRun:
-    """Return what `reproduce` would run and need; loads no model and fetches nothing.
-
-    Args:
-        model, only, base: see `plan`.
-
-    Raises:
-        DataError: see `plan`.
-    """
+    """Return what `reproduce` would run and need; arguments and errors as `plan`'s. Loads and fetches nothing."""
     cells = plan(model, only, base)
     return DryRun(cells, downloads(cells))
 
@@ -132,17 +116,9 @@ class Reproduced:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON data."""
-        found: dict[str, Any] = plain(
-            {
-                "command": "eval reproduce agla",
-                "version": lvlm_guard.__version__,
-                "status": "void" if self.void else "complete",
-                "void": self.void,
-                "notes": self.notes,
-                "cells": [cell.name for cell in self.cells],
-                "rows": self.rows,
-            }
-        )
+        told = {"command": COMMAND, "version": lvlm_guard.__version__, "status": "void" if self.void else "complete"}
+        told |= {"void": self.void, "notes": self.notes, "cells": [cell.name for cell in self.cells]}
+        found: dict[str, Any] = plain(told | {"rows": self.rows})
         return found
 
 

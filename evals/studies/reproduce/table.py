@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.table import Table
 
@@ -34,21 +33,8 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A method on a kind of questions of a data set, in one mode: its rows by metric.
-
-    Args:
-        rows: by metric.
-        new: whether data set and kind are named, as on the first of their lines.
-    """
-
-    rows: dict[str, Row]
-    new: bool
-
-    @property
-    def first(self) -> Row:
-        return next(iter(self.rows.values()))
+_Line = tuple[dict[str, Row], bool]
+"""A method on a kind of questions of a data set, in one mode: its rows by metric, and whether it is the first there."""
 
 
 def dry_run_table(found: DryRun, width: int = 120) -> Table:
@@ -76,33 +62,32 @@ def reproduce_tables(found: Reproduced, width: int = 120) -> list[Table]:
 
 def _lines(rows: Sequence[Row]) -> Iterator[_Line]:
     """Yield lines: data sets with their kinds, plain decoding first and once, then each mode of AGLA."""
-    places = dict.fromkeys((row["data"], row["kind"]) for row in rows)
-    for data, kind in places:
+    for data, kind in dict.fromkeys((row["data"], row["kind"]) for row in rows):
         here = [row for row in rows if (row["data"], row["kind"]) == (data, kind)]
         new = True
         for method in METHODS:
             modes = list(dict.fromkeys(row["mode"] for row in here if row["method"] == method))
             for mode in modes if method.startswith("agla") else modes[:1]:
-                of = {row["metric"]: row for row in here if (row["method"], row["mode"]) == (method, mode)}
-                yield _Line(of, new)
+                yield {row["metric"]: row for row in here if (row["method"], row["mode"]) == (method, mode)}, new
                 new = False
 
 
 def _table(model: str, lines: Sequence[_Line], width: int, pope: bool) -> Table:
     main = ("accuracy", "f1", "precision", "recall") if pope else ("chair_i", "chair_s", "object_recall", "length")
-    columns = [
-        Column[_Line]("data", lambda line: DATA[line.first["data"]] if line.new else "", text=True),
-        *([Column[_Line]("kind", lambda line: line.first["kind"] if line.new else "", text=True)] if pope else []),
-        Column[_Line]("method", lambda line: METHODS[line.first["method"]], text=True),
-        Column[_Line]("mode", lambda line: line.first["mode"] if line.first["method"].startswith("agla") else ""),
-    ]
-    paired = any(row["published"] is not None for line in lines for row in line.rows.values())
+
+    def told(name: str, of: Callable[[Row], str], always: bool = True) -> Column[_Line]:
+        return Column(name, lambda line: of(next(iter(line[0].values()))) if always or line[1] else "", text=True)
+
+    columns = [told("data", lambda row: DATA[row["data"]], False)]
+    columns += [told("kind", lambda row: row["kind"], False)] if pope else []
+    columns.append(told("method", lambda row: METHODS[row["method"]]))
+    columns.append(told("mode", lambda row: row["mode"] if row["method"].startswith("agla") else ""))
+    paired = any(row["published"] is not None for of, _ in lines for row in of.values())
     for place, metric in enumerate(main):
-        columns += _figure(metric, 0 if place == 0 else place * 3, paired)
+        columns += _figure(metric, 3 * place, paired)
     caption = (
-        "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would "
-        "touch zero. All are "
-        "sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does."
+        "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch "
+        "zero. All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does."
     )
     if paired:
         caption += " “apart”: measured minus published, in points; * outside the interval."
@@ -113,32 +98,28 @@ def _table(model: str, lines: Sequence[_Line], width: int, pope: bool) -> Table:
 
 
 def _figure(metric: str, rank: int, paired: bool) -> Iterator[Column[_Line]]:
-    yield Column(TITLES[metric], lambda line: _measured(line.rows.get(metric)), rank)
+    def of(write: Callable[[Row], str]) -> Callable[[_Line], str]:
+        return lambda line: write(line[0][metric]) if metric in line[0] else "–"
+
+    yield Column(TITLES[metric], of(_measured), rank)
     if paired:
-        yield Column("publ.", lambda line: _published(line.rows.get(metric)), rank)
-        yield Column("apart", lambda line: _apart(line.rows.get(metric)), rank and rank + 1)
+        yield Column("publ.", of(lambda row: "–" if row["published"] is None else _number(row, row["published"])), rank)
+        yield Column("apart", of(_apart), rank and rank + 1)
 
 
-def _published(row: Row | None) -> str:
-    return "–" if row is None or row["published"] is None else _figures(row, row["published"])
-
-
-def _figures(row: Row, value: float) -> str:
+def _number(row: Row, value: float) -> str:
     sign = "+" if "p_value" in row else ""
     # the length is in words, all else are shares
     text = f"{value:{sign}.1f}" if row["metric"] == "length" else f"{round(100 * value, 2) + 0.0:{sign}.2f}"
     return text.replace("-", "−")
 
 
-def _measured(row: Row | None) -> str:
-    if row is None:
-        return "–"
+def _measured(row: Row) -> str:
     p = f" {p_text(row['p_value'])}" if "p_value" in row else ""
-    return f"{_figures(row, row['value'])}{p}\n[{_figures(row, row['low'])}, {_figures(row, row['high'])}]"
+    return f"{_number(row, row['value'])}{p}\n[{_number(row, row['low'])}, {_number(row, row['high'])}]"
 
 
-def _apart(row: Row | None) -> str:
-    if row is None or row["published"] is None:
+def _apart(row: Row) -> str:
+    if row["published"] is None:
         return "–"
-    apart = f"{100 * (row['value'] - row['published']):+.2f}".replace("-", "−")
-    return apart + ("" if row["inside"] else "*")
+    return f"{100 * (row['value'] - row['published']):+.2f}".replace("-", "−") + ("" if row["inside"] else "*")

@@ -7,7 +7,6 @@ holds it) and gives one answer a mention and column, worded as `metrics.mentions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from PIL.Image import Image
 
@@ -28,34 +27,14 @@ Columns = dict[str, list[Said]]
 """Column -> an answer for each mention."""
 
 
-class Judge(Protocol):
-    """Anything that is asked about the mentions of one description."""
-
-    @property
-    def version(self) -> str:
-        """What tells its answers from another one's."""
-        ...
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Return its columns, and what each is, in a few words."""
-        ...
-
-    def __call__(self, image: Image, items: Sequence[Item]) -> Columns:
-        """Return its columns for mentions of one picture, at least one."""
-        ...
-
-
 def probable(p: float, doubtful: bool) -> Said:
     """Return the answer of a verifier that gives a probability and marks what it doubts."""
     return Said(f"{'no' if doubtful else 'yes'} {p:.6f}", score=odds_of(p), mass=1.0)
 
 
 class MatcherJudge:
-    """A matcher, as `generate(verify=True)` asks it.
-
-    Columns: its verdict, against counterfactual swaps where the matcher compares; there also its own probability, if it
-    has one.
+    """A matcher, as `generate(verify=True)` asks it: its verdict, against counterfactual swaps where it compares; there
+    also its own probability, if it has one.
 
     Args:
         matcher: that judges.
@@ -138,6 +117,9 @@ class ClipJudge:
                 if len(words) < 2:
                     raise
                 words = words[: len(words) * 9 // 10]
+
+
+Judge = MatcherJudge | ClipJudge
 
 
 def _verdicts(matcher: Matcher, image: Image, items: Sequence[Item], known: Vocabulary, swaps: int) -> list[Said]:

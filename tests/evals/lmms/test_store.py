@@ -19,13 +19,13 @@ def add(store, *names):
 def test_answers_are_found_again_with_what_they_cost(tmp_path):
     add(Store(tmp_path, SETTING), "a", "b")
     again = Store(tmp_path, SETTING)
-    assert again.get("a") == Said("answer a", seconds=1.5)
-    assert again.get("c") is None
+    assert again.held["a"] == Said("answer a", seconds=1.5)
+    assert "c" not in again.held
 
 
 def test_another_setting_has_none_of_them(tmp_path):
     add(Store(tmp_path, SETTING), "a")
-    assert Store(tmp_path, SETTING | {"alpha": 1.0}).get("a") is None
+    assert "a" not in Store(tmp_path, SETTING | {"alpha": 1.0}).held
     assert len(list(tmp_path.glob("*.json"))) == 2, "each setting is written out for readers"
 
 
@@ -33,7 +33,7 @@ def test_processes_write_beside_each_other_and_read_all(tmp_path):
     first, second = Store(tmp_path, SETTING, 0), Store(tmp_path, SETTING, 1)
     add(first, "a")
     add(second, "b")
-    assert {name: Store(tmp_path, SETTING, 2).get(name).text for name in "ab"} == {"a": "answer a", "b": "answer b"}
+    assert {name: Store(tmp_path, SETTING, 2).held[name].text for name in "ab"} == {"a": "answer a", "b": "answer b"}
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
@@ -45,11 +45,11 @@ def test_a_file_that_was_cut_at_any_byte_loses_the_cut_answer_alone(tmp_path):
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         store = Store(tmp_path, SETTING)
-        assert (store.get("a") is not None) == (size >= first - 1)
+        assert ("a" in store.held) == (size >= first - 1)
         add(store, "c")
         again = Store(tmp_path, SETTING)
-        assert again.get("c") == Said("answer c", seconds=1.5), size
-        assert (again.get("a") is not None) == (size >= first - 1)
+        assert again.held["c"] == Said("answer c", seconds=1.5), size
+        assert ("a" in again.held) == (size >= first - 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
