@@ -250,7 +250,7 @@ def test_a_batch_that_was_answered_in_part_is_asked_as_a_whole(evaluate, tmp_pat
 def test_lmms_evals_own_cache_is_keyed_by_code_too(evaluate, tmp_path):
     from lvlm_guard.evals.lmms.arguments import code_name
 
-    args = model_args("embedded", "agla", alpha=1)
+    args = f"{AGLA},code={code_name()}"
     _, fresh = evaluate(args, [CHAIR], limit=2, use_cache=str(tmp_path))
     _, cached = evaluate(args, [CHAIR], limit=2, use_cache=str(tmp_path))
     assert texts(fresh, CHAIR) == texts(cached, CHAIR)
