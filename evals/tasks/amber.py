@@ -100,7 +100,7 @@ class Amber:
 
     def _path(self, name: str) -> Path:
         if self.folder is None:
-            return fetch(FILES[name], "amber")
+            return fetch(FILES[name], "amber", option="--annotations")
         tried = [
             self.folder / part / f"{name}{gz}" for part in ("", "data", "query", "data/query") for gz in ("", ".gz")
         ]

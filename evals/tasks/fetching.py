@@ -36,13 +36,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvlm-guard"
 
 
-def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS) -> Path:
+def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS, option: str = "--questions") -> Path:
     """Return a published file, from the cache or fetched into it.
 
     Args:
         published: which.
         folder: where in the cache.
         seconds: how long a server may stay silent.
+        option: where a user can give the file instead, for messages.
 
     Raises:
         DataError: it can't be fetched, and the message says where to put it by hand; or what came is another file.
@@ -57,13 +58,13 @@ def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS) 
     except (OSError, ValueError) as error:
         raise DataError(
             f"{published.name} can't be fetched ({getattr(error, 'reason', error)}). Get {published.url} on a machine "
-            f"with network, and put it at {path}, or give it with --questions."
+            f"with network, and put it at {path}, or give it with {option}."
         ) from error
     if _digest(content) != published.sha256:
         raise DataError(
             f"{published.url} gave {len(content)} bytes that are not the published file (SHA-256 "
             f"{_digest(content)[:16]}, should be {published.sha256[:16]}): something on the way changes downloads. Get "
-            "the file another way and give it with --questions."
+            f"the file another way and give it with {option}."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS) 
     except OSError as error:
         raise DataError(
             f"{path} can't be written ({error.strerror or error}): set XDG_CACHE_HOME to a folder that can, or give "
-            "the question files with --questions."
+            f"the files with {option}."
         ) from error
     return path
 

@@ -51,7 +51,7 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
     """
     found = {}
     for split in splits:
-        path = fetch(FILES[split], "repope") if str(folder) == FETCH else _file(Path(folder), split)
+        path = fetch(FILES[split], "repope", option="--repope") if str(folder) == FETCH else _file(Path(folder), split)
         found[split] = {q.question_id: Label(q.image, q.text, q.label) for q in read_questions(path)}
     return found
 

@@ -29,7 +29,7 @@ def ask(
         str,
         typer.Option(
             help="Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), "
-            "chair, mme_hallucination, or a task of lmms-eval (mme, pope_adv, ...)."
+            "chair, opope, mme_hallucination, amber, amber_captions, dash_b, mmhal, or one of lmms-eval (mmstar, ...)."
         ),
     ] = WORLD_TASKS,
     out_: Annotated[Path, typer.Option("--out", help="Folder; a run goes on where it stopped.")] = Path("eval-out"),
@@ -46,10 +46,11 @@ def ask(
     captions: Annotated[int | None, typer.Option(min=1, help="Pictures to caption, where other than --limit.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. [default: the task's]")] = None,
     questions: Annotated[
-        list[Path] | None, typer.Option(help="POPE question file or folder; AGLA's CHAIR list. Repeatable.")
+        list[Path] | None,
+        typer.Option(help="Questions: POPE's files or folder, DASH-B's, ...; a list to caption. Repeatable."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, or a CHAIR ground truth.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, a CHAIR ground truth; AMBER's.")] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
