@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
-from lvlm_guard.engine.session import ACTIVE, Execution, Session
+from lvlm_guard.engine.session import ACTIVE, Execution, Session, within
 from lvlm_guard.engine.subclass import once_per_class, plain_class
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
@@ -55,8 +55,8 @@ class Guard:
 
 def session_of(model: Any) -> Session | None:
     """Return the guarded call that this thread is in on this model, if any."""
-    session = ACTIVE.get()
-    return session if session is not None and session.call.model is model else None
+    about, session = ACTIVE.get() or (None, None)
+    return session if about is model else None
 
 
 @once_per_class
@@ -83,20 +83,16 @@ def guarded_class(base: type[Any]) -> type[Any]:
                         "answer's text with lvlm_guard.verify.verify_answer, or leave guard=False out."
                     )
                 given = (inputs, *args) if args or inputs is not None else ()
-                token = ACTIVE.set(None)
-                try:
+                with within(self, None):
                     return getattr(self, STATE).plain.generate(self, *given, **kwargs)
-                finally:
-                    ACTIVE.reset(token)
             if verify:
                 kwargs["return_dict_in_generate"] = True  # there is no other place for the verdicts
             session = _open(self, inputs, args, guard, guard_views, guard_execution, guard_steps, kwargs)
             check = getattr(self, STATE).verifier(verify, session.call, session.method) if verify else None
-            token = ACTIVE.set(session)
             try:
-                output = super().generate(inputs, *args, **kwargs)
+                with within(self, session):
+                    output = super().generate(inputs, *args, **kwargs)
             finally:
-                ACTIVE.reset(token)
                 session.close()
             trace = session.finish(output)
             if check is not None:

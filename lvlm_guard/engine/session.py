@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,18 @@ def _encodes_first(model: Any) -> bool:
     return supports is not None and bool(supports())
 
 
-ACTIVE: ContextVar[Session | None] = ContextVar("lvlm_guard_session", default=None)
+ACTIVE: ContextVar[tuple[Any, Session | None] | None] = ContextVar("lvlm_guard_session", default=None)
+"""The model that a generate() call of this thread is about, and its guarded call; None: its calls are plain here."""
+
+
+@contextmanager
+def within(model: Any, session: Session | None) -> Iterator[None]:
+    """Guard the calls of a model by a session, or leave them plain."""
+    token = ACTIVE.set((model, session))
+    try:
+        yield
+    finally:
+        ACTIVE.reset(token)
 
 
 @dataclass
@@ -187,23 +199,29 @@ class Session:
         if self.prepared is None:
             raise UnsupportedCallError(
                 "generate() reached the model without prepare_inputs_for_generation(), so the guard can't know which "
-                "rows this call is about. A wrapper around generate() replaces that step (PEFT's prompt learning "
-                "does): guard the wrapped model's plain decoder, or pass guard=False."
+                "rows this call is about. guidance_scale calls the model so, for a second reading of its own: leave it "
+                "out. A wrapper around generate() may replace that step (PEFT's prompt learning does): guard the "
+                "wrapped model's plain decoder. Or pass guard=False."
             )
         self.trace.global_forwards += 1
+
+        def plain(inputs: dict[str, Any]) -> Any:
+            with within(self.call.model, None):  # a compiled call that falls back to eager is the guarded one
+                return run(**inputs)
+
         if self._whole_prefill is not None:
-            return run(**inputs)
+            return plain(inputs)
         if self.execution != "batched":
-            outputs = run(**inputs)
+            outputs = plain(inputs)
             outputs.logits = self._assembled(outputs.logits, None)
             return outputs
-        return self._stacked(run, inputs)
+        return self._stacked(plain, inputs)
 
     def _stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         assert self.prepared is not None
         rows, count = len(self.prepared.ids), 1 + len(self.branches)
         views = self.views(rows)
-        outputs = run(**blocks.stack(inputs, views, rows))
+        outputs = run(blocks.stack(inputs, views, rows))
         self.trace.local_tokens += (count - 1) * int(inputs["input_ids"].numel())
         logits = outputs.logits.split(rows)
         for key in ("hidden_states", "attentions", "image_hidden_states"):
@@ -381,7 +399,8 @@ class Session:
         inputs = self.plain.prepare_inputs_for_generation(model, ids, **arguments)
         for key in ("output_attentions", "output_hidden_states"):
             inputs.pop(key, None)
-        outputs = self.plain.__call__(model, **inputs, return_dict=True)
+        with within(model, None):
+            outputs = self.plain.__call__(model, **inputs, return_dict=True)
         self.trace.local_forwards += 1
         self.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
         logits: Tensor = outputs.logits[:, -needed:]

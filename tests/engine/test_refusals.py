@@ -52,6 +52,7 @@ def test_vcd_needs_no_pictures_only_pixels():
         ({"pixel_values_videos": torch.zeros(1)}, "Videos"),
         ({"mm_encoder_outputs": {"image": None}}, "pixel_values"),
         ({"cache_implementation": "paged"}, "continuous batching"),
+        ({"guidance_scale": 1.5}, "guidance_scale calls the model"),
     ],
 )
 def test_calls_that_can_not_be_guarded_raise(pair, extra, match):

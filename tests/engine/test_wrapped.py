@@ -117,6 +117,21 @@ def test_a_compiled_model_is_traced_no_more_often_than_a_plain_one(how):
         assert traced[1] == traced[-1], f"{execution}: {traced}"
 
 
+@pytest.mark.parametrize("execution", ["lazy", "batched", "auto"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_compiled_call_that_falls_back_to_eager_stays_guarded(family, execution):
+    pair = guard(*tiny.make(family, scale=5.0), agla(beta=0.1))
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    expected = model.generate(**inputs, **RUN)
+    calls = {"cache_implementation": "static", "compile_config": compiling([])}
+    with torch.compiler.set_stance("force_eager"):
+        got = model.generate(**inputs, **RUN, **calls, guard_execution=execution)
+        plain = model.generate(**inputs, **RUN, **calls, guard=False)
+    assert torch.equal(got, expected)
+    assert torch.equal(plain, model.generate(**inputs, **RUN, guard=False))
+
+
 def test_the_pipeline_of_transformers_works(pair):
     model, processor = pair
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
