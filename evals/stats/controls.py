@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvlm_guard.evals.decoders.derived import derive
 from lvlm_guard.evals.errors import DataError
@@ -24,7 +25,7 @@ def derive_answers(tallies: Tallies, decoder: Decoder, reference: str) -> Iterat
             continue
         fitted = calibration(tallies, name)
         try:
-            rows = derive(decoder, _as_rows(tally, reference), _as_rows(fitted, reference) if fitted else [])
+            rows = derive(decoder, _as_rows(tally, reference), _as_rows(fitted, reference, True) if fitted else [])
         except DataError as error:
             if not tally.calibrates:
                 yield f"{name}: {error}"
@@ -57,8 +58,11 @@ def controls_of(fitted: Tally | None, decoders: Sequence[Decoder]) -> tuple[list
     """
     accuracy = {}
     if fitted is not None and fitted.metric.ranked:
-        whole = fitted.whole
-        accuracy = {d: float(np.mean([right[whole] for right in right_of(fitted, d)])) for d in fitted.decoders()}
+        whole, counts = fitted.whole, _counts(fitted)
+        accuracy = {
+            d: float(np.mean([np.average(right[whole], weights=counts[whole]) for right in right_of(fitted, d)]))
+            for d in fitted.decoders()
+        }
     pairs: list[Pair] = []
     best: dict[str, str] = {}
     for decoder in decoders:
@@ -78,14 +82,26 @@ def _controls(other: Decoder, decoder: Decoder) -> bool:
     return other.get("role") == "control" and same and own and other["name"] != decoder["name"]
 
 
-def _as_rows(tally: Tally, decoder: str) -> list[dict[str, Any]]:
-    """Return a decoder's answers to the items that all answered, as `derive` takes them."""
+def _counts(tally: Tally) -> NDArray[np.int64]:
+    """Return in how many row tasks each item counts, [N]: POPE asks about an object in view in each of its kinds."""
+    return np.array([max(1, len(rows)) for rows in tally.items.rows], np.int64)
+
+
+def _as_rows(tally: Tally, decoder: str, counted: bool = False) -> list[dict[str, Any]]:
+    """Return a decoder's answers to the items that all answered, as `derive` takes them.
+
+    Args:
+        counted: an item as often as it counts, so that shares are those of the scores.
+    """
     if not tally.of(decoder):
         return []
     one = tally.of(decoder)[0]
     score, mass = ([None if np.isnan(x) else float(x) for x in each] for each in (one.score, one.mass))
+    places = np.flatnonzero(tally.whole)
+    if counted:
+        places = np.repeat(places, _counts(tally)[places])
     return [
         {"item": tally.items.keys[at], "text": one.texts[at], "score": score[at], "mass": mass[at]}
         | {"truth": tally.items.truths[at]}
-        for at in np.flatnonzero(tally.whole).tolist()
+        for at in places.tolist()
     ]
