@@ -18,19 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Maps:
-    """The pictures of items, with maps where a matcher in this process makes them.
+    """The pictures of items, with maps where a matcher in this process makes them."""
 
-    Args:
-        about: what is shown, or why there are pictures alone, in a sentence.
-        asker: the guarded model with its processor.
-        matcher: who makes the map; None: nobody.
-        decoder: whose local view is shown; None: no method of the run cuts one.
-    """
-
-    about: str
+    about: str  # what is shown, or why there are pictures alone, in a sentence
     asker: Asker | None = None
-    matcher: Matcher | None = None
-    decoder: Decoder | None = None
+    matcher: Matcher | None = None  # who makes the map; None: nobody
+    decoder: Decoder | None = None  # whose local view is shown; None: no method of the run cuts one
 
     @property
     def version(self) -> str:
@@ -96,9 +89,9 @@ def maps_of(answerer: object) -> Maps:
 
     if not isinstance(answerer, Asker):
         return Maps("The answers came from a server, which gives no relevance maps: pictures stand alone.")
-    cutting = (d for d in answerer.decoders.values() if d.guard and d.role == "method" and _cuts_a_view(d.guard(0)))
-    decoder = next(cutting, None)
-    own = decoder.guard(0).matcher if decoder and decoder.guard else None
+    guarded = [(d, d.guard(0)) for d in answerer.decoders.values() if d.guard and d.role == "method"]
+    cutting = ((d, method.matcher) for d, method in guarded if hasattr(method, "matcher") and method.branches())
+    decoder, own = next(cutting, (None, None))
     matcher = own or answerer.matcher or next(iter(answerer.matchers.values()), None)
     if matcher is None:
         return Maps("No method of this run asks a matcher, so there are no relevance maps.")
@@ -107,10 +100,6 @@ def maps_of(answerer: object) -> Maps:
         return Maps(f"{about}no method of this run cuts a view from it.", answerer, matcher)
     about += f"bright is relevant. The pale line bounds what {decoder.name} keeps in its local view, black elsewhere."
     return Maps(about, answerer, matcher, decoder)
-
-
-def _cuts_a_view(method: Any) -> bool:
-    return hasattr(method, "matcher") and bool(method.branches())
 
 
 def _shown(view: Any) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_a_guard_is_not_compared_with_plain_decoding_in_another_number_format(
     saved(tmp_path / "c", pope(LABELS), {"greedy": answers(0.7, 1), "agla": answers(0.9, 5)}, settings=half)
     with pytest.raises(DataError, match="dtype is 'auto' and 'bfloat16'"):
         compare(runs[0], tmp_path / "c", decoder_a="greedy", decoder_b="agla")
-    assert "setting dtype: 'auto' in a, 'bfloat16' in b." in compare(runs[0], tmp_path / "c").differs
+    assert "setting dtype is 'auto' and 'bfloat16'." in compare(runs[0], tmp_path / "c").differs
 
 
 def test_a_void_run_is_refused_with_its_reasons(tmp_path: Path, runs: tuple[Path, Path]) -> None:
@@ -219,9 +219,9 @@ def test_what_only_one_run_has_and_what_differs_beside_the_answers_is_told(
     found = compare(runs[0], b)
     assert found.left_out == [f"Only {runs[0]} has the decoders agla.", f"Only {b.folder} has the decoders vote."]
     assert found.differs == [
-        "setting model: 'embedded' in a, 'some/model' in b.",
-        "code: 'c0de' in a, '0ther' in b.",
-        "torch: '2' in a, '3' in b.",
+        "setting model is 'embedded' and 'some/model'.",
+        "code is 'c0de' and '0ther'.",
+        "torch is '2' and '3'.",
     ]
 
 

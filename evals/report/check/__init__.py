@@ -10,7 +10,7 @@ Needs neither torch nor transformers nor lmms-eval.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from lvlm_guard.evals.report.saved import ANSWERS, ASKED, COSTS, ITEMS, RESULTS,
 from lvlm_guard.evals.spec import answers as schema
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.stats.reading import Stored
-from lvlm_guard.evals.stats.score import identity, score_answers
+from lvlm_guard.evals.stats.score import Stored, identity, score_answers
 from lvlm_guard.evals.stats.validity import Allowed
 
 __all__ = ["Checked", "check", "sentences"]
 
 LAST_DIGITS = 1e-9  # relative: what another release of NumPy may sum up otherwise
+Row = Mapping[str, Any]
 
 
 def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncated: float | None = None) -> Checked:
@@ -61,7 +61,7 @@ def _check_run(folder: Path, given: Mapping[str, float]) -> Checked:
             found.wrong.append(run.todo)
             return found
         for task in run.asked["tasks"]:
-            trouble = _asked(task, list(items[task["name"]].values()))
+            trouble = _asked(task, items[task["name"]].values())
             told = f"{task['name']}: {task['n']} items on {task['pictures']} pictures, digest {task['digest']}."
             (found.wrong if trouble else found.good).append(trouble or told)
         found.wrong.extend(_answers(run))
@@ -71,29 +71,16 @@ def _check_run(folder: Path, given: Mapping[str, float]) -> Checked:
     return found
 
 
-def _asked(task: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def _asked(task: Row, rows: Any) -> str:
     """Say how the items in `items.jsonl` are not those of the task; "" where they are."""
     items = [
-        Item(
-            s["item"],
-            s["picture"],
-            s.get("prompt", ""),
-            (),
-            s.get("question", ""),
-            s["truth"],
-            tuple(s.get("rows") or ()),
-        )
+        Item(s["item"], s["picture"], s.get("prompt", ""), (), truth=s["truth"], rows=tuple(s.get("rows") or ()))
         for s in rows
     ]
     again = EvalTask(task["name"], task["kind"], items, task["max_new_tokens"], tuple(task["until"])).describe()
-    differing = [
-        f"{name} {again[name]} where {ASKED} has {task[name]}"
-        for name in ("n", "pictures", "rows", "digest")
-        if again[name] != task[name]
-    ]
-    if not differing:
-        return ""
-    return f"{task['name']}: {ITEMS} and {ASKED} don't belong together: {'; '.join(differing)}."
+    fields = [name for name in ("n", "pictures", "rows", "digest") if again[name] != task[name]]
+    told = "; ".join(f"{name} {again[name]} where {ASKED} has {task[name]}" for name in fields)
+    return told and f"{task['name']}: {ITEMS} and {ASKED} don't belong together: {told}."
 
 
 def _answers(run: Run) -> Iterator[str]:
@@ -101,32 +88,27 @@ def _answers(run: Run) -> Iterator[str]:
     known = {d["name"]: (d["role"], d["baseline"]) for d in run.asked["decoders"]}
     table = run.answers(("decoder", "role", "baseline")).group_by(["decoder", "role", "baseline"]).aggregate([])
     for row in sorted(table.to_pylist(), key=str):
-        name, told, noted = row["decoder"], (row["role"], row["baseline"]), known.get(row["decoder"])
-        if noted is None:
-            yield f"{ANSWERS} has answers of {name}, and {ASKED} has no such decoder: the files don't belong together."
-        elif noted != told:
+        told, noted = (row["role"], row["baseline"]), known.get(row["decoder"], ("no decoder of the run", None))
+        if noted != told:
             yield (
-                f"{ANSWERS} has answers of {name} as {told[0]} against {told[1]}, and {ASKED} calls it {noted[0]} "
-                f"against {noted[1]}: the files don't belong together."
+                f"{ANSWERS} has answers of {row['decoder']} as {told[0]} against {told[1]}, and in {ASKED} it is "
+                f"{noted[0]} against {noted[1]}: the files don't belong together."
             )
 
 
 def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
     """Compute everything again and hold it against `results.json`."""
-    written = run.results.data
-    own = Allowed(**written.get("allowed", {}))
-    costs = run.folder / COSTS
+    written, costs = run.results.data, run.folder / COSTS
     # as they were scored: with the dialects and verdicts that scoring was told of
     asked = {task["name"] for task in run.asked["tasks"]}
-    tasks = [task for task in written["tasks"] if task["name"] in asked]
     again = plain(
         score_answers(
             Stored(run.folder / ANSWERS),
             (row for _, row in jsonl.numbered(run.folder / ITEMS)),
-            tasks,
+            [task for task in written["tasks"] if task["name"] in asked],
             run.asked["decoders"],
             costs=Stored(costs, schema.COSTS) if costs.exists() else (),
-            allowed=replace(own, **given),
+            allowed=replace(Allowed(**written.get("allowed", {})), **given),
         )
     )
     found.void.extend(again["void"])
@@ -142,68 +124,55 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
             f"eval score {run.folder}` makes them anew."
         )
     if not again["void"] and run.status == "complete":
-        _compare(found, written, again)
+        _compare(found, run.results, again)
 
 
-def _compare(found: Checked, written: Mapping[str, Any], again: Mapping[str, Any]) -> None:
-    other = {row for rows in _relabelled(written, again).values() for row in rows}
+def _compare(found: Checked, results: Results, again: Row) -> None:
+    written, names = results.data, {task["name"] for task in again["tasks"]}
+    others = [task for task in written["tasks"] if task["name"] not in names]
+    skipped = {row for task in others for row in (*results.row_tasks(task), task["name"])}
     before, after = (
-        {_name(row): row for row in [*of["rows"], *of["costs"]] if row["task"] not in other} for of in (written, again)
+        {_name(row): row for row in [*of["rows"], *of["costs"]] if row["task"] not in skipped}
+        for of in (written, again)
     )
-    numbers = [*_numbers(before, after)]
-    far = [told for told, apart in numbers if apart > LAST_DIGITS]
-    near = [told for told, apart in numbers if apart <= LAST_DIGITS]
+    apart = list(_apart(before, after))
+    far = [told for told, distance in apart if distance > LAST_DIGITS]
+    near = [told for told, distance in apart if distance <= LAST_DIGITS]
     lost = [name for name in (*after, *before) if (name in after) != (name in before)]
     if far:
         found.wrong.append(f"{len(far)} numbers of {RESULTS} do not follow from {ANSWERS}: {'; '.join(far[:SHOWN])}.")
     if lost:
-        told = "; ".join(map(_written, lost[:SHOWN]))
+        told = "; ".join(lost[:SHOWN])
         found.wrong.append(f"{len(lost)} rows are only in {RESULTS}, or only follow from {ANSWERS}: {told}.")
-    verdicts = [verdict for verdict in written["verdicts"] if verdict["task"] not in other]
-    if again["verdicts"] != verdicts and not near:
+    if not near and again["verdicts"] != [v for v in written["verdicts"] if v["task"] not in skipped]:
         found.wrong.append(f"The verdicts of {RESULTS} do not follow from {ANSWERS}.")
     if near:
         found.warnings.append(
             f"{len(near)} numbers of {RESULTS} differ from {ANSWERS} in their last digits ({near[0]}), as they do "
             "between releases of NumPy."
         )
-    for name in _relabelled(written, again):
-        found.warnings.append(f"{name} was scored by labels that are not in the folder: its scores were not checked.")
+    for task in others:
+        found.warnings.append(
+            f"{task['name']} was scored by labels that are not in the folder: its scores were not checked."
+        )
     if not (far or lost or near):
         found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
 
 
-def _relabelled(written: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the tasks that were scored by labels of files that are not in the folder, each with its result rows."""
-    names = {task["name"] for task in again["tasks"]}
-    others = [task for task in written["tasks"] if task["name"] not in names]
-    results = Results(written)
-    return {task["name"]: [*results.row_tasks(task), task["name"]] for task in others}
+def _name(row: Row) -> str:
+    """Return a row's name, by which two files are held against each other."""
+    baseline = f" − {row['baseline']}" if row["baseline"] else ""
+    return f"{row['decoder']}{baseline} {row['task']} {row['metric']}"
 
 
-_Name = tuple[str, str, str | None, str]
-
-
-def _name(row: Mapping[str, Any]) -> _Name:
-    return row["task"], row["decoder"], row["baseline"], row["metric"]
-
-
-def _written(name: _Name) -> str:
-    task, decoder, baseline, metric = name
-    return f"{decoder}{f' − {baseline}' if baseline else ''} {task} {metric}"
-
-
-def _numbers(before: Mapping[_Name, Mapping[str, Any]], after: Mapping[_Name, Mapping[str, Any]]) -> Iterator[Any]:
+def _apart(before: Mapping[str, Row], after: Mapping[str, Row]) -> Iterator[tuple[str, float]]:
     """Yield each number that differs, in words, with how far it is off (infinite where one is no number)."""
     for name, row in after.items():
         other = before.get(name, row)
-        for key in dict.fromkeys([*row, *other]):
+        for key in (key for key in {**row, **other} if other.get(key) != row.get(key)):
             a, b = other.get(key), row.get(key)
-            if a != b:
-                yield f"{_written(name)} {key} is {a}, and should be {b}", _apart(a, b)
-
-
-def _apart(a: Any, b: Any) -> float:
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return abs(a - b) / max(abs(a), abs(b), 1.0)
-    return math.inf
+            numbers = isinstance(a, int | float) and isinstance(b, int | float)
+            yield (
+                f"{name} {key} is {a}, and should be {b}",
+                abs(a - b) / max(abs(a), abs(b), 1) if numbers else math.inf,
+            )

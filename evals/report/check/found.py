@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +33,7 @@ class Checked:
 
     @property
     def outcome(self) -> Literal["ok", "wrong", "void"]:
-        """Return the worst of it: answers that can't be scored before files that don't fit."""
+        """The worst of it: answers that can't be scored before files that don't fit."""
         return "void" if self.void else "wrong" if self.wrong else "ok"
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,11 +42,7 @@ class Checked:
         return told | vars(self) | {"folder": str(self.folder)}
 
 
-def sentences(found: Checked) -> Sequence[str]:
+def sentences(found: Checked) -> list[str]:
     """Return what was found as lines to print, the worst first."""
-    return [
-        *(f"void: {told}" for told in found.void),
-        *(f"wrong: {told}" for told in found.wrong),
-        *(f"note: {told}" for told in found.warnings),
-        *(f"ok: {told}" for told in found.good),
-    ]
+    parts = {"void": found.void, "wrong": found.wrong, "note": found.warnings, "ok": found.good}
+    return [f"{kind}: {told}" for kind, sentences in parts.items() for told in sentences]

@@ -7,16 +7,16 @@ run of ours void makes its run void, too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
 from lvlm_guard.evals.report.check.found import SHOWN, Checked
-from lvlm_guard.evals.report.tallying import tally_of
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import Answer, table_of
+from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.tally import FAILED_TEXT, short
 from lvlm_guard.evals.stats.validity import Allowed, validity
 
@@ -25,11 +25,7 @@ Row = Mapping[str, Any]
 
 
 def check_stock(folder: Path, allowed: Allowed) -> Checked:
-    """Check every run of lmms-eval under a folder.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Check every run of lmms-eval under a folder; raises `DataError` where there is none."""
     found = Checked(folder, "lmms-eval")
     results = sorted(folder.rglob(f"*{_RESULTS}"))
     samples = set(folder.rglob(f"*{_SAMPLES}*.jsonl"))
@@ -74,52 +70,47 @@ def _check_results(found: Checked, path: Path, allowed: Allowed) -> set[Path]:
             found.wrong.append(str(error))
             continue
         limit = (configs[task].get("generation_kwargs") or {}).get("max_new_tokens")
-        _check_task(found, model, task, limit, sizes[task], rows, allowed)
+        lost = list(_lost(task, model, sizes[task], rows))
+        found.void.extend(lost)
+        if not lost:
+            _judge(found, model, task, limit, rows, allowed)
     return set(files.values())
 
 
-def _check_task(
-    found: Checked, model: str, task: str, limit: Any, wanted: int, rows: Sequence[Row], allowed: Allowed
-) -> None:
+def _lost(task: str, model: str, wanted: int, rows: Sequence[Row]) -> Iterator[str]:
+    """Say what is there twice, missing or failed."""
     twice = [str(key) for key, count in Counter(row["doc_id"] for row in rows).items() if count > 1]
+    failed = [f"{r['doc_id']}: {short(_text(r))}" for r in rows if _text(r).lstrip().startswith(FAILED_TEXT)]
     if twice:
-        found.void.append(
+        yield (
             f"{task}: {len(twice)} documents were answered more than once (first: {', '.join(twice[:SHOWN])}): two "
             "runs wrote into one file. Give each run an --output_path of its own."
         )
-        return
-    if len(rows) < wanted:
-        found.void.append(f"{task}: {len(rows)} of {wanted} documents were answered; {wanted - len(rows)} are missing.")
-    yes_no = all(_label(row) in ("yes", "no") for row in rows)
-    texts = [_text(row["filtered_resps"]) for row in rows]
-    pairs = zip(rows, texts, strict=True)
-    failed = [f"{row['doc_id']}: {short(text)}" for row, text in pairs if text.lstrip().startswith(FAILED_TEXT)]
+    elif len(rows) < wanted:
+        yield f"{task}: {len(rows)} of {wanted} documents were answered; {wanted - len(rows)} are missing."
     if failed:
         told = "; ".join(failed[:SHOWN])
-        found.void.append(
-            f"{model} on {task}: {len(failed)} of {len(rows)} answers failed ({told}), and lmms-eval scored them as "
-            "wrong."
-        )
-        return
+        yield f"{model} on {task}: {len(failed)} of {len(rows)} answers failed ({told}); they were scored as wrong."
+
+
+def _judge(found: Checked, model: str, task: str, limit: Any, rows: Sequence[Row], allowed: Allowed) -> None:
+    yes_no = all(_label(row) in ("yes", "no") for row in rows)
     items: list[dict[str, Any]] = [
         {"task": task, "split": "test", "item": str(row["doc_id"]), "picture": str(row["doc_id"]), "rows": [task]}
         | {"truth": _label(row) if yes_no else []}
         for row in rows
     ]
     answers = [
-        Answer(task, "test", item["item"], item["picture"], model, "reference", text, ended=_ended(row, limit))
-        for item, row, text in zip(items, rows, texts, strict=True)
+        Answer(task, "test", item["item"], item["picture"], model, "reference", _text(row), ended=_ended(row, limit))
+        for item, row in zip(items, rows, strict=True)
     ]
     # which score it has is no matter here, only which answers can have one: captions need no labels
     kind = {"kind": "pope"} if yes_no else {"kind": "chair", "vocabulary": ["none"]}
     described = {"name": task, "split": "test", "rows": [task], "max_new_tokens": limit} | kind
-    table = table_of(answers)
-    tally = tally_of(described, items, table.to_batches)
-    judged = validity([tally], [{"name": model, "role": "reference", "seeds": 1}], model, allowed)
+    tallies = tallies_of(table_of(answers), items, [described], frozenset())
+    judged = validity(tallies.values(), [{"name": model, "role": "reference", "seeds": 1}], model, allowed)
     found.void.extend(judged.void)
-    found.warnings.extend(judged.warnings)
-    if yes_no:
-        found.warnings.extend(_misread(task, rows, texts, model))
+    found.warnings.extend([*judged.warnings, *(_misread(task, rows, model) if yes_no else ())])
     if not judged.void:
         found.good.append(f"{model} on {task}: {len(rows)} documents, each with an answer.")
 
@@ -128,8 +119,9 @@ def _label(row: Row) -> str:
     return str(row.get("target")).strip().lower()
 
 
-def _text(given: Any) -> str:
+def _text(row: Row) -> str:
     """Return an answer: a text, or the first of several."""
+    given = row["filtered_resps"]
     while isinstance(given, list):
         given = given[0] if given else ""
     return "" if given is None else str(given)
@@ -146,16 +138,13 @@ def _ended(row: Row, limit: Any) -> bool:
     return not (isinstance(tokens, int) and isinstance(limit, int) and tokens >= limit)
 
 
-def _misread(task: str, rows: Sequence[Row], texts: Sequence[str], model: str) -> list[str]:
+def _misread(task: str, rows: Sequence[Row], model: str) -> Iterator[str]:
     """Tell how many answers lmms-eval's POPE counts as wrong though they say yes or no."""
-    pairs = list(zip(rows, texts, strict=True))
-    lost = [(row, text) for row, text in pairs if pope.read(text) and pope.read(text, "stock") is None]
-    if not lost:
-        return []
-    right = sum(pope.read(text) == _label(row) for row, text in pairs)
-    row, text = lost[0]
-    return [
-        f"{model} on {task}: {len(lost)} of {len(texts)} answers say yes or no in more than the bare word "
-        f'({row["doc_id"]}: "{text.strip()[:60]}"), which lmms-eval\'s POPE counts as wrong. Read by the first such '
-        f"word, {right / len(texts):.1%} are right."
-    ]
+    lost = [row for row in rows if pope.read(_text(row)) and pope.read(_text(row), "stock") is None]
+    if lost:
+        right = sum(pope.read(_text(row)) == _label(row) for row in rows)
+        yield (
+            f"{model} on {task}: {len(lost)} of {len(rows)} answers say yes or no in more than the bare word "
+            f'({lost[0]["doc_id"]}: "{_text(lost[0]).strip()[:60]}"), which lmms-eval\'s POPE counts as wrong. Read by '
+            f"the first such word, {right / len(rows):.1%} are right."
+        )

@@ -9,23 +9,25 @@ neither torch nor transformers nor lmms-eval.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.compare.fail_if import Rule, fail_if
-from lvlm_guard.evals.report.compare.pairing import Pair, common_tasks, only_in_one, pairs_of
+from lvlm_guard.evals.report.compare.pairing import Pair, apart, common_tasks, only_in_one, pairs_of
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.saved import Run, finished, plain
-from lvlm_guard.evals.report.tallying import tally_of
 from lvlm_guard.evals.stats.bootstrap import holm
+from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured
 from lvlm_guard.evals.stats.tally import Tally
 
@@ -34,6 +36,8 @@ __all__ = ["Changed", "Comparison", "Rule", "compare", "fail_if"]
 _OWN = {"tasks", "methods", "knobs", "questions", "images", "annotations", "include"}  # told elsewhere, or mere paths
 _TOLD = ("version", "code", "weights", "where")
 Row = dict[str, Any]
+Sides = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""Name of a decoder in the common table -> which run's it is ("a", "b"), and the decoder."""
 
 
 @dataclass(frozen=True)
@@ -128,99 +132,71 @@ def compare(
     left_out = list(only_in_one(first, second, "tasks", {task["name"] for task in tasks}))
     if decoder_a is None and decoder_b is None:
         left_out += only_in_one(first, second, "decoders", {name for name, _ in pairs})
+    owners = Counter(row for task in tasks for row in task["rows"] or [task["name"]])
     rows: list[Row] = []
     changed: list[Changed] = []
-    owners: dict[str, int] = {}
     for task in tasks:
-        for row in task["rows"] or [task["name"]]:
-            owners[row] = owners.get(row, 0) + 1
-    for task in tasks:
-        measured, own = _measured(first, second, pairs, task, owners)
-        rows += own
-        changed += _changed(measured.tally, pairs)
+        sides = {
+            f"{side}:{name}": (side, run.decoder(name))
+            for pair in pairs
+            for side, run, name in zip("ab", (first, second), pair, strict=True)
+        }
+        tables = [_answers(run, side, task, sides) for side, run in (("a", first), ("b", second))]
+        tally = tallies_of(pa.concat_tables(tables), first.items[task["name"]].values(), [task], frozenset())
+        (counted,) = tally.values()
+        rows += _rows(Measured(counted, [d | {"name": n} for n, (_, d) in sides.items()], "", owners), pairs, sides)
+        changed += _changed(counted, pairs)
     if not changed:
         raise DataError("No task was answered by both decoders: there is nothing to compare.")
-    differs = [*_knob_differences(first, second, pairs), *_differences(first.asked, second.asked)]
+    differs = [f"{told}." for told in _differences(first, second, pairs)]
     return Comparison(first, second, pairs, tasks, _adjusted(rows), changed, differs, left_out)
 
 
-def _measured(
-    a: Run, b: Run, pairs: Sequence[Pair], task: Mapping[str, Any], owners: Mapping[str, int]
-) -> tuple[Measured, list[Row]]:
-    """Return a task of both runs as one, and its rows."""
-    sides = {
-        f"{side}:{name}": (side, run.decoder(name))
-        for side, run, names in (("a", a, [x for x, _ in pairs]), ("b", b, [y for _, y in pairs]))
-        for name in names
-    }
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for side, run in (("a", a), ("b", b)):
-            yield from _batches(run, side, task, sides)
-
-    tally = tally_of(task, a.items[task["name"]].values(), batches)
-    decoders = [decoder | {"name": name} for name, (_, decoder) in sides.items()]
-    measured = Measured(tally, decoders, "", owners)
-    rows = []
-    for row in measured.rows([(f"b:{y}", f"a:{x}") for x, y in pairs]):
-        (side, decoder), baseline = sides[row["decoder"]], row["baseline"]
-        named = {"run": side, "decoder": decoder["name"]}
-        if baseline is not None:
-            named = {"run": "b-a", "decoder": decoder["name"], "baseline": sides[baseline][1]["name"]}
-        rows.append(row | named)
-    return measured, rows
-
-
-def _batches(
-    run: Run, side: str, task: Mapping[str, Any], sides: Mapping[str, tuple[str, Mapping[str, Any]]]
-) -> Iterator[pa.RecordBatch]:
-    """Yield a run's answers under names that tell the runs apart."""
+def _answers(run: Run, side: str, task: Mapping[str, Any], sides: Sides) -> pa.Table:
+    """Return a run's answers under names that tell the runs apart."""
     names = [decoder["name"] for of, decoder in sides.values() if of == side]
     found = run.answers(task=task["name"], split=task["split"], decoder=names)
     at = found.schema.get_field_index("decoder")
-    renamed = pc.binary_join_element_wise(f"{side}:", found["decoder"], "")
-    yield from found.set_column(at, "decoder", renamed).combine_chunks().to_batches()
+    return found.set_column(at, found.field(at), pc.binary_join_element_wise(f"{side}:", found["decoder"], ""))
+
+
+def _rows(measured: Measured, pairs: Sequence[Pair], sides: Sides) -> Iterator[Row]:
+    for row in measured.rows([(f"b:{y}", f"a:{x}") for x, y in pairs]):
+        (side, decoder), baseline = sides[row["decoder"]], sides.get(row["baseline"])
+        named = {"baseline": baseline[1]["name"] if baseline else None, "run": "b-a" if baseline else side}
+        yield row | {"decoder": decoder["name"]} | named
 
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:
     """Return the rows with "p_holm": each difference for being one of all differences of its metric."""
-    adjusted = [dict(row) for row in rows]
     metrics: dict[str, list[Row]] = {}
-    for row in adjusted:
+    for row in rows:
         if row["p"] is not None:
             metrics.setdefault(row["metric"], []).append(row)
     for members in metrics.values():
         for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
             row["p_holm"] = p
-    return adjusted
+    return list(rows)
 
 
 def _changed(tally: Tally, pairs: Sequence[Pair]) -> Iterator[Changed]:
     for x, y in pairs:
         ours, theirs = tally.of(f"a:{x}"), tally.of(f"b:{y}")
         if ours and theirs:
-            apart = sum((one.text != other.text).astype(int) for one, other in zip(ours, theirs, strict=False)) > 0
-            yield Changed(x, y, tally.name, int(apart[tally.whole].sum()), int(tally.whole.sum()))
+            other = np.any([one.text != two.text for one, two in zip(ours, theirs, strict=False)], axis=0)
+            yield Changed(x, y, tally.name, int(other[tally.whole].sum()), int(tally.whole.sum()))
 
 
-def _knob_differences(a: Run, b: Run, pairs: Sequence[Pair]) -> Iterator[str]:
+def _differences(a: Run, b: Run, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Say what differs between the runs beside the answers."""
     for x, y in pairs:
         left, right = a.decoder(x), b.decoder(y)
         if x == y:
-            yield from _fields(f"{x}: ", left.get("knobs") or {}, right.get("knobs") or {})
+            yield from apart(f"{x}: ", left.get("knobs") or {}, right.get("knobs") or {})
         if left["seeds"] != right["seeds"]:
-            yield f"{x} ran {left['seeds']} times and {y} {right['seeds']} times; means are compared."
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    settings = [{k: v for k, v in asked["settings"].items() if k not in _OWN} for asked in (a, b)]
-    yield from _fields("setting ", *settings)
-    yield from _fields("", *({k: asked.get(k) for k in _TOLD} for asked in (a, b)))
+            yield f"{x} ran {left['seeds']} times and {y} {right['seeds']} times; means are compared"
+    settings = [{k: v for k, v in run.asked["settings"].items() if k not in _OWN} for run in (a, b)]
+    yield from apart("setting ", *settings)
+    yield from apart("", *({k: run.asked.get(k) for k in _TOLD} for run in (a, b)))
     for name in ("packages", "environment"):
-        yield from _fields("", a.get(name) or {}, b.get(name) or {})
-
-
-def _fields(prefix: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[str]:
-    for name in dict.fromkeys([*left, *right]):
-        if left.get(name) != right.get(name):
-            yield f"{prefix}{name}: {left.get(name)!r} in a, {right.get(name)!r} in b."
+        yield from apart("", *(run.asked.get(name) or {} for run in (a, b)))

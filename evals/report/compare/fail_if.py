@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
@@ -15,12 +15,7 @@ _RULE = re.compile(
     r"\s*(?:(?P<decoder>[^:<>]+):)?\s*(?P<metric>[\w@]+?)_diff\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[^@\s]+)"
     r"\s*(?:@\s*(?P<task>\S+))?\s*"
 )
-_SIGNS: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _NAMED_ONLY = ("plain", "control", "matcher")
 """Roles that are worse on purpose, or no guard at all: a rule means them only where it names the decoder."""
 
@@ -57,41 +52,33 @@ class Rule:
             DataError: there is no such difference, or one has no value; a rule that nothing is held against would
                 pass whatever happens.
         """
-        held = [row for row in self._chosen(_differences(list(rows))) if _SIGNS[self.sign](row["value"], self.bound)]
-        if not held:
-            return None
-        told = "; ".join(f"{_name(row)} on {row['task']}: {self.metric} {said(row)}" for row in held)
-        return f"{self.text} holds for {told}."
-
-    def _chosen(self, rows: Sequence[Row]) -> list[Row]:
-        self._known("metric", self.metric, [row["metric"] for row in rows])
-        found = [row for row in rows if row["metric"] == self.metric]
-        if self.task:
-            self._known("task", self.task, [row["task"] for row in found])
-            found = [row for row in found if row["task"] == self.task]
-        if self.decoder:
-            self._known("decoder", self.decoder, [row["decoder"] for row in found])
-            found = [row for row in found if row["decoder"] == self.decoder]
-        else:
+        rows = list(rows)
+        references = {row["decoder"] for row in rows if row["role"] == "reference"}
+        found = [r for r in rows if r["baseline"] is not None and (r.get("run") or r["baseline"] in references)]
+        for column in ("metric", "task", "decoder"):
+            if wanted := getattr(self, column):
+                found = self._of(column, wanted, found)
+        if not self.decoder:
             found = [row for row in found if row["role"] not in _NAMED_ONLY]
         if not found:
             raise DataError(
                 f"{self.text!r}: only controls were compared. Name one to be held to it: 'sample:{self.metric}_diff"
                 f"{self.sign}{self.bound:g}'."
             )
-        empty = [row for row in found if row["value"] is None]
-        if empty:
-            raise DataError(f"{self.text!r}: {_name(empty[0])} has no {self.metric} on {empty[0]['task']}.")
-        return found
+        for row in (row for row in found if row["value"] is None):
+            raise DataError(f"{self.text!r}: {_name(row)} has no {self.metric} on {row['task']}.")
+        held = [row for row in found if _SIGNS[self.sign](row["value"], self.bound)]
+        told = "; ".join(f"{_name(row)} on {row['task']}: {self.metric} {said(row)}" for row in held)
+        return f"{self.text} holds for {told}." if held else None
 
-    def _known(self, what: str, name: str, names: Iterable[str]) -> None:
-        known = list(dict.fromkeys(names))
-        if name not in known:
+    def _of(self, column: str, wanted: str, rows: Sequence[Row]) -> list[Row]:
+        known = list(dict.fromkeys(row[column] for row in rows))
+        if wanted not in known:
             raise DataError(
-                f"{self.text!r}: no difference has the {what} {name!r}. "
-                + did_you_mean(name, known)
-                + f"There are: {', '.join(known) or 'none, since nothing was compared'}."
+                f"{self.text!r}: no difference has the {column} {wanted!r}. {did_you_mean(wanted, known)}"
+                f"There are: {', '.join(known) or 'none, since nothing was compared'}."
             )
+        return [row for row in rows if row[column] == wanted]
 
 
 def fail_if(text: str) -> Rule:
@@ -112,12 +99,6 @@ def fail_if(text: str) -> Rule:
         )
     decoder = (read["decoder"] or "").strip()
     return Rule(text.strip(), read["metric"], read["sign"], bound, read["task"] or "", decoder)
-
-
-def _differences(rows: Sequence[Row]) -> list[Row]:
-    """Return the differences between two runs, or those of one run from its reference."""
-    references = {row["decoder"] for row in rows if row["role"] == "reference"}
-    return [r for r in rows if r["baseline"] is not None and (r.get("run") or r["baseline"] in references)]
 
 
 def _name(row: Row) -> str:

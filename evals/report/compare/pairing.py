@@ -28,7 +28,7 @@ def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
             f"The runs have no task in common: {a.folder} has {', '.join(ours) or 'none'}, {b.folder} has "
             f"{', '.join(theirs) or 'none'}."
         )
-    problems = [f"{name} ({why})" for name in common if (why := _unlike(a, b, ours[name], theirs[name]))]
+    problems = [f"{name} ({why})" for name in common if (why := ", ".join(_unlike(a, b, ours[name], theirs[name])))]
     if problems:
         raise DataError(
             f"{a.folder} and {b.folder} did not ask the same, so their answers can't be paired: {'; '.join(problems)}. "
@@ -37,13 +37,9 @@ def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
     return [ours[name] for name in common]
 
 
-def _unlike(a: Run, b: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Say how a task of two runs differs; "" where it does not."""
-    found = [
-        f"{name} is {_short(ours.get(name))} and {_short(theirs.get(name))}"
-        for name in _PROTOCOL
-        if ours.get(name) != theirs.get(name)
-    ]
+def _unlike(a: Run, b: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Say how a task of two runs differs."""
+    found = list(apart("", *({name: task.get(name) for name in _PROTOCOL} for task in (ours, theirs))))
     left, right = a.items[ours["name"]], b.items[theirs["name"]]
     for mine, other, folder in ((left, right, a.folder), (right, left, b.folder)):
         if only := mine.keys() - other.keys():
@@ -51,19 +47,18 @@ def _unlike(a: Run, b: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any]) 
     for name in _ASKED:
         keys = [key for key in left if key in right and left[key].get(name) != right[key].get(name)]
         if keys:
-            before, after = (_short(side[keys[0]].get(name)) for side in (left, right))
+            before, after = (repr(side[keys[0]].get(name))[:60] for side in (left, right))
             found.append(f"{name} differs in {len(keys)} items, first in {keys[0]!r}: {before} and {after}")
     if not found and ours.get("digest") != theirs.get("digest"):
-        found.append(
-            f"digest is {ours.get('digest')!r} and {theirs.get('digest')!r}; `lvlm-guard eval check` tells which is "
-            "wrong"
-        )
-    return ", ".join(found)
+        found.append(f"{next(apart('', ours, theirs))}; `lvlm-guard eval check` tells which is wrong")
+    return found
 
 
-def _short(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."
+def apart(prefix: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[str]:
+    """Say which values of two mappings differ."""
+    for name in {**left, **right}:
+        if left.get(name) != right.get(name):
+            yield f"{prefix}{name} is {left.get(name)!r} and {right.get(name)!r}"
 
 
 def only_in_one(a: Run, b: Run, what: str, common: set[str]) -> Iterator[str]:
@@ -80,6 +75,7 @@ def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> li
     Raises:
         DataError: there is no such decoder, or none in common, or two can't be compared.
     """
+    pairs = [(decoder_a or decoder_b or "", decoder_b or decoder_a or "")]
     if decoder_a is None and decoder_b is None:
         ours, theirs = ([d["name"] for d in run.asked["decoders"] if not d.get("derive")] for run in (a, b))
         pairs = [(name, name) for name in ours if name in theirs]
@@ -88,30 +84,22 @@ def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> li
                 f"The runs have no decoder in common: {a.folder} has {', '.join(ours)}, {b.folder} has "
                 f"{', '.join(theirs)}. Name one of each (decoder_a, decoder_b)."
             )
-    else:
-        pairs = [(decoder_a or decoder_b or "", decoder_b or decoder_a or "")]
-    for pair in pairs:
-        _check_alike(a, b, *pair)
+    for ours_, theirs_ in pairs:
+        alone = ours_ != theirs_  # two ways of decoding: then nothing else may differ
+        if differing := ", ".join(apart("", _decided_by(a, ours_, alone), _decided_by(b, theirs_, alone))):
+            raise DataError(
+                f"{ours_} of {a.folder} and {theirs_} of {b.folder} answered under other settings ({differing}), so "
+                "that would be what is compared. Pair decoders that decode alike, on one model; one decoder may be "
+                "compared across two models."
+            )
     return pairs
 
 
-def _check_alike(a: Run, b: Run, ours: str, theirs: str) -> None:
-    """Raise where a difference of two decoders would be that of something else than the decoders or the runs."""
-    left, right = (dict(run.decoder(name).get("options") or {}) for run, name in ((a, ours), (b, theirs)))
-    if ours != theirs:  # two ways of decoding: then nothing else may differ
-        for run, told in ((a, left), (b, right)):
-            settings = run.asked["settings"]
-            told |= {"dtype": settings.get("dtype"), "weights": run.asked.get("weights")}
-            # a server may give the guarded model a name of its own
-            told |= {} if settings.get("server") else {"model": settings.get("model")}
-    differing = [
-        f"{name} is {left.get(name)!r} and {right.get(name)!r}"
-        for name in dict.fromkeys([*left, *right])
-        if left.get(name) != right.get(name)
-    ]
-    if differing:
-        raise DataError(
-            f"{ours} of {a.folder} and {theirs} of {b.folder} answered under other settings ({', '.join(differing)}), "
-            "so that would be what is compared. Pair decoders that decode alike, on one model; one decoder may be "
-            "compared across two models."
-        )
+def _decided_by(run: Run, decoder: str, alone: bool) -> dict[str, Any]:
+    """Return what a decoder's answers depend on beside what it is."""
+    settings, told = run.asked["settings"], dict(run.decoder(decoder).get("options") or {})
+    if alone:
+        told |= {"dtype": settings.get("dtype"), "weights": run.asked.get("weights")}
+        # a server may give the guarded model a name of its own
+        told |= {} if settings.get("server") else {"model": settings.get("model")}
+    return told

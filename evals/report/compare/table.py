@@ -42,7 +42,7 @@ def remarks(found: Comparison) -> list[str]:
     if len(shown) < len(told):
         sentences.append(f"No clear difference in the other {len(told) - len(shown)}.")
     changed = [f"{pair_name(c.a, c.b)} on {c.task}: {c.changed} of {c.n} answers changed." for c in found.changed]
-    return [*sentences, *changed, *(f"The runs differ in {one}" for one in found.differs), *found.left_out]
+    return [*sentences, *changed, *(f"a and b differ: {one}" for one in found.differs), *found.left_out]
 
 
 def pair_name(a: str, b: str) -> str:
