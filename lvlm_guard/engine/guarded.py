@@ -75,7 +75,10 @@ def guarded_class(base: type[Any]) -> type[Any]:
             verify: Any = False,
             **kwargs: Any,
         ) -> Any:
-            nested = session_of(self) is not None  # the model drafts for itself: only its verdict is guarded
+            about, _ = ACTIVE.get() or (None, None)
+            config = kwargs.get("generation_config") or (args[0] if args else None)
+            # within a call of its own, drafting for itself or left out of the guard; or drafting for another model
+            nested = guard is None and (about is self or bool(getattr(config, "is_assistant", False)))
             if guard is False or nested:
                 if verify and not nested:
                     raise UnsupportedCallError(
@@ -110,6 +113,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 "the model with `lvlm-guard serve`, or unguard(model) first for plain answers."
             )
 
+        @functools.wraps(base.prepare_inputs_for_generation)  # generate() reads its signature
         def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             session = session_of(self)
             if session is not None:

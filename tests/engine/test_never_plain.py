@@ -1,5 +1,6 @@
 """Whatever drives the model, a guarded call is guarded at every token, or an error."""
 
+import copy
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ import tiny
 import torch
 from asking import RUN, agla, ask
 
-from lvlm_guard import guard
+from lvlm_guard import guard, unguard
 from lvlm_guard.errors import UnsupportedCallError
 from lvlm_guard.methods import APC
 
@@ -90,16 +91,55 @@ def test_a_loop_whose_tokens_the_guard_did_not_see_chosen_raises(pair, loop, exe
             model.generate(**inputs, **RUN, eos_token_id=None, custom_generate=loop, guard_execution=execution, **extra)
 
 
-def test_a_recipe_in_a_folder_that_calls_generate_raises_where_it_would_answer_plainly(pair, tmp_path):
-    model, _ = pair
+@pytest.fixture
+def recipe(tmp_path):
+    """A folder of custom_generate whose recipe calls generate()."""
     folder = tmp_path / "custom_generate"
     folder.mkdir()
     (folder / "generate.py").write_text("def generate(model, **kwargs):\n    return model.generate(**kwargs)\n")
     (tmp_path / "config.json").write_text("{}")
+    return {"custom_generate": str(tmp_path), "trust_remote_code": True}
+
+
+def test_a_recipe_in_a_folder_that_calls_generate_raises_where_it_would_answer_plainly(pair, recipe):
+    model, _ = pair
     inputs = ask(pair, ("What?", 1))
-    recipe = {"custom_generate": str(tmp_path), "trust_remote_code": True}
     with pytest.raises(UnsupportedCallError, match="custom_generate"):
         model.generate(**inputs, **RUN, **recipe)
+
+
+def test_a_recipe_is_plain_throughout_where_the_call_is_left_out_of_the_guard(pair, recipe):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    plain = unguard(copy.deepcopy(model)).generate(**without_views(inputs), **RUN)
+    assert torch.equal(model.generate(**inputs, **RUN, **recipe, guard=False), plain)
+
+
+def test_embeddings_are_a_prompt_where_the_call_is_left_out_of_the_guard(pair):
+    model, processor = pair
+    if processor.chat_template is None:
+        pytest.skip("InstructBLIP's own generate() takes no embeddings")
+    inputs = ask(pair, ("How are you?",))
+    base = unguard(copy.deepcopy(model))
+    given = {**inputs, "inputs_embeds": base.get_input_embeddings()(inputs["input_ids"])}
+    assert torch.equal(model.generate(**given, **RUN, guard=False), base.generate(**given, **RUN))
+
+
+def test_an_assistant_that_is_guarded_too_drafts_plainly(pair):
+    model, processor = pair
+    if processor.chat_template is None:
+        pytest.skip("InstructBLIP's own generate() takes no drafts")
+    inputs = ask(pair, ("What?", 1))
+    assistant = copy.deepcopy(model)
+    for guarding in ({}, {"guard": False}):
+        expected = model.generate(**inputs, **RUN, **guarding)
+        assert torch.equal(model.generate(**inputs, **RUN, **guarding, assistant_model=assistant), expected)
+    base = unguard(copy.deepcopy(model))
+    assert torch.equal(base.generate(**without_views(inputs), **RUN, assistant_model=assistant), expected)
+
+
+def without_views(inputs):
+    return {key: value for key, value in inputs.items() if key != "guard_views"}
 
 
 def test_a_recipe_without_a_picture_is_plain_and_says_so(pair):
