@@ -84,7 +84,8 @@ def ask(
         raise DataError(f"{place.world} ranks can't agree on when to drop {out}: remove it first, then start them.")
     tasks = tasks_of(settings)
     decoders_of(settings, None)  # names and knobs before a model, which may take minutes to load
-    run = _Run(Path(out), settings, tasks, place, echo if place.rank == 0 else _nothing, bar)
+    told, bar = (echo, bar) if place.rank == 0 else (_nothing, False)
+    run = _Run(Path(out), settings, tasks, place, told, bar)
     record.begin(run.folder, settings, tasks, command, started_over=started_over, replaces=replaces)
     run.say_tasks()
     answers = run.answers()
