@@ -57,13 +57,9 @@ def guard_table(result: dict[str, Any]) -> str:
     """Return the table of methods with each of several matchers, from `eval run --matcher`."""
     found = _by_task(result)
     settings = result["settings"]
-    named = [
-        name
-        for base in (*settings["methods"], "matcher")
-        for name in (f"{base}, {matcher}" for matcher in settings["matchers"])
-    ]
+    shown = [d["name"] for d in result["decoders"] if d["role"] in ("reference", "plain") or d["matcher"]]
     lines = _table("", *IN_THE_GUARD.values())
-    for name in ("greedy", "sample", "apc", *named):
+    for name in shown:
         cells = []
         for task, metric in IN_THE_GUARD:
             less = found.get((f"{name}-greedy", task, metric))
@@ -158,7 +154,12 @@ def _line(*cells: str) -> str:
 
 
 def _by_task(result: dict[str, Any]) -> dict[tuple[str, str, str], Row]:
-    return {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+    """Rows by decoder ("a-b" for a difference), task and metric."""
+
+    def named(row: Row) -> str:
+        return f"{row['method']}-{row['baseline']}" if row.get("baseline") else str(row["method"])
+
+    return {(named(r), r["task"], r["metric"]): r for r in result["rows"]}
 
 
 def _sizes(found: dict[tuple[str, str, str], Row]) -> str:

@@ -6,7 +6,6 @@ lmms-eval turns `revision=12e4567` into the number infinity, and takes any name.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -140,16 +139,13 @@ def _methods() -> list[str]:
 
 def _knobs_of(method: str) -> dict[str, Any]:
     """Return the knobs of a method with their defaults."""
-    if method == REFERENCE:
-        return {}
-    if method not in methods.REGISTRY.names():
+    if method not in _methods():
         raise UnknownNameError(
-            f"No method is called {method!r}. "
-            + did_you_mean(method, _methods())
-            + f"Known: {', '.join(_methods())}; {REFERENCE!r} is the plain model. Sampling is asked for by "
-            "--gen_kwargs do_sample=True,temperature=1."
+            f"No method is called {method!r}. {did_you_mean(method, _methods())}Known: {', '.join(_methods())}; "
+            f"{REFERENCE!r} is the plain model. Sampling is asked for by --gen_kwargs do_sample=True,temperature=1."
         )
-    return {f.name: f.default for f in dataclasses.fields(methods.REGISTRY.get(method)) if f.init}
+    fields = () if method == REFERENCE else dataclasses.fields(methods.REGISTRY.get(method))
+    return {f.name: f.default for f in fields if f.init}
 
 
 def _text(name: str, value: Any) -> str:
@@ -171,26 +167,23 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _knob(name: str, value: Any, default: Any) -> Any:
-    """Return a knob's text as a value of the type of its default; one without takes a number, a list, or text."""
+    """Return a knob's text as a value of the type of its default; one without takes a list, None, or text."""
     if not isinstance(value, str):
         return value
     text = value.strip()
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise KnobError(f"{name} is {text!r}: give true or false.")
-        return text.lower() == "true"
-    if isinstance(default, int | float):
-        try:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, int | float):
             return type(default)(text)
-        except ValueError:
-            kind = "a whole number" if isinstance(default, int) else "a number"
-            raise KnobError(f"{name} is {text!r}: give {kind}, such as {default}.") from None
-    if text[:1] in ("[", "{", '"'):
-        try:
+        if text[:1] in ("[", "{", '"'):
             found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise KnobError(f'{name} is {text!r}, which is no JSON ({error}): write ["dog", "cat"].') from error
-        return tuple(found) if isinstance(found, list) else found
+            return tuple(found) if isinstance(found, list) else found
+    except yaml.YAMLError as error:
+        raise KnobError(f'{name} is {text!r}, which is no JSON ({error}): write ["dog", "cat"].') from error
+    except (ValueError, KeyError):
+        raise KnobError(f"{name} is {text!r}: give {kinds[type(default)]}, such as {default}.") from None
     return None if text.lower() == "none" else text
 
 
@@ -199,11 +192,7 @@ def _check(found: Arguments) -> None:
 
     if found.execution not in EXECUTIONS:
         raise KnobError(f"execution is {found.execution!r}: give {', '.join(EXECUTIONS)}.")
-    try:
-        infinite = math.isinf(float(found.revision))
-    except ValueError:
-        infinite = False
-    if infinite:
+    if re.fullmatch(r"[+-]?(inf(inity)?|\d+e\d{3,})", found.revision, re.IGNORECASE):
         raise KnobError(
             f"revision is {found.revision!r}, which lmms-eval reads as the number infinity, so that its cache could "
             "take the answers of one revision for another's: give more digits of the commit, or a tag."

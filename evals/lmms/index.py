@@ -48,13 +48,7 @@ def stock_names() -> list[str]:
 
 
 def stock_task(name: str) -> StockTask:
-    """Return a task of lmms-eval.
-
-    Raises:
-        MissingExtraError: lmms-eval is not installed.
-        UnknownNameError: it has no such task.
-        DataError: the task is refused, or asks neither a test nor a validation split.
-    """
+    """Return a task of lmms-eval; raises `UnknownNameError`, or `DataError` where its data can't be others."""
     files = _files()
     _check_allowed(name)
     if name not in files:
