@@ -50,22 +50,18 @@ def write_report(folder: str | Path) -> Path:
 
 def render(run: Run) -> str:
     """Return the page as text. Only a complete run shows scores."""
-    complete = run.status == "complete"
-    found: dict[str, gallery.Gallery] = {}
-    if complete:
-        tasks = [task["name"] for task in run.asked["tasks"]]
-        names = watched(run.asked["decoders"])
-        found = gallery.galleries(disagreements(run), tasks, names, run.folder / EVIDENCE)
+    results = run.results if run.status == "complete" else None
+    found = disagreements(run) if results else {}
     return (
         page_environment()
         .get_template("report.html.jinja")
         .render(
             run=run,
             scored=run.scored or {},
-            results=run.results if complete else None,
-            sentences=sentences(run.results) if complete else [],
-            sweeps=list(sweeps(run.results)) if complete else [],
-            galleries=found,
+            results=results,
+            sentences=sentences(results) if results else [],
+            sweeps=list(sweeps(results)) if results else [],
+            galleries=gallery.galleries(found, watched(run.asked["decoders"]), run.folder / EVIDENCE),
             charts=charts,
             gallery=gallery,
             pieces=captions.pieces,

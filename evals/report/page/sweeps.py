@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import Row, interval, judged, title, written
@@ -14,8 +13,7 @@ from lvlm_guard.report.colour import ramp
 Point = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A point of a sweep: its value, its colours (brighter is better), and whether none is better."""
 
     text: str = ""
@@ -24,8 +22,7 @@ class Cell:
     best: bool = False
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Values over two knobs: their names, across and down ("" for one that there is not), and the cells."""
 
     title: str
@@ -34,8 +31,7 @@ class Grid:
     lines: Sequence[tuple[str, Sequence[Cell]]]
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """A method's points by one metric: heat maps, and the best of them in a sentence."""
 
     grids: Sequence[Grid]
@@ -45,14 +41,13 @@ class Sweep:
 def sweeps(results: Results) -> Iterator[Sweep]:
     """Yield every swept method by every main metric of every task."""
     points = [decoder for decoder in results.decoders if decoder["point"]]
-    for method in dict.fromkeys(point["method"] for point in points):
+    for method, task in product(dict.fromkeys(point["method"] for point in points), results.tasks):
         own = [point for point in points if point["method"] == method]
-        for task in results.tasks:
-            for row, metric in results.main(task):
-                found = {point["name"]: results.value(row, point["name"], metric) for point in own}
-                known = {name: one for name, one in found.items() if one is not None and one["value"] is not None}
-                if known:
-                    yield _sweep(results, f"{method} on {row}, {title(metric)}", own, known)
+        for row, metric in results.main(task):
+            found = {point["name"]: results.value(row, point["name"], metric) for point in own}
+            known = {name: one for name, one in found.items() if one is not None and one["value"] is not None}
+            if known:
+                yield _sweep(results, f"{method} on {row}, {title(metric)}", own, known)
 
 
 def _sweep(results: Results, name: str, points: Sequence[Point], rows: Mapping[str, Row]) -> Sweep:
@@ -63,7 +58,11 @@ def _sweep(results: Results, name: str, points: Sequence[Point], rows: Mapping[s
     knobs = list(dict.fromkeys(knob for point in points for knob in point["point"]))
     across, down, rest = knobs[0], knobs[1] if len(knobs) > 1 else "", knobs[2:]
 
-    def cell(row: Row | None) -> Cell:
+    def cell(fixed: Mapping[str, Any], line: Any, column: Any) -> Cell:
+        wanted = {**fixed, across: column} | ({down: line} if down else {})
+        row = next(
+            (rows.get(p["name"]) for p in points if all(p["point"].get(k) == v for k, v in wanted.items())), None
+        )
         if row is None:
             return Cell()
         share = 1 - abs(row["value"] - top["value"]) / spread
@@ -71,21 +70,13 @@ def _sweep(results: Results, name: str, points: Sequence[Point], rows: Mapping[s
         return Cell(written(row), paper, "#fff" if share < 0.6 else "#111", row["value"] == top["value"])
 
     grids = []
+    columns, lines = _values(points, across), _values(points, down)
     for others in product(*(_values(points, knob) for knob in rest)):
         fixed = dict(zip(rest, others, strict=True))
-        at = {
-            (point["point"].get(down), point["point"].get(across)): rows.get(point["name"])
-            for point in points
-            if all(point["point"].get(knob) == value for knob, value in fixed.items())
-        }
-        columns = _values(points, across)
         told = "".join(f", {knob}={_text(value)}" for knob, value in fixed.items())
-        lines = [
-            (_text(line) if down else "", [cell(at.get((line, column))) for column in columns])
-            for line in _values(points, down)
-        ]
+        cells = [(_text(line) if down else "", [cell(fixed, line, column) for column in columns]) for line in lines]
         heading = f"{name}{told}: {'less' if less else 'more'} is better"
-        grids.append(Grid(heading, (across, down), [_text(column) for column in columns], lines))
+        grids.append(Grid(heading, (across, down), [_text(column) for column in columns], cells))
     return Sweep(grids, _best(results, points, rows, top))
 
 
