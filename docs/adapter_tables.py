@@ -57,9 +57,9 @@ def guard_table(result: dict[str, Any]) -> str:
     """Return the table of methods with each of several matchers, from `eval run --matcher`."""
     found = _by_task(result)
     settings = result["settings"]
-    shown = [d["name"] for d in result["decoders"] if d["role"] in ("reference", "plain") or d["matcher"]]
+    names = [d["name"] for d in result["decoders"] if d["role"] in ("reference", "plain") or d["matcher"]]
     lines = _table("", *IN_THE_GUARD.values())
-    for name in shown:
+    for name in names:
         cells = []
         for task, metric in IN_THE_GUARD:
             less = found.get((f"{name}-greedy", task, metric))

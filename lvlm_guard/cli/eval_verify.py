@@ -68,10 +68,9 @@ def verify(
         max_new_tokens=max_new_tokens,
         batch=batch or (asking.MANY if model == "embedded" else 1),
         revision=revision,
+        matchers=matchers,
     )
-    report = room.verify_run(
-        room.Wanted(settings, matchers, clip), out_, echo=say, started_over=start_over, line=line()
-    )
+    report = room.verify_run(settings, out_, clip, echo=say, started_over=start_over, line=line())
     if json:
         print_object(report)
         return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,10 @@ from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.pretrained import load_model
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be verified, and by whom.
-
-    Args:
-        settings: the model, one task of captions, and its pictures.
-        matchers: name -> names, folders or hub ids for `load_matcher`, one for each training seed.
-        clip: the untuned CLIP that the baselines stand on.
-    """
-
-    settings: Settings
-    matchers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    clip: str = "clip"
-
-
 def verify_run(
-    wanted: Wanted,
+    settings: Settings,
     out: str | Path,
+    clip: str = "clip",
     *,
     echo: Callable[[str], object] = print,
     bar: bool | None = None,
@@ -63,11 +49,11 @@ def verify_run(
     further matchers asks these alone.
 
     Args:
-        wanted: what is measured.
-        out: folder of answers.parquet (one row a verifier and mention), report.json, report.md and report.html.
-        echo: told what happens, a line at a time.
-        bar: whether to draw a progress bar on the error stream; None: if it is a terminal.
-        started_over: drop what an earlier run left in the folder.
+        settings: the model, one task of captions, and matchers: name -> names, folders or hub ids for `load_matcher`,
+            one for each training seed.
+        out: folder of answers.parquet (one row a verifier and mention), report.json and report.html.
+        clip: the untuned CLIP that the baselines stand on.
+        echo, bar, started_over: as `infer.ask.ask`'s.
         line: the command as it was typed.
 
     Returns:
@@ -81,16 +67,16 @@ def verify_run(
         UnsupportedCallError: a matcher can't judge claims.
         KeyboardInterrupt: after a line that says where the answers are.
     """
-    folder, settings = Path(out), wanted.settings
-    check_names(list(wanted.matchers))
-    check_matchers(wanted.matchers)
+    folder = Path(out)
+    check_names(list(settings.matchers))
+    check_matchers(settings.matchers)
     with one_thread(settings.model == EMBEDDED):
         task = _captions(settings)
         model, processor = load_model(
             settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
         )
-        judges = _judges(wanted, model, Vocabulary.of(task.vocabulary))
-        ask = Asking(folder, settings, where_of(model), echo, bar, started_over)
+        judges = _judges(settings, clip, model, Vocabulary.of(task.vocabulary))
+        ask = Asking(folder, replace(settings, matchers={}), where_of(model), echo, bar, started_over)
         plain = Decoder(REFERENCE, "plain, greedy", None, role="reference", baseline=None)
         try:
             said = ask(
@@ -107,7 +93,7 @@ def verify_run(
         except KeyboardInterrupt:
             echo(f"Stopped. The answers so far are in {folder}; the same command goes on from there.")
             raise
-        report = _report(wanted, folder, task, said, mentions, named, judged)
+        report = _report(settings, folder, task, said, mentions, named, judged)
         report["environment"] = environment() | ask.where | {"threads": torch.get_num_threads()}
     report |= {"call": line, "remarks": remarks(report)}
     echo(f"Report: {write_report(folder, report)}")
@@ -124,12 +110,12 @@ def _captions(settings: Settings) -> EvalTask:
     return tasks[0]
 
 
-def _judges(wanted: Wanted, model: Any, vocabulary: Vocabulary) -> list[Judged]:
+def _judges(settings: Settings, place: str, model: Any, vocabulary: Vocabulary) -> list[Judged]:
     """Return who judges, the CLIP of the baselines first."""
-    clip = ClipJudge(load_matcher(wanted.clip, model=model), vocabulary)
-    loaded = load_matchers((place for each in wanted.matchers.values() for place in each), wanted.matchers, model)
-    judges = [Judged("", 0, wanted.clip, clip)]
-    for name, places in wanted.matchers.items():
+    clip, matchers = ClipJudge(load_matcher(place, model=model), vocabulary), settings.matchers
+    loaded = load_matchers((place for each in matchers.values() for place in each), matchers, model)
+    judges = [Judged("", 0, place, clip)]
+    for name, places in matchers.items():
         # the untuned CLIP's own score stands there already
         same = clip.calibrated and [loaded[place].version for place in places] == [clip.version]
         judges += [
@@ -140,7 +126,7 @@ def _judges(wanted: Wanted, model: Any, vocabulary: Vocabulary) -> list[Judged]:
 
 
 def _report(
-    wanted: Wanted,
+    settings: Settings,
     folder: Path,
     task: EvalTask,
     said: pa.Table,
@@ -151,15 +137,15 @@ def _report(
     flat = [mention for each in mentions for mention in each]
     verifiers = verifiers_of(judged)
     table = table_of_all(judged, named, [mention.probability for mention in flat])
-    results = results_of(named, table, verifiers, wanted.matchers)
+    results = results_of(named, table, verifiers, settings.matchers)
     pq.write_table(table, folder / ANSWERS)
     pictures = sum(bool(each) for each in mentions)
     return {
         "command": COMMAND,
         "version": lvlm_guard.__version__,
-        "model": wanted.settings.model,
+        "model": settings.model,
         "task": task.describe(),
-        "settings": wanted.settings.to_dict(),
+        "settings": settings.to_dict(),
         "counts": {
             "pictures": len(task.items),
             "pictures_with_mentions": pictures,
@@ -175,14 +161,14 @@ def _report(
                 "about": d.about,
                 "role": d.role,
                 "trainings": d.seeds,
-                "judged": d.name in wanted.matchers,
+                "judged": d.name in settings.matchers,
             }
             for d in verifiers
         ],
-        "matchers": {name: [one.told(pictures) for one in judged if one.name == name] for name in wanted.matchers},
+        "matchers": {name: [one.told(pictures) for one in judged if one.name == name] for name in settings.matchers},
         "clip": judged[0].told(pictures),
         "seconds_a_description": float(said["seconds"].to_numpy().mean()),
         **results,
-        "rows": [{"model": wanted.settings.model, "method": row["decoder"]} | row for row in results["rows"]],
+        "rows": [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]],
         "reliability": reliabilities(table, verifiers, named),
     }

@@ -14,7 +14,7 @@ from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies.verify.judges import SENTENCE, ClipJudge, MatcherJudge
-from lvlm_guard.evals.studies.verify.run import Wanted, verify_run
+from lvlm_guard.evals.studies.verify.run import verify_run
 from lvlm_guard.matching import Match, Matcher, Vocabulary, load_matcher
 
 OBJECTS = Vocabulary.of(("dog", "cat", "bus", "train"))
@@ -71,12 +71,10 @@ def test_a_matcher_that_only_compares_gives_verdicts_by_swaps_and_no_score_of_it
 
 
 def test_a_clip_without_calibration_has_the_same_auroc_and_the_report_says_what_is_missing(tmp_path: Path) -> None:
-    settings = Settings(tasks=("world_chair",), methods=(), limit=10, batch=10)
+    settings = Settings(tasks=("world_chair",), methods=(), limit=10, batch=10, matchers={"blip-itm": ("blip-itm",)})
 
     def rows(clip: str) -> tuple[dict[str, dict[str, float]], list[str]]:
-        report = verify_run(
-            Wanted(settings, {"blip-itm": ("blip-itm",)}, clip), tmp_path, echo=lambda _: None, bar=False
-        )
+        report = verify_run(settings, tmp_path, clip, echo=lambda _: None, bar=False)
         own = [row for row in report["rows"] if (row["decoder"], row["baseline"]) == ("calibrated-clip", None)]
         return {row["metric"]: row for row in own}, report["remarks"]
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ MATCHERS = {"blip-itm": ("blip-itm",), "dual-prompt": ("dual-prompt",)}
 
 
 def verified(out: Path, matchers: dict[str, tuple[str, ...]] = MATCHERS, settings: Settings = SETTINGS) -> Any:
-    return room.verify_run(room.Wanted(settings, matchers), out, echo=lambda _: None, bar=False)
+    return room.verify_run(replace(settings, matchers=matchers), out, echo=lambda _: None, bar=False)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -209,7 +210,7 @@ def test_a_run_that_was_stopped_twice_goes_on_asks_nothing_twice_and_ends_in_the
     monkeypatch.setattr(room, "describe", interrupted(plain_describe, 1, described))
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        room.verify_run(room.Wanted(SETTINGS, MATCHERS), tmp_path, echo=told.append, bar=False)
+        room.verify_run(replace(SETTINGS, matchers=MATCHERS), tmp_path, echo=told.append, bar=False)
     assert "the same command goes on from there" in told[-1]
     assert len(shards(tmp_path)) == SETTINGS.batch
     assert not (tmp_path / "report.json").exists()
