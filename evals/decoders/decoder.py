@@ -23,46 +23,25 @@ PAPER = "paper-agla"  # the preset under which methods are sampled, as in the pa
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way of answering.
+    """One way of answering."""
 
-    Args:
-        name: as in result rows.
-        about: what it is, in a few words, for tables.
-        guard: seed -> the `guard=` of a call: False, or a method. None: no model is asked (a matcher answers, or the
-            answers are derived).
-        options: further arguments of `generate()`.
-        seeds: how many runs; their counts are averaged. 1 for what is not random.
-        method: the registered name of its method, if it has one.
-        knobs: the method's knobs, as plain data.
-        role: what it stands for.
-        baseline: the decoder that it is held against beside the reference; None for the reference itself.
-        control_of: the one decoder that it is a control of; None for a control of all that decode as it does, and
-            for what is no control.
-        point: the swept knobs of this decoder.
-        prompt_suffix: what is said after the prompt and a blank.
-        derive: how its answers follow from the reference's scores, with nobody asked (`decoders.derived`).
-        adapters: PEFT adapters that act while it answers, one for each of its seeds; () for none.
-        matcher: name of its matcher among those that the run compares; "" where none are.
-        matchers: registered names or folders of its matcher, one for each of its seeds where there are several
-            trainings; () for the model's own.
-    """
-
-    name: str
-    about: str
+    name: str  # as in result rows
+    about: str  # what it is, in a few words, for tables
     guard: Callable[[int], Any] | None
-    options: dict[str, Any] = field(default_factory=lambda: dict(PLAIN))
-    seeds: int = 1
-    method: str | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    role: Role = "method"
-    baseline: str | None = REFERENCE
-    control_of: str | None = None
-    point: Mapping[str, Any] = field(default_factory=dict)
-    prompt_suffix: str = ""
-    derive: Literal["tilt", "olm"] | None = None
-    adapters: tuple[str, ...] = ()
-    matcher: str = ""
-    matchers: tuple[str, ...] = ()
+    """Seed -> the `guard=` of a call. None: no model is asked (a matcher answers, or the answers are derived)."""
+    options: dict[str, Any] = field(default_factory=lambda: dict(PLAIN))  # further arguments of `generate()`
+    seeds: int = 1  # how many runs; their counts are averaged. 1 for what is not random
+    method: str | None = None  # the registered name of its method
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the method, as plain data
+    role: Role = "method"  # what it stands for
+    baseline: str | None = REFERENCE  # what it is held against beside the reference; None for the reference itself
+    control_of: str | None = None  # None for no control, and for one of all that decode alike
+    point: Mapping[str, Any] = field(default_factory=dict)  # its swept knobs
+    prompt_suffix: str = ""  # what is said after the prompt and a blank
+    derive: Literal["tilt", "olm"] | None = None  # how its answers follow from the reference's (`decoders.derived`)
+    adapters: tuple[str, ...] = ()  # PEFT adapters that act while it answers, one for each of its seeds
+    matcher: str = ""  # name of its matcher, where the run compares several
+    matchers: tuple[str, ...] = ()  # names or folders of its matcher, one for each training; () for the model's own
 
     @property
     def sampled(self) -> bool:
@@ -78,23 +57,23 @@ class Decoder:
         if not self.prompt_suffix:
             return item
         suffix, talk = f" {self.prompt_suffix}", item.talk
-        return replace(item, prompt=item.prompt + suffix, talk=None if talk is None else lambda: _longer(talk, suffix))
+        longer = None if talk is None else lambda: _longer(talk(), suffix)
+        return replace(item, prompt=item.prompt + suffix, talk=longer)
 
     def describe(self) -> dict[str, Any]:
         """Return the decoder as JSON data, as it stands in `asked.json`."""
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "guard"}
         told |= {"sampled": self.sampled, "yes_no_only": not self.suits("chair")}
-        for name in ("knobs", "point"):
-            told[name] = dict(told[name])
+        told |= {"knobs": dict(self.knobs), "point": dict(self.point)}
         return told | {"adapters": list(self.adapters), "matchers": list(self.matchers)}
 
 
-def _longer(talk: Callable[[], list[dict[str, Any]]], suffix: str) -> list[dict[str, Any]]:
+def _longer(messages: list[dict[str, Any]], suffix: str) -> list[dict[str, Any]]:
     """Return chat messages whose last text says more."""
-    *before, last = talk()
-    content = last["content"]
+    content = messages[-1]["content"]
     if isinstance(content, str):
-        return [*before, last | {"content": content + suffix}]
-    at = max(i for i, part in enumerate(content) if part.get("type") == "text")
-    longer = [part | {"text": part["text"] + suffix} if i == at else part for i, part in enumerate(content)]
-    return [*before, last | {"content": longer}]
+        longer: Any = content + suffix
+    else:
+        last = max(i for i, part in enumerate(content) if part.get("type") == "text")
+        longer = [part | {"text": part["text"] + suffix} if i == last else part for i, part in enumerate(content)]
+    return [*messages[:-1], messages[-1] | {"content": longer}]

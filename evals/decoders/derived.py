@@ -37,12 +37,7 @@ def threshold(scores: Array, yes: int) -> float:
 
 
 def olm_says_yes(scores: Array, masses: Array) -> npt.NDArray[np.bool_]:
-    """Return where `olm` turns the answer to yes; elsewhere greedy's stands.
-
-    Args:
-        scores: log-odds of yes, nats, [n].
-        masses: probability of yes and no together, [n].
-    """
+    """Return where `olm` turns the answer to yes, [n]; scores are log-odds of yes, nats, masses y + n."""
     difference = masses * np.tanh(np.asarray(scores, dtype=np.float64) / 2)  # mass * (p - (1 - p))
     turned: npt.NDArray[np.bool_] = (masses > OLM_MASS) & (np.abs(difference) < OLM_GAP)
     return turned
@@ -59,25 +54,21 @@ def derive(decoder: Row, greedy: Sequence[Row], calibration: Sequence[Row]) -> l
     Raises:
         DataError: `tilt` has no calibration items, or there are no scores to derive anything from.
     """
-    name = decoder["name"]
+    name, shift = decoder["name"], 0.0
     scores, masses = _scores(name, greedy)
-    texts = [str(row["text"]) for row in greedy]
-    shift = 0.0
     if decoder["derive"] == "tilt":
         if not calibration:
             raise DataError(f"{name} is left out: there are no calibration items to fit it on.")
-        fitted, _ = _scores(name, calibration)
-        shift = threshold(fitted, sum(row["truth"] == "yes" for row in calibration))
+        shift = threshold(_scores(name, calibration)[0], sum(row["truth"] == "yes" for row in calibration))
         texts = ["yes" if yes else "no" for yes in scores > shift]
     elif decoder["derive"] == "olm":
-        texts = ["Yes" if yes else text for yes, text in zip(olm_says_yes(scores, masses), texts, strict=True)]
+        turned = olm_says_yes(scores, masses)
+        texts = ["Yes" if yes else str(row["text"]) for yes, row in zip(turned, greedy, strict=True)]
     else:
         raise DataError(f"{name}: {decoder['derive']!r} is no way of deriving answers; there are tilt and olm.")
     own = {"decoder": name, "role": decoder["role"], "baseline": decoder["baseline"]}
-    return [
-        {**row, **own, "text": text, "score": float(score)}
-        for row, text, score in zip(greedy, texts, scores - shift, strict=True)
-    ]
+    told = zip(greedy, texts, (scores - shift).tolist(), strict=True)
+    return [{**row, **own, "text": text, "score": score} for row, text, score in told]
 
 
 def _scores(name: str, rows: Sequence[Row]) -> tuple[Array, Array]:

@@ -13,23 +13,39 @@ from lvlm_guard import methods
 from lvlm_guard.api import resolve
 from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError
-from lvlm_guard.evals.decoders.controls import RandomMap
 from lvlm_guard.evals.decoders.decoder import PAPER, REFERENCE, SAMPLED, Decoder
-from lvlm_guard.evals.decoders.matchers import DEFAULT, refuse_unmatched
+from lvlm_guard.evals.decoders.matchers import DEFAULT, RandomMap
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import Matcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAMPLE, MATCHED, MATCHER, TILT, OLM = "sample", "sample-matched", "matcher", "tilt", "olm"
-PROMPTS = {"prompt-yes": "Answer yes whenever possible.", "prompt-no": "Answer no whenever possible."}
-"""The first is that of arXiv 2504.10020's code, the second our own."""
-
 APC = "apc"
 ALL = "all"  # every method that is no experiment
+MATCHED, MATCHER = "sample-matched", "matcher"
 
-_NAMES = (REFERENCE, SAMPLE, MATCHED, MATCHER, TILT, OLM, *PROMPTS)
+
+def _turns(runs: Sequence[Any]) -> Callable[[int], Any]:
+    """Return what gives each seed its run, the first one again after the last."""
+    return lambda seed: runs[seed % len(runs)]
+
+
+_plainly = _turns([False])
+_SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _plainly, SAMPLED, role="plain")
+_PROMPTS = (("prompt-yes", "Answer yes whenever possible."), ("prompt-no", "Answer no whenever possible."))
+"""The first is that of arXiv 2504.10020's code, the second our own."""
+
+_MATCHER = Decoder(MATCHER, "the matcher's own answer, no language model", None, role="matcher")
+_CONTROLS = (
+    *(
+        Decoder(name, f"plain, told: {words}", _plainly, role="control", prompt_suffix=words)
+        for name, words in _PROMPTS
+    ),
+    Decoder("tilt", "greedy's scores, the threshold fitted on other pictures", None, role="control", derive="tilt"),
+    Decoder("olm", "greedy, but yes where yes and no are close (arXiv 2504.10020)", None, role="control", derive="olm"),
+)
+_NAMES = (REFERENCE, _SAMPLE.name, MATCHED, MATCHER, *(control.name for control in _CONTROLS))
 
 
 def decoders_of(
@@ -49,31 +65,24 @@ def decoders_of(
 
     Raises:
         UnknownNameError: no such method.
-        KnobError: a knob that no method has, or out of range.
+        KnobError: a knob that no method has, or out of range; matchers that no method takes.
     """
     own = {name: _method(name, settings, objects) for name in methods_of(settings.methods)}
-    _check_knobs(settings, own)
+    _check(settings, own)
     apc = own.pop(APC, None)
     made = [Decoder(REFERENCE, "plain, greedy", _plainly, role="reference", baseline=None)]
     for name, places in adapters_of(settings).items():
         if name in {*_NAMES, *methods.REGISTRY.names()}:
             raise KnobError(f"--adapter {name}={places[0]}: {name!r} is a decoder's name already; give another one.")
-        told = "plain, greedy, with an adapter" + _trained(places)
+        told = "plain, greedy, with an adapter" + _trained(len(places))
         made.append(Decoder(name, told, _plainly, seeds=len(places), role="adapter", adapters=places))
-    made += _controls(settings, own.values(), apc)
+    made += _controls(settings, list(own.values()), apc)
     for name, method in own.items():
-        variants = list(_variants(name, method, settings, loaded or {}))
-        for decoder in variants:
-            usual = next((one for one in variants if one.matcher == DEFAULT), variants[0])
-            first = usual if settings.matchers and decoder is not usual else None
-            made.append(decoder if first is None else replace(decoder, baseline=first.name))
-            made += _beside(decoder, settings, matcher, shown=first is None)
+        for decoder in _variants(name, method, settings, loaded or {}):
+            made += [decoder, *_beside(decoder, settings, matcher)]
     if MATCHER in settings.methods and not any(decoder.role == "matcher" for decoder in made):
-        made.append(Decoder(MATCHER, _MATCHER, None, role="matcher"))
+        made.append(_MATCHER)
     return [d for i, d in enumerate(made) if d.name not in {other.name for other in made[:i]}]
-
-
-_MATCHER = "the matcher's own answer, no language model"
 
 
 def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) -> tuple[list[Decoder], list[str]]:
@@ -81,14 +90,14 @@ def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) 
 
     A closed vocabulary reads an unknown word as a hole: what a model says after that is no control of anything.
     """
-    unknown = tokenizer.unk_token_id
-    lost = [
-        d
-        for d in decoders
-        if d.prompt_suffix and unknown in tokenizer(d.prompt_suffix.lower(), add_special_tokens=False)["input_ids"]
-    ]
-    flags = [f'{d.name} is left out: the model\'s vocabulary lacks words of "{d.prompt_suffix}"' for d in lost]
-    return [d for d in decoders if d not in lost], flags
+    kept, flags = [], []
+    for d in decoders:
+        ids = tokenizer(d.prompt_suffix.lower(), add_special_tokens=False)["input_ids"] if d.prompt_suffix else ()
+        if tokenizer.unk_token_id in ids:
+            flags.append(f'{d.name} is left out: the model\'s vocabulary lacks words of "{d.prompt_suffix}"')
+        else:
+            kept.append(d)
+    return kept, flags
 
 
 def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
@@ -103,14 +112,6 @@ def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _plainly(_: int) -> bool:
-    return False
-
-
-def _always(method: Method) -> Callable[[int], Method]:
-    return lambda _: method
-
-
 def methods_of(wanted: Iterable[str]) -> list[str]:
     """Return the registered names of the methods that `Settings.methods` asks for; `resolve` raises on one unknown."""
     known = methods.REGISTRY.names()
@@ -120,167 +121,131 @@ def methods_of(wanted: Iterable[str]) -> list[str]:
         if name == ALL:
             found += [n for n in known if n != APC and not getattr(methods.REGISTRY.get(n), "experimental", False)]
         elif name not in _NAMES:
-            found.append(beside.get(name, name) if name not in known else name)
+            found.append(name if name in known else beside.get(name, name))
     return list(dict.fromkeys(found))
 
 
 def _method(name: str, settings: Settings, objects: Sequence[str] | None) -> Method:
-    knobs = dict(settings.knobs.get(name, {}))
-    fields = {f.name for f in dataclasses.fields(methods.REGISTRY.get(name))}
-    if objects is not None and "objects" in fields:
-        knobs.setdefault("objects", tuple(objects))
-    return resolve(name, knobs)
+    knobs = settings.knobs.get(name, {})
+    method: Any = resolve(name, knobs)
+    takes = objects is not None and "objects" not in knobs and hasattr(method, "objects")
+    return replace(method, objects=tuple(objects or ())) if takes else method
 
 
-def _controls(settings: Settings, own: Iterable[Method], apc: Method | None) -> Iterator[Decoder]:
+def _check(settings: Settings, own: Mapping[str, Any]) -> None:
+    """Raise `KnobError` where a run's methods can't take its knobs, its sweep or its matchers."""
+    there = ", ".join(own)
+    for name in settings.knobs:
+        if name not in own:
+            raise KnobError(
+                f"There are knobs for {name!r}, which is none of the methods of this run ({there}): add it to "
+                "--methods, or leave the knobs out."
+            )
+    known = sorted({f.name for method in own.values() for f in dataclasses.fields(method)})
+    for knob in settings.sweep:
+        if knob not in known:
+            raise KnobError(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
+    if not settings.matchers:
+        return
+    matched = [name for name, method in own.items() if hasattr(method, "matcher")]
+    if not matched:
+        raise KnobError(
+            f"--matcher {', '.join(settings.matchers)}: no method of this run ({there or 'none'}) has a "
+            "matcher. Add one that has to --methods, such as agla or vote, or leave the matchers out."
+        )
+    for name in matched:
+        if "matcher" in settings.knobs.get(name, {}):
+            raise KnobError(f"{name} is given a matcher by --knob and by --matcher: leave one of them out.")
+    if settings.sweep:
+        raise KnobError(
+            "A sweep chooses the settings of one matcher: give it by --knob, such as "
+            f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}, and leave --matcher out."
+        )
+
+
+def _controls(settings: Settings, own: Sequence[Method], apc: Method | None) -> Iterator[Decoder]:
     """Yield what needs no method: plain sampling, cuts alone, other prompts, moved thresholds."""
 
     def wants(name: str) -> bool:
         return settings.controls or name in settings.methods
 
-    own, seeds = list(own), settings.seeds
-    if wants(SAMPLE):
-        yield Decoder(SAMPLE, "plain, sampled at temperature 1", _plainly, dict(SAMPLED), seeds, role="plain")
-    drawn: dict[str, Any] = {"role": "control", "baseline": SAMPLE}
-    if wants(MATCHED):
-        as_sharp: dict[float, list[str]] = {}
-        for method in own:
-            if (temperature := method.matched_temperature()) not in (None, 1.0):
-                as_sharp.setdefault(temperature, []).append(method.name)
-        for temperature, names in as_sharp.items():
-            name = MATCHED if len(as_sharp) == 1 else f"{MATCHED}({temperature:.2g})"
-            about = f"plain, sampled at temperature {temperature:.2g}: as sharp as {', '.join(names)}"
-            yield Decoder(name, about, _plainly, SAMPLED | {"temperature": temperature}, seeds, **drawn)
+    sample = replace(_SAMPLE, seeds=settings.seeds)
+    if wants(sample.name):
+        yield sample
+    drawn = replace(sample, role="control", baseline=sample.name)
+    as_sharp: dict[float, list[str]] = {}
+    for method in own if wants(MATCHED) else ():
+        if (temperature := method.matched_temperature()) not in (None, 1.0):
+            as_sharp.setdefault(temperature, []).append(method.name)
+    for temperature, names in as_sharp.items():
+        name = MATCHED if len(as_sharp) == 1 else f"{MATCHED}({temperature:.2g})"
+        about = f"plain, sampled at temperature {temperature:.2g}: as sharp as {', '.join(names)}"
+        yield replace(drawn, name=name, about=about, options=SAMPLED | {"temperature": temperature})
     cutting = [*([apc] if apc else []), *(own if settings.controls else [])]
     for beta in dict.fromkeys(float(getattr(method, "beta", 0)) for method in cutting):
-        if not beta:
-            continue  # nothing is cut
-        cut = resolve(APC, {"beta": beta})
-        about = f"plausible tokens alone (beta {beta:g}), sampled"
-        yield Decoder(f"{APC}({beta:g})", about, _always(cut), dict(SAMPLED), seeds, APC, cut.knobs(), **drawn)
-    for name, suffix in PROMPTS.items():
-        if wants(name):
-            yield Decoder(name, f"plain, told: {suffix}", _plainly, role="control", prompt_suffix=suffix)
-    if wants(TILT):
-        yield Decoder(
-            TILT, "greedy's scores, the threshold fitted on other pictures", None, role="control", derive="tilt"
-        )
-    if wants(OLM):
-        about = "greedy, but yes where yes and no are close (arXiv 2504.10020)"
-        yield Decoder(OLM, about, None, role="control", derive="olm")
+        if beta:  # else nothing is cut
+            cut = resolve(APC, {"beta": beta})
+            name, about = f"{APC}({beta:g})", f"plausible tokens alone (beta {beta:g}), sampled"
+            yield replace(drawn, name=name, about=about, guard=_turns([cut]), method=APC, knobs=cut.knobs())
+    yield from (control for control in _CONTROLS if wants(control.name))
 
 
 def _variants(name: str, method: Any, settings: Settings, loaded: Mapping[str, Matcher]) -> Iterator[Decoder]:
-    """Yield what a method is run as: once, with every matcher that a run compares, or at every point of a sweep."""
-    swept = [knob for knob in settings.sweep if knob in _knobs_of(method)]
-    if swept:
-        for values in product(*(settings.sweep[knob] for knob in swept)):
-            point = dict(zip(swept, values, strict=True))
-            yield _guarded(name, [replace(method, **point)], loaded, point=point)
-    elif settings.matchers and "matcher" in _knobs_of(method):
-        for matcher, places in settings.matchers.items():
-            yield _guarded(name, [replace(method, matcher=place) for place in places], loaded, matcher=matcher)
-    else:
-        yield _guarded(name, [method], loaded)
+    """Yield what a method is run as, greedy: once, with every matcher of the run, or at every point of a sweep."""
+    swept = [knob for knob in settings.sweep if knob in {f.name for f in dataclasses.fields(method)}]
+    points = [dict(zip(swept, values, strict=True)) for values in product(*(settings.sweep[knob] for knob in swept))]
+    compared = (settings.matchers if hasattr(method, "matcher") else {}) or {"": ()}
+    usual = DEFAULT if DEFAULT in compared else next(iter(compared))
+    for point, (matcher, trainings) in product(points, compared.items()):
+        runs = [replace(method, matcher=place) for place in trainings] or [replace(method, **point)]
+        places = tuple(run.matcher for run in runs if isinstance(getattr(run, "matcher", None), str))
+        if places:
+            runs = [replace(run, matcher=loaded.get(run.matcher, run.matcher)) for run in runs]
+        knobs = runs[0].knobs()
+        if len(runs) > 1:
+            knobs["matcher"] = [run.knobs()["matcher"] for run in runs]
+        called = _named(name, point, matcher)
+        about = f"{called}, greedy{_trained(len(runs))}"
+        own: dict[str, Any] = {"point": point, "matcher": matcher, "matchers": places}
+        if matcher != usual:
+            own["baseline"] = _named(name, point, usual)
+        yield Decoder(called, about, _turns(runs), seeds=len(runs), method=name, knobs=knobs, **own)
 
 
-def _guarded(
-    base: str,
-    given: list[Any],
-    loaded: Mapping[str, Matcher],
-    point: Mapping[str, Any] | None = None,
-    matcher: str = "",
-) -> Decoder:
-    """Return the greedy decoder of a method, given once for each training of its matcher."""
-    places = tuple(m.matcher for m in given if isinstance(getattr(m, "matcher", None), str))
-    runs = [replace(m, matcher=loaded.get(m.matcher, m.matcher)) for m in given] if places else given
-    knobs = runs[0].knobs()
-    if len(runs) > 1:
-        knobs["matcher"] = [run.knobs()["matcher"] for run in runs]
-    name = _named(base, "", point or {}, matcher)
-    return Decoder(
-        name,
-        f"{name}, greedy{_trained(runs)}",
-        lambda seed: runs[seed % len(runs)],
-        seeds=len(runs),
-        method=base,
-        knobs=knobs,
-        point=point or {},
-        matcher=matcher,
-        matchers=places,
-    )
-
-
-def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None, shown: bool) -> Iterator[Decoder]:
-    """Yield what stands beside a method's greedy decoder: sampled, with a random map, and its matcher alone.
-
-    Args:
-        decoder: the greedy one.
-        settings: of the run.
-        matcher: of the model.
-        shown: whether it is the one that stands for its method where several matchers are compared: what sampling
-            does is no matter of the matcher.
-    """
+def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> Iterator[Decoder]:
+    """Yield what stands beside a method's greedy decoder: sampled, with a random map, and its matcher alone."""
     assert decoder.guard is not None
-    assert decoder.method is not None
-    guard, method, base = decoder.guard, decoder.guard(0), decoder.method
-    trainings = max(1, len(decoder.matchers))
-    runs, trained = trainings if trainings > 1 else settings.seeds, _trained(decoder.matchers)
-    sampled, random = (_named(base, suffix, decoder.point, decoder.matcher) for suffix in ("-sample", "-random"))
+    runs = [decoder.guard(seed) for seed in range(decoder.seeds)]
+    method, trained = runs[0], _trained(len(runs))
+    sampled, random = (
+        _named(f"{decoder.method}{end}", decoder.point, decoder.matcher) for end in ("-sample", "-random")
+    )
+    seeds = len(runs) if len(runs) > 1 else settings.seeds
     asked = settings.controls and not settings.sweep
-    drawn = asked and shown and method.matched_temperature() is not None
+    # of several matchers the usual one alone: what sampling does is no matter of the matcher
+    drawn = asked and decoder.baseline == REFERENCE and method.matched_temperature() is not None
     if drawn or (not settings.sweep and settings.preset == PAPER) or sampled in settings.methods:
         about = f"{decoder.name}, sampled at temperature 1{trained}"
-        yield replace(decoder, name=sampled, about=about, options=dict(SAMPLED), seeds=runs, baseline=SAMPLE)
-    if "matcher" not in _knobs_of(method):
-        return
-    real: list[Any] = [matcher if guard(seed).matcher is None else guard(seed).matcher for seed in range(trainings)]
-    if any(one is None or isinstance(one, str) for one in real):
-        return  # not loaded yet
-
-    def with_noise(seed: int) -> Any:
-        return replace(guard(seed), matcher=RandomMap(real[seed % trainings], seed))
-
+        yield replace(decoder, name=sampled, about=about, options=SAMPLED, seeds=seeds, baseline=_SAMPLE.name)
+    real: list[Any] = [matcher if run.matcher is None else run.matcher for run in runs if hasattr(run, "matcher")]
+    if not real or any(one is None or isinstance(one, str) for one in real):
+        return  # it has none, or it is not loaded yet
     if (asked and method.branches()) or random in settings.methods:
         about = f"{decoder.name} with a random map that keeps as much{trained}"
-        control: dict[str, Any] = {"role": "control", "control_of": decoder.name, "baseline": REFERENCE}
-        yield replace(decoder, name=random, about=about, guard=with_noise, seeds=runs, **control)
+        noise = [RandomMap(real[seed % len(real)], seed) for seed in range(seeds)]
+        guard = _turns([replace(runs[one.seed % len(runs)], matcher=one) for one in noise])
+        told: dict[str, Any] = {"role": "control", "control_of": decoder.name, "baseline": REFERENCE}
+        yield replace(decoder, name=random, about=about, guard=guard, seeds=seeds, **told)
     if settings.controls and not method.branches():
-        yield Decoder(
-            _named(MATCHER, "", {}, decoder.matcher),
-            _MATCHER + trained,
-            None,
-            seeds=trainings,
-            role="matcher",
-            control_of=decoder.name,
-            matcher=decoder.matcher,
-            matchers=decoder.matchers,
-        )
+        told = {"matcher": decoder.matcher, "matchers": decoder.matchers, "control_of": decoder.name}
+        name = _named(MATCHER, {}, decoder.matcher)
+        yield replace(_MATCHER, name=name, about=_MATCHER.about + trained, seeds=len(runs), **told)
 
 
-def _named(base: str, suffix: str, point: Mapping[str, Any], matcher: str) -> str:
+def _named(base: str, point: Mapping[str, Any], matcher: str) -> str:
     told = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())
-    return f"{base}{suffix}" + (f"[{told}]" if told else "") + (f", {matcher}" if matcher else "")
+    return base + (f"[{told}]" if told else "") + (f", {matcher}" if matcher else "")
 
 
-def _trained(trainings: Sequence[Any]) -> str:
-    return f", {len(trainings)} training seeds" if len(trainings) > 1 else ""
-
-
-def _knobs_of(method: Any) -> set[str]:
-    return {f.name for f in dataclasses.fields(method)}
-
-
-def _check_knobs(settings: Settings, own: Mapping[str, Method]) -> None:
-    """See that a run's methods can take its knobs, its sweep and its matchers."""
-    for name in settings.knobs:
-        if name not in own:
-            raise KnobError(
-                f"There are knobs for {name!r}, which is none of the methods of this run ({', '.join(own)}): add it to "
-                "--methods, or leave the knobs out."
-            )
-    for knob in settings.sweep:
-        if not any(knob in _knobs_of(method) for method in own.values()):
-            known = sorted({n for method in own.values() for n in _knobs_of(method)})
-            raise KnobError(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
-    refuse_unmatched(settings, [name for name, method in own.items() if "matcher" in _knobs_of(method)], list(own))
+def _trained(trainings: int) -> str:
+    return f", {trainings} training seeds" if trainings > 1 else ""

@@ -1,99 +1,77 @@
-"""Matchers that a run compares: found where they are said to be before any model is loaded, then loaded beside it."""
+"""Matchers of a run: found where they are said to be before any model is loaded, loaded beside it; and a control."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
 from lvlm_guard.errors import KnobError, WeightsError
+from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.infer.identity import weights_digest
-from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.matching import REGISTRY, Matcher, load_matcher
+from lvlm_guard.matching import REGISTRY, Match, Matcher, load_matcher
 from lvlm_guard.matching.loading import held_in
+from lvlm_guard.matching.memory import digest
+from lvlm_guard.matching.relevance import heat_map
 
 DEFAULT = "blip-itm"  # of a method that names no matcher
+CELL = 16  # pixels of the map a random cell covers: the patch of every BLIP, so that both maps are equally smooth
+
+Named = Mapping[str, Iterable[str]]
+"""Names of matchers -> registered names and folders, one for each training, as in `Settings.matchers`."""
 
 
-def check_matchers(matchers: Mapping[str, Iterable[str]]) -> None:
+def check_matchers(matchers: Named) -> None:
     """See that there is a matcher wherever one is named, and none twice.
-
-    Args:
-        matchers: as in `Settings`.
 
     Raises:
         UnknownNameError: no matcher has this name.
         WeightsError: a folder is not there or holds no matcher.
         KnobError: a folder holds another matcher than its name says, or two hold the same weights.
     """
-    found = [(name, place, _kind(name, place)) for name, places in matchers.items() for place in places]
-    for name, place, kind in found:
-        other = next((other for named, _, other in found if named == name and other != kind), None)
-        if name in REGISTRY.names() and kind != name:
-            other = name
-        if other is not None:
+    kinds = {name: name for name in REGISTRY.names()}
+    for name, place in _each(matchers):
+        kind = _kind(name, place)
+        if kind != kinds.setdefault(name, kind):
             raise KnobError(
-                f"--matcher {name}={place}: {place} is a {kind!r} matcher, no {other!r}. Several of one name are "
+                f"--matcher {name}={place}: {place} is a {kind!r} matcher, no {kinds[name]!r}. Several of one name are "
                 f"trainings of one matcher; give this one another name, such as {kind}={place}."
             )
-    _refuse_twice((f"{name}={place}", _identity(place)) for name, place, _ in found)
+    _refuse_twice((f"{name}={place}", _identity(place)) for name, place in _each(matchers))
 
 
-def refuse_unmatched(settings: Settings, matched: Sequence[str], methods: Sequence[str]) -> None:
-    """See that the matchers of a run have methods that take them, and nothing else decides these.
-
-    Args:
-        settings: of the run.
-        matched: its methods that have a matcher.
-        methods: all of its methods.
-
-    Raises:
-        KnobError: they don't.
-    """
-    if not settings.matchers:
-        return
-    if not matched:
-        raise KnobError(
-            f"--matcher {', '.join(settings.matchers)}: no method of this run ({', '.join(methods) or 'none'}) has a "
-            "matcher. Add one that has to --methods, such as agla or vote, or leave the matchers out."
-        )
-    told = [name for name in matched if "matcher" in settings.knobs.get(name, {})]
-    if told:
-        raise KnobError(f"{told[0]} is given a matcher by --knob and by --matcher: leave one of them out.")
-    if settings.sweep:
-        raise KnobError(
-            "A sweep chooses the settings of one matcher: give it by --knob, such as "
-            f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}, and leave --matcher out."
-        )
-
-
-def load_matchers(places: Iterable[str], matchers: Mapping[str, Iterable[str]], model: Any) -> dict[str, Matcher]:
-    """Return the matchers at some places, each loaded once.
-
-    Args:
-        places: registered names and folders, those of `matchers` among them.
-        matchers: as in `Settings`.
-        model: that is guarded.
+def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[str, Matcher]:
+    """Return the matchers at some places, each loaded once; `matchers` are those that are compared, `model` is guarded.
 
     Raises:
         WeightsError, UnsupportedModelError: one can't be had.
         KnobError: two of `matchers` have the same weights.
     """
     loaded = {place: load_matcher(place, model=model) for place in dict.fromkeys(places)}
-    told = [(name, place) for name, of_name in matchers.items() for place in of_name if place in loaded]
+    told = [(name, place) for name, place in _each(matchers) if place in loaded]
     _refuse_twice((f"{name}={place}", loaded[place].version) for name, place in told)
     return loaded
 
 
-def weights_beside(matchers: Mapping[str, Iterable[str]]) -> Iterator[Path]:
-    """Return the folders that hold the weights of a run's matchers."""
-    yield from (Path(place) for places in matchers.values() for place in places if Path(place).is_dir())
+def load_usual(decoders: Sequence[Decoder], model: Any) -> Matcher | None:
+    """Return the model's own matcher where a decoder takes it; raises as `load_matchers`."""
+    takes = any((d.role == "matcher" and not d.matchers) or d.knobs.get("matcher", "none") is None for d in decoders)
+    return load_matcher(None, model=model) if takes else None
+
+
+def _each(matchers: Named) -> Iterator[tuple[str, str]]:
+    return ((name, place) for name, places in matchers.items() for place in places)
 
 
 def _kind(name: str, place: str) -> str:
-    if place in REGISTRY.names():
-        return place
-    kind = held_in(place)
+    kind = place if place in REGISTRY.names() else held_in(place)
     if kind is not None:
         return kind
     if Path(place).is_dir():
@@ -118,9 +96,46 @@ def _identity(place: str) -> str:
 def _refuse_twice(named: Iterable[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
     for told, identity in named:
-        if identity in seen:
+        if seen.setdefault(identity, told) is not told:
             raise KnobError(
                 f"--matcher {told} has the weights of {seen[identity]}: two trainings that are one make an interval "
                 "narrower than it is. Leave one out."
             )
-        seen[identity] = told
+
+
+@dataclass(eq=False)
+class RandomMap(Matcher):
+    """A matcher whose relevance map is noise; its scores, and so the share of pixels kept, are the real ones.
+
+    What AGLA gains with it is the gain of any second, partly blacked view; the rest is the map's merit.
+    Each (picture, text, seed) has one map, whatever the batch.
+    """
+
+    matcher: Matcher
+    seed: int = 0
+
+    @property
+    def version(self) -> str:
+        """Name of the control, its seed, and the matcher whose scores it takes."""
+        return f"random-map-{self.seed} of {self.matcher.version}"
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i, and put smooth noise in the place of the map."""
+        return [
+            replace(match, relevance=self._noise(image, text, match.relevance), note=None, share_on_class=None)
+            for match, image, text in zip(self.matcher(images, texts), images, texts, strict=True)
+        ]
+
+    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
+        """Return what the real matcher says."""
+        return self.matcher.support(image, claims)
+
+    def forget(self) -> None:
+        """Let the real matcher forget."""
+        self.matcher.forget()
+
+    def _noise(self, image: Image.Image, text: str, like: Tensor) -> Tensor:
+        key = blake2b(f"{self.seed} {text}".encode(), key=digest(image), digest_size=8).digest()
+        cells = max(2, like.shape[-1] // CELL)
+        noise = np.random.default_rng(int.from_bytes(key, "big")).random((cells, cells), dtype=np.float32)
+        return heat_map(torch.from_numpy(noise)[None], like.shape[-1])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -10,40 +11,30 @@ from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 
+@dataclass(eq=False)
 class DocumentSampler(LogitsProcessor):
     """Draws each row's next token with a random stream of its own; pass it as `logits_processor` with do_sample=False.
 
     transformers draws the tokens of a batch from one stream, so that an answer depends on its neighbours. The
     Gumbel-max trick (Gumbel 1954; Maddison et al., NeurIPS 2014) makes the draw an argmax: the largest of
     scores + Gumbel noise is distributed as softmax(scores). The noise of a token depends on (seed, key, step).
-
-    Args:
-        seed: of the run.
-        keys: name of each row's document, [R].
-        prompt_length: tokens before the answer, padding included.
-        temperature, top_k, top_p: as transformers' arguments of these names; None or 0: not applied.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        keys: Sequence[str],
-        prompt_length: int,
-        *,
-        temperature: float | None = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-    ) -> None:
-        self.seed = seed
-        self.keys = list(keys)
-        self.prompt_length = prompt_length
+    seed: int  # of the run
+    keys: Sequence[str]  # name of each row's document, [R]
+    prompt_length: int  # tokens before the answer, padding included
+    temperature: float | None = 1.0  # this and the next two as transformers' arguments; None or 0: not applied
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
         self._warpers: list[LogitsProcessor] = []
-        if temperature not in (None, 1.0):
-            self._warpers.append(TemperatureLogitsWarper(float(temperature)))
-        if top_k:
-            self._warpers.append(TopKLogitsWarper(int(top_k)))
-        if top_p is not None and top_p < 1.0:
-            self._warpers.append(TopPLogitsWarper(float(top_p)))
+        if self.temperature not in (None, 1.0):
+            self._warpers.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            self._warpers.append(TopKLogitsWarper(int(self.top_k)))
+        if self.top_p is not None and self.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(float(self.top_p)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores [R, V] that are 0 for the token drawn and -inf for all others.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from lvlm_guard.engine.assembly import upcast
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Word = Literal["yes", "no"]
+Words = Mapping[str, Sequence[int]]
+"""Ids of the ways to spell "yes" and "no"."""
+
 Scored = tuple[float | None, float | None]
 """Score (nats) and mass; None where there is none."""
 
@@ -24,36 +27,26 @@ WORD_STARTS = "\u2581\u0120"  # what SentencePiece and byte-level BPE put for th
 
 
 @lru_cache(maxsize=8)
-def spellings(tokenizer: PreTrainedTokenizerBase) -> Mapping[Word, tuple[int, ...]]:
-    """Return the ids whose text is "yes" and those whose text is "no", whatever blanks and capitals they have.
-
-    "not", "yes," and first pieces of either word are none.
-    """
-    found: dict[Word, list[int]] = {"yes": [], "no": []}
+def spellings(tokenizer: PreTrainedTokenizerBase) -> Words:
+    """Return the ids whose text is yes or no, blanks and capitals aside; "not", "yes," and first pieces are neither."""
+    found: dict[str, list[int]] = {"yes": [], "no": []}
     for piece, token in tokenizer.get_vocab().items():
-        for word, ids in found.items():
-            # the ASCII letters of a piece stand for themselves in all kinds of vocabularies; decoding each is slow
-            if word in piece.lower() and _bare(tokenizer.decode([token], skip_special_tokens=False)) == word:
-                ids.append(token)
+        # the ASCII letters of a piece stand for themselves in all kinds of vocabularies; decoding each is slow
+        if any(word in piece.lower() for word in found):
+            text = str(tokenizer.decode([token], skip_special_tokens=False))
+            found.get(text.strip().strip(WORD_STARTS).strip().lower(), []).append(token)
     return {word: tuple(sorted(ids)) for word, ids in found.items()}
 
 
-def _bare(text: Any) -> str:
-    return str(text).strip().strip(WORD_STARTS).strip().lower()
-
-
+@dataclass(eq=False)
 class FirstToken(LogitsProcessor):
     """Records the score of each row at the first answer token and changes nothing; pass it as `logits_processor`.
 
     It has to come before whatever cuts or draws, so that the logits are those that a method samples from.
-
-    Args:
-        words: ids of the ways to spell yes and no.
     """
 
-    def __init__(self, words: Mapping[Word, Sequence[int]]) -> None:
-        self.words = words
-        self.scored: list[Scored] | None = None
+    words: Words
+    scored: list[Scored] | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores, [R, V], as they are."""
@@ -62,12 +55,12 @@ class FirstToken(LogitsProcessor):
         return scores
 
 
-def first_token_scores(logits: Tensor, words: Mapping[Word, Sequence[int]]) -> list[Scored]:
+def first_token_scores(logits: Tensor, words: Words) -> list[Scored]:
     """Return s = logsumexp(z[yes]) - logsumexp(z[no]) and the probability of both words together, a row each.
 
     Args:
         logits: z, [R, V], before any cut.
-        words: ids of the ways to spell yes and no; a vocabulary without one of them gives no scores.
+        words: a vocabulary without one of them gives no scores.
     """
     z = upcast(logits)  # half precision makes ties
     yes, no = ([token for token in words[word] if token < z.shape[-1]] for word in ("yes", "no"))

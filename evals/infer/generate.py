@@ -12,23 +12,21 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvlm_guard.bench.memory import peak_meter
-from lvlm_guard.engine.method import Method
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.decoders.sampling import DocumentSampler
-from lvlm_guard.evals.decoders.scores import FirstToken, Scored, Word, odds_of, spellings
+from lvlm_guard.evals.decoders.scores import FirstToken, Scored, Words, odds_of, spellings
 from lvlm_guard.evals.infer.store import Who
 from lvlm_guard.evals.spec.answers import LIMITS
 from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
 from lvlm_guard.matching import Matcher
 
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-_UNWARPED = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 def adapter_name(decoder: str, seed: int) -> str:
@@ -36,39 +34,21 @@ def adapter_name(decoder: str, seed: int) -> str:
     return "".join(c if c.isalnum() else "_" for c in decoder) + f"_{seed}"
 
 
-class Answerer(Protocol):
-    """Anything that answers blocks: a model in this process, or a server."""
-
-    def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
-        """Return the answers of each (decoder, seed) of `todo` to some items of a task."""
-        ...
-
-
 @dataclass(frozen=True)
 class Asker:
-    """A guarded model with its guarded processor, and the matcher for decoders without a model.
-
-    Args:
-        model, processor: guarded.
-        matcher: of the model; None where it can't be had (then decoders that need it raise).
-        decoders: who may be asked, by name.
-        execution: how branches are run.
-        matchers: those that decoders name, by registered name or folder.
-    """
+    """A guarded model with its guarded processor, and the matchers for decoders without a model."""
 
     model: Any
     processor: Any
-    matcher: Matcher | None
-    decoders: Mapping[str, Decoder]
-    execution: str = "auto"
-    matchers: Mapping[str, Matcher] = field(default_factory=dict)
+    matcher: Matcher | None  # of the model; None where it can't be had (then decoders that need it raise)
+    decoders: Mapping[str, Decoder]  # who may be asked, by name
+    execution: str = "auto"  # how branches are run
+    matchers: Mapping[str, Matcher] = field(default_factory=dict)  # those that decoders name, by name or folder
     _warm: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
-    _scored: list[tuple[Sequence[Item], str, Method, list[Scored]]] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
+    _scored: list[tuple[Any, Any, list[Scored]]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
-    def words(self) -> Mapping[Word, Sequence[int]]:
+    def words(self) -> Words:
         """The tokens that count as yes and as no."""
         return spellings(self.processor.tokenizer)
 
@@ -88,15 +68,9 @@ class Asker:
         for name, seed in todo:
             decoder = self.decoders[name]
             self._forget()
-            peak = peak_meter(self.model.device)
-            began = time.perf_counter()
-            said = (
-                self._matcher(items, decoder, seed)
-                if decoder.guard is None
-                else self._answers(task, items, decoder, seed)
-            )
-            share = (time.perf_counter() - began) / len(items)
-            cost: dict[str, Any] = {"seconds": share, "peak_mib": round(peak(), 1)}
+            peak, began = peak_meter(self.model.device), time.perf_counter()
+            said = self._answers(task, items, decoder, seed)
+            cost: dict[str, Any] = {"seconds": (time.perf_counter() - began) / len(items), "peak_mib": round(peak(), 1)}
             if task.kind in YES_NO and decoder.guard is not None and not _tells_all(decoder.guard(seed)):
                 scored = self._scores(items, decoder, seed)
                 said = [replace(one, score=s, mass=mass) for one, (s, mass) in zip(said, scored, strict=True)]
@@ -108,41 +82,36 @@ class Asker:
             matcher.forget()
 
     def _answers(self, task: EvalTask, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
-        assert decoder.guard is not None
-        method = decoder.guard(seed)
-        options = dict(decoder.options)
-        processors: list[Any] = []
-        first = FirstToken(self.words) if task.kind in YES_NO and _tells_all(method) else None
-        if first is not None:
-            processors.append(first)
+        if decoder.guard is None:
+            matcher = self.matchers[decoder.matchers[seed]] if decoder.matchers else self.matcher
+            assert matcher is not None
+            return matcher_answers(matcher, items)
+        method, options = decoder.guard(seed), dict(decoder.options)
         inputs = prepare(self.processor, [decoder.worded(item) for item in items])
         start = inputs["input_ids"].shape[1]
+        first = FirstToken(self.words) if task.kind in YES_NO and _tells_all(method) else None
+        processors: list[Any] = [first] if first else []
         if options.get("do_sample"):
-            warped = {name: options.pop(name, usual) for name, usual in _UNWARPED.items()}
+            warped = {name: options.get(name) for name in ("temperature", "top_k", "top_p")}
             processors.append(DocumentSampler(seed, [item.key for item in items], start, **warped))
         options |= {"logits_processor": processors, "max_new_tokens": task.max_new_tokens}
         out = self._generate(inputs, decoder, seed, guard=method, **options)
-        trace = getattr(out, "guard", None)
         answers = out.sequences[:, start:]
+        trace = getattr(out, "guard", None)
+        counts = {"forwards": trace.global_forwards if trace else answers.shape[1]}
+        counts |= {name: getattr(trace, name, 0) for name in ("local_forwards", "local_tokens", "masks")}
+        shares: dict[str, Any] = {name: count / len(items) for name, count in counts.items()}
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
-        lengths = [answer_length(row, self._ends()) for row in answers.tolist()]
-        scored = first.scored if first is not None and first.scored else [(None, None)] * len(items)
+        eos = self.model.generation_config.eos_token_id
+        ends = set(eos if isinstance(eos, list) else [eos])
         cut_at = self._cut_at(answers, texts) if task.kind in CAPTIONS else [None] * len(items)
-        return [
-            Said(
-                text=until(text, task.until),
-                tokens=length,
-                ended=ended or until(text, task.until) != text,
-                forwards=(trace.global_forwards if trace else float(answers.shape[1])) / len(items),
-                local_forwards=(trace.local_forwards if trace else 0) / len(items),
-                local_tokens=(trace.local_tokens if trace else 0) / len(items),
-                masks=(trace.masks if trace else 0) / len(items),
-                score=score,
-                mass=mass,
-                cut_at=cuts and tuple(min(cut, len(until(text, task.until))) for cut in cuts),
-            )
-            for text, (length, ended), (score, mass), cuts in zip(texts, lengths, scored, cut_at, strict=True)
-        ]
+        scored = (first and first.scored) or [(None, None)] * len(items)
+        said = []
+        for whole, row, cuts, (score, mass) in zip(texts, answers.tolist(), cut_at, scored, strict=True):
+            text, (tokens, ended) = until(whole, task.until), answer_length(row, ends)
+            at = cuts and tuple(min(cut, len(text)) for cut in cuts)
+            said.append(Said(text, tokens, ended or text != whole, score=score, mass=mass, cut_at=at, **shares))
+        return said
 
     def _generate(self, inputs: Any, decoder: Decoder, seed: int, **options: Any) -> Any:
         with torch.inference_mode(), self._adapted(decoder, seed):
@@ -161,45 +130,33 @@ class Asker:
         greedy one, every cut alone.
         """
         assert decoder.guard is not None
-        method = decoder.guard(seed).uncut()
+        asked = (decoder.guard(seed).uncut(), decoder.prompt_suffix)
         known = [one for one in self._scored if len(one[0]) == len(items) and all(map(operator.is_, one[0], items))]
-        for _, suffix, same, scored in known:
-            if suffix == decoder.prompt_suffix and same == method:
+        for _, same, scored in known:
+            if same == asked:
                 return scored
         first = FirstToken(self.words)
         self._forget()
         inputs = prepare(self.processor, [decoder.worded(item) for item in items])
-        self._generate(inputs, decoder, seed, guard=method, **PLAIN, logits_processor=[first], max_new_tokens=1)
+        self._generate(inputs, decoder, seed, guard=asked[0], **PLAIN, logits_processor=[first], max_new_tokens=1)
         scored = first.scored or [(None, None)] * len(items)
-        self._scored[:] = [*known, (tuple(items), decoder.prompt_suffix, method, scored)]
+        self._scored[:] = [*known, (tuple(items), asked, scored)]
         return scored
 
     def _cut_at(self, answers: Tensor, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return how many characters of each text its first `LIMITS` tokens say; answers [R, T]."""
-        starts = [
-            self.processor.batch_decode(answers[:, :limit], skip_special_tokens=True)
-            if limit < answers.shape[1]
-            else texts
-            for limit in LIMITS
-        ]
+        starts = [self.processor.batch_decode(answers[:, :limit], skip_special_tokens=True) for limit in LIMITS]
+        # half a character at a cut is none of a text's
         return [tuple(_in_common(start[i], text) for start in starts) for i, text in enumerate(texts)]
 
     def _adapted(self, decoder: Decoder, seed: int) -> AbstractContextManager[object]:
         """Let the decoder's adapter of this seed act, or none."""
         if decoder.adapters:
             self.model.set_adapter(adapter_name(decoder.name, seed))
-            return nullcontext()
-        wrapped = getattr(self.model, "peft_config", None)
-        return self.model.disable_adapter() if wrapped else nullcontext()
-
-    def _ends(self) -> set[int]:
-        eos = self.model.generation_config.eos_token_id
-        return set(eos) if isinstance(eos, list) else {eos} if eos is not None else set()
-
-    def _matcher(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
-        matcher = self.matchers[decoder.matchers[seed]] if decoder.matchers else self.matcher
-        assert matcher is not None
-        return matcher_answers(matcher, items)
+        elif getattr(self.model, "peft_config", None):
+            off: AbstractContextManager[object] = self.model.disable_adapter()
+            return off
+        return nullcontext()
 
 
 def prepare(processor: Any, items: Sequence[Item]) -> Any:
@@ -220,22 +177,19 @@ def prepare(processor: Any, items: Sequence[Item]) -> Any:
 
 def until(text: str, stops: Sequence[str]) -> str:
     """Return an answer up to the first of some texts."""
-    for stop in stops:
-        if stop:
-            text = text.split(stop, 1)[0]
+    for stop in filter(None, stops):
+        text = text.split(stop, 1)[0]
     return text
 
 
 def answer_length(tokens: Sequence[int], ends: set[int]) -> tuple[int, bool]:
     """Return how many tokens an answer has, its end-of-text included, and whether it has one."""
-    for index, token in enumerate(tokens):
-        if token in ends:
-            return index + 1, True
-    return len(tokens), False
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    return (len(tokens), False) if end is None else (end + 1, True)
 
 
 def _in_common(one: str, other: str) -> int:
-    """Return how many characters two texts begin with alike: half a character at a cut is none of a text's."""
+    """Return how many characters two texts begin with alike."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of, understood
-from lvlm_guard.evals.decoders.matchers import load_matchers, weights_beside
+from lvlm_guard.evals.decoders.matchers import load_matchers, load_usual
 from lvlm_guard.evals.infer.generate import Asker, adapter_name
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import NOUNS
-from lvlm_guard.matching import Matcher, load_matcher
 
 if TYPE_CHECKING:
     from lvlm_guard.evals.infer.server.asker import ServerAsker
@@ -114,7 +113,7 @@ def prepare_run(
     )
     adapters = {adapter_name(d.name, seed): place for d in decoders for seed, place in enumerate(d.adapters)}
     model, processor = guard(with_adapters(model, adapters) if adapters else model, processor)
-    matcher = _matcher(model, decoders)
+    matcher = load_usual(decoders, model)
     loaded = load_matchers((place for d in decoders for place in d.matchers), settings.matchers, model)
     if matcher is not None or loaded:
         decoders = decoders_of(settings, matcher, objects, loaded)
@@ -134,22 +133,14 @@ def where_of(model: Any) -> dict[str, str]:
     return found | ({"weights_commit": commit} if commit else {})
 
 
-def _matcher(model: Any, decoders: Sequence[Decoder]) -> Matcher | None:
-    """Load the model's matcher where a decoder takes it."""
-    needed = any(
-        (d.role == "matcher" and not d.matchers) or d.knobs.get("matcher", "none needed") is None for d in decoders
-    )
-    return load_matcher(None, model=model) if needed else None
-
-
 def weights_of(settings: Settings) -> list[Path]:
     """Return the local folders whose weights decide the answers; none for a hub id or a server."""
     from lvlm_guard.embedded import MATCHER, MODEL
 
     if settings.server:
         return []
-    places = [Path(place) for each in adapters_of(settings).values() for place in each]
-    trained = [*(place for place in places if place.is_dir()), *weights_beside(settings.matchers)]
-    if settings.model == EMBEDDED:
-        return [MODEL, MATCHER, *trained]
-    return [path for path in (Path(settings.model),) if path.is_dir()] + trained
+    beside = [
+        place for each in (adapters_of(settings), settings.matchers) for places in each.values() for place in places
+    ]
+    own = [MODEL, MATCHER] if settings.model == EMBEDDED else [Path(settings.model)]
+    return [path for path in (*own, *map(Path, beside)) if path.is_dir()]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lvlm_guard.evals.decoders.controls import RandomMap
+from lvlm_guard.evals.decoders.matchers import RandomMap
 from lvlm_guard.matching import Match, Matcher, keep_mask
 from lvlm_guard.matching.relevance import heat_map
 

@@ -9,9 +9,9 @@ from matchers import Brightness
 
 from lvlm_guard import guard, methods
 from lvlm_guard.errors import KnobError, UnknownNameError
-from lvlm_guard.evals.decoders.controls import RandomMap
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of, understood
+from lvlm_guard.evals.decoders.matchers import RandomMap
 from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.spec.answers import ROLES
