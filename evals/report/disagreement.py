@@ -5,7 +5,8 @@ Plain data; needs neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import fmean
@@ -14,6 +15,9 @@ from typing import Any, Literal
 from lvlm_guard.evals.metrics import chair, mme, pope
 from lvlm_guard.evals.report.layout import JUDGED
 from lvlm_guard.evals.report.saved import Item, Run, Said
+
+Place = tuple[int, str, str]
+"""The how-manieth question about its picture an item is, its task, its key."""
 
 Standing = Literal["broken", "fixed", "unreadable", "changed"]
 
@@ -82,7 +86,7 @@ class Disagreement:
         shown: those that were chosen to be shown, in the order of the questions.
     """
 
-    counts: dict[tuple[str, Standing], int] = field(default_factory=dict)
+    counts: Counter[tuple[str, Standing]] = field(default_factory=Counter)
     shown: list[Shown] = field(default_factory=list)
     items: int = 0
 
@@ -151,76 +155,59 @@ def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
         run: a finished run.
         limit: most items, over all tasks.
     """
-    reference = next(d["name"] for d in run.asked["decoders"] if d["role"] == "reference")
-    names = watched(run.asked["decoders"])
+    reference, names = run.results.reference, watched(run.asked["decoders"])
     found = {task["name"]: Disagreement() for task in run.asked["tasks"]}
-    heaps: dict[Standing, dict[tuple[str, str], list[tuple[str, str, str]]]] = {standing: {} for standing in STANDINGS}
+    heaps: dict[Standing, dict[tuple[str, str], list[Place]]] = {standing: {} for standing in STANDINGS}
+    seen: Counter[tuple[str, str, str, str]] = Counter()
     for task in run.asked["tasks"]:
+        own = found[task["name"]]
         for item, answers in run.by_item(task["name"]):
             kept = {name: answers[name] for name in (reference, *names) if name in answers}
             if any(row["failed"] for rows in kept.values() for row in rows):
                 continue
-            own = standings(_judged(task, item, kept), reference, names)
-            found[task["name"]].items += bool(own)
-            for name, standing in own.items():
-                counts = found[task["name"]].counts
-                counts[name, standing] = counts.get((name, standing), 0) + 1
-                heaps[standing].setdefault((task["name"], name), []).append(
-                    (task["name"], item["item"], item["picture"])
-                )
+            became = standings(_judged(task, item, kept), reference, names)
+            own.items += bool(became)
+            for name, standing in became.items():
+                own.counts[name, standing] += 1
+                place = (task["name"], name, standing, item["picture"])
+                seen[place] += 1
+                heaps[standing].setdefault(place[:2], []).append((seen[place], task["name"], item["item"]))
     first = [heap for standing in STANDINGS[:-1] for heap in heaps[standing].values()]
-    chosen = _in_turn([_spread(heap) for heap in first], limit)
-    chosen |= _in_turn([_spread(heap) for heap in heaps["changed"].values()], limit, chosen)
+    chosen = _in_turn(list(heaps["changed"].values()), limit, _in_turn(first, limit, {}))
     for task in run.asked["tasks"]:
-        own_keys = [key for name, key in chosen if name == task["name"]]
-        found[task["name"]].shown = list(_shown(run, task, own_keys, reference, names))
+        keys = [key for name, key in chosen if name == task["name"]]
+        found[task["name"]].shown = list(_shown(run, task, keys, reference, names))
     return found
 
 
 def _shown(
     run: Run, task: Mapping[str, Any], keys: Sequence[str], reference: str, names: Sequence[str]
-) -> Iterable[Shown]:
+) -> Iterator[Shown]:
     answered: dict[str, Said] = {}
     columns = ("item", "decoder", "text", "ended", "failed")
-    where = {"task": task["name"], "split": task["split"], "item": list(keys)}
-    for row in run.answers(columns, **where).to_pylist():
+    for row in run.answers(columns, task=task["name"], split=task["split"], item=list(keys)).to_pylist():
         answered.setdefault(row["item"], {}).setdefault(row["decoder"], []).append(row)
     for key, answers in answered.items():  # in the table's order, which is that of the questions
         item = run.items[task["name"]][key]
         said = _judged(task, item, answers)
-        absent = [
-            node
-            for name in (reference, *names)
-            for one in said.get(name, ())
-            if one.caption is not None
-            for _, node, _ in one.caption.hallucinated
-        ]
-        objects = tuple(dict.fromkeys(absent))[:OBJECTS]
-        yield Shown(task["name"], item, said, standings(said, reference, names), objects)
+        looked = [one.caption for name in (reference, *names) for one in said.get(name, ()) if one.caption is not None]
+        absent = dict.fromkeys(node for caption in looked for _, node, _ in caption.hallucinated)
+        yield Shown(task["name"], item, said, standings(said, reference, names), tuple(absent)[:OBJECTS])
 
 
 def _judged(task: Mapping[str, Any], item: Item, answers: Said) -> dict[str, list[Judged]]:
     return {name: [judge(task, item, row) for row in rows] for name, rows in answers.items()}
 
 
-def _spread(heap: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Put the first question about each picture before the second ones."""
-    seen: dict[str, int] = {}
-    order = []
-    for place, (task, key, picture) in enumerate(heap):
-        seen[picture] = seen.get(picture, 0) + 1
-        order.append((seen[picture], place, (task, key)))
-    return [pair for _, _, pair in sorted(order)]
-
-
 def _in_turn(
-    heaps: Sequence[Sequence[tuple[str, str]]], limit: int, have: Iterable[tuple[str, str]] = ()
+    heaps: Sequence[Sequence[Place]], limit: int, have: Mapping[tuple[str, str], None]
 ) -> dict[tuple[str, str], None]:
-    taken = dict.fromkeys(have)
-    queues = [iter(heap) for heap in heaps]
+    """Take from each heap in turn: the first question about each picture before the second ones."""
+    taken = dict(have)
+    queues = [iter(sorted(heap, key=lambda place: place[0])) for heap in heaps]
     while queues and len(taken) < limit:
         for queue in list(queues):
-            one = next((one for one in queue if one not in taken), None)
+            one = next((place[1:] for place in queue if place[1:] not in taken), None)
             if one is None:
                 queues.remove(queue)
             elif len(taken) < limit:

@@ -99,12 +99,11 @@ class Run:
         Raises:
             DataError: the file was changed or cut; the message names the line.
         """
-        found: dict[str, dict[str, Item]] = {task["name"]: {} for task in self.asked["tasks"]}
-        path = self.folder / ITEMS
-        for _, row in jsonl.read(
-            path, ("task", "split", "kind", "item", "picture", "truth"), ("task", "split", "item")
-        ):
-            if row["task"] in found and row["split"] == self.task(row["task"])["split"]:
+        splits = {task["name"]: task["split"] for task in self.asked["tasks"]}
+        found: dict[str, dict[str, Item]] = {name: {} for name in splits}
+        path, needed = self.folder / ITEMS, ("task", "split", "kind", "item", "picture", "truth")
+        for _, row in jsonl.read(path, needed, ("task", "split", "item")):
+            if splits.get(row["task"]) == row["split"]:
                 found[row["task"]][row["item"]] = row
         for task in self.asked["tasks"]:
             if len(found[task["name"]]) != task["n"]:
@@ -120,7 +119,9 @@ class Run:
         Raises:
             DataError: there is no table, or it can't be read.
         """
-        return pa.Table.from_batches(self._batches(columns, where), schema=self._schema(columns))
+        schema = self._table().schema
+        kept = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        return pa.Table.from_batches(self._batches(kept.names, where), schema=kept)
 
     def by_item(self, task: str, columns: Sequence[str] = ("text", "ended", "failed")) -> Iterator[tuple[Item, Said]]:
         """Yield each reported item of a task with its answers, decoder -> one a seed; one item in memory at a time."""
@@ -136,19 +137,14 @@ class Run:
                 said.setdefault(row["decoder"], []).append(row)
             yield self.items[task][key], said
 
-    def _batches(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    def _batches(self, columns: Sequence[str], where: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
         table, wanted = self._table(), None
         for name, value in where.items():
-            field = ds.field(name)
-            several = isinstance(value, list | tuple)
-            one = field.isin(pa.array(value, table.schema.field(name).type)) if several else field == value
+            values = pa.array(value if isinstance(value, list) else [value], table.schema.field(name).type)
+            one = ds.field(name).isin(values)
             wanted = one if wanted is None else wanted & one
         # one thread: rows stay in the order in which they were written
-        yield from table.to_batches(columns=_listed(columns), filter=wanted, use_threads=False)
-
-    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
-        schema = self._table().schema
-        return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        yield from table.to_batches(columns=list(columns), filter=wanted, use_threads=False)
 
     def _table(self) -> ds.Dataset:
         path = self.folder / ANSWERS
@@ -162,10 +158,6 @@ class Run:
 
 Said = dict[str, list[dict[str, Any]]]
 """Decoder -> its answers to an item, one a seed."""
-
-
-def _listed(columns: Sequence[str] | None) -> list[str] | None:
-    return None if columns is None else list(columns)
 
 
 def read_run(folder: str | Path) -> Run:

@@ -21,7 +21,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.report import layout, numbers
 from lvlm_guard.evals.report.disagreement import disagreements, watched
 from lvlm_guard.evals.report.evidence import EVIDENCE
@@ -43,9 +42,7 @@ def write_report(folder: str | Path) -> Path:
         RunError: the file can't be written.
     """
     run = read_run(folder)
-    document = render(run)
-    with disk_trouble(run.folder):
-        return write_whole(run.folder, REPORT, document)
+    return write_whole(run.folder, REPORT, render(run))
 
 
 def render(run: Run) -> str:
@@ -98,22 +95,20 @@ def page_environment() -> Environment:
 
 def _clean(value: Any) -> Any:
     """Drop what HTML has no place for: most control characters, which a model can emit; None is nothing."""
-    if value is None:
-        return ""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else re.sub(UNWRITABLE, "\ufffd", value)
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return re.sub(UNWRITABLE, "\ufffd", value)
+    return "" if value is None else value
 
 
 def _plain(value: Any) -> str:
     """Write a setting: texts as they are, lists with commas, other data as JSON; "" for what is not there."""
-    if value is None or isinstance(value, str):
-        return value or ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
         return ", ".join(map(str, value))
     if isinstance(value, dict | list | tuple):
         return json.dumps(value, ensure_ascii=False) if value else ""
-    return str(value)
+    return "" if value is None else str(value)
 
 
 __all__ = ["REPORT", "page_environment", "render", "write_report"]
