@@ -27,8 +27,10 @@ PLAIN = {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWind
 
 
 def stackable(cache: Cache | None) -> bool:
-    """Tell whether every layer of a cache is `PLAIN`."""
-    return cache is None or all(type(layer) in PLAIN for layer in cache.layers)
+    """Tell whether every layer of a cache is `PLAIN`, and none has room for the rows of one branch alone."""
+    return cache is None or all(
+        type(layer) in PLAIN and not (isinstance(layer, StaticLayer) and layer.is_initialized) for layer in cache.layers
+    )
 
 
 def in_blocks(cache: Cache, blocks: int) -> Any:
@@ -57,8 +59,8 @@ def _in_blocks(base: Any, blocks: int) -> type[Cache]:
                 if getattr(layer, "keys", None) is not None and layer.keys.numel():
                     size = layer.keys.shape[0] // blocks
                     layer.keys, layer.values = layer.keys[:size], layer.values[:size]
-                    if hasattr(layer, "max_batch_size"):
-                        layer.max_batch_size = size
+                    if isinstance(layer, StaticLayer):  # room for one branch alone, which the caller may fill up
+                        layer.keys, layer.values, layer.batch_size = layer.keys.clone(), layer.values.clone(), size
             self.__class__ = base
 
     Blocks.__name__, Blocks.__qualname__ = base.__name__, base.__qualname__

@@ -109,7 +109,7 @@ class Session:
                 f"This release of transformers keeps its cache under another name than {blocks.CACHE!r}, which this "
                 "release of lvlm-guard does not know. Upgrade lvlm-guard, or install an older transformers."
             )
-        self._cached = cache.get_seq_length() if isinstance(cache, Cache) else 0
+        self._cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
         if self._cached and self.prompt.shape[1] <= self._cached:
             raise UnsupportedCallError(
                 f"past_key_values holds {self._cached} tokens but input_ids only {self.prompt.shape[1]}: the other "

@@ -6,7 +6,7 @@ import inspect
 import pytest
 import tiny
 import torch
-from asking import RUN, agla, ask
+from asking import RUN, agla, ask, next_turn
 from transformers import (
     CLIPImageProcessor,
     DynamicCache,
@@ -14,6 +14,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     MistralConfig,
+    StaticCache,
 )
 from transformers.cache_utils import DynamicLayer, QuantizedCache
 
@@ -75,6 +76,35 @@ def test_a_quantised_cache_gives_the_same_tokens_in_every_execution(beams):
     outs = [model.generate(**inputs, **run, guard_execution=execution) for execution in EXECUTIONS]
     assert all(torch.equal(out.sequences, outs[0].sequences) for out in outs)
     assert all(out.cache.layers[0]._quantized_keys[0].shape[0] == 2 * beams for out in outs)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_a_static_cache_of_the_callers_own_comes_back_with_his_rows_and_goes_on(family, execution):
+    pair = guard(*tiny.make(family, scale=5.0), agla(beta=0.1))
+    model, _ = pair
+    inputs = ask(pair, *TWO)
+    run = {**RUN, "eos_token_id": None, "guard_execution": execution, "return_dict_in_generate": True}
+    expected = model.generate(**inputs, **run)
+    cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=160)
+    out = model.generate(**inputs, **run, **{CACHE: cache})
+    assert torch.equal(out.sequences, expected.sequences)
+    assert out.past_key_values is cache
+    assert type(cache) is StaticCache
+    assert out.guard.execution == ("batched" if execution == "batched" else "lazy")
+    for layer in cache.layers:
+        assert layer.batch_size == layer.keys.shape[0] == 2
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * layer.keys.element_size()
+
+    turn, cached = next_turn(inputs, out.sequences)
+    fresh = model.generate(**turn, **run)
+    model.generate(**inputs, **run)
+    again = model.generate(**cached, **run, **{CACHE: cache})
+    assert torch.equal(again.sequences, fresh.sequences)
+    cache.reset()
+    once_more = model.generate(**inputs, **run, **{CACHE: cache})  # its rows are laid out for one branch now
+    assert torch.equal(once_more.sequences, expected.sequences)
+    assert once_more.guard.execution == "lazy"
 
 
 def windowed(window, seed=0):

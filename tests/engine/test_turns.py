@@ -5,14 +5,13 @@ import copy
 import pytest
 import tiny
 import torch
-from asking import RUN, agla
+from asking import RUN, agla, next_turn
 
 from lvlm_guard import guard, methods
 from lvlm_guard.engine.rows import CACHE
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
 EXECUTIONS = ["lazy", "batched", "auto"]
-SEEN = ("pixel_values", "image_sizes")  # what the cache holds; transformers refuses the pixels a second time
 CACHED = ("llava", "llava_next", "qwen2_5_vl")  # InstructBLIP reads the picture at every call
 
 
@@ -24,17 +23,6 @@ def inputs_of(processor, seed, questions=("What?",)):
     pictures = [tiny.picture(seed + i, 60, 40) for i in range(len(questions))]
     prompts = [tiny.prompt(processor, question) for question in questions]
     return processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(torch.float64)
-
-
-def next_turn(inputs, sequences, more=4):
-    """The inputs of all that was said and a few tokens more, with the picture and without."""
-    ids = torch.cat([sequences, torch.full((len(sequences), more), 70)], 1)
-    mask, types = inputs["attention_mask"], inputs.get("mm_token_type_ids")
-    turn = {**inputs, "input_ids": ids}
-    turn["attention_mask"] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)
-    if types is not None:
-        turn["mm_token_type_ids"] = torch.cat([types, types.new_zeros(len(ids), ids.shape[1] - types.shape[1])], 1)
-    return turn, {key: value for key, value in turn.items() if key not in SEEN}
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

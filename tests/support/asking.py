@@ -10,6 +10,9 @@ from matchers import Brightness
 
 from lvlm_guard import methods
 
+SEEN = ("pixel_values", "image_sizes")
+"""What a cache holds of a picture; transformers refuses the pixels a second time."""
+
 RUN: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
 
 
@@ -25,3 +28,14 @@ def ask(pair: tuple[Any, Any], *rows: tuple[Any, ...], **extra: Any) -> Any:
     pictures = [tiny.picture(seed) for row in rows for seed in row[1:]] or None
     made = processor(images=pictures, text=prompts, padding=True, return_tensors="pt", **extra)
     return made.to(torch.float64)
+
+
+def next_turn(inputs: Any, sequences: torch.Tensor, more: int = 4) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs of all that was said and a few tokens more, with the picture and without."""
+    ids = torch.cat([sequences, torch.full((len(sequences), more), 70)], 1)
+    mask, types = inputs["attention_mask"], inputs.get("mm_token_type_ids")
+    turn = {**inputs, "input_ids": ids}
+    turn["attention_mask"] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)
+    if types is not None:
+        turn["mm_token_type_ids"] = torch.cat([types, types.new_zeros(len(ids), ids.shape[1] - types.shape[1])], 1)
+    return turn, {key: value for key, value in turn.items() if key not in SEEN}
