@@ -12,9 +12,10 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Literal
 
-from lvlm_guard.evals.metrics import chair, mme, pope
+from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.report.layout import JUDGED
 from lvlm_guard.evals.report.saved import Item, Run, Said
+from lvlm_guard.evals.spec.items import YES_NO
 
 Place = tuple[int, str, str]
 """The how-manieth question about its picture an item is, its task, its key."""
@@ -27,6 +28,7 @@ STANDINGS: tuple[Standing, ...] = ("broken", "fixed", "unreadable", "changed")
 CLEARLY = 0.5  # of several runs, at least half must have changed for an item to count as broken or fixed
 LIMIT = 60  # pictures of a report
 OBJECTS = 4  # absent objects of a caption that the matcher is asked about
+_read = lru_cache(maxsize=65536)(pope.read)
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,11 @@ def judge(task: Mapping[str, Any], item: Item, row: Mapping[str, Any]) -> Judged
         return Judged(text, merit=-float(len(caption.hallucinated)), ended=ended, caption=caption)
     # lmms-eval's own tasks may want yes or no too; what they want otherwise only they can judge
     truth = str(item["truth"]).strip().lower()
-    if truth not in ("yes", "no"):
+    if truth not in ("yes", "no") or task["kind"] not in (*YES_NO, "stock"):
         return Judged(text, ended=ended)
-    said = _read(task["kind"], text)
+    said = _read(text)
     mark = "unreadable" if said is None else "right" if said == truth else "wrong"
     return Judged(text, mark, float(mark == "right"), ended)
-
-
-@lru_cache(maxsize=65536)
-def _read(kind: str, text: str) -> str | None:
-    return mme.read(text) if kind == "mme" else pope.read(text)
 
 
 def watched(decoders: Sequence[Mapping[str, Any]]) -> list[str]:
