@@ -46,7 +46,8 @@ COSTS = (
 )
 READINGS = (
     *("accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official", "score_official"),
-    *("chair_i_official", "chair_s_official", "object_recall_official"),
+    *("chair_i_official", "chair_s_official", "object_recall_official", "hallucination_rate_official"),
+    *("chair_i_wordnet", "chair_s_wordnet", "object_recall_wordnet", "f1_official", "f1_wordnet"),
 )
 MOST = 4  # metrics of a task whose metrics are not ours
 HEADS = ("accuracy", "score", "chair_i")

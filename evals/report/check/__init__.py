@@ -172,8 +172,6 @@ def _apart(before: Mapping[str, Row], after: Mapping[str, Row]) -> Iterator[tupl
         other = before.get(name, row)
         for key in (key for key in {**row, **other} if other.get(key) != row.get(key)):
             a, b = other.get(key), row.get(key)
-            numbers = isinstance(a, int | float) and isinstance(b, int | float)
-            yield (
-                f"{name} {key} is {a}, and should be {b}",
-                abs(a - b) / max(abs(a), abs(b), 1) if numbers else math.inf,
-            )
+            numbers = [x for x in (a, b) if isinstance(x, int | float)]
+            off = abs(numbers[0] - numbers[1]) / max(abs(x) for x in (*numbers, 1)) if len(numbers) == 2 else math.inf
+            yield f"{name} {key} is {a}, and should be {b}", off
