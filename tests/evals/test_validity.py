@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import scoring
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.infer.ask import ask
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
+from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.stats.validity import Allowed, detectable
 
 TRUTH = ("no", "yes")
@@ -191,3 +196,17 @@ def test_detectable_differences_are_those_of_the_specification(n: int, points: f
 def test_allowed_shares_lie_between_0_and_1(share: float) -> None:
     with pytest.raises(DataError, match="between 0 and 1"):
         Allowed(truncated=share)
+
+
+def test_a_vote_that_finds_nothing_to_vote_on_is_reported_end_to_end_and_one_that_finds_some_is_not(
+    tmp_path: Path,
+) -> None:
+    # alpha = 0 is vote's default, and no sign that it was meant to do nothing
+    settings = Settings(tasks=("world_chair",), methods=("vote",), controls=False, captions=6, batch=6)
+    told = {}
+    for name, knobs in (("idle", {"vote": {"objects": ("spaceship", "teapot")}}), ("busy", {})):
+        folder = ask(replace(settings, knobs=knobs), tmp_path / name, echo=lambda _: None, bar=False, workers=1)
+        told[name] = [text for text in score(folder)["warnings"] if "changed nothing" in text]
+    assert told["busy"] == []
+    (warning,) = told["idle"]
+    assert warning.startswith("vote answered all 6 items exactly as greedy did: the guard changed nothing.")
