@@ -19,11 +19,28 @@ def once_per_class(make: Callable[[type[Any]], type[Any]]) -> Callable[[type[Any
         if base not in made:
             new = make(base)
             new.__name__, new.__qualname__, new.__module__ = base.__name__, base.__qualname__, base.__module__
-            new.guarded_from = base
+            new.guarded_from, new.guarded_by, new.__reduce_ex__ = base, subclass, _reduced
             made[base] = new
         return made[base]
 
     return subclass
+
+
+def _reduced(self: Any, protocol: Any) -> Any:
+    """Return what pickle and copy make the object from: its class, which no module holds, is made again."""
+    makers: list[Any] = []
+    kind = type(self)
+    while "guarded_from" in vars(kind):
+        makers.insert(0, kind.guarded_by)
+        kind = kind.guarded_from
+    _, (_, *given), *rest = kind.__reduce_ex__(self, max(int(protocol), 2))
+    return _anew, (makers, kind, *given), *rest
+
+
+def _anew(makers: list[Any], kind: type[Any], *given: Any) -> Any:
+    for make in makers:
+        kind = make(kind)
+    return kind.__new__(kind, *given)
 
 
 def plain_class(thing: Any) -> type[Any]:

@@ -39,3 +39,14 @@ def next_turn(inputs: Any, sequences: torch.Tensor, more: int = 4) -> tuple[dict
     if types is not None:
         turn["mm_token_type_ids"] = torch.cat([types, types.new_zeros(len(ids), ids.shape[1] - types.shape[1])], 1)
     return turn, {key: value for key, value in turn.items() if key not in SEEN}
+
+
+class Collate:
+    """Makes the inputs of pictures by their seeds, in a DataLoader's worker too."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, seeds: list[int]) -> Any:
+        prompts = [tiny.prompt(self.processor, "What?") for _ in seeds]
+        return self.processor(images=[tiny.picture(seed) for seed in seeds], text=prompts, return_tensors="pt")
