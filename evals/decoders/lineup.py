@@ -32,16 +32,17 @@ def _turns(runs: Sequence[Any]) -> Callable[[int], Any]:
 
 
 _plainly = _turns([False])
-_SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _plainly, SAMPLED, role="plain")
-_PROMPTS = (("prompt-yes", "Answer yes whenever possible."), ("prompt-no", "Answer no whenever possible."))
-"""The first is that of arXiv 2504.10020's code, the second our own."""
 
+
+def _told(name: str, words: str) -> Decoder:
+    return Decoder(name, f"plain, told: {words}", _plainly, role="control", prompt_suffix=words)
+
+
+_SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _plainly, SAMPLED, role="plain")
 _MATCHER = Decoder(MATCHER, "the matcher's own answer, no language model", None, role="matcher")
 _CONTROLS = (
-    *(
-        Decoder(name, f"plain, told: {words}", _plainly, role="control", prompt_suffix=words)
-        for name, words in _PROMPTS
-    ),
+    _told("prompt-yes", "Answer yes whenever possible."),  # of arXiv 2504.10020's code
+    _told("prompt-no", "Answer no whenever possible."),  # our own
     Decoder("tilt", "greedy's scores, the threshold fitted on other pictures", None, role="control", derive="tilt"),
     Decoder("olm", "greedy, but yes where yes and no are close (arXiv 2504.10020)", None, role="control", derive="olm"),
 )
@@ -125,11 +126,11 @@ def methods_of(wanted: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _method(name: str, settings: Settings, objects: Sequence[str] | None) -> Method:
-    knobs = settings.knobs.get(name, {})
+def _method(name: str, settings: Settings, objects: Sequence[str] | None) -> Any:
+    knobs = dict(settings.knobs.get(name, {}))
     method: Any = resolve(name, knobs)
-    takes = objects is not None and "objects" not in knobs and hasattr(method, "objects")
-    return replace(method, objects=tuple(objects or ())) if takes else method
+    takes = hasattr(method, "objects") and "objects" not in knobs
+    return replace(method, objects=tuple(objects)) if takes and objects is not None else method
 
 
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:
