@@ -13,8 +13,8 @@ import numpy as np
 
 from lvlm_guard.evals.metrics.metric import Array
 from lvlm_guard.evals.report.saved import Run
-from lvlm_guard.evals.report.tallying import tally_of
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
+from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row
 from lvlm_guard.evals.studies.reproduce.published import MEAN, Published, look_up
 
@@ -88,7 +88,7 @@ def _measured(run: Finished) -> tuple[Measured, dict[str, str]]:
     asked = run.run.asked
     (task,) = asked["tasks"]
     table = run.run.answers(task=task["name"], split=task["split"])
-    tally = tally_of(task, run.run.items[task["name"]].values(), table.to_batches)
+    (tally,) = tallies_of(table, run.run.items[task["name"]].values(), [task], frozenset()).values()
     methods = methods_of(asked["decoders"])
     return Measured(tally, asked["decoders"], methods["regular"], dict.fromkeys(tally.rows, 1)), methods
 

@@ -27,6 +27,7 @@ from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS, identify, list_of_pictures
 
 MODES = ("paper", "official")
+PARTS = (("pope", "chair"), DATA_SETS, MODES)
 HUB = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "instructblip-vicuna-7b": "Salesforce/instructblip-vicuna-7b",
@@ -102,7 +103,10 @@ def plan(model: str | None = None, only: Sequence[str] = (), base: Settings | No
         DataError: no such model or part, or nothing is left.
     """
     base = base or Settings()
-    _check_only(only)
+    known = [part for parts in PARTS for part in parts]
+    for name in only:
+        if name not in known:
+            raise DataError(f"The grid has no part {name!r}. {did_you_mean(name, known)}Known: {', '.join(known)}.")
     cells = []
     for name, place in _models(model):
         world = name == EMBEDDED
@@ -136,31 +140,15 @@ def _models(model: str | None) -> list[tuple[str, str]]:
         raise DataError(f"{model} holds a model of the type {kind!r}: the paper's are {', '.join(FAMILIES)}.")
     known = [EMBEDDED, *HUB, *HUB.values()]
     raise DataError(
-        f"{model!r} is none of the paper's models, nor a folder of one. "
-        + did_you_mean(model, known)
-        + f"Known: {', '.join(known)}."
+        f"{model!r} is none of the paper's models, nor a folder of one. {did_you_mean(model, known)}Known: "
+        f"{', '.join(known)}."
     )
 
 
-_PARTS = (("pope", "chair"), DATA_SETS, MODES)
-
-
-def _check_only(only: Sequence[str]) -> None:
-    known = [part for parts in _PARTS for part in parts]
-    for name in only:
-        if name not in known:
-            raise DataError(
-                f"The grid has no part {name!r}. " + did_you_mean(name, known) + f"Known: {', '.join(known)}."
-            )
-
-
 def _kept(task: str, data: str, mode: str, only: Sequence[str]) -> bool:
-    of_pope = data if task == "pope" else ""
-    for parts, mine in zip(_PARTS, (task, of_pope, mode), strict=True):
-        chosen = [name for name in only if name in parts]
-        if chosen and mine not in chosen:
-            return False
-    return True
+    mine = (task, data if task == "pope" else "", mode)
+    chosen = [[name for name in only if name in parts] for parts in PARTS]
+    return all(not names or name in names for names, name in zip(chosen, mine, strict=True))
 
 
 def _settings(base: Settings, place: str, task: str, data: str, mode: str) -> Settings:
@@ -230,12 +218,7 @@ def missing(cells: Sequence[Cell]) -> list[str]:
     from lvlm_guard.evals.studies.reproduce.needs import absent_weights
 
     found: dict[str, None] = dict.fromkeys(absent_weights(cells))
-    tried: set[tuple[str, str]] = set()
-    for cell in cells:
-        key = (cell.settings.tasks[0], cell.model)
-        if key in tried:
-            continue
-        tried.add(key)
+    for cell in {(cell.settings.tasks[0], cell.model): cell for cell in reversed(cells)}.values():
         try:
             tasks_of(cell.settings)
         except GuardError as error:
