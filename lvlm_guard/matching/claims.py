@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lvlm_guard.matching.vocabulary import WORD, Vocabulary
+from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,6 @@ BROKEN = "\ufffd"  # what decoders give for bytes of an unfinished character
 FAR = 64
 """Tokens looked back for the start of a name."""
 
-_JOIN = re.compile(r"[ \t\u00a0\u2010\u2011-]+")
 _SAMPLE = 512  # pieces looked at to learn whether a tokenizer has any that goes on a word
 _REMEMBERED = 1 << 18  # answers kept of "what does this piece name after that text"
 
@@ -188,7 +187,7 @@ class ClaimFinder:
         if not words:
             return ""
         rest = text[words[-1].end() :]
-        if rest and not _JOIN.fullmatch(rest):
+        if rest and not JOIN.fullmatch(rest):
             return ""
         for spelling in _runs(text, words, self._most):
             if spelling + (" " if rest else "") in self._begun:
@@ -205,7 +204,7 @@ class ClaimFinder:
         for spelling in _runs(text, words, self._most):
             if not rest:
                 names = self._begun.get(spelling, NOTHING)
-            elif _JOIN.fullmatch(rest):
+            elif JOIN.fullmatch(rest):
                 names = self._whole.get(spelling, NOTHING) | self._begun.get(spelling + " ", NOTHING)
             else:
                 names = self._whole.get(spelling, NOTHING)
@@ -223,7 +222,7 @@ class ClaimFinder:
 def _runs(text: str, words: list[re.Match[str]], most: int) -> Iterable[str]:
     """Yield the last words of a text as spellings, the longest first, as far back as blanks join them."""
     first = len(words) - 1
-    while first > max(0, len(words) - most) and _JOIN.fullmatch(text, words[first - 1].end(), words[first].start()):
+    while first > max(0, len(words) - most) and JOIN.fullmatch(text, words[first - 1].end(), words[first].start()):
         first -= 1
     for start in range(first, len(words)):
         yield " ".join(word.group() for word in words[start:])

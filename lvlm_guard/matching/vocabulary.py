@@ -21,6 +21,9 @@ from lvlm_guard.errors import KnobError
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]*)*")
 """A run of letters and digits, with what follows an apostrophe inside it."""
 
+JOIN = re.compile(r"[ \t\u00a0\u2010\u2011-]+")
+"""What may stand between the words of one name: blanks and hyphens, also those that break no line."""
+
 Objects = str | PathLike[str] | Sequence[str] | None
 
 _IRREGULAR = {

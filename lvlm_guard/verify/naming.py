@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lvlm_guard.matching.vocabulary import WORD, Vocabulary
-
-_JOIN = re.compile(r"[ \t-]")  # what may stand between the words of one name
+from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def mentions(text: str, vocabulary: Vocabulary) -> list[Mention]:
             run = words[at : at + length]
             gaps = [text[one.end() : other.start()] for one, other in pairwise(run)]
             names = spellings.get(" ".join(word.group().lower() for word in run))
-            if names and all(map(_JOIN.fullmatch, gaps)):
+            if names and all(map(JOIN.fullmatch, gaps)):
                 start, end = run[0].start(), run[-1].end()
                 found += [Mention(name, text[start:end], start, end) for name in sorted(names)]
                 at += length

@@ -1,10 +1,12 @@
 """Which objects a text names."""
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.matching import Vocabulary
+from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.verify import mentions
 
 COCO = Vocabulary.of(None)
@@ -29,6 +31,15 @@ def named(text, vocabulary=COCO):
 )
 def test_objects_are_found_as_whole_words_the_longest_name_first(text, expected):
     assert named(text) == expected
+
+
+@pytest.mark.parametrize("join", [" ", "  ", "-", "\u2010", "\u2011", "\u00a0", "\t"])
+def test_a_finished_text_and_a_vote_join_the_words_of_a_name_alike(join):
+    pieces = tiny.tokenizer(tiny.SPECIALS)
+    before = pieces.encode(f"a hot{join}do", add_special_tokens=False)
+    (last,) = pieces.encode("g", add_special_tokens=False)
+    assert finder_of(pieces, COCO).reachable(before, [last]) == {last: {"hot dog"}}
+    assert named(f"a hot{join}dog") == [("hot dog", f"hot{join}dog")]
 
 
 def test_a_word_that_names_two_objects_is_a_mention_of_each():
