@@ -33,8 +33,8 @@ _MARKS = {"guard_dual_prompt.json": "dual-prompt", "guard_ranker.json": "ranker"
 _lock = RLock()
 _blips: dict[tuple[str, torch.device, torch.dtype], BlipITM] = {}
 _adapters: dict[tuple[str, str, torch.device], Matcher] = {}
-_named: dict[str, Matcher] = {}
-_for_model: WeakKeyDictionary[Any, dict[str, Matcher]] = WeakKeyDictionary()
+_named: dict[tuple[str, torch.device], Matcher] = {}
+_for_model: WeakKeyDictionary[Any, dict[tuple[str, torch.device], Matcher]] = WeakKeyDictionary()
 
 
 def load_matcher(
@@ -123,15 +123,16 @@ def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
 def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
     with _lock:
         held = _named if model is None else _for_model.setdefault(model, {})
-        if name not in held:
+        key = (name, device_of(model))  # a model that was moved has its matcher where it is now
+        if key not in held:
             kind = REGISTRY.get(name)
             if not (isinstance(kind, type) and issubclass(kind, Matcher)):
                 raise UnsupportedModelError(
                     f"The matcher {name!r} ({REGISTRY.where(name)}) is no subclass of lvlm_guard.matching.Matcher: the "
                     "package that registers it must make it one."
                 )
-            held[name] = kind.load(model)
-        return held[name]
+            held[key] = kind.load(model)
+        return held[key]
 
 
 def shared_blip(source: str, device: torch.device, dtype: torch.dtype | None = None) -> BlipITM:

@@ -54,6 +54,27 @@ def test_a_folder_is_loaded_once_however_it_is_named(folder, monkeypatch):
     assert load_matcher(folder) is not one
 
 
+def test_a_registered_matcher_goes_where_its_model_has_gone(monkeypatch):
+    class Model:
+        device = torch.device("cpu")
+
+    class Placed(Brightness):
+        @classmethod
+        def load(cls, model=None):
+            made = cls()
+            made.place = model.device
+            return made
+
+    monkeypatch.setattr(type(REGISTRY), "get", lambda self, name: Placed)
+    model = Model()
+    here = load_matcher("blip-itm", model=model)
+    assert load_matcher("blip-itm", model=model) is here
+    model.device = torch.device("cuda")
+    there = load_matcher("blip-itm", model=model)
+    assert (here.place.type, there.place.type) == ("cpu", "cuda")
+    assert load_matcher("blip-itm", model=model) is there
+
+
 def test_a_matcher_is_its_own_specification():
     mine = Brightness()
     assert load_matcher(mine) is mine
