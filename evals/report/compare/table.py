@@ -41,7 +41,10 @@ def remarks(found: Comparison) -> list[str]:
     sentences = [sentence for _, sentence in shown]
     if len(shown) < len(told):
         sentences.append(f"No clear difference in the other {len(told) - len(shown)}.")
-    changed = [f"{pair_name(c.a, c.b)} on {c.task}: {c.changed} of {c.n} answers changed." for c in found.changed]
+    moved = [c for c in found.changed if c.changed]
+    changed = [f"{pair_name(c.a, c.b)} on {c.task}: {c.changed} of {c.n} answers changed." for c in moved]
+    if len(moved) < len(found.changed):
+        changed.append(f"No answer changed in the other {len(found.changed) - len(moved)} pairs of decoder and task.")
     return [*sentences, *changed, *(f"a and b differ: {one}" for one in found.differs), *found.left_out]
 
 
