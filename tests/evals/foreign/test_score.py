@@ -288,6 +288,7 @@ assert not loaded, loaded
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_many_rows_are_scored_in_bounded_memory(tmp_path):
     """Peak memory of 10^4 and 10^6 rows; the difference is what rows cost."""
     code = """
