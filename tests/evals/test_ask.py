@@ -345,7 +345,7 @@ def lines(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_ten_random_moments_processes_or_single_ranks_it_ends_in_the_same_bytes(tmp_path):
     rng, out = random.Random(0), tmp_path / "killed"
     whole = start(tmp_path / "whole", 1)
@@ -353,16 +353,16 @@ def test_killed_at_ten_random_moments_processes_or_single_ranks_it_ends_in_the_s
     assert whole.returncode == 0, trouble
     count = pq.read_table(tmp_path / "whole" / "answers.parquet").num_rows
     for number in range(10):
-        process = start(out, 1 + number % 2)
+        process = start(out, 2 if number % 3 == 2 else 1)
         # a moment by what is on disk: from before the model is loaded to the table's last byte
         moment = lines(out) + rng.randint(0, count // 3)
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while process.poll() is None and lines(out) < moment and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
-        if number % 4 == 3 and (ranks := children(process)):
+        if number in (2, 8) and (ranks := children(process)):
             subprocess.run(["kill", "-9", str(rng.choice(ranks))], check=False)
-            _, trouble = process.communicate(timeout=120)
+            _, trouble = process.communicate(timeout=600)
             assert process.returncode == 0 or "the same command goes on from there" in trouble
         process.kill()
         process.communicate()
@@ -376,11 +376,11 @@ def test_killed_at_ten_random_moments_processes_or_single_ranks_it_ends_in_the_s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
 def test_ctrl_c_keeps_the_answers_says_where_and_leaves_no_process(tmp_path):
     process = start(tmp_path, 2)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not lines(tmp_path) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)
     ranks = children(process)
