@@ -2,18 +2,16 @@
 
 Source: as `amber`. "AMBER (lexical)" is ours and the default: words are equal or not, no tagger, no vectors; it does
 not compare with papers. "official" is the script's matching: nouns by NLTK, and words alike by vectors of spaCy's
-en_core_web_lg or, the same, by a table of the pairs they hold alike (`write_table`): both words come from 418.
+en_core_web_lg or, the same, by a table of the pairs they hold alike (`tasks.amber`): both words come from 418.
 
 Saying nothing has CHAIR, Hal and Cog 0: read Cover and length beside them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +204,7 @@ def similar_of(source: str | Path) -> Similar:
     """
     lemmas.check("AMBER's published score of captions")
     if str(source) == MODEL:
-        return cache(lambda a, b: bool(_vectors()(a).similarity(_vectors()(b)) > ALIKE))
+        return cache(lambda a, b: bool(vectors()(a).similarity(vectors()(b)) > ALIKE))
     return read_table(source)
 
 
@@ -223,25 +221,9 @@ def read_table(path: str | Path) -> Similar:
     return lambda a, b: a == b or frozenset((a, b)) in pairs
 
 
-def write_table(path: str | Path, words: Words) -> int:
-    """Write the table of all pairs of AMBER's words above `ALIKE` by the installed `MODEL`; return their number.
-
-    Raises:
-        DataError: spaCy or the model are not installed.
-    """
-    documents = {word: _vectors()(word) for word in sorted(words.vocabulary)}
-    found = [
-        [a, b, cosine]
-        for a, b in combinations(documents, 2)
-        if (cosine := float(documents[a].similarity(documents[b]))) > ALIKE
-    ]
-    lines = ",\n".join(json.dumps(pair) for pair in found)
-    Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    return len(found)
-
-
 @cache
-def _vectors() -> Any:
+def vectors() -> Any:
+    """Return spaCy's `MODEL`; raises `DataError` where it is not installed."""
     try:
         import spacy
 

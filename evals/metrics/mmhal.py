@@ -5,10 +5,8 @@ Source: Sun et al., "Aligning Large Multimodal Models with Factually Augmented R
 hallucination; here such verdicts are counted apart, and "official" scores stand beside. Row i is of type i mod 8.
 
 Numbers of two judges, or of two prompts, do not compare: a file of verdicts names its judge and the digests of the
-prompt and of the answers that were judged. 96 items give about +-10 points on the rate.
-
-    write_requests(path, asked, answers, prompt)  -> whoever has a judge answers these
-    reply = read_reply(path)                      -> checked: whose verdicts, on which answers
+prompt and of the answers that were judged. 96 items give about +-10 points on the rate. `tasks.mmhal` writes what a
+judge is to be asked.
 """
 
 from __future__ import annotations
@@ -29,9 +27,6 @@ from lvlm_guard.evals.spec import jsonl
 
 ITEMS, HIGHEST, HALLUCINATED_BELOW = 96, 6, 3
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
-FIELDS = ("image_content", "question", "gt_answer", "model_answer")
-"""What a judge's prompt has room for, each in braces: {question} ..."""
-
 _RATING = re.compile(r"rating\W{0,6}?(\d+)\b")
 
 
@@ -98,37 +93,6 @@ def _text(path: str | Path, number: int, verdict: Any) -> str:
     if not isinstance(text, str):
         raise DataError(f"Verdict {number} of {path} is neither a text nor a chat completion: {verdict!r:.100}.")
     return text
-
-
-def write_requests(path: str | Path, asked: Sequence[Mapping[str, Any]], answers: Sequence[str], prompt: str) -> None:
-    """Write what a judge is to be asked, JSON lines of chat requests, the digests in each.
-
-    Args:
-        path: the file.
-        asked: MMHal-Bench's rows, in their order.
-        answers: one to each.
-        prompt: the judge's, with `FIELDS` in braces; the authors' is in their evaluation script (GPL-3.0, which is why
-            none is here).
-
-    Raises:
-        DataError: answers are missing, or the prompt lacks a field.
-    """
-    if not len(asked) == len(answers) == ITEMS:
-        raise DataError(
-            f"MMHal-Bench has {ITEMS} questions: there are {len(asked)} of them, and {len(answers)} answers."
-        )
-    missing = [name for name in FIELDS if f"{{{name}}}" not in prompt]
-    if missing:
-        raise DataError(f"The judge's prompt has no place for {', '.join(f'{{{name}}}' for name in missing)}.")
-    digests = {"prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(), "answers_sha256": answers_digest(answers)}
-    lines = []
-    for number, (row, answer) in enumerate(zip(asked, answers, strict=True)):
-        said = {**row, "image_content": ", ".join(row["image_content"]), "model_answer": answer}
-        # by one pass: a question may hold a brace
-        text = re.sub("|".join(f"{{{name}}}" for name in FIELDS), lambda m, said=said: str(said[m[0][1:-1]]), prompt)  # type: ignore[misc]
-        body = {"temperature": 0, "messages": [{"role": "user", "content": text}]}
-        lines.append(json.dumps({"custom_id": str(number), **digests, "body": body}, ensure_ascii=False) + "\n")
-    Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 COLUMNS = ("n", "grade", "hallucinated", "unread", "informative", "grade_official", "hallucinated_official")

@@ -38,11 +38,6 @@ def asked_object(text: str) -> str:
     return found.group(1)
 
 
-def says(caption: str, name: str) -> bool:
-    """Return whether a caption names an object, any word for it counting."""
-    return coco_words().nodes[name] in coco_words().find(caption).nodes
-
-
 def says_official(caption: str, name: str) -> bool:
     """Return whether a caption says yes to an object as HALC's script reads it."""
     return any(part in caption for part in name.split(" "))

@@ -10,16 +10,18 @@ folder, which `python -m lvlm_guard.evals.tasks.amber FOLDER` writes where the m
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import lemmas
 from lvlm_guard.evals.metrics.amber import BLOCKS
-from lvlm_guard.evals.metrics.amber_captions import MODEL, Words, write_table
+from lvlm_guard.evals.metrics.amber_captions import ALIKE, MODEL, Words, vectors
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import check_fields, content, document
 from lvlm_guard.evals.spec.settings import Settings
@@ -193,6 +195,19 @@ def _with_pictures(
     order = {name: place for place, name in enumerate(dict.fromkeys(query["image"] for query, _ in asked))}
     asked.sort(key=lambda pair: order[pair[0]["image"]])
     return [(query, known, found[query["image"]]) for query, known in asked]
+
+
+def write_table(path: Path, words: Words) -> int:
+    """Write the table of all pairs of AMBER's words that spaCy's `MODEL` holds alike; return their number.
+
+    Raises:
+        DataError: spaCy or the model are not installed.
+    """
+    documents = {word: vectors()(word) for word in sorted(words.vocabulary)}
+    cosines = ((a, b, float(documents[a].similarity(documents[b]))) for a, b in combinations(documents, 2))
+    lines = [json.dumps(pair) for pair in cosines if pair[2] > ALIKE]
+    path.write_text("[\n{}\n]\n".format(",\n".join(lines)), encoding="utf-8")
+    return len(lines)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,14 @@ The data set is Shengcao1006/MMHal-Bench on the hub (Apache-2.0; pictures are Fl
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import mmhal as judged
@@ -20,6 +26,8 @@ from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.pictures import find_pictures
 
 NEEDS = ("question_type", "question_topic", "image_id", "image_src", "image_content", "question", "gt_answer")
+FIELDS = ("image_content", "question", "gt_answer", "model_answer")
+"""What a judge's prompt has room for, each in braces: {question} ..."""
 ANSWER_TOKENS = 256
 
 
@@ -80,28 +88,46 @@ def write_requests(folder: str | Path, prompt: str) -> list[Path]:
 
     Args:
         folder: of a run whose answers are whole.
-        prompt: the judge's, see `metrics.mmhal.write_requests`.
+        prompt: the judge's, with `FIELDS` in braces; the authors' is in their evaluation script (GPL-3.0, which is why
+            none is here).
 
     Raises:
-        DataError: the run did not ask mmhal, or as there.
+        DataError: the run did not ask mmhal, an answer is missing, or the prompt lacks a field.
     """
-    import pyarrow.parquet as pq
-
     folder = Path(folder)
     items = [row for _, row in jsonl.numbered(folder / "items.jsonl") if row["kind"] == "mmhal"]
     if not items:
         raise DataError(f"{folder} did not ask mmhal: there is nothing for a judge.")
-    columns = ["task", "item", "decoder", "seed", "text"]
-    rows = pq.read_table(folder / "answers.parquet", columns=columns).to_pylist()
+    missing = [f"{{{name}}}" for name in FIELDS if f"{{{name}}}" not in prompt]
+    if missing:
+        raise DataError(f"The judge's prompt has no place for {', '.join(missing)}.")
     answers: dict[tuple[str, int], dict[str, str]] = {}
-    for row in rows:
+    for row in pq.read_table(
+        folder / "answers.parquet", columns=["task", "item", "decoder", "seed", "text"]
+    ).to_pylist():
         if row["task"] == items[0]["task"]:
             answers.setdefault((row["decoder"], row["seed"]), {})[row["item"]] = row["text"]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in answers))}
     (folder / "requests").mkdir(exist_ok=True)
     written = []
     for (decoder, seed), texts in answers.items():
+        lost = [item["item"] for item in items if item["item"] not in texts]
+        if lost:
+            raise DataError(f"{decoder} has no answer to question {lost[0]} of mmhal: a judge is asked of all or none.")
+        digests = {
+            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+            "answers_sha256": judged.answers_digest([texts[item["item"]] for item in items]),
+        }
         written.append(folder / "requests" / f"{numbers[decoder]}-{seed}.jsonl")
-        given = [texts[item["item"]] for item in items if item["item"] in texts]
-        judged.write_requests(written[-1], [item["tags"] for item in items], given, prompt)
+        with open(written[-1], "w", encoding="utf-8", newline="\n") as file:
+            for item in items:
+                asked = _filled(prompt, item["tags"] | {"model_answer": texts[item["item"]]})
+                body = {"temperature": 0, "messages": [{"role": "user", "content": asked}]}
+                file.write(json.dumps({"custom_id": item["item"], **digests, "body": body}, ensure_ascii=False) + "\n")
     return written
+
+
+def _filled(prompt: str, row: Mapping[str, Any]) -> str:
+    """Return the prompt about one answer, filled in one pass: a question may hold a brace."""
+    told = {**row, "image_content": ", ".join(row["image_content"])}
+    return re.sub("|".join(f"{{{name}}}" for name in FIELDS), lambda field: str(told[field[0][1:-1]]), prompt)

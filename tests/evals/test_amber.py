@@ -14,6 +14,7 @@ from lvlm_guard.evals.metrics import amber, lemmas
 from lvlm_guard.evals.metrics import amber_captions as captions
 from lvlm_guard.evals.metrics.metric import Batch, Items
 from lvlm_guard.evals.metrics.registry import metric_of
+from lvlm_guard.evals.tasks import amber as amber_files
 
 DATA = Path(__file__).parents[1] / "data" / "benchmarks" / "amber"
 QUESTIONS = json.loads((DATA / "golden_discriminative.json").read_text())["sets"]
@@ -159,9 +160,10 @@ def test_a_table_of_words_alike_is_written_from_vectors_and_read_back(tmp_path, 
         def similarity(self, other):
             return float(self.vector @ other.vector)
 
-    monkeypatch.setattr(captions, "_vectors", lambda: Document)
+    monkeypatch.setattr(captions, "vectors", lambda: Document)
+    monkeypatch.setattr(amber_files, "vectors", lambda: Document)
     monkeypatch.setattr(lemmas, "check", lambda what: None)
-    pairs = captions.write_table(tmp_path / "alike.json", WORDS)
+    pairs = amber_files.write_table(tmp_path / "alike.json", WORDS)
     assert pairs == len(json.loads((tmp_path / "alike.json").read_text())) > 1000
     by_table, by_vectors = captions.similar_of(tmp_path / "alike.json"), captions.similar_of(captions.MODEL)
     words = sorted(WORDS.vocabulary)[::9]
@@ -170,9 +172,8 @@ def test_a_table_of_words_alike_is_written_from_vectors_and_read_back(tmp_path, 
 
 
 def test_without_spacy_the_published_score_is_refused_with_what_to_install(monkeypatch):
-    pytest.importorskip("lvlm_guard")
     monkeypatch.setattr(lemmas, "check", lambda what: None)
-    captions._vectors.cache_clear()
+    captions.vectors.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     with pytest.raises(DataError, match="python -m spacy download en_core_web_lg"):
         captions.similar_of(captions.MODEL)("sky", "sun")

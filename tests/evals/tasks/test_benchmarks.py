@@ -16,6 +16,7 @@ from runs import saved
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import lemmas
 from lvlm_guard.evals.metrics import mmhal as judged
+from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score
@@ -203,6 +204,23 @@ def test_mmhal_is_asked_judged_elsewhere_and_scored_by_the_replies_in_its_folder
     assert found["value"] == pytest.approx(golden["average"])
     assert find(results["rows"], "other", "mmhal", "score_official", "greedy")["value"] == 0.0
     assert any("judged by judge-1 on 2026-11-29" in warning for warning in results["warnings"])
+
+
+def test_a_judges_prompt_is_filled_in_one_pass_and_must_have_room_for_everything(tmp_path):
+    rows = template(tmp_path / "t.json")
+    items = [
+        Item(str(n), f"{n}", "?", (), rows=("mmhal",), tags=row | {"question": f"{n} {{gt_answer}}?"})
+        for n, row in enumerate(rows)
+    ]
+    saved(tmp_path / "run", EvalTask("mmhal", "mmhal", items, 9), {"greedy": [f"answer {n}" for n in range(96)]})
+    prompt = "Contents: {image_content}. Q: {question} Human: {gt_answer} Model: {model_answer} {not a field}"
+    (written,) = mmhal_files.write_requests(tmp_path / "run", prompt)
+    asked = [json.loads(line) for line in written.read_text().split("\n") if line]
+    assert asked[7]["body"]["messages"][0]["content"] == (
+        "Contents: Cup, Table. Q: 7 {gt_answer}? Human: A cup. Model: answer 7 {not a field}"
+    )
+    with pytest.raises(DataError, match=r"has no place for \{question\}, \{gt_answer\}"):
+        mmhal_files.write_requests(tmp_path / "run", "{image_content} {model_answer}")
 
 
 def test_another_order_or_part_of_mmhal_is_refused(tmp_path):
