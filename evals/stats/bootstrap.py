@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
 DRAWS = 2000
-CELLS = 2**22  # draws x pictures held at once: 32 MB
+CELLS = 2**20  # draws x pictures held at once: 8 MB
 BOLD = 5
 """Trainings from which on a difference may be called one: below, an interval that covers says little else."""
 

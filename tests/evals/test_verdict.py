@@ -13,7 +13,7 @@ from lvlm_guard.evals.stats.verdict import word_of
 YES, NO = "Yes", "No"
 
 
-def simulated(seed, n=1200, per=6, bias=1.2, signal=1.0):
+def simulated(seed, n=720, per=6, bias=1.2, signal=1.0):
     """Questions of a model that says yes too often, and what a tilt and a better ranker make of them."""
     rng = np.random.default_rng(seed)
     yes = rng.random(n) < 0.5
@@ -41,12 +41,11 @@ def words(results):
     return {one["decoder"]: one["verdict"] for one in results["verdicts"]}
 
 
-@pytest.mark.parametrize("draws", [100])
-def test_a_tilt_moves_the_threshold_and_a_better_ranker_ranks_better_in_95_of_100_simulations(draws):
+def test_a_tilt_moves_the_threshold_and_a_better_ranker_ranks_better_in_95_of_100_simulations():
     right = dict.fromkeys(("tilted", "ranker", "same", "noisier"), 0)
     expected = {"tilted": "moves the threshold", "ranker": "ranks better", "same": "", "noisier": "ranks worse"}
     for seed in range(100):
-        found = words(scoring.scored(*simulated(seed), draws=draws))
+        found = words(scoring.scored(*simulated(seed), draws=100))
         for name in right:
             right[name] += found[name] == expected[name] if expected[name] else found[name] != "ranks better"
     assert right["tilted"] >= 95
