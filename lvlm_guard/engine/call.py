@@ -31,6 +31,7 @@ class View:
         index: its place among the pictures of the call.
         local: the second view, once a branch needed it.
         match: what the matcher said (`lvlm_guard.matching.Match`), once it was asked.
+        note: what a reader of the trace should know of the text.
     """
 
     image: Image
@@ -38,6 +39,7 @@ class View:
     index: int = 0
     local: Image | None = None
     match: Any = None
+    note: str | None = None
 
 
 class Pictures:

@@ -212,7 +212,9 @@ def _open(
     call = Call(model, family, state.processor, pictures, tensors, has_picture, trace)
     if any(has_picture):
         if method.asks_about_pictures:
-            call.requests()
+            for view in call.pictures.views():
+                if view.note is not None:
+                    trace.note(view.note)
         method.check(call)
     wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
     return Session(call, method, execution or state.execution, plain_class(model), prompt, bool(wants_dict and steps))

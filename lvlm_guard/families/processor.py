@@ -18,10 +18,14 @@ from lvlm_guard.engine.call import VIEWS, Pictures, View
 from lvlm_guard.engine.subclass import once_per_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat
-from lvlm_guard.families.question import from_messages, from_prompt
+from lvlm_guard.families.question import from_messages, from_prompt, marks_of, turn_in
 from lvlm_guard.images import load_image
 
 STATE = "_lvlm_guard"
+UNMARKED = (
+    "No mark of a user's turn was found in the prompt, so the whole of it is matched with the picture. State the "
+    "question: processor(..., guard_text=...)."
+)
 
 
 class Rendered(str):
@@ -57,6 +61,13 @@ class ProcessorGuard:
 
     family: Family
     plain: type[Any]
+    _marks: tuple[tuple[str, str], ...] | None = None
+
+    def marks(self, processor: Any) -> tuple[tuple[str, str], ...]:
+        """Return the marks of the processor's own chat template, read once."""
+        if self._marks is None:
+            self._marks = marks_of(processor, self.plain)
+        return self._marks
 
 
 @once_per_class
@@ -88,7 +99,13 @@ def guarded_class(base: type[Any]) -> type[Any]:
             token = state.family.image_token(self)
             rows = state.family.nest([picture(image) for image in flat(images)], prompts, token)
             given = guard_images if guard_images is not None else told.images if told else None
-            views = _views(rows, _texts(guard_text, told, prompts, state, token), given)
+            texts = _texts(guard_text, told, prompts, state.family, state.marks(self), token)
+            views = _views(rows, texts, given)
+            if guard_text is None and told is None and getattr(self, "chat_template", None):
+                for row, prompt in zip(views, prompts, strict=True):
+                    known = isinstance(prompt, Rendered) or turn_in(prompt, (*state.marks(self), *state.family.turns))
+                    for view in row:
+                        view.note = UNMARKED if known is None else None
 
             made = state.family.process(self, rows, text, args, kwargs)
             made[VIEWS] = Pictures(views, text, args, kwargs, given is not None)
@@ -138,13 +155,18 @@ def picture(source: Any) -> Image.Image:
 
 
 def _texts(
-    stated: str | Sequence[str] | None, told: _Told | None, prompts: list[str], state: ProcessorGuard, token: str
+    stated: str | Sequence[str] | None,
+    told: _Told | None,
+    prompts: list[str],
+    family: Family,
+    marks: tuple[tuple[str, str], ...],
+    token: str,
 ) -> list[str]:
     if stated is None and told is not None:
         stated = told.questions
     if stated is None:
         return [
-            prompt.question if isinstance(prompt, Rendered) else from_prompt(prompt, state.family, token)
+            prompt.question if isinstance(prompt, Rendered) else from_prompt(prompt, family, token, marks)
             for prompt in prompts
         ]
     texts = [stated] * len(prompts) if isinstance(stated, str) else list(stated)

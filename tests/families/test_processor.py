@@ -47,6 +47,39 @@ def test_the_question_is_found_between_the_marks_of_the_template(template, quest
         assert from_prompt(TURNS[template].format(question), REGISTRY.get(name)(), "<image>") == question
 
 
+GEMMA = (
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+OF_GEMMA = (
+    "<start_of_turn>system\nYou are careful.<end_of_turn>\n<start_of_turn>user\n<image>\nIs there a dog?<end_of_turn>\n"
+    "<start_of_turn>model\n"
+)
+
+
+def test_the_question_is_found_through_the_processors_own_chat_template():
+    model, processor = guard(*tiny.make("llava", scale=5.0), methods.AGLA(matcher=Brightness()))
+    processor.chat_template = GEMMA
+    made = processor(images=tiny.picture(1), text=OF_GEMMA, return_tensors="pt")
+    assert question_of(made) == "Is there a dog?"
+    later = OF_GEMMA + "No.<end_of_turn>\n<start_of_turn>user\nAnd a cat?<end_of_turn>\n<start_of_turn>model\n"
+    assert question_of(processor(images=tiny.picture(1), text=later, return_tensors="pt")) == "And a cat?"
+    run = {"max_new_tokens": 2, "return_dict_in_generate": True}
+    assert model.generate(**made.to(torch.float64), **run).guard.notes == []
+
+
+def test_a_prompt_without_a_known_mark_is_matched_whole_and_the_trace_says_so():
+    model, processor = guard(*tiny.make("llava", scale=5.0), methods.AGLA(matcher=Brightness()))
+    run = {"max_new_tokens": 2, "return_dict_in_generate": True}
+    made = processor(images=tiny.picture(1), text=OF_GEMMA, return_tensors="pt").to(torch.float64)
+    assert "You are careful." in question_of(made)
+    assert any("guard_text" in note for note in model.generate(**made, **run).guard.notes)
+    assert not model.generate(**made, **run, guard="vcd").guard.notes  # which asks about no text
+    stated = processor(images=tiny.picture(1), text=OF_GEMMA, guard_text="a dog", return_tensors="pt")
+    assert not model.generate(**stated.to(torch.float64), **run).guard.notes
+
+
 def test_the_question_of_qwen_leaves_out_the_frame_of_the_picture():
     prompt = (
         "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
