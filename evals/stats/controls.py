@@ -30,7 +30,7 @@ def derive_answers(tallies: Tallies, decoder: Decoder, reference: str) -> Iterat
             if not tally.calibrates:
                 yield f"{name}: {error}"
             continue
-        tally.derive(decoder, {tally.at[row["item"]]: (row["text"], row["score"]) for row in rows})
+        tally.derive(decoder["name"], {tally.at[row["item"]]: (row["text"], row["score"]) for row in rows})
 
 
 def calibration(tallies: Tallies, task: str) -> Tally | None:

@@ -17,7 +17,7 @@ from lvlm_guard.evals.spec.answers import SCHEMA
 from lvlm_guard.evals.stats.tally import Tally
 
 BATCH = 2**15  # rows worked on at once
-UNREAD = ("picture", "proof")  # columns that no score needs
+UNREAD = ("picture", "role", "baseline", "proof")  # columns that no score needs
 
 Answers = Iterable[Any]
 """A table, or batches of its rows."""

@@ -80,6 +80,7 @@ def score(
     )
     results["warnings"] += [relabelled.note] if relabelled else []
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
+    results |= {name: asked.get(name) for name in ("environment", "flags")}
     with disk_trouble(folder):
         part = folder / f"{RESULTS}.part"
         part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

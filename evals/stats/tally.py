@@ -53,7 +53,6 @@ class Given:
     """What one decoder gave in one seed; arrays are over the items of the task, [N].
 
     Args:
-        role, baseline: as in the table.
         there: how often the item was answered (failures aside): 0 or 1.
         score: log-odds of yes, nats, NaN where there is none.
         said: 1 yes, 0 no, -1 unreadable (yes/no tasks).
@@ -65,8 +64,6 @@ class Given:
         texts: the answers, where scoring needs all of them at once.
     """
 
-    role: str
-    baseline: str | None
     there: NDArray[np.uint8]
     score: NDArray[np.float32]
     said: NDArray[np.int8]
@@ -139,10 +136,7 @@ class Tally:
         """
         failed = pc.fill_null(pc.or_(pc.is_valid(rows["failed"]), _failed(rows["text"])), False).to_numpy(False)
         for run, chosen, places in self.by_run(rows):
-            if run not in self.runs:
-                first = int(chosen[0])
-                self.runs[run] = self._new(rows["role"][first].as_py(), rows["baseline"][first].as_py())
-            given = self.runs[run]
+            given = self.runs[run] = self.runs.get(run) or self._new()
             bad = failed[chosen]
             np.add.at(given.there, places[~bad], 1)
             if given.there[places].max(initial=0) > 1:
@@ -197,15 +191,15 @@ class Tally:
                 self._count_whole(run, {place: given.texts[place] for place in np.flatnonzero(self.whole).tolist()})
                 given.texts.clear()
 
-    def derive(self, decoder: Mapping[str, Any], answers: Mapping[int, tuple[str, float]]) -> None:
+    def derive(self, decoder: str, answers: Mapping[int, tuple[str, float]]) -> None:
         """Add the answers of a decoder that nobody asked: place -> text and score, nats."""
-        given = self._new(decoder["role"], decoder.get("baseline"))
+        given = self._new()
         places, texts = list(answers), {place: text for place, (text, _) in answers.items()}
         given.there[places] = 1
         given.score[places] = [score for _, score in answers.values()]
         given.text[places] = [hash(text) for text in texts.values()]
-        self.runs[decoder["name"], 0] = given
-        self._count_whole((decoder["name"], 0), texts)
+        self.runs[decoder, 0] = given
+        self._count_whole((decoder, 0), texts)
 
     def decoders(self) -> list[str]:
         """Return who answered, in the order of the table."""
@@ -278,10 +272,10 @@ class Tally:
             if len(chosen):
                 yield (rows["decoder"][int(chosen[0])].as_py(), int(seeds[chosen[0]])), chosen, places[chosen]
 
-    def _new(self, role: str, baseline: str | None) -> Given:
+    def _new(self) -> Given:
         n = len(self.items.keys)
         score, mass = np.full((2, n), np.nan, np.float32)
-        return Given(role, baseline, np.zeros(n, np.uint8), score, np.full(n, -1, np.int8), mass, np.zeros(n, np.int64))
+        return Given(np.zeros(n, np.uint8), score, np.full(n, -1, np.int8), mass, np.zeros(n, np.int64))
 
 
 def short(text: str, most: int = 80) -> str:
