@@ -35,13 +35,13 @@ def stackable(cache: Cache | None) -> bool:
 
 def in_blocks(cache: Cache, blocks: int) -> Any:
     """Return the same cache, whose row operations act on each of `blocks` stacked blocks of rows."""
-    kind: Any = _in_blocks(type(cache), blocks)
-    cache.__class__ = kind
+    base: Any = type(cache)
+    cache.__class__ = _in_blocks(base, blocks)
     return cache
 
 
 @functools.cache  # compiled calls are guarded by the cache's type: a new one would be compiled again
-def _in_blocks(base: Any, blocks: int) -> type[Cache]:
+def _in_blocks(base: Any, blocks: int) -> Any:
     class Blocks(base):  # type: ignore[misc]  # the base is only known at run time
         def _everywhere(self, rows: Tensor) -> Tensor:
             size = self.layers[0].keys.shape[0] // blocks

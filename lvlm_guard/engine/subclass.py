@@ -19,7 +19,8 @@ def once_per_class(make: Callable[[type[Any]], type[Any]]) -> Callable[[type[Any
         if base not in made:
             new = make(base)
             new.__name__, new.__qualname__, new.__module__ = base.__name__, base.__qualname__, base.__module__
-            new.guarded_from, new.guarded_by, new.__reduce_ex__ = base, subclass, _reduced
+            new.guarded_from, new.guarded_by = base, subclass
+            setattr(new, "__reduce_ex__", _reduced)  # noqa: B010 - typeshed has another signature
             made[base] = new
         return made[base]
 
@@ -29,7 +30,7 @@ def once_per_class(make: Callable[[type[Any]], type[Any]]) -> Callable[[type[Any
 def _reduced(self: Any, protocol: Any) -> Any:
     """Return what pickle and copy make the object from: its class, which no module holds, is made again."""
     makers: list[Any] = []
-    kind = type(self)
+    kind: Any = type(self)
     while "guarded_from" in vars(kind):
         makers.insert(0, kind.guarded_by)
         kind = kind.guarded_from
