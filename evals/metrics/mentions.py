@@ -40,8 +40,9 @@ class Mentions(Metric):
             word, p = _read(text)
             doubtful, marks = word == "no", word in ("yes", "no")
             gaps = [0.0] * BINS
-            said = [marks and not doubtful and true, marks and not doubtful and not true]
-            said += [doubtful and not true, doubtful and true, 1, not marks, true, true and not marks]
+            yes = marks and not doubtful
+            said: list[float] = [yes and true, yes and not true, doubtful and not true, doubtful and true]
+            said += [1, not marks, true, true and not marks]
             if not word:
                 return [*said, 0, 0, *gaps]
             gaps[int(bins_of(p))] = p - true
@@ -64,14 +65,13 @@ class Mentions(Metric):
         def marked(c: Array) -> Array:
             return np.asarray(c[..., 2] + c[..., 3])
 
-        lone = {"compared": False}
         return {
             "hallucinated": Score(lambda c: share(c[..., 4] - c[..., 6], c[..., 4]), "", once=True),
             "brier": Score(lambda c: share(c[..., _ERROR], c[..., _TOLD], np.nan), "lower"),
-            "calibration_error": Score(error, "lower", **lone),
-            "marked": Score(of_marks(marked, lambda c: c[..., 4] - c[..., 5]), "", **lone),
-            "mark_precision": Score(of_marks(caught, marked), **lone),
-            "mark_recall": Score(of_marks(caught, lambda c: c[..., 4] - c[..., 6]), **lone),
+            "calibration_error": Score(error, "lower", compared=False),
+            "marked": Score(of_marks(marked, lambda c: c[..., 4] - c[..., 5]), "", compared=False),
+            "mark_precision": Score(of_marks(caught, marked), compared=False),
+            "mark_recall": Score(of_marks(caught, lambda c: c[..., 4] - c[..., 6]), compared=False),
         }
 
 

@@ -116,9 +116,10 @@ class Reproduced:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON data."""
-        told = {"command": COMMAND, "version": lvlm_guard.__version__, "status": "void" if self.void else "complete"}
+        told: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "rows": self.rows}
+        told |= {"status": "void" if self.void else "complete"}
         told |= {"void": self.void, "notes": self.notes, "cells": [cell.name for cell in self.cells]}
-        found: dict[str, Any] = plain(told | {"rows": self.rows})
+        found: dict[str, Any] = plain(told)
         return found
 
 

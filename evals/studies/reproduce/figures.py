@@ -109,12 +109,14 @@ def _rows(
             method: look_up(where["model"], where["data"], where["kind"], method, metric) for method in methods
         }
         for method in methods:
-            yield _row(where | {"metric": metric, "method": method, "n": n}, estimate(drawn[method]), published[method])
+            yield _row(
+                {**where, "metric": metric, "method": method, "n": n}, estimate(drawn[method]), published[method]
+            )
         for ours, theirs in DIFFERENCES:
             if ours in drawn and theirs in drawn:
-                told = {"metric": metric, "method": f"{ours}-{theirs}", "n": n}
                 found = difference(drawn[ours], drawn[theirs])
-                made = _row(where | told, found, _minus(published[ours], published[theirs]))
+                told = {**where, "metric": metric, "method": f"{ours}-{theirs}", "n": n}
+                made = _row(told, found, _minus(published[ours], published[theirs]))
                 yield made | {"p_value": found.p}
 
 

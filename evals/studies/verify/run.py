@@ -94,7 +94,7 @@ def verify_run(
             echo(f"Stopped. The answers so far are in {folder}; the same command goes on from there.")
             raise
         report = _report(settings, folder, task, said, mentions, named, judged)
-        report["environment"] = environment() | ask.where | {"threads": torch.get_num_threads()}
+        report["environment"] = environment() | {**ask.where} | {"threads": torch.get_num_threads()}
     report |= {"call": line, "remarks": remarks(report)}
     echo(f"Report: {write_report(folder, report)}")
     return report

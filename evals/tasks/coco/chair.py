@@ -25,7 +25,7 @@ from lvlm_guard.evals.metrics.chair import ImageId, image_id, read_objects
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.coco import annotations
+from lvlm_guard.evals.tasks.coco import annotations as coco
 from lvlm_guard.evals.tasks.coco.held_out import FIRST_OF_VAL, digest, in_val_half
 from lvlm_guard.evals.tasks.fetching import Published, fetch
 from lvlm_guard.evals.tasks.pictures import FOLDERS, check_folder, find_pictures
@@ -85,14 +85,14 @@ def truth_of(settings: Settings) -> Truth:
         inside = (file for part in FOLDERS for file in (Path(settings.images) / part).glob("COCO_val2014_*.jpg"))
         names = sorted({file.name for file in inside if image_id(file.name) in objects})
         return Truth(f"objects of {path.name}", names, objects.get)
-    instances = annotations.annotation_file(settings.annotations, "instances", "chair")
-    captions = annotations.annotation_file(settings.annotations, "captions", "chair")
-    annotated, references = annotations.read_instances(instances), annotations.read_references(captions)
+    instances = coco.annotation_file(settings.annotations, "instances", "chair")
+    captions = coco.annotation_file(settings.annotations, "captions", "chair")
+    annotated, references = coco.read_instances(instances), coco.read_references(captions)
 
     def known(key: ImageId) -> list[str] | None:
         if key not in annotated or key not in references:
             return None
-        return annotations.chair_objects(annotated[key].categories, references[key])
+        return coco.chair_objects(annotated[key].categories, references[key])
 
     source = f"categories of {instances.name} and objects that people name in {captions.name}"
     return Truth(source, [picture.name for picture in annotated.values()], known)

@@ -24,7 +24,7 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.coco import annotations
+from lvlm_guard.evals.tasks.coco import annotations as coco
 from lvlm_guard.evals.tasks.coco.held_out import in_val_half, of_published_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
 from lvlm_guard.evals.tasks.pope.files import QuestionFile, files_of, published_files
@@ -148,10 +148,10 @@ def _check_split(path: Path, questions: Sequence[Question], settings: Settings) 
 
 def _built(name: str, settings: Settings, pictures: int) -> EvalTask:
     """Return POPE's own builder over pictures of no test; raises `DataError`."""
-    path = annotations.annotation_file(settings.annotations, "instances", name)
+    path = coco.annotation_file(settings.annotations, "instances", name)
     rows: list[dict[str, Any]] = [
         {"image": picture.name, "objects": picture.categories}
-        for picture in annotations.read_instances(path).values()
+        for picture in coco.read_instances(path).values()
         if in_val_half(picture.name)
     ]
     fit = sum(len(row["objects"]) >= 3 for row in rows)
