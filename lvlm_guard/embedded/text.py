@@ -48,10 +48,7 @@ def assumed(objects: Sequence[int], props: Sequence[int]) -> list[int]:
 
 def overlooked(objects: Sequence[int], props: Sequence[int]) -> list[int]:
     """Return the objects in view that do not belong to what the props in view suggest, in the order given."""
-    if not props:
-        return []
-    suggested = PROP_OBJECTS[list(props)].any(0)
-    return [o for o in objects if not suggested[o]]
+    return [o for o in objects if props and not PROP_OBJECTS[list(props), o].any()]
 
 
 def biased_answer(
