@@ -76,7 +76,7 @@ def value(rows: Rows, decoder: str, task: str, metric: str) -> str:
     found, less = rows.get((task, decoder, None, metric)), rows.get((task, decoder, "greedy", metric))
     if found is None or found["value"] is None:
         return "–"
-    if less is None or less["low"] is None or less["low"] == less["high"] == 0:
+    if less is None or less["low"] is None or max(abs(less["low"]), abs(less["high"])) < 5e-4:
         return short(found["value"])
     text = f"{short(less['value'], True)} [{short(less['low'], True)}, {short(less['high'], True)}]"
     return f"{short(found['value'])} {f'**{text}**' if less['bold'] else text}"

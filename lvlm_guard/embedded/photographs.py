@@ -1,6 +1,6 @@
 """Grounds cut from real photographs, for the splits that ask what the models do beyond the textures they saw.
 
-The photographs ship with scikit-image and scikit-learn (the extra `eval`). Those taken show none of the 54 objects, so
+The photographs ship with scikit-image and scikit-learn (the extra `photographs`). Those taken show none of the 54 objects, so
 that the labels of a scene stay exact; they are parted by photograph, so that validation and test share no texture.
 """
 
@@ -48,7 +48,7 @@ def photographs(part: str) -> list[NDArray[np.uint8]]:
         if spec is None or spec.origin is None:
             raise GuardError(
                 f"The splits with real textures need the photographs of {DISTRIBUTIONS[package]}, which is not "
-                "installed: pip install 'lvlm-guard[eval]'."
+                "installed: pip install 'lvlm-guard[photographs]'."
             )
         with Image.open(Path(spec.origin).parent / name) as image:
             found.append(np.asarray(image.convert("RGB")))

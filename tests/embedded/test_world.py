@@ -76,7 +76,7 @@ def test_validation_and_test_share_no_photograph() -> None:
 def test_without_the_photographs_package_the_split_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "find_spec", lambda _: None)
     photographs.photographs.cache_clear()
-    with pytest.raises(GuardError, match=r"lvlm-guard\[eval\]"):
+    with pytest.raises(GuardError, match=r"lvlm-guard\[photographs\]"):
         world.scenes("val_real", 1)
     photographs.photographs.cache_clear()
 
