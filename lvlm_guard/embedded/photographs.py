@@ -1,7 +1,8 @@
 """Grounds cut from real photographs, for the splits that ask what the models do beyond the textures they saw.
 
-The photographs ship with scikit-image and scikit-learn (the extra `photographs`). Those taken show none of the 54 objects, so
-that the labels of a scene stay exact; they are parted by photograph, so that validation and test share no texture.
+The photographs ship with scikit-image and scikit-learn (the extra `photographs`). Those taken show none of the 54
+objects, so that the labels of a scene stay exact; they are parted by photograph, so that validation and test share no
+texture.
 """
 
 from functools import cache
