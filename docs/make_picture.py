@@ -56,8 +56,8 @@ def first_question(model: Any, processor: Any) -> tuple[Image.Image, Any, str, s
 
 def first_caption(model: Any, processor: Any) -> tuple[Image.Image, set[str], str, str]:
     """Return picture, what is in it, plain and guarded caption of the first example by the rule."""
-    captions = world_chair(80)
-    for index in range(80):
+    captions = world_chair(320)
+    for index in range(320):
         image, there = picture(captions.scenes, index), set(captions.objects[index])
         plain = answer(model, processor, image, captions.prompt, False)
         guarded = answer(model, processor, image, captions.prompt, VOTE)
@@ -66,7 +66,7 @@ def first_caption(model: Any, processor: Any) -> tuple[Image.Image, set[str], st
             continue
         if said - there and not kept - there and said & there <= kept:
             return image, there, plain, guarded
-    raise SystemExit("no such caption among the first 80 pictures")
+    raise SystemExit("no such caption among the first 320 pictures")
 
 
 def named(text: str) -> set[str]:
