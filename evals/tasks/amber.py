@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +25,7 @@ from lvlm_guard.evals.metrics.amber_captions import ALIKE, MODEL, Words, vectors
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import check_fields, content, document
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.fetching import Published, fetch
+from lvlm_guard.evals.tasks.fetching import Published, fetch, only_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
 from lvlm_guard.evals.tasks.pope.task import STOCK_SUFFIX
 
@@ -36,30 +36,18 @@ TABLE = "words_alike.json"
 
 _AMBER = "https://raw.githubusercontent.com/junyangwang0410/AMBER/534babf6bbfcce2e735c26289dedfb21cef3c939/data"
 FILES = {
-    "annotations.json": Published(
-        f"{_AMBER}/annotations.json", "db22a436c4836fbb295e60b4e80d519573077579fb7032f01b193c1bd022b797"
-    ),
-    "query_all.json": Published(
-        f"{_AMBER}/query/query_all.json", "127680ae61f7d4a92d2f7f07a8deaec07f0689b194d2c7c0f41ead7bd2c5bcf5"
-    ),
-    "relation.json": Published(
-        f"{_AMBER}/relation.json", "c4c1491e9bbc3209abc1888c12a1bf8413bdbab8a0d8be04b990a2e7680cf23e"
-    ),
-    "safe_words.txt": Published(
-        f"{_AMBER}/safe_words.txt", "f92cf1123f4578a2630832fac3e6ac4de36212ea55859d3bed4fd233723f4043"
-    ),
+    Path(path).name: Published(f"{_AMBER}/{path}", sha256)
+    for path, sha256 in {
+        "annotations.json": "db22a436c4836fbb295e60b4e80d519573077579fb7032f01b193c1bd022b797",
+        "query/query_all.json": "127680ae61f7d4a92d2f7f07a8deaec07f0689b194d2c7c0f41ead7bd2c5bcf5",
+        "relation.json": "c4c1491e9bbc3209abc1888c12a1bf8413bdbab8a0d8be04b990a2e7680cf23e",
+        "safe_words.txt": "f92cf1123f4578a2630832fac3e6ac4de36212ea55859d3bed4fd233723f4043",
+    }.items()
 }
 
 
 class Amber:
-    """AMBER's texts.
-
-    Args:
-        folder: with AMBER's files, .gz too; "" fetches them.
-
-    Raises:
-        DataError: a file is missing, can't be fetched, or is none of AMBER's.
-    """
+    """AMBER's texts, in a folder (.gz too) or fetched; raises `DataError` where they can't be had or read."""
 
     def __init__(self, folder: str | Path = "") -> None:
         self.folder = Path(folder) if folder else None
@@ -103,33 +91,21 @@ class Amber:
     def _path(self, name: str) -> Path:
         if self.folder is None:
             return fetch(FILES[name], "amber", option="--annotations")
-        tried = [
-            self.folder / part / f"{name}{gz}" for part in ("", "data", "query", "data/query") for gz in ("", ".gz")
-        ]
-        path = next((path for path in tried if path.is_file()), None)
-        if path is None:
-            raise DataError(
-                f"{self.folder} holds no {name}: give the folder data of github.com/junyangwang0410/AMBER with "
-                "--annotations, or leave that out, and it is fetched."
-            )
-        return path
+        for part in ("", "data", "query", "data/query"):
+            for path in (self.folder / part / name, self.folder / part / f"{name}.gz"):
+                if path.is_file():
+                    return path
+        raise DataError(
+            f"{self.folder} holds no {name}: give the folder data of github.com/junyangwang0410/AMBER with "
+            "--annotations, or leave that out, and it is fetched."
+        )
 
 
 def amber(settings: Settings) -> list[EvalTask]:
     """Return AMBER's yes/no questions."""
-    asked = [(query, known) for query, known in _given(settings).asked() if known["type"] != GENERATIVE]
     items = [
-        Item(
-            str(query["id"]),
-            query["image"],
-            query["query"] + STOCK_SUFFIX,
-            (picture,),
-            question=query["query"],
-            truth=known["truth"],
-            rows=rows_of(known),
-            tags={"type": known["type"]},
-        )
-        for query, known, picture in _with_pictures(asked, settings, "amber")
+        Item(*start, query, known["truth"], rows_of(known), {"type": known["type"]})
+        for start, query, known in _asked(_given(settings), settings, "amber", STOCK_SUFFIX)
     ]
     about = {
         "source": f"AMBER, {len(items)} of {QUESTIONS} questions",
@@ -140,11 +116,7 @@ def amber(settings: Settings) -> list[EvalTask]:
 
 
 def rows_of(annotation: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the result rows that a question counts in: "amber", and those of its blocks.
-
-    Raises:
-        DataError: it is none of AMBER's yes/no questions.
-    """
+    """Return the result rows that a question counts in; raises `DataError` where it is no yes/no question."""
     if annotation["type"] not in BLOCKS:
         raise DataError(
             f"AMBER's question {annotation['id']} is of the type {annotation['type']!r}: no yes/no question."
@@ -155,17 +127,9 @@ def rows_of(annotation: Mapping[str, Any]) -> tuple[str, ...]:
 def amber_captions(settings: Settings) -> list[EvalTask]:
     """Return the pictures of AMBER that are captioned."""
     data = _given(settings)
-    asked = [(query, known) for query, known in data.asked() if known["type"] == GENERATIVE]
     items = [
-        Item(
-            str(query["id"]),
-            query["image"],
-            query["query"],
-            (picture,),
-            truth={name: known[name] for name in ("truth", "hallu")},
-            rows=("amber_captions",),
-        )
-        for query, known, picture in _with_pictures(asked, settings, "amber_captions")
+        Item(*start, "", {name: known[name] for name in ("truth", "hallu")}, ("amber_captions",))
+        for start, _, known in _asked(data, settings, "amber_captions", "")
     ]
     about, warning = data.about()
     about |= {
@@ -178,31 +142,27 @@ def amber_captions(settings: Settings) -> list[EvalTask]:
 
 
 def _given(settings: Settings) -> Amber:
-    if settings.split == "val":
-        raise DataError("AMBER is a published test, and settings must not be chosen on it.")
+    only_test(settings, "AMBER")
     # --annotations may be COCO's, of another task of the run
     given = settings.annotations if list(Path(settings.annotations or ".").glob("**/relation.json*")) else ""
     return Amber(given if settings.annotations else "")
 
 
-def _with_pictures(
-    asked: list[tuple[dict[str, Any], dict[str, Any]]], settings: Settings, task: str
-) -> list[tuple[dict[str, Any], dict[str, Any], Path]]:
-    kept = set(list(dict.fromkeys(query["image"] for query, _ in asked))[: settings.limit])
-    asked = [(query, known) for query, known in asked if query["image"] in kept]
-    found = find_pictures([query["image"] for query, _ in asked], settings.images, task, "amber")
-    # questions about one picture one after another
-    order = {name: place for place, name in enumerate(dict.fromkeys(query["image"] for query, _ in asked))}
-    asked.sort(key=lambda pair: order[pair[0]["image"]])
-    return [(query, known, found[query["image"]]) for query, known in asked]
+def _asked(
+    data: Amber, settings: Settings, task: str, suffix: str
+) -> Iterator[tuple[tuple[str, str, str, tuple[Path, ...]], str, dict[str, Any]]]:
+    """Yield key, picture, prompt and file of an item, the query and its annotation, picture by picture."""
+    of: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for query, known in data.asked():
+        if (known["type"] == GENERATIVE) == (task == "amber_captions"):
+            of.setdefault(query["image"], []).append((query, known))
+    for name, path in find_pictures(list(of)[: settings.limit], settings.images, task, "amber").items():
+        for query, known in of[name]:
+            yield (str(query["id"]), name, query["query"] + suffix, (path,)), query["query"], known
 
 
 def write_table(path: Path, words: Words) -> int:
-    """Write the table of all pairs of AMBER's words that spaCy's `MODEL` holds alike; return their number.
-
-    Raises:
-        DataError: spaCy or the model are not installed.
-    """
+    """Write all pairs of AMBER's words that spaCy's `MODEL` holds alike; `DataError` where that is not installed."""
     documents = {word: vectors()(word) for word in sorted(words.vocabulary)}
     cosines = ((a, b, float(documents[a].similarity(documents[b]))) for a, b in combinations(documents, 2))
     lines = [json.dumps(pair) for pair in cosines if pair[2] > ALIKE]

@@ -21,7 +21,7 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import check_fields, read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.fetching import cache_folder
+from lvlm_guard.evals.tasks.fetching import cache_folder, only_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
 
 FIELDS = ("question", "answer", "question_id", "image")
@@ -30,8 +30,7 @@ ANSWER_TOKENS, QUESTIONS = 16, 2_682
 
 def dash_b(settings: Settings) -> list[EvalTask]:
     """Return DASH-B's questions; the prompt is the question, which asks for yes or no."""
-    if settings.split == "val":
-        raise DataError("dash_b is a published test, and settings must not be chosen on it.")
+    only_test(settings, "dash_b")
     rows: dict[str, dict[str, Any]] = {}
     for at, row in _rows(settings):
         check_fields(row, FIELDS, at, "question of DASH-B")
@@ -45,18 +44,8 @@ def dash_b(settings: Settings) -> list[EvalTask]:
     items = []
     for key, row in rows.items():
         picture = _unpacked(key, row["image"]) if isinstance(row["image"], dict) else found[str(row["image"])]
-        items.append(
-            Item(
-                key,
-                picture.name,
-                row["question"],
-                (picture,),
-                question=row["question"],
-                truth=str(row["answer"]).lower(),
-                rows=("dash_b",),
-                tags={"object": str(row.get("object", ""))},
-            )
-        )
+        asked, truth, tags = row["question"], str(row["answer"]).lower(), {"object": str(row.get("object", ""))}
+        items.append(Item(key, picture.name, asked, (picture,), asked, truth, ("dash_b",), tags))
     about = {
         "source": f"DASH-B, {len(items)} of {QUESTIONS} questions",
         "protocol": "yes/no questions about pictures that make models see what is not there (arXiv:2503.23573)",

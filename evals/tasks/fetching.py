@@ -1,7 +1,7 @@
-"""Files fetched from their authors' public repositories, at pinned commits and with known content.
+"""Texts of published tests, fetched from their authors' repositories at pinned commits and with known content.
 
-Only texts are fetched: pictures stay what the user has. A file is kept in `$XDG_CACHE_HOME/lvlm-guard`
-(else `~/.cache/lvlm-guard`) and read from there afterwards, so a second run needs no network.
+Pictures are not fetched. A file is kept in `$XDG_CACHE_HOME/lvlm-guard` (else `~/.cache/lvlm-guard`) and read from
+there afterwards, so a second run needs no network.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.spec.settings import Settings
 
 SECONDS = 30.0
 """How long a server may stay silent."""
@@ -31,22 +32,22 @@ class Published:
         return self.url.rpartition("/")[2]
 
 
+def only_test(settings: Settings, name: str) -> None:
+    """Raise `DataError` where a run would choose settings on a published test."""
+    if settings.split == "val":
+        raise DataError(f"{name} is a published test, and settings must not be chosen on it: sweep on another task.")
+
+
 def cache_folder() -> Path:
     """Return the folder that fetched files are kept in."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvlm-guard"
 
 
 def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS, option: str = "--questions") -> Path:
-    """Return a published file, from the cache or fetched into it.
+    """Return a published file, from `folder` of the cache or fetched into it.
 
-    Args:
-        published: which.
-        folder: where in the cache.
-        seconds: how long a server may stay silent.
-        option: where a user can give the file instead, for messages.
-
-    Raises:
-        DataError: it can't be fetched, and the message says where to put it by hand; or what came is another file.
+    `option` is where a user can give the file instead. Raises `DataError` where it can't be fetched (and says where to
+    put it by hand), or another file came.
     """
     # the digest keeps two files of one name apart
     path = cache_folder() / folder / published.sha256[:8] / published.name

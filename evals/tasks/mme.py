@@ -17,16 +17,14 @@ from lvlm_guard.evals.metrics import mme
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.fetching import only_test
 
 ANSWER_TOKENS = 16  # as lmms-eval's task
 
 
 def mme_hallucination(settings: Settings) -> list[EvalTask]:
     """Return the four tasks as one, each a result row; whole pictures only, for the two answers count as a pair."""
-    if settings.split == "val":
-        raise DataError(
-            "mme_hallucination is a published test, and settings must not be chosen on it: sweep on another task."
-        )
+    only_test(settings, "mme_hallucination")
     folder, root = _folder(settings.questions), Path(settings.images or ".")
     if not settings.images or not root.is_dir():
         raise DataError(f"mme_hallucination needs MME's pictures: --images {settings.images or '(none)'} is no folder.")
@@ -67,9 +65,7 @@ def _lines(path: Path) -> list[tuple[str, str, str]]:
         if not line.strip():
             continue
         if len(parts) < 3 or parts[2].strip().lower() not in ("yes", "no"):
-            raise DataError(
-                f"Line {number} of {path} is not `picture, question, Yes or No` between tabs: {line[:80]!r}."
-            )
+            raise DataError(f"Line {number} of {path} is not `picture, question, Yes or No` in tabs: {line[:80]!r}.")
         found.append((parts[0].strip(), parts[1].strip(), parts[2].strip().lower()))
     if not found:
         raise DataError(f"{path} holds no question.")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lvlm_guard.evals.metrics import mmhal as judged
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.fetching import only_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
 
 NEEDS = ("question_type", "question_topic", "image_id", "image_src", "image_content", "question", "gt_answer")
@@ -33,8 +35,7 @@ ANSWER_TOKENS = 256
 
 def mmhal(settings: Settings) -> list[EvalTask]:
     """Return MMHal-Bench's questions, in their order, which their types go by; all of them, or none."""
-    if settings.split == "val":
-        raise DataError("mmhal is a published test, and settings must not be chosen on it.")
+    only_test(settings, "mmhal")
     if settings.limit is not None:
         raise DataError("mmhal is judged as a whole, by the digest of all answers: leave out --limit.")
     if len(settings.questions) != 1:
@@ -46,39 +47,24 @@ def mmhal(settings: Settings) -> list[EvalTask]:
     names = [str(row["image_src"]).rpartition("/")[2] for row in rows]
     found = find_pictures(names, settings.images, "mmhal", "mmhal")
     items = [
-        Item(
-            str(n),
-            name,
-            row["question"],
-            (found[name],),
-            truth=row["gt_answer"],
-            rows=("mmhal", f"mmhal_{judged.TYPES[n % 8]}"),
-            tags=row,
-        )
-        for n, (row, name) in enumerate(zip(rows, names, strict=True))
+        Item(str(n), name, row["question"], (found[name],), "", row["gt_answer"], ("mmhal", f"mmhal_{kind}"), row)
+        for n, (row, name, kind) in enumerate(zip(rows, names, cycle(judged.TYPES), strict=False))
     ]
-    about = {
-        "source": "MMHal-Bench",
-        "protocol": "free answers graded by a judge (arXiv:2309.14525)",
-        "prompt": "{question}",
-    }
+    about = {"source": "MMHal-Bench", "protocol": "free answers graded by a judge (arXiv:2309.14525)"}
+    about["prompt"] = "{question}"
     return [EvalTask("mmhal", "mmhal", items, settings.max_new_tokens or ANSWER_TOKENS, about=about)]
 
 
 def template(path: str | Path) -> list[dict[str, Any]]:
-    """Return MMHal-Bench's rows, without answers.
-
-    Raises:
-        DataError: the file is not MMHal-Bench's: a field is missing, they are not 96, or their order was changed.
-    """
+    """Return MMHal-Bench's rows; raises `DataError` where a field is missing, they are not 96, or in another order."""
     rows = [{name: row[name] for name in NEEDS} for _, row in jsonl.read(path, NEEDS, what="question of MMHal-Bench")]
     if len(rows) != judged.ITEMS:
         raise DataError(f"{path} has {len(rows)} questions: MMHal-Bench has {judged.ITEMS}.")
-    for number, row in enumerate(rows):
-        if str(row["question_type"]).lower() != judged.TYPES[number % len(judged.TYPES)]:
+    for number, (row, kind) in enumerate(zip(rows, cycle(judged.TYPES), strict=False), 1):
+        if str(row["question_type"]).lower() != kind:
             raise DataError(
-                f"Question {number + 1} of {path} is of the type {row['question_type']!r}: in MMHal-Bench's order, "
-                f"which scores go by, it is {judged.TYPES[number % len(judged.TYPES)]!r}."
+                f"Question {number} of {path} is of the type {row['question_type']!r}: in MMHal-Bench's order, which "
+                f"scores go by, it is {kind!r}."
             )
     return rows
 
@@ -86,13 +72,8 @@ def template(path: str | Path) -> list[dict[str, Any]]:
 def write_requests(folder: str | Path, prompt: str) -> list[Path]:
     """Write what a judge is to be asked of a run's answers: `requests/NUMBER-SEED.jsonl`, one file a decoder and seed.
 
-    Args:
-        folder: of a run whose answers are whole.
-        prompt: the judge's, with `FIELDS` in braces; the authors' is in their evaluation script (GPL-3.0, which is why
-            none is here).
-
-    Raises:
-        DataError: the run did not ask mmhal, an answer is missing, or the prompt lacks a field.
+    `prompt` is the judge's, with `FIELDS` in braces; the authors' is in their evaluation script (GPL-3.0, which is why
+    none is here). Raises `DataError` where mmhal was not asked, an answer is missing, or the prompt lacks a field.
     """
     folder = Path(folder)
     items = [row for _, row in jsonl.numbered(folder / "items.jsonl") if row["kind"] == "mmhal"]
@@ -102,11 +83,12 @@ def write_requests(folder: str | Path, prompt: str) -> list[Path]:
     if missing:
         raise DataError(f"The judge's prompt has no place for {', '.join(missing)}.")
     answers: dict[tuple[str, int], dict[str, str]] = {}
-    for row in pq.read_table(
-        folder / "answers.parquet", columns=["task", "item", "decoder", "seed", "text"]
-    ).to_pylist():
-        if row["task"] == items[0]["task"]:
-            answers.setdefault((row["decoder"], row["seed"]), {})[row["item"]] = row["text"]
+    columns = ["task", "item", "decoder", "seed", "text"]
+    for task, item, decoder, seed, text in (
+        row.values() for row in pq.read_table(folder / "answers.parquet", columns=columns).to_pylist()
+    ):
+        if task == items[0]["task"]:
+            answers.setdefault((decoder, seed), {})[item] = text
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in answers))}
     (folder / "requests").mkdir(exist_ok=True)
     written = []

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lvlm_guard.evals.decoders.decoder import PAPER
-from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.opope import asked_object
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.coco.chair import CAPTION_TOKENS, PROMPT
+from lvlm_guard.evals.tasks.fetching import only_test
 from lvlm_guard.evals.tasks.pictures import find_pictures
 from lvlm_guard.evals.tasks.pope.files import QuestionFile, described, published_files
 from lvlm_guard.evals.tasks.pope.task import paper_tokens
@@ -25,8 +25,7 @@ Truth = dict[str, list[list[str]]]
 
 def opope(settings: Settings) -> list[EvalTask]:
     """Return the pictures of POPE's questions about COCO, each to be captioned once."""
-    if settings.split == "val":
-        raise DataError("opope asks a published test's questions, and settings must not be chosen on it.")
+    only_test(settings, "opope")
     given = [path for path in map(Path, settings.questions) if path.is_file()]
     files = [described(path, len(given)) for path in given] or published_files("coco", paper=False)
     truths = truths_of(files)
@@ -44,11 +43,7 @@ def opope(settings: Settings) -> list[EvalTask]:
 
 
 def truths_of(files: Sequence[QuestionFile]) -> dict[str, Truth]:
-    """Return what captions of each picture are asked, by the picture's file name.
-
-    Raises:
-        DataError: a question is none that a caption can be asked.
-    """
+    """Return what captions of each picture are asked, by its file name; raises `DataError` where they can't be."""
     truths: dict[str, Truth] = {}
     for file in files:
         kind = file.row.removeprefix("pope").lstrip("_") or "own"

@@ -23,28 +23,23 @@ SOURCES = {
 
 
 def find_pictures(names: Iterable[str], folder: str, task: str, data_set: str = "") -> dict[str, Path]:
-    """Return the file of each picture.
+    """Return the file of each picture, in `folder` (`--images`) or `FOLDERS` below it.
 
-    Args:
-        names: file names of pictures.
-        folder: of `--images`; `FOLDERS` below it are looked through too.
-        task: whose pictures they are, for messages.
-        data_set: one of `SOURCES`; "": COCO's or GQA's, as the names tell.
-
-    Raises:
-        DataError: no folder was given, pictures are missing (how many, and the first), or a file is none.
+    `data_set` is one of `SOURCES`; "": COCO's or GQA's, as the names tell. Raises `DataError` where no folder was
+    given, pictures are missing (how many, and the first), or a file is none.
     """
     wanted = list(dict.fromkeys(names))
     data_set = data_set or ("coco" if any("COCO_" in name for name in wanted) else "gqa")
-    root, source = check_folder(folder, task, data_set), SOURCES[data_set]
+    root = check_folder(folder, task, data_set)
     inside = [root / part for part in FOLDERS if (root / part).is_dir()]
-    found = {name: path for name in wanted if (path := _first(inside, name)) is not None}
-    missing = [name for name in wanted if name not in found]
+    places = {name: [path for part in inside if (path := part / name).is_file()] for name in wanted}
+    missing = [name for name, paths in places.items() if not paths]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(wanted)} pictures of {task} are not in {folder}; the first is {missing[0]}. "
-            f"{source}."
+            f"{SOURCES[data_set]}."
         )
+    found = {name: paths[0] for name, paths in places.items()}
     broken = [path for path in found.values() if not _is_picture(path)]
     if broken:
         raise DataError(
@@ -61,10 +56,6 @@ def check_folder(folder: str, task: str, data_set: str) -> Path:
     if not Path(folder).is_dir():
         raise DataError(f"--images {folder} is no folder: the pictures of {task} are looked for there.")
     return Path(folder)
-
-
-def _first(folders: Iterable[Path], name: str) -> Path | None:
-    return next((path for folder in folders if (path := folder / name).is_file()), None)
 
 
 def _is_picture(path: Path) -> bool:
