@@ -1,6 +1,7 @@
 """Asking: what is written, what is refused, and that no end of it loses anything or changes a byte."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -260,6 +261,32 @@ def test_half_precision_in_batches_is_warned_of_by_what_was_loaded_not_by_what_w
 
     assert "8 at a time in bfloat16" in warned(8, "bfloat16")[0]
     assert warned(8, "float32") == warned(1, "float16") == []
+
+
+AT_TORCH = """
+import os, sys
+seen = []
+sys.addaudithook(lambda event, told: event == "import" and told[0] == "torch" and seen.append(os.environ["MKL_CBWR"]))
+try:
+    {}
+finally:
+    print(seen[0])
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lvlm_guard.cli import main; main(['eval', 'ask', '--tasks', 'world_pop', '--out', 'none'])",
+        "import lvlm_guard.evals.infer.ranks, lvlm_guard.evals.infer.ask",  # as a worker does
+    ],
+    ids=["the command", "a worker"],
+)
+def test_products_are_asked_to_be_the_same_wherever_operands_lie_before_torch_is_there(tmp_path, code):
+    around = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    command = [sys.executable, "-c", AT_TORCH.format(code)]
+    done = subprocess.run(command, env=around, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.stdout.split() == ["AUTO,STRICT"], done.stderr
 
 
 @pytest.fixture
