@@ -14,21 +14,16 @@ from lvlm_guard.evals.tasks.pope.questions import Question
 
 
 class Questions:
-    """Files of questions.
-
-    Raises:
-        DataError: a file is none of questions, or is RePOPE's.
-    """
+    """Files of questions; raises `DataError` where one is none of questions, or is RePOPE's."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         files = [described(path, len(paths)) for path in paths]
-        self.asked: list[tuple[str, str, Question]] = []
-        for file in files:
-            kind = file.row.removeprefix("pope").lstrip("_")
-            self.asked += [(kind, file.path.name, question) for question in file.questions()]
-        self.places: dict[str, list[int]] = {}
-        for place, (_, _, question) in enumerate(self.asked):
-            self.places.setdefault(str(question.question_id), []).append(place)
+        kinds = [file.row.removeprefix("pope").lstrip("_") for file in files]
+        self.asked = [(kind, q) for kind, file in zip(kinds, files, strict=True) for q in file.questions()]
+        self.files = ", ".join(dict.fromkeys(file.path.name for file in files))
+        self.by_id: dict[str, list[tuple[str, Question]]] = {}
+        for kind, question in self.asked:
+            self.by_id.setdefault(str(question.question_id), []).append((kind, question))
         self.several = len(files) > 1
         self.notes = [
             f"{file.path.name} has the questions of POPE's published file for {file.published}."
@@ -46,51 +41,39 @@ class Questions:
         """
         met: Counter[tuple[str, ...]] = Counter()
         for answer in given:
-            who = (answer.decoder, str(answer.seed))
-            at = f"Line {answer.line} of {name}"
-            if answer.asked:
-                fit = [p for p in self.places.get(answer.asked, ()) if _same(answer, self.asked[p][2])]
-                if not fit:
-                    raise DataError(self._stranger(at, answer))
-                # of questions that several kinds share, in the order of the files
-                turn = met[(*who, answer.asked, answer.question)] % len(fit)
-                met[(*who, answer.asked, answer.question)] += 1
-                place = fit[turn]
+            who: tuple[str, ...] = (answer.decoder, str(answer.seed))
+            if answer.asked:  # kinds may share an id and even a question: these come in the order of the files
+                who = (*who, answer.asked, answer.question)
+                near = self.by_id.get(answer.asked, [])
             else:
-                place = met[who]
-                met[who] += 1
-                if place >= len(self.asked) or not _same(answer, self.asked[place][2]):
-                    raise DataError(self._stranger(at, answer, place))
-            yield self._joined(place, answer)
-        short = next((who for who, count in met.items() if len(who) == 2 and count < len(self.asked)), None)
+                near = self.asked[met[who] : met[who] + 1]
+            fit = [(kind, question) for kind, question in near if _same(answer, question)]
+            if not fit:
+                raise DataError(self._stranger(name, answer, near))
+            kind, question = fit[met[who] % len(fit)]
+            met[who] += 1
+            item = f"{kind}/{question.question_id}" if self.several else str(question.question_id)
+            yield answer._replace(
+                item=item, picture=question.image, question=question.text, label=question.label, kinds=kind
+            )
+        short = next((count for who, count in met.items() if len(who) == 2 and count < len(self.asked)), None)
         if short:
             raise DataError(
-                f"{name} has {met[short]} answers to {len(self.asked)} questions, and no ids: which ones are missing "
-                "can't be known. Ask all again, or write 'question_id' beside each answer."
+                f"{name} has {short} answers to {len(self.asked)} questions, and no ids: which ones are missing can't "
+                "be known. Ask all again, or write 'question_id' beside each answer."
             )
 
-    def _joined(self, place: int, answer: Given) -> Given:
-        kind, _, question = self.asked[place]
-        key = f"{kind}/{question.question_id}" if self.several else str(question.question_id)
-        return answer._replace(
-            item=key, picture=question.image, question=question.text, label=question.label, kinds=kind
-        )
-
-    def _stranger(self, at: str, answer: Given, place: int | None = None) -> str:
-        if place is None:
-            at, places = f"{at}, question_id {answer.asked},", self.places.get(answer.asked, [])
-        else:
-            places = [place] if place < len(self.asked) else []
-        files = ", ".join(dict.fromkeys(file for _, file, _ in self.asked))
-        if not places:
+    def _stranger(self, name: str, answer: Given, near: Sequence[tuple[str, Question]]) -> str:
+        at = f"Line {answer.line} of {name}" + (f", question_id {answer.asked}," if answer.asked else "")
+        if not near:
             return (
-                f"{at} answers none of the {len(self.asked)} questions of {files}. Is that file RePOPE's, of another "
-                "kind of POPE, or of a part of the questions?"
+                f"{at} answers none of the {len(self.asked)} questions of {self.files}. Is that file RePOPE's, of "
+                "another kind of POPE, or of a part of the questions?"
             )
-        _, _, question = self.asked[places[0]]
+        _, question = near[0]
         theirs = ", ".join(map(repr, filter(None, (answer.picture, answer.question, answer.label))))
         return (
-            f"{at} is of {theirs}; in {files} that question is {question.image!r}, {question.text!r}, "
+            f"{at} is of {theirs}; in {self.files} that question is {question.image!r}, {question.text!r}, "
             f"{question.label!r}. These are answers to another file of questions: give that one with --questions."
         )
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from lvlm_guard.evals.foreign.tasks import Data, Part, parts_of
+from lvlm_guard.evals.foreign.tasks import Data, parts_of
 from lvlm_guard.evals.report.numbers import said
-from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.stats.reading import BATCH
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.validity import Allowed
-from lvlm_guard.evals.tasks.pope.questions import KINDS
 from lvlm_guard.evals.tasks.repope import rescored
 
 
@@ -35,8 +33,8 @@ def score_files(
     """
     data = data or Data()
     parts = parts_of(files, task, data)
-    tasks: list[Any] = [_described(part) for part in parts]
-    items: Iterable[Mapping[str, Any]] = chain.from_iterable(map(_items, parts))
+    tasks: list[Any] = [part.describe() for part in parts]
+    items: Iterable[Mapping[str, Any]] = chain.from_iterable(part.items() for part in parts)
     batches: Iterable[pa.RecordBatch] = [batch for part in parts for batch in part.found.answers.to_batches(BATCH)]
     notes = [note for part in parts for note in (*part.notes, *part.found.notes)]
     if data.repope:
@@ -57,28 +55,3 @@ def _at_equal_length(found: Mapping[str, Any]) -> Iterator[str]:
         told = [row for metric in ("chair_s", "chair_i", "object_recall") if (row := known.get((ours, theirs, metric)))]
         if told:
             yield f"{ours} less {theirs}: " + "; ".join(f"{row['metric']} {said(row)}" for row in told) + "."
-
-
-def _described(part: Part) -> dict[str, Any]:
-    """Return the task as `EvalTask.describe()` has it."""
-    rows = [row for kinds in part.found.items["kinds"].unique().to_pylist() for row in part.rows(kinds) or [part.name]]
-    n, pictures = len(part.found.items), len(part.found.items["picture"].unique())
-    told = EvalTask(part.name, part.kind, (), 0, about=part.about).describe()
-    return told | {"n": n, "pictures": pictures, "rows": list(dict.fromkeys(rows))}
-
-
-def _items(part: Part) -> Iterator[dict[str, Any]]:
-    """Yield the items as `items.jsonl` has them."""
-    rows = {kinds: part.rows(kinds) or [part.name] for kinds in part.found.items["kinds"].unique().to_pylist()}
-    columns = [part.found.items[name].to_pylist() for name in ("item", "picture", "question", "kinds")]
-    for item, picture, question, kinds, truth in zip(*columns, part.truths, strict=True):
-        named = {"task": part.name, "split": "test", "kind": part.kind, "item": item, "picture": picture or item}
-        asked = {"prompt": question, "question": question, "truth": truth, "rows": rows[kinds]}
-        yield {**named, **asked, "tags": _tags(item, kinds)}
-
-
-def _tags(item: str, kinds: str) -> dict[str, Any]:
-    """Return which questions of POPE's files an item is, by which RePOPE finds it: "adversarial/12" is the twelfth."""
-    number = item.rpartition("/")[2]
-    ids = {f"pope_{kind}": int(number) for kind in kinds.split(",") if kind in KINDS and number.isdigit()}
-    return {"data_set": "coco", "ids": ids} if ids else {}

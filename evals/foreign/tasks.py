@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.foreign import captions
+from lvlm_guard.evals.foreign.captions import captions_of, cut_as_short, objects_of, shortened
 from lvlm_guard.evals.foreign.formats import Given, read
 from lvlm_guard.evals.foreign.gathered import Gathered, gather
 from lvlm_guard.evals.foreign.questions import Questions
 from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words
-from lvlm_guard.evals.spec.items import Kind
+from lvlm_guard.evals.spec.items import EvalTask, Kind
 from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, rows_of
 from lvlm_guard.evals.tasks.opope import truths_of
 from lvlm_guard.evals.tasks.pope.files import described
@@ -28,60 +29,63 @@ DIALECTS = {"default": "ours"}
 
 @dataclass(frozen=True)
 class Data:
-    """What files are scored by.
+    """What files are scored by."""
 
-    Args:
-        questions: files of questions, where answers have no labels, or captions are asked them.
-        annotations: what is in the pictures of captions; AMBER's data.
-        dialect: how captions are read; () for ours.
-        words: lengths that captions are cut to, beside whole.
-        repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
-        baseline: the decoder that the others are compared with; None: the first.
-    """
-
-    questions: Sequence[Path] = ()
-    annotations: Path | None = None
-    dialect: Sequence[str] = ()
-    words: Sequence[int] = ()
-    repope: str = ""
-    baseline: str | None = None
+    questions: Sequence[Path] = ()  # files of questions, where answers have no labels, or captions are asked them
+    annotations: Path | None = None  # what is in the pictures of captions; AMBER's data
+    dialect: Sequence[str] = ()  # how captions are read; () for ours
+    words: Sequence[int] = ()  # lengths that captions are cut to, beside whole
+    repope: str = ""  # RePOPE's folder, or "fetch": answers to POPE's questions about COCO count by its labels too
+    baseline: str | None = None  # the decoder that the others are compared with; None: the first
 
 
 @dataclass(frozen=True)
 class Part:
-    """Answers that are scored as one task.
-
-    Args:
-        name: of the task.
-        kind: how it is scored.
-        found: the answers and items.
-        truths: of each item.
-        rows: kinds of a question, as the items have them -> the result rows that it counts in.
-        about: what the scorer has to know of the task.
-        notes: what a reader of the scores has to know.
-    """
+    """Answers that are scored as one task."""
 
     name: str
     kind: Kind
     found: Gathered
-    truths: Iterable[Any]
-    rows: Callable[[str], Sequence[str]] = lambda _: ()
-    about: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    truths: Iterable[Any]  # of each item
+    rows_of: Callable[[str], Sequence[str]] = lambda _: ()  # kinds of a question -> the result rows it counts in
+    about: Mapping[str, Any] = field(default_factory=dict)  # what the scorer has to know of the task
+    notes: Sequence[str] = ()  # what a reader of the scores has to know
+
+    @cached_property
+    def rows(self) -> dict[str, Sequence[str]]:
+        """Kinds of the questions, as the items have them -> the result rows that these count in."""
+        return {kinds: self.rows_of(kinds) or [self.name] for kinds in self.found.items["kinds"].unique().to_pylist()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the task as `EvalTask.describe()` has it."""
+        n, pictures = len(self.found.items), len(self.found.items["picture"].unique())
+        rows = list(dict.fromkeys(row for rows in self.rows.values() for row in rows))
+        told = EvalTask(self.name, self.kind, (), 0, about=self.about).describe()
+        return told | {"n": n, "pictures": pictures, "rows": rows}
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        """Yield the items as `items.jsonl` has them; tags say which of POPE's, by which RePOPE finds them."""
+        fixed = {"task": self.name, "split": "test", "kind": self.kind}
+        columns = [self.found.items[name].to_pylist() for name in ("item", "picture", "question", "kinds")]
+        for item, picture, question, kinds, truth in zip(*columns, self.truths, strict=True):
+            number = item.rpartition("/")[2]  # "adversarial/12" is the twelfth
+            ids = {f"pope_{kind}": int(number) for kind in kinds.split(",") if kind in KINDS and number.isdigit()}
+            row = {"item": item, "picture": picture or item, "prompt": question, "question": question, "truth": truth}
+            tags = {"data_set": "coco", "ids": ids} if ids else {}
+            yield {**fixed, **row, "rows": self.rows[kinds], "tags": tags}
 
 
 def yes_no(files: Files, data: Data) -> Iterator[Part]:
     """Questions that are answered yes or no, POPE's among them."""
     notes: list[str] = []
-    given: dict[str, Iterator[Given]] = {name: read(path) for name, path in files.items()}
+    given = {name: read(path) for name, path in files.items()}
     if data.questions:
         asked = Questions(data.questions)
-        found = gather("yes_no", {name: asked.join(name, these) for name, these in given.items()}, data.baseline)
+        given = {name: asked.join(name, these) for name, these in given.items()}
         notes += asked.notes
-        if left := len(asked.asked) - len(found.items):
-            notes.append(f"{left} of {len(asked.asked)} questions have no answer, and are left out.")
-    else:
-        found = gather("yes_no", given, data.baseline)
+    found = gather("yes_no", given, data.baseline)
+    if data.questions and (left := len(asked.asked) - len(found.items)):
+        notes.append(f"{left} of {len(asked.asked)} questions have no answer, and are left out.")
     if not any(found.items["picture"].to_pylist()):
         notes.append(
             "The files name no pictures, so each question counts as a picture of its own, and intervals are too "
@@ -99,19 +103,17 @@ def chair(files: Files, data: Data) -> Iterator[Part]:
     dialects = [DIALECTS.get(name, name) for name in data.dialect] or ["ours"]
     for dialect in dialects:
         coco_words(dialect)  # an unknown one, or one without its data, before anything is read
-    said = {name: captions.by_picture(name, read(path)) for name, path in files.items()}
+    said = captions_of(files)
     every = [caption for those in said.values() for caption in those]
-    objects = captions.objects_of(data.annotations, every)
-    short, controls = captions.cut_as_short(said, data.baseline or every[0].decoder)
-    for words in (None, *data.words):
-        name = f"chair_{words}_words" if words else "chair"
-        parts: dict[str, list[Given]] = {
-            file: [c._replace(text=captions.prefix(c.text, words), cut_at=None) for c in those] if words else those
-            for file, those in said.items()
-        }
-        if short and not words:
-            parts["captions of equal length"] = short
-        found = gather(name, parts, data.baseline, controls=controls, labelled=False)
+    objects = objects_of(data.annotations, every)
+    short, controls = cut_as_short(every, data.baseline or every[0].decoder)
+    pairs = {"captions of equal length": short} if short else {}
+    sets = {"chair": said | pairs} | {
+        f"chair_{words}_words": {file: [shortened(c, words) for c in those] for file, those in said.items()}
+        for words in data.words
+    }
+    for name, given in sets.items():
+        found = gather(name, given, data.baseline, controls=controls, labelled=False)
         truths = [objects[item] for item in found.items["item"].to_pylist()]
         yield Part(name, "chair", found, truths, about={"dialects": dialects})
 
@@ -122,7 +124,7 @@ def opope(files: Files, data: Data) -> Iterator[Part]:
         raise DataError("OPOPE asks captions POPE's questions: give the file of these with --questions.")
     asked = truths_of([described(path, len(data.questions)) for path in data.questions])
     truths = {str(image_id(picture)): truth for picture, truth in asked.items()}
-    said = {name: captions.by_picture(name, read(path)) for name, path in files.items()}
+    said = captions_of(files)
     fit = {name: [caption for caption in those if caption.item in truths] for name, those in said.items()}
     lost, kept = (len({c.item for those in part.values() for c in those}) for part in (said, fit))
     if not kept:
@@ -140,7 +142,8 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
     """AMBER: captions and yes/no questions, by AMBER's annotations; VLMEvalKit's tables have the labels themselves."""
     known: Amber | None = None
     pictures: dict[int, str] = {}
-    parts: dict[bool, dict[str, list[Given]]] = {True: {}, False: {}}  # whether they are captions
+    captions: dict[str, list[Given]] = {}
+    answers: dict[str, list[Given]] = {}
     for name, path in files.items():
         for answer in read(path):
             if answer.label is None or str(answer.label)[:1] == "[":  # AMBER's file, or lmms-eval's log of captions
@@ -155,19 +158,15 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
                         f"Line {answer.line} of {name} is of a picture with {answer.label}, AMBER's {number} has "
                         f"{truth['truth']}: the log is of other pictures, or in another order."
                     )
-                answer = answer._replace(
-                    item=str(number), picture=pictures[number], label=truth["truth"], kinds=truth["type"]
-                )
-            parts[answer.kinds == GENERATIVE].setdefault(name, []).append(answer)
-    if parts[False]:
-        found = gather("amber", parts[False], data.baseline)
-
-        def rows(kind: str) -> Sequence[str]:
-            return rows_of({"id": "", "type": kind})
-
-        yield Part("amber", "amber", found, found.items["label"].to_pylist(), rows)
-    if parts[True] and known is not None:
-        found = gather("amber_captions", parts[True], data.baseline, labelled=False)
+                own = {"item": str(number), "picture": pictures[number], "label": truth["truth"]}
+                answer = answer._replace(**own, kinds=truth["type"])
+            (captions if answer.kinds == GENERATIVE else answers).setdefault(name, []).append(answer)
+    if answers:
+        found = gather("amber", answers, data.baseline)
+        truths = found.items["label"].to_pylist()
+        yield Part("amber", "amber", found, truths, lambda kind: rows_of({"id": "", "type": kind}))
+    if captions and known is not None:
+        found = gather("amber_captions", captions, data.baseline, labelled=False)
         annotations = (known.annotation(int(item)) for item in found.items["item"].to_pylist())
         truths = [{name: row[name] for name in ("truth", "hallu")} for row in annotations]
         about, note = known.about()
@@ -194,11 +193,8 @@ def mmhal(files: Files, data: Data) -> Iterator[Part]:
         for name, reply in replies.items()
     ]
     found = gather("mmhal", given, data.baseline, labelled=False)
-
-    def rows(kind: str) -> list[str]:
-        return ["mmhal", f"mmhal_{kind}"]
-
-    yield Part("mmhal", "mmhal_verdicts", found, [None] * len(found.items), rows, notes=notes)
+    nothing = [None] * len(found.items)
+    yield Part("mmhal", "mmhal_verdicts", found, nothing, lambda kind: ["mmhal", f"mmhal_{kind}"], notes=notes)
 
 
 TASKS: dict[str, tuple[Callable[[Files, Data], Iterator[Part]], tuple[str, ...]]] = {
@@ -219,10 +215,7 @@ def parts_of(files: Files, task: str, data: Data) -> list[Part]:
             f"--task {task!r} is none of files of answers{f'; did you mean {near[0]!r}?' if near else '.'} There are "
             f"{', '.join(TASKS)}."
         )
-    read_, uses = TASKS[task]
-    unused = [
-        field.name for field in fields(data) if getattr(data, field.name) and field.name not in (*uses, "baseline")
-    ]
-    if unused:
-        raise DataError(f"--{unused[0]} is not for --task {task}, and would do nothing: leave it out.")
-    return list(read_(files, data))
+    parts, uses = TASKS[task]
+    for name in (f.name for f in fields(data) if f.name not in (*uses, "baseline") and getattr(data, f.name)):
+        raise DataError(f"--{name} is not for --task {task}, and would do nothing: leave it out.")
+    return list(parts(files, data))
