@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
-from lvlm_guard.evals.infer.run import run
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.lmms import TASKS
 from lvlm_guard.evals.lmms.localize import localize
 from lvlm_guard.evals.spec.settings import Settings
@@ -68,11 +69,12 @@ def test_the_command_line_gives_the_answers_of_our_own_run(local, tmp_path):
     settings = Settings(
         tasks=(LOCAL, CHAIR), include=(str(local),), methods=("agla",), controls=False, batch=8, device="cpu"
     )
-    saved = run(settings, tmp_path / "own", workers=1, report=False, echo=lambda line: None)
+    own = pq.read_table(ask(settings, tmp_path / "own", workers=1, echo=lambda line: None) / "answers.parquet")
     told = lmms_eval(tmp_path / "stock", "--model_args", AGLA, "--tasks", f"{LOCAL},{CHAIR}", include=local)
     for task, documents in ((LOCAL, 12), (CHAIR, 12)):
         rows = answers(tmp_path / "stock", task)
-        expected = {int(s["key"]): s["answers"]["agla"][0] for s in saved.samples if s["task"] == task}
+        asked = (row for row in own.to_pylist() if (row["task"], row["decoder"]) == (task, "agla"))
+        expected = {int(row["item"]): row["text"] for row in asked}
         assert {doc: text(row) for doc, row in rows.items()} == expected, told[-2000:]
         assert len(expected) == documents
         costs = [row["token_counts"][0] for row in rows.values()]
