@@ -8,15 +8,14 @@ F1 79.7, so read balanced accuracy and yes ratio beside them. Captions: `amber_c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Score, share
-from lvlm_guard.evals.metrics.repope import SCRIPTS, START
-from lvlm_guard.evals.metrics.yes_no import WIDTH, YesNo
+from lvlm_guard.evals.metrics.metric import Array, Score
+from lvlm_guard.evals.metrics.yes_no import COLUMNS, OURS, YesNo
 from lvlm_guard.evals.spec import jsonl
 
 BLOCKS = {
@@ -33,6 +32,9 @@ SMALL = 0.001
 """What every denominator of the script starts at."""
 
 
+METRICS = ("accuracy", "precision", "recall", "f1")
+
+
 class Amber(YesNo):
     """AMBER's questions; "official" scores are the script's, which rounds to a tenth of a percent."""
 
@@ -41,34 +43,35 @@ class Amber(YesNo):
 
     def scores(self) -> Mapping[str, Score]:
         """Return the scores of `YesNo` with no as the positive class, and how many are answered no."""
-        ours = {name: score for name, score in super().scores().items() if not name.endswith(SCRIPTS)}
-        ours["no_ratio"] = Score(lambda c: 1 - share(c[..., 0] + c[..., 1] + c[..., 5], c[..., 4]), "")
-        return ours | {
-            f"{metric}_official": Score(lambda c, at=at: official(_parts(c))[..., at] / 100, compared=False)  # type: ignore[misc]
-            for at, metric in enumerate(METRICS)
-        }
+        return {**super().scores(), "no_ratio": Score(lambda c: 1 - COLUMNS.ratio("tp fp unreadable", "n")(c), "")}
 
-    def _read(self, text: str, yes: bool) -> list[int]:
-        right_yes, right_no, said_no = text == "Yes" and yes, text == "No" and not yes, text == "No"
-        return [*super()._read(text, yes)[:START], right_yes or right_no, right_no, said_no, *[0] * (WIDTH - START - 3)]
+    def read_scripts(self, text: str, yes: bool) -> list[int]:
+        """Return `parts`."""
+        return parts(text, yes)
 
-
-METRICS = ("accuracy", "precision", "recall", "f1")
+    def script_scores(self) -> Mapping[str, Callable[[Array], Array]]:
+        """Return what the script prints, as shares."""
+        return {f"{metric}_official": _printed(at) for at, metric in enumerate(METRICS)}
 
 
-def _parts(c: Array) -> Array:
-    """Return right, n, right no, said no, gold no of counts."""
-    return np.stack([c[..., START], c[..., 4], c[..., START + 1], c[..., START + 2], c[..., 4] - c[..., 6]], axis=-1)
+def _printed(at: int) -> Callable[[Array], Array]:
+    return lambda c: official(c[..., OURS : OURS + 5])[..., at] / 100
 
 
-def official(parts: Array, small: float = SMALL) -> Array:
+def parts(text: str, yes: bool) -> list[int]:
+    """Return 1 for right, an answer, right no, said no, gold no: what the script takes for an answer, and its label."""
+    right_no = text == "No" and not yes
+    return [right_no or (text == "Yes" and yes), 1, right_no, text == "No", not yes]
+
+
+def official(counts: Array, small: float = SMALL) -> Array:
     """Return accuracy, precision, recall and F1 as the script prints them, percent, [..., 4].
 
     Args:
-        parts: right answers, answers, right ones that say no, ones that say no, ones that should, [..., 5].
+        counts: sums of `parts`, [..., 5].
         small: what denominators start at: three times `SMALL` for attributes, which are summed of three types.
     """
-    right, n, right_no, said_no, gold_no = np.moveaxis(np.asarray(parts, float), -1, 0)
+    right, n, right_no, said_no, gold_no = np.moveaxis(np.asarray(counts, float), -1, 0)
     accuracy, precision, recall = (
         np.round(100 * top / (bottom + small), 1)
         for top, bottom in ((right, n), (right_no, said_no), (right_no, gold_no))
@@ -96,10 +99,8 @@ def score_official(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, flo
             raise DataError(
                 f"Row {number} has type {row['type']!r} and truth {row['truth']!r}: no question of AMBER's."
             )
-        yes, text = row["truth"] == "yes", row["response"]
-        right_no, said_no = text == "No" and not yes, text == "No"
         for block in ("all", *BLOCKS[row["type"]]):
-            sums[block] += [right_no or (text == "Yes" and yes), 1, right_no, said_no, not yes]
+            sums[block] += parts(row["response"], row["truth"] == "yes")
     return {
         block: dict(zip(METRICS, official(of, SMALL * (3 if block == "attribute" else 1)).tolist(), strict=True))
         for block, of in sums.items()

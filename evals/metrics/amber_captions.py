@@ -27,6 +27,8 @@ Similar = Callable[[str, str], bool]
 ALIKE = 0.8
 """Words are alike above this cosine of their vectors."""
 MODEL = "en_core_web_lg"
+OFFICIAL = 0.001
+"""What the script's denominators start at."""
 NO_NOUNS = frozenset({"can", "hot"})
 """Words of AMBER's vocabulary that captions mostly use otherwise; without a tagger they are not counted."""
 
@@ -59,8 +61,7 @@ def match_official(
     Args:
         nouns: its nouns in their dictionary form, in order, repeats included, not lower-cased.
         truth, traps: what is annotated in the picture, and what a model may be tempted to name.
-        words: AMBER's words.
-        similar: whether two words are alike.
+        words, similar: AMBER's words, and whether two are alike.
     """
     there, not_there = _places(truth, words), _places(traps, words)
     covered, trapped = set[int](), set[int]()
@@ -128,28 +129,17 @@ def nouns(caption: str) -> list[str]:
 
 def printed(sums: Sequence[float]) -> dict[str, float]:
     """Return CHAIR, Cover, Hal and Cog as AMBER's script prints them, percent, of summed `COUNTS`."""
-    values = 100 * _official(np.asarray(sums, float))
+    values = 100 * _shares(np.asarray(sums, float), OFFICIAL)
     return dict(zip(("CHAIR", "Cover", "Hal", "Cog"), (round(float(value), 1) for value in values), strict=True))
 
 
-SCORES: tuple[tuple[str, Direction], ...] = (
-    ("chair", "lower"),
-    ("cover", "higher"),
-    ("hal", "lower"),
-    ("cog", "lower"),
-)
+SCORES: dict[str, Direction] = {"chair": "lower", "cover": "higher", "hal": "lower", "cog": "lower"}
 """The four scores without what they begin with, "amber_", and which way is better."""
 
 
-def _lexical(c: Array) -> Array:
-    """Return the four shares of summed `COUNTS`, [..., 4]."""
-    chair, cover, cog, clean = (share(c[..., at], c[..., at + 1]) for at in (0, 2, 4, 6))
-    return np.stack([chair, cover, 1 - clean, cog], axis=-1)
-
-
-def _official(c: Array) -> Array:
-    """Return the same as the script has them: every denominator starts at a thousandth."""
-    chair, cover, cog, clean = (c[..., at] / (c[..., at + 1] + 0.001) for at in (0, 2, 4, 6))
+def _shares(c: Array, small: float = 0.0) -> Array:
+    """Return the four shares of summed `COUNTS`, [..., 4]; the script's denominators start at a thousandth."""
+    chair, cover, cog, clean = (share(c[..., at], c[..., at + 1] + small) for at in (0, 2, 4, 6))
     return np.stack([chair, cover, 1 - clean, cog], axis=-1)
 
 
@@ -178,10 +168,10 @@ class AmberCaptions(Metric):
     def scores(self) -> Mapping[str, Score]:
         """Return the four scores, lexical and, where asked for, official, and the length of captions."""
         found = {"length": Score(lambda c: share(c[..., 0], c[..., 8]), "")}
-        for at, (metric, direction) in enumerate(SCORES):
-            found[f"amber_{metric}"] = Score(_column(_lexical, 1, at), direction, dialect="lexical")
+        for at, (metric, direction) in enumerate(SCORES.items()):
+            found[f"amber_{metric}"] = Score(_column(1, at), direction, dialect="lexical")
             if self.similar is not None:
-                found[f"amber_{metric}_official"] = Score(_column(_official, 9, at), direction, dialect="official")
+                found[f"amber_{metric}_official"] = Score(_column(9, at, OFFICIAL), direction, dialect="official")
         return found
 
     def _read(self, caption: str, place: int) -> list[float]:
@@ -192,16 +182,12 @@ class AmberCaptions(Metric):
         return found + match_official(nouns(caption), truth["truth"], truth["hallu"], self.words, self.similar)
 
 
-def _column(shares: Callable[[Array], Array], start: int, at: int) -> Callable[[Array], Array]:
-    return lambda c: shares(c[..., start : start + len(COUNTS)])[..., at]
+def _column(start: int, at: int, small: float = 0.0) -> Callable[[Array], Array]:
+    return lambda c: _shares(c[..., start : start + len(COUNTS)], small)[..., at]
 
 
 def similar_of(source: str | Path) -> Similar:
-    """Return how words are compared: by spaCy's vectors (`MODEL`), or by a table of pairs.
-
-    Raises:
-        DataError: NLTK's data, spaCy, its model or the table are missing.
-    """
+    """Return how words are compared: by spaCy's vectors (`MODEL`), or a table of pairs; `DataError` if they lack."""
     lemmas.check("AMBER's published score of captions")
     if str(source) == MODEL:
         return cache(lambda a, b: bool(vectors()(a).similarity(vectors()(b)) > ALIKE))

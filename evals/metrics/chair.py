@@ -36,18 +36,14 @@ def score(
     dialect: Dialect = "ours",
     vocabulary: Iterable[str] | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Score captions against the objects of their pictures.
+    """Return "dialect", all `SCORES` (shares in 0 to 1), and the sums of all `COLUMNS`, of captions of pictures.
 
     Args:
-        rows: each with `image_id` and `caption`.
-        objects: image id -> the names of the objects in the picture. Ids are numbers, or file names
-            whose number after the last underscore counts ("COCO_val2014_000000310196.jpg").
+        rows: each with `image_id` (see there) and `caption`.
+        objects: image id -> the names of the objects in the picture.
         dialect: how captions are read. "pattern" takes a picture that is not in `objects` for an empty one, as the
             published script does; otherwise that is an error.
         vocabulary: nouns (or noun -> object) that take the place of the 80 COCO objects.
-
-    Returns:
-        "dialect", all `SCORES` (shares in 0 to 1), and the sums of all `COLUMNS`.
 
     Raises:
         DataError: a field is missing, a picture has no ground truth, a ground truth names no known
@@ -55,7 +51,7 @@ def score(
     """
     sums = counts(compare(rows, objects, dialect, vocabulary)).sum(axis=0)
     values = {metric: float(score.of(sums)) for metric, score in SCORES.items()}
-    whole = {name: int(value) for name, value in zip(COLUMNS, sums, strict=True) if name not in values}
+    whole = {name: int(value) for name, value in zip(COLUMNS.names, sums, strict=True) if name not in values}
     return {"dialect": dialect if vocabulary is None else "vocabulary", **values, **whole}
 
 
@@ -115,10 +111,7 @@ def _objects(key: ImageId, names: Iterable[str], reader: ObjectWords) -> frozens
 
 
 def image_id(value: Any) -> ImageId:
-    """Return a picture's id: a whole number where there is one, else the text.
-
-    "COCO_val2014_000000310196.jpg" is 310196: the digits after the last underscore.
-    """
+    """Return a picture's id: a number where there is one ("COCO_val2014_000000310196.jpg": 310196), else the text."""
     if isinstance(value, int):
         return int(value)
     text = str(value)
@@ -127,11 +120,7 @@ def image_id(value: Any) -> ImageId:
 
 
 def read_objects(path: str | Path) -> dict[ImageId, frozenset[str]]:
-    """Read a ground truth: {"categories": [names], "images": {id: [indices into categories]}}, .gz too.
-
-    Raises:
-        DataError: the file can't be read or is no such table.
-    """
+    """Read a ground truth: {"categories": [names], "images": {id: [indices into categories]}}, .gz too."""
     table = jsonl.document(path)
     try:
         names = table["categories"]
@@ -168,7 +157,7 @@ class Chair(Metric):
 
     def count(self, batch: Batch) -> Array:
         """Return the `captions.COLUMNS` of each caption, for each dialect and limit; 0 where lengths are not known."""
-        found = np.zeros((len(batch.texts), len(self.readers), len(self.limits), len(COLUMNS)))
+        found = np.zeros((len(batch.texts), len(self.readers), len(self.limits), len(COLUMNS.names)))
         for n, (place, text, ended, ends) in enumerate(
             zip(batch.places.tolist(), batch.texts, batch.ended.tolist(), batch.cut_at, strict=True)
         ):
@@ -187,7 +176,7 @@ class Chair(Metric):
         found: dict[str, Score] = {}
         for m, dialect in enumerate(self.readers):
             for k, limit in enumerate(self.limits if self.lengths_known else (None,)):
-                start = (m * len(self.limits) + k) * len(COLUMNS)
+                start = (m * len(self.limits) + k) * len(COLUMNS.names)
                 for metric, score in SCORES.items():
                     if m == 0 or metric in DIALECTAL:
                         suffix = SUFFIX[dialect] if metric in DIALECTAL else ""
@@ -198,4 +187,4 @@ class Chair(Metric):
 
 def _from(start: int, of: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """Return a score of the counts that begin at a column; NaN where no caption was counted there."""
-    return lambda c: np.where(c[..., start] > 0, of(c[..., start : start + len(COLUMNS)]), np.nan)
+    return lambda c: np.where(c[..., start] > 0, of(c[..., start : start + len(COLUMNS.names)]), np.nan)

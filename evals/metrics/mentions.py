@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score, each, labels_of, share
+from lvlm_guard.evals.metrics import pope, yes_no
+from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score, each, labels_of, share
 
 BINS = 10
-_TOLD, _ERROR, _GAPS = 8, 9, 10
-WIDTH = _GAPS + BINS
-"""Counts of an answer: `yes_no.COLUMNS`, unread what marks nothing; probabilities, squared error, gaps."""
+COLUMNS = Columns((*yes_no.COLUMNS.names[: yes_no.OURS], "told", "error"))
+"""Counts of an answer: `yes_no`'s, unread what marks nothing; probabilities, squared error; and `BINS` gaps."""
 
 
 class Mentions(Metric):
@@ -33,45 +33,46 @@ class Mentions(Metric):
         self.yes = labels_of(task, items)
 
     def count(self, batch: Batch) -> Array:
-        """Return the counts of each answer, [B, `WIDTH`]."""
+        """Return the counts of each answer, [B, 10 + `BINS`]."""
+        return each(batch.texts, batch.places, self._count, len(COLUMNS.names) + BINS)
 
-        def read(text: str, place: int) -> list[float]:
-            true = bool(self.yes[place])
-            word, p = _read(text)
-            doubtful, marks = word == "no", word in ("yes", "no")
-            gaps = [0.0] * BINS
-            yes = marks and not doubtful
-            said: list[float] = [yes and true, yes and not true, doubtful and not true, doubtful and true]
-            said += [1, not marks, true, true and not marks]
-            if not word:
-                return [*said, 0, 0, *gaps]
+    def _count(self, text: str, place: int) -> list[float]:
+        true = bool(self.yes[place])
+        word, p = _read(text)
+        said: pope.Answer | None = "yes" if word == "yes" else "no" if word == "no" else None
+        counts: list[float] = [
+            *(yes_no.outcome(said, true) if said else [0] * 4),
+            1,
+            said is None,
+            true,
+            not true,
+            0,
+            0,
+        ]
+        gaps = [0.0] * BINS
+        if word:
+            counts[-2:] = 1, (p - true) ** 2
             gaps[int(bins_of(p))] = p - true
-            return [*said, 1, (p - true) ** 2, *gaps]
-
-        return each(batch.texts, batch.places, read, WIDTH)
+        return counts + gaps
 
     def scores(self) -> Mapping[str, Score]:
         """Return the scores of probabilities and of marks as signs of hallucination."""
 
-        def of_marks(top: Callable[[Array], Array], bottom: Callable[[Array], Array]) -> Callable[[Array], Array]:
-            return lambda c: np.where(c[..., 4] > c[..., 5], share(top(c), bottom(c), np.nan), np.nan)
+        def of_marks(part: str, whole: str) -> Callable[[Array], Array]:
+            ratio = COLUMNS.ratio(part, whole, np.nan)
+            return lambda c: np.where(c[..., 4] > c[..., 5], ratio(c), np.nan)
 
         def error(c: Array) -> Array:
-            return share(np.abs(c[..., _GAPS : _GAPS + BINS]).sum(-1), c[..., _TOLD], np.nan)
-
-        def caught(c: Array) -> Array:
-            return np.asarray(c[..., 2])
-
-        def marked(c: Array) -> Array:
-            return np.asarray(c[..., 2] + c[..., 3])
+            start = len(COLUMNS.names)
+            return share(np.abs(c[..., start : start + BINS]).sum(-1), COLUMNS.sum(c, "told"), np.nan)
 
         return {
-            "hallucinated": Score(lambda c: share(c[..., 4] - c[..., 6], c[..., 4]), "", once=True),
-            "brier": Score(lambda c: share(c[..., _ERROR], c[..., _TOLD], np.nan), "lower"),
+            "hallucinated": Score(COLUMNS.ratio("label_no", "n"), "", once=True),
+            "brier": Score(COLUMNS.ratio("error", "told", np.nan), "lower"),
             "calibration_error": Score(error, "lower", compared=False),
-            "marked": Score(of_marks(marked, lambda c: c[..., 4] - c[..., 5]), "", compared=False),
-            "mark_precision": Score(of_marks(caught, marked), compared=False),
-            "mark_recall": Score(of_marks(caught, lambda c: c[..., 4] - c[..., 6]), compared=False),
+            "marked": Score(of_marks("tn fn", "n -unreadable"), "", compared=False),
+            "mark_precision": Score(of_marks("tn", "tn fn"), compared=False),
+            "mark_recall": Score(of_marks("tn", "label_no"), compared=False),
         }
 
 

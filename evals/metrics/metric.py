@@ -51,12 +51,7 @@ class Score:
 
 @dataclass
 class Items:
-    """The items of one task and split, in their order.
-
-    Args:
-        keys, pictures, truths, tags: of each.
-        rows: the row tasks that each counts in, ("pope_random", "pope_popular").
-    """
+    """The items of one task and split, in their order; `rows` are the row tasks that each counts in ("pope_random")."""
 
     keys: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
@@ -126,12 +121,28 @@ def share(part: ArrayLike, whole: ArrayLike, empty: float = 0.0) -> Array:
     return found
 
 
-def labels_of(task: Mapping[str, Any], items: Items) -> NDArray[np.bool_]:
-    """Return whether the right answer is yes, [N].
+@dataclass(frozen=True)
+class Columns:
+    """Names of counts, in their order, from a column on; most scores are ratios of sums of them."""
 
-    Raises:
-        DataError: a truth is neither "yes" nor "no".
-    """
+    names: Sequence[str]
+    start: int = 0
+
+    def sum(self, counts: Array, names: str) -> Array:
+        """Return the sum of columns, [...], named between blanks: "n -tp -fp" takes two away, "tp tp" is twice tp."""
+        total = np.zeros(counts.shape[:-1])
+        for name in names.split():
+            column = counts[..., self.start + self.names.index(name.removeprefix("-"))]
+            total = total - column if name.startswith("-") else total + column
+        return total
+
+    def ratio(self, part: str, whole: str, empty: float = 0.0) -> Callable[[Array], Array]:
+        """Return the score that is one sum over another; `empty` for 0/0."""
+        return lambda counts: share(self.sum(counts, part), self.sum(counts, whole), empty)
+
+
+def labels_of(task: Mapping[str, Any], items: Items) -> NDArray[np.bool_]:
+    """Return whether the right answer is yes, [N]; raises `DataError` of a truth that is neither "yes" nor "no"."""
     for key, truth in zip(items.keys, items.truths, strict=True):
         if truth not in ("yes", "no"):
             raise DataError(f"Item {key!r} of {task['name']} has the truth {truth!r}: it must be 'yes' or 'no'.")

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Score, share
+from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Score
 from lvlm_guard.evals.metrics.pope import Answer
-from lvlm_guard.evals.metrics.yes_no import WIDTH, YesNo
+from lvlm_guard.evals.metrics.yes_no import COLUMNS, OURS, YesNo
 
 HALLUCINATION = ("existence", "count", "position", "color")
 """The tasks of the hallucination subset: objects, then attributes; 200 points each."""
+
+
+COUNTS = Columns([*COLUMNS.names[:OURS], "official", "pairs", "both", "both_official"])
 
 
 def read_official(answer: str) -> Answer | None:
@@ -32,11 +35,7 @@ def read_official(answer: str) -> Answer | None:
 
 
 def pairs(task: str, pictures: Sequence[str], labels: Sequence[Answer]) -> list[tuple[int, int]]:
-    """Return the places of the two questions about each picture.
-
-    Raises:
-        DataError: a picture has not one question with the answer yes and one with no.
-    """
+    """Return the places of the two questions about each picture; raises `DataError` unless one is yes and one no."""
     places: dict[str, list[int]] = {}
     for place, picture in enumerate(pictures):
         places.setdefault(picture, []).append(place)
@@ -62,31 +61,20 @@ class Mme(YesNo):
         for row, of in places.items():
             pairs(row, [items.pictures[i] for i in of], ["yes" if self.yes[i] else "no" for i in of])
 
-    def count(self, batch: Batch) -> Array:
-        """Return the counts of `YesNo`, and whether the authors' evaluation takes an answer for right, [B, k]."""
-        labels = self.yes[batch.places].tolist()
-        theirs = [
-            read_official(text) == ("yes" if yes else "no") for text, yes in zip(batch.texts, labels, strict=True)
-        ]
-        return np.column_stack([super().count(batch), np.array(theirs, dtype=float)])
+    def read_scripts(self, text: str, yes: bool) -> list[int]:
+        """Return whether the authors' evaluation takes an answer for right."""
+        return [read_official(text) == ("yes" if yes else "no")]
 
     def finish(self, sums: Array) -> Array:
         """Add whether a picture's pair is whole, both answers are right, and both are as the authors read."""
         pair = sums[..., 4] == 2
-        right = sums[..., 0] + sums[..., 2]
-        both = np.stack([pair, pair & (right == 2), pair & (sums[..., WIDTH] == 2)], axis=-1)
-        return np.concatenate([sums, both], axis=-1)
+        both = [pair & (COUNTS.sum(sums, right) == 2) for right in ("tp tn", "official")]
+        return np.concatenate([sums, np.stack([pair, *both], axis=-1)], axis=-1)
 
     def scores(self) -> Mapping[str, Score]:
         """Return points (0 to 200 a task), accuracies, and shares."""
-        of = super().scores()
-
-        def plus(c: Array) -> Array:
-            return share(c[..., WIDTH + 2], c[..., WIDTH + 1])
-
-        def official(c: Array) -> Array:
-            return 100 * (share(c[..., WIDTH], c[..., 4]) + share(c[..., WIDTH + 3], c[..., WIDTH + 1]))
-
+        of, ratio = super().scores(), COUNTS.ratio
+        plus, theirs, theirs_plus = ratio("both", "pairs"), ratio("official", "n"), ratio("both_official", "pairs")
         shares = {
             name: replace(of[name], compared=False) for name in ("precision", "recall", "yes_ratio", "unreadable")
         }
@@ -95,5 +83,5 @@ class Mme(YesNo):
             "accuracy": of["accuracy"],
             "accuracy_plus": Score(plus),
             **shares,
-            "score_official": Score(official, over="sum", compared=False),
+            "score_official": Score(lambda c: 100 * (theirs(c) + theirs_plus(c)), over="sum", compared=False),
         }

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, share
+from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score
 from lvlm_guard.evals.spec import jsonl
 
 ITEMS, HIGHEST, HALLUCINATED_BELOW = 96, 6, 3
@@ -44,12 +44,8 @@ def rating_official(verdict: str) -> int:
 
 @dataclass(frozen=True)
 class Reply:
-    """Verdicts, and whose they are.
-
-    Args:
-        judge: the judging model as its server named it, and the date.
-        prompt_sha256, answers_sha256: of the prompt, and of what was judged (`answers_digest`).
-        verdicts: in the order of the questions.
+    """Verdicts, in the order of the questions, the judging model as its server named it with the date, and the digests
+    of the prompt and of what was judged (`answers_digest`).
     """
 
     judge: Mapping[str, Any]
@@ -71,10 +67,8 @@ def answers_digest(answers: Sequence[str]) -> str:
 def read_reply(path: str | Path) -> Reply:
     """Read a file of verdicts: "judge" {"model", "date"}, "prompt_sha256", "answers_sha256", "verdicts".
 
-    A verdict is a text or a chat completion.
-
     Raises:
-        DataError: a field is missing, a verdict is neither, or they are not 96.
+        DataError: a field is missing, a verdict is neither a text nor a chat completion, or they are not 96.
     """
     table = jsonl.document(path)
     jsonl.check_fields(table, ("judge", "prompt_sha256", "answers_sha256", "verdicts"), str(path), "file of verdicts")
@@ -95,7 +89,7 @@ def _text(path: str | Path, number: int, verdict: Any) -> str:
     return text
 
 
-COLUMNS = ("n", "grade", "hallucinated", "unread", "informative", "grade_official", "hallucinated_official")
+COLUMNS = Columns(str.split("n grade hallucinated unread informative grade_official hallucinated_official"))
 
 
 def counts(verdicts: Sequence[str]) -> Array:
@@ -105,21 +99,16 @@ def counts(verdicts: Sequence[str]) -> Array:
         grade, official = rating(verdict), rating_official(verdict)
         read = [0, 0, 1, 0] if grade is None else [grade, grade < HALLUCINATED_BELOW, 0, (grade - 3 * (grade >= 3)) / 3]
         found.append([1, *read, official, official < HALLUCINATED_BELOW])
-    return np.array(found, dtype=float).reshape(-1, len(COLUMNS))
-
-
-def _mean(column: int, direction: Direction = "higher", read: bool = True) -> Score:
-    """Return the mean of a column, over the verdicts that can be read; NaN where there is none."""
-    return Score(lambda c: share(c[..., column], c[..., 0] - c[..., 3] * read, np.nan), direction)
+    return np.array(found, dtype=float).reshape(-1, len(COLUMNS.names))
 
 
 SCORES: dict[str, Score] = {
-    "score": _mean(1),
-    "hallucination_rate": _mean(2, "lower"),
-    "informativeness": _mean(4),
-    "unread": _mean(3, "lower", read=False),
-    "score_official": _mean(5, read=False),
-    "hallucination_rate_official": _mean(6, "lower", read=False),
+    "score": Score(COLUMNS.ratio("grade", "n -unread", np.nan)),
+    "hallucination_rate": Score(COLUMNS.ratio("hallucinated", "n -unread", np.nan), "lower"),
+    "informativeness": Score(COLUMNS.ratio("informative", "n -unread", np.nan)),
+    "unread": Score(COLUMNS.ratio("unread", "n", np.nan), "lower"),
+    "score_official": Score(COLUMNS.ratio("grade_official", "n", np.nan)),
+    "hallucination_rate_official": Score(COLUMNS.ratio("hallucinated_official", "n", np.nan), "lower"),
 }
 
 
@@ -176,7 +165,7 @@ class MMHal(Verdicts):
         """Return the `COLUMNS` of one decoder's answers; 0 where nobody judged them, which a warning says."""
         order = np.argsort(batch.places)
         digest = answers_digest([batch.texts[at] for at in order])
-        found = np.zeros((len(order), len(COLUMNS)))
+        found = np.zeros((len(order), len(COLUMNS.names)))
         if digest in self.replies:
             found[order] = counts(self.replies[digest].verdicts)
         else:

@@ -46,13 +46,8 @@ DOUBLE_WORDS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What a caption names.
-
-    Args:
-        words: the object words, singular, in order, repeats included.
-        nodes: the object that each of them stands for.
-        indices: position of each one's first token in the caption.
-        tokens: the caption as it was read: singular words, double words as one.
+    """What a caption names: object words (singular, in order, repeats included), the object that each stands for, the
+    position of each one's first token, and the caption as it was read: singular words, double words as one.
     """
 
     words: tuple[str, ...]
@@ -96,12 +91,8 @@ class ObjectWords:
             if not self.official:
                 places = [i for i, word in zip(starts, emitted, strict=True) if word != "seat"]
         named = [(word, places[i]) for i, word in enumerate(kept) if word in self.nodes]
-        return Found(
-            words=tuple(word for word, _ in named),
-            nodes=tuple(self.nodes[word] for word, _ in named),
-            indices=tuple(index for _, index in named),
-            tokens=tuple(emitted),
-        )
+        words, indices = (tuple(part) for part in zip(*named, strict=True)) if named else ((), ())
+        return Found(words, tuple(self.nodes[word] for word in words), indices, tuple(emitted))
 
 
 @cache
@@ -130,9 +121,8 @@ def coco_words(dialect: str = "ours") -> ObjectWords:
     if dialect == "wordnet":
         lemmas.check("CHAIR's dialect 'wordnet'")
         return ObjectWords(table, DOUBLE_WORDS, str, lemmas.lemmas, official=True)
-    return ObjectWords(
-        table, DOUBLE_WORDS, singular.repaired if dialect == "ours" else singular.official, official=dialect != "ours"
-    )
+    ours = dialect == "ours"
+    return ObjectWords(table, DOUBLE_WORDS, singular.repaired if ours else singular.official, official=not ours)
 
 
 def synonym_lines() -> list[str]:
@@ -143,13 +133,10 @@ def synonym_lines() -> list[str]:
 
 
 def vocabulary_words(vocabulary: Iterable[str] | Mapping[str, str]) -> ObjectWords:
-    """Return a vocabulary of your own: nouns in the singular, or a mapping of nouns to objects.
+    """Return a vocabulary of your own: nouns of one or two words in the singular, or a mapping of nouns to objects.
 
-    Nouns of two words are found too. A token that is a noun of the vocabulary is taken as it is, so
-    nouns that end in s ("wineglass") are not cut.
-
-    Raises:
-        DataError: there is no noun, or one is empty or has more than two words.
+    A token that is a noun of it is taken as it is, so nouns that end in s ("wineglass") are not cut. Raises `DataError`
+    where there is no noun, or one is empty or has more words.
     """
     pairs = dict(vocabulary) if isinstance(vocabulary, Mapping) else {word: word for word in vocabulary}
     table = {" ".join(word.lower().split()): node for word, node in pairs.items()}

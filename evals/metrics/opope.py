@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, each, share
+from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Direction, Items, Metric, Score, each, share
 from lvlm_guard.evals.metrics.objects import coco_words
 
 BETA = 0.2
@@ -23,11 +23,7 @@ _OBJECT = re.compile(r"Is there an? (.+) in the im(?:an|a)ge\?")
 
 
 def asked_object(text: str) -> str:
-    """Return the object that a question of POPE asks about.
-
-    Raises:
-        DataError: the text is no such question, or asks about none of CHAIR's 80 objects.
-    """
+    """Return the object that a question of POPE asks about; raises `DataError` of none, or none of CHAIR's 80."""
     found = _OBJECT.fullmatch(text.strip())
     if found is None:
         raise DataError(
@@ -69,9 +65,9 @@ class Opope(Metric):
         found: dict[str, Score] = {}
         for n, kind in enumerate(self.kinds):
             for start, suffix in ((2 + 8 * n, ""), (6 + 8 * n, "_official")):
-                for metric, of in _SCORES.items():
+                for metric, of in _scores(start).items():
                     direction: Direction = "" if metric == "yes_ratio" else "higher"
-                    found[f"{metric}_{kind}{suffix}"] = Score(_from(start, of), direction, compared=not suffix)
+                    found[f"{metric}_{kind}{suffix}"] = Score(of, direction, compared=not suffix)
         return found | {"length": Score(lambda c: share(c[..., 1], c[..., 0]), "")}
 
     def _read(self, caption: str, place: int) -> list[float]:
@@ -90,20 +86,19 @@ def outcomes(answers: Iterable[tuple[bool, bool]]) -> list[int]:
     return [pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))]
 
 
-def _f(c: Array, beta: float) -> Array:
-    b = beta * beta
-    return share((1 + b) * c[..., 0], (1 + b) * c[..., 0] + b * c[..., 3] + c[..., 1])
+def _scores(start: int) -> dict[str, Callable[[Array], Array]]:
+    """Return the scores of the tp, fp, tn, fn that begin at a column."""
+    of, b = Columns(("tp", "fp", "tn", "fn"), start), BETA * BETA
 
+    def f_beta(c: Array) -> Array:
+        hit = (1 + b) * of.sum(c, "tp")
+        return share(hit, hit + b * of.sum(c, "fn") + of.sum(c, "fp"))
 
-_SCORES: dict[str, Callable[[Array], Array]] = {
-    "accuracy": lambda c: share(c[..., 0] + c[..., 2], c.sum(-1)),
-    "precision": lambda c: share(c[..., 0], c[..., 0] + c[..., 1]),
-    "recall": lambda c: share(c[..., 0], c[..., 0] + c[..., 3]),
-    "f1": lambda c: _f(c, 1.0),
-    "f0.2": lambda c: _f(c, BETA),
-    "yes_ratio": lambda c: share(c[..., 0] + c[..., 1], c.sum(-1)),
-}
-
-
-def _from(start: int, of: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda c: of(c[..., start : start + 4])
+    return {
+        "accuracy": of.ratio("tp tn", "tp fp tn fn"),
+        "precision": of.ratio("tp", "tp fp"),
+        "recall": of.ratio("tp", "tp fn"),
+        "f1": of.ratio("tp tp", "tp tp fn fp"),
+        "f0.2": f_beta,
+        "yes_ratio": of.ratio("tp fp", "tp fp tn fn"),
+    }

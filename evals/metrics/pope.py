@@ -12,8 +12,9 @@ Differs from the scripts: a ratio 0/0 is 0.0 (theirs stop with an error), and la
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 from lvlm_guard.evals.errors import DataError
 
@@ -24,28 +25,6 @@ _WORD = re.compile(r"[^\W\d_]+")
 _SENTENCE_END = re.compile(r"(?<=\w)[.!?]")
 _DECISIVE = re.compile(r"\b(yes|no|not)\b")
 _READ: dict[str, Answer] = {"yes": "yes", "no": "no", "not": "no"}
-
-
-class Scores(TypedDict):
-    """Scores of one set of answers; the positive class is yes, shares are in 0 to 1.
-
-    `tp`, `fp`, `tn`, `fn` count answers. An unreadable answer is wrong: under a label yes it is a miss
-    (in `fn`, so that it lowers recall; "stock" leaves it out), under a label no it is in none of the
-    four. `n` is the number of rows, `unreadable` how many of them could not be read; "repope" leaves these out of
-    every count, `n` too.
-    """
-
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    yes_ratio: float
-    unreadable: int
-    tp: int
-    fp: int
-    tn: int
-    fn: int
-    n: int
 
 
 def read(answer: str, reading: Reading = "word", label: Answer | None = None) -> Answer | None:
@@ -83,7 +62,7 @@ def read(answer: str, reading: Reading = "word", label: Answer | None = None) ->
         return "yes" if word == "yes" else "no" if word == "no" else None
     if reading == "repope":
         return "yes" if "yes" in answer.lower() else "no" if "no" in answer.lower() else None
-    raise DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
+    raise _unknown(reading)
 
 
 def _first_word(answer: str) -> Answer | None:
@@ -97,7 +76,7 @@ def _first_word(answer: str) -> Answer | None:
     return _READ[found.group()] if found else None
 
 
-def score(rows: Iterable[Mapping[str, Any]], reading: Reading = "word") -> Scores:
+def score(rows: Iterable[Mapping[str, Any]], reading: Reading = "word") -> dict[str, Any]:
     """Score answers against their labels.
 
     Args:
@@ -105,42 +84,33 @@ def score(rows: Iterable[Mapping[str, Any]], reading: Reading = "word") -> Score
         reading: how an answer is read, see `read`. With "stock" the yes ratio is the share of yes among
             the *labels*, as lmms-eval has it; everywhere else it is that of the answers.
 
+    Returns:
+        "accuracy", "precision", "recall", "f1" (of yes), "yes_ratio" (shares in 0 to 1), and the counts "tp", "fp",
+        "tn", "fn", "n" and "unreadable". An unreadable answer is wrong: under a label yes it is a miss (in fn; "stock"
+        leaves it out), under a label no in none of the four. "repope" leaves it out of every count, n too.
+
     Raises:
         DataError: a field is missing, a label is neither yes nor no, or the reading is unknown.
     """
     if reading not in get_args(Reading):
-        raise DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
-    tp = fp = tn = fn = unread_yes = unread_no = 0
+        raise _unknown(reading)
+    said: Counter[tuple[Answer, Answer | None]] = Counter()
     for number, row in enumerate(rows):
         label, answer = checked(row, number)
-        said = read(answer, reading, label)
-        if said is None:
-            unread_yes += label == "yes"
-            unread_no += label == "no"
-        elif label == "yes":
-            tp += said == "yes"
-            fn += said == "no"
-        else:
-            fp += said == "yes"
-            tn += said == "no"
-    if reading not in ("stock", "repope"):
-        fn += unread_yes
+        said[label, read(answer, reading, label)] += 1
+    tp, fp, tn, fn = (said[of] for of in (("yes", "yes"), ("no", "yes"), ("no", "no"), ("yes", "no")))
+    unread_yes, unread_no = said["yes", None], said["no", None]
+    fn += unread_yes if reading not in ("stock", "repope") else 0
     n = tp + fp + tn + fn + (0 if reading == "repope" else unread_no) + (unread_yes if reading == "stock" else 0)
     precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
-    labelled_yes = tp + fn + (unread_yes if reading == "stock" else 0)
-    return Scores(
-        accuracy=ratio(tp + tn, n),
-        precision=precision,
-        recall=recall,
-        f1=ratio(2 * precision * recall, precision + recall),
-        yes_ratio=ratio(labelled_yes if reading == "stock" else tp + fp, n),
-        unreadable=unread_yes + unread_no,
-        tp=tp,
-        fp=fp,
-        tn=tn,
-        fn=fn,
-        n=n,
-    )
+    yes = tp + fn + unread_yes if reading == "stock" else tp + fp
+    shares = {"accuracy": ratio(tp + tn, n), "precision": precision, "recall": recall}
+    shares |= {"f1": ratio(2 * precision * recall, precision + recall), "yes_ratio": ratio(yes, n)}
+    return shares | {"unreadable": unread_yes + unread_no, "tp": tp, "fp": fp, "tn": tn, "fn": fn, "n": n}
+
+
+def _unknown(reading: str) -> DataError:
+    return DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
 
 
 def checked(row: Mapping[str, Any], number: int = 0) -> tuple[Answer, str]:

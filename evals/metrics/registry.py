@@ -28,11 +28,7 @@ METRICS: dict[str, str] = {
 
 
 def metric_of(kind: str) -> type[Metric]:
-    """Return the class that scores a kind of task.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Return the class that scores a kind of task; raises `DataError` where there is none."""
     if kind not in METRICS:
         raise DataError(f"No kind of task is called {kind!r}; known are {', '.join(METRICS)}.")
     module, _, name = METRICS[kind].partition(":")

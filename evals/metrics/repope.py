@@ -16,14 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.metrics.metric import Array, Score, share
-from lvlm_guard.evals.metrics.yes_no import WIDTH, YesNo
+from lvlm_guard.evals.metrics.metric import Array, Columns, Score, share
+from lvlm_guard.evals.metrics.yes_no import COLUMNS, OURS, YesNo, outcome
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -92,63 +89,51 @@ def _repaired(text: str) -> str:
     return text.replace("imange", "image").strip()
 
 
-START, SCRIPTS = 8, ("_official", "_agla", "_stock")
-"""Column of `YesNo`'s counts where those of the scripts' readings begin, and how their scores end."""
+COUNTS = Columns([*COLUMNS.names[:OURS], "script_tp", "script_fp", "script_tn", "script_fn"])
 
 
-class _Scripted(YesNo):
-    """Yes/no questions, as these two scripts read beside ours."""
-
-    script: ClassVar[Mapping[str, Callable[..., Array]]]
-    """Metric -> its value from the script's tp, fp, tn, fn, and the numbers of labels yes and no."""
-
-    def scores(self) -> Mapping[str, Score]:
-        """Return the scores of `YesNo`; of scripts' readings those of this benchmark's alone."""
-        ours = {name: score for name, score in super().scores().items() if not name.endswith(SCRIPTS)}
-        return ours | {f"{name}_official": Score(_of_script(of), compared=False) for name, of in self.script.items()}
-
-    def _read(self, text: str, yes: bool) -> list[int]:
-        said = pope.read(text, "repope")
-        script = [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said == "no" and yes]
-        return [*super()._read(text, yes)[:START], *script, *[0] * (WIDTH - START - len(script))]
-
-
-def _of_script(of: Callable[..., Array]) -> Callable[[Array], Array]:
-    return lambda c: of(*np.moveaxis(c[..., START : START + 4], -1, 0), c[..., 6], c[..., 4] - c[..., 6])
-
-
-class RePope(_Scripted):
+class RePope(YesNo):
     """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
 
-    script: ClassVar = {
-        "accuracy": lambda tp, fp, tn, fn, *_: share(tp + tn, tp + fp + tn + fn),
-        "precision": lambda tp, fp, *_: share(tp, tp + fp),
-        "recall": lambda tp, fp, tn, fn, *_: share(tp, tp + fn),
-        "f1": lambda tp, fp, tn, fn, *_: share(2 * tp, 2 * tp + fp + fn),
-        "yes_ratio": lambda tp, fp, tn, fn, *_: share(tp + fp, tp + fp + tn + fn),
-    }
+    def read_scripts(self, text: str, yes: bool) -> list[int]:
+        """Return the outcome as both scripts read; an answer that they can't read is none of the four."""
+        said = pope.read(text, "repope")
+        return [*outcome(said, yes)] if said else [0] * 4
 
-
-class DashB(_Scripted):
-    """Yes/no questions with TNR, TPR (which is `recall`) and their harmonic mean, by both readings."""
-
-    script: ClassVar = {
-        "accuracy": lambda tp, fp, tn, fn, yes, no: share(tp + tn, yes + no),
-        "tpr": lambda tp, fp, tn, fn, yes, no: share(tp, yes),
-        "tnr": lambda tp, fp, tn, fn, yes, no: share(tn, no),
-        "harmonic_mean": lambda tp, fp, tn, fn, yes, no: _harmonic(share(tp, yes), share(tn, no)),
-    }
-
-    def scores(self) -> Mapping[str, Score]:
-        """Return the scores of `YesNo` and DASH-B's."""
+    def script_scores(self) -> Mapping[str, Callable[[Array], Array]]:
+        """Return the script's scores."""
+        ratio, read = COUNTS.ratio, "script_tp script_fp script_tn script_fn"
         return {
-            **super().scores(),
-            "tnr": Score(lambda c: share(c[..., 2], c[..., 4] - c[..., 6])),
-            "harmonic_mean": Score(
-                lambda c: _harmonic(share(c[..., 0], c[..., 6]), share(c[..., 2], c[..., 4] - c[..., 6]))
-            ),
+            "accuracy_official": ratio("script_tp script_tn", read),
+            "precision_official": ratio("script_tp", "script_tp script_fp"),
+            "recall_official": ratio("script_tp", "script_tp script_fn"),
+            "f1_official": ratio("script_tp script_tp", "script_tp script_tp script_fp script_fn"),
+            "yes_ratio_official": ratio("script_tp script_fp", read),
         }
 
 
-def _harmonic(tpr: Array, tnr: Array) -> Array:
-    return share(2 * tpr * tnr, tpr + tnr)
+class DashB(RePope):
+    """Yes/no questions with TNR, TPR (which is `recall`) and their harmonic mean, by both readings."""
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return the scores of `YesNo` and DASH-B's."""
+        return {**super().scores(), "tnr": Score(COUNTS.ratio("tn", "label_no")), "harmonic_mean": Score(_harmonic())}
+
+    def script_scores(self) -> Mapping[str, Callable[[Array], Array]]:
+        """Return the script's scores."""
+        return {
+            "accuracy_official": COUNTS.ratio("script_tp script_tn", "n"),
+            "tpr_official": COUNTS.ratio("script_tp", "label_yes"),
+            "tnr_official": COUNTS.ratio("script_tn", "label_no"),
+            "harmonic_mean_official": _harmonic("script_"),
+        }
+
+
+def _harmonic(reading: str = "") -> Callable[[Array], Array]:
+    """Return the harmonic mean of TPR and TNR."""
+
+    def of(c: Array) -> Array:
+        tpr, tnr = COUNTS.ratio(f"{reading}tp", "label_yes")(c), COUNTS.ratio(f"{reading}tn", "label_no")(c)
+        return share(2 * tpr * tnr, tpr + tnr)
+
+    return of

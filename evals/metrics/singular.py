@@ -12,19 +12,8 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
-REPAIRED = {
-    "bus": "bus",
-    "minibus": "minibus",
-    "airbus": "airbus",
-    "tie": "tie",
-    "ties": "tie",
-    "canoe": "canoe",
-    "canoes": "canoe",
-    "doggie": "doggie",
-    "doggies": "doggie",
-    "collie": "collie",
-    "collies": "collie",
-}
+REPAIRED = {word: word for word in ("bus", "minibus", "airbus", "tie", "canoe", "doggie", "collie")}
+REPAIRED |= {f"{word}s": word for word in ("tie", "canoe", "doggie", "collie")}
 """Object words whose singular Pattern gets wrong: bus -> bu, ties -> ty, canoes -> cano, collies as it is."""
 
 

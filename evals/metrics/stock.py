@@ -78,14 +78,12 @@ class Stock(Metric):
     def scores(self) -> Mapping[str, Score]:
         """Return the means of all metrics; which way is better is what lmms-eval says."""
         up = {"accuracy": True, "unreadable": False} | self.task["about"].get("metrics", {})
-        found = {}
-        for at, metric in enumerate(self._metrics):
-            if metric in self._undefined:
-                continue
-            better = up.get(metric.partition(",")[0])
-            direction: Direction = "" if better is None else "higher" if better else "lower"
-            found[metric] = Score(_mean_of(at, len(self._metrics)), direction, n=_number_of(at, len(self._metrics)))
-        return found
+        ways: dict[Any, Direction] = {None: "", True: "higher", False: "lower"}
+        return {
+            metric: _mean(at, len(self._metrics), ways[up.get(metric.partition(",")[0])])
+            for at, metric in enumerate(self._metrics)
+            if metric not in self._undefined
+        }
 
     def _numbers(self, places: Sequence[int], texts: Sequence[str]) -> dict[str, Array]:
         """Return metric -> a number for each answer, NaN where it has none."""
@@ -112,22 +110,19 @@ class Stock(Metric):
                 f"lmms-eval's own scoring of {self.task['name']} fails on these answers ({type(error).__name__}: "
                 f"{error}). They are kept: `lvlm-guard eval score` scores them again."
             ) from error
-        ours = {"words": np.array([float(len(text.split())) for text in texts])}
+        ours = {"words": [len(text.split()) for text in texts]}
         truths = [str(self.items.truths[i]).strip().lower() for i in places]
         if set(truths) <= {"yes", "no"}:
             said = [pope.read(text) for text in texts]
-            ours["accuracy"] = np.array([word == truth for word, truth in zip(said, truths, strict=True)], float)
-            ours["yes_ratio"] = np.array([word == "yes" for word in said], float)
-            ours["unreadable"] = np.array([word is None for word in said], float)
-        return ours | numbers  # the task's own stands, where it has one of that name
+            ours["accuracy"] = [word == truth for word, truth in zip(said, truths, strict=True)]
+            ours["yes_ratio"] = [word == "yes" for word in said]
+            ours["unreadable"] = [word is None for word in said]
+        # the task's own stands, where it has one of that name
+        return {metric: np.array(values, float) for metric, values in ours.items()} | numbers
 
 
 def check_scorable(name: str, source: Any) -> None:
-    """See that a task of lmms-eval can be scored without its command line, before any answer is paid for.
-
-    Raises:
-        DataError: a score of it takes arguments of the command line (MMBench's).
-    """
+    """Raise `DataError` where a task of lmms-eval has a score that takes arguments of its command line (MMBench's)."""
     for metric, aggregate in source.aggregation().items():
         if "args" in inspect.signature(aggregate).parameters:
             raise DataError(
@@ -139,10 +134,7 @@ def check_scorable(name: str, source: Any) -> None:
 def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> dict[str, list[Any]]:
     """Return what a task makes of each answer, as lmms-eval's evaluator does: metric -> a result or None for each.
 
-    Args:
-        source: lmms-eval's task.
-        keys: the documents, in order.
-        answers: to each.
+    `source` is lmms-eval's task, `keys` are its documents, in order, each with its answer.
     """
     from lmms_eval.api.instance import Instance
     from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
@@ -173,12 +165,8 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
     Where the score is not defined (CHAIR_i of captions that name nothing) they are NaN.
 
     Args:
-        aggregate: a task's own function of all results.
-        values: the results.
-        pictures: of each.
-
-    Raises:
-        DataError: the score is not a number.
+        aggregate: a task's own function of all results; raises `DataError` where that is no number.
+        values, pictures: the results, and of which picture each is.
     """
     began = time.monotonic()
     whole = _score(aggregate, values)
@@ -231,9 +219,5 @@ def _as_numbers(values: Sequence[Any]) -> list[float]:
     return [float(value) for value in plain] if fit else []
 
 
-def _mean_of(at: int, metrics: int) -> Callable[[Array], Array]:
-    return lambda c: share(c[..., at], c[..., metrics + at])
-
-
-def _number_of(at: int, metrics: int) -> Callable[[Array], Array]:
-    return lambda c: c[..., metrics + at]
+def _mean(at: int, metrics: int, direction: Direction) -> Score:
+    return Score(lambda c: share(c[..., at], c[..., metrics + at]), direction, n=lambda c: c[..., metrics + at])

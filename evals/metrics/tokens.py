@@ -23,10 +23,7 @@ def words(caption: str) -> list[str]:
 
     Inner hyphens, slashes, periods and apostrophes stay: "o'clock" yields no clock.
     """
-    found: list[str] = []
-    for sentence in _SENTENCE.split(caption.lower().strip()):
-        found += _sentence(sentence)
-    return found
+    return [word for sentence in _SENTENCE.split(caption.lower().strip()) for word in _sentence(sentence)]
 
 
 def _sentence(sentence: str) -> list[str]:
@@ -35,10 +32,7 @@ def _sentence(sentence: str) -> list[str]:
     last = len(pieces) - 1
     while last > 0 and pieces[last] in _CLOSING:
         last -= 1
-    found: list[str] = []
-    for index, piece in enumerate(pieces):
-        found += _piece(piece, final=index == last)
-    return found
+    return [word for index, piece in enumerate(pieces) for word in _piece(piece, final=index == last)]
 
 
 def _piece(piece: str, final: bool) -> list[str]:

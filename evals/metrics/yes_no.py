@@ -9,18 +9,17 @@ those of "Mirage" (arXiv:2504.10020). AUROC is a share of pairs, ties half (Hanl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, labels_of, share
+from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Direction, Items, Metric, Score, labels_of, share
 
 Border = Literal["labels", "half"]
-"""How many are called yes: as many as the labels say (the only one that fits unbalanced labels), or half of all."""
+"""How many are called yes: as many as labels say (all that fits unbalanced ones), or half of all, half to even."""
 
 RANKED: dict[str, Direction] = {"auroc": "higher", "accuracy_matched": "higher", "tilt": ""}
 """Metrics of scores rather than answers."""
@@ -28,8 +27,7 @@ RANKED: dict[str, Direction] = {"auroc": "higher", "accuracy_matched": "higher",
 CELLS = 2**17  # draws x questions worked on at once: what a core's cache holds
 
 
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """What a ranking gives, one number a draw, [D].
 
     Args:
@@ -53,12 +51,8 @@ class Ranking:
     """Questions by their scores, sorted once for any number of draws.
 
     Args:
-        scores: [N], nats; -inf below all, +inf above all.
-        yes: [N] bool, the labels.
+        scores, yes: [N], nats (-inf below all, +inf above all; `DataError` of NaN), and the labels.
         pictures: [N], column of each question's picture in the weights; None: each question has its own.
-
-    Raises:
-        DataError: a score is no number.
     """
 
     def __init__(self, scores: ArrayLike, yes: ArrayLike, pictures: ArrayLike | None = None) -> None:
@@ -73,15 +67,15 @@ class Ranking:
         self._values = values[order][starts]
 
     def __call__(self, weights: Array, border: Border = "labels") -> Ranked:
-        """Return the figures of each draw.
-
-        Args:
-            weights: [D, pictures], how often each picture was drawn.
-            border: see `Border`; "half" rounds half to even.
-        """
+        """Return the figures of each draw; `weights` [D, pictures] are how often each picture was drawn."""
         step = max(1, CELLS // max(1, len(self._yes)))
         parts = [self._part(weights[i : i + step], border) for i in range(0, len(weights), step)]
         return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def figures(self, weights: Array) -> Array:
+        """Return the figures of `RANKED` of each draw, [D, 3]."""
+        found = self(weights)
+        return np.stack([found.auroc, found.accuracy, found.tilt], axis=-1)
 
     def _part(self, weights: Array, border: Border) -> tuple[Array, ...]:
         w = weights[:, self._at]
@@ -126,10 +120,38 @@ def one_wayness(n2p: ArrayLike, p2n: ArrayLike) -> Array:
     return share(np.abs(to_yes - to_no), to_yes + to_no, np.nan)
 
 
-COLUMNS = ("tp", "fp", "tn", "fn", "n", "unreadable", "label_yes", "unreadable_yes")
-_OFFICIAL, _AGLA, _STOCK, WIDTH = 8, 12, 16, 17
-"""Counts of an answer: `COLUMNS`; tp, fp, tn, fn as the authors' script reads, and as AGLA's does; right as lmms-eval
-reads. The statistics add two at the end: whether the answer turned to yes against the reference's, or to no."""
+COLUMNS = Columns(
+    str.split(
+        "tp fp tn fn n unreadable label_yes label_no official_tp official_fp official_tn official_fn "
+        "agla_tp agla_fp agla_tn agla_fn stock_right"
+    )
+)
+"""Counts of an answer as we read it, as the authors' script and AGLA's do, and as lmms-eval does. The statistics add
+two at the end: whether the answer turned to yes against the reference's, or to no."""
+
+OURS = 8
+"""How many of them are ours; a benchmark with a script of its own has other ones behind."""
+
+
+def ratios(reading: str = "", positive: pope.Answer = "yes") -> dict[str, Callable[[Array], Array]]:
+    """Return the scores of a reading's counts ("official_"), for a class; unreadable answers are of neither."""
+    tp, fp, tn = (reading + name for name in ("tp", "fp", "tn"))
+    hit, said, are = (tp, f"{tp} {fp}", "label_yes")
+    if positive == "no":
+        hit, said, are = tn, f"n -{tp} -{fp} -unreadable", "label_no"
+    ratio = COLUMNS.ratio
+    return {
+        "accuracy": ratio(f"{tp} {tn}", "n"),
+        "precision": ratio(hit, said),
+        "recall": ratio(hit, are),
+        "f1": ratio(f"{hit} {hit}", f"{said} {are}"),
+        "yes_ratio": ratio(f"{tp} {fp}", "n"),
+    }
+
+
+def outcome(said: pope.Answer | None, yes: bool) -> list[bool]:
+    """Return tp, fp, tn, fn; an unread answer under a label yes is a miss, and under a label no none of the four."""
+    return [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said != "yes" and yes]
 
 
 class YesNo(Metric):
@@ -143,80 +165,61 @@ class YesNo(Metric):
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)
         self.yes = labels_of(task, items)
-        self._known: dict[tuple[str, bool], int] = {}
-        self._counts: list[list[int]] = []
+        self._known: dict[tuple[str, bool], list[int]] = {}
 
     def count(self, batch: Batch) -> Array:
-        """Return the counts of each answer, [B, `WIDTH`]."""
-        codes = []
+        """Return the counts of each answer, [B, k]: the first `OURS` of `COLUMNS`, then those of scripts."""
+        found = []
         for pair in zip(batch.texts, self.yes[batch.places].tolist(), strict=True):
-            code = self._known.get(pair)
-            if code is None:
-                code = self._known[pair] = len(self._counts)
-                self._counts.append(self._read(*pair))
-            codes.append(code)
-        return np.array(self._counts, dtype=np.float64).reshape(-1, WIDTH)[codes]
+            if pair not in self._known:
+                self._known[pair] = [*self._ours(*pair), *self.read_scripts(*pair)]
+            found.append(self._known[pair])
+        return np.array(found, dtype=np.float64)
 
     def scores(self) -> Mapping[str, Score]:
         """Return the scores of answers; those of a ranking (`RANKED`) are no functions of counts."""
-        shares = _ratios(0, self.positive)
         return {
-            **{metric: Score(of, "" if metric == "yes_ratio" else "higher") for metric, of in shares.items()},
+            **{metric: Score(of, _direction(metric)) for metric, of in ratios("", self.positive).items()},
             "balanced_accuracy": Score(balanced_accuracy),
-            "unreadable": Score(lambda c: share(c[..., 5], c[..., 4]), "lower", compared=False),
-            "label_yes": Score(lambda c: share(c[..., 6], c[..., 4]), "", once=True),
+            "unreadable": Score(COLUMNS.ratio("unreadable", "n"), "lower", compared=False),
+            "label_yes": Score(COLUMNS.ratio("label_yes", "n"), "", once=True),
             "n2p": Score(lambda c: c[..., -2], "", only_differences=True),
             "p2n": Score(lambda c: c[..., -1], "", only_differences=True),
             "one_wayness": Score(lambda c: one_wayness(c[..., -2], c[..., -1]), "", only_differences=True),
             **{
-                f"{metric}_{name}": Score(of, "" if metric == "yes_ratio" else "higher", compared=False)
-                for name, start in (("official", _OFFICIAL), ("agla", _AGLA))
-                for metric, of in _ratios(start, "yes").items()
+                name: Score(of, _direction(name.partition("_")[0]), compared=False)
+                for name, of in self.script_scores().items()
             },
-            "accuracy_stock": Score(lambda c: share(c[..., _STOCK], c[..., 4]), compared=False),
         }
 
-    def _read(self, text: str, yes: bool) -> list[int]:
+    def read_scripts(self, text: str, yes: bool) -> list[int]:
+        """Return the counts of an answer as scripts read it, which stand behind ours."""
         label: pope.Answer = "yes" if yes else "no"
-        said = pope.read(text)
         official, agla, stock = (pope.read(text, reading, label) for reading in ("official", "agla", "stock"))
-        unread = said is None
-        ours = [*_outcome(said, yes), 1, unread, yes, unread and yes]
-        return [*ours, *_outcome(official, yes), *_outcome(agla, yes), stock == label]
+        return [*outcome(official, yes), *outcome(agla, yes), stock == label]
+
+    def script_scores(self) -> Mapping[str, Callable[[Array], Array]]:
+        """Return the scores of those."""
+        found = {f"{metric}_{of}": score for of in ("official", "agla") for metric, score in ratios(f"{of}_").items()}
+        return found | {"accuracy_stock": COLUMNS.ratio("stock_right", "n")}
+
+    def _ours(self, text: str, yes: bool) -> list[int]:
+        said = pope.read(text)
+        return [*outcome(said, yes), 1, said is None, yes, not yes]
+
+
+def _direction(metric: str) -> Direction:
+    return "" if metric in ("yes", "yes_ratio") else "higher"
 
 
 def balanced_accuracy(counts: Array) -> Array:
     """Return (TPR + TNR) / 2 of `YesNo`'s counts, an unreadable answer against its class; NaN where one is missing."""
-    tpr = share(counts[..., 0], counts[..., 6], np.nan)
-    found: Array = (tpr + share(counts[..., 2], counts[..., 4] - counts[..., 6], np.nan)) / 2
+    found: Array = (
+        COLUMNS.ratio("tp", "label_yes", np.nan)(counts) + COLUMNS.ratio("tn", "label_no", np.nan)(counts)
+    ) / 2
     return found
 
 
 def said_of(counts: Array) -> NDArray[np.int8]:
-    """Return what each answer said, of its counts [N, `WIDTH`]: 1 yes, 0 no, -1 unreadable."""
-    found: NDArray[np.int8] = np.where(counts[:, 5] > 0, -1, counts[:, 0] + counts[:, 1]).astype(np.int8)
-    return found
-
-
-def _outcome(said: pope.Answer | None, yes: bool) -> list[int]:
-    """Return tp, fp, tn, fn; an unread answer under a label yes is a miss, and under a label no none of the four."""
-    return [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said != "yes" and yes]
-
-
-def _ratios(start: int, positive: pope.Answer) -> dict[str, Callable[[Array], Array]]:
-    """Return scores of the tp, fp, tn, fn that begin at a column, for a class."""
-
-    def parts(c: Array) -> tuple[Array, Array, Array]:
-        """Right ones of the class, those said to be of it, those that are."""
-        tp, fp, tn = c[..., start], c[..., start + 1], c[..., start + 2]
-        if positive == "yes":
-            return tp, tp + fp, c[..., 6]
-        return tn, c[..., 4] - tp - fp - (c[..., 5] if start == 0 else 0), c[..., 4] - c[..., 6]
-
-    return {
-        "accuracy": lambda c: share(c[..., start] + c[..., start + 2], c[..., 4]),
-        "precision": lambda c: share(parts(c)[0], parts(c)[1]),
-        "recall": lambda c: share(parts(c)[0], parts(c)[2]),
-        "f1": lambda c: share(2 * parts(c)[0], parts(c)[1] + parts(c)[2]),
-        "yes_ratio": lambda c: share(c[..., start] + c[..., start + 1], c[..., 4]),
-    }
+    """Return what each answer said, of its counts [N, k]: 1 yes, 0 no, -1 unreadable."""
+    return np.where(counts[:, 5] > 0, -1, counts[:, 0] + counts[:, 1]).astype(np.int8)

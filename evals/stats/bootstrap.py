@@ -36,12 +36,9 @@ BOLD = 5
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval; None where they are not defined.
+    """A score or difference and its interval, None where not defined; a difference's two-sided p-value.
 
-    Args:
-        value, low, high: of a score or a difference.
-        p: two-sided p-value of a difference.
-        trainings: the fewest trainings of a side that has several; 1 where nothing was trained.
+    `trainings` are the fewest of a side that has several; 1 where nothing was trained.
     """
 
     value: float | None
@@ -53,18 +50,12 @@ class Estimate:
     @property
     def bold(self) -> bool:
         """Whether a difference's interval leaves out zero, and trainings are enough to say so."""
-        return (
-            self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-        ) and not 1 < self.trainings < BOLD
+        apart = self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return apart and not 1 < self.trainings < BOLD
 
 
 class Draws:
-    """Pictures drawn again, the same ones for everything that is measured on them.
-
-    Args:
-        pictures: how many there are.
-        draws: samples of as many pictures, with replacement.
-        seed: of the draws.
+    """Pictures drawn again: `draws` samples of as many, with replacement, the same for all that is measured on them.
 
     Raises:
         DataError: there is no picture.
@@ -76,13 +67,10 @@ class Draws:
         self.pictures, self.draws, self.seed = pictures, draws, seed
 
     def figures(self, of: Mapping[K, Callable[[Array], Array]]) -> dict[K, Array]:
-        """Return figures of all draws.
+        """Return figures of all draws, [1 + draws] or [1 + draws, k].
 
         Args:
             of: name -> function of weights, [D, pictures] (how often each picture was drawn), to [D] or [D, k].
-
-        Returns:
-            Name -> [1 + draws] or [1 + draws, k].
         """
         parts: dict[K, list[Array]] = {name: [] for name in of}
         for weights in self._weights():
@@ -138,6 +126,7 @@ class Draws:
             yield min(step, self.draws - start)
 
 
+@np.errstate(invalid="ignore")  # a tilt may be infinite, and two of them have no difference: NaN
 def estimate(figure: ArrayLike, level: float = 0.95) -> Estimate:
     """Return a figure's value and interval.
 
@@ -149,6 +138,7 @@ def estimate(figure: ArrayLike, level: float = 0.95) -> Estimate:
     return _estimate(table.mean(0), [table] if len(table) > 1 else [], level)
 
 
+@np.errstate(invalid="ignore")
 def difference(ours: ArrayLike, theirs: ArrayLike, null: ArrayLike | None = None, level: float = 0.95) -> Estimate:
     """Return how much higher `ours` is than `theirs`, measured on the same draws, with interval and p-value.
 

@@ -18,23 +18,18 @@ CHECKS = {"mmstar": "average", "lmms:mmstar": "average"}
 
 
 def capability(rows: Sequence[Row], reference: str) -> list[dict[str, Any]]:
-    """Return the checks: {"task", "decoder", "role", "value", "low", "high", "passed", "sentence"}.
-
-    Args:
-        rows: values and differences, as `Measured.rows` gives them.
-        reference: the decoder that guards are held against.
-    """
+    """Return the checks of rows: {"task", "decoder", "role", "value", "low", "high", "passed", "sentence"}."""
     found = []
     for row in rows:
         if row["baseline"] == reference and CHECKS.get(row["task"]) == row["metric"] and row["low"] is not None:
             passed = row["low"] > -MARGIN
             told = f"{100 * row['value']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            sentence = (
-                f"{row['decoder']} keeps what {reference} can: {told} on MMStar."
+            keeps, end = (
+                ("keeps", "")
                 if passed
-                else f"{row['decoder']} is not shown to keep what {reference} can: {told} on MMStar, where the check "
-                f"wants all of it above {-100 * MARGIN:.0f}."
+                else ("is not shown to keep", f", where the check wants all of it above {-100 * MARGIN:.0f}")
             )
+            sentence = f"{row['decoder']} {keeps} what {reference} can: {told} on MMStar{end}."
             copied = {name: row[name] for name in ("task", "decoder", "role", "value", "low", "high")}
             found.append({**copied, "passed": passed, "sentence": sentence})
     return found

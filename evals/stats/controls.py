@@ -50,11 +50,7 @@ def controls_of(fitted: Tally | None, decoders: Sequence[Decoder]) -> tuple[list
     """Return with which controls decoders are compared, and decoder -> its best control.
 
     A control of a decoder is of the same decoding, greedy or sampled, and no other decoder's alone. The best is right
-    most often on calibration items; the first of equals. Without such items there is none: all are compared with.
-
-    Args:
-        fitted: the answers to calibration items.
-        decoders: as `Decoder.describe()` has them.
+    most often on calibration items, `fitted`; the first of equals. Without them there is none: all are compared with.
     """
     accuracy = {}
     if fitted is not None and fitted.metric.ranked:

@@ -36,46 +36,44 @@ def cost_rows(
 ) -> list[Row]:
     """Return seconds an answer, their ratio to the reference's on the same pictures, and peak memory.
 
-    Args:
-        costs: of `spec.answers.COSTS`.
-        tallies: task and split -> what was asked, and is reported.
-        decoders: as `Decoder.describe()` has them.
-        reference: whose time is 1.
-        draws: of the bootstrap over pictures, which the ratio's interval is from.
+    `costs` are of `spec.answers.COSTS`; those of tasks and splits that `tallies` lacks are passed over.
     """
-    spent: dict[tuple[str, str], dict[str, Array]] = {}  # decoder -> [P, 2], seconds and answers
-    peaks: dict[tuple[str, str], dict[str, list[float]]] = {}
+    spent: dict[tuple[str, str], dict[str, Array]] = {}  # task -> decoder -> [P, 2], seconds and answers
+    peaks: dict[tuple[tuple[str, str], str], float] = {}
     for name, batch in split_up(costs):
         if name not in tallies:
             continue
-        tally = tallies[name]
-        seconds = batch["seconds"].to_numpy(zero_copy_only=False)
+        tally, seconds = tallies[name], batch["seconds"].to_numpy(zero_copy_only=False)
         peak = batch["peak_mib"].to_numpy(zero_copy_only=False).astype(float)
         for (decoder, _), chosen, places in tally.by_run(batch):
             table = spent.setdefault(name, {}).setdefault(decoder, np.zeros((tally.pictures, 2)))
             np.add.at(table, tally.picture[places], np.stack([seconds[chosen], np.ones(len(chosen))], -1))
             known = peak[chosen][~np.isnan(peak[chosen])]
             if len(known):
-                peaks.setdefault(name, {}).setdefault(decoder, []).append(float(known.max()))
+                peaks[name, decoder] = max(float(known.max()), peaks.get((name, decoder), -np.inf))
     rows = []
     for name, tables in spent.items():
-        tally = tallies[name]
-        means = {decoder: share(table[:, :1], table[:, 1:]) for decoder, table in tables.items()}
         for told in (d for d in decoders if d["name"] in tables):
             mine = tables[told["name"]]
             n = int(mine[:, 1].sum())
-            rows.append(_row(tally, told, "seconds", Estimate(float(mine[:, 0].sum() / n)), n))
-            if reference in tables:
-                both = (mine[:, 1] > 0) & (tables[reference][:, 1] > 0)
-                pair = np.hstack([means[told["name"]][both], means[reference][both]])
-                if len(pair) and pair[:, 1].sum() > 0:
-                    sums = Draws(len(pair), draws=draws).sums({"both": pair})["both"]
-                    ratio = estimate(share(sums[:, 0], sums[:, 1], np.nan))
-                    rows.append(_row(tally, told, "time_ratio", ratio if len(pair) > 1 else Estimate(ratio.value), n))
-            if told["name"] in peaks.get(name, {}):
-                most = max(peaks[name][told["name"]])
-                rows.append(_row(tally, told, "peak_memory_mib", Estimate(most), n))
+            found = {"seconds": Estimate(float(mine[:, 0].sum() / n))}
+            if reference in tables and (ratio := _ratio(mine, tables[reference], draws)):
+                found["time_ratio"] = ratio
+            if (name, told["name"]) in peaks:
+                found["peak_memory_mib"] = Estimate(peaks[name, told["name"]])
+            rows += [_row(tallies[name], told, metric, value, n) for metric, value in found.items()]
     return rows
+
+
+def _ratio(ours: Array, theirs: Array, draws: int) -> Estimate | None:
+    """Return the ratio of times, each [P, 2] as above, on the pictures that both answered."""
+    both = (ours[:, 1] > 0) & (theirs[:, 1] > 0)
+    pair = np.stack([share(table[both, 0], table[both, 1]) for table in (ours, theirs)], -1)
+    if not len(pair) or not pair[:, 1].sum() > 0:
+        return None
+    sums = Draws(len(pair), draws=draws).sums({"both": pair})["both"]
+    ratio = estimate(share(sums[:, 0], sums[:, 1], np.nan))
+    return ratio if len(pair) > 1 else Estimate(ratio.value)
 
 
 def _row(tally: Tally, decoder: Mapping[str, Any], metric: str, found: Estimate, n: int) -> Row:

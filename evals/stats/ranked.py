@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lvlm_guard.evals.decoders.derived import LEAST_MASS
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array
-from lvlm_guard.evals.metrics.yes_no import Ranking
 from lvlm_guard.evals.stats.tally import Given, Tally
 
 CENSORED = 0.01
@@ -62,13 +60,3 @@ def mean_mass(given: Sequence[Given]) -> float | None:
     """Return the mean share of the probability on yes or no; None where it is not known."""
     known = np.concatenate([one.mass[~np.isnan(one.mass)] for one in given])
     return float(known.mean(dtype=np.float64)) if len(known) else None
-
-
-def figures(ranking: Ranking) -> Callable[[Array], Array]:
-    """Return the figures of `RANKED`, in their order, as a function of weights."""
-
-    def of(weights: Array) -> Array:
-        found = ranking(weights)
-        return np.stack([found.auroc, found.accuracy, found.tilt], axis=-1)
-
-    return of

@@ -25,22 +25,13 @@ Answers = Iterable[Any]
 
 @dataclass(frozen=True)
 class Stored:
-    """A parquet file as batches of rows, which are read anew each time they are gone through.
-
-    Args:
-        path: of the file.
-        schema: whose columns are read.
-    """
+    """A parquet file as batches of rows, with the columns of a schema; read anew each time they are gone through."""
 
     path: Path
     schema: pa.Schema = SCHEMA
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows.
-
-        Raises:
-            DataError: the file can't be read, or lacks a column.
-        """
+        """Yield the rows; raises `DataError` where the file can't be read, or lacks a column."""
         wanted = [name for name in self.schema.names if name not in UNREAD]
         try:
             with pq.ParquetFile(self.path) as file:
@@ -55,16 +46,10 @@ Tallies = dict[tuple[str, str], Tally]
 def tallies_of(
     answers: Answers, items: Iterable[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]], keep: frozenset[str]
 ) -> Tallies:
-    """Count answers: task and split -> tally, in the order of the tasks.
+    """Count answers: task and split -> tally, in the order of the tasks; items of others are passed over.
 
-    Args:
-        answers: of `spec.answers.SCHEMA`, in any order. They are gone through twice; an iterator is held in memory.
-        items: rows of `items.jsonl`.
-        tasks: as `EvalTask.describe()` has them; items of others are passed over.
-        keep: see `Tally`.
-
-    Raises:
-        DataError: an answer stands twice or belongs to no item, or an item can't be scored.
+    Arguments as of `score.score_answers`, `keep` as of `Tally`. Raises `DataError` where an answer stands twice or
+    belongs to no item, or an item can't be scored.
     """
     listed: dict[tuple[str, str], Items] = {}
     for row in items:

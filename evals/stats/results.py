@@ -60,10 +60,6 @@ class Measured:
         decoders: in the order of the rows, as `Decoder.describe()` has them; those without an answer are left out.
         reference: the decoder that answers turn from (N2P, P2N).
         owners: row task -> how many tasks have it: a name that several share is told apart as "chair@world_chair".
-        draws: of the bootstrap.
-
-    Raises:
-        DataError: scores before and after a cut would be compared.
     """
 
     def __init__(
@@ -94,8 +90,8 @@ class Measured:
         found = []
         pairs = [pair for pair in dict.fromkeys(pairs) if all(name in self.decoders for name in pair)]
         for row in self._parts:
-            for place, name in enumerate(self.decoders):
-                found += self._values(row, name, first=place == 0)
+            for name in self.decoders:
+                found += self._values(row, name)
             for ours, theirs in pairs:
                 found += self._differences(row, ours, theirs)
         return found
@@ -164,7 +160,7 @@ class Measured:
                 for key, each in zip(keys[name][-1], scores, strict=True):
                     if key not in rankings:  # sampling draws answers, not scores: seeds share them
                         rankings[key] = Ranking(each, yes[at], tally.picture[at])
-            figures = self.draws.figures({key: ranked.figures(ranking) for key, ranking in rankings.items()})
+            figures = self.draws.figures({key: ranking.figures for key, ranking in rankings.items()})
             for name in usable:
                 means = np.stack([np.mean([figures[key] for key in training], axis=0) for training in keys[name]])
                 self.figures |= {(row, name, metric): means[..., i] for i, metric in enumerate(RANKED)}
@@ -190,8 +186,8 @@ class Measured:
             for metric in RANKED if (rows[0], name, "auroc") in self.figures else ():
                 self.figures[every, name, metric] = np.mean([self.figures[row, name, metric] for row in rows], axis=0)
 
-    def _values(self, row: str, name: str, *, first: bool) -> list[Row]:
-        found = []
+    def _values(self, row: str, name: str) -> list[Row]:
+        found, first = [], name == next(iter(self.decoders))
         for metric, score in self._all_scores().items():
             figure = self.figures.get((row, name, metric))
             if figure is None or (score and (score.only_differences or (score.once and not first))):
@@ -213,8 +209,8 @@ class Measured:
             if a is None or b is None or (score and (score.once or not score.compared)):
                 continue
             if score and score.only_differences:
-                if theirs == self.reference:
-                    found.append(self._row(row, ours, theirs, metric, estimate(a), score))
+                turned = self._row(row, ours, theirs, metric, estimate(a), score)
+                found += [turned] if theirs == self.reference else []
                 continue
             null = self._null(row, ours, theirs, score) if score and len(a) == len(b) == 1 else None
             made = self._row(row, ours, theirs, metric, difference(a, b, null), score)
@@ -225,16 +221,9 @@ class Measured:
         return found
 
     def _null(self, row: str, ours: str, theirs: str, score: Score) -> Array:
-        a, b = ours, theirs
-        null = [
-            swap_null(
-                score.of,
-                (self._sums[part, a][0, 0], self._swapped[part, a]),
-                (self._sums[part, b][0, 0], self._swapped[part, b]),
-            )
-            for part in (self._parts[row] if score.over == "sum" else [row])
-        ]
-        found: Array = np.sum(null, axis=0)
+        parts = self._parts[row] if score.over == "sum" else [row]
+        sides = [[(self._sums[p, name][0, 0], self._swapped[p, name]) for name in (ours, theirs)] for p in parts]
+        found: Array = np.sum([swap_null(score.of, a, b) for a, b in sides], axis=0)
         return found
 
     def _fixed(self, row: str, ours: str, theirs: str) -> dict[str, int]:
@@ -253,24 +242,13 @@ class Measured:
     ) -> Row:
         at = self.places[row]
         n = score.n(self._sums[row, name][0, 0]) if score and score.n else len(at)
-        return {
-            "task": self._named[row],
-            "split": self.tally.split,
-            "decoder": name,
-            "baseline": baseline,
-            "role": self.decoders[name].get("role"),
-            "metric": metric,
-            "direction": score.direction if score else RANKED.get(metric, ""),
-            "value": _plain(found.value),
-            "low": _plain(found.low),
-            "high": _plain(found.high),
-            "p": found.p,
-            "n": int(n),
-            "pictures": len(np.unique(self.tally.picture[at])),
-            "bold": baseline is not None and found.bold,
-            "limit": score.limit if score else None,
-            "dialect": score.dialect if score else "",
-        }
+        told: Row = {"task": self._named[row], "split": self.tally.split, "decoder": name, "baseline": baseline}
+        told |= {"role": self.decoders[name].get("role"), "metric": metric}
+        told["direction"] = score.direction if score else RANKED.get(metric, "")
+        told |= {part: _plain(getattr(found, part)) for part in ("value", "low", "high")}
+        told |= {"p": found.p, "n": int(n), "pictures": len(np.unique(self.tally.picture[at]))}
+        told["bold"] = baseline is not None and found.bold
+        return told | {"limit": score.limit if score else None, "dialect": score.dialect if score else ""}
 
 
 def right_of(tally: Tally, decoder: str) -> list[NDArray[np.bool_]]:

@@ -44,8 +44,7 @@ def score(
     """Score the answers of a run, and write `results.json` beside them; returns what it holds.
 
     Args:
-        folder: of the run.
-        allowed: shares of answers that may be amiss.
+        folder, allowed: of the run, and what may be amiss in it.
         repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
         dialects: of CHAIR, beside ours and the stand-alone script's: "wordnet" is that of papers since OPERA.
 

@@ -24,13 +24,8 @@ Run = tuple[str, int]
 """A decoder and one of its seeds."""
 
 FAILED_TEXT = "[LMMS_EVAL_REQUEST_FAILED"  # what lmms-eval's clients answer for a request that failed
-WORK = {
-    "tokens": "tokens",
-    "forwards": "global_forwards",
-    "local_forwards": "local_forwards",
-    "local_tokens": "local_tokens",
-    "masks": "masks",
-}
+WORK = {name: name for name in ("tokens", "forwards", "local_forwards", "local_tokens", "masks")}
+WORK["forwards"] = "global_forwards"
 """Columns of an answer's work -> metrics: means an answer; calls and masks of a batch are shared by its answers."""
 SHOWN = 3
 
@@ -79,13 +74,10 @@ class Given:
 
 
 class Tally:
-    """One task and split: what was asked, and what was answered.
+    """One task (as `EvalTask.describe()` has it) and split: what was asked, and what was answered.
 
-    Args:
-        task: as `EvalTask.describe()` has it.
-        split: "test" or "val"; another than the task's own is of items to calibrate on, which are no results.
-        items: what was asked.
-        keep: decoders whose texts are kept, since others derive their answers from them.
+    Another split than the task's own is of items to calibrate on, which are no results. The texts of decoders in `keep`
+    are kept, since others derive their answers from them.
     """
 
     def __init__(self, task: Mapping[str, Any], split: str, items: Items, keep: frozenset[str] = frozenset()) -> None:
@@ -129,11 +121,7 @@ class Tally:
         self.number_of_cells = first
 
     def see(self, rows: pa.RecordBatch) -> None:
-        """Note which answers are there; rows of this task and split alone.
-
-        Raises:
-            DataError: an answer is of no item, or stands twice.
-        """
+        """Note which answers are there, of this task and split; raises `DataError` of one that stands twice."""
         failed = pc.fill_null(pc.or_(pc.is_valid(rows["failed"]), _failed(rows["text"])), False).to_numpy(False)
         for run, chosen, places in self.by_run(rows):
             given = self.runs[run] = self.runs.get(run) or self._new()
@@ -157,8 +145,7 @@ class Tally:
         parts = list(self.by_run(rows))
         ended = rows["ended"].to_numpy(zero_copy_only=False)
         texts = rows["text"].to_pylist()
-        score = _floats(rows["score"])
-        mass = _floats(rows["mass"])
+        score, mass = _floats(rows["score"]), _floats(rows["mass"])
         censored = rows["censored"].to_numpy(zero_copy_only=False)
         cut_at = rows["cut_at"].to_pylist() if rows["cut_at"].null_count < len(rows) else [None] * len(texts)
         work = np.stack([rows[name].to_numpy(zero_copy_only=False) for name in WORK], -1)
@@ -173,12 +160,10 @@ class Tally:
             given.work += work[chosen].sum(0, dtype=np.float64)
             said = [texts[i] for i in chosen.tolist()]
             given.text[places] = [hash(text) for text in said]
-            blank = np.array([not text or text.isspace() for text in said], bool)
+            blank, cut = np.array([not text or text.isspace() for text in said], bool), ~ended[chosen]
             given.empty.add(int(blank.sum()), self._told(run, places[blank], ()))
-            cut = ~ended[chosen]
-            given.cut.add(
-                int(cut.sum()), self._told(run, places[cut], [_tail(said[i]) for i in np.flatnonzero(cut)[:SHOWN]])
-            )
+            tails = [_tail(said[i]) for i in np.flatnonzero(cut)[:SHOWN]]
+            given.cut.add(int(cut.sum()), self._told(run, places[cut], tails))
             if self.metric.whole or run[0] in self.keep:
                 given.texts.update(zip(places.tolist(), said, strict=True))
         if not self.metric.whole:
@@ -253,15 +238,10 @@ class Tally:
         return [f"{name}: {text}" for name, text in zip(names, texts, strict=True)] if texts else names
 
     def by_run(self, rows: pa.RecordBatch) -> Iterator[tuple[Run, Places, Places]]:
-        """Yield each decoder and seed, its rows, and the places of their items.
-
-        Raises:
-            DataError: a row is of no item.
-        """
+        """Yield each decoder and seed, its rows, and their items' places; raises `DataError` of a row of no item."""
         keys = rows["item"].dictionary_encode()
         names = keys.dictionary.to_pylist()
-        strange = next((name for name in names if name not in self.at), None)
-        if strange is not None:
+        if (strange := next((name for name in names if name not in self.at), None)) is not None:
             raise DataError(f"There is an answer to item {strange!r} of {self.name}, which is not among its items.")
         places = np.array([self.at[name] for name in names], np.int64)[keys.indices.to_numpy()]
         decoders = rows["decoder"].dictionary_encode()

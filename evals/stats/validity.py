@@ -8,7 +8,7 @@ request failed on is left out of every decoder's scores, and said so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +53,7 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Validity:
-    """What is wrong with a run's answers.
-
-    Args:
-        void: sentences; with any of them the run's scores mean nothing (exit code 3).
-        warnings: sentences to show above the scores.
-    """
+    """What is wrong with a run's answers, in sentences: with any in `void` its scores mean nothing (exit code 3)."""
 
     void: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -67,14 +62,7 @@ class Validity:
 def validity(
     tallies: Iterable[Tally], decoders: Sequence[Mapping[str, Any]], reference: str, allowed: Allowed | None = None
 ) -> Validity:
-    """Judge the answers of a run.
-
-    Args:
-        tallies: its tasks, every answer counted.
-        decoders: as `Decoder.describe()` has them.
-        reference: the decoder that plain, greedy decoding is called.
-        allowed: what may be amiss.
-    """
+    """Judge the answers of a run, all counted; `reference` is the decoder that plain, greedy decoding is called."""
     allowed, found, tallies = allowed or Allowed(), Validity(), list(tallies)
     for tally in tallies:
         for decoder in decoders:
@@ -97,9 +85,8 @@ def validity(
 def detectable(n: int, changed: float = CHANGED) -> float:
     """Return the smallest accuracy difference that n paired questions show with 80 % power at the 5 % level.
 
-    Args:
-        n: questions, taken as independent (several about one picture are not, so more are needed).
-        changed: share of the answers that differ between the two runs.
+    Questions are taken as independent (several about one picture are not, so more are needed); `changed` is the share
+    of the answers that differ between the two runs.
     """
     return float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * math.sqrt(changed / n)
 
@@ -154,11 +141,8 @@ def _first(given: Sequence[Given], what: str, between: str = "; ") -> str:
 def _one_word(place: str, tally: Tally, decoder: str) -> Iterator[str]:
     """Tell of a decoder that says the same whatever it is asked; of yes/no answers, whatever their words."""
     given, whole = tally.of(decoder), tally.whole
-    if (
-        whole.sum() < 2
-        or not given
-        or len({repr(tally.items.truths[at]) for at in np.flatnonzero(whole).tolist()}) == 1
-    ):
+    truths = {repr(tally.items.truths[at]) for at in np.flatnonzero(whole).tolist()}
+    if whole.sum() < 2 or not given or len(truths) == 1:
         return
     said = np.concatenate([(one.said if tally.metric.ranked else one.text)[whole] for one in given])
     if np.all(said == said[0]) and not (tally.metric.ranked and said[0] < 0):
@@ -193,14 +177,13 @@ def _idle(decoder: Mapping[str, Any], plain: str | None, tallies: Sequence[Tally
     # a sweep may hold alpha = 0 on purpose: the point where a guard does nothing
     if not decoder.get("method") or name == plain or (decoder.get("point") or {}).get("alpha") == 0:
         return
-    same: list[Callable[[], bool]] = []
-    n = 0
+    n, same = 0, True
     for tally in tallies:
         for ours, theirs in zip(tally.of(name), tally.of(plain or ""), strict=False):
             both = (ours.there > 0) & (theirs.there > 0)
             n += int(both.sum())
-            same.append(lambda a=ours.text[both], b=theirs.text[both]: bool(np.array_equal(a, b)))  # type: ignore[misc]
-    if n and all(alike() for alike in same):
+            same = same and np.array_equal(ours.text[both], theirs.text[both])
+    if n and same:
         yield (
             f"{name} answered all {n} items exactly as {plain} did: the guard changed nothing. "
             "Check its knobs and its matcher before reading anything into the table."

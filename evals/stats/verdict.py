@@ -24,15 +24,8 @@ Verdict = dict[str, Any]
 def verdicts(
     rows: Sequence[Row], decoders: Sequence[Mapping[str, Any]], reference: str, controls: Mapping[tuple[str, str], str]
 ) -> list[Verdict]:
-    """Return the verdicts of all decoders but plain ones.
-
-    Each is {"task", "decoder", "role", "verdict", "best_control", "sentence"}.
-
-    Args:
-        rows: values and differences.
-        decoders: as `Decoder.describe()` has them.
-        reference: the decoder that all are held against.
-        controls: (row task, decoder) -> its best control.
+    """Return the verdicts of all decoders but plain ones: {"task", "decoder", "role", "verdict", "best_control",
+    "sentence"}; `controls` are (row task, decoder) -> its best control.
     """
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
     by = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in rows}
@@ -54,12 +47,7 @@ def verdicts(
 
 
 def word_of(accuracy: Row | None, matched: Row | None, auroc: Row | None, sampled: Row | None = None) -> Word:
-    """Return the verdict of paired differences to greedy.
-
-    Args:
-        accuracy, matched, auroc: the differences.
-        sampled: a sampled decoder's difference in accuracy to plain sampling.
-    """
+    """Return the verdict of differences to greedy, and of a sampled decoder's in accuracy to plain sampling."""
     if _up(matched) and _up(auroc):
         return "ranks better"
     if _up(accuracy) and not _up(matched):

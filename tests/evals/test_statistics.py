@@ -1,5 +1,6 @@
 """Intervals and tests against scipy, against hand-computed cases, and in simulations."""
 
+import warnings
 from itertools import product
 
 import numpy as np
@@ -198,3 +199,11 @@ def test_draws_that_fill_memory_come_in_parts_and_are_the_same(monkeypatch):
     monkeypatch.setattr("lvlm_guard.evals.stats.bootstrap.CELLS", 90)
     parts = Draws(30, draws=50).sums({"a": counts})["a"]
     assert np.allclose(whole, parts)
+
+
+def test_infinite_figures_have_no_difference_and_no_warning():
+    tilts = np.array([-np.inf, -np.inf, 0.5, np.inf])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert difference(tilts, tilts).value is None
+        assert estimate(tilts).value == -np.inf

@@ -41,6 +41,7 @@ def words(results):
     return {one["decoder"]: one["verdict"] for one in results["verdicts"]}
 
 
+@pytest.mark.slow
 def test_a_tilt_moves_the_threshold_and_a_better_ranker_ranks_better_in_95_of_100_simulations():
     right = dict.fromkeys(("tilted", "ranker", "same", "noisier"), 0)
     expected = {"tilted": "moves the threshold", "ranker": "ranks better", "same": "", "noisier": "ranks worse"}
@@ -121,6 +122,29 @@ def test_the_best_control_is_of_the_same_decoding_and_not_another_methods_own():
     assert best == {}
     assert {theirs for ours, theirs in pairs if ours == "vote"} == {"prompt-no", "tilt", "olm"}
     assert {theirs for ours, theirs in pairs if ours == "sample-agla"} == {"sample-matched"}
+
+
+KINDS = ("pope_random", "pope_popular", "pope_adversarial")
+
+
+def test_the_best_control_weighs_an_item_by_how_many_row_tasks_it_counts_in():
+    val = [scoring.item("there", "p", "yes", KINDS, split="val")]
+    val += [scoring.item(kind, "p", "no", [kind], split="val") for kind in KINDS[:2]]
+    answers = [scoring.answer(item, name, text) for name, text in (("prompt-no", NO), ("tilt", YES)) for item in val]
+    task = {"name": "quiz", "kind": "pope", "split": "test"}
+    tally = tallies_of(table_of(answers), val, [task], frozenset())["quiz", "val"]
+    assert controls_of(tally, decoders())[1]["agla"] == "tilt"  # right in 3 of 5, though of 3 items 2 are no
+
+
+def test_the_tilt_weighs_an_item_by_how_many_row_tasks_it_counts_in():
+    val = [scoring.item("there", "v", "yes", KINDS, split="val")]
+    val += [scoring.item(kind, "v", "no", [kind], split="val") for kind in KINDS]
+    items = [*val, scoring.item("a", "p", "yes", KINDS), scoring.item("b", "q", "no", KINDS)]
+    scores = (0.1, 1.0, 2.0, 3.0, 1.5, 1.5)
+    answers = [scoring.answer(i, "greedy", YES, score=s, mass=0.9) for i, s in zip(items, scores, strict=True)]
+    results = scoring.scored(items, answers, [one for one in decoders() if one["name"] in ("greedy", "tilt")], draws=20)
+    # half of the labels are yes, as they count: the border is 0.55; of the four items it would be 2.5
+    assert find(results["rows"], "tilt", "pope_random", "yes_ratio")["value"] == 1.0
 
 
 def calibrated(n=1200, per=6):
