@@ -68,7 +68,7 @@ $(OLDEST)/.ready: pyproject.toml setup.py
 # the sound and video packages that come along break vLLM's imports on a CPU
 $(SERVE)/.ready: pyproject.toml setup.py
 	test -e $(SERVE)/pyvenv.cfg || $(subst $(VENV),$(SERVE),$(MKVENV))
-	$(subst $(BIN),$(SERVE)/bin,$(INSTALL)) -e '.[serve-cpu]' 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+	$(subst $(BIN),$(SERVE)/bin,$(INSTALL)) -e '.[serve-cpu,eval]' 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	$(SERVE)/bin/python -m pip uninstall -q -y torchaudio torchcodec
 	@touch $@
 

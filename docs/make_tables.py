@@ -1,6 +1,8 @@
 """Write the README's tables from what the commands printed, so that no figure is typed by hand.
 
     lvlm-guard demo --json > docs/results/demo.json
+    lvlm-guard eval run --tasks world_pope_real,world_chair_real --seeds 1 --limit 120 --captions 160 --json \
+        > docs/results/real.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
     OMP_NUM_THREADS=1 lvlm-guard eval overhead --json > docs/results/overhead.json
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json
@@ -129,6 +131,32 @@ def demo_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def real_table(result: dict[str, Any]) -> str:
+    """Return the table of the scenes on photographs."""
+    rows = by_columns(result["rows"])
+    named = {task["name"]: task for task in result["tasks"]}
+    pope, chair = (next(name for name in named if kind in name) for kind in ("pope", "chair"))
+    whole = next(task for task, *_ in rows if task.startswith("pope") and "all" in task)
+    captions = next(task for task, *_ in rows if task.startswith("chair"))
+    shown = [(whole, metric) for metric in ("accuracy", "accuracy_matched", "auroc")]
+    shown += [(captions, metric) for metric in ("chair_i", "object_recall")]
+    lines = [
+        "| decoder | POPE accuracy | at the labels' share of yes | AUROC | CHAIR_i (less is better) | object recall |",
+        "|---|---|---|---|---|---|",
+    ]
+    for decoder, about in ABOUT.items():
+        if (whole, decoder, None, "accuracy") in rows:
+            cells = [value(rows, decoder, task, metric) for task, metric in shown]
+            lines.append("| " + " | ".join([about, *cells]) + " |")
+    lines += [
+        "",
+        f"`lvlm-guard eval run --tasks {pope},{chair}`: {named[pope]['pictures']} pictures × 18 questions and "
+        f"{named[chair]['n']} captions, {result['settings']['seeds']} seed(s); after a value its paired difference to "
+        f"greedy, bold where its 95 % interval excludes zero, on {machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
 def bench_table(result: dict[str, Any]) -> str:
     """Return the table of costs: medians of guarded over plain time, the mask counted."""
     found = {(r["method"], r["execution"], r["task"], r["batch"], r["metric"]): r for r in result["rows"]}
@@ -167,6 +195,7 @@ def filled(text: str) -> str:
     """Return a text whose marked places hold the tables of docs/results."""
     tables = (
         ("demo", demo_table),
+        ("real", real_table),
         ("bench", bench_table),
         ("overhead", overhead_table),
         ("serve", serve_table),
