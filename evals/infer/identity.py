@@ -30,21 +30,24 @@ MAKING = ("accept", "build", "export", "loop", "train", "train_blip", "train_lla
 """Modules that make the embedded models, whose weights are digested themselves."""
 
 
-def code_digest(*, adapters: bool = True) -> str:
+def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:
     """Return a digest of the source that decides answers, so that those of other code are not taken for this code's.
 
     What scores, reports, serves, trains or prints is left out: to mend it costs no run.
 
     Args:
         adapters: whether the adapters' room decides, too.
+        beside: folders and files below the package that decide as well, as of a study.
     """
     root = Path(lvlm_guard.__file__).parent
     core = (path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_ASKING)
     # the rooms are links in a checkout, which rglob does not follow
     rooms = [*(root / "evals" / name for name in ASKING), *([root / "adapters"] if adapters else [])]
     asking = {path for path in core if path.stem not in MAKING}
+    rooms += [root / name for name in beside]
+    deciding = (path for room in rooms for path in ([room] if room.is_file() else room.rglob("*.py")))
     digest = sha256()
-    for path in sorted({*asking, *(path for room in rooms for path in room.rglob("*.py"))}):
+    for path in sorted({*asking, *deciding}):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -73,6 +73,7 @@ def begin(
     *,
     started_over: bool = False,
     replaces: bool = False,
+    beside: Sequence[str] = (),
 ) -> Note:
     """Note what this run is, or find that the folder has it already; returns the note.
 
@@ -82,6 +83,7 @@ def begin(
         command: what the run is called in its files.
         started_over: drop what an earlier run left.
         replaces: drop another run of this command, instead of refusing.
+        beside: further code that decides answers, see `code_digest`.
 
     Raises:
         DataError: the folder holds another run.
@@ -90,7 +92,7 @@ def begin(
     decides = {
         "settings": settings.to_dict(),
         "questions": {f"{part.name} {part.split}": part.digest() for task in tasks for part in task.parts()},
-        "code": code_digest(adapters=bool(settings.adapters or settings.matchers)),
+        "code": code_digest(adapters=bool(settings.adapters or settings.matchers), beside=beside),
         "weights": weights_digest(weights_of(settings)),
         "packages": packages(),
     }
