@@ -1,6 +1,7 @@
 """How well verifiers tell objects that are in a picture from hallucinated ones, on the plain model's own descriptions.
 
-- `describing`, `mentions`: what the model says, and which objects it names.
+- `mentions`: what the model says, and which objects it names.
 - `judges`: matchers, and published detectors on an untuned CLIP, asked about each mention.
-- `run`: asks on the spine of all runs, one folder a verifier, and scores; `report`: the figures in words and drawings.
+- `asking`, `run`: all of it on the spine of all runs, one folder a verifier; `rows`: how well each does.
+- `report`: the figures in words and drawings.
 """

@@ -1,7 +1,7 @@
 """Descriptions and verdicts, each a run on the spine of all runs (`infer.store`), in a folder of its own.
 
-What is on disk is not asked again; what was answered by other weights, on another device or by another version is
-refused.
+What is on disk is not asked again; what was answered by other weights or code, on another device or by another version
+is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from lvlm_guard.evals.studies.verify.judges import CALIBRATED, Judge
 
 COMMAND = "eval verify"
 MANY = 64  # mentions of a block
+CODE = ("verify", *(f"evals/studies/verify/{name}.py" for name in ("asking", "judges", "mentions")))
+"""What decides answers beside the code that decides those of all runs; to mend what scores and reports costs none."""
 
 Answering = Callable[[Sequence[Item]], Mapping[str, list[Said]]]
 """Items -> decoder -> its answers."""
@@ -35,23 +37,14 @@ Answering = Callable[[Sequence[Item]], Mapping[str, list[Said]]]
 
 @dataclass(frozen=True)
 class Asking:
-    """How everything in a folder is asked.
+    """How everything in a folder is asked."""
 
-    Args:
-        folder: of the study.
-        settings: of the model.
-        where: device and number format.
-        echo: told what happens, a line at a time.
-        bar: whether to draw a progress bar; None: on a terminal.
-        started_over: drop what an earlier run left.
-    """
-
-    folder: Path
-    settings: Settings
-    where: Mapping[str, str]
-    echo: Callable[[str], object]
-    bar: bool | None = None
-    started_over: bool = False
+    folder: Path  # of the study
+    settings: Settings  # of the model
+    where: Mapping[str, str]  # device and number format
+    echo: Callable[[str], object]  # told what happens, a line at a time
+    bar: bool | None = None  # whether to draw a progress bar; None: on a terminal
+    started_over: bool = False  # drop what an earlier run left
 
     def __call__(
         self, part: str, task: EvalTask, decoders: Sequence[Decoder], version: str, answer: Answering, **by: Any
@@ -70,7 +63,7 @@ class Asking:
             DataError: the answers there are of others.
         """
         folder, settings = self.folder / part, replace(self.settings, **by)
-        record.begin(folder, settings, [task], COMMAND, started_over=self.started_over)
+        record.begin(folder, settings, [task], COMMAND, started_over=self.started_over, beside=CODE)
         with record.hold(folder):
             told = {"decoders": [d.describe() for d in decoders], "matcher": version, "where": dict(self.where)}
             record.with_answering(folder, json.loads(json.dumps(told | {"flags": [], "warnings": []})))
@@ -95,21 +88,13 @@ class Asking:
 
 @dataclass(frozen=True)
 class Judged:
-    """Who judges, and then what was said.
+    """Who judges, and then what was said."""
 
-    Args:
-        name: of the matcher in the run; "" for the CLIP of the baselines.
-        training: number of the training.
-        place: registered name, folder or hub id.
-        judge: that is asked.
-        answers: with "seconds"; None before it was asked.
-    """
-
-    name: str
-    training: int
-    place: str
-    judge: Judge
-    answers: pa.Table = None
+    name: str  # of the matcher in the run; "" for the CLIP of the baselines
+    training: int  # its number
+    place: str  # registered name, folder or hub id
+    judge: Judge  # that is asked
+    answers: pa.Table = None  # with "seconds"; None before it was asked
 
     @property
     def decoders(self) -> list[Decoder]:
@@ -124,10 +109,10 @@ class Judged:
 
     def asked(self, ask: Asking, task: EvalTask) -> Judged:
         """Return it with its answers to mentions."""
-        part = f"verifiers/{self.name or 'baselines'}-{sha256(self.place.encode()).hexdigest()[:8]}"
-        matchers = {self.name or "baselines": (self.place,)}
-        answers = ask(part, task, self.decoders, self.judge.version, self._answer, matchers=matchers, batch=MANY)
-        return replace(self, answers=answers)
+        name = self.name or "baselines"
+        part = f"verifiers/{name}-{sha256(self.place.encode()).hexdigest()[:8]}"
+        by: dict[str, Any] = {"matchers": {name: (self.place,)}, "batch": MANY}
+        return replace(self, answers=ask(part, task, self.decoders, self.judge.version, self._answer, **by))
 
     def _answer(self, items: Sequence[Item]) -> Mapping[str, list[Said]]:
         found: dict[str, list[Said]] = {self.name + column: [] for column in self.judge.columns}

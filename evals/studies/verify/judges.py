@@ -23,22 +23,47 @@ BASELINES = (CALIBRATED, SENTENCE, FINE)
 VERDICT, SCORE = "", ".score"
 """Columns of a matcher; a column's name follows the matcher's."""
 
-Columns = dict[str, list[Said]]
-"""Column -> an answer for each mention."""
-
 
 def probable(p: float, doubtful: bool) -> Said:
     """Return the answer of a verifier that gives a probability and marks what it doubts."""
     return Said(f"{'no' if doubtful else 'yes'} {p:.6f}", score=odds_of(p), mass=1.0)
 
 
-class MatcherJudge:
-    """A matcher, as `generate(verify=True)` asks it: its verdict, against counterfactual swaps where it compares; there
-    also its own probability, if it has one.
+class Judge:
+    """Whoever is asked about mentions.
 
     Args:
         matcher: that judges.
         vocabulary: all that could be named; swaps are drawn from it.
+    """
+
+    columns: dict[str, str]  # column -> what it is, for people
+
+    def __init__(self, matcher: Matcher, vocabulary: Vocabulary) -> None:
+        self.matcher, self.vocabulary, self.version = matcher, vocabulary, matcher.version
+        self.calibrated = True  # whether the matcher has a probability of its own
+        try:
+            matcher.require_support()
+        except UnsupportedCallError:
+            self.calibrated = False
+
+    def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
+        """Return column -> an answer for each mention."""
+        raise NotImplementedError
+
+    def verdicts(self, image: Image, items: Sequence[Item], swaps: int) -> list[Said]:
+        """Return the matcher's verdicts; without swaps its own probability."""
+        objects = [item.question for item in items]
+        found = verify_objects(self.matcher, [image], objects, self.vocabulary, swaps=swaps)
+        return [probable(found[name].p_supported, found[name].doubtful) for name in objects]
+
+
+class MatcherJudge(Judge):
+    """A matcher, as `generate(verify=True)` asks it: its verdict, against counterfactual swaps where it compares; there
+    also its own probability, if it has one.
+
+    Args:
+        matcher, vocabulary: as of every judge.
         scores: whether its own probability stands beside a verdict by swaps.
 
     Raises:
@@ -46,23 +71,19 @@ class MatcherJudge:
     """
 
     def __init__(self, matcher: Matcher, vocabulary: Vocabulary, scores: bool = True) -> None:
-        self.matcher, self.vocabulary, self.version = matcher, vocabulary, matcher.version
+        super().__init__(matcher, vocabulary)
         if not matcher.compares:
             matcher.require_support()
         swaps = "verdict by counterfactual swaps" if matcher.compares else "verdict by its own probability"
-        self.columns = {VERDICT: swaps}
-        if scores and matcher.compares and _has_support(matcher):
-            self.columns[SCORE] = "its own probability"
+        own = {SCORE: "its own probability"} if scores and matcher.compares and self.calibrated else {}
+        self.columns = {VERDICT: swaps} | own
 
-    def __call__(self, image: Image, items: Sequence[Item]) -> Columns:
+    def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
         """Return the matcher's columns."""
-        return {
-            column: _verdicts(self.matcher, image, items, self.vocabulary, 0 if column == SCORE else SWAPS)
-            for column in self.columns
-        }
+        return {column: self.verdicts(image, items, 0 if column == SCORE else SWAPS) for column in self.columns}
 
 
-class ClipJudge:
+class ClipJudge(Judge):
     """What an untuned CLIP says, as published detectors read it.
 
     Columns: its Platt-scaled score, where it is calibrated, else S(object), the cosine of the picture and "a photo of a
@@ -70,12 +91,8 @@ class ClipJudge:
     arXiv:2402.15300); and F-CLIPScore (Oh and Hwang, arXiv:2502.20034), which for one mention is the mean of S of the
     sentence and S of the noun.
 
-    Args:
-        matcher: an untuned CLIP.
-        vocabulary: as in `MatcherJudge`.
-
     Raises:
-        UnsupportedCallError: it does not compare texts.
+        UnsupportedCallError: the matcher does not compare texts.
     """
 
     def __init__(self, matcher: Matcher, vocabulary: Vocabulary) -> None:
@@ -84,28 +101,24 @@ class ClipJudge:
                 f"The matcher {matcher.version!r} compares no texts by similarity, so the detectors that stand on CLIP "
                 "can't be measured: give the folder or hub id of a CLIP."
             )
-        self.matcher, self.vocabulary, self.version = matcher, vocabulary, matcher.version
-        self.calibrated = _has_support(matcher)
+        super().__init__(matcher, vocabulary)
+        how = "Platt-scaled cosine" if self.calibrated else "cosine (as AUROC goes, Platt-scaled)"
         self.columns = {
-            CALIBRATED: "untuned CLIP, Platt-scaled cosine"
-            if self.calibrated
-            else "untuned CLIP, cosine (as AUROC goes, Platt-scaled)",
+            CALIBRATED: f"untuned CLIP, {how}",
             SENTENCE: "CLIP-guided decoding's detector: S(sentence), untuned CLIP",
             FINE: "F-CLIPScore: mean of S(sentence) and S(noun), untuned CLIP",
         }
 
-    def __call__(self, image: Image, items: Sequence[Item]) -> Columns:
+    def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
         """Return the CLIP's columns."""
         claims = [claim_of(self.matcher, item.question) for item in items]
         nouns = self.matcher.similarity([image], claims)[0].tolist()
         said = {text: self._cosine(image, text) for text in dict.fromkeys(item.prompt for item in items)}
         sentences = [said[item.prompt] for item in items]
-        scores = {CALIBRATED: nouns, SENTENCE: sentences}
-        scores[FINE] = [(a + b) / 2 for a, b in zip(nouns, sentences, strict=True)]
+        fine = [(a + b) / 2 for a, b in zip(nouns, sentences, strict=True)]
+        scores = {CALIBRATED: nouns, SENTENCE: sentences, FINE: fine}
         found = {column: [Said(f"{s:.6f}", score=s) for s in each] for column, each in scores.items()}
-        if self.calibrated:
-            found[CALIBRATED] = _verdicts(self.matcher, image, items, self.vocabulary, 0)
-        return found
+        return found | ({CALIBRATED: self.verdicts(image, items, 0)} if self.calibrated else {})
 
     def _cosine(self, image: Image, sentence: str) -> float:
         """Return S of a sentence; one that is too long for the CLIP is cut, as CLIPScore does."""
@@ -117,19 +130,3 @@ class ClipJudge:
                 if len(words) < 2:
                     raise
                 words = words[: len(words) * 9 // 10]
-
-
-Judge = MatcherJudge | ClipJudge
-
-
-def _verdicts(matcher: Matcher, image: Image, items: Sequence[Item], known: Vocabulary, swaps: int) -> list[Said]:
-    verdicts = verify_objects(matcher, [image], [item.question for item in items], known, swaps=swaps)
-    return [probable(verdicts[i.question].p_supported, verdicts[i.question].doubtful) for i in items]
-
-
-def _has_support(matcher: Matcher) -> bool:
-    try:
-        matcher.require_support()
-    except UnsupportedCallError:
-        return False
-    return True

@@ -1,48 +1,101 @@
-"""The objects that descriptions name, as CHAIR reads them, and which of them are there."""
+"""What the plain model says, greedy, how probable it found each token, and which objects CHAIR reads there."""
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+
+from lvlm_guard.evals.infer.generate import answer_length, prepare
 from lvlm_guard.evals.metrics import chair, tokens
 from lvlm_guard.evals.metrics.objects import ObjectWords, coco_words, vocabulary_words
-from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.describing import Piece
+from lvlm_guard.evals.spec.items import EvalTask, Item, Said
+from lvlm_guard.pretrained import spoken
 from lvlm_guard.verify.choosing import sentences
 
-Described = tuple[str, Sequence[Piece]]
-"""A description and its pieces."""
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+Piece = tuple[int, int, float]
+"""What a token adds to a text: start and end in characters, and the token's log-probability (nats) given all before
+it, under the plain model."""
+
+
+def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) -> list[Said]:
+    """Return the plain greedy descriptions of some items, made in one batch; `proof` holds their pieces.
+
+    Args:
+        model, processor: not guarded.
+        task: gives the token limit.
+        items: what is asked.
+
+    Raises:
+        ImageError: a picture is missing or damaged.
+    """
+    began = time.perf_counter()
+    inputs = prepare(processor, items).to(model.device, model.dtype)
+    with torch.inference_mode():
+        out = model.generate(
+            **inputs, **GREEDY, max_new_tokens=task.max_new_tokens, output_logits=True, return_dict_in_generate=True
+        )
+        answers = out.sequences[:, inputs["input_ids"].shape[1] :]
+        chosen = [
+            step.float().log_softmax(-1).gather(-1, answers[:, place, None].to(step.device))[:, 0].cpu()
+            for place, step in enumerate(out.logits)
+        ]
+    log_probs = torch.stack(chosen, -1).tolist()  # [batch, tokens]
+    seconds = (time.perf_counter() - began) / len(items)
+    eos = model.generation_config.eos_token_id
+    ends = set(eos) if isinstance(eos, list) else {eos} - {None}
+    found = []
+    for row, each in zip(answers.tolist(), log_probs, strict=True):
+        length, ended = answer_length(row, ends)
+        text, pieces = _pieces(processor, row[:length], each)
+        found.append(Said(text, length, ended, seconds, forwards=length / len(items), proof=json.dumps(pieces)))
+    return found
+
+
+def _pieces(processor: Any, ids: Sequence[int], log_probs: Sequence[float]) -> tuple[str, list[Piece]]:
+    """Return a text and its tokens' places: a token writes what its text is longer by, whatever the tokenizer."""
+    text = spoken(processor, ids)
+    pieces: list[Piece] = []
+    start = 0
+    for place in range(len(ids)):
+        end = min(len(spoken(processor, ids[: place + 1])), len(text))
+        if end > start:
+            pieces.append((start, end, round(log_probs[place], 6)))
+            start = end
+    return text, pieces
+
+
+def pieces_of(proof: str) -> list[Piece]:
+    """Return the pieces that `describe` left with a description."""
+    return [(start, end, log_prob) for start, end, log_prob in json.loads(proof)]
 
 
 @dataclass(frozen=True)
 class Mention:
-    """An object that a description names, where it does so first.
+    """An object that a description names, where it does so first."""
 
-    Args:
-        object: CHAIR's name of it.
-        true: whether it is in the picture.
-        word: as the description has it.
-        sentence: that holds it.
-        probability: that the model gave to the tokens of the word, given all before them.
-    """
-
-    object: str
-    true: bool
-    word: str
-    sentence: str
-    probability: float
+    object: str  # CHAIR's name of it
+    true: bool  # whether it is in the picture
+    word: str  # as the description has it
+    sentence: str  # that holds it
+    probability: float  # that the model gave to the tokens of the word, given all before them
 
 
-def mentions_of(task: EvalTask, described: Sequence[Described]) -> list[list[Mention]]:
+def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]) -> list[list[Mention]]:
     """Return each description's objects, each object once, in order.
 
     A verdict is of an object and not of a word, so repeats would count one verdict several times.
 
     Args:
         task: of captions; its items in the order of the descriptions.
-        described: one of each item.
+        described: a description of each item, and its pieces.
 
     Raises:
         DataError: the ground truth names no known object.
@@ -55,7 +108,7 @@ def mentions_of(task: EvalTask, described: Sequence[Described]) -> list[list[Men
 
 
 def mention_task(task: EvalTask, mentions: Sequence[Sequence[Mention]]) -> EvalTask:
-    """Return the mentions as items: the question is the object, the tags say where it stands."""
+    """Return the mentions as items: the question is the object, the prompt the sentence that holds it."""
     items = [
         Item(
             key=f"{item.key} {one.object}",
@@ -80,9 +133,8 @@ def _named(caption: chair.Caption, text: str, pieces: Sequence[Piece], reader: O
     for node, index in zip(caption.found.nodes, caption.found.indices, strict=True):
         if node in found:
             continue
-        pair = " ".join(singular[index : index + 2])
-        last = index + 1 if pair in reader.double and index + 1 < len(places) else index
-        start, end = places[index][0], places[last][1]
+        double = " ".join(singular[index : index + 2]) in reader.double and index + 1 < len(places)
+        start, end = places[index][0], places[index + double][1]
         log_prob = sum(p for begin, stop, p in pieces if begin < end and stop > start)
         sentence = _sentence(text, start)
         found[node] = Mention(node, node in caption.truth, text[start:end], sentence, math.exp(log_prob))
@@ -95,8 +147,7 @@ def spans(text: str) -> list[tuple[int, int]]:
     lowered = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
     found, at = [], 0
     for token in tokens.words(text):
-        start = lowered.find(token, at)
-        start = at if start < 0 else start
+        start = max(lowered.find(token, at), at)
         at = min(start + len(token), len(text))
         found.append((start, at))
     return found

@@ -10,7 +10,6 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.report.page import charts, page_environment
@@ -110,16 +109,15 @@ def write_report(folder: Path, report: Report) -> Path:
             lead=lead(report),
             charts=charts,
             explained=explained,
-            reliability=reliability_chart(report["reliability"]),
+            reliability=_reliability(report["reliability"]),
             repeat=json.dumps(repeat, indent=1, ensure_ascii=False),
         )
     )
-    with disk_trouble(folder):
-        write_whole(folder, "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        return write_whole(folder, "report.html", document)
+    write_whole(folder, "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_whole(folder, "report.html", document)
 
 
-def reliability_chart(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
+def _reliability(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
     """Draw, for each verifier, the share of true mentions over their mean probability, a dot for each bin."""
     rows = -(-len(bins) // 3)
 

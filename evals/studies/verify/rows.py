@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,18 @@ from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.studies.verify.asking import Judged
 from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED, TOKEN
 
-METRICS = ("auroc", "accuracy_matched", "brier", "calibration_error", "marked", "mark_precision", "mark_recall")
+METRICS = (
+    *("auroc", "accuracy_matched", "brier", "calibration_error", "marked", "mark_precision", "mark_recall"),
+    "hallucinated",
+)
+"""In the order of the rows."""
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Iterable[str]) -> None:
     """Raise `DataError` where a matcher has a name that stands for something else in the rows."""
-    taken = [name for name in names if name in (*BASELINES, TOKEN, REFERENCE)]
-    if taken:
-        raise DataError(f"--matcher {taken[0]}: {taken[0]!r} is the name of a baseline here; give another one.")
+    for name in names:
+        if name in (*BASELINES, TOKEN, REFERENCE):
+            raise DataError(f"--matcher {name}: {name!r} is the name of a baseline here; give another one.")
 
 
 def verifiers_of(judged: Sequence[Judged]) -> list[Decoder]:
@@ -42,39 +46,22 @@ def verifiers_of(judged: Sequence[Judged]) -> list[Decoder]:
 
 
 def table_of_all(judged: Sequence[Judged], named: EvalTask, own: Sequence[float]) -> pa.Table:
-    """Return the answers of all verifiers as one table.
-
-    Args:
-        judged: what was said.
-        named: the mentions.
-        own: the model's probability of each.
-    """
+    """Return the answers of all verifiers as one table: `judged` to `named`, and the model's `own` probabilities."""
+    task, split = named.name, named.split
     token = [
-        Answer(
-            named.name,
-            named.split,
-            item.key,
-            item.picture,
-            TOKEN,
-            "control",
-            f"p {p:.6f}",
-            CALIBRATED,
-            0,
-            odds_of(p),
-            1.0,
-        )
+        Answer(task, split, item.key, item.picture, TOKEN, "control", f"p {p:.6f}", CALIBRATED, 0, odds_of(p), 1.0)
         for item, p in zip(named.items, own, strict=True)
     ]
     tables = [table_of(token)]
+    place = SCHEMA.get_field_index("seed")
     for one in judged:
-        place = SCHEMA.get_field_index("seed")
         seeds = pa.array([one.training] * len(one.answers), pa.int32())
         tables.append(one.answers.select(SCHEMA.names).set_column(place, SCHEMA.field("seed"), seeds))
     return pa.concat_tables(tables).combine_chunks()
 
 
 def results_of(
-    named: EvalTask, table: pa.Table, verifiers: Sequence[Decoder], matchers: Mapping[str, Any]
+    named: EvalTask, table: pa.Table, verifiers: Sequence[Decoder], matchers: Iterable[str]
 ) -> dict[str, Any]:
     """Return `stats.score`'s results: each figure with its interval, and differences on the same draws.
 
@@ -89,23 +76,13 @@ def results_of(
     if len(set(true)) == 1:
         how = "true" if true[0] else "hallucinated"
         raise DataError(f"All {len(true)} mentions are {how}, so there is nothing to tell apart: give more pictures.")
-    items = (
-        {
-            "task": named.name,
-            "split": named.split,
-            "item": i.key,
-            "picture": i.picture,
-            "truth": i.truth,
-            "rows": i.rows,
-        }
-        for i in named.items
-    )
+    items = ({"task": named.name, "split": named.split} | item.describe() for item in named.items)
     pairs = [(name, other) for name in matchers for other in (*BASELINES[1:], TOKEN)]
     found = score_answers(table, items, [named.describe()], [d.describe() for d in verifiers], pairs=pairs)
-    order = {metric: place for place, metric in enumerate((*METRICS, "hallucinated"))}
-    rows = sorted((r for r in found["rows"] if r["metric"] in order), key=lambda row: order[row["metric"]])
-    rows = [row | {"decoder": REFERENCE} if row["metric"] == "hallucinated" else row for row in rows]
-    return found | {"rows": [row for row in rows if row["value"] is not None], "warnings": []}
+    kept = [row for row in found["rows"] if row["metric"] in METRICS and row["value"] is not None]
+    kept.sort(key=lambda row: METRICS.index(row["metric"]))
+    rows = [row | {"decoder": REFERENCE} if row["metric"] == "hallucinated" else row for row in kept]
+    return found | {"rows": rows, "warnings": []}
 
 
 def reliabilities(table: pa.Table, verifiers: Sequence[Decoder], named: EvalTask) -> dict[str, list[dict[str, float]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.bootstrap import DRAWS
 from lvlm_guard.evals.studies.verify.asking import COMMAND, Asking, Judged
-from lvlm_guard.evals.studies.verify.describing import describe, pieces_of
 from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
-from lvlm_guard.evals.studies.verify.mentions import Mention, mention_task, mentions_of
+from lvlm_guard.evals.studies.verify.mentions import Mention, describe, mention_task, mentions_of, pieces_of
 from lvlm_guard.evals.studies.verify.report import remarks, write_report
 from lvlm_guard.evals.studies.verify.rows import check_names, reliabilities, results_of, table_of_all, verifiers_of
 from lvlm_guard.evals.tasks import tasks_of
@@ -68,10 +68,16 @@ def verify_run(
         KeyboardInterrupt: after a line that says where the answers are.
     """
     folder = Path(out)
-    check_names(list(settings.matchers))
+    check_names(settings.matchers)
     check_matchers(settings.matchers)
     with one_thread(settings.model == EMBEDDED):
-        task = _captions(settings)
+        tasks = tasks_of(settings)
+        if [task.kind for task in tasks] != ["chair"]:
+            raise DataError(
+                f"{', '.join(settings.tasks)} is not one task of captions whose objects are known: give world_chair "
+                "(the embedded world) or chair (COCO, with --images and --annotations)."
+            )
+        task = tasks[0]
         model, processor = load_model(
             settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
         )
@@ -79,13 +85,8 @@ def verify_run(
         ask = Asking(folder, replace(settings, matchers={}), where_of(model), echo, bar, started_over)
         plain = Decoder(REFERENCE, "plain, greedy", None, role="reference", baseline=None)
         try:
-            said = ask(
-                "descriptions",
-                task,
-                [plain],
-                REFERENCE,
-                lambda items: {REFERENCE: describe(model, processor, task, items)},
-            )
+            told = partial(describe, model, processor, task)
+            said = ask("descriptions", task, [plain], REFERENCE, lambda items: {REFERENCE: told(items)})
             described = zip(said["text"].to_pylist(), map(pieces_of, said["proof"].to_pylist()), strict=True)
             mentions = mentions_of(task, list(described))
             named = mention_task(task, mentions)
@@ -98,16 +99,6 @@ def verify_run(
     report |= {"call": line, "remarks": remarks(report)}
     echo(f"Report: {write_report(folder, report)}")
     return report
-
-
-def _captions(settings: Settings) -> EvalTask:
-    tasks = tasks_of(settings)
-    if len(tasks) != 1 or tasks[0].kind != "chair":
-        raise DataError(
-            f"{', '.join(settings.tasks)} is not one task of captions whose objects are known: give world_chair (the "
-            "embedded world) or chair (COCO, with --images and --annotations)."
-        )
-    return tasks[0]
 
 
 def _judges(settings: Settings, place: str, model: Any, vocabulary: Vocabulary) -> list[Judged]:
@@ -134,12 +125,14 @@ def _report(
     named: EvalTask,
     judged: Sequence[Judged],
 ) -> dict[str, Any]:
+    """Write the table of answers, and return what is said of it but for words and machine."""
     flat = [mention for each in mentions for mention in each]
     verifiers = verifiers_of(judged)
     table = table_of_all(judged, named, [mention.probability for mention in flat])
     results = results_of(named, table, verifiers, settings.matchers)
     pq.write_table(table, folder / ANSWERS)
     pictures = sum(bool(each) for each in mentions)
+    known = [{"name": d.name, "about": d.about, "role": d.role, "trainings": d.seeds} for d in verifiers]
     return {
         "command": COMMAND,
         "version": lvlm_guard.__version__,
@@ -155,16 +148,7 @@ def _report(
             "cut": sum(not ended for ended in said["ended"].to_pylist()),
         },
         "bootstrap": {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"},
-        "verifiers": [
-            {
-                "name": d.name,
-                "about": d.about,
-                "role": d.role,
-                "trainings": d.seeds,
-                "judged": d.name in settings.matchers,
-            }
-            for d in verifiers
-        ],
+        "verifiers": [one | {"judged": one["name"] in settings.matchers} for one in known],
         "matchers": {name: [one.told(pictures) for one in judged if one.name == name] for name in settings.matchers},
         "clip": judged[0].told(pictures),
         "seconds_a_description": float(said["seconds"].to_numpy().mean()),

@@ -6,7 +6,7 @@ import torch
 
 from lvlm_guard.evals.infer.generate import prepare
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.describing import GREEDY, describe, pieces_of
+from lvlm_guard.evals.studies.verify.mentions import GREEDY, describe, pieces_of
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -6,8 +6,7 @@ import pytest
 
 from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.describing import Piece
-from lvlm_guard.evals.studies.verify.mentions import Mention, mentions_of, spans
+from lvlm_guard.evals.studies.verify.mentions import Mention, Piece, mentions_of, spans
 
 
 def described(text: str, *pieces: tuple[str, float]) -> tuple[str, list[Piece]]:

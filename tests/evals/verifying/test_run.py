@@ -14,15 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
+import lvlm_guard
 from lvlm_guard.adapters.embedded import ADAPTERS
 from lvlm_guard.errors import GuardError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.generate import prepare
+from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies.verify import run as room
-from lvlm_guard.evals.studies.verify.describing import pieces_of
+from lvlm_guard.evals.studies.verify.asking import CODE
 from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
+from lvlm_guard.evals.studies.verify.mentions import pieces_of
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Vocabulary, load_matcher
@@ -187,6 +190,21 @@ def test_answers_of_another_device_weights_or_version_are_refused(out: Path, tmp
     path.write_text(json.dumps(note | {"matcher": "dual-prompt another commit"}))
     with pytest.raises(DataError, match="other matcher than now"):
         verified(folder)
+
+
+def test_answers_of_other_code_that_describes_or_judges_are_refused(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in (out / "descriptions", *out.glob("verifiers/*")):
+        note = json.loads((part / "asked.json").read_text())
+        assert note["code"] == code_digest(adapters=bool(note["settings"]["matchers"]), beside=CODE)
+    monkeypatch.setattr(lvlm_guard, "__file__", str(tmp_path / "__init__.py"))
+    for name in ("verify/check.py", "evals/studies/verify/judges.py"):
+        before = code_digest(), code_digest(beside=CODE)
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("changed")
+        assert code_digest() == before[0]
+        assert code_digest(beside=CODE) != before[1]
 
 
 def interrupted(function: Callable[..., Any], after: int, asked: list[Any]) -> Callable[..., Any]:
