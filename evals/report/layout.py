@@ -12,36 +12,17 @@ from lvlm_guard.evals.report.numbers import Row, number, title, written
 Shows = Literal["value", "difference", "label", "flips", "verdict"]
 
 QUESTIONS: tuple[tuple[str, Shows, int], ...] = (
-    ("accuracy", "difference", 0),
-    ("accuracy_matched", "difference", 0),
-    ("auroc", "difference", 0),
-    ("yes_ratio", "label", 1),
-    ("balanced_accuracy", "value", 4),
-    ("tilt", "value", 3),
-    ("n2p", "flips", 5),
-    ("f1", "value", 6),
-    ("unreadable", "value", 8),
+    *(("accuracy", "difference", 0), ("accuracy_matched", "difference", 0), ("auroc", "difference", 0)),
+    *(("yes_ratio", "label", 1), ("balanced_accuracy", "value", 4), ("tilt", "value", 3)),
+    *(("n2p", "flips", 5), ("f1", "value", 6), ("unreadable", "value", 8)),
 )
 CAPTIONS: tuple[tuple[str, Shows, int], ...] = (
-    ("chair_i", "difference", 0),
-    ("object_recall", "difference", 0),
-    ("f1", "difference", 0),
-    ("length", "value", 1),
-    ("repeats", "value", 2),
-    ("chair_s", "value", 4),
-    ("precision", "value", 6),
-    ("objects_named", "value", 6),
-    ("repeat_4", "value", 7),
-    ("cut", "value", 8),
+    *(("chair_i", "difference", 0), ("object_recall", "difference", 0), ("f1", "difference", 0)),
+    *(("length", "value", 1), ("repeats", "value", 2), ("chair_s", "value", 4), ("precision", "value", 6)),
+    *(("objects_named", "value", 6), ("repeat_4", "value", 7), ("cut", "value", 8)),
 )
 COSTS = (
-    "seconds",
-    "time_ratio",
-    "tokens",
-    "global_forwards",
-    "local_forwards",
-    "local_tokens",
-    "masks",
+    *("seconds", "time_ratio", "tokens", "global_forwards", "local_forwards", "local_tokens", "masks"),
     "peak_memory_mib",
 )
 READINGS = (
@@ -56,30 +37,19 @@ JUDGED = ("method", "adapter")  # roles whose gain is what a run is about
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures.
-
-    Args:
-        title: its heading.
-        row: the result row ("pope_all").
-        metric: whose figures.
-        shows: the value alone, with its difference to the reference, less the labels' share of yes, or how many
-            answers turned.
-        rank: columns of the highest rank leave first where there is no room, those of rank 0 never.
-    """
+    """A column of figures."""
 
     title: str
-    row: str
+    row: str  # the result row ("pope_all")
     metric: str
-    shows: Shows = "value"
-    rank: int = 0
+    shows: Shows = "value"  # alone, with its difference, less the labels' share of yes, or how many answers turned
+    rank: int = 0  # those of the highest rank leave first where there is no room, those of rank 0 never
 
 
 class Results:
     """The contents of `results.json`, looked up by columns.
 
-    Args:
-        data: what the file holds.
-        baselines: decoder -> whom its differences are shown to, where that is not the reference.
+    `baselines`: decoder -> whom its differences are shown to, where that is not the reference.
     """
 
     def __init__(self, data: Mapping[str, Any], baselines: Mapping[str, str] | None = None) -> None:
@@ -156,12 +126,9 @@ class Results:
 
     def _parts(self, rows: Sequence[str], metric: str) -> list[str]:
         """Return the result rows of parts of a task, the one that is hardest for the reference first."""
-
-        def ease(row: str) -> float:
-            found = self.value(row, self.reference, metric)
-            return math.inf if found is None or found["value"] is None else float(found["value"])
-
-        return sorted(rows[:-1], key=ease)
+        found = {row: (self.value(row, self.reference, metric) or {}).get("value") for row in rows[:-1]}
+        ease = {row: math.inf if value is None else float(value) for row, value in found.items()}
+        return sorted(ease, key=lambda row: ease[row])
 
     def columns(self, task: Mapping[str, Any]) -> Iterator[Column]:
         """Yield the columns of a task's table, its cost last."""

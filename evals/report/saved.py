@@ -35,17 +35,11 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is on disk.
-
-    Args:
-        folder: where it is.
-        asked: what `asked.json` holds.
-        scored: what `results.json` holds; None before it is scored.
-    """
+    """A run as it is on disk."""
 
     folder: Path
-    asked: dict[str, Any]
-    scored: dict[str, Any] | None
+    asked: dict[str, Any]  # what `asked.json` holds
+    scored: dict[str, Any] | None  # what `results.json` holds; None before it is scored
 
     @property
     def status(self) -> Status:
@@ -56,11 +50,7 @@ class Run:
 
     @cached_property
     def results(self) -> Results:
-        """The results, looked up by columns.
-
-        Raises:
-            DataError: there are none yet; the message says which command makes them.
-        """
+        """The results, looked up by columns; raises `DataError` with the command that makes them."""
         if self.scored is None:
             raise DataError(self.todo)
         return Results(self.scored)
@@ -69,10 +59,8 @@ class Run:
     def todo(self) -> str:
         """What a run that is not whole needs, in a sentence."""
         if self.status == "stopped":
-            return (
-                f"{self.folder} holds a run that has not finished: give its command again, it goes on from where it "
-                "stopped."
-            )
+            told = f"{self.folder} holds a run that has not finished"
+            return f"{told}: give its command again, it goes on from where it stopped."
         return f"{self.folder} has answers and no scores: `lvlm-guard eval score {self.folder}` makes them."
 
     def task(self, name: str) -> dict[str, Any]:
@@ -80,25 +68,17 @@ class Run:
         return next(task for task in self.asked["tasks"] if task["name"] == name)
 
     def decoder(self, name: str) -> dict[str, Any]:
-        """Return a decoder as it was asked.
-
-        Raises:
-            DataError: the run has none of that name.
-        """
-        names = [decoder["name"] for decoder in self.asked["decoders"]]
-        if name not in names:
-            raise DataError(
-                f"{self.folder} has no decoder {name!r}. " + did_you_mean(name, names) + f"It has: {', '.join(names)}."
-            )
-        return next(decoder for decoder in self.asked["decoders"] if decoder["name"] == name)
+        """Return a decoder as it was asked; raises `DataError` where the run has none of that name."""
+        known = {decoder["name"]: decoder for decoder in self.asked["decoders"]}
+        if name not in known:
+            near = did_you_mean(name, list(known))
+            raise DataError(f"{self.folder} has no decoder {name!r}. {near}It has: {', '.join(known)}.")
+        found: dict[str, Any] = known[name]
+        return found
 
     @cached_property
     def items(self) -> dict[str, dict[str, Item]]:
-        """What was asked and is reported: task -> key -> item, in order.
-
-        Raises:
-            DataError: the file was changed or cut; the message names the line.
-        """
+        """What was asked and is reported: task -> key -> item, in order; raises `DataError` where it was changed."""
         splits = {task["name"]: task["split"] for task in self.asked["tasks"]}
         found: dict[str, dict[str, Item]] = {name: {} for name in splits}
         path, needed = self.folder / ITEMS, ("task", "split", "kind", "item", "picture", "truth")
@@ -114,11 +94,7 @@ class Run:
         return found
 
     def answers(self, columns: Sequence[str] | None = None, **where: Any) -> pa.Table:
-        """Return rows of the table of answers: those alone whose columns have a value, or one of several.
-
-        Raises:
-            DataError: there is no table, or it can't be read.
-        """
+        """Return rows of the table of answers: those alone whose columns have a value, or one of several."""
         schema = self._table().schema
         kept = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         return pa.Table.from_batches(self._batches(kept.names, where), schema=kept)
@@ -126,11 +102,8 @@ class Run:
     def by_item(self, task: str, columns: Sequence[str] = ("text", "ended", "failed")) -> Iterator[tuple[Item, Said]]:
         """Yield each reported item of a task with its answers, decoder -> one a seed; one item in memory at a time."""
         kept = ("item", "decoder", *columns)
-        rows = (
-            row
-            for batch in self._batches(kept, {"task": task, "split": self.task(task)["split"]})
-            for row in batch.to_pylist()
-        )
+        batches = self._batches(kept, {"task": task, "split": self.task(task)["split"]})
+        rows = (row for batch in batches for row in batch.to_pylist())
         for key, own in groupby(rows, lambda row: row["item"]):
             said: Said = {}
             for row in own:
@@ -138,11 +111,10 @@ class Run:
             yield self.items[task][key], said
 
     def _batches(self, columns: Sequence[str], where: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-        table, wanted = self._table(), None
+        table, wanted = self._table(), ds.scalar(True)
         for name, value in where.items():
             values = pa.array(value if isinstance(value, list) else [value], table.schema.field(name).type)
-            one = ds.field(name).isin(values)
-            wanted = one if wanted is None else wanted & one
+            wanted = wanted & ds.field(name).isin(values)
         # one thread: rows stay in the order in which they were written
         yield from table.to_batches(columns=list(columns), filter=wanted, use_threads=False)
 
@@ -161,18 +133,13 @@ Said = dict[str, list[dict[str, Any]]]
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run, whatever its status.
-
-    Raises:
-        DataError: the folder holds no run, or a file of it can't be read or used; the message names the file.
-    """
+    """Read a run, whatever its status; raises `DataError` with the file that is missing or can't be used."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: give the --out folder of a `lvlm-guard eval run`.")
     if not (folder / ASKED).exists():
-        raise DataError(
-            f"{folder} holds no run ({ASKED} is missing): give the --out folder of a `lvlm-guard eval run`."
-        )
+        told = f"{folder} holds no run ({ASKED} is missing)"
+        raise DataError(f"{told}: give the --out folder of a `lvlm-guard eval run`.")
     asked = _document(folder / ASKED, {"settings": dict, "tasks": list})
     asked.setdefault("decoders", [])  # known once the model was loaded
     path = folder / RESULTS
@@ -183,12 +150,7 @@ _RESULT_FIELDS = {"rows": list, "verdicts": list, "void": list, "decoders": list
 
 
 def finished(folder: str | Path | Run) -> Run:
-    """Return a run whose scores can be read.
-
-    Raises:
-        VoidRunError: its answers are empty, failed or cut.
-        DataError: it has not finished, or has no scores yet.
-    """
+    """Return a run whose scores can be read; raises `VoidRunError`, and `DataError` where it has no scores yet."""
     run = folder if isinstance(folder, Run) else read_run(folder)
     if run.status == "void":
         reasons = " ".join(run.results.data["void"])
@@ -203,25 +165,18 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
 
     Tab-separated with a heading, as pandas and VLMEvalKit read it (a text with a tab or a line break is in quotes).
     `answer` is the right answer (names of objects joined by commas), `prediction` what the decoder said; `category`
-    holds the result rows that the item counts in, joined by commas.
-
-    Args:
-        run: the run.
-        decoder: its name; items that it does not answer are left out.
-        path: the file to write.
-        seed: which of its runs.
+    holds the result rows that the item counts in, joined by commas. Items without an answer are left out.
 
     Raises:
-        DataError: there is no such decoder, or it has no such run.
+        DataError: there is no such decoder, or it has no such seed.
         RunError: the file can't be written.
     """
     described = run.decoder(decoder)
     answered = run.answers(("task", "split", "item", "text"), decoder=decoder, seed=seed).to_pylist()
     if not answered:
         raise DataError(f"{decoder} has {described['seeds']} run(s) in {run.folder}, numbered from 0: none is {seed}.")
-    said = {
-        (row["task"], row["item"]): row["text"] for row in answered if row["split"] == run.task(row["task"])["split"]
-    }
+    splits = {task["name"]: task["split"] for task in run.asked["tasks"]}
+    said = {(row["task"], row["item"]): row["text"] for row in answered if row["split"] == splits[row["task"]]}
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["index", "question", "answer", "prediction", "category"])
@@ -230,7 +185,9 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
         if text is not None:
             question = item.get("question") or item.get("prompt", "")
             category = ",".join(item.get("rows") or [item["task"]])
-            writer.writerow([index, question, _truth_text(item["truth"]), text, category])
+            truth = item["truth"] if isinstance(item["truth"], list) else [item["truth"]]
+            told = ", ".join(str(one) for one in truth if one is not None)
+            writer.writerow([index, question, told, text, category])
     target = Path(path)
     return write_whole(target.parent, target.name, table.getvalue())
 
@@ -253,8 +210,7 @@ def plain(value: Any) -> Any:
 def write_whole(folder: Path, name: str, text: str) -> Path:
     """Write beside, then rename: whoever reads, or whenever the process dies, the file is the old or the new one.
 
-    Raises:
-        RunError: the system refuses, as when the disk is full.
+    Raises `RunError` where the system refuses, as when the disk is full.
     """
     part = folder / f"{name}.part"
     with disk_trouble(folder):
@@ -269,12 +225,6 @@ def write_whole(folder: Path, name: str, text: str) -> Path:
             part.unlink(missing_ok=True)
             raise
     return folder / name
-
-
-def _truth_text(truth: Any) -> str:
-    if isinstance(truth, list | tuple):
-        return ", ".join(map(str, truth))
-    return "" if truth is None else str(truth)
 
 
 def _document(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -17,19 +17,12 @@ Line = TypeVar("Line")
 
 @dataclass(frozen=True)
 class Column(Generic[Line]):
-    """A column.
-
-    Args:
-        title: its heading.
-        cell: what stands in it for a line.
-        rank: on a narrow terminal the columns of the highest rank go first, those of rank 0 never.
-        text: whether it holds words, which are folded where they are too long; else figures.
-    """
+    """A column: its heading, and what stands in it for a line."""
 
     title: str
     cell: Callable[[Line], Text | str]
-    rank: int = 0
-    text: bool = False
+    rank: int = 0  # on a narrow terminal the columns of the highest rank go first, those of rank 0 never
+    text: bool = False  # whether it holds words, which are folded where they are too long; else figures
 
 
 def fitted(
@@ -47,20 +40,12 @@ def fitted(
 
 
 def _drawn(lines: Sequence[Line], columns: Sequence[Column[Line]], title: str, caption: str) -> Table:
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=Text(title),
-        title_justify="left",
-        caption=Text(caption) if caption else None,
-        caption_justify="left",
-    )
+    shown = Table(title=Text(title), caption=Text(caption) if caption else None, box=box.SIMPLE_HEAD)
+    shown.title_justify = shown.caption_justify = "left"
+    shown.pad_edge, shown.padding = False, (0, 1, 0, 0)
     for column in columns:
-        if column.text:
-            shown.add_column(column.title, overflow="fold")
-        else:
-            shown.add_column(column.title, justify="right", no_wrap=True)
+        kind: dict[str, Any] = {"overflow": "fold"} if column.text else {"justify": "right", "no_wrap": True}
+        shown.add_column(column.title, **kind)
     for line in lines:
         # Text: names of sweep points hold brackets, which would be taken for markup
         cells = [column.cell(line) for column in columns]

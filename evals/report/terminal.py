@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lvlm_guard.evals.report import layout
 from lvlm_guard.evals.report.layout import Results, plain_cell
-from lvlm_guard.evals.report.numbers import Row, interval, judged, said, written
+from lvlm_guard.evals.report.numbers import interval, judged, said, written
 from lvlm_guard.evals.report.tables import Column, fitted
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
@@ -26,11 +26,7 @@ Line = Mapping[str, Any]
 def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = "", caption: str = "") -> list[Table]:
     """Return a table for each task; narrower terminals get fewer columns, never cut ones. None of a void run.
 
-    Args:
-        results: what `results.json` holds.
-        width: of the terminal.
-        about: what the tables are of; "": the model.
-        caption: what stands below; "": what the figures are.
+    `about`: what the tables are of, else the model; `caption`: what stands below, else what the figures are.
     """
     known = results if isinstance(results, Results) else Results(results)
     if known.data["void"]:
@@ -101,29 +97,19 @@ def _captions(results: Results, task: Mapping[str, Any]) -> Iterator[str]:
             )
             yield (
                 f"{decoder['name']} on {name}: {effect}, CHAIR_i {said(wrong)}; object recall {said(recall)}"
-                f"{_shorter(results, name, decoder['name'])}{_repeats(results, name, decoder['name'])}."
+                f"{''.join(_beside(results, name, decoder['name']))}."
             )
 
 
-def _both(results: Results, row: str, decoder: str, metric: str) -> tuple[Row, Row] | None:
-    found = [results.value(row, name, metric) for name in (decoder, results.reference)]
-    ours, plain = found
-    return None if ours is None or plain is None or not plain["value"] else (ours, plain)
-
-
-def _shorter(results: Results, row: str, decoder: str) -> str:
-    """Say whether it says less: a guard that only shortens captions lowers CHAIR."""
-    found = _both(results, row, decoder, "length")
-    change = found[0]["value"] / found[1]["value"] - 1 if found else 0.0
-    if abs(change) < SHORTER:
-        return ""
-    return f"; its captions are {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
-
-
-def _repeats(results: Results, row: str, decoder: str) -> str:
-    """Say how much a method repeats itself: CHAIR_i counts an object as often as it is named."""
-    found = _both(results, row, decoder, "repeats")
-    if found is None:
-        return ""
-    ours, plain = (f"{one['value']:.0%}" for one in found)
-    return f"; {ours} of its object words repeat one of the same caption ({results.reference}: {plain})"
+def _beside(results: Results, row: str, decoder: str) -> Iterator[str]:
+    """Say whether it says less, which alone lowers CHAIR, or repeats itself: CHAIR_i counts each time it names one."""
+    for metric in ("length", "repeats"):
+        ours, plain = (results.value(row, name, metric) for name in (decoder, results.reference))
+        if ours is None or plain is None or not plain["value"]:
+            continue
+        change = ours["value"] / plain["value"] - 1
+        if metric == "repeats":
+            told = f"{ours['value']:.0%} of its object words repeat one of the same caption"
+            yield f"; {told} ({results.reference}: {plain['value']:.0%})"
+        elif abs(change) >= SHORTER:
+            yield f"; its captions are {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"

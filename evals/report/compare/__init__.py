@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,9 +40,8 @@ Sides = Mapping[str, tuple[str, Mapping[str, Any]]]
 """Name of a decoder in the common table -> which run's it is ("a", "b"), and the decoder."""
 
 
-@dataclass(frozen=True)
-class Changed:
-    """How many items got another answer (from any seed that both ran)."""
+class Changed(NamedTuple):
+    """How many of a task's items got another answer (from any seed that both ran) by a pair of decoders."""
 
     a: str
     b: str
@@ -55,25 +54,18 @@ class Changed:
 class Comparison:
     """Two runs, paired.
 
-    Args:
-        a, b: the runs; differences are b minus a.
-        pairs: names of the decoders that were paired, a's and b's.
-        tasks: those that both have, as the first run describes them.
-        rows: result rows with one column more, "run": "a" or "b" for values, "b-a" for differences, whose decoder is
-            b's and whose baseline is a's. p_holm is adjusted over all differences of one metric.
-        changed: for each pair and task.
-        differs: sentences on what differs between the runs beside the answers.
-        left_out: sentences on what only one of them has.
+    A row has one column more than a run's, "run": "a" or "b" for values, "b-a" for differences, whose decoder is b's
+    and whose baseline is a's. p_holm is adjusted over all differences of one metric.
     """
 
     a: Run
     b: Run
-    pairs: list[Pair]
-    tasks: list[dict[str, Any]]
+    pairs: list[Pair]  # decoders that were paired, a's and b's
+    tasks: list[dict[str, Any]]  # those that both have, as the first run describes them
     rows: list[Row]
     changed: list[Changed]
-    differs: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    differs: list[str]  # sentences on what differs between the runs beside the answers
+    left_out: list[str]  # sentences on what only one of them has
 
     @cached_property
     def results(self) -> Results:
@@ -81,7 +73,7 @@ class Comparison:
         rows = [
             row
             | {"decoder": f"{row['run'][0]}: {row['decoder']}"}
-            | ({} if row["baseline"] is None else {"baseline": f"a: {row['baseline']}"})
+            | {"baseline": row["baseline"] and f"a: {row['baseline']}"}
             for row in self.rows
         ]
         decoders = [
@@ -94,20 +86,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON data, its results in long rows."""
-        found: dict[str, Any] = plain(
-            {
-                "command": "eval compare",
-                "version": lvlm_guard.__version__,
-                "a": str(self.a.folder),
-                "b": str(self.b.folder),
-                "pairs": self.pairs,
-                "tasks": self.tasks,
-                "differs": self.differs,
-                "left_out": self.left_out,
-                "rows": self.rows,
-                "changed": [vars(one) for one in self.changed],
-            }
-        )
+        told = {"command": "eval compare", "version": lvlm_guard.__version__}
+        told |= {"a": str(self.a.folder), "b": str(self.b.folder)}
+        kept = {name: getattr(self, name) for name in ("pairs", "tasks", "differs", "left_out", "rows")}
+        found: dict[str, Any] = plain({**told, **kept, "changed": [one._asdict() for one in self.changed]})
         return found
 
 
@@ -116,10 +98,7 @@ def compare(
 ) -> Comparison:
     """Pair two runs and test their differences: paired bootstrap, randomization, Holm; what was fixed, what broken.
 
-    Args:
-        a, b: folders of runs, or runs that were read.
-        decoder_a, decoder_b: the one decoder of each to compare; where only one is given, the other run's of that
-            name. None: all that both runs have.
+    Without `decoder_a` and `decoder_b`, all decoders that both runs have; with one alone, the other of that name.
 
     Raises:
         DataError: a folder holds no finished run, the runs have no task or decoder in common, no such decoder, or
@@ -135,12 +114,12 @@ def compare(
     owners = Counter(row for task in tasks for row in task["rows"] or [task["name"]])
     rows: list[Row] = []
     changed: list[Changed] = []
+    sides = {
+        f"{side}:{name}": (side, run.decoder(name))
+        for pair in pairs
+        for side, run, name in zip("ab", (first, second), pair, strict=True)
+    }
     for task in tasks:
-        sides = {
-            f"{side}:{name}": (side, run.decoder(name))
-            for pair in pairs
-            for side, run, name in zip("ab", (first, second), pair, strict=True)
-        }
         tables = [_answers(run, side, task, sides) for side, run in (("a", first), ("b", second))]
         tally = tallies_of(pa.concat_tables(tables), first.items[task["name"]].values(), [task], frozenset())
         (counted,) = tally.values()
@@ -167,16 +146,13 @@ def _rows(measured: Measured, pairs: Sequence[Pair], sides: Sides) -> Iterator[R
         yield row | {"decoder": decoder["name"]} | named
 
 
-def _adjusted(rows: Sequence[Row]) -> list[Row]:
+def _adjusted(rows: list[Row]) -> list[Row]:
     """Return the rows with "p_holm": each difference for being one of all differences of its metric."""
-    metrics: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["p"] is not None:
-            metrics.setdefault(row["metric"], []).append(row)
-    for members in metrics.values():
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        members = [row for row in rows if row["metric"] == metric and row["p"] is not None]
         for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
             row["p_holm"] = p
-    return list(rows)
+    return rows
 
 
 def _changed(tally: Tally, pairs: Sequence[Pair]) -> Iterator[Changed]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
@@ -22,35 +24,22 @@ _NAMED_ONLY = ("plain", "control", "matcher")
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on differences, see `fail_if`.
+    """A condition on differences, see `fail_if`."""
 
-    Args:
-        text: as it was given.
-        metric: whose difference.
-        sign: "<", "<=", ">" or ">=".
-        bound: what it is compared with, in the metric's unit (0.01 is one point of accuracy).
-        task: name of a result row; "" for every one.
-        decoder: whose difference; "" for every one whose role is none of `_NAMED_ONLY`.
-    """
-
-    text: str
+    text: str  # as it was given
     metric: str
     sign: str
-    bound: float
-    task: str = ""
-    decoder: str = ""
+    bound: float  # in the metric's unit: 0.01 is one point of accuracy
+    task: str = ""  # a result row; "" for every one
+    decoder: str = ""  # "" for every one whose role is none of `_NAMED_ONLY`
 
     def __call__(self, rows: Iterable[Row]) -> str | None:
         """Return a sentence with every difference for which the rule holds, or None where it holds for none.
 
-        The difference itself decides, not its interval.
-
-        Args:
-            rows: of a run (differences from its reference count) or of a comparison of two runs (b minus a).
+        The difference itself decides, not its interval: of a run from its reference, of a comparison b minus a.
 
         Raises:
-            DataError: there is no such difference, or one has no value; a rule that nothing is held against would
-                pass whatever happens.
+            DataError: there is no such difference, or one has no value; such a rule would pass whatever happens.
         """
         rows = list(rows)
         references = {row["decoder"] for row in rows if row["role"] == "reference"}
@@ -88,11 +77,10 @@ def fail_if(text: str) -> Rule:
         DataError: it is written in another way.
     """
     read = _RULE.fullmatch(text)
-    try:
-        bound = float(read["bound"]) if read else float("nan")
-    except ValueError:
-        bound = float("nan")
-    if read is None or bound != bound:
+    bound = math.nan
+    with suppress(ValueError):
+        bound = float(read["bound"]) if read else math.nan
+    if read is None or math.isnan(bound):
         raise DataError(
             f"{text!r} is no rule: write [DECODER:]METRIC_diff OP NUMBER[@TASK] with OP <, <=, > or >=, such as "
             "accuracy_diff<-0.01 or chair_i_diff>0.02@chair."

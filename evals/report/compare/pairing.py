@@ -16,18 +16,14 @@ Pair = tuple[str, str]
 
 
 def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
-    """Return the tasks that both runs asked, as the first describes them.
-
-    Raises:
-        DataError: there is none, or one of the same name asked something else; the message lists what.
+    """Return the tasks that both asked, as the first describes them; raises `DataError` where there is none, or what
+    differs in one of the same name.
     """
     ours, theirs = ({task["name"]: task for task in run.asked["tasks"]} for run in (a, b))
     common = [name for name in ours if name in theirs]
     if not common:
-        raise DataError(
-            f"The runs have no task in common: {a.folder} has {', '.join(ours) or 'none'}, {b.folder} has "
-            f"{', '.join(theirs) or 'none'}."
-        )
+        told = [f"{run.folder} has {', '.join(own) or 'none'}" for run, own in ((a, ours), (b, theirs))]
+        raise DataError(f"The runs have no task in common: {told[0]}, {told[1]}.")
     problems = [f"{name} ({why})" for name in common if (why := ", ".join(_unlike(a, b, ours[name], theirs[name])))]
     if problems:
         raise DataError(
@@ -70,11 +66,7 @@ def only_in_one(a: Run, b: Run, what: str, common: set[str]) -> Iterator[str]:
 
 
 def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> list[Pair]:
-    """Return which decoders to compare: those named, else all that both runs asked.
-
-    Raises:
-        DataError: there is no such decoder, or none in common, or two can't be compared.
-    """
+    """Return which decoders to compare: those named, else all that both asked; raises `DataError` for what can't be."""
     pairs = [(decoder_a or decoder_b or "", decoder_b or decoder_a or "")]
     if decoder_a is None and decoder_b is None:
         ours, theirs = ([d["name"] for d in run.asked["decoders"] if not d.get("derive")] for run in (a, b))
