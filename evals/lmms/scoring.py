@@ -55,7 +55,7 @@ def unreadable(rows: Sequence[Row]) -> float:
 
 
 def _answers(metric: str) -> Aggregator:
-    return lambda rows: float(dict(pope.score(rows))[metric])  # type: ignore[arg-type]
+    return lambda rows: float(pope.score(rows)[metric])
 
 
 def _captions(rows: Sequence[Row]) -> Mapping[str, Any]:

@@ -24,29 +24,17 @@ Direction = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class Score:
-    """One score of a kind.
+    """One score of a kind."""
 
-    Args:
-        of: maps counts summed over pictures, [..., k], to the score, [...]; NaN where it is not defined.
-        direction: which way is better.
-        compared: whether differences between decoders are result rows too.
-        once: whether it is the same for every decoder (the share of the labels): a row of the first one only.
-        over: how several row tasks stand together in "..._all": counts pooled, or scores summed (MME's points).
-        limit: tokens after which captions were cut for it; None: they are whole.
-        n: how many samples have it, of the summed counts; None: all of the row task.
-        dialect: how captions were read for it (CHAIR); "" where there is one way.
-        only_differences: whether it compares two decoders by itself (n2p), so that it is no value of one.
-    """
-
-    of: Callable[[Array], Array]
+    of: Callable[[Array], Array]  # counts summed over pictures, [..., k] -> [...]; NaN where it is not defined
     direction: Direction = "higher"
-    compared: bool = True
-    once: bool = False
-    over: Literal["pool", "sum"] = "pool"
-    limit: int | None = None
-    n: Callable[[Array], Array] | None = None
-    dialect: str = ""
-    only_differences: bool = False
+    compared: bool = True  # differences between decoders are result rows too
+    once: bool = False  # the same for every decoder (the share of the labels): a row of the first one only
+    over: Literal["pool", "sum"] = "pool"  # in "..._all", counts are pooled, or scores summed (MME's points)
+    limit: int | None = None  # tokens after which captions were cut for it; None: they are whole
+    n: Callable[[Array], Array] | None = None  # how many samples have it, of summed counts; None: all of the row task
+    dialect: str = ""  # how captions were read for it (CHAIR); "" where there is one way
+    only_differences: bool = False  # it compares two decoders by itself (n2p), so that it is no value of one
 
 
 @dataclass
@@ -62,27 +50,16 @@ class Items:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some answers to items of one task, of any decoders.
+    """Some answers to items of one task, of any decoders, [B]."""
 
-    Args:
-        places: [B], of each one's item in `Items`.
-        texts: the answers.
-        ended: [B] bool, False where the token limit cut it.
-        cut_at: characters after the first `spec.answers.LIMITS` tokens, None where that is not known.
-    """
-
-    places: Places
+    places: Places  # of each one's item in `Items`
     texts: Sequence[str]
-    ended: NDArray[np.bool_]
-    cut_at: Sequence[Sequence[int] | None]
+    ended: NDArray[np.bool_]  # False where the token limit cut it
+    cut_at: Sequence[Sequence[int] | None]  # characters after the first `spec.answers.LIMITS` tokens, where known
 
 
 class Metric:
-    """Scores the answers to one task.
-
-    Args:
-        task: as `EvalTask.describe()` has it: "name", "kind", "vocabulary", "about" ...
-        items: what was asked.
+    """Scores the answers to one task: as `EvalTask.describe()` has it ("name", "kind", "vocabulary", "about" ...).
 
     Raises:
         DataError: an item has no truth that answers can be held against.

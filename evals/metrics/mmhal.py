@@ -112,27 +112,6 @@ SCORES: dict[str, Score] = {
 }
 
 
-def score_mmhal(reply: Reply, answers: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the scores of verdicts, the mean grade of each type of question, the judge and the digests.
-
-    Raises:
-        DataError: `answers` are not those that were judged.
-    """
-    if answers is not None and answers_digest(answers) != reply.answers_sha256:
-        raise DataError(
-            f"These verdicts are of other answers (their answers_sha256 is {reply.answers_sha256[:16]}, that of these "
-            f"answers {answers_digest(answers)[:16]}): have these judged, or give the answers that were."
-        )
-    table = counts(reply.verdicts)
-    told = {"judge": dict(reply.judge), "prompt_sha256": reply.prompt_sha256, "answers_sha256": reply.answers_sha256}
-    types = {
-        name: [float(SCORES[name].of(table[n :: len(TYPES)].sum(0))) for n in range(len(TYPES))]
-        for name in ("score", "score_official")
-    }
-    values = {name: float(score.of(table.sum(0))) for name, score in SCORES.items()}
-    return values | {"by_type": types["score"], "by_type_official": types["score_official"], **told}
-
-
 class Verdicts(Metric):
     """Verdicts in the place of answers: stored ones of others, which name their judge."""
 

@@ -58,21 +58,13 @@ class Found:
 
 @dataclass(frozen=True)
 class ObjectWords:
-    """How captions are read.
+    """How captions are read."""
 
-    Args:
-        nodes: object word (singular) -> the object it stands for.
-        double: two singular words -> what they are read as.
-        singular: a lower-cased token to its singular.
-        split: a caption to its tokens; in the dialect "wordnet" they are dictionary forms already.
-        official: keep the published slip of indices after a removed "seat".
-    """
-
-    nodes: Mapping[str, str]
-    double: Mapping[str, str]
-    singular: Callable[[str], str]
-    split: Callable[[str], list[str]] = tokens.words
-    official: bool = False
+    nodes: Mapping[str, str]  # object word (singular) -> the object it stands for
+    double: Mapping[str, str]  # two singular words -> what they are read as
+    singular: Callable[[str], str]  # a lower-cased token to its singular
+    split: Callable[[str], list[str]] = tokens.words  # in the dialect "wordnet" into dictionary forms already
+    official: bool = False  # keep the published slip of indices after a removed "seat"
 
     def find(self, caption: str) -> Found:
         """Return the objects that a caption names."""

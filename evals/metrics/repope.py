@@ -47,9 +47,7 @@ class Label:
 def labels(asked: Iterable[Asked], repope: Mapping[str, Mapping[int, Label]]) -> list[pope.Answer | None]:
     """Return RePOPE's label of each question, in their order; None where RePOPE dropped it as ambiguous.
 
-    Args:
-        asked: the questions whose answers are stored, of the splits in `repope`, each once.
-        repope: split -> question id -> label.
+    `asked` are the questions whose answers are stored, of the splits in `repope` (split -> question id -> label).
 
     Raises:
         DataError: a picture or text is not the one that RePOPE labels ("imange" is "image"), a split is unknown, a

@@ -185,9 +185,9 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
     groups: list[list[list[int]]] = [[] for _ in range(min(len(of), FEWEST if slow else GROUPS))]
     for number, places in enumerate(of.values()):
         groups[number % len(groups)].append(places)
-    without = np.array(
-        [_without(aggregate, values, {i for places in group for i in places}, whole) for group in groups]
-    )
+    left = [{i for places in group for i in places} for group in groups]
+    without = np.array([_score(aggregate, [v for i, v in enumerate(values) if i not in out]) for out in left])
+    without[np.isnan(without)] = whole
     # a group's influence is its pictures' together; each gets a share whose square sums to that of the group
     influence = (len(groups) - 1) * (without.mean() - without)
     moved = np.zeros(len(values))
@@ -196,11 +196,6 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
             moved[places] = of_group / math.sqrt(len(group)) / len(places)
     each = len(values) / len(groups)
     return [float(number) for number in whole + each * (moved - moved.mean())]
-
-
-def _without(aggregate: Callable[..., Any], values: Sequence[Any], places: set[int], whole: float) -> float:
-    left = _score(aggregate, [value for place, value in enumerate(values) if place not in places])
-    return whole if math.isnan(left) else left
 
 
 def _score(aggregate: Callable[..., Any], values: Sequence[Any]) -> float:

@@ -28,23 +28,17 @@ CELLS = 2**17  # draws x questions worked on at once: what a core's cache holds
 
 
 class Ranked(NamedTuple):
-    """What a ranking gives, one number a draw, [D].
+    """What a ranking gives, one number a draw, [D]; NaN where a class is missing, or all or none are called yes.
 
-    Args:
-        auroc: P(s+ > s-) + P(s+ = s-) / 2; NaN where a class is missing.
-        k: how many questions are called yes.
-        tp, tn: expected numbers of right answers when they are: questions tied across the border are shared out.
-        accuracy: (tp + tn) / n; NaN where a class is missing, since it would be 1 whatever the ranking.
-        tilt: midpoint d between the scores on either side of the border, nats: its distance from 0 is the model's
-            bias. NaN where all, or none, are called yes.
+    The tilt is the midpoint d between the scores on either side of the border: its distance from 0 is the model's bias.
     """
 
-    auroc: Array
-    k: Array
-    tp: Array
+    auroc: Array  # P(s+ > s-) + P(s+ = s-) / 2
+    k: Array  # how many questions are called yes
+    tp: Array  # expected right answers when they are: questions tied across the border are shared out
     tn: Array
-    accuracy: Array
-    tilt: Array
+    accuracy: Array  # (tp + tn) / n; of one class it would be 1 whatever the ranking
+    tilt: Array  # nats
 
 
 class Ranking:

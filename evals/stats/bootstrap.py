@@ -79,11 +79,7 @@ class Draws:
         return {name: np.concatenate(part) for name, part in parts.items()}
 
     def sums(self, counts: Mapping[K, ArrayLike]) -> dict[K, Array]:
-        """Return counts summed over the pictures of each draw: [pictures, k] -> [1 + draws, k].
-
-        Raises:
-            DataError: a table has another number of pictures, or a count is not finite.
-        """
+        """Return counts summed over the pictures of each draw: [pictures, k] -> [1 + draws, k]."""
         return self._over(counts, self._weights())
 
     def swapped(self, counts: Mapping[K, ArrayLike]) -> dict[K, Array]:
@@ -128,11 +124,9 @@ class Draws:
 
 @np.errstate(invalid="ignore")  # a tilt may be infinite, and two of them have no difference: NaN
 def estimate(figure: ArrayLike, level: float = 0.95) -> Estimate:
-    """Return a figure's value and interval.
+    """Return the value of a figure and its interval of coverage `level`.
 
-    Args:
-        figure: [1 + draws]; or [T, 1 + draws] of T trainings, whose mean is the value.
-        level: coverage of the interval.
+    `figure` is [1 + draws]; or [T, 1 + draws] of T trainings, whose mean is the value.
     """
     table = np.atleast_2d(np.asarray(figure, np.float64))
     return _estimate(table.mean(0), [table] if len(table) > 1 else [], level)
@@ -166,11 +160,8 @@ def swap_null(score: Callable[[Array], Array], ours: tuple[Array, Array], theirs
     """Return differences of a score of counts if both runs were equal: pictures change sides at random, [draws].
 
     Approximate randomization holds for any score of counts. Ranked scores of two decoders have scales of their own, a
-    picture's can't change sides, so their p-value is the bootstrap's.
-
-    Args:
-        score: maps summed counts, [..., k], to [...].
-        ours, theirs: counts of all pictures, [k], and of those that change sides, [draws, k].
+    picture's can't change sides, so their p-value is the bootstrap's. `ours` and `theirs` are the counts of all
+    pictures, [k], and of those that change sides, [draws, k].
     """
     moved = theirs[1] - ours[1]
     return score(ours[0] + moved) - score(theirs[0] - moved)

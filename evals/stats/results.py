@@ -36,19 +36,16 @@ def find(rows: Iterable[Row], decoder: str, task: str, metric: str, baseline: st
 
 
 def with_holm(rows: Iterable[Row], reference: str) -> list[Row]:
-    """Return the rows with "p_holm" where several decoders are compared with the reference.
-
-    The family of tests: all differences from the reference in one task and one metric.
-    """
-    rows = list(rows)
-    families: dict[tuple[str, str], list[int]] = {}
-    for index, row in enumerate(rows):
+    """Return the rows with "p_holm" where several decoders are compared with the reference in one task and metric."""
+    rows = [dict(row) for row in rows]
+    families: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
         if row["baseline"] == reference and row["p"] is not None:
-            families.setdefault((row["task"], row["metric"]), []).append(index)
+            families.setdefault((row["task"], row["metric"]), []).append(row)
     for members in families.values():
         if len(members) > 1:
-            for index, p in zip(members, holm([rows[i]["p"] for i in members]), strict=True):
-                rows[index] = rows[index] | {"p_holm": p}
+            for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
+                row["p_holm"] = p
     return rows
 
 

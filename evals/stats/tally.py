@@ -45,32 +45,20 @@ class Found:
 
 @dataclass
 class Given:
-    """What one decoder gave in one seed; arrays are over the items of the task, [N].
+    """What one decoder gave in one seed; arrays are over the items of the task, [N]."""
 
-    Args:
-        there: how often the item was answered (failures aside): 0 or 1.
-        score: log-odds of yes, nats, NaN where there is none.
-        said: 1 yes, 0 no, -1 unreadable (yes/no tasks).
-        text: digest of the answer, to see which are the same.
-        mass: share of the probability on yes or no, NaN where it is not known.
-        censored: answers whose server told too little.
-        work: sums of `WORK`.
-        failed, empty, cut, unreadable: answers of which a reader must know.
-        texts: the answers, where scoring needs all of them at once.
-    """
-
-    there: NDArray[np.uint8]
-    score: NDArray[np.float32]
-    said: NDArray[np.int8]
-    mass: NDArray[np.float32]
-    text: Places
-    censored: int = 0
-    work: Array = field(default_factory=lambda: np.zeros(len(WORK)))
+    there: NDArray[np.uint8]  # how often the item was answered (failures aside): 0 or 1
+    score: NDArray[np.float32]  # log-odds of yes, nats, NaN where there is none
+    said: NDArray[np.int8]  # 1 yes, 0 no, -1 unreadable (yes/no tasks)
+    mass: NDArray[np.float32]  # share of the probability on yes or no, NaN where it is not known
+    text: Places  # digest of the answer, to see which are the same
+    censored: int = 0  # answers whose server told too little
+    work: Array = field(default_factory=lambda: np.zeros(len(WORK)))  # sums
     failed: Found = field(default_factory=Found)
     empty: Found = field(default_factory=Found)
     cut: Found = field(default_factory=Found)
     unreadable: Found = field(default_factory=Found)
-    texts: dict[int, str] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)  # where scoring needs all of them at once
 
 
 class Tally:

@@ -27,20 +27,15 @@ CHANGED = 0.1  # share of answers that a guard is taken to change, for that diff
 
 @dataclass(frozen=True)
 class Allowed:
-    """Shares, 0 to 1, of a decoder's answers to a task that may be amiss; those within are a warning.
-
-    Args:
-        empty: answers without a word.
-        truncated: answers cut at the token limit.
-        failed: requests without an answer; one is allowed in any case, unless it is all there are.
+    """Shares of a decoder's answers to a task that may be amiss; those within are a warning.
 
     Raises:
         DataError: a share is outside 0 to 1.
     """
 
-    empty: float = 0.0
-    truncated: float = 0.0
-    failed: float = 0.01
+    empty: float = 0.0  # answers without a word
+    truncated: float = 0.0  # cut at the token limit
+    failed: float = 0.01  # requests without an answer; one is allowed in any case, unless it is all there are
 
     def __post_init__(self) -> None:
         for name in ("empty", "truncated", "failed"):

@@ -228,17 +228,18 @@ ANSWERS = [f"answer {n}" for n in range(96)]
 def test_verdicts_score_as_mmhals_script_printed_them_and_unread_ones_stand_apart(tmp_path):
     assert [mmhal.rating_official(verdict) for verdict in MMHAL["verdicts"]] == MMHAL["scores"]
     reply = mmhal.read_reply(reply_of(tmp_path, ANSWERS))
-    found = mmhal.score_mmhal(reply, ANSWERS)
+    table = mmhal.counts(reply.verdicts)
+    found = {name: float(score.of(table.sum(0))) for name, score in mmhal.SCORES.items()}
+    by_type = [float(mmhal.SCORES["score_official"].of(table[n::8].sum(0))) for n in range(8)]
     assert found["score_official"] == pytest.approx(MMHAL["average"], abs=1e-12)
     assert found["hallucination_rate_official"] == pytest.approx(MMHAL["hallucination_rate"], abs=1e-12)
-    assert found["by_type_official"] == pytest.approx(MMHAL["by_type"], abs=1e-12)
+    assert by_type == pytest.approx(MMHAL["by_type"], abs=1e-12)
     assert MMHAL["printed"] == [
         f"Average score: {found['score_official']:.2f}",
         f"Hallucination rate: {found['hallucination_rate_official']:.2f}",
-        "Average score for each question type: "
-        + ",".join(str(round(value, 2)) for value in found["by_type_official"]),
+        "Average score for each question type: " + ",".join(str(round(value, 2)) for value in by_type),
     ]
-    assert (found["judge"]["model"], found["prompt_sha256"]) == ("judge-1-0613", "ab" * 32)
+    assert (reply.judge["model"], reply.prompt_sha256) == ("judge-1-0613", "ab" * 32)
     # "Rating: [4]" and "**Rating:** 5" say a grade; "3 ... 5", "60", none and "Score: 6" do not
     assert [mmhal.rating(v) for v in MMHAL["verdicts"][10:18]] == [4, 5, None, None, None, 4, None, 6]
     assert found["unread"] == 4 / 96
@@ -267,5 +268,3 @@ def test_verdicts_without_a_judge_or_of_other_answers_are_refused(tmp_path):
         mmhal.read_reply(reply_of(tmp_path, ANSWERS, verdicts=[{"choices": []}] * 96))
     completions = [{"choices": [{"message": {"content": verdict}}]} for verdict in MMHAL["verdicts"]]
     assert mmhal.read_reply(reply_of(tmp_path, ANSWERS, verdicts=completions)).verdicts == tuple(MMHAL["verdicts"])
-    with pytest.raises(DataError, match="These verdicts are of other answers"):
-        mmhal.score_mmhal(mmhal.read_reply(reply_of(tmp_path, ANSWERS)), ANSWERS[::-1])
