@@ -30,14 +30,12 @@ class Arguments:
 
     Args:
         pretrained: "embedded", a folder, or a hub id.
-        method: a registered method, or "greedy" for the plain model.
-        knobs: of the method.
+        method: a registered method, or "greedy" for the plain model; `knobs` are its own.
         device: "auto", "cpu", "cuda", ...; with several processes each takes the GPU of its rank.
         dtype: "auto", "float32", "bfloat16", "float16".
         revision: of a hub id: a branch, a tag or a commit; "" for the newest.
         execution: how branches are run: the same tokens, another cost.
         batch_size: documents of one generate() call. Published tables use 1.
-        seed: of whatever is random.
         store: folder in which finished answers are kept, and found again after any end; "" for none.
         code: "" or what `code_name()` says, so that a cache that is keyed by these arguments can't mix versions.
     """
@@ -81,11 +79,7 @@ def code_name() -> str:
 
 
 def parse(text: str) -> dict[str, str]:
-    """Return the names and texts of "name=value,name=value"; a value may hold commas.
-
-    Raises:
-        KnobError: a part has no "=", or a name comes twice.
-    """
+    """Return the names and texts of "name=value,name=value"; a value may hold commas. Raises `KnobError`."""
     found: dict[str, str] = {}
     for part in _NEXT.split(text.strip()) if text.strip() else ():
         name, equals, value = part.partition("=")
@@ -101,11 +95,8 @@ def parse(text: str) -> dict[str, str]:
 def read(given: Mapping[str, Any]) -> Arguments:
     """Return arguments from texts, or from values as Python has them.
 
-    A knob may be written with its method ("vcd.seed=3"), and must be where it has the name of an argument.
-
-    Raises:
-        UnknownNameError: no such method.
-        KnobError: no such argument or knob, one is missing, or a value is of the wrong type.
+    A knob may be written with its method ("vcd.seed=3"), and must be where it has the name of an argument. Raises
+    `UnknownNameError` (no such method), or `KnobError` of the argument or knob that is unknown, missing or wrong.
     """
     for name in ("pretrained", "method"):
         if not given.get(name):

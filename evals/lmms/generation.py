@@ -15,15 +15,7 @@ MOST_TOKENS = 1024  # where a task names no limit; as lmms-eval's own LLaVA
 
 @dataclass(frozen=True)
 class Generation:
-    """How a document is answered.
-
-    Args:
-        max_new_tokens: of an answer.
-        until: texts that end an answer.
-        do_sample: whether tokens are drawn.
-        temperature, top_p, top_k: of the draw; None where nothing is drawn.
-        num_beams: of a search without drawing.
-    """
+    """How a document is answered; `until` are texts that end it, and the draw's arguments are None where none is."""
 
     max_new_tokens: int = MOST_TOKENS
     until: tuple[str, ...] = ()
@@ -44,9 +36,7 @@ def read(given: Mapping[str, Any], task: str) -> Generation:
 
     Without do_sample, a temperature, top_p or top_k means nothing (stock tasks carry `temperature: 0`, some
     `top_p: 0`); where do_sample is not given at all, a temperature above 0 asks for sampling, as lmms-eval has it.
-
-    Raises:
-        UnsupportedCallError: an unknown argument, or a value that can't be honoured; names the task.
+    Raises `UnsupportedCallError`, which names the task, for an argument or value that can't be honoured.
     """
     known = {name: value for name, value in given.items() if value is not None}
 

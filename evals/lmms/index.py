@@ -68,12 +68,9 @@ def stock_task(name: str) -> StockTask:
 
 
 def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
-    """Return the tasks of lmms-eval that a name stands for, with their data: name -> task.
+    """Return the tasks of lmms-eval that a name (of a task, a tag or a group) stands for, with their data.
 
-    Args:
-        name: of a task, a tag or a group.
-        include: folders with further tasks.
-        own: names of this package's tasks, for a suggestion.
+    `include` are folders with further tasks, `own` the names of this package's, for a suggestion.
 
     Raises:
         MissingExtraError: lmms-eval is not installed.

@@ -27,15 +27,9 @@ POPE_FIELDS = {"question_id", "image", "text", "label"}
 
 @dataclass(frozen=True)
 class Localized:
-    """A task that was written.
+    """A task that was written: its name for `--tasks`, its folder for `--include_path`, its YAML and parquet files.
 
-    Args:
-        name: for `--tasks`.
-        folder: for `--include_path`.
-        task: its YAML file.
-        data: its parquet file.
-        documents: how many.
-        notes: sentences that a user should read.
+    `notes` are sentences that a user should read.
     """
 
     name: str
@@ -59,10 +53,7 @@ def localize(
         images: folder of the pictures, where `image` holds file names; None for parquet that holds the pictures.
         name: of the new task; "" for TASK_local. A stock task's own name would be ignored by lmms-eval.
 
-    Raises:
-        UnknownNameError: lmms-eval has no such task.
-        DataError: a file, folder or picture is missing, a row can't be used, or the task is refused.
-        RunError: the files can't be written.
+    Raises `UnknownNameError`, `DataError` (also where the task is refused), or `RunError` where nothing can be written.
     """
     stock = stock_task(task)
     named = name or f"{task}_local"

@@ -35,11 +35,7 @@ COSTS = ("seconds", "forwards", "local_forwards", "masks", "ended", "peak_mib")
 
 @dataclass
 class Cost(TokenCounts):  # type: ignore[misc]  # lmms-eval has no types
-    """What an answer cost; lmms-eval writes `to_dict()` beside each logged sample.
-
-    Args:
-        said: the answer. Seconds, forwards and masks of a batch are shared by its answers.
-    """
+    """What the answer `said` cost; lmms-eval writes `to_dict()` beside each logged sample."""
 
     said: Said | None = None
 
@@ -74,11 +70,7 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: dict[str, Any] | None = None) -> LvlmGuard:
-        """Return the model of a `--model_args` text (or mapping) and of `--device` and `--batch_size`.
-
-        Raises:
-            GuardError: see `arguments.read`, and whatever loading the model raises.
-        """
+        """Return the model of a `--model_args` text (or mapping) and of `--device` and `--batch_size`."""
         given: dict[str, Any] = dict(arg_string) if isinstance(arg_string, Mapping) else dict(parse(arg_string))
         for name, value in (additional_config or {}).items():
             if value is None or (name == "batch_size" and value == 1 and name in given):
@@ -94,11 +86,7 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return self._asker.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Return an answer for each request, in their order.
-
-        Raises:
-            GuardError: whatever generate(), the processor, a document or a generation argument raises.
-        """
+        """Return an answer for each request, in their order; raises what generate() or a document does."""
         asked = read_requests(requests, self.task_dict)
         said: dict[int, Said] = {}
         first = self.rank == 0  # one process of several tells how far they are

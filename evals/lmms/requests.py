@@ -19,13 +19,9 @@ Talk = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """One document to be answered.
+    """One document to be answered; `messages` makes its chat messages, as lmms-eval writes them.
 
-    Args:
-        task, split, doc_id: where it is.
-        repeat: how many times it was asked before in this run (`--repeats`); each has a seed of its own.
-        generation: how it is answered.
-        messages: makes its chat messages, as lmms-eval writes them.
+    `repeat`: how many times it was asked before in this run (`--repeats`); each has a seed of its own.
     """
 
     task: str
@@ -36,12 +32,7 @@ class Request:
     messages: Callable[[], Talk]
 
     def item(self) -> Item:
-        """Return the document as an item; its pictures are decoded here, not before.
-
-        Raises:
-            UnsupportedCallError: it has a video or a sound.
-            ImageError: a picture is missing or none.
-        """
+        """Return the document as an item, its pictures decoded; raises `UnsupportedCallError` or `ImageError`."""
         from lmms_eval.protocol import ChatMessages
 
         from lvlm_guard.families.processor import picture
@@ -65,14 +56,9 @@ class Request:
 def read_requests(requests: Iterable[Any], documents: Mapping[str, Mapping[str, Any]]) -> list[Request | None]:
     """Return requests of lmms-eval (`Instance`s), in their order; None for one that only fills up a process's share.
 
-    Args:
-        requests: in the chat layout (context, doc_to_messages, gen_kwargs, doc_id, task, split), or in the simple
-            one (context, gen_kwargs, doc_to_visual, doc_id, task, split), which a chat model gets for tasks given
-            as a dict or as a folder.
-        documents: task -> split -> documents (`lmms.task_dict`).
-
-    Raises:
-        UnsupportedCallError: a task that is refused, or generation arguments that can't be honoured.
+    They come in the chat layout (context, doc_to_messages, gen_kwargs, doc_id, task, split), or in the simple one
+    (context, gen_kwargs, doc_to_visual, ...), which a chat model gets for tasks given as a dict or as a folder;
+    `documents` is `lmms.task_dict`. Raises `UnsupportedCallError` where a task or generation argument is refused.
     """
     times: Counter[tuple[str, str, int, int]] = Counter()
     found: list[Request | None] = []

@@ -21,15 +21,10 @@ _SAID = [field.name for field in fields(Said)]
 
 
 class Store:
-    """Answers of one setting, `held` by the digest of their document.
+    """Answers of one setting (all that decides them, as JSON data), `held` by the digest of their document.
 
-    Args:
-        folder: of any number of settings; made if need be.
-        setting: all that decides the answers, as JSON data.
-        rank: of this process. Each writes a file of its own, and all are read.
-
-    Raises:
-        RunError: the disk is full or can't be written to.
+    A folder holds any number of settings. Each process, by its rank, writes a file of its own, and all are read.
+    Raises `RunError` where the disk is full or can't be written to.
     """
 
     def __init__(self, folder: Path, setting: Mapping[str, Any], rank: int = 0) -> None:
@@ -48,11 +43,7 @@ class Store:
                     file.write(b"\n")
 
     def add(self, answers: Iterable[tuple[str, Mapping[str, Any], Said]]) -> None:
-        """Write answers: digest, where they belong (for readers), and what was said.
-
-        Raises:
-            RunError: the disk is full or can't be written to; what was written before is kept.
-        """
+        """Write answers: digest, where they belong, what was said; on `RunError` what was written before is kept."""
         kept = list(answers)
         self.held |= {key: said for key, _, said in kept}
         lines = [json.dumps({"document": key, **place, **asdict(said)}) + "\n" for key, place, said in kept]
