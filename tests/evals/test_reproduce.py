@@ -23,8 +23,9 @@ from lvlm_guard.evals.metrics import pope as pope_scores
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.studies.reproduce import Reproduced, dry_run, reproduce, sentences
-from lvlm_guard.evals.studies.reproduce.plan import ITEMS, Cell, missing, plan
-from lvlm_guard.evals.studies.reproduce.published import FILE, look_up, published
+from lvlm_guard.evals.studies.reproduce.figures import FILE, look_up, published
+from lvlm_guard.evals.studies.reproduce.needs import missing
+from lvlm_guard.evals.studies.reproduce.plan import ITEMS, Cell, plan
 from lvlm_guard.evals.studies.reproduce.table import dry_run_table, reproduce_tables
 from lvlm_guard.evals.tasks.world import NOUNS, picture, world_pope
 

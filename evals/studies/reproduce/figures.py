@@ -1,13 +1,15 @@
 """From the grid's runs to figures: measured with intervals, beside what is published.
 
-Needs neither torch nor transformers nor lmms-eval.
+`data/published_agla.json` holds the tables as printed, each figure with its source; what has none is not there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,108 +18,110 @@ from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
 from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row
-from lvlm_guard.evals.studies.reproduce.published import MEAN, Published, look_up
+from lvlm_guard.evals.studies.reproduce.plan import Cell
+from lvlm_guard.evals.tasks.pope.files import DATA_SETS
 
-KINDS = ("random", "popular", "adversarial")
-POPE = ("accuracy", "precision", "recall", "f1")
-CHAIR = ("chair_s", "chair_i", "object_recall", "length")
+FILE = Path(__file__).parents[2] / "data" / "published_agla.json"
+MEAN = "mean"  # data set of the figures that are means over COCO, A-OKVQA and GQA
+METRICS = {
+    "pope": ("accuracy", "precision", "recall", "f1"),
+    "chair": ("chair_s", "chair_i", "object_recall", "length"),
+}
 DIFFERENCES = (("agla", "regular"), ("agla", "matched"))
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished cell of the grid.
+class Published(NamedTuple):
+    """A published figure."""
+
+    value: float  # a share, 0 to 1
+    source: str
+    note: str = ""  # what is wrong with it, as printed
+
+
+@cache
+def published() -> Mapping[str, Any]:
+    """Return the file's content."""
+    content: Mapping[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return content
+
+
+def look_up(model: str, data: str, kind: str, method: str, metric: str) -> Published | None:
+    """Return a figure of one of the paper's models, or None where none is published.
 
     Args:
-        model, task, data, mode: see `plan.Cell`.
-        run: its run.
+        model, data, kind: as `Cell` has them, data "mean" over the three, too.
+        method: "regular", "agla", "vcd", "dola" or "opera".
+        metric: "accuracy", "precision", "recall" or "f1".
     """
+    wanted = {"model": model, "data": data, "kind": kind, "method": method}
+    for row in published()["rows"]:
+        if metric in row and wanted.items() <= row.items():
+            return Published(round(row[metric] / 100, 6), published()["sources"][row["source"]], row.get("note", ""))
+    return None
 
-    model: str
-    task: str
-    data: str
-    mode: str
-    run: Run
 
-
-def figures(runs: Sequence[Finished]) -> list[Row]:
+def figures(runs: Sequence[tuple[Cell, Run]]) -> list[Row]:
     """Return the figures of finished cells: each data set, and the mean over the three where all are there.
 
     Intervals (95 %) draw pictures, of each data set for itself; differences are paired.
     """
     found: list[Row] = []
-    for model, mode in dict.fromkeys((run.model, run.mode) for run in runs):
-        mine = [run for run in runs if (run.model, run.mode) == (model, mode)]
-        pope = {run.data: _measured(run) for run in mine if run.task == "pope"}
-        groups = {data: [one] for data, one in pope.items()}
-        if {"coco", "aokvqa", "gqa"} <= pope.keys():
-            groups = {MEAN: list(pope.values())} | groups
-        for data, together in groups.items():
-            for kind in KINDS:
-                where = {"model": model, "data": data, "kind": kind, "mode": mode, "task": f"pope_{kind}"}
-                found += _rows(where, together, {metric: f"{metric}_agla" for metric in POPE})  # as AGLA's script reads
-        for run in mine:
-            if run.task == "chair":
-                measured, methods = _measured(run)
-                where = {"model": model, "data": run.data, "kind": "chair", "mode": mode, "task": "chair"}
-                # with the published script's slips, where they matter
-                official = {m: f"{m}_official" if f"{m}_official" in measured.scores else m for m in CHAIR}
-                found += _rows(where, [(measured, methods)], official)
+    for model, mode in dict.fromkeys((cell.model, cell.mode) for cell, _ in runs):
+        mine = [(cell, _drawn(run)) for cell, run in runs if (cell.model, cell.mode) == (model, mode)]
+        groups = [(cell.data, cell, [drawn]) for cell, drawn in mine]
+        three = [(cell, drawn) for cell, drawn in mine if cell.task == "pope" and cell.data in DATA_SETS]
+        if len(three) == len(DATA_SETS):
+            groups.insert(0, (MEAN, three[0][0], [drawn for _, drawn in three]))
+        for data, cell, together in groups:
+            for kind in cell.kinds:
+                task = f"pope_{kind}" if cell.task == "pope" else kind
+                where = {"model": model, "data": data, "kind": kind, "mode": mode, "task": task}
+                for metric in METRICS[cell.task]:
+                    found += _rows(where | {"metric": metric}, together)
     return found
 
 
-def methods_of(decoders: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return method of a figure -> decoder of a run; all are sampled, as in the paper.
+_Drawn = tuple[Measured, dict[str, str]]
+"""A run's one task as drawn figures, and method of a figure -> decoder of the run."""
 
-    "matched" is sampling at the lower temperature that is as sharp as AGLA, which tells what the local view adds
-    beyond that.
+
+def _drawn(run: Run) -> _Drawn:
+    """Return a run's figures; all methods are sampled, as in the paper.
+
+    "matched" is sampling at the lower temperature that is as sharp as AGLA, which tells what the local view adds.
     """
+    (task,) = run.asked["tasks"]
+    table = run.answers(task=task["name"], split=task["split"])
+    (tally,) = tallies_of(table, run.items[task["name"]].values(), [task], frozenset()).values()
     found = {}
-    for one in decoders:
+    for one in run.asked["decoders"]:
         if one["role"] == "plain":
             found["regular"] = one["name"]
         elif one["role"] == "method" and one["method"] == "agla" and one["sampled"]:
             found["agla"] = one["name"]
         elif one["role"] == "control" and one["method"] is None and one["options"].get("temperature", 1.0) < 1:
             found["matched"] = one["name"]
-    return {method: found[method] for method in ("regular", "matched", "agla") if method in found}
+    methods: dict[str, str] = {method: found[method] for method in ("regular", "matched", "agla") if method in found}
+    return Measured(tally, run.asked["decoders"], methods["regular"], dict.fromkeys(tally.rows, 1)), methods
 
 
-def _measured(run: Finished) -> tuple[Measured, dict[str, str]]:
-    """Return a run's one task as its drawn figures, and who stands for which method."""
-    asked = run.run.asked
-    (task,) = asked["tasks"]
-    table = run.run.answers(task=task["name"], split=task["split"])
-    (tally,) = tallies_of(table, run.run.items[task["name"]].values(), [task], frozenset()).values()
-    methods = methods_of(asked["decoders"])
-    return Measured(tally, asked["decoders"], methods["regular"], dict.fromkeys(tally.rows, 1)), methods
-
-
-def _rows(
-    where: Mapping[str, Any], together: Sequence[tuple[Measured, dict[str, str]]], metrics: Mapping[str, str]
-) -> Iterator[Row]:
-    methods = list(together[0][1])
-    n = sum(len(measured.places[where["task"]]) for measured, _ in together)
-    for metric, read in metrics.items():
-        drawn = {
-            method: np.mean(
-                [_apart(m.figures[where["task"], names[method], read], k) for k, (m, names) in enumerate(together)], 0
-            )
-            for method in methods
-        }
-        published = {
-            method: look_up(where["model"], where["data"], where["kind"], method, metric) for method in methods
-        }
-        for method in methods:
-            yield _row(
-                {**where, "metric": metric, "method": method, "n": n}, estimate(drawn[method]), published[method]
-            )
-        for ours, theirs in DIFFERENCES:
-            if ours in drawn and theirs in drawn:
-                found = difference(drawn[ours], drawn[theirs])
-                told = {**where, "metric": metric, "method": f"{ours}-{theirs}", "n": n}
-                made = _row(told, found, _minus(published[ours], published[theirs]))
-                yield made | {"p_value": found.p}
+def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
+    """Yield a metric of each method and each difference, the mean over several data sets."""
+    (first, methods), metric = together[0], where["metric"]
+    # as the published scripts read answers: AGLA's its own way, CHAIR's with its slips
+    read = next(name for name in (f"{metric}_agla", f"{metric}_official", metric) if name in first.scores)
+    where["n"] = sum(len(measured.places[where["task"]]) for measured, _ in together)
+    drawn, beside = {}, {}
+    for method in methods:
+        each = (measured.figures[where["task"], names[method], read] for measured, names in together)
+        drawn[method] = np.mean([_apart(figure, place) for place, figure in enumerate(each)], 0)
+        beside[method] = look_up(where["model"], where["data"], where["kind"], method, metric)
+        yield _row(where | {"method": method}, estimate(drawn[method]), beside[method])
+    for ours, theirs in DIFFERENCES:
+        if ours in drawn and theirs in drawn:
+            found, (a, b) = difference(drawn[ours], drawn[theirs]), (beside[ours], beside[theirs])
+            gain = a and b and Published(round(a.value - b.value, 6), a.source, f"{a.note} {b.note}".strip())
+            yield _row(where | {"method": f"{ours}-{theirs}"}, found, gain) | {"p_value": found.p}
 
 
 def _apart(figure: Array, place: int) -> Array:
@@ -129,12 +133,5 @@ def _row(told: Mapping[str, Any], found: Estimate, beside: Published | None) -> 
     row = {**told, "value": found.value, "low": found.low, "high": found.high}
     if beside is None:
         return row | {"published": None, "source": "", "note": "", "inside": None}
-    known = found.low is not None and found.high is not None
-    inside = known and found.low <= beside.value <= found.high  # type: ignore[operator]
+    inside = found.low is not None and found.high is not None and found.low <= beside.value <= found.high
     return row | {"published": beside.value, "source": beside.source, "note": beside.note, "inside": inside}
-
-
-def _minus(a: Published | None, b: Published | None) -> Published | None:
-    if a is None or b is None:
-        return None
-    return Published(round(a.value - b.value, 6), a.source, " ".join(note for note in (a.note, b.note) if note))

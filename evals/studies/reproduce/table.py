@@ -9,9 +9,10 @@ from rich.table import Table
 from lvlm_guard.evals.report.numbers import p_text
 from lvlm_guard.evals.report.tables import Column, fitted
 from lvlm_guard.evals.stats.results import Row
-from lvlm_guard.evals.studies.reproduce import DryRun, Reproduced
+from lvlm_guard.evals.studies.reproduce import Reproduced
+from lvlm_guard.evals.studies.reproduce.figures import MEAN
+from lvlm_guard.evals.studies.reproduce.needs import DryRun
 from lvlm_guard.evals.studies.reproduce.plan import Cell
-from lvlm_guard.evals.studies.reproduce.published import MEAN
 
 DATA = {MEAN: "mean of three", "coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA", "world": "world"}
 METHODS = {
@@ -21,17 +22,11 @@ METHODS = {
     "agla-regular": "AGLA − regular",
     "agla-matched": "AGLA − as sharp",
 }
-TITLES = {
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "chair_s": "CHAIR_s",
-    "chair_i": "CHAIR_i",
-    "object_recall": "recall",
-    "length": "words",
+METRICS = {
+    "POPE": {"accuracy": "accuracy", "f1": "F1", "precision": "precision", "recall": "recall"},
+    "CHAIR": {"chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "object_recall": "recall", "length": "words"},
 }
-
+"""Metric -> heading, what matters most first."""
 
 _Line = tuple[dict[str, Row], bool]
 """A method on a kind of questions of a data set, in one mode: its rows by metric, and whether it is the first there."""
@@ -52,11 +47,9 @@ def reproduce_tables(found: Reproduced, width: int = 120) -> list[Table]:
     """Return, for each model, POPE and CHAIR: measured, published, and how far they are apart, in points."""
     made = []
     for model in dict.fromkeys(row["model"] for row in found.rows):
-        mine = [row for row in found.rows if row["model"] == model]
-        for pope in (True, False):
-            lines = list(_lines([row for row in mine if (row["kind"] != "chair") == pope]))
-            if lines:
-                made.append(_table(model, lines, width, pope))
+        for name in METRICS:
+            rows = [r for r in found.rows if r["model"] == model and (r["kind"] == "chair") == (name == "CHAIR")]
+            made += [_table(model, name, list(_lines(rows)), width)] if rows else []
     return made
 
 
@@ -72,19 +65,17 @@ def _lines(rows: Sequence[Row]) -> Iterator[_Line]:
                 new = False
 
 
-def _table(model: str, lines: Sequence[_Line], width: int, pope: bool) -> Table:
-    main = ("accuracy", "f1", "precision", "recall") if pope else ("chair_i", "chair_s", "object_recall", "length")
-
-    def told(name: str, of: Callable[[Row], str], always: bool = True) -> Column[_Line]:
-        return Column(name, lambda line: of(next(iter(line[0].values()))) if always or line[1] else "", text=True)
+def _table(model: str, name: str, lines: Sequence[_Line], width: int) -> Table:
+    def told(title: str, of: Callable[[Row], str], always: bool = True) -> Column[_Line]:
+        return Column(title, lambda line: of(next(iter(line[0].values()))) if always or line[1] else "", text=True)
 
     columns = [told("data", lambda row: DATA[row["data"]], False)]
-    columns += [told("kind", lambda row: row["kind"], False)] if pope else []
+    columns += [told("kind", lambda row: row["kind"], False)] if name == "POPE" else []
     columns.append(told("method", lambda row: METHODS[row["method"]]))
     columns.append(told("mode", lambda row: row["mode"] if row["method"].startswith("agla") else ""))
     paired = any(row["published"] is not None for of, _ in lines for row in of.values())
-    for place, metric in enumerate(main):
-        columns += _figure(metric, 3 * place, paired)
+    for place, (metric, title) in enumerate(METRICS[name].items()):
+        columns += _figure(metric, title, 3 * place, paired)
     caption = (
         "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch "
         "zero. All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does."
@@ -93,18 +84,18 @@ def _table(model: str, lines: Sequence[_Line], width: int, pope: bool) -> Table:
         caption += " “apart”: measured minus published, in points; * outside the interval."
     else:
         caption += " Nothing published is set beside it."
-    title = f"{'POPE' if pope else 'CHAIR'}, {model}: " + ("measured beside published" if paired else "measured")
+    title = f"{name}, {model}: measured{' beside published' if paired else ''}"
     return fitted(lines, columns, width, title=title, caption=caption)
 
 
-def _figure(metric: str, rank: int, paired: bool) -> Iterator[Column[_Line]]:
-    def of(write: Callable[[Row], str]) -> Callable[[_Line], str]:
-        return lambda line: write(line[0][metric]) if metric in line[0] else "–"
+def _figure(metric: str, title: str, rank: int, paired: bool) -> Iterator[Column[_Line]]:
+    def of(write: Callable[[Row], str], needed: str = "value") -> Callable[[_Line], str]:
+        return lambda line: "–" if line[0].get(metric, {}).get(needed) is None else write(line[0][metric])
 
-    yield Column(TITLES[metric], of(_measured), rank)
+    yield Column(title, of(_measured), rank)
     if paired:
-        yield Column("publ.", of(lambda row: "–" if row["published"] is None else _number(row, row["published"])), rank)
-        yield Column("apart", of(_apart), rank and rank + 1)
+        yield Column("publ.", of(lambda row: _number(row, row["published"]), "published"), rank)
+        yield Column("apart", of(_apart, "published"), rank and rank + 1)
 
 
 def _number(row: Row, value: float) -> str:
@@ -120,6 +111,4 @@ def _measured(row: Row) -> str:
 
 
 def _apart(row: Row) -> str:
-    if row["published"] is None:
-        return "–"
     return f"{100 * (row['value'] - row['published']):+.2f}".replace("-", "−") + ("" if row["inside"] else "*")
