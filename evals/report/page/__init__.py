@@ -2,12 +2,8 @@
 
     write_report("runs/first")  # runs/first/report.html
 
-It holds no script and no address outside itself, and is made without any model. Read in this order:
-
-- `templates/report.html.jinja`: what stands where; `templates/page.css`: how it looks, beside the core's style.
-- `charts`: figures as SVG; `sweeps`: heat maps over knobs.
-- `gallery`, `captions`: the items where decoders disagree, and what each said.
-- `repeat`: the command that makes the run again.
+It holds no script and no address outside itself, and is made without any model. `templates/report.html.jinja` says what
+stands where.
 """
 
 from __future__ import annotations
@@ -37,9 +33,7 @@ REPORT = "report.html"
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` into the folder of a run, whatever its status; returns its path.
 
-    Raises:
-        DataError: the folder holds no run, or a file of it can't be read.
-        RunError: the file can't be written.
+    Raises `DataError` where the folder holds no run that can be read, `RunError` where the file can't be written.
     """
     run = read_run(folder)
     return write_whole(run.folder, REPORT, render(run))
@@ -49,23 +43,17 @@ def render(run: Run) -> str:
     """Return the page as text. Only a complete run shows scores."""
     results = run.results if run.status == "complete" else None
     found = disagreements(run) if results else {}
-    return (
-        page_environment()
-        .get_template("report.html.jinja")
-        .render(
-            run=run,
-            scored=run.scored or {},
-            results=results,
-            sentences=sentences(results) if results else [],
-            sweeps=list(sweeps(results)) if results else [],
-            galleries=gallery.galleries(found, watched(run.asked["decoders"]), run.folder / EVIDENCE),
-            charts=charts,
-            gallery=gallery,
-            pieces=captions.pieces,
-            explained=explained,
-            command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
-            readings=layout.READINGS,
-        )
+    page = page_environment().get_template("report.html.jinja")
+    return page.render(
+        run=run,
+        scored=run.scored or {},
+        results=results,
+        sentences=sentences(results) if results else [],
+        sweeps=list(sweeps(results)) if results else [],
+        galleries=gallery.galleries(found, watched(run.asked["decoders"]), run.folder / EVIDENCE),
+        gallery=gallery,
+        pieces=captions.pieces,
+        command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
     )
 
 
@@ -80,15 +68,9 @@ def page_environment() -> Environment:
         finalize=_clean,
     )
     made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
-    made.filters |= {
-        "number": numbers.number,
-        "written": numbers.written,
-        "interval": numbers.interval,
-        "judged": numbers.judged,
-        "p_text": numbers.p_text,
-        "title": numbers.title,
-        "plain": _plain,
-    }
+    filters = (numbers.number, numbers.written, numbers.interval, numbers.judged, numbers.p_text, numbers.title)
+    made.filters |= {"plain": _plain, **{one.__name__: one for one in filters}}
+    made.globals |= {"charts": charts, "explained": explained, "readings": layout.READINGS}
     made.globals["plain_cell"] = layout.plain_cell
     return made
 
@@ -109,6 +91,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return json.dumps(value, ensure_ascii=False) if value else ""
     return "" if value is None else str(value)
-
-
-__all__ = ["REPORT", "page_environment", "render", "write_report"]

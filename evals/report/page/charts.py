@@ -19,28 +19,15 @@ from lvlm_guard.evals.report.numbers import judged, title
 INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD = (f"#0{i}0{i}0{i}" for i in range(1, 8))
 _COLOURS = (INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD)
 _NAMES = dict(zip(_COLOURS, ("ink", "soft", "line", "good", "bad", "accent", "card"), strict=True))
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the page's own font
-    "svg.hashsalt": "lvlm-guard",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.facecolor": "none",
-    "axes.labelcolor": SOFT,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "xtick.color": SOFT,
-    "ytick.color": INK,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "legend.frameon": False,
-}
+_STYLE: dict[Any, Any] = (
+    {"svg.fonttype": "none", "svg.hashsalt": "lvlm-guard"}  # text stays text, in the page's own font
+    | {"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.facecolor": "none"}
+    | {"text.color": INK, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": INK}
+    | dict.fromkeys(("axes.edgecolor", "grid.color"), LINE)
+    | dict.fromkeys(("axes.grid", "axes.axisbelow"), True)
+    | dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False)
+    | dict.fromkeys(("xtick.bottom", "ytick.left", "legend.frameon"), False)
+)
 _MARKS = {"good": GOOD, "bad": BAD, "": ACCENT}
 Task = Mapping[str, Any]
 
@@ -68,11 +55,7 @@ def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) 
 def differences(results: Results, task: Task) -> Markup:
     """Draw, for each main metric, every decoder's difference to the reference with its 95 % interval."""
     lines = [d for d in results.lines(task) if d["name"] != results.reference]
-    metrics = [
-        (row, metric)
-        for row, metric in results.main(task)
-        if any(results.difference(row, decoder["name"], metric) for decoder in lines)
-    ]
+    metrics = [one for one in results.main(task) if any(results.difference(one[0], d["name"], one[1]) for d in lines)]
     if not metrics or not lines:
         return Markup("")
 
@@ -121,10 +104,7 @@ def threshold(results: Results, task: Task) -> Markup:
                 axes.plot([lean, 0], [accuracy, matched], color=colour, linewidth=1, alpha=0.6)
                 axes.plot(0, matched, "o", color=colour, markerfacecolor=CARD, markersize=5)
             axes.plot(lean, accuracy, "o", color=colour, markersize=6)
-        _labels(
-            axes,
-            [(decoder["name"], lean, accuracy, _colour(results, decoder)) for decoder, lean, accuracy, _ in points],
-        )
+        _labels(axes, [(one["name"], lean, accuracy, _colour(results, one)) for one, lean, accuracy, _ in points])
         axes.set_xlabel("share of answers that are yes, less that of the labels")
         axes.set_title(f"accuracy, {row}", color=INK)
 
@@ -173,15 +153,12 @@ def _labels(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None
     for name, x, y, colour in sorted(points, key=lambda point: point[2]):
         at = max(y, floor)
         floor = at + apart
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(1.04, (at - low) / (high - low)),
-            textcoords="axes fraction",
-            va="center",
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4},
-            annotation_clip=False,
-        )
+        line = {"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4}
+        place: dict[str, Any] = {
+            "xytext": (1.04, (at - low) / (high - low)),
+            "textcoords": "axes fraction",
+            "va": "center",
+        }
+        axes.annotate(name, (x, y), **place, color=colour, arrowprops=line, annotation_clip=False)
     axes.set_ylim(low, high)
     axes.set_xlim(right=right)

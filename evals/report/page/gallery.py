@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,23 +28,14 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a task's gallery shows.
+    """What a task's gallery shows."""
 
-    Args:
-        place: a name for the page's own ids.
-        names: the watched decoders.
-        found: what became of all items, and those that are shown.
-        entries: key -> what was collected of an item.
-        folder: of the collected pictures.
-        about: what the maps are.
-    """
-
-    place: str
-    names: Sequence[str]
+    place: str  # a name for the page's own ids
+    names: Sequence[str]  # the watched decoders
     found: Disagreement
-    entries: Mapping[str, Entry]
-    folder: Path
-    about: str
+    entries: Mapping[str, Entry]  # key -> what was collected of an item
+    folder: Path  # of the collected pictures
+    about: str  # what the maps are
 
     @property
     def standings(self) -> list[Standing]:
@@ -84,18 +76,12 @@ class Gallery:
                         yield title, view.get("note", "") if what == "map" else "", data_address(path), opened.size
 
 
-def read_evidence(folder: Path) -> tuple[str, dict[tuple[str, str], Entry]]:
-    """Return what the maps are, and the entries by task and key; nothing where no evidence was collected."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return str(index["maps"]), {(entry["task"], entry["key"]): entry for entry in index["items"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", {}
-
-
 def galleries(found: Mapping[str, Disagreement], names: Sequence[str], folder: Path) -> dict[str, Gallery]:
-    """Return the gallery of each task where decoders disagree."""
-    about, entries = read_evidence(folder)
+    """Return the gallery of each task where decoders disagree, with what was collected in the folder, if anything."""
+    about, entries = "", dict[tuple[str, str], Entry]()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        about, entries = str(index["maps"]), {(entry["task"], entry["key"]): entry for entry in index["items"]}
     made = {}
     for number, (task, own) in enumerate(found.items()):
         if own.shown:

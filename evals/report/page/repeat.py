@@ -14,12 +14,7 @@ _FLAGS = {"include": "include-path", "adapters": "adapter"}  # settings whose op
 
 
 def command(settings: Mapping[str, Any], allowed: Mapping[str, float] | None = None) -> str:
-    """Return the command line of a run: what differs from the defaults, and what decides most in any case.
-
-    Args:
-        settings: as in `asked.json`.
-        allowed: shares of answers that were allowed to be "empty" or "truncated".
-    """
+    """Return the command line of a run: what differs from the defaults, and what decides most in any case."""
     usual = Settings().to_dict()
     always = {"model", "methods", "tasks", "batch"}
     words = ["lvlm-guard", "eval", "run"]
@@ -42,9 +37,8 @@ def command(settings: Mapping[str, Any], allowed: Mapping[str, float] | None = N
             words.append("--no-controls")
         elif value is not None:
             words += [option, str(value)]
-    for name, share in asdict(Allowed()).items():
-        if (given := (allowed or {}).get(name, share)) != share:
-            words += [f"--allow-{name}", f"{given:g}"]
+    strict = asdict(Allowed())
+    words += [w for k, v in (allowed or {}).items() if v != strict.get(k) for w in (f"--allow-{k}", f"{v:g}")]
     return shlex.join([*words, "--out", "DIR"])
 
 

@@ -82,18 +82,17 @@ def _sweep(results: Results, name: str, points: Sequence[Point], rows: Mapping[s
 
 def _best(results: Results, points: Sequence[Point], rows: Mapping[str, Row], top: Row) -> str:
     best = next(point for point in points if rows.get(point["name"]) is top)
-    tied = sum(row["value"] == top["value"] for row in rows.values()) - 1
+    values = [row["value"] for row in rows.values()]
+    tied = values.count(top["value"]) - 1
     knobs = ", ".join(f"{knob}={_text(value)}" for knob, value in best["point"].items())
-    told = f"Best of {len(rows)} points: {knobs}{f' (and {tied} others alike)' if tied else ''}, "
-    told += f"{written(top)} {interval(top)}"
+    alike = f" (and {tied} others alike)" if tied else ""
+    told = f"Best of {len(rows)} points: {knobs}{alike}, {written(top)} {interval(top)}"
     plain = results.value(top["task"], results.reference, top["metric"])
     if plain is not None:
         clear = judged(results.difference(top["task"], best["name"], top["metric"]))
         told += f"; {results.reference} {written(plain)}{'' if clear else ', not told apart from it'}"
     if top["low"] is not None:
-        inside = sum(
-            row["value"] != top["value"] and top["low"] <= row["value"] <= top["high"] for row in rows.values()
-        )
+        inside = sum(top["low"] <= value <= top["high"] for value in values if value != top["value"])
         told += f". {inside} more lie within its interval: the optimum is not sharp" if inside else ""
     return told + "."
 
