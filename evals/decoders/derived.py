@@ -20,9 +20,7 @@ from lvlm_guard.evals.errors import DataError
 Row = Mapping[str, Any]
 Array = npt.NDArray[np.float64]
 
-LEAST_MASS = 0.5
-"""Mean share of the probability on yes and no below which scores do not cover what a model says."""
-
+LEAST_MASS = 0.5  # mean share of the probability on yes and no below which scores do not cover what a model says
 OLM_MASS, OLM_GAP = 0.2, 0.5
 
 
@@ -39,20 +37,14 @@ def threshold(scores: Array, yes: int) -> float:
 def olm_says_yes(scores: Array, masses: Array) -> npt.NDArray[np.bool_]:
     """Return where `olm` turns the answer to yes, [n]; scores are log-odds of yes, nats, masses y + n."""
     difference = masses * np.tanh(np.asarray(scores, dtype=np.float64) / 2)  # mass * (p - (1 - p))
-    turned: npt.NDArray[np.bool_] = (masses > OLM_MASS) & (np.abs(difference) < OLM_GAP)
-    return turned
+    return np.asarray((masses > OLM_MASS) & (np.abs(difference) < OLM_GAP))
 
 
 def derive(decoder: Row, greedy: Sequence[Row], calibration: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the answers of a derived decoder to the items of one task.
 
-    Args:
-        decoder: as `Decoder.describe()` has it.
-        greedy: the reference's answers, as `spec.answers.Answer.to_dict()` has them.
-        calibration: its answers to the calibration items, each with "truth", "yes" or "no"; `olm` needs none.
-
-    Raises:
-        DataError: `tilt` has no calibration items, or there are no scores to derive anything from.
+    `greedy` holds the reference's answers; `calibration` those to the calibration items, each with "truth", on which
+    `tilt` is fitted. Raises `DataError` where there are none, or no scores to derive anything from.
     """
     name, shift = decoder["name"], 0.0
     scores, masses = _scores(name, greedy)

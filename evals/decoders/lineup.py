@@ -21,9 +21,8 @@ from lvlm_guard.matching import Matcher
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-APC = "apc"
+APC, MATCHED, MATCHER = "apc", "sample-matched", "matcher"
 ALL = "all"  # every method that is no experiment
-MATCHED, MATCHER = "sample-matched", "matcher"
 
 
 def _turns(runs: Sequence[Any]) -> Callable[[int], Any]:
@@ -34,15 +33,14 @@ def _turns(runs: Sequence[Any]) -> Callable[[int], Any]:
 _plainly = _turns([False])
 
 
-def _told(name: str, words: str) -> Decoder:
-    return Decoder(name, f"plain, told: {words}", _plainly, role="control", prompt_suffix=words)
-
-
 _SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _plainly, SAMPLED, role="plain")
 _MATCHER = Decoder(MATCHER, "the matcher's own answer, no language model", None, role="matcher")
+_PROMPTS = {
+    "prompt-yes": "Answer yes whenever possible.",  # of arXiv 2504.10020's code
+    "prompt-no": "Answer no whenever possible.",  # our own
+}
 _CONTROLS = (
-    _told("prompt-yes", "Answer yes whenever possible."),  # of arXiv 2504.10020's code
-    _told("prompt-no", "Answer no whenever possible."),  # our own
+    *(Decoder(n, f"plain, told: {w}", _plainly, role="control", prompt_suffix=w) for n, w in _PROMPTS.items()),
     Decoder("tilt", "greedy's scores, the threshold fitted on other pictures", None, role="control", derive="tilt"),
     Decoder("olm", "greedy, but yes where yes and no are close (arXiv 2504.10020)", None, role="control", derive="olm"),
 )
@@ -58,8 +56,7 @@ def decoders_of(
     """Return the decoders of a run, plain ones first, each method beside its controls.
 
     Args:
-        settings: names of methods, their knobs, the sweep, and whether controls are added. Among the names may be
-            those of single controls, and "all" for every method.
+        settings: its methods may name single controls too, and "all" for every method.
         matcher: the matcher of the model, for the controls that take it; None where there is none.
         objects: what `vote` votes on; None: its own vocabulary.
         loaded: matchers that methods name, by registered name or folder; None before they are loaded.
@@ -68,7 +65,12 @@ def decoders_of(
         UnknownNameError: no such method.
         KnobError: a knob that no method has, or out of range; matchers that no method takes.
     """
-    own = {name: _method(name, settings, objects) for name in methods_of(settings.methods)}
+    own: dict[str, Any] = {
+        name: resolve(name, dict(settings.knobs.get(name, {}))) for name in methods_of(settings.methods)
+    }
+    for name, method in own.items():
+        if objects is not None and hasattr(method, "objects") and "objects" not in settings.knobs.get(name, {}):
+            own[name] = replace(method, objects=tuple(objects))
     _check(settings, own)
     apc = own.pop(APC, None)
     made = [Decoder(REFERENCE, "plain, greedy", _plainly, role="reference", baseline=None)]
@@ -91,14 +93,11 @@ def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) 
 
     A closed vocabulary reads an unknown word as a hole: what a model says after that is no control of anything.
     """
-    kept, flags = [], []
-    for d in decoders:
-        ids = tokenizer(d.prompt_suffix.lower(), add_special_tokens=False)["input_ids"] if d.prompt_suffix else ()
-        if tokenizer.unk_token_id in ids:
-            flags.append(f'{d.name} is left out: the model\'s vocabulary lacks words of "{d.prompt_suffix}"')
-        else:
-            kept.append(d)
-    return kept, flags
+    told = {d.name: d.prompt_suffix for d in decoders if d.prompt_suffix}
+    ids = {name: tokenizer(words.lower(), add_special_tokens=False)["input_ids"] for name, words in told.items()}
+    lost = [name for name in told if tokenizer.unk_token_id in ids[name]]
+    flags = [f'{name} is left out: the model\'s vocabulary lacks words of "{told[name]}"' for name in lost]
+    return [d for d in decoders if d.name not in lost], flags
 
 
 def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
@@ -124,13 +123,6 @@ def methods_of(wanted: Iterable[str]) -> list[str]:
         elif name not in _NAMES:
             found.append(name if name in known else beside.get(name, name))
     return list(dict.fromkeys(found))
-
-
-def _method(name: str, settings: Settings, objects: Sequence[str] | None) -> Any:
-    knobs = dict(settings.knobs.get(name, {}))
-    method: Any = resolve(name, knobs)
-    takes = hasattr(method, "objects") and "objects" not in knobs
-    return replace(method, objects=tuple(objects)) if takes and objects is not None else method
 
 
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -24,18 +24,11 @@ from lvlm_guard.matching.relevance import heat_map
 DEFAULT = "blip-itm"  # of a method that names no matcher
 CELL = 16  # pixels of the map a random cell covers: the patch of every BLIP, so that both maps are equally smooth
 
-Named = Mapping[str, Iterable[str]]
-"""Names of matchers -> registered names and folders, one for each training, as in `Settings.matchers`."""
+Named = Mapping[str, Iterable[str]]  # as `Settings.matchers`: name -> registered names and folders, one a training
 
 
 def check_matchers(matchers: Named) -> None:
-    """See that there is a matcher wherever one is named, and none twice.
-
-    Raises:
-        UnknownNameError: no matcher has this name.
-        WeightsError: a folder is not there or holds no matcher.
-        KnobError: a folder holds another matcher than its name says, or two hold the same weights.
-    """
+    """Raise `UnknownNameError`, `WeightsError` or `KnobError` where no matcher, another, or one twice is named."""
     kinds = {name: name for name in REGISTRY.names()}
     for name, place in _each(matchers):
         kind = _kind(name, place)
@@ -44,19 +37,16 @@ def check_matchers(matchers: Named) -> None:
                 f"--matcher {name}={place}: {place} is a {kind!r} matcher, no {kinds[name]!r}. Several of one name are "
                 f"trainings of one matcher; give this one another name, such as {kind}={place}."
             )
-    _refuse_twice((f"{name}={place}", _identity(place)) for name, place in _each(matchers))
+    _refuse_twice(matchers, _identity)
 
 
 def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[str, Matcher]:
     """Return the matchers at some places, each loaded once; `matchers` are those that are compared, `model` is guarded.
 
-    Raises:
-        WeightsError, UnsupportedModelError: one can't be had.
-        KnobError: two of `matchers` have the same weights.
+    Raises `WeightsError` or `UnsupportedModelError` where one can't be had, `KnobError` at the same weights twice.
     """
     loaded = {place: load_matcher(place, model=model) for place in dict.fromkeys(places)}
-    told = [(name, place) for name, place in _each(matchers) if place in loaded]
-    _refuse_twice((f"{name}={place}", loaded[place].version) for name, place in told)
+    _refuse_twice(matchers, lambda place: loaded[place].version if place in loaded else place)
     return loaded
 
 
@@ -89,26 +79,25 @@ def _kind(name: str, place: str) -> str:
 
 
 def _identity(place: str) -> str:
-    folder = Path(place)
-    return (weights_digest([folder]) or str(folder.resolve())) if folder.is_dir() else place
+    return (weights_digest([Path(place)]) or str(Path(place).resolve())) if Path(place).is_dir() else place
 
 
-def _refuse_twice(named: Iterable[tuple[str, str]]) -> None:
+def _refuse_twice(matchers: Named, identity: Callable[[str], str]) -> None:
     seen: dict[str, str] = {}
-    for told, identity in named:
-        if seen.setdefault(identity, told) is not told:
+    for name, place in _each(matchers):
+        told = f"{name}={place}"
+        if seen.setdefault(key := identity(place), told) is not told:
             raise KnobError(
-                f"--matcher {told} has the weights of {seen[identity]}: two trainings that are one make an interval "
+                f"--matcher {told} has the weights of {seen[key]}: two trainings that are one make an interval "
                 "narrower than it is. Leave one out."
             )
 
 
 @dataclass(eq=False)
 class RandomMap(Matcher):
-    """A matcher whose relevance map is noise; its scores, and so the share of pixels kept, are the real ones.
+    """A matcher whose relevance map is noise, one for each (picture, text, seed); its scores are the real ones.
 
     What AGLA gains with it is the gain of any second, partly blacked view; the rest is the map's merit.
-    Each (picture, text, seed) has one map, whatever the batch.
     """
 
     matcher: Matcher

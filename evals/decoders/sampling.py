@@ -15,9 +15,8 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWar
 class DocumentSampler(LogitsProcessor):
     """Draws each row's next token with a random stream of its own; pass it as `logits_processor` with do_sample=False.
 
-    transformers draws the tokens of a batch from one stream, so that an answer depends on its neighbours. The
-    Gumbel-max trick (Gumbel 1954; Maddison et al., NeurIPS 2014) makes the draw an argmax: the largest of
-    scores + Gumbel noise is distributed as softmax(scores). The noise of a token depends on (seed, key, step).
+    By the Gumbel-max trick (Gumbel 1954; Maddison et al., NeurIPS 2014) the largest of scores + Gumbel noise is
+    distributed as softmax(scores). The noise of a token depends on (seed, key, step), not on a batch's other rows.
     """
 
     seed: int  # of the run
@@ -37,11 +36,7 @@ class DocumentSampler(LogitsProcessor):
             self._warpers.append(TopPLogitsWarper(float(self.top_p)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores [R, V] that are 0 for the token drawn and -inf for all others.
-
-        Raises:
-            ValueError: there are not as many rows as keys (beams, several answers a prompt).
-        """
+        """Return scores [R, V]: 0 for the token drawn, else -inf; raises `ValueError` unless there is a key a row."""
         if len(scores) != len(self.keys):
             raise ValueError(
                 f"DocumentSampler has {len(self.keys)} documents for {len(scores)} rows: sample with num_beams=1 and "

@@ -17,12 +17,8 @@ from lvlm_guard.engine.assembly import upcast
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Words = Mapping[str, Sequence[int]]
-"""Ids of the ways to spell "yes" and "no"."""
-
-Scored = tuple[float | None, float | None]
-"""Score (nats) and mass; None where there is none."""
-
+Words = Mapping[str, Sequence[int]]  # ids of the ways to spell "yes" and "no"
+Scored = tuple[float | None, float | None]  # score (nats) and mass; None where there is none
 WORD_STARTS = "\u2581\u0120"  # what SentencePiece and byte-level BPE put for the blank before a word
 
 
@@ -58,9 +54,7 @@ class FirstToken(LogitsProcessor):
 def first_token_scores(logits: Tensor, words: Words) -> list[Scored]:
     """Return s = logsumexp(z[yes]) - logsumexp(z[no]) and the probability of both words together, a row each.
 
-    Args:
-        logits: z, [R, V], before any cut.
-        words: a vocabulary without one of them gives no scores.
+    `logits` are z, [R, V], before any cut. A vocabulary without one of the words gives no scores.
     """
     z = upcast(logits)  # half precision makes ties
     yes, no = ([token for token in words[word] if token < z.shape[-1]] for word in ("yes", "no"))

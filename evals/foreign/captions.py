@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given, read
@@ -25,20 +24,16 @@ def captions_of(files: Mapping[str, Path]) -> dict[str, list[Given]]:
     for name, path in files.items():
         for answer in read(path):
             if not answer.picture:
-                raise DataError(
-                    f"Line {answer.line} of {name} names no picture: captions need 'image_id', or 'image' (a file "
-                    "name)."
-                )
+                raise DataError(f"Line {answer.line} of {name} names no picture: captions need 'image_id' or 'image'.")
             key = str(image_id(answer.picture))
             found[name].append(answer._replace(item=key, picture=key, decoder=answer.decoder or name))
     return found
 
 
-def shortened(caption: Given, words: int, **changes: Any) -> Given:
-    """Return a caption's first words between blanks, or a shorter one as it is, with other fields changed."""
+def shortened(caption: Given, words: int) -> Given:
+    """Return a caption's first words between blanks, or a shorter one as it is."""
     found = caption.text.split()
-    text = caption.text if len(found) <= words else " ".join(found[:words])
-    return caption._replace(text=text, cut_at=None, **changes)
+    return caption._replace(text=caption.text if len(found) <= words else " ".join(found[:words]), cut_at=None)
 
 
 def objects_of(annotations: Path | None, captions: Sequence[Given]) -> dict[str, list[str]]:
@@ -49,10 +44,7 @@ def objects_of(annotations: Path | None, captions: Sequence[Given]) -> dict[str,
     found: dict[str, list[str]] = {}
     for item in dict.fromkeys(caption.item for caption in captions):
         if (objects := of(item)) is None:
-            raise DataError(
-                "Nothing says what is in the pictures: give COCO's annotations (their folder), or a ground truth of "
-                "CHAIR, with --annotations."
-            )
+            raise DataError("Nothing says what is in the pictures: give --annotations, COCO's or CHAIR's ground truth.")
         found[item] = sorted(objects)
     return found
 
@@ -71,6 +63,6 @@ def cut_as_short(captions: Sequence[Given], baseline: str) -> tuple[list[Given],
             words = min(len(ours.text.split()), len(theirs.text.split()))
             control, own = f"{baseline} {CUT} {theirs.decoder}", f"{theirs.decoder} {CUT} {baseline}"
             controls[control] = own
-            made += [shortened(theirs._replace(text=ours.text), words, decoder=control)]
-            made += [shortened(theirs, words, decoder=own)]
+            pair = (theirs._replace(decoder=control, text=ours.text), theirs._replace(decoder=own))
+            made += [shortened(caption, words) for caption in pair]
     return made, controls

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given
-from lvlm_guard.evals.spec.answers import SCHEMA
+from lvlm_guard.evals.spec.answers import SCHEMA, Role
 
 CHUNK = 2**16
 LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
@@ -29,19 +29,12 @@ OWN = pa.schema(
 
 @dataclass(frozen=True)
 class Gathered:
-    """Answers to be scored.
+    """Answers to be scored."""
 
-    Args:
-        answers: of `spec.answers.SCHEMA`, items in the order of the first file, decoders in theirs.
-        items: one row an item: item, picture, question, label, kinds.
-        decoders: in order, as `Decoder.describe()` has them; the baseline is the reference.
-        notes: what a reader of the scores has to know.
-    """
-
-    answers: pa.Table
-    items: pa.Table
-    decoders: list[dict[str, Any]]
-    notes: list[str]
+    answers: pa.Table  # of `spec.answers.SCHEMA`, items in the order of the first file, decoders in theirs
+    items: pa.Table  # one row an item: item, picture, question, label, kinds
+    decoders: list[dict[str, Any]]  # in order, as `Decoder.describe()` has them; the baseline is the reference
+    notes: list[str]  # what a reader of the scores has to know
 
 
 def gather(
@@ -52,14 +45,9 @@ def gather(
     controls: Mapping[str, str] | None = None,
     labelled: bool = True,
 ) -> Gathered:
-    """Gather answers.
+    """Return the answers of files; a file's name is the decoder's where it names none, the first is the baseline.
 
-    Args:
-        task: the name of what was asked.
-        files: name -> its answers; the name is the decoder's where the file names none.
-        baseline: the decoder that the others are compared with. [default: the first]
-        controls: decoder -> the other one that it is a control of; neither is a method's own.
-        labelled: whether every answer needs a label of yes or no.
+    Of `controls` (decoder -> the other one that it is a control of) neither is a method's own.
 
     Raises:
         DataError: a label is none; an answer stands twice or is missing; decoders were asked different things; a table
@@ -74,25 +62,21 @@ def gather(
     if baseline is not None and baseline not in names:
         raise DataError(f"No decoder is called {baseline!r}: there are {', '.join(names)}.")
     reference, own = baseline or names[0], {name: of for name, of in (controls or {}).items() if name in names}
-    beside = dict.fromkeys(names, reference) | {of: name for name, of in own.items()}
+    roles: dict[str, Role] = {name: "control" if name in {*own, *own.values()} else "method" for name in names}
+    roles[reference] = "reference"
+    beside: dict[str, str | None] = dict.fromkeys(names, reference)
+    beside |= {of: name for name, of in own.items()} | {reference: None}
     decoders = [
-        Decoder(
-            name,
-            name,
-            None,
-            role="reference" if name == reference else "control" if name in {*own, *own.values()} else "method",
-            baseline=None if name == reference else beside[name],
-            control_of=own.get(name),
-        ).describe()
+        Decoder(name, name, None, role=roles[name], baseline=beside[name], control_of=own.get(name)).describe()
         for name in names
     ]
     score, notes = answers.scores()
-    fixed: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}
-    columns = {name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(table)) for name, value in fixed.items()}
-    columns |= {name: table[name] for name in KEPT}
+    columns = {name: table[name] for name in KEPT}
     for name in ("role", "baseline"):
         columns[name] = pa.array([d[name] for d in decoders], pa.string()).take(pa.array(answers.decoder))
     columns["score"] = pa.array(score, pa.float32(), mask=np.isnan(score))
+    for name, value in (dict.fromkeys(SCHEMA.names) | {"task": task, "split": "test"}).items():
+        columns.setdefault(name, pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(table)))
     whole = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     items = table.select(["item", "picture", "question", "label", "kinds"]).take(pa.array(answers.first))
     # decoders take turns within an item, in the order in which they were given
@@ -106,26 +90,21 @@ def _batches(file: int, name: str, given: Iterable[Given], labelled: bool) -> It
         columns: dict[str, Any] = dict(zip(Given._fields, zip(*chunk, strict=True), strict=True))
         columns["file"] = [file] * len(chunk)
         columns["decoder"] = [decoder or name for decoder in columns["decoder"]]
-        if labelled:
-            columns["label"] = [_label(name, *of) for of in zip(columns["line"], columns["label"], strict=True)]
-        else:
-            columns["label"] = [""] * len(chunk)
+        columns["label"] = [_label(name, answer) if labelled else "" for answer in chunk]
         try:
             yield pa.record_batch([pa.array(columns[field.name], field.type) for field in OWN], schema=OWN)
         except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError) as error:
-            lines = f"{chunk[0].line} to {chunk[-1].line}"
-            raise DataError(
-                f"Lines {lines} of {name} hold a name, number or list of lengths that is none: {error}."
-            ) from None
+            at = f"Lines {chunk[0].line} to {chunk[-1].line} of {name}"
+            raise DataError(f"{at} hold a name, number or list of lengths that is none: {error}.") from None
 
 
-def _label(name: str, line: int, label: Any) -> str:
-    found = LABELS.get(str(label).strip().lower())
+def _label(name: str, answer: Given) -> str:
+    found = LABELS.get(str(answer.label).strip().lower())
     if found is None:
+        has = "no label" if answer.label is None else f"the label {answer.label!r}"
         raise DataError(
-            f"Line {line} of {name} has "
-            + ("no label" if label is None else f"the label {label!r}")
-            + ": it must be 'yes' or 'no'. Where a file has answers alone, give its questions with --questions FILE."
+            f"Line {answer.line} of {name} has {has}: it must be 'yes' or 'no'. Where a file has answers alone, give "
+            "its questions with --questions FILE."
         )
     return found
 
@@ -166,14 +145,12 @@ class _Answers:
             )
         for field in ("label", "picture"):
             values = _codes(self.table[field])[1]
-            differs = np.flatnonzero(values != values[self.first[self.item]])
-            if len(differs):
-                b, a = int(differs[0]), int(self.first[self.item[differs[0]]])
-                one, other = (self.table[field][row].as_py() for row in (a, b))
+            for b in np.flatnonzero(values != values[self.first[self.item]])[:1]:
+                a = self.first[self.item[b]]
+                one, other = (f"{self.table[field][int(row)].as_py()!r} in {self.place(row)}" for row in (a, b))
                 raise DataError(
-                    f"{self.items[self.item[a]]!r} has the {field} {one!r} in {self.place(a)} and {other!r} in "
-                    f"{self.place(b)}: answers to different questions. Is one of the files RePOPE's, or of another "
-                    "kind of POPE?"
+                    f"{self.items[self.item[a]]!r} has the {field} {one} and {other}: answers to different questions. "
+                    "Is one of the files RePOPE's, or of another kind of POPE?"
                 )
         counts = np.bincount(run)
         if counts.min() < len(self.items):
@@ -192,10 +169,10 @@ class _Answers:
         has, notes = ~np.isnan(score), []
         cut = self.table["after_cut"].to_numpy().astype(bool)
         if cut.any() and (has & ~cut).any():
-            before, after = (np.flatnonzero(those)[0] for those in (has & ~cut, cut))
+            before, after = (self.place(np.flatnonzero(those)[0]) for those in (has & ~cut, cut))
             raise DataError(
-                f"{self.place(before)} has 'score', {self.place(after)} has 'score_cut': scores before and after a "
-                "plausibility cut can't stand in one table. Score the files apart, or store that before the cut in all."
+                f"{before} has 'score', {after} has 'score_cut': scores before and after a plausibility cut can't "
+                "stand in one table. Score the files apart, or store that before the cut in all."
             )
         if cut.any():
             notes.append("Scores are those after a plausibility cut: AUROC compares with no table of scores before it.")
