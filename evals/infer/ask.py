@@ -18,7 +18,6 @@ from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.decoders.matchers import check_matchers
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import record
-from lvlm_guard.evals.infer.generate import Asker
 from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.infer.progress import Meter
 from lvlm_guard.evals.infer.ranks import KEPT, PATIENCE, Place, one_thread, run_ranks, usual_workers
@@ -84,13 +83,13 @@ def ask(
         raise DataError(f"{place.world} ranks can't agree on when to drop {out}: remove it first, then start them.")
     tasks = tasks_of(settings)
     decoders_of(settings, None)  # names and knobs before a model, which may take minutes to load
-    told, bar = (echo, bar) if place.rank == 0 else (_nothing, False)
+    told, bar = (echo, bar) if place.rank == 0 else (lambda _: None, False)
     run = _Run(Path(out), settings, tasks, place, told, bar)
-    record.begin(run.folder, settings, tasks, command, started_over=started_over, replaces=replaces)
+    note = record.begin(run.folder, settings, tasks, command, started_over=started_over, replaces=replaces)
     run.say_tasks()
-    answers = run.answers()
-    if answers is None or answers.left:
-        helpers = 1 if settings.server or place.world > 1 else _workers(settings) if workers is None else workers
+    if "decoders" not in note or run.answers().left:
+        usual = usual_workers() if settings.model == EMBEDDED else 1
+        helpers = 1 if settings.server or place.world > 1 else usual if workers is None else workers
         try:
             if helpers > 1:
                 run.side_by_side(helpers, patience)
@@ -106,11 +105,7 @@ def ask(
 def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -> list[Asked]:
     """Return what is asked of whom: each task, and its calibration items after it.
 
-    What is derived from another decoder's answers is not asked.
-
-    Args:
-        tasks: of the run.
-        decoders: as they describe themselves.
+    `decoders` are as they describe themselves; what is derived from another's answers is not asked.
     """
     return [
         Asked(
@@ -143,10 +138,6 @@ def _check(settings: Settings) -> None:
             raise DataError(f"{name} counts pictures: give a whole number of at least 1; got {value}.")
 
 
-def _workers(settings: Settings) -> int:
-    return usual_workers() if settings.model == EMBEDDED else 1
-
-
 @dataclass(frozen=True)
 class _Run:
     """A run that has begun, as this process sees it."""
@@ -164,12 +155,10 @@ class _Run:
             beside = f", {len(task.calibration)} of the val split beside" if task.calibration else ""
             self.echo(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split{beside}.")
 
-    def answers(self) -> Answers | None:
-        """Return the answers on disk; None before a model was loaded, when there is no telling who answers."""
-        note = record.read_note(self.folder) or {}
-        if "decoders" not in note:
-            return None
-        return Answers(self.folder, asked_of(self.tasks, note["decoders"]), self.settings.batch)
+    def answers(self) -> Answers:
+        """Return the answers on disk, once a model was loaded: who answers is noted then."""
+        decoders = (record.read_note(self.folder) or {})["decoders"]
+        return Answers(self.folder, asked_of(self.tasks, decoders), self.settings.batch)
 
     def share(self, concurrency: int) -> None:
         """Ask this process's share of the questions."""
@@ -179,7 +168,6 @@ class _Run:
             prepared = prepare_run(settings, self.tasks, place.device(settings.device), concurrency)
             record.with_answering(self.folder, prepared.describe())
             answers = self.answers()
-            assert answers is not None
             total = sum(job.size for job in answers.jobs(place.rank, place.world))
             if total == 0:
                 return
@@ -190,14 +178,7 @@ class _Run:
                     answers.add(job, who, said)
                     meter.advance(len(said), job.task.name)
 
-                jobs = answers.jobs(place.rank, place.world)
-                if not isinstance(prepared.answerer, Asker):
-                    prepared.answerer.ask_all(jobs, took)
-                    return
-                for job in jobs:
-                    for who in job.todo:
-                        (said,) = prepared.answerer.ask(job.task, job.items, [who])
-                        took(job, who, said)
+                prepared.answerer.ask_all(answers.jobs(place.rank, place.world), took)
 
     def side_by_side(self, workers: int, patience: float) -> None:
         """Have ranks of our own ask; their progress is the growth of their shards."""
@@ -207,7 +188,6 @@ class _Run:
             def answered(count: int) -> None:
                 if not meters:  # who answers is known once the first worker has loaded its model
                     answers = self.answers()
-                    assert answers is not None
                     left = answers.left + count
                     self._say_what(answers, left, f", by {workers} workers")
                     meters.append(stack.enter_context(Meter(left, "answers", self.echo, self.bar)))
@@ -219,7 +199,6 @@ class _Run:
         """Make the table of all shards, or leave that to the rank that finishes last."""
         with record.alone(self.folder):
             answers = self.answers()
-            assert answers is not None
             if answers.whole:
                 answers.drop_shards()
             elif answers.covered:
@@ -234,7 +213,3 @@ class _Run:
             self.echo(f"{answers.total - answers.left} of {answers.total} answers are there already.")
         decoders = len({column.name for part in answers.asked for column in part.columns})
         self.echo(f"Asking {decoders} decoders: {left} answers{how}.")
-
-
-def _nothing(_: str) -> None:
-    pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from lvlm_guard.bench.memory import peak_meter
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.decoders.sampling import DocumentSampler
 from lvlm_guard.evals.decoders.scores import FirstToken, Scored, Words, odds_of, spellings
-from lvlm_guard.evals.infer.store import Who
+from lvlm_guard.evals.infer.store import Job, Took, Who
 from lvlm_guard.evals.spec.answers import LIMITS
 from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
 from lvlm_guard.matching import Matcher
@@ -51,6 +51,12 @@ class Asker:
     def words(self) -> Words:
         """The tokens that count as yes and as no."""
         return spellings(self.processor.tokenizer)
+
+    def ask_all(self, jobs: Iterable[Job], took: Took) -> None:
+        """Ask all of some jobs, and hand on the answers of each decoder and seed as they come."""
+        for job in jobs:
+            for who in job.todo:
+                took(job, who, *self.ask(job.task, job.items, [who]))
 
     def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
         """Return the answers of each (decoder, seed) to some items of a task, all in one batch.

@@ -14,20 +14,12 @@ from typing import Any
 
 import lvlm_guard
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")
-"""What decides answers."""
-
-BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")
-"""What is told beside it."""
-
-ASKING = ("spec", "infer", "decoders", "tasks")
-"""Packages of this room that decide answers."""
-
-NOT_ASKING = ("report", "cli", "bench", "verify", "adapters", "evals", "serve")
-"""Folders of the package that decide none, and rooms."""
-
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")  # that decide answers
+BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")  # that are told beside them
+ASKING = ("spec", "infer", "decoders", "tasks")  # packages of this room that decide answers
+NOT_ASKING = ("report", "cli", "bench", "verify", "adapters", "evals", "serve")  # folders that decide none, and rooms
+# modules that make the embedded models, whose weights are digested themselves
 MAKING = ("accept", "build", "export", "loop", "train", "train_blip", "train_llava")
-"""Modules that make the embedded models, whose weights are digested themselves."""
 
 
 def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:
@@ -54,15 +46,12 @@ def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:
 
 def weights_digest(folders: Iterable[Path]) -> str | None:
     """Return a digest of the safetensors in some folders; None where there are none, as for a server or a hub id."""
-    paths = sorted(path for folder in folders for path in folder.glob("*.safetensors"))
-    if not paths:
-        return None
-    digest = sha256()
+    digest, paths = sha256(), sorted(path for folder in folders for path in folder.glob("*.safetensors"))
     for path in paths:
         with path.open("rb") as file:
             while piece := file.read(1 << 24):
                 digest.update(piece)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] if paths else None
 
 
 def commit() -> str | None:
@@ -70,16 +59,11 @@ def commit() -> str | None:
     root = Path(lvlm_guard.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
+    told = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        named = _git(root, "rev-parse", "HEAD")
-        return f"{named}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else named
+        return subprocess.run(told, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
 
 
 def packages(names: Iterable[str] = PACKAGES) -> dict[str, str]:

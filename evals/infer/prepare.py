@@ -26,10 +26,6 @@ class Prepared:
     """All that a run asks, and who answers.
 
     Args:
-        settings: of the run.
-        tasks: what is asked.
-        decoders: what is compared.
-        answerer: who answers.
         matcher: version of the matcher; "" where there is none.
         flags: sentences for the report, of what this way of asking leaves out.
         where: device, number format and, of a hub's model, the commit of its weights.
@@ -51,14 +47,13 @@ class Prepared:
             "where": self.where,
             # ids of the tokens that count as yes and as no in the scores of questions
             "words": dict(self.answerer.words) if isinstance(self.answerer, Asker) else {},
-            "flags": [*self.told(), *self.flags],
+            "flags": [*self._told(), *self.flags],
             "warnings": self.warnings(),
         }
         told: dict[str, Any] = json.loads(json.dumps(made, default=str))
         return told
 
-    def told(self) -> list[str]:
-        """Return what the settings leave out or change, in sentences."""
+    def _told(self) -> list[str]:
         settings, found = self.settings, []
         if not settings.controls:
             found.append("--no-controls: plain sampling, moved thresholds and the methods' controls were switched off.")
@@ -86,8 +81,7 @@ def prepare_run(
     """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
 
     Args:
-        settings: of the run.
-        tasks: its tasks, where they are at hand already.
+        tasks: of the run, where they are at hand already.
         device: of this process; "": that of the settings.
         concurrency: requests in flight at a server.
 
@@ -139,8 +133,6 @@ def weights_of(settings: Settings) -> list[Path]:
 
     if settings.server:
         return []
-    beside = [
-        place for each in (adapters_of(settings), settings.matchers) for places in each.values() for place in places
-    ]
     own = [MODEL, MATCHER] if settings.model == EMBEDDED else [Path(settings.model)]
-    return [path for path in (*own, *map(Path, beside)) if path.is_dir()]
+    beside = (*adapters_of(settings).values(), *settings.matchers.values())
+    return [path for path in (*own, *(Path(place) for places in beside for place in places)) if path.is_dir()]

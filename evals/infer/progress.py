@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,22 +23,12 @@ class Meter:
     """
 
     def __init__(self, total: int, unit: str, echo: Callable[[str], object], bar: bool | None = None) -> None:
-        self.total = total
-        self.unit = unit
-        self._echo = echo
-        self._done = 0
-        self._text = ""
+        self.total, self.unit, self._echo, self._done = total, unit, echo, 0
         self._began = self._said = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty() if bar is None else bar:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(unit, total=total)
 
     def __enter__(self) -> Meter:
@@ -47,9 +36,7 @@ class Meter:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -63,8 +50,5 @@ class Meter:
         if now - self._said >= EVERY and self._done < self.total:
             self._said = now
             left = (now - self._began) * (self.total - self._done) / max(1, self._done)
-            share = 100 * self._done // self.total
-            self._echo(
-                f"  {share:3d} %  {self._done} of {self.total} {self.unit}{f' ({text})' if text else ''}, "
-                f"about {left:.0f} s left"
-            )
+            done = f"  {100 * self._done // self.total:3d} %  {self._done} of {self.total} {self.unit}"
+            self._echo(f"{done}{f' ({text})' if text else ''}, about {left:.0f} s left")

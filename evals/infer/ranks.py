@@ -24,9 +24,9 @@ import lvlm_guard
 from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.errors import RunError
 
-MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-"""Keeps glibc from handing each block's tensors back to the system: a tenth of the time went into page faults."""
-
+WORKER = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# keeps glibc from handing each block's tensors back to the system: a tenth of the time went into page faults
+WORKER |= {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 MOST = 4  # workers that are started unasked; each holds about half a gigabyte
 PATIENCE = 1800.0  # seconds without an answer, loading included, after which a worker is taken to hang
 EVERY = 0.2  # seconds between looks at the workers
@@ -35,17 +35,11 @@ KEPT = "The answers so far are kept; the same command goes on from there."
 
 @dataclass(frozen=True)
 class Place:
-    """Which share of the questions a process asks.
-
-    Args:
-        rank: of the process.
-        world: processes that share the questions.
-        local: of the process on its machine, which tells its device.
-    """
+    """Which share of the questions a process asks."""
 
     rank: int = 0
-    world: int = 1
-    local: int = 0
+    world: int = 1  # processes that share the questions
+    local: int = 0  # rank on its machine, which tells its device
 
     @classmethod
     def here(cls) -> Place:
@@ -85,17 +79,12 @@ def one_thread(wanted: bool) -> Iterator[None]:
     """Compute with one thread within, where wanted: threads of a tiny model wait for each other.
 
     All ranks of the embedded model compute so, and sums come out alike.
-
-    Args:
-        wanted: False changes nothing.
     """
-    if not wanted:
-        yield
-        return
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if wanted:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -125,8 +114,6 @@ def run_ranks(
     """Start as many ranks over a folder that has its `asked.json`, and wait for them.
 
     Args:
-        folder: of the run.
-        count: of ranks.
         answered: told how many answers have come.
         echo: told of a rank that ends early; the others go on.
         patience: seconds after which one that answers nothing is ended.
@@ -168,16 +155,15 @@ def run_ranks(
 
 def _start(folder: Path, rank: int, count: int) -> _Worker:
     root = str(Path(lvlm_guard.__file__).parents[1])
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    around = {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    around |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
     process = subprocess.Popen(
         [sys.executable, "-m", "lvlm_guard.evals.infer.ranks", str(folder)],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
-        env={**os.environ, "PYTHONPATH": paths, **MEMORY, **threads, **place},
+        env={**os.environ, **WORKER, **around},
         # Ctrl-C reaches this process alone, which ends its workers
         start_new_session=True,
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -37,32 +37,36 @@ def hold(folder: Path, rank: int = 0, world: int = 1, wait: float = 5.0) -> Iter
     """Hold a rank's place in a folder, so that no two processes ever ask the same questions for it.
 
     Args:
-        folder: of the run, made if need be.
+        folder: made if need be.
         rank, world: of this process; ranks of another world size that are still at work keep it out as well.
         wait: seconds for a process that is just ending.
 
     Raises:
         RunError: another process is at work there.
     """
-    with disk_trouble(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".rank-{rank}.lock", timeout=wait)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise _busy(folder) from None
-    try:
+    with _free(_lock(folder, f".rank-{rank}.lock"), wait):
         _refuse_if_busy(folder, world, wait)
         yield
-    finally:
-        lock.release()
 
 
 def alone(folder: Path) -> FileLock:
     """Return the lock that holds a folder against all other processes for a moment; they wait."""
+    return _lock(folder, ".lock")
+
+
+def _lock(folder: Path, name: str) -> FileLock:
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+    return FileLock(folder / name)
+
+
+def _free(lock: FileLock, wait: float) -> AbstractContextManager[object]:
+    """Take a lock of a rank, to be held within; raises `RunError` where its process is at work."""
+    try:
+        return lock.acquire(timeout=wait)
+    except Timeout:
+        folder = Path(lock.lock_file).parent
+        raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.") from None
 
 
 def begin(
@@ -78,8 +82,7 @@ def begin(
     """Note what this run is, or find that the folder has it already; returns the note.
 
     Args:
-        folder: of the run.
-        settings, tasks: of the run.
+        folder, settings, tasks: of the run.
         command: what the run is called in its files.
         started_over: drop what an earlier run left.
         replaces: drop another run of this command, instead of refusing.
@@ -123,8 +126,8 @@ def begin(
             "environment": environment(),
         }
         with disk_trouble(folder):
-            _write_items(folder, tasks)
-            _write(folder, note)
+            _write(folder / ITEMS, _rows(tasks))
+            _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         return note
 
 
@@ -132,11 +135,7 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
     """Note who answers too, which is known once the model is loaded or the server was asked; returns the note.
 
     It follows from the settings, but for what a hub's model has become since, on which device a rank runs, or with
-    which knobs a server was started.
-
-    Args:
-        folder: of the run.
-        answering: `Prepared.describe()`.
+    which knobs a server was started. `answering` is `Prepared.describe()`.
 
     Raises:
         DataError: answers in the folder were made by others.
@@ -149,7 +148,7 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
             told = json.dumps([{**note, **answering}[name] for name in (*DECIDES, *ANSWERING)], sort_keys=True)
             note |= {**answering, "identity": sha256(told.encode()).hexdigest()[:16]}
             with disk_trouble(folder):
-                _write(folder, note)
+                _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         elif differing := [name for name in ANSWERING if note[name] != answering[name]]:
             raise DataError(
                 f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that "
@@ -189,20 +188,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _write(folder: Path, note: Mapping[str, Any]) -> None:
-    part = folder / f"{ASKED}.part"
-    part.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / ASKED)
-
-
-def _write_items(folder: Path, tasks: Sequence[EvalTask]) -> None:
-    part = folder / f"{ITEMS}.part"
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """Write a file, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
-        for task in (part for whole in tasks for part in whole.parts()):
-            for item in task.items:
-                row = {"task": task.name, "split": task.split, "kind": task.kind, **item.describe()}
-                file.write(json.dumps(row, default=str) + "\n")
-    part.replace(folder / ITEMS)
+        file.writelines(f"{line}\n" for line in lines)
+    part.replace(path)
+
+
+def _rows(tasks: Sequence[EvalTask]) -> Iterator[str]:
+    for task in (part for whole in tasks for part in whole.parts()):
+        known = {"task": task.name, "split": task.split, "kind": task.kind}
+        yield from (json.dumps(known | item.describe(), default=str) for item in task.items)
 
 
 def _drop(folder: Path) -> None:
@@ -217,12 +214,5 @@ def _refuse_if_busy(folder: Path, world: int, wait: float = 0.0) -> None:
     """Raise `RunError` where a rank from `world` on is at work."""
     for path in folder.glob(".rank-*.lock"):
         if int(path.stem.rpartition("-")[2]) >= world:
-            try:
-                with FileLock(path, timeout=wait):
-                    pass
-            except Timeout:
-                raise _busy(folder) from None
-
-
-def _busy(folder: Path) -> RunError:
-    return RunError(f"Another process is working in {folder}: wait for it, or give another --out.")
+            with _free(FileLock(path), wait):
+                pass

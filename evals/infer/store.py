@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,14 +65,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Job:
-    """A block of items, and the (decoder, seed) pairs that have not answered it.
-
-    Args:
-        part: place among what is asked.
-        block: its number.
-        items: of the block.
-        todo: who is left.
-    """
+    """A block of items of a part of what is asked, and the (decoder, seed) pairs that have not answered it."""
 
     part: int
     task: EvalTask
@@ -84,6 +77,10 @@ class Job:
     def size(self) -> int:
         """How many answers it asks for."""
         return len(self.items) * len(self.todo)
+
+
+Took = Callable[[Job, Who, Sequence[Said]], object]
+"""Is handed the answers of a decoder and seed to a job."""
 
 
 class Answers:
@@ -98,9 +95,7 @@ class Answers:
     def __init__(self, folder: Path, asked: Sequence[Asked], batch: int) -> None:
         self.folder, self.asked, self.batch = folder, asked, batch
         self._first = np.cumsum([0, *(part.size for part in asked)])
-        self._pairs = [
-            {(column.name, seed): place for place, (column, seed) in enumerate(part.pairs)} for part in asked
-        ]
+        self._pairs = [{(c.name, seed): place for place, (c, seed) in enumerate(part.pairs)} for part in asked]
         self._parts = {(part.task.name, part.task.split): place for place, part in enumerate(asked)}
         self._shard: IO[bytes] | None = None
         self.read()
@@ -167,8 +162,9 @@ class Answers:
                     items = part.task.block(block, self.batch)
                     yield Job(place, part.task, block, items, todo[turn:] + todo[:turn])
 
-    def open(self, rank: int = 0) -> Answers:
-        """Open a rank's shard to write; use as a context manager. A last line that was cut off is dropped.
+    @contextmanager
+    def open(self, rank: int = 0) -> Iterator[None]:
+        """Hold a rank's shard open to write. A last line that was cut off is dropped.
 
         Raises:
             RunError: the system refuses.
@@ -178,16 +174,12 @@ class Answers:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():
                 _drop_torn(path)
-            self._shard = path.open("ab")
-        return self
-
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shard is not None:
+            shard = self._shard = path.open("ab")
+        try:
+            yield
+        finally:
             with suppress(OSError):  # a full disk was told when it was met
-                self._shard.close()
+                shard.close()
 
     def add(self, job: Job, who: Who, said: Sequence[Said]) -> None:
         """Write the answers of a decoder and seed to a block, at once.
@@ -217,15 +209,11 @@ class Answers:
         parts = [self.folder / f"{name}.{os.getpid()}.part" for name in (ANSWERS, COSTLY)]
         files = [path.open("rb") if path.is_file() else None for path in self._files]
         try:
-            with (
-                disk_trouble(self.folder),
-                pq.ParquetWriter(parts[0], SCHEMA) as answers,
-                pq.ParquetWriter(parts[1], COSTS) as costs,
-            ):
-                for rows in self._batches(files):
-                    answers.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-                    costs.write_batch(pa.RecordBatch.from_pylist(rows, COSTS))
             with disk_trouble(self.folder):
+                with pq.ParquetWriter(parts[0], SCHEMA) as answers, pq.ParquetWriter(parts[1], COSTS) as costs:
+                    for rows in self._batches(files):
+                        answers.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+                        costs.write_batch(pa.RecordBatch.from_pylist(rows, COSTS))
                 for name in STALE:
                     (self.folder / name).unlink(missing_ok=True)
                 parts[1].replace(self.folder / COSTLY)
@@ -308,13 +296,7 @@ def _plain(said: Said) -> dict[str, Any]:
 def _drop_torn(path: Path) -> None:
     """Cut a file off behind its last line break."""
     with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - (1 << 16))
-            file.seek(begin)
-            found = file.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                end = begin + found + 1
-                break
-            end = begin
+        end = 0
+        for line in file:
+            end += len(line) if line.endswith(b"\n") else 0
         file.truncate(end)

@@ -22,11 +22,7 @@ LIMITS = (32, 64, 128, 256, 512)
 
 SCHEMA = pa.schema(
     [
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("item", pa.string(), nullable=False),
-        pa.field("picture", pa.string(), nullable=False),
-        pa.field("decoder", pa.string(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("task", "split", "item", "picture", "decoder")),
         pa.field("baseline", pa.string()),
         pa.field("role", pa.string(), nullable=False),
         pa.field("seed", pa.int32(), nullable=False),
@@ -37,10 +33,7 @@ SCHEMA = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("ended", pa.bool_(), nullable=False),
         pa.field("cut_at", pa.list_(pa.int32())),
-        pa.field("forwards", pa.float32()),
-        pa.field("local_forwards", pa.float32()),
-        pa.field("local_tokens", pa.float32()),
-        pa.field("masks", pa.float32()),
+        *(pa.field(name, pa.float32()) for name in ("forwards", "local_forwards", "local_tokens", "masks")),
         pa.field("failed", pa.string()),
         pa.field("proof", pa.string()),
     ]
@@ -59,10 +52,9 @@ COSTS = pa.schema(
 
 @dataclass(frozen=True)
 class Answer:
-    """One row of the table.
+    """One row of the table; what is not below is as in `spec.items.Said`, with None for what was not measured.
 
     Args:
-        task: its name.
         split: "test"; "val" for a calibration item, which is never reported as a result.
         item: key of the item within its task.
         picture: the unit of the statistics.
@@ -70,16 +62,6 @@ class Answer:
         baseline: the decoder that it is a control or variant of, or is compared with.
         role: one of `ROLES`.
         seed: which of the decoder's runs.
-        text: the answer.
-        score: of a yes/no question: log-odds of yes at the first answer token, nats; None: not had.
-        mass: share of the probability there that is on yes or no.
-        censored: whether a server told the likeliest tokens alone, yes or no not among them.
-        tokens: of the answer.
-        ended: whether it ended by itself; False: it was cut at the token limit.
-        cut_at: characters of the text after its first `LIMITS` tokens; None: no caption, or not known.
-        forwards, local_forwards, local_tokens, masks: see `spec.items.Said`; None: not measured, as at a server.
-        failed: why there is no answer; None: there is one.
-        proof: what a server said of its guard, JSON.
     """
 
     task: str

@@ -12,20 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal[
-    "pope",
-    "repope",
-    "dash_b",
-    "mme",
-    "amber",
-    "chair",
-    "amber_captions",
-    "opope",
-    "mmhal",
-    "mmhal_verdicts",
-    "mentions",
-    "stock",
-]
+Kind = (
+    Literal["pope", "repope", "dash_b", "mme", "amber", "chair", "amber_captions", "opope", "mmhal", "mmhal_verdicts"]
+    | Literal["mentions", "stock"]
+)
 Split = Literal["test", "val"]
 
 YES_NO: tuple[Kind, ...] = ("pope", "repope", "dash_b", "mme", "amber")
@@ -74,12 +64,8 @@ class Item:
 
     def describe(self) -> dict[str, Any]:
         """Return the item as it stands in `items.jsonl`, beside its task."""
-        told = {
-            "item": self.key,
-            "picture": self.picture,
-            "prompt": self.prompt,
-            "question": self.question or self.prompt,
-        }
+        told = {"item": self.key, "picture": self.picture, "prompt": self.prompt}
+        told |= {"question": self.question or self.prompt}
         return told | {"truth": self.truth, "rows": list(self.rows), "tags": dict(self.tags)}
 
     def conversation(self) -> list[dict[str, Any]]:
@@ -135,49 +121,37 @@ class EvalTask:
 
     def parts(self) -> list[EvalTask]:
         """Return the task and, where there are any, its calibration items as a task of the split "val"."""
-        return [
-            self,
-            *([replace(self, items=self.calibration, calibration=(), split="val")] if self.calibration else []),
-        ]
+        beside = replace(self, items=self.calibration, calibration=(), split="val")
+        return [self, beside] if self.calibration else [self]
 
     def describe(self) -> dict[str, Any]:
         """Return the task as it stands in `asked.json`."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "split": self.split,
-            "n": len(self.items),
-            "calibration": len(self.calibration),
-            "pictures": len({item.picture for item in self.items}),
-            "rows": list(dict.fromkeys(name for item in self.items for name in item.rows)),
-            "digest": self.digest(),
-            "max_new_tokens": self.max_new_tokens,
-            "until": list(self.until),
-            "vocabulary": None if self.vocabulary is None else list(self.vocabulary),
-            "about": dict(self.about),
-        }
+        told: dict[str, Any] = {"name": self.name, "kind": self.kind, "split": self.split, "n": len(self.items)}
+        told |= {"calibration": len(self.calibration), "pictures": len({item.picture for item in self.items})}
+        told |= {"rows": list(dict.fromkeys(name for item in self.items for name in item.rows))}
+        told |= {"digest": self.digest(), "max_new_tokens": self.max_new_tokens, "until": list(self.until)}
+        told |= {"vocabulary": None if self.vocabulary is None else list(self.vocabulary)}
+        return told | {"about": dict(self.about)}
 
 
 @dataclass(frozen=True)
 class Said:
-    """One answer and what it cost.
+    """One answer and what it cost; of a batch, its share.
 
     Args:
-        text: the answer.
-        tokens: of the answer.
+        text, tokens: the answer, and how many tokens it has.
         ended: whether it ended by itself; False: it was cut at the token limit.
-        seconds: of the request, picture processing and matching included; of a batch, its share.
-        forwards: model calls of generate(); of a batch, its share.
-        local_forwards: model calls for second branches; of a batch, its share.
-        local_tokens: tokens that second branches read, prompt included; of a batch, its share.
-        masks: second views that were made; of a batch, its share.
+        seconds: of the request, picture processing and matching included.
+        forwards, local_forwards: model calls of generate(), and for second branches; NaN: not measured, here and below.
+        local_tokens: tokens that second branches read, prompt included.
+        masks: second views that were made.
         peak_mib: peak memory of the call (GPU memory on CUDA, else the process's), MiB; None: not measured.
         failed: why there is no answer; None: there is one.
         score: of a yes/no question: log-odds of yes at the first answer token, nats, by the decoder's own logits before
             any cut; None: not had.
         mass: share of the probability there that is on yes or no.
         censored: whether a server told the likeliest tokens alone, yes or no not among them.
-        cut_at: characters of the text after its first `spec.answers.LIMITS` tokens (captions).
+        cut_at: characters of the text after its first `spec.answers.LIMITS` tokens; None: no caption, or not known.
         proof: what a server said of its guard, JSON.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,32 +21,14 @@ LONGEST = 2**24
 """Bytes of a line: a longer one is no row, but a file without line ends, which need not fit into memory."""
 
 
-class TornLineError(DataError):
-    """The last line of a file has no line end and is no JSON: writing it was cut short.
-
-    Args:
-        message: in words.
-        offset: bytes before it, all of them whole lines.
-    """
-
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
-        self.offset = offset
-
-
-def lines(file: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the JSON value of each line that is not blank, one in memory at a time.
-
-    Args:
-        file: lines as bytes, such as a file opened with "rb".
-        name: for messages.
-
-    Raises:
-        TornLineError: the last line is cut short.
-        DataError: another line is no JSON, or no UTF-8.
-    """
-    offset = 0
-    for number, line in enumerate(file, 1):
+def _lines(file: IO[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the JSON value of each line that is not blank, one in memory at a time."""
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+        if len(line) > LONGEST:
+            raise DataError(
+                f"Line {number} of {name} is longer than {LONGEST // 2**20} MiB: JSON lines hold one row each. Write "
+                "the rows with a line end after each, or all of them as one JSON list."
+            )
         body = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if body.strip():
             try:
@@ -60,20 +42,18 @@ def lines(file: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
                         f"{coding.upper()}? Convert it: iconv -f {coding} -t utf-8 {name}."
                     ) from None
                 if torn:
-                    raise TornLineError(
+                    raise DataError(
                         f"Line {number} of {name}, the last, is cut short ({len(line)} bytes without a line end): "
-                        "whatever wrote it was stopped. Write the file again, or take that line out.",
-                        offset,
+                        "whatever wrote it was stopped. Write the file again, or take that line out."
                     ) from None
                 raise DataError(f"Line {number} of {name} is no JSON: {error}.") from None
-        offset += len(line)
 
 
 def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and value of each row of a file: JSON lines, or one JSON list; .gz too.
 
     Raises:
-        DataError: it can't be read, or as `lines`.
+        DataError: it can't be read; a line is no JSON or no UTF-8; or it is the last, and was cut short.
     """
     try:
         with _opened(path) as file:
@@ -81,23 +61,11 @@ def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
             if start.startswith(b"["):
                 yield from enumerate(json.loads(file.read().decode("utf-8-sig")), 1)
             else:
-                yield from lines(_bounded(file, path), path)
+                yield from _lines(file, path)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} begins as a JSON list and is none: {error}.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} can't be read: {error}.") from error
-
-
-def _bounded(file: IO[bytes], name: str | Path) -> Iterator[bytes]:
-    number = 0
-    while line := file.readline(LONGEST + 1):
-        number += 1
-        if len(line) > LONGEST:
-            raise DataError(
-                f"Line {number} of {name} is longer than {LONGEST // 2**20} MiB: JSON lines hold one row each. Write "
-                "the rows with a line end after each, or all of them as one JSON list."
-            )
-        yield line
 
 
 def read(

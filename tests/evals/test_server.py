@@ -23,9 +23,9 @@ from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.infer.server.asker import ServerAsker, document_seed
-from lvlm_guard.evals.infer.server.chat import Reply as Answered
-from lvlm_guard.evals.infer.server.chat import Token, cut_at, odds
-from lvlm_guard.evals.infer.server.endpoint import Endpoint
+from lvlm_guard.evals.infer.server.endpoint import Endpoint, Token, cut_at, odds
+from lvlm_guard.evals.infer.server.endpoint import Reply as Answered
+from lvlm_guard.evals.infer.store import Job
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
 
@@ -48,6 +48,14 @@ def served(pair: Any) -> Any:
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def ask_some(asker: ServerAsker, task: Any, items: Any, todo: Any) -> Any:
+    """Return the answers of each (decoder, seed) to some items of a task."""
+    found = {}
+    jobs = (Job(0, task, place, [item], tuple(todo)) for place, item in enumerate(items))
+    asker.ask_all(jobs, lambda job, who, said: found.update({(job.block, who): said[0]}))
+    return [[found[place, who] for place in range(len(items))] for who in todo]
 
 
 def quiet(_: str) -> None:
@@ -134,8 +142,6 @@ def test_a_million_questions_wait_in_no_memory(asked):
     begun, told = [], []
 
     def jobs():
-        from lvlm_guard.evals.infer.store import Job
-
         for number, item in enumerate(task.items[:12]):
             begun.append(number)
             yield Job(0, task, number, [item], (("greedy", 0),))
@@ -230,7 +236,7 @@ def test_samples_depend_on_the_document_and_the_seed_alone(served):
         items = task.items[:3]
         blocks = [items] if batch == 3 else [[item] for item in items]
         for name, seed in (("sample", 0), ("sample", 1), ("agla-sample", 0), ("sample-matched", 0)):
-            said = [one.text for block in blocks for one in asker.ask(task, block, [(name, seed)])[0]]
+            said = [one.text for block in blocks for one in ask_some(asker, task, block, [(name, seed)])[0]]
             found.setdefault((name, seed), []).append(said)
         first = sorted(r.body["seed"] for r in served.seen[:3])
         assert first == sorted(document_seed(0, item.key) for item in items)
@@ -347,14 +353,14 @@ def test_a_prompt_without_a_picture_is_answered_plainly_under_a_guarded_name_and
         ],
     )
     served.seen = []
-    ((plain, guarded),) = asker.ask(task, [words, turns], [("agla", 0)])
+    ((plain, guarded),) = ask_some(asker, task, [words, turns], [("agla", 0)])
     assert (plain.failed, guarded.failed) == (None, None)
     bodies = {len(r.body["messages"]): r.body["messages"] for r in served.seen}
     assert [turn["role"] for turn in bodies[3]] == ["user", "assistant", "user"]
     assert bodies[3][2]["content"] == [{"type": "text", "text": item.prompt}]
     assert bodies[1] == [{"role": "user", "content": [{"type": "text", "text": item.prompt}]}]
     with served.faulty(guard_off), pytest.raises(RunError, match="no guard ran"):
-        asker.ask(task, [turns], [("agla", 0)])
+        ask_some(asker, task, [turns], [("agla", 0)])
 
 
 def without_proof(_: Request, reply: Reply) -> Reply:
@@ -418,7 +424,7 @@ def test_a_server_that_goes_away_ends_the_run_and_says_how_to_go_on(pair):
         (task,) = tasks_of(settings)
         _, asker, _ = server_run(settings, Endpoint(leaving.url, retries=0))
     with pytest.raises(RunError, match="can't be reached" + KEPT):
-        asker.ask(task, task.items[:1], [("agla", 0)])
+        ask_some(asker, task, task.items[:1], [("agla", 0)])
 
 
 def one(place: int, fault: Any) -> Any:
@@ -461,7 +467,7 @@ STOPS: list[tuple[str, Any, str]] = [
 def test_what_no_further_question_can_mend_ends_the_run_and_says_how_to_go_on(asked, fault, told):
     served, task, asker = asked
     with served.faulty(fault), pytest.raises(RunError, match=told):
-        _ = [asker.ask(task, [item], [("agla", 0)]) for item in task.items]
+        _ = [ask_some(asker, task, [item], [("agla", 0)]) for item in task.items]
     assert len(served.seen) <= 3 * 6
 
 
@@ -482,7 +488,7 @@ def test_a_run_that_a_server_ends_keeps_its_answers_and_goes_on_to_the_same_end(
 def test_a_server_that_fails_for_a_while_is_asked_again(asked, texts, code):
     served, task, asker = asked
     with served.faulty(lambda r, reply: reply if r.number % 3 == 0 else status(code)(r, reply)):
-        (said,) = asker.ask(task, task.items[:4], [("agla", 0)])
+        (said,) = ask_some(asker, task, task.items[:4], [("agla", 0)])
     assert [one.text for one in said] == texts[:4]
     assert not any(one.failed for one in said)
 
@@ -502,7 +508,7 @@ def test_a_server_that_hangs_is_told_and_not_waited_for_for_ever(served):
         served.faulty(lambda _, reply: replace(reply, wait=3.0)),
         pytest.raises(RunError, match=r"did not answer within 2 s \(tried once\).*3 requests in a row" + KEPT),
     ):
-        asker.ask(task, task.items[:3], [("greedy", 0)])
+        ask_some(asker, task, task.items[:3], [("greedy", 0)])
 
 
 def test_one_answer_that_comes_too_late_is_asked_again_and_ends_no_run(served):
@@ -511,11 +517,11 @@ def test_one_answer_that_comes_too_late_is_asked_again_and_ends_no_run(served):
     late = one(1, lambda _, reply: replace(reply, wait=4.0))
     _, patient, _ = server_run(settings, Endpoint(served.url, timeout=2.5, retries=1))
     with served.faulty(late):
-        (said,) = patient.ask(task, task.items[:3], [("greedy", 0)])
+        (said,) = ask_some(patient, task, task.items[:3], [("greedy", 0)])
     assert [each.failed for each in said] == [None] * 3
     _, asker, _ = server_run(settings, Endpoint(served.url, timeout=2.5, retries=0))
     with served.faulty(late):
-        (said,) = asker.ask(task, task.items[:3], [("greedy", 0)])
+        (said,) = ask_some(asker, task, task.items[:3], [("greedy", 0)])
     assert [bool(each.failed) for each in said] == [False, True, False]
     assert "did not answer within 2.5 s" in said[1].failed
 
@@ -532,7 +538,7 @@ FAILED: list[tuple[str, Any, str]] = [
 def test_one_request_that_fails_is_a_failed_answer_and_no_text(asked, fault, told):
     served, task, asker = asked
     with served.faulty(one(1, fault)):
-        said = [asker.ask(task, [item], [("agla", 0)])[0][0] for item in task.items[:3]]
+        said = [ask_some(asker, task, [item], [("agla", 0)])[0][0] for item in task.items[:3]]
     assert [each.failed is not None for each in said] == [False, True, False]
     assert said[1].text == ""
     assert re.search(told, said[1].failed)
@@ -554,7 +560,7 @@ def test_one_bad_request_is_one_row_that_failed_and_is_asked_again_by_the_same_c
 def test_an_answer_without_text_is_an_empty_one(asked, content):
     served, task, asker = asked
     with served.faulty(choice(message={"role": "assistant", "content": content})):
-        ((said,),) = asker.ask(task, task.items[:1], [("agla", 0)])
+        ((said,),) = ask_some(asker, task, task.items[:1], [("agla", 0)])
     assert (said.text, said.failed) == ("", None)
 
 
@@ -565,8 +571,6 @@ def test_ctrl_c_cancels_what_is_in_flight(asked):
     def took(*_: Any) -> None:
         told.append(1)
         raise KeyboardInterrupt
-
-    from lvlm_guard.evals.infer.store import Job
 
     with served.faulty(lambda r, reply: replace(reply, wait=0.0 if r.number == 0 else 5.0)):
         began = time.monotonic()
@@ -585,8 +589,8 @@ def test_a_server_that_tells_neither_usage_nor_why_an_answer_ended_is_flagged(se
     (task,) = tasks_of(settings)
     with served.faulty(bare):
         _, asker, flags = server_run(settings)
-        ((said, *_),) = asker.ask(task, task.items[:2], [("greedy", 0)])
-        ((short, *_),) = asker.ask(replace(task, max_new_tokens=1), task.items[:1], [("greedy", 0)])
+        ((said, *_),) = ask_some(asker, task, task.items[:2], [("greedy", 0)])
+        ((short, *_),) = ask_some(asker, replace(task, max_new_tokens=1), task.items[:1], [("greedy", 0)])
     assert any("tokens are counted in words" in flag for flag in flags)
     assert any("does not say why an answer ended" in flag for flag in flags)
     assert (said.tokens, said.ended, short.ended) == (1, True, False)

@@ -19,8 +19,7 @@ from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.lineup import APC, MATCHER, decoders_of, methods_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.server.asker import Line, ServerAsker
-from lvlm_guard.evals.infer.server.chat import Reply
-from lvlm_guard.evals.infer.server.endpoint import Endpoint
+from lvlm_guard.evals.infer.server.endpoint import Endpoint, Reply
 from lvlm_guard.evals.spec.settings import Settings
 
 
@@ -96,10 +95,11 @@ def _with_knobs(settings: Settings, known: Mapping[str, Mapping[str, Any]]) -> S
     for method, there in known.items():
         usual = {f.name: f.default for f in fields(methods.REGISTRY.get(method))}
         # only what a number decides: the rest (a matcher, a mode) acts at the server, not on what stands beside it
-        typed: dict[str, Any] = {}
-        for knob, value in there.items():
-            if type(usual.get(knob)) in (int, float) and isinstance(value, int | float):
-                typed[knob] = int(value) if isinstance(usual[knob], int) else float(value)
+        typed = {
+            knob: type(usual[knob])(value)
+            for knob, value in there.items()
+            if type(usual.get(knob)) in (int, float) and isinstance(value, int | float)
+        }
         knobs[method] = typed | dict(settings.knobs.get(method, {}))
     return replace(settings, knobs={m: k for m, k in knobs.items() if m != APC or APC in settings.methods})
 
@@ -110,11 +110,9 @@ def _sent(decoder: Decoder, settings: Settings, known: Mapping[str, Mapping[str,
         return {}
     names = {*settings.knobs.get(decoder.method, {}), *decoder.point, *(["beta"] if decoder.method == APC else [])}
     there = known[decoder.method]
-    for name in sorted(names):
-        if name not in there:
-            raise KnobError(
-                f"The server takes no knob {name!r} for {decoder.method}. It has: {', '.join(sorted(there)) or 'none'}."
-            )
+    for name in sorted(names - there.keys()):
+        has = ", ".join(sorted(there)) or "none"
+        raise KnobError(f"The server takes no knob {name!r} for {decoder.method}. It has: {has}.")
     return {name: decoder.knobs[name] for name in sorted(names)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -18,30 +18,23 @@ from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.infer.generate import until
 from lvlm_guard.evals.infer.ranks import KEPT
-from lvlm_guard.evals.infer.server.chat import Reply, Talk, chat, cut_at, messages_of, odds
-from lvlm_guard.evals.infer.server.endpoint import Endpoint, retried
+from lvlm_guard.evals.infer.server.endpoint import Endpoint, Reply, Talk, chat, cut_at, messages_of, odds, retried
 from lvlm_guard.evals.infer.server.proof import Proof, check_guarded, check_plain, proof_of
-from lvlm_guard.evals.infer.store import Job, Who
+from lvlm_guard.evals.infer.store import Job, Took, Who
 from lvlm_guard.evals.spec.answers import LIMITS
 from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
 
 IN_A_ROW = 3  # requests that fail one after another before the server is taken to be down
 LIKELIEST = 20  # most likely tokens that are asked for at the first of a yes/no answer
 CANARY = "is there a dog in the image ?"
-
-Took = Callable[[Job, Who, Sequence[Said]], object]
+_UNSEEN: dict[str, Any] = dict.fromkeys(
+    ("forwards", "local_forwards", "local_tokens", "masks"), float("nan")
+)  # from here
 
 
 @dataclass(frozen=True)
 class Line:
-    """How a decoder is asked at a server.
-
-    Args:
-        decoder: asked.
-        model: its name there.
-        body: fields of every request: temperature, top_p, and fields that only this server knows.
-        sent: knobs that its requests ask for.
-    """
+    """How a decoder is asked: as which model, with which fields in every request, and which knobs among these."""
 
     decoder: Decoder
     model: str
@@ -54,7 +47,6 @@ class ServerAsker:
     """Asks an endpoint.
 
     Args:
-        endpoint: where.
         at_once: requests in flight.
         lines: how each decoder is asked, by its name.
         proofs: guarded decoder -> what its first answer proved.
@@ -84,30 +76,24 @@ class ServerAsker:
         except BaseExceptionGroup as group:  # the first that failed; the others were cancelled
             raise group.exceptions[0] from None
 
-    def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
-        """Return the answers of each (decoder, seed) to some items of a task; otherwise as `ask_all`."""
-        found: dict[tuple[int, Who], Said] = {}
-        jobs = (Job(0, task, place, [item], tuple(todo)) for place, item in enumerate(items))
-        self.ask_all(jobs, lambda job, who, said: found.update({(job.block, who): said[0]}))
-        return [[found[place, who] for place in range(len(items))] for who in todo]
-
     def probe(self, name: str) -> Reply:
         """Ask a decoder about a small picture, and note what its answer proves.
 
         Raises:
             RunError: it can't be asked, or does not prove its guard.
         """
+        import openai
+
         line = self.lines[name]
         body = self._body(line, "pope", 4, 0)
         reply = asyncio.run(self._once(line, body))
         if "logprobs" in body:
             self.tells = bool(reply.spelled)
-            if _refused(reply):  # some servers have none
+            if isinstance(reply.error, openai.BadRequestError | openai.UnprocessableEntityError):  # some have none
                 reply = asyncio.run(self._once(line, self._body(line, "pope", 4, 0)))
         if reply.error is not None:
-            raise RunError(
-                f"{line.model!r} can't be asked: {self.endpoint.reason(reply.error)} Nothing else was asked."
-            )
+            reason = self.endpoint.reason(reply.error)
+            raise RunError(f"{line.model!r} can't be asked: {reason} Nothing else was asked.")
         self._check(line, True, reply)
         return reply
 
@@ -154,11 +140,11 @@ class ServerAsker:
 
     def _said(self, line: Line, task: EvalTask, pictured: bool, reply: Reply) -> Said:
         if reply.error is not None:
-            return _unmeasured("", failed=self._failure(reply.error))
+            return Said("", **_UNSEEN, failed=self._failure(reply.error))
         self._failed = 0
         proof = self._check(line, pictured, reply)
         if reply.finish not in (None, "stop", "length"):
-            return _unmeasured("", failed=f"the server ended the answer with {reply.finish!r}")
+            return Said("", **_UNSEEN, failed=f"the server ended the answer with {reply.finish!r}")
         tokens = len(reply.text.split()) if reply.tokens is None else reply.tokens
         cut = tokens >= task.max_new_tokens if reply.finish is None else reply.finish == "length"
         # vLLM spells an answer as what follows on the prompt, so that a first word keeps the space before it
@@ -166,11 +152,12 @@ class ServerAsker:
         text = until(whole, task.until)
         told = odds(reply.spelled[0]) if reply.spelled and task.kind in YES_NO else None
         score, mass, censored = told or (None, None, False)
-        return _unmeasured(
+        return Said(
             text,
-            tokens=tokens,
-            ended=not cut or text != whole,
-            seconds=reply.seconds / self.at_once,
+            tokens,
+            not cut or text != whole,
+            reply.seconds / self.at_once,
+            **_UNSEEN,
             score=score,
             mass=mass,
             censored=censored,
@@ -208,17 +195,6 @@ class ServerAsker:
 def document_seed(seed: int, key: str) -> int:
     """Return the `seed` of a request: of the run's seed and the document; 31 bits, which every server takes."""
     return int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=4).digest(), "big") >> 1
-
-
-def _unmeasured(text: str, **told: Any) -> Said:
-    nan = float("nan")
-    return Said(text, **told, forwards=nan, local_forwards=nan, local_tokens=nan, masks=nan)
-
-
-def _refused(reply: Reply) -> bool:
-    import openai
-
-    return isinstance(reply.error, openai.BadRequestError | openai.UnprocessableEntityError)
 
 
 def _pictured(talk: Talk) -> bool:

@@ -18,29 +18,18 @@ from typing import Any
 from lvlm_guard.evals.errors import RunError
 
 FIELD = "lvlm_guard"
-PREFIX = "x-"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What an answer says about its guard.
-
-    Args:
-        method: the guard that ran; None: the answer says that none did.
-        knobs: of the guard, numbers as numbers.
-    """
+    """What an answer says about its guard: which ran (None: none did), with which knobs, numbers as numbers."""
 
     method: str | None
     knobs: Mapping[str, Any]
 
 
 def proof_of(headers: Mapping[str, str], body: Mapping[str, Any], methods: list[str]) -> Proof | None:
-    """Return what an answer says about its guard; None: nothing.
-
-    Args:
-        headers: of the response; the case of names does not matter.
-        body: of the response.
-        methods: names of guards that a header may speak of.
+    """Return what an answer says about its guard, one of `methods` in a header; None: nothing.
 
     Raises:
         RunError: it says two things.
@@ -66,10 +55,8 @@ def check_guarded(name: str, method: str, sent: Mapping[str, Any], proof: Proof 
 
     Args:
         name: of the model at the server.
-        method: the guard that has to have run.
-        sent: knobs that were asked for.
-        proof: what the answer says.
-        first: the proof of the first answer; knobs may not change later.
+        method, sent: the guard that has to have run, and the knobs that were asked for.
+        proof, first: what this answer says, and what the first one said: knobs may not change later.
 
     Raises:
         RunError: there is none, or it is of another guard or of other knobs.
@@ -88,11 +75,10 @@ def check_guarded(name: str, method: str, sent: Mapping[str, Any], proof: Proof 
                 f"{name!r} was asked for {knob}={value} and answered with {knob}={proof.knobs.get(knob, 'nothing')}: "
                 "the answer was not taken."
             )
-    if first is not None and dict(first.knobs) != dict(proof.knobs):
-        names = sorted({*first.knobs, *proof.knobs})
-        changed = [k for k in names if not same(first.knobs.get(k), proof.knobs.get(k))]
-        told = ", ".join(f"{k}: {first.knobs.get(k)}, now {proof.knobs.get(k)}" for k in changed)
-        if changed:
+    if first is not None:
+        both = [(k, first.knobs.get(k), proof.knobs.get(k)) for k in sorted({*first.knobs, *proof.knobs})]
+        told = ", ".join(f"{k}: {before}, now {value}" for k, before, value in both if not same(before, value))
+        if told:
             raise RunError(
                 f"{name!r} changed its guard in the middle of the run ({told}): answers of both can't be mixed. Start "
                 "over with --start-over once the server stays as it is."
@@ -112,7 +98,7 @@ def _in_header(headers: Mapping[str, str], methods: list[str]) -> Proof | None:
     found: Proof | None = None
     lower = {name.lower(): value for name, value in headers.items()}
     for method in methods:
-        state, *pairs = [part.strip() for part in lower.get(PREFIX + method, "").split(";")]
+        state, *pairs = [part.strip() for part in lower.get(f"x-{method}", "").split(";")]
         if state == "on":
             return Proof(method, dict(_pair(pair) for pair in pairs if "=" in pair))
         if state == "off":
