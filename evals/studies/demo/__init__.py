@@ -27,17 +27,11 @@ QUICK = replace(SETTINGS, limit=24, captions=24, seeds=1)
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo found.
+    """What a demo found."""
 
-    Args:
-        folder: of the run.
-        results: what `results.json` holds.
-        page: `demo.html`.
-    """
-
-    folder: Path
-    results: Mapping[str, Any]
-    page: Path
+    folder: Path  # of the run
+    results: Mapping[str, Any]  # what `results.json` holds
+    page: Path  # `demo.html`
 
 
 def run(
