@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.report.layout import JUDGED
@@ -21,8 +21,7 @@ Place = tuple[int, str, str]
 """The how-manieth question about its picture an item is, its task, its key."""
 
 Standing = Literal["broken", "fixed", "unreadable", "changed"]
-
-STANDINGS: tuple[Standing, ...] = ("broken", "fixed", "unreadable", "changed")
+STANDINGS: tuple[Standing, ...] = get_args(Standing)
 """In the order in which a reader should see them: what a method broke comes first."""
 
 CLEARLY = 0.5  # of several runs, at least half must have changed for an item to count as broken or fixed
@@ -33,40 +32,24 @@ _read = lru_cache(maxsize=65536)(pope.read)
 
 @dataclass(frozen=True)
 class Judged:
-    """One answer and what is to be said about it.
-
-    Args:
-        text: the whole answer.
-        mark: "right", "wrong" or "unreadable" for yes/no questions, else "".
-        merit: a number to compare answers by, more is better; None where nothing says which is better.
-        ended: False where it was cut at the token limit.
-        caption: what it names, where it is a caption.
-    """
+    """One answer and what is to be said about it."""
 
     text: str
-    mark: str = ""
-    merit: float | None = None
-    ended: bool = True
-    caption: chair.Caption | None = None
+    mark: str = ""  # "right", "wrong" or "unreadable" for yes/no questions, else ""
+    merit: float | None = None  # more is better; None where nothing says which is better
+    ended: bool = True  # False where it was cut at the token limit
+    caption: chair.Caption | None = None  # what it names, where it is a caption
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An item on which decoders disagree, and what became of it.
-
-    Args:
-        task: the task's name.
-        item: as in `items.jsonl`.
-        said: decoder -> its judged answers, one a seed.
-        standings: watched decoder -> what became of the item.
-        objects: for captions, those named in vain.
-    """
+    """An item on which decoders disagree, and what became of it."""
 
     task: str
     item: Item
-    said: Mapping[str, Sequence[Judged]]
-    standings: Mapping[str, Standing]
-    objects: tuple[str, ...] = ()
+    said: Mapping[str, Sequence[Judged]]  # decoder -> its judged answers, one a seed
+    standings: Mapping[str, Standing]  # watched decoder -> what became of the item
+    objects: tuple[str, ...] = ()  # for captions, those named in vain
 
     @property
     def key(self) -> str:
@@ -81,15 +64,10 @@ class Shown:
 
 @dataclass
 class Disagreement:
-    """What a task's items became under each watched decoder.
+    """What a task's items became under each watched decoder."""
 
-    Args:
-        counts: (decoder, standing) -> how many items.
-        shown: those that were chosen to be shown, in the order of the questions.
-    """
-
-    counts: Counter[tuple[str, Standing]] = field(default_factory=Counter)
-    shown: list[Shown] = field(default_factory=list)
+    counts: Counter[tuple[str, Standing]] = field(default_factory=Counter)  # (decoder, standing) -> items
+    shown: list[Shown] = field(default_factory=list)  # those chosen to be shown, in the order of the questions
     items: int = 0
 
 
@@ -146,11 +124,7 @@ def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
 
     Chosen by rule: every task, method and outcome gets its turn, so that none fills the page; among items of one
     kind, other pictures come before further questions about one. Captions that only name more or fewer of the
-    picture's objects fill what is left.
-
-    Args:
-        run: a finished run.
-        limit: most items, over all tasks.
+    picture's objects fill what is left, up to `limit` items over all tasks.
     """
     reference, names = run.results.reference, watched(run.asked["decoders"])
     found = {task["name"]: Disagreement() for task in run.asked["tasks"]}
@@ -181,7 +155,7 @@ def _shown(
     run: Run, task: Mapping[str, Any], keys: Sequence[str], reference: str, names: Sequence[str]
 ) -> Iterator[Shown]:
     answered: dict[str, Said] = {}
-    columns = ("item", "decoder", "text", "ended", "failed")
+    columns = ("item", "decoder", "text", "ended")
     for row in run.answers(columns, task=task["name"], split=task["split"], item=list(keys)).to_pylist():
         answered.setdefault(row["item"], {}).setdefault(row["decoder"], []).append(row)
     for key, answers in answered.items():  # in the table's order, which is that of the questions

@@ -36,10 +36,7 @@ FORMAT = 2  # of the index; another number makes everything anew
 def collect_for(folder: str | Path) -> Path:
     """Load the model of a finished run, and collect the pictures of its report; returns the index.
 
-    Raises:
-        DataError: the folder holds no finished run.
-        VoidRunError: it is void.
-        WeightsError: the model can't be had.
+    Raises `DataError` where the folder holds no finished run, `VoidRunError`, and `WeightsError` without the model.
     """
     from lvlm_guard.evals.infer.prepare import prepare_run
     from lvlm_guard.evals.spec.settings import Settings
@@ -50,24 +47,12 @@ def collect_for(folder: str | Path) -> Path:
 
 
 def collect(answerer: object, tasks: Sequence[EvalTask], run: Run, limit: int = LIMIT) -> Path:
-    """Write the pictures of the items on which decoders disagree, and what the matcher made of them.
+    """Write the pictures of the items on which decoders disagree, and what the matcher made of them; return the index.
 
     A model in this process is asked for one token, by the first method that cuts a local view, so that map and
     view are those of its answer. Without such a method the matcher is asked directly; with neither, or with a
     server, pictures stand alone and the index says so. An item whose picture can't be used keeps the reason in
-    the picture's place.
-
-    Args:
-        answerer: who answered.
-        tasks: what was asked, with its pictures.
-        run: as it is on disk.
-        limit: most items.
-
-    Returns:
-        The index.
-
-    Raises:
-        RunError: a file can't be written.
+    the picture's place. Raises `RunError` where a file can't be written.
     """
     from lvlm_guard.evals.report.maps import maps_of
 

@@ -34,12 +34,10 @@ Row = Mapping[str, Any]
 
 
 def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncated: float | None = None) -> Checked:
-    """Check a finished run, or what lmms-eval wrote.
+    """Check a finished run, or an `--output_path` of lmms-eval with `--log_samples`.
 
-    Args:
-        folder: `--out` of `lvlm-guard eval run`, or `--output_path` of lmms-eval with `--log_samples`.
-        allow_empty, allow_truncated: shares of answers, 0 to 1, that may be empty, or cut at the token limit; None:
-            what the run itself allowed, for lmms-eval none.
+    `allow_empty` and `allow_truncated` are shares of answers, 0 to 1; None: what the run itself allowed, for
+    lmms-eval none.
 
     Raises:
         DataError: there is no such folder, it holds neither, or a share is outside 0 to 1.
@@ -47,8 +45,8 @@ def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncat
     place = Path(folder)
     if not place.is_dir():
         raise DataError(f"{place} is no folder: give the --out folder of a run, or lmms-eval's --output_path.")
-    shares = {"empty": allow_empty, "truncated": allow_truncated}
-    given = {name: share for name, share in shares.items() if share is not None}
+    shares = (("empty", allow_empty), ("truncated", allow_truncated))
+    given = {name: share for name, share in shares if share is not None}
     allowed = Allowed(**given)
     return _check_run(place, given) if (place / ASKED).exists() else check_stock(place, allowed)
 
@@ -152,10 +150,10 @@ def _compare(found: Checked, results: Results, again: Row) -> None:
             f"{len(near)} numbers of {RESULTS} differ from {ANSWERS} in their last digits ({near[0]}), as they do "
             "between releases of NumPy."
         )
-    for task in others:
-        found.warnings.append(
-            f"{task['name']} was scored by labels that are not in the folder: its scores were not checked."
-        )
+    found.warnings.extend(
+        f"{task['name']} was scored by labels that are not in the folder: its scores were not checked."
+        for task in others
+    )
     if not (far or lost or near):
         found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
 

@@ -13,23 +13,14 @@ SHOWN = 3  # examples of a finding
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found, in sentences.
-
-    Args:
-        folder: what was checked.
-        kind: who wrote it.
-        good: what is as it should be.
-        warnings: what to know before reading the scores.
-        wrong: what does not fit together: the files were changed, cut or mixed (exit code 1).
-        void: answers that can't be scored (exit code 3).
-    """
+    """What a check found in a folder that one of two programs wrote, in sentences."""
 
     folder: Path
     kind: Literal["lvlm-guard", "lmms-eval"]
-    good: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    void: list[str] = field(default_factory=list)
+    good: list[str] = field(default_factory=list)  # what is as it should be
+    warnings: list[str] = field(default_factory=list)  # what to know before reading the scores
+    wrong: list[str] = field(default_factory=list)  # files that were changed, cut or mixed (exit code 1)
+    void: list[str] = field(default_factory=list)  # answers that can't be scored (exit code 3)
 
     @property
     def outcome(self) -> Literal["ok", "wrong", "void"]:

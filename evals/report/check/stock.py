@@ -26,8 +26,7 @@ Row = Mapping[str, Any]
 
 def check_stock(folder: Path, allowed: Allowed) -> Checked:
     """Check every run of lmms-eval under a folder; raises `DataError` where there is none."""
-    found = Checked(folder, "lmms-eval")
-    results = sorted(folder.rglob(f"*{_RESULTS}"))
+    found, results = Checked(folder, "lmms-eval"), sorted(folder.rglob(f"*{_RESULTS}"))
     samples = set(folder.rglob(f"*{_SAMPLES}*.jsonl"))
     if not results and not samples:
         raise DataError(
@@ -36,8 +35,10 @@ def check_stock(folder: Path, allowed: Allowed) -> Checked:
         )
     for path in results:
         samples -= _check_results(found, path, allowed)
-    for path in sorted(samples):
-        found.wrong.append(f"{path.relative_to(folder)} has no results beside it: lmms-eval ended early. Run it again.")
+    found.wrong.extend(
+        f"{path.relative_to(folder)} has no results beside it: lmms-eval ended early. Run it again."
+        for path in sorted(samples)
+    )
     return found
 
 
