@@ -89,10 +89,7 @@ def _measured(
         began = time.perf_counter()
         answers.read()
         answers.compact()
-        items = (
-            {"task": task.name, "split": task.split, "item": i.key, "picture": i.picture, "truth": i.truth}
-            for i in task.items
-        )
+        items = ({"task": task.name, "split": task.split} | item.describe() for item in task.items)
         score_answers(pq.read_table(Path(folder) / ANSWERS), items, [task.describe()], [decoder.describe()])
         scoring = (time.perf_counter() - began) / len(task.items)
     value, low, high = median_ratio(ours, bare)
