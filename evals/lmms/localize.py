@@ -111,15 +111,8 @@ def _as_it_is(source: Path) -> tuple[Path, int]:
 def _pope(source: Path, split: str) -> list[dict[str, Any]]:
     """Return POPE's questions in lmms-eval's columns."""
     return [
-        {
-            "id": str(q.question_id),
-            "question_id": str(q.question_id),
-            "question": q.text,
-            "answer": q.label,
-            "image_source": Path(q.image).stem,
-            "category": split,
-            "image": q.image,
-        }
+        {"id": str(q.question_id), "question_id": str(q.question_id), "question": q.text, "answer": q.label}
+        | {"image_source": Path(q.image).stem, "category": split, "image": q.image}
         for q in read_questions(source)
     ]
 
@@ -130,14 +123,10 @@ def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list
     for number, row in enumerate(rows):
         image = row.get("image")
         if not isinstance(image, str):
-            raise DataError(
-                f"Row {number} of {source} has the image {image!r}: give a file name in {root} under `image`."
-            )
+            raise DataError(f"Row {number} of {source} has the image {image!r}: give a file name in {root} there.")
         if row.keys() != rows[0].keys():
             odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
-            raise DataError(
-                f"Row {number} of {source} has other fields than row 0 ({odd}): all rows need the same ones."
-            )
+            raise DataError(f"Row {number} of {source} has other fields than row 0 ({odd}): all need the same ones.")
         paths[image] = (root / image).resolve()
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
