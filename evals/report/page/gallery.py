@@ -16,12 +16,6 @@ from lvlm_guard.evals.report.evidence import INDEX
 from lvlm_guard.report.pictures import data_address
 
 HEADINGS = {"broken": "Broken by", "fixed": "Fixed by", "unreadable": "Unreadable with", "changed": "Changed by"}
-MEANINGS = {
-    "broken": "{reference} was better",
-    "fixed": "better than {reference}",
-    "unreadable": "neither yes nor no was read, here or in {reference}'s answer",
-    "changed": "names other objects of the picture, or answers otherwise where only the task can judge",
-}
 SIGNS = {"right": "✓", "wrong": "✗", "unreadable": "?"}
 Entry = Mapping[str, Any]
 
@@ -47,22 +41,9 @@ class Gallery:
         """The items that are shown, what a method broke first."""
         return sorted(self.found.shown, key=lambda one: one.rank)
 
-    def of(self, one: Shown) -> str:
-        """Return the classes by which the filters of an item go."""
-        return " ".join(f"of-{self.names.index(name)}-{standing}" for name, standing in one.standings.items())
-
     def here(self, name: str, standing: Standing) -> int:
         """Return how many items of an outcome are shown."""
         return sum(one.standings.get(name) == standing for one in self.found.shown)
-
-    def rules(self) -> str:
-        """Return the style rules of the filters, which need no script."""
-        return "\n".join(
-            f"#{self.place}:has(#{self.place}-{n}-{standing}:checked) .example:not(.of-{n}-{standing}) "
-            "{ display: none; }"
-            for n in range(len(self.names))
-            for standing in self.standings
-        )
 
     def figures(self, one: Shown) -> Iterator[tuple[str, str, str, tuple[int, int]]]:
         """Yield title, caption, data address and size of an item's pictures; a file that is gone is left out."""
