@@ -42,12 +42,8 @@ Batches = Iterable[pa.RecordBatch]
 def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[str, dict[int, Label]]:
     """Return RePOPE's labels, by split and question id.
 
-    Args:
-        folder: a copy of the repository or of its folder "annotations"; "fetch" fetches the files.
-        splits: which.
-
-    Raises:
-        DataError: a file is missing or can't be fetched, is POPE's, or is not RePOPE's at the pinned commit.
+    `folder` is a copy of the repository or of its folder "annotations"; "fetch" fetches the files. Raises `DataError`
+    where a file can't be had, is POPE's, or is not RePOPE's at the pinned commit.
     """
     found = {}
     for split in splits:
@@ -77,12 +73,7 @@ def _file(folder: Path, split: str) -> Path:
 
 
 class Rescored(NamedTuple):
-    """What a run and its answers under RePOPE's labels are, scored together.
-
-    Args:
-        tasks, items, answers: of the run, and those of the task "repope" after them.
-        note: what was left out, in words.
-    """
+    """A run, with the task "repope" after its own, and a `note` on what was left out."""
 
     tasks: list[dict[str, Any]]
     items: list[Mapping[str, Any]]
@@ -93,14 +84,10 @@ class Rescored(NamedTuple):
 def rescored(
     folder: str | Path, tasks: Sequence[Mapping[str, Any]], items: Iterable[Mapping[str, Any]], answers: Batches
 ) -> Rescored:
-    """Return a run with the task "repope": the answers to POPE's questions about COCO, under RePOPE's labels.
+    """Return a run with the task "repope": the answers to POPE's questions about COCO, under the labels in `folder`.
 
-    Args:
-        folder: see `repope_labels`.
-        tasks, items, answers: as `stats.score.score_answers` takes them; answers can be gone through twice.
-
-    Raises:
-        DataError: the run has no such answers, they do not fit RePOPE's questions, or the labels can't be had.
+    `tasks`, `items`, `answers` are as `stats.score.score_answers` takes them. Raises `DataError` where there are no
+    such answers, they do not fit RePOPE's questions, or the labels can't be had.
     """
     listed = list(items)
     rows = [

@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StockItem(Item):
-    """A document of a task of lmms-eval; its pictures are decoded when they are asked about.
-
-    Args:
-        source: lmms-eval's task.
-    """
+    """A document of lmms-eval's task `source`; its pictures are decoded when they are asked about."""
 
     source: Any = None
 
@@ -46,23 +42,13 @@ class StockItem(Item):
 
 @dataclass(frozen=True)
 class StockTask(EvalTask):
-    """A task of lmms-eval.
-
-    Args:
-        source: lmms-eval's task, which scores.
-    """
+    """A task of lmms-eval; its own `source` scores."""
 
     source: Any = None
 
 
 def stock_tasks(name: str, settings: Settings) -> list[EvalTask]:
-    """Return the tasks of lmms-eval that a name stands for; a group gives several.
-
-    Raises:
-        MissingExtraError: lmms-eval is not installed.
-        UnknownNameError: neither here nor there is such a task.
-        DataError: its data is missing, or it can't be run as it is.
-    """
+    """Return the tasks of lmms-eval that a name stands for, several of a group; raises as `lmms.index.load`."""
     bare = name.removeprefix(STOCK)
     tasks = load(bare, settings.include, REGISTRY.names())
     if settings.split != "test":
@@ -85,40 +71,37 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
     chosen = _chosen(pictures, settings.limit)
     _check_visuals(name, task, chosen[0])
     _check_pairs(name, task, docs, chosen)
-    items = [
-        StockItem(
-            key=str(place),
-            picture=pictures[place],
-            prompt=_prompt(task, docs, place),
-            images=(),
-            truth=_plain(task.doc_to_target(docs[place])),
-            rows=(name,),
-            tags=_tags(docs[place]),
-            talk=_talk(task, place),
-            source=task,
+    items = []
+    for place in chosen:
+        start, truth = (
+            (str(place), pictures[place], _prompt(task, docs, place)),
+            _plain(task.doc_to_target(docs[place])),
         )
-        for place in chosen
-    ]
+        tags = {
+            field: docs[place][field]
+            for field in ("question_id", "category", "image_source")
+            if isinstance(docs[place].get(field), str | int)
+        }
+        items.append(StockItem(*start, (), "", truth, (name,), tags, _talk(task, place), source=task))
+    config, limit = task.config, settings.max_new_tokens or asked.max_new_tokens
     about = {
-        "source": f"lmms-eval, {task.config.dataset_path}"
-        + (f" {task.config.dataset_name}" if task.config.dataset_name else "")
-        + f", split {task.config.test_split or task.config.validation_split}",
+        "source": f"lmms-eval, {' '.join(filter(None, (config.dataset_path, config.dataset_name)))}, split "
+        f"{config.test_split or config.validation_split}",
         "protocol": f"lmms-eval's task {name.removeprefix(STOCK)}, its own prompt and scoring",
         "prompt": items[0].prompt,
         "metrics": {metric: bool(up) for metric, up in task.higher_is_better().items()},
         "include": list(settings.include),
-        "warnings": _warnings(name, asked, settings),
+        "warnings": [f"{name}: answers have at most {limit} tokens; stock lmms-eval allows {asked.max_new_tokens}."]
+        if limit != asked.max_new_tokens
+        else [],
     }
-    limit = settings.max_new_tokens or asked.max_new_tokens
     return StockTask(name, "stock", items, limit, until=asked.until, about=about, source=task)
 
 
 def generation(name: str, wanted: Mapping[str, Any]) -> Generation:
-    """Return what a task's generation arguments ask for.
+    """Return what a task's generation arguments ask for; raises as `lmms.generation.read`.
 
-    Raises:
-        UnsupportedCallError: an argument is unknown or out of range.
-        DataError: they ask for sampling or beams: a run compares decoders, so none of its answers would be stock's.
+    Sampling and beams are a `DataError`: a run compares decoders, so none of its answers would be stock's.
     """
     asked = read(wanted, name)
     if asked.do_sample or asked.num_beams > 1:
@@ -134,12 +117,11 @@ def picture_names(docs: Any) -> list[str]:
     """Return a name for each document's pictures, from their bytes, so that questions about one share it."""
     from datasets import Image, Sequence
 
-    plain: dict[str, Any] = {}
-    for column, feature in docs.features.items():
-        if isinstance(feature, Image):
-            plain[column] = Image(decode=False)
-        elif isinstance(getattr(feature, "feature", None), Image):
-            plain[column] = Sequence(Image(decode=False))
+    plain = {c: Image(decode=False) for c, feature in docs.features.items() if isinstance(feature, Image)} | {
+        c: Sequence(Image(decode=False))
+        for c, feature in docs.features.items()
+        if isinstance(getattr(feature, "feature", None), Image)
+    }
     if not plain:
         return [str(place) for place in range(len(docs))]
     raw = docs.select_columns(list(plain))
@@ -171,9 +153,8 @@ def _check_visuals(name: str, task: Any, place: int) -> None:
     shown = task.doc_to_visual(task.eval_docs[place]) or []
     strange = next((type(one).__name__ for one in shown if not isinstance(one, Image)), None)
     if strange or not shown:
-        raise DataError(
-            f"{name} shows {'a ' + strange if strange else 'nothing'}, no picture: there is nothing to guard."
-        )
+        what = f"a {strange}" if strange else "nothing"
+        raise DataError(f"{name} shows {what}, no picture: there is nothing to guard.")
 
 
 def _check_pairs(name: str, task: Any, docs: Any, chosen: Sequence[int]) -> None:
@@ -207,21 +188,6 @@ def _prompt(task: Any, docs: Any, place: int) -> str:
 
 def _plain(value: Any) -> Any:
     """Return a target as JSON data."""
-    if isinstance(value, str | int | float | bool | None):
-        return value
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return str(value)
-
-
-def _tags(doc: Mapping[str, Any]) -> dict[str, Any]:
-    shown = ("question_id", "category", "image_source")
-    return {field: doc[field] for field in shown if isinstance(doc.get(field), str | int)}
-
-
-def _warnings(name: str, asked: Generation, settings: Settings) -> list[str]:
-    if settings.max_new_tokens in (None, asked.max_new_tokens):
-        return []
-    return [
-        f"{name}: answers have at most {settings.max_new_tokens} tokens; stock lmms-eval allows {asked.max_new_tokens}."
-    ]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -41,16 +41,9 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class WorldQuestion:
-    """One question about a scene.
+    """One question about a scene, by its index in the split; `question_id` counts from 1.
 
-    Args:
-        question_id: its number, from 1.
-        picture: index of the scene in its split.
-        kind: how its absent objects were chosen.
-        name: the object asked about.
-        text: the question.
-        label: whether the object is in view.
-        assumed: whether it is absent but suggested by what is in view, which is what the model hallucinates.
+    `assumed`: the object is absent but suggested by what is in view, which is what the model hallucinates.
     """
 
     question_id: int
@@ -84,27 +77,14 @@ def picture(scenes: world.Scenes, index: int) -> Image.Image:
 
 
 def scenes_of(split: str, real: bool = False, captions: bool = False) -> str:
-    """Return the name of a split's scenes in `lvlm_guard.embedded.world`, such as "test_real".
-
-    Raises:
-        DataError: there is no such split.
-    """
+    """Return the name of a split's scenes in `embedded.world`, such as "test_real"; raises `DataError`."""
     if split not in ("val", "test"):
         raise DataError(f"The split is {split!r}: give 'test' to report, or 'val' to choose a setting.")
     return split + "_real" * real + "_cap" * captions
 
 
 def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> WorldPope:
-    """Return POPE questions about the first scenes of a split that have three objects in view.
-
-    Args:
-        pictures: how many scenes.
-        split: "test", or "val" for choosing a setting.
-        real: drawings on photographs.
-
-    Raises:
-        DataError: the split has fewer such scenes, or is none.
-    """
+    """Return POPE questions about the first scenes of a split that have three objects in view, or raise `DataError`."""
     name = scenes_of(split, real)
     if pictures < 1:
         raise DataError(f"World POPE needs a picture or more; got pictures={pictures}.")
@@ -116,12 +96,8 @@ def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> 
             "view: ask for fewer."
         )
     questions = [
-        WorldQuestion(
-            *(number, q.scene, q.mode, NOUNS[q.asked], world.question(NOUNS[q.asked])),
-            label="yes" if q.present else "no",
-            assumed=q.assumed,
-        )
-        for number, q in enumerate(asked, 1)
+        WorldQuestion(n, q.scene, q.mode, name, world.question(name), "yes" if q.present else "no", q.assumed)
+        for n, q, name in ((n, q, NOUNS[q.asked]) for n, q in enumerate(asked, 1))
     ]
     return WorldPope(drawn, questions)
 
@@ -146,9 +122,10 @@ def world_pope_task(settings: Settings, real: bool = False) -> list[EvalTask]:
     held_out: list[Item] = []
     if settings.split == "test":
         held_out = _questions(min(CALIBRATION, settings.limit or CALIBRATION), "val", real, "val-")
+    scenes = len({item.picture for item in items})
     about = {
-        "source": f"embedded world, split {scenes_of(settings.split, real)}, its first "
-        f"{len({item.picture for item in items})} scenes with three objects in view",
+        "source": f"embedded world, split {scenes_of(settings.split, real)}, its first {scenes} scenes with three "
+        "objects in view",
         "protocol": "three objects in view and three absent ones a kind and picture (arXiv:2305.10355)",
         "prompt": "is there a ... in the image ?",
         "limits": LIMITS,
@@ -165,13 +142,17 @@ def _questions(pictures: int, split: Split, real: bool, prefix: str = "") -> lis
         rows.setdefault((q.picture, q.text), {})[f"pope_{q.kind}"] = None
     return [
         Item(
-            *(f"{prefix}{number}", f"{prefix}{q.picture}", q.text, (picture(drawn.scenes, q.picture),)),
-            truth=q.label,
-            rows=tuple(kinds),
-            tags={"object": q.name, "assumed": q.assumed},
+            f"{prefix}{n}",
+            f"{prefix}{q.picture}",
+            q.text,
+            (picture(drawn.scenes, q.picture),),
+            "",
+            q.label,
+            kinds,
+            tags,
         )
-        for number, q in enumerate(drawn.questions)
-        if (kinds := rows.pop((q.picture, q.text), None)) is not None
+        for n, q in enumerate(drawn.questions)
+        if (kinds := tuple(rows.pop((q.picture, q.text), ()))) and (tags := {"object": q.name, "assumed": q.assumed})
     ]
 
 
@@ -179,17 +160,8 @@ def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
     """Return the scenes to caption, with the names of what is in view."""
     drawn = world_chair(settings.captions or settings.limit or CAPTIONS, settings.split, real)
     items = [
-        Item(
-            str(i),
-            str(i),
-            drawn.prompt,
-            (picture(drawn.scenes, i),),
-            "",
-            sorted(objects),
-            ("chair",),
-            {"prop": drawn.props[i]},
-        )
-        for i, objects in drawn.objects.items()
+        Item(str(i), str(i), drawn.prompt, (picture(drawn.scenes, i),), "", sorted(seen), ("chair",), {"prop": prop})
+        for (i, seen), prop in zip(drawn.objects.items(), drawn.props.values(), strict=True)
     ]
     about = {
         "source": f"embedded world, split {scenes_of(settings.split, real, captions=True)}, its first {len(items)} "

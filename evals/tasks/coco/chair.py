@@ -49,13 +49,7 @@ Asked = dict[str, str]
 
 @dataclass(frozen=True)
 class Truth:
-    """What is in the pictures.
-
-    Args:
-        source: where that is from.
-        names: file names of the pictures to choose from, of val2014 where nothing else was given.
-        known: id of a picture -> its objects; None: nothing is known of it.
-    """
+    """What is in the pictures: where that is from, file names to choose from, and a picture's id -> its objects."""
 
     source: str
     names: Sequence[str]
@@ -73,11 +67,7 @@ class Truth:
 
 
 def truth_of(settings: Settings) -> Truth:
-    """Return the truth that `--annotations` gives: COCO's annotations, or a prepared ground truth.
-
-    Raises:
-        DataError: it is missing, or neither.
-    """
+    """Return the truth that `--annotations` gives: COCO's, or a prepared ground truth; raises `DataError`."""
     path = Path(settings.annotations)
     if settings.annotations and path.is_file() and not path.name.startswith(("instances", "captions")):
         objects = read_objects(path)
@@ -140,11 +130,7 @@ def chair(settings: Settings) -> list[EvalTask]:
 
 
 def read_list(path: Path) -> Asked:
-    """Return a list of pictures to caption: JSON lines with "image", and "text" where the prompt is another.
-
-    Raises:
-        DataError: a line is no JSON, names no picture, or one that was named before.
-    """
+    """Return a list of pictures to caption: JSON lines with "image", each once, and "text" for another prompt."""
     rows = read(path, ("image",), unique=("image",), what="picture to caption")
     return {str(row["image"]): str(row.get("text") or PROMPT) for _, row in rows}
 

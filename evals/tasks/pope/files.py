@@ -58,13 +58,9 @@ REPOPE = ("f464fcaf60b24ce2", "57832b055bae5fd6", "8c346dbb060bf422")
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """A question file.
+    """A question file; `data_set` is "" where neither content nor name tells, `row` what its questions count in.
 
-    Args:
-        path: where it is.
-        data_set: "coco", "aokvqa", "gqa", or "" where neither content nor name tells.
-        row: the result row that its questions count in.
-        published: which published file it is, byte for byte but line ends; None: another one.
+    `published`: which published file it is, byte for byte but line ends; None: another one.
     """
 
     path: Path
@@ -126,10 +122,8 @@ def published_files(data_set: str, paper: bool) -> list[QuestionFile]:
 def files_of(task: str, settings: Settings) -> list[QuestionFile]:
     """Return the files of `--questions` that a task asks: random, popular, adversarial, others.
 
-    Of a folder, files of data sets that the run does not ask are left out; a file that is named itself is asked.
-
-    Raises:
-        DataError: a file is not there, is RePOPE's, or no task of the run asks it.
+    Of a folder, files of data sets that the run does not ask are left out; one that is named itself and that no task
+    asks is a `DataError`, as is RePOPE's.
     """
     named, found = _given(settings)
     given = [*named, *found]
@@ -198,11 +192,10 @@ def _words(path: Path) -> list[str]:
 
 
 def _asked_by(file: QuestionFile, settings: Settings, named: bool) -> str:
-    tasks = [task for task in settings.tasks if task == "pope" or task in {f"pope_{name}" for name in DATA_SETS}]
-    if file.data_set and f"pope_{file.data_set}" in tasks:
-        return f"pope_{file.data_set}"
-    if "pope" in tasks:
-        return "pope"
+    own, popes = f"pope_{file.data_set}", ("pope", *(f"pope_{name}" for name in DATA_SETS))
+    tasks = [task for task in settings.tasks if task in popes]
+    if own in tasks or "pope" in tasks:
+        return own if own in tasks else "pope"
     if not file.data_set and len(tasks) == 1:
         return tasks[0]
     if not file.data_set:
@@ -213,6 +206,6 @@ def _asked_by(file: QuestionFile, settings: Settings, named: bool) -> str:
     if named:
         raise DataError(
             f"{file.path} is of {file.data_set}, and no task of this run asks it ({', '.join(settings.tasks)}): add "
-            f"pope_{file.data_set}, or leave the file out."
+            f"{own}, or leave the file out."
         )
     return ""

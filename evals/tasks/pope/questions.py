@@ -41,9 +41,8 @@ class Question:
 def read_questions(path: str | Path) -> list[Question]:
     """Read a question file (JSON lines, or one JSON list; .gz too).
 
-    Raises:
-        DataError: the file is missing, empty or no such file; a line is no JSON, lacks a field, has a
-            label other than yes and no, or repeats an id; a question has both labels. The message names the line.
+    Raises `DataError`, which names the line: it is no JSON, lacks a field, has a label other than yes and no, or
+    repeats an id; or a question has both labels.
     """
     if not Path(path).is_file():
         raise DataError(f"There is no question file {path}. Published files: github.com/RUCAIBox/POPE, folder output.")
@@ -68,17 +67,13 @@ def _question(at: str, row: Mapping[str, Any]) -> Question:
 
 
 def write_questions(path: str | Path, questions: Iterable[Question], split: Literal["", "val"] = "") -> None:
-    """Write questions as JSON lines, in the published order of fields.
-
-    Args:
-        path: the file.
-        questions: in order.
-        split: "val" marks them as questions to choose settings on: `--split test` refuses them.
-    """
-    rows = (asdict(question) | {"split": split or question.split} for question in questions)
-    plain = ({field: value for field, value in row.items() if field != "split" or value} for row in rows)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in plain)
-    Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
+    """Write questions as JSON lines; "val" marks them as to choose settings on, so that `--split test` refuses them."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for question in questions:
+            row = asdict(question)
+            marked = split or row["split"]
+            del row["split"]
+            file.write(json.dumps(row | ({"split": marked} if marked else {}), ensure_ascii=False) + "\n")
 
 
 def build(
@@ -97,15 +92,11 @@ def build(
         kind: how absent objects are chosen: "random", "popular" (most frequent among the pictures drawn),
             or "adversarial" (occurs most often together with the object just asked about). Ties go to
             the object seen first; where none is left, at random.
-        pictures: how many are drawn from those with at least `per_picture` objects.
-        seed: of the draw.
+        pictures: how many are drawn, with `seed`, from those with at least `per_picture` objects.
         parity: "official" writes "imange" in questions with "an", as the published builder does.
 
-    Returns:
-        2 * per_picture * pictures questions; yes and no take turns.
-
-    Raises:
-        DataError: too few pictures have enough objects, or a picture leaves no absent object to ask about.
+    Returns 2 * per_picture * pictures questions; yes and no take turns. Raises `DataError` where too few pictures have
+    enough objects, or a picture leaves no absent object to ask about.
     """
     if kind not in KINDS:
         raise DataError(f"POPE has no questions of the kind {kind!r}: give 'random', 'popular' or 'adversarial'.")

@@ -15,8 +15,10 @@ controls are fitted and chosen. Own files must be marked as made for validation:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +43,6 @@ TITLES = {"coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA"}
 _OBJECT = re.compile(r"is there an? (.+?) in the i", re.IGNORECASE)
 
 
-def pope_coco(settings: Settings) -> list[EvalTask]:
-    """Return POPE over COCO val2014."""
-    return [_published("coco", settings)]
-
-
-def pope_aokvqa(settings: Settings) -> list[EvalTask]:
-    """Return POPE over A-OKVQA, whose pictures are COCO val2014's."""
-    return [_published("aokvqa", settings)]
-
-
-def pope_gqa(settings: Settings) -> list[EvalTask]:
-    """Return POPE over GQA."""
-    return [_published("gqa", settings)]
-
-
 def pope(settings: Settings) -> list[EvalTask]:
     """Return POPE over the files of `--questions`: a task for each data set that they are of."""
     groups: dict[str, list[QuestionFile]] = {}
@@ -74,26 +61,26 @@ def paper_tokens(model: str) -> int:
     return 256 if "instructblip" in model.lower() else 1024
 
 
-def _published(data_set: str, settings: Settings) -> EvalTask:
+def published_pope(settings: Settings, data_set: str) -> list[EvalTask]:
+    """Return POPE over COCO val2014, A-OKVQA (whose pictures are COCO's), or GQA."""
     name = f"pope_{data_set}"
     files = files_of(name, settings)
     built = data_set == "coco" and bool(settings.annotations)
     if settings.split == "val" and not files:
         if built:
-            return _built(name, settings, VAL_PICTURES)
+            return [_built(name, settings, VAL_PICTURES)]
+        coco_can = "Give COCO's instances with --annotations, to build questions over pictures of no published test. "
         raise DataError(
             f"{name} has published questions for the test split only, and settings must not be chosen on them. "
-            + (
-                "Give COCO's instances with --annotations: questions are then built over pictures of no "
-                "published test. "
-                if data_set == "coco"
-                else ""
-            )
-            + "Or give --questions made for it: `build(rows, kind)` over other pictures, written by "
-            "`write_questions(path, questions, split='val')` (in lvlm_guard.evals.tasks.pope.questions)."
+            f"{coco_can if data_set == 'coco' else ''}Or give --questions made for it: `build(rows, kind)` over other "
+            "pictures, written by `write_questions(path, questions, split='val')` (in "
+            "lvlm_guard.evals.tasks.pope.questions)."
         )
     task = _task(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
-    return _calibrated(task, settings) if built and settings.split == "test" else task
+    return [_calibrated(task, settings) if built and settings.split == "test" else task]
+
+
+pope_coco, pope_aokvqa, pope_gqa = (partial(published_pope, data_set=name) for name in TITLES)
 
 
 def _calibrated(task: EvalTask, settings: Settings) -> EvalTask:
@@ -124,6 +111,7 @@ def _task(name: str, data_set: str, files: Sequence[QuestionFile], settings: Set
 
 
 def _check_split(path: Path, questions: Sequence[Question], settings: Settings) -> None:
+    """Refuse questions to choose settings on as a test, and a test's as such."""
     marked = sum(q.split == "val" for q in questions)
     if settings.split == "test" and marked:
         raise DataError(
@@ -167,28 +155,15 @@ def _built(name: str, settings: Settings, pictures: int) -> EvalTask:
 
 
 def _made(
-    name: str,
-    data_set: str,
-    questions: Mapping[str, Sequence[Question]],
-    about: Mapping[str, Any],
-    settings: Settings,
+    name: str, data_set: str, questions: Mapping[str, Sequence[Question]], about: Mapping[str, Any], settings: Settings
 ) -> EvalTask:
     pictures = list(dict.fromkeys(q.image for asked in questions.values() for q in asked))[: settings.limit]
-    found = find_pictures(pictures, settings.images, name)
     suffix = SUFFIXES.get(settings.preset, STOCK_SUFFIX)
-    tokens = paper_tokens(settings.model) if settings.preset == PAPER else ANSWER_TOKENS
-    return EvalTask(
-        name,
-        "pope",
-        _items(data_set, questions, found, suffix),
-        settings.max_new_tokens or tokens,
-        split=settings.split,
-        about={
-            **about,
-            "protocol": "three objects in the picture and three absent ones a kind and picture (arXiv:2305.10355)",
-            "prompt": f"{{question}}{suffix}",
-        },
-    )
+    items = _items(data_set, questions, find_pictures(pictures, settings.images, name), suffix)
+    tokens = settings.max_new_tokens or (paper_tokens(settings.model) if settings.preset == PAPER else ANSWER_TOKENS)
+    protocol = "three objects in the picture and three absent ones a kind and picture (arXiv:2305.10355)"
+    whole = {**about, "protocol": protocol, "prompt": f"{{question}}{suffix}"}
+    return EvalTask(name, "pope", items, tokens, split=settings.split, about=whole)
 
 
 def _items(
@@ -197,36 +172,20 @@ def _items(
     """Return the questions picture by picture, each (picture, text, label) once, however many kinds share it."""
     asked: dict[str, dict[tuple[str, str, int], dict[str, int]]] = {picture: {} for picture in pictures}
     for row, of_row in questions.items():
-        seen: dict[tuple[str, str], int] = {}
+        seen: Counter[tuple[str, str]] = Counter()
         for q in of_row:
             if q.image in asked:
-                # two published files ask one question twice, and count it twice
-                time = seen[q.image, q.text] = seen.get((q.image, q.text), 0) + 1
-                asked[q.image].setdefault((q.text, q.label, time), {})[row] = q.question_id
-    key = _keys()
-    return [
-        Item(
-            key=key(picture, text),
-            picture=picture,
-            prompt=text + suffix,
-            images=(pictures[picture],),
-            question=text,
-            truth=label,
-            rows=tuple(ids),
-            tags={"data_set": data_set, "ids": ids} | ({"object": o.group(1)} if (o := _OBJECT.match(text)) else {}),
-        )
-        for picture, of_picture in asked.items()
-        for (text, label, _), ids in of_picture.items()
-    ]
-
-
-def _keys() -> Callable[[str, str], str]:
-    """Return a maker of keys that do not depend on which files are asked: "310196-is-there-a-snowboard"."""
-    taken: dict[str, int] = {}
-
-    def key(picture: str, text: str) -> str:
-        words = re.sub(r"[^a-z0-9]+", "-", f"{Path(picture).stem} {text}".lower()).strip("-")
-        taken[words] = taken.get(words, 0) + 1
-        return words if taken[words] == 1 else f"{words}-{taken[words]}"
-
-    return key
+                seen[q.image, q.text] += 1  # two published files ask one question twice, and count it twice
+                asked[q.image].setdefault((q.text, q.label, seen[q.image, q.text]), {})[row] = q.question_id
+    items: list[Item] = []
+    taken: Counter[str] = Counter()
+    for picture, of_picture in asked.items():
+        for (text, label, _), ids in of_picture.items():
+            # a key does not depend on which files are asked: "310196-is-there-a-snowboard"
+            key = re.sub(r"[^a-z0-9]+", "-", f"{Path(picture).stem} {text}".lower()).strip("-")
+            taken[key] += 1
+            key += f"-{taken[key]}" if taken[key] > 1 else ""
+            found = _OBJECT.match(text)
+            tags = {"data_set": data_set, "ids": ids} | ({"object": found.group(1)} if found else {})
+            items.append(Item(key, picture, text + suffix, (pictures[picture],), text, label, tuple(ids), tags))
+    return items
