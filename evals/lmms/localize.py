@@ -123,7 +123,7 @@ def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list
     for number, row in enumerate(rows):
         image = row.get("image")
         if not isinstance(image, str):
-            raise DataError(f"Row {number} of {source} has the image {image!r}: give a file name in {root} there.")
+            raise DataError(f"Row {number} of {source} has the image {image!r}: give a file's name in {root}.")
         if row.keys() != rows[0].keys():
             odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
             raise DataError(f"Row {number} of {source} has other fields than row 0 ({odd}): all need the same ones.")
