@@ -31,7 +31,7 @@ NOUNS: tuple[str, ...] = world.CLASSES
 
 LIMITS = (
     "The world is drawn and its bias is built in: the language model was trained on labels that assume what usually "
-    "goes together, and on too few pictures to see well, so that it errs both ways; it was trained on partly blacked "
+    "goes with what is in view and overlook what does not, so that it errs both ways; it was trained on partly black "
     "pictures too. The matcher was trained on clean labels, as another witness that errs elsewhere. The figures show "
     "that the code does what the methods promise where their premise holds, for one training seed. They do not show "
     "that a method helps a real model: that must be measured on one."
