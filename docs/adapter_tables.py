@@ -21,11 +21,20 @@ METRICS = {
     "accuracy": "count right",
     "absence_auroc": "none against some, AUROC",
 }
-IN_THE_GUARD = {
-    ("pope_all", "accuracy"): "POPE all, accuracy",
-    ("pope_adversarial", "accuracy"): "POPE adversarial",
+CAPTIONS = {
     ("chair", "chair_i"): "CHAIR_i (less is better)",
     ("chair", "object_recall"): "object recall",
+}
+IN_THE_GUARD = {
+    ("pope_all", "accuracy"): "POPE all, accuracy",
+    ("pope_all", "auroc"): "AUROC",
+    **CAPTIONS,
+}
+DISTILLED = {
+    ("pope_all", "accuracy"): "POPE all, accuracy",
+    ("pope_adversarial", "accuracy"): "POPE adversarial",
+    **CAPTIONS,
+    ("chair", "repeats"): "objects named again",
 }
 Row = dict[str, Any]
 
@@ -70,7 +79,7 @@ def guard_table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"`lvlm-guard eval run --methods {','.join(settings['methods'])} {given}`: after the semicolon the difference "
-        f"to greedy, bold where its interval excludes zero; ×3: three trainings; {settings['seeds']} seeds for what is "
+        f"to greedy, bold where its interval excludes zero; ×3: three trainings; {settings['seeds']} run(s) of what is "
         f"sampled; 95 % intervals by bootstrap over pictures and trainings; {_sizes(found)}, "
         f"on {machine(result['environment'])}.",
     ]
@@ -106,9 +115,8 @@ def distilled_table(result: dict[str, Any]) -> str:
     """Return the table of the distilled model between the plain and the guarded one."""
     found = _by_task(result)
     guarded = result["lessons"]["method"]
-    wanted = IN_THE_GUARD | {("chair", "repeats"): "objects named again"}
     lines = _table("", "plain", "distilled, plain greedy", "difference", "the teacher")
-    for (task, metric), about in wanted.items():
+    for (task, metric), about in DISTILLED.items():
         cells = [_value(found.get((method, task, metric))) for method in ("greedy", "distilled", guarded)]
         cells.insert(2, _difference(found["distilled-greedy", task, metric], len(result["seeds"])))
         lines.append(_line(about, *cells))

@@ -98,6 +98,8 @@ def ask(
         except KeyboardInterrupt:
             echo(f"Stopped. The answers so far are in {run.folder / 'answers'}; the same command goes on from there.")
             raise
+    else:
+        told("All answers are there already.")
     run.finish()
     return run.folder
 

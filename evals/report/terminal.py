@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lvlm_guard.evals.report import layout
 from lvlm_guard.evals.report.layout import Results, plain_cell
-from lvlm_guard.evals.report.numbers import interval, judged, said, written
+from lvlm_guard.evals.report.numbers import interval, judged, said, title, written
 from lvlm_guard.evals.report.tables import Column, fitted
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
@@ -79,7 +79,7 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
         return []
     told = [f"{v['decoder']} on {v['task']}: {v['verdict']}. {v['sentence']}" for v in known.verdicts()]
     for task in known.tasks:
-        told += _captions(known, task)
+        told += [*_captions(known, task), *_matchers(known, task)]
     told += [check["sentence"] for check in known.data.get("checks", ()) if check["passed"]]
     told += [task["about"]["limits"] for task in known.tasks if task.get("about", {}).get("limits")]
     return list(dict.fromkeys(told))
@@ -99,6 +99,16 @@ def _captions(results: Results, task: Mapping[str, Any]) -> Iterator[str]:
                 f"{decoder['name']} on {name}: {effect}, CHAIR_i {said(wrong)}; object recall {said(recall)}"
                 f"{''.join(_beside(results, name, decoder['name']))}."
             )
+
+
+def _matchers(results: Results, task: Mapping[str, Any]) -> Iterator[str]:
+    """Say how a method with one matcher differs from itself with another, by what the task is first judged by."""
+    methods = {decoder["name"]: decoder["method"] for decoder in results.decoders if decoder["role"] == "method"}
+    for ours, theirs in results.pairs(task):
+        if ours in methods and methods.get(theirs) == methods[ours]:
+            for row, metric in results.main(task):
+                if difference := results.difference(row, ours, metric, theirs):
+                    yield f"{ours} − {theirs} on {row}: {title(metric)} {said(difference)}."
 
 
 def _beside(results: Results, row: str, decoder: str) -> Iterator[str]:

@@ -93,7 +93,7 @@ def _with_knobs(settings: Settings, known: Mapping[str, Mapping[str, Any]]) -> S
     """Return settings with the server's own knobs under the user's, so that controls match what is served."""
     knobs = {}
     for method, there in known.items():
-        usual = {f.name: f.default for f in fields(methods.REGISTRY.get(method))}
+        usual: dict[str, Any] = {f.name: f.default for f in fields(methods.REGISTRY.get(method))}
         # only what a number decides: the rest (a matcher, a mode) acts at the server, not on what stands beside it
         typed = {
             knob: type(usual[knob])(value)

@@ -162,7 +162,7 @@ class ServerAsker:
             mass=mass,
             censored=censored,
             cut_at=cut_at(reply, text, LIMITS) if task.kind in CAPTIONS else None,
-            proof=proof and json.dumps({"method": proof.method, "knobs": dict(proof.knobs)}, sort_keys=True),
+            proof=json.dumps({"method": proof.method, "knobs": dict(proof.knobs)}, sort_keys=True) if proof else None,
         )
 
     def _failure(self, error: Exception) -> str:
