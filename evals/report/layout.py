@@ -184,5 +184,5 @@ def plain_cell(results: Results, column: Column, decoder: str) -> str:
         return "–" if row is None or share is None else number(row["value"] - share, signed=True)
     if column.shows == "flips":
         turned = [results.difference(column.row, decoder, metric) for metric in ("n2p", "p2n")]
-        return "/".join("–" if one is None else f"{one['value']:g}" for one in turned) if any(turned) else ""
+        return "/".join("–" if one is None else f"{one['value']:.0f}" for one in turned) if any(turned) else ""
     return written(row)
