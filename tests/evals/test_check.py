@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,15 @@ def test_a_row_that_is_missing_or_made_up_is_named(folder: Path) -> None:
 def test_a_question_that_was_changed_does_not_fit_the_digest(folder: Path) -> None:
     edit_line(folder / "items.jsonl", 0, lambda row: row.update(prompt="another"))
     assert "world_pope: items.jsonl and asked.json don't belong together: digest" in check(folder).wrong[0]
+
+
+def test_questions_that_are_not_the_prompt_are_part_of_the_digest(tmp_path: Path) -> None:
+    task = pope(LABELS)
+    items = [replace(item, prompt=f"{item.prompt} Answer yes or no.", question=item.prompt) for item in task.items]
+    run = saved(tmp_path, replace(task, items=items), {"greedy": LABELS})
+    assert check(run.folder).wrong == []
+    edit_line(run.folder / "items.jsonl", 0, lambda row: row.update(question="another"))
+    assert "world_pope: items.jsonl and asked.json don't belong together: digest" in check(run.folder).wrong[0]
 
 
 def test_an_item_that_is_missing_is_told(folder: Path) -> None:

@@ -73,7 +73,15 @@ def _check_run(folder: Path, given: Mapping[str, float]) -> Checked:
 def _asked(task: Row, rows: Any) -> str:
     """Say how the items in `items.jsonl` are not those of the task; "" where they are."""
     items = [
-        Item(s["item"], s["picture"], s.get("prompt", ""), (), truth=s["truth"], rows=tuple(s.get("rows") or ()))
+        Item(
+            s["item"],
+            s["picture"],
+            s.get("prompt", ""),
+            (),
+            question=s.get("question", ""),
+            truth=s["truth"],
+            rows=tuple(s.get("rows") or ()),
+        )
         for s in rows
     ]
     again = EvalTask(task["name"], task["kind"], items, task["max_new_tokens"], tuple(task["until"])).describe()
