@@ -23,7 +23,9 @@ def work_rows(tally: Tally, decoders: Sequence[Mapping[str, Any]]) -> list[Row]:
         n = sum(int((one.there > 0).sum()) for one in given)
         if n and not decoder.get("derive"):
             work = np.sum([one.work for one in given], axis=0) / n
-            rows += [_row(tally, decoder, m, Estimate(float(v)), n) for m, v in zip(WORK.values(), work, strict=True)]
+            means = {metric: float(mean) for metric, mean in zip(WORK.values(), work, strict=True)}
+            # what was not measured, as at a server, has no row
+            rows += [_row(tally, decoder, metric, Estimate(m), n) for metric, m in means.items() if np.isfinite(m)]
     return rows
 
 

@@ -80,9 +80,10 @@ def score(
     results["warnings"] += [relabelled.note] if relabelled else []
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
     results |= {name: asked.get(name) for name in ("environment", "flags")}
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)  # NaN is no JSON, and equals nothing
     with disk_trouble(folder):
         part = folder / f"{RESULTS}.part"
-        part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8")
         part.replace(folder / RESULTS)
     return results
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -328,6 +329,19 @@ def test_a_folder_is_scored_as_its_answers_are_and_keeps_what_it_asked(tmp_path)
     (tmp_path / "run" / "answers.parquet").unlink()
     with pytest.raises(DataError, match=r"holds no answers\.parquet"):
         score(tmp_path / "run")
+
+
+def test_work_that_a_server_does_not_tell_has_no_row_and_results_are_strict_json(tmp_path):
+    items, answers, *_ = questions()
+    unseen = dict.fromkeys(("forwards", "local_forwards", "local_tokens", "masks"), float("nan"))
+    path = folder(tmp_path / "run", items, [replace(one, **unseen) for one in answers], [scoring.decoder("greedy")])
+    score(path)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads((path / "results.json").read_text(), parse_constant=refuse)
+    assert [row["metric"] for row in found["costs"]] == ["tokens"]
 
 
 def test_a_table_that_is_torn_is_named(tmp_path):
