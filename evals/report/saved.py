@@ -165,18 +165,20 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
 
     Tab-separated with a heading, as pandas and VLMEvalKit read it (a text with a tab or a line break is in quotes).
     `answer` is the right answer (names of objects joined by commas), `prediction` what the decoder said; `category`
-    holds the result rows that the item counts in, joined by commas. Items without an answer are left out.
+    holds the result rows that the item counts in, joined by commas. Items without an answer, or whose request
+    failed, are left out.
 
     Raises:
         DataError: there is no such decoder, or it has no such seed.
         RunError: the file can't be written.
     """
     described = run.decoder(decoder)
-    answered = run.answers(("task", "split", "item", "text"), decoder=decoder, seed=seed).to_pylist()
+    answered = run.answers(("task", "split", "item", "text", "failed"), decoder=decoder, seed=seed).to_pylist()
     if not answered:
         raise DataError(f"{decoder} has {described['seeds']} run(s) in {run.folder}, numbered from 0: none is {seed}.")
     splits = {task["name"]: task["split"] for task in run.asked["tasks"]}
-    said = {(row["task"], row["item"]): row["text"] for row in answered if row["split"] == splits[row["task"]]}
+    told = [row for row in answered if row["failed"] is None and row["split"] == splits[row["task"]]]
+    said = {(row["task"], row["item"]): row["text"] for row in told}
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["index", "question", "answer", "prediction", "category"])
@@ -186,8 +188,8 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
             question = item.get("question") or item.get("prompt", "")
             category = ",".join(item.get("rows") or [item["task"]])
             truth = item["truth"] if isinstance(item["truth"], list) else [item["truth"]]
-            told = ", ".join(str(one) for one in truth if one is not None)
-            writer.writerow([index, question, told, text, category])
+            right = ", ".join(str(one) for one in truth if one is not None)
+            writer.writerow([index, question, right, text, category])
     target = Path(path)
     return write_whole(target.parent, target.name, table.getvalue())
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from runs import captions, pope, saved
 
 from lvlm_guard.evals.errors import DataError, RunError, VoidRunError
 from lvlm_guard.evals.report.saved import Run, export_answers, finished, plain, read_run, write_whole
+from lvlm_guard.evals.spec.answers import table_of
 
 LABELS = ["yes", "no", "yes"]
 
@@ -156,6 +158,15 @@ def test_answers_are_exported_as_vlmevalkit_reads_them(run: Run) -> None:
     }
     second = export_answers(run, "sample", run.folder / "sample.tsv", seed=1)
     assert [line.split("\t")[3] for line in second.read_text().splitlines()[1:]] == ["no", "no", "yes"]
+
+
+def test_requests_that_failed_are_no_predictions(run: Run) -> None:
+    rows = pq.read_table(run.folder / "answers.parquet").to_pylist()
+    (lost,) = [row for row in rows if (row["decoder"], row["item"]) == ("greedy", "1")]
+    lost.update(text="", failed="HTTP 400")
+    pq.write_table(table_of(rows), run.folder / "answers.parquet")
+    lines = export_answers(run, "greedy", run.folder / "greedy.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines if line[0] in "012"] == ["0", "2"]
 
 
 def test_exports_of_what_is_not_there_are_refused(run: Run) -> None:
