@@ -8,6 +8,7 @@ import numpy as np
 
 from lvlm_guard.evals.decoders.derived import LEAST_MASS
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Places
 from lvlm_guard.evals.stats.tally import Given, Tally
 
 CENSORED = 0.01
@@ -56,7 +57,8 @@ def check_kinds(tally: Tally, decoders: Iterable[str]) -> None:
         )
 
 
-def mean_mass(given: Sequence[Given]) -> float | None:
-    """Return the mean share of the probability on yes or no; None where it is not known."""
-    known = np.concatenate([one.mass[~np.isnan(one.mass)] for one in given])
+def mean_mass(given: Sequence[Given], at: Places | None = None) -> float | None:
+    """Return the mean share of the probability on yes or no, of the items `at` (None: all); None: it is not known."""
+    mass = np.concatenate([one.mass if at is None else one.mass[at] for one in given])
+    known = mass[~np.isnan(mass)]
     return float(known.mean(dtype=np.float64)) if len(known) else None

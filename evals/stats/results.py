@@ -192,7 +192,7 @@ class Measured:
             more = {} if len(figure) == 1 else {"trainings": [_plain(one[0]) for one in figure]}
             found.append(self._row(row, name, None, metric, estimate(figure), score) | more)
         given, at = self.tally.of(name), self.places[row]
-        if mass := ranked.mean_mass(given):
+        if mass := ranked.mean_mass(given, at):
             found.append(self._row(row, name, None, "mass", Estimate(mass)))
         if (row, name, "auroc") in self.figures:  # the likeliest token can be at odds with the sums over spellings
             apart = np.mean([((one.score[at] > 0) != (one.said[at] == 1)).mean() for one in given])

@@ -271,6 +271,17 @@ def test_trainings_have_their_values_apart_and_nothing_of_two_is_bold():
     assert seeds["high"] - seeds["low"] < 0.5
 
 
+def test_the_share_on_yes_and_no_is_that_of_the_row_s_own_questions():
+    items = [scoring.item(i, i, ("yes", "no")[i // 2 % 2], [f"pope_{('random', 'popular')[i % 2]}"]) for i in range(40)]
+    mass = (0.9, 0.7)
+    answers = [
+        scoring.answer(item, "greedy", "Yes", score=float(i - 19.5), mass=mass[i % 2]) for i, item in enumerate(items)
+    ]
+    rows = scoring.scored(items, answers, [scoring.decoder("greedy")], draws=50)["rows"]
+    told = [find(rows, "greedy", f"pope_{row}", "mass")["value"] for row in ("random", "popular", "all")]
+    assert told == pytest.approx([0.9, 0.7, 0.8])
+
+
 def test_a_row_name_that_two_tasks_share_is_told_apart():
     items = [scoring.item(i, i, "yes", ["chair"], task=task) for task in ("one", "two") for i in range(4)]
     rows = rows_of(items, {"greedy": ["Yes"] * 8}, draws=20)
