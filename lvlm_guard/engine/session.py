@@ -164,8 +164,9 @@ class Session:
         noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
         types = (self.prompt == self.call.family.image_token_id(model.config)).to(model.device, torch.int)
         mask = arguments.get("attention_mask")
-        if mask is not None:
-            mask = mask[:: len(mask) // len(self.prompt), : self.prompt.shape[1]]
+        if mask is None:  # transformers 5.24 drops a mask of ones alone; without any, positions stand for one row
+            mask = torch.ones_like(self.prompt, device=model.device)
+        mask = mask[:: len(mask) // len(self.prompt), : self.prompt.shape[1]]
         given = {**self.call.tensors, "attention_mask": mask, "mm_token_type_ids": types}
         positions = model._prepare_position_ids_for_generation(self.prompt.to(model.device), given)
         for module, deltas in noted:

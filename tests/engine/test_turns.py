@@ -84,6 +84,20 @@ def test_a_batch_goes_on_from_its_cache_also_where_few_rows_want_the_branch(fami
     assert few or family != "qwen2_5_vl", "in no run did few requests want the branch"
 
 
+@pytest.mark.parametrize("family", CACHED)
+def test_a_batch_of_prompts_of_one_length_goes_on_from_its_cache(family):
+    model, processor = pair_of(family, 1)
+    inputs = inputs_of(processor, 3, ["What is this?", "What is that?"])
+    assert inputs["attention_mask"].all()  # nothing is padded, so that transformers may drop the mask
+    run = {**RUN, "return_dict_in_generate": True, "eos_token_id": None}
+    out = model.generate(**inputs, **run)
+    turn, cached = next_turn(inputs, out.sequences)
+    fresh = model.generate(**turn, **{**run, "use_cache": False}, guard_execution="lazy")
+    again = model.generate(**cached, **run, **{CACHE: out.past_key_values})
+    assert torch.equal(again.sequences, fresh.sequences)
+    assert again.guard.local_forwards > 0
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_later_turn_without_its_pictures_or_its_whole_text_raises(family):
     model, processor = pair_of(family, 0)
