@@ -34,7 +34,10 @@ def _reduced(self: Any, protocol: Any) -> Any:
     while "guarded_from" in vars(kind):
         makers.insert(0, kind.guarded_by)
         kind = kind.guarded_from
-    _, (_, *given), *rest = kind.__reduce_ex__(self, max(int(protocol), 2))
+    reduce = kind.__reduce_ex__
+    if reduce is _reduced:  # the caller's subclass of a guarded class
+        reduce = object.__reduce_ex__
+    _, (_, *given), *rest = reduce(self, max(int(protocol), 2))
     return _anew, (makers, kind, *given), *rest
 
 

@@ -1,5 +1,6 @@
 """Guarded models and processors travel between processes and to disk, as plain ones do."""
 
+import copy
 import io
 import pickle
 
@@ -10,6 +11,7 @@ from asking import RUN, Collate, agla, ask
 from torch.utils.data import DataLoader
 
 from lvlm_guard import guard, unguard
+from lvlm_guard.engine.guarded import guarded_class
 from lvlm_guard.engine.subclass import plain_class
 
 
@@ -42,6 +44,15 @@ def test_a_pair_that_was_sent_is_guarded_as_before(family, sent):
         model.generate(**{key: value for key, value in inputs.items() if key != "guard_views"}, **RUN)[:, -5:],
         plain[:, -5:],
     )
+
+
+def test_an_object_of_a_subclass_of_a_guarded_class_is_copied_guarded_again_or_not(pair):
+    model, _ = pair
+    mine = model.__class__ = type("Mine", (type(model),), {})
+    assert type(copy.deepcopy(model)) is mine
+    once_more = guarded_class(mine)
+    model.__class__ = once_more
+    assert type(copy.deepcopy(model)) is once_more
 
 
 @pytest.mark.slow
