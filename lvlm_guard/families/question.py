@@ -54,6 +54,8 @@ def marks_of(processor: Any, plain: type[Any]) -> tuple[tuple[str, str], ...]:
         return ()
     opening = _shared_start(before[::-1], to_last[::-1])[::-1].strip()
     closing = _shared_start(after, to_answer).strip()
+    token = re.match(r"<[^<>\s]+>", closing)  # what ends the turn; a prompt by hand may go on otherwise after it
+    closing = token[0] if token else closing
     return ((re.escape(opening), re.escape(closing)),) if opening and closing else ()
 
 
@@ -84,7 +86,7 @@ def from_prompt(prompt: str, family: Family, image_token: str, marks: Sequence[t
         image_token: the placeholder.
         marks: of the processor's own template, see `marks_of`.
     """
-    turn = turn_in(prompt, (*marks, *family.turns))
+    turn = turn_in(prompt, (*family.turns, *marks))  # of two that open at one place, the first counts
     return bare(prompt if turn is None else turn, (image_token, *family.noise))
 
 

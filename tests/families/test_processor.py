@@ -69,6 +69,24 @@ def test_the_question_is_found_through_the_processors_own_chat_template():
     assert model.generate(**made.to(torch.float64), **run).guard.notes == []
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["family's", "unknown"])
+@pytest.mark.parametrize("rest", ["\n", "", "{open}assistant\n", "\n{open}assistant\n"])
+def test_a_prompt_by_hand_that_goes_on_otherwise_than_the_template_holds_its_question(template, rest):
+    _, processor = guard(*tiny.make("llava"), methods.AGLA(matcher=Brightness()))
+    of_family = template == "family's"
+    processor.chat_template = CHATML if of_family else GEMMA
+    opened, closed = ("<|im_start|>", "<|im_end|>") if of_family else ("<start_of_turn>", "<end_of_turn>")
+    prompt = f"{opened}user\n<image>\nIs there a dog?{closed}{rest.format(open=opened)}"
+    assert question_of(processor(images=tiny.picture(1), text=prompt, return_tensors="pt")) == "Is there a dog?"
+
+
 def test_a_prompt_without_a_known_mark_is_matched_whole_and_the_trace_says_so():
     model, processor = guard(*tiny.make("llava", scale=5.0), methods.AGLA(matcher=Brightness()))
     run = {"max_new_tokens": 2, "return_dict_in_generate": True}
