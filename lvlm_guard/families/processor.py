@@ -126,6 +126,11 @@ def guarded_class(base: type[Any]) -> type[Any]:
             questions = [from_messages(talk, state.family, image_token) for talk in talks]
             if guard_text is not None:
                 questions = [guard_text] * len(talks) if isinstance(guard_text, str) else list(guard_text)
+            if len(questions) != len(talks):
+                raise TextError(
+                    f"guard_text has {len(questions)} texts for {len(talks)} conversations: give one each, or one for "
+                    "all."
+                )
             token = _TOLD.set(_Told(questions, guard_images))
             try:
                 made = super().apply_chat_template(conversation, *args, **kwargs)

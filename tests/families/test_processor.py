@@ -222,6 +222,16 @@ def test_guard_text_states_the_question_for_one_or_for_each(pair):
 
 
 @pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
+@pytest.mark.parametrize("texts", [[], ["a", "b"]])
+def test_chat_templates_take_one_stated_question_for_each_conversation(pair, texts):
+    _, processor = pair
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a dog?"}]}]
+    for conversation in (talk, [talk]):
+        with pytest.raises(TextError, match=f"{len(texts)} texts for 1 conversations"):
+            processor.apply_chat_template(conversation, tokenize=False, guard_text=texts)
+
+
+@pytest.mark.parametrize("pair", tiny.TEMPLATED, indirect=True)
 @pytest.mark.parametrize("count", [0, 2])
 def test_placeholders_and_pictures_must_agree(pair, count):
     _, processor = pair
