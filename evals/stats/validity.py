@@ -87,20 +87,23 @@ def detectable(n: int, changed: float = CHANGED) -> float:
 
 
 def _asked(decoder: Mapping[str, Any], tally: Tally) -> bool:
-    if decoder.get("derive") or (decoder.get("yes_no_only") and tally.task["kind"] not in YES_NO):
+    if decoder.get("derive"):
+        return False
+    # a decoder that files name may be anything: what it did answer is judged
+    if decoder.get("yes_no_only") and tally.task["kind"] not in YES_NO and not tally.of(decoder["name"]):
         return False
     return not tally.calibrates or decoder.get("role") in CALIBRATED
 
 
 def _answers(place: str, tally: Tally, decoder: Mapping[str, Any], allowed: Allowed) -> Iterator[tuple[str, bool]]:
     """Yield what is missing, failed, empty or cut, and whether that makes the run void."""
-    seeds = range(int(decoder.get("seeds") or 1))
-    given = [tally.runs[decoder["name"], seed] for seed in seeds if (decoder["name"], seed) in tally.runs]
-    total = len(tally.items.keys) * len(seeds)
+    given = tally.of(decoder["name"])
+    runs = max(int(decoder.get("seeds") or 1), len(given))  # files number their seeds as they like
+    total = len(tally.items.keys) * runs
     failed = sum(one.failed.n for one in given)
     missing = total - failed - sum(int((one.there > 0).sum()) for one in given)
     if missing:
-        there = np.all([one.there > 0 for one in given], axis=0) if len(given) == len(seeds) else False
+        there = np.all([one.there > 0 for one in given], axis=0) if len(given) == runs else False
         lost = np.flatnonzero(np.broadcast_to(there, len(tally.items.keys)) == False)  # noqa: E712
         keys = ", ".join(tally.items.keys[at] for at in lost[:SHOWN].tolist())
         yield f"{place}: {missing} of {total} answers are missing (first keys: {keys}).", True

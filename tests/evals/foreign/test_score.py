@@ -136,6 +136,22 @@ def test_a_decoder_that_says_less_of_the_same_gains_nothing_at_equal_length(tmp_
     assert value(found, *pair) == 0
 
 
+def test_empty_captions_make_files_void_and_several_captions_are_judged_each(tmp_path):
+    truth = tmp_path / "truth.json"
+    images = {str(i): [i % 2] for i in range(10)}
+    truth.write_text(json.dumps({"categories": ["dog", "bus"], "images": images}))
+    rows = [{"image_id": i, "caption": "" if i < 4 else f"A {('dog', 'bus')[i % 2]} and {i} cats."} for i in range(10)]
+    options = ("--task", "chair", "--annotations", truth)
+    found = scored(written(tmp_path / "m.jsonl", rows), *options, code=3)
+    assert found["void"] == ["m on chair: 4 of 10 answers are empty (first keys: 0, 1, 2)."]
+    good = [row | {"caption": f"A dog and {row['image_id']} cats.", "seed": s} for row in rows for s in (1, 2)]
+    assert scored(written(tmp_path / "good.jsonl", good), *options, "--words", "2,3")["void"] == []
+    (cut,) = [place for place, row in enumerate(good) if (row["image_id"], row["seed"]) == (7, 2)]
+    good[cut] |= {"caption": " "}
+    found = scored(written(tmp_path / "good.jsonl", good), *options, code=3)
+    assert found["void"] == ["good on chair: 1 of 20 answers are empty (first keys: 7 (seed 2))."]
+
+
 def test_a_log_of_lmms_eval_brings_its_own_objects(tmp_path):
     told = {"answer": ["dog"], "pred": ["dog", "cat"], "image_id": 42}
     log = {"doc_id": 0, "target": "", "filtered_resps": ["A dog and a cat."], "input": "", "coco_cap_chair_i": told}
