@@ -47,7 +47,13 @@ def cost_rows(
             continue
         tally, seconds = tallies[name], batch["seconds"].to_numpy(zero_copy_only=False)
         peak = batch["peak_mib"].to_numpy(zero_copy_only=False).astype(float)
-        for (decoder, _), chosen, places in tally.by_run(batch):
+        for (decoder, seed), chosen, places in tally.by_run(batch):
+            if (decoder, seed) not in tally.runs:
+                continue
+            there = tally.runs[decoder, seed].there[places] > 0  # a request that failed tells no time
+            if not there.any():
+                continue
+            chosen, places = chosen[there], places[there]
             table = spent.setdefault(name, {}).setdefault(decoder, np.zeros((tally.pictures, 2)))
             np.add.at(table, tally.picture[places], np.stack([seconds[chosen], np.ones(len(chosen))], -1))
             known = peak[chosen][~np.isnan(peak[chosen])]

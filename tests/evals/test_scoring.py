@@ -380,6 +380,20 @@ def test_times_are_compared_on_the_same_pictures():
     assert find(found, "agla", "quiz", "tokens")["value"] == 0.0
 
 
+def test_requests_that_failed_are_not_counted_as_answers_that_took_no_time():
+    items, answers, *_ = questions(200)
+    answers[0] = replace(answers[0], text="", failed="answered 400", score=None)
+    rows = [
+        {"task": "quiz", "split": "test", "item": one.item, "decoder": "greedy", "seed": 0, "peak_mib": None}
+        | {"seconds": 0.0 if one.failed else 2.0}
+        for one in answers
+    ]
+    costs = COSTS.empty_table().from_pylist(rows, schema=COSTS)
+    found = scoring.scored(items, answers, [scoring.decoder("greedy")], costs=costs, draws=50)["costs"]
+    seconds = find(found, "greedy", "quiz", "seconds")
+    assert (seconds["value"], seconds["n"]) == (2.0, 199)
+
+
 def test_scoring_loads_neither_torch_nor_transformers_nor_lmms_eval(tmp_path):
     items, answers, *_ = questions(24)
     path = folder(tmp_path / "run", items, answers, [scoring.decoder("greedy"), scoring.decoder("tilt", derive="tilt")])
