@@ -201,7 +201,9 @@ class _Run:
         """Make the table of all shards, or leave that to the rank that finishes last."""
         with record.alone(self.folder):
             answers = self.answers()
-            if answers.whole:
+            if answers.left and record.busy(self.folder):  # what failed may be asked again there: its shard is open
+                self.echo(f"{answers.left} of {answers.total} answers are left to other ranks.")
+            elif answers.whole:
                 answers.drop_shards()
             elif answers.covered:
                 answers.compact()

@@ -49,6 +49,15 @@ def hold(folder: Path, rank: int = 0, world: int = 1, wait: float = 5.0) -> Iter
         yield
 
 
+def busy(folder: Path) -> bool:
+    """Return whether a rank is at work in a folder; one that has its own place let go of it before."""
+    try:
+        _refuse_if_busy(folder, 0)
+    except RunError:
+        return True
+    return False
+
+
 def alone(folder: Path) -> FileLock:
     """Return the lock that holds a folder against all other processes for a moment; they wait."""
     return _lock(folder, ".lock")
