@@ -81,6 +81,7 @@ class Session:
         self.prepared: _Prepared | None = None
         self.execution: str = execution
         self.eos: Tensor | None = None
+        self._fill: int | None = None  # what beam search fills its shorter answers up with
         self._cached = 0  # tokens that the caller's cache holds already
         self._afresh: dict[str, Tensor] = {}  # then: what the prompt is read with by who has no cache
         self._cache: Any = None  # the cache in blocks, when batched
@@ -103,6 +104,9 @@ class Session:
             UnsupportedCallError: a cache from an earlier call comes without the tokens that it holds.
         """
         self.eos = generation_config._eos_token_tensor
+        if generation_config.num_beams > 1:
+            pad = generation_config._pad_token_tensor  # as `_beam_search` of transformers chooses
+            self._fill = -1 if self.eos is None else int(pad or self.eos[0])
         cache = arguments.get(blocks.CACHE)
         if cache is None and any(isinstance(value, Cache) for value in arguments.values()):
             raise UnsupportedCallError(
@@ -449,9 +453,19 @@ class Session:
         return self.trace
 
     def answers(self, sequences: Tensor) -> list[list[int]]:
-        """Return the tokens of each output sequence, [B * n, T], from the prompt's end to its own."""
+        """Return the tokens of each output sequence, [B * n, T], from the prompt's end to its own.
+
+        Beam search fills what a stopping criterion ended with tokens that nobody chose: they are no part of an answer.
+        """
         eos = set() if self.eos is None else set(self.eos.flatten().tolist())
-        return answers_of(sequences, self.prompt.shape[1], eos)
+        prompt, each = self.prompt.shape[1], len(sequences) // len(self.prompt)
+        answers = answers_of(sequences, prompt, eos)
+        if self._fill is not None:
+            for index, answer in enumerate(answers):
+                seen = len(self._recorder.chosen(answer, index // each))
+                if 0 < seen < len(answer) and bool((sequences[index, prompt + seen :] == self._fill).all()):
+                    answers[index] = answer[:seen]
+        return answers
 
 
 def _unseen(what: str) -> UnsupportedCallError:

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from asking import RUN, agla, ask
+from transformers import StoppingCriteria
 
 from lvlm_guard import guard, unguard
 from lvlm_guard.errors import UnsupportedCallError
@@ -149,3 +150,50 @@ def test_a_recipe_without_a_picture_is_plain_and_says_so(pair):
     inputs = ask(pair, ("How are you?",))
     out = model.generate(**inputs, **RUN, eos_token_id=None, custom_generate=newest_only)
     assert torch.equal(out, model.generate(**inputs, **RUN, eos_token_id=None, guard=False))
+
+
+class AtToken(StoppingCriteria):
+    """Ends an answer at any of some tokens, as stop_strings does."""
+
+    def __init__(self, tokens, prompt):
+        self.tokens, self.prompt = torch.tensor(tokens), prompt
+
+    def __call__(self, input_ids, scores, **_):
+        return torch.isin(input_ids[:, -1], self.tokens) & (input_ids.shape[1] > self.prompt)
+
+
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("ends", [{"eos_token_id": 2, "pad_token_id": 5}, {"eos_token_id": 2, "pad_token_id": 0}, {}])
+def test_beams_that_a_criterion_stops_early_are_guarded_answers_without_what_fills_them(pair, execution, ends):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1), ("Who is there?", 2))
+    prompt = inputs["input_ids"].shape[1]
+    run = {**RUN, "eos_token_id": None, **ends, "num_beams": 3, "num_return_sequences": 2, "guard_execution": execution}
+    long = model.generate(**inputs, **run, return_dict_in_generate=True).sequences
+    short = 0
+    for at in range(1, 4):
+        stop = {"stopping_criteria": [AtToken(long[:1, prompt + at].tolist(), prompt)]}
+        out = model.generate(**inputs, **run, **stop, return_dict_in_generate=True)
+        lengths = (out.beam_indices >= 0).sum(1).tolist()
+        assert [len(steps) for steps in out.guard.steps] == lengths
+        for steps, row, length in zip(out.guard.steps, out.sequences, lengths, strict=True):
+            assert [step.token for step in steps] == row[prompt : prompt + length].tolist()
+        assert torch.equal(model.generate(**inputs, **run, **stop), out.sequences)
+        short += len(set(lengths)) > 1
+    assert short, "in no run did one answer end before another"
+
+
+def fills(model, input_ids, **kwargs):
+    """One guarded step, then fill, a token of its own, and fill again."""
+    ids = first_token_only(model, input_ids, **kwargs)
+    fill = torch.full_like(ids[:, :1], 5)
+    return torch.cat([ids[:, :-2], fill, ids[:, -1:], fill], 1)
+
+
+@pytest.mark.parametrize("loop", [fills, first_token_only], ids=lambda f: f.__name__)
+def test_beams_of_a_loop_whose_tokens_the_guard_did_not_see_chosen_raise(pair, loop):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    ends = {"eos_token_id": 2, "pad_token_id": 5, "num_beams": 2}
+    with pytest.raises(UnsupportedCallError, match="custom_generate"):
+        model.generate(**inputs, **RUN, **ends, custom_generate=loop)
