@@ -31,6 +31,7 @@ def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> li
     )
     folder = room.ask(settings, done.folder / "eval", echo=say, replaces=True)
     rows = import_module("lvlm_guard.evals.stats.score").score(folder)["rows"]
+    say(f"Report: {import_module('lvlm_guard.evals.report.page').write_report(folder)}")
     report["by_seed"] = [
         {"seed": seed, "task": row["task"], "metric": row["metric"], "value": value}
         for row in rows
