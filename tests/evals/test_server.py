@@ -447,7 +447,8 @@ STOPS: list[tuple[str, Any, str]] = [
     ("busy for ever", status(503), "answered 503, tried 6 times.*3 requests in a row" + KEPT),
     ("rate limit for ever", status(429), "answered 429, tried 6 times.*3 requests in a row" + KEPT),
     ("key withdrawn", status(401), "wants a key" + KEPT),
-    ("model gone", status(404), "answered 404: " + KEPT),
+    ("model gone", status(404), "answered 404: .*3 requests in a row" + KEPT),
+    ("forbidden for ever", status(403), r"\(403\).*3 requests in a row" + KEPT),
     ("a page", page, "content type text/html.*Sign in.*3 requests in a row" + KEPT),
     ("not json", lambda *_: Reply(200, "{"), "3 requests in a row" + KEPT),
     (
@@ -529,6 +530,8 @@ def test_one_answer_that_comes_too_late_is_asked_again_and_ends_no_run(served):
 FAILED: list[tuple[str, Any, str]] = [
     ("refused", status(400), "answered 400: .*out of order"),
     ("too large", status(413), "answered 413: .*out of order"),
+    ("forbidden", status(403), "403"),
+    ("not found", status(404), "404"),
     ("one page", page, "content type text/html"),
     ("filtered", choice(finish_reason="content_filter"), "ended the answer with 'content_filter'"),
 ]

@@ -172,9 +172,10 @@ class ServerAsker:
         reason = self.endpoint.reason(error)
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         slow = isinstance(error, openai.APITimeoutError)
-        if status in (401, 403, 404) or (isinstance(error, openai.APIConnectionError) and not slow):
+        if status == 401 or (isinstance(error, openai.APIConnectionError) and not slow):
             raise RunError(f"{reason} {KEPT}") from error
-        if status is None or retried(status):
+        # the small pictures were answered: 403 and 404 may be of this request alone, as where a filter stands before
+        if status is None or status in (403, 404) or retried(status):
             self._failed += 1
             if self._failed >= IN_A_ROW:
                 raise RunError(f"{reason} So it went with {self._failed} requests in a row. {KEPT}") from error
