@@ -78,7 +78,14 @@ def guarded_class(base: type[Any]) -> type[Any]:
             about, _ = ACTIVE.get() or (None, None)
             config = kwargs.get("generation_config") or (args[0] if args else None)
             # within a call of its own, drafting for itself or left out of the guard; or drafting for another model
-            nested = guard is None and (about is self or bool(getattr(config, "is_assistant", False)))
+            drafting = bool(getattr(config, "is_assistant", False))
+            nested = guard is None and (about is self or drafting)
+            if nested and about is not self and guard_views is not None:  # no model hands them on to its assistant
+                raise UnsupportedCallError(
+                    "generation_config.is_assistant=True marks a model that drafts for another one, and a draft is "
+                    "plain, but guard_views came with the call. Leave is_assistant out, or pass guard=False for a "
+                    "plain answer."
+                )
             if guard is False or nested:
                 if verify and not nested:
                     raise UnsupportedCallError(

@@ -139,6 +139,15 @@ def test_an_assistant_that_is_guarded_too_drafts_plainly(pair):
     assert torch.equal(base.generate(**without_views(inputs), **RUN, assistant_model=assistant), expected)
 
 
+def test_a_call_that_says_it_drafts_raises_where_views_came_with_it(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1))
+    config = copy.deepcopy(model.generation_config)
+    config.is_assistant = True
+    with pytest.raises(UnsupportedCallError, match="is_assistant"):
+        model.generate(**inputs, **RUN, generation_config=config)
+
+
 def without_views(inputs):
     return {key: value for key, value in inputs.items() if key != "guard_views"}
 
