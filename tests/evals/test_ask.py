@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from lvlm_guard.evals.infer import record
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.infer.prepare import Prepared
+from lvlm_guard.evals.spec.answers import table_of
 from lvlm_guard.evals.spec.items import YES_NO
 from lvlm_guard.evals.spec.settings import Settings
 
@@ -144,6 +146,36 @@ def test_a_rank_that_died_is_gone_on_with_by_one_process(tiny, tmp_path, monkeyp
     quiet(TINY, tmp_path, echo=told.append)
     assert any("answers are there already" in line for line in told)
     assert table(tmp_path) == table(tiny)
+
+
+@contextmanager
+def held_elsewhere(lock):
+    """Hold a rank's lock in another process: lmms-eval's evaluator makes those of one process re-entrant."""
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n print(flush=True)\n sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        yield
+        other.stdin.close()
+
+
+def test_a_rank_with_nothing_left_keeps_the_shard_of_one_that_asks_again_what_failed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    kept = []
+    for rank in range(2):  # one of them has the block whose answer failed
+        folder = Path(shutil.copytree(tiny, tmp_path / str(rank)))
+        told = rows(folder)
+        told[-1] |= {"text": "", "failed": "answered 400"}
+        pq.write_table(table_of(told), folder / "answers.parquet")
+        other = folder / "answers" / f"rank-{1 - rank}.jsonl"
+        other.parent.mkdir(exist_ok=True)
+        other.touch()
+        monkeypatch.setenv("RANK", str(rank))
+        with held_elsewhere(folder / f".rank-{1 - rank}.lock"):
+            quiet(TINY, folder)
+        kept.append((other.exists(), rows(folder)[-1]["failed"]))
+    assert sorted(kept, key=str) == [(False, None), (True, "answered 400")]
 
 
 def test_ranks_can_not_start_over_one_after_another(tmp_path, monkeypatch):
