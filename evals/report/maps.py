@@ -12,6 +12,7 @@ from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.report.pictures import overlay
 
 if TYPE_CHECKING:
+    from lvlm_guard.engine.trace import SecondView
     from lvlm_guard.evals.infer.generate import Asker
     from lvlm_guard.matching import Matcher
 
@@ -43,7 +44,7 @@ class Maps:
             return {"views": [{"picture": picture} for picture in item.pictures()]}
         # sums depend on what is computed together: what the run remembers could differ in the last bit
         self.matcher.forget()
-        views = [_shown(view) for view in self._looked(item, self.asker, self.matcher)]
+        views = [_shown(view, made) for view, made in self._looked(item, self.asker, self.matcher)]
         claims = _claims(item, objects)
         if not views or not claims:
             return {"views": views}
@@ -61,26 +62,24 @@ class Maps:
         ]
         return {"views": views, "support": support}
 
-    def _looked(self, item: Item, asker: Asker, matcher: Matcher) -> list[Any]:
-        """Return the item's views as the method sees them, matched."""
+    def _looked(self, item: Item, asker: Asker, matcher: Matcher) -> list[tuple[Any, SecondView]]:
+        """Return the item's pictures, each with its match and what the method makes of it."""
         import torch
 
+        from lvlm_guard.engine.trace import SecondView
         from lvlm_guard.evals.infer.generate import prepare
 
         inputs = prepare(asker.processor, [item])
-        pictures = inputs["guard_views"]
+        views = inputs["guard_views"].views()
         if self.decoder is None or self.decoder.guard is None:
-            views = list(pictures.views())
             found = matcher([view.image for view in views], [view.text for view in views])
-            for view, match in zip(views, found, strict=True):
-                view.match = match
-            return views
+            return [(view, SecondView(match=match)) for view, match in zip(views, found, strict=True)]
         # "batched" makes the local view even where the first token would not need it
-        options = {**PLAIN, "guard_execution": "batched", "max_new_tokens": 1}
+        options = {**PLAIN, "guard_execution": "batched", "max_new_tokens": 1, "return_dict_in_generate": True}
         with torch.inference_mode():
             inputs = inputs.to(asker.model.device, asker.model.dtype)
-            asker.model.generate(**inputs, **options, guard=self.decoder.guard(0))
-        return list(pictures.views())
+            out = asker.model.generate(**inputs, **options, guard=self.decoder.guard(0))
+        return [(view, out.guard.view(view.index)) for view in views]
 
 
 def maps_of(answerer: object) -> Maps:
@@ -102,17 +101,17 @@ def maps_of(answerer: object) -> Maps:
     return Maps(about, answerer, matcher, decoder)
 
 
-def _shown(view: Any) -> dict[str, Any]:
+def _shown(view: Any, made: SecondView) -> dict[str, Any]:
     shown: dict[str, Any] = {"picture": view.image, "text": view.text}
-    if view.match is None:
+    match, local = made.match, made.local
+    if match is None:
         return shown
-    cut = view.local is not None
-    shown["map"] = overlay(view.image, view.match.relevance, keep=view.match.keep if cut else None)
-    if cut:
+    shown["map"] = overlay(view.image, match.relevance, keep=match.keep if local is not None else None)
+    if local is not None:
         # "squashed" views are squares: shown in the picture's shape, they can be compared with it
-        shown["local"] = view.local if view.local.size == view.image.size else view.local.resize(view.image.size)
-        shown["kept"] = round(float(view.match.keep.float().mean()), 4)
-    return shown | ({"note": view.match.note} if view.match.note else {})
+        shown["local"] = local if local.size == view.image.size else local.resize(view.image.size)
+        shown["kept"] = round(float(match.keep.float().mean()), 4)
+    return shown | ({"note": match.note} if match.note else {})
 
 
 def _claims(item: Item, objects: Sequence[str]) -> dict[str, str]:

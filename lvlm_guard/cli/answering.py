@@ -24,7 +24,7 @@ class Answer:
         tokens: its ids.
         seconds: of generate().
         trace: the guard's, None for a plain answer.
-        views: the pictures as the guard saw them.
+        texts: of each picture, what it was matched with.
         others: scores and texts of the answers that it was chosen from, itself first.
     """
 
@@ -33,7 +33,7 @@ class Answer:
     tokens: list[int]
     seconds: float
     trace: GuardTrace | None = None
-    views: list[Any] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     others: list[tuple[float, str]] = field(default_factory=list)
 
 
@@ -77,7 +77,7 @@ def answer(
     answers = []
     for plain in (True, False) if compare else (False,):
         inputs = ask(processor, [pictures], [prompt]).to(model.device, dtype=model.dtype)
-        views = inputs["guard_views"].views() if not plain else []
+        asked = [view.text for view in inputs["guard_views"].views()]
         set_seed(seed)
         began = time.perf_counter()
         if plain:
@@ -98,7 +98,7 @@ def answer(
             others, best = [(one.score, texts[one.index]) for one in order], order[0].index
             rows[best] = rows[best][: len(trace.steps[0])]  # behind its end it was filled up to the longest
         name = method.name if not plain else "sample" if settings["do_sample"] else "greedy"
-        answers.append(Answer(name, texts[best], rows[best], seconds, trace, views, others))
+        answers.append(Answer(name, texts[best], rows[best], seconds, trace, asked, others))
     return answers
 
 

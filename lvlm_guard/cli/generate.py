@@ -192,15 +192,14 @@ def _page(
     assert guarded.trace is not None
     looked = []
     for index, picture in enumerate(pictures):
-        view = guarded.views[index] if index < len(guarded.views) else None
-        looked.append(Looked(picture, *_seen(picture, view)))
+        looked.append(Looked(picture, *_seen(picture, guarded.texts[index], guarded.trace.views.get(index))))
     said = [Said(one.method, one.text, one.seconds, one.trace.to_dict() if one.trace else None) for one in answers]
     return answer_page(
         prompt, looked, said, decode, model=model, remarks=remarks, made=f"lvlm-guard {__version__}, generate --report"
     )
 
 
-def _seen(picture: Image, view: Any) -> tuple[Any, Any, Image | None, str]:
+def _seen(picture: Image, asked: str, view: Any) -> tuple[Any, Any, Image | None, str]:
     """Return relevance, what is kept, the local view in the picture's own shape, and a caption."""
     match = getattr(view, "match", None)
     if match is None:
@@ -208,5 +207,5 @@ def _seen(picture: Image, view: Any) -> tuple[Any, Any, Image | None, str]:
     from lvlm_guard.matching import local_view
 
     keep = match.keep.cpu().numpy()
-    said = f"matched with “{view.text}”: score {match.score:.3f}, {keep.mean():.0%} kept"
+    said = f"matched with “{asked}”: score {match.score:.3f}, {keep.mean():.0%} kept"
     return match.relevance.cpu().numpy(), keep, local_view(picture, match, "original"), said

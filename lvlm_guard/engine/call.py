@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,14 +24,13 @@ VIEWS = "guard_views"  # the key under which a guarded processor hands its pictu
 
 @dataclass
 class View:
-    """One picture of a request, and what a method made of it.
+    """One picture of a request. A call writes nothing on it: what a method made of it is in `GuardTrace.views`.
 
     Args:
         image: the picture as the user gave it, RGB.
         text: the matching text, or "" where none was found.
         index: its place among the pictures of the call.
-        local: the second view, once a branch needed it.
-        match: what the matcher said (`lvlm_guard.matching.Match`), once it was asked.
+        local: the caller's own second view (`guard_images`); None where a method is to make one.
         note: what a reader of the trace should know of the text.
     """
 
@@ -38,7 +38,6 @@ class View:
     text: str
     index: int = 0
     local: Image | None = None
-    match: Any = None
     note: str | None = None
 
 
@@ -86,9 +85,8 @@ class Pictures:
                 "returns, unchanged: model.generate(**inputs)."
             )
         texts = [text for part in parts for text in ([part.text] if isinstance(part.text, str) else part.text)]
-        rows = [row for part in parts for row in part.rows]
-        for index, view in enumerate(view for row in rows for view in row):
-            view.index = index
+        places = count()
+        rows = [[replace(view, index=next(places)) for view in row] for part in parts for row in part.rows]
         given = any(part.given for part in parts)
         if given and not all(part.given for part in parts):
             raise MissingViewError(
@@ -214,10 +212,9 @@ class Call:
         """
         views = self.pictures.views()
         drawn = iter([_own(view) for view in views] if self.pictures.given else draw(views))
-        # another thread may draw on the same inputs, so what was drawn here is used, not what the views hold
         seen = [[next(drawn) for _ in row] for row in self.requests()]
         for view, local in zip(views, (local for row in seen for local in row), strict=True):
-            view.local = local
+            self.trace.view(view.index).local = local
         self.trace.masks += len(views)
         made = self.family.image_tensors(self.processor, self.pictures, seen)
         if not _same_layout(made, self.tensors):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import divergence
 from lvlm_guard.engine.method import Step
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 KEPT = 64  # most likely assembled tokens whose log-probabilities a trace keeps at a step
 
@@ -37,6 +40,19 @@ class TokenTrace:
 
 
 @dataclass
+class SecondView:
+    """What a method made of one picture.
+
+    Args:
+        local: the second view, once a branch needed it.
+        match: what the matcher said (`lvlm_guard.matching.Match`), once it was asked.
+    """
+
+    local: Image | None = None
+    match: Any = None
+
+
+@dataclass
 class GuardTrace:
     """What a guarded `generate()` call did.
 
@@ -53,6 +69,8 @@ class GuardTrace:
         masks: second views that were made, one a picture; two where few rows of a batch wanted theirs first.
         claims: claims that were voted on, over all steps.
         matches: for each picture that was matched: index, text, score, kept share of the pixels.
+        views: for each picture of which a method made something, by its index: the second view and the
+            match. No plain data, so that `to_dict()` leaves them out.
         steps: for each output sequence its tokens; filled with `return_dict_in_generate=True`.
         verdicts: for each output sequence what is held of the objects that it names
             (`lvlm_guard.verify.Checked`); filled with `verify=True`.
@@ -69,6 +87,7 @@ class GuardTrace:
     masks: int = 0
     claims: int = 0
     matches: list[dict[str, Any]] = field(default_factory=list)
+    views: dict[int, SecondView] = field(default_factory=dict, repr=False)
     steps: list[list[TokenTrace]] = field(default_factory=list)
     verdicts: list[list[Any]] = field(default_factory=list)
 
@@ -77,9 +96,15 @@ class GuardTrace:
         if text not in self.notes:
             self.notes.append(text)
 
+    def view(self, index: int) -> SecondView:
+        """Return what is held of a picture, for a method to fill in."""
+        return self.views.setdefault(index, SecondView())
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data, fit for JSON."""
-        return asdict(self)
+        """Return all but the views as plain data, fit for JSON."""
+        told = asdict(replace(self, views={}))
+        del told["views"]
+        return told
 
 
 @dataclass

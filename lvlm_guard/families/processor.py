@@ -19,7 +19,7 @@ from lvlm_guard.engine.subclass import once_per_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat
 from lvlm_guard.families.question import from_messages, from_prompt, marks_of, turn_in
-from lvlm_guard.images import load_image
+from lvlm_guard.images import Held, load_image
 
 STATE = "_lvlm_guard"
 UNMARKED = (
@@ -156,7 +156,7 @@ def picture(source: Any) -> Image.Image:
             raise ImageError(f"The picture {source[:80]!r} can't be fetched: {error}") from error
     elif isinstance(source, Tensor):
         source = source.cpu().numpy()
-    return load_image(source)
+    return Held.of(load_image(source))
 
 
 def _texts(

@@ -10,14 +10,21 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
+from lvlm_guard.images import Held
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
 def digest(image: Image.Image) -> bytes:
-    """Return a key of the picture's content: its mode, size and pixels."""
+    """Return a key of the picture's content: its mode, size and pixels; of the guard's own pictures computed once."""
+    if isinstance(image, Held) and image.digest is not None:
+        return image.digest
     head = f"{image.mode} {image.width} {image.height} ".encode()
-    return hashlib.blake2b(image.tobytes(), digest_size=16, key=head[:64]).digest()
+    made = hashlib.blake2b(image.tobytes(), digest_size=16, key=head[:64]).digest()
+    if isinstance(image, Held):
+        image.digest = made
+    return made
 
 
 class Recent(Generic[Key, Value]):

@@ -27,7 +27,7 @@ def masked_view(call: Call, matcher: Spec, frame: Frame) -> dict[str, Tensor]:
     """Return the image tensors of a branch that sees what matters to the question and black elsewhere.
 
     Args:
-        call: the guarded call; its views get their match and local picture, its trace what was kept.
+        call: the guarded call; its trace gets the matches and what was kept.
         matcher: see `load_matcher`.
         frame: see `local_view`; "auto" is "squashed" unless the family's number of image tokens depends on the
             picture's shape.
@@ -41,7 +41,7 @@ def masked_view(call: Call, matcher: Spec, frame: Frame) -> dict[str, Tensor]:
         drawn = []
         noted = {found["image"] for found in call.trace.matches}
         for view, match in zip(views, matches, strict=True):
-            view.match = match
+            call.trace.view(view.index).match = match
             kept = float(match.keep.float().mean())
             if view.index not in noted:
                 found = {"image": view.index, "text": view.text, "score": match.score, "kept": kept}

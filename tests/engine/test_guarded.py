@@ -115,14 +115,52 @@ def test_each_of_several_pictures_gets_its_own_mask(pair, execution):
     model, _ = pair
     two = ask(pair, ("What differs?", 1, 2), ("What is this?", 3))
     out = model.generate(**two, **RUN, guard_execution=execution, return_dict_in_generate=True)
-    views = two["guard_views"].views()
-    assert out.guard.masks == len(views) == 3
+    views = out.guard.views
+    assert out.guard.masks == len(views) == len(two["guard_views"].views()) == 3
     assert [match["image"] for match in out.guard.matches] == [0, 1, 2]
     assert views[0].local.tobytes() != views[1].local.tobytes()
     alone = ask(pair, ("What differs?", 1, 2))
     one = model.generate(**alone, **RUN, guard_execution=execution)
     start, length = two["input_ids"].shape[1], one.shape[1] - alone["input_ids"].shape[1]
     assert torch.equal(out.sequences[0, start : start + length], one[0, alone["input_ids"].shape[1] :])
+
+
+def written(inputs):
+    return [dict(vars(view)) for view in inputs["guard_views"].views()]
+
+
+def test_a_call_writes_nothing_on_its_inputs_and_each_call_has_views_of_its_own(pair):
+    model, _ = pair
+    inputs = ask(pair, ("What differs?", 1, 2), ("What is this?", 3))
+    before = written(inputs)
+    options = {**RUN, "return_dict_in_generate": True, "guard_execution": "batched"}
+    square, wide = (
+        model.generate(**inputs, **options, guard=methods.AGLA(beta=0.0, matcher=Brightness(side))).guard
+        for side in (16, 24)
+    )
+    assert written(inputs) == before
+    assert [view.local.size for view in square.views.values()] == [(16, 16)] * 3
+    assert [view.match.keep.shape for view in wide.views.values()] == [(24, 24)] * 3
+    assert "views" not in wide.to_dict()
+
+
+def test_inputs_that_a_list_puts_together_keep_their_own_places(pair):
+    model, _ = pair
+    parts = [ask(pair, (question, seed)) for question, seed in (("What?", 1), ("Where?", 2))]
+    views = [part["guard_views"] for part in parts]
+    both = ask(pair, ("What?", 1), ("Where?", 2))
+    together = model.generate(**{**both, "guard_views": views}, **RUN, return_dict_in_generate=True)
+    assert sorted(together.guard.views) == [0, 1]
+    assert [view.index for part in views for view in part.views()] == [0, 0]
+
+
+def test_second_views_of_the_callers_own_are_what_the_branch_sees_and_the_trace_tells(pair):
+    model, processor = pair
+    given = tiny.picture(9)
+    made = processor(images=tiny.picture(1), guard_images=given, text=tiny.prompt(processor, "?"), return_tensors="pt")
+    out = model.generate(**made.to(torch.float64), **RUN, guard_execution="batched", return_dict_in_generate=True)
+    assert out.guard.view(0).local.tobytes() == made["guard_views"].views()[0].local.tobytes() == given.tobytes()
+    assert out.guard.view(0).match is None
 
 
 def test_no_mask_is_made_before_a_step_needs_it(pair):

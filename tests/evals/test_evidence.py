@@ -75,16 +75,15 @@ def test_the_local_view_is_the_one_that_the_method_sees(run: Run, prepared: Prep
     asker: Any = prepared.answerer
     item = next(item for item in prepared.tasks[0].items if item.key == entry["key"])
     inputs = prepare(asker.processor, [item])
-    asker.model.generate(
-        **inputs, **PLAIN, guard=asker.decoders["agla"].guard(0), guard_execution="batched", max_new_tokens=1
-    )
-    local = inputs["guard_views"].views()[0].local
+    options = {**PLAIN, "guard_execution": "batched", "max_new_tokens": 1, "return_dict_in_generate": True}
+    seen = asker.model.generate(**inputs, **options, guard=asker.decoders["agla"].guard(0)).guard.view(0)
+    local = seen.local
     black = (np.asarray(local.resize((288, 288))) == 0).all(-1)
     shown = np.asarray(Image.open(tmp_path / "evidence" / view["local"]).resize((288, 288)), dtype=int)
     # JPEG and scaling blur the border of the mask, so nearly all is asked for
     assert (shown[black].max(-1) < 60).mean() > 0.9
     assert (shown[~black].max(-1) < 25).mean() < 0.1
-    assert view["kept"] == pytest.approx(float(inputs["guard_views"].views()[0].match.keep.float().mean()), abs=1e-4)
+    assert view["kept"] == pytest.approx(float(seen.match.keep.float().mean()), abs=1e-4)
 
 
 def test_finished_evidence_is_not_made_again_and_what_is_missing_damaged_or_of_another_run_is(

@@ -326,8 +326,8 @@ def test_the_frame_follows_the_family():
     for family, size in (("llava", (32, 32)), ("llava_next", (60, 40)), ("qwen2_5_vl", (60, 40))):
         model, processor = guard(*tiny.make(family), methods.AGLA(beta=0.0, matcher=Brightness()))
         made = processor(images=tiny.picture(1, 60, 40), text=tiny.prompt(processor, "What?"), return_tensors="pt")
-        model.generate(**made.to(torch.float64), max_new_tokens=1)
-        assert made["guard_views"].views()[0].local.size == size
+        out = model.generate(**made.to(torch.float64), max_new_tokens=1, return_dict_in_generate=True)
+        assert out.guard.view(0).local.size == size
 
 
 def test_text_alone_is_processed_as_ever(pair):

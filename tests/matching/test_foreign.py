@@ -22,7 +22,7 @@ def ask(matcher, method=methods.AGLA, **knobs):
     model, processor = guard(*tiny.make("llava", scale=5.0), method(matcher=matcher, beta=0.01, **knobs))
     inputs = processor(images=tiny.picture(1), text=tiny.prompt(processor, "What?"), return_tensors="pt")
     out = model.generate(**inputs.to(torch.float64), **RUN, return_dict_in_generate=True)
-    return out, inputs["guard_views"].views()[0]
+    return out, out.guard.view(0)
 
 
 def test_a_function_is_a_matcher():

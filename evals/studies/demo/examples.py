@@ -111,7 +111,7 @@ def _shown(asker: Asker, task: EvalTask, item: Item, method: str, **told: Any) -
     options: dict[str, Any] = {**PLAIN, "max_new_tokens": task.max_new_tokens}
     plain = asker.model.generate(**inputs, guard=greedy(0), **options)
     out = asker.model.generate(**inputs, guard=guard(0), return_dict_in_generate=True, **options)
-    view, start = inputs["guard_views"].views()[0], inputs["input_ids"].shape[1]
+    view, start = out.guard.view(0), inputs["input_ids"].shape[1]
     if task.kind == "chair":
         truth = "in view: " + (", ".join(sorted(item.truth)) or "nothing nameable")
     else:
