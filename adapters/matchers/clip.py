@@ -129,7 +129,7 @@ class ClipMatcher(AdapterMatcher):
         with self._alone():
             for start in range(0, len(missing), AT_ONCE):
                 chunk = missing[start : start + AT_ONCE]
-                made = self._match([pairs[pair] for pair in chunk], [text for _, text in chunk])
+                made = self._match([key for key, _ in chunk], [pairs[pair] for pair in chunk], [t for _, t in chunk])
                 for pair, match in zip(chunk, made, strict=True):
                     found[pair] = match
                     self._matches.put(pair, match, match.relevance.nbytes)
@@ -171,7 +171,7 @@ class ClipMatcher(AdapterMatcher):
     def _probability(self, scores: Tensor) -> Tensor:
         return self.retriever.probability(scores).clamp(EDGE, 1 - EDGE)
 
-    def _match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+    def _match(self, keys: Sequence[bytes], images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
         model = self.retriever.model
         said = self._text_features(texts).to(model.device)
         pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype)
@@ -183,11 +183,14 @@ class ClipMatcher(AdapterMatcher):
         ]
         try:
             with torch.enable_grad():
-                scores = (model.encode_image(pixels) * said).sum(-1)
+                seen = model.encode_image(pixels)
+                scores = (seen * said).sum(-1)
                 slopes = torch.autograd.grad(scores.sum(), kept)
         finally:
             for hook in hooks:
                 hook.remove()
+        for key, row in zip(keys, seen.detach().cpu(), strict=True):
+            self._images.put(key, row.clone())  # so that claims about it need the tower no more
         cam = gathered(kept, slopes, self._cells**2).view(-1, self._cells, self._cells)
         constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
         maps = heat_map(cam, self.side).cpu()

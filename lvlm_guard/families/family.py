@@ -130,7 +130,8 @@ class Family:
             pictures: what the prompts and settings were.
             rows: the pictures of each prompt, as many as before.
         """
-        if self.fixed_size and not pictures.args and pictures.kwargs.keys() <= OF_THE_TEXT:
+        told = {name for name, value in pictures.kwargs.items() if value is not None}  # a chat's videos are None
+        if self.fixed_size and not pictures.args and told <= OF_THE_TEXT:
             made = processor.image_processor(flat(rows), return_tensors="pt")  # the prompt stays as it is
         else:
             settings = pictures.kwargs | {"return_tensors": "pt"}

@@ -117,6 +117,10 @@ class Matcher(ABC):
         each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]
         return torch.cat(each) if each else torch.empty(0)
 
+    def expect(self, pictures: int) -> None:
+        """Make room for what is computed of so many pictures: those of one call, so that it encodes each once."""
+        return  # nothing, where nothing is remembered
+
     def forget(self) -> None:
         """Drop what is remembered of earlier pictures; needed only where each call's own cost is measured."""
         return  # nothing, where nothing is remembered

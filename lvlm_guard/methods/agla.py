@@ -77,7 +77,9 @@ class AGLA(Constrained):
         """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""
         call.require_text()
         if not call.pictures.given:
-            call.trace.knobs["matcher"] = load_matcher(self.matcher, model=call.model).version
+            matcher = load_matcher(self.matcher, model=call.model)
+            matcher.expect(len(call.pictures.views()))
+            call.trace.knobs["matcher"] = matcher.version
 
     def matched_temperature(self) -> float | None:
         """Return 1 / (1 + alpha)."""

@@ -121,6 +121,7 @@ class Vote(Constrained):
             call.require_text()
         matcher = load_matcher(self.matcher, model=call.model)
         matcher.require_support()
+        matcher.expect(len(call.pictures.views()))
         call.trace.knobs["matcher"] = matcher.version
 
     def decided(self, step: Step) -> Tensor:

@@ -70,6 +70,7 @@ class Verifier:
         vocabulary = Vocabulary.of(self.objects or getattr(method, "objects", None))
         requests = call.requests() if any(call.has_picture) else [[] for _ in call.has_picture]
         matcher = self.judge(method, call.model)
+        matcher.expect(sum(map(len, requests)))
         if not matcher.compares or not self.swaps:
             matcher.require_support()
 

@@ -72,6 +72,22 @@ def test_a_pair_matches_alike_alone_and_among_others(matcher: ClipMatcher, image
         assert torch.allclose(alone.relevance, match.relevance, atol=1e-3)
 
 
+def test_claims_about_a_picture_that_has_a_map_need_the_tower_no_more(
+    matcher: ClipMatcher, images: list[Image.Image]
+) -> None:
+    claims = ["a photo of a dog", "a photo of a bus"]
+    matcher.forget()
+    alone = matcher.support(images[0], claims)
+    matcher.forget()
+    passes: list[None] = []
+    hook = matcher.retriever.model.base.vision_model.register_forward_pre_hook(lambda *_: passes.append(None))
+    matcher(images[:1], claims[:1])
+    after = matcher.support(images[0], claims)
+    hook.remove()
+    assert len(passes) == 1
+    assert torch.allclose(after, alone, atol=1e-5)
+
+
 def test_a_question_is_read_as_its_caption(matcher: ClipMatcher, images: list[Image.Image]) -> None:
     asked, said = matcher([images[0]] * 2, ["Is there an apple in the image?", "a photo of an apple"])
     assert asked.score == said.score
