@@ -8,12 +8,15 @@ ours without a word. Every branch goes through the model's plain `__call__`, hoo
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.generation.candidate_generator import CandidateGenerator
 
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
@@ -80,10 +83,12 @@ def guarded_class(base: type[Any]) -> type[Any]:
             # within a call of its own, drafting for itself or left out of the guard; or drafting for another model
             drafting = bool(getattr(config, "is_assistant", False))
             nested = guard is None and (about is self or drafting)
-            if nested and about is not self and guard_views is not None:  # no model hands them on to its assistant
+            seen = guard_views is not None or any(kwargs.get(key) is not None for key in _images(self))
+            # no model hands guard_views on to its assistant, and a draft is asked for by what gathers candidates
+            if nested and about is not self and seen and (guard_views is not None or not _is_asked_to_draft()):
                 raise UnsupportedCallError(
                     "generation_config.is_assistant=True marks a model that drafts for another one, and a draft is "
-                    "plain, but guard_views came with the call. Leave is_assistant out, or pass guard=False for a "
+                    "plain, but no other model asked for this one. Leave is_assistant out, or pass guard=False for a "
                     "plain answer."
                 )
             if guard is False or nested:
@@ -160,6 +165,21 @@ def guarded_class(base: type[Any]) -> type[Any]:
             return plain(*args, **kwargs) if session is None else session.forward(plain, kwargs)
 
     return Guarded
+
+
+def _images(model: Any) -> tuple[str, ...]:
+    state: Guard = getattr(model, STATE)
+    return state.family.image_keys
+
+
+def _is_asked_to_draft() -> bool:
+    """Tell whether assisted decoding is among the callers: the other model's own call may know nothing of a guard."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), CandidateGenerator):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _named(base: type[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -148,6 +148,18 @@ def test_a_call_that_says_it_drafts_raises_where_views_came_with_it(pair):
         model.generate(**inputs, **RUN, generation_config=config)
 
 
+def test_a_call_that_says_it_drafts_raises_where_no_other_model_asked_for_a_draft(pair):
+    model, _ = pair
+    inputs = without_views(ask(pair, ("What?", 1)))
+    config = copy.deepcopy(model.generation_config)
+    config.is_assistant = True
+    with pytest.raises(UnsupportedCallError, match="no other model asked"):
+        model.generate(**inputs, **RUN, generation_config=config)
+    told = {"return_dict_in_generate": True, "output_scores": True}  # a draft's confidence is read from its scores
+    plain = model.generate(**inputs, **RUN, **told, generation_config=config, guard=False)
+    assert len(plain.sequences) == 1
+
+
 def without_views(inputs):
     return {key: value for key, value in inputs.items() if key != "guard_views"}
 
