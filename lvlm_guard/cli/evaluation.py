@@ -194,7 +194,7 @@ def reproduce(
     if dry_run:
         planned = room.dry_run(model, parts, base)
         if json:
-            print_object(planned.to_dict())
+            print_object(planned)
             return
         shown.print(drawn.dry_run_table(planned, shown.width))
         for sentence in room.sentences(planned):
@@ -203,14 +203,14 @@ def reproduce(
     allowed = import_module("lvlm_guard.evals.stats.score").Allowed(truncated=allow_truncated)
     found = room.reproduce(out_, model, parts, base, echo=say, workers=workers, allowed=allowed)
     if json:
-        print_object(found.to_dict())
+        print_object(found)
     else:
         for table in drawn.reproduce_tables(found, shown.width):
             shown.print(table)
-        for sentence in found.notes:
+        for sentence in found["notes"]:
             shown.print(escape(sentence))
-        shown.print(f"runs  {escape(str(found.folder))}", soft_wrap=True)
-    leave({"void": found.void, "rows": found.rows})
+        shown.print(f"runs  {escape(str(out_))}", soft_wrap=True)
+    leave({"void": found["void"], "rows": found["rows"]})
 
 
 def overhead(

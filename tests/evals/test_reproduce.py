@@ -22,10 +22,9 @@ from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.metrics import pope as pope_scores
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.validity import Allowed
-from lvlm_guard.evals.studies.reproduce import Reproduced, dry_run, reproduce, sentences
+from lvlm_guard.evals.studies.reproduce import dry_run, reproduce, sentences
 from lvlm_guard.evals.studies.reproduce.figures import FILE, look_up, published
-from lvlm_guard.evals.studies.reproduce.needs import missing
-from lvlm_guard.evals.studies.reproduce.plan import ITEMS, Cell, plan
+from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell, missing, plan
 from lvlm_guard.evals.studies.reproduce.table import dry_run_table, reproduce_tables
 from lvlm_guard.evals.tasks.world import NOUNS, picture, world_pope
 
@@ -128,7 +127,7 @@ def test_the_numbers_of_questions_are_those_of_the_published_files() -> None:
                 pair = row["image"], row["text"]
                 seen[pair] = seen.get(pair, 0) + 1
                 asked.add((*pair, row["label"], seen[pair]))
-        assert len(asked) == ITEMS[f"pope_{data}"]
+        assert len(asked) == TABLE["runs"][f"pope_{data}"]["items"]
 
 
 # --- the dry run
@@ -156,17 +155,17 @@ print(*sentences(dry_run()), sep="\\n")
 
 def test_downloads_are_those_of_the_cells_each_once() -> None:
     whole = dry_run()
-    assert len(set(whole.downloads)) == len(whole.downloads)
-    assert whole.hours == pytest.approx(sum(cell.hours for cell in whole.cells))
-    gqa = [one.place for one in dry_run(LLAVA, ("gqa",)).downloads if one.by_hand]
+    assert len({one["place"] for one in whole["downloads"]}) == len(whole["downloads"])
+    assert whole["hours"] == pytest.approx(sum(cell["hours"] for cell in whole["cells"]))
+    gqa = [one["place"] for one in dry_run(LLAVA, ("gqa",))["downloads"] if one["by_hand"]]
     assert len(gqa) == 3
     assert "llava-hf/llava-1.5-7b-hf" in gqa
     assert any("gqa/images.zip" in place for place in gqa)
-    assert dry_run("embedded", base=Settings(limit=2)).downloads == []
+    assert dry_run("embedded", base=Settings(limit=2))["downloads"] == []
 
 
 def test_a_smaller_limit_takes_less_time() -> None:
-    assert dry_run(LLAVA, base=Settings(limit=50)).hours < 0.2 * dry_run(LLAVA).hours
+    assert dry_run(LLAVA, base=Settings(limit=50))["hours"] < 0.2 * dry_run(LLAVA)["hours"]
 
 
 def test_a_dry_run_of_the_embedded_grid_says_that_nothing_published_stands_beside_it() -> None:
@@ -177,12 +176,12 @@ def test_a_dry_run_of_the_embedded_grid_says_that_nothing_published_stands_besid
 
 def test_a_dry_run_is_json_and_a_table() -> None:
     found = dry_run(LLAVA)
-    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    told = json.loads(json.dumps(found, allow_nan=False))
     assert len(told["cells"]) == 8
     assert told["cells"][0]["kinds"] == list(KINDS)
     for width in (80, 100, 140):
         text = printed([dry_run_table(found, width)], width)
-        assert all(cell.name in text for cell in found.cells)
+        assert all(cell["name"] in text for cell in found["cells"])
         assert max(map(len, text.splitlines())) <= width
 
 
@@ -281,20 +280,20 @@ def finish(out: Path, cells: list[Cell]) -> dict[str, dict[str, list[list[str]]]
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> tuple[Reproduced, dict[str, Any]]:
+def done(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     said = finish(tmp_path, plan(LLAVA))
     return reproduce(tmp_path, LLAVA, echo=str), said
 
 
 def row_of(
-    found: Reproduced, method: str, metric: str, data: str = "mean", kind: str = "random", mode: str = "paper"
+    found: dict[str, Any], method: str, metric: str, data: str = "mean", kind: str = "random", mode: str = "paper"
 ) -> Any:
     wanted = {"method": method, "metric": metric, "data": data, "kind": kind, "mode": mode}
-    (row,) = [row for row in found.rows if wanted.items() <= row.items()]
+    (row,) = [row for row in found["rows"] if wanted.items() <= row.items()]
     return row
 
 
-def test_each_data_set_is_measured_as_aglas_script_scores_it(done: tuple[Reproduced, Any]) -> None:
+def test_each_data_set_is_measured_as_aglas_script_scores_it(done: tuple[dict[str, Any], Any]) -> None:
     found, said = done
     for kind, metric in product(KINDS, ("accuracy", "precision", "recall", "f1")):
         row = row_of(found, "agla", metric, "coco", kind)
@@ -315,7 +314,7 @@ def test_each_data_set_is_measured_as_aglas_script_scores_it(done: tuple[Reprodu
         assert (row["published"], row["n"]) == (None, 40)
 
 
-def test_the_mean_over_data_sets_is_their_mean_beside_the_published_one(done: tuple[Reproduced, Any]) -> None:
+def test_the_mean_over_data_sets_is_their_mean_beside_the_published_one(done: tuple[dict[str, Any], Any]) -> None:
     found, _ = done
     for kind, metric in product(KINDS, ("accuracy", "f1")):
         row = row_of(found, "agla", metric, kind=kind)
@@ -331,7 +330,7 @@ def test_the_mean_over_data_sets_is_their_mean_beside_the_published_one(done: tu
         assert (row["high"] - row["low"]) / wide == pytest.approx(3**-0.5, abs=0.12)
 
 
-def test_a_gain_stands_beside_the_published_gain(done: tuple[Reproduced, Any]) -> None:
+def test_a_gain_stands_beside_the_published_gain(done: tuple[dict[str, Any], Any]) -> None:
     found, _ = done
     row = row_of(found, "agla-regular", "accuracy", kind="popular")
     parts = [row_of(found, method, "accuracy", kind="popular")["value"] for method in ("agla", "regular")]
@@ -341,14 +340,14 @@ def test_a_gain_stands_beside_the_published_gain(done: tuple[Reproduced, Any]) -
     assert row_of(found, "agla-matched", "accuracy")["published"] is None
 
 
-def test_chair_is_measured_and_nothing_is_set_beside_it(done: tuple[Reproduced, Any]) -> None:
+def test_chair_is_measured_and_nothing_is_set_beside_it(done: tuple[dict[str, Any], Any]) -> None:
     found, _ = done
     row = row_of(found, "agla", "chair_i", "coco", "chair")
     assert row["value"] == pytest.approx(0.75)  # 4 of 8 dogs and no cup are there
-    assert [r["published"] for r in found.rows if r["kind"] == "chair"] == [None] * sum(
-        r["kind"] == "chair" for r in found.rows
+    assert [r["published"] for r in found["rows"] if r["kind"] == "chair"] == [None] * sum(
+        r["kind"] == "chair" for r in found["rows"]
     )
-    assert any("CHAIR" in note and "not at hand" in note for note in found.notes)
+    assert any("CHAIR" in note and "not at hand" in note for note in found["notes"])
 
 
 def test_finished_cells_are_not_asked_again_and_the_result_is_the_same(tmp_path: Path) -> None:
@@ -359,8 +358,8 @@ def test_finished_cells_are_not_asked_again_and_the_result_is_the_same(tmp_path:
     again = reproduce(tmp_path, LLAVA, ("gqa",), echo=heard.append)
     assert heard == [f"1 of 2: {LLAVA}/pope-gqa-paper is finished.", f"2 of 2: {LLAVA}/pope-gqa-official is finished."]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("asked.json")} == before
-    assert again.to_dict() == first.to_dict() == json.loads((tmp_path / "reproduction.json").read_text())
-    assert not any(row["data"] == "mean" for row in again.rows)
+    assert again == first == json.loads((tmp_path / "reproduction.json").read_text())
+    assert not any(row["data"] == "mean" for row in again["rows"])
 
 
 def test_cells_of_other_settings_or_damaged_ones_do_not_pass_for_finished(tmp_path: Path) -> None:
@@ -379,11 +378,11 @@ def test_cells_of_other_code_are_named(tmp_path: Path) -> None:
     path = tmp_path / cell.name / "asked.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "0ther"}))
     found = reproduce(tmp_path, LLAVA, ("gqa", "paper"), echo=str)
-    assert f"{cell.name} was run by other code (0ther) than this." in found.notes
+    assert f"{cell.name} was run by other code (0ther) than this." in found["notes"]
 
 
 @pytest.mark.parametrize("width", [80, 100, 140, 200])
-def test_tables_show_measured_beside_published_at_any_width(done: tuple[Reproduced, Any], width: int) -> None:
+def test_tables_show_measured_beside_published_at_any_width(done: tuple[dict[str, Any], Any], width: int) -> None:
     found, _ = done
     text = printed(reproduce_tables(found, width), width)
     assert max(map(len, text.splitlines())) <= width
@@ -411,19 +410,19 @@ def printed(tables: list[Any], width: int) -> str:
 def test_the_embedded_grid_runs_resumes_and_says_that_nothing_is_published_beside_it(tmp_path: Path) -> None:
     base = Settings(limit=3, seeds=2)
     found = reproduce(tmp_path, "embedded", base=base, echo=str, workers=1, report=False)
-    assert found.void == []
-    assert {(row["kind"], row["mode"]) for row in found.rows} == set(product((*KINDS, "chair"), ("paper", "official")))
-    assert all(row["published"] is None for row in found.rows)
-    assert any("Nothing published stands beside" in note for note in found.notes)
-    assert {row["data"] for row in found.rows} == {"world"}
+    assert found["void"] == []
+    assert {(row["kind"], row["mode"]) for row in found["rows"]} == set(product((*KINDS, "chair"), ("paper", "official")))
+    assert all(row["published"] is None for row in found["rows"])
+    assert any("Nothing published stands beside" in note for note in found["notes"])
+    assert {row["data"] for row in found["rows"]} == {"world"}
     one_word = [
-        [row for row in found.rows if row["mode"] == mode and row["method"] == "regular"]
+        [row for row in found["rows"] if row["mode"] == mode and row["method"] == "regular"]
         for mode in ("paper", "official")
     ]
     assert [row["value"] for row in one_word[0]] == [row["value"] for row in one_word[1]]
     heard: list[str] = []
     again = reproduce(tmp_path, "embedded", base=base, echo=heard.append, workers=1, report=False)
-    assert again.rows == found.rows
+    assert again["rows"] == found["rows"]
     assert len(heard) == 4
 
 
@@ -464,15 +463,15 @@ def test_the_whole_grid_runs_on_files_of_the_papers_data_sets(tmp_path: Path) ->
     model, out = str(embedded.MODEL), tmp_path / "out"
     void = reproduce(out, model, base=base, echo=str, report=False)
     assert any(
-        told.startswith(f"{LLAVA}/chair-coco-paper: greedy on chair: 1 of 1 answers are cut") for told in void.void
+        told.startswith(f"{LLAVA}/chair-coco-paper: greedy on chair: 1 of 1 answers are cut") for told in void["void"]
     )
-    assert not any(row["kind"] == "chair" for row in void.rows)
-    assert void.to_dict()["status"] == "void"
+    assert not any(row["kind"] == "chair" for row in void["rows"])
+    assert void["status"] == "void"
     found = reproduce(out, model, base=base, echo=str, report=False, allowed=Allowed(truncated=1.0))
-    assert found.void == []
-    assert {(row["data"], row["kind"], row["mode"]) for row in found.rows} == {
+    assert found["void"] == []
+    assert {(row["data"], row["kind"], row["mode"]) for row in found["rows"]} == {
         *product(("mean", "coco", "aokvqa", "gqa"), KINDS, ("paper", "official")),
         *product(("coco",), ("chair",), ("paper", "official")),
     }
     assert row_of(found, "regular", "accuracy")["published"] == 0.8349
-    assert any("none of the published files" in note for note in found.notes)
+    assert any("none of the published files" in note for note in found["notes"])

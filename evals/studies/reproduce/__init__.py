@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +22,12 @@ from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.report.page import write_report
 from lvlm_guard.evals.report.saved import ASKED, Run, plain, read_run, write_whole
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
-from lvlm_guard.evals.stats.results import Row
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.studies.reproduce.figures import figures, published
-from lvlm_guard.evals.studies.reproduce.needs import COMMAND, UNPUBLISHED, dry_run, missing, sentences
-from lvlm_guard.evals.studies.reproduce.plan import Cell, plan
+from lvlm_guard.evals.studies.reproduce.grid import COMMAND, TABLE, Cell, dry_run, missing, plan, sentences
 
 FILE = "reproduction.json"
-DIFFERENCES = (
-    "Answers are read as AGLA's script reads them (it looks for the letters of the right answer); the sound reading "
-    "is in each run's own report.",
-    "Seeds are 0 to 2 where the release has 1 to 3, and a question draws alike in any order; a question that several "
-    "kinds of POPE share is asked once and counts in each.",
-    "Prompts are in the model's own template: for LLaVA-1.5 it says user where the release says human.",
-    "For InstructBLIP the release also cuts to the 50 likeliest tokens; here nothing is cut beside AGLA's own "
-    "constraint.",
-)
-
-
-@dataclass(frozen=True)
-class Reproduced:
-    """Measured beside published.
-
-    Rows are long, with "data", "kind", "mode" and, where there is one, "published" (a share), "source" and "inside"
-    (whether the measured 95 % interval holds the published figure).
-    """
-
-    folder: Path  # of all runs
-    cells: list[Cell]  # those that were run
-    rows: list[Row]
-    void: list[str]  # sentences: cells whose answers can't be scored, and which are in no row
-    notes: list[str]  # what to know when comparing
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON data."""
-        told: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "rows": self.rows}
-        told |= {"status": "void" if self.void else "complete", "void": self.void, "notes": self.notes}
-        found: dict[str, Any] = plain(told | {"cells": [cell.name for cell in self.cells]})
-        return found
 
 
 def reproduce(
@@ -74,7 +40,7 @@ def reproduce(
     workers: int | None = None,
     allowed: Allowed | None = None,
     report: bool = True,
-) -> Reproduced:
+) -> dict[str, Any]:
     """Run the grid, and set it beside what is published.
 
     Args:
@@ -85,6 +51,12 @@ def reproduce(
         allowed: see `score`.
         report: whether each run gets a page.
 
+    Returns:
+        what `reproduction.json` holds: "cells" (those that were run), "rows", "void" (sentences: cells whose answers
+        can't be scored, and which are in no row) and "notes" (what to know when comparing). Rows are long, with "data",
+        "kind", "mode" and, where there is one, "published" (a share), "source" and "inside" (whether the measured
+        95 % interval holds the published figure).
+
     Raises:
         DataError: something that the grid needs is missing (the message names all of it), or see `plan` and `ask`.
         RunError: see `ask`.
@@ -94,8 +66,8 @@ def reproduce(
         raise DataError("The grid can't be run yet:\n" + "\n".join(f"- {one}" for one in lacking))
     runs, void, notes = [], [], list(_told(cells))
     for number, cell in enumerate(cells, 1):
-        folder = out / cell.name
-        if saved := _finished(folder, cell.settings):
+        folder, saved = out / cell.name, _finished(out / cell.name, cell.settings)
+        if saved is not None:
             echo(f"{number} of {len(cells)}: {cell.name} is finished.")
             if saved.asked["code"] not in (code_digest(adapters=False), code_digest()):
                 notes.append(f"{cell.name} was run by other code ({saved.asked['code']}) than this.")
@@ -111,8 +83,10 @@ def reproduce(
         if not scored["void"]:
             runs.append((cell, saved))
             notes += _warned(cell, saved, scored["warnings"])
-    found = Reproduced(out, cells, figures(runs), void, list(dict.fromkeys(notes)))
-    write_whole(out, FILE, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    told = {"command": COMMAND, "version": lvlm_guard.__version__, "rows": figures(runs)}
+    told |= {"status": "void" if void else "complete", "void": void, "notes": list(dict.fromkeys(notes))}
+    found: dict[str, Any] = plain(told | {"cells": [cell.name for cell in cells]})
+    write_whole(out, FILE, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found
 
 
@@ -139,11 +113,11 @@ def _warned(cell: Cell, saved: Run, warnings: Sequence[str]) -> Iterator[str]:
 
 def _told(cells: Sequence[Cell]) -> Iterator[str]:
     if all(cell.model == EMBEDDED for cell in cells):
-        yield UNPUBLISHED
+        yield TABLE["unpublished"]
         return
     if any(cell.settings.limit or cell.settings.captions for cell in cells):
         yield "A limit was set: these are not the published questions, all of them."
-    yield from (*DIFFERENCES, f"Not set beside anything: {published()['missing']}")
+    yield from (*TABLE["differences"], f"Not set beside anything: {published()['missing']}")
 
 
-__all__ = ["Reproduced", "dry_run", "reproduce", "sentences"]
+__all__ = ["dry_run", "reproduce", "sentences"]

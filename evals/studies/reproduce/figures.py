@@ -18,7 +18,7 @@ from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
 from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row
-from lvlm_guard.evals.studies.reproduce.plan import Cell
+from lvlm_guard.evals.studies.reproduce.grid import Cell
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS
 
 FILE = Path(__file__).parents[2] / "data" / "published_agla.json"
@@ -31,11 +31,11 @@ DIFFERENCES = (("agla", "regular"), ("agla", "matched"))
 
 
 class Published(NamedTuple):
-    """A published figure."""
+    """A published figure: a share, 0 to 1, where it stands, and what is wrong with it, as printed."""
 
-    value: float  # a share, 0 to 1
+    value: float
     source: str
-    note: str = ""  # what is wrong with it, as printed
+    note: str = ""
 
 
 @cache
@@ -93,16 +93,16 @@ def _drawn(run: Run) -> _Drawn:
     (task,) = run.asked["tasks"]
     table = run.answers(task=task["name"], split=task["split"])
     (tally,) = tallies_of(table, run.items[task["name"]].values(), [task], frozenset()).values()
-    found = {}
+    methods: dict[str, str | None] = dict.fromkeys(("regular", "matched", "agla"))
     for one in run.asked["decoders"]:
         if one["role"] == "plain":
-            found["regular"] = one["name"]
+            methods["regular"] = one["name"]
         elif one["role"] == "method" and one["method"] == "agla" and one["sampled"]:
-            found["agla"] = one["name"]
+            methods["agla"] = one["name"]
         elif one["role"] == "control" and one["method"] is None and one["options"].get("temperature", 1.0) < 1:
-            found["matched"] = one["name"]
-    methods: dict[str, str] = {method: found[method] for method in ("regular", "matched", "agla") if method in found}
-    return Measured(tally, run.asked["decoders"], methods["regular"], dict.fromkeys(tally.rows, 1)), methods
+            methods["matched"] = one["name"]
+    found = {method: name for method, name in methods.items() if name}
+    return Measured(tally, run.asked["decoders"], found["regular"], dict.fromkeys(tally.rows, 1)), found
 
 
 def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
@@ -130,8 +130,8 @@ def _apart(figure: Array, place: int) -> Array:
 
 
 def _row(told: Mapping[str, Any], found: Estimate, beside: Published | None) -> Row:
+    value, source, note = beside or (None, "", "")
+    known = None not in (value, found.low, found.high)
+    inside = None if value is None else known and found.low <= value <= found.high
     row = {**told, "value": found.value, "low": found.low, "high": found.high}
-    if beside is None:
-        return row | {"published": None, "source": "", "note": "", "inside": None}
-    inside = found.low is not None and found.high is not None and found.low <= beside.value <= found.high
-    return row | {"published": beside.value, "source": beside.source, "note": beside.note, "inside": inside}
+    return row | {"published": value, "source": source, "note": note, "inside": inside}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from operator import itemgetter
+from typing import Any
 
 from rich.table import Table
 
 from lvlm_guard.evals.report.numbers import p_text
 from lvlm_guard.evals.report.tables import Column, fitted
 from lvlm_guard.evals.stats.results import Row
-from lvlm_guard.evals.studies.reproduce import Reproduced
 from lvlm_guard.evals.studies.reproduce.figures import MEAN
-from lvlm_guard.evals.studies.reproduce.needs import DryRun
-from lvlm_guard.evals.studies.reproduce.plan import Cell
 
 DATA = {MEAN: "mean of three", "coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA", "world": "world"}
 METHODS = {
@@ -28,69 +28,64 @@ METRICS = {
 }
 """Metric -> heading, what matters most first."""
 
-_Line = tuple[dict[str, Row], bool]
-"""A method on a kind of questions of a data set, in one mode: its rows by metric, and whether it is the first there."""
+_Line = dict[str, Any]
+"""A method on a kind of questions of a data set, in one mode: its words by heading, its rows by metric."""
 
 
-def dry_run_table(found: DryRun, width: int = 120) -> Table:
+def dry_run_table(found: Mapping[str, Any], width: int = 120) -> Table:
     """Return the runs of the grid and how long they take."""
     columns = [
-        Column[Cell]("run", lambda cell: cell.name, text=True),
-        Column[Cell]("questions or captions", lambda cell: f"{cell.items:,}", 2),
-        Column[Cell]("answers", lambda cell: f"{cell.answers:,}", 1),
-        Column[Cell]("hours", lambda cell: f"{cell.hours:.2f}"),
+        Column[_Line]("run", itemgetter("name"), text=True),
+        Column[_Line]("questions or captions", lambda cell: f"{cell['items']:,}", 2),
+        Column[_Line]("answers", lambda cell: f"{cell['answers']:,}", 1),
+        Column[_Line]("hours", lambda cell: f"{cell['hours']:.2f}"),
     ]
-    return fitted(found.cells, columns, width, title="AGLA's paper: the runs")
+    return fitted(found["cells"], columns, width, title="AGLA's paper: the runs")
 
 
-def reproduce_tables(found: Reproduced, width: int = 120) -> list[Table]:
+def reproduce_tables(found: Mapping[str, Any], width: int = 120) -> list[Table]:
     """Return, for each model, POPE and CHAIR: measured, published, and how far they are apart, in points."""
     made = []
-    for model in dict.fromkeys(row["model"] for row in found.rows):
-        for name in METRICS:
-            rows = [r for r in found.rows if r["model"] == model and (r["kind"] == "chair") == (name == "CHAIR")]
-            made += [_table(model, name, list(_lines(rows)), width)] if rows else []
+    for model, name in product(dict.fromkeys(row["model"] for row in found["rows"]), METRICS):
+        rows = [r for r in found["rows"] if r["model"] == model and (r["kind"] == "chair") == (name == "CHAIR")]
+        made += [_table(model, name, rows, width)] if rows else []
     return made
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[_Line]:
     """Yield lines: data sets with their kinds, plain decoding first and once, then each mode of AGLA."""
-    for data, kind in dict.fromkeys((row["data"], row["kind"]) for row in rows):
-        here = [row for row in rows if (row["data"], row["kind"]) == (data, kind)]
-        new = True
-        for method in METHODS:
-            modes = list(dict.fromkeys(row["mode"] for row in here if row["method"] == method))
-            for mode in modes if method.startswith("agla") else modes[:1]:
-                yield {row["metric"]: row for row in here if (row["method"], row["mode"]) == (method, mode)}, new
-                new = False
+    known: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        mode = row["mode"] if row["method"].startswith("agla") else ""
+        known.setdefault((row["data"], row["kind"], row["method"], mode), {}).setdefault(row["metric"], row)
+    places, methods = list(dict.fromkeys(key[:2] for key in known)), list(METHODS)
+    before = None
+    for key in sorted(known, key=lambda key: (places.index(key[:2]), methods.index(key[2]))):
+        data, kind, method, mode = key
+        where = {"data": "", "kind": ""} if before == (data, kind) else {"data": DATA[data], "kind": kind}
+        yield {**where, "method": METHODS[method], "mode": mode, **known[key]}
+        before = (data, kind)
 
 
-def _table(model: str, name: str, lines: Sequence[_Line], width: int) -> Table:
-    def told(title: str, of: Callable[[Row], str], always: bool = True) -> Column[_Line]:
-        return Column(title, lambda line: of(next(iter(line[0].values()))) if always or line[1] else "", text=True)
-
-    columns = [told("data", lambda row: DATA[row["data"]], False)]
-    columns += [told("kind", lambda row: row["kind"], False)] if name == "POPE" else []
-    columns.append(told("method", lambda row: METHODS[row["method"]]))
-    columns.append(told("mode", lambda row: row["mode"] if row["method"].startswith("agla") else ""))
-    paired = any(row["published"] is not None for of, _ in lines for row in of.values())
+def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
+    paired = any(row["published"] is not None for row in rows)
+    words = ("data", "kind", "method", "mode") if name == "POPE" else ("data", "method", "mode")
+    columns = [Column[_Line](word, itemgetter(word), text=True) for word in words]
     for place, (metric, title) in enumerate(METRICS[name].items()):
         columns += _figure(metric, title, 3 * place, paired)
     caption = (
         "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch "
-        "zero. All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does."
+        "zero. All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does. "
     )
-    if paired:
-        caption += " “apart”: measured minus published, in points; * outside the interval."
-    else:
-        caption += " Nothing published is set beside it."
+    beside = "“apart”: measured minus published, in points; * outside the interval."
+    caption += beside if paired else "Nothing published is set beside it."
     title = f"{name}, {model}: measured{' beside published' if paired else ''}"
-    return fitted(lines, columns, width, title=title, caption=caption)
+    return fitted(list(_lines(rows)), columns, width, title=title, caption=caption)
 
 
 def _figure(metric: str, title: str, rank: int, paired: bool) -> Iterator[Column[_Line]]:
     def of(write: Callable[[Row], str], needed: str = "value") -> Callable[[_Line], str]:
-        return lambda line: "–" if line[0].get(metric, {}).get(needed) is None else write(line[0][metric])
+        return lambda line: "–" if line.get(metric, {}).get(needed) is None else write(line[metric])
 
     yield Column(title, of(_measured), rank)
     if paired:
