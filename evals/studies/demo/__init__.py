@@ -6,7 +6,6 @@ shown = demo.run("demo-out")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,22 @@ from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.report.saved import read_run
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.score import score
-from lvlm_guard.evals.studies.demo.examples import choose
 from lvlm_guard.evals.studies.demo.page import write
 
-COMMAND = "demo"
 SETTINGS = Settings(batch=MANY)
 QUICK = replace(SETTINGS, limit=24, captions=24, seeds=1)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo found."""
+    """What a demo found: the folder of the run, what its `results.json` holds, and `demo.html`."""
 
-    folder: Path  # of the run
-    results: Mapping[str, Any]  # what `results.json` holds
-    page: Path  # `demo.html`
+    folder: Path
+    results: dict[str, Any]
+    page: Path
 
 
-def run(
-    out: str | Path = "demo-out",
-    settings: Settings = SETTINGS,
-    *,
-    echo: Callable[[str], object] = print,
-    bar: bool | None = None,
-    workers: int | None = None,
-    started_over: bool = False,
-) -> Demo:
+def run(out: str | Path = "demo-out", settings: Settings = SETTINGS, **how: Any) -> Demo:
     """Ask every decoder on the embedded world, score the answers, and write the page.
 
     An interrupted run goes on where it stopped when the same command is given again, with the same final
@@ -51,19 +40,14 @@ def run(
     Args:
         out: folder for `demo.html`, `answers.parquet` and `results.json`.
         settings: of the run; `QUICK`: a few pictures, one seed, intervals as wide as that deserves.
-        echo, bar, workers, started_over: as in `lvlm_guard.evals.infer.ask.ask`.
+        how: "echo", "bar", "workers", "started_over" of `lvlm_guard.evals.infer.ask.ask`, whose errors these are too.
 
     Raises:
         DataError: the folder holds a run that is no demo.
-        RunError: a worker process ended early.
         VoidRunError: answers are empty, failed or cut.
-        KeyboardInterrupt: after a line that says where the answers are.
     """
-    folder = ask(
-        settings, out, echo=echo, bar=bar, workers=workers, started_over=started_over, command=COMMAND, replaces=True
-    )
+    folder = ask(settings, out, command="demo", replaces=True, **how)
     results = score(folder)
     if results["void"]:
         raise VoidRunError(f"The run in {folder} is void, so it has no page: {' '.join(results['void'])}")
-    saved, prepared = read_run(folder), prepare_run(settings)
-    return Demo(folder, results, write(saved, choose(prepared, saved), prepared))
+    return Demo(folder, results, write(read_run(folder), prepare_run(settings)))

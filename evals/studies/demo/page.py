@@ -1,92 +1,116 @@
-"""`demo.html`: what the guard did on a few pictures, the tables, and what they do and do not show."""
+"""`demo.html`: a few pictures, asked plainly and guarded, and the tables; the template has the words.
+
+The pictures are the first, in the order of the test scenes, that meet stated rules, failures included.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from lvlm_guard.evals.infer.generate import Asker
+from lvlm_guard.embedded.text import article
+from lvlm_guard.evals.decoders.decoder import PLAIN, REFERENCE
+from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import Prepared
-from lvlm_guard.evals.report.layout import Results
-from lvlm_guard.evals.report.page import charts, page_environment
+from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.report.page import page_environment
 from lvlm_guard.evals.report.saved import Run, write_whole
-from lvlm_guard.evals.report.terminal import explained, sentences
-from lvlm_guard.evals.studies.demo.examples import Example
+from lvlm_guard.evals.report.terminal import sentences
+from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.pretrained import spoken
 from lvlm_guard.report import Picture, TokenMark, legend, overlay, panel, token_marks, token_strip
 
+Case = tuple[bool | None, bool, bool]
+"""Whether greedy is right (None: either) and the guard is; whether only of the hardest questions."""
 
-def write(saved: Run, examples: Sequence[Example], prepared: Prepared) -> Path:
+QUESTIONS: dict[str, Case] = {
+    "corrects": (False, True, True),
+    "leaves": (False, False, True),
+    "breaks": (True, False, False),
+}
+CAPTIONS: dict[str, Case] = {"keeps": (False, True, False), "lets": (None, False, False)}
+"""Names of the template's titles -> what the first such item is shown for."""
+
+
+def write(saved: Run, prepared: Prepared) -> Path:
     """Write `demo.html` into the folder of a run; void runs have no page."""
-    assert isinstance(prepared.answerer, Asker)
-    results, processor = saved.results, prepared.answerer.processor
-    text = (
-        page_environment()
-        .get_template("demo.html.jinja")
-        .render(
-            run=saved,
-            results=results,
-            headline=_headline(results),
-            examples=[_shown(one, processor) for one in examples],
-            legend=Markup(str(legend())),
-            sentences=sentences(results),
-            charts=charts,
-            explained=explained,
-        )
-    )
-    return write_whole(saved.folder, "demo.html", text)
+    page = page_environment().get_template("demo.html.jinja")
+    shown, results = list(_examples(saved, prepared)), saved.results
+    told = {"run": saved, "results": results, "sentences": sentences(results), "legend": Markup(str(legend()))}
+    return write_whole(saved.folder, "demo.html", page.render(examples=shown, **told))
 
 
-def _headline(results: Results) -> str:
-    """Return the first paragraph: what happens without a guard, and with one."""
-
-    def share(decoder: str, task: str, metric: str) -> str:
-        row = results.value(task, decoder, metric)
-        return "–" if row is None else f"{row['value']:.0%}"
-
-    hard = [share(name, "pope_adversarial", "accuracy") for name in ("greedy", "agla", "vote")]
-    wrong = [share(name, "chair", "chair_i") for name in ("greedy", "vote")]
-    return (
-        "A LLaVA of about a million weights, trained by this project on a drawn world, names things that usually go "
-        "together whether they are there or not, and overlooks others. Asked about such things (POPE, adversarial), it "
-        f"answers {hard[0]} of the questions right; guarded by AGLA {hard[1]}, by vote {hard[2]}. How much of that a "
-        "moved threshold gives by itself, the matched accuracy, AUROC and the controls say. Of the objects that its "
-        f"captions name, {wrong[0]} are not in the picture; guarded by vote {wrong[1]}."
-    )
+def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Yield the examples as the template shows them; a rule that no scene meets gives none."""
+    asker = prepared.answerer
+    assert isinstance(asker, Asker)
+    for task in prepared.tasks:
+        method, rules = ("vote", CAPTIONS) if task.kind == "chair" else ("agla", QUESTIONS)
+        answered = list(_answered(task, saved, method)) if method in asker.decoders else []
+        for name, (plain, guarded, hard) in rules.items():
+            for item, right, wrong in answered:
+                hardest = "pope_adversarial" in item.rows
+                if plain in (None, right[0]) and right[1] == guarded and hardest >= hard:
+                    yield _shown(asker, task, item, method) | {"case": name, "good": guarded, "wrong": wrong}
+                    break
 
 
-def _shown(example: Example, processor: Any) -> dict[str, Any]:
-    """Return an example for the template, with its pictures and its marked tokens as they stand there."""
-    pictures = [Picture(example.image, "The picture", example.truth)]
-    if example.local is not None:
-        keep = example.match.keep
-        pictures += [
-            Picture(
-                overlay(example.image, example.match.relevance, keep=keep),
-                "What matters to the question",
-                "Bright: relevant, says the matcher. The pale line bounds what is kept.",
-                alt="relevance map over the picture",
-            ),
-            Picture(example.local, "The local view", f"{float(keep.float().mean()):.0%} of the picture is kept."),
-        ]
-    marks = token_marks(example.trace, lambda tokens: spoken(processor, tokens))
-    told = {"pictures": Markup(str(panel(pictures))), "strip": Markup(str(token_strip(marks)))}
-    return vars(example) | told | {"why": _why(example, marks), "wrong": example.wrong or ((), ())}
+def _answered(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, list[bool], list[list[str]]]]:
+    """Yield each item: whether greedy and the method are right, and what is not in view and their captions name."""
+    for item, (_, said) in zip(task.items, saved.by_item(task.name), strict=True):
+        texts = [said[name][0]["text"] for name in (REFERENCE, method)]
+        if task.kind != "chair":
+            yield item, [pope.read(text) == item.truth for text in texts], [[], []]
+            continue
+        rows = [{"image_id": 0, "caption": text} for text in texts]
+        read = chair.compare(rows, {0: item.truth}, vocabulary=task.vocabulary)
+        absent = [[node for _, node, _ in caption.hallucinated] for caption in read]
+        yield item, [not each for each in absent], absent
 
 
-def _why(example: Example, marks: Sequence[TokenMark]) -> str:
-    if not marks:
-        return ""
-    if example.wrong is None:
-        token = marks[0]
-        views = {"global": "the whole picture", "local": "the local view", "assembled": "both together"}
-        found = [(words, token.log_prob.get(name)) for name, words in views.items()]
-        told = ", ".join(f"{words} {math.exp(value):.2f}" for words, value in found if value is not None)
-        decided = " No other word was plausible enough, so the guard had no say." if token.decided else ""
-        return f"Probability of “{token.text.strip()}”: {told}.{decided}"
+def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, Any]:
+    """Ask once more, alone and with a trace; float32 gives the tokens of the batch again."""
+    greedy, guard = (asker.decoders[name].guard for name in (REFERENCE, method))
+    assert greedy is not None
+    assert guard is not None
+    inputs = prepare(asker.processor, [item])
+    options: dict[str, Any] = {**PLAIN, "max_new_tokens": task.max_new_tokens}
+    plain = asker.model.generate(**inputs, guard=greedy(0), **options)
+    out = asker.model.generate(**inputs, guard=guard(0), return_dict_in_generate=True, **options)
+    view, start = out.guard.view(0), inputs["input_ids"].shape[1]
+    truth = "in view: " + (", ".join(sorted(item.truth)) or "nothing nameable")
+    if task.kind != "chair":
+        truth = f"{item.truth}: {article(item.tags['object'])} is {'' if item.truth == 'yes' else 'not '}in view"
+    image, marks = item.pictures()[0], token_marks(out.guard.to_dict(), lambda ids: spoken(asker.processor, ids))
+    pictures = [Picture(image, "The picture", truth)]
+    if view.match is not None:
+        keep, note = view.match.keep, "Bright: relevant, says the matcher. The pale line bounds what is kept."
+        drawn, alt = overlay(image, view.match.relevance, keep=keep), "relevance map over the picture"
+        pictures.append(Picture(drawn, "What matters to the question", note, alt=alt))
+        pictures.append(Picture(view.local, "The local view", f"{float(keep.float().mean()):.0%} of the picture is kept."))
+    return {
+        "asked": item.prompt,
+        "method": out.guard.to_dict()["method"],
+        "plain": asker.processor.batch_decode(plain[:, start:], skip_special_tokens=True)[0],
+        "viewed": view.match is not None,
+        "pictures": Markup(str(panel(pictures))),
+        "strip": Markup(str(token_strip(marks))),
+        "why": _overruled(marks) if task.kind == "chair" else _weighed(marks[0]) if marks else "",
+    }
+
+
+def _overruled(marks: Sequence[TokenMark]) -> str:
     changed = [f"{(m.overruled or '').strip()} → {m.text.strip()}" for m in marks if m.overruled is not None]
-    return f"Overruled: {'; '.join(changed) or 'nothing'}."
+    return f"Overruled: {'; '.join(changed) or 'nothing'}." if marks else ""
+
+
+def _weighed(token: TokenMark) -> str:
+    views = {"global": "the whole picture", "local": "the local view", "assembled": "both together"}
+    found = [(words, token.log_prob.get(name)) for name, words in views.items()]
+    told = ", ".join(f"{words} {math.exp(value):.2f}" for words, value in found if value is not None)
+    decided = " No other word was plausible enough, so the guard had no say." if token.decided else ""
+    return f"Probability of “{token.text.strip()}”: {told}.{decided}"
