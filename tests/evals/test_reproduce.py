@@ -411,7 +411,9 @@ def test_the_embedded_grid_runs_resumes_and_says_that_nothing_is_published_besid
     base = Settings(limit=3, seeds=2)
     found = reproduce(tmp_path, "embedded", base=base, echo=str, workers=1, report=False)
     assert found["void"] == []
-    assert {(row["kind"], row["mode"]) for row in found["rows"]} == set(product((*KINDS, "chair"), ("paper", "official")))
+    assert {(row["kind"], row["mode"]) for row in found["rows"]} == set(
+        product((*KINDS, "chair"), ("paper", "official"))
+    )
     assert all(row["published"] is None for row in found["rows"])
     assert any("Nothing published stands beside" in note for note in found["notes"])
     assert {row["data"] for row in found["rows"]} == {"world"}

@@ -6,7 +6,7 @@ The pictures are the first, in the order of the test scenes, that meet stated ru
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, A
         keep, note = view.match.keep, "Bright: relevant, says the matcher. The pale line bounds what is kept."
         drawn, alt = overlay(image, view.match.relevance, keep=keep), "relevance map over the picture"
         pictures.append(Picture(drawn, "What matters to the question", note, alt=alt))
-        pictures.append(Picture(view.local, "The local view", f"{float(keep.float().mean()):.0%} of the picture is kept."))
+        pictures.append(
+            Picture(view.local, "The local view", f"{float(keep.float().mean()):.0%} of the picture is kept.")
+        )
     return {
         "asked": item.prompt,
         "method": out.guard.to_dict()["method"],

@@ -6,11 +6,16 @@ holds it) and gives one answer a mention and column, worded as `metrics.mentions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
 
 from PIL.Image import Image
 
 from lvlm_guard.errors import TextError, UnsupportedCallError
+from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.scores import odds_of
 from lvlm_guard.evals.spec.items import Item, Said
 from lvlm_guard.matching import Matcher, Vocabulary
@@ -29,26 +34,49 @@ def probable(p: float, doubtful: bool) -> Said:
     return Said(f"{'no' if doubtful else 'yes'} {p:.6f}", score=odds_of(p), mass=1.0)
 
 
+@dataclass(eq=False)
 class Judge:
-    """Whoever is asked about mentions.
+    """Whoever is asked about mentions."""
 
-    Args:
-        matcher: that judges.
-        vocabulary: all that could be named; swaps are drawn from it.
-    """
+    matcher: Matcher  # that judges
+    vocabulary: Vocabulary  # all that could be named; swaps are drawn from it
+    place: str = ""  # registered name, folder or hub id that it is from
+    name: str = ""  # of the matcher in the run; "" for the CLIP of the baselines
+    training: int = 0  # its number among those of that name
+    columns: dict[str, str] = field(init=False)  # column -> what it is, for people
 
-    columns: dict[str, str]  # column -> what it is, for people
-
-    def __init__(self, matcher: Matcher, vocabulary: Vocabulary) -> None:
-        self.matcher, self.vocabulary, self.version = matcher, vocabulary, matcher.version
-        self.calibrated = True  # whether the matcher has a probability of its own
+    @property
+    def calibrated(self) -> bool:
+        """Whether the matcher has a probability of its own."""
         try:
-            matcher.require_support()
+            self.matcher.require_support()
         except UnsupportedCallError:
-            self.calibrated = False
+            return False
+        return True
+
+    @property
+    def decoders(self) -> list[Decoder]:
+        """Its columns as who answers."""
+        found = []
+        for column, about in self.columns.items():
+            role: Any = "matcher" if self.name else "reference" if column == CALIBRATED else "control"
+            baseline = None if column == CALIBRATED else CALIBRATED
+            found.append(Decoder(self.name + column, about, None, role=role, baseline=baseline, matchers=(self.place,)))
+        return found
+
+    def answers(self, items: Sequence[Item]) -> Mapping[str, list[Said]]:
+        """Return decoder -> its answers to mentions of any pictures, with the seconds that they took."""
+        found: dict[str, list[Said]] = {self.name + column: [] for column in self.columns}
+        for _, group in groupby(items, key=lambda item: item.picture):
+            mine, began = list(group), time.perf_counter()
+            columns = self(mine[0].pictures()[0], mine)
+            seconds = (time.perf_counter() - began) / len(mine) / len(columns)
+            for column, said in columns.items():
+                found[self.name + column] += (replace(one, seconds=seconds) for one in said)
+        return found
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
-        """Return column -> an answer for each mention."""
+        """Return column -> an answer for each mention of one picture."""
         raise NotImplementedError
 
     def verdicts(self, image: Image, items: Sequence[Item], swaps: int) -> list[Said]:
@@ -58,50 +86,43 @@ class Judge:
         return [probable(found[name].p_supported, found[name].doubtful) for name in objects]
 
 
+@dataclass(eq=False)
 class MatcherJudge(Judge):
     """A matcher, as `generate(verify=True)` asks it: its verdict, against counterfactual swaps where it compares; there
-    also its own probability, if it has one.
-
-    Args:
-        matcher, vocabulary: as of every judge.
-        scores: whether its own probability stands beside a verdict by swaps.
-
-    Raises:
-        UnsupportedCallError: it can't judge claims.
+    also its own probability, if it has one and `scores` wants it. Raises `UnsupportedCallError` where it can't judge.
     """
 
-    def __init__(self, matcher: Matcher, vocabulary: Vocabulary, scores: bool = True) -> None:
-        super().__init__(matcher, vocabulary)
-        if not matcher.compares:
-            matcher.require_support()
-        swaps = "verdict by counterfactual swaps" if matcher.compares else "verdict by its own probability"
-        own = {SCORE: "its own probability"} if scores and matcher.compares and self.calibrated else {}
-        self.columns = {VERDICT: swaps} | own
+    scores: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.matcher.compares:
+            self.matcher.require_support()
+        self.columns = {VERDICT: "verdict by its own probability"}
+        if self.matcher.compares:
+            own = {SCORE: "its own probability"} if self.scores and self.calibrated else {}
+            self.columns = {VERDICT: "verdict by counterfactual swaps"} | own
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
         """Return the matcher's columns."""
         return {column: self.verdicts(image, items, 0 if column == SCORE else SWAPS) for column in self.columns}
 
 
+@dataclass(eq=False)
 class ClipJudge(Judge):
     """What an untuned CLIP says, as published detectors read it.
 
     Columns: its Platt-scaled score, where it is calibrated, else S(object), the cosine of the picture and "a photo of a
     dog"; S of the sentence that holds the mention: the detector of CLIP-guided decoding (Deng et al.,
     arXiv:2402.15300); and F-CLIPScore (Oh and Hwang, arXiv:2502.20034), which for one mention is the mean of S of the
-    sentence and S of the noun.
-
-    Raises:
-        UnsupportedCallError: the matcher does not compare texts.
+    sentence and S of the noun. Raises `UnsupportedCallError` where the matcher does not compare texts.
     """
 
-    def __init__(self, matcher: Matcher, vocabulary: Vocabulary) -> None:
-        if not matcher.compares:
+    def __post_init__(self) -> None:
+        if not self.matcher.compares:
             raise UnsupportedCallError(
-                f"The matcher {matcher.version!r} compares no texts by similarity, so the detectors that stand on CLIP "
-                "can't be measured: give the folder or hub id of a CLIP."
+                f"The matcher {self.matcher.version!r} compares no texts by similarity, so the detectors that stand on "
+                "CLIP can't be measured: give the folder or hub id of a CLIP."
             )
-        super().__init__(matcher, vocabulary)
         how = "Platt-scaled cosine" if self.calibrated else "cosine (as AUROC goes, Platt-scaled)"
         self.columns = {
             CALIBRATED: f"untuned CLIP, {how}",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -72,26 +71,12 @@ def _pieces(processor: Any, ids: Sequence[int], log_probs: Sequence[float]) -> t
     return text, pieces
 
 
-def pieces_of(proof: str) -> list[Piece]:
-    """Return the pieces that `describe` left with a description."""
-    return [(start, end, log_prob) for start, end, log_prob in json.loads(proof)]
+def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]) -> EvalTask:
+    """Return the objects that descriptions name as items, each object of a description once, where it is named first.
 
-
-@dataclass(frozen=True)
-class Mention:
-    """An object that a description names, where it does so first."""
-
-    object: str  # CHAIR's name of it
-    true: bool  # whether it is in the picture
-    word: str  # as the description has it
-    sentence: str  # that holds it
-    probability: float  # that the model gave to the tokens of the word, given all before them
-
-
-def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]) -> list[list[Mention]]:
-    """Return each description's objects, each object once, in order.
-
-    A verdict is of an object and not of a word, so repeats would count one verdict several times.
+    The question is the object (CHAIR's name of it), the prompt the sentence that holds it, the truth whether it is in
+    the picture; "word" is how the description has it, "probability" what the model gave to the tokens of that word,
+    given all before them. A verdict is of an object and not of a word: repeats would count one verdict several times.
 
     Args:
         task: of captions; its items in the order of the descriptions.
@@ -104,41 +89,29 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
     rows = [{"image_id": place, "caption": text} for place, (text, _) in enumerate(described)]
     truths = {place: [str(name) for name in item.truth] for place, item in enumerate(task.items)}
     read = chair.compare(rows, truths, vocabulary=task.vocabulary)
-    return [_named(caption, *one, reader) for caption, one in zip(read, described, strict=True)]
-
-
-def mention_task(task: EvalTask, mentions: Sequence[Sequence[Mention]]) -> EvalTask:
-    """Return the mentions as items: the question is the object, the prompt the sentence that holds it."""
-    items = [
-        Item(
-            key=f"{item.key} {one.object}",
-            picture=item.picture,
-            prompt=one.sentence,
-            images=item.images,
-            question=one.object,
-            truth="yes" if one.true else "no",
-            rows=(task.name,),
-            tags={"word": one.word},
-        )
-        for item, named in zip(task.items, mentions, strict=True)
-        for one in named
+    found = [
+        Item(f"{item.key} {told['question']}", item.picture, images=item.images, rows=(task.name,), **told)
+        for item, caption, (text, pieces) in zip(task.items, read, described, strict=True)
+        for told in _named(caption, text, pieces, reader)
     ]
-    return EvalTask("mentions", "mentions", items, task.max_new_tokens, split=task.split, about=task.about)
+    return EvalTask("mentions", "mentions", found, task.max_new_tokens, split=task.split, about=task.about)
 
 
-def _named(caption: chair.Caption, text: str, pieces: Sequence[Piece], reader: ObjectWords) -> list[Mention]:
+def _named(caption: chair.Caption, text: str, pieces: Sequence[Piece], reader: ObjectWords) -> Iterator[dict[str, Any]]:
+    """Yield of each object what its item says."""
     places = spans(text)
     singular = [reader.singular(token) for token in tokens.words(text)]
-    found: dict[str, Mention] = {}
+    first: dict[str, int] = {}
     for node, index in zip(caption.found.nodes, caption.found.indices, strict=True):
-        if node in found:
-            continue
+        first.setdefault(node, index)
+    for node, index in first.items():
         double = " ".join(singular[index : index + 2]) in reader.double and index + 1 < len(places)
         start, end = places[index][0], places[index + double][1]
         log_prob = sum(p for begin, stop, p in pieces if begin < end and stop > start)
-        sentence = _sentence(text, start)
-        found[node] = Mention(node, node in caption.truth, text[start:end], sentence, math.exp(log_prob))
-    return list(found.values())
+        truth, tags = "yes" if node in caption.truth else "no", {"word": text[start:end]}
+        yield {"prompt": _sentence(text, start), "question": node, "truth": truth} | {
+            "tags": tags | {"probability": math.exp(log_prob)}
+        }
 
 
 def spans(text: str) -> list[tuple[int, int]]:

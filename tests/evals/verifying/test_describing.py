@@ -1,12 +1,14 @@
 """Descriptions of every family of models: text, tokens' places and probabilities."""
 
+import json
+
 import pytest
 import tiny
 import torch
 
 from lvlm_guard.evals.infer.generate import prepare
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.mentions import GREEDY, describe, pieces_of
+from lvlm_guard.evals.studies.verify.mentions import GREEDY, describe
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -18,7 +20,7 @@ def test_the_pieces_of_a_description_are_its_text_and_carry_generates_own_log_pr
     for item, batched in zip(items, together, strict=True):
         (alone,) = describe(model, processor, task, [item])
         assert alone.text == batched.text
-        pieces, beside = (pieces_of(one.proof or "") for one in (alone, batched))
+        pieces, beside = (json.loads(one.proof) for one in (alone, batched))
         assert [p for _, _, p in pieces] == pytest.approx([p for _, _, p in beside], abs=1e-4)
         assert "".join(alone.text[start:end] for start, end, _ in pieces) == alone.text
         inputs = prepare(processor, [item]).to(model.device, model.dtype)

@@ -6,7 +6,7 @@ import pytest
 
 from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.mentions import Mention, Piece, mentions_of, spans
+from lvlm_guard.evals.studies.verify.mentions import Piece, mentions_of, spans
 
 
 def described(text: str, *pieces: tuple[str, float]) -> tuple[str, list[Piece]]:
@@ -21,45 +21,44 @@ def described(text: str, *pieces: tuple[str, float]) -> tuple[str, list[Piece]]:
     return text, made
 
 
-def named(text: str, truth: list[str], *pieces: tuple[str, float], vocabulary=None) -> list[Mention]:
+def named(text: str, truth: list[str], *pieces: tuple[str, float], vocabulary=None) -> list[Item]:
     task = EvalTask("chair", "chair", [Item("0", "0", "describe", (), truth=truth)], 64, vocabulary=vocabulary)
-    (found,) = mentions_of(task, [described(text, *pieces)])
-    return found
+    return list(mentions_of(task, [described(text, *pieces)]).items)
 
 
 def test_synonyms_and_plurals_are_labelled_by_the_ground_truth_of_their_object() -> None:
     found = named("Two puppies play. A man watches them from a sofa.", ["dog", "person"])
-    assert [(m.object, m.true, m.word) for m in found] == [
-        ("dog", True, "puppies"),
-        ("person", True, "man"),
-        ("couch", False, "sofa"),
+    assert [(m.question, m.truth, m.tags["word"]) for m in found] == [
+        ("dog", "yes", "puppies"),
+        ("person", "yes", "man"),
+        ("couch", "no", "sofa"),
     ]
-    assert [m.sentence for m in found] == ["Two puppies play.", *["A man watches them from a sofa."] * 2]
+    assert [m.prompt for m in found] == ["Two puppies play.", *["A man watches them from a sofa."] * 2]
 
 
 def test_an_object_counts_once_where_it_is_named_first() -> None:
     found = named("A dog. The dog has a ball. Dogs!", ["dog"])
-    assert [(m.object, m.sentence) for m in found] == [("dog", "A dog."), ("sports ball", "The dog has a ball.")]
+    assert [(m.question, m.prompt) for m in found] == [("dog", "A dog."), ("sports ball", "The dog has a ball.")]
 
 
 def test_two_words_that_are_one_object_are_one_mention_with_both_words() -> None:
     found = named("He eats a hot dog at a traffic light.", ["hot dog"])
-    assert [(m.object, m.true, m.word) for m in found] == [
-        ("hot dog", True, "hot dog"),
-        ("traffic light", False, "traffic light"),
+    assert [(m.question, m.truth, m.tags["word"]) for m in found] == [
+        ("hot dog", "yes", "hot dog"),
+        ("traffic light", "no", "traffic light"),
     ]
 
 
 def test_the_probability_is_that_of_the_words_tokens_together_and_of_no_other() -> None:
     pieces = [("A", 0.1), (" gir", 0.5), ("affe", 0.4), (" eats", 0.01), (" a", 0.3), (" banana", 0.25), (".", 0.9)]
     found = named("A giraffe eats a banana.", ["giraffe"], *pieces)
-    assert [(m.object, m.true) for m in found] == [("giraffe", True), ("banana", False)]
-    assert [m.probability for m in found] == pytest.approx([0.2, 0.25])
+    assert [(m.question, m.truth) for m in found] == [("giraffe", "yes"), ("banana", "no")]
+    assert [m.tags["probability"] for m in found] == pytest.approx([0.2, 0.25])
 
 
 def test_a_vocabulary_of_its_own_takes_the_place_of_cocos_objects() -> None:
     found = named("the image shows a wineglass , a dog .", ["wineglass"], vocabulary=("wineglass", "tv"))
-    assert [(m.object, m.true) for m in found] == [("wineglass", True)]
+    assert [(m.question, m.truth) for m in found] == [("wineglass", "yes")]
 
 
 @pytest.mark.parametrize("text", ["", "Nothing here.", "..."])

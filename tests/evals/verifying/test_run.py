@@ -23,9 +23,8 @@ from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies.verify import run as room
-from lvlm_guard.evals.studies.verify.asking import CODE
 from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
-from lvlm_guard.evals.studies.verify.mentions import pieces_of
+from lvlm_guard.evals.studies.verify.run import CODE
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Vocabulary, load_matcher
@@ -108,7 +107,7 @@ def test_the_token_probability_is_that_of_a_plain_forward_pass_over_the_descript
         with torch.inference_mode():
             logits = model(**whole).logits[0, start - 1 : -1].float()
         expected = logits.log_softmax(-1).gather(-1, said[0][:, None])[:, 0].tolist()
-        pieces = pieces_of(row["proof"])
+        pieces = json.loads(row["proof"])
         assert [log_prob for _, _, log_prob in pieces] == pytest.approx(expected, abs=2e-4)
         assert "".join(row["text"][start:end] for start, end, _ in pieces) == row["text"]
 
