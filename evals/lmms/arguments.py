@@ -5,16 +5,16 @@ lmms-eval turns `revision=12e4567` into the number infinity, and takes any name.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import yaml
 
 from lvlm_guard import __version__, methods
+from lvlm_guard.engine.session import EXECUTIONS
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import REFERENCE
 from lvlm_guard.evals.infer.identity import code_digest
@@ -23,54 +23,31 @@ from lvlm_guard.evals.spec.settings import Settings
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=agla,alpha=2"
 _NEXT = re.compile(r",(?=\s*[A-Za-z_][\w.]*\s*=)")  # a comma before a name: values may hold commas
 
+SETTINGS = {"pretrained": "model", "batch_size": "batch"} | {n: n for n in ("device", "dtype", "revision", "execution")}
+"""Argument -> the field of `Settings` that it is."""
+OWN = ("pretrained", "method", "device", "dtype", "revision", "execution", "batch_size", "seed", "store", "code")
+LEAST = {"batch_size": 1, "seed": 0}  # of what is a number; the others are texts
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
+
 
 @dataclass(frozen=True)
 class Arguments:
     """All that decides the answers, but for the documents and their generation arguments.
 
     Args:
-        pretrained: "embedded", a folder, or a hub id.
-        method: a registered method, or "greedy" for the plain model; `knobs` are its own.
-        device: "auto", "cpu", "cuda", ...; with several processes each takes the GPU of its rank.
-        dtype: "auto", "float32", "bfloat16", "float16".
-        revision: of a hub id: a branch, a tag or a commit; "" for the newest.
-        execution: how branches are run: the same tokens, another cost.
-        batch_size: documents of one generate() call. Published tables use 1.
+        settings: of a run of our own with this method alone, or the plain model; one document a call, unless
+            batch_size says more (published tables use 1).
+        method: a registered method, or "greedy" for the plain model.
+        seed: of the first time that a document is asked.
         store: folder in which finished answers are kept, and found again after any end; "" for none.
         code: "" or what `code_name()` says, so that a cache that is keyed by these arguments can't mix versions.
     """
 
-    pretrained: str
+    settings: Settings
     method: str
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str = ""
-    execution: str = "auto"
-    batch_size: int = 1
     seed: int = 0
     store: str = ""
     code: str = ""
-
-    def settings(self) -> Settings:
-        """Return them as settings of a run of our own."""
-        return Settings(
-            model=self.pretrained,
-            tasks=(),
-            methods=(self.method,),
-            knobs={self.method: self.knobs} if self.knobs else {},
-            controls=False,
-            seeds=1,
-            batch=self.batch_size,
-            device=_own_device(self.device),
-            dtype=self.dtype,
-            execution=self.execution,
-            revision=self.revision,
-        )
-
-
-OWN = [f.name for f in dataclasses.fields(Arguments) if f.name != "knobs"]
-LEAST = {"batch_size": 1, "seed": 0}  # of what is a number; the others are texts
 
 
 def code_name() -> str:
@@ -98,19 +75,25 @@ def read(given: Mapping[str, Any]) -> Arguments:
     A knob may be written with its method ("vcd.seed=3"), and must be where it has the name of an argument. Raises
     `UnknownNameError` (no such method), or `KnobError` of the argument or knob that is unknown, missing or wrong.
     """
+    known = [REFERENCE, *methods.REGISTRY.names()]
     for name in ("pretrained", "method"):
         if not given.get(name):
-            known = "" if name == "pretrained" else f" Methods: {', '.join(_methods())}."
-            raise KnobError(f"--model_args lacks {name}=. An example: {EXAMPLE}.{known}")
-    method = _text("method", given["method"])
-    defaults = _knobs_of(method)
-    chosen: dict[str, Any] = {}
+            there = "" if name == "pretrained" else f" Methods: {', '.join(known)}."
+            raise KnobError(f"--model_args lacks {name}=. An example: {EXAMPLE}.{there}")
+    method = _own("method", given["method"])
+    if method not in known:
+        raise UnknownNameError(
+            f"No method is called {method!r}. {did_you_mean(method, known)}Known: {', '.join(known)}; "
+            f"{REFERENCE!r} is the plain model. Sampling is asked for by --gen_kwargs do_sample=True,temperature=1."
+        )
+    taken: Any = () if method == REFERENCE else fields(methods.REGISTRY.get(method))
+    defaults = {f.name: f.default for f in taken if f.init}
+    own: dict[str, Any] = {}
     knobs: dict[str, Any] = {}
     for name, value in given.items():
         knob = name.removeprefix(f"{method}.")
         if name in OWN:
-            if value is not None:
-                chosen[name] = _whole(name, value) if name in LEAST else _text(name, value)
+            own |= {} if value is None else {name: _own(name, value)}
         elif knob in defaults:
             knobs[knob] = _knob(knob, value, defaults[knob])
         else:
@@ -119,41 +102,38 @@ def read(given: Mapping[str, Any]) -> Arguments:
                 + did_you_mean(name.rpartition(".")[2], [*OWN, *defaults])
                 + f"Arguments: {', '.join(OWN)}. Knobs of {method}: {', '.join(defaults) or 'none'}."
             )
-    found = Arguments(**chosen, knobs=knobs)
-    _check(found)
-    return found
+    made = {SETTINGS[name]: own.pop(name) for name in list(own) if name in SETTINGS}
+    made["device"], knobbed = _of_rank(made.get("device", "auto")), {method: knobs} if knobs else {}
+    settings = Settings(**made, tasks=(), methods=(method,), knobs=knobbed, controls=False, seeds=1)
+    return Arguments(settings, **own)
 
 
-def _methods() -> list[str]:
-    return [REFERENCE, *methods.REGISTRY.names()]
-
-
-def _knobs_of(method: str) -> dict[str, Any]:
-    """Return the knobs of a method with their defaults."""
-    if method not in _methods():
-        raise UnknownNameError(
-            f"No method is called {method!r}. {did_you_mean(method, _methods())}Known: {', '.join(_methods())}; "
-            f"{REFERENCE!r} is the plain model. Sampling is asked for by --gen_kwargs do_sample=True,temperature=1."
-        )
-    fields = () if method == REFERENCE else dataclasses.fields(methods.REGISTRY.get(method))
-    return {f.name: f.default for f in fields if f.init}
-
-
-def _text(name: str, value: Any) -> str:
+def _own(name: str, value: Any) -> Any:
+    """Return the value of an argument that is no knob, checked."""
+    if name in LEAST:
+        if isinstance(value, str) and re.fullmatch(r"\d+", value.strip()):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < LEAST[name]:
+            hint = "" if name == "seed" else " It is not searched for: a batch can change answers in half precision."
+            raise KnobError(f"{name} is {value!r}: give a whole number of at least {LEAST[name]}.{hint}")
+        return value
     if not isinstance(value, str):
         raise KnobError(
             f"{name} is {value!r}, a {type(value).__name__}: give a text. (lmms-eval makes a number of what looks like "
             "one; in one --model_args string it is read as the text it is.)"
         )
-    return value
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\d+", value.strip()):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < LEAST[name]:
-        hint = " It is not searched for: a batch can change answers in half precision." if name == "batch_size" else ""
-        raise KnobError(f"{name} is {value!r}: give a whole number of at least {LEAST[name]}.{hint}")
+    if name == "execution" and value not in EXECUTIONS:
+        raise KnobError(f"execution is {value!r}: give {', '.join(EXECUTIONS)}.")
+    if name == "revision" and re.fullmatch(r"[+-]?(inf(inity)?|\d+e\d{3,})", value, re.IGNORECASE):
+        raise KnobError(
+            f"revision is {value!r}, which lmms-eval reads as the number infinity, so that its cache could "
+            "take the answers of one revision for another's: give more digits of the commit, or a tag."
+        )
+    if name == "code" and value not in ("", code_name()):
+        raise KnobError(
+            f"code is {value!r}, but the code that runs is {code_name()!r}: a cache keyed by these arguments "
+            f"would mix the answers of both. Write code={code_name()}."
+        )
     return value
 
 
@@ -162,7 +142,6 @@ def _knob(name: str, value: Any, default: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]
@@ -174,28 +153,11 @@ def _knob(name: str, value: Any, default: Any) -> Any:
     except yaml.YAMLError as error:
         raise KnobError(f'{name} is {text!r}, which is no JSON ({error}): write ["dog", "cat"].') from error
     except (ValueError, KeyError):
-        raise KnobError(f"{name} is {text!r}: give {kinds[type(default)]}, such as {default}.") from None
+        raise KnobError(f"{name} is {text!r}: give {_TYPES[type(default)]}, such as {default}.") from None
     return None if text.lower() == "none" else text
 
 
-def _check(found: Arguments) -> None:
-    from lvlm_guard.engine.session import EXECUTIONS
-
-    if found.execution not in EXECUTIONS:
-        raise KnobError(f"execution is {found.execution!r}: give {', '.join(EXECUTIONS)}.")
-    if re.fullmatch(r"[+-]?(inf(inity)?|\d+e\d{3,})", found.revision, re.IGNORECASE):
-        raise KnobError(
-            f"revision is {found.revision!r}, which lmms-eval reads as the number infinity, so that its cache could "
-            "take the answers of one revision for another's: give more digits of the commit, or a tag."
-        )
-    if found.code and found.code != code_name():
-        raise KnobError(
-            f"code is {found.code!r}, but the code that runs is {code_name()!r}: a cache keyed by these arguments "
-            f"would mix the answers of both. Write code={code_name()}."
-        )
-
-
-def _own_device(device: str) -> str:
+def _of_rank(device: str) -> str:
     """Return the GPU of this process where several run side by side, else the device as it was given."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
         import torch

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lvlm_guard.errors import MissingExtraError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.errors import DataError
@@ -33,23 +30,22 @@ SPACY_MODELS = ("en_core_web_md", "en_core_web_lg")  # those with word vectors
 _TASK = re.compile(r"^task\s*:\s*[\"']?([\w.+-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class StockTask:
-    """A task of lmms-eval: its name, its file, and the split that it asks."""
-
-    name: str
-    path: Path
-    split: str
-
-
-def stock_names() -> list[str]:
-    """Return the names of all tasks of lmms-eval; raises `MissingExtraError` where it is not installed."""
-    return list(_files())
+@cache
+def stock_files() -> dict[str, Path]:
+    """Return the file of each task of lmms-eval; raises `MissingExtraError` where it is not installed."""
+    found: dict[str, Path] = {}
+    for path, text in _stock_texts().items():
+        for match in _TASK.finditer(text):
+            found.setdefault(match[1], path)
+    return found
 
 
-def stock_task(name: str) -> StockTask:
-    """Return a task of lmms-eval; raises `UnknownNameError`, or `DataError` where its data can't be others."""
-    files = _files()
+def stock_task(name: str) -> tuple[Path, str]:
+    """Return the file of a task of lmms-eval, and the split that it asks.
+
+    Raises `UnknownNameError`, or `DataError` where its data can't be others.
+    """
+    files = stock_files()
     _check_allowed(name)
     if name not in files:
         near = get_close_matches(name, files, n=3, cutoff=0.5)
@@ -58,13 +54,15 @@ def stock_task(name: str) -> StockTask:
             + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
             + "Groups are not tasks: name one of their members. `lmms-eval tasks` lists them all."
         )
-    config = _config(files[name])
+    from lmms_eval.utils import load_yaml_config
+
+    config = load_yaml_config(str(files[name]), mode="simple")  # nothing of the task is imported
     split = config.get("test_split") or config.get("validation_split")
     if not isinstance(split, str):
         raise DataError(
             f"{name} names no test or validation split in {files[name]}: it can't be pointed at other data."
         )
-    return StockTask(name, files[name], split)
+    return files[name], split
 
 
 def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
     """
     _check_allowed(name)
     manager = _manager(name, include, own)
-    if name.startswith("amber_g") and name in stock_names():  # without spaCy its code can't even be imported
+    if name.startswith("amber_g") and name in stock_files():  # without spaCy its code can't even be imported
         _needs_spacy(name)
     try:
         with quiet():
@@ -122,14 +120,9 @@ def needs_nltk(task: str) -> None:
     """Raise `DataError` unless NLTK's data is there: lmms-eval would ask for it when all answers are paid for."""
     import nltk
 
-    def found(path: str) -> bool:
-        for candidate in (path, f"{path}.zip"):
-            with suppress(LookupError):
-                nltk.data.find(candidate)
-                return True
-        return False
-
-    missing = [path.rpartition("/")[2] for path in NLTK_DATA if not found(path)]
+    ends = ("", ".zip")
+    places = {path: [Path(root) / f"{path}{end}" for root in nltk.data.path for end in ends] for path in NLTK_DATA}
+    missing = [Path(path).name for path, mine in places.items() if not any(place.exists() for place in mine)]
     if missing:
         raise DataError(
             f"The task {task} is scored with NLTK's data, and {', '.join(missing)} is missing: python -m "
@@ -138,12 +131,12 @@ def needs_nltk(task: str) -> None:
 
 
 def _needs_spacy(task: str) -> None:
-    way = f"pip install spacy && python -m spacy download {SPACY_MODELS[0]}"
-    if find_spec("spacy") is None:
-        raise DataError(f"The task {task} is scored with spaCy's word vectors, and spaCy is not installed: {way}.")
-    if not any(find_spec(model) for model in SPACY_MODELS):
+    lacking = "" if any(map(find_spec, SPACY_MODELS)) else "no model that has them is installed"
+    lacking = lacking if find_spec("spacy") else "spaCy is not installed"
+    if lacking:
         raise DataError(
-            f"The task {task} is scored with spaCy's word vectors, and no model that has them is installed: {way}."
+            f"The task {task} is scored with spaCy's word vectors, and {lacking}: pip install spacy && python -m spacy "
+            f"download {SPACY_MODELS[0]}."
         )
     needs_nltk(task)
 
@@ -151,7 +144,7 @@ def _needs_spacy(task: str) -> None:
 def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
     """Return lmms-eval's index that has the task: of the folders alone where they have it, else the whole."""
     try:
-        texts = _texts(_root())
+        texts = _stock_texts()
     except MissingExtraError:
         near = get_close_matches(name, own, n=1)
         raise MissingExtraError(
@@ -162,10 +155,10 @@ def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
     for folder in include:
         if not Path(folder).is_dir():
             raise DataError(f"--include-path {folder} is no folder: give one that holds the YAML files of tasks.")
-        texts = texts | _read_yaml(Path(folder))
+        texts = texts | _texts(Path(folder))
     local = _index(include, False) if include else None
     if local is not None and name in local.all_tasks:
-        if name in stock_names():
+        if name in stock_files():
             raise DataError(
                 f"{', '.join(include)} has a task {name!r}, and so has lmms-eval, which would take its own: give yours "
                 "another name."
@@ -175,7 +168,7 @@ def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
     word = re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w+-])")
     manager = _index(include, True) if any(word.search(text) for text in texts.values()) else None
     if manager is None or name not in manager.all_tasks:
-        names = [*own, *stock_names(), *(local.all_tasks if local else ())]
+        names = [*own, *stock_files(), *(local.all_tasks if local else ())]
         raise UnknownNameError(
             f"No task is called {name!r}, neither here nor in lmms-eval. "
             + did_you_mean(name, names)
@@ -233,42 +226,13 @@ def quiet() -> Iterator[None]:
         logger.enable("lmms_eval")
 
 
-def _root() -> Path:
+@cache
+def _stock_texts() -> dict[Path, str]:
     package = find_spec("lmms_eval")
     if package is None or not package.submodule_search_locations:
         raise MissingExtraError(f"lmms-eval is not installed: {INSTALL}.")
-    return Path(package.submodule_search_locations[0]) / "tasks"
+    return _texts(Path(package.submodule_search_locations[0]) / "tasks")
 
 
-@cache
 def _texts(folder: Path) -> dict[Path, str]:
-    return _read_yaml(folder)
-
-
-def _read_yaml(folder: Path) -> dict[Path, str]:
     return {path: path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.yaml"))}
-
-
-@cache
-def _files() -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path, text in _texts(_root()).items():
-        for match in _TASK.finditer(text):
-            found.setdefault(match[1], path)
-    return found
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """Return a task's YAML with what it includes; `!function` values are left out."""
-    config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    included = config.pop("include", None)
-    for name in [included] if isinstance(included, str) else included or []:
-        config = _config(path.parent / name) | config
-    return config
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # without types
-    """Reads `!function module.name` as None: nothing of the task is imported."""
-
-
-_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)

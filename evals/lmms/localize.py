@@ -10,14 +10,15 @@ they are. Everything is checked here, before any model is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from lvlm_guard.evals.errors import DataError, disk_trouble
-from lvlm_guard.evals.lmms.index import stock_names, stock_task
+from lvlm_guard.evals.lmms.index import stock_files, stock_task
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.tasks.pope.files import identify
 from lvlm_guard.evals.tasks.pope.questions import read_questions
@@ -25,11 +26,9 @@ from lvlm_guard.evals.tasks.pope.questions import read_questions
 POPE_FIELDS = {"question_id", "image", "text", "label"}
 
 
-@dataclass(frozen=True)
-class Localized:
-    """A task that was written: its name for `--tasks`, its folder for `--include_path`, its YAML and parquet files.
-
-    `notes` are sentences that a user should read.
+class Localized(NamedTuple):
+    """A task that was written: its name for `--tasks`, its folder for `--include_path`, its YAML and parquet files, and
+    sentences that a user should read.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Localized:
     task: Path
     data: Path
     documents: int
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
 
 def localize(
@@ -55,66 +54,49 @@ def localize(
 
     Raises `UnknownNameError`, `DataError` (also where the task is refused), or `RunError` where nothing can be written.
     """
-    stock = stock_task(task)
-    named = name or f"{task}_local"
-    if named in stock_names():
+    (path, split), named = stock_task(task), name or f"{task}_local"
+    if named in stock_files():
         raise DataError(f"lmms-eval has a task {named!r} of its own, which would be run instead: give another name.")
-    source, folder = Path(data), Path(out)
-    if images is not None and not Path(images).is_dir():
-        raise DataError(f"There is no folder {images} to take the pictures from.")
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    if source.suffix == ".parquet" and images is None:
-        target, documents = _as_it_is(source)
-    elif images is None:
-        raise DataError(f"{source} names pictures: give the folder they are in (images=).")
+    source, folder, notes, rows = Path(data), Path(out), list[str](), list[dict[str, Any]]()
+    if images is None:
+        if source.suffix != ".parquet":
+            raise DataError(f"{source} names pictures: give the folder they are in (images=).")
+        target, documents = source.resolve(), _documents(source)
     else:
+        if not Path(images).is_dir():
+            raise DataError(f"There is no folder {images} to take the pictures from.")
         given = read_rows(source) if source.suffix == ".parquet" else [row for _, row in jsonl.read(source)]
         if given and given[0].keys() >= POPE_FIELDS:
-            given = _pope(source, stock.split)
+            given = [
+                {"id": str(q.question_id), "question_id": str(q.question_id), "question": q.text, "answer": q.label}
+                | {"image_source": Path(q.image).stem, "category": split, "image": q.image}
+                for q in read_questions(source)
+            ]
             if identify(source) is None:
-                notes.append(
-                    f"{source} is none of the published POPE files: its scores compare with no published table."
-                )
+                told = "is none of the published POPE files: its scores compare with no published table."
+                notes.append(f"{source} {told}")
         rows = _with_pictures(source, given, Path(images))
         target, documents = (folder / f"{named}.parquet").resolve(), len(rows)
-    config = {
-        "include": str(stock.path),
-        "task": named,
-        "dataset_path": "parquet",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {stock.split: str(target)}},
-    }
+    config = {"include": str(path), "task": named, "dataset_path": "parquet", "dataset_name": None}
+    config["dataset_kwargs"] = {"data_files": {split: str(target)}}
+    written = folder / f"{named}.yaml"
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if rows:
             write_rows(rows, target)
-        written = folder / f"{named}.yaml"
         written.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return Localized(named, folder, written, target, documents, tuple(notes))
+    return Localized(named, folder, written, target, documents, notes)
 
 
-def _as_it_is(source: Path) -> tuple[Path, int]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _documents(source: Path) -> int:
+    """Return how many documents parquet has, which must hold its pictures."""
     try:
         file = pq.ParquetFile(source)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{source} can't be read as parquet: {error}.") from error
-    columns = file.schema_arrow.names
-    if "image" in columns and pa.types.is_string(file.schema_arrow.field("image").type):
+    if "image" in file.schema_arrow.names and pa.types.is_string(file.schema_arrow.field("image").type):
         raise DataError(f"{source} holds names of pictures, not the pictures: give the folder they are in (images=).")
-    return source.resolve(), file.metadata.num_rows
-
-
-def _pope(source: Path, split: str) -> list[dict[str, Any]]:
-    """Return POPE's questions in lmms-eval's columns."""
-    return [
-        {"id": str(q.question_id), "question_id": str(q.question_id), "question": q.text, "answer": q.label}
-        | {"image_source": Path(q.image).stem, "category": split, "image": q.image}
-        for q in read_questions(source)
-    ]
+    return int(file.metadata.num_rows)
 
 
 def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
@@ -124,9 +106,9 @@ def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list
         image = row.get("image")
         if not isinstance(image, str):
             raise DataError(f"Row {number} of {source} has the image {image!r}: give a file's name in {root}.")
-        if row.keys() != rows[0].keys():
-            odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
-            raise DataError(f"Row {number} of {source} has other fields than row 0 ({odd}): all need the same ones.")
+        if odd := sorted(row.keys() ^ rows[0].keys()):
+            fields = ", ".join(odd)
+            raise DataError(f"Row {number} of {source} has other fields than row 0 ({fields}): all need the same ones.")
         paths[image] = (root / image).resolve()
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
@@ -140,8 +122,6 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     A picture with a path alone stays where it is. (`Dataset.to_parquet` would copy it into the file.)
     """
     import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     listed = [dict(row) for row in rows]
     kind = datasets.features.features.generate_from_arrow_type
@@ -152,7 +132,5 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a parquet file as Python data."""
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows

@@ -10,11 +10,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
@@ -26,7 +26,7 @@ from lvlm_guard.evals.infer.identity import environment, weights_digest
 from lvlm_guard.evals.infer.prepare import prepare_run, weights_of
 from lvlm_guard.evals.infer.progress import Meter
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
-from lvlm_guard.evals.lmms.requests import Request, digest, read_requests
+from lvlm_guard.evals.lmms.requests import Request, read_requests
 from lvlm_guard.evals.lmms.store import Store
 from lvlm_guard.evals.spec.items import EvalTask, Said
 
@@ -45,7 +45,7 @@ class Cost(TokenCounts):  # type: ignore[misc]  # lmms-eval has no types
 
 
 class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """A chat model of lmms-eval around a guarded model; see `arguments.Arguments` for `--model_args`."""
+    """A chat model of lmms-eval around a guarded model; see `arguments` for `--model_args`."""
 
     is_simple = False
 
@@ -54,19 +54,13 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         if given.pop("max_batch_size", None) is not None:
             raise KnobError("max_batch_size is for models that search for a batch: give lvlm_guard a --batch_size.")
         self.arguments = read(given)
-        prepared = prepare_run(self.arguments.settings(), tasks=[])
-        assert isinstance(prepared.answerer, Asker)
-        self._chosen = {d.name: d for d in prepared.decoders}[self.arguments.method]
+        self._prepared = prepare_run(self.arguments.settings, tasks=[])
+        assert isinstance(self._prepared.answerer, Asker)
+        self._chosen = self._prepared.answerer.decoders[self.arguments.method]
         self._decoders: dict[str, Decoder] = {}  # one for each way of generating
-        self._asker = replace(prepared.answerer, decoders=self._decoders)
-        self._matcher = prepared.matcher
-        self._kept: Store | None = None
-        dtype = self._asker.model.dtype
-        if self.arguments.batch_size > 1 and dtype in (torch.bfloat16, torch.float16):
-            _tell(
-                f"lvlm_guard: answers are made {self.arguments.batch_size} at a time in {str(dtype)[6:]}; in half "
-                "precision the batch can change an answer. Published tables use --batch_size 1."
-            )
+        self._asker = replace(self._prepared.answerer, decoders=self._decoders)
+        for warning in self._prepared.warnings():
+            _tell(f"lvlm_guard: {warning}")
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: dict[str, Any] | None = None) -> LvlmGuard:
@@ -91,7 +85,7 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         said: dict[int, Said] = {}
         first = self.rank == 0  # one process of several tells how far they are
         with Meter(len(asked), "answers", _tell if first else str, None if first else False) as meter:
-            for batch in _batches(asked, self.arguments.batch_size):
+            for batch in _batches(asked, self.arguments.settings.batch):
                 try:
                     answers = self._answers([request for _, request in batch])
                 except Exception as error:
@@ -115,40 +109,38 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
     def _answers(self, batch: Sequence[Request]) -> list[Said]:
         """Answer a batch, or find it answered; a batch that was answered in part is asked again as a whole."""
-        first = batch[0]
+        first, store = batch[0], self._store
         seed, items = self.arguments.seed + first.repeat, [request.item() for request in batch]
+        keys = [r.digest(i, seed) for r, i in zip(batch, items, strict=True)] if store else []
+        if store and all(key in store.held for key in keys):
+            return [store.held[key] for key in keys]
         task = EvalTask(first.task, "stock", items, first.generation.max_new_tokens, first.generation.until)
         options = first.generation.options()
         name = f"{self._chosen.name} {options}"
         self._decoders.setdefault(name, replace(self._chosen, name=name, options=options))
-        store = self._store()
-        keys = [] if store is None else [digest(r, i, seed) for r, i in zip(batch, items, strict=True)]
-        if store is not None and all(key in store.held for key in keys):
-            return [store.held[key] for key in keys]
         (said,) = self._asker.ask(task, items, [(name, seed)])
-        if store is not None:
+        if store:
             places = [{"task": r.task, "split": r.split, "doc_id": r.doc_id, "seed": seed} for r in batch]
             store.add(zip(keys, places, said, strict=True))
         return said
 
+    @cached_property  # opened when it is first needed: only then has lmms-eval told this process its rank
     def _store(self) -> Store | None:
-        """Open the store when it is first needed: only then has lmms-eval told this process its rank."""
-        if self.arguments.store and self._kept is None:
-            settings = self.arguments.settings()
-            decides = {
-                "settings": {k: v for k, v in settings.to_dict().items() if k != "device"},
-                "device": str(self.device.type),
-                "dtype": str(self._asker.model.dtype),
-                "knobs": dict(self._chosen.knobs),
-                "matcher": self._matcher,
-                "code": code_name(),
-                "weights": weights_digest(weights_of(settings)),
-                "environment": {name: told for name, told in environment().items() if name != "commit"},
-                "loaded": getattr(self._asker.model.config, "_commit_hash", None),
-            }
-            plain = json.loads(json.dumps(decides, default=str))
-            self._kept = Store(Path(self.arguments.store), plain, self.rank)
-        return self._kept
+        if not self.arguments.store:
+            return None
+        settings, model = self.arguments.settings, self._asker.model
+        decides = {
+            "settings": {k: v for k, v in settings.to_dict().items() if k != "device"},
+            "device": str(self.device.type),
+            "dtype": str(model.dtype),
+            "knobs": dict(self._chosen.knobs),
+            "matcher": self._prepared.matcher,
+            "code": code_name(),
+            "weights": weights_digest(weights_of(settings)),
+            "environment": {name: told for name, told in environment().items() if name != "commit"},
+            "loaded": getattr(model.config, "_commit_hash", None),
+        }
+        return Store(Path(self.arguments.store), json.loads(json.dumps(decides, default=str)), self.rank)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raise NotImplementedError: a guard changes how answers are generated, not how given ones are weighed."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.lmms.generation import Generation, read
 from lvlm_guard.evals.lmms.index import load
+from lvlm_guard.evals.lmms.requests import Generation, read_generation
 from lvlm_guard.evals.metrics.stock import check_scorable
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
@@ -99,11 +99,11 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
 
 
 def generation(name: str, wanted: Mapping[str, Any]) -> Generation:
-    """Return what a task's generation arguments ask for; raises as `lmms.generation.read`.
+    """Return what a task's generation arguments ask for; raises as `read_generation`.
 
     Sampling and beams are a `DataError`: a run compares decoders, so none of its answers would be stock's.
     """
-    asked = read(wanted, name)
+    asked = read_generation(wanted, name)
     if asked.do_sample or asked.num_beams > 1:
         what = "sampling" if asked.do_sample else f"{asked.num_beams} beams"
         raise DataError(

@@ -8,14 +8,18 @@ from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 BASE = {"pretrained": "some/model", "method": "agla"}
 
 
+def knobs(found):
+    return found.settings.knobs[found.method]
+
+
 def test_texts_stay_texts_where_lmms_eval_makes_numbers_of_them():
     from lmms_eval.utils import simple_parse_args_string
 
     text = "pretrained=some/model,method=agla,revision=1234567,alpha=2"
     assert simple_parse_args_string(text)["revision"] == 1234567
     found = read(parse(text))
-    assert found.revision == "1234567"
-    assert found.knobs == {"alpha": 2.0}
+    assert found.settings.revision == "1234567"
+    assert knobs(found) == {"alpha": 2.0}
 
 
 @pytest.mark.parametrize("revision", ["12e4567", "inf", "infinity", "-inf"])
@@ -32,7 +36,7 @@ def test_a_revision_that_is_no_text_any_more_is_refused(revision):
 
 def test_a_value_may_hold_commas_and_equals_signs():
     found = read(parse('pretrained=a,method=vote,objects=["dog", "cat"],template=a picture, {article} {object}'))
-    assert found.knobs == {"objects": ("dog", "cat"), "template": "a picture, {article} {object}"}
+    assert knobs(found) == {"objects": ("dog", "cat"), "template": "a picture, {article} {object}"}
     assert parse("pretrained=/a b/c=d,method=agla") == {"pretrained": "/a b/c=d", "method": "agla"}
     assert parse("") == {}
 
@@ -45,10 +49,10 @@ def test_a_text_that_is_no_list_of_arguments_is_refused(text):
 
 def test_knobs_take_the_type_of_their_default():
     found = read(parse("pretrained=a,method=vote,lam=2,by_word=true,claim=none,frame=squashed"))
-    assert found.knobs == {"lam": 2.0, "by_word": True, "claim": None, "frame": "squashed"}
-    assert isinstance(found.knobs["lam"], float)
+    assert knobs(found) == {"lam": 2.0, "by_word": True, "claim": None, "frame": "squashed"}
+    assert isinstance(knobs(found)["lam"], float)
     found = read(parse("pretrained=a,method=vcd,noise_step=300,vcd.seed=7,seed=2"))
-    assert found.knobs == {"noise_step": 300, "seed": 7}
+    assert knobs(found) == {"noise_step": 300, "seed": 7}
     assert found.seed == 2
 
 
@@ -82,7 +86,7 @@ def test_what_means_nothing_is_refused(given, error, match):
 
 
 def test_the_plain_model_has_no_knobs():
-    assert read({"pretrained": "a", "method": "greedy"}).knobs == {}
+    assert read({"pretrained": "a", "method": "greedy"}).settings.knobs == {}
     with pytest.raises(KnobError, match="Knobs of greedy: none"):
         read({"pretrained": "a", "method": "greedy", "alpha": 2})
 
@@ -90,11 +94,11 @@ def test_the_plain_model_has_no_knobs():
 def test_arguments_that_name_the_running_code_are_read_back():
     found = read(parse(f'pretrained=some/model,method=vote,lam=1.5,objects=["dog", "cat"],code={code_name()}'))
     assert found.code == code_name()
-    assert found.knobs == {"lam": 1.5, "objects": ("dog", "cat")}
+    assert knobs(found) == {"lam": 1.5, "objects": ("dog", "cat")}
 
 
 def test_the_settings_are_those_of_a_run_with_this_method_alone():
-    settings = read(parse("pretrained=a/b,method=agla,alpha=1,dtype=bfloat16,revision=v2,batch_size=3")).settings()
+    settings = read(parse("pretrained=a/b,method=agla,alpha=1,dtype=bfloat16,revision=v2,batch_size=3")).settings
     assert (settings.model, settings.methods, settings.knobs) == ("a/b", ("agla",), {"agla": {"alpha": 1.0}})
     assert (settings.dtype, settings.revision, settings.batch) == ("bfloat16", "v2", 3)
     assert settings.controls is False
@@ -109,6 +113,6 @@ def test_a_batch_size_given_twice_must_be_the_same():
     model = LvlmGuard.create_from_arg_string(
         "pretrained=embedded,method=greedy,batch_size=2,device=cpu", {"batch_size": 1, "max_batch_size": None}
     )
-    assert model.arguments.batch_size == 2
+    assert model.arguments.settings.batch == 2
     with pytest.raises(KnobError, match="max_batch_size"):
         LvlmGuard.create_from_arg_string("pretrained=embedded,method=greedy", {"max_batch_size": 8})

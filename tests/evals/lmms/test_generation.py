@@ -3,34 +3,36 @@
 import pytest
 
 from lvlm_guard.errors import UnsupportedCallError
-from lvlm_guard.evals.lmms.generation import KEYS, MOST_TOKENS, Generation, read
+from lvlm_guard.evals.lmms.requests import KEYS, MOST_TOKENS, Generation, read_generation
 
 
 def test_what_stock_tasks_say_means_greedy():
     given = {"max_new_tokens": 128, "temperature": 0, "top_p": 0, "num_beams": 1, "do_sample": False, "until": ["\n\n"]}
-    found = read(given, "pope_adv")
+    found = read_generation(given, "pope_adv")
     assert found == Generation(128, ("\n\n",))
     assert found.options() == {"do_sample": False, "num_beams": 1}
     assert given["top_p"] == 0, "lmms-eval's own arguments are left as they are"
 
 
 def test_nothing_given_means_greedy_up_to_a_limit():
-    assert read({}, "t") == Generation(MOST_TOKENS)
-    assert read(dict.fromkeys(KEYS), "t") == Generation(MOST_TOKENS)
+    assert read_generation({}, "t") == Generation(MOST_TOKENS)
+    assert read_generation(dict.fromkeys(KEYS), "t") == Generation(MOST_TOKENS)
 
 
 def test_sampling_keeps_its_arguments():
-    found = read({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "max_new_tokens": 9}, "t")
+    found = read_generation(
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "max_new_tokens": 9}, "t"
+    )
     assert found.options() == {"do_sample": True, "num_beams": 1, "temperature": 0.7, "top_p": 0.9, "top_k": 40}
 
 
 def test_a_temperature_alone_asks_for_sampling_as_lmms_eval_has_it():
-    assert read({"temperature": 0.5}, "t").do_sample
-    assert not read({"temperature": 0.5, "do_sample": False}, "t").do_sample
+    assert read_generation({"temperature": 0.5}, "t").do_sample
+    assert not read_generation({"temperature": 0.5, "do_sample": False}, "t").do_sample
 
 
 def test_one_stop_may_be_a_text():
-    assert read({"until": "\n"}, "t").until == ("\n",)
+    assert read_generation({"until": "\n"}, "t").until == ("\n",)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +57,4 @@ def test_one_stop_may_be_a_text():
 )
 def test_what_cant_be_honoured_is_an_error_that_names_the_task(given, match):
     with pytest.raises(UnsupportedCallError, match=f"Task some_task: .*{match}"):
-        read(given, "some_task")
+        read_generation(given, "some_task")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lvlm_guard.errors import UnknownNameError
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.lmms.index import stock_names, stock_task
+from lvlm_guard.evals.lmms.index import stock_files, stock_task
 from lvlm_guard.evals.lmms.localize import localize, read_rows, write_rows
 
 
@@ -42,7 +42,7 @@ def test_pope_files_become_a_task_that_includes_the_stock_one(questions, images,
     made = localize("pope_adv", questions, tmp_path / "tasks", images=images)
     assert (made.name, made.documents) == ("pope_adv_local", 6)
     config = yaml.safe_load(made.task.read_text())
-    assert config["include"] == str(stock_task("pope_adv").path)
+    assert config["include"] == str(stock_task("pope_adv")[0])
     assert config["dataset_name"] is None
     assert config["dataset_kwargs"]["data_files"] == {"adversarial": str(made.data)}
     row = read_rows(made.data)[4]
@@ -83,12 +83,12 @@ def test_parquet_that_holds_its_pictures_is_used_as_it_is(images, tmp_path):
 
 
 def test_stock_tasks_are_found_by_their_names_and_splits():
-    splits = {name: stock_task(name).split for name in ("pope", "pope_adv", "pope_pop", "pope_random", "mme")}
+    splits = {name: stock_task(name)[1] for name in ("pope", "pope_adv", "pope_pop", "pope_random", "mme")}
     assert splits == {
         "pope": "test", "pope_adv": "adversarial", "pope_pop": "popular", "pope_random": "random", "mme": "test",
     }  # fmt: skip
-    assert stock_task("amber_g").split == "train"
-    assert len(stock_names()) > 1000
+    assert stock_task("amber_g")[1] == "train"
+    assert len(stock_files()) > 1000
 
 
 def test_an_unknown_task_suggests_the_nearest(questions, images, tmp_path):

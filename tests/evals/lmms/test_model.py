@@ -59,7 +59,7 @@ def test_larger_batches_give_the_same_answers(evaluate, one_by_one):
 
 def test_larger_batches_in_half_precision_are_told(capsys):
     LvlmGuard(pretrained="embedded", method="greedy", device="cpu", dtype="bfloat16", batch_size=4)
-    assert "answers are made 4 at a time in bfloat16" in capsys.readouterr().err
+    assert "Answers were made 4 at a time in bfloat16" in capsys.readouterr().err
     for quiet in ({"dtype": "bfloat16"}, {"batch_size": 4}):
         LvlmGuard(pretrained="embedded", method="greedy", device="cpu", **quiet)
     assert "at a time" not in capsys.readouterr().err

@@ -6,7 +6,7 @@ from lmms_eval.api.instance import Instance
 from PIL import Image
 
 from lvlm_guard.errors import ImageError, UnsupportedCallError
-from lvlm_guard.evals.lmms.requests import digest, read_requests
+from lvlm_guard.evals.lmms.requests import read_requests
 
 PICTURE = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
 GENERATION = {"max_new_tokens": 5, "until": []}
@@ -84,8 +84,8 @@ def test_generation_arguments_are_not_changed_for_other_models():
 
 def test_a_questions_digest_tells_its_text_picture_generation_and_seed():
     (asked,) = read_requests([chat(talk)], DOCUMENTS)
-    same = digest(asked, asked.item(), 0)
-    assert digest(asked, asked.item(), 0) == same
+    same = asked.digest(asked.item(), 0)
+    assert asked.digest(asked.item(), 0) == same
     other = PICTURE.copy()
     other.putpixel((3, 3), (0, 0, 0))
     changed = [
@@ -94,6 +94,6 @@ def test_a_questions_digest_tells_its_text_picture_generation_and_seed():
         read_requests([chat(talk, generation=GENERATION | {"max_new_tokens": 6})], DOCUMENTS)[0],
         read_requests([chat(talk, 1)], DOCUMENTS)[0],
     ]
-    digests = {digest(one, one.item(), 0) for one in changed} | {digest(asked, asked.item(), 1)}
+    digests = {one.digest(one.item(), 0) for one in changed} | {asked.digest(asked.item(), 1)}
     assert len(digests) == 5
     assert same not in digests
