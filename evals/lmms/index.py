@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,11 +32,20 @@ _TASK = re.compile(r"^task\s*:\s*[\"']?([\w.+-]+)[\"']?\s*(?:#.*)?$", re.MULTILI
 @cache
 def stock_files() -> dict[str, Path]:
     """Return the file of each task of lmms-eval; raises `MissingExtraError` where it is not installed."""
-    found: dict[str, Path] = {}
-    for path, text in _stock_texts().items():
-        for match in _TASK.finditer(text):
-            found.setdefault(match[1], path)
-    return found
+    texts = reversed(_stock_texts().items())  # of two files with one task the first is taken
+    return {match[1]: path for path, text in texts for match in _TASK.finditer(text)}
+
+
+@cache
+def _stock_texts() -> dict[Path, str]:
+    package = find_spec("lmms_eval")
+    if package is None or not package.submodule_search_locations:
+        raise MissingExtraError(f"lmms-eval is not installed: {INSTALL}.")
+    return _texts(Path(package.submodule_search_locations[0]) / "tasks")
+
+
+def _texts(folder: Path) -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.yaml"))}
 
 
 def stock_task(name: str) -> tuple[Path, str]:
@@ -48,20 +56,16 @@ def stock_task(name: str) -> tuple[Path, str]:
     files = stock_files()
     _check_allowed(name)
     if name not in files:
-        near = get_close_matches(name, files, n=3, cutoff=0.5)
         raise UnknownNameError(
-            f"lmms-eval has no task {name!r}. "
-            + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
-            + "Groups are not tasks: name one of their members. `lmms-eval tasks` lists them all."
+            f"lmms-eval has no task {name!r}. {did_you_mean(name, files)}Groups are not tasks: name one of their "
+            "members. `lmms-eval tasks` lists them all."
         )
     from lmms_eval.utils import load_yaml_config
 
     config = load_yaml_config(str(files[name]), mode="simple")  # nothing of the task is imported
     split = config.get("test_split") or config.get("validation_split")
     if not isinstance(split, str):
-        raise DataError(
-            f"{name} names no test or validation split in {files[name]}: it can't be pointed at other data."
-        )
+        raise DataError(f"{name} names no split to test in {files[name]}: it can't be pointed at other data.")
     return files[name], split
 
 
@@ -100,7 +104,6 @@ def _check_allowed(name: str) -> None:
 
 
 def _check_scoring(name: str, task: Any) -> None:
-    """See that a task can be scored, before its answers are paid for."""
     told = task.config.metadata
     judge = told.get("gpt_eval_model_name") if isinstance(told, Mapping) else None
     if judge:
@@ -109,11 +112,10 @@ def _check_scoring(name: str, task: Any) -> None:
             "answers: not offered. Use stock lmms-eval with --model lvlm_guard."
         )
     code = getattr(task.config.process_results, "__code__", None)
-    folder = Path(code.co_filename).parent.name if code is not None else ""
-    if folder == "coco_cap_chair":  # by the code that scores, whatever the task is called
-        needs_nltk(name)
-    if folder == "amber_g":
-        _needs_spacy(name)
+    # by the code that scores, whatever the task is called
+    needs = {"coco_cap_chair": needs_nltk, "amber_g": _needs_spacy}
+    if code is not None and (check := needs.get(Path(code.co_filename).parent.name)):
+        check(name)
 
 
 def needs_nltk(task: str) -> None:
@@ -144,18 +146,14 @@ def _needs_spacy(task: str) -> None:
 def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
     """Return lmms-eval's index that has the task: of the folders alone where they have it, else the whole."""
     try:
-        texts = _stock_texts()
-    except MissingExtraError:
-        near = get_close_matches(name, own, n=1)
-        raise MissingExtraError(
-            f"No task is called {name!r} here"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" If it is one of lmms-eval, install that: {INSTALL}."
-        ) from None
+        texts = list(_stock_texts().values())
+    except MissingExtraError as error:
+        near = did_you_mean(name, own)
+        raise MissingExtraError(f"No task is called {name!r} here. {near}If it is lmms-eval's: {error}") from None
     for folder in include:
         if not Path(folder).is_dir():
             raise DataError(f"--include-path {folder} is no folder: give one that holds the YAML files of tasks.")
-        texts = texts | _texts(Path(folder))
+        texts += _texts(Path(folder)).values()
     local = _index(include, False) if include else None
     if local is not None and name in local.all_tasks:
         if name in stock_files():
@@ -166,14 +164,12 @@ def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
         return local
     # lmms-eval takes half a minute to say that it has no such task
     word = re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w+-])")
-    manager = _index(include, True) if any(word.search(text) for text in texts.values()) else None
+    manager = _index(include, True) if any(map(word.search, texts)) else None
     if manager is None or name not in manager.all_tasks:
-        names = [*own, *stock_files(), *(local.all_tasks if local else ())]
+        near = did_you_mean(name, [*own, *stock_files(), *(local.all_tasks if local else ())])
         raise UnknownNameError(
-            f"No task is called {name!r}, neither here nor in lmms-eval. "
-            + did_you_mean(name, names)
-            + f"Here: {', '.join(own)}. There: `lmms-eval tasks` lists them."
-            + ("" if include else " Tasks of your own need --include-path FOLDER.")
+            f"No task is called {name!r}, neither here nor in lmms-eval. {near}Here: {', '.join(own)}. There: "
+            f"`lmms-eval tasks` lists them.{'' if include else ' Tasks of your own need --include-path FOLDER.'}"
         )
     return manager
 
@@ -224,15 +220,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.enable("lmms_eval")
-
-
-@cache
-def _stock_texts() -> dict[Path, str]:
-    package = find_spec("lmms_eval")
-    if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(f"lmms-eval is not installed: {INSTALL}.")
-    return _texts(Path(package.submodule_search_locations[0]) / "tasks")
-
-
-def _texts(folder: Path) -> dict[Path, str]:
-    return {path: path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.yaml"))}

@@ -7,7 +7,8 @@ made of; other metrics have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from PIL.Image import Image
@@ -16,7 +17,6 @@ from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.tasks.world import NOUNS
 
 Row = dict[str, Any]
-Aggregator = Callable[[Sequence[Row]], float]
 
 
 def visual(document: Mapping[str, Any]) -> list[Image]:
@@ -38,9 +38,8 @@ def pope_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[st
 def chair_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Row]:
     """Return the row of one caption under each metric."""
     picture = document["image_source"]
-    row = {"image_id": picture, "image_source": picture, "caption": results[0]}
-    row["objects"] = list(document["gt_object"])
-    own = {name: row | {"score": _captions([row])[name]} for name in ("chair_s", "length")}
+    row = {"image_id": picture, "image_source": picture, "caption": results[0], "objects": list(document["gt_object"])}
+    own = {name: row | {"score": _captions(name, [row])} for name in ("chair_s", "length")}
     return own | {"chair_i": row, "object_recall": row}
 
 
@@ -49,22 +48,16 @@ def chair_target(document: Mapping[str, Any]) -> str:
     return ", ".join(document["gt_object"])
 
 
-def unreadable(rows: Sequence[Row]) -> float:
-    """Return the share of answers that are neither yes nor no."""
-    return pope.ratio(pope.score(rows)["unreadable"], len(rows))
+def _answers(metric: str, rows: Sequence[Row]) -> float:
+    found: Mapping[str, Any] = pope.score(rows)
+    return pope.ratio(found[metric], len(rows)) if metric == "unreadable" else float(found[metric])
 
 
-def _answers(metric: str) -> Aggregator:
-    return lambda rows: float(pope.score(rows)[metric])
+def _captions(metric: str, rows: Sequence[Row]) -> float:
+    return float(chair.score(rows, {row["image_id"]: row["objects"] for row in rows}, vocabulary=NOUNS)[metric])
 
 
-def _captions(rows: Sequence[Row]) -> Mapping[str, Any]:
-    return chair.score(rows, {row["image_id"]: row["objects"] for row in rows}, vocabulary=NOUNS)
-
-
-def _of_captions(metric: str) -> Aggregator:
-    return lambda rows: float(_captions(rows)[metric])
-
-
-accuracy, precision, recall, f1, yes_ratio = map(_answers, ("accuracy", "precision", "recall", "f1", "yes_ratio"))
-chair_s, chair_i, object_recall, length = map(_of_captions, ("chair_s", "chair_i", "object_recall", "length"))
+_OF_ANSWERS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
+accuracy, precision, recall, f1, yes_ratio, unreadable = (partial(_answers, metric) for metric in _OF_ANSWERS)
+_OF_CAPTIONS = ("chair_s", "chair_i", "object_recall", "length")
+chair_s, chair_i, object_recall, length = (partial(_captions, metric) for metric in _OF_CAPTIONS)

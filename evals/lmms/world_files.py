@@ -7,7 +7,6 @@ The questions and captions are the first ones of `world_pope` and `world_chair` 
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 from lvlm_guard.embedded.world import Scenes
@@ -39,12 +38,6 @@ def chair_rows() -> list[dict[str, Any]]:
     ]
 
 
-def write(folder: Path = TASKS) -> None:
-    """Write both files."""
-    write_rows(pope_rows(), folder / POPE)
-    write_rows(chair_rows(), folder / CHAIR)
-
-
 def _png(scenes: Scenes, index: int) -> dict[str, Any]:
     file = io.BytesIO()
     picture(scenes, index).save(file, "PNG", optimize=True)
@@ -52,4 +45,5 @@ def _png(scenes: Scenes, index: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write()
+    for name, rows in ((POPE, pope_rows()), (CHAIR, chair_rows())):
+        write_rows(rows, TASKS / name)

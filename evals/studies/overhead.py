@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import Prepared
 from lvlm_guard.evals.infer.store import ANSWERS, Answers, Asked, Column, Job
-from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.stats.results import Row
 from lvlm_guard.evals.stats.score import score_answers
 
@@ -50,41 +49,44 @@ def overhead(
     for whole in prepared.tasks:
         task = replace(whole, items=list({item.picture: item for item in whole.items}.values()), calibration=())
         for decoder in (d for d in prepared.decoders if d.name in decoders):
-            rows += _measured(prepared, task, decoder, batch, tick)
+            known = {"model": prepared.settings.model, "method": decoder.name, "task": task.name, "batch": batch}
+            known |= {"low": None, "high": None, "n": len(task.items)}
+            rows += (known | told for told in _measured(prepared.answerer, task, decoder, batch, tick))
     return rows
 
 
-def _measured(
-    prepared: Prepared, task: EvalTask, decoder: Decoder, batch: int, tick: Callable[[int], object]
-) -> list[Row]:
-    asker, who = prepared.answerer, (decoder.name, 0)
+def _measured(asker: Any, task: EvalTask, decoder: Decoder, batch: int, tick: Callable[[int], object]) -> Iterator[Row]:
     assert isinstance(asker, Asker)
-    unscored = replace(task, kind="stock")
-    bare: list[float] = []
-    ours: list[float] = []
+    assert decoder.guard is not None
+    model: Any = asker.model
+    guard, unscored, who = decoder.guard(0), replace(task, kind="stock"), (decoder.name, 0)
+    options = {"guard": guard, "max_new_tokens": task.max_new_tokens, **PLAIN}
+
+    def loop(job: Job) -> None:
+        inputs = prepare(asker.processor, job.items).to(model.device, model.dtype)
+        with torch.inference_mode():
+            out = model.generate(**inputs, **options)
+        asker.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def harness(job: Job) -> None:
+        (said,) = asker.ask(unscored, job.items, [who])
+        answers.add(job, who, said)
+
+    times: dict[Callable[[Job], None], list[float]] = {loop: [], harness: []}
     with tempfile.TemporaryDirectory() as folder:
-        asked = Asked(task, (Column(decoder.name, decoder.role, decoder.baseline),))
-        answers = Answers(Path(folder), [asked], batch)
+        column = Column(decoder.name, decoder.role, decoder.baseline)
+        answers = Answers(Path(folder), [Asked(task, (column,))], batch)
         jobs = list(answers.jobs())
         with answers.open():
-
-            def harness(job: Job) -> None:
-                (said,) = asker.ask(unscored, job.items, [who])
-                answers.add(job, who, said)
-
-            _loop(asker, task, jobs[0].items, decoder)  # warm, as the harness is by its own first call
+            loop(jobs[0])  # warm, as the harness is by its own first call
             harness(jobs[0])
             for job in jobs:
-                both: list[tuple[list[float], Callable[[], object]]] = [
-                    (bare, partial(_loop, asker, task, job.items, decoder)),
-                    (ours, partial(harness, job)),
-                ]
-                for times, ask in both[:: 1 if job.block % 2 else -1]:
+                for ask in (loop, harness) if job.block % 2 else (harness, loop):
                     if asker.matcher is not None:
                         asker.matcher.forget()
                     began = time.perf_counter()
-                    ask()
-                    times.append(time.perf_counter() - began)
+                    ask(job)
+                    times[ask].append(time.perf_counter() - began)
                 tick(1)
         began = time.perf_counter()
         answers.read()
@@ -92,21 +94,7 @@ def _measured(
         items = ({"task": task.name, "split": task.split} | item.describe() for item in task.items)
         score_answers(pq.read_table(Path(folder) / ANSWERS), items, [task.describe()], [decoder.describe()])
         scoring = (time.perf_counter() - began) / len(task.items)
-    value, low, high = median_ratio(ours, bare)
-    found: Row = {"model": prepared.settings.model, "method": decoder.name, "task": task.name, "batch": batch}
-    found |= {"low": None, "high": None, "n": len(task.items)}
-    return [
-        found | {"metric": "harness_ratio", "value": value, "low": low, "high": high},
-        found | {"metric": "bare_seconds", "value": sum(bare) / len(task.items)},
-        found | {"metric": "scoring_seconds", "value": scoring},
-    ]
-
-
-def _loop(asker: Asker, task: EvalTask, items: Sequence[Item], decoder: Decoder) -> list[str]:
-    assert decoder.guard is not None
-    model: Any = asker.model
-    inputs = prepare(asker.processor, items).to(model.device, model.dtype)
-    with torch.inference_mode():
-        out = model.generate(**inputs, guard=decoder.guard(0), max_new_tokens=task.max_new_tokens, **PLAIN)
-    texts: list[str] = asker.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
+    value, low, high = median_ratio(times[harness], times[loop])
+    yield {"metric": "harness_ratio", "value": value, "low": low, "high": high}
+    yield {"metric": "bare_seconds", "value": sum(times[loop]) / len(task.items)}
+    yield {"metric": "scoring_seconds", "value": scoring}

@@ -14,7 +14,6 @@ from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.report.page import charts, page_environment
 from lvlm_guard.evals.report.saved import write_whole
-from lvlm_guard.evals.report.terminal import explained
 from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED
 
 Report = Mapping[str, Any]
@@ -22,27 +21,23 @@ Report = Mapping[str, Any]
 
 def remarks(report: Report) -> list[str]:
     """Return what the figures say, verdicts on each matcher first, and what limits them."""
-    results, row = Results(report), report["task"]["name"]
+    results, row, counts = Results(report), report["task"]["name"], report["counts"]
     matchers = [one for one in report["verifiers"] if one["judged"]]
     told = [_verdict(results, row, one["name"]) for one in matchers]
-    told += [sentence for one in matchers if (sentence := _marks(results, row, one, report["counts"]))]
+    told += [sentence for one in matchers if (sentence := _marks(results, row, one, counts))]
     if results.value(row, CALIBRATED, "brier") is None:
         told.append(
             f"The CLIP {report['clip']['from']!r} is not calibrated, so its cosine stands for its probability: with "
             "the same AUROC, and neither calibration nor marks. `lvlm-guard train dual-prompt --compare` writes a "
             "calibrated one to OUT/baselines/clip."
         )
-    single = [
-        name
-        for name, of in report["matchers"].items()
-        if name != "blip-itm" and [one["version"] != report["clip"]["version"] for one in of] == [True]
-    ]
-    if single:
+    versions = {name: [one["version"] for one in of] for name, of in report["matchers"].items() if name != "blip-itm"}
+    usual = report["clip"]["version"]
+    if single := [name for name, of in versions.items() if len(of) == 1 and of != [usual]]:
         told.append(
             f"{', '.join(single)}: one training each, so their intervals hold the luck of the pictures alone; give "
             "--matcher NAME=FOLDER once for each seed."
         )
-    counts = report["counts"]
     if counts["cut"] or counts["empty"]:
         told.append(f"{counts['cut']} descriptions were cut at the token limit and {counts['empty']} are empty.")
     about = report["task"]["about"]
@@ -65,9 +60,8 @@ def _verdict(results: Results, row: str, name: str) -> str:
 
 
 def _marks(results: Results, row: str, one: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    marked, precision, recall = (
-        results.value(row, one["name"], key) for key in ("marked", "mark_precision", "mark_recall")
-    )
+    metrics = ("marked", "mark_precision", "mark_recall")
+    marked, precision, recall = (results.value(row, one["name"], metric) for metric in metrics)
     if marked is None or recall is None:
         return ""
     if precision is None:
@@ -93,28 +87,17 @@ def lead(report: Report) -> str:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write report.json and report.html; returns the page's path.
-
-    Raises:
-        RunError: the disk is full or can't be written to.
-    """
+    """Write report.json and report.html; returns the page's path; raises `RunError` where they can't be written."""
     repeat = {key: report[key] for key in ("settings", "matchers", "clip", "environment", "seconds_a_description")}
-    document = (
-        page_environment()
-        .get_template("verify.html.jinja")
-        .render(
-            report=report,
-            results=Results(report),
-            task=report["tasks"][0],
-            lead=lead(report),
-            charts=charts,
-            explained=explained,
-            reliability=_reliability(report["reliability"]),
-            repeat=json.dumps(repeat, indent=1, ensure_ascii=False),
-        )
-    )
-    write_whole(folder, "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    told = {"results": Results(report), "task": report["tasks"][0], "lead": lead(report), "repeat": _json(repeat)}
+    page = page_environment().get_template("verify.html.jinja")
+    document = page.render(report=report, reliability=_reliability(report["reliability"]), **told)
+    write_whole(folder, "report.json", _json(report) + "\n")
     return write_whole(folder, "report.html", document)
+
+
+def _json(data: Report) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def _reliability(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
@@ -124,10 +107,9 @@ def _reliability(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
     def draw(figure: Figure) -> None:
         drawn = list(figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
         for axes, (name, each) in zip(drawn, bins.items(), strict=False):
-            most = max(one["n"] for one in each)
+            p, true, n = ([one[key] for one in each] for key in ("p", "true", "n"))
             axes.plot([0, 1], [0, 1], color=charts.SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            sizes = [6 + 90 * one["n"] / most for one in each]
-            axes.scatter([one["p"] for one in each], [one["true"] for one in each], sizes, color=charts.ACCENT)
+            axes.scatter(p, true, [6 + 90 * one / max(n) for one in n], color=charts.ACCENT)
             axes.set_title(name, color=charts.INK)
         for axes in drawn[len(bins) :]:
             axes.set_axis_off()

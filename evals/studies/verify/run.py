@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,14 +46,8 @@ MANY = 64  # mentions of a block
 CODE = ("verify", *(f"evals/studies/verify/{name}.py" for name in ("judges", "mentions")))
 """What decides answers beside the code that decides those of all runs; to mend what scores and reports costs none."""
 
-Answering = Callable[[Sequence[Item]], Mapping[str, list[Said]]]
-"""Items -> decoder -> its answers."""
-
-METRICS = (
-    *("auroc", "accuracy_matched", "brier", "calibration_error", "marked", "mark_precision", "mark_recall"),
-    "hallucinated",
-)
-"""In the order of the rows."""
+METRICS = ("auroc", "accuracy_matched", "brier", "calibration_error", "marked", "mark_precision", "mark_recall")
+"""In the order of the rows, with the share that is hallucinated after them."""
 
 
 def verify_run(
@@ -70,7 +63,7 @@ def verify_run(
     """Let the model describe pictures, ask every verifier about each object named, and write the report.
 
     Descriptions and verdicts go to folders in `out` as they come; the same call goes on where it stopped, and one with
-    further matchers asks these alone.
+    further matchers asks these alone. Returns what report.json holds.
 
     Args:
         settings: the model, one task of captions, and matchers: name -> names, folders or hub ids for `load_matcher`,
@@ -79,9 +72,6 @@ def verify_run(
         clip: the untuned CLIP that the baselines stand on.
         echo, bar, started_over: as `infer.ask.ask`'s.
         line: the command as it was typed.
-
-    Returns:
-        what report.json holds.
 
     Raises:
         DataError: the task is no task of captions, nothing is named, there is nothing to tell apart, or answers in the
@@ -109,53 +99,48 @@ def verify_run(
         judges = _judges(settings, clip, model, Vocabulary.of(task.vocabulary))
         ask = _Asking(folder, replace(settings, matchers={}), where_of(model), echo, bar, started_over)
         plain = Decoder(REFERENCE, "plain, greedy", None, role="reference", baseline=None)
+
+        def described(items: Sequence[Item]) -> Mapping[str, list[Said]]:
+            return {REFERENCE: describe(model, processor, task, items)}
+
         try:
-            told = partial(describe, model, processor, task)
-            said = ask("descriptions", task, [plain], REFERENCE, lambda items: {REFERENCE: told(items)})
-            described = zip(said["text"].to_pylist(), map(json.loads, said["proof"].to_pylist()), strict=True)
-            named = mentions_of(task, list(described))
-            judged = [(judge, ask.judge(judge, named)) for judge in judges] if named.items else []
+            said = ask("descriptions", task, [plain], REFERENCE, described)
+            texts, pieces = (said[column].to_pylist() for column in ("text", "proof"))
+            named = mentions_of(task, list(zip(texts, map(json.loads, pieces), strict=True)))
+            answers = [ask.judge(judge, named) for judge in judges] if named.items else []
         except KeyboardInterrupt:
             echo(f"Stopped. The answers so far are in {folder}; the same command goes on from there.")
             raise
-        table, verifiers = _together(judged, named), _verifiers(judges)
+        verifiers, table = _verifiers(judges), _together(judges, answers, named)
         results = results_of(named, table, verifiers, matchers)
         pq.write_table(table, folder / ANSWERS)
-        threads = {"threads": torch.get_num_threads()}
-    at = [
-        {"from": one.place, "version": one.matcher.version, "seconds": _seconds(t) / len(task.items)}
-        for one, t in judged
+        where = {**ask.where, "threads": torch.get_num_threads()}
+    pictures, true = len(task.items), {item.key: item.truth == "yes" for item in named.items}
+    places = [
+        {"from": judge.place, "version": judge.matcher.version, "seconds": _seconds(mine) / pictures}
+        for judge, mine in zip(judges, answers, strict=True)
     ]
-    report: dict[str, Any] = {
-        "command": COMMAND,
-        "version": lvlm_guard.__version__,
-        "model": settings.model,
-        "task": task.describe(),
-        "settings": settings.to_dict(),
-        "counts": {
-            "pictures": len(task.items),
-            "pictures_with_mentions": len({item.picture for item in named.items}),
-            "mentions": len(named.items),
-            "hallucinated": sum(item.truth == "no" for item in named.items),
-            "empty": sum(not text.strip() for text in said["text"].to_pylist()),
-            "cut": sum(not ended for ended in said["ended"].to_pylist()),
-        },
-        "bootstrap": {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"},
-        "verifiers": [
-            {"name": d.name, "about": d.about, "role": d.role, "trainings": d.seeds, "judged": d.name in matchers}
-            for d in verifiers
-        ],
-        "matchers": {
-            name: [told for one, told in zip(judges, at, strict=True) if one.name == name] for name in matchers
-        },
-        "clip": at[0],
-        "seconds_a_description": _seconds(said) / len(task.items),
-        **results,
-        "rows": [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]],
-        "reliability": reliabilities(table, verifiers, named),
-        "environment": environment() | ask.where | threads,
-        "call": line,
+    report: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "model": settings.model}
+    report |= {"task": task.describe(), "settings": settings.to_dict()}
+    report["counts"] = {
+        "pictures": pictures,
+        "pictures_with_mentions": len({item.picture for item in named.items}),
+        "mentions": len(true),
+        "hallucinated": len(true) - sum(true.values()),
+        "empty": sum(not text.strip() for text in texts),
+        "cut": sum(not ended for ended in said["ended"].to_pylist()),
     }
+    report["bootstrap"] = {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"}
+    report["verifiers"] = [
+        {"name": d.name, "about": d.about, "role": d.role, "trainings": d.seeds, "judged": d.name in matchers}
+        for d in verifiers
+    ]
+    by_name = [(judge.name, place) for judge, place in zip(judges, places, strict=True)]
+    report["matchers"] = {name: [place for whose, place in by_name if whose == name] for name in matchers}
+    report |= {"clip": places[0], "seconds_a_description": _seconds(said) / pictures, **results}
+    report["rows"] = [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]]
+    report["reliability"] = _reliabilities(table, verifiers, true)
+    report |= {"environment": environment() | where, "call": line}
     report["remarks"] = remarks(report)
     echo(f"Report: {write_report(folder, report)}")
     return report
@@ -169,10 +154,8 @@ def _judges(settings: Settings, place: str, model: Any, vocabulary: Vocabulary) 
     for name, places in matchers.items():
         # the untuned CLIP's own score stands there already
         same = clip.calibrated and [loaded[place].version for place in places] == [clip.matcher.version]
-        judges += [
-            MatcherJudge(loaded[place], vocabulary, place, name, number, scores=not same)
-            for number, place in enumerate(places)
-        ]
+        for number, place in enumerate(places):
+            judges.append(MatcherJudge(loaded[place], vocabulary, place, name, number, scores=not same))
     return judges
 
 
@@ -194,7 +177,13 @@ class _Asking:
         return self(part, named, judge.decoders, judge.matcher.version, judge.answers, matchers=by, batch=MANY)
 
     def __call__(
-        self, part: str, task: EvalTask, decoders: Sequence[Decoder], version: str, answer: Answering, **by: Any
+        self,
+        part: str,
+        task: EvalTask,
+        decoders: Sequence[Decoder],
+        version: str,
+        answer: Callable[[Sequence[Item]], Mapping[str, list[Said]]],
+        **by: Any,
     ) -> pa.Table:
         """Return the answers of decoders to a task with "seconds", asked for where they are not in the folder."""
         folder, settings = self.folder / part, replace(self.settings, **by)
@@ -221,8 +210,8 @@ class _Asking:
         return pq.read_table(folder / ANSWERS).append_column("seconds", seconds)
 
 
-def _seconds(table: pa.Table) -> float:
-    return float(table["seconds"].to_numpy().sum())
+def _seconds(answers: pa.Table) -> float:
+    return float(answers["seconds"].to_numpy().sum())
 
 
 def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
@@ -238,16 +227,16 @@ def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
     return list(found.values())
 
 
-def _together(judged: Sequence[tuple[Judge, pa.Table]], named: EvalTask) -> pa.Table:
+def _together(judges: Sequence[Judge], answers: Sequence[pa.Table], named: EvalTask) -> pa.Table:
     """Return the answers of all verifiers as one table, the model's own probabilities first."""
     own = []
     for item in named.items:
         p, known = item.tags["probability"], (named.name, named.split, item.key, item.picture)
         own.append(Answer(*known, TOKEN, "control", f"p {p:.6f}", CALIBRATED, score=odds_of(p), mass=1.0))
     tables, place = [table_of(own)], SCHEMA.get_field_index("seed")
-    for one, answers in judged:
-        seeds = pa.array([one.training] * len(answers), pa.int32())
-        tables.append(answers.select(SCHEMA.names).set_column(place, SCHEMA.field("seed"), seeds))
+    for judge, mine in zip(judges, answers, strict=False):  # none where nothing is named
+        seeds = pa.array([judge.training] * len(mine), pa.int32())
+        tables.append(mine.select(SCHEMA.names).set_column(place, SCHEMA.field("seed"), seeds))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -256,10 +245,8 @@ def results_of(
 ) -> dict[str, Any]:
     """Return `stats.score`'s results: each figure with its interval, and differences on the same draws.
 
-    Each verifier less calibrated CLIP, and each matcher less the other baselines.
-
-    Raises:
-        DataError: nothing is named, or there is nothing to tell apart.
+    Each verifier less calibrated CLIP, and each matcher less the other baselines. Raises `DataError` where nothing is
+    named, or there is nothing to tell apart.
     """
     true = [item.truth == "yes" for item in named.items]
     if not true:
@@ -270,15 +257,15 @@ def results_of(
     items = ({"task": named.name, "split": named.split} | item.describe() for item in named.items)
     pairs = [(name, other) for name in matchers for other in (*BASELINES[1:], TOKEN)]
     found = score_answers(table, items, [named.describe()], [d.describe() for d in verifiers], pairs=pairs)
+    shared = [row | {"decoder": REFERENCE} for row in found["rows"] if row["metric"] == "hallucinated"]
     kept = [row for row in found["rows"] if row["metric"] in METRICS and row["value"] is not None]
-    kept.sort(key=lambda row: METRICS.index(row["metric"]))
-    rows = [row | {"decoder": REFERENCE} if row["metric"] == "hallucinated" else row for row in kept]
-    return found | {"rows": rows, "warnings": []}
+    return found | {"rows": sorted(kept, key=lambda row: METRICS.index(row["metric"])) + shared, "warnings": []}
 
 
-def reliabilities(table: pa.Table, verifiers: Sequence[Decoder], named: EvalTask) -> dict[str, list[dict[str, float]]]:
+def _reliabilities(
+    table: pa.Table, verifiers: Sequence[Decoder], true: Mapping[str, bool]
+) -> dict[str, list[dict[str, float]]]:
     """Return the bins of each verifier that gives probabilities, its trainings together."""
-    true = {item.key: item.truth == "yes" for item in named.items}
     found = {}
     for one in verifiers:
         rows = table.filter(pa.compute.equal(table["decoder"], one.name))
