@@ -13,20 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lvlm_guard.evals.metrics.metric import Array
 from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
 from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row
-from lvlm_guard.evals.studies.reproduce.grid import Cell
+from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS
 
 FILE = Path(__file__).parents[2] / "data" / "published_agla.json"
 MEAN = "mean"  # data set of the figures that are means over COCO, A-OKVQA and GQA
-METRICS = {
-    "pope": ("accuracy", "precision", "recall", "f1"),
-    "chair": ("chair_s", "chair_i", "object_recall", "length"),
-}
 DIFFERENCES = (("agla", "regular"), ("agla", "matched"))
 
 
@@ -48,10 +43,7 @@ def published() -> Mapping[str, Any]:
 def look_up(model: str, data: str, kind: str, method: str, metric: str) -> Published | None:
     """Return a figure of one of the paper's models, or None where none is published.
 
-    Args:
-        model, data, kind: as `Cell` has them, data "mean" over the three, too.
-        method: "regular", "agla", "vcd", "dola" or "opera".
-        metric: "accuracy", "precision", "recall" or "f1".
+    Arguments are as `Cell` has them, data "mean" over the three, too; `method` also "regular", "vcd", "dola", "opera".
     """
     wanted = {"model": model, "data": data, "kind": kind, "method": method}
     for row in published()["rows"]:
@@ -76,7 +68,7 @@ def figures(runs: Sequence[tuple[Cell, Run]]) -> list[Row]:
             for kind in cell.kinds:
                 task = f"pope_{kind}" if cell.task == "pope" else kind
                 where = {"model": model, "data": data, "kind": kind, "mode": mode, "task": task}
-                for metric in METRICS[cell.task]:
+                for metric in TABLE["metrics"][cell.task]:
                     found += _rows(where | {"metric": metric}, together)
     return found
 
@@ -90,19 +82,17 @@ def _drawn(run: Run) -> _Drawn:
 
     "matched" is sampling at the lower temperature that is as sharp as AGLA, which tells what the local view adds.
     """
-    (task,) = run.asked["tasks"]
+    (task,), decoders = run.asked["tasks"], run.asked["decoders"]
     table = run.answers(task=task["name"], split=task["split"])
     (tally,) = tallies_of(table, run.items[task["name"]].values(), [task], frozenset()).values()
-    methods: dict[str, str | None] = dict.fromkeys(("regular", "matched", "agla"))
-    for one in run.asked["decoders"]:
-        if one["role"] == "plain":
-            methods["regular"] = one["name"]
-        elif one["role"] == "method" and one["method"] == "agla" and one["sampled"]:
-            methods["agla"] = one["name"]
-        elif one["role"] == "control" and one["method"] is None and one["options"].get("temperature", 1.0) < 1:
-            methods["matched"] = one["name"]
-    found = {method: name for method, name in methods.items() if name}
-    return Measured(tally, run.asked["decoders"], found["regular"], dict.fromkeys(tally.rows, 1)), found
+    plain = [d for d in decoders if (d["role"], d["method"]) == ("control", None)]
+    roles = {
+        "regular": [d for d in decoders if d["role"] == "plain"],
+        "matched": [d for d in plain if d["options"].get("temperature", 1) < 1],
+        "agla": [d for d in decoders if (d["role"], d["method"], d["sampled"]) == ("method", "agla", True)],
+    }
+    found = {method: mine[-1]["name"] for method, mine in roles.items() if mine}
+    return Measured(tally, decoders, found["regular"], dict.fromkeys(tally.rows, 1)), found
 
 
 def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
@@ -113,8 +103,10 @@ def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
     where["n"] = sum(len(measured.places[where["task"]]) for measured, _ in together)
     drawn, beside = {}, {}
     for method in methods:
-        each = (measured.figures[where["task"], names[method], read] for measured, names in together)
-        drawn[method] = np.mean([_apart(figure, place) for place, figure in enumerate(each)], 0)
+        each = [measured.figures[where["task"], names[method], read] for measured, names in together]
+        # each data set draws in an order of its own: all begin with the same seed, and their pictures are others
+        turned = [np.roll(figure[..., 1:], 97 * place, axis=-1) for place, figure in enumerate(each)]
+        drawn[method] = np.mean([np.concatenate([f[..., :1], t], -1) for f, t in zip(each, turned, strict=True)], 0)
         beside[method] = look_up(where["model"], where["data"], where["kind"], method, metric)
         yield _row(where | {"method": method}, estimate(drawn[method]), beside[method])
     for ours, theirs in DIFFERENCES:
@@ -122,11 +114,6 @@ def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
             found, (a, b) = difference(drawn[ours], drawn[theirs]), (beside[ours], beside[theirs])
             gain = a and b and Published(round(a.value - b.value, 6), a.source, f"{a.note} {b.note}".strip())
             yield _row(where | {"method": f"{ours}-{theirs}"}, found, gain) | {"p_value": found.p}
-
-
-def _apart(figure: Array, place: int) -> Array:
-    """Return a data set's draws in an order of their own: each begins with the same seed, and pictures are others."""
-    return np.concatenate([figure[..., :1], np.roll(figure[..., 1:], 97 * place, axis=-1)], axis=-1)
 
 
 def _row(told: Mapping[str, Any], found: Estimate, beside: Published | None) -> Row:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import product
 from operator import itemgetter
 from typing import Any
@@ -12,24 +13,10 @@ from rich.table import Table
 from lvlm_guard.evals.report.numbers import p_text
 from lvlm_guard.evals.report.tables import Column, fitted
 from lvlm_guard.evals.stats.results import Row
-from lvlm_guard.evals.studies.reproduce.figures import MEAN
-
-DATA = {MEAN: "mean of three", "coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA", "world": "world"}
-METHODS = {
-    "regular": "regular",
-    "matched": "regular, as sharp",
-    "agla": "AGLA",
-    "agla-regular": "AGLA − regular",
-    "agla-matched": "AGLA − as sharp",
-}
-METRICS = {
-    "POPE": {"accuracy": "accuracy", "f1": "F1", "precision": "precision", "recall": "recall"},
-    "CHAIR": {"chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "object_recall": "recall", "length": "words"},
-}
-"""Metric -> heading, what matters most first."""
+from lvlm_guard.evals.studies.reproduce.grid import TABLE
 
 _Line = dict[str, Any]
-"""A method on a kind of questions of a data set, in one mode: its words by heading, its rows by metric."""
+"""What stands in the columns of a run, or of a method on a kind of questions of a data set, in one mode."""
 
 
 def dry_run_table(found: Mapping[str, Any], width: int = 120) -> Table:
@@ -46,33 +33,21 @@ def dry_run_table(found: Mapping[str, Any], width: int = 120) -> Table:
 def reproduce_tables(found: Mapping[str, Any], width: int = 120) -> list[Table]:
     """Return, for each model, POPE and CHAIR: measured, published, and how far they are apart, in points."""
     made = []
-    for model, name in product(dict.fromkeys(row["model"] for row in found["rows"]), METRICS):
+    for model, name in product(dict.fromkeys(row["model"] for row in found["rows"]), TABLE["columns"]):
         rows = [r for r in found["rows"] if r["model"] == model and (r["kind"] == "chair") == (name == "CHAIR")]
         made += [_table(model, name, rows, width)] if rows else []
     return made
-
-
-def _lines(rows: Sequence[Row]) -> Iterator[_Line]:
-    """Yield lines: data sets with their kinds, plain decoding first and once, then each mode of AGLA."""
-    known: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows:
-        mode = row["mode"] if row["method"].startswith("agla") else ""
-        known.setdefault((row["data"], row["kind"], row["method"], mode), {}).setdefault(row["metric"], row)
-    places, methods = list(dict.fromkeys(key[:2] for key in known)), list(METHODS)
-    before = None
-    for key in sorted(known, key=lambda key: (places.index(key[:2]), methods.index(key[2]))):
-        data, kind, method, mode = key
-        where = {"data": "", "kind": ""} if before == (data, kind) else {"data": DATA[data], "kind": kind}
-        yield {**where, "method": METHODS[method], "mode": mode, **known[key]}
-        before = (data, kind)
 
 
 def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
     paired = any(row["published"] is not None for row in rows)
     words = ("data", "kind", "method", "mode") if name == "POPE" else ("data", "method", "mode")
     columns = [Column[_Line](word, itemgetter(word), text=True) for word in words]
-    for place, (metric, title) in enumerate(METRICS[name].items()):
-        columns += _figure(metric, title, 3 * place, paired)
+    for place, (metric, title) in enumerate(TABLE["columns"][name].items()):
+        columns.append(Column(title, itemgetter(metric), 3 * place))
+        if paired:
+            columns.append(Column("publ.", itemgetter(f"{metric} publ."), 3 * place))
+            columns.append(Column("apart", itemgetter(f"{metric} apart"), 3 * place + (place > 0)))
     caption = (
         "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch "
         "zero. All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does. "
@@ -80,30 +55,38 @@ def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
     beside = "“apart”: measured minus published, in points; * outside the interval."
     caption += beside if paired else "Nothing published is set beside it."
     title = f"{name}, {model}: measured{' beside published' if paired else ''}"
-    return fitted(list(_lines(rows)), columns, width, title=title, caption=caption)
+    return fitted(_lines(rows), columns, width, title=title, caption=caption)
 
 
-def _figure(metric: str, title: str, rank: int, paired: bool) -> Iterator[Column[_Line]]:
-    def of(write: Callable[[Row], str], needed: str = "value") -> Callable[[_Line], str]:
-        return lambda line: "–" if line.get(metric, {}).get(needed) is None else write(line[metric])
-
-    yield Column(title, of(_measured), rank)
-    if paired:
-        yield Column("publ.", of(lambda row: _number(row, row["published"]), "published"), rank)
-        yield Column("apart", of(_apart, "published"), rank and rank + 1)
-
-
-def _number(row: Row, value: float) -> str:
-    sign = "+" if "p_value" in row else ""
-    # the length is in words, all else are shares
-    text = f"{value:{sign}.1f}" if row["metric"] == "length" else f"{round(100 * value, 2) + 0.0:{sign}.2f}"
-    return text.replace("-", "−")
-
-
-def _measured(row: Row) -> str:
-    p = f" {p_text(row['p_value'])}" if "p_value" in row else ""
-    return f"{_number(row, row['value'])}{p}\n[{_number(row, row['low'])}, {_number(row, row['high'])}]"
+def _lines(rows: Sequence[Row]) -> list[_Line]:
+    """Return lines: data sets with their kinds, plain decoding first and once, then each mode of AGLA."""
+    found: dict[tuple[str, ...], _Line] = {}
+    for row in rows:
+        mode = row["mode"] if row["method"].startswith("agla") else ""
+        where = (row["data"], row["kind"], row["method"], mode)
+        line = found.setdefault(where, defaultdict(lambda: "–", method=TABLE["methods"][row["method"]], mode=mode))
+        line |= {} if row["metric"] in line else _cells(row)
+    places, methods = list(dict.fromkeys(key[:2] for key in found)), list(TABLE["methods"])
+    order = sorted(found, key=lambda key: (places.index(key[:2]), methods.index(key[2])))
+    for before, (data, kind, *which) in zip([(), *order], order, strict=False):
+        same = before[:2] == (data, kind)
+        found[data, kind, *which] |= {"data": "" if same else TABLE["data"][data], "kind": "" if same else kind}
+    return [found[key] for key in order]
 
 
-def _apart(row: Row) -> str:
-    return f"{100 * (row['value'] - row['published']):+.2f}".replace("-", "−") + ("" if row["inside"] else "*")
+def _cells(row: Row) -> _Line:
+    """Return what a row's metric says: as measured, as published, and how far they are apart."""
+    metric, sign = row["metric"], "+" if "p_value" in row else ""
+    scale, digits = (1, 1) if metric == "length" else (100, 2)  # in words; all else are shares
+
+    def number(end: str) -> str:
+        return f"{round(scale * row[end], digits) + 0.0:{sign}.{digits}f}"
+
+    found = {}
+    if row["value"] is not None:
+        p = f" {p_text(row['p_value'])}" if "p_value" in row else ""
+        found[metric] = f"{number('value')}{p}\n[{number('low')}, {number('high')}]"
+    if row["published"] is not None:
+        apart = f"{100 * (row['value'] - row['published']):+.2f}{'' if row['inside'] else '*'}"
+        found |= {f"{metric} publ.": number("published"), f"{metric} apart": apart}
+    return {name: text.replace("-", "−") for name, text in found.items()}
