@@ -97,7 +97,7 @@ def test_a_folder_stands_for_the_paper_model_of_its_type(tmp_path: Path) -> None
     with pytest.raises(DataError, match="of the type 'qwen2_5_vl': the paper's are llava, instructblip"):
         plan(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json can't be read"):
+    with pytest.raises(DataError, match=r"config\.json is no JSON"):
         plan(str(tmp_path))
 
 

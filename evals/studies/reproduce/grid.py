@@ -25,6 +25,7 @@ from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import usual_batch
 from lvlm_guard.evals.report.saved import plain
+from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import Kind
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
@@ -93,34 +94,23 @@ def plan(model: str | None = None, only: Sequence[str] = (), base: Settings | No
 
 def _models(model: str | None) -> list[tuple[str, str]]:
     """Return (published name, place) of each model."""
-    if model is None:
-        return list(HUB.items())
-    if model == EMBEDDED:
-        return [(EMBEDDED, EMBEDDED)]
-    for pair in HUB.items():
-        if model in pair:
-            return [pair]
+    known = {EMBEDDED: EMBEDDED, **HUB}
+    if model is None or model in known or model in HUB.values():
+        return [pair for pair in known.items() if model in pair or (model is None and pair[0] != EMBEDDED)]
     if config := _config(model):
-        names, kind = {known["type"]: name for name, known in TABLE["models"].items()}, config.get("model_type")
+        names, kind = {one["type"]: name for name, one in TABLE["models"].items()}, config.get("model_type")
         if kind in names:
             return [(names[kind], model)]
         raise DataError(f"{model} holds a model of the type {kind!r}: the paper's are {', '.join(names)}.")
-    known = [EMBEDDED, *HUB, *HUB.values()]
-    raise DataError(
-        f"{model!r} is none of the paper's models, nor a folder of one. {did_you_mean(model, known)}Known: "
-        f"{', '.join(known)}."
-    )
+    there = [*known, *HUB.values()]
+    near = did_you_mean(model, there)
+    raise DataError(f"{model!r} is no model of the paper, nor a folder of one. {near}Known: {', '.join(there)}.")
 
 
-def _config(place: str) -> Mapping[str, Any]:
+def _config(place: str) -> Any:
     """Return a folder's config.json, empty where there is none."""
     path = Path(place) / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} can't be read: {error}.") from error
+    return jsonl.document(path) if path.is_file() else {}
 
 
 def _settings(base: Settings, place: str, asked: str, mode: str) -> Settings:
@@ -194,16 +184,12 @@ def downloads(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     for one in (TABLE["downloads"][name] for name in dict.fromkeys(wanted)):
         there = None if one["place"].startswith("http") else cached(one["place"])
         found.append({**one, "by_hand": True, "there": there})
-    fetched = dict.fromkeys(url for cell in real if not cell.settings.questions for url in _files(cell))
+    # AGLA asked COCO's adversarial questions in the copy that has misprints
+    files = [(data, file.url) for (data, _), file in (QUESTIONS | {("coco", "adversarial"): IMANGE}).items()]
+    asking = [cell for cell in real if not cell.settings.questions]
+    urls = [AGLA_PICTURES.url if c.task == "chair" else url for c in asking for data, url in files if data == c.data]
     file = {"what": "question file", "gb": 0.0003, "by_hand": False, "there": None}
-    return [*found, *({**file, "place": url} for url in fetched)]
-
-
-def _files(cell: Cell) -> list[str]:
-    if cell.task == "chair":
-        return [AGLA_PICTURES.url]
-    files = QUESTIONS | {("coco", "adversarial"): IMANGE}
-    return [file.url for (data, _), file in files.items() if data == cell.data]
+    return [*found, *({**file, "place": url} for url in dict.fromkeys(urls))]
 
 
 def cached(hub: str) -> bool:
@@ -244,8 +230,8 @@ def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings |
     cells = plan(model, only, base)
     needs, told = downloads(cells), {"command": COMMAND, "version": lvlm_guard.__version__, "dry_run": True}
     told |= {"hours": sum(cell.hours for cell in cells), "gb": sum(one["gb"] for one in needs if not one["there"])}
-    told["cells"] = [vars(c) | {"name": c.name, "kinds": c.kinds, "settings": c.settings.to_dict()} for c in cells]
-    found: dict[str, Any] = plain(told | {"downloads": needs})
+    listed = [vars(c) | {"name": c.name, "kinds": c.kinds, "settings": c.settings.to_dict()} for c in cells]
+    found: dict[str, Any] = plain(told | {"cells": listed, "downloads": needs})
     return found
 
 
