@@ -32,22 +32,13 @@ _TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
 
 @dataclass(frozen=True)
 class Arguments:
-    """All that decides the answers, but for the documents and their generation arguments.
+    """All that decides the answers, but for the documents and their generation arguments."""
 
-    Args:
-        settings: of a run of our own with this method alone, or the plain model; one document a call, unless
-            batch_size says more (published tables use 1).
-        method: a registered method, or "greedy" for the plain model.
-        seed: of the first time that a document is asked.
-        store: folder in which finished answers are kept, and found again after any end; "" for none.
-        code: "" or what `code_name()` says, so that a cache that is keyed by these arguments can't mix versions.
-    """
-
-    settings: Settings
-    method: str
-    seed: int = 0
-    store: str = ""
-    code: str = ""
+    settings: Settings  # of a run of our own with this method alone; its batch: documents of one generate() call
+    method: str  # a registered one, or "greedy" for the plain model
+    seed: int = 0  # of the first time that a document is asked
+    store: str = ""  # folder in which finished answers are kept, and found again after any end; "" for none
+    code: str = ""  # "" or `code_name()`, so that a cache that is keyed by these arguments can't mix versions
 
 
 def code_name() -> str:

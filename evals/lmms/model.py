@@ -95,17 +95,12 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
                 said |= {place: answer for (place, _), answer in zip(batch, answers, strict=True)}
                 meter.advance(len(batch), batch[0][1].task)
         seconds, tokens = sum(s.seconds for s in said.values()), sum(s.tokens for s in said.values())
-        log_metrics(
-            total_elapsed_time=seconds,
-            total_gen_tokens=tokens,
-            avg_speed=tokens / seconds if seconds else 0.0,
-            additional_metrics={"requests": len(said), "rank": self.rank},
-        )
-        found = (said.get(place) for place in range(len(asked)))  # lmms-eval drops what fills up a process's share
-        return [
-            GenerationResult(one.text, Cost(output_tokens=one.tokens, said=one)) if one else GenerationResult("", None)
-            for one in found
-        ]
+        speed, more = tokens / seconds if seconds else 0.0, {"requests": len(said), "rank": self.rank}
+        log_metrics(total_elapsed_time=seconds, total_gen_tokens=tokens, avg_speed=speed, additional_metrics=more)
+        found = [GenerationResult("", None)] * len(asked)  # lmms-eval drops what fills up a process's share
+        for place, one in said.items():
+            found[place] = GenerationResult(one.text, Cost(output_tokens=one.tokens, said=one))
+        return found
 
     def _answers(self, batch: Sequence[Request]) -> list[Said]:
         """Answer a batch, or find it answered; a batch that was answered in part is asked again as a whole."""
@@ -130,24 +125,21 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
             return None
         settings, model = self.arguments.settings, self._asker.model
         decides = {
-            "settings": {k: v for k, v in settings.to_dict().items() if k != "device"},
-            "device": str(self.device.type),
+            "settings": settings.to_dict() | {"device": self.device.type},
             "dtype": str(model.dtype),
             "knobs": dict(self._chosen.knobs),
             "matcher": self._prepared.matcher,
             "code": code_name(),
             "weights": weights_digest(weights_of(settings)),
-            "environment": {name: told for name, told in environment().items() if name != "commit"},
+            "environment": environment() | {"commit": None},
             "loaded": getattr(model.config, "_commit_hash", None),
         }
         return Store(Path(self.arguments.store), json.loads(json.dumps(decides, default=str)), self.rank)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raise NotImplementedError: a guard changes how answers are generated, not how given ones are weighed."""
-        raise NotImplementedError(
-            "lvlm_guard only generates answers: tasks of loglikelihood or multiple choice are not supported. Choose a "
-            "task whose output_type is generate_until."
-        )
+        told = "lvlm_guard only generates answers: tasks of loglikelihood or multiple choice are not supported."
+        raise NotImplementedError(f"{told} Choose a task whose output_type is generate_until.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raise NotImplementedError: an answer is made in one turn."""

@@ -59,9 +59,10 @@ class Judge:
         """Its columns as who answers."""
         found = []
         for column, about in self.columns.items():
-            role: Any = "matcher" if self.name else "reference" if column == CALIBRATED else "control"
-            baseline = None if column == CALIBRATED else CALIBRATED
-            found.append(Decoder(self.name + column, about, None, role=role, baseline=baseline, matchers=(self.place,)))
+            best, name = column == CALIBRATED, self.name + column
+            role: Any = "matcher" if self.name else "reference" if best else "control"
+            known = {"role": role, "baseline": None if best else CALIBRATED, "matchers": (self.place,)}
+            found.append(Decoder(name, about, None, **known))
         return found
 
     def answers(self, items: Sequence[Item]) -> Mapping[str, list[Said]]:
@@ -144,10 +145,9 @@ class ClipJudge(Judge):
     def _cosine(self, image: Image, sentence: str) -> float:
         """Return S of a sentence; one that is too long for the CLIP is cut, as CLIPScore does."""
         words = sentence.split()
-        while True:
-            try:
-                return float(self.matcher.similarity([image], [" ".join(words)])[0, 0])
-            except TextError:
-                if len(words) < 2:
-                    raise
-                words = words[: len(words) * 9 // 10]
+        try:
+            return float(self.matcher.similarity([image], [" ".join(words)])[0, 0])
+        except TextError:
+            if len(words) < 2:
+                raise
+            return self._cosine(image, " ".join(words[: len(words) * 9 // 10]))

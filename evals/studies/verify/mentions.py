@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lvlm_guard.evals.infer.generate import answer_length, prepare
 from lvlm_guard.evals.metrics import chair, tokens
-from lvlm_guard.evals.metrics.objects import ObjectWords, coco_words, vocabulary_words
+from lvlm_guard.evals.metrics.objects import coco_words, vocabulary_words
 from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 from lvlm_guard.pretrained import spoken
 from lvlm_guard.verify.choosing import sentences
@@ -25,34 +25,23 @@ it, under the plain model."""
 
 
 def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) -> list[Said]:
-    """Return the plain greedy descriptions of some items, made in one batch; `proof` holds their pieces.
+    """Return the greedy descriptions of some items by a plain model, made in one batch; `proof` holds their pieces.
 
-    Args:
-        model, processor: not guarded.
-        task: gives the token limit.
-        items: what is asked.
-
-    Raises:
-        ImageError: a picture is missing or damaged.
+    Raises `ImageError` where a picture is missing or damaged.
     """
     began = time.perf_counter()
     inputs = prepare(processor, items).to(model.device, model.dtype)
+    options = {**GREEDY, "max_new_tokens": task.max_new_tokens}
     with torch.inference_mode():
-        out = model.generate(
-            **inputs, **GREEDY, max_new_tokens=task.max_new_tokens, output_logits=True, return_dict_in_generate=True
-        )
+        out = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
         answers = out.sequences[:, inputs["input_ids"].shape[1] :]
-        chosen = [
-            step.float().log_softmax(-1).gather(-1, answers[:, place, None].to(step.device))[:, 0].cpu()
-            for place, step in enumerate(out.logits)
-        ]
+        steps = zip(out.logits, answers.T[..., None], strict=True)
+        chosen = [step.float().log_softmax(-1).gather(-1, ids.to(step.device))[:, 0].cpu() for step, ids in steps]
     log_probs = torch.stack(chosen, -1).tolist()  # [batch, tokens]
-    seconds = (time.perf_counter() - began) / len(items)
-    eos = model.generation_config.eos_token_id
-    ends = set(eos) if isinstance(eos, list) else {eos} - {None}
+    seconds, eos = (time.perf_counter() - began) / len(items), model.generation_config.eos_token_id
     found = []
     for row, each in zip(answers.tolist(), log_probs, strict=True):
-        length, ended = answer_length(row, ends)
+        length, ended = answer_length(row, set(eos if isinstance(eos, list) else [eos]))
         text, pieces = _pieces(processor, row[:length], each)
         found.append(Said(text, length, ended, seconds, forwards=length / len(items), proof=json.dumps(pieces)))
     return found
@@ -60,9 +49,7 @@ def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) 
 
 def _pieces(processor: Any, ids: Sequence[int], log_probs: Sequence[float]) -> tuple[str, list[Piece]]:
     """Return a text and its tokens' places: a token writes what its text is longer by, whatever the tokenizer."""
-    text = spoken(processor, ids)
-    pieces: list[Piece] = []
-    start = 0
+    text, pieces, start = spoken(processor, ids), list[Piece](), 0
     for place in range(len(ids)):
         end = min(len(spoken(processor, ids[: place + 1])), len(text))
         if end > start:
@@ -89,29 +76,21 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
     rows = [{"image_id": place, "caption": text} for place, (text, _) in enumerate(described)]
     truths = {place: [str(name) for name in item.truth] for place, item in enumerate(task.items)}
     read = chair.compare(rows, truths, vocabulary=task.vocabulary)
-    found = [
-        Item(f"{item.key} {told['question']}", item.picture, images=item.images, rows=(task.name,), **told)
-        for item, caption, (text, pieces) in zip(task.items, read, described, strict=True)
-        for told in _named(caption, text, pieces, reader)
-    ]
+    found = []
+    for item, caption, (text, pieces) in zip(task.items, read, described, strict=True):
+        places, singular = spans(text), [reader.singular(token) for token in tokens.words(text)]
+        first: dict[str, int] = {}
+        for node, index in zip(caption.found.nodes, caption.found.indices, strict=True):
+            first.setdefault(node, index)
+        for node, index in first.items():
+            double = " ".join(singular[index : index + 2]) in reader.double and index + 1 < len(places)
+            start, end = places[index][0], places[index + double][1]
+            p = math.exp(sum(log_prob for begin, stop, log_prob in pieces if begin < end and stop > start))
+            known = {"question": node, "truth": "yes" if node in caption.truth else "no", "rows": (task.name,)}
+            tags = {"word": text[start:end], "probability": p}
+            key, sentence = f"{item.key} {node}", _sentence(text, start)
+            found.append(Item(key, item.picture, sentence, item.images, **known, tags=tags))
     return EvalTask("mentions", "mentions", found, task.max_new_tokens, split=task.split, about=task.about)
-
-
-def _named(caption: chair.Caption, text: str, pieces: Sequence[Piece], reader: ObjectWords) -> Iterator[dict[str, Any]]:
-    """Yield of each object what its item says."""
-    places = spans(text)
-    singular = [reader.singular(token) for token in tokens.words(text)]
-    first: dict[str, int] = {}
-    for node, index in zip(caption.found.nodes, caption.found.indices, strict=True):
-        first.setdefault(node, index)
-    for node, index in first.items():
-        double = " ".join(singular[index : index + 2]) in reader.double and index + 1 < len(places)
-        start, end = places[index][0], places[index + double][1]
-        log_prob = sum(p for begin, stop, p in pieces if begin < end and stop > start)
-        truth, tags = "yes" if node in caption.truth else "no", {"word": text[start:end]}
-        yield {"prompt": _sentence(text, start), "question": node, "truth": truth} | {
-            "tags": tags | {"probability": math.exp(log_prob)}
-        }
 
 
 def spans(text: str) -> list[tuple[int, int]]:
