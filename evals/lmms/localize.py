@@ -77,8 +77,8 @@ def localize(
                 notes.append(f"{source} {told}")
         rows = _with_pictures(source, given, Path(images))
         target, documents = (folder / f"{named}.parquet").resolve(), len(rows)
-    config = {"include": str(path), "task": named, "dataset_path": "parquet", "dataset_name": None}
-    config["dataset_kwargs"] = {"data_files": {split: str(target)}}
+    config: dict[str, Any] = {"include": str(path), "task": named, "dataset_path": "parquet", "dataset_name": None}
+    config |= {"dataset_kwargs": {"data_files": {split: str(target)}}}
     written = folder / f"{named}.yaml"
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)

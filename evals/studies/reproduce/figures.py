@@ -117,8 +117,8 @@ def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
 
 
 def _row(told: Mapping[str, Any], found: Estimate, beside: Published | None) -> Row:
-    value, source, note = beside or (None, "", "")
-    known = None not in (value, found.low, found.high)
-    inside = None if value is None else known and found.low <= value <= found.high
     row = {**told, "value": found.value, "low": found.low, "high": found.high}
-    return row | {"published": value, "source": source, "note": note, "inside": inside}
+    if beside is None:
+        return row | {"published": None, "source": "", "note": "", "inside": None}
+    inside = found.low is not None and found.high is not None and found.low <= beside.value <= found.high
+    return row | {"published": beside.value, "source": beside.source, "note": beside.note, "inside": inside}

@@ -86,7 +86,11 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
             double = " ".join(singular[index : index + 2]) in reader.double and index + 1 < len(places)
             start, end = places[index][0], places[index + double][1]
             p = math.exp(sum(log_prob for begin, stop, log_prob in pieces if begin < end and stop > start))
-            known = {"question": node, "truth": "yes" if node in caption.truth else "no", "rows": (task.name,)}
+            known: dict[str, Any] = {
+                "question": node,
+                "truth": "yes" if node in caption.truth else "no",
+                "rows": (task.name,),
+            }
             tags = {"word": text[start:end], "probability": p}
             key, sentence = f"{item.key} {node}", _sentence(text, start)
             found.append(Item(key, item.picture, sentence, item.images, **known, tags=tags))
