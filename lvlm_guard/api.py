@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lvlm_guard.engine import guarded
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
-from lvlm_guard.errors import KnobError, UnsupportedModelError, did_you_mean
+from lvlm_guard.errors import KnobError, did_you_mean
 from lvlm_guard.families import family_of
 from lvlm_guard.families import processor as processors
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lvlm_guard.engine.call import Call
-    from lvlm_guard.families.family import Family
 
 M = TypeVar("M")
 P = TypeVar("P")
@@ -83,8 +82,7 @@ def guard(
         raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
     chosen = resolve(method, knobs)
     inner: Any = _innermost(model)
-    family = family_of(inner)
-    _check_pair(inner, processor, family)
+    family = family_of(inner, processor)
     plain = getattr(inner, guarded.STATE).plain if guarded.STATE in vars(inner) else type(inner)
     kind = guarded.guarded_class(family.decoding(plain))
     # nothing raises from here on, so that a call that fails leaves the pair guarded as it was
@@ -123,21 +121,6 @@ def _innermost(model: Any) -> Any:
             model = model.get_base_model()
         else:
             return model
-
-
-def _check_pair(model: Any, processor: Any, family: Family) -> None:
-    kind = type(processor).__name__
-    if kind not in family.processors:
-        raise UnsupportedModelError(
-            f"The model is of the family {family.name!r}, whose processor is a {' or '.join(family.processors)}, but "
-            f"this is a {kind}. Load both from one place: AutoProcessor.from_pretrained({model.name_or_path or 'ID'})."
-        )
-    token = processor.tokenizer.convert_tokens_to_ids(family.image_token(processor))
-    if token != family.image_token_id(model.config):
-        raise UnsupportedModelError(
-            f"The processor's placeholder {family.image_token(processor)!r} is token {token}, the model expects token "
-            f"{family.image_token_id(model.config)}: they belong to different checkpoints. Load both from one place."
-        )
 
 
 __all__ = ["guard", "resolve", "unguard"]

@@ -120,9 +120,12 @@ class Call:
         family: what is particular to its family.
         processor: the processor that the guard was given.
         pictures: from the guarded processor; None where the inputs came from another one.
-        tensors: the call's image tensors by name, B requests, not expanded to beams.
+        tensors: the call's image tensors by name, B requests, not expanded to beams; None: made from the pictures
+            when a method asks for them.
         has_picture: per request, whether its prompt holds a picture.
         trace: where notes and counts go.
+        ids: tokens of the prompts, [B, T], and which of them are no padding, [B, T] bool.
+        dtype: of the model's pixels.
     """
 
     def __init__(
@@ -131,17 +134,22 @@ class Call:
         family: Family,
         processor: ProcessorMixin,
         pictures: Pictures | None,
-        tensors: dict[str, Tensor],
+        tensors: dict[str, Tensor] | None,
         has_picture: list[bool],
         trace: GuardTrace,
+        ids: tuple[Tensor, Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
         self.family = family
         self.processor = processor
-        self.tensors = tensors
+        self.ids = ids
+        self.dtype = next((t.dtype for t in (tensors or {}).values() if t.is_floating_point()), dtype)
         self.has_picture = has_picture
         self.trace = trace
         self._pictures = pictures
+        self._tensors = tensors
+        self._opening: dict[str, Any] | None = None
         self.memory: dict[Any, Any] = {}  # what a method wants to keep for the rest of this call
 
     @property
@@ -166,27 +174,68 @@ class Call:
             )
         return self._pictures
 
+    @property
+    def opening(self) -> dict[str, Any]:
+        """All that the processor makes of the prompts and the pictures, [B, T]; of a later turn, what began it.
+
+        Raises:
+            MissingViewError: see `pictures`.
+            UnsupportedCallError: the prompts begin otherwise.
+        """
+        if self._opening is None:
+            seen = [[view.image for view in row] for row in self.pictures.rows]
+            self._opening = self._processed(seen, "the pictures' prompt")
+        return self._opening
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The image tensors by name; raises as `opening` does."""
+        if self._tensors is None:
+            self._tensors = self._of_pictures(self.opening)
+        return self._tensors
+
+    def _processed(self, images: list[list[Image]], what: str) -> dict[str, Any]:
+        """Run the processor again, on pictures of these prompts."""
+        made: dict[str, Any] = self.family.processed(self.processor, self.pictures, images)
+        if self.ids is not None and not _opens(made, *self.ids):
+            raise self._otherwise(what)
+        return made
+
+    def _of_pictures(self, made: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the image tensors of what the processor made, as the model takes them."""
+        return {
+            key: value.to(self.model.device, self.dtype if value.is_floating_point() else value.dtype)
+            for key, value in made.items()
+            if key in self.family.image_keys
+        }
+
+    def _otherwise(self, what: str) -> UnsupportedCallError:
+        name = type(self.processor).__name__
+        return UnsupportedCallError(
+            f"{name} lays {what} out otherwise than the call's inputs, so the branches would read different prompts. "
+            "Give second views of the pictures' own sizes (frame='original'), leave truncation out, and pass the "
+            "inputs as the processor gave them."
+        )
+
     def requests(self) -> list[list[View]]:
         """Return the views of each request; raises `MissingViewError` as `pictures` does."""
         return self.pictures.rows
 
     def only(self, requests: list[int]) -> Call | None:
-        """Return the same call about some of its requests; None where it can't be told which pictures are theirs."""
-        counts = [int(has) for has in self.has_picture]
-        if self._pictures is not None:
-            counts = [len(row) for row in self._pictures.rows]
-        if sum(counts) != self.family.count(self.tensors):
+        """Return the same call about some of its requests, processed alone; None where that can't be, or is not proven."""
+        if self._pictures is None or self.ids is None or not self.family.proof.alone:
             return None
-        first = [sum(counts[:request]) for request in range(len(counts))]
-        theirs = [first[request] + k for request in requests for k in range(counts[request])]
+        ids, seen = self.ids
         return Call(
             self.model,
             self.family,
             self.processor,
-            None if self._pictures is None else self._pictures.only(requests),
-            self.family.select(self.tensors, theirs),
+            self._pictures.only(requests),
+            None,
             [self.has_picture[request] for request in requests],
             self.trace,
+            (ids[requests], seen[requests]),
+            self.dtype,
         )
 
     def require_text(self) -> None:
@@ -196,7 +245,8 @@ class Call:
         for index, row in enumerate(self.requests()):
             if row and not row[0].text.strip():
                 raise TextError(
-                    f"Request {index} shows a picture but asks nothing about it, so there is no question to match the "
+                    row[0].note
+                    or f"Request {index} shows a picture but asks nothing about it, so there is no question to match the "
                     'picture with. Ask one, or state it: processor(..., guard_text="Is there a dog?").'
                 )
 
@@ -208,7 +258,7 @@ class Call:
 
         Raises:
             MissingViewError: see `pictures`.
-            UnsupportedCallError: the second pictures do not fit the prompt's placeholders.
+            UnsupportedCallError: the second pictures do not fit the prompt's tokens.
         """
         views = self.pictures.views()
         drawn = iter([_own(view) for view in views] if self.pictures.given else draw(views))
@@ -216,23 +266,20 @@ class Call:
         for view, local in zip(views, (local for row in seen for local in row), strict=True):
             self.trace.view(view.index).local = local
         self.trace.masks += len(views)
-        made = self.family.image_tensors(self.processor, self.pictures, seen)
-        if not _same_layout(made, self.tensors):
-            raise UnsupportedCallError(
-                "The second view differs from the picture in shape, so the prompt's image tokens would not fit. Use "
-                "frame='original', or give guard_images of the pictures' own sizes."
-            )
-        return {
-            key: made[key].to(self.model.device, tensor.dtype if tensor.is_floating_point() else made[key].dtype)
-            for key, tensor in self.tensors.items()
-            if key in made
-        }
+        made = self._processed(seen, "the second view")
+        view = self._of_pictures(made)
+        # equal sizes take equal tokens in equal places; else the integers tell: a grid of 2 x 8 is none of 8 x 2
+        same = all(view.image.size == local.size for view, local in zip(views, (x for row in seen for x in row)))
+        if not (same and self._tensors is None) and not _same_layout(view, self.tensors):
+            raise self._otherwise("the second view")
+        return view
 
     def change_pixels(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return the image tensors of a branch whose normalised pixels are changed picture by picture."""
-        self.trace.masks += self.family.count(self.tensors)
-        changed = {**self.tensors, "pixel_values": self.tensors["pixel_values"].clone()}
-        for pixels in self.family.split(changed):
+        changed = {key: tensor.clone() for key, tensor in self.tensors.items()}
+        units = self.family.split(changed)
+        self.trace.masks += len(units) if self._pictures is None else len(self._pictures.views())
+        for pixels in units:
             pixels.copy_(change(pixels))
         return changed
 
@@ -246,12 +293,25 @@ def _own(view: View) -> Image:
     return view.local
 
 
+def _opens(made: dict[str, Any], ids: Tensor, seen: Tensor) -> bool:
+    """Tell whether the prompts [B, T] begin with the tokens of what a processor made, padding aside."""
+    if len(made["input_ids"]) != len(ids):
+        return False
+    own = made.get("attention_mask", torch.ones_like(made["input_ids"])).bool()
+    return all(
+        torch.equal(new[kept], old[shown.bool()][: int(kept.sum())].cpu())
+        for new, kept, old, shown in zip(made["input_ids"], own, ids, seen, strict=True)
+    )
+
+
 def _same_layout(made: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
     """Tell whether two sets of image tensors stand for the same number of image tokens.
 
     Where a family states grids or sizes, those decide: its pixels may be padded to what else is in a batch.
     """
-    stated = [key for key, tensor in tensors.items() if key in made and not tensor.is_floating_point()]
+    if made.keys() != tensors.keys():
+        return False
+    stated = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
     if stated:
-        return all(torch.equal(made[key].cpu(), tensors[key].cpu()) for key in stated)
-    return all(made[key].shape == tensor.shape for key, tensor in tensors.items() if key in made)
+        return all(torch.equal(made[key], tensors[key]) for key in stated)
+    return all(made[key].shape == tensor.shape for key, tensor in tensors.items())

@@ -216,27 +216,28 @@ def _open(
     _refuse(prompt, config, kwargs)
     assert prompt is not None
     prompt = prompt[None] if prompt.ndim == 1 else prompt
+    if pictures is not None:
+        _belong(pictures, len(prompt))
     family = state.family
-    tensors = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
-    has_picture = (prompt == family.image_token_id(model.config)).any(-1).tolist()
-    # a later turn: past_key_values holds the picture, the prompt its tokens
-    if any(has_picture) and "pixel_values" not in tensors:
-        if pictures is None:
-            raise MissingViewError(
-                "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "
-                "past_key_values, pass the first turn's guard_views again: generate(input_ids=..., "
-                'past_key_values=..., guard_views=inputs["guard_views"]).'
-            )
-        seen = [[view.image for view in row] for row in pictures.rows]
-        tensors |= family.image_tensors(state.processor, pictures, seen)
-    if tensors and pictures is not None:
-        _belong(pictures, prompt, family.count(tensors))
+    given = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
+    has_picture = family.has_picture(pictures, prompt, model.config)
+    seen = any(tensor.is_floating_point() for tensor in given.values())
+    if any(has_picture) and not seen and pictures is None:
+        raise MissingViewError(
+            "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "
+            "past_key_values, pass the first turn's guard_views again: generate(input_ids=..., "
+            'past_key_values=..., guard_views=inputs["guard_views"]).'
+        )
     trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture))
     if not any(has_picture):
         trace.note("No picture in the prompt, so there is nothing to guard: the answer is plain.")
     elif not all(has_picture):
         trace.note("Some prompts hold no picture; their answers are plain.")
-    call = Call(model, family, state.processor, pictures, tensors, has_picture, trace)
+    mask = kwargs.get("attention_mask")
+    ids = prompt, torch.ones_like(prompt) if mask is None or mask.ndim != 2 else mask
+    # a later turn: past_key_values holds the picture, the prompt its tokens
+    tensors = given if seen or not any(has_picture) else None
+    call = Call(model, family, state.processor, pictures, tensors, has_picture, trace, ids, model.dtype)
     if any(has_picture):
         if method.asks_about_pictures:
             for view in call.pictures.views():
@@ -272,12 +273,12 @@ def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _belong(pictures: Pictures, prompt: Tensor, count: int) -> None:
-    if len(pictures) != len(prompt) or len(pictures.views()) != count:
+def _belong(pictures: Pictures, prompts: int) -> None:
+    if len(pictures) != prompts:
         raise MissingViewError(
             f"guard_views holds {len(pictures)} requests with {len(pictures.views())} pictures, the inputs have "
-            f"{len(prompt)} requests with {count}: they belong to different inputs, or were sliced by hand. Call the "
-            "guarded processor on just the requests of this call, and pass all that it returns."
+            f"{prompts} requests: they belong to different inputs, or were sliced by hand. Call the guarded processor "
+            "on just the requests of this call, and pass all that it returns."
         )
 
 

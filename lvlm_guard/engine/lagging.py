@@ -14,9 +14,14 @@ from transformers import Cache
 
 
 class Lagging:
-    """The tokens and the KV cache of one branch; both lag behind the global branch."""
+    """The tokens and the KV cache of one branch; both lag behind the global branch.
 
-    def __init__(self) -> None:
+    Args:
+        crops: whether tokens can be taken back from the model's cache; where not, it is dropped and read anew.
+    """
+
+    def __init__(self, crops: bool = True) -> None:
+        self.crops = crops
         self.cache: Cache | None = None
         self._ids: Tensor | None = None  # [R, length of the cache]
         self._whole = 0  # tokens that can't be taken back: a sliding window has let go of those before them
@@ -48,7 +53,13 @@ class Lagging:
             self.cache, self._ids = None, None
             return 0
         if shared < old.shape[1] or records(self.cache):  # one that records lets go of its past where it is cropped
-            self.cache.crop(shared - old.shape[1])
+            try:
+                if not self.crops:
+                    raise RuntimeError("read anew")
+                self.cache.crop(shared - old.shape[1])
+            except RuntimeError:  # past a sliding window, after it has cropped the layers before
+                self.cache, self._ids = None, None
+                return 0
         return shared
 
     def ran(self, ids: Tensor, done: int) -> None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
-POSITIONS, TYPES = "position_ids", "mm_token_type_ids"
+POSITIONS, TYPES, MASK = "position_ids", "mm_token_type_ids", "attention_mask"
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 """What this release of transformers calls the cache among a model's arguments; renamed in 5.24."""
 
@@ -26,11 +26,32 @@ PLAIN = {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWind
 """Layers of a cache whose states are plain [rows, heads, length, size] tensors; what derives from them may not be."""
 
 
-def stackable(cache: Cache | None) -> bool:
-    """Tell whether every layer of a cache is `PLAIN`, and none has room for the rows of one branch alone."""
+def stackable(cache: Cache | None, config: Any = None) -> bool:
+    """Tell whether the rows of every layer of a cache can be stacked, and none has room for those of one branch alone.
+
+    Args:
+        cache: of the global branch.
+        config: of a model that was proven to stack: what its own dynamic cache is made of, stacks too.
+    """
+    kinds = PLAIN
+    if config is not None and type(cache) is DynamicCache:
+        kinds = PLAIN | {type(layer) for layer in DynamicCache(config=config).layers}
     return cache is None or all(
-        type(layer) in PLAIN and not (isinstance(layer, StaticLayer) and layer.is_initialized) for layer in cache.layers
+        type(layer) in kinds and not (isinstance(layer, StaticLayer) and layer.is_initialized) for layer in cache.layers
     )
+
+
+def states(layer: Any) -> Iterator[tuple[dict[Any, Any], Any, Tensor, int]]:
+    """Yield what a layer of a cache keeps of each row, whatever that is: its place (a dict and a key), and the rows' axis.
+
+    Keys and values are attributes, convolution and recurrent states are in dicts. What has one axis or none
+    (lengths, windows) is common to all rows.
+    """
+    for name, value in list(vars(layer).items()):
+        places = value if isinstance(value, dict) else vars(layer)
+        for key in list(value) if isinstance(value, dict) else [name]:
+            if isinstance(places[key], Tensor) and places[key].ndim >= 2:
+                yield places, key, places[key], 1 if key == "indexer_position_ids" else 0
 
 
 def in_blocks(cache: Cache, blocks: int) -> Any:
@@ -44,7 +65,8 @@ def in_blocks(cache: Cache, blocks: int) -> Any:
 def _in_blocks(base: Any, blocks: int) -> Any:
     class Blocks(base):  # type: ignore[misc]  # the base is only known at run time
         def _everywhere(self, rows: Tensor) -> Tensor:
-            size = self.layers[0].keys.shape[0] // blocks
+            held = next((state.shape[axis] for layer in self.layers for _, _, state, axis in states(layer)), 0)
+            size = held // blocks
             return torch.cat([rows + block * size for block in range(blocks)])
 
         def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -56,11 +78,11 @@ def _in_blocks(base: Any, blocks: int) -> Any:
         def only_global(self) -> None:
             """Drop every block but the first, and be a plain cache again."""
             for layer in self.layers:
-                if getattr(layer, "keys", None) is not None and layer.keys.numel():
-                    size = layer.keys.shape[0] // blocks
-                    layer.keys, layer.values = layer.keys[:size], layer.values[:size]
+                for places, key, state, axis in states(layer):
+                    size = state.shape[axis] // blocks
+                    places[key] = state.narrow(axis, 0, size)
                     if isinstance(layer, StaticLayer):  # room for one branch alone, which the caller may fill up
-                        layer.keys, layer.values, layer.batch_size = layer.keys.clone(), layer.values.clone(), size
+                        places[key], layer.batch_size = places[key].clone(), size
             self.__class__ = base
 
     Blocks.__name__, Blocks.__qualname__ = base.__name__, base.__qualname__
@@ -68,24 +90,25 @@ def _in_blocks(base: Any, blocks: int) -> Any:
 
 
 def alike(cache: Any, other: Any) -> bool:
-    """Tell whether two caches hold plain states of the same tokens and shapes, so that their rows can be stacked."""
+    """Tell whether two caches hold the same kinds of states of the same tokens, so that their rows can be stacked."""
 
     def held(found: Any) -> list[Any]:
-        return [(layer.get_seq_length(), None if layer.keys is None else layer.keys.shape) for layer in found.layers]
+        return [
+            (type(layer), getattr(layer, "cumulative_length", 0), [(key, s.shape) for _, key, s, _ in states(layer)])
+            for layer in found.layers
+        ]
 
-    return other is not None and stackable(cache) and stackable(other) and held(cache) == held(other)
+    return other is not None and held(cache) == held(other)
 
 
 def append(cache: Any, others: list[Any]) -> None:
     """Append the rows of other caches of the same length, layer by layer, and empty those."""
     for index, layer in enumerate(cache.layers):
-        parts = [layer, *(other.layers[index] for other in others)]
-        if layer.keys is None:  # of a layer that reads another one's states
-            continue
-        layer.keys = torch.cat([part.keys for part in parts])
-        layer.values = torch.cat([part.values for part in parts])
-        for part in parts[1:]:
-            part.keys = part.values = None
+        parts = zip(states(layer), *(list(states(other.layers[index])) for other in others), strict=True)
+        for (places, key, state, axis), *more in list(parts):
+            places[key] = torch.cat([state, *(found[2] for found in more)], dim=axis)
+            for emptied, name, *_ in more:
+                emptied[name] = None
 
 
 def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> dict[str, Any]:
@@ -112,14 +135,27 @@ def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> 
     return stacked
 
 
+GROWN = {POSITIONS, TYPES, "token_type_ids"}
+"""What generate() grows with the answer, of what is laid along the tokens; the mask it grows before."""
+
+
 def grown(view: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Return what a branch's call has otherwise, its positions and token types grown to rows of this length."""
     found = dict(view)
-    for key in found.keys() & {POSITIONS, TYPES}:
+    for key in found.keys() & GROWN:
         last = found[key][..., -1:]
-        more = torch.arange(1, length - found[key].shape[-1] + 1, device=last.device)
-        found[key] = torch.cat([found[key], last + more if key == POSITIONS else torch.zeros_like(last + more)], -1)
+        more = torch.arange(1, length - found[key].shape[-1] + 1, device=last.device).to(last.dtype)
+        new = last + more if key == POSITIONS else (0 if key == TYPES else last) + torch.zeros_like(last + more)
+        found[key] = torch.cat([found[key], new], -1)
     return found
+
+
+def until(arguments: Mapping[str, Any], stop: int, length: int) -> dict[str, Any]:
+    """Return arguments of rows of `length` tokens for their first `stop`: what is laid along them has them last."""
+    return {
+        key: value[..., :stop] if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length else value
+        for key, value in arguments.items()
+    }
 
 
 def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[str, Any]:

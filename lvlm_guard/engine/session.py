@@ -30,7 +30,7 @@ FEW = 3  # few requests want a branch: no more than one in so many
 
 def _encodes_first(model: Any) -> bool:
     supports = getattr(model, "_supports_mm_encoder_outputs", None)
-    return supports is not None and bool(supports())
+    return supports is not None and bool(supports()) and "image" in model.input_modalities
 
 
 ACTIVE: ContextVar[tuple[Any, Session | None] | None] = ContextVar("lvlm_guard_session", default=None)
@@ -80,8 +80,10 @@ class Session:
         self.branches = method.branches() if any(call.has_picture) else ()
         self.prepared: _Prepared | None = None
         self.execution: str = execution
+        self._asked = execution
         self.eos: Tensor | None = None
         self._fill: int | None = None  # what beam search fills its shorter answers up with
+        self._first = prompt.shape[1]  # tokens that a branch reads by themselves, before the answer's
         self._cached = 0  # tokens that the caller's cache holds already
         self._afresh: dict[str, Tensor] = {}  # then: what the prompt is read with by who has no cache
         self._cache: Any = None  # the cache in blocks, when batched
@@ -89,8 +91,9 @@ class Session:
         self._longest = 0
         self._rows_of: dict[tuple[int, int], list[int]] = {}
         self._may_join = False
+        self._eager = call.family.proof.way is None  # the branches run from the first step on, wanted or not
         self._idle = True  # no branch has run yet
-        self._lagging = [Lagging() for _ in self.branches]
+        self._lagging = [Lagging(call.family.proof.crops) for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
         self._whole_prefill: _Prepared | None = None
         self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
@@ -128,7 +131,7 @@ class Session:
         if self._cached and self.branches:
             self._afresh = self._from_the_start(arguments)
         self.execution = self._choose(generation_config, cache)
-        self.trace.execution = self.execution
+        self.trace.execution = self._asked if self._eager and self._asked == "batched" else self.execution
         if self.execution == "batched" and cache is not None:
             self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
         self._global = cache
@@ -142,7 +145,9 @@ class Session:
             impossible = f"{self.method.name} leaves its branch idle most of the time"
         elif self._cached:
             impossible = "past_key_values holds the global branch alone"
-        elif not blocks.stackable(cache):
+        elif not self.call.family.proof.stacks:
+            impossible = f"a {type(self.call.model).__name__} was not proven to stack its branches"
+        elif not blocks.stackable(cache, self.call.model.config):
             impossible = f"a {type(cache).__name__} can't be stacked"
         elif config.prefill_chunk_size is not None:
             impossible = "the prompt is read in chunks"
@@ -150,33 +155,28 @@ class Session:
             if self.execution == "batched":
                 self.trace.note(f"Ran lazy instead of batched: {impossible}.")
             return "lazy"
-        if self.execution != "auto":
-            return self.execution
-        if config.output_hidden_states or config.output_attentions:
+        if self.execution == "auto" and (config.output_hidden_states or config.output_attentions):
             return "lazy"
         # stacked later: a DynamicCache grows, so that the lagging branches' rows can be appended to it
         self._may_join = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
-        return "lazy"
+        if self.execution == "batched" and (self._may_join or cache is None):
+            self._eager = True  # each branch reads the prompt by itself, in shapes of its own; then their rows join
+            return "lazy"
+        self._may_join &= self.execution == "auto"
+        return self.execution if self.execution == "batched" else "lazy"
 
     def _from_the_start(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the prompt's positions and token types, [..., B, T], as generate() makes them where nothing is cached.
+        """Return the prompt's positions and token types as generate() makes them where nothing is cached, [..., B, T].
 
-        What it made for this call goes on from the caller's cache. Models with positions in three dimensions note
-        how far a row's text is shifted; that stays what it is for the global branch.
+        What it made for this call goes on from the caller's cache.
         """
         model: Any = self.call.model
-        noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
-        types = (self.prompt == self.call.family.image_token_id(model.config)).to(model.device, torch.int)
-        mask = arguments.get("attention_mask")
+        mask = arguments.get(blocks.MASK)
         if mask is None:  # transformers 5.24 drops a mask of ones alone; without any, positions stand for one row
             mask = torch.ones_like(self.prompt, device=model.device)
         mask = mask[:: len(mask) // len(self.prompt), : self.prompt.shape[1]]
-        given = {**self.call.tensors, "attention_mask": mask, "mm_token_type_ids": types}
-        positions = model._prepare_position_ids_for_generation(self.prompt.to(model.device), given)
-        for module, deltas in noted:
-            module.rope_deltas = deltas
-        positions = positions.expand(*positions.shape[:-2], *self.prompt.shape)  # one row may have stood for all
-        return {blocks.POSITIONS: positions} | ({blocks.TYPES: types} if blocks.TYPES in arguments else {})
+        self._first = self.call.opening["input_ids"].shape[1]
+        return self.call.family.replayed(model, self.call.opening, self.prompt.to(model.device), mask)
 
     def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
         """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
@@ -255,7 +255,7 @@ class Session:
         guarded = self._guarded(step)
         ran = None
         if lagging:
-            wanted = ~decided & self._matters(guarded, ids, count)  # type: ignore[operator]  # decided where lagging
+            wanted = (~decided | self._eager) & self._matters(guarded, ids, count)  # type: ignore[operator]  # not None
             if bool(wanted.any()):
                 others, ran = self._others(prepared, step, wanted, count)
         flat = None
@@ -324,10 +324,13 @@ class Session:
 
     def _view(self, branch: Branch, call: Call, requests: list[int], expand: int) -> dict[str, Any]:
         model: Any = call.model
-        view: dict[str, Any] = call.tensors | branch.view(call)
+        view: dict[str, Any] = dict(branch.view(call))
+        if view.keys() < self.call.tensors.keys():  # it changes some of them alone
+            view = call.tensors | view
         if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
             view = model._prepare_multimodal_encoder_kwargs_for_generation(view)
-        view |= {key: value[..., requests, :] for key, value in self._afresh.items()}
+        chosen = torch.tensor(requests, device=self.prompt.device)
+        view |= blocks.only_rows(self._afresh, chosen, len(self.prompt))
         prompt = self.prompt[requests]
         _, expanded = model._expand_inputs_for_generation(
             expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(model.device), **view
@@ -391,11 +394,33 @@ class Session:
         return prepared.arguments.get("use_cache", True) is not False
 
     def _run(self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
-        """Run a branch over rows of which `done` tokens are cached; returns its last `needed` logits."""
+        """Run a branch over rows of which `done` tokens are cached; returns its last `needed` logits.
+
+        With a cache it reads the prompt as generate() read it, then the answer: what belongs to the prompt alone need
+        not fit both (token types that don't grow, a placeholder among the answer's tokens).
+        """
+        length = prepared.ids.shape[1]
+        stops = [length]
+        if cache is not None and done < self._first < length:
+            stops = [self._first, length]
+        if cache is not None and self.call.family.proof.way == "steps":
+            stops = list(range(max(self._first, done + 1), length + 1))
+        self.trace.local_forwards += 1
+        logits = []
+        along = blocks.grown({key: view[key] for key in self._afresh}, length)
+        for stop in stops:
+            wanted = stop - max(done, length - needed)
+            part = _Prepared(prepared.ids[:, :stop], blocks.until(prepared.arguments, stop, length))
+            read = self._read(part, view | blocks.until(along, stop, length), cache, done, max(wanted, 1))
+            logits += [read] if wanted > 0 else []
+            done = stop
+        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+
+    def _read(self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
         model: Any = self.call.model
         ids = prepared.ids
-        arguments = {key: value for key, value in prepared.arguments.items() if key != "mm_encoder_outputs"}
-        arguments |= blocks.grown(view, ids.shape[1])
+        pictures = {"mm_encoder_outputs", *self.call.family.image_keys}  # of the global branch
+        arguments = {key: value for key, value in prepared.arguments.items() if key not in pictures} | view
         if cache is not None:
             arguments[blocks.CACHE] = cache
         arguments["next_sequence_length"] = ids.shape[1] - done if done else None
@@ -406,7 +431,6 @@ class Session:
             inputs.pop(key, None)
         with within(model, None):
             outputs = self.plain.__call__(model, **inputs, return_dict=True)
-        self.trace.local_forwards += 1
         self.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
         logits: Tensor = outputs.logits[:, -needed:]
         return logits
@@ -420,8 +444,8 @@ class Session:
         self._cache = blocks.in_blocks(self._global, 1 + len(self.branches))
         self._lagging = []
         self._may_join = False
+        self.trace.execution = "batched" if self._asked == "batched" else "joined"
         self.execution = "batched"
-        self.trace.execution = "joined"
 
     # --- the end
 

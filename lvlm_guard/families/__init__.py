@@ -1,64 +1,47 @@
-"""Model families, one file each: what is particular to LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL, InstructBLIP, ...
+"""Model families: what is particular to one is asked of its own processor, chat template and generate().
 
-A family knows the names and the layout of its image tensors, the marks of its prompt template (to find
-the user's question), and whether the number of image tokens depends on the picture's shape. A new
-family is one module and one line below, or an entry point `lvlm_guard.families` of another package.
+One class, `family.Family`, reads them all; `proof.py` proves a model before it is guarded, so that a family is proven
+or refused. A family with a module of its own is one whose generate() needs one: a line below, or an entry point
+`lvlm_guard.families` of another package.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.registry import Registry
 
 if TYPE_CHECKING:
     from lvlm_guard.families.family import Family
 
 REGISTRY = Registry(
-    "family",
-    "lvlm_guard.families",
-    {
-        "llava": "lvlm_guard.families.llava:Llava",
-        "llava_next": "lvlm_guard.families.llava_next:LlavaNext",
-        "qwen2_5_vl": "lvlm_guard.families.qwen2_5_vl:Qwen25VL",
-        "instructblip": "lvlm_guard.families.instructblip:InstructBlip",
-    },
+    "family", "lvlm_guard.families", {"instructblip": "lvlm_guard.families.instructblip:InstructBlip"}
 )
+"""Families with a class of their own."""
 
 
-def family_of(model: Any) -> Family:
-    """Return the family of a model, found by its configuration's model type.
+def kind_of(model_type: str) -> type[Family]:
+    """Return the class that reads the models of a type."""
+    from lvlm_guard.families.family import Family
+
+    own: Any = (REGISTRY.get(name) for name in REGISTRY.names())
+    return next((kind for kind in own if model_type in kind.model_types), Family)
+
+
+def family_of(model: Any, processor: Any) -> Family:
+    """Return the family of a model and its processor.
 
     Raises:
-        UnsupportedModelError: no family has this model type, the model has no image tower, or it is a variant
-            that its family does not support.
+        UnsupportedModelError: they are none that can be guarded, or don't belong together.
     """
-    config = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
-    for name in REGISTRY.names():
-        family = REGISTRY.get(name)()
-        if kind in family.model_types:
-            family.check(model)
-            return family  # type: ignore[no-any-return]
-    what = f"a {type(model).__name__}" + (f" (model type {kind!r})" if kind else "")
-    why = "none of the families that can be guarded"
-    if getattr(config, "vision_config", None) is None:
-        why = "a model without an image tower, so there is no picture to guard it with"
-    elif getattr(config, "is_encoder_decoder", False):
-        why = "an encoder-decoder, and no encoder-decoder family is supported yet"
-    raise UnsupportedModelError(
-        f"This is {what}: {why}. Supported model types: "
-        f"{', '.join(t for name in REGISTRY.names() for t in REGISTRY.get(name)().model_types)}. "
-        "Another family is one small file: see CONTRIBUTING.md, 'A model family'."
-    )
+    return kind_of(getattr(getattr(model, "config", None), "model_type", "")).of(model, processor)
 
 
 def family_asked_by(processor: Any) -> Family:
-    """Return the family of a processor, guarded or not; where none has its class, one that does as most do."""
+    """Return the family of a processor, guarded or not, as far as it needs no model."""
     from lvlm_guard.engine.subclass import plain_class
     from lvlm_guard.families.family import Family
 
-    kind = plain_class(processor).__name__
-    known = (REGISTRY.get(name)() for name in REGISTRY.names())
-    return next((family for family in known if kind in family.processors), Family())
+    own: Any = (REGISTRY.get(name) for name in REGISTRY.names())
+    name = plain_class(processor).__name__
+    return next((kind() for kind in own if name in getattr(kind, "processors", ())), Family())

@@ -1,23 +1,33 @@
-"""What the guard must know of a model family; the defaults fit most."""
+"""How the guard reads any decoder-only family of transformers: by asking its own processor, template and generate().
+
+The second view's tensors are what the plain processor makes of other pictures. Nothing here names a family, but for
+the two in whose publications the masked picture is squashed. A family needs a class of its own only where its
+generate() does not call the model itself at every step (`instructblip.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from lvlm_guard.engine.rows import grown
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedModelError
+from lvlm_guard.families.proof import Proof
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from transformers import PretrainedConfig, ProcessorMixin
+    from typing import Self
 
     from lvlm_guard.engine.call import Pictures
 
-OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
-"""Settings of a processor that do not touch its pictures."""
+PUBLISHED = ("llava", "instructblip")
+"""Families whose published AGLA squashes the picture to the matcher's square before it is masked."""
 
 
 def flat(images: Any) -> list[Any]:
@@ -29,29 +39,73 @@ def flat(images: Any) -> list[Any]:
     return [] if images is None else [images]
 
 
+def image_names(processor: Any, made: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which of a processor's outputs belong to the pictures.
+
+    What the image processor declares, and all else that is neither the tokenizer's nor laid along the tokens
+    [B, T, ...] (token types, labels, mllama's cross_attention_mask): those are the call's own in every branch.
+    """
+    ids = made["input_ids"].shape
+    text = {key for key, value in made.items() if isinstance(value, Tensor) and value.shape[:2] == ids}
+    declared = set(processor.image_processor.model_input_names)
+    others = set(made) - set(processor.tokenizer.model_input_names) - text
+    return tuple(key for key, value in made.items() if isinstance(value, Tensor) and key in declared | others)
+
+
+@dataclass(frozen=True)
 class Family:
-    """Base of the families.
+    """A model's family, as its processor and its configuration tell it.
+
+    Args:
+        model_type: of the model's configuration.
+        image_keys: names of the image tensors among its inputs.
+        proof: what it may do.
 
     Class attributes:
-        name: how messages call it.
-        model_types: `config.model_type` of its models.
-        processors: class names of its processors.
-        image_keys: names of its image tensors among the inputs.
-        fixed_size: True where every picture takes the same number of image tokens; else a second view
-            must have the picture's own shape.
-        turns: marks around a user's turn in its prompt templates, (start, end), as regular expressions.
+        model_types: `config.model_type` of the models that need this class; none for the generic one.
     """
 
-    name: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    processors: ClassVar[tuple[str, ...]]
-    image_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    fixed_size: ClassVar[bool] = True
-    turns: ClassVar[tuple[tuple[str, str], ...]] = ()
-    noise: ClassVar[tuple[str, ...]] = ()  # placeholders and their frames, dropped from a question
+    model_types: ClassVar[tuple[str, ...]] = ()
+    model_type: str = ""
+    image_keys: tuple[str, ...] = ("pixel_values", "image_sizes", "image_grid_thw")
+    proof: Proof = field(default=Proof(), compare=False)
 
-    def check(self, model: Any) -> None:
-        """Raise `UnsupportedModelError` for a variant of the model type that can't be guarded."""
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> Self:
+        """Return the family of a model and its processor.
+
+        Raises:
+            UnsupportedModelError: they are none that can be guarded, or don't belong together.
+        """
+        name = f"{plain_class(model).__name__} with {plain_class(processor).__name__}"
+        if "image" not in getattr(model, "input_modalities", ("image",)):
+            raise UnsupportedModelError(
+                f"{name}: the model is without an image tower, so there is no picture to guard it with."
+            )
+        if model.config.is_encoder_decoder or getattr(processor, "image_processor", None) is None:
+            why = "this is an encoder-decoder" if model.config.is_encoder_decoder else "this one has none"
+            raise UnsupportedModelError(
+                f"{name}: only decoder-only models with an image processor can be guarded; {why}."
+            )
+        family = cls(model.config.model_type)
+        picture = Image.linear_gradient("L").convert("RGB").resize((224, 160))
+        try:
+            made = family._made(processor, [[picture]], [family.asked(processor, "Is there a dog?", 1)], {})
+        except Exception as error:  # whatever a processor that does not belong to the model may raise
+            raise UnsupportedModelError(f"{name}: the processor can't process a picture: {error}") from error
+        token = family.image_token_id(model.config)
+        if token is not None and token not in made["input_ids"]:
+            raise UnsupportedModelError(
+                f"{name}: the model expects its picture at token {token}, which the processor does not write: they "
+                "belong to different checkpoints. Load both from one place: "
+                f"AutoProcessor.from_pretrained({model.name_or_path or 'ID'!r})."
+            )
+        return cls(model.config.model_type, image_names(processor, made))
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether a second view may be of another shape than the picture, as published; else it must have its own."""
+        return self.model_type in PUBLISHED
 
     def decoding(self, base: type[Any]) -> type[Any]:
         """Return the class that a guarded model decodes by: the model's own, or a subclass.
@@ -62,26 +116,49 @@ class Family:
         """
         return base
 
-    def image_token_id(self, config: PretrainedConfig) -> int:
-        """Return the id of the picture's placeholder token in the model's vocabulary."""
-        for name in ("image_token_id", "image_token_index"):
-            if (value := getattr(config, name, None)) is not None:
-                return int(value)
-        raise UnsupportedModelError(
-            f"The model's {type(config).__name__} names no image token (image_token_index), as checkpoints converted "
-            "for older releases of transformers do. Fetch the model and its processor again."
-        )
+    def image_token_id(self, config: Any) -> int | None:
+        """Return the id of a picture's tokens in the model's vocabulary; None where the configuration names none."""
+        found = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+        return next((int(token) for token in found if token is not None), None)
 
-    def image_token(self, processor: ProcessorMixin) -> str:
-        """Return the picture's placeholder in a prompt."""
-        token: str = processor.image_token  # type: ignore[attr-defined]
-        return token
+    def has_picture(self, pictures: Pictures | None, ids: Tensor, config: Any) -> list[bool]:
+        """Return which prompts [B, T] hold a picture: those that came with one, else those with its tokens.
+
+        Raises:
+            UnsupportedModelError: neither tells.
+        """
+        if pictures is not None:
+            return [bool(row) for row in pictures.rows]
+        token = self.image_token_id(config)
+        if token is None:
+            raise UnsupportedModelError(
+                f"The model's {type(config).__name__} names no image token, so that a prompt can't be told from one "
+                "without a picture. Make the inputs with the guarded processor, and pass all that it returns."
+            )
+        found: list[bool] = (ids == token).any(-1).tolist()
+        return found
+
+    def image_token(self, processor: Any) -> str:
+        """Return what a prompt writes for a picture: the processor's image token, or the one that its template has."""
+        own = [str(getattr(processor, name, "")) for name in ("image_token", "boi_token")]
+        template = str(getattr(processor, "chat_template", None) or "")
+        return next((token for token in own if token and token in template), own[0] or "<image>")
+
+    def asked(self, processor: Any, question: str, pictures: int) -> str:
+        """Return the finished prompt of a question about some pictures."""
+        if not getattr(processor, "chat_template", None):
+            return self.finished_prompt(processor, question, pictures)
+        content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
+        talk = [{"role": "user", "content": content}]
+        plain: Any = plain_class(processor)
+        prompt: str = plain.apply_chat_template(processor, talk, tokenize=False, add_generation_prompt=True)
+        return prompt
 
     def finished_prompt(self, processor: Any, question: str, pictures: int) -> str:
         """Return the prompt of a question about some pictures, where the processor has no chat template."""
         return self.image_token(processor) * pictures + "\n" + question
 
-    def nest(self, images: list[Image], prompts: list[str], token: str) -> list[list[Image]]:
+    def nest(self, images: list[Image.Image], prompts: list[str], token: str) -> list[list[Image.Image]]:
         """Give each prompt its pictures, in the order of its placeholders.
 
         Raises:
@@ -97,7 +174,7 @@ class Family:
         return [[next(rest) for _ in range(count)] for count in wanted]
 
     def process(
-        self, processor: Any, rows: list[list[Image]], text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, processor: Any, rows: list[list[Image.Image]], text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the plain processor.
 
@@ -112,9 +189,9 @@ class Family:
             ImageError: it can't process them; names the pictures' sizes and what it said.
         """
         plain = plain_class(processor)
-        one_each = len(rows) == 1 or all(len(row) == 1 for row in rows)
+        images = (rows if len(rows) > 1 else flat(rows)) if flat(rows) else None
         try:
-            return plain.__call__(processor, (flat(rows) if one_each else rows) or None, text, *args, **kwargs)
+            return plain.__call__(processor, images, text, *args, **kwargs)
         except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in flat(rows))
             raise ImageError(
@@ -122,43 +199,71 @@ class Family:
                 "placeholders, truncation, and that no picture is a thin strip of a few pixels."
             ) from error
 
-    def image_tensors(self, processor: Any, pictures: Pictures, rows: list[list[Image]]) -> dict[str, Tensor]:
-        """Return the image tensors of other pictures under the same prompts and settings.
+    def _made(self, processor: Any, rows: list[list[Any]], text: Sequence[str], settings: dict[str, Any]) -> Any:
+        return dict(self.process(processor, rows, list(text), (), {"padding": True, "return_tensors": "pt", **settings}))
+
+    def processed(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
+        """Return all that the processor makes of other pictures under the same prompts and settings."""
+        settings = pictures.kwargs | {"return_tensors": "pt"}
+        return dict(self.process(processor, rows, pictures.text, pictures.args, settings))
+
+    def replayed(self, model: Any, opening: Mapping[str, Any], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return positions and token types of whole rows [B, T] as if generate() had read them from the first token.
+
+        A call on a filled cache does not know them: M-RoPE models count on from `rope_deltas`, which is wrong for the
+        picture's own tokens; and token types, by which a picture attends to itself both ways, may be missing.
 
         Args:
-            processor: guarded or not.
-            pictures: what the prompts and settings were.
-            rows: the pictures of each prompt, as many as before.
+            model: whose `rope_deltas` stay what they are, for the global branch goes on from them.
+            opening: the processor's output of the first turn.
+            ids: the whole rows now.
+            mask: of the whole rows.
         """
-        told = {name for name, value in pictures.kwargs.items() if value is not None}  # a chat's videos are None
-        if self.fixed_size and not pictures.args and told <= OF_THE_TEXT:
-            made = processor.image_processor(flat(rows), return_tensors="pt")  # the prompt stays as it is
-        else:
-            settings = pictures.kwargs | {"return_tensors": "pt"}
-            made = self.process(processor, rows, pictures.text, pictures.args, settings)
-        return {key: made[key] for key in self.image_keys if key in made}
-
-    def count(self, tensors: dict[str, Tensor]) -> int:
-        """Return how many pictures the image tensors hold."""
-        return len(tensors["pixel_values"])
-
-    def select(self, tensors: dict[str, Tensor], pictures: list[int]) -> dict[str, Tensor]:
-        """Return the image tensors of some pictures, by their indices."""
-        return {key: tensor[pictures] for key, tensor in tensors.items()}
+        known = {
+            key: value.to(ids.device)
+            for key, value in opening.items()
+            if isinstance(value, Tensor) and key not in ("input_ids", "attention_mask")
+        }
+        along = [key for key in known if key not in self.image_keys]
+        known |= grown({key: known[key] for key in along}, ids.shape[1]) | {"attention_mask": mask}
+        if "position_ids" in signature(model.forward).parameters:
+            noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
+            positions = model._prepare_position_ids_for_generation(ids, known)
+            for module, deltas in noted:
+                module.rope_deltas = deltas
+            along.append("position_ids")  # one row may have stood for all
+            known["position_ids"] = positions.expand(*positions.shape[:-2], *ids.shape)
+        return {key: known[key] for key in along}
 
     def split(self, tensors: dict[str, Tensor]) -> list[Tensor]:
-        """Return the pixels of each picture, [n, ...], as views of `pixel_values` without what pads a batch."""
-        return list(tensors["pixel_values"].split(1))
+        """Return the pixels as views of their tensors that depend on no neighbour in the batch.
+
+        A unit is a picture where patches come with a grid [pictures, 3], and else what stands under one index of the
+        first axis, without the zeros that pad it to its neighbours' tiles and sizes.
+        """
+        found = []
+        for key, pixels in tensors.items():
+            if not pixels.is_floating_point() or "mask" in key:
+                continue
+            grids = [grid.prod(-1) for name, grid in tensors.items() if name.endswith("grid_thw")]
+            if grids and int(grids[0].sum()) == len(pixels):
+                found += list(pixels.split(grids[0].tolist()))
+                continue
+            padded = pixels.ndim > 4 or len(tensors) > 1
+            for unit in pixels.split(1):
+                for axis in range(1, unit.ndim) if padded else ():
+                    used = unit.transpose(0, axis).flatten(1).abs().amax(-1).nonzero()
+                    unit = unit.narrow(axis, 0, int(used.max()) + 1 if len(used) else 1)
+                found.append(unit)
+        return found
 
     def normal(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw standard normal noise for one picture's pixels, in float32 on the generator's device."""
+        """Draw standard normal noise for one unit, in float32 on the generator's device.
+
+        A still picture stands in two time slices of its patches [patches, 3 * 2 * side * side]; both get the same.
+        """
+        side = (pixels.shape[-1] / 6) ** 0.5
+        if pixels.ndim == 2 and side == int(side):
+            one = torch.randn(len(pixels), 3, 1, int(side) ** 2, generator=generator, device=generator.device)
+            return one.expand(-1, -1, 2, -1).reshape(pixels.shape)
         return torch.randn(pixels.shape, generator=generator, device=generator.device)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-    def __eq__(self, other: Any) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))

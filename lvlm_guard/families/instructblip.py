@@ -10,6 +10,7 @@ embeds a picture of its own; every step does with the language model what the st
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,9 +22,9 @@ from lvlm_guard.errors import TextError, UnsupportedCallError, UnsupportedModelE
 from lvlm_guard.families.family import Family
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from typing import Self
 
-    from lvlm_guard.engine.call import Pictures
+    from PIL.Image import Image
 
 OF_THE_PICTURE = (
     "pixel_values",
@@ -114,31 +115,35 @@ def _check(ids: Tensor, image_token: int, kwargs: dict[str, Any]) -> None:
         )
 
 
+@dataclass(frozen=True)
 class InstructBlip(Family):
     """`InstructBlipForConditionalGeneration` on a decoder (Vicuna); one picture a prompt, written by the processor."""
 
-    name: ClassVar[str] = "instructblip"
     model_types: ClassVar[tuple[str, ...]] = ("instructblip",)
     processors: ClassVar[tuple[str, ...]] = ("InstructBlipProcessor",)
-    image_keys: ClassVar[tuple[str, ...]] = ("pixel_values", "qformer_input_ids", "qformer_attention_mask")
-    turns: ClassVar[tuple[tuple[str, str], ...]] = ((r"Question:\s*", r"\s*(?:Short answer|Answer):"),)
+    model_type: str = "instructblip"
+    image_keys: tuple[str, ...] = ("pixel_values", "qformer_input_ids", "qformer_attention_mask")
 
-    def check(self, model: Any) -> None:
-        """Raise `UnsupportedModelError` for the Flan-T5 variants."""
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> Self:
+        """Return the family of a model and its processor; raises `UnsupportedModelError` for the Flan-T5 variants too."""
         if not model.config.use_decoder_only_language_model:
             raise UnsupportedModelError(
                 "This InstructBLIP answers with an encoder-decoder "
                 f"({model.config.text_config.model_type}), which can't be guarded: the guard's branches are written "
                 "for decoders. Use the same model on Vicuna: Salesforce/instructblip-vicuna-7b or -13b."
             )
+        family = super().of(model, processor)
+        if family.image_token_id(model.config) is None:
+            raise UnsupportedModelError(
+                "The model's InstructBlipConfig names no image token (image_token_index), as checkpoints converted for "
+                "older releases of transformers do. Fetch the model and its processor again."
+            )
+        return family
 
     def decoding(self, base: type[Any]) -> type[Any]:
         """Return the class whose generate() steps through the whole model."""
         return decoding_class(base)
-
-    def image_token(self, processor: Any) -> str:
-        """Return the placeholder, which the processor keeps as an `AddedToken`."""
-        return str(processor.image_token)
 
     def finished_prompt(self, processor: Any, question: str, pictures: int) -> str:
         """Return the question alone: the processor writes the placeholders."""
@@ -156,7 +161,3 @@ class InstructBlip(Family):
                 " Repeat a picture that several prompts ask about."
             )
         return [[image] for image in images]
-
-    def image_tensors(self, processor: Any, pictures: Pictures, rows: list[list[Image]]) -> dict[str, Tensor]:
-        """Return the pixels of other pictures; the Q-Former's text stays the call's own."""
-        return {"pixel_values": super().image_tensors(processor, pictures, rows)["pixel_values"]}

@@ -18,7 +18,7 @@ from lvlm_guard.engine.call import VIEWS, Pictures, View
 from lvlm_guard.engine.subclass import once_per_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat
-from lvlm_guard.families.question import from_messages, from_prompt, marks_of, turn_in
+from lvlm_guard.families.question import Turn
 from lvlm_guard.images import Held, load_image
 
 STATE = "_lvlm_guard"
@@ -26,6 +26,7 @@ UNMARKED = (
     "No mark of a user's turn was found in the prompt, so the whole of it is matched with the picture. State the "
     "question: processor(..., guard_text=...)."
 )
+TEXT_ONLY = "{}'s chat template does not read messages in parts, so that the question is not known. Give guard_text=."
 
 
 class Rendered(str):
@@ -61,13 +62,13 @@ class ProcessorGuard:
 
     family: Family
     plain: type[Any]
-    _marks: tuple[tuple[str, str], ...] | None = None
+    _turn: Turn | None = None
 
-    def marks(self, processor: Any) -> tuple[tuple[str, str], ...]:
-        """Return the marks of the processor's own chat template, read once."""
-        if self._marks is None:
-            self._marks = marks_of(processor, self.plain)
-        return self._marks
+    def turn(self, processor: Any) -> Turn:
+        """Return what the processor's prompts have around a question, read once."""
+        if self._turn is None:
+            self._turn = Turn.of(processor, self.plain, self.family.image_token(processor))
+        return self._turn
 
 
 @once_per_class
@@ -99,13 +100,15 @@ def guarded_class(base: type[Any]) -> type[Any]:
             token = state.family.image_token(self)
             rows = state.family.nest([picture(image) for image in flat(images)], prompts, token)
             given = guard_images if guard_images is not None else told.images if told else None
-            texts = _texts(guard_text, told, prompts, state.family, state.marks(self), token)
-            views = _views(rows, texts, given)
+            turn = state.turn(self)
+            views = _views(rows, _texts(guard_text, told, prompts, turn), given)
             if guard_text is None and told is None and getattr(self, "chat_template", None):
                 for row, prompt in zip(views, prompts, strict=True):
-                    known = isinstance(prompt, Rendered) or turn_in(prompt, (*state.marks(self), *state.family.turns))
+                    known = isinstance(prompt, Rendered) or turn.last(prompt) is not None
                     for view in row:
-                        view.note = UNMARKED if known is None else None
+                        view.note = None if known or not view.text else UNMARKED
+                        if not known and not turn.reads_parts:
+                            view.text, view.note = "", TEXT_ONLY.format(state.plain.__name__)
 
             made = state.family.process(self, rows, text, args, kwargs)
             made[VIEWS] = Pictures(views, text, args, kwargs, given is not None)
@@ -122,8 +125,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             state: ProcessorGuard = getattr(self, STATE)
             single = not conversation or isinstance(conversation[0], dict)
             talks = [conversation] if single else list(conversation)
-            image_token = state.family.image_token(self)
-            questions = [from_messages(talk, state.family, image_token) for talk in talks]
+            questions = [state.turn(self).asked(talk) for talk in talks]
             if guard_text is not None:
                 questions = [guard_text] * len(talks) if isinstance(guard_text, str) else list(guard_text)
             if len(questions) != len(talks):
@@ -159,21 +161,11 @@ def picture(source: Any) -> Image.Image:
     return Held.of(load_image(source))
 
 
-def _texts(
-    stated: str | Sequence[str] | None,
-    told: _Told | None,
-    prompts: list[str],
-    family: Family,
-    marks: tuple[tuple[str, str], ...],
-    token: str,
-) -> list[str]:
+def _texts(stated: str | Sequence[str] | None, told: _Told | None, prompts: list[str], turn: Turn) -> list[str]:
     if stated is None and told is not None:
         stated = told.questions
     if stated is None:
-        return [
-            prompt.question if isinstance(prompt, Rendered) else from_prompt(prompt, family, token, marks)
-            for prompt in prompts
-        ]
+        return [prompt.question if isinstance(prompt, Rendered) else turn.question(prompt) for prompt in prompts]
     texts = [stated] * len(prompts) if isinstance(stated, str) else list(stated)
     if len(texts) != len(prompts):
         raise TextError(f"guard_text has {len(texts)} texts for {len(prompts)} prompts: give one each, or one for all.")

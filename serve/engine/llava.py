@@ -8,7 +8,6 @@ from vllm.model_executor.models import llava
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from lvlm_guard.families.family import Family
-from lvlm_guard.families.llava import Llava
 from lvlm_guard.serve.engine.branches import TwoBranches
 from lvlm_guard.serve.engine.views import TwoViews
 
@@ -16,7 +15,7 @@ from lvlm_guard.serve.engine.views import TwoViews
 class LlavaViews(TwoViews, llava.LlavaMultiModalProcessor):  # type: ignore[misc]
     """LLaVA-1.5's processor with two views."""
 
-    family: ClassVar[Family] = Llava()
+    family: ClassVar[Family] = Family("llava")
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -8,7 +8,6 @@ from vllm.model_executor.models import llava, llava_next
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from lvlm_guard.families.family import Family
-from lvlm_guard.families.llava_next import LlavaNext
 from lvlm_guard.serve.engine.branches import TwoBranches
 from lvlm_guard.serve.engine.views import TwoViews
 
@@ -16,7 +15,7 @@ from lvlm_guard.serve.engine.views import TwoViews
 class LlavaNextViews(TwoViews, llava_next.LlavaNextMultiModalProcessor):  # type: ignore[misc]
     """LLaVA-NeXT's processor with two views."""
 
-    family: ClassVar[Family] = LlavaNext()
+    family: ClassVar[Family] = Family("llava_next")
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -8,7 +8,6 @@ from vllm.model_executor.models import qwen2_5_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from lvlm_guard.families.family import Family
-from lvlm_guard.families.qwen2_5_vl import Qwen25VL
 from lvlm_guard.serve.engine.branches import TwoBranches
 from lvlm_guard.serve.engine.views import TwoViews
 
@@ -16,7 +15,7 @@ from lvlm_guard.serve.engine.views import TwoViews
 class Qwen25VLViews(TwoViews, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):  # type: ignore[misc]
     """Qwen2.5-VL's processor with two views of a picture."""
 
-    family: ClassVar[Family] = Qwen25VL()
+    family: ClassVar[Family] = Family("qwen2_5_vl")
 
 
 @MULTIMODAL_REGISTRY.register_processor(

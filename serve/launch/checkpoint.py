@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lvlm_guard import embedded
-from lvlm_guard.families import REGISTRY
-from lvlm_guard.families.family import Family
+from lvlm_guard.families.question import FRAMES
 from lvlm_guard.pretrained import EMBEDDED
 from lvlm_guard.serve.engine.plugin import MODULES, twin_of
 from lvlm_guard.serve.launch.passed import Passed
@@ -95,11 +94,9 @@ class Checkpoint:
         Raises:
             WeightsError: the tokenizer can't be had.
         """
-        known = (REGISTRY.get(name)() for name in REGISTRY.names())
-        family = next((family for family in known if self.model_type in family.model_types), Family())
         ids = [self.config[key] for key in ("image_token_id", "image_token_index") if key in self.config]
         own = [str(self.tokenizer.convert_ids_to_tokens(int(one))) for one in ids[:1] if one is not None]
-        return tuple(dict.fromkeys([*own, *family.noise, "<image>"]))
+        return tuple(dict.fromkeys([*own, *FRAMES, "<image>"]))
 
 
 def _read(name: str, place: str, load: Any) -> Any:

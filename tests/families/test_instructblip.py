@@ -16,7 +16,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipF
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.errors import TextError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.families import family_asked_by
-from lvlm_guard.families.question import from_prompt
+from lvlm_guard.families.question import Turn
 from lvlm_guard.pretrained import ask, load_model, spoken
 
 QUESTIONS = ["Is there a dog?", "What is there in this picture, and where does it stand?"]
@@ -231,8 +231,8 @@ def test_text_alone_is_answered_by_the_language_model(pair):
                "Question: Is there a dog? Answer:", "Question: Is there a dog? Short answer:"],
 )  # fmt: skip
 def test_the_question_is_found_in_a_bare_prompt_and_in_the_models_own_forms(pair, prompt):
-    family = family_asked_by(pair[1])
-    assert from_prompt(prompt, family, family.image_token(pair[1])) == "Is there a dog?"
+    token = family_asked_by(pair[1]).image_token(pair[1])
+    assert Turn.of(pair[1], type(pair[1]), token).question(prompt) == "Is there a dog?"
     assert inputs_of(pair[1], [prompt])["guard_views"].views()[0].text == "Is there a dog?"
 
 

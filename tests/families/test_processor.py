@@ -13,8 +13,7 @@ from PIL import Image
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
-from lvlm_guard.families import REGISTRY
-from lvlm_guard.families.question import from_messages, from_prompt
+from lvlm_guard.families.question import Turn
 
 TURNS = {
     "vicuna": "A chat. USER: <image>\n{} ASSISTANT:",
@@ -36,6 +35,12 @@ def pair(request):
     return guard(*tiny.make(request.param), methods.AGLA(matcher=Brightness()))
 
 
+def turn_of(template):
+    _, processor = tiny.make("llava")
+    processor.chat_template = template
+    return Turn.of(processor, type(processor), "<image>")
+
+
 def question_of(inputs, row=0):
     return inputs["guard_views"].rows[row][0].text
 
@@ -43,8 +48,7 @@ def question_of(inputs, row=0):
 @pytest.mark.parametrize("template", TURNS, ids=str)
 @pytest.mark.parametrize("question", ["Is there a dog?", "Is there a 'USER' sign?\nSay where.", "is there a dog"])
 def test_the_question_is_found_between_the_marks_of_the_template(template, question):
-    for name in ("llava", "llava_next"):
-        assert from_prompt(TURNS[template].format(question), REGISTRY.get(name)(), "<image>") == question
+    assert turn_of(tiny.LLAVA_TEMPLATE).question(TURNS[template].format(question)) == question
 
 
 GEMMA = (
@@ -103,27 +107,28 @@ def test_the_question_of_qwen_leaves_out_the_frame_of_the_picture():
         "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         "Is there a dog?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert from_prompt(prompt, REGISTRY.get("qwen2_5_vl")(), "<|image_pad|>") == "Is there a dog?"
+    _, processor = tiny.make("qwen2_5_vl")
+    assert Turn.of(processor, type(processor), "<|image_pad|>").question(prompt) == "Is there a dog?"
 
 
 def test_a_request_for_the_answers_format_is_no_part_of_the_question():
-    family = REGISTRY.get("llava")()
+    turn = turn_of(tiny.LLAVA_TEMPLATE)
     asked = "USER: <image>\nIs there a dog? Please answer this question with one word. ASSISTANT:"
-    assert from_prompt(asked, family, "<image>") == "Is there a dog?"
+    assert turn.question(asked) == "Is there a dog?"
     mme = "Is there a dog? Please answer yes or no."  # MME's own words stay, as in AGLA's release
-    assert from_prompt(f"USER: <image>\n{mme} ASSISTANT:", family, "<image>") == mme
+    assert turn.question(f"USER: <image>\n{mme} ASSISTANT:") == mme
 
 
 def test_messages_give_the_last_user_text():
-    family = REGISTRY.get("llava")()
+    turn = turn_of(tiny.LLAVA_TEMPLATE)
     talk = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a cat?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
         {"role": "user", "content": "And a dog?"},
     ]
-    assert from_messages(talk, family, "<image>") == "And a dog?"
-    assert from_messages(talk[:1], family, "<image>") == "Is there a cat?"
-    assert from_messages([], family, "<image>") == ""
+    assert turn.asked(talk) == "And a dog?"
+    assert turn.asked(talk[:1]) == "Is there a cat?"
+    assert turn.asked([]) == ""
 
 
 def test_guarded_inputs_are_the_plain_inputs_and_the_views(pair):
@@ -256,7 +261,7 @@ def test_a_second_view_of_another_shape_is_refused_where_tokens_depend_on_it():
     made = processor(
         images=tiny.picture(1, 60, 40), guard_images=tiny.picture(2, 30, 90), text=text, return_tensors="pt"
     )
-    with pytest.raises(UnsupportedCallError, match="would not fit"):
+    with pytest.raises(UnsupportedCallError, match="lays the second view out otherwise"):
         model.generate(**made.to(torch.float64), max_new_tokens=2, guard=methods.AGLA(beta=0.0))
 
 
