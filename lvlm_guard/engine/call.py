@@ -222,7 +222,7 @@ class Call:
         return self.pictures.rows
 
     def only(self, requests: list[int]) -> Call | None:
-        """Return the same call about some of its requests, processed alone; None where that can't be, or is not proven."""
+        """Return the same call about some requests, processed alone; None where that can't be, or is not proven."""
         if self._pictures is None or self.ids is None or not self.family.proof.alone:
             return None
         ids, seen = self.ids
@@ -246,8 +246,8 @@ class Call:
             if row and not row[0].text.strip():
                 raise TextError(
                     row[0].note
-                    or f"Request {index} shows a picture but asks nothing about it, so there is no question to match the "
-                    'picture with. Ask one, or state it: processor(..., guard_text="Is there a dog?").'
+                    or f"Request {index} shows a picture but asks nothing about it, so there is no question to match "
+                    'the picture with. Ask one, or state it: processor(..., guard_text="Is there a dog?").'
                 )
 
     def redraw(self, draw: Callable[[list[View]], list[Image]]) -> dict[str, Tensor]:
@@ -266,13 +266,13 @@ class Call:
         for view, local in zip(views, (local for row in seen for local in row), strict=True):
             self.trace.view(view.index).local = local
         self.trace.masks += len(views)
-        made = self._processed(seen, "the second view")
-        view = self._of_pictures(made)
+        made = self._of_pictures(self._processed(seen, "the second view"))
         # equal sizes take equal tokens in equal places; else the integers tell: a grid of 2 x 8 is none of 8 x 2
-        same = all(view.image.size == local.size for view, local in zip(views, (x for row in seen for x in row)))
-        if not (same and self._tensors is None) and not _same_layout(view, self.tensors):
+        shown = [local for row in seen for local in row]
+        same = all(view.image.size == local.size for view, local in zip(views, shown, strict=True))
+        if not (same and self._tensors is None) and not _same_layout(made, self.tensors):
             raise self._otherwise("the second view")
-        return view
+        return made
 
     def change_pixels(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return the image tensors of a branch whose normalised pixels are changed picture by picture."""

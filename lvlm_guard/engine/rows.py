@@ -33,16 +33,16 @@ def stackable(cache: Cache | None, config: Any = None) -> bool:
         cache: of the global branch.
         config: of a model that was proven to stack: what its own dynamic cache is made of, stacks too.
     """
-    kinds = PLAIN
+    kinds: set[type[Any]] = set(PLAIN)
     if config is not None and type(cache) is DynamicCache:
-        kinds = PLAIN | {type(layer) for layer in DynamicCache(config=config).layers}
+        kinds |= {type(layer) for layer in DynamicCache(config=config).layers}
     return cache is None or all(
         type(layer) in kinds and not (isinstance(layer, StaticLayer) and layer.is_initialized) for layer in cache.layers
     )
 
 
 def states(layer: Any) -> Iterator[tuple[dict[Any, Any], Any, Tensor, int]]:
-    """Yield what a layer of a cache keeps of each row, whatever that is: its place (a dict and a key), and the rows' axis.
+    """Yield what a layer of a cache keeps of each row, whatever that is: its place (dict and key), and the rows' axis.
 
     Keys and values are attributes, convolution and recurrent states are in dicts. What has one axis or none
     (lengths, windows) is common to all rows.

@@ -14,9 +14,7 @@ from lvlm_guard.registry import Registry
 if TYPE_CHECKING:
     from lvlm_guard.families.family import Family
 
-REGISTRY = Registry(
-    "family", "lvlm_guard.families", {"instructblip": "lvlm_guard.families.instructblip:InstructBlip"}
-)
+REGISTRY = Registry("family", "lvlm_guard.families", {"instructblip": "lvlm_guard.families.instructblip:InstructBlip"})
 """Families with a class of their own."""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from lvlm_guard.engine.rows import grown
 from lvlm_guard.engine.subclass import plain_class
@@ -86,6 +87,12 @@ class Family:
             why = "this is an encoder-decoder" if model.config.is_encoder_decoder else "this one has none"
             raise UnsupportedModelError(
                 f"{name}: only decoder-only models with an image processor can be guarded; {why}."
+            )
+        usual = PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
+        if usual not in (None, plain_class(processor).__name__):
+            raise UnsupportedModelError(
+                f"{name}: the processor of a {model.config.model_type} is a {usual}. Load both from one place: "
+                f"AutoProcessor.from_pretrained({model.name_or_path or 'ID'!r})."
             )
         family = cls(model.config.model_type)
         picture = Image.linear_gradient("L").convert("RGB").resize((224, 160))
@@ -200,7 +207,9 @@ class Family:
             ) from error
 
     def _made(self, processor: Any, rows: list[list[Any]], text: Sequence[str], settings: dict[str, Any]) -> Any:
-        return dict(self.process(processor, rows, list(text), (), {"padding": True, "return_tensors": "pt", **settings}))
+        return dict(
+            self.process(processor, rows, list(text), (), {"padding": True, "return_tensors": "pt", **settings})
+        )
 
     def processed(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
         """Return all that the processor makes of other pictures under the same prompts and settings."""

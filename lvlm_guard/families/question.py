@@ -101,7 +101,9 @@ class Turn:
         picture = seen[len(os.path.commonprefix([seen, before])) :].strip()
         # what ends the turn is mostly one token; a prompt by hand may go on otherwise after it
         tokens = [re.match(r"<[^<>\s]+>", end) for end in sorted(ends, key=len, reverse=True)]
-        closing = "|".join(re.escape(t[0] if t else end) for t, end in zip(tokens, sorted(ends, key=len)[::-1], strict=True))
+        closing = "|".join(
+            re.escape(t[0] if t else end) for t, end in zip(tokens, sorted(ends, key=len)[::-1], strict=True)
+        )
         marks = ((re.escape(opening), closing),) if opening and closing else ()
         return cls(marks, drop=tuple(filter(None, (picture, placeholder, *FRAMES))))
 
