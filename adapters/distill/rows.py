@@ -77,7 +77,7 @@ class Layout:
         self.processor = processor
         self.packed = packable(model) if packed is None else packed
         self.dtype = model.dtype
-        self.image_token = family_asked_by(processor).image_token_id(model.config)
+        self.image_token = int(family_asked_by(processor).image_token_id(model.config) or 0)
         self.bool_mask = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None) == "sdpa"
 
     def rows(self, examples: Sequence[Example]) -> Rows:

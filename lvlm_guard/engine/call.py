@@ -184,7 +184,9 @@ class Call:
         """
         if self._opening is None:
             seen = [[view.image for view in row] for row in self.pictures.rows]
-            self._opening = self._processed(seen, "the pictures' prompt")
+            self._opening = self._fitting(
+                self.family.processed(self.processor, self.pictures, seen), "the pictures' prompt"
+            )
         return self._opening
 
     @property
@@ -194,9 +196,8 @@ class Call:
             self._tensors = self._of_pictures(self.opening)
         return self._tensors
 
-    def _processed(self, images: list[list[Image]], what: str) -> dict[str, Any]:
-        """Run the processor again, on pictures of these prompts."""
-        made: dict[str, Any] = self.family.processed(self.processor, self.pictures, images)
+    def _fitting(self, made: dict[str, Any], what: str) -> dict[str, Any]:
+        """Return what the processor made, if the prompts begin so."""
         if self.ids is not None and not _opens(made, *self.ids):
             raise self._otherwise(what)
         return made
@@ -266,7 +267,9 @@ class Call:
         for view, local in zip(views, (local for row in seen for local in row), strict=True):
             self.trace.view(view.index).local = local
         self.trace.masks += len(views)
-        made = self._of_pictures(self._processed(seen, "the second view"))
+        made = self._of_pictures(
+            self._fitting(self.family.redrawn(self.processor, self.pictures, seen), "the second view")
+        )
         # equal sizes take equal tokens in equal places; else the integers tell: a grid of 2 x 8 is none of 8 x 2
         shown = [local for row in seen for local in row]
         same = all(view.image.size == local.size for view, local in zip(views, shown, strict=True))
@@ -295,6 +298,8 @@ def _own(view: View) -> Image:
 
 def _opens(made: dict[str, Any], ids: Tensor, seen: Tensor) -> bool:
     """Tell whether the prompts [B, T] begin with the tokens of what a processor made, padding aside."""
+    if "input_ids" not in made:  # the pictures alone were processed
+        return True
     if len(made["input_ids"]) != len(ids):
         return False
     own = made.get("attention_mask", torch.ones_like(made["input_ids"])).bool()

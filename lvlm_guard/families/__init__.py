@@ -14,8 +14,12 @@ from lvlm_guard.registry import Registry
 if TYPE_CHECKING:
     from lvlm_guard.families.family import Family
 
-REGISTRY = Registry("family", "lvlm_guard.families", {"instructblip": "lvlm_guard.families.instructblip:InstructBlip"})
-"""Families with a class of their own."""
+REGISTRY = Registry(
+    "family",
+    "lvlm_guard.families",
+    {"any": "lvlm_guard.families.family:Family", "instructblip": "lvlm_guard.families.instructblip:InstructBlip"},
+)
+"""The generic class, and those of the model types that need one of their own."""
 
 
 def kind_of(model_type: str) -> type[Family]:

@@ -7,7 +7,7 @@ generate() does not call the model itself at every step (`instructblip.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
 
 from lvlm_guard.engine.rows import grown
 from lvlm_guard.engine.subclass import plain_class
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 PUBLISHED = ("llava", "instructblip")
 """Families whose published AGLA squashes the picture to the matcher's square before it is masked."""
+
+OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
+"""Settings of a processor that do not touch its pictures."""
 
 
 def flat(images: Any) -> list[Any]:
@@ -97,7 +100,7 @@ class Family:
         family = cls(model.config.model_type)
         picture = Image.linear_gradient("L").convert("RGB").resize((224, 160))
         try:
-            made = family._made(processor, [[picture]], [family.asked(processor, "Is there a dog?", 1)], {})
+            made = family.made(processor, [[picture]], [family.asked(processor, "Is there a dog?", 1)])
         except Exception as error:  # whatever a processor that does not belong to the model may raise
             raise UnsupportedModelError(f"{name}: the processor can't process a picture: {error}") from error
         token = family.image_token_id(model.config)
@@ -206,10 +209,16 @@ class Family:
                 "placeholders, truncation, and that no picture is a thin strip of a few pixels."
             ) from error
 
-    def _made(self, processor: Any, rows: list[list[Any]], text: Sequence[str], settings: dict[str, Any]) -> Any:
-        return dict(
-            self.process(processor, rows, list(text), (), {"padding": True, "return_tensors": "pt", **settings})
-        )
+    def made(self, processor: Any, rows: list[list[Image.Image]], text: list[str]) -> dict[str, Any]:
+        """Return what the processor makes of prompts and their pictures."""
+        return dict(self.process(processor, rows, text, (), {"padding": True, "return_tensors": "pt"}))
+
+    def redrawn(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
+        """Return what the processor makes of other pictures; where their sizes can't matter, without the prompts."""
+        told = {name for name, value in pictures.kwargs.items() if value is not None}  # a chat's videos are None
+        if self.fixed_size and len(self.image_keys) == 1 and not pictures.args and told <= OF_THE_TEXT:
+            return dict(processor.image_processor(flat(rows), return_tensors="pt"))
+        return self.processed(processor, pictures, rows)
 
     def processed(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
         """Return all that the processor makes of other pictures under the same prompts and settings."""

@@ -126,7 +126,7 @@ class InstructBlip(Family):
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> Self:
-        """Return the family of a model and its processor; raises `UnsupportedModelError` for the Flan-T5 variants too."""
+        """Return the family; raises `UnsupportedModelError` as the generic one, and for the Flan-T5 variants."""
         if not model.config.use_decoder_only_language_model:
             raise UnsupportedModelError(
                 "This InstructBLIP answers with an encoder-decoder "

@@ -8,7 +8,6 @@ the answer's format are no part of it (AGLA's authors match the bare question).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ TURNS = (
     (r"<\|start_header_id\|>user<\|end_header_id\|>\s*", r"<\|eot_id\|>"),  # Llama 3
     (r"### (?:Human|Instruction|User):", r"### (?:Assistant|Response):"),
 )
-"""Marks around a user's turn that prompts by hand have, whatever the processor's template: (start, end), as patterns."""
+"""Marks around a user's turn that prompts by hand have, whatever the processor's template: (start, end) patterns."""
 OF_BLIP = ((r"Question:\s*", r"\s*(?:Short answer|Answer):"),)
 FRAMES = ("<|vision_start|>", "<|vision_end|>")
 """What stands around a picture's placeholder, of models whose processor is not at hand (a server's)."""
@@ -90,20 +89,19 @@ class Turn:
             return cls(drop=(placeholder, *FRAMES), reads_parts=False)
         except Exception:  # one that reads no such talk may raise whatever its author chose
             return cls(drop=(placeholder, *FRAMES))
-        start = len(before) - len(os.path.commonprefix([before[::-1], to_last[::-1]]))
+        start = len(before) - len(_shared(before[::-1], to_last[::-1]))
         for mark in processor.tokenizer.get_added_vocab():  # "<s>[INST]" and "</s>[INST]" share "s>[INST]"
             at = before.rfind(mark, 0, start + len(mark) - 1)
             start = max(start, at + len(mark)) if 0 <= at < start < at + len(mark) else start
-        ends = {os.path.commonprefix([after, end]).strip() for end in (to_answer, bare_end)} - {""}
+        ends = {_shared(after, end).strip() for end in (to_answer, bare_end)} - {""}
         opening = before[start:].strip()
         for end in ends:  # where the template writes a system turn by itself, that turn's end is common as well
             opening = opening.removeprefix(end).strip()
-        picture = seen[len(os.path.commonprefix([seen, before])) :].strip()
+        picture = seen[len(_shared(seen, before)) :].strip()
         # what ends the turn is mostly one token; a prompt by hand may go on otherwise after it
-        tokens = [re.match(r"<[^<>\s]+>", end) for end in sorted(ends, key=len, reverse=True)]
-        closing = "|".join(
-            re.escape(t[0] if t else end) for t, end in zip(tokens, sorted(ends, key=len)[::-1], strict=True)
-        )
+        tokens = [re.match(r"<[^<>\s]+>", end) for end in ends]
+        closes = [token[0] if token else end for token, end in zip(tokens, ends, strict=True)]
+        closing = "|".join(re.escape(close) for close in sorted(set(closes), key=len, reverse=True))
         marks = ((re.escape(opening), closing),) if opening and closing else ()
         return cls(marks, drop=tuple(filter(None, (picture, placeholder, *FRAMES))))
 
@@ -132,6 +130,12 @@ class Turn:
 
 class _TextOnly(Exception):
     """A template changes a user's text, or prints the parts of a message."""
+
+
+def _shared(one: str, other: str) -> str:
+    """Return the longest common start."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
 
 
 def _between(prompt: str, marks: Sequence[tuple[str, str]]) -> str | None:
