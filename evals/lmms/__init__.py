@@ -2,13 +2,10 @@
 
     lmms-eval --model lvlm_guard --model_args pretrained=ID,method=agla,alpha=2 --tasks pope_adv
 
-lmms-eval finds the model by an entry point and is not patched. It imports `manifest` whenever it lists its
-models, so this package imports nothing heavy by itself. Read in this order:
-
-- `manifest`, `registered`: how lmms-eval finds the model, and why it sometimes does not.
-- `model`: the model; `arguments`, `requests`, `generation`, `store` are what it reads and keeps.
-- `tasks/`, `scoring`, `world_files`: the embedded world as tasks of lmms-eval, their scores, their data.
-- `localize`: a stock task over files of one's own; `stock` finds it, `parquet` writes the rows.
+lmms-eval finds the model by an entry point (`manifest`, which it imports whenever it lists its models) and is not
+patched, so this package imports nothing heavy by itself. `model` reads its `arguments` and `requests`. `tasks/`,
+`scoring`, `world_files`: the embedded world as tasks of lmms-eval. `index` finds and loads stock tasks; `localize`
+points one at files of one's own.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ is caught: an error of generate() ends the run, where lmms-eval's own models ans
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
@@ -21,13 +23,13 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import Decoder
+from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.infer.generate import Asker
 from lvlm_guard.evals.infer.identity import environment, weights_digest
 from lvlm_guard.evals.infer.prepare import prepare_run, weights_of
 from lvlm_guard.evals.infer.progress import Meter
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 from lvlm_guard.evals.lmms.requests import Request, read_requests
-from lvlm_guard.evals.lmms.store import Store
 from lvlm_guard.evals.spec.items import EvalTask, Said
 
 COSTS = ("seconds", "forwards", "local_forwards", "masks", "ended", "peak_mib")
@@ -42,6 +44,38 @@ class Cost(TokenCounts):  # type: ignore[misc]  # lmms-eval has no types
     def to_dict(self) -> dict[str, Any]:
         """Return token counts, seconds, model calls, and whether the answer ended by itself."""
         return {**super().to_dict(), **({name: getattr(self.said, name) for name in COSTS} if self.said else {})}
+
+
+class Store:
+    """Finished answers of one setting (all that decides them, as JSON data), found again after any end.
+
+    They are `held` by the digest of what their document says and shows; unlike lmms-eval's response cache, this keeps
+    sampled ones too, and what each cost. Each process, by its rank, writes a file of its own, and all are read.
+    Raises `RunError` where the disk is full or can't be written to.
+    """
+
+    def __init__(self, folder: Path, setting: Mapping[str, Any], rank: int = 0) -> None:
+        told = json.dumps(setting, sort_keys=True, indent=1)
+        name = hashlib.sha256(told.encode()).hexdigest()[:16]
+        self.folder, self._path, self.held = folder, folder / f"{name}.{rank}.jsonl", dict[str, Said]()
+        with disk_trouble(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.json").write_text(told + "\n", encoding="utf-8")
+            for line in (line for path in sorted(folder.glob(f"{name}.*.jsonl")) for line in path.open("rb")):
+                with suppress(ValueError, KeyError, TypeError):  # cut off in the middle of a line
+                    row = json.loads(line)
+                    self.held[row["document"]] = Said(**{name: row[name] for name in (f.name for f in fields(Said))})
+            if self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
+                with self._path.open("ab") as file:  # so that the next line is not lost with the cut one
+                    file.write(b"\n")
+
+    def add(self, answers: Iterable[tuple[str, Mapping[str, Any], Said]]) -> None:
+        """Write answers: digest, where they belong, what was said; on `RunError` what was written before is kept."""
+        kept = list(answers)
+        self.held |= {key: said for key, _, said in kept}
+        lines = [json.dumps({"document": key, **place, **asdict(said)}) + "\n" for key, place, said in kept]
+        with disk_trouble(self.folder), self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
 
 
 class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types

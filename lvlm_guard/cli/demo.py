@@ -34,13 +34,13 @@ def demo(
     """
     quiet_libraries()
     room = import_module("lvlm_guard.evals.studies.demo")
-    done = room.run(out, room.QUICK if quick else room.SETTINGS, echo=say, started_over=start_over)
+    results, page = room.run(out, room.QUICK if quick else room.SETTINGS, echo=say, started_over=start_over)
     if json:
-        values = [{"method": row["decoder"], **row} for row in done.results["rows"] if row["baseline"] is None]
-        differences = [row for row in done.results["rows"] if row["baseline"] is not None]
-        told = {**done.results, "rows": values, "differences": differences, "page": str(done.page)}
+        values = [{"method": row["decoder"], **row} for row in results["rows"] if row["baseline"] is None]
+        differences = [row for row in results["rows"] if row["baseline"] is not None]
+        told = {**results, "rows": values, "differences": differences, "page": str(page)}
         print_object({"command": "demo", "version": __version__, **told})
         return
     shown = console()
-    show(done.results, shown)
-    shown.print(f"page  {escape(str(done.page))}")
+    show(results, shown)
+    shown.print(f"page  {escape(str(page))}")

@@ -53,7 +53,7 @@ def verify(
         matchers = {name: (name,) for name in (EMBEDDED if model == "embedded" else OTHERS)}
     # the guard's default judge stands beside whatever is measured
     matchers = {"blip-itm": ("blip-itm",)} | matchers
-    room, asking = import_module("lvlm_guard.evals.studies.verify.run"), import_module("lvlm_guard.evals.infer.ask")
+    room, asking = import_module("lvlm_guard.evals.studies.verify"), import_module("lvlm_guard.evals.infer.ask")
     settings = import_module("lvlm_guard.evals.spec.settings").Settings(
         model=model,
         tasks=(task or ("world_chair" if model == "embedded" else "chair"),),

@@ -65,7 +65,7 @@ def test_a_folder_that_holds_no_matcher_is_told_from_one_that_does(run: Run, tmp
 def test_ctrl_c_keeps_what_it_has_and_exits_as_stopped(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lvlm_guard.evals.studies.verify import run as room
+    from lvlm_guard.evals.studies import verify as room
 
     plain = room.describe
 

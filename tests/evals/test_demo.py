@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere(shown):
-    text = shown.page.read_text()
+    text = shown[1].read_text()
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
@@ -67,8 +67,8 @@ def test_the_default_is_what_eval_run_asks_by_default():
 
 
 def test_every_control_stands_beside_the_methods_with_the_figures_that_no_tilt_gives(shown):
-    found = {(row["decoder"], row["task"], row["metric"]) for row in shown.results["rows"] if row["baseline"] is None}
-    roles = {decoder["name"]: decoder["role"] for decoder in shown.results["decoders"]}
+    found = {(row["decoder"], row["task"], row["metric"]) for row in shown[0]["rows"] if row["baseline"] is None}
+    roles = {decoder["name"]: decoder["role"] for decoder in shown[0]["decoders"]}
     assert {"greedy", "agla", "vote", "vcd", "matcher", "tilt", "olm", "sample"} <= roles.keys()
     for name in ("greedy", "agla", "vote", "vcd", "tilt"):
         for metric in ("accuracy", "balanced_accuracy", "accuracy_matched", "auroc", "tilt", "yes_ratio", "f1"):
@@ -79,17 +79,17 @@ def test_every_control_stands_beside_the_methods_with_the_figures_that_no_tilt_g
 
 
 def test_the_limits_and_a_verdict_of_each_method_are_said_beside_the_table(shown):
-    said = sentences(shown.results)
+    said = sentences(shown[0])
     assert said[-1] == LIMITS
     for method in ("agla", "vote", "vcd"):
         assert any(sentence.startswith(f"{method} on pope_all: ") for sentence in said)
-    assert len(tables(shown.results, 140)) == 2
+    assert len(tables(shown[0], 140)) == 2
 
 
 def test_another_demo_in_the_folder_is_replaced_and_another_run_is_not(shown, tmp_path):
     first = ran(tmp_path, TINY)
     again = ran(tmp_path, SMALL)
-    assert first.results["rows"] != again.results["rows"] == shown.results["rows"]
+    assert first[0]["rows"] != again[0]["rows"] == shown[0]["rows"]
     asked = json.loads((tmp_path / "asked.json").read_text())
     (tmp_path / "asked.json").write_text(json.dumps(asked | {"command": "eval run"}))
     with pytest.raises(DataError, match="holds a run with other"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.lmms.store import Store
+from lvlm_guard.evals.lmms.model import Store
 from lvlm_guard.evals.spec.items import Said
 
 SETTING = {"model": "m", "alpha": 2.0}

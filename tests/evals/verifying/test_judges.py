@@ -13,8 +13,8 @@ from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.studies.verify import verify_run
 from lvlm_guard.evals.studies.verify.judges import SENTENCE, ClipJudge, MatcherJudge
-from lvlm_guard.evals.studies.verify.run import verify_run
 from lvlm_guard.matching import Match, Matcher, Vocabulary, load_matcher
 
 OBJECTS = Vocabulary.of(("dog", "cat", "bus", "train"))

@@ -11,8 +11,8 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.mentions import reliability
 from lvlm_guard.evals.spec.answers import Answer, table_of
 from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.studies.verify import results_of
 from lvlm_guard.evals.studies.verify.judges import CALIBRATED, probable
-from lvlm_guard.evals.studies.verify.run import results_of
 
 RNG = np.random.default_rng(7)
 TRUE = RNG.random(120) < 0.7

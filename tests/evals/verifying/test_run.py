@@ -22,9 +22,9 @@ from lvlm_guard.evals.infer.generate import prepare
 from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.studies.verify import run as room
+from lvlm_guard.evals.studies import verify as room
+from lvlm_guard.evals.studies.verify import CODE
 from lvlm_guard.evals.studies.verify.judges import ClipJudge, MatcherJudge
-from lvlm_guard.evals.studies.verify.run import CODE
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Vocabulary, load_matcher

@@ -1,12 +1,17 @@
-"""`demo.html`: a few pictures, asked plainly and guarded, and the tables; the template has the words.
+"""The demo: ask, score, report on the embedded world, told as a story on a page of its own.
 
-The pictures are the first, in the order of the test scenes, that meet stated rules, failures included.
+    from lvlm_guard.evals.studies import demo
+    results, page = demo.run("demo-out")
+
+The page has a few pictures, asked plainly and guarded, and the tables; its template has the words. The pictures are
+the first, in the order of the test scenes, that meet stated rules, failures included.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +19,54 @@ from markupsafe import Markup
 
 from lvlm_guard.embedded.text import article
 from lvlm_guard.evals.decoders.decoder import PLAIN, REFERENCE
+from lvlm_guard.evals.errors import VoidRunError
+from lvlm_guard.evals.infer.ask import MANY, ask
 from lvlm_guard.evals.infer.generate import Asker, prepare
-from lvlm_guard.evals.infer.prepare import Prepared
+from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
 from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.report.page import page_environment
-from lvlm_guard.evals.report.saved import Run, write_whole
+from lvlm_guard.evals.report.saved import Run, read_run, write_whole
 from lvlm_guard.evals.report.terminal import sentences
 from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.score import score
 from lvlm_guard.pretrained import spoken
 from lvlm_guard.report import Picture, TokenMark, legend, overlay, panel, token_marks, token_strip
 
-Case = tuple[bool | None, bool, bool]
-"""Whether greedy is right (None: either) and the guard is; whether only of the hardest questions."""
+SETTINGS = Settings(batch=MANY)
+QUICK = replace(SETTINGS, limit=24, captions=24, seeds=1)
 
-QUESTIONS: dict[str, Case] = {
-    "corrects": (False, True, True),
-    "leaves": (False, False, True),
-    "breaks": (True, False, False),
+RULES: dict[str, dict[str, tuple[bool | None, bool, bool]]] = {
+    "agla": {"corrects": (False, True, True), "leaves": (False, False, True), "breaks": (True, False, False)},
+    "vote": {"keeps": (False, True, False), "lets": (None, False, False)},
 }
-CAPTIONS: dict[str, Case] = {"keeps": (False, True, False), "lets": (None, False, False)}
-"""Names of the template's titles -> what the first such item is shown for."""
+"""Method -> names of the template's titles -> what the first such item is shown for: whether greedy is right (None:
+either) and the method is; whether only of the hardest questions."""
 
 
-def write(saved: Run, prepared: Prepared) -> Path:
-    """Write `demo.html` into the folder of a run; void runs have no page."""
+def run(out: str | Path = "demo-out", settings: Settings = SETTINGS, **how: Any) -> tuple[dict[str, Any], Path]:
+    """Ask every decoder on the embedded world, score the answers, and write the page.
+
+    An interrupted run goes on where it stopped when the same command is given again, with the same final numbers; a
+    demo of other settings or code in the folder is replaced. Returns what `results.json` holds, and the page's path.
+
+    Args:
+        out: folder for `demo.html`, `answers.parquet` and `results.json`.
+        settings: of the run; `QUICK`: a few pictures, one seed, intervals as wide as that deserves.
+        how: "echo", "bar", "workers", "started_over" of `lvlm_guard.evals.infer.ask.ask`, whose errors these are too.
+
+    Raises:
+        DataError: the folder holds a run that is no demo.
+        VoidRunError: answers are empty, failed or cut.
+    """
+    folder = ask(settings, out, command="demo", replaces=True, **how)
+    results = score(folder)
+    if results["void"]:
+        raise VoidRunError(f"The run in {folder} is void, so it has no page: {' '.join(results['void'])}")
+    return results, _write(read_run(folder), prepare_run(settings))
+
+
+def _write(saved: Run, prepared: Prepared) -> Path:
     page = page_environment().get_template("demo.html.jinja")
     shown, results = list(_examples(saved, prepared)), saved.results
     told = {"run": saved, "results": results, "sentences": sentences(results), "legend": Markup(str(legend()))}
@@ -49,9 +78,9 @@ def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
     asker = prepared.answerer
     assert isinstance(asker, Asker)
     for task in prepared.tasks:
-        method, rules = ("vote", CAPTIONS) if task.kind == "chair" else ("agla", QUESTIONS)
+        method = "vote" if task.kind == "chair" else "agla"
         answered = list(_answered(task, saved, method)) if method in asker.decoders else []
-        for name, (plain, guarded, hard) in rules.items():
+        for name, (plain, guarded, hard) in RULES[method].items():
             for item, right, wrong in answered:
                 hardest = "pope_adversarial" in item.rows
                 if plain in (None, right[0]) and right[1] == guarded and hardest >= hard:
