@@ -62,11 +62,12 @@ def reproduce(
         RunError: see `ask`.
     """
     out, cells = Path(out), plan(model, only, base)
-    if lacking := missing([cell for cell in cells if _finished(out / cell.name, cell.settings) is None]):
+    there = [_finished(out / cell.name, cell.settings) for cell in cells]
+    if lacking := missing([cell for cell, saved in zip(cells, there, strict=True) if saved is None]):
         raise DataError("The grid can't be run yet:\n" + "\n".join(f"- {one}" for one in lacking))
     runs, void, notes = [], [], list(_told(cells))
-    for number, cell in enumerate(cells, 1):
-        folder, saved = out / cell.name, _finished(out / cell.name, cell.settings)
+    for number, (cell, saved) in enumerate(zip(cells, there, strict=True), 1):
+        folder = out / cell.name
         if saved is not None:
             echo(f"{number} of {len(cells)}: {cell.name} is finished.")
             if saved.asked["code"] not in (code_digest(adapters=False), code_digest()):

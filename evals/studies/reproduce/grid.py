@@ -9,7 +9,6 @@ three kinds of questions are rows of one run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -52,16 +51,8 @@ class Cell:
     items: int  # questions or captions
     answers: int  # how many are asked for, all decoders and seeds
     hours: float  # estimated
-
-    @property
-    def name(self) -> str:
-        """Its folder below the reproduction's."""
-        return f"{self.model}/{self.task}-{self.data}-{self.mode}"
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Its result rows."""
-        return KINDS if self.task == "pope" else ("chair",)
+    name: str  # its folder below the reproduction's
+    kinds: tuple[str, ...]  # its result rows
 
 
 def plan(model: str | None = None, only: Sequence[str] = (), base: Settings | None = None) -> list[Cell]:
@@ -139,8 +130,8 @@ def _questions_for(asked: str, given: Sequence[str]) -> Iterator[str]:
         if not path.exists():
             raise DataError(f"{path} is not there: give question files, or the folder that holds them.")
         for file in sorted(path.rglob("*.json*")) if path.is_dir() else [path]:
-            listed, known = list_of_pictures(file), identify(file) or file.name.lower()
-            pope = not listed and "pope" in file.name.lower() and run["data"] in known
+            listed, name = list_of_pictures(file), file.name.lower()
+            pope = not listed and "pope" in name and run["data"] in (identify(file) or name)
             if listed if run["task"] == "chair" else pope:
                 yield str(file)
 
@@ -164,8 +155,9 @@ def _cell(model: str, run: Mapping[str, Any], mode: str, settings: Settings) -> 
     # a control that needs the matcher is counted without loading it
     told = decoders_of(settings, cast(Any, object()))
     asking = [d for d in told if d.derive is None and d.suits(cast(Kind, task))]
-    hours = items * sum(seconds(d) * d.seeds for d in asking) / 3600
-    return Cell(model, task, run["data"], mode, settings, items, items * sum(d.seeds for d in asking), hours)
+    hours, kinds = items * sum(seconds(d) * d.seeds for d in asking) / 3600, KINDS if task == "pope" else ("chair",)
+    answers, name = items * sum(d.seeds for d in asking), f"{model}/{task}-{run['data']}-{mode}"
+    return Cell(model, task, run["data"], mode, settings, items, answers, hours, name, kinds)
 
 
 def downloads(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -197,13 +189,10 @@ def cached(hub: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     config: Any = try_to_load_from_cache(hub, "config.json")
-    if not isinstance(config, str):
-        return False
-    folder = Path(config).parent
+    folder = Path(config).parent if isinstance(config, str) else Path("none")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return all((folder / part).exists() for part in parts)
+        return all((folder / part).exists() for part in jsonl.document(index)["weight_map"].values())
     return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
@@ -230,8 +219,8 @@ def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings |
     cells = plan(model, only, base)
     needs, told = downloads(cells), {"command": COMMAND, "version": lvlm_guard.__version__, "dry_run": True}
     told |= {"hours": sum(cell.hours for cell in cells), "gb": sum(one["gb"] for one in needs if not one["there"])}
-    listed = [vars(c) | {"name": c.name, "kinds": c.kinds, "settings": c.settings.to_dict()} for c in cells]
-    found: dict[str, Any] = plain(told | {"cells": listed, "downloads": needs})
+    told["cells"] = [vars(cell) | {"settings": cell.settings.to_dict()} for cell in cells]
+    found: dict[str, Any] = plain(told | {"downloads": needs})
     return found
 
 
