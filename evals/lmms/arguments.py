@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-import yaml
 
 from lvlm_guard import __version__, methods
 from lvlm_guard.engine.session import EXECUTIONS
@@ -19,6 +17,7 @@ from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import REFERENCE
 from lvlm_guard.evals.infer.identity import code_digest
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.knobs import defaults_of, read_knob
 
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=agla,alpha=2"
 _NEXT = re.compile(r",(?=\s*[A-Za-z_][\w.]*\s*=)")  # a comma before a name: values may hold commas
@@ -27,7 +26,6 @@ SETTINGS = {"pretrained": "model", "batch_size": "batch"} | {n: n for n in ("dev
 """Argument -> the field of `Settings` that it is."""
 OWN = ("pretrained", "method", "device", "dtype", "revision", "execution", "batch_size", "seed", "store", "code")
 LEAST = {"batch_size": 1, "seed": 0}  # of what is a number; the others are texts
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,15 @@ def read(given: Mapping[str, Any]) -> Arguments:
             f"No method is called {method!r}. {did_you_mean(method, known)}Known: {', '.join(known)}; "
             f"{REFERENCE!r} is the plain model. Sampling is asked for by --gen_kwargs do_sample=True,temperature=1."
         )
-    taken: Any = () if method == REFERENCE else fields(methods.REGISTRY.get(method))
-    defaults = {f.name: f.default for f in taken if f.init}
-    own: dict[str, Any] = {}
-    knobs: dict[str, Any] = {}
+    defaults = {} if method == REFERENCE else defaults_of(method)
+    own, knobs = dict[str, Any](), dict[str, Any]()
     for name, value in given.items():
         knob = name.removeprefix(f"{method}.")
         if name in OWN:
             own |= {} if value is None else {name: _own(name, value)}
         elif knob in defaults:
-            knobs[knob] = _knob(knob, value, defaults[knob])
+            text = isinstance(value, str)
+            knobs[knob] = read_knob(knob, value.strip(), defaults[knob]) if text else value
         else:
             raise KnobError(
                 f"--model_args has {name!r}, which is no argument of lvlm_guard and no knob of {method!r}. "
@@ -126,26 +123,6 @@ def _own(name: str, value: Any) -> Any:
             f"would mix the answers of both. Write code={code_name()}."
         )
     return value
-
-
-def _knob(name: str, value: Any, default: Any) -> Any:
-    """Return a knob's text as a value of the type of its default; one without takes a list, None, or text."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if isinstance(default, int | float):
-            return type(default)(text)
-        if text[:1] in ("[", "{", '"'):
-            found = yaml.safe_load(text)
-            return tuple(found) if isinstance(found, list) else found
-    except yaml.YAMLError as error:
-        raise KnobError(f'{name} is {text!r}, which is no JSON ({error}): write ["dog", "cat"].') from error
-    except (ValueError, KeyError):
-        raise KnobError(f"{name} is {text!r}: give {_TYPES[type(default)]}, such as {default}.") from None
-    return None if text.lower() == "none" else text
 
 
 def _of_rank(device: str) -> str:

@@ -59,19 +59,16 @@ def method_of(name: str, knobs: Sequence[str] | None) -> Any:
         UnknownNameError: no method has this name.
         KnobError: no such knob, or a value that it can't take.
     """
-    import dataclasses
-
     from lvlm_guard.api import resolve
-    from lvlm_guard.methods import REGISTRY
+    from lvlm_guard.knobs import defaults_of, read_knob
 
-    kind = REGISTRY.get(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults = defaults_of(name)
     given: dict[str, Any] = {}
     for pair in knobs or ():
         knob, equals, value = pair.partition("=")
         if not equals:
             raise usage(f"--knob {pair!r} has no value: write NAME=VALUE, such as alpha=1.5.")
-        given[knob.strip()] = _value(knob.strip(), value.strip(), defaults.get(knob.strip()))
+        given[knob.strip()] = read_knob(knob.strip(), value.strip(), defaults.get(knob.strip()))
     return resolve(name, given)
 
 
@@ -82,34 +79,13 @@ def knob_value(method: str, knob: str, text: str) -> Any:
         UnknownNameError: no method has this name.
         KnobError: it has no such knob.
     """
-    import dataclasses
-
     from lvlm_guard.errors import KnobError
-    from lvlm_guard.methods import REGISTRY
+    from lvlm_guard.knobs import defaults_of, read_knob
 
-    defaults = {field.name: field.default for field in dataclasses.fields(REGISTRY.get(method))}
+    defaults = defaults_of(method)
     if knob not in defaults:
         raise KnobError(f"{method} has no knob {knob!r}; it has {', '.join(defaults)}.")
-    return _value(knob, text, defaults[knob])
-
-
-def _value(knob: str, text: str, default: Any) -> Any:
-    """Read a knob's text as the type of its default; a knob without one takes None, a number, or text."""
-    if isinstance(default, bool):
-        if text.lower() in ("true", "yes", "1", "false", "no", "0"):
-            return text.lower() in ("true", "yes", "1")
-        raise usage(f"--knob {knob}={text}: give true or false.")
-    if isinstance(default, int | float):
-        try:
-            return type(default)(text)
-        except ValueError:
-            kind = "a whole number" if isinstance(default, int) else "a number"
-            raise usage(f"--knob {knob}={text}: give {kind}, such as {default}.") from None
-    if text.lower() == "none":
-        return None
-    if default is None and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
-        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-    return text
+    return read_knob(knob, text, defaults[knob])
 
 
 def matchers_of(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
