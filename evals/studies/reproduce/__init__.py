@@ -24,7 +24,7 @@ from lvlm_guard.evals.report.saved import ASKED, Run, plain, read_run, write_who
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.stats.validity import Allowed
-from lvlm_guard.evals.studies.reproduce.figures import figures, published
+from lvlm_guard.evals.studies.reproduce.figures import PUBLISHED, figures
 from lvlm_guard.evals.studies.reproduce.grid import COMMAND, TABLE, Cell, dry_run, missing, plan, sentences
 
 FILE = "reproduction.json"
@@ -65,7 +65,11 @@ def reproduce(
     there = [_finished(out / cell.name, cell.settings) for cell in cells]
     if lacking := missing([cell for cell, saved in zip(cells, there, strict=True) if saved is None]):
         raise DataError("The grid can't be run yet:\n" + "\n".join(f"- {one}" for one in lacking))
-    runs, void, notes = [], [], list(_told(cells))
+    runs, void, notes = [], [], [TABLE["unpublished"]]
+    if any(cell.model != EMBEDDED for cell in cells):
+        limited = any(cell.settings.limit or cell.settings.captions for cell in cells)
+        notes = ["A limit was set: these are not the published questions, all of them."] if limited else []
+        notes += [*TABLE["differences"], f"Not set beside anything: {PUBLISHED['missing']}"]
     for number, (cell, saved) in enumerate(zip(cells, there, strict=True), 1):
         folder = out / cell.name
         if saved is not None:
@@ -110,15 +114,6 @@ def _warned(cell: Cell, saved: Run, warnings: Sequence[str]) -> Iterator[str]:
     if others := [told for told in warnings if told not in of_data]:
         more = f" (and {len(others) - 1} more, see its report)" if others[1:] else ""
         yield f"{cell.name}: {others[0]}{more}"
-
-
-def _told(cells: Sequence[Cell]) -> Iterator[str]:
-    if all(cell.model == EMBEDDED for cell in cells):
-        yield TABLE["unpublished"]
-        return
-    if any(cell.settings.limit or cell.settings.captions for cell in cells):
-        yield "A limit was set: these are not the published questions, all of them."
-    yield from (*TABLE["differences"], f"Not set beside anything: {published()['missing']}")
 
 
 __all__ = ["dry_run", "reproduce", "sentences"]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,34 +20,22 @@ from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS
 
 FILE = Path(__file__).parents[2] / "data" / "published_agla.json"
+PUBLISHED: Mapping[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 MEAN = "mean"  # data set of the figures that are means over COCO, A-OKVQA and GQA
 DIFFERENCES = (("agla", "regular"), ("agla", "matched"))
 
 
-class Published(NamedTuple):
-    """A published figure: a share, 0 to 1, where it stands, and what is wrong with it, as printed."""
-
-    value: float
-    source: str
-    note: str = ""
-
-
-@cache
-def published() -> Mapping[str, Any]:
-    """Return the file's content."""
-    content: Mapping[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    return content
-
-
-def look_up(model: str, data: str, kind: str, method: str, metric: str) -> Published | None:
+def look_up(model: str, data: str, kind: str, method: str, metric: str) -> dict[str, Any] | None:
     """Return a figure of one of the paper's models, or None where none is published.
 
-    Arguments are as `Cell` has them, data "mean" over the three, too; `method` also "regular", "vcd", "dola", "opera".
+    It has "published" (a share, 0 to 1), "source", and "note": what is wrong with it, as printed. Arguments are as
+    `Cell` has them, data "mean" over the three, too; `method` also "regular", "vcd", "dola", "opera".
     """
     wanted = {"model": model, "data": data, "kind": kind, "method": method}
-    for row in published()["rows"]:
+    for row in PUBLISHED["rows"]:
         if metric in row and wanted.items() <= row.items():
-            return Published(round(row[metric] / 100, 6), published()["sources"][row["source"]], row.get("note", ""))
+            source, note = PUBLISHED["sources"][row["source"]], row.get("note", "")
+            return {"published": round(row[metric] / 100, 6), "source": source, "note": note}
     return None
 
 
@@ -112,13 +99,16 @@ def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
     for ours, theirs in DIFFERENCES:
         if ours in drawn and theirs in drawn:
             found, (a, b) = difference(drawn[ours], drawn[theirs]), (beside[ours], beside[theirs])
-            gain = a and b and Published(round(a.value - b.value, 6), a.source, f"{a.note} {b.note}".strip())
+            gain = None
+            if a and b:
+                note, apart = f"{a['note']} {b['note']}".strip(), a["published"] - b["published"]
+                gain = a | {"published": round(apart, 6), "note": note}
             yield _row(where | {"method": f"{ours}-{theirs}"}, found, gain) | {"p_value": found.p}
 
 
-def _row(told: Mapping[str, Any], found: Estimate, beside: Published | None) -> Row:
+def _row(told: Mapping[str, Any], found: Estimate, beside: Mapping[str, Any] | None) -> Row:
     row = {**told, "value": found.value, "low": found.low, "high": found.high}
     if beside is None:
         return row | {"published": None, "source": "", "note": "", "inside": None}
-    inside = found.low is not None and found.high is not None and found.low <= beside.value <= found.high
-    return row | {"published": beside.value, "source": beside.source, "note": beside.note, "inside": inside}
+    known = found.low is not None and found.high is not None
+    return row | {**beside, "inside": known and row["low"] <= beside["published"] <= row["high"]}
