@@ -64,7 +64,7 @@ class Store:
             for line in (line for path in sorted(folder.glob(f"{name}.*.jsonl")) for line in path.open("rb")):
                 with suppress(ValueError, KeyError, TypeError):  # cut off in the middle of a line
                     row = json.loads(line)
-                    self.held[row["document"]] = Said(**{name: row[name] for name in (f.name for f in fields(Said))})
+                    self.held[row["document"]] = Said(**{f.name: row[f.name] for f in fields(Said)})
             if self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
                 with self._path.open("ab") as file:  # so that the next line is not lost with the cut one
                     file.write(b"\n")
