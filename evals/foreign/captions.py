@@ -6,14 +6,14 @@ captions of a picture cut after as many words as the shorter one has: what is ga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given, read
 from lvlm_guard.evals.metrics.chair import image_id
-from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.coco.chair import truth_of
+from lvlm_guard.evals.tasks.coco.annotations import truth_of
 
 CUT = "cut as short as"
 
@@ -30,23 +30,24 @@ def captions_of(files: Mapping[str, Path]) -> dict[str, list[Given]]:
     return found
 
 
+def with_objects(captions: Mapping[str, Iterable[Given]], annotations: Path | None) -> dict[str, list[Given]]:
+    """Return captions with the objects of their pictures, by annotations or as lmms-eval's log has them, as truths."""
+    logged = {caption.item: caption.objects for those in captions.values() for caption in those}
+    known = truth_of(annotations).of if annotations else logged.get
+    truths: dict[str, str] = {}
+    for item in logged:
+        if (objects := known(item)) is None:
+            raise DataError("Nothing says what is in the pictures: give --annotations, COCO's or CHAIR's ground truth.")
+        truths[item] = json.dumps(sorted(objects))
+    return {
+        name: [caption._replace(truth=truths[caption.item]) for caption in those] for name, those in captions.items()
+    }
+
+
 def shortened(caption: Given, words: int) -> Given:
     """Return a caption's first words between blanks, or a shorter one as it is."""
     found = caption.text.split()
     return caption._replace(text=caption.text if len(found) <= words else " ".join(found[:words]), cut_at=None)
-
-
-def objects_of(annotations: Path | None, captions: Sequence[Given]) -> dict[str, list[str]]:
-    """Return each picture's objects, by annotations or as lmms-eval's log has them; raises `DataError` without."""
-    of: Callable[[str], Collection[str] | None] = {caption.item: caption.objects for caption in captions}.get
-    if annotations is not None:
-        of = truth_of(Settings(annotations=str(annotations))).of
-    found: dict[str, list[str]] = {}
-    for item in dict.fromkeys(caption.item for caption in captions):
-        if (objects := of(item)) is None:
-            raise DataError("Nothing says what is in the pictures: give --annotations, COCO's or CHAIR's ground truth.")
-        found[item] = sorted(objects)
-    return found
 
 
 def cut_as_short(captions: Sequence[Given], baseline: str) -> tuple[list[Given], dict[str, str]]:
@@ -63,6 +64,6 @@ def cut_as_short(captions: Sequence[Given], baseline: str) -> tuple[list[Given],
             words = min(len(ours.text.split()), len(theirs.text.split()))
             control, own = f"{baseline} {CUT} {theirs.decoder}", f"{theirs.decoder} {CUT} {baseline}"
             controls[control] = own
-            pair = (theirs._replace(decoder=control, text=ours.text), theirs._replace(decoder=own))
-            made += [shortened(caption, words) for caption in pair]
+            made.append(shortened(theirs._replace(decoder=control, text=ours.text), words))
+            made.append(shortened(theirs._replace(decoder=own), words))
     return made, controls

@@ -5,10 +5,10 @@ Each task reads its files, and says what is right.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.foreign.captions import captions_of, cut_as_short, objects_of, shortened
+from lvlm_guard.evals.foreign.captions import captions_of, cut_as_short, shortened, with_objects
 from lvlm_guard.evals.foreign.formats import Given, read
 from lvlm_guard.evals.foreign.gathered import Gathered, gather
 from lvlm_guard.evals.foreign.questions import Questions
@@ -24,11 +24,11 @@ from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.report.numbers import said
-from lvlm_guard.evals.spec.items import EvalTask, Kind
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Kind
 from lvlm_guard.evals.stats.reading import BATCH
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.validity import Allowed
-from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, rows_of
+from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, caption_truth, rows_of
 from lvlm_guard.evals.tasks.opope import truths_of
 from lvlm_guard.evals.tasks.pope.files import described
 from lvlm_guard.evals.tasks.pope.questions import KINDS
@@ -52,59 +52,59 @@ class Data:
 
 @dataclass(frozen=True)
 class Part:
-    """Answers that are scored as one task."""
+    """Answers that are scored as one task; their items' kinds are the result rows that they count in."""
 
     name: str
     kind: Kind
     found: Gathered
-    truths: Iterable[Any]  # of each item
-    rows_of: Callable[[str], Sequence[str]] = lambda _: ()  # kinds of a question -> the result rows it counts in
     about: Mapping[str, Any] = field(default_factory=dict)  # what the scorer has to know of the task
     notes: Sequence[str] = ()  # what a reader of the scores has to know
 
-    @cached_property
-    def rows(self) -> dict[str, Sequence[str]]:
-        """Kinds of the questions, as the items have them -> the result rows that these count in."""
-        return {kinds: self.rows_of(kinds) or [self.name] for kinds in self.found.items["kinds"].unique().to_pylist()}
-
     def describe(self) -> dict[str, Any]:
         """Return the task as `EvalTask.describe()` has it."""
-        n, pictures = len(self.found.items), len(self.found.items["picture"].unique())
-        rows = list(dict.fromkeys(row for rows in self.rows.values() for row in rows))
+        kinds, pictures = (self.found.items[name].unique().to_pylist() for name in ("kinds", "picture"))
+        rows = list(dict.fromkeys(row for those in kinds for row in self._rows(those)))
         told = EvalTask(self.name, self.kind, (), 0, about=self.about).describe()
-        return told | {"n": n, "pictures": pictures, "rows": rows}
+        return told | {"n": len(self.found.items), "pictures": len(pictures), "rows": rows}
 
     def items(self) -> Iterator[dict[str, Any]]:
         """Yield the items as `items.jsonl` has them; tags say which of POPE's, by which RePOPE finds them."""
-        fixed = {"task": self.name, "split": "test", "kind": self.kind}
-        columns = [self.found.items[name].to_pylist() for name in ("item", "picture", "question", "kinds")]
-        for item, picture, question, kinds, truth in zip(*columns, self.truths, strict=True):
+        for row in chain.from_iterable(batch.to_pylist() for batch in self.found.items.to_batches(BATCH)):
+            item, question, rows = row["item"], row["question"], self._rows(row["kinds"])
             number = item.rpartition("/")[2]  # "adversarial/12" is the twelfth
-            ids = {f"pope_{kind}": int(number) for kind in kinds.split(",") if kind in KINDS and number.isdigit()}
-            row = {"item": item, "picture": picture or item, "prompt": question, "question": question, "truth": truth}
-            tags = {"data_set": "coco", "ids": ids} if ids else {}
-            yield {**fixed, **row, "rows": self.rows[kinds], "tags": tags}
+            ids = {name: int(number) for name in rows if name.removeprefix("pope_") in KINDS and number.isdigit()}
+            yield {
+                "task": self.name, "split": "test", "kind": self.kind, "item": item,
+                "picture": row["picture"] or item, "prompt": question, "question": question,
+                "truth": row["label"] if self.kind in YES_NO else json.loads(row["label"]),
+                "rows": rows,
+                "tags": {"data_set": "coco", "ids": ids} if ids else {},
+            }
+
+    def _rows(self, kinds: str) -> list[str]:
+        return kinds.split(",") if kinds else [self.name]
 
 
 def yes_no(files: Files, data: Data) -> Iterator[Part]:
     """Questions that are answered yes or no, POPE's among them."""
     notes: list[str] = []
     given = {name: read(path) for name, path in files.items()}
-    if data.questions:
-        asked = Questions(data.questions)
+    asked = Questions(data.questions) if data.questions else None
+    if asked:
         given = {name: asked.join(name, these) for name, these in given.items()}
         notes += asked.notes
-    found = gather("yes_no", given, data.baseline)
-    if data.questions and (left := len(asked.asked) - len(found.items)):
+    found = gather("yes_no", {name: map(_by_rows, these) for name, these in given.items()}, data.baseline)
+    if asked and (left := len(asked.asked) - len(found.items)):
         notes.append(f"{left} of {len(asked.asked)} questions have no answer, and are left out.")
     if not any(found.items["picture"].to_pylist()):
         told = "The files name no pictures, so each question counts as one of its own, and intervals are too narrow."
         notes.append(f"{told} Give the questions with --questions.")
+    yield Part("yes_no", "pope", found, notes=notes)
 
-    def rows(kinds: str) -> list[str]:
-        return [f"{'pope' if kind in KINDS else 'yes_no'}_{kind}" for kind in kinds.split(",") if kind]
 
-    yield Part("yes_no", "pope", found, found.items["label"].to_pylist(), rows, notes=notes)
+def _by_rows(answer: Given) -> Given:
+    rows = (f"{'pope' if kind in KINDS else 'yes_no'}_{kind}" for kind in answer.kinds.split(",") if kind)
+    return answer._replace(kinds=",".join(rows))
 
 
 def chair(files: Files, data: Data) -> Iterator[Part]:
@@ -112,9 +112,8 @@ def chair(files: Files, data: Data) -> Iterator[Part]:
     dialects = [DIALECTS.get(name, name) for name in data.dialect] or ["ours"]
     for dialect in dialects:
         coco_words(dialect)  # an unknown one, or one without its data, before anything is read
-    captions = captions_of(files)
+    captions = with_objects(captions_of(files), data.annotations)
     every = [caption for those in captions.values() for caption in those]
-    objects = objects_of(data.annotations, every)
     short, controls = cut_as_short(every, data.baseline or every[0].decoder)
     pairs = {"captions of equal length": short} if short else {}
     sets = {"chair": captions | pairs} | {
@@ -122,9 +121,7 @@ def chair(files: Files, data: Data) -> Iterator[Part]:
         for words in data.words
     }
     for name, given in sets.items():
-        found = gather(name, given, data.baseline, controls=controls, labelled=False)
-        truths = [objects[item] for item in found.items["item"].to_pylist()]
-        yield Part(name, "chair", found, truths, about={"dialects": dialects})
+        yield Part(name, "chair", gather(name, given, data.baseline, controls=controls), {"dialects": dialects})
 
 
 def opope(files: Files, data: Data) -> Iterator[Part]:
@@ -132,19 +129,19 @@ def opope(files: Files, data: Data) -> Iterator[Part]:
     if not data.questions:
         raise DataError("OPOPE asks captions POPE's questions: give the file of these with --questions.")
     asked = truths_of([described(path, len(data.questions)) for path in data.questions])
-    truths = {str(image_id(picture)): truth for picture, truth in asked.items()}
+    truths = {str(image_id(picture)): json.dumps(truth) for picture, truth in asked.items()}
     captions = captions_of(files)
-    fit = {name: [caption for caption in those if caption.item in truths] for name, those in captions.items()}
-    lost, kept = (len({c.item for those in part.values() for c in those}) for part in (captions, fit))
+    fit = {
+        name: [c._replace(truth=truths[c.item]) for c in those if c.item in truths] for name, those in captions.items()
+    }
+    every, kept = (len({c.item for those in part.values() for c in those}) for part in (captions, fit))
     if not kept:
         raise DataError(
-            f"None of the {lost} captioned pictures is among the {len(truths)} of the questions: give captions of "
+            f"None of the {every} captioned pictures is among the {len(truths)} of the questions: give captions of "
             "POPE's pictures, or questions about these."
         )
-    left = f"{lost - kept} of {lost} captioned pictures are left out: nothing is asked of them."
-    found = gather("opope", fit, data.baseline, labelled=False)
-    asked_of = [truths[item] for item in found.items["item"].to_pylist()]
-    yield Part("opope", "opope", found, asked_of, notes=[left] if lost > kept else [])
+    left = f"{every - kept} of {every} captioned pictures are left out: nothing is asked of them."
+    yield Part("opope", "opope", gather("opope", fit, data.baseline), notes=[left] if every > kept else [])
 
 
 def amber(files: Files, data: Data) -> Iterator[Part]:
@@ -155,6 +152,7 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
     answers: dict[str, list[Given]] = {}
     for name, path in files.items():
         for answer in read(path):
+            kind, of = answer.kinds, answers
             if answer.label is None or str(answer.label)[:1] == "[":  # AMBER's file, or lmms-eval's log of captions
                 if known is None:
                     known = Amber(data.annotations or "")
@@ -167,19 +165,19 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
                         f"Line {answer.line} of {name} is of a picture with {answer.label}, AMBER's {number} has "
                         f"{truth['truth']}: the log is of other pictures, or in another order."
                     )
-                own = {"item": str(number), "picture": pictures[number], "label": truth["truth"]}
-                answer = answer._replace(**own, kinds=truth["type"])
-            (captions if answer.kinds == GENERATIVE else answers).setdefault(name, []).append(answer)
+                kind = truth["type"]
+                answer = answer._replace(item=str(number), picture=pictures[number], label=truth["truth"])
+                if kind == GENERATIVE:
+                    of, answer = captions, answer._replace(truth=json.dumps(caption_truth(truth)), kinds="")
+            if of is answers:
+                answer = answer._replace(kinds=",".join(rows_of({"id": answer.item, "type": kind})))
+            of.setdefault(name, []).append(answer)
     if answers:
-        found = gather("amber", answers, data.baseline)
-        truths = found.items["label"].to_pylist()
-        yield Part("amber", "amber", found, truths, lambda kind: rows_of({"id": "", "type": kind}))
+        yield Part("amber", "amber", gather("amber", answers, data.baseline))
     if captions and known is not None:
-        found = gather("amber_captions", captions, data.baseline, labelled=False)
-        annotations = (known.annotation(int(item)) for item in found.items["item"].to_pylist())
-        truths = [{name: row[name] for name in ("truth", "hallu")} for row in annotations]
         about, note = known.about()
-        yield Part("amber_captions", "amber_captions", found, truths, about=about, notes=[note] if note else [])
+        found = gather("amber_captions", captions, data.baseline)
+        yield Part("amber_captions", "amber_captions", found, about, [note] if note else [])
 
 
 def mmhal(files: Files, data: Data) -> Iterator[Part]:
@@ -189,21 +187,18 @@ def mmhal(files: Files, data: Data) -> Iterator[Part]:
     if len(judges) > 1:
         told = ", ".join(f"{name} by {model}, prompt {prompt[:16]}" for (model, prompt), name in judges.items())
         raise DataError(f"The files were judged differently ({told}): their numbers do not compare. Score them apart.")
-    given = {
-        name: [
-            Given(at + 1, str(at), picture=str(at), text=verdict, kinds=TYPES[at % len(TYPES)])
+    given, notes = {}, []
+    for name, reply in replies.items():
+        kinds = [f"mmhal,mmhal_{TYPES[at % len(TYPES)]}" for at in range(len(reply.verdicts))]
+        given[name] = [
+            Given(at + 1, str(at), picture=str(at), text=verdict, kinds=kinds[at], truth="null")
             for at, verdict in enumerate(reply.verdicts)
         ]
-        for name, reply in replies.items()
-    }
-    notes = [
-        f"{name}: judged by {reply.judge['model']} on {reply.judge['date']}; prompt_sha256 {reply.prompt_sha256[:16]}, "
-        f"answers_sha256 {reply.answers_sha256[:16]}."
-        for name, reply in replies.items()
-    ]
-    found = gather("mmhal", given, data.baseline, labelled=False)
-    nothing = [None] * len(found.items)
-    yield Part("mmhal", "mmhal_verdicts", found, nothing, lambda kind: ["mmhal", f"mmhal_{kind}"], notes=notes)
+        notes.append(
+            f"{name}: judged by {reply.judge['model']} on {reply.judge['date']}; prompt_sha256 "
+            f"{reply.prompt_sha256[:16]}, answers_sha256 {reply.answers_sha256[:16]}."
+        )
+    yield Part("mmhal", "mmhal_verdicts", gather("mmhal", given, data.baseline), notes=notes)
 
 
 TASKS: dict[str, tuple[Callable[[Files, Data], Iterator[Part]], tuple[str, ...]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -20,59 +20,20 @@ CALIBRATED: tuple[Role, ...] = ("reference", "plain", "control")
 LIMITS = (32, 64, 128, 256, 512)
 """Token limits at which captions are scored beside their whole."""
 
-SCHEMA = pa.schema(
-    [
-        *(pa.field(name, pa.string(), nullable=False) for name in ("task", "split", "item", "picture", "decoder")),
-        pa.field("baseline", pa.string()),
-        pa.field("role", pa.string(), nullable=False),
-        pa.field("seed", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("score", pa.float32()),
-        pa.field("mass", pa.float32()),
-        pa.field("censored", pa.bool_(), nullable=False),
-        pa.field("tokens", pa.int32(), nullable=False),
-        pa.field("ended", pa.bool_(), nullable=False),
-        pa.field("cut_at", pa.list_(pa.int32())),
-        *(pa.field(name, pa.float32()) for name in ("forwards", "local_forwards", "local_tokens", "masks")),
-        pa.field("failed", pa.string()),
-        pa.field("proof", pa.string()),
-    ]
-)
-"""Columns of `answers.parquet`; nothing in it differs from run to run."""
-
-COSTS = pa.schema(
-    [
-        *(SCHEMA.field(name) for name in ("task", "split", "item", "decoder", "seed")),
-        pa.field("seconds", pa.float32(), nullable=False),
-        pa.field("peak_mib", pa.float32()),
-    ]
-)
-"""Columns of `costs.parquet`: what differs from run to run, in the order of the answers."""
-
 
 @dataclass(frozen=True)
 class Answer:
-    """One row of the table; what is not below is as in `spec.items.Said`, with None for what was not measured.
-
-    Args:
-        split: "test"; "val" for a calibration item, which is never reported as a result.
-        item: key of the item within its task.
-        picture: the unit of the statistics.
-        decoder: who answered, for people; no code parses it.
-        baseline: the decoder that it is a control or variant of, or is compared with.
-        role: one of `ROLES`.
-        seed: which of the decoder's runs.
-    """
+    """One row of the table; what says nothing here is as in `spec.items.Said`, with None for what was not measured."""
 
     task: str
-    split: str
-    item: str
-    picture: str
-    decoder: str
-    role: str
+    split: str  # "test"; "val" for a calibration item, which is never reported as a result
+    item: str  # key of the item within its task
+    picture: str  # the unit of the statistics
+    decoder: str  # who answered, for people; no code parses it
+    role: str  # one of `ROLES`
     text: str
-    baseline: str | None = None
-    seed: int = 0
+    baseline: str | None = None  # the decoder that it is a control or variant of, or is compared with
+    seed: int = 0  # which of the decoder's runs
     score: float | None = None
     mass: float | None = None
     censored: bool = False
@@ -89,6 +50,29 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data, in the table's order."""
         return {name: getattr(self, name) for name in SCHEMA.names}
+
+
+_TYPES = {
+    "str": pa.string(),
+    "int": pa.int32(),
+    "float": pa.float32(),
+    "bool": pa.bool_(),
+    "tuple[int, ...]": pa.list_(pa.int32()),
+}
+_OF = {f.name: (_TYPES[str(f.type).removesuffix(" | None")], str(f.type).endswith("None")) for f in fields(Answer)}
+_FIRST = ("task", "split", "item", "picture", "decoder", "baseline", "role", "seed", "text")
+
+SCHEMA = pa.schema([pa.field(name, *_OF[name]) for name in dict.fromkeys((*_FIRST, *_OF))])
+"""Columns of `answers.parquet`; nothing in it differs from run to run."""
+
+COSTS = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in ("task", "split", "item", "decoder", "seed")),
+        pa.field("seconds", pa.float32(), nullable=False),
+        pa.field("peak_mib", pa.float32()),
+    ]
+)
+"""Columns of `costs.parquet`: what differs from run to run, in the order of the answers."""
 
 
 def table_of(answers: Iterable[Answer | Mapping[str, Any]]) -> pa.Table:

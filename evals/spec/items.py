@@ -27,37 +27,21 @@ CAPTIONS: tuple[Kind, ...] = ("chair", "amber_captions")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to be asked.
+    """One thing to be asked."""
 
-    Args:
-        key: its name within its task; seeds, resuming and pairing go by it. For a task of lmms-eval: the doc id.
-        picture: name of its picture, the unit of the statistics: questions about one picture share it.
-        prompt: the user's turn as the model reads it, a request for the answer's format included.
-        images: its pictures, before the prompt; files are opened when they are asked about.
-        question: the bare question, which the matcher alone is asked; "" where it is the prompt.
-        truth: JSON data to score against: "yes" or "no" (pope, mme), names of objects (chair).
-        rows: names of the result rows it counts in, such as ("pope_random", "pope_popular"): a question
-            that several kinds share is asked once.
-        tags: what a report may show or filter by; JSON data.
-        talk: makes the chat messages, where they are not the pictures and then the prompt.
-    """
-
-    key: str
-    picture: str
-    prompt: str
-    images: tuple[Image | Path, ...]
-    question: str = ""
-    truth: Any = None
+    key: str  # within its task: seeds, resuming and pairing go by it; for a task of lmms-eval, the doc id
+    picture: str  # its name, the unit of the statistics: questions about one picture share it
+    prompt: str  # the user's turn as the model reads it, a request for the answer's format included
+    images: tuple[Image | Path, ...]  # before the prompt; files are opened when they are asked about
+    question: str = ""  # the bare question, which the matcher alone is asked; "" where it is the prompt
+    truth: Any = None  # JSON data to score against: "yes" or "no" (pope, mme), names of objects (chair)
+    # result rows it counts in, such as ("pope_random", "pope_popular"): what several kinds share is asked once
     rows: tuple[str, ...] = ()
-    tags: Mapping[str, Any] = field(default_factory=dict)
-    talk: Callable[[], list[dict[str, Any]]] | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)  # what a report may show or filter by; JSON data
+    talk: Callable[[], list[dict[str, Any]]] | None = None  # makes the chat, where it is not pictures, then prompt
 
     def pictures(self) -> list[Image]:
-        """Return the pictures, RGB.
-
-        Raises:
-            ImageError: a file is missing or no picture.
-        """
+        """Return the pictures, RGB; raises `ImageError` where a file is missing or no picture."""
         from lvlm_guard.images import load_image
 
         return [load_image(image) for image in self.images]
@@ -78,29 +62,18 @@ class Item:
 
 @dataclass(frozen=True)
 class EvalTask:
-    """Items that are asked alike and scored together.
+    """Items that are asked alike and scored together."""
 
-    Args:
-        name: as in `--tasks`.
-        kind: how it is scored: see `lvlm_guard.evals.stats.score`.
-        items: what is asked, questions about one picture one after another.
-        max_new_tokens: of an answer.
-        until: texts that end an answer.
-        split: "test" to report, "val" to choose settings.
-        vocabulary: nouns that captions are searched for (chair); None: the 80 objects of COCO.
-        about: source, protocol, prompt and the like, for the report; JSON data.
-        calibration: items of the validation split, on none of the test pictures: plain decoders and controls answer
-            them too, to fit what has to be fitted and to choose the best control. Never reported as results.
-    """
-
-    name: str
-    kind: Kind
-    items: Sequence[Item]
-    max_new_tokens: int
-    until: tuple[str, ...] = ()
-    split: Split = "test"
-    vocabulary: tuple[str, ...] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # as in `--tasks`
+    kind: Kind  # how it is scored: see `lvlm_guard.evals.metrics.registry`
+    items: Sequence[Item]  # questions about one picture one after another
+    max_new_tokens: int  # of an answer
+    until: tuple[str, ...] = ()  # texts that end an answer
+    split: Split = "test"  # to report; "val" to choose settings
+    vocabulary: tuple[str, ...] | None = None  # nouns that captions are searched for (chair); None: COCO's 80 objects
+    about: Mapping[str, Any] = field(default_factory=dict)  # source, protocol, prompt, ..., for the report; JSON data
+    # of the validation split, on none of the test pictures: plain decoders and controls answer them too, to fit what
+    # has to be fitted and to choose the best control; never reported as results
     calibration: Sequence[Item] = ()
 
     def block(self, number: int, batch: int) -> Sequence[Item]:
@@ -136,37 +109,21 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class Said:
-    """One answer and what it cost; of a batch, its share.
-
-    Args:
-        text, tokens: the answer, and how many tokens it has.
-        ended: whether it ended by itself; False: it was cut at the token limit.
-        seconds: of the request, picture processing and matching included.
-        forwards, local_forwards: model calls of generate(), and for second branches; NaN: not measured, here and below.
-        local_tokens: tokens that second branches read, prompt included.
-        masks: second views that were made.
-        peak_mib: peak memory of the call (GPU memory on CUDA, else the process's), MiB; None: not measured.
-        failed: why there is no answer; None: there is one.
-        score: of a yes/no question: log-odds of yes at the first answer token, nats, by the decoder's own logits before
-            any cut; None: not had.
-        mass: share of the probability there that is on yes or no.
-        censored: whether a server told the likeliest tokens alone, yes or no not among them.
-        cut_at: characters of the text after its first `spec.answers.LIMITS` tokens; None: no caption, or not known.
-        proof: what a server said of its guard, JSON.
-    """
+    """One answer and what it cost; of a batch, its share. A cost that was not measured is NaN."""
 
     text: str
     tokens: int = 0
-    ended: bool = True
-    seconds: float = 0.0
-    forwards: float = 0.0
-    local_forwards: float = 0.0
-    local_tokens: float = 0.0
-    masks: float = 0.0
-    peak_mib: float | None = None
-    failed: str | None = None
+    ended: bool = True  # by itself; False: it was cut at the token limit
+    seconds: float = 0.0  # of the request, picture processing and matching included
+    forwards: float = 0.0  # model calls of generate()
+    local_forwards: float = 0.0  # model calls for second branches
+    local_tokens: float = 0.0  # that second branches read, prompt included
+    masks: float = 0.0  # second views that were made
+    peak_mib: float | None = None  # peak memory of the call, MiB (GPU memory on CUDA, else the process's)
+    failed: str | None = None  # why there is no answer; None: there is one
+    # of a yes/no question: log-odds of yes at the first answer token, nats, by the decoder's own logits before any cut
     score: float | None = None
-    mass: float | None = None
-    censored: bool = False
-    cut_at: tuple[int, ...] | None = None
-    proof: str | None = None
+    mass: float | None = None  # share of the probability there that is on yes or no
+    censored: bool = False  # whether a server told the likeliest tokens alone, yes or no not among them
+    cut_at: tuple[int, ...] | None = None  # characters of a caption after its first `spec.answers.LIMITS` tokens
+    proof: str | None = None  # what a server said of its guard, JSON

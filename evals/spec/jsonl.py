@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.spec.tables import TABLES, rows_of
 
 Row = dict[str, Any]
 LONGEST = 2**24
@@ -50,11 +51,14 @@ def _lines(file: IO[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and value of each row of a file: JSON lines, or one JSON list; .gz too.
+    """Yield the number and value of each row of a file: JSON lines, or one JSON list, .gz too; or a table, by its name.
 
     Raises:
         DataError: it can't be read; a line is no JSON or no UTF-8; or it is the last, and was cut short.
     """
+    if Path(path).suffix.lower() in TABLES:
+        yield from rows_of(Path(path))
+        return
     try:
         with _opened(path) as file:
             start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
@@ -71,17 +75,11 @@ def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
 def read(
     path: str | Path, needs: Collection[str] = (), unique: Collection[str] = (), what: str = "row"
 ) -> list[tuple[int, Row]]:
-    """Return the numbers and rows of a file: JSON lines, or one JSON list; .gz too.
+    """Return the numbers and rows of a file, as `numbered` reads it.
 
-    Args:
-        path: the file.
-        needs: fields that every row must have.
-        unique: fields that together tell rows apart; () for none.
-        what: a row is, for messages.
-
-    Raises:
-        DataError: the file can't be read or holds no row; a line is no JSON, no object, lacks a field, or has the
-            `unique` fields of another.
+    `needs` are fields that every row must have, `unique` those that together tell rows apart (() for none), `what` is
+    a row in messages. Raises `DataError` as `numbered` does, and where the file holds no row, or one is no object,
+    lacks a field, or has the `unique` fields of another.
     """
     found: list[tuple[int, Row]] = []
     seen: dict[tuple[Any, ...], int] = {}
@@ -111,7 +109,7 @@ def check_fields(row: Any, needs: Collection[str], at: str, what: str = "row") -
             raise DataError(
                 f"{at} has no {field!r}; it has {', '.join(map(repr, row)) or 'nothing'}. "
                 + (f"Is {near[0]!r} meant? " if near else "")
-                + f"A {what} needs {', '.join(needs)}."
+                + f"Needed are {', '.join(needs)}."
             )
 
 

@@ -2,8 +2,10 @@
 
 Each maker takes the `Settings` of a run and returns `EvalTask`s (a name may stand for several); it checks files and
 pictures before any model is loaded. A name that is not listed is looked up among the tasks of lmms-eval (`stock`).
-Other packages register theirs under the entry point `lvlm_guard.tasks`. `repope` labels stored answers; `fetching` and
-`pictures` find files.
+Other packages register theirs under the entry point `lvlm_guard.tasks`.
+
+Of published tests `benchmarks.toml` says where their files are and how they are asked; `benchmark` makes tasks of that
+and of the items that a test's own module reads; `fetching` and `pictures` find files. `repope` labels stored answers.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections import Counter
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.benchmark import check_split
 from lvlm_guard.registry import Registry
 
 STOCK = "lmms:"
@@ -42,6 +45,7 @@ def tasks_of(settings: Settings) -> list[EvalTask]:
     """Return the tasks of a run; raises `UnknownNameError`, or `DataError` where one can't be asked, or is twice."""
     made: list[EvalTask] = []
     for name in settings.tasks:
+        check_split(name, settings)
         if name in REGISTRY.names():
             made += REGISTRY.get(name)(settings)
         else:

@@ -23,27 +23,16 @@ from lvlm_guard.evals.metrics import lemmas
 from lvlm_guard.evals.metrics.amber import BLOCKS
 from lvlm_guard.evals.metrics.amber_captions import ALIKE, MODEL, Words, vectors
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.spec.jsonl import check_fields, content, document
+from lvlm_guard.evals.spec.jsonl import content, document, read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.fetching import Published, fetch, only_test
-from lvlm_guard.evals.tasks.pictures import find_pictures
-from lvlm_guard.evals.tasks.pope.task import STOCK_SUFFIX
+from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, made, published
+from lvlm_guard.evals.tasks.fetching import fetch
 
-GENERATIVE, CAPTION_TOKENS, ANSWER_TOKENS = "generative", 512, 128
-QUESTIONS, CAPTIONED = 14_216, 1_004
-"""How many yes/no questions and pictures to caption there are."""
+GENERATIVE = "generative"
 TABLE = "words_alike.json"
+FILES = {file.name: file for file in published("amber").values()}
 
-_AMBER = "https://raw.githubusercontent.com/junyangwang0410/AMBER/534babf6bbfcce2e735c26289dedfb21cef3c939/data"
-FILES = {
-    Path(path).name: Published(f"{_AMBER}/{path}", sha256)
-    for path, sha256 in {
-        "annotations.json": "db22a436c4836fbb295e60b4e80d519573077579fb7032f01b193c1bd022b797",
-        "query/query_all.json": "127680ae61f7d4a92d2f7f07a8deaec07f0689b194d2c7c0f41ead7bd2c5bcf5",
-        "relation.json": "c4c1491e9bbc3209abc1888c12a1bf8413bdbab8a0d8be04b990a2e7680cf23e",
-        "safe_words.txt": "f92cf1123f4578a2630832fac3e6ac4de36212ea55859d3bed4fd233723f4043",
-    }.items()
-}
+Row = dict[str, Any]
 
 
 class Amber:
@@ -53,20 +42,15 @@ class Amber:
         self.folder = Path(folder) if folder else None
         relation, safe = document(self._path("relation.json")), content(self._path("safe_words.txt")).decode().split()
         self.words = Words(relation, frozenset(safe))
-        self.annotations: dict[int, dict[str, Any]] = {}
-        for number, row in enumerate(document(self._path("annotations.json")), 1):
-            check_fields(row, ("id", "type", "truth"), f"Entry {number} of AMBER's annotations", "annotation")
-            self.annotations[row["id"]] = row
+        known = read(self._path("annotations.json"), ("id", "type", "truth"), what="annotation of AMBER")
+        self.annotations: dict[int, Row] = {row["id"]: row for _, row in known}
 
-    def asked(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Return the query and annotation of everything that is asked, in AMBER's order; raises `DataError`."""
-        found = []
-        for number, query in enumerate(document(self._path("query_all.json")), 1):
-            check_fields(query, ("id", "image", "query"), f"Entry {number} of AMBER's queries", "query")
-            found.append((query, self.annotation(query["id"])))
-        return found
+    def asked(self) -> Iterator[tuple[Row, Row]]:
+        """Yield the query and annotation of everything that is asked, in AMBER's order; raises `DataError`."""
+        for _, query in read(self._path("query_all.json"), ("id", "image", "query"), what="query of AMBER"):
+            yield query, self.annotation(query["id"])
 
-    def annotation(self, number: int) -> dict[str, Any]:
+    def annotation(self, number: int) -> Row:
         """Return the annotation of an id; raises `DataError` where there is none."""
         if number not in self.annotations:
             raise DataError(f"AMBER has no question {number!r}: its ids are 1 to {len(self.annotations)}.")
@@ -77,16 +61,14 @@ class Amber:
         told = {"association": dict(self.words.associates), "safe_words": sorted(self.words.safe)}
         table = self.folder / TABLE if self.folder else None
         similarity = str(table) if table and table.is_file() else MODEL if find_spec(MODEL) else ""
+        needs = f"The published score needs spaCy's {MODEL}, or {TABLE} in the folder of --annotations."
         try:
             lemmas.check("AMBER's published score of captions")
         except DataError as error:
-            return told, f"amber_captions: AMBER (lexical) alone, which compares with no paper's numbers. {error}"
+            similarity, needs = "", str(error)
         if similarity:
             return told | {"similarity": similarity}, ""
-        return told, (
-            "amber_captions: AMBER (lexical) alone, which compares with no paper's numbers: the published score needs "
-            f"spaCy's {MODEL}, or {TABLE} in the folder of --annotations."
-        )
+        return told, f"amber_captions: AMBER (lexical) alone, which compares with no paper's numbers. {needs}"
 
     def _path(self, name: str) -> Path:
         if self.folder is None:
@@ -103,16 +85,13 @@ class Amber:
 
 def amber(settings: Settings) -> list[EvalTask]:
     """Return AMBER's yes/no questions."""
-    items = [
-        Item(*start, query, known["truth"], rows_of(known), {"type": known["type"]})
-        for start, query, known in _asked(_given(settings), settings, "amber", STOCK_SUFFIX)
-    ]
-    about = {
-        "source": f"AMBER, {len(items)} of {QUESTIONS} questions",
-        "protocol": "yes/no questions (arXiv:2311.07397); two of three right answers are no",
-        "prompt": f"{{question}}{STOCK_SUFFIX}",
-    }
-    return [EvalTask("amber", "amber", items, settings.max_new_tokens or ANSWER_TOKENS, about=about)]
+    items = []
+    for query, known in _given(settings).asked():
+        if known["type"] != GENERATIVE:
+            key, question, tags = str(query["id"]), query["query"], {"type": known["type"]}
+            prompt = question + STOCK_SUFFIX
+            items.append(Item(key, query["image"], prompt, (), question, known["truth"], rows_of(known), tags))
+    return [made("amber", settings, items)]
 
 
 def rows_of(annotation: Mapping[str, Any]) -> tuple[str, ...]:
@@ -127,38 +106,24 @@ def rows_of(annotation: Mapping[str, Any]) -> tuple[str, ...]:
 def amber_captions(settings: Settings) -> list[EvalTask]:
     """Return the pictures of AMBER that are captioned."""
     data = _given(settings)
-    items = [
-        Item(*start, "", {name: known[name] for name in ("truth", "hallu")}, ("amber_captions",))
-        for start, _, known in _asked(data, settings, "amber_captions", "")
-    ]
+    items = (
+        Item(str(q["id"]), q["image"], q["query"], (), truth=caption_truth(known), rows=("amber_captions",))
+        for q, known in data.asked()
+        if known["type"] == GENERATIVE
+    )
     about, warning = data.about()
-    about |= {
-        "source": f"AMBER, {len(items)} of {CAPTIONED} pictures",
-        "protocol": "captions (arXiv:2311.07397)" + ("" if about.get("similarity") else ", AMBER (lexical)"),
-        "prompt": items[0].prompt if items else "",
-        "warnings": [warning] if warning else [],
-    }
-    return [EvalTask("amber_captions", "amber_captions", items, settings.max_new_tokens or CAPTION_TOKENS, about=about)]
+    about["protocol"] = "captions (arXiv:2311.07397)" + ("" if about.get("similarity") else ", AMBER (lexical)")
+    return [made("amber_captions", settings, items, about | {"warnings": [warning] if warning else []})]
+
+
+def caption_truth(annotation: Mapping[str, Any]) -> Row:
+    """Return what a caption is held against: what is in the picture, and what models imagine there."""
+    return {name: annotation[name] for name in ("truth", "hallu")}
 
 
 def _given(settings: Settings) -> Amber:
-    only_test(settings, "AMBER")
-    # --annotations may be COCO's, of another task of the run
-    given = settings.annotations if list(Path(settings.annotations or ".").glob("**/relation.json*")) else ""
-    return Amber(given if settings.annotations else "")
-
-
-def _asked(
-    data: Amber, settings: Settings, task: str, suffix: str
-) -> Iterator[tuple[tuple[str, str, str, tuple[Path, ...]], str, dict[str, Any]]]:
-    """Yield key, picture, prompt and file of an item, the query and its annotation, picture by picture."""
-    of: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for query, known in data.asked():
-        if (known["type"] == GENERATIVE) == (task == "amber_captions"):
-            of.setdefault(query["image"], []).append((query, known))
-    for name, path in find_pictures(list(of)[: settings.limit], settings.images, task, "amber").items():
-        for query, known in of[name]:
-            yield (str(query["id"]), name, query["query"] + suffix, (path,)), query["query"], known
+    given = settings.annotations  # may be COCO's, of another task of the run
+    return Amber(given if given and any(Path(given).glob("**/relation.json*")) else "")
 
 
 def write_table(path: Path, words: Words) -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.spec.settings import Settings
 
 SECONDS = 30.0
 """How long a server may stay silent."""
@@ -32,18 +31,12 @@ class Published:
         return self.url.rpartition("/")[2]
 
 
-def only_test(settings: Settings, name: str) -> None:
-    """Raise `DataError` where a run would choose settings on a published test."""
-    if settings.split == "val":
-        raise DataError(f"{name} is a published test, and settings must not be chosen on it: sweep on another task.")
-
-
 def cache_folder() -> Path:
     """Return the folder that fetched files are kept in."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvlm-guard"
 
 
-def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS, option: str = "--questions") -> Path:
+def fetch(published: Published, folder: str = "pope", option: str = "--questions") -> Path:
     """Return a published file, from `folder` of the cache or fetched into it.
 
     `option` is where a user can give the file instead. Raises `DataError` where it can't be fetched (and says where to
@@ -54,7 +47,7 @@ def fetch(published: Published, folder: str = "pope", seconds: float = SECONDS, 
     if path.is_file() and _digest(path.read_bytes()) == published.sha256:
         return path
     try:
-        with urllib.request.urlopen(published.url, timeout=seconds) as answer:
+        with urllib.request.urlopen(published.url, timeout=SECONDS) as answer:
             content: bytes = answer.read()
     except (OSError, ValueError) as error:
         raise DataError(

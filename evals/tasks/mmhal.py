@@ -24,18 +24,15 @@ from lvlm_guard.evals.metrics import mmhal as judged
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.fetching import only_test
-from lvlm_guard.evals.tasks.pictures import find_pictures
+from lvlm_guard.evals.tasks.benchmark import made
 
 NEEDS = ("question_type", "question_topic", "image_id", "image_src", "image_content", "question", "gt_answer")
 FIELDS = ("image_content", "question", "gt_answer", "model_answer")
 """What a judge's prompt has room for, each in braces: {question} ..."""
-ANSWER_TOKENS = 256
 
 
 def mmhal(settings: Settings) -> list[EvalTask]:
     """Return MMHal-Bench's questions, in their order, which their types go by; all of them, or none."""
-    only_test(settings, "mmhal")
     if settings.limit is not None:
         raise DataError("mmhal is judged as a whole, by the digest of all answers: leave out --limit.")
     if len(settings.questions) != 1:
@@ -43,16 +40,12 @@ def mmhal(settings: Settings) -> list[EvalTask]:
             "mmhal needs MMHal-Bench's response_template.json (--questions), of the data set Shengcao1006/MMHal-Bench "
             "on the hub, and its pictures (--images)."
         )
-    rows = template(settings.questions[0])
-    names = [str(row["image_src"]).rpartition("/")[2] for row in rows]
-    found = find_pictures(names, settings.images, "mmhal", "mmhal")
     items = [
-        Item(str(n), name, row["question"], (found[name],), "", row["gt_answer"], ("mmhal", f"mmhal_{kind}"), row)
-        for n, (row, name, kind) in enumerate(zip(rows, names, cycle(judged.TYPES), strict=False))
+        Item(str(n), name, row["question"], (), "", row["gt_answer"], ("mmhal", f"mmhal_{kind}"), row)
+        for n, (row, kind) in enumerate(zip(template(settings.questions[0]), cycle(judged.TYPES), strict=False))
+        for name in [str(row["image_src"]).rpartition("/")[2]]
     ]
-    about = {"source": "MMHal-Bench", "protocol": "free answers graded by a judge (arXiv:2309.14525)"}
-    about["prompt"] = "{question}"
-    return [EvalTask("mmhal", "mmhal", items, settings.max_new_tokens or ANSWER_TOKENS, about=about)]
+    return [made("mmhal", settings, items)]
 
 
 def template(path: str | Path) -> list[dict[str, Any]]:
@@ -83,12 +76,8 @@ def write_requests(folder: str | Path, prompt: str) -> list[Path]:
     if missing:
         raise DataError(f"The judge's prompt has no place for {', '.join(missing)}.")
     answers: dict[tuple[str, int], dict[str, str]] = {}
-    columns = ["task", "item", "decoder", "seed", "text"]
-    for task, item, decoder, seed, text in (
-        row.values() for row in pq.read_table(folder / "answers.parquet", columns=columns).to_pylist()
-    ):
-        if task == items[0]["task"]:
-            answers.setdefault((decoder, seed), {})[item] = text
+    for row in pq.read_table(folder / "answers.parquet", filters=[("task", "=", items[0]["task"])]).to_pylist():
+        answers.setdefault((row["decoder"], row["seed"]), {})[row["item"]] = row["text"]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in answers))}
     (folder / "requests").mkdir(exist_ok=True)
     written = []

@@ -19,22 +19,16 @@ import pyarrow as pa
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.repope import SPLITS, Asked, Label, labels
 from lvlm_guard.evals.spec.jsonl import content
-from lvlm_guard.evals.tasks.fetching import Published, fetch
+from lvlm_guard.evals.tasks.benchmark import published
+from lvlm_guard.evals.tasks.fetching import fetch
 from lvlm_guard.evals.tasks.pope.files import identify
 from lvlm_guard.evals.tasks.pope.questions import read_questions
 
 FETCH = "fetch"
 """In place of a folder: fetch the files."""
 
-_REPOPE = "https://raw.githubusercontent.com/YanNeu/RePOPE/bcf22e5690d587cce34e1728af3efdcfaf747d29/annotations"
-FILES = {
-    split: Published(f"{_REPOPE}/coco_repope_{split}.json", sha256)
-    for split, sha256 in {
-        "random": "f464fcaf60b24ce2f280cf33f122e000dbdd35c8e88f77c4141c9c2cba864611",
-        "popular": "57832b055bae5fd6176278a4f104c98ddd84811f7d26dfcb93d481f6c9da09a5",
-        "adversarial": "8c346dbb060bf422ff92e769fa68e5ab3e8a777cb28a26e973387441e05c9ccf",
-    }.items()
-}
+FILES = {Path(path).stem.rpartition("_")[2]: file for path, file in published("repope").items()}
+"""Split of POPE -> RePOPE's labels of it."""
 
 Batches = Iterable[pa.RecordBatch]
 

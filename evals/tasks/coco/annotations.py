@@ -1,17 +1,18 @@
-"""COCO's annotation files: what is in each picture, and what people said of it."""
+"""What is in COCO's pictures: by its annotation files, or by a prepared ground truth of CHAIR."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.chair import ImageId
+from lvlm_guard.evals.metrics.chair import ImageId, image_id, read_objects
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.jsonl import document
+from lvlm_guard.evals.tasks.pictures import FOLDERS
 
 Part = Literal["instances", "captions"]
 
@@ -19,79 +20,97 @@ SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """A picture: its file name, and the categories of its instances, each once, in the order of the file."""
+class Truth:
+    """What is in the pictures: where that is from, file names to choose from, and a picture's id -> its objects."""
 
-    name: str
-    categories: tuple[str, ...]
+    source: str
+    names: Sequence[str]
+    known: Callable[[ImageId], Iterable[str] | None]
+
+    def of(self, name: str) -> list[str]:
+        """Return the objects of a picture; raises `DataError` where nothing is known of it."""
+        objects = self.known(image_id(name))
+        if objects is None:
+            raise DataError(
+                f"Nothing is known of {name}: it is not among the {self.source}, so all that its caption names would "
+                "count as hallucinated. Give the annotations of its part of COCO."
+            )
+        return sorted(objects)
 
 
-def annotation_file(given: str, part: Part, task: str) -> Path:
+def truth_of(annotations: str | Path, images: str = "") -> Truth:
+    """Return the truth that `--annotations` gives, of the pictures in `--images`; raises `DataError`.
+
+    With COCO's own files a picture's objects are those annotated in it and those that people name in it, whose captions
+    are read with the published script's slips repaired, as a model's are.
+    """
+    path = Path(annotations)
+    if annotations and path.is_file() and not path.name.startswith(("instances", "captions")):
+        objects = read_objects(path)
+        # such a table does not say which of its pictures are val2014's; the folder does
+        inside = (file for part in FOLDERS for file in (Path(images) / part).glob("COCO_val2014_*.jpg"))
+        names = sorted({file.name for file in inside if image_id(file.name) in objects})
+        return Truth(f"objects of {path.name}", names, objects.get)
+    instances, captions = (annotation_file(annotations, part, "chair") for part in ("instances", "captions"))
+    annotated, words = read_instances(instances), coco_words()
+    said: dict[ImageId, list[str]] = {}
+    with _table(captions, "captions", "'annotations' (image_id, caption)") as table:
+        for one in table["annotations"]:
+            said.setdefault(one["image_id"], []).append(str(one["caption"]))
+
+    def known(key: ImageId) -> set[str] | None:
+        if key not in annotated or key not in said:
+            return None
+        _, categories = annotated[key]
+        strange = next((category for category in categories if category not in words.nodes), None)
+        if strange is not None:
+            raise DataError(f"The annotations name {strange!r}, which is none of CHAIR's 80 objects.")
+        return {words.nodes[name] for name in categories}.union(*(words.find(caption).nodes for caption in said[key]))
+
+    source = f"categories of {instances.name} and objects that people name in {captions.name}"
+    return Truth(source, [name for name, _ in annotated.values()], known)
+
+
+def annotation_file(given: str | Path, part: Part, task: str) -> Path:
     """Return COCO's file of instances or of captions for a task; raises `DataError` where it is not there.
 
     `given` (`--annotations`) is the file, its neighbour, the folder of both (val2014 is taken), or the one above that.
     """
-    if not given:
-        raise DataError(f"{task} needs COCO's {part}: give their folder with --annotations. They are in {SOURCE}.")
-    path, needs = Path(given), f"{task} needs COCO's {part}"
+    path, usual = Path(given), f"{part}_val2014.json"
+    tried = [path / usual, path / "annotations" / usual]
     if path.is_file():
-        mine = path.with_name(path.name.replace("captions" if part == "instances" else "instances", part))
-        if part in mine.name and mine.is_file():
-            return mine
-        name = mine.name if part in mine.name else part
-        raise DataError(f"{needs} beside {path}; there is no {name}. They are in {SOURCE}.")
-    tried = [path / f"{part}_val2014.json", path / "annotations" / f"{part}_val2014.json"]
-    found = next((file for file in tried if file.is_file()), None)
-    if found is None:
+        tried = [path.with_name(path.name.replace("captions" if part == "instances" else "instances", part))]
+    found = next((file for file in tried if file.is_file() and part in file.name), None)
+    if not given or found is None:
+        lacking = tried[0] if part in tried[0].name else path.with_name(usual)
+        told = f", and {lacking} is not there" if given else ""
         raise DataError(
-            f"{needs}, and {tried[0]} is not there. Give the folder that holds {tried[0].name}, or the file itself; it "
-            f"is in {SOURCE}."
+            f"{task} needs COCO's {part}{told}: give their folder, or one of the files, with --annotations. They are "
+            f"in {SOURCE}."
         )
     return found
 
 
-def read_instances(path: Path) -> dict[ImageId, Annotated]:
-    """Return every picture of a file of instances by its id, in the order of names; raises `DataError`."""
-    with _table(
-        path, "instances", "'images' (id, file_name), 'categories' (id, name) and 'annotations' (image_id, category_id)"
-    ) as table:
+def read_instances(path: Path) -> dict[ImageId, tuple[str, tuple[str, ...]]]:
+    """Return every picture of a file of instances by its id, in the order of file names.
+
+    Each has its file name, and the categories of its instances, each once, in the order of the file. Raises
+    `DataError`.
+    """
+    needs = "'images' (id, file_name), 'categories' (id, name) and 'annotations' (image_id, category_id)"
+    with _table(path, "instances", needs) as table:
         names = {category["id"]: str(category["name"]) for category in table["categories"]}
         found: dict[ImageId, dict[str, None]] = {picture["id"]: {} for picture in table["images"]}
         for one in table["annotations"]:
             found[one["image_id"]][names[one["category_id"]]] = None
-        listed = sorted(table["images"], key=lambda picture: str(picture["file_name"]))
-        return {p["id"]: Annotated(str(p["file_name"]), tuple(found[p["id"]])) for p in listed}
-
-
-def read_references(path: Path) -> dict[ImageId, list[str]]:
-    """Return the captions that people wrote, by picture; raises `DataError`."""
-    captions: dict[ImageId, list[str]] = {}
-    with _table(path, "captions", "'annotations' (image_id, caption)") as table:
-        for one in table["annotations"]:
-            captions.setdefault(one["image_id"], []).append(str(one["caption"]))
-    return captions
-
-
-def chair_objects(categories: Iterable[str], captions: Iterable[str]) -> list[str]:
-    """Return CHAIR's ground truth of a picture: what is annotated in it, and what people name in it.
-
-    Captions are read with the published script's slips repaired, as those of a model are. Raises `DataError` where a
-    category is none of COCO's.
-    """
-    words = coco_words()
-    strange = next((category for category in categories if category not in words.nodes), None)
-    if strange is not None:
-        raise DataError(f"The annotations name {strange!r}, which is none of CHAIR's 80 objects.")
-    objects = {words.nodes[category] for category in categories}
-    return sorted(objects.union(*(words.find(caption).nodes for caption in captions)))
+        listed = sorted((str(picture["file_name"]), picture["id"]) for picture in table["images"])
+        return {key: (name, tuple(found[key])) for name, key in listed}
 
 
 @contextmanager
 def _table(path: Path, what: str, needs: str) -> Iterator[dict[str, Any]]:
     """Open an annotation file of COCO; what it lacks when it is read is a `DataError`."""
     table = document(path)
-    if not isinstance(table, dict):
-        raise DataError(f"{path} is no annotation file of COCO: it holds a {type(table).__name__}.")
     try:
         yield table
     except (KeyError, TypeError, AttributeError) as error:

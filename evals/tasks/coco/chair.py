@@ -15,90 +15,44 @@ lines with "image" (and "text", the prompt), given with `--questions`; `--preset
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.chair import ImageId, image_id, read_objects
+from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.coco import annotations as coco
+from lvlm_guard.evals.tasks.benchmark import made, published
+from lvlm_guard.evals.tasks.coco.annotations import truth_of
 from lvlm_guard.evals.tasks.coco.held_out import FIRST_OF_VAL, digest, in_val_half
-from lvlm_guard.evals.tasks.fetching import Published, fetch
-from lvlm_guard.evals.tasks.pictures import FOLDERS, check_folder, find_pictures
+from lvlm_guard.evals.tasks.fetching import fetch
+from lvlm_guard.evals.tasks.pictures import check_folder
 from lvlm_guard.evals.tasks.pope.files import list_of_pictures
-from lvlm_guard.evals.tasks.pope.task import paper_tokens
 
 PROMPT = "Please describe this image in detail."
-PICTURES, CAPTION_TOKENS = 500, 512
-VAL2014 = 40504
-"""Pictures of COCO val2014."""
+PICTURES, VAL2014 = 500, 40504
+"""Pictures that are captioned, and those of COCO val2014."""
 
-AGLA_PICTURES = Published(
-    "https://raw.githubusercontent.com/Lackel/AGLA/efa126347c41631152a70d7db0a6ac0708bd9d00/data/CHAIR/chair.jsonl",
-    "55a3883f5d779b4d0771d414c1ac52839e7ace12d2675e3eb0b20265bc337685",
-)
+AGLA_PICTURES = published("chair_agla")["chair.jsonl"]
 """The 100 pictures of COCO val2014 that AGLA captions."""
 
 Asked = dict[str, str]
 """File name of each picture to caption -> the prompt."""
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is in the pictures: where that is from, file names to choose from, and a picture's id -> its objects."""
-
-    source: str
-    names: Sequence[str]
-    known: Callable[[ImageId], Iterable[str] | None]
-
-    def of(self, name: str) -> list[str]:
-        """Return the objects of a picture; raises `DataError` where nothing is known of it."""
-        objects = self.known(image_id(name))
-        if objects is None:
-            raise DataError(
-                f"Nothing is known of {name}: it is not among the {self.source}, so all that its caption names would "
-                "count as hallucinated. Give the annotations of its part of COCO."
-            )
-        return sorted(objects)
-
-
-def truth_of(settings: Settings) -> Truth:
-    """Return the truth that `--annotations` gives: COCO's, or a prepared ground truth; raises `DataError`."""
-    path = Path(settings.annotations)
-    if settings.annotations and path.is_file() and not path.name.startswith(("instances", "captions")):
-        objects = read_objects(path)
-        # such a table does not say which of its pictures are val2014's; the folder does
-        inside = (file for part in FOLDERS for file in (Path(settings.images) / part).glob("COCO_val2014_*.jpg"))
-        names = sorted({file.name for file in inside if image_id(file.name) in objects})
-        return Truth(f"objects of {path.name}", names, objects.get)
-    instances = coco.annotation_file(settings.annotations, "instances", "chair")
-    captions = coco.annotation_file(settings.annotations, "captions", "chair")
-    annotated, references = coco.read_instances(instances), coco.read_references(captions)
-
-    def known(key: ImageId) -> list[str] | None:
-        if key not in annotated or key not in references:
-            return None
-        return coco.chair_objects(annotated[key].categories, references[key])
-
-    source = f"categories of {instances.name} and objects that people name in {captions.name}"
-    return Truth(source, [picture.name for picture in annotated.values()], known)
-
-
 def chair(settings: Settings) -> list[EvalTask]:
     """Return the pictures to caption, with the objects in them."""
-    lists = [path for path in map(Path, settings.questions) if path.is_file() and list_of_pictures(path)]
-    _check_questions(settings, lists)
+    lists = _lists(settings)
     if settings.preset == PAPER and settings.split == "test" and not lists:
         lists = [fetch(AGLA_PICTURES, "chair")]
     listed: Asked = {}
     for path in lists:
         listed |= read_list(path)
     check_folder(settings.images, "chair", "coco")
-    truth = truth_of(settings)
+    truth = truth_of(settings.annotations, settings.images)
     warnings: list[str] = []
     number = settings.captions or settings.limit
     if listed and settings.split == "test":
@@ -112,21 +66,15 @@ def chair(settings: Settings) -> list[EvalTask]:
                 f"chair: the pictures were chosen among {len(truth.names)}, not among the {VAL2014} of COCO val2014, "
                 "so they are others than elsewhere."
             )
-    found = find_pictures(asked, settings.images, "chair")
+    items = [Item(str(image_id(name)), name, prompt, (), rows=("chair",)) for name, prompt in asked.items()]
     about = {
         "source": f"COCO, {len(asked)} pictures: {how}",
         "truth": truth.source,
-        "protocol": "CHAIR (arXiv:1809.02156) over COCO's 80 objects",
-        "prompt": next(iter(asked.values())),
-        "pictures": hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16],
+        "pictures": hashlib.sha256("\n".join(sorted(asked)).encode()).hexdigest()[:16],
         "warnings": warnings,
     }
-    items = [
-        Item(str(image_id(name)), name, prompt, (found[name],), truth=truth.of(name), rows=("chair",))
-        for name, prompt in asked.items()
-    ]
-    tokens = paper_tokens(settings.model) if settings.preset == PAPER else CAPTION_TOKENS
-    return [EvalTask("chair", "chair", items, settings.max_new_tokens or tokens, split=settings.split, about=about)]
+    task = made("chair", replace(settings, limit=None), items, about)
+    return [replace(task, items=[replace(item, truth=truth.of(item.picture)) for item in task.items])]
 
 
 def read_list(path: Path) -> Asked:
@@ -135,17 +83,20 @@ def read_list(path: Path) -> Asked:
     return {str(row["image"]): str(row.get("text") or PROMPT) for _, row in rows}
 
 
-def _check_questions(settings: Settings, lists: Sequence[Path]) -> None:
-    for name in settings.questions:
-        if not Path(name).exists():
-            raise DataError(f"--questions {name} is not there.")
-    alone = not any(task.startswith("pope") for task in settings.tasks)
-    strange = [name for name in settings.questions if Path(name) not in lists]
-    if alone and strange:
+def _lists(settings: Settings) -> list[Path]:
+    """Return the files of `--questions` that are lists of pictures; raises `DataError` at others that no task asks."""
+    given = list(map(Path, settings.questions))
+    lost = next((path for path in given if not path.exists()), None)
+    if lost is not None:
+        raise DataError(f"--questions {lost} is not there.")
+    lists = [path for path in given if path.is_file() and list_of_pictures(path)]
+    strange = [path for path in given if path not in lists]
+    if strange and not any(task.startswith("pope") for task in settings.tasks):
         raise DataError(
             f"{strange[0]} is no list of pictures to caption: chair takes JSON lines with 'image' (a file name) and "
             "'text' (the prompt). Question files with labels are for pope."
         )
+    return lists
 
 
 def _drawn(names: Sequence[str], settings: Settings, apart: Asked) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +14,28 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.jsonl import content, numbered
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.fetching import Published, fetch
+from lvlm_guard.evals.tasks.benchmark import published
+from lvlm_guard.evals.tasks.fetching import fetch
 from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, read_questions
 
 DATA_SETS = ("coco", "aokvqa", "gqa")
-_VCD = (
-    "https://raw.githubusercontent.com/DAMO-NLP-SG/VCD/d6568ff81b8fd306a49e630df44f2db5c2300191/experiments/data/POPE"
-)
-_POPE = "https://raw.githubusercontent.com/RUCAIBox/POPE/3df3ba1b110ecce25696989577fad583b67d4239/output"
-_SHA256 = {
-    ("coco", "random"): "ac25245170b975a5bdf9080b23fd431dfe6be458bc038259c1f4f09a6bef7994",
-    ("coco", "popular"): "fa3a986eb3d586ceb527371112ad7170f398835cbe0a3f08a7e888771dbd8bd6",
-    ("coco", "adversarial"): "185d7eb49958c882f15d46c51d5c0456fbd5efbf24c57ff8b7adc6648870c6ac",
-    ("aokvqa", "random"): "900c244605e8d43626b9579a110e3631e534cddc2aff27fe91e3f080e15d4446",
-    ("aokvqa", "popular"): "792d586a875c197362256b25e9252cc97df6fa1dca5aca72a53eba560414d6b7",
-    ("aokvqa", "adversarial"): "87f9acb460fcb690f9120c6d69eb05cfedadab5af5eb385b5201fd48bfc6670c",
-    ("gqa", "random"): "1c1117ce33df2eae0d7b04827896caff1f79dac7b99b9e1b0c87a415066cff98",
-    ("gqa", "popular"): "e48e138bd61dd3bc4ec35cc8d4357b4dbfc68f0e704283a92217325585a17653",
-    ("gqa", "adversarial"): "64a3bdeb8d24c02d175eafa5e1b24bc7fd611efa95bb87a031c880e548aef094",
-}
-_COPIES = {key: Published(f"{_VCD}/{key[0]}/{'_pope_'.join(key)}.json", sha) for key, sha in _SHA256.items()}
+_COPIES = {(path.split("/")[0], Path(path).stem.rpartition("_")[2]): f for path, f in published("pope_vcd").items()}
 
 IMANGE = _COPIES["coco", "adversarial"]
 """The adversarial COCO file that AGLA and VCD used: 57 questions end in "imange"."""
 
-QUESTIONS = _COPIES | {
-    ("coco", "adversarial"): Published(
-        f"{_POPE}/coco/coco_pope_adversarial.json", "420b3407db1fa9f1187a805dca41cb7b97fd91504e6c2179706188c107fb8ef8"
-    )
-}
+QUESTIONS = _COPIES | {("coco", "adversarial"): published("pope_authors")["coco/coco_pope_adversarial.json"]}
 """(data set, kind) -> POPE's question file; of the adversarial COCO one the repaired copy."""
 
 MISSPELT = "coco adversarial (57 texts end in 'imange')"
-PUBLISHED = {sha[:16]: " ".join(key) for key, sha in _SHA256.items()} | {
-    _SHA256["coco", "adversarial"][:16]: MISSPELT,
+PUBLISHED = {file.sha256[:16]: " ".join(key) for key, file in _COPIES.items()} | {
+    IMANGE.sha256[:16]: MISSPELT,
     "44bfb0b27f0d438e": "coco adversarial (repaired)",
     "f31727768b228d04": "coco popular (AGLA's copy, without the last newline)",
 }
 """First 16 digits of SHA-256, line ends as LF -> which published file it is."""
 
-REPOPE = ("f464fcaf60b24ce2", "57832b055bae5fd6", "8c346dbb060bf422")
+REPOPE = tuple(file.sha256[:16] for file in published("repope").values())
 """The same of RePOPE's files (arXiv:2504.15707), whose labels are others."""
 
 
@@ -68,37 +51,35 @@ class QuestionFile:
     row: str
     published: str | None
 
+    @cached_property
     def questions(self) -> list[Question]:
-        """Return its questions; raises `DataError`."""
+        """Its questions; raises `DataError`."""
         return read_questions(self.path)
 
-    def describe(self, questions: Sequence[Question]) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what a report says of it."""
         return {
             "file": self.path.name,
             "sha256": _digest(self.path),
             "published": self.published,
             "row": self.row,
-            "questions": len(questions),
-            "pictures": len({q.image for q in questions}),
-            "yes": sum(q.label == "yes" for q in questions),
+            "questions": len(self.questions),
+            "pictures": len({q.image for q in self.questions}),
+            "yes": sum(q.label == "yes" for q in self.questions),
         }
 
-    def warning(self, questions: Sequence[Question], paper: bool) -> str:
-        """Return what to know before its numbers are compared with published ones; "" for nothing."""
-        if self.published is None and self.data_set and not any(q.split == "val" for q in questions):
-            return (
-                f"{self.path.name} is none of the published files for {self.data_set} (SHA-256 {_digest(self.path)}): "
-                "its numbers do not compare with published ones."
-            )
+    def warnings(self, paper: bool) -> list[str]:
+        """Return what to know before its numbers are compared with published ones."""
+        name, adversarial = self.path.name, (self.data_set, self.row) == ("coco", "pope_adversarial")
+        if self.published is None and self.data_set and not any(q.split == "val" for q in self.questions):
+            known = f"the published files for {self.data_set} (SHA-256 {_digest(self.path)})"
+            return [f"{name} is none of {known}: its numbers do not compare with published ones."]
         if self.published == MISSPELT and not paper:
-            return (
-                f"{self.path.name} is AGLA's and VCD's copy, where 57 questions end in 'imange'; without --questions "
-                "the repaired one is fetched."
-            )
-        if paper and (self.data_set, self.row) == ("coco", "pope_adversarial") and self.published != MISSPELT:
-            return f"{self.path.name} is not AGLA's copy, where 57 questions end in 'imange'."
-        return ""
+            told = "AGLA's and VCD's copy, where 57 questions end in 'imange'; without --questions the repaired one is"
+            return [f"{name} is {told} fetched."]
+        if paper and adversarial and self.published != MISSPELT:
+            return [f"{name} is not AGLA's copy, where 57 questions end in 'imange'."]
+        return []
 
 
 def identify(path: str | Path) -> str | None:
@@ -115,7 +96,7 @@ def published_files(data_set: str, paper: bool) -> list[QuestionFile]:
     wanted = {kind: QUESTIONS[data_set, kind] for kind in KINDS}
     if paper and data_set == "coco":
         wanted["adversarial"] = IMANGE
-    paths = {kind: fetch(published, f"pope/{data_set}") for kind, published in wanted.items()}
+    paths = {kind: fetch(file, f"pope/{data_set}") for kind, file in wanted.items()}
     return [QuestionFile(path, data_set, f"pope_{kind}", identify(path)) for kind, path in paths.items()]
 
 
@@ -125,10 +106,9 @@ def files_of(task: str, settings: Settings) -> list[QuestionFile]:
     Of a folder, files of data sets that the run does not ask are left out; one that is named itself and that no task
     asks is a `DataError`, as is RePOPE's.
     """
-    named, found = _given(settings)
-    given = [*named, *found]
+    given = _given(settings)
     files = [described(path, len(given)) for path in given]
-    mine = [file for file in files if _asked_by(file, settings, file.path in named) == task]
+    mine = [file for file in files if _asked_by(file, settings, given[file.path]) == task]
     both = [f for f in mine if f.published and f.published.startswith("coco adversarial")]
     if len(both) > 1:  # the folder of both copies: the preset says which
         mine = [f for f in mine if f not in both or (f.published == MISSPELT) == (settings.preset == PAPER)]
@@ -146,49 +126,41 @@ def list_of_pictures(path: Path) -> bool:
     return isinstance(row, dict) and "image" in row and "label" not in row and not asks
 
 
-def _given(settings: Settings) -> tuple[list[Path], list[Path]]:
-    """Return the files of `--questions`: those named, and those found in folders."""
-    named: dict[Path, None] = {}
-    found: dict[Path, None] = {}
+def _given(settings: Settings) -> dict[Path, bool]:
+    """Return the files of `--questions`, first those that are named themselves, and whether they are."""
+    named: dict[Path, bool] = {}
+    found: dict[Path, bool] = {}
     for path in map(Path, settings.questions):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*pope*.json*") if _kind(file) and not _repope(file))
+            inside = sorted(p for p in path.rglob("*pope*.json*") if _word(p, KINDS) and _digest(p) not in REPOPE)
             if not inside:
                 raise DataError(
                     f"{path} holds no question file: in a folder those named like coco_pope_random.json are taken. "
                     "Name the files one by one otherwise."
                 )
-            found |= dict.fromkeys(inside)
+            found |= dict.fromkeys(inside, False)
         elif not list_of_pictures(path):
-            named[path] = None
-    return list(named), [path for path in found if path not in named]
+            named[path] = True
+    return named | {path: False for path in found if path not in named}
 
 
 def described(path: Path, files: int) -> QuestionFile:
     """Return what is known of a question file, one of `files`; raises `DataError` where it is RePOPE's."""
-    if _repope(path):
+    if _digest(path) in REPOPE:
         raise DataError(
             f"{path} is RePOPE's: its labels are others than POPE's, and questions are left out. Ask POPE's questions, "
             "and score the same answers by RePOPE's labels with the task repope (--repope FOLDER)."
         )
-    published = identify(path)
-    data_set = published.split()[0] if published else next((n for n in DATA_SETS if n in _words(path)), "")
-    kind = published.split()[1] if published else _kind(path)
+    known = identify(path)
+    data_set, kind = known.split()[:2] if known else (_word(path, DATA_SETS), _word(path, KINDS))
     stem = re.sub(r"[^a-z0-9]+", "_", path.name.partition(".")[0].lower()).strip("_")
     own = "pope" if files == 1 else f"pope_{stem}"
-    return QuestionFile(path, data_set, f"pope_{kind}" if kind else own, published)
+    return QuestionFile(path, data_set, f"pope_{kind}" if kind else own, known)
 
 
-def _repope(path: Path) -> bool:
-    return _digest(path) in REPOPE
-
-
-def _kind(path: Path) -> str:
-    return next((kind for kind in KINDS if kind in _words(path)), "")
-
-
-def _words(path: Path) -> list[str]:
-    return re.findall("[a-z]+", path.name.lower())
+def _word(path: Path, words: Sequence[str]) -> str:
+    """Return the first of some words that a file's name has; "" for none."""
+    return next((word for word in words if word in re.findall("[a-z]+", path.name.lower())), "")
 
 
 def _asked_by(file: QuestionFile, settings: Settings, named: bool) -> str:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.pope import Answer
@@ -27,8 +26,7 @@ Kind = Literal["random", "popular", "adversarial"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One question: its id, the picture's file name, the text, the right answer; "val": to choose settings on."""
 
     question_id: int
@@ -39,41 +37,34 @@ class Question:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """Read a question file (JSON lines, or one JSON list; .gz too).
+    """Read a question file (JSON lines, or one JSON list, .gz too; or a table).
 
     Raises `DataError`, which names the line: it is no JSON, lacks a field, has a label other than yes and no, or
     repeats an id; or a question has both labels.
     """
     if not Path(path).is_file():
         raise DataError(f"There is no question file {path}. Published files: github.com/RUCAIBox/POPE, folder output.")
-    rows = read(path, ("question_id", "image", "text", "label"), unique=("question_id",), what="POPE question")
-    questions = [_question(f"Line {number} of {path}", row) for number, row in rows]
+    questions: list[Question] = []
     labels: dict[tuple[str, str], str] = {}
-    for q in questions:
-        if labels.setdefault((q.image, q.text), q.label) != q.label:
-            raise DataError(f"{path} asks {q.text!r} of {q.image} with both labels; one of them is wrong.")
+    for number, row in read(path, ("question_id", "image", "text", "label"), ("question_id",), "POPE question"):
+        at, image, text, label = f"Line {number} of {path}", str(row["image"]), str(row["text"]), row["label"]
+        if label not in ("yes", "no"):
+            raise DataError(f"{at} has the label {label!r}: POPE knows 'yes' and 'no' only.")
+        if labels.setdefault((image, text), label) != label:
+            raise DataError(f"{path} asks {text!r} of {image} with both labels; one of them is wrong.")
+        try:
+            questions.append(Question(int(row["question_id"]), image, text, label, str(row.get("split") or "")))
+        except (TypeError, ValueError):
+            raise DataError(f"{at} has the question_id {row['question_id']!r}: give a whole number.") from None
     return questions
-
-
-def _question(at: str, row: Mapping[str, Any]) -> Question:
-    label = row["label"]
-    if label not in ("yes", "no"):
-        raise DataError(f"{at} has the label {label!r}: POPE knows 'yes' and 'no' only.")
-    try:
-        number = int(row["question_id"])
-    except (TypeError, ValueError):
-        raise DataError(f"{at} has the question_id {row['question_id']!r}: give a whole number.") from None
-    return Question(number, str(row["image"]), str(row["text"]), label, str(row.get("split") or ""))
 
 
 def write_questions(path: str | Path, questions: Iterable[Question], split: Literal["", "val"] = "") -> None:
     """Write questions as JSON lines; "val" marks them as to choose settings on, so that `--split test` refuses them."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for question in questions:
-            row = asdict(question)
-            marked = split or row["split"]
-            del row["split"]
-            file.write(json.dumps(row | ({"split": marked} if marked else {}), ensure_ascii=False) + "\n")
+            row = question._asdict() | {"split": split or question.split}
+            file.write(json.dumps({k: v for k, v in row.items() if k != "split" or v}, ensure_ascii=False) + "\n")
 
 
 def build(
@@ -115,34 +106,23 @@ def build(
         for name in objects:
             together[name].update(other for other in objects if other != name)
     popular = [name for name, _ in frequency.most_common()]
-    questions: list[Question] = []
+    asked: list[tuple[str, str, Answer]] = []
     for image, objects in drawn:
-        asked: set[str] = set()
+        met: set[str] = set()
         for present in objects[:per_picture]:
-            asked.add(present)
-            free = [name for name in popular if name not in asked and name not in objects]
+            free = [name for name in popular if name not in {present, *met, *objects}]
             if not free:
                 raise DataError(
                     f"Every object of the sample is in {image} or was asked about: no absent one is left. Give "
                     "pictures with more kinds of objects."
                 )
-            absent = _absent(kind, free, together[present], rng)
-            asked.add(absent)
-            yes_no: list[tuple[str, Answer]] = [(present, "yes"), (absent, "no")]
-            for name, label in yes_no:
-                questions.append(Question(len(questions) + 1, image, question_text(name, parity), label))
-    return questions
-
-
-def _absent(kind: Kind, free: Sequence[str], together: Counter[str], rng: random.Random) -> str:
-    if kind == "popular":
-        return free[0]
-    if kind == "adversarial":
-        # most_common is stable, as the published builder's sort: equal counts keep the order seen
-        likely = [name for name, _ in together.most_common() if name in free]
-        if likely:
-            return likely[0]
-    return rng.choice(free)
+            # most_common is stable, as the published builder's sort: equal counts keep the order seen
+            companions = [name for name, _ in together[present].most_common() if name in free]
+            likely = {"random": [], "popular": free, "adversarial": companions}[kind]
+            absent = likely[0] if likely else rng.choice(free)
+            met |= {present, absent}
+            asked += [(image, present, "yes"), (image, absent, "no")]
+    return [Question(n, image, question_text(name, parity), said) for n, (image, name, said) in enumerate(asked, 1)]
 
 
 def question_text(name: str, parity: Literal["official"] | None = None) -> str:

@@ -26,17 +26,15 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, made
 from lvlm_guard.evals.tasks.coco import annotations as coco
 from lvlm_guard.evals.tasks.coco.held_out import in_val_half, of_published_test
-from lvlm_guard.evals.tasks.pictures import find_pictures
 from lvlm_guard.evals.tasks.pope.files import QuestionFile, files_of, published_files
 from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, build
 
-STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."
 SUFFIXES = {PAPER: " Please answer this question with one word."}
 """Preset -> what follows a question; else that of lmms-eval's stock task."""
 
-ANSWER_TOKENS = 128  # as lmms-eval's stock task
 VAL_PICTURES, CALIBRATION_PICTURES = 500, 80
 TITLES = {"coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA"}
 
@@ -53,12 +51,7 @@ def pope(settings: Settings) -> list[EvalTask]:
             "The task pope asks your own questions: give their files with --questions. The published ones are the "
             "tasks pope_coco, pope_aokvqa and pope_gqa; lmms-eval's is lmms:pope."
         )
-    return [_task(f"pope_{name}" if name else "pope", name, files, settings) for name, files in groups.items()]
-
-
-def paper_tokens(model: str) -> int:
-    """Return the longest answer in AGLA's runs: 1024 tokens, 256 for InstructBLIP (its repository at efa1263)."""
-    return 256 if "instructblip" in model.lower() else 1024
+    return [_of_files(f"pope_{name}" if name else "pope", name, files, settings) for name, files in groups.items()]
 
 
 def published_pope(settings: Settings, data_set: str) -> list[EvalTask]:
@@ -76,7 +69,7 @@ def published_pope(settings: Settings, data_set: str) -> list[EvalTask]:
             "pictures, written by `write_questions(path, questions, split='val')` (in "
             "lvlm_guard.evals.tasks.pope.questions)."
         )
-    task = _task(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
+    task = _of_files(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
     return [_calibrated(task, settings) if built and settings.split == "test" else task]
 
 
@@ -96,87 +89,71 @@ def _calibrated(task: EvalTask, settings: Settings) -> EvalTask:
     return replace(task, calibration=items, about={**task.about, "calibration": built.about["source"]})
 
 
-def _task(name: str, data_set: str, files: Sequence[QuestionFile], settings: Settings) -> EvalTask:
-    questions = {file.row: file.questions() for file in files}
-    if len(questions) < len(files):
-        shared = next(f.row for f in files if sum(g.row == f.row for g in files) > 1)
-        names = " and ".join(str(file.path) for file in files if file.row == shared)
-        raise DataError(f"{name} has two files for {shared}: {names}. Give one of them.")
+def _of_files(name: str, data_set: str, files: Sequence[QuestionFile], settings: Settings) -> EvalTask:
+    taken: dict[str, QuestionFile] = {}
     for file in files:
-        _check_split(file.path, questions[file.row], settings)
-    source = [file.describe(questions[file.row]) for file in files]
-    warnings = [warning for file in files if (warning := file.warning(questions[file.row], settings.preset == PAPER))]
-    about = {"source": f"POPE, {TITLES.get(data_set, 'own questions')}", "questions": source, "warnings": warnings}
-    return _made(name, data_set, questions, about, settings)
+        if (other := taken.setdefault(file.row, file)) is not file:
+            raise DataError(f"{name} has two files for {file.row}: {other.path} and {file.path}. Give one of them.")
+    for file in files:
+        _check_split(file, settings)
+    about = {
+        "source": f"POPE, {TITLES.get(data_set, 'own questions')}",
+        "questions": [file.describe() for file in files],
+        "warnings": [warning for file in files for warning in file.warnings(settings.preset == PAPER)],
+    }
+    return _of_questions(name, data_set, {row: file.questions for row, file in taken.items()}, about, settings)
 
 
-def _check_split(path: Path, questions: Sequence[Question], settings: Settings) -> None:
+def _check_split(file: QuestionFile, settings: Settings) -> None:
     """Refuse questions to choose settings on as a test, and a test's as such."""
-    marked = sum(q.split == "val" for q in questions)
+    marked = sum(q.split == "val" for q in file.questions)
     if settings.split == "test" and marked:
         raise DataError(
-            f"{path} has {marked} questions marked for choosing settings ('split': 'val'): they are no test. Give "
+            f"{file.path} has {marked} questions marked for choosing settings ('split': 'val'): they are no test. Give "
             "--split val, or other questions."
         )
     if settings.split == "val":
-        if marked < len(questions):
+        if unmarked := len(file.questions) - marked:
             raise DataError(
-                f"{path} is not marked for choosing settings: {len(questions) - marked} of {len(questions)} questions "
+                f"{file.path} is not marked for choosing settings: {unmarked} of {len(file.questions)} questions "
                 "lack 'split': 'val'. Settings chosen on a test's questions make its numbers worthless. Build others "
                 "over pictures of no test and write them with `pope.questions.write_questions(path, questions, "
                 "split='val')`; for COCO, leave out --questions and give --annotations instances_val2014.json."
             )
-        tested = list(dict.fromkeys(q.image for q in questions if of_published_test(q.image)))
+        tested = list(dict.fromkeys(q.image for q in file.questions if of_published_test(q.image)))
         if tested:
             raise DataError(
-                f"{path} is marked 'val', but {len(tested)} of its pictures are those of a published test; the first "
-                f"is {tested[0]}. Choose settings on other pictures."
+                f"{file.path} is marked 'val', but {len(tested)} of its pictures are those of a published test; the "
+                f"first is {tested[0]}. Choose settings on other pictures."
             )
 
 
 def _built(name: str, settings: Settings, pictures: int) -> EvalTask:
     """Return POPE's own builder over pictures of no test; raises `DataError`."""
     path = coco.annotation_file(settings.annotations, "instances", name)
-    rows: list[dict[str, Any]] = [
-        {"image": picture.name, "objects": picture.categories}
-        for picture in coco.read_instances(path).values()
-        if in_val_half(picture.name)
-    ]
-    fit = sum(len(row["objects"]) >= 3 for row in rows)
+    held = {name: names for name, names in coco.read_instances(path).values() if in_val_half(name)}
+    fit = sum(len(names) >= 3 for names in held.values())
     drawn = min(pictures, fit)
     if not drawn:
         raise DataError(f"{path} has no picture of the validation half with three kinds of objects: give COCO's file.")
+    rows = [{"image": name, "objects": names} for name, names in held.items()]
+    source = f"POPE's builder over {path.name}: {drawn} of {fit} pictures with three objects, none of a test"
     questions = {f"pope_{kind}": build(rows, kind, pictures=drawn) for kind in KINDS}
-    about = {
-        "source": f"POPE's builder over {path.name}: {drawn} of {fit} pictures with three objects, none of a test",
-        "warnings": [],
-    }
-    return _made(name, "coco", questions, about, settings)
+    return _of_questions(name, "coco", questions, {"source": source, "warnings": []}, settings)
 
 
-def _made(
+def _of_questions(
     name: str, data_set: str, questions: Mapping[str, Sequence[Question]], about: Mapping[str, Any], settings: Settings
 ) -> EvalTask:
-    pictures = list(dict.fromkeys(q.image for asked in questions.values() for q in asked))[: settings.limit]
-    suffix = SUFFIXES.get(settings.preset, STOCK_SUFFIX)
-    items = _items(data_set, questions, find_pictures(pictures, settings.images, name), suffix)
-    tokens = settings.max_new_tokens or (paper_tokens(settings.model) if settings.preset == PAPER else ANSWER_TOKENS)
-    protocol = "three objects in the picture and three absent ones a kind and picture (arXiv:2305.10355)"
-    whole = {**about, "protocol": protocol, "prompt": f"{{question}}{suffix}"}
-    return EvalTask(name, "pope", items, tokens, split=settings.split, about=whole)
-
-
-def _items(
-    data_set: str, questions: Mapping[str, Sequence[Question]], pictures: Mapping[str, Path], suffix: str
-) -> list[Item]:
-    """Return the questions picture by picture, each (picture, text, label) once, however many kinds share it."""
-    asked: dict[str, dict[tuple[str, str, int], dict[str, int]]] = {picture: {} for picture in pictures}
+    """Return a task of the questions of each row: each (picture, text, label) once, however many rows share it."""
+    asked: dict[str, dict[tuple[str, str, int], dict[str, int]]] = {}
     for row, of_row in questions.items():
         seen: Counter[tuple[str, str]] = Counter()
         for q in of_row:
-            if q.image in asked:
-                seen[q.image, q.text] += 1  # two published files ask one question twice, and count it twice
-                asked[q.image].setdefault((q.text, q.label, seen[q.image, q.text]), {})[row] = q.question_id
+            seen[q.image, q.text] += 1  # two published files ask one question twice, and count it twice
+            of_picture = asked.setdefault(q.image, {})
+            of_picture.setdefault((q.text, q.label, seen[q.image, q.text]), {})[row] = q.question_id
+    suffix = SUFFIXES.get(settings.preset, STOCK_SUFFIX)
     items: list[Item] = []
     taken: Counter[str] = Counter()
     for picture, of_picture in asked.items():
@@ -187,5 +164,5 @@ def _items(
             key += f"-{taken[key]}" if taken[key] > 1 else ""
             found = _OBJECT.match(text)
             tags = {"data_set": data_set, "ids": ids} | ({"object": found.group(1)} if found else {})
-            items.append(Item(key, picture, text + suffix, (pictures[picture],), text, label, tuple(ids), tags))
-    return items
+            items.append(Item(key, picture, text + suffix, (), text, label, tuple(ids), tags))
+    return made("pope", settings, items, {**about, "prompt": f"{{question}}{suffix}"}, name=name)
