@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.captions import captions_of, cut_as_short, shortened, with_objects
 from lvlm_guard.evals.foreign.formats import Given, read
@@ -24,14 +25,14 @@ from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.report.numbers import said
-from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Kind
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind
 from lvlm_guard.evals.stats.reading import BATCH
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, caption_truth, rows_of
-from lvlm_guard.evals.tasks.opope import truths_of
 from lvlm_guard.evals.tasks.pope.files import described
 from lvlm_guard.evals.tasks.pope.questions import KINDS
+from lvlm_guard.evals.tasks.pope.task import truths_of
 from lvlm_guard.evals.tasks.repope import rescored
 
 Files = Mapping[str, Path]
@@ -70,16 +71,14 @@ class Part:
     def items(self) -> Iterator[dict[str, Any]]:
         """Yield the items as `items.jsonl` has them; tags say which of POPE's, by which RePOPE finds them."""
         for row in chain.from_iterable(batch.to_pylist() for batch in self.found.items.to_batches(BATCH)):
-            item, question, rows = row["item"], row["question"], self._rows(row["kinds"])
-            number = item.rpartition("/")[2]  # "adversarial/12" is the twelfth
+            number = row["item"].rpartition("/")[2]  # "adversarial/12" is the twelfth
+            rows = self._rows(row["kinds"])
             ids = {name: int(number) for name in rows if name.removeprefix("pope_") in KINDS and number.isdigit()}
-            yield {
-                "task": self.name, "split": "test", "kind": self.kind, "item": item,
-                "picture": row["picture"] or item, "prompt": question, "question": question,
-                "truth": row["label"] if self.kind in YES_NO else json.loads(row["label"]),
-                "rows": rows,
-                "tags": {"data_set": "coco", "ids": ids} if ids else {},
-            }
+            tags = {"data_set": "coco", "ids": ids} if ids else {}
+            truth = row["label"] if self.kind in YES_NO else json.loads(row["label"])
+            picture, question = row["picture"] or row["item"], row["question"]
+            item = Item(row["item"], picture, question, (), truth=truth, rows=tuple(rows), tags=tags)
+            yield {"task": self.name, "split": "test", "kind": self.kind, **item.describe()}
 
     def _rows(self, kinds: str) -> list[str]:
         return kinds.split(",") if kinds else [self.name]
@@ -146,38 +145,31 @@ def opope(files: Files, data: Data) -> Iterator[Part]:
 
 def amber(files: Files, data: Data) -> Iterator[Part]:
     """AMBER: captions and yes/no questions, by AMBER's annotations; VLMEvalKit's tables have the labels themselves."""
-    known: Amber | None = None
-    pictures: dict[int, str] = {}
-    captions: dict[str, list[Given]] = {}
-    answers: dict[str, list[Given]] = {}
+    found: dict[bool, dict[str, list[Given]]] = {False: {}, True: {}}  # whether they are captions
+    texts = cache(lambda: Amber(data.annotations or ""))
     for name, path in files.items():
         for answer in read(path):
-            kind, of = answer.kinds, answers
+            kind = answer.kinds
             if answer.label is None or str(answer.label)[:1] == "[":  # AMBER's file, or lmms-eval's log of captions
-                if known is None:
-                    known = Amber(data.annotations or "")
-                    pictures = {query["id"]: query["image"] for query, _ in known.asked()}
                 number = int(answer.asked) if answer.asked.isdigit() else -1
                 number += answer.label is not None  # lmms-eval counts from 0
-                truth = known.annotation(number)
-                if answer.label not in (None, str(truth["truth"])):
+                known = texts().annotation(number)
+                if answer.label not in (None, str(known["truth"])):
                     raise DataError(
                         f"Line {answer.line} of {name} is of a picture with {answer.label}, AMBER's {number} has "
-                        f"{truth['truth']}: the log is of other pictures, or in another order."
+                        f"{known['truth']}: the log is of other pictures, or in another order."
                     )
-                kind = truth["type"]
-                answer = answer._replace(item=str(number), picture=pictures[number], label=truth["truth"])
-                if kind == GENERATIVE:
-                    of, answer = captions, answer._replace(truth=json.dumps(caption_truth(truth)), kinds="")
-            if of is answers:
-                answer = answer._replace(kinds=",".join(rows_of({"id": answer.item, "type": kind})))
-            of.setdefault(name, []).append(answer)
-    if answers:
-        yield Part("amber", "amber", gather("amber", answers, data.baseline))
-    if captions and known is not None:
-        about, note = known.about()
-        found = gather("amber_captions", captions, data.baseline)
-        yield Part("amber_captions", "amber_captions", found, about, [note] if note else [])
+                kind, picture = known["type"], texts().queries[number]["image"]
+                truth = json.dumps(caption_truth(known)) if kind == GENERATIVE else ""
+                answer = answer._replace(item=str(number), picture=picture, label=known["truth"], truth=truth)
+            rows = ("amber_captions",) if answer.truth else rows_of({"id": answer.item, "type": kind})
+            found[bool(answer.truth)].setdefault(name, []).append(answer._replace(kinds=",".join(rows)))
+    if found[False]:
+        yield Part("amber", "amber", gather("amber", found[False], data.baseline))
+    if found[True]:
+        about, note = texts().about()
+        captions = gather("amber_captions", found[True], data.baseline)
+        yield Part("amber_captions", "amber_captions", captions, about, [note] if note else [])
 
 
 def mmhal(files: Files, data: Data) -> Iterator[Part]:
@@ -220,10 +212,8 @@ def score_files(
     """
     data = data or Data()
     if task not in TASKS:
-        near = get_close_matches(task, TASKS, n=1)
         raise DataError(
-            f"--task {task!r} is none of files of answers{f'; did you mean {near[0]!r}?' if near else '.'} There are "
-            f"{', '.join(TASKS)}."
+            f"--task {task!r} is none of files of answers. {did_you_mean(task, TASKS)}There are {', '.join(TASKS)}."
         )
     read_as, uses = TASKS[task]
     for name in (f.name for f in fields(data) if f.name not in (*uses, "baseline") and getattr(data, f.name)):

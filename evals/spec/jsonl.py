@@ -7,9 +7,11 @@ file opened as binary split at b"\\n" alone.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, cast
@@ -59,17 +61,15 @@ def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
     if Path(path).suffix.lower() in TABLES:
         yield from rows_of(Path(path))
         return
-    try:
-        with _opened(path) as file:
-            start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
-            if start.startswith(b"["):
-                yield from enumerate(json.loads(file.read().decode("utf-8-sig")), 1)
-            else:
-                yield from _lines(file, path)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} begins as a JSON list and is none: {error}.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}.") from error
+    with _opened(path) as file:
+        if not file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from _lines(file, path)
+            return
+        try:
+            rows = json.loads(file.read().decode("utf-8-sig"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{path} begins as a JSON list and is none: {error}.") from None
+    yield from enumerate(rows, 1)
 
 
 def read(
@@ -116,10 +116,7 @@ def check_fields(row: Any, needs: Collection[str], at: str, what: str = "row") -
 def content(path: str | Path) -> bytes:
     """Return a file's bytes, unpacked where it is gzipped; raises `DataError` where it can't be read."""
     with _opened(path) as file:
-        try:
-            return file.read()
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path} can't be read: {error}.") from error
+        return file.read()
 
 
 def document(path: str | Path) -> Any:
@@ -130,10 +127,11 @@ def document(path: str | Path) -> Any:
         raise DataError(f"{path} is no JSON: {error}.") from None
 
 
-def _opened(path: str | Path) -> IO[bytes]:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[io.BufferedReader]:
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return cast("IO[bytes]", gzip.open(path, "rb")) if packed else open(path, "rb")
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+        with open(path, "rb") as plain:
+            packed = plain.peek(2)[:2] == b"\x1f\x8b"
+            yield io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=plain))) if packed else plain
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error

@@ -4,8 +4,8 @@ Each maker takes the `Settings` of a run and returns `EvalTask`s (a name may sta
 pictures before any model is loaded. A name that is not listed is looked up among the tasks of lmms-eval (`stock`).
 Other packages register theirs under the entry point `lvlm_guard.tasks`.
 
-Of published tests `benchmarks.toml` says where their files are and how they are asked; `benchmark` makes tasks of that
-and of the items that a test's own module reads; `fetching` and `pictures` find files. `repope` labels stored answers.
+`benchmarks.toml` says of published tests where their files are and how they are asked; `benchmark` makes tasks of that
+and of the items that a test's own module reads. `repope` labels stored answers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ STOCK = "lmms:"
 """Prefix of a task of lmms-eval that has the name of one here."""
 
 _MAKERS = {
-    "pope.task": "pope_coco pope_aokvqa pope_gqa pope",
+    "pope.task": "pope_coco pope_aokvqa pope_gqa pope opope",
     "coco.chair": "chair",
-    "opope": "opope",
     "mme": "mme_hallucination",
     "amber": "amber amber_captions",
     "dash_b": "dash_b",

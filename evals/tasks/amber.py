@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -25,8 +26,7 @@ from lvlm_guard.evals.metrics.amber_captions import ALIKE, MODEL, Words, vectors
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import content, document, read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, made, published
-from lvlm_guard.evals.tasks.fetching import fetch
+from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, fetch, made, published
 
 GENERATIVE = "generative"
 TABLE = "words_alike.json"
@@ -45,10 +45,18 @@ class Amber:
         known = read(self._path("annotations.json"), ("id", "type", "truth"), what="annotation of AMBER")
         self.annotations: dict[int, Row] = {row["id"]: row for _, row in known}
 
-    def asked(self) -> Iterator[tuple[Row, Row]]:
-        """Yield the query and annotation of everything that is asked, in AMBER's order; raises `DataError`."""
-        for _, query in read(self._path("query_all.json"), ("id", "image", "query"), what="query of AMBER"):
-            yield query, self.annotation(query["id"])
+    @cached_property
+    def queries(self) -> dict[int, Row]:
+        """What is asked, by id, in AMBER's order; raises `DataError`."""
+        rows = read(self._path("query_all.json"), ("id", "image", "query"), what="query of AMBER")
+        return {row["id"]: row for _, row in rows}
+
+    def asked(self, captions: bool) -> Iterator[tuple[Row, Row]]:
+        """Yield the query and annotation of each picture to caption, or of each yes/no question."""
+        for number, query in self.queries.items():
+            known = self.annotation(number)
+            if (known["type"] == GENERATIVE) == captions:
+                yield query, known
 
     def annotation(self, number: int) -> Row:
         """Return the annotation of an id; raises `DataError` where there is none."""
@@ -86,11 +94,10 @@ class Amber:
 def amber(settings: Settings) -> list[EvalTask]:
     """Return AMBER's yes/no questions."""
     items = []
-    for query, known in _given(settings).asked():
-        if known["type"] != GENERATIVE:
-            key, question, tags = str(query["id"]), query["query"], {"type": known["type"]}
-            prompt = question + STOCK_SUFFIX
-            items.append(Item(key, query["image"], prompt, (), question, known["truth"], rows_of(known), tags))
+    for query, known in _given(settings).asked(captions=False):
+        key, question, tags = str(query["id"]), query["query"], {"type": known["type"]}
+        prompt = question + STOCK_SUFFIX
+        items.append(Item(key, query["image"], prompt, (), question, known["truth"], rows_of(known), tags))
     return [made("amber", settings, items)]
 
 
@@ -108,8 +115,7 @@ def amber_captions(settings: Settings) -> list[EvalTask]:
     data = _given(settings)
     items = (
         Item(str(q["id"]), q["image"], q["query"], (), truth=caption_truth(known), rows=("amber_captions",))
-        for q, known in data.asked()
-        if known["type"] == GENERATIVE
+        for q, known in data.asked(captions=True)
     )
     about, warning = data.about()
     about["protocol"] = "captions (arXiv:2311.07397)" + ("" if about.get("similarity") else ", AMBER (lexical)")

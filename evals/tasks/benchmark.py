@@ -1,26 +1,52 @@
-"""Published tests as tasks. `benchmarks.toml` says how each is asked and scored, and where its files are.
+"""Published tests as tasks: `benchmarks.toml` says how each is asked and scored, and where its files are.
 
-A test's own module reads its rows and says what is right; finding pictures and making the task is the same for all.
+A test's own module reads its rows and says what is right; finding files and pictures and making the task is the same
+for all, and is done before any model is loaded. Texts are fetched from their authors' repositories at pinned commits,
+kept in `$XDG_CACHE_HOME/lvlm-guard` (else `~/.cache/lvlm-guard`), and read from there afterwards; pictures are the
+user's.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tomllib
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from PIL import Image, UnidentifiedImageError
 
 from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.fetching import Published
-from lvlm_guard.evals.tasks.pictures import find_pictures
 
 STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."
 """What follows yes/no questions in lmms-eval's tasks."""
+
+SECONDS = 30.0
+"""How long a server may stay silent."""
+
+FOLDERS = ("", "val2014", "train2014", "images", "coco/val2014", "coco/train2014", "gqa", "gqa/images")
+"""Where a picture may lie below `--images`, so that one folder can serve several data sets."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of a pinned commit: its address, and the SHA-256 of its bytes."""
+
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return self.url.rpartition("/")[2]
 
 
 @cache
@@ -29,16 +55,62 @@ def benchmarks() -> dict[str, dict[str, Any]]:
     return tomllib.loads(files("lvlm_guard.evals").joinpath("tasks/benchmarks.toml").read_text(encoding="utf-8"))
 
 
-def published(name: str) -> dict[str, Published]:
+def published(test: str) -> dict[str, Published]:
     """Return the published files of a test, by their paths in its repository."""
-    told = benchmarks()[name]
+    told = benchmarks()[test]
     return {path: Published(f"{told['at']}/{path}", sha256) for path, sha256 in told["files"].items()}
 
 
-def check_split(name: str, settings: Settings) -> None:
+def cache_folder() -> Path:
+    """Return the folder that fetched files are kept in."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvlm-guard"
+
+
+def fetch(file: Published, folder: str = "pope", option: str = "--questions") -> Path:
+    """Return a published file, from `folder` of the cache or fetched into it.
+
+    `option` is where a user can give the file instead. Raises `DataError` where it can't be fetched (and says where to
+    put it by hand), or another file came.
+    """
+    # the digest keeps two files of one name apart
+    path = cache_folder() / folder / file.sha256[:8] / file.name
+    if path.is_file() and _sha256(path.read_bytes()) == file.sha256:
+        return path
+    try:
+        with urllib.request.urlopen(file.url, timeout=SECONDS) as answer:
+            content: bytes = answer.read()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file.name} can't be fetched ({getattr(error, 'reason', error)}). Get {file.url} on a machine with "
+            f"network, and put it at {path}, or give it with {option}."
+        ) from error
+    if (digest := _sha256(content)) != file.sha256:
+        raise DataError(
+            f"{file.url} gave {len(content)} bytes that are not the published file (SHA-256 {digest[:16]}, should be "
+            f"{file.sha256[:16]}): something on the way changes downloads. Get the file another way and give it with "
+            f"{option}."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be written ({error.strerror or error}): set XDG_CACHE_HOME to a folder that can, or give "
+            f"the files with {option}."
+        ) from error
+    return path
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_split(test: str, settings: Settings) -> None:
     """Raise `DataError` where a run would choose settings on a published test."""
-    if settings.split == "val" and benchmarks().get(name, {}).get("test_only"):
-        raise DataError(f"{name} is a published test, and settings must not be chosen on it: sweep on another task.")
+    if settings.split == "val" and benchmarks().get(test, {}).get("test_only"):
+        raise DataError(f"{test} is a published test, and settings must not be chosen on it: sweep on another task.")
 
 
 def made(
@@ -48,9 +120,9 @@ def made(
     about: Mapping[str, Any] | None = None,
     *,
     name: str = "",
-    places: Callable[[str], Iterable[str]] | None = None,
+    places: Callable[[str], Iterable[str]] = lambda picture: [picture],
 ) -> EvalTask:
-    """Return a published test as a task, picture by picture: of the first `limit` pictures, each with its file.
+    """Return a test as a task, picture by picture: of the first `limit` pictures, each with its file.
 
     Args:
         test: as in `benchmarks.toml`.
@@ -66,20 +138,63 @@ def made(
     lacking = [picture for picture in kept if not of[picture][0].images]
     found = find_pictures(lacking, settings.images, name, told.get("pictures", ""), places) if lacking else {}
     shown = [
-        item if item.images else replace(item, images=(found[item.picture],))
-        for picture in kept
-        for item in of[picture]
+        item if item.images else replace(item, images=(found[picture],)) for picture in kept for item in of[picture]
     ]
     tokens = told["tokens"]
     if settings.preset == PAPER and told.get("paper_tokens"):  # AGLA's runs (its repository at efa1263)
         tokens = 256 if "instructblip" in settings.model.lower() else 1024
     prompt = told.get("prompt", shown[0].prompt if shown else "")
     start = {"source": told["source"].format(items=len(shown)), "protocol": told["protocol"], "prompt": prompt}
-    return EvalTask(
-        name,
-        told["kind"],
-        shown,
-        settings.max_new_tokens or tokens,
-        split=settings.split,
-        about=start | dict(about or {}),
-    )
+    tokens, about = settings.max_new_tokens or tokens, start | dict(about or {})
+    return EvalTask(name, told["kind"], shown, tokens, split=settings.split, about=about)
+
+
+def find_pictures(
+    names: Iterable[str], folder: str, task: str, data_set: str, places: Callable[[str], Iterable[str]]
+) -> dict[str, Path]:
+    """Return the file of each picture, in `folder` (`--images`) or `FOLDERS` below it.
+
+    `data_set` is one of "pictures" in `benchmarks.toml`; "": COCO's or GQA's, as the names tell. `places` gives the
+    paths that a name may have there. Raises `DataError` where no folder was given, pictures are missing (how many, and
+    the first), or a file is none.
+    """
+    wanted = list(dict.fromkeys(names))
+    data_set = data_set or ("coco" if any("COCO_" in name for name in wanted) else "gqa")
+    root = check_folder(folder, task, data_set)
+    inside = [root / part for part in FOLDERS if (root / part).is_dir()]
+    found: dict[str, Path] = {}
+    for name in wanted:
+        if path := next((p for part in inside for place in places(name) if (p := part / place).is_file()), None):
+            found[name] = path
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(wanted)} pictures of {task} are not in {folder}; the first is {missing[0]}. "
+            f"{benchmarks()['pictures'][data_set]}."
+        )
+    broken = [path for path in found.values() if not _is_picture(path)]
+    if broken:
+        raise DataError(
+            f"{len(broken)} of {len(wanted)} pictures of {task} are empty or no pictures; the first is {broken[0]} "
+            f"({broken[0].stat().st_size} bytes): get them again."
+        )
+    return found
+
+
+def check_folder(folder: str, task: str, data_set: str) -> Path:
+    """Return the folder of `--images`; raises `DataError` where none was given or it is none."""
+    if not folder:
+        where = benchmarks()["pictures"][data_set]
+        raise DataError(f"{task} needs pictures: give their folder with --images. {where}.")
+    if not Path(folder).is_dir():
+        raise DataError(f"--images {folder} is no folder: the pictures of {task} are looked for there.")
+    return Path(folder)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture does; its pixels are not read."""
+    try:
+        with Image.open(path):
+            return True
+    except (UnidentifiedImageError, OSError, ValueError):
+        return False

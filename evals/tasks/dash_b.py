@@ -18,8 +18,7 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import made
-from lvlm_guard.evals.tasks.fetching import cache_folder
+from lvlm_guard.evals.tasks.benchmark import cache_folder, made
 
 
 def dash_b(settings: Settings) -> list[EvalTask]:

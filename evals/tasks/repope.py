@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,7 @@ import pyarrow as pa
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.repope import SPLITS, Asked, Label, labels
 from lvlm_guard.evals.spec.jsonl import content
-from lvlm_guard.evals.tasks.benchmark import published
-from lvlm_guard.evals.tasks.fetching import fetch
+from lvlm_guard.evals.tasks.benchmark import fetch, published
 from lvlm_guard.evals.tasks.pope.files import identify
 from lvlm_guard.evals.tasks.pope.questions import read_questions
 
@@ -47,21 +47,21 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
 
 
 def _file(folder: Path, split: str) -> Path:
-    name = FILES[split].name
-    path = next((path for path in (folder / name, folder / "annotations" / name) if path.is_file()), None)
+    wanted = FILES[split]
+    path = next((p for p in (folder / wanted.name, folder / "annotations" / wanted.name) if p.is_file()), None)
     if path is None:
         raise DataError(
-            f"{folder} holds no {name}. RePOPE has no licence and is not part of this package: get github.com/"
+            f"{folder} holds no {wanted.name}. RePOPE has no licence and is not part of this package: get github.com/"
             f"YanNeu/RePOPE and name its folder, or give --repope {FETCH}."
         )
     digest = hashlib.sha256(content(path).replace(b"\r\n", b"\n")).hexdigest()
-    if digest != FILES[split].sha256:
-        pope = identify(path)
+    if digest != wanted.sha256:
+        pope, numbers = identify(path), f"SHA-256 {digest[:16]}, should be {wanted.sha256[:16]}"
         raise DataError(
             f"{path} is POPE's file ({pope}), not RePOPE's: its labels are those that RePOPE corrects."
             if pope
-            else f"{path} is not RePOPE's file at the commit bcf22e5 (SHA-256 {digest[:16]}, should be "
-            f"{FILES[split].sha256[:16]}): scores by it would compare with none of a paper."
+            else f"{path} is not RePOPE's file at the commit bcf22e5 ({numbers}): scores by it would compare with none "
+            "of a paper."
         )
     return path
 
@@ -85,7 +85,7 @@ def rescored(
     """
     listed = list(items)
     rows = [
-        (row, kind.removeprefix("pope_"), number)
+        (row, Asked(kind.removeprefix("pope_"), int(number), str(row["picture"]), str(row["question"])))
         for row in listed
         if row["split"] == "test" and (tags := row.get("tags") or {}).get("data_set") == "coco"
         for kind, number in tags.get("ids", {}).items()
@@ -95,28 +95,23 @@ def rescored(
         raise DataError(
             "RePOPE labels POPE's questions about COCO (random, popular, adversarial), and none of them was asked here."
         )
-    splits = [split for split in SPLITS if any(kind == split for _, kind, _ in rows)]
-    told = labels(
-        (Asked(split, int(number), str(row["picture"]), str(row["question"])) for row, split, number in rows),
-        repope_labels(folder, splits),
-    )
+    splits = [split for split in SPLITS if any(one.split == split for _, one in rows)]
+    told = labels((one for _, one in rows), repope_labels(folder, splits))
     of = next(task for task in tasks if task["name"] == rows[0][0]["task"])
-    made: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for (row, split, _), label in zip(rows, told, strict=True):
+    named = {"task": "repope", "kind": "repope"}
+    made: dict[tuple[str, ...], dict[str, Any]] = {}
+    copies: dict[tuple[str, ...], list[str]] = {}
+    for (row, one), label in zip(rows, told, strict=True):
         if label is not None:
             # a question that kinds share is one item here too, unless they label it differently
-            one = made.setdefault(
-                (row["task"], row["item"], label),
-                {**row, **_NAMED, "item": f"{row['item']}/{label}", "truth": label, "rows": []},
-            )
-            one["rows"].append(f"repope_{split}")
+            key, item = (row["task"], "test", row["item"]), f"{row['item']}/{label}"
+            if (*key, label) not in made:
+                made[(*key, label)] = {**row, **named, "item": item, "truth": label, "rows": []}
+                copies.setdefault(key, []).append(item)
+            made[(*key, label)]["rows"].append(f"repope_{one.split}")
     # thresholds and controls are chosen on the same questions of no test, whose labels RePOPE does not have
-    held = [{**row, **_NAMED} for row in listed if row["task"] == of["name"] and row["split"] != "test"]
-    copies: dict[tuple[str, str, str], list[str]] = {
-        (of["name"], row["split"], row["item"]): [row["item"]] for row in held
-    }
-    for (task, item, _), one in made.items():
-        copies.setdefault((task, "test", item), []).append(one["item"])
+    held = [{**row, **named} for row in listed if row["task"] == of["name"] and row["split"] != "test"]
+    copies |= {(of["name"], row["split"], row["item"]): [row["item"]] for row in held}
     asked = {
         **of,
         "name": "repope",
@@ -133,14 +128,12 @@ def rescored(
     return Rescored([*map(dict, tasks), asked], [*listed, *made.values(), *held], _Copied(answers, copies), note)
 
 
-_NAMED = {"task": "repope", "kind": "repope"}
-
-
+@dataclass(frozen=True)
 class _Copied:
-    """Batches of answers, each followed by the copies of those that RePOPE labels."""
+    """Batches of answers, each followed by the copies of those that RePOPE labels; to be gone through repeatedly."""
 
-    def __init__(self, answers: Batches, copies: Mapping[tuple[str, str, str], Sequence[str]]) -> None:
-        self.answers, self.copies = answers, copies
+    answers: Batches
+    copies: Mapping[tuple[str, ...], Sequence[str]]
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self.answers:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.errors import DataError
@@ -67,23 +68,20 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
     check_scorable(name, task)
     asked = generation(name, task.config.generation_kwargs or {})
     docs = task.eval_docs_no_media
-    pictures = picture_names(task.eval_docs)
-    chosen = _chosen(pictures, settings.limit)
-    _check_visuals(name, task, chosen[0])
-    _check_pairs(name, task, docs, chosen)
+    of: dict[str, list[int]] = {}  # questions about one picture come together
+    for place, picture in enumerate(picture_names(task.eval_docs)):
+        of.setdefault(picture, []).append(place)
+    chosen = {place: picture for picture in list(of)[: settings.limit] for place in of[picture]}
+    _check_shown(name, task, docs, list(chosen))
     items = []
-    for place in chosen:
-        start, truth = (
-            (str(place), pictures[place], _prompt(task, docs, place)),
-            _plain(task.doc_to_target(docs[place])),
-        )
-        tags = {
-            field: docs[place][field]
-            for field in ("question_id", "category", "image_source")
-            if isinstance(docs[place].get(field), str | int)
-        }
-        items.append(StockItem(*start, (), "", truth, (name,), tags, _talk(task, place), source=task))
+    for place, picture in chosen.items():
+        doc = docs[place]
+        told = ("question_id", "category", "image_source")
+        tags = {field: doc[field] for field in told if isinstance(doc.get(field), str | int)}
+        prompt, truth, talk = _prompt(task, docs, place), _plain(task.doc_to_target(doc)), partial(_talk, task, place)
+        items.append(StockItem(str(place), picture, prompt, (), "", truth, (name,), tags, talk, source=task))
     config, limit = task.config, settings.max_new_tokens or asked.max_new_tokens
+    longer = f"{name}: answers have at most {limit} tokens; stock lmms-eval allows {asked.max_new_tokens}."
     about = {
         "source": f"lmms-eval, {' '.join(filter(None, (config.dataset_path, config.dataset_name)))}, split "
         f"{config.test_split or config.validation_split}",
@@ -91,9 +89,7 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         "prompt": items[0].prompt,
         "metrics": {metric: bool(up) for metric, up in task.higher_is_better().items()},
         "include": list(settings.include),
-        "warnings": [f"{name}: answers have at most {limit} tokens; stock lmms-eval allows {asked.max_new_tokens}."]
-        if limit != asked.max_new_tokens
-        else [],
+        "warnings": [longer] if limit != asked.max_new_tokens else [],
     }
     return StockTask(name, "stock", items, limit, until=asked.until, about=about, source=task)
 
@@ -117,11 +113,12 @@ def picture_names(docs: Any) -> list[str]:
     """Return a name for each document's pictures, from their bytes, so that questions about one share it."""
     from datasets import Image, Sequence
 
-    plain = {c: Image(decode=False) for c, feature in docs.features.items() if isinstance(feature, Image)} | {
-        c: Sequence(Image(decode=False))
-        for c, feature in docs.features.items()
-        if isinstance(getattr(feature, "feature", None), Image)
-    }
+    plain: dict[str, Any] = {}
+    for column, feature in docs.features.items():
+        if isinstance(feature, Image):
+            plain[column] = Image(decode=False)
+        elif isinstance(getattr(feature, "feature", None), Image):
+            plain[column] = Sequence(Image(decode=False))
     if not plain:
         return [str(place) for place in range(len(docs))]
     raw = docs.select_columns(list(plain))
@@ -139,26 +136,15 @@ def _digest(values: Any) -> str:
     return whole.hexdigest()[:12]
 
 
-def _chosen(pictures: Sequence[str], limit: int | None) -> list[int]:
-    """Return the documents of the first pictures, those of one picture together."""
-    of: dict[str, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        of.setdefault(picture, []).append(place)
-    return [place for picture in list(of)[:limit] for place in of[picture]]
-
-
-def _check_visuals(name: str, task: Any, place: int) -> None:
+def _check_shown(name: str, task: Any, docs: Any, chosen: Sequence[int]) -> None:
+    """See that pictures are shown, and of MME two questions a picture: else its scoring fails when all is paid for."""
     from PIL.Image import Image
 
-    shown = task.doc_to_visual(task.eval_docs[place]) or []
+    shown = task.doc_to_visual(task.eval_docs[chosen[0]]) or []
     strange = next((type(one).__name__ for one in shown if not isinstance(one, Image)), None)
     if strange or not shown:
         what = f"a {strange}" if strange else "nothing"
         raise DataError(f"{name} shows {what}, no picture: there is nothing to guard.")
-
-
-def _check_pairs(name: str, task: Any, docs: Any, chosen: Sequence[int]) -> None:
-    """See that each picture of MME has two questions: its scoring fails otherwise, when all answers are paid for."""
     if "mme_perception_score" in task.aggregation():
         counts = Counter((docs[place]["category"], docs[place]["question_id"]) for place in chosen)
         odd = [picture for picture, count in counts.items() if count != 2]
@@ -169,19 +155,16 @@ def _check_pairs(name: str, task: Any, docs: Any, chosen: Sequence[int]) -> None
             )
 
 
-def _talk(task: Any, place: int) -> Callable[[], list[dict[str, Any]]]:
-    def talk() -> list[dict[str, Any]]:
-        from lmms_eval.protocol import ChatMessages
+def _talk(task: Any, place: int) -> list[dict[str, Any]]:
+    from lmms_eval.protocol import ChatMessages
 
-        told: list[dict[str, Any]] = ChatMessages(messages=task.doc_to_messages(task.eval_docs[place])).to_hf_messages()
-        return told
-
-    return talk
+    told: list[dict[str, Any]] = ChatMessages(messages=task.doc_to_messages(task.eval_docs[place])).to_hf_messages()
+    return told
 
 
 def _prompt(task: Any, docs: Any, place: int) -> str:
     if callable(task.config.doc_to_messages):
-        parts = [part for turn in _talk(task, place)() for part in turn["content"]]
+        parts = [part for turn in _talk(task, place) for part in turn["content"]]
         return "\n".join(part["text"] for part in parts if part["type"] == "text")
     return str(task.doc_to_text(docs[place]))
 

@@ -10,22 +10,22 @@ which controls are fitted and chosen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from PIL import Image
 
 from lvlm_guard.embedded import world
-from lvlm_guard.embedded.questions import MODES, pope_set
+from lvlm_guard.embedded.questions import pope_set
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.pope import Answer
 from lvlm_guard.evals.spec.items import EvalTask, Item, Split
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.tasks.benchmark import made
 
 PICTURES, CAPTIONS, CALIBRATION = 240, 320, 80
-ANSWER_TOKENS = CAPTION_TOKENS = 64  # sampled, an answer may turn into a caption; all end by themselves
-KINDS = MODES
+LABELS: dict[bool, Answer] = {True: "yes", False: "no"}
 NOUNS: tuple[str, ...] = world.CLASSES
 """Everything that can be named: the objects of POPE, the vocabulary of CHAIR, what `vote` votes on."""
 
@@ -39,20 +39,16 @@ LIMITS = (
 """What this world shows and what it does not; said wherever its figures are."""
 
 
-@dataclass(frozen=True)
-class WorldQuestion:
-    """One question about a scene, by its index in the split; `question_id` counts from 1.
+class WorldQuestion(NamedTuple):
+    """One question about a scene."""
 
-    `assumed`: the object is absent but suggested by what is in view, which is what the model hallucinates.
-    """
-
-    question_id: int
-    picture: int
+    question_id: int  # from 1
+    picture: int  # index of the scene in its split
     kind: str
     name: str
     text: str
     label: Answer
-    assumed: bool
+    assumed: bool  # absent, but suggested by what is in view: what the model hallucinates
 
 
 class WorldPope(NamedTuple):
@@ -95,10 +91,10 @@ def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> 
             f"{pictures} pictures were asked for, but the split {name!r} has {found} scenes with three objects in "
             "view: ask for fewer."
         )
-    questions = [
-        WorldQuestion(n, q.scene, q.mode, name, world.question(name), "yes" if q.present else "no", q.assumed)
-        for n, q, name in ((n, q, NOUNS[q.asked]) for n, q in enumerate(asked, 1))
-    ]
+    questions = []
+    for n, q in enumerate(asked, 1):
+        noun, text, label = NOUNS[q.asked], world.question(NOUNS[q.asked]), LABELS[q.present]
+        questions.append(WorldQuestion(n, q.scene, q.mode, noun, text, label, q.assumed))
     return WorldPope(drawn, questions)
 
 
@@ -108,31 +104,23 @@ def world_chair(captions: int = 400, split: str = "test", real: bool = False) ->
     if not 1 <= captions <= world.SPLITS[name].size:
         raise DataError(f"World CHAIR has 1 to {world.SPLITS[name].size} scenes in {split!r}; got captions={captions}.")
     drawn = world.scenes(name, captions)
-    seen = [drawn.visible(i) for i in range(captions)]
-    return WorldCaptions(
-        drawn,
-        {i: frozenset(NOUNS[o] for o in objects) for i, (objects, _) in enumerate(seen)},
-        {i: bool(props) for i, (_, props) in enumerate(seen)},
-    )
+    seen = dict(enumerate(map(drawn.visible, range(captions))))
+    objects = {i: frozenset(NOUNS[o] for o in found) for i, (found, _) in seen.items()}
+    return WorldCaptions(drawn, objects, {i: bool(props) for i, (_, props) in seen.items()})
 
 
 def world_pope_task(settings: Settings, real: bool = False) -> list[EvalTask]:
     """Return the yes/no questions, 18 a picture; a question that several kinds share is asked once."""
-    items = _questions(settings.limit or PICTURES, settings.split, real)
-    held_out: list[Item] = []
-    if settings.split == "test":
-        held_out = _questions(min(CALIBRATION, settings.limit or CALIBRATION), "val", real, "val-")
-    scenes = len({item.picture for item in items})
+    pictures = settings.limit or PICTURES
     about = {
-        "source": f"embedded world, split {scenes_of(settings.split, real)}, its first {scenes} scenes with three "
+        "source": f"embedded world, split {scenes_of(settings.split, real)}, its first {pictures} scenes with three "
         "objects in view",
-        "protocol": "three objects in view and three absent ones a kind and picture (arXiv:2305.10355)",
-        "prompt": "is there a ... in the image ?",
         "limits": LIMITS,
     }
-    tokens = settings.max_new_tokens or ANSWER_TOKENS
-    name = "world_pope" + "_real" * real
-    return [EvalTask(name, "pope", items, tokens, split=settings.split, about=about, calibration=held_out)]
+    items = _questions(pictures, settings.split, real)
+    task = made("world_pope", settings, items, about, name="world_pope" + "_real" * real)
+    held_out = _questions(min(CALIBRATION, pictures), "val", real, "val-") if settings.split == "test" else []
+    return [replace(task, calibration=held_out)]
 
 
 def _questions(pictures: int, split: Split, real: bool, prefix: str = "") -> list[Item]:
@@ -140,20 +128,13 @@ def _questions(pictures: int, split: Split, real: bool, prefix: str = "") -> lis
     rows: dict[tuple[int, str], dict[str, None]] = {}
     for q in drawn.questions:
         rows.setdefault((q.picture, q.text), {})[f"pope_{q.kind}"] = None
-    return [
-        Item(
-            f"{prefix}{n}",
-            f"{prefix}{q.picture}",
-            q.text,
-            (picture(drawn.scenes, q.picture),),
-            "",
-            q.label,
-            kinds,
-            tags,
-        )
-        for n, q in enumerate(drawn.questions)
-        if (kinds := tuple(rows.pop((q.picture, q.text), ()))) and (tags := {"object": q.name, "assumed": q.assumed})
-    ]
+    items = []
+    for n, q in enumerate(drawn.questions):
+        if kinds := rows.pop((q.picture, q.text), None):
+            shown, tags = (picture(drawn.scenes, q.picture),), {"object": q.name, "assumed": q.assumed}
+            key, name = f"{prefix}{n}", f"{prefix}{q.picture}"
+            items.append(Item(key, name, q.text, shown, "", q.label, tuple(kinds), tags))
+    return items
 
 
 def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
@@ -163,16 +144,10 @@ def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
         Item(str(i), str(i), drawn.prompt, (picture(drawn.scenes, i),), "", sorted(seen), ("chair",), {"prop": prop})
         for (i, seen), prop in zip(drawn.objects.items(), drawn.props.values(), strict=True)
     ]
-    about = {
-        "source": f"embedded world, split {scenes_of(settings.split, real, captions=True)}, its first {len(items)} "
-        "scenes",
-        "protocol": "CHAIR (arXiv:1809.02156) over the world's nouns; the truth is what is in view",
-        "prompt": drawn.prompt,
-        "limits": LIMITS,
-    }
-    tokens = settings.max_new_tokens or CAPTION_TOKENS
-    name = "world_chair" + "_real" * real
-    return [EvalTask(name, "chair", items, tokens, split=settings.split, vocabulary=NOUNS, about=about)]
+    name = scenes_of(settings.split, real, captions=True)
+    about = {"source": f"embedded world, split {name}, its first {len(items)} scenes", "limits": LIMITS}
+    task = made("world_chair", replace(settings, limit=None), items, about, name="world_chair" + "_real" * real)
+    return [replace(task, vocabulary=NOUNS)]
 
 
 world_pope_real_task = partial(world_pope_task, real=True)

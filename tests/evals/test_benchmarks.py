@@ -33,7 +33,7 @@ def test_scorers_and_their_tasks_load_no_model_library_and_no_language_tools():
     ]
     names += [
         "tasks.repope",
-        "tasks.opope",
+        "tasks.pope.task",
         "tasks.amber",
         "tasks.dash_b",
         "tasks.mmhal",

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lvlm_guard.embedded import world
+from lvlm_guard.embedded.questions import MODES as KINDS
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.world import KINDS, NOUNS, world_chair, world_pope
+from lvlm_guard.evals.tasks.world import NOUNS, world_chair, world_pope
 
 
 def test_every_picture_has_eighteen_questions_whose_labels_hold_in_the_scene():

@@ -1,1 +1,1 @@
-"""COCO: its annotations, which pictures are held out, and captions scored by CHAIR."""
+"""COCO: what is in its pictures, which are kept from tests, and captions scored by CHAIR."""

@@ -1,10 +1,18 @@
-"""What is in COCO's pictures: by its annotation files, or by a prepared ground truth of CHAIR."""
+"""COCO's pictures: what is in them, by its annotation files or a ground truth of CHAIR, and which are kept from tests.
+
+A validation split uses no picture of a published test, nor of the default tests here: a setting that was chosen on a
+test's pictures makes that test's number worthless. The rule goes by the picture, for all tasks at once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +20,14 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.chair import ImageId, image_id, read_objects
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.jsonl import document
-from lvlm_guard.evals.tasks.pictures import FOLDERS
+from lvlm_guard.evals.tasks.benchmark import FOLDERS
 
 Part = Literal["instances", "captions"]
 
 SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip (241 MB)"
+
+FIRST_OF_VAL = "8"
+"""Digests beginning with this digit or a later one are the validation half: half of all pictures."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +128,30 @@ def _table(path: Path, what: str, needs: str) -> Iterator[dict[str, Any]]:
         raise DataError(
             f"{path} holds no {what} as COCO has them ({type(error).__name__}: {error}): it needs {needs}."
         ) from None
+
+
+def of_published_test(name: str) -> bool:
+    """Whether POPE (COCO, A-OKVQA, GQA) or AGLA's captions are tested on a picture of this file name.
+
+    GQA's pictures carry other numbers than COCO's, so a picture that is in both is known by one name only.
+    """
+    number, tests = image_id(name), _tests()
+    if "COCO_" not in name:
+        return number in tests["gqa"]
+    return number in tests["coco"] or number in tests["aokvqa"] or digest(number)[:8] in tests["agla_chair"]
+
+
+def in_val_half(name: str) -> bool:
+    """Whether a picture is in the half of COCO that validation may use; the default tests use the other."""
+    return digest(image_id(name)) >= FIRST_OF_VAL and not of_published_test(name)
+
+
+def digest(number: int | str) -> str:
+    """Return the digest by which pictures are halved and put in order, 64 hexadecimal digits."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+@cache
+def _tests() -> dict[str, frozenset[int | str]]:
+    text = files("lvlm_guard.evals").joinpath("data/test_pictures.json").read_text(encoding="utf-8")
+    return {name: frozenset(numbers) for name, numbers in json.loads(text).items()}

@@ -25,11 +25,8 @@ from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import made, published
-from lvlm_guard.evals.tasks.coco.annotations import truth_of
-from lvlm_guard.evals.tasks.coco.held_out import FIRST_OF_VAL, digest, in_val_half
-from lvlm_guard.evals.tasks.fetching import fetch
-from lvlm_guard.evals.tasks.pictures import check_folder
+from lvlm_guard.evals.tasks.benchmark import check_folder, fetch, made, published
+from lvlm_guard.evals.tasks.coco.annotations import FIRST_OF_VAL, digest, in_val_half, truth_of
 from lvlm_guard.evals.tasks.pope.files import list_of_pictures
 
 PROMPT = "Please describe this image in detail."

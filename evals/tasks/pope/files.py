@@ -14,8 +14,7 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.jsonl import content, numbered
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import published
-from lvlm_guard.evals.tasks.fetching import fetch
+from lvlm_guard.evals.tasks.benchmark import fetch, published
 from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, read_questions
 
 DATA_SETS = ("coco", "aokvqa", "gqa")

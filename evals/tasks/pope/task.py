@@ -2,6 +2,7 @@
 
     lvlm-guard eval run --model M --tasks pope_coco,pope_gqa --images PICTURES
     lvlm-guard eval run --model M --tasks pope --questions mine_random.json --images PICTURES
+    lvlm-guard eval run --model M --tasks opope --images val2014     # captions, asked POPE's questions afterwards
 
 Published files are fetched where `--questions` gives none. A question that several kinds share (half of them do) is
 asked once and counts in each.
@@ -24,12 +25,13 @@ from typing import Any
 
 from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.opope import asked_object
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, made
-from lvlm_guard.evals.tasks.coco import annotations as coco
-from lvlm_guard.evals.tasks.coco.held_out import in_val_half, of_published_test
-from lvlm_guard.evals.tasks.pope.files import QuestionFile, files_of, published_files
+from lvlm_guard.evals.tasks.coco.annotations import annotation_file, in_val_half, of_published_test, read_instances
+from lvlm_guard.evals.tasks.coco.chair import PROMPT
+from lvlm_guard.evals.tasks.pope.files import QuestionFile, described, files_of, published_files
 from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, build
 
 SUFFIXES = {PAPER: " Please answer this question with one word."}
@@ -130,8 +132,8 @@ def _check_split(file: QuestionFile, settings: Settings) -> None:
 
 def _built(name: str, settings: Settings, pictures: int) -> EvalTask:
     """Return POPE's own builder over pictures of no test; raises `DataError`."""
-    path = coco.annotation_file(settings.annotations, "instances", name)
-    held = {name: names for name, names in coco.read_instances(path).values() if in_val_half(name)}
+    path = annotation_file(settings.annotations, "instances", name)
+    held = {name: names for name, names in read_instances(path).values() if in_val_half(name)}
     fit = sum(len(names) >= 3 for names in held.values())
     drawn = min(pictures, fit)
     if not drawn:
@@ -166,3 +168,23 @@ def _of_questions(
             tags = {"data_set": data_set, "ids": ids} | ({"object": found.group(1)} if found else {})
             items.append(Item(key, picture, text + suffix, (), text, label, tuple(ids), tags))
     return made("pope", settings, items, {**about, "prompt": f"{{question}}{suffix}"}, name=name)
+
+
+def opope(settings: Settings) -> list[EvalTask]:
+    """Return the pictures of POPE's questions about COCO, each to be captioned once (see `metrics.opope`)."""
+    given = [path for path in map(Path, settings.questions) if path.is_file()]
+    files = [described(path, len(given)) for path in given] or published_files("coco", paper=False)
+    items = [Item(Path(name).stem, name, PROMPT, (), truth=t, rows=("opope",)) for name, t in truths_of(files).items()]
+    about = {"questions": [file.describe() for file in files]}
+    return [made("opope", replace(settings, limit=settings.captions or settings.limit), items, about)]
+
+
+def truths_of(files: Sequence[QuestionFile]) -> dict[str, dict[str, list[list[str]]]]:
+    """Return what captions of a picture are asked: its file name -> kind of questions -> [object, "yes" or "no"]."""
+    truths: dict[str, dict[str, list[list[str]]]] = {}
+    for file in files:
+        kind = file.row.removeprefix("pope").lstrip("_") or "own"
+        for question in file.questions:
+            asked = truths.setdefault(question.image, {}).setdefault(kind, [])
+            asked.append([asked_object(question.text), question.label])
+    return truths

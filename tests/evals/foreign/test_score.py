@@ -235,7 +235,7 @@ def test_tables_of_vlmevalkit_bring_ambers_labels(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "pope"], "--task 'pope' is none of files of answers.*There are yes-no, chair"),
-        (["--task", "yes_no"], "did you mean 'yes-no'"),
+        (["--task", "yes_no"], "Did you mean 'yes-no'"),
         ([], "--task '' is none"),
         (["--task", "chair", "--dialect", "patern"], "no dialect 'patern'; did you mean 'pattern'"),
         (["--task", "yes-no", "--baseline", "beam"], "No decoder is called 'beam': there are a"),

@@ -13,8 +13,8 @@ from question_rows import DATA
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.tasks.benchmark import Published, cache_folder, fetch
 from lvlm_guard.evals.tasks.coco.chair import AGLA_PICTURES
-from lvlm_guard.evals.tasks.fetching import Published, cache_folder, fetch
 from lvlm_guard.evals.tasks.pope.files import IMANGE, QUESTIONS
 
 
