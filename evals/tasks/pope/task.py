@@ -8,7 +8,7 @@ Published files are fetched where `--questions` gives none. A question that seve
 asked once and counts in each.
 
 The validation split never touches a test. For COCO it needs no file: `--tasks pope_coco --split val --annotations
-instances_val2014.json` builds questions over pictures of no published test (see `coco.held_out`), 500 pictures, three
+instances_val2014.json` builds questions over pictures of no published test (see `coco.annotations`), 500 pictures, three
 kinds, always the same; with `--annotations` the test split has those about 80 such pictures beside it, on which
 controls are fitted and chosen. Own files must be marked as made for validation: see `questions`.
 """
