@@ -54,16 +54,14 @@ def controls_of(fitted: Tally | None, decoders: Sequence[Decoder]) -> tuple[list
     """
     accuracy = {}
     if fitted is not None and fitted.metric.ranked:
-        whole, counts = fitted.whole, _counts(fitted)
-        accuracy = {
-            d: float(np.mean([np.average(right[whole], weights=counts[whole]) for right in right_of(fitted, d)]))
-            for d in fitted.decoders()
-        }
+        whole = fitted.whole
+        counts = _counts(fitted)[whole]
+        for name in fitted.decoders():
+            seeds = [np.average(right[whole], weights=counts) for right in right_of(fitted, name)]
+            accuracy[name] = float(np.mean(seeds))
     pairs: list[Pair] = []
     best: dict[str, str] = {}
-    for decoder in decoders:
-        if decoder.get("role") in ("reference", "plain"):
-            continue
+    for decoder in (one for one in decoders if one.get("role") not in ("reference", "plain")):
         own = [other["name"] for other in decoders if _controls(other, decoder)]
         if found := max((name for name in own if name in accuracy), key=lambda name: accuracy[name], default=None):
             best[decoder["name"]] = found
@@ -84,20 +82,15 @@ def _counts(tally: Tally) -> NDArray[np.int64]:
 
 
 def _as_rows(tally: Tally, decoder: str, counted: bool = False) -> list[dict[str, Any]]:
-    """Return a decoder's answers to the items that all answered, as `derive` takes them.
-
-    Args:
-        counted: an item as often as it counts, so that shares are those of the scores.
+    """Return a decoder's answers to the items that all answered, as `derive` takes them; `counted`: an item as often as
+    it counts, so that shares are those of the scores.
     """
     if not tally.of(decoder):
         return []
-    one = tally.of(decoder)[0]
+    one, keys, truths = tally.of(decoder)[0], tally.items.keys, tally.items.truths
     score, mass = ([None if np.isnan(x) else float(x) for x in each] for each in (one.score, one.mass))
-    places = np.flatnonzero(tally.whole)
-    if counted:
-        places = np.repeat(places, _counts(tally)[places])
+    places = np.repeat(np.arange(len(keys)), np.where(tally.whole, _counts(tally) if counted else 1, 0)).tolist()
     return [
-        {"item": tally.items.keys[at], "text": one.texts[at], "score": score[at], "mass": mass[at]}
-        | {"truth": tally.items.truths[at]}
-        for at in places.tolist()
+        {"item": keys[at], "text": one.texts[at], "score": score[at], "mass": mass[at], "truth": truths[at]}
+        for at in places
     ]

@@ -1,4 +1,4 @@
-"""The table of answers, gone through batch by batch, as often as need be."""
+"""The table of answers, gone through batch by batch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Items
 from lvlm_guard.evals.spec.answers import SCHEMA
-from lvlm_guard.evals.stats.tally import Tally
+from lvlm_guard.evals.stats.tally import Tally, grouped
 
 BATCH = 2**15  # rows worked on at once
 UNREAD = ("picture", "role", "baseline", "proof")  # columns that no score needs
 
 Answers = Iterable[Any]
 """A table, or batches of its rows."""
+Tallies = dict[tuple[str, str], Tally]
+"""By task and split."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Stored:
             raise DataError(f"{self.path} can't be read: {error}. Is it a table of answers, and whole?") from error
 
 
-Tallies = dict[tuple[str, str], Tally]
-
-
 def tallies_of(
-    answers: Answers, items: Iterable[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]], keep: frozenset[str]
+    answers: Answers,
+    items: Iterable[Mapping[str, Any]],
+    tasks: Sequence[Mapping[str, Any]],
+    keep: frozenset[str] = frozenset(),
 ) -> Tallies:
     """Count answers: task and split -> tally, in the order of the tasks; items of others are passed over.
 
@@ -62,33 +63,19 @@ def tallies_of(
     found = {
         name: Tally(task, name[1], listed[name], keep) for task in tasks for name in listed if name[0] == task["name"]
     }
-    batches = batches_of(answers)
-    for name, batch in split_up(batches):
+    for name, batch in split_up(answers):
         if name not in found:
             raise DataError(f"There are answers to {name[0]} ({name[1]}), of which no item is listed.")
-        found[name].see(batch)
-    for tally in found.values():
-        tally.seen()
-    for name, batch in split_up(batches):
         found[name].add(batch)
     for tally in found.values():
-        tally.counted()
+        tally.seen()
     return found
 
 
-def batches_of(rows: Answers) -> Iterable[pa.RecordBatch]:
-    """Return rows as batches that can be gone through again."""
-    if isinstance(rows, pa.Table):
-        rows = iter(rows.to_batches(max_chunksize=BATCH))
-    return list(rows) if isinstance(rows, Iterator) else rows
-
-
-def split_up(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[tuple[str, str], pa.RecordBatch]]:
+def split_up(rows: Answers) -> Iterator[tuple[tuple[str, str], pa.RecordBatch]]:
     """Yield the rows of each task and split."""
-    for batch in batches:
-        task, split = batch["task"].dictionary_encode(), batch["split"].dictionary_encode()
-        codes = task.indices.to_numpy() * len(split.dictionary) + split.indices.to_numpy()
-        for code in np.unique(codes).tolist():
-            of, part = divmod(code, len(split.dictionary))
-            rows = batch.take(pa.array(np.flatnonzero(codes == code)))
-            yield (task.dictionary[of].as_py(), split.dictionary[part].as_py()), rows
+    for batch in rows.to_batches(max_chunksize=BATCH) if isinstance(rows, pa.Table) else rows:
+        names = [batch[column].dictionary_encode() for column in ("task", "split")]
+        for codes, chosen in grouped(*(name.indices.to_numpy() for name in names)):
+            task, split = (name.dictionary[code].as_py() for name, code in zip(names, codes, strict=True))
+            yield (task, split), batch.take(pa.array(chosen))

@@ -7,32 +7,39 @@ A row is plain data: {"task", "split", "decoder", "baseline", "role", "metric", 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.evals.metrics.metric import Array, Score
+from lvlm_guard.evals.decoders.derived import LEAST_MASS
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Array, Places, Score
 from lvlm_guard.evals.metrics.yes_no import RANKED, Ranking
-from lvlm_guard.evals.stats import ranked
 from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, difference, estimate, holm, swap_null
-from lvlm_guard.evals.stats.tally import Tally
+from lvlm_guard.evals.stats.tally import Given, Tally, summed
 
 Row = dict[str, Any]
 Decoder = Mapping[str, Any]
 
-
-def trainings(decoder: Decoder) -> int:
-    """Return how often a decoder's adapter or matcher was trained, as `Decoder.describe()` has it; 1 without any."""
-    return max(1, len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ()))
+CENSORED = 0.01
+"""Share of scores of which a server told too little, from which on they are not ranked."""
 
 
 def find(rows: Iterable[Row], decoder: str, task: str, metric: str, baseline: str | None = None) -> Row | None:
     """Return the row of a value, or of a difference from a baseline; None where there is none."""
     wanted = (decoder, baseline, task, metric)
     return next((r for r in rows if (r["decoder"], r["baseline"], r["task"], r["metric"]) == wanted), None)
+
+
+def row_of(tally: Tally, decoder: Decoder, metric: str, found: Estimate, n: int, **more: Any) -> Row:
+    """Return a value as a row: of all of a task's items, less of it being better, where `more` says nothing else."""
+    told: Row = {"task": tally.name, "split": tally.split, "decoder": decoder["name"], "baseline": None}
+    told |= {"role": decoder.get("role"), "metric": metric, "direction": "lower"}
+    told |= {part: _plain(getattr(found, part)) for part in ("value", "low", "high")}
+    return told | {"p": found.p, "n": n, "pictures": tally.pictures, "bold": False, "limit": None} | more
 
 
 def with_holm(rows: Iterable[Row], reference: str) -> list[Row]:
@@ -44,9 +51,14 @@ def with_holm(rows: Iterable[Row], reference: str) -> list[Row]:
             families.setdefault((row["task"], row["metric"]), []).append(row)
     for members in families.values():
         if len(members) > 1:
-            for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
-                row["p_holm"] = p
+            adjust(members)
     return rows
+
+
+def adjust(members: Sequence[Row]) -> None:
+    """Give rows "p_holm", their p-values adjusted for being several."""
+    for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
+        row["p_holm"] = p
 
 
 class Measured:
@@ -68,10 +80,10 @@ class Measured:
         self.draws = Draws(tally.pictures, draws=draws)
         shared = any(owners[row] > 1 for row in tally.rows)
         self._named = {row: f"{row}@{tally.name}" if shared else row for row in tally.rows}
-        places = {row: at[tally.whole[at]] for row, at in tally.rows.items()}
-        self.places = {row: at for row, at in places.items() if len(at)}
-        self.scores = dict(tally.metric.scores())
+        self.places = {row: at for row, at in tally.places.items() if len(at)}
+        self.scores: dict[str, Score] = dict(tally.metric.scores())
         self.figures: dict[tuple[str, str, str], Array] = {}  # row, decoder, metric -> [T, 1 + draws]
+        self._trainings = {name: _by_training(tally.of(name), d) for name, d in self.decoders.items()}
         self._sums: dict[tuple[str, str], Array] = {}  # row, decoder -> [T, 1 + draws, k]
         self._swapped: dict[tuple[str, str], Array] = {}  # row, decoder -> [draws, k]
         self._parts: dict[str, list[str]] = {row: [row] for row in self.places}
@@ -84,8 +96,8 @@ class Measured:
 
     def rows(self, pairs: Iterable[tuple[str, str]]) -> list[Row]:
         """Return the values of every decoder, then the differences of those pairs of which both answered."""
-        found = []
         pairs = [pair for pair in dict.fromkeys(pairs) if all(name in self.decoders for name in pair)]
+        found: list[Row] = []
         for row in self._parts:
             for name in self.decoders:
                 found += self._values(row, name)
@@ -98,124 +110,105 @@ class Measured:
         return [self._named[row] for row in self._parts]
 
     def _draw_counts(self, row: str) -> None:
-        tally, tables = self.tally, {}
-        start, pictures = tally.cells[row]
-        for name in self.decoders:
-            for number, seeds in enumerate(self._trained(name)):
-                cells = tally.sums[seeds, start : start + len(pictures)].astype(np.float64)
-                cells = np.mean(tally.metric.finish(cells), axis=0)
-                table = np.zeros((tally.pictures, cells.shape[1]))
-                table[pictures] = cells
-                tables[name, number] = np.hstack([table, self._turned(row, name, seeds)])
+        tables, tally = {}, self.tally
+        for name, trainings in self._trainings.items():
+            for number, runs in enumerate(trainings):
+                counts = np.mean([tally.metric.finish(tally.sums(row, run)) for run in runs], axis=0)
+                tables[name, number] = np.hstack([counts, *([self._turned(row, runs)] if tally.metric.ranked else [])])
         drawn = self.draws.sums(tables)
-        each = {name: range(len(self._trained(name))) for name in self.decoders}
-        swapped = self.draws.swapped({name: np.mean([tables[name, t] for t in each[name]], axis=0) for name in each})
-        for name in self.decoders:
+        each = {name: [(name, number) for number in range(len(own))] for name, own in self._trainings.items()}
+        swapped = self.draws.swapped({name: np.mean([tables[one] for one in own], axis=0) for name, own in each.items()})
+        for name, own in each.items():
             self._swapped[row, name] = swapped[name]
-            self._sums[row, name] = np.stack([drawn[name, t] for t in each[name]])
+            self._sums[row, name] = np.stack([drawn[one] for one in own])
             for metric, score in self.scores.items():
                 self.figures[row, name, metric] = score.of(self._sums[row, name])
 
-    def _trained(self, name: str) -> list[list[int]]:
-        """Return the runs of each training; runs of one training are means over seeds."""
-        runs = self.tally.seeds(name)
-        return [[run] for run in runs] if trainings(self.decoders[name]) > 1 else [runs]
-
-    def _turned(self, row: str, name: str, seeds: Sequence[int]) -> Array:
-        """Return how many answers turned to yes and to no against the reference, of each picture, [P, 0 or 2]."""
-        if not self.tally.metric.ranked:
-            return np.zeros((self.tally.pictures, 0))
-        runs, at = list(self.tally.runs.values()), self.places[row]
-        plain = self.tally.of(self.reference)[0].said[at] if self.reference else runs[seeds[0]].said[at]
-        found = np.zeros((self.tally.pictures, 2))
-        for seed in seeds:
-            said = runs[seed].said[at]
-            for column, (before, after) in enumerate(((0, 1), (1, 0))):
-                turned = self.tally.picture[at[(plain == before) & (said == after)]]
-                found[:, column] += np.bincount(turned, minlength=self.tally.pictures) / len(seeds)
+    def _turned(self, row: str, runs: Sequence[Given]) -> Array:
+        """Return how many answers turned to yes and to no against the reference, of each picture, [P, 2]."""
+        at, tally = self.places[row], self.tally
+        plain = (tally.of(self.reference) if self.reference else runs)[0].said[at]
+        found = np.zeros((tally.pictures, 2))
+        for said in (run.said[at] for run in runs):
+            turned = np.stack([(plain == 0) & (said == 1), (plain == 1) & (said == 0)], axis=-1)
+            found += summed(turned, tally.picture[at], tally.pictures) / len(runs)
         return found
 
     def _rank(self) -> None:
         """Measure what scores rank, for every decoder whose scores can be ranked; say why where they can't."""
-        tally, usable = self.tally, []
-        for name in self.decoders:
-            refused = ranked.why_not(tally, name)
-            usable += [name] if refused == "" else []
-            if refused:
+        tally, usable = self.tally, {}
+        for name, trainings in self._trainings.items():
+            refused = _why_not_ranked(tally, name)
+            if refused == "":
+                usable[name] = trainings
+            elif refused:
                 self.warnings.append(refused)
                 nothing = np.full((1, 1 + self.draws.draws), np.nan)
                 self.figures |= {(row, name, metric): nothing for row in self.places for metric in RANKED}
-        self.warnings += ranked.bounds(tally, usable)
-        ranked.check_kinds(tally, usable)
-        yes, runs = tally.yes, list(tally.runs.values())
+        bounds = {name: sum(run.censored for run in tally.of(name)) for name in usable}
+        told = "scores are bounds: the server hid yes or no."
+        self.warnings += [f"{name} on {tally.name}: {n} {told}" for name, n in bounds.items() if n]
+        _check_kinds(tally, usable)
         for row, at in self.places.items():
-            rankings: dict[bytes, Ranking] = {}
-            keys: dict[str, list[list[bytes]]] = {name: [] for name in usable}
-            for name, seeds in [(decoder, seeds) for decoder in usable for seeds in self._trained(decoder)]:
-                scores = [runs[seed].score[at] for seed in seeds]
-                keys[name].append([each.tobytes() for each in scores])
-                for key, each in zip(keys[name][-1], scores, strict=True):
-                    if key not in rankings:  # sampling draws answers, not scores: seeds share them
-                        rankings[key] = Ranking(each, yes[at], tally.picture[at])
+            # sampling draws answers, not scores: seeds share them
+            keys = {name: [[run.score[at].tobytes() for run in runs] for runs in of] for name, of in usable.items()}
+            each = {key: key for of in keys.values() for runs in of for key in runs}
+            rankings = {k: Ranking(np.frombuffer(k, np.float32), tally.yes[at], tally.picture[at]) for k in each}
             figures = self.draws.figures({key: ranking.figures for key, ranking in rankings.items()})
-            for name in usable:
-                means = np.stack([np.mean([figures[key] for key in training], axis=0) for training in keys[name]])
+            for name, of in keys.items():
+                means = np.stack([np.mean([figures[key] for key in runs], axis=0) for runs in of])
                 self.figures |= {(row, name, metric): means[..., i] for i, metric in enumerate(RANKED)}
-            if usable and (yes[at].all() or not yes[at].any()):
-                label = "yes" if yes[at][0] else "no"
+            if usable and len(set(tally.yes[at])) == 1:
+                label = "yes" if tally.yes[at][0] else "no"
                 self.warnings.append(f"{self._named[row]}: all labels are {label}, so there is no AUROC (n/a).")
 
     def _join(self) -> None:
         """Put several row tasks together: counts pooled or points summed, ranked figures as the mean over kinds."""
-        named = list(self._named.values())
+        named, rows = list(self._named.values()), list(self.places)
         words = takewhile(lambda column: len(set(column)) == 1, zip(*(row.split("_") for row in named), strict=False))
         every = "_".join([*(column[0] for column in words)] or [self.tally.name]) + "_all"
-        self._named[every], self._parts[every] = every, list(self.places)
-        self.places[every] = np.concatenate([self.places[row] for row in self._parts[every]])
+        self._named[every], self._parts[every] = every, rows
+        self.places[every] = np.concatenate([self.places[row] for row in rows])
         for name in self.decoders:
-            rows = self._parts[every]
             self._sums[every, name] = np.sum([self._sums[row, name] for row in rows], axis=0)
             self._swapped[every, name] = np.sum([self._swapped[row, name] for row in rows], axis=0)
-            for metric, score in self.scores.items():
-                summed = score.over == "sum"
-                each = [self.figures[row, name, metric] for row in rows]
-                self.figures[every, name, metric] = np.sum(each, 0) if summed else score.of(self._sums[every, name])
-            for metric in RANKED if (rows[0], name, "auroc") in self.figures else ():
-                self.figures[every, name, metric] = np.mean([self.figures[row, name, metric] for row in rows], axis=0)
+            for metric, score in self._all_scores().items():
+                each = [self.figures[row, name, metric] for row in rows if (row, name, metric) in self.figures]
+                if score and score.over == "pool":
+                    self.figures[every, name, metric] = score.of(self._sums[every, name])
+                elif each:
+                    self.figures[every, name, metric] = np.sum(each, 0) if score else np.mean(each, axis=0)
 
-    def _values(self, row: str, name: str) -> list[Row]:
-        found, first = [], name == next(iter(self.decoders))
+    def _values(self, row: str, name: str) -> Iterator[Row]:
+        first = name == next(iter(self.decoders))
         for metric, score in self._all_scores().items():
             figure = self.figures.get((row, name, metric))
             if figure is None or (score and (score.only_differences or (score.once and not first))):
                 continue
             more = {} if len(figure) == 1 else {"trainings": [_plain(one[0]) for one in figure]}
-            found.append(self._row(row, name, None, metric, estimate(figure), score) | more)
+            yield self._row(row, name, None, metric, estimate(figure), score) | more
         given, at = self.tally.of(name), self.places[row]
-        if mass := ranked.mean_mass(given, at):
-            found.append(self._row(row, name, None, "mass", Estimate(mass)))
+        if mass := _mean_mass(given, at):
+            yield self._row(row, name, None, "mass", Estimate(mass))
         if (row, name, "auroc") in self.figures:  # the likeliest token can be at odds with the sums over spellings
             apart = np.mean([((one.score[at] > 0) != (one.said[at] == 1)).mean() for one in given])
-            found.append(self._row(row, name, None, "score_disagrees", Estimate(float(apart))))
-        return found
+            yield self._row(row, name, None, "score_disagrees", Estimate(float(apart)))
 
-    def _differences(self, row: str, ours: str, theirs: str) -> list[Row]:
-        found = []
+    def _differences(self, row: str, ours: str, theirs: str) -> Iterator[Row]:
         for metric, score in self._all_scores().items():
             a, b = (self.figures.get((row, name, metric)) for name in (ours, theirs))
             if a is None or b is None or (score and (score.once or not score.compared)):
                 continue
             if score and score.only_differences:
-                turned = self._row(row, ours, theirs, metric, estimate(a), score)
-                found += [turned] if theirs == self.reference else []
+                if theirs == self.reference:
+                    yield self._row(row, ours, theirs, metric, estimate(a), score)
                 continue
             null = self._null(row, ours, theirs, score) if score and len(a) == len(b) == 1 else None
             made = self._row(row, ours, theirs, metric, difference(a, b, null), score)
             if metric == "accuracy" and self.tally.metric.ranked:
                 made |= self._fixed(row, ours, theirs)
             if made["value"] is not None:
-                found.append(made)
-        return found
+                yield made
 
     def _null(self, row: str, ours: str, theirs: str, score: Score) -> Array:
         parts = self._parts[row] if score.over == "sum" else [row]
@@ -238,19 +231,60 @@ class Measured:
         self, row: str, name: str, baseline: str | None, metric: str, found: Estimate, score: Score | None = None
     ) -> Row:
         at = self.places[row]
-        n = score.n(self._sums[row, name][0, 0]) if score and score.n else len(at)
-        told: Row = {"task": self._named[row], "split": self.tally.split, "decoder": name, "baseline": baseline}
-        told |= {"role": self.decoders[name].get("role"), "metric": metric}
-        told["direction"] = score.direction if score else RANKED.get(metric, "")
-        told |= {part: _plain(getattr(found, part)) for part in ("value", "low", "high")}
-        told |= {"p": found.p, "n": int(n), "pictures": len(np.unique(self.tally.picture[at]))}
-        told["bold"] = baseline is not None and found.bold
-        return told | {"limit": score.limit if score else None, "dialect": score.dialect if score else ""}
+        n = int(score.n(self._sums[row, name][0, 0])) if score and score.n else len(at)
+        more = {"limit": score.limit if score else None, "dialect": score.dialect if score else ""}
+        more |= {"direction": score.direction if score else RANKED.get(metric, "")}
+        more |= {"pictures": len(np.unique(self.tally.picture[at])), "bold": baseline is not None and found.bold}
+        more |= {"task": self._named[row], "baseline": baseline}
+        return row_of(self.tally, self.decoders[name], metric, found, n, **more)
 
 
 def right_of(tally: Tally, decoder: str) -> list[NDArray[np.bool_]]:
     """Return which items a decoder answered rightly, [N] of each seed (yes/no tasks)."""
     return [given.said == tally.yes for given in tally.of(decoder)]
+
+
+def _by_training(runs: Sequence[Given], decoder: Decoder) -> list[list[Given]]:
+    """Return the runs of each training of an adapter or matcher; runs of one training are means over seeds."""
+    several = max(len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ())) > 1
+    return [[run] for run in runs] if several else [list(runs)]
+
+
+def _why_not_ranked(tally: Tally, decoder: str) -> str | None:
+    """Return why a decoder's scores can't be ranked; "" where they can, None where it has none."""
+    given = tally.of(decoder)
+    lacking = sum(int(np.isnan(one.score[tally.whole]).sum()) for one in given)
+    total = len(given) * int(tally.whole.sum())
+    if lacking == total:
+        return None
+    mass, censored = _mean_mass(given), sum(one.censored for one in given)
+    if lacking:
+        why = f"{lacking} of {total} answers have no score"
+    elif censored > CENSORED * total:
+        why = f"the server told too little for {censored} of {total} scores (more likely tokens hid yes or no)"
+    elif mass is not None and mass < LEAST_MASS:
+        why = f"yes and no hold {mass:.2f} of the probability at the first token, which is less than {LEAST_MASS}"
+    else:
+        return ""
+    return f"{decoder} on {tally.name}: {why}, so there is no AUROC, no matched accuracy and no tilt (n/a)."
+
+
+def _check_kinds(tally: Tally, decoders: Iterable[str]) -> None:
+    """See that scores of all decoders are of before a cut, or all of after one, where some are infinite."""
+    after = {name: any(np.isinf(one.score[tally.whole]).any() for one in tally.of(name)) for name in decoders}
+    if len(set(after.values())) > 1:
+        cut, uncut = (", ".join(name for name in after if after[name] == is_cut) for is_cut in (True, False))
+        raise DataError(
+            f"{tally.name} has both kinds of score: those of {cut} are after a cut (some are infinite), those of "
+            f"{uncut} before. They don't rank alike: give the scores before the cut for all, or leave them out."
+        )
+
+
+def _mean_mass(given: Sequence[Given], at: Places | slice = slice(None)) -> float | None:
+    """Return the mean share of the probability on yes or no, of some items; None where it is not known."""
+    mass = np.concatenate([one.mass[at] for one in given])
+    known = mass[~np.isnan(mass)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
 
 
 def _plain(value: float | None) -> float | None:

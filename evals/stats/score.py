@@ -21,13 +21,12 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import COSTS
 from lvlm_guard.evals.stats.bootstrap import DRAWS
-from lvlm_guard.evals.stats.capability import capability
 from lvlm_guard.evals.stats.controls import calibration, controls_of, derive_answers, pairs_of
 from lvlm_guard.evals.stats.costs import cost_rows, work_rows
-from lvlm_guard.evals.stats.reading import Answers, Stored, batches_of, tallies_of
+from lvlm_guard.evals.stats.reading import Answers, Stored, tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row, with_holm
 from lvlm_guard.evals.stats.validity import Allowed, validity
-from lvlm_guard.evals.stats.verdict import verdicts
+from lvlm_guard.evals.stats.verdict import capability, verdicts
 
 ANSWERS, COSTLY, ITEMS, ASKED, RESULTS = "answers.parquet", "costs.parquet", "items.jsonl", "asked.json", "results.json"
 VERDICTS = "verdicts"  # folder of a judge's replies
@@ -144,7 +143,7 @@ def score_answers(
     tests = {name: tally for name, tally in tallies.items() if not tally.calibrates}
     results: dict[str, Any] = {"identity": identity(), "reference": reference, "rows": [], "verdicts": [], "checks": []}
     results["costs"] = [row for tally in tests.values() for row in work_rows(tally, decoders)]
-    results["costs"] += cost_rows(batches_of(costs), tests, decoders, reference, draws)
+    results["costs"] += cost_rows(costs, tests, decoders, reference, draws)
     if not found.void:
         owners = Counter(row for tally in tests.values() for row in tally.rows)
         rows: list[Row] = []
@@ -156,8 +155,8 @@ def score_answers(
             rows += measured.rows([*pairs_of(decoders, reference), *held, *pairs])
             controls |= {(task, decoder): control for task in measured.tasks() for decoder, control in best.items()}
         results["rows"] = with_holm(rows, reference)
-        results["verdicts"] = verdicts(rows, decoders, reference, controls)
-        results["checks"] = capability(rows, reference)
+        results["verdicts"] = list(verdicts(rows, decoders, reference, controls))
+        results["checks"] = list(capability(rows, reference))
         warnings += [check["sentence"] for check in results["checks"] if not check["passed"]]
     told = {"void": found.void, "warnings": list(dict.fromkeys([*found.warnings, *warnings]))}
     return results | told | {"tasks": [dict(task) for task in tasks], "decoders": decoders}

@@ -1,14 +1,10 @@
-"""Answers counted as they stream by: what stays in memory is a few numbers an answer, and counts of each picture.
-
-The table is gone through twice. First it is seen which answers are there, so that an item that any decoder lacks is
-left out of all of them; then they are counted.
-"""
+"""Answers counted as they stream by: what stays in memory is a few numbers an answer, and the counts that differ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,45 +16,36 @@ from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Places
 from lvlm_guard.evals.metrics.registry import metric_of
 from lvlm_guard.evals.metrics.yes_no import said_of
 
-Run = tuple[str, int]
-"""A decoder and one of its seeds."""
-
 FAILED_TEXT = "[LMMS_EVAL_REQUEST_FAILED"  # what lmms-eval's clients answer for a request that failed
 WORK = {name: name for name in ("tokens", "forwards", "local_forwards", "local_tokens", "masks")}
 WORK["forwards"] = "global_forwards"
 """Columns of an answer's work -> metrics: means an answer; calls and masks of a batch are shared by its answers."""
 SHOWN = 3
-
-
-@dataclass
-class Found:
-    """Some answers that need a word: how many, and the first of them."""
-
-    n: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, n: int, first: Sequence[str]) -> None:
-        """Count n more."""
-        self.n += n
-        self.first += first[: SHOWN - len(self.first)]
+Fault = Literal["failed", "empty", "cut", "unreadable"]
 
 
 @dataclass
 class Given:
     """What one decoder gave in one seed; arrays are over the items of the task, [N]."""
 
+    seed: int
     there: NDArray[np.uint8]  # how often the item was answered (failures aside): 0 or 1
     score: NDArray[np.float32]  # log-odds of yes, nats, NaN where there is none
-    said: NDArray[np.int8]  # 1 yes, 0 no, -1 unreadable (yes/no tasks)
     mass: NDArray[np.float32]  # share of the probability on yes or no, NaN where it is not known
+    said: NDArray[np.int8]  # 1 yes, 0 no, -1 unreadable (yes/no tasks)
     text: Places  # digest of the answer, to see which are the same
+    counts: Places  # which of `Tally.distinct` counts it has
     censored: int = 0  # answers whose server told too little
     work: Array = field(default_factory=lambda: np.zeros(len(WORK)))  # sums
-    failed: Found = field(default_factory=Found)
-    empty: Found = field(default_factory=Found)
-    cut: Found = field(default_factory=Found)
-    unreadable: Found = field(default_factory=Found)
     texts: dict[int, str] = field(default_factory=dict)  # where scoring needs all of them at once
+    faults: dict[Fault, tuple[int, list[str]]] = field(default_factory=dict)  # how many, and the first of them
+
+    def note(self, fault: Fault, keys: Sequence[str], texts: Sequence[str] = ()) -> None:
+        """Count answers that need a word, and keep the first few, with texts where there are any."""
+        n, first = self.faults.get(fault, (0, []))
+        told = [key + (f" (seed {self.seed})" if self.seed else "") for key in keys[:SHOWN]]
+        told = [f"{key}: {text}" for key, text in zip(told, texts, strict=True)] if texts else told
+        self.faults[fault] = n + len(keys), [*first, *told][:SHOWN]
 
 
 class Tally:
@@ -69,181 +56,149 @@ class Tally:
     """
 
     def __init__(self, task: Mapping[str, Any], split: str, items: Items, keep: frozenset[str] = frozenset()) -> None:
-        self.task, self.split, self.items, self.name = task, split, items, str(task["name"])
+        self.task, self.split, self.items, self.name, self.keep = task, split, items, str(task["name"]), keep
         self.calibrates = split != task.get("split", "test")
         self.metric: Metric = metric_of(str(task["kind"]))(task, items)
         self.at = {key: place for place, key in enumerate(items.keys)}
         if len(self.at) < len(items.keys):
             twice = next(key for place, key in enumerate(items.keys) if self.at[key] != place)
             raise DataError(f"Item {twice!r} of {self.name} stands twice among the items.")
-        self.runs: dict[Run, Given] = {}
-        self.keep = keep
-        self.whole = np.zeros(len(items.keys), bool)
-        self.sums = np.zeros((0, 0, 0))  # run, cell, count
         # numbers of pictures do not depend on the order of the items
         names = sorted(set(items.pictures), key=lambda name: (len(name), name))
-        of = {name: number for number, name in enumerate(names)}
-        self.pictures = len(names)
-        self.picture = np.array([of[name] for name in items.pictures], np.int64)  # [N]
+        number = {name: place for place, name in enumerate(names)}
+        self.pictures, self.picture = len(names), np.array([number[name] for name in items.pictures], np.int64)  # [N]
         self.yes = np.array([truth == "yes" for truth in items.truths], bool)  # [N], of yes/no tasks
         rows: dict[str, list[int]] = {}
         for place, names_of in enumerate(items.rows):
             for row in names_of:
                 rows.setdefault(row, []).append(place)
         self.rows = {row: np.array(places, np.int64) for row, places in rows.items()}  # row task -> its items
-        self._cells()
+        self.runs: dict[tuple[str, int], Given] = {}  # by decoder and seed
+        self.distinct: list[Array] = []  # parts of [counts that differ, k]
+        self._known = 0
 
-    def _cells(self) -> None:
-        """Number the pairs of a row task and a picture, the cells that counts are summed in."""
-        self.cells: dict[str, tuple[int, Places]] = {}  # row task -> its first cell, and each cell's picture
-        most = max((len(rows) for rows in self.items.rows), default=1)
-        self._cell = np.full((len(self.items.keys), max(1, most)), -1)
-        filled = np.zeros(len(self.items.keys), np.int64)
-        first = 0
-        for row, places in self.rows.items():
-            pictures, index = np.unique(self.picture[places], return_inverse=True)
-            self.cells[row] = first, pictures
-            self._cell[places, filled[places]] = first + index
-            filled[places] += 1
-            first += len(pictures)
-        self.number_of_cells = first
-
-    def see(self, rows: pa.RecordBatch) -> None:
-        """Note which answers are there, of this task and split; raises `DataError` of one that stands twice."""
-        failed = pc.fill_null(pc.or_(pc.is_valid(rows["failed"]), _failed(rows["text"])), False).to_numpy(False)
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Count answers; rows of this task and split alone. Raises `DataError` of one that stands twice."""
+        texts, told_failed = rows["text"].to_pylist(), rows["failed"].to_pylist()
+        lost = pc.starts_with(pc.utf8_ltrim_whitespace(rows["text"]), FAILED_TEXT)
+        failed = pc.fill_null(pc.or_(pc.is_valid(rows["failed"]), lost), False).to_numpy(False)
+        score, mass, censored, ended = (_numbers(rows, name) for name in ("score", "mass", "censored", "ended"))
+        cut_at = rows["cut_at"].to_pylist() if rows["cut_at"].null_count < len(rows) else [None] * len(texts)
+        work = np.stack([_numbers(rows, name) for name in WORK], -1)
         for run, chosen, places in self.by_run(rows):
-            given = self.runs[run] = self.runs.get(run) or self._new()
-            bad = failed[chosen]
-            np.add.at(given.there, places[~bad], 1)
+            given = self._given(run)
+            bad = chosen[failed[chosen]].tolist()
+            why = [short(told_failed[i] or texts[i]) for i in bad[:SHOWN]]
+            given.note("failed", self._keys(places[failed[chosen]]), why)
+            chosen, places = chosen[~failed[chosen]], places[~failed[chosen]]
+            np.add.at(given.there, places, 1)
             if given.there[places].max(initial=0) > 1:
                 key = self.items.keys[int(places[given.there[places] > 1][0])]
                 raise DataError(f"{run[0]} has two answers to item {key!r} of {self.name} with seed {run[1]}.")
-            told = chosen[bad][:SHOWN].tolist()
-            why = [short(rows["failed"][i].as_py() or rows["text"][i].as_py()) for i in told]
-            given.failed.add(int(bad.sum()), self._told(run, places[bad], why))
-
-    def seen(self) -> None:
-        """Settle, once all were seen, which items every decoder answered."""
-        self.whole = np.ones(len(self.items.keys), bool)
-        for given in self.runs.values():
-            self.whole &= given.there > 0
-
-    def add(self, rows: pa.RecordBatch) -> None:
-        """Count answers; rows of this task and split alone."""
-        parts = list(self.by_run(rows))
-        ended = rows["ended"].to_numpy(zero_copy_only=False)
-        texts = rows["text"].to_pylist()
-        score, mass = _floats(rows["score"]), _floats(rows["mass"])
-        censored = rows["censored"].to_numpy(zero_copy_only=False)
-        cut_at = rows["cut_at"].to_pylist() if rows["cut_at"].null_count < len(rows) else [None] * len(texts)
-        work = np.stack([rows[name].to_numpy(zero_copy_only=False) for name in WORK], -1)
-        for number, (run, chosen, places) in enumerate(parts):
-            given = self.runs[run]
-            there = given.there[places] > 0
-            chosen, places = chosen[there], places[there]
-            parts[number] = run, chosen, places
-            given.score[places] = score[chosen]
-            given.mass[places] = mass[chosen]
+            given.score[places], given.mass[places] = score[chosen], mass[chosen]
             given.censored += int(censored[chosen].sum())
             given.work += work[chosen].sum(0, dtype=np.float64)
             said = [texts[i] for i in chosen.tolist()]
             given.text[places] = [hash(text) for text in said]
-            blank, cut = np.array([not text or text.isspace() for text in said], bool), ~ended[chosen]
-            given.empty.add(int(blank.sum()), self._told(run, places[blank], ()))
-            tails = [_tail(said[i]) for i in np.flatnonzero(cut)[:SHOWN]]
-            given.cut.add(int(cut.sum()), self._told(run, places[cut], tails))
+            blank = np.array([not text or text.isspace() for text in said], bool)
+            given.note("empty", self._keys(places[blank]))
+            cut = np.flatnonzero(~ended[chosen])
+            given.note("cut", self._keys(places[cut]), [_tail(said[i]) for i in cut[:SHOWN].tolist()])
             if self.metric.whole or run[0] in self.keep:
                 given.texts.update(zip(places.tolist(), said, strict=True))
-        if not self.metric.whole:
-            self._count(parts, texts, ended, cut_at)
+            if not self.metric.whole:
+                self._count(given, Batch(places, said, ended[chosen], [cut_at[i] for i in chosen.tolist()]))
 
-    def counted(self) -> None:
-        """Count what needs all answers at once."""
-        if self.metric.whole:
-            for run, given in self.runs.items():
-                self._count_whole(run, {place: given.texts[place] for place in np.flatnonzero(self.whole).tolist()})
-                given.texts.clear()
+    def seen(self) -> None:
+        """Settle, once all were added, which items every decoder answered, and count what needs all answers at once."""
+        there = np.array([given.there > 0 for given in self.runs.values()])
+        self.whole = there.all(axis=0) if self.runs else np.ones(len(self.items.keys), bool)  # [N]
+        self.places = {row: at[self.whole[at]] for row, at in self.rows.items()}  # row task -> items that all answered
+        for given in self.runs.values() if self.metric.whole else ():
+            self._count_texts(given, {place: given.texts[place] for place in np.flatnonzero(self.whole).tolist()})
+            given.texts.clear()
 
     def derive(self, decoder: str, answers: Mapping[int, tuple[str, float]]) -> None:
         """Add the answers of a decoder that nobody asked: place -> text and score, nats."""
-        given = self._new()
-        places, texts = list(answers), {place: text for place, (text, _) in answers.items()}
-        given.there[places] = 1
-        given.score[places] = [score for _, score in answers.values()]
-        given.text[places] = [hash(text) for text in texts.values()]
-        self.runs[decoder, 0] = given
-        self._count_whole((decoder, 0), texts)
+        given, texts = self._given((decoder, 0)), {place: text for place, (text, _) in answers.items()}
+        given.there[list(texts)] = 1
+        given.score[list(texts)] = [score for _, score in answers.values()]
+        given.text[list(texts)] = [hash(text) for text in texts.values()]
+        self._count_texts(given, texts)
 
     def decoders(self) -> list[str]:
         """Return who answered, in the order of the table."""
         return list(dict.fromkeys(decoder for decoder, _ in self.runs))
 
-    def seeds(self, decoder: str) -> list[int]:
-        """Return the places of a decoder's runs among `runs`, by seed."""
-        found = sorted((seed, place) for place, (name, seed) in enumerate(self.runs) if name == decoder)
-        return [place for _, place in found]
-
     def of(self, decoder: str) -> list[Given]:
         """Return what a decoder gave, seed by seed."""
-        runs = list(self.runs.values())
-        return [runs[place] for place in self.seeds(decoder)]
+        return [self.runs[run] for run in sorted(run for run in self.runs if run[0] == decoder)]
 
-    def _count_whole(self, run: Run, texts: Mapping[int, str]) -> None:
-        n = len(texts)
-        part = run, np.arange(n), np.array(list(texts), np.int64)
-        self._count([part], list(texts.values()), np.ones(n, bool), [None] * n)
+    def sums(self, row: str, given: Given) -> Array:
+        """Return the counts of a row task in one run, summed over the questions about each picture, [pictures, k]."""
+        if len(self.distinct) > 1:
+            self.distinct = [np.concatenate(self.distinct)]
+        at = self.places[row]
+        return summed(self.distinct[0][given.counts[at]], self.picture[at], self.pictures)
 
-    def _count(
-        self, parts: list[tuple[Run, Places, Places]], texts: list[str], ended: NDArray[np.bool_], cut_at: list[Any]
-    ) -> None:
-        """Count answers, and sum them in their cells; items that some decoder lacks are read, and not summed."""
-        chosen, places = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
-        if not len(chosen):
-            return
-        order = chosen.tolist()
-        counts = self.metric.count(Batch(places, [texts[i] for i in order], ended[chosen], [cut_at[i] for i in order]))
-        numbers = {run: number for number, run in enumerate(self.runs)}
-        if missing := len(numbers) - len(self.sums):
-            grown = np.zeros((missing, self.number_of_cells, counts.shape[1]))
-            self.sums = np.concatenate([self.sums, grown]) if len(self.sums) else grown
-        if self.metric.ranked:
-            said, start = said_of(counts), 0
-            for run, rows, at in parts:
-                mine = said[start : start + len(at)]
-                self.runs[run].said[at] = mine
-                first = [short(texts[i]) for i in rows[mine < 0][:SHOWN].tolist()]
-                self.runs[run].unreadable.add(int((mine < 0).sum()), self._told(run, at[mine < 0], first))
-                start += len(at)
-        run_of = np.repeat([numbers[run] for run, _, _ in parts], [len(at) for _, _, at in parts])
-        flat = self.sums.reshape(-1, counts.shape[1])
-        for cells in self._cell[places].T:
-            fit = (cells >= 0) & self.whole[places]
-            _add(flat, run_of[fit] * self.number_of_cells + cells[fit], counts[fit])
-
-    def _told(self, run: Run, places: Places, texts: Sequence[str]) -> list[str]:
-        """Name the first few answers of a run, each with a text if there are any."""
-        names = [self.items.keys[place] + (f" (seed {run[1]})" if run[1] else "") for place in places[:SHOWN].tolist()]
-        return [f"{name}: {text}" for name, text in zip(names, texts, strict=True)] if texts else names
-
-    def by_run(self, rows: pa.RecordBatch) -> Iterator[tuple[Run, Places, Places]]:
+    def by_run(self, rows: pa.RecordBatch) -> Iterator[tuple[tuple[str, int], Places, Places]]:
         """Yield each decoder and seed, its rows, and their items' places; raises `DataError` of a row of no item."""
         keys = rows["item"].dictionary_encode()
         names = keys.dictionary.to_pylist()
         if (strange := next((name for name in names if name not in self.at), None)) is not None:
             raise DataError(f"There is an answer to item {strange!r} of {self.name}, which is not among its items.")
         places = np.array([self.at[name] for name in names], np.int64)[keys.indices.to_numpy()]
-        decoders = rows["decoder"].dictionary_encode()
-        seeds = rows["seed"].to_numpy().astype(np.int64)
-        codes = decoders.indices.to_numpy() * (1 + seeds.max(initial=0)) + seeds
-        order = np.argsort(codes, kind="stable")
-        for chosen in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
-            if len(chosen):
-                yield (rows["decoder"][int(chosen[0])].as_py(), int(seeds[chosen[0]])), chosen, places[chosen]
+        decoders, seeds = rows["decoder"].dictionary_encode(), rows["seed"].to_numpy().astype(np.int64)
+        for (decoder, seed), chosen in grouped(decoders.indices.to_numpy(), seeds):
+            yield (decoders.dictionary[decoder].as_py(), seed), chosen, places[chosen]
 
-    def _new(self) -> Given:
-        n = len(self.items.keys)
-        score, mass = np.full((2, n), np.nan, np.float32)
-        return Given(np.zeros(n, np.uint8), score, np.full(n, -1, np.int8), mass, np.zeros(n, np.int64))
+    def _count_texts(self, given: Given, texts: Mapping[int, str]) -> None:
+        n, places = len(texts), np.array(list(texts), np.int64)
+        self._count(given, Batch(places, list(texts.values()), np.ones(n, bool), [None] * n))
+
+    def _count(self, given: Given, batch: Batch) -> None:
+        if not len(batch.places):
+            return
+        counts = self.metric.count(batch)
+        distinct, which = np.unique(counts, axis=0, return_inverse=True)
+        given.counts[batch.places] = self._known + which.reshape(-1)
+        self._known += len(distinct)
+        self.distinct.append(distinct)
+        if self.metric.ranked:
+            said = given.said[batch.places] = said_of(counts)
+            lost = np.flatnonzero(said < 0)
+            first = [short(batch.texts[i]) for i in lost[:SHOWN].tolist()]
+            given.note("unreadable", self._keys(batch.places[lost]), first)
+
+    def _keys(self, places: Places) -> list[str]:
+        return [self.items.keys[place] for place in places.tolist()]
+
+    def _given(self, run: tuple[str, int]) -> Given:
+        if run not in self.runs:
+            n = len(self.items.keys)
+            score, mass = np.full((2, n), np.nan, np.float32)
+            text, counts = np.zeros((2, n), np.int64)
+            self.runs[run] = Given(run[1], np.zeros(n, np.uint8), score, mass, np.full(n, -1, np.int8), text, counts)
+        return self.runs[run]
+
+
+def grouped(*codes: Places) -> Iterator[tuple[tuple[int, ...], Places]]:
+    """Yield each combination of codes, [B] each, with the places that have it, in order."""
+    order = np.lexsort(codes[::-1])
+    ends = np.flatnonzero(np.any([np.diff(code[order]) for code in codes], axis=0)) + 1
+    for chosen in np.split(order, ends):
+        if len(chosen):
+            yield tuple(int(code[chosen[0]]) for code in codes), chosen
+
+
+def summed(rows: Array, at: Places, n: int) -> Array:
+    """Return rows, [B, k], summed by their places `at`, [n, k]: sorted sums are faster than numpy's add.at."""
+    found = np.zeros((n, rows.shape[1]))
+    if len(at):
+        order = np.argsort(at, kind="stable")
+        starts = np.flatnonzero(np.concatenate([[True], np.diff(at[order]) > 0]))
+        found[at[order][starts]] = np.add.reduceat(rows[order], starts, axis=0, dtype=np.float64)
+    return found
 
 
 def short(text: str, most: int = 80) -> str:
@@ -257,19 +212,5 @@ def _tail(text: str, most: int = 40) -> str:
     return f'"{flat if len(flat) <= most else "..." + flat[3 - most :]}"'
 
 
-def _failed(texts: pa.Array) -> pa.Array:
-    return pc.starts_with(pc.utf8_ltrim_whitespace(texts), FAILED_TEXT)
-
-
-def _floats(column: pa.Array) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = column.to_numpy(zero_copy_only=False).astype(np.float32)  # None becomes NaN
-    return found
-
-
-def _add(table: Array, at: Places, rows: Array) -> None:
-    """Add rows to those of a table at `at`, which may repeat: sorted sums are faster than numpy's add.at."""
-    if not len(at):
-        return
-    order = np.argsort(at, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(at[order]) > 0]))
-    table[at[order][starts]] += np.add.reduceat(rows[order], starts, axis=0)
+def _numbers(rows: pa.RecordBatch, column: str) -> NDArray[Any]:
+    return np.asarray(rows[column].to_numpy(zero_copy_only=False))  # None becomes NaN

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy import stats
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.answers import CALIBRATED
 from lvlm_guard.evals.spec.items import YES_NO
-from lvlm_guard.evals.stats.tally import SHOWN, Found, Given, Tally
+from lvlm_guard.evals.stats.tally import SHOWN, Fault, Given, Tally
 
 UNREADABLE = 0.2  # share from which unreadable answers are worth a warning
 FEW = 500  # questions below which the smallest difference that can be found is told
@@ -38,8 +38,7 @@ class Allowed:
     failed: float = 0.01  # requests without an answer; one is allowed in any case, unless it is all there are
 
     def __post_init__(self) -> None:
-        for name in ("empty", "truncated", "failed"):
-            share = getattr(self, name)
+        for name, share in asdict(self).items():
             if not 0 <= share <= 1:
                 raise DataError(
                     f"The allowed share of {name} answers lies between 0 and 1 (0.05 for 5 %); got {share}."
@@ -59,18 +58,19 @@ def validity(
 ) -> Validity:
     """Judge the answers of a run, all counted; `reference` is the decoder that plain, greedy decoding is called."""
     allowed, found, tallies = allowed or Allowed(), Validity(), list(tallies)
+    tests = [tally for tally in tallies if not tally.calibrates]
     for tally in tallies:
         for decoder in decoders:
             if not _asked(decoder, tally):
                 continue
             place = f"{decoder['name']} on {tally.name}" + (" (calibration)" if tally.calibrates else "")
-            for sentence, fatal in _answers(place, tally, decoder, allowed):
+            given = tally.of(decoder["name"])
+            for sentence, fatal in _answers(place, tally, given, decoder, allowed):
                 (found.void if fatal else found.warnings).append(sentence)
-            if not tally.calibrates:
-                found.warnings.extend([*_one_word(place, tally, decoder["name"]), *_unreadable(place, tally, decoder)])
-        if not tally.calibrates:
+            if tally in tests:
+                found.warnings.extend([*_one_word(place, tally, given), *_unreadable(place, given)])
+        if tally in tests:
             found.warnings.extend(_few(tally))
-    tests = [tally for tally in tallies if not tally.calibrates]
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
     for decoder in decoders:
         found.warnings.extend(_idle(decoder, plain if decoder.get("sampled") else reference, tests))
@@ -87,41 +87,42 @@ def detectable(n: int, changed: float = CHANGED) -> float:
 
 
 def _asked(decoder: Mapping[str, Any], tally: Tally) -> bool:
-    if decoder.get("derive"):
-        return False
     # a decoder that files name may be anything: what it did answer is judged
-    if decoder.get("yes_no_only") and tally.task["kind"] not in YES_NO and not tally.of(decoder["name"]):
+    spared = decoder.get("yes_no_only") and tally.task["kind"] not in YES_NO and not tally.of(decoder["name"])
+    if decoder.get("derive") or spared:
         return False
     return not tally.calibrates or decoder.get("role") in CALIBRATED
 
 
-def _answers(place: str, tally: Tally, decoder: Mapping[str, Any], allowed: Allowed) -> Iterator[tuple[str, bool]]:
+def _answers(
+    place: str, tally: Tally, given: Sequence[Given], decoder: Mapping[str, Any], allowed: Allowed
+) -> Iterator[tuple[str, bool]]:
     """Yield what is missing, failed, empty or cut, and whether that makes the run void."""
-    given = tally.of(decoder["name"])
     runs = max(int(decoder.get("seeds") or 1), len(given))  # files number their seeds as they like
     total = len(tally.items.keys) * runs
-    failed = sum(one.failed.n for one in given)
-    missing = total - failed - sum(int((one.there > 0).sum()) for one in given)
+    failed, first = _faults(given, "failed")
+    missing = total - failed - _answered(given)
     if missing:
-        there = np.all([one.there > 0 for one in given], axis=0) if len(given) == runs else False
-        lost = np.flatnonzero(np.broadcast_to(there, len(tally.items.keys)) == False)  # noqa: E712
-        keys = ", ".join(tally.items.keys[at] for at in lost[:SHOWN].tolist())
+        there = np.array([one.there > 0 for one in given]).reshape(-1, len(tally.items.keys)).all(axis=0)
+        lost = np.flatnonzero(~there if len(given) == runs else np.ones_like(there))[:SHOWN]
+        keys = ", ".join(tally.items.keys[at] for at in lost.tolist())
         yield f"{place}: {missing} of {total} answers are missing (first keys: {keys}).", True
     if failed:
         fatal = failed > max(1, allowed.failed * total) or failed == total
         end = "Give the same command again: it asks for them." if fatal else "Their items are left out of all scores."
-        yield f"{place}: {failed} of {total} answers failed ({_first(given, 'failed')}). {end}", fatal
-    if empty := sum(one.empty.n for one in given):
-        what = f"{place}: {empty} of {total} answers are empty (first keys: {_first(given, 'empty', ', ')})"
+        yield f"{place}: {failed} of {total} answers failed ({first}). {end}", fatal
+    empty, first = _faults(given, "empty", ", ")
+    if empty:
+        what = f"{place}: {empty} of {total} answers are empty (first keys: {first})"
         if decoder.get("prompt_suffix"):  # a model may have nothing to say to a control's instruction
             yield f"{what}: unreadable, and so wrong. It is the answer to a prompt of its own.", False
         else:
             yield _judged(what, empty, total, allowed.empty)
-    if cut := sum(one.cut.n for one in given):
+    cut, first = _faults(given, "cut")
+    if cut:
         most = tally.task.get("max_new_tokens")
         limit = f"the limit of {most} tokens" if most else "the token limit"
-        what = f"{place}: {cut} of {total} answers are cut at {limit} ({_first(given, 'cut')})"
-        yield _judged(what, cut, total, allowed.truncated)
+        yield _judged(f"{place}: {cut} of {total} answers are cut at {limit} ({first})", cut, total, allowed.truncated)
 
 
 def _judged(sentence: str, found: int, total: int, allowed: float) -> tuple[str, bool]:
@@ -131,37 +132,37 @@ def _judged(sentence: str, found: int, total: int, allowed: float) -> tuple[str,
     return f"{sentence}, {'more than' if fatal else 'within'} the allowed share of {allowed:g}.", fatal
 
 
-def _first(given: Sequence[Given], what: str, between: str = "; ") -> str:
-    told: list[Found] = [getattr(one, what) for one in given]
-    return between.join([text for one in told for text in one.first][:SHOWN])
+def _faults(given: Sequence[Given], fault: Fault, between: str = "; ") -> tuple[int, str]:
+    """Return how many answers of all seeds have a fault, and the first few."""
+    told = [one.faults.get(fault, (0, [])) for one in given]
+    return sum(n for n, _ in told), between.join([text for _, first in told for text in first][:SHOWN])
 
 
-def _one_word(place: str, tally: Tally, decoder: str) -> Iterator[str]:
+def _answered(given: Sequence[Given]) -> int:
+    return sum(int((one.there > 0).sum()) for one in given)
+
+
+def _one_word(place: str, tally: Tally, given: Sequence[Given]) -> Iterator[str]:
     """Tell of a decoder that says the same whatever it is asked; of yes/no answers, whatever their words."""
-    given, whole = tally.of(decoder), tally.whole
+    whole, ranked = tally.whole, tally.metric.ranked
     truths = {repr(tally.items.truths[at]) for at in np.flatnonzero(whole).tolist()}
     if whole.sum() < 2 or not given or len(truths) == 1:
         return
-    said = np.concatenate([(one.said if tally.metric.ranked else one.text)[whole] for one in given])
-    if np.all(said == said[0]) and not (tally.metric.ranked and said[0] < 0):
-        what = {1: "yes", 0: "no"}[int(said[0])] if tally.metric.ranked else "the same"
+    said = np.concatenate([(one.said if ranked else one.text)[whole] for one in given])
+    if np.all(said == said[0]) and not (ranked and said[0] < 0):
+        what = {1: "yes", 0: "no"}[int(said[0])] if ranked else "the same"
         yield f"{place}: all {len(said)} answers are {what}, whatever was asked."
 
 
-def _unreadable(place: str, tally: Tally, decoder: Mapping[str, Any]) -> Iterator[str]:
-    given = tally.of(decoder["name"])
-    found, total = sum(one.unreadable.n for one in given), sum(int((one.there > 0).sum()) for one in given)
+def _unreadable(place: str, given: Sequence[Given]) -> Iterator[str]:
+    (found, first), total = _faults(given, "unreadable"), _answered(given)
     if found > UNREADABLE * total:
-        yield (
-            f"{place}: {found} of {total} answers can be read as neither yes nor no and count as wrong "
-            f"({_first(given, 'unreadable')})."
-        )
+        yield f"{place}: {found} of {total} answers can be read as neither yes nor no and count as wrong ({first})."
 
 
 def _few(tally: Tally) -> Iterator[str]:
-    small = {row: len(places) for row, places in tally.rows.items() if len(places) < FEW}
-    if small and tally.metric.ranked:
-        row, n = min(small.items(), key=lambda pair: pair[1])
+    row, n = min(((row, len(at)) for row, at in tally.rows.items()), key=lambda pair: pair[1], default=("", FEW))
+    if n < FEW and tally.metric.ranked:
         needed = detectable(n)
         found = f"only one of {100 * needed:.1f} points or more" if needed < CHANGED else "none"
         yield (
@@ -175,13 +176,11 @@ def _idle(decoder: Mapping[str, Any], plain: str | None, tallies: Sequence[Tally
     # a sweep may hold alpha = 0 on purpose: the point where a guard does nothing
     if not decoder.get("method") or name == plain or (decoder.get("point") or {}).get("alpha") == 0:
         return
-    n, same = 0, True
-    for tally in tallies:
-        for ours, theirs in zip(tally.of(name), tally.of(plain or ""), strict=False):
-            both = (ours.there > 0) & (theirs.there > 0)
-            n += int(both.sum())
-            same = same and np.array_equal(ours.text[both], theirs.text[both])
-    if n and same:
+    pairs = [pair for tally in tallies for pair in zip(tally.of(name), tally.of(plain or ""), strict=False)]
+    same = [ours.text == theirs.text for ours, theirs in pairs]
+    both = [(ours.there > 0) & (theirs.there > 0) for ours, theirs in pairs]
+    n = sum(int(there.sum()) for there in both)
+    if n and all(alike[there].all() for alike, there in zip(same, both, strict=True)):
         yield (
             f"{name} answered all {n} items exactly as {plain} did: the guard changed nothing. "
             "Check its knobs and its matcher before reading anything into the table."

@@ -1,4 +1,4 @@
-"""One word a method and yes/no task: does it rank better, or has it moved the threshold?
+"""What the numbers say in a word: does a method rank better or has it moved the threshold; did it break the rest?
 
     ranks better           AUROC up and accuracy at the matched yes ratio up
     moves the threshold    accuracy up, without both of these; matched accuracy not up
@@ -8,45 +8,54 @@
 
 The first that holds is said. "Up" and "down" mean that the 95 % interval of the paired difference to greedy leaves out
 zero. Two must be up for praise, one down is enough for blame: the doubt is the method's.
+
+Fewer hallucinations may be bought with less ability (arXiv:2609.01888): MMStar (1,500 questions, answers are letters,
+through lmms-eval) must not fall. `--tasks world_pope,...,mmstar` checks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lvlm_guard.evals.stats.results import Row
 
 Word = Literal["ranks better", "moves the threshold", "sharper", "ranks worse", "not told apart"]
-Verdict = dict[str, Any]
+
+GAINS = {"accuracy": "Accuracy", "accuracy_matched": "at the matched yes ratio", "auroc": "AUROC"}
+MARGIN = 0.02  # a wide interval is no pass: all of it must lie above -2 points
+CHECKS = {"mmstar": "average", "lmms:mmstar": "average"}
+"""Task -> the metric that must not fall."""
 
 
 def verdicts(
     rows: Sequence[Row], decoders: Sequence[Mapping[str, Any]], reference: str, controls: Mapping[tuple[str, str], str]
-) -> list[Verdict]:
-    """Return the verdicts of all decoders but plain ones: {"task", "decoder", "role", "verdict", "best_control",
+) -> Iterator[Row]:
+    """Yield the verdicts of all decoders but plain ones: {"task", "decoder", "role", "verdict", "best_control",
     "sentence"}; `controls` are (row task, decoder) -> its best control.
     """
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
     by = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in rows}
-    found = []
     for task in dict.fromkeys(row["task"] for row in rows if row["metric"] == "auroc"):
         for decoder in decoders:
-            name = decoder["name"]
-            gains = {m: by.get((task, name, reference, m)) for m in ("accuracy", "accuracy_matched", "auroc")}
-            if decoder.get("role") in ("reference", "plain") or not all(gains.values()):
+            name, control = decoder["name"], controls.get((task, decoder["name"]))
+            gains = [by[key] for metric in GAINS if (key := (task, name, reference, metric)) in by]
+            if decoder.get("role") in ("reference", "plain") or len(gains) < len(GAINS):
                 continue
             sampled = by.get((task, name, plain, "accuracy")) if decoder.get("sampled") else None
-            word = word_of(gains["accuracy"], gains["accuracy_matched"], gains["auroc"], sampled)
-            control = controls.get((task, name))
-            told = {"task": task, "decoder": name, "role": decoder.get("role"), "verdict": word}
-            against = by.get((task, name, control, "accuracy")) if control else None
-            sentence = _sentence(gains, reference, against, control, sampled)
-            found.append(told | {"best_control": control, "sentence": sentence})
-    return found
+            told = [f"{words} {_gain(row)}" for words, row in zip(GAINS.values(), gains, strict=True)]
+            sentence = f"{told[0]} against {reference}; {', '.join(told[1:])}."
+            if sampled is not None:
+                sentence += f" Accuracy {_gain(sampled)} against {plain}."
+            if not control:
+                sentence += " There are no calibration items to choose a best control on."
+            elif (against := by.get((task, name, control, "accuracy"))) is not None:
+                sentence += f" Against {control}, the best control on calibration items, accuracy {_gain(against)}."
+            found = {"task": task, "decoder": name, "role": decoder.get("role"), "verdict": word_of(*gains, sampled)}
+            yield found | {"best_control": control, "sentence": sentence}
 
 
-def word_of(accuracy: Row | None, matched: Row | None, auroc: Row | None, sampled: Row | None = None) -> Word:
+def word_of(accuracy: Row, matched: Row, auroc: Row, sampled: Row | None = None) -> Word:
     """Return the verdict of differences to greedy, and of a sampled decoder's in accuracy to plain sampling."""
     if _up(matched) and _up(auroc):
         return "ranks better"
@@ -54,35 +63,35 @@ def word_of(accuracy: Row | None, matched: Row | None, auroc: Row | None, sample
         return "moves the threshold"
     if (_down(matched) and not _up(auroc)) or (_down(auroc) and not _up(matched)):
         return "ranks worse"
-    if _up(sampled) and not _up(accuracy):
+    if sampled is not None and _up(sampled) and not _up(accuracy):
         return "sharper"
     return "not told apart"
 
 
-def _up(row: Row | None) -> bool:
-    return row is not None and row["low"] is not None and row["low"] > 0
+def capability(rows: Sequence[Row], reference: str) -> Iterator[Row]:
+    """Yield the checks of rows: {"task", "decoder", "role", "value", "low", "high", "passed", "sentence"}."""
+    for row in rows:
+        if row["baseline"] == reference and CHECKS.get(row["task"]) == row["metric"] and row["low"] is not None:
+            passed = row["low"] > -MARGIN
+            keeps = "keeps" if passed else "is not shown to keep"
+            end = "" if passed else f", where the check wants all of it above {-100 * MARGIN:.0f}"
+            told = f"{100 * row['value']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            sentence = f"{row['decoder']} {keeps} what {reference} can: {told} on MMStar{end}."
+            copied = {name: row[name] for name in ("task", "decoder", "role", "value", "low", "high")}
+            yield {**copied, "passed": passed, "sentence": sentence}
 
 
-def _down(row: Row | None) -> bool:
-    return row is not None and row["high"] is not None and row["high"] < 0
+def _up(row: Row) -> bool:
+    return row["low"] is not None and row["low"] > 0
 
 
-def _sentence(
-    gains: Mapping[str, Row | None], reference: str, control: Row | None, best: str | None, sampled: Row | None
-) -> str:
-    names = {"accuracy": "Accuracy", "accuracy_matched": "at the matched yes ratio", "auroc": "AUROC"}
-    told = [f"{names[metric]} {_gain(row)}" for metric, row in gains.items() if row is not None]
-    said = f"{told[0]} against {reference}; {', '.join(told[1:])}."
-    if sampled is not None:
-        said += f" Accuracy {_gain(sampled)} against {sampled['baseline']}."
-    if control is not None:
-        return f"{said} Against {best}, the best control on calibration items, accuracy {_gain(control)}."
-    return said if best else f"{said} There are no calibration items to choose a best control on."
+def _down(row: Row) -> bool:
+    return row["high"] is not None and row["high"] < 0
 
 
 def _gain(row: Row) -> str:
-    low, high = (_signed(row[name]) for name in ("low", "high"))
-    return f"{_signed(row['value'])} [{low}, {high}]"
+    value, low, high = (_signed(row[name]) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _signed(value: float | None) -> str:

@@ -38,7 +38,6 @@ def test_scorers_and_their_tasks_load_no_model_library_and_no_language_tools():
         "tasks.dash_b",
         "tasks.mmhal",
         "stats.score",
-        "stats.capability",
     ]
     code = "import sys; " + "; ".join(f"import lvlm_guard.evals.{name}" for name in names)
     code += "; print([m for m in ('torch', 'transformers', 'lmms_eval', 'nltk', 'spacy') if m in sys.modules])"

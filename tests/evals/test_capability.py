@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvlm_guard.evals.stats.capability import capability
+from lvlm_guard.evals.stats.verdict import capability
 
 
 def row(**changes):
@@ -22,4 +22,4 @@ def test_a_check_is_passed_only_by_an_interval_above_the_margin(changes, passed)
 
 def test_other_rows_are_no_checks():
     others = [row(baseline=None), row(metric="math"), row(task="mmmu_val"), row(baseline="sample"), row(low=None)]
-    assert capability(others, "greedy") == []
+    assert list(capability(others, "greedy")) == []
