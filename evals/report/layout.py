@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from lvlm_guard.evals.report.numbers import Row, number, title, written
+from lvlm_guard.evals.report.numbers import Row, interval, number, title, written
 
 Shows = Literal["value", "difference", "label", "flips", "verdict"]
+Task = Mapping[str, Any]
 
 QUESTIONS: tuple[tuple[str, Shows, int], ...] = (
     *(("accuracy", "difference", 0), ("accuracy_matched", "difference", 0), ("auroc", "difference", 0)),
@@ -46,6 +47,14 @@ class Column:
     rank: int = 0  # those of the highest rank leave first where there is no room, those of rank 0 never
 
 
+class Cell(NamedTuple):
+    """A figure as it is written, its own interval, and the difference that stands beside it."""
+
+    text: str
+    interval: str = ""
+    change: Row | None = None
+
+
 class Results:
     """The contents of `results.json`, looked up by columns.
 
@@ -56,7 +65,7 @@ class Results:
         self.data, self.baselines = data, baselines or {}
         self.rows: list[Row] = [*data["rows"], *data.get("costs", ())]
         self.decoders: list[Mapping[str, Any]] = list(data["decoders"])
-        self.tasks: list[Mapping[str, Any]] = list(data["tasks"])
+        self.tasks: list[Task] = list(data["tasks"])
         self.reference: str = data["reference"]
         self._rows_of = _owned(data["rows"], self.tasks)
         self._at = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in self.rows}
@@ -73,82 +82,99 @@ class Results:
         """Return the share of the labels that are yes."""
         return next((r["value"] for r in self.rows if (r["task"], r["metric"]) == (row, "label_yes")), None)
 
-    def lines(self, task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    def lines(self, task: Task) -> list[Mapping[str, Any]]:
         """Return the decoders that have results in a task, in order."""
-        own = set(self.row_tasks(task))
-        known = {r["decoder"] for r in self.rows if r["task"] in own}
+        known = {r["decoder"] for r in self._of(*self.row_tasks(task))}
         return [decoder for decoder in self.decoders if decoder["name"] in known]
 
-    def row_tasks(self, task: Mapping[str, Any]) -> list[str]:
+    def row_tasks(self, task: Task) -> list[str]:
         """Return the result rows of a task, that of all its items last."""
         return self._rows_of.get(task["name"], [])
 
     def metrics(self, row: str) -> list[str]:
         """Return the metrics of a result row, those at a token limit left out."""
-        own = (r for r in self.rows if r["task"] == row and r.get("limit") is None)
-        return list(dict.fromkeys(r["metric"] for r in own if r["metric"] not in COSTS))
+        own = (r["metric"] for r in self._of(row) if r.get("limit") is None)
+        return [metric for metric in dict.fromkeys(own) if metric not in COSTS]
 
     def limits(self, row: str, metric: str) -> list[int]:
         """Return the token limits at which a metric was measured."""
-        found = {r["limit"] for r in self.rows if r["task"] == row and r.get("limit") is not None}
-        return [limit for limit in sorted(found) if any(k[0] == row and k[3] == f"{metric}@{limit}" for k in self._at)]
-
-    def verdict(self, row: str, decoder: str) -> str:
-        """Return what the statistics call a decoder's gain in a result row; "" where they say nothing."""
-        found = (v["verdict"] for v in self.data["verdicts"] if (v["task"], v["decoder"]) == (row, decoder))
-        return next(found, "")
+        found = {r["limit"] for r in self._of(row) if r.get("limit") and r["metric"] == f"{metric}@{r['limit']}"}
+        return sorted(found)
 
     def verdicts(self) -> list[Mapping[str, Any]]:
         """Return the verdicts on what a run is about, each on all items of a task."""
         whole = {rows[-1] for rows in self._rows_of.values()}
         return [v for v in self.data["verdicts"] if v["task"] in whole and v["role"] in JUDGED]
 
-    def pairs(self, task: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def pairs(self, task: Task) -> list[tuple[str, str]]:
         """Return the decoders that are compared with another than the reference, and with which."""
-        own = set(self.row_tasks(task))
-        there = (r for r in self.rows if r["task"] in own and r["baseline"] not in (None, self.reference))
+        there = (r for r in self._of(*self.row_tasks(task)) if r["baseline"] not in (None, self.reference))
         return list(dict.fromkeys((r["decoder"], r["baseline"]) for r in there))
 
-    def costs(self, task: Mapping[str, Any]) -> list[str]:
+    def costs(self, task: Task) -> list[str]:
         """Return what is known of a task's costs."""
-        known = {r["metric"] for r in self.rows if r["task"] == task["name"]}
+        known = {r["metric"] for r in self._of(task["name"])}
         return [metric for metric in COSTS if metric in known]
 
-    def main(self, task: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def main(self, task: Task) -> list[tuple[str, str]]:
         """Return the result rows and metrics that a task is first judged by: of all items, then of the hardest."""
-        rows = self.row_tasks(task)
-        if not rows:
+        rows, columns = self.row_tasks(task), self._columns(task)
+        whole = [column for column in columns if column.shows == "difference"]
+        if not whole or not rows:
             return []
-        there = self.metrics(rows[-1])
-        known = [m for m, shows, _ in _known(there) if shows == "difference" and m in there] or _own(there)[:1]
-        parts = self._parts(rows, known[0]) if known else []
-        return [*((rows[-1], metric) for metric in known), *((row, known[0]) for row in parts[:1])]
+        known = [column.metric for column in (whole if _known(self.metrics(rows[-1])) else whole[:1])]
+        return [*((rows[-1], metric) for metric in known), *((row, known[0]) for row in self._parts(rows, known[0])[:1])]
 
-    def _parts(self, rows: Sequence[str], metric: str) -> list[str]:
-        """Return the result rows of parts of a task, the one that is hardest for the reference first."""
-        found = {row: (self.value(row, self.reference, metric) or {}).get("value") for row in rows[:-1]}
-        ease = {row: math.inf if value is None else float(value) for row, value in found.items()}
-        return sorted(ease, key=lambda row: ease[row])
-
-    def columns(self, task: Mapping[str, Any]) -> Iterator[Column]:
+    def columns(self, task: Task) -> Iterator[Column]:
         """Yield the columns of a task's table, its cost last."""
         rows = self.row_tasks(task)
         whole = rows[-1] if rows else task["name"]
         there = self.metrics(whole)
-        known = [(m, shows, rank) for m, shows, rank in _known(there) if m in there]
-        for metric, shows, rank in known or [(m, "difference", i) for i, m in enumerate(_own(there)[:MOST])]:
-            yield Column(_heading(metric, shows), whole, metric, shows, rank)
+        yield from self._columns(task)
         if any(v["task"] == whole for v in self.data["verdicts"]):
             yield Column("verdict", whole, "verdict", "verdict", 7)
         head = next((metric for metric in HEADS if metric in there), "")
         for place, row in enumerate(self._parts(rows, head)):
-            shows = "value" if place else "difference"
+            shows: Shows = "value" if place else "difference"
             yield Column(f"{row.replace('_', ' ')}\n{title(head)}", row, head, shows, 9 if place else 2)
-        if any(r["metric"] == "time_ratio" and r["task"] == task["name"] for r in self.rows):
+        if "time_ratio" in self.costs(task):
             yield Column(f"time\n×{self.reference}", task["name"], "time_ratio")
 
+    def cell(self, column: Column, decoder: str) -> Cell:
+        """Return what stands in a column for a decoder."""
+        row = self.value(column.row, decoder, column.metric)
+        if column.shows == "verdict":
+            found = (v["verdict"] for v in self.data["verdicts"] if (v["task"], v["decoder"]) == (column.row, decoder))
+            return Cell(next(found, ""))
+        if column.shows == "label":
+            share = self.label_yes(column.row)
+            return Cell("–" if row is None or share is None else number(row["value"] - share, signed=True))
+        if column.shows == "flips":
+            turned = [self.difference(column.row, decoder, metric) for metric in ("n2p", "p2n")]
+            return Cell("/".join("–" if one is None else f"{one['value']:.0f}" for one in turned) if any(turned) else "")
+        if column.shows == "difference":
+            return Cell(written(row), interval(row), self.difference(column.row, decoder, column.metric))
+        return Cell(written(row))
 
-def _owned(rows: Sequence[Row], tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    def _of(self, *rows: str) -> Iterator[Row]:
+        return (row for row in self.rows if row["task"] in rows)
+
+    def _columns(self, task: Task) -> list[Column]:
+        """Return the columns of what all items of a task were measured by."""
+        whole = (self.row_tasks(task) or [task["name"]])[-1]
+        there = self.metrics(whole)
+        known = [(m, shows, rank) for m, shows, rank in _known(there) if m in there]
+        own = [metric for metric in there if metric not in READINGS]
+        known = known or [(m, "difference", i) for i, m in enumerate(own[:MOST])]
+        return [Column(_heading(metric, shows), whole, metric, shows, rank) for metric, shows, rank in known]
+
+    def _parts(self, rows: Sequence[str], metric: str) -> list[str]:
+        """Return the result rows of parts of a task, the one that is hardest for the reference first."""
+        found = {row: (self.value(row, self.reference, metric) or {}).get("value") for row in rows[:-1]}
+        return sorted(found, key=lambda row: math.inf if found[row] is None else float(found[row] or 0))
+
+
+def _owned(rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[str]]:
     """Return task -> its result rows. Those of one task stand together, what several rows make up after them."""
     owners = {}
     for task in tasks:
@@ -166,23 +192,5 @@ def _known(there: Sequence[str]) -> tuple[tuple[str, Shows, int], ...]:
     return CAPTIONS if "chair_i" in there else QUESTIONS if {"accuracy", "yes_ratio"} <= set(there) else ()
 
 
-def _own(there: Sequence[str]) -> list[str]:
-    return [metric for metric in there if metric not in READINGS]
-
-
 def _heading(metric: str, shows: Shows) -> str:
     return {"label": "yes −\nlabels", "flips": "N2P/\nP2N"}.get(shows, title(metric).replace(" ", "\n", 1))
-
-
-def plain_cell(results: Results, column: Column, decoder: str) -> str:
-    """Write a cell of figures without its difference."""
-    if column.shows == "verdict":
-        return results.verdict(column.row, decoder)
-    row = results.value(column.row, decoder, column.metric)
-    if column.shows == "label":
-        share = results.label_yes(column.row)
-        return "–" if row is None or share is None else number(row["value"] - share, signed=True)
-    if column.shows == "flips":
-        turned = [results.difference(column.row, decoder, metric) for metric in ("n2p", "p2n")]
-        return "/".join("–" if one is None else f"{one['value']:.0f}" for one in turned) if any(turned) else ""
-    return written(row)

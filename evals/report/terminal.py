@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lvlm_guard.evals.report import layout
-from lvlm_guard.evals.report.layout import Results, plain_cell
+from lvlm_guard.evals.report.layout import Results, Task
 from lvlm_guard.evals.report.numbers import interval, judged, said, title, written
 from lvlm_guard.evals.report.tables import Column, fitted
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
+EFFECTS = {"good": "names fewer absent objects", "bad": "names more absent objects", "": "has no clear effect on absent objects"}
 SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence mentions
 Line = Mapping[str, Any]
 
@@ -29,39 +30,32 @@ def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = 
     `about`: what the tables are of, else the model; `caption`: what stands below, else what the figures are.
     """
     known = results if isinstance(results, Results) else Results(results)
-    if known.data["void"]:
-        return []
-    about = about or known.data.get("settings", {}).get("model", "")
-    return [_table(known, task, width, about, caption or explained(known, task)) for task in known.tasks]
-
-
-def _table(results: Results, task: Mapping[str, Any], width: int, about: str, caption: str) -> Table:
-    columns = [Column[Line]("decoder", _name, text=True)]
-    columns += [Column(one.title, _cell(results, one), one.rank) for one in results.columns(task)]
-    title = f"{task['name']}: {about}, {task['split']} split, {task['n']} items on {task['pictures']} pictures"
-    return fitted(results.lines(task), columns, width, title=title, caption=caption)
+    about, found = about or known.data.get("settings", {}).get("model", ""), []
+    for task in known.tasks if not known.data["void"] else ():
+        columns = [Column[Line]("decoder", _name, text=True)]
+        columns += [Column(one.title, _cell(known, one), one.rank) for one in known.columns(task)]
+        of = f"{task['name']}: {about}, {task['split']} split, {task['n']} items on {task['pictures']} pictures"
+        below = caption or explained(known, task)
+        found.append(fitted(known.lines(task), columns, width, title=of, caption=below))
+    return found
 
 
 def _name(decoder: Line) -> Text:
     return Text(decoder["name"], "dim" if decoder["role"] in ("plain", "control") else "")
 
 
-def _cell(results: Results, column: layout.Column) -> Callable[[Line], Text | str]:
-    def cell(decoder: Line) -> Text | str:
-        row = results.value(column.row, decoder["name"], column.metric)
-        if column.shows != "difference":
-            return plain_cell(results, column, decoder["name"])
-        change = results.difference(column.row, decoder["name"], column.metric)
-        if change is None:
-            return Text.assemble(written(row), ("\n" + interval(row), "dim"))
-        return Text.assemble(
-            f"{written(row)} ", (written(change), STYLES[judged(change)]), ("\n" + interval(change), "dim")
-        )
+def _cell(results: Results, column: layout.Column) -> Callable[[Line], Text]:
+    def cell(decoder: Line) -> Text:
+        found = results.cell(column, decoder["name"])
+        if found.change is None:
+            return Text.assemble(found.text, (f"\n{found.interval}" if column.shows == "difference" else "", "dim"))
+        change = written(found.change), STYLES[judged(found.change)]
+        return Text.assemble(f"{found.text} ", change, (f"\n{interval(found.change)}", "dim"))
 
     return cell
 
 
-def explained(results: Results, task: Mapping[str, Any]) -> str:
+def explained(results: Results, task: Task) -> str:
     """Return what a table's figures are, in a few sentences."""
     n = {row: max(r["n"] for r in results.rows if r["task"] == row) for row in results.row_tasks(task)}
     counted = ", ".join(f"{row} {n}" for row, n in n.items())
@@ -85,30 +79,14 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _captions(results: Results, task: Mapping[str, Any]) -> Iterator[str]:
-    for name in results.row_tasks(task):
-        for decoder in results.lines(task):
-            wrong = results.difference(name, decoder["name"], "chair_i")
-            recall = results.difference(name, decoder["name"], "object_recall")
-            if decoder["role"] not in layout.JUDGED or wrong is None or recall is None:
-                continue
-            effect = {"good": "names fewer absent objects", "bad": "names more absent objects"}.get(
-                judged(wrong), "has no clear effect on absent objects"
-            )
-            yield (
-                f"{decoder['name']} on {name}: {effect}, CHAIR_i {said(wrong)}; object recall {said(recall)}"
-                f"{''.join(_beside(results, name, decoder['name']))}."
-            )
-
-
-def _matchers(results: Results, task: Mapping[str, Any]) -> Iterator[str]:
-    """Say how a method with one matcher differs from itself with another, by what the task is first judged by."""
-    methods = {decoder["name"]: decoder["method"] for decoder in results.decoders if decoder["role"] == "method"}
-    for ours, theirs in results.pairs(task):
-        if ours in methods and methods.get(theirs) == methods[ours]:
-            for row, metric in results.main(task):
-                if difference := results.difference(row, ours, metric, theirs):
-                    yield f"{ours} − {theirs} on {row}: {title(metric)} {said(difference)}."
+def _captions(results: Results, task: Task) -> Iterator[str]:
+    lines = [decoder["name"] for decoder in results.lines(task) if decoder["role"] in layout.JUDGED]
+    for row in results.row_tasks(task):
+        for name in lines:
+            wrong, recall = (results.difference(row, name, metric) for metric in ("chair_i", "object_recall"))
+            if wrong is not None and recall is not None:
+                told = f"{name} on {row}: {EFFECTS[judged(wrong)]}, CHAIR_i {said(wrong)}; object recall {said(recall)}"
+                yield f"{told}{''.join(_beside(results, row, name))}."
 
 
 def _beside(results: Results, row: str, decoder: str) -> Iterator[str]:
@@ -123,3 +101,13 @@ def _beside(results: Results, row: str, decoder: str) -> Iterator[str]:
             yield f"; {told} ({results.reference}: {plain['value']:.0%})"
         elif abs(change) >= SHORTER:
             yield f"; its captions are {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
+
+
+def _matchers(results: Results, task: Task) -> Iterator[str]:
+    """Say how a method with one matcher differs from itself with another, by what the task is first judged by."""
+    methods = {decoder["name"]: decoder["method"] for decoder in results.decoders if decoder["role"] == "method"}
+    for ours, theirs in results.pairs(task):
+        if ours in methods and methods.get(theirs) == methods[ours]:
+            for row, metric in results.main(task):
+                if difference := results.difference(row, ours, metric, theirs):
+                    yield f"{ours} − {theirs} on {row}: {title(metric)} {said(difference)}."

@@ -71,7 +71,6 @@ def page_environment() -> Environment:
     filters = (numbers.number, numbers.written, numbers.interval, numbers.judged, numbers.p_text, numbers.title)
     made.filters |= {"plain": _plain, **{one.__name__: one for one in filters}}
     made.globals |= {"charts": charts, "explained": explained, "readings": layout.READINGS}
-    made.globals["plain_cell"] = layout.plain_cell
     return made
 
 
