@@ -123,7 +123,10 @@ class Results:
         if not whole or not rows:
             return []
         known = [column.metric for column in (whole if _known(self.metrics(rows[-1])) else whole[:1])]
-        return [*((rows[-1], metric) for metric in known), *((row, known[0]) for row in self._parts(rows, known[0])[:1])]
+        return [
+            *((rows[-1], metric) for metric in known),
+            *((row, known[0]) for row in self._parts(rows, known[0])[:1]),
+        ]
 
     def columns(self, task: Task) -> Iterator[Column]:
         """Yield the columns of a task's table, its cost last."""
@@ -151,7 +154,9 @@ class Results:
             return Cell("–" if row is None or share is None else number(row["value"] - share, signed=True))
         if column.shows == "flips":
             turned = [self.difference(column.row, decoder, metric) for metric in ("n2p", "p2n")]
-            return Cell("/".join("–" if one is None else f"{one['value']:.0f}" for one in turned) if any(turned) else "")
+            return Cell(
+                "/".join("–" if one is None else f"{one['value']:.0f}" for one in turned) if any(turned) else ""
+            )
         if column.shows == "difference":
             return Cell(written(row), interval(row), self.difference(column.row, decoder, column.metric))
         return Cell(written(row))

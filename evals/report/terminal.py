@@ -19,7 +19,11 @@ from lvlm_guard.evals.report.numbers import interval, judged, said, title, writt
 from lvlm_guard.evals.report.tables import Column, fitted
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
-EFFECTS = {"good": "names fewer absent objects", "bad": "names more absent objects", "": "has no clear effect on absent objects"}
+EFFECTS = {
+    "good": "names fewer absent objects",
+    "bad": "names more absent objects",
+    "": "has no clear effect on absent objects",
+}
 SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence mentions
 Line = Mapping[str, Any]
 

@@ -266,7 +266,7 @@ def rules_of(texts: Sequence[str]) -> list[Any]:
     from lvlm_guard.errors import GuardError
 
     try:
-        return [import_module("lvlm_guard.evals.report.compare.fail_if").fail_if(text) for text in texts]
+        return [import_module("lvlm_guard.evals.report.fail_if").fail_if(text) for text in texts]
     except GuardError as error:
         raise usage(f"--fail-if: {error}") from None
 

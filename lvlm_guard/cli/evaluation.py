@@ -62,10 +62,10 @@ def compare(
     if json:
         print_object(found.to_dict())
     else:
-        shown, drawn = out(), import_module("lvlm_guard.evals.report.compare.table")
-        for table in drawn.tables(found, shown.width):
+        shown = out()
+        for table in room.tables(found, shown.width):
             shown.print(table)
-        for sentence in drawn.remarks(found):
+        for sentence in room.remarks(found):
             shown.print(escape(sentence))
     leave({"rows": found.rows}, rules)
 
@@ -205,7 +205,7 @@ def reproduce(
     if json:
         print_object(found)
     else:
-        for table in drawn.reproduce_tables(found, shown.width):
+        for table in room.reproduce_tables(found, shown.width):
             shown.print(table)
         for sentence in found["notes"]:
             shown.print(escape(sentence))

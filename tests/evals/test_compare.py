@@ -19,9 +19,11 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lvlm_guard.evals.errors import DataError, VoidRunError
+from lvlm_guard.evals.metrics import mmhal
+from lvlm_guard.evals.report import compare as compare_table
 from lvlm_guard.evals.report.compare import Comparison, compare
-from lvlm_guard.evals.report.compare import table as compare_table
 from lvlm_guard.evals.report.saved import read_run
+from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 
 LABELS = ["yes", "no"] * 60
@@ -299,6 +301,41 @@ def test_clear_means_clear_after_the_adjustment_for_many_differences(tmp_path: P
     assert among[0] == "No clear difference in the other 21."
 
 
+def test_the_dialects_that_scoring_was_told_are_those_of_a_comparison(tmp_path: Path) -> None:
+    task = replace(captions([["dog"], ["cat"]] * 10), vocabulary=None)
+    runs = [saved(tmp_path / n, task, {"greedy": [said] * 20}).folder for n, said in (("a", "a dog"), ("b", "a cat"))]
+    assert "chair_s_official" in {row["metric"] for row in compare(*runs).rows}
+    for run in runs:  # as it is written where scoring was told to read captions one way alone
+        results = json.loads((run / "results.json").read_text())
+        results["tasks"][0]["about"]["dialects"] = ["ours"]
+        (run / "results.json").write_text(json.dumps(results))
+    assert {row["dialect"] for row in compare(*runs).rows} == {"ours"}
+
+
+def test_verdicts_in_the_folders_of_both_runs_score_their_comparison(tmp_path: Path) -> None:
+    items = [Item(str(n), str(n), "?", (), truth="a cup", rows=("mmhal",)) for n in range(mmhal.ITEMS)]
+    for name, grade in (("a", 2), ("b", 5)):
+        texts = [f"{name} {n}" for n in range(len(items))]
+        verdicts = tmp_path / name / "verdicts"
+        verdicts.mkdir(parents=True)
+        reply = {"judge": {"model": "judge-1", "date": "2026-11-29"}, "prompt_sha256": "0"}
+        reply |= {"answers_sha256": mmhal.answers_digest(texts), "verdicts": [f"Rating: {grade}, good"] * len(items)}
+        (verdicts / "greedy.json").write_text(json.dumps(reply))
+        saved(tmp_path / name, EvalTask("mmhal", "mmhal", items, 9), {"greedy": texts})
+    moved = (tmp_path / "b").rename(tmp_path / "moved")
+    found = compare(tmp_path / "a", moved)
+    assert difference(found, "greedy", "greedy", "score", "mmhal")["value"] == 3
+    assert ["judged by judge-1" in told for told in found.warnings] == [True]
+
+
+def test_what_scoring_warns_of_stands_beside_a_comparison(tmp_path: Path) -> None:
+    task, one = pope(["yes"] * 40), {"greedy": [1.0] * 40}
+    a, b = (saved(tmp_path / name, task, {"greedy": ["yes"] * 40}, scores=one).folder for name in "ab")
+    found, told = compare(a, b), "pope_random: all labels are yes, so there is no AUROC (n/a)."
+    assert found.warnings == found.to_dict()["warnings"] == [told]
+    assert told in compare_table.remarks(found)
+
+
 def test_a_comparison_is_strict_json_and_says_where_it_comes_from(runs: tuple[Path, Path]) -> None:
     told = json.loads(json.dumps(compare(*runs).to_dict(), allow_nan=False))
     assert (told["command"], told["a"], told["b"]) == ("eval compare", *map(str, runs))
@@ -309,7 +346,7 @@ def test_a_comparison_is_strict_json_and_says_where_it_comes_from(runs: tuple[Pa
 
 def test_comparing_needs_neither_torch_nor_lmms_eval() -> None:
     heavy = "{'torch', 'transformers', 'lmms_eval'}"
-    code = f"import sys, lvlm_guard.evals.report.compare.table; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, lvlm_guard.evals.report.compare; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -13,7 +13,7 @@ from runs import pope, saved
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.compare import compare
-from lvlm_guard.evals.report.compare.fail_if import fail_if
+from lvlm_guard.evals.report.fail_if import fail_if
 
 GREEDY = row("pope_random", "greedy", "accuracy", 0.8)
 ROWS = [

@@ -7,17 +7,20 @@ from typing import Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.saved import Run
+from lvlm_guard.evals.stats.score import VERDICTS
 
 _ASKED = ("picture", "prompt", "truth", "rows")  # of an item; its key pairs it
 _PROTOCOL = ("kind", "split", "max_new_tokens", "until", "vocabulary", "n", "pictures")
+_OWN = {"tasks", "methods", "knobs", "questions", "images", "annotations", "include"}  # told elsewhere, or mere paths
+_TOLD = ("version", "code", "weights", "where")
 
 Pair = tuple[str, str]
 """A decoder of the first run, and the one of the second that it is compared with."""
 
 
 def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
-    """Return the tasks that both asked, as the first describes them; raises `DataError` where there is none, or what
-    differs in one of the same name.
+    """Return the tasks that both asked, as they were scored; raises `DataError` where there is none, or what differs
+    in one of the same name.
     """
     ours, theirs = ({task["name"]: task for task in run.asked["tasks"]} for run in (a, b))
     common = [name for name in ours if name in theirs]
@@ -30,7 +33,19 @@ def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
             f"{a.folder} and {b.folder} did not ask the same, so their answers can't be paired: {'; '.join(problems)}. "
             "Run one of them again with the other's tasks, limit, split and preset."
         )
-    return [ours[name] for name in common]
+    return [ours[name] | {"about": _about(ours[name], a, b)} for name in common]
+
+
+def _about(task: Mapping[str, Any], a: Run, b: Run) -> dict[str, Any]:
+    """Return what scoring knew of a task, in either run: CHAIR's dialects, and the verdicts in their folders."""
+    about = dict(task.get("about") or {})
+    for run in (a, b):
+        told = next((one.get("about") or {} for one in run.results.tasks if one["name"] == task["name"]), {})
+        found = {"dialects": told.get("dialects", ())}
+        found["verdicts"] = [str(path) for path in sorted((run.folder / VERDICTS).glob("*.json"))]
+        for name in found.keys() & told.keys():
+            about[name] = list(dict.fromkeys([*about.get(name, ()), *found[name]]))
+    return about
 
 
 def _unlike(a: Run, b: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -57,14 +72,6 @@ def apart(prefix: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Ite
             yield f"{prefix}{name} is {left.get(name)!r} and {right.get(name)!r}"
 
 
-def only_in_one(a: Run, b: Run, what: str, common: set[str]) -> Iterator[str]:
-    """Say which tasks or decoders (`what`) only one of the runs has."""
-    for run in (a, b):
-        names = [one["name"] for one in run.asked[what] if one["name"] not in common and not one.get("derive")]
-        if names:
-            yield f"Only {run.folder} has the {what} {', '.join(names)}."
-
-
 def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> list[Pair]:
     """Return which decoders to compare: those named, else all that both asked; raises `DataError` for what can't be."""
     pairs = [(decoder_a or decoder_b or "", decoder_b or decoder_a or "")]
@@ -76,11 +83,11 @@ def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> li
                 f"The runs have no decoder in common: {a.folder} has {', '.join(ours)}, {b.folder} has "
                 f"{', '.join(theirs)}. Name one of each (decoder_a, decoder_b)."
             )
-    for ours_, theirs_ in pairs:
-        alone = ours_ != theirs_  # two ways of decoding: then nothing else may differ
-        if differing := ", ".join(apart("", _decided_by(a, ours_, alone), _decided_by(b, theirs_, alone))):
+    for mine, other in pairs:
+        alone = mine != other  # two ways of decoding: then nothing else may differ
+        if differing := ", ".join(apart("", _decided_by(a, mine, alone), _decided_by(b, other, alone))):
             raise DataError(
-                f"{ours_} of {a.folder} and {theirs_} of {b.folder} answered under other settings ({differing}), so "
+                f"{mine} of {a.folder} and {other} of {b.folder} answered under other settings ({differing}), so "
                 "that would be what is compared. Pair decoders that decode alike, on one model; one decoder may be "
                 "compared across two models."
             )
@@ -95,3 +102,26 @@ def _decided_by(run: Run, decoder: str, alone: bool) -> dict[str, Any]:
         # a server may give the guarded model a name of its own
         told |= {} if settings.get("server") else {"model": settings.get("model")}
     return told
+
+
+def only_in_one(a: Run, b: Run, what: str, common: set[str]) -> Iterator[str]:
+    """Say which tasks or decoders (`what`) only one of the runs has."""
+    for run in (a, b):
+        names = [one["name"] for one in run.asked[what] if one["name"] not in common and not one.get("derive")]
+        if names:
+            yield f"Only {run.folder} has the {what} {', '.join(names)}."
+
+
+def differences(a: Run, b: Run, pairs: list[Pair]) -> Iterator[str]:
+    """Say what differs between two runs beside their answers."""
+    for x, y in pairs:
+        left, right = a.decoder(x), b.decoder(y)
+        if x == y:
+            yield from apart(f"{x}: ", left.get("knobs") or {}, right.get("knobs") or {})
+        if left["seeds"] != right["seeds"]:
+            yield f"{x} ran {left['seeds']} times and {y} {right['seeds']} times; means are compared"
+    settings = [{k: v for k, v in run.asked["settings"].items() if k not in _OWN} for run in (a, b)]
+    yield from apart("setting ", *settings)
+    yield from apart("", *({k: run.asked.get(k) for k in _TOLD} for run in (a, b)))
+    for name in ("packages", "environment"):
+        yield from apart("", *(run.asked.get(name) or {} for run in (a, b)))
