@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from lvlm_guard.evals.metrics import chair, pope
-from lvlm_guard.evals.report.layout import JUDGED
+from lvlm_guard.evals.report.layout import JUDGED, Task
 from lvlm_guard.evals.report.saved import Item, Run, Said
 from lvlm_guard.evals.spec.items import YES_NO
 
@@ -36,9 +36,15 @@ class Judged:
 
     text: str
     mark: str = ""  # "right", "wrong" or "unreadable" for yes/no questions, else ""
-    merit: float | None = None  # more is better; None where nothing says which is better
     ended: bool = True  # False where it was cut at the token limit
     caption: chair.Caption | None = None  # what it names, where it is a caption
+
+    @property
+    def merit(self) -> float | None:
+        """More is better; None where nothing says which is better."""
+        if self.caption is not None:
+            return -float(len(self.caption.hallucinated))
+        return float(self.mark == "right") if self.mark else None
 
 
 @dataclass(frozen=True)
@@ -66,25 +72,25 @@ class Shown:
 class Disagreement:
     """What a task's items became under each watched decoder."""
 
+    names: Sequence[str]  # the watched decoders
     counts: Counter[tuple[str, Standing]] = field(default_factory=Counter)  # (decoder, standing) -> items
     shown: list[Shown] = field(default_factory=list)  # those chosen to be shown, in the order of the questions
     items: int = 0
 
 
-def judge(task: Mapping[str, Any], item: Item, row: Mapping[str, Any]) -> Judged:
+def judge(task: Task, item: Item, row: Mapping[str, Any]) -> Judged:
     """Return an answer, judged as the task's scorer reads it."""
     text, ended = row["text"], row.get("ended", True)
     if task["kind"] == "chair":
         named = [{"image_id": 0, "caption": text}]
         (caption,) = chair.compare(named, {0: item["truth"]}, vocabulary=task.get("vocabulary"))
-        return Judged(text, merit=-float(len(caption.hallucinated)), ended=ended, caption=caption)
+        return Judged(text, ended=ended, caption=caption)
     # lmms-eval's own tasks may want yes or no too; what they want otherwise only they can judge
     truth = str(item["truth"]).strip().lower()
     if truth not in ("yes", "no") or task["kind"] not in (*YES_NO, "stock"):
         return Judged(text, ended=ended)
     said = _read(text)
-    mark = "unreadable" if said is None else "right" if said == truth else "wrong"
-    return Judged(text, mark, float(mark == "right"), ended)
+    return Judged(text, "unreadable" if said is None else "right" if said == truth else "wrong", ended)
 
 
 def watched(decoders: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,16 +113,15 @@ def standings(said: Mapping[str, Sequence[Judged]], reference: str, names: Itera
 
 
 def _standing(plain: Sequence[Judged], ours: Sequence[Judged]) -> Standing | None:
-    merits = [[one.merit for one in answers if one.merit is not None] for answers in (plain, ours)]
-    if all(merits):
-        gain = fmean(merits[1]) - fmean(merits[0])
-        if abs(gain) >= CLEARLY:
-            return "fixed" if gain > 0 else "broken"
+    before, after = ([one.merit for one in answers if one.merit is not None] for answers in (plain, ours))
+    if before and after and abs(gain := fmean(after) - fmean(before)) >= CLEARLY:
+        return "fixed" if gain > 0 else "broken"
     if any(one.mark == "unreadable" for one in (*plain, *ours)):
         return "unreadable"
-    if plain[0].caption is not None and ours[0].caption is not None:
-        return "changed" if plain[0].caption.recalled != ours[0].caption.recalled else None
-    return "changed" if not plain[0].mark and plain[0].text != ours[0].text else None
+    a, b = plain[0], ours[0]
+    if a.caption is not None and b.caption is not None:
+        return "changed" if a.caption.recalled != b.caption.recalled else None
+    return "changed" if not a.mark and a.text != b.text else None
 
 
 def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
@@ -127,22 +132,22 @@ def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
     picture's objects fill what is left, up to `limit` items over all tasks.
     """
     reference, names = run.results.reference, watched(run.asked["decoders"])
-    found = {task["name"]: Disagreement() for task in run.asked["tasks"]}
+    found: dict[str, Disagreement] = {}
     heaps: dict[Standing, dict[tuple[str, str], list[Place]]] = {standing: {} for standing in STANDINGS}
-    seen: Counter[tuple[str, str, str, str]] = Counter()
     for task in run.asked["tasks"]:
-        own = found[task["name"]]
+        own, seen = Disagreement(names), Counter[tuple[str, Standing, str]]()
+        found[task["name"]] = own
         for item, answers in run.by_item(task["name"]):
             kept = {name: answers[name] for name in (reference, *names) if name in answers}
             if any(row["failed"] for rows in kept.values() for row in rows):
                 continue
             became = standings(_judged(task, item, kept), reference, names)
             own.items += bool(became)
+            own.counts.update(became.items())
             for name, standing in became.items():
-                own.counts[name, standing] += 1
-                place = (task["name"], name, standing, item["picture"])
-                seen[place] += 1
-                heaps[standing].setdefault(place[:2], []).append((seen[place], task["name"], item["item"]))
+                seen[name, standing, item["picture"]] += 1
+                place = seen[name, standing, item["picture"]], task["name"], item["item"]
+                heaps[standing].setdefault((task["name"], name), []).append(place)
     first = [heap for standing in STANDINGS[:-1] for heap in heaps[standing].values()]
     chosen = _in_turn(list(heaps["changed"].values()), limit, _in_turn(first, limit, {}))
     for task in run.asked["tasks"]:
@@ -151,22 +156,15 @@ def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
     return found
 
 
-def _shown(
-    run: Run, task: Mapping[str, Any], keys: Sequence[str], reference: str, names: Sequence[str]
-) -> Iterator[Shown]:
-    answered: dict[str, Said] = {}
-    columns = ("item", "decoder", "text", "ended")
-    for row in run.answers(columns, task=task["name"], split=task["split"], item=list(keys)).to_pylist():
-        answered.setdefault(row["item"], {}).setdefault(row["decoder"], []).append(row)
-    for key, answers in answered.items():  # in the table's order, which is that of the questions
-        item = run.items[task["name"]][key]
+def _shown(run: Run, task: Task, keys: list[str], reference: str, names: Sequence[str]) -> Iterator[Shown]:
+    for item, answers in run.by_item(task["name"], ("text", "ended"), keys):
         said = _judged(task, item, answers)
         looked = [one.caption for name in (reference, *names) for one in said.get(name, ()) if one.caption is not None]
         absent = dict.fromkeys(node for caption in looked for _, node, _ in caption.hallucinated)
         yield Shown(task["name"], item, said, standings(said, reference, names), tuple(absent)[:OBJECTS])
 
 
-def _judged(task: Mapping[str, Any], item: Item, answers: Said) -> dict[str, list[Judged]]:
+def _judged(task: Task, item: Item, answers: Said) -> dict[str, list[Judged]]:
     return {name: [judge(task, item, row) for row in rows] for name, rows in answers.items()}
 
 

@@ -12,25 +12,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
 
 from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.report.disagreement import LIMIT, Shown, disagreements
+from lvlm_guard.evals.report.disagreement import LIMIT, disagreements
 from lvlm_guard.evals.report.saved import Run, finished, write_whole
+from lvlm_guard.report.pictures import data_address, fitted
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from lvlm_guard.evals.report.maps import Maps
-    from lvlm_guard.evals.spec.items import EvalTask, Item
+    from lvlm_guard.evals.spec.items import EvalTask
 
 EVIDENCE, INDEX = "evidence", "index.json"
 PICTURES = ("picture", "map", "local", "sought_map")
 LARGEST = 320  # longest side of a written picture
 FORMAT = 2  # of the index; another number makes everything anew
+Entry = Mapping[str, Any]
 
 
 def collect_for(folder: str | Path) -> Path:
@@ -65,10 +67,19 @@ def collect(answerer: object, tasks: Sequence[EvalTask], run: Run, limit: int = 
         if not _there(folder, made_from):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            entries = [
-                {"task": one.task, "key": one.key} | _entry(maps, one, items[one.task, one.key], f"{number}", folder)
-                for number, one in enumerate(shown)
-            ]
+            entries = []
+            for number, one in enumerate(shown):
+                item = items[one.task, one.key]
+                try:
+                    found = maps.of(item, one.objects)
+                except GuardError as error:
+                    try:
+                        found = {"views": [{"picture": picture} for picture in item.pictures()]}
+                        found["problem"] = f"No relevance map: {error}"
+                    except GuardError as unusable:
+                        found = {"problem": str(unusable), "views": []}
+                views = [_saved(view, folder, f"{number}-{place}") for place, view in enumerate(found["views"])]
+                entries.append({"task": one.task, "key": one.key} | found | {"views": views})
             index = {"made_from": made_from, "maps": maps.about, "items": entries}
             write_whole(folder, INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return folder / INDEX
@@ -76,36 +87,48 @@ def collect(answerer: object, tasks: Sequence[EvalTask], run: Run, limit: int = 
 
 def _there(folder: Path, made_from: str) -> bool:
     """Return whether all that would be made is there already."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = [view[name] for entry in index["items"] for view in entry["views"] for name in PICTURES if name in view]
-        return bool(index["made_from"] == made_from and all((folder / name).is_file() for name in names))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        views = [view for entry in index["items"] for view in entry["views"]]
+        files = [folder / view[what] for view in views for what in PICTURES if view.get(what)]
+        return bool(index["made_from"] == made_from) and all(path.is_file() for path in files)
+    return False
 
 
-def _entry(maps: Maps, one: Shown, item: Item, stem: str, folder: Path) -> dict[str, Any]:
-    try:
-        found = maps.of(item, one.objects)
-    except GuardError as error:
-        try:
-            found = {"views": [{"picture": picture} for picture in item.pictures()]}
-        except GuardError as unusable:
-            return {"problem": str(unusable), "views": []}
-        found["problem"] = f"No relevance map: {error}"
-    views = []
-    for number, view in enumerate(found["views"]):
-        files = {
-            what: _save(view.pop(what), folder / f"{stem}-{number}-{what}.jpg")
-            for what in PICTURES
-            if view.get(what) is not None
-        }
-        views.append(view | files)
-    return found | {"views": views}
+def _saved(view: Mapping[str, Any], folder: Path, stem: str) -> Entry:
+    """Write a view's pictures, and return it with the names of their files in their place."""
+    found = dict(view)
+    for what in PICTURES:
+        if found.get(what) is not None:
+            name = f"{stem}-{what}.jpg"
+            fitted(found[what], largest=LARGEST).save(folder / name, format="jpeg", quality=88, optimize=True)
+            found[what] = name
+    return found
 
 
-def _save(image: Image, path: Path) -> str:
-    from lvlm_guard.report.pictures import fitted
+class Evidence(NamedTuple):
+    """What was collected of a run: what the maps are, and the entry of each task and item."""
 
-    fitted(image, largest=LARGEST).save(path, format="jpeg", quality=88, optimize=True)
-    return path.name
+    folder: Path
+    about: str
+    entries: Mapping[tuple[str, str], Entry]
+
+    def figures(self, task: str, key: str) -> Iterator[tuple[str, str, str, tuple[int, int]]]:
+        """Yield title, caption, data address and size of an item's pictures; a file that is gone is left out."""
+        for view in self.entries.get((task, key), {}).get("views", ()):
+            kept = f", {view['kept']:.0%} kept" if view.get("kept") is not None else ""
+            titles = ("Picture", "Relevance", f"Local view{kept}", f"Map of “{view.get('sought', '')}”")
+            for what, title in zip(PICTURES, titles, strict=True):
+                path = self.folder / Path(view.get(what) or "none").name
+                if path.is_file():
+                    with Image.open(path) as opened:
+                        yield title, view.get("note", "") if what == "map" else "", data_address(path), opened.size
+
+
+def collected(folder: Path) -> Evidence:
+    """Return what was collected of the run in a folder, nothing where that can't be read."""
+    place = folder / EVIDENCE
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
+        return Evidence(place, str(index["maps"]), {(one["task"], one["key"]): one for one in index["items"]})
+    return Evidence(place, "", {})

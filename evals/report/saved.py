@@ -99,10 +99,14 @@ class Run:
         kept = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         return pa.Table.from_batches(self._batches(kept.names, where), schema=kept)
 
-    def by_item(self, task: str, columns: Sequence[str] = ("text", "ended", "failed")) -> Iterator[tuple[Item, Said]]:
-        """Yield each reported item of a task with its answers, decoder -> one a seed; one item in memory at a time."""
-        kept = ("item", "decoder", *columns)
-        batches = self._batches(kept, {"task": task, "split": self.task(task)["split"]})
+    def by_item(
+        self, task: str, columns: Sequence[str] = ("text", "ended", "failed"), keys: list[str] | None = None
+    ) -> Iterator[tuple[Item, Said]]:
+        """Yield each reported item of a task (those alone that `keys` name) with its answers, decoder -> one a seed;
+        one item in memory at a time.
+        """
+        where = {"task": task, "split": self.task(task)["split"]} | ({} if keys is None else {"item": keys})
+        batches = self._batches(("item", "decoder", *columns), where)
         rows = (row for batch in batches for row in batch.to_pylist())
         for key, own in groupby(rows, lambda row: row["item"]):
             said: Said = {}

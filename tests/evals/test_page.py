@@ -28,7 +28,7 @@ from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import interval, written
 from lvlm_guard.evals.report.page import charts, write_report
-from lvlm_guard.evals.report.page.captions import absent_spans, pieces
+from lvlm_guard.evals.report.page.gallery import absent_spans, pieces
 from lvlm_guard.evals.report.page.repeat import command
 from lvlm_guard.evals.report.page.sweeps import sweeps
 from lvlm_guard.evals.report.saved import Run

@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lvlm_guard.evals.report import layout, numbers
-from lvlm_guard.evals.report.disagreement import disagreements, watched
-from lvlm_guard.evals.report.evidence import EVIDENCE
-from lvlm_guard.evals.report.page import captions, charts, gallery
+from lvlm_guard.evals.report.disagreement import disagreements
+from lvlm_guard.evals.report.evidence import collected
+from lvlm_guard.evals.report.page import charts, gallery
 from lvlm_guard.evals.report.page.repeat import command
 from lvlm_guard.evals.report.page.sweeps import sweeps
 from lvlm_guard.evals.report.saved import Run, read_run, write_whole
@@ -50,9 +50,8 @@ def render(run: Run) -> str:
         results=results,
         sentences=sentences(results) if results else [],
         sweeps=list(sweeps(results)) if results else [],
-        galleries=gallery.galleries(found, watched(run.asked["decoders"]), run.folder / EVIDENCE),
-        gallery=gallery,
-        pieces=captions.pieces,
+        galleries={task: (f"pictures-{n}", one) for n, (task, one) in enumerate(found.items()) if one.shown},
+        evidence=collected(run.folder),
         command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
     )
 
@@ -70,7 +69,7 @@ def page_environment() -> Environment:
     made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
     filters = (numbers.number, numbers.written, numbers.interval, numbers.judged, numbers.p_text, numbers.title)
     made.filters |= {"plain": _plain, **{one.__name__: one for one in filters}}
-    made.globals |= {"charts": charts, "explained": explained, "readings": layout.READINGS}
+    made.globals |= {"charts": charts, "gallery": gallery, "explained": explained, "readings": layout.READINGS}
     return made
 
 

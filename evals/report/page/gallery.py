@@ -1,81 +1,32 @@
-"""The items where decoders disagree, each with its pictures, relevance maps and every answer."""
+"""The items where decoders disagree, in words and signs; and where a caption names what is not in the picture."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from PIL import Image
-
+from lvlm_guard.evals.metrics import chair, tokens
 from lvlm_guard.evals.report.disagreement import STANDINGS, Disagreement, Judged, Shown, Standing
-from lvlm_guard.evals.report.evidence import INDEX
-from lvlm_guard.report.pictures import data_address
 
 HEADINGS = {"broken": "Broken by", "fixed": "Fixed by", "unreadable": "Unreadable with", "changed": "Changed by"}
-SIGNS = {"right": "✓", "wrong": "✗", "unreadable": "?"}
-Entry = Mapping[str, Any]
+SIGNS = {"unreadable": "?", "wrong": "✗", "right": "✓"}
+"""Of several answers the first of these is shown."""
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """What a task's gallery shows."""
-
-    place: str  # a name for the page's own ids
-    names: Sequence[str]  # the watched decoders
-    found: Disagreement
-    entries: Mapping[str, Entry]  # key -> what was collected of an item
-    folder: Path  # of the collected pictures
-    about: str  # what the maps are
-
-    @property
-    def standings(self) -> list[Standing]:
-        """The outcomes that there are."""
-        return [standing for standing in STANDINGS if any(other == standing for _, other in self.found.counts)]
-
-    @property
-    def shown(self) -> list[Shown]:
-        """The items that are shown, what a method broke first."""
-        return sorted(self.found.shown, key=lambda one: one.rank)
-
-    def here(self, name: str, standing: Standing) -> int:
-        """Return how many items of an outcome are shown."""
-        return sum(one.standings.get(name) == standing for one in self.found.shown)
-
-    def figures(self, one: Shown) -> Iterator[tuple[str, str, str, tuple[int, int]]]:
-        """Yield title, caption, data address and size of an item's pictures; a file that is gone is left out."""
-        for view in self.entries.get(one.key, {}).get("views", ()):
-            kept = f", {view['kept']:.0%} kept" if view.get("kept") is not None else ""
-            wanted = {"picture": "Picture", "map": "Relevance", "local": f"Local view{kept}"}
-            for what, title in {**wanted, "sought_map": f"Map of “{view.get('sought', '')}”"}.items():
-                path = self.folder / Path(view.get(what) or "none").name
-                if path.is_file():
-                    with Image.open(path) as opened:
-                        yield title, view.get("note", "") if what == "map" else "", data_address(path), opened.size
+def standings_of(found: Disagreement) -> list[Standing]:
+    """Return the outcomes that there are."""
+    return [standing for standing in STANDINGS if any(other == standing for _, other in found.counts)]
 
 
-def galleries(found: Mapping[str, Disagreement], names: Sequence[str], folder: Path) -> dict[str, Gallery]:
-    """Return the gallery of each task where decoders disagree, with what was collected in the folder, if anything."""
-    about, entries = "", dict[tuple[str, str], Entry]()
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        about, entries = str(index["maps"]), {(entry["task"], entry["key"]): entry for entry in index["items"]}
-    made = {}
-    for number, (task, own) in enumerate(found.items()):
-        if own.shown:
-            collected = {key: entry for (of, key), entry in entries.items() if of == task}
-            made[task] = Gallery(f"pictures-{number}", names, own, collected, folder, about)
-    return made
+def here(found: Disagreement, name: str, standing: Standing) -> int:
+    """Return how many items of an outcome are shown."""
+    return sum(one.standings.get(name) == standing for one in found.shown)
 
 
 def heading(one: Shown) -> str:
     """Return an item's heading: "Broken by agla; fixed by vote"."""
     by = {standing: [name for name, its in one.standings.items() if its == standing] for standing in STANDINGS}
-    told = [f"{HEADINGS[standing]} {', '.join(names)}" for standing, names in by.items() if names]
-    return "; ".join([told[0], *(part[0].lower() + part[1:] for part in told[1:])])
+    first, *rest = [f"{HEADINGS[standing]} {', '.join(names)}" for standing, names in by.items() if names]
+    return "; ".join([first, *(part[0].lower() + part[1:] for part in rest)])
 
 
 def alike(said: Sequence[Judged]) -> list[tuple[str, Judged]]:
@@ -91,5 +42,43 @@ def sign(said: Sequence[Judged]) -> tuple[str, str]:
     if said and said[0].caption is not None:
         absent = max(-(one.merit or 0.0) for one in said)
         return (f"✗ {absent:g}", "wrong") if absent else ("✓", "right")
-    worst = next((mark for mark in ("unreadable", "wrong", "right") if mark in [one.mark for one in said]), "")
+    worst = next((mark for mark in SIGNS if mark in [one.mark for one in said]), "")
     return SIGNS.get(worst, ""), worst
+
+
+def pieces(caption: chair.Caption) -> Iterator[tuple[str, str]]:
+    """Yield a caption piece by piece, as the model wrote it, each with the absent object that it names, or ""."""
+    text, done = caption.caption, 0
+    for start, end, node in absent_spans(caption):
+        yield text[done:start], ""
+        yield text[start:end], node
+        done = end
+    yield text[done:], ""
+
+
+def absent_spans(caption: chair.Caption) -> Iterator[tuple[int, int, str]]:
+    """Return where the words for absent objects stand in a caption: start, end, object; in order."""
+    places, done = [*_places(caption.caption)], 0
+    for word, node, index in caption.hallucinated:
+        if index >= len(places):
+            continue
+        start, end = places[index]
+        # "hot dog" is read as one word, "passenger jet" as jet: the second token belongs to the object too
+        first, after = caption.caption[start:end].lower(), places[index + 1] if index + 1 < len(places) else (end, end)
+        second = caption.caption[after[0] : after[1]].lower()
+        if " " in word or (first[:3] != word[:3] and second[:3] == word[:3]):
+            end = after[1]
+        if start >= done:
+            yield start, end, node
+            done = end
+
+
+def _places(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where CHAIR's tokens stand in a text; one that can't be found has no length."""
+    # a few capitals are two letters in lower case: left as they are, every place is one of the text
+    lower, at = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text), 0
+    for token in tokens.words(text):
+        start = lower.find(token, at)
+        end = start + len(token) if start >= 0 else at
+        yield start if start >= 0 else at, end
+        at = end
