@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvlm_guard.evals.report.layout import JUDGED, Results
+from lvlm_guard.evals.report.layout import JUDGED, Results, Task
 from lvlm_guard.evals.report.numbers import judged, title
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
@@ -29,7 +29,7 @@ _STYLE: dict[Any, Any] = (
     | dict.fromkeys(("xtick.bottom", "ytick.left", "legend.frameon"), False)
 )
 _MARKS = {"good": GOOD, "bad": BAD, "": ACCENT}
-Task = Mapping[str, Any]
+_DASHED: dict[str, Any] = {"color": SOFT, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
 def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
@@ -62,7 +62,7 @@ def differences(results: Results, task: Task) -> Markup:
     def draw(figure: Figure) -> None:
         drawn = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (row, metric) in zip(drawn, metrics, strict=True):
-            axes.axvline(0, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(0, **_DASHED)
             for place, decoder in enumerate(lines):
                 change = results.difference(row, decoder["name"], metric)
                 if change is None or change["value"] is None:
@@ -91,74 +91,79 @@ def threshold(results: Results, task: Task) -> Markup:
         found = [results.value(row, decoder["name"], m) for m in ("yes_ratio", "accuracy", "accuracy_matched")]
         ratio, accuracy, matched = (None if one is None else one["value"] for one in found)
         if share is not None and ratio is not None and accuracy is not None:
-            points.append((decoder, ratio - share, accuracy, matched))
-    if len(points) < 2:
-        return Markup("")
+            points.append((decoder, (ratio - share, accuracy), matched))
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axvline(0, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-        for decoder, lean, accuracy, matched in points:
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, **_DASHED)
+        for decoder, (lean, accuracy), matched in points:
             colour = _colour(results, decoder)
             if matched is not None:
                 axes.plot([lean, 0], [accuracy, matched], color=colour, linewidth=1, alpha=0.6)
                 axes.plot(0, matched, "o", color=colour, markerfacecolor=CARD, markersize=5)
             axes.plot(lean, accuracy, "o", color=colour, markersize=6)
-        _labels(axes, [(one["name"], lean, accuracy, _colour(results, one)) for one, lean, accuracy, _ in points])
-        axes.set_xlabel("share of answers that are yes, less that of the labels")
-        axes.set_title(f"accuracy, {row}", color=INK)
 
-    return drawn(f"Accuracy over the lean to yes on {row}", (6.6, 3.8), draw)
+    across = "share of answers that are yes, less that of the labels"
+    dots = [(decoder, dot) for decoder, dot, _ in points]
+    return _dots(results, dots, draw, f"Accuracy over the lean to yes on {row}", across, f"accuracy, {row}")
 
 
 def lengths(results: Results, task: Task) -> Markup:
     """Draw what captions make up over what they mention, at each token limit: less by saying less stays on its line."""
     row = results.row_tasks(task)[-1]
+    ends = ["", *(f"@{limit}" for limit in reversed(results.limits(row, "chair_i")))]
     curves = []
-    for decoder in results.lines(task):
-        if decoder["role"] not in ("reference", *JUDGED):
-            continue
-        ends = ["", *(f"@{limit}" for limit in reversed(results.limits(row, "chair_i")))]
+    for decoder in (d for d in results.lines(task) if d["role"] in ("reference", *JUDGED)):
         found = [[results.value(row, decoder["name"], m + end) for m in ("object_recall", "chair_i")] for end in ends]
         points = [(x["value"], y["value"]) for x, y in found if x is not None and y is not None]
         if points:
             curves.append((decoder, points))
-    if len(curves) < 2:
-        return Markup("")
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         for decoder, points in curves:
             xs, ys = zip(*points, strict=True)
             colour = _colour(results, decoder)
             axes.plot(xs, ys, "o-", color=colour, linewidth=1, markersize=3, markerfacecolor=CARD)
             axes.plot(xs[0], ys[0], "o", color=colour, markersize=6)
-        _labels(axes, [(decoder["name"], *points[0], _colour(results, decoder)) for decoder, points in curves])
-        axes.set_xlabel("object recall: more is better")
-        axes.set_title("CHAIR_i: less is better; best is low and to the right", color=INK)
 
-    return drawn(f"CHAIR_i over object recall on {row}", (6.6, 3.8), draw)
+    heading = "CHAIR_i: less is better; best is low and to the right"
+    dots = [(decoder, points[0]) for decoder, points in curves]
+    name = f"CHAIR_i over object recall on {row}"
+    return _dots(results, dots, draw, name, "object recall: more is better", heading)
+
+
+def _dots(
+    results: Results,
+    dots: Sequence[tuple[Mapping[str, Any], tuple[float, float]]],
+    draw: Callable[[Axes], None],
+    name: str,
+    across: str,
+    heading: str,
+) -> Markup:
+    """Return a chart of decoders' dots with their names beside it, apart from each other, each with a line to its dot;
+    nothing where there is one alone.
+    """
+
+    def whole(figure: Figure) -> None:
+        axes = figure.subplots()
+        draw(axes)
+        (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
+        floor = low
+        line = {"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4}
+        beside: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
+        for decoder, dot in sorted(dots, key=lambda one: one[1][1]):
+            at = max(dot[1], floor)
+            floor = at + (high - low) / 17
+            place, colour = (1.04, (at - low) / (high - low)), _colour(results, decoder)
+            axes.annotate(decoder["name"], dot, xytext=place, **beside, color=colour, arrowprops=line)
+        axes.set_ylim(low, high)
+        axes.set_xlim(right=right)
+        axes.set_xlabel(across)
+        axes.set_title(heading, color=INK)
+
+    return drawn(name, (6.6, 3.8), whole) if len(dots) > 1 else Markup("")
 
 
 def _colour(results: Results, decoder: Mapping[str, Any]) -> str:
     if decoder["name"] == results.reference:
         return INK
     return ACCENT if decoder["role"] in JUDGED else SOFT
-
-
-def _labels(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write names beside the plot, apart from each other, each with a line to its dot."""
-    (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
-    apart, floor = (high - low) / 17, low
-    for name, x, y, colour in sorted(points, key=lambda point: point[2]):
-        at = max(y, floor)
-        floor = at + apart
-        line = {"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4}
-        place: dict[str, Any] = {
-            "xytext": (1.04, (at - low) / (high - low)),
-            "textcoords": "axes fraction",
-            "va": "center",
-        }
-        axes.annotate(name, (x, y), **place, color=colour, arrowprops=line, annotation_clip=False)
-    axes.set_ylim(low, high)
-    axes.set_xlim(right=right)

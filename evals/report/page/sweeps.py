@@ -10,8 +10,6 @@ from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import Row, interval, judged, title, written
 from lvlm_guard.report.colour import ramp
 
-Point = Mapping[str, Any]
-
 
 class Cell(NamedTuple):
     """A point of a sweep: its value, its colours (brighter is better), and whether none is better."""
@@ -44,60 +42,54 @@ def sweeps(results: Results) -> Iterator[Sweep]:
     for method, task in product(dict.fromkeys(point["method"] for point in points), results.tasks):
         own = [point for point in points if point["method"] == method]
         for row, metric in results.main(task):
-            found = {point["name"]: results.value(row, point["name"], metric) for point in own}
-            known = {name: one for name, one in found.items() if one is not None and one["value"] is not None}
+            found = [(point["point"], results.value(row, point["name"], metric)) for point in own]
+            known = [(point, one) for point, one in found if one is not None and one["value"] is not None]
             if known:
-                yield _sweep(results, f"{method} on {row}, {title(metric)}", own, known)
+                knobs = {knob: _values(own, knob) for knob in dict.fromkeys(knob for p in own for knob in p["point"])}
+                yield _sweep(results, f"{method} on {row}, {title(metric)}", knobs, known)
 
 
-def _sweep(results: Results, name: str, points: Sequence[Point], rows: Mapping[str, Row]) -> Sweep:
-    less = next(iter(rows.values()))["direction"] == "lower"
-    top = (min if less else max)(rows.values(), key=lambda row: row["value"])
-    values = [row["value"] for row in rows.values()]
+def _sweep(
+    results: Results, name: str, knobs: Mapping[str, Sequence[Any]], points: Sequence[tuple[Mapping[str, Any], Row]]
+) -> Sweep:
+    less = points[0][1]["direction"] == "lower"
+    best, top = (min if less else max)(points, key=lambda point: point[1]["value"])
+    values = [row["value"] for _, row in points]
     spread = max(max(values) - min(values), (top["high"] or 0.0) - (top["low"] or 0.0), 1e-12)
-    knobs = list(dict.fromkeys(knob for point in points for knob in point["point"]))
-    across, down, rest = knobs[0], knobs[1] if len(knobs) > 1 else "", knobs[2:]
 
-    def cell(fixed: Mapping[str, Any], line: Any, column: Any) -> Cell:
-        wanted = {**fixed, across: column} | ({down: line} if down else {})
-        row = next(
-            (rows.get(p["name"]) for p in points if all(p["point"].get(k) == v for k, v in wanted.items())), None
-        )
+    def cell(wanted: Mapping[str, Any]) -> Cell:
+        row = next((row for point, row in points if all(point.get(k) == v for k, v in wanted.items())), None)
         if row is None:
             return Cell()
         share = 1 - abs(row["value"] - top["value"]) / spread
         paper = "#{:02x}{:02x}{:02x}".format(*(int(part) for part in ramp(share)))
         return Cell(written(row), paper, "#fff" if share < 0.6 else "#111", row["value"] == top["value"])
 
+    across, down, *rest = [*knobs, ""][: max(2, len(knobs))]
     grids = []
-    columns, lines = _values(points, across), _values(points, down)
-    for others in product(*(_values(points, knob) for knob in rest)):
+    for others in product(*(knobs[knob] for knob in rest)):
         fixed = dict(zip(rest, others, strict=True))
         told = "".join(f", {knob}={_text(value)}" for knob, value in fixed.items())
-        cells = [(_text(line) if down else "", [cell(fixed, line, column) for column in columns]) for line in lines]
+        lines = []
+        for line in knobs.get(down, [""]):
+            here = fixed | ({down: line} if down else {})
+            lines.append((_text(line), [cell({**here, across: column}) for column in knobs[across]]))
         heading = f"{name}{told}: {'less' if less else 'more'} is better"
-        grids.append(Grid(heading, (across, down), [_text(column) for column in columns], cells))
-    return Sweep(grids, _best(results, points, rows, top))
-
-
-def _best(results: Results, points: Sequence[Point], rows: Mapping[str, Row], top: Row) -> str:
-    best = next(point for point in points if rows.get(point["name"]) is top)
-    values = [row["value"] for row in rows.values()]
+        grids.append(Grid(heading, (across, down), [_text(column) for column in knobs[across]], lines))
     tied = values.count(top["value"]) - 1
-    knobs = ", ".join(f"{knob}={_text(value)}" for knob, value in best["point"].items())
-    alike = f" (and {tied} others alike)" if tied else ""
-    told = f"Best of {len(rows)} points: {knobs}{alike}, {written(top)} {interval(top)}"
+    told = f"Best of {len(values)} points: {', '.join(f'{knob}={_text(value)}' for knob, value in best.items())}"
+    told += f"{f' (and {tied} others alike)' if tied else ''}, {written(top)} {interval(top)}"
     plain = results.value(top["task"], results.reference, top["metric"])
     if plain is not None:
-        clear = judged(results.difference(top["task"], best["name"], top["metric"]))
+        clear = judged(results.difference(top["task"], top["decoder"], top["metric"]))
         told += f"; {results.reference} {written(plain)}{'' if clear else ', not told apart from it'}"
     if top["low"] is not None:
         inside = sum(top["low"] <= value <= top["high"] for value in values if value != top["value"])
         told += f". {inside} more lie within its interval: the optimum is not sharp" if inside else ""
-    return told + "."
+    return Sweep(grids, f"{told}.")
 
 
-def _values(points: Sequence[Point], knob: str) -> list[Any]:
+def _values(points: Sequence[Mapping[str, Any]], knob: str) -> list[Any]:
     values = list(dict.fromkeys(point["point"].get(knob) for point in points))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return sorted(values) if numbers else values

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import lvlm_guard
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.report.check.found import SHOWN, Checked, sentences
-from lvlm_guard.evals.report.check.stock import check_stock
-from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.saved import ANSWERS, ASKED, COSTS, ITEMS, RESULTS, Run, plain, read_run
 from lvlm_guard.evals.spec import answers as schema
 from lvlm_guard.evals.spec import jsonl
@@ -27,10 +25,38 @@ from lvlm_guard.evals.stats.reading import Stored
 from lvlm_guard.evals.stats.score import identity, score_answers
 from lvlm_guard.evals.stats.validity import Allowed
 
-__all__ = ["Checked", "check", "sentences"]
-
 LAST_DIGITS = 1e-9  # relative: what another release of NumPy may sum up otherwise
+SHOWN = 3  # examples of a finding
+HELD = ("rows", "costs", "verdicts")  # what is held against each other
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found in a folder that one of two programs wrote, in sentences."""
+
+    folder: Path
+    kind: Literal["lvlm-guard", "lmms-eval"]
+    good: list[str] = field(default_factory=list)  # what is as it should be
+    warnings: list[str] = field(default_factory=list)  # what to know before reading the scores
+    wrong: list[str] = field(default_factory=list)  # files that were changed, cut or mixed (exit code 1)
+    void: list[str] = field(default_factory=list)  # answers that can't be scored (exit code 3)
+
+    @property
+    def outcome(self) -> Literal["ok", "wrong", "void"]:
+        """The worst of it: answers that can't be scored before files that don't fit."""
+        return "void" if self.void else "wrong" if self.wrong else "ok"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was found as JSON data."""
+        told = {"command": "eval check", "version": lvlm_guard.__version__, "outcome": self.outcome}
+        return told | vars(self) | {"folder": str(self.folder)}
+
+
+def sentences(found: Checked) -> list[str]:
+    """Return what was found as lines to print, the worst first."""
+    parts = {"void": found.void, "wrong": found.wrong, "note": found.warnings, "ok": found.good}
+    return [f"{kind}: {told}" for kind, sentences in parts.items() for told in sentences]
 
 
 def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncated: float | None = None) -> Checked:
@@ -45,22 +71,20 @@ def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncat
     place = Path(folder)
     if not place.is_dir():
         raise DataError(f"{place} is no folder: give the --out folder of a run, or lmms-eval's --output_path.")
-    shares = (("empty", allow_empty), ("truncated", allow_truncated))
-    given = {name: share for name, share in shares if share is not None}
+    shares = {"empty": allow_empty, "truncated": allow_truncated}
+    given = {name: share for name, share in shares.items() if share is not None}
     allowed = Allowed(**given)
-    return _check_run(place, given) if (place / ASKED).exists() else check_stock(place, allowed)
+    if not (place / ASKED).exists():
+        from lvlm_guard.evals.report.check_stock import check_stock
 
-
-def _check_run(folder: Path, given: Mapping[str, float]) -> Checked:
-    found = Checked(folder, "lvlm-guard")
+        return check_stock(Checked(place, "lmms-eval"), allowed)
+    found = Checked(place, "lvlm-guard")
     try:
-        run = read_run(folder)
-        items = run.items
+        run = read_run(place)
         if run.status in ("stopped", "unscored"):
-            found.wrong.append(run.todo)
-            return found
+            raise DataError(run.todo)
         for task in run.asked["tasks"]:
-            trouble = _asked(task, items[task["name"]].values())
+            trouble = _asked(task, run.items[task["name"]].values())
             told = f"{task['name']}: {task['n']} items on {task['pictures']} pictures, digest {task['digest']}."
             (found.wrong if trouble else found.good).append(trouble or told)
         found.wrong.extend(_answers(run))
@@ -72,18 +96,12 @@ def _check_run(folder: Path, given: Mapping[str, float]) -> Checked:
 
 def _asked(task: Row, rows: Any) -> str:
     """Say how the items in `items.jsonl` are not those of the task; "" where they are."""
-    items = [
-        Item(
-            s["item"],
-            s["picture"],
-            s.get("prompt", ""),
-            (),
-            question=s.get("question", ""),
-            truth=s["truth"],
-            rows=tuple(s.get("rows") or ()),
+    items = []
+    for row in rows:
+        text = {name: row.get(name, "") for name in ("prompt", "question")}
+        items.append(
+            Item(row["item"], row["picture"], images=(), truth=row["truth"], rows=tuple(row.get("rows") or ()), **text)
         )
-        for s in rows
-    ]
     again = EvalTask(task["name"], task["kind"], items, task["max_new_tokens"], tuple(task["until"])).describe()
     fields = [name for name in ("n", "pictures", "rows", "digest") if again[name] != task[name]]
     told = "; ".join(f"{name} {again[name]} where {ASKED} has {task[name]}" for name in fields)
@@ -131,17 +149,17 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
             f"eval score {run.folder}` makes them anew."
         )
     if not again["void"] and run.status == "complete":
-        _compare(found, run.results, again)
+        others = [task for task in run.results.tasks if task["name"] not in asked]
+        skipped = {row for task in others for row in (*run.results.row_tasks(task), task["name"])}
+        _compare(found, {name: [row for row in written[name] if row["task"] not in skipped] for name in HELD}, again)
+        found.warnings.extend(
+            f"{task['name']} was scored by labels that are not in the folder: its scores were not checked."
+            for task in others
+        )
 
 
-def _compare(found: Checked, results: Results, again: Row) -> None:
-    written, names = results.data, {task["name"] for task in again["tasks"]}
-    others = [task for task in written["tasks"] if task["name"] not in names]
-    skipped = {row for task in others for row in (*results.row_tasks(task), task["name"])}
-    before, after = (
-        {_name(row): row for row in [*of["rows"], *of["costs"]] if row["task"] not in skipped}
-        for of in (written, again)
-    )
+def _compare(found: Checked, written: Row, again: Row) -> None:
+    before, after = ({_name(row): row for row in [*of["rows"], *of["costs"]]} for of in (written, again))
     apart = list(_apart(before, after))
     far = [told for told, distance in apart if distance > LAST_DIGITS]
     near = [told for told, distance in apart if distance <= LAST_DIGITS]
@@ -151,18 +169,12 @@ def _compare(found: Checked, results: Results, again: Row) -> None:
     if lost:
         told = "; ".join(lost[:SHOWN])
         found.wrong.append(f"{len(lost)} rows are only in {RESULTS}, or only follow from {ANSWERS}: {told}.")
-    if not near and again["verdicts"] != [v for v in written["verdicts"] if v["task"] not in skipped]:
+    if not near and again["verdicts"] != written["verdicts"]:
         found.wrong.append(f"The verdicts of {RESULTS} do not follow from {ANSWERS}.")
     if near:
-        found.warnings.append(
-            f"{len(near)} numbers of {RESULTS} differ from {ANSWERS} in their last digits ({near[0]}), as they do "
-            "between releases of NumPy."
-        )
-    found.warnings.extend(
-        f"{task['name']} was scored by labels that are not in the folder: its scores were not checked."
-        for task in others
-    )
-    if not (far or lost or near):
+        told = f"{len(near)} numbers of {RESULTS} differ from {ANSWERS} in their last digits ({near[0]})"
+        found.warnings.append(f"{told}, as they do between releases of NumPy.")
+    if not apart and not lost:
         found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
 
 

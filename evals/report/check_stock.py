@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.report.check.found import SHOWN, Checked
+from lvlm_guard.evals.report.check import SHOWN, Checked
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import Answer, table_of
 from lvlm_guard.evals.stats.reading import tallies_of
@@ -24,58 +23,52 @@ _RESULTS, _SAMPLES = "_results.json", "_samples_"
 Row = Mapping[str, Any]
 
 
-def check_stock(folder: Path, allowed: Allowed) -> Checked:
+def check_stock(found: Checked, allowed: Allowed) -> Checked:
     """Check every run of lmms-eval under a folder; raises `DataError` where there is none."""
-    found, results = Checked(folder, "lmms-eval"), sorted(folder.rglob(f"*{_RESULTS}"))
-    samples = set(folder.rglob(f"*{_SAMPLES}*.jsonl"))
+    folder = found.folder
+    results, samples = sorted(folder.rglob(f"*{_RESULTS}")), set(folder.rglob(f"*{_SAMPLES}*.jsonl"))
     if not results and not samples:
         raise DataError(
             f"{folder} holds neither a run of `lvlm-guard eval run` (asked.json) nor results of lmms-eval "
             f"(*{_RESULTS}): give the --out or --output_path of one."
         )
     for path in results:
-        samples -= _check_results(found, path, allowed)
+        name = path.relative_to(folder)
+        try:
+            told = jsonl.document(path)
+            sizes = {task: int(n["effective"]) for task, n in told["n-samples"].items()}
+            settings = {task: (told["configs"].get(task) or {}).get("generation_kwargs") or {} for task in sizes}
+        except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found.wrong.append(f"{name} can't be read as results of lmms-eval: {type(error).__name__}: {error}.")
+            continue
+        if (told.get("usage") or {}).get("budget_exceeded"):
+            found.void.append(f"{name}: lmms-eval stopped when its token budget was spent, so the scores are partial.")
+        if not sizes:
+            found.void.append(f"{name} holds no task: nothing was asked.")
+        model = str((told.get("config") or {}).get("model") or told.get("model_name") or "the model")
+        for task, wanted in sizes.items():
+            file = path.with_name(f"{path.name.removesuffix(_RESULTS)}{_SAMPLES}{task}.jsonl")
+            samples.discard(file)
+            if not file.exists():
+                found.wrong.append(
+                    f"{name}: there are no answers of {task} ({file.name} is missing), so nothing shows that it was "
+                    "answered. Run lmms-eval with --log_samples."
+                )
+                continue
+            try:
+                rows = [row for _, row in jsonl.read(file, ("doc_id", "filtered_resps"), what="sample of lmms-eval")]
+            except DataError as error:
+                found.wrong.append(str(error))
+                continue
+            lost = list(_lost(task, model, wanted, rows))
+            found.void.extend(lost)
+            if not lost:
+                _judge(found, model, task, settings[task].get("max_new_tokens"), rows, allowed)
     found.wrong.extend(
         f"{path.relative_to(folder)} has no results beside it: lmms-eval ended early. Run it again."
         for path in sorted(samples)
     )
     return found
-
-
-def _check_results(found: Checked, path: Path, allowed: Allowed) -> set[Path]:
-    """Check one run, and return the files of samples that it should have."""
-    name = path.relative_to(found.folder)
-    try:
-        told = jsonl.document(path)
-        sizes = {task: int(n["effective"]) for task, n in told["n-samples"].items()}
-        configs = {task: dict(told["configs"].get(task) or {}) for task in sizes}
-    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found.wrong.append(f"{name} can't be read as results of lmms-eval: {type(error).__name__}: {error}.")
-        return set()
-    if (told.get("usage") or {}).get("budget_exceeded"):
-        found.void.append(f"{name}: lmms-eval stopped when its token budget was spent, so the scores are partial.")
-    if not sizes:
-        found.void.append(f"{name} holds no task: nothing was asked.")
-    files = {task: path.with_name(path.name.removesuffix(_RESULTS) + f"{_SAMPLES}{task}.jsonl") for task in sizes}
-    model = str((told.get("config") or {}).get("model") or told.get("model_name") or "the model")
-    for task, file in files.items():
-        if not file.exists():
-            found.wrong.append(
-                f"{name}: there are no answers of {task} ({file.name} is missing), so nothing shows that it was "
-                "answered. Run lmms-eval with --log_samples."
-            )
-            continue
-        try:
-            rows = [row for _, row in jsonl.read(file, ("doc_id", "filtered_resps"), what="sample of lmms-eval")]
-        except DataError as error:
-            found.wrong.append(str(error))
-            continue
-        limit = (configs[task].get("generation_kwargs") or {}).get("max_new_tokens")
-        lost = list(_lost(task, model, sizes[task], rows))
-        found.void.extend(lost)
-        if not lost:
-            _judge(found, model, task, limit, rows, allowed)
-    return set(files.values())
 
 
 def _lost(task: str, model: str, wanted: int, rows: Sequence[Row]) -> Iterator[str]:
@@ -96,19 +89,16 @@ def _lost(task: str, model: str, wanted: int, rows: Sequence[Row]) -> Iterator[s
 
 def _judge(found: Checked, model: str, task: str, limit: Any, rows: Sequence[Row], allowed: Allowed) -> None:
     yes_no = all(_label(row) in ("yes", "no") for row in rows)
-    items: list[dict[str, Any]] = [
-        {"task": task, "split": "test", "item": str(row["doc_id"]), "picture": str(row["doc_id"]), "rows": [task]}
-        | {"truth": _label(row) if yes_no else []}
-        for row in rows
-    ]
-    answers = [
-        Answer(task, "test", item["item"], item["picture"], model, "reference", _text(row), ended=_ended(row, limit))
-        for item, row in zip(items, rows, strict=True)
-    ]
+    items: list[dict[str, Any]] = []
+    answers = []
+    for row in rows:
+        where = {"task": task, "split": "test", "item": str(row["doc_id"]), "picture": str(row["doc_id"])}
+        items.append({**where, "rows": [task], "truth": _label(row) if yes_no else []})
+        answers.append(Answer(**where, decoder=model, role="reference", text=_text(row), ended=_ended(row, limit)))
     # which score it has is no matter here, only which answers can have one: captions need no labels
     kind = {"kind": "pope"} if yes_no else {"kind": "chair", "vocabulary": ["none"]}
     described = {"name": task, "split": "test", "rows": [task], "max_new_tokens": limit} | kind
-    tallies = tallies_of(table_of(answers), items, [described], frozenset())
+    tallies = tallies_of(table_of(answers), items, [described])
     judged = validity(tallies.values(), [{"name": model, "role": "reference", "seeds": 1}], model, allowed)
     found.void.extend(judged.void)
     found.warnings.extend([*judged.warnings, *(_misread(task, rows, model) if yes_no else ())])
