@@ -35,32 +35,39 @@ class Maps:
         return f"{self.matcher.version} {self.decoder.name if self.decoder else ''} {knobs}"
 
     def of(self, item: Item, objects: Sequence[str]) -> dict[str, Any]:
-        """Return the item's pictures, each with its map, and what the matcher says of the claims.
+        """Return the item's pictures, each with its map, and what the matcher says of the claims: that each of the
+        `objects` is there, or else what a yes/no question asks.
 
         Raises:
             GuardError: the picture or the question can't be used.
         """
+        from lvlm_guard.matching.questions import yes_no_claim
+        from lvlm_guard.methods.vote import Vote, claim_about
+
         if self.asker is None or self.matcher is None:
             return {"views": [{"picture": picture} for picture in item.pictures()]}
         # sums depend on what is computed together: what the run remembers could differ in the last bit
         self.matcher.forget()
-        views = [_shown(view, made) for view, made in self._looked(item, self.asker, self.matcher)]
-        claims = _claims(item, objects)
-        if not views or not claims:
-            return {"views": views}
+        found: dict[str, Any] = {"views": [_shown(view, made) for view, made in self._looked(item, self.asker, self.matcher)]}
+        question = item.question or item.prompt
+        claims = {claim_about(name, Vote.template): name for name in objects}
+        if not objects and yes_no_claim(question):
+            claims = {question: ""}
+        if not found["views"] or not claims:
+            return found
         image = item.pictures()[0]
         try:
             shares = self.matcher.support(image, list(claims)).tolist()
         except UnsupportedCallError:  # a matcher of maps alone
-            return {"views": views}
+            return found
         if objects:
             (match,) = self.matcher([image], [next(iter(claims))])
-            views[0] |= {"sought": objects[0], "sought_map": overlay(image, match.relevance)}
-        support = [
+            found["views"][0] |= {"sought": objects[0], "sought_map": overlay(image, match.relevance)}
+        found["support"] = [
             {"claim": claim, "object": name, "probability": round(float(share), 4)}
             for (claim, name), share in zip(claims.items(), shares, strict=True)
         ]
-        return {"views": views, "support": support}
+        return found
 
     def _looked(self, item: Item, asker: Asker, matcher: Matcher) -> list[tuple[Any, SecondView]]:
         """Return the item's pictures, each with its match and what the method makes of it."""
@@ -104,22 +111,11 @@ def maps_of(answerer: object) -> Maps:
 def _shown(view: Any, made: SecondView) -> dict[str, Any]:
     shown: dict[str, Any] = {"picture": view.image, "text": view.text}
     match, local = made.match, made.local
-    if match is None:
-        return shown
-    shown["map"] = overlay(view.image, match.relevance, keep=match.keep if local is not None else None)
-    if local is not None:
-        # "squashed" views are squares: shown in the picture's shape, they can be compared with it
-        shown["local"] = local if local.size == view.image.size else local.resize(view.image.size)
-        shown["kept"] = round(float(match.keep.float().mean()), 4)
-    return shown | ({"note": match.note} if match.note else {})
-
-
-def _claims(item: Item, objects: Sequence[str]) -> dict[str, str]:
-    """Return what the matcher is asked: claim -> the object it is about; a yes/no question is about none."""
-    from lvlm_guard.matching.questions import yes_no_claim
-    from lvlm_guard.methods.vote import Vote, claim_about
-
-    if objects:
-        return {claim_about(name, Vote.template): name for name in objects}
-    question = item.question or item.prompt
-    return {question: ""} if yes_no_claim(question) else {}
+    if match is not None:
+        shown["map"] = overlay(view.image, match.relevance, keep=match.keep if local is not None else None)
+        if local is not None:  # "squashed" views are squares: in the picture's shape, they can be compared with it
+            shown["local"] = local if local.size == view.image.size else local.resize(view.image.size)
+            shown["kept"] = round(float(match.keep.float().mean()), 4)
+        if match.note:
+            shown["note"] = match.note
+    return shown

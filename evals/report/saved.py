@@ -28,9 +28,16 @@ from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.spec import jsonl
 
 ASKED, ITEMS, ANSWERS, COSTS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "costs.parquet", "results.json"
+NEEDED = {
+    ASKED: {"settings": dict, "tasks": list},
+    RESULTS: {"rows": list, "verdicts": list, "void": list, "decoders": list, "tasks": list},
+}
+"""Fields of a file that must be there."""
 
 Status = Literal["complete", "void", "unscored", "stopped"]
 Item = dict[str, Any]
+Said = dict[str, list[dict[str, Any]]]
+"""Decoder -> its answers to an item, one a seed."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +70,21 @@ class Run:
             return f"{told}: give its command again, it goes on from where it stopped."
         return f"{self.folder} has answers and no scores: `lvlm-guard eval score {self.folder}` makes them."
 
-    def task(self, name: str) -> dict[str, Any]:
-        """Return a task as it was asked."""
-        return next(task for task in self.asked["tasks"] if task["name"] == name)
-
     def decoder(self, name: str) -> dict[str, Any]:
         """Return a decoder as it was asked; raises `DataError` where the run has none of that name."""
-        known = {decoder["name"]: decoder for decoder in self.asked["decoders"]}
+        known: dict[str, dict[str, Any]] = {decoder["name"]: decoder for decoder in self.asked["decoders"]}
         if name not in known:
             near = did_you_mean(name, list(known))
             raise DataError(f"{self.folder} has no decoder {name!r}. {near}It has: {', '.join(known)}.")
-        found: dict[str, Any] = known[name]
-        return found
+        return known[name]
 
     @cached_property
     def items(self) -> dict[str, dict[str, Item]]:
         """What was asked and is reported: task -> key -> item, in order; raises `DataError` where it was changed."""
-        splits = {task["name"]: task["split"] for task in self.asked["tasks"]}
-        found: dict[str, dict[str, Item]] = {name: {} for name in splits}
+        found: dict[str, dict[str, Item]] = {name: {} for name in self._splits}
         path, needed = self.folder / ITEMS, ("task", "split", "kind", "item", "picture", "truth")
         for _, row in jsonl.read(path, needed, ("task", "split", "item")):
-            if splits.get(row["task"]) == row["split"]:
+            if self._splits.get(row["task"]) == row["split"]:
                 found[row["task"]][row["item"]] = row
         for task in self.asked["tasks"]:
             if len(found[task["name"]]) != task["n"]:
@@ -92,6 +93,10 @@ class Run:
                     "changed. Give the run's command again: it is written anew."
                 )
         return found
+
+    @property
+    def _splits(self) -> dict[str, str]:
+        return {task["name"]: task["split"] for task in self.asked["tasks"]}
 
     def answers(self, columns: Sequence[str] | None = None, **where: Any) -> pa.Table:
         """Return rows of the table of answers: those alone whose columns have a value, or one of several."""
@@ -105,7 +110,7 @@ class Run:
         """Yield each reported item of a task (those alone that `keys` name) with its answers, decoder -> one a seed;
         one item in memory at a time.
         """
-        where = {"task": task, "split": self.task(task)["split"]} | ({} if keys is None else {"item": keys})
+        where = {"task": task, "split": self._splits[task]} | ({} if keys is None else {"item": keys})
         batches = self._batches(("item", "decoder", *columns), where)
         rows = (row for batch in batches for row in batch.to_pylist())
         for key, own in groupby(rows, lambda row: row["item"]):
@@ -132,25 +137,15 @@ class Run:
             raise DataError(f"{path} can't be read: {error}. Give the run's command again: it is made anew.") from error
 
 
-Said = dict[str, list[dict[str, Any]]]
-"""Decoder -> its answers to an item, one a seed."""
-
-
 def read_run(folder: str | Path) -> Run:
     """Read a run, whatever its status; raises `DataError` with the file that is missing or can't be used."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: give the --out folder of a `lvlm-guard eval run`.")
     if not (folder / ASKED).exists():
-        told = f"{folder} holds no run ({ASKED} is missing)"
-        raise DataError(f"{told}: give the --out folder of a `lvlm-guard eval run`.")
-    asked = _document(folder / ASKED, {"settings": dict, "tasks": list})
+        told = f"holds no run ({ASKED} is missing)" if folder.is_dir() else "is no folder"
+        raise DataError(f"{folder} {told}: give the --out folder of a `lvlm-guard eval run`.")
+    asked = _document(folder / ASKED)
     asked.setdefault("decoders", [])  # known once the model was loaded
-    path = folder / RESULTS
-    return Run(folder, asked, _document(path, _RESULT_FIELDS) if path.exists() else None)
-
-
-_RESULT_FIELDS = {"rows": list, "verdicts": list, "void": list, "decoders": list, "tasks": list}
+    return Run(folder, asked, _document(folder / RESULTS) if (folder / RESULTS).exists() else None)
 
 
 def finished(folder: str | Path | Run) -> Run:
@@ -176,41 +171,37 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
         DataError: there is no such decoder, or it has no such seed.
         RunError: the file can't be written.
     """
-    described = run.decoder(decoder)
+    seeds = run.decoder(decoder)["seeds"]
     answered = run.answers(("task", "split", "item", "text", "failed"), decoder=decoder, seed=seed).to_pylist()
     if not answered:
-        raise DataError(f"{decoder} has {described['seeds']} run(s) in {run.folder}, numbered from 0: none is {seed}.")
-    splits = {task["name"]: task["split"] for task in run.asked["tasks"]}
-    told = [row for row in answered if row["failed"] is None and row["split"] == splits[row["task"]]]
-    said = {(row["task"], row["item"]): row["text"] for row in told}
+        raise DataError(f"{decoder} has {seeds} run(s) in {run.folder}, numbered from 0: none is {seed}.")
+    said = {(r["task"], r["split"], r["item"]): r["text"] for r in answered if r["failed"] is None}
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["index", "question", "answer", "prediction", "category"])
     for index, item in enumerate(item for items in run.items.values() for item in items.values()):
-        text = said.get((item["task"], item["item"]))
+        text = said.get((item["task"], item["split"], item["item"]))
         if text is not None:
-            question = item.get("question") or item.get("prompt", "")
-            category = ",".join(item.get("rows") or [item["task"]])
             truth = item["truth"] if isinstance(item["truth"], list) else [item["truth"]]
             right = ", ".join(str(one) for one in truth if one is not None)
-            writer.writerow([index, question, right, text, category])
-    target = Path(path)
-    return write_whole(target.parent, target.name, table.getvalue())
+            category = ",".join(item.get("rows") or [item["task"]])
+            writer.writerow([index, item.get("question") or item.get("prompt", ""), right, text, category])
+    return write_whole(Path(path).parent, Path(path).name, table.getvalue())
 
 
 def plain(value: Any) -> Any:
     """Return data that strict JSON can hold: NaN and infinities as None, NumPy's numbers as Python's."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, set | frozenset):
+        return plain(sorted(value, key=str))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):
         return value
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def write_whole(folder: Path, name: str, text: str) -> Path:
@@ -233,11 +224,11 @@ def write_whole(folder: Path, name: str, text: str) -> Path:
     return folder / name
 
 
-def _document(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
+def _document(path: Path) -> dict[str, Any]:
     found = jsonl.document(path)
     if not isinstance(found, dict):
         raise DataError(f"{path} is no JSON object: was it written by `lvlm-guard eval`?")
-    for name, kind in fields.items():
+    for name, kind in NEEDED[path.name].items():
         if not isinstance(found.get(name), kind):
             got = f"is {json.dumps(found[name])[:80]}" if name in found else "is missing"
             raise DataError(f"{path}: the field {name!r} {got}; was it written by `lvlm-guard eval`?")
