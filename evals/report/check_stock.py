@@ -92,9 +92,10 @@ def _judge(found: Checked, model: str, task: str, limit: Any, rows: Sequence[Row
     items: list[dict[str, Any]] = []
     answers = []
     for row in rows:
-        where = {"task": task, "split": "test", "item": str(row["doc_id"]), "picture": str(row["doc_id"])}
-        items.append({**where, "rows": [task], "truth": _label(row) if yes_no else []})
-        answers.append(Answer(**where, decoder=model, role="reference", text=_text(row), ended=_ended(row, limit)))
+        where = task, "test", str(row["doc_id"]), str(row["doc_id"])
+        told = dict(zip(("task", "split", "item", "picture"), where, strict=True))
+        items.append({**told, "rows": [task], "truth": _label(row) if yes_no else []})
+        answers.append(Answer(*where, model, "reference", _text(row), ended=_ended(row, limit)))
     # which score it has is no matter here, only which answers can have one: captions need no labels
     kind = {"kind": "pope"} if yes_no else {"kind": "chair", "vocabulary": ["none"]}
     described = {"name": task, "split": "test", "rows": [task], "max_new_tokens": limit} | kind

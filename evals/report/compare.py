@@ -28,7 +28,7 @@ from lvlm_guard.evals.report.numbers import Mark, Row, judged, p_text, said, tit
 from lvlm_guard.evals.report.pairing import Pair, common_tasks, differences, only_in_one, pairs_of
 from lvlm_guard.evals.report.saved import Run, finished, plain
 from lvlm_guard.evals.stats.reading import tallies_of
-from lvlm_guard.evals.stats.results import Measured, adjust
+from lvlm_guard.evals.stats.results import Measured, with_holm
 from lvlm_guard.evals.stats.tally import Tally
 
 MANY = 10  # differences beyond which only the clear ones are told in sentences
@@ -78,10 +78,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON data, its results in long rows."""
-        told = {"command": "eval compare", "version": lvlm_guard.__version__}
+        told: dict[str, Any] = {"command": "eval compare", "version": lvlm_guard.__version__}
         told |= {"a": str(self.a.folder), "b": str(self.b.folder), "tasks": self.results.tasks}
-        kept = {name: getattr(self, name) for name in ("pairs", "differs", "left_out", "warnings", "rows")}
-        found: dict[str, Any] = plain({**told, **kept, "changed": [one._asdict() for one in self.changed]})
+        told |= {name: getattr(self, name) for name in ("pairs", "differs", "left_out", "warnings", "rows")}
+        found: dict[str, Any] = plain(told | {"changed": [one._asdict() for one in self.changed]})
         return found
 
 
@@ -119,8 +119,7 @@ def compare(
         changed += _changed(tally, pairs)
     if not changed:
         raise DataError("No task was answered by both decoders: there is nothing to compare.")
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        adjust([row for row in rows if row["metric"] == metric and row["p"] is not None])
+    with_holm(rows, lambda row: row["metric"])
     data = {"rows": rows, "decoders": decoders, "tasks": tasks, "reference": "a", "verdicts": [], "void": []}
     differs = [f"{told}." for told in differences(*runs, pairs)]
     return Comparison(first, second, pairs, Results(data, baselines), changed, differs, left_out, warnings)

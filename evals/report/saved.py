@@ -28,7 +28,7 @@ from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.spec import jsonl
 
 ASKED, ITEMS, ANSWERS, COSTS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "costs.parquet", "results.json"
-NEEDED = {
+NEEDED: dict[str, dict[str, type]] = {
     ASKED: {"settings": dict, "tasks": list},
     RESULTS: {"rows": list, "verdicts": list, "void": list, "decoders": list, "tasks": list},
 }

@@ -45,9 +45,9 @@ def cost_rows(
         tally, seconds = tallies[name], batch["seconds"].to_numpy(zero_copy_only=False)
         peak = batch["peak_mib"].to_numpy(zero_copy_only=False).astype(float)
         for run, chosen, places in tally.by_run(batch):
-            there = tally.runs[run].there[places] > 0 if run in tally.runs else []
-            if not np.any(there):  # a request that failed tells no time
+            if run not in tally.runs or not tally.runs[run].there[places].any():
                 continue
+            there = tally.runs[run].there[places] > 0  # a request that failed tells no time
             chosen, pictures = chosen[there], tally.picture[places[there]]
             table = spent.setdefault(name, {}).setdefault(run[0], np.zeros((tally.pictures, 2)))
             np.add.at(table, pictures, np.stack([seconds[chosen], np.ones(len(chosen))], -1))

@@ -7,7 +7,7 @@ A row is plain data: {"task", "split", "decoder", "baseline", "role", "metric", 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -24,6 +24,10 @@ from lvlm_guard.evals.stats.tally import Given, Tally, summed
 Row = dict[str, Any]
 Decoder = Mapping[str, Any]
 
+RANKINGS = {metric: Score(np.asarray, direction) for metric, direction in RANKED.items()}
+"""What is measured of scores rather than counts."""
+TOLD = Score(np.asarray, "", compared=False)
+"""What is told of answers beside their scores."""
 CENSORED = 0.01
 """Share of scores of which a server told too little, from which on they are not ranked."""
 
@@ -42,23 +46,15 @@ def row_of(tally: Tally, decoder: Decoder, metric: str, found: Estimate, n: int,
     return told | {"p": found.p, "n": n, "pictures": tally.pictures, "bold": False, "limit": None} | more
 
 
-def with_holm(rows: Iterable[Row], reference: str) -> list[Row]:
-    """Return the rows with "p_holm" where several decoders are compared with the reference in one task and metric."""
-    rows = [dict(row) for row in rows]
-    families: dict[tuple[str, str], list[Row]] = {}
+def with_holm(rows: Iterable[Row], family: Callable[[Row], Hashable | None], several: int = 1) -> None:
+    """Give rows "p_holm": their p-values adjusted for being one of a family, where it has `several`; None: of none."""
+    families: dict[Hashable, list[Row]] = {}
     for row in rows:
-        if row["baseline"] == reference and row["p"] is not None:
-            families.setdefault((row["task"], row["metric"]), []).append(row)
-    for members in families.values():
-        if len(members) > 1:
-            adjust(members)
-    return rows
-
-
-def adjust(members: Sequence[Row]) -> None:
-    """Give rows "p_holm", their p-values adjusted for being several."""
-    for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
-        row["p_holm"] = p
+        if row["p"] is not None and (name := family(row)) is not None:
+            families.setdefault(name, []).append(row)
+    for members in (members for members in families.values() if len(members) >= several):
+        for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
+            row["p_holm"] = p
 
 
 class Measured:
@@ -174,68 +170,55 @@ class Measured:
         for name in self.decoders:
             self._sums[every, name] = np.sum([self._sums[row, name] for row in rows], axis=0)
             self._swapped[every, name] = np.sum([self._swapped[row, name] for row in rows], axis=0)
-            for metric, score in self._all_scores().items():
-                each = [self.figures[row, name, metric] for row in rows if (row, name, metric) in self.figures]
-                if score and score.over == "pool":
-                    self.figures[every, name, metric] = score.of(self._sums[every, name])
-                elif each:
-                    self.figures[every, name, metric] = np.sum(each, 0) if score else np.mean(each, axis=0)
+            for metric, score in self.scores.items():
+                summed = score.over == "sum"
+                each = [self.figures[row, name, metric] for row in rows]
+                self.figures[every, name, metric] = np.sum(each, 0) if summed else score.of(self._sums[every, name])
+            for metric in RANKED if (rows[0], name, "auroc") in self.figures else ():
+                self.figures[every, name, metric] = np.mean([self.figures[row, name, metric] for row in rows], axis=0)
 
     def _values(self, row: str, name: str) -> Iterator[Row]:
         first = name == next(iter(self.decoders))
-        for metric, score in self._all_scores().items():
+        for metric, score in {**self.scores, **RANKINGS}.items():
             figure = self.figures.get((row, name, metric))
-            if figure is None or (score and (score.only_differences or (score.once and not first))):
+            if figure is None or score.only_differences or (score.once and not first):
                 continue
             more = {} if len(figure) == 1 else {"trainings": [_plain(one[0]) for one in figure]}
             yield self._row(row, name, None, metric, estimate(figure), score) | more
         given, at = self.tally.of(name), self.places[row]
         if mass := _mean_mass(given, at):
-            yield self._row(row, name, None, "mass", Estimate(mass))
+            yield self._row(row, name, None, "mass", Estimate(mass), TOLD)
         if (row, name, "auroc") in self.figures:  # the likeliest token can be at odds with the sums over spellings
             apart = np.mean([((one.score[at] > 0) != (one.said[at] == 1)).mean() for one in given])
-            yield self._row(row, name, None, "score_disagrees", Estimate(float(apart)))
+            yield self._row(row, name, None, "score_disagrees", Estimate(float(apart)), TOLD)
 
     def _differences(self, row: str, ours: str, theirs: str) -> Iterator[Row]:
-        for metric, score in self._all_scores().items():
+        for metric, score in {**self.scores, **RANKINGS}.items():
             a, b = (self.figures.get((row, name, metric)) for name in (ours, theirs))
-            if a is None or b is None or (score and (score.once or not score.compared)):
+            if a is None or b is None or score.once or not score.compared:
                 continue
-            if score and score.only_differences:
+            if score.only_differences:
                 if theirs == self.reference:
                     yield self._row(row, ours, theirs, metric, estimate(a), score)
                 continue
-            null = self._null(row, ours, theirs, score) if score and len(a) == len(b) == 1 else None
+            null = None
+            if metric in self.scores and len(a) == len(b) == 1:
+                parts = self._parts[row] if score.over == "sum" else [row]
+                sides = [[(self._sums[p, of][0, 0], self._swapped[p, of]) for of in (ours, theirs)] for p in parts]
+                null = np.sum([swap_null(score.of, *both) for both in sides], axis=0)
             made = self._row(row, ours, theirs, metric, difference(a, b, null), score)
-            if metric == "accuracy" and self.tally.metric.ranked:
-                made |= self._fixed(row, ours, theirs)
+            right, other = right_of(self.tally, ours), right_of(self.tally, theirs)
+            if metric == "accuracy" and self.tally.metric.ranked and len(right) == len(other) == 1:
+                at = np.unique(self.places[row])  # each question counts once
+                made["fixed"] = int((right[0] & ~other[0])[at].sum())
+                made["broken"] = int((other[0] & ~right[0])[at].sum())
             if made["value"] is not None:
                 yield made
 
-    def _null(self, row: str, ours: str, theirs: str, score: Score) -> Array:
-        parts = self._parts[row] if score.over == "sum" else [row]
-        sides = [[(self._sums[p, name][0, 0], self._swapped[p, name]) for name in (ours, theirs)] for p in parts]
-        found: Array = np.sum([swap_null(score.of, a, b) for a, b in sides], axis=0)
-        return found
-
-    def _fixed(self, row: str, ours: str, theirs: str) -> dict[str, int]:
-        """Return how many questions only the one, only the other answers rightly; each counts once."""
-        a, b = right_of(self.tally, ours), right_of(self.tally, theirs)
-        if len(a) > 1 or len(b) > 1:
-            return {}
-        at = np.unique(self.places[row])
-        return {"fixed": int((a[0] & ~b[0])[at].sum()), "broken": int((b[0] & ~a[0])[at].sum())}
-
-    def _all_scores(self) -> dict[str, Score | None]:
-        return {**self.scores, **dict.fromkeys(RANKED)}
-
-    def _row(
-        self, row: str, name: str, baseline: str | None, metric: str, found: Estimate, score: Score | None = None
-    ) -> Row:
+    def _row(self, row: str, name: str, baseline: str | None, metric: str, found: Estimate, score: Score) -> Row:
         at = self.places[row]
-        n = int(score.n(self._sums[row, name][0, 0])) if score and score.n else len(at)
-        more = {"limit": score.limit if score else None, "dialect": score.dialect if score else ""}
-        more |= {"direction": score.direction if score else RANKED.get(metric, "")}
+        n = int(score.n(self._sums[row, name][0, 0])) if score.n else len(at)
+        more = {"limit": score.limit, "dialect": score.dialect, "direction": score.direction}
         more |= {"pictures": len(np.unique(self.tally.picture[at])), "bold": baseline is not None and found.bold}
         more |= {"task": self._named[row], "baseline": baseline}
         return row_of(self.tally, self.decoders[name], metric, found, n, **more)

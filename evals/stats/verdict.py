@@ -43,6 +43,7 @@ def verdicts(
             if decoder.get("role") in ("reference", "plain") or len(gains) < len(GAINS):
                 continue
             sampled = by.get((task, name, plain, "accuracy")) if decoder.get("sampled") else None
+            word = word_of(gains[0], gains[1], gains[2], sampled)
             told = [f"{words} {_gain(row)}" for words, row in zip(GAINS.values(), gains, strict=True)]
             sentence = f"{told[0]} against {reference}; {', '.join(told[1:])}."
             if sampled is not None:
@@ -51,7 +52,7 @@ def verdicts(
                 sentence += " There are no calibration items to choose a best control on."
             elif (against := by.get((task, name, control, "accuracy"))) is not None:
                 sentence += f" Against {control}, the best control on calibration items, accuracy {_gain(against)}."
-            found = {"task": task, "decoder": name, "role": decoder.get("role"), "verdict": word_of(*gains, sampled)}
+            found = {"task": task, "decoder": name, "role": decoder.get("role"), "verdict": word}
             yield found | {"best_control": control, "sentence": sentence}
 
 
