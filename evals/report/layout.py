@@ -7,30 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from lvlm_guard.evals.report.numbers import Row, interval, number, title, written
+from lvlm_guard.evals.report.numbers import SHOWN, Row, interval, number, title, written
 
 Shows = Literal["value", "difference", "label", "flips", "verdict"]
 Task = Mapping[str, Any]
 
-QUESTIONS: tuple[tuple[str, Shows, int], ...] = (
-    *(("accuracy", "difference", 0), ("accuracy_matched", "difference", 0), ("auroc", "difference", 0)),
-    *(("yes_ratio", "label", 1), ("balanced_accuracy", "value", 4), ("tilt", "value", 3)),
-    *(("n2p", "flips", 5), ("f1", "value", 6), ("unreadable", "value", 8)),
-)
-CAPTIONS: tuple[tuple[str, Shows, int], ...] = (
-    *(("chair_i", "difference", 0), ("object_recall", "difference", 0), ("f1", "difference", 0)),
-    *(("length", "value", 1), ("repeats", "value", 2), ("chair_s", "value", 4), ("precision", "value", 6)),
-    *(("objects_named", "value", 6), ("repeat_4", "value", 7), ("cut", "value", 8)),
-)
-COSTS = (
-    *("seconds", "time_ratio", "tokens", "global_forwards", "local_forwards", "local_tokens", "masks"),
-    "peak_memory_mib",
-)
-READINGS = (
-    *("accuracy_official", "accuracy_agla", "accuracy_stock", "yes_ratio_official", "score_official"),
-    *("chair_i_official", "chair_s_official", "object_recall_official", "hallucination_rate_official"),
-    *("chair_i_wordnet", "chair_s_wordnet", "object_recall_wordnet", "f1_official", "f1_wordnet"),
-)
 MOST = 4  # metrics of a task whose metrics are not ours
 HEADS = ("accuracy", "score", "chair_i")
 JUDGED = ("method", "adapter")  # roles whose gain is what a run is about
@@ -94,7 +75,7 @@ class Results:
     def metrics(self, row: str) -> list[str]:
         """Return the metrics of a result row, those at a token limit left out."""
         own = (r["metric"] for r in self._of(row) if r.get("limit") is None)
-        return [metric for metric in dict.fromkeys(own) if metric not in COSTS]
+        return [metric for metric in dict.fromkeys(own) if metric not in SHOWN["costs"]]
 
     def limits(self, row: str, metric: str) -> list[int]:
         """Return the token limits at which a metric was measured."""
@@ -114,15 +95,14 @@ class Results:
     def costs(self, task: Task) -> list[str]:
         """Return what is known of a task's costs."""
         known = {r["metric"] for r in self._of(task["name"])}
-        return [metric for metric in COSTS if metric in known]
+        return [metric for metric in SHOWN["costs"] if metric in known]
 
     def main(self, task: Task) -> list[tuple[str, str]]:
         """Return the result rows and metrics that a task is first judged by: of all items, then of the hardest."""
-        rows, columns = self.row_tasks(task), self._columns(task)
-        whole = [column for column in columns if column.shows == "difference"]
-        if not whole or not rows:
+        rows = self.row_tasks(task)
+        known = [column.metric for column in self._columns(task) if column.shows == "difference" and not column.rank]
+        if not known or not rows:
             return []
-        known = [column.metric for column in (whole if _known(self.metrics(rows[-1])) else whole[:1])]
         return [
             *((rows[-1], metric) for metric in known),
             *((row, known[0]) for row in self._parts(rows, known[0])[:1]),
@@ -168,10 +148,11 @@ class Results:
         """Return the columns of what all items of a task were measured by."""
         whole = (self.row_tasks(task) or [task["name"]])[-1]
         there = self.metrics(whole)
-        known = [(m, shows, rank) for m, shows, rank in _known(there) if m in there]
-        own = [metric for metric in there if metric not in READINGS]
-        known = known or [(m, "difference", i) for i, m in enumerate(own[:MOST])]
-        return [Column(_heading(metric, shows), whole, metric, shows, rank) for metric, shows, rank in known]
+        kind = "captions" if "chair_i" in there else "questions" if {"accuracy", "yes_ratio"} <= set(there) else ""
+        known = {metric: how for metric, how in SHOWN.get(kind, {}).items() if metric in there}
+        own = [metric for metric in there if metric not in SHOWN["readings"]]
+        known = known or {metric: ("difference", rank) for rank, metric in enumerate(own[:MOST])}
+        return [Column(_heading(metric, shows), whole, metric, shows, rank) for metric, (shows, rank) in known.items()]
 
     def _parts(self, rows: Sequence[str], metric: str) -> list[str]:
         """Return the result rows of parts of a task, the one that is hardest for the reference first."""
@@ -191,10 +172,6 @@ def _owned(rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[str]]:
         owner = owners.get(row, owner)
         found.setdefault(owner, []).append(row)
     return found
-
-
-def _known(there: Sequence[str]) -> tuple[tuple[str, Shows, int], ...]:
-    return CAPTIONS if "chair_i" in there else QUESTIONS if {"accuracy", "yes_ratio"} <= set(there) else ()
 
 
 def _heading(metric: str, shows: Shows) -> str:

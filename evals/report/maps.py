@@ -48,7 +48,9 @@ class Maps:
             return {"views": [{"picture": picture} for picture in item.pictures()]}
         # sums depend on what is computed together: what the run remembers could differ in the last bit
         self.matcher.forget()
-        found: dict[str, Any] = {"views": [_shown(view, made) for view, made in self._looked(item, self.asker, self.matcher)]}
+        found: dict[str, Any] = {
+            "views": [_shown(view, made) for view, made in self._looked(item, self.asker, self.matcher)]
+        }
         question = item.question or item.prompt
         claims = {claim_about(name, Vote.template): name for name in objects}
         if not objects and yes_no_claim(question):

@@ -1,38 +1,23 @@
-"""How numbers are written, and when a difference is called one. Plain text from result rows; needs nothing."""
+"""How numbers are written, and when a difference is called one. Plain text from result rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 Row = Mapping[str, Any]
 Mark = Literal["good", "bad", ""]
 
-TITLES = {
-    "accuracy_matched": "matched accuracy",
-    "auroc": "AUROC",
-    "f1": "F1",
-    "tilt": "tilt d",
-    "chair_i": "CHAIR_i",
-    "chair_s": "CHAIR_s",
-    "object_recall": "object recall",
-    "length": "words",
-    "cut": "share cut",
-    "accuracy_plus": "accuracy+",
-    "time_ratio": "time",
-    "global_forwards": "forwards",
-    "peak_memory_mib": "peak MiB",
-}
-TWO_DIGITS = frozenset(
-    {"tilt", "length", "objects_named", "score", "score_official", "amber_score", "time_ratio", "tokens", "masks"}
-    | {"global_forwards", "local_forwards", "local_tokens", "peak_memory_mib"}
-)
-"""Metrics that are no shares: nats, words, points, counts an answer."""
+SHOWN: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("metrics.yaml").read_text(encoding="utf-8"))
+"""How each metric is shown."""
 
 
 def title(metric: str) -> str:
     """Return a metric's name for people."""
-    return TITLES.get(metric, metric.replace("_", " "))
+    return SHOWN["titles"].get(metric, metric.replace("_", " "))
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
@@ -48,7 +33,7 @@ def written(row: Row | None, end: str = "value") -> str:
     """Write a row's value (or its "low" or "high"), signed where the row is a difference."""
     if row is None:
         return "–"
-    digits = 2 if row["metric"] in TWO_DIGITS else 3
+    digits = 2 if row["metric"] in SHOWN["two_digits"] else 3
     return number(row[end], signed=row.get("baseline") is not None, digits=digits)
 
 

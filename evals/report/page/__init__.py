@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lvlm_guard.evals.report import layout, numbers
+from lvlm_guard.evals.report import numbers
 from lvlm_guard.evals.report.disagreement import disagreements
 from lvlm_guard.evals.report.evidence import collected
 from lvlm_guard.evals.report.page import charts, gallery
@@ -69,7 +69,12 @@ def page_environment() -> Environment:
     made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
     filters = (numbers.number, numbers.written, numbers.interval, numbers.judged, numbers.p_text, numbers.title)
     made.filters |= {"plain": _plain, **{one.__name__: one for one in filters}}
-    made.globals |= {"charts": charts, "gallery": gallery, "explained": explained, "readings": layout.READINGS}
+    made.globals |= {
+        "charts": charts,
+        "gallery": gallery,
+        "explained": explained,
+        "readings": numbers.SHOWN["readings"],
+    }
     return made
 
 
