@@ -13,7 +13,7 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.prepare import weights_of
 from lvlm_guard.evals.infer.server import server_run
-from lvlm_guard.evals.report.page.repeat import command
+from lvlm_guard.evals.report.page import command
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.pretrained import ask as prompted
 from lvlm_guard.pretrained import load_model, spoken

@@ -27,10 +27,8 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import interval, written
-from lvlm_guard.evals.report.page import charts, write_report
+from lvlm_guard.evals.report.page import charts, command, write_report
 from lvlm_guard.evals.report.page.gallery import absent_spans, pieces
-from lvlm_guard.evals.report.page.repeat import command
-from lvlm_guard.evals.report.page.sweeps import sweeps
 from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.spec.settings import Settings
 from tests.support import runs
@@ -291,7 +289,7 @@ def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: 
     knobs = [{"alpha": a, "beta": b} for a in (2.0, 0.5) for b in (0.1, 0.5)]
     right = [4, 1, 4, 2]  # of four
     run = sweep_run(tmp_path, knobs, [["yes"] * n + ["no"] * (4 - n) for n in right])
-    first = next(sweeps(run.results))
+    first = next(charts.sweeps(run.results))
     (grid,) = first.grids
     assert (grid.knobs, grid.columns) == (("alpha", "beta"), ["0.5", "2"])
     assert [(line, [(cell.text, cell.best) for cell in cells]) for line, cells in grid.lines] == [
@@ -309,10 +307,10 @@ def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: 
 
 def test_one_knob_is_a_strip_and_three_are_several_grids(tmp_path: Path) -> None:
     one = sweep_run(tmp_path / "1", [{"alpha": a} for a in (1, 2, 3)], [["yes"]] * 3)
-    (grid,) = next(sweeps(one.results)).grids
+    (grid,) = next(charts.sweeps(one.results)).grids
     assert [(line, len(cells)) for line, cells in grid.lines] == [("", 3)]
     knobs = [{"alpha": a, "beta": 1, "mode": m} for m in ("paper", "official") for a in (1, 2)]
-    three = next(sweeps(sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]]).results))
+    three = next(charts.sweeps(sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]]).results))
     assert len(three.grids) == 2
     assert sum(cell.best for grid in three.grids for _, cells in grid.lines for cell in cells) == 1
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,15 @@ from lvlm_guard.evals.report import numbers
 from lvlm_guard.evals.report.disagreement import disagreements
 from lvlm_guard.evals.report.evidence import collected
 from lvlm_guard.evals.report.page import charts, gallery
-from lvlm_guard.evals.report.page.repeat import command
-from lvlm_guard.evals.report.page.sweeps import sweeps
-from lvlm_guard.evals.report.saved import Run, read_run, write_whole
+from lvlm_guard.evals.report.saved import Run, plain, read_run, write_whole
 from lvlm_guard.evals.report.terminal import explained, sentences
+from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.report.html import UNWRITABLE
 
 REPORT = "report.html"
+OPTIONS = {"include": "include-path", "adapters": "adapter", "knobs": "knob", "matchers": "matcher"}
+"""Options of the command line that are not called as the setting is."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -49,7 +54,7 @@ def render(run: Run) -> str:
         scored=run.scored or {},
         results=results,
         sentences=sentences(results) if results else [],
-        sweeps=list(sweeps(results)) if results else [],
+        sweeps=list(charts.sweeps(results)) if results else [],
         galleries={task: (f"pictures-{n}", one) for n, (task, one) in enumerate(found.items()) if one.shown},
         evidence=collected(run.folder),
         command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
@@ -68,7 +73,7 @@ def page_environment() -> Environment:
     )
     made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
     filters = (numbers.number, numbers.written, numbers.interval, numbers.judged, numbers.p_text, numbers.title)
-    made.filters |= {"plain": _plain, **{one.__name__: one for one in filters}}
+    made.filters |= {"plain": _told, **{one.__name__: one for one in filters}}
     made.globals |= {
         "charts": charts,
         "gallery": gallery,
@@ -85,7 +90,7 @@ def _clean(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _plain(value: Any) -> str:
+def _told(value: Any) -> str:
     """Write a setting: texts as they are, lists with commas, other data as JSON; "" for what is not there."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -94,3 +99,32 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return json.dumps(value, ensure_ascii=False) if value else ""
     return "" if value is None else str(value)
+
+
+def command(settings: Mapping[str, Any], allowed: Mapping[str, float] | None = None) -> str:
+    """Return the command line of a run: what differs from the defaults, and what decides most in any case."""
+    usual, words = plain(Settings().to_dict()), ["lvlm-guard", "eval", "run"]
+    for name, value in plain(settings).items():
+        option = f"--{OPTIONS.get(name, name).replace('_', '-')}"
+        if value is None or (value == usual.get(name) and name not in ("model", "methods", "tasks", "batch")):
+            continue
+        if name in ("methods", "tasks"):
+            words += [option, ",".join(value)]
+        elif name in ("questions", "include", "adapters"):
+            words += [word for one in value for word in (option, str(one))]
+        elif name == "knobs":
+            words += [w for m, own in value.items() for k, v in own.items() for w in (option, f"{m}.{k}={_text(v)}")]
+        elif name == "sweep":
+            words += [w for k, values in value.items() for w in (option, f"{k}={','.join(map(_text, values))}")]
+        elif name == "matchers":
+            told = [f"{k}={v}" if k != v else k for k, values in value.items() for v in values]
+            words += [word for one in told for word in (option, one)]
+        else:
+            words += ["--no-controls"] if name == "controls" else [option, str(value)]
+    strict = asdict(Allowed())
+    words += [w for k, v in (allowed or {}).items() if v != strict.get(k) for w in (f"--allow-{k}", f"{v:g}")]
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
