@@ -98,10 +98,8 @@ def _asked(task: Row, rows: Any) -> str:
     """Say how the items in `items.jsonl` are not those of the task; "" where they are."""
     items = []
     for row in rows:
-        text = {name: row.get(name, "") for name in ("prompt", "question")}
-        items.append(
-            Item(row["item"], row["picture"], images=(), truth=row["truth"], rows=tuple(row.get("rows") or ()), **text)
-        )
+        given = row["item"], row["picture"], row.get("prompt", ""), (), row.get("question", ""), row["truth"]
+        items.append(Item(*given, rows=tuple(row.get("rows") or ())))
     again = EvalTask(task["name"], task["kind"], items, task["max_new_tokens"], tuple(task["until"])).describe()
     fields = [name for name in ("n", "pictures", "rows", "digest") if again[name] != task[name]]
     told = "; ".join(f"{name} {again[name]} where {ASKED} has {task[name]}" for name in fields)
@@ -159,7 +157,10 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
 
 
 def _compare(found: Checked, written: Row, again: Row) -> None:
-    before, after = ({_name(row): row for row in [*of["rows"], *of["costs"]]} for of in (written, again))
+    before, after = (
+        {" − ".join(filter(None, (r["decoder"], r["baseline"]))) + f" {r['task']} {r['metric']}": r for r in both}
+        for both in ([*of["rows"], *of["costs"]] for of in (written, again))
+    )
     apart = list(_apart(before, after))
     far = [told for told, distance in apart if distance > LAST_DIGITS]
     near = [told for told, distance in apart if distance <= LAST_DIGITS]
@@ -176,12 +177,6 @@ def _compare(found: Checked, written: Row, again: Row) -> None:
         found.warnings.append(f"{told}, as they do between releases of NumPy.")
     if not apart and not lost:
         found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
-
-
-def _name(row: Row) -> str:
-    """Return a row's name, by which two files are held against each other."""
-    baseline = f" − {row['baseline']}" if row["baseline"] else ""
-    return f"{row['decoder']}{baseline} {row['task']} {row['metric']}"
 
 
 def _apart(before: Mapping[str, Row], after: Mapping[str, Row]) -> Iterator[tuple[str, float]]:

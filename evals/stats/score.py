@@ -51,32 +51,24 @@ def score(
         DataError: the folder holds no whole run, or an answer can't be scored.
         RunError: the disk is full.
     """
-    folder = Path(folder)
+    folder, costs = Path(folder), Path(folder) / COSTLY
     missing = [name for name in (ASKED, ITEMS, ANSWERS) if not (folder / name).exists()]
     if missing:
         raise DataError(
             f"{folder} holds no {missing[0]}: it is no run, or not all of it was asked. `lvlm-guard eval ask` makes "
             "one, and goes on with one."
         )
-    asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    asked, note = json.loads((folder / ASKED).read_text(encoding="utf-8")), ""
     tasks: Sequence[Described] = [_with_told(task, folder, dialects) for task in asked["tasks"]]
-    answers = Stored(folder / ANSWERS)
-    items: Iterable[Mapping[str, Any]] = (row for _, row in jsonl.numbered(folder / ITEMS))
-    relabelled = None
+    answers: Answers = Stored(folder / ANSWERS)
+    items: Iterable[Described] = (row for _, row in jsonl.numbered(folder / ITEMS))
     if repope is not None:
         from lvlm_guard.evals.tasks.repope import rescored
 
-        relabelled = rescored(repope, tasks, items, answers)
-        tasks, items = relabelled.tasks, relabelled.items
-    results = score_answers(
-        relabelled.answers if relabelled else answers,
-        items,
-        tasks,
-        asked["decoders"],
-        costs=Stored(folder / COSTLY, COSTS) if (folder / COSTLY).exists() else (),
-        allowed=allowed,
-    )
-    results["warnings"] += [relabelled.note] if relabelled else []
+        tasks, items, answers, note = rescored(repope, tasks, items, answers)
+    spent = Stored(costs, COSTS) if costs.exists() else ()
+    results = score_answers(answers, items, tasks, asked["decoders"], costs=spent, allowed=allowed)
+    results["warnings"] += [note] if note else []
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
     results |= {name: asked.get(name) for name in ("environment", "flags")}
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)  # NaN is no JSON, and equals nothing
@@ -99,7 +91,7 @@ def _with_told(task: Described, folder: Path, dialects: Sequence[str]) -> Descri
 
 def score_answers(
     answers: Answers,
-    items: Iterable[Mapping[str, Any]],
+    items: Iterable[Described],
     tasks: Sequence[Described],
     decoders: Sequence[Described],
     *,
@@ -114,7 +106,7 @@ def score_answers(
     controls, and the best control of its decoding, which calibration items choose.
 
     Args:
-        answers: of `spec.answers.SCHEMA`, in any order. They are gone through twice; an iterator is held in memory.
+        answers: of `spec.answers.SCHEMA`, in any order.
         items: rows of `items.jsonl`: "task", "split", "item", "picture", "truth", "rows", "tags".
         tasks, decoders: as `EvalTask.describe()` and `Decoder.describe()` have them.
         costs: of `spec.answers.COSTS`.
@@ -136,31 +128,36 @@ def score_answers(
     derived = [decoder for decoder in decoders if decoder.get("derive")]
     tallies = tallies_of(answers, items, tasks, frozenset([reference] if derived else ()))
     warnings = [sentence for decoder in derived for sentence in derive_answers(tallies, decoder, reference)]
-    answering = {name: tally for tally in tallies.values() for name in tally.decoders()}
-    for name in answering.keys() - {decoder["name"] for decoder in decoders}:
-        raise DataError(f"{answering[name].name} was answered by {name}, which is none of the listed decoders.")
+    for tally in tallies.values():
+        for name in set(tally.decoders()) - {decoder["name"] for decoder in decoders}:
+            raise DataError(f"{tally.name} was answered by {name}, which is none of the listed decoders.")
     found = validity(tallies.values(), decoders, reference, allowed)
     tests = {name: tally for name, tally in tallies.items() if not tally.calibrates}
-    results: dict[str, Any] = {"identity": identity(), "reference": reference, "rows": [], "verdicts": [], "checks": []}
-    results["costs"] = [row for tally in tests.values() for row in work_rows(tally, decoders)]
-    results["costs"] += cost_rows(costs, tests, decoders, reference, draws)
-    if not found.void:
-        owners = Counter(row for tally in tests.values() for row in tally.rows)
-        rows: list[Row] = []
-        controls: dict[tuple[str, str], str] = {}
-        for (name, _), tally in tests.items():
-            held, best = controls_of(calibration(tallies, name), decoders)
-            measured = Measured(tally, decoders, reference, owners, draws)
-            warnings += measured.warnings
-            rows += measured.rows([*pairs_of(decoders, reference), *held, *pairs])
-            controls |= {(task, decoder): control for task in measured.tasks() for decoder, control in best.items()}
-        with_holm(rows, lambda row: (row["task"], row["metric"]) if row["baseline"] == reference else None, several=2)
-        results["rows"] = rows
-        results["verdicts"] = list(verdicts(rows, decoders, reference, controls))
-        results["checks"] = list(capability(rows, reference))
-        warnings += [check["sentence"] for check in results["checks"] if not check["passed"]]
-    told = {"void": found.void, "warnings": list(dict.fromkeys([*found.warnings, *warnings]))}
-    return results | told | {"tasks": [dict(task) for task in tasks], "decoders": decoders}
+    rows: list[Row] = []
+    controls: dict[tuple[str, str], str] = {}
+    owners = Counter(row for tally in tests.values() for row in tally.rows)
+    for (name, _), tally in tests.items() if not found.void else ():
+        held, best = controls_of(calibration(tallies, name), decoders)
+        measured = Measured(tally, decoders, reference, owners, draws)
+        warnings += measured.warnings
+        rows += measured.rows([*pairs_of(decoders, reference), *held, *pairs])
+        controls |= {(task, decoder): control for task in measured.tasks() for decoder, control in best.items()}
+    with_holm(rows, lambda row: (row["task"], row["metric"]) if row["baseline"] == reference else None, several=2)
+    checks = list(capability(rows, reference))
+    warnings += [check["sentence"] for check in checks if not check["passed"]]
+    work = [row for tally in tests.values() for row in work_rows(tally, decoders)]
+    return {
+        "identity": identity(),
+        "reference": reference,
+        "rows": rows,
+        "verdicts": list(verdicts(rows, decoders, reference, controls)),
+        "checks": checks,
+        "costs": [*work, *cost_rows(costs, tests, decoders, reference, draws)],
+        "void": found.void,
+        "warnings": list(dict.fromkeys([*found.warnings, *warnings])),
+        "tasks": [dict(task) for task in tasks],
+        "decoders": decoders,
+    }
 
 
 def identity() -> str:
