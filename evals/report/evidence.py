@@ -12,18 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from PIL import Image
 
 from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.report.disagreement import LIMIT, disagreements
 from lvlm_guard.evals.report.saved import Run, finished, write_whole
-from lvlm_guard.report.pictures import data_address, fitted
+from lvlm_guard.report.pictures import Picture, fitted, panel
 
 if TYPE_CHECKING:
     from lvlm_guard.evals.spec.items import EvalTask
@@ -113,16 +111,17 @@ class Evidence(NamedTuple):
     about: str
     entries: Mapping[tuple[str, str], Entry]
 
-    def figures(self, task: str, key: str) -> Iterator[tuple[str, str, str, tuple[int, int]]]:
-        """Yield title, caption, data address and size of an item's pictures; a file that is gone is left out."""
+    def panel(self, task: str, key: str) -> str:
+        """Return an item's pictures as markup, "" without any; a file that is gone is left out."""
+        found = []
         for view in self.entries.get((task, key), {}).get("views", ()):
             kept = f", {view['kept']:.0%} kept" if view.get("kept") is not None else ""
             titles = ("Picture", "Relevance", f"Local view{kept}", f"Map of “{view.get('sought', '')}”")
             for what, title in zip(PICTURES, titles, strict=True):
                 path = self.folder / Path(view.get(what) or "none").name
                 if path.is_file():
-                    with Image.open(path) as opened:
-                        yield title, view.get("note", "") if what == "map" else "", data_address(path), opened.size
+                    found.append(Picture(path, title, view.get("note", "") if what == "map" else ""))
+        return panel(found) if found else ""
 
 
 def collected(folder: Path) -> Evidence:

@@ -20,6 +20,11 @@ def title(metric: str) -> str:
     return SHOWN["titles"].get(metric, metric.replace("_", " "))
 
 
+def digits(metric: str) -> int:
+    """Return how many digits a metric has behind the point."""
+    return 2 if metric in SHOWN["two_digits"] else 3
+
+
 def number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
     """Write a share without its leading zero (.879, +.146, −.003); other numbers with two digits; "–" for None."""
     if value is None:
@@ -33,8 +38,7 @@ def written(row: Row | None, end: str = "value") -> str:
     """Write a row's value (or its "low" or "high"), signed where the row is a difference."""
     if row is None:
         return "–"
-    digits = 2 if row["metric"] in SHOWN["two_digits"] else 3
-    return number(row[end], signed=row.get("baseline") is not None, digits=digits)
+    return number(row[end], signed=row.get("baseline") is not None, digits=digits(row["metric"]))
 
 
 def interval(row: Row | None) -> str:

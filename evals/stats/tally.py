@@ -81,7 +81,7 @@ class Tally:
         """Count answers; rows of this task and split alone. Raises `DataError` of one that stands twice."""
         texts, told_failed = rows["text"].to_pylist(), rows["failed"].to_pylist()
         lost = pc.starts_with(pc.utf8_ltrim_whitespace(rows["text"]), FAILED_TEXT)
-        failed = np.asarray(pc.or_(pc.is_valid(rows["failed"]), lost).to_numpy(False), bool)
+        failed: NDArray[np.bool_] = pc.or_(pc.is_valid(rows["failed"]), lost).to_numpy(False)
         score, mass, censored, ended = (_numbers(rows, name) for name in ("score", "mass", "censored", "ended"))
         cut_at = rows["cut_at"].to_pylist() if rows["cut_at"].null_count < len(rows) else [None] * len(texts)
         work = np.stack([_numbers(rows, name) for name in WORK], -1)

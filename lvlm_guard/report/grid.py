@@ -23,6 +23,7 @@ def value_grid(
     row_axis: str = "",
     best: Collection[tuple[int, int]] = (),
     span: float = 0.0,
+    beside: Sequence[float] = (),
     digits: int = 3,
     less_is_better: bool = False,
 ) -> Html:
@@ -35,6 +36,7 @@ def value_grid(
         column_axis, row_axis: names of the two knobs.
         best: row and column of the cells to frame.
         span: the difference that the colours must at least stand for, so that noise does not look like a trend.
+        beside: values of other grids that share the colours.
         digits: of the values.
         less_is_better: the smallest value is the brightest.
 
@@ -49,7 +51,8 @@ def value_grid(
     known = [value for row in values for value in row if value is not None]
     if not all(math.isfinite(value) for value in known):
         raise ValueError(f"A grid needs finite numbers; {title!r} got {known}.")
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    every = [*known, *beside]
+    low, high = (min(every), max(every)) if every else (0.0, 0.0)
     low, high = (low, max(high, low + span)) if less_is_better else (min(low, high - span), high)
     left = LEFT if row_axis else MARGIN
     drawn: list[Html] = []

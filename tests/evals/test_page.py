@@ -290,29 +290,34 @@ def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: 
     right = [4, 1, 4, 2]  # of four
     run = sweep_run(tmp_path, knobs, [["yes"] * n + ["no"] * (4 - n) for n in right])
     first = next(charts.sweeps(run.results))
-    (grid,) = first.grids
-    assert (grid.knobs, grid.columns) == (("alpha", "beta"), ["0.5", "2"])
-    assert [(line, [(cell.text, cell.best) for cell in cells]) for line, cells in grid.lines] == [
-        ("0.1", [("1.000", True), ("1.000", True)]),
-        ("0.5", [(".500", False), (".250", False)]),
+    (grid,) = (ElementTree.fromstring(one) for one in first.grids)
+    told = [cell.text for cell in grid.iter("title")]
+    assert told == [
+        "agla on pope_random, accuracy: more is better",
+        "beta 0.1, alpha 0.5: 1.000 (best)",
+        "beta 0.1, alpha 2: 1.000 (best)",
+        "beta 0.5, alpha 0.5: 0.500",
+        "beta 0.5, alpha 2: 0.250",
     ]
-    lightness = [sum(int(cell.paper[i : i + 2], 16) for i in (1, 3, 5)) for _, cells in grid.lines for cell in cells]
+    papers = [one.get("fill") or "" for one in grid.iter("rect") if one.get("class") != "frame"]
+    lightness = [sum(int(paper[i : i + 2], 16) for i in (1, 3, 5)) for paper in papers]
     assert lightness[0] == lightness[1] > lightness[2] > lightness[3]
     assert "1 others alike" in first.best
     page = page_of(tmp_path)
     assert "validation split" in words(page)
     assert first.best in words(page)
-    assert [words(cell) for cell in page.iter("td") if cell.get("class") == "best"][:2] == ["1.000", "1.000"]
+    assert [len(list(cell.iter("rect"))) for cell in page.iter("g") if cell.get("class") == "best"][:2] == [2, 2]
 
 
 def test_one_knob_is_a_strip_and_three_are_several_grids(tmp_path: Path) -> None:
     one = sweep_run(tmp_path / "1", [{"alpha": a} for a in (1, 2, 3)], [["yes"]] * 3)
-    (grid,) = next(charts.sweeps(one.results)).grids
-    assert [(line, len(cells)) for line, cells in grid.lines] == [("", 3)]
+    (grid,) = (ElementTree.fromstring(one) for one in next(charts.sweeps(one.results)).grids)
+    assert [cell.text for cell in grid.iter("title")][1:] == [f"alpha {a}: 1.000 (best)" for a in (1, 2, 3)]
     knobs = [{"alpha": a, "beta": 1, "mode": m} for m in ("paper", "official") for a in (1, 2)]
     three = next(charts.sweeps(sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]]).results))
-    assert len(three.grids) == 2
-    assert sum(cell.best for grid in three.grids for _, cells in grid.lines for cell in cells) == 1
+    grids = [ElementTree.fromstring(one) for one in three.grids]
+    assert ["mode=paper" in words(grid) for grid in grids] == [True, False]
+    assert [sum(cell.get("class") == "best" for cell in grid.iter("g")) for grid in grids] == [1, 0]
 
 
 SETTINGS = [

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lvlm_guard.evals.report.layout import JUDGED, Results, Task
-from lvlm_guard.evals.report.numbers import Row, interval, judged, title, written
-from lvlm_guard.report.colour import ramp
+from lvlm_guard.evals.report.numbers import Row, digits, interval, judged, title, written
+from lvlm_guard.report.grid import value_grid
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
 INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD = (f"#0{i}0{i}0{i}" for i in range(1, 8))
@@ -173,28 +173,10 @@ def _colour(results: Results, decoder: Mapping[str, Any]) -> str:
     return ACCENT if decoder["role"] in JUDGED else SOFT
 
 
-class Cell(NamedTuple):
-    """A point of a sweep: its value, its colours (brighter is better), and whether none is better."""
-
-    text: str = ""
-    paper: str = "none"
-    ink: str = "inherit"
-    best: bool = False
-
-
-class Grid(NamedTuple):
-    """Values over two knobs: their names, across and down ("" for one that there is not), and the cells."""
-
-    title: str
-    knobs: tuple[str, str]
-    columns: Sequence[str]
-    lines: Sequence[tuple[str, Sequence[Cell]]]
-
-
 class Sweep(NamedTuple):
-    """A method's points by one metric: heat maps, and the best of them in a sentence."""
+    """A method's points by one metric: heat maps over two knobs each, and the best of the points in a sentence."""
 
-    grids: Sequence[Grid]
+    grids: Sequence[Markup]
     best: str
 
 
@@ -217,29 +199,30 @@ def _sweep(
     less = points[0][1]["direction"] == "lower"
     best, top = (min if less else max)(points, key=lambda point: point[1]["value"])
     values = [row["value"] for _, row in points]
-    spread = max(max(values) - min(values), (top["high"] or 0.0) - (top["low"] or 0.0), 1e-12)
-
-    def cell(wanted: Mapping[str, Any]) -> Cell:
-        row = next((row for point, row in points if all(point.get(k) == v for k, v in wanted.items())), None)
-        if row is None:
-            return Cell()
-        share = 1 - abs(row["value"] - top["value"]) / spread
-        paper = "#{:02x}{:02x}{:02x}".format(*(int(part) for part in ramp(share)))
-        return Cell(written(row), paper, "#fff" if share < 0.6 else "#111", row["value"] == top["value"])
-
     across, down, *rest = [*knobs, ""][: max(2, len(knobs))]
     grids = []
     for others in product(*(knobs[knob] for knob in rest)):
         fixed = dict(zip(rest, others, strict=True))
-        told = "".join(f", {knob}={_text(value)}" for knob, value in fixed.items())
-        lines = []
-        for line in knobs.get(down, [""]):
-            here = fixed | ({down: line} if down else {})
-            lines.append((_text(line), [cell({**here, across: column}) for column in knobs[across]]))
-        heading = f"{name}{told}: {'less' if less else 'more'} is better"
-        grids.append(Grid(heading, (across, down), [_text(column) for column in knobs[across]], lines))
+        lines = [
+            [_at(points, fixed | {across: column} | ({down: line} if down else {})) for column in knobs[across]]
+            for line in knobs.get(down, [""])
+        ]
+        drawn = value_grid(
+            lines,
+            [_text(column) for column in knobs[across]],
+            [_text(line) for line in knobs.get(down, [""])],
+            title=f"{', '.join([name, *_knobs(fixed)])}: {'less' if less else 'more'} is better",
+            column_axis=across,
+            row_axis=down,
+            best=[(i, j) for i, line in enumerate(lines) for j, value in enumerate(line) if value == top["value"]],
+            span=(top["high"] or 0.0) - (top["low"] or 0.0),
+            beside=values,
+            digits=digits(top["metric"]),
+            less_is_better=less,
+        )
+        grids.append(Markup(drawn))
     tied = values.count(top["value"]) - 1
-    told = f"Best of {len(values)} points: {', '.join(f'{knob}={_text(value)}' for knob, value in best.items())}"
+    told = f"Best of {len(values)} points: {', '.join(_knobs(best))}"
     told += f"{f' (and {tied} others alike)' if tied else ''}, {written(top)} {interval(top)}"
     plain = results.value(top["task"], results.reference, top["metric"])
     if plain is not None:
@@ -251,10 +234,18 @@ def _sweep(
     return Sweep(grids, f"{told}.")
 
 
+def _at(points: Sequence[tuple[Mapping[str, Any], Row]], wanted: Mapping[str, Any]) -> float | None:
+    return next((row["value"] for point, row in points if all(point.get(k) == v for k, v in wanted.items())), None)
+
+
 def _values(points: Sequence[Mapping[str, Any]], knob: str) -> list[Any]:
     values = list(dict.fromkeys(point["point"].get(knob) for point in points))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return sorted(values) if numbers else values
+
+
+def _knobs(point: Mapping[str, Any]) -> list[str]:
+    return [f"{knob}={_text(value)}" for knob, value in point.items()]
 
 
 def _text(value: Any) -> str:
