@@ -26,8 +26,8 @@ from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.report.numbers import said
 from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind
-from lvlm_guard.evals.stats.reading import BATCH
 from lvlm_guard.evals.stats.score import score_answers
+from lvlm_guard.evals.stats.tally import BATCH
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, caption_truth, rows_of
 from lvlm_guard.evals.tasks.pope.files import described

@@ -21,8 +21,8 @@ from lvlm_guard.evals.report.saved import ANSWERS, ASKED, COSTS, ITEMS, RESULTS,
 from lvlm_guard.evals.spec import answers as schema
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.stats.reading import Stored
 from lvlm_guard.evals.stats.score import identity, score_answers
+from lvlm_guard.evals.stats.tally import Stored
 from lvlm_guard.evals.stats.validity import Allowed
 
 LAST_DIGITS = 1e-9  # relative: what another release of NumPy may sum up otherwise

@@ -15,8 +15,7 @@ from lvlm_guard.evals.metrics import pope
 from lvlm_guard.evals.report.check import SHOWN, Checked
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import Answer, table_of
-from lvlm_guard.evals.stats.reading import tallies_of
-from lvlm_guard.evals.stats.tally import FAILED_TEXT, short
+from lvlm_guard.evals.stats.tally import FAILED_TEXT, short, tallies_of
 from lvlm_guard.evals.stats.validity import Allowed, validity
 
 _RESULTS, _SAMPLES = "_results.json", "_samples_"

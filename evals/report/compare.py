@@ -27,9 +27,8 @@ from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import Mark, Row, judged, p_text, said, title
 from lvlm_guard.evals.report.pairing import Pair, common_tasks, differences, only_in_one, pairs_of
 from lvlm_guard.evals.report.saved import Run, finished, plain
-from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured, with_holm
-from lvlm_guard.evals.stats.tally import Tally
+from lvlm_guard.evals.stats.tally import Tally, tallies_of
 
 MANY = 10  # differences beyond which only the clear ones are told in sentences
 CLEAR = 0.05  # the adjusted p-value below which a difference of several is called one

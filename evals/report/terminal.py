@@ -2,21 +2,23 @@
 
 for table in tables(results, width):
     console.print(table)
-print(*sentences(results), sep="\\n")
-"""
+print(*sentences(results), sep="\\n")"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lvlm_guard.evals.report import layout
-from lvlm_guard.evals.report.layout import Results, Task
+from lvlm_guard.evals.report.layout import JUDGED, Results, Task
+from lvlm_guard.evals.report.layout import Column as Figures
 from lvlm_guard.evals.report.numbers import interval, judged, said, title, written
-from lvlm_guard.evals.report.tables import Column, fitted
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
 EFFECTS = {
@@ -48,7 +50,7 @@ def _name(decoder: Line) -> Text:
     return Text(decoder["name"], "dim" if decoder["role"] in ("plain", "control") else "")
 
 
-def _cell(results: Results, column: layout.Column) -> Callable[[Line], Text]:
+def _cell(results: Results, column: Figures) -> Callable[[Line], Text]:
     def cell(decoder: Line) -> Text:
         found = results.cell(column, decoder["name"])
         if found.change is None:
@@ -84,7 +86,7 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
 
 
 def _captions(results: Results, task: Task) -> Iterator[str]:
-    lines = [decoder["name"] for decoder in results.lines(task) if decoder["role"] in layout.JUDGED]
+    lines = [decoder["name"] for decoder in results.lines(task) if decoder["role"] in JUDGED]
     for row in results.row_tasks(task):
         for name in lines:
             wrong, recall = (results.difference(row, name, metric) for metric in ("chair_i", "object_recall"))
@@ -115,3 +117,42 @@ def _matchers(results: Results, task: Task) -> Iterator[str]:
             for row, metric in results.main(task):
                 if difference := results.difference(row, ours, metric, theirs):
                     yield f"{ours} − {theirs} on {row}: {title(metric)} {said(difference)}."
+
+
+Of = TypeVar("Of")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Of]):
+    """A column: its heading, and what stands in it for a line."""
+
+    title: str
+    cell: Callable[[Of], Text | str]
+    rank: int = 0  # on a narrow terminal the columns of the highest rank go first, those of rank 0 never
+    text: bool = False  # whether it holds words, which are folded where they are too long; else figures
+
+
+def fitted(lines: Sequence[Of], columns: Sequence[Column[Of]], width: int, *, title: str, caption: str = "") -> Table:
+    """Return a table of as many of the columns as fit into `width` characters."""
+    kept = list(columns)
+    unbounded = Console(width=10_000)
+    while True:
+        shown = _drawn(lines, kept, title, caption)
+        wide = Measurement.get(unbounded, unbounded.options, shown).maximum
+        if wide <= width or not any(column.rank for column in kept):
+            return shown
+        kept.remove(max(kept, key=lambda column: column.rank))
+
+
+def _drawn(lines: Sequence[Of], columns: Sequence[Column[Of]], title: str, caption: str) -> Table:
+    shown = Table(title=Text(title), caption=Text(caption) if caption else None, box=box.SIMPLE_HEAD)
+    shown.title_justify = shown.caption_justify = "left"
+    shown.pad_edge, shown.padding = False, (0, 1, 0, 0)
+    for column in columns:
+        kind: dict[str, Any] = {"overflow": "fold"} if column.text else {"justify": "right", "no_wrap": True}
+        shown.add_column(column.title, **kind)
+    for line in lines:
+        # Text: names of sweep points hold brackets, which would be taken for markup
+        cells = [column.cell(line) for column in columns]
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+    return shown

@@ -9,9 +9,8 @@ import numpy as np
 
 from lvlm_guard.evals.metrics.metric import Array, share
 from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, estimate
-from lvlm_guard.evals.stats.reading import Answers, split_up
 from lvlm_guard.evals.stats.results import Row, row_of
-from lvlm_guard.evals.stats.tally import WORK, Tally
+from lvlm_guard.evals.stats.tally import WORK, Answers, Tally, split_up
 
 
 def work_rows(tally: Tally, decoders: Sequence[Mapping[str, Any]]) -> Iterator[Row]:

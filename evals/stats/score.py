@@ -21,12 +21,11 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import COSTS
 from lvlm_guard.evals.stats.bootstrap import DRAWS
-from lvlm_guard.evals.stats.controls import calibration, controls_of, derive_answers, pairs_of
 from lvlm_guard.evals.stats.costs import cost_rows, work_rows
-from lvlm_guard.evals.stats.reading import Answers, Stored, tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row, with_holm
+from lvlm_guard.evals.stats.tally import Answers, Stored, tallies_of
 from lvlm_guard.evals.stats.validity import Allowed, validity
-from lvlm_guard.evals.stats.verdict import capability, verdicts
+from lvlm_guard.evals.stats.verdict import calibration, capability, controls_of, derive_answers, pairs_of, verdicts
 
 ANSWERS, COSTLY, ITEMS, ASKED, RESULTS = "answers.parquet", "costs.parquet", "items.jsonl", "asked.json", "results.json"
 VERDICTS = "verdicts"  # folder of a judge's replies

@@ -25,10 +25,10 @@ from results import results
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair
+from lvlm_guard.evals.report.disagreement import absent_spans, pieces
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.report.numbers import interval, written
 from lvlm_guard.evals.report.page import charts, command, write_report
-from lvlm_guard.evals.report.page.gallery import absent_spans, pieces
 from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.spec.settings import Settings
 from tests.support import runs

@@ -18,9 +18,9 @@ from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.spec.answers import COSTS, table_of
 from lvlm_guard.evals.stats import bootstrap
 from lvlm_guard.evals.stats import score as module
-from lvlm_guard.evals.stats.reading import Stored
 from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import identity, score, score_answers
+from lvlm_guard.evals.stats.tally import Stored
 
 WORDS = ("Yes", "No", "yes, a dog", "There is not a dog", "", "cannot say", "Yes. No.")
 EASY = module.Allowed(empty=1, truncated=1)

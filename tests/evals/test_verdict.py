@@ -5,10 +5,9 @@ import pytest
 import scoring
 
 from lvlm_guard.evals.spec.answers import table_of
-from lvlm_guard.evals.stats.controls import controls_of
-from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import find
-from lvlm_guard.evals.stats.verdict import word_of
+from lvlm_guard.evals.stats.tally import tallies_of
+from lvlm_guard.evals.stats.verdict import controls_of, word_of
 
 YES, NO = "Yes", "No"
 

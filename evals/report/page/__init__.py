@@ -20,10 +20,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lvlm_guard.evals.report import numbers
+from lvlm_guard.evals.report import disagreement, numbers
 from lvlm_guard.evals.report.disagreement import disagreements
 from lvlm_guard.evals.report.evidence import collected
-from lvlm_guard.evals.report.page import charts, gallery
+from lvlm_guard.evals.report.page import charts
 from lvlm_guard.evals.report.saved import Run, plain, read_run, write_whole
 from lvlm_guard.evals.report.terminal import explained, sentences
 from lvlm_guard.evals.spec.settings import Settings
@@ -76,7 +76,7 @@ def page_environment() -> Environment:
     made.filters |= {"plain": _told, **{one.__name__: one for one in filters}}
     made.globals |= {
         "charts": charts,
-        "gallery": gallery,
+        "gallery": disagreement,
         "explained": explained,
         "readings": numbers.SHOWN["readings"],
     }

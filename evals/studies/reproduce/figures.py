@@ -14,8 +14,8 @@ import numpy as np
 
 from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
-from lvlm_guard.evals.stats.reading import tallies_of
 from lvlm_guard.evals.stats.results import Measured, Row
+from lvlm_guard.evals.stats.tally import tallies_of
 from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS
 

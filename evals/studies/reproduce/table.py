@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from lvlm_guard.evals.report.numbers import p_text
-from lvlm_guard.evals.report.tables import Column, fitted
+from lvlm_guard.evals.report.terminal import Column, fitted
 from lvlm_guard.evals.stats.results import Row
 from lvlm_guard.evals.studies.reproduce.grid import TABLE
 
