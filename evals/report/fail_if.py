@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
@@ -14,8 +12,8 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report.numbers import Row, said
 
 _RULE = re.compile(
-    r"\s*(?:(?P<decoder>[^:<>]+):)?\s*(?P<metric>[\w@]+?)_diff\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[^@\s]+)"
-    r"\s*(?:@\s*(?P<task>\S+))?\s*"
+    r"\s*(?:(?P<decoder>[^:<>]+):)?\s*(?P<metric>[\w@]+?)_diff\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[-+]?"
+    r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:@\s*(?P<task>\S+))?\s*"
 )
 _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _NAMED_ONLY = ("plain", "control", "matcher")
@@ -54,11 +52,14 @@ class Rule:
                 f"{self.text!r}: only controls were compared. Name one to be held to it: 'sample:{self.metric}_diff"
                 f"{self.sign}{self.bound:g}'."
             )
-        for row in (row for row in found if row["value"] is None):
-            raise DataError(f"{self.text!r}: {_name(row)} has no {self.metric} on {row['task']}.")
-        held = [row for row in found if _SIGNS[self.sign](row["value"], self.bound)]
-        told = "; ".join(f"{_name(row)} on {row['task']}: {self.metric} {said(row)}" for row in held)
-        return f"{self.text} holds for {told}." if held else None
+        held = []
+        for row in found:
+            name = f"{row['decoder']} − {row['baseline']}"
+            if row["value"] is None:
+                raise DataError(f"{self.text!r}: {name} has no {self.metric} on {row['task']}.")
+            if _SIGNS[self.sign](row["value"], self.bound):
+                held.append(f"{name} on {row['task']}: {self.metric} {said(row)}")
+        return f"{self.text} holds for {'; '.join(held)}." if held else None
 
     def _of(self, column: str, wanted: str, rows: Sequence[Row]) -> list[Row]:
         known = list(dict.fromkeys(row[column] for row in rows))
@@ -77,17 +78,10 @@ def fail_if(text: str) -> Rule:
         DataError: it is written in another way.
     """
     read = _RULE.fullmatch(text)
-    bound = math.nan
-    with suppress(ValueError):
-        bound = float(read["bound"]) if read else math.nan
-    if read is None or math.isnan(bound):
+    if read is None:
         raise DataError(
             f"{text!r} is no rule: write [DECODER:]METRIC_diff OP NUMBER[@TASK] with OP <, <=, > or >=, such as "
             "accuracy_diff<-0.01 or chair_i_diff>0.02@chair."
         )
     decoder = (read["decoder"] or "").strip()
-    return Rule(text.strip(), read["metric"], read["sign"], bound, read["task"] or "", decoder)
-
-
-def _name(row: Row) -> str:
-    return f"{row['decoder']} − {row['baseline']}"
+    return Rule(text.strip(), read["metric"], read["sign"], float(read["bound"]), read["task"] or "", decoder)

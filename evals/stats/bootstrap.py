@@ -16,7 +16,7 @@ Sources: percentile bootstrap and its paired form, Efron and Tibshirani 1993; ap
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
 DRAWS = 2000
+LEVEL = 0.95  # coverage of intervals
 CELLS = 2**20  # draws x pictures held at once: 8 MB
 BOLD = 5
 """Trainings from which on a difference may be called one: below, an interval that covers says little else."""
@@ -123,17 +124,17 @@ class Draws:
 
 
 @np.errstate(invalid="ignore")  # a tilt may be infinite, and two of them have no difference: NaN
-def estimate(figure: ArrayLike, level: float = 0.95) -> Estimate:
-    """Return the value of a figure and its interval of coverage `level`.
+def estimate(figure: ArrayLike) -> Estimate:
+    """Return the value of a figure and its 95 % interval.
 
     `figure` is [1 + draws]; or [T, 1 + draws] of T trainings, whose mean is the value.
     """
     table = np.atleast_2d(np.asarray(figure, np.float64))
-    return _estimate(table.mean(0), [table] if len(table) > 1 else [], level)
+    return _estimate(table.mean(0), [table] if len(table) > 1 else [])
 
 
 @np.errstate(invalid="ignore")
-def difference(ours: ArrayLike, theirs: ArrayLike, null: ArrayLike | None = None, level: float = 0.95) -> Estimate:
+def difference(ours: ArrayLike, theirs: ArrayLike, null: ArrayLike | None = None) -> Estimate:
     """Return how much higher `ours` is than `theirs`, measured on the same draws, with interval and p-value.
 
     Args:
@@ -141,19 +142,17 @@ def difference(ours: ArrayLike, theirs: ArrayLike, null: ArrayLike | None = None
             one (a matcher's, in two methods); which is as right where they are not.
         null: [draws], differences if both were equal (`swap_null`). Without it, and with trainings, the p-value is the
             level at which the interval touches zero.
-        level: coverage of the interval.
     """
     a, b = (np.atleast_2d(np.asarray(figure, np.float64)) for figure in (ours, theirs))
     sources = [a - b] if len(a) == len(b) > 1 else [table for table in (a, b) if len(table) > 1]
-    found = _estimate(a.mean(0) - b.mean(0), sources, level)
+    found = _estimate(a.mean(0) - b.mean(0), sources)
     if found.value is None or found.low is None:
         return found
+    p = _touching_zero(a.mean(0) - b.mean(0), sources)
     if null is not None and not sources:
-        extreme = int((np.abs(np.asarray(null)) >= abs(found.value) - 1e-12).sum())
-        p = (extreme + 1) / (len(np.asarray(null)) + 1)
-    else:
-        p = _touching_zero(a.mean(0) - b.mean(0), sources)
-    return Estimate(found.value, found.low, found.high, p, found.trainings)
+        extreme = np.abs(np.asarray(null)) >= abs(found.value) - 1e-12
+        p = float(extreme.sum() + 1) / (len(extreme) + 1)
+    return replace(found, p=p)
 
 
 def swap_null(score: Callable[[Array], Array], ours: tuple[Array, Array], theirs: tuple[Array, Array]) -> Array:
@@ -169,26 +168,23 @@ def swap_null(score: Callable[[Array], Array], ours: tuple[Array, Array], theirs
 
 def holm(p_values: ArrayLike) -> list[float]:
     """Return p-values adjusted for being several (Holm 1979), in the order given."""
-    raw = np.asarray(p_values, dtype=float)
-    order = np.argsort(raw, kind="stable")
-    steps = raw[order] * np.arange(len(raw), 0, -1)
-    adjusted = np.empty_like(raw)
+    adjusted = np.array(p_values, dtype=float)
+    order = np.argsort(adjusted, kind="stable")
+    steps = adjusted[order] * np.arange(len(adjusted), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return [float(p) for p in adjusted]
 
 
-def _estimate(figure: Array, sources: list[Array], level: float) -> Estimate:
+def _estimate(figure: Array, sources: list[Array]) -> Estimate:
     """Return the estimate of a mean figure, [1 + draws], of sources of trainings, each [T, 1 + draws]."""
     value = float(figure[0])
     trainings = min((len(table) for table in sources), default=1)
     drawn = figure[1:][~np.isnan(figure[1:])]
-    if np.isnan(value):
-        return Estimate(None, trainings=trainings)
-    if not len(drawn):
-        return Estimate(value, trainings=trainings)
-    low, high = (float(limit) for limit in np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)]))
+    if np.isnan(value) or not len(drawn):
+        return Estimate(None if np.isnan(value) else value, trainings=trainings)
+    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     if sources:
-        trained = _trained(sources, 1 - level)
+        trained = _trained(sources, 1 - LEVEL)
         low, high = value - np.hypot(value - low, trained), value + np.hypot(high - value, trained)
     return Estimate(value, float(low), float(high), None, trainings)
 
