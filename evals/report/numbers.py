@@ -17,7 +17,7 @@ SHOWN: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("metrics.yaml
 
 def title(metric: str) -> str:
     """Return a metric's name for people."""
-    return SHOWN["titles"].get(metric, metric.replace("_", " "))
+    return str(SHOWN["titles"].get(metric, metric.replace("_", " ")))
 
 
 def digits(metric: str) -> int:

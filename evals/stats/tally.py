@@ -114,8 +114,9 @@ class Tally:
 
     def seen(self) -> None:
         """Settle, once all were added, which items every decoder answered, and count what needs all answers at once."""
-        there = np.array([given.there > 0 for given in self.runs.values()])
-        self.whole = there.all(axis=0) if self.runs else np.ones(len(self.items.keys), bool)  # [N]
+        self.whole = np.ones(len(self.items.keys), bool)  # [N]
+        for given in self.runs.values():
+            self.whole &= given.there > 0
         self.places = {row: at[self.whole[at]] for row, at in self.rows.items()}  # row task -> items that all answered
         for given in self.runs.values() if self.metric.whole else ():
             self._count_texts(given, {place: given.texts[place] for place in np.flatnonzero(self.whole).tolist()})
