@@ -13,7 +13,7 @@ from pathlib import Path
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given, read
 from lvlm_guard.evals.metrics.chair import image_id
-from lvlm_guard.evals.tasks.coco.annotations import truth_of
+from lvlm_guard.evals.tasks.coco import truth_of
 
 CUT = "cut as short as"
 

@@ -19,8 +19,7 @@ from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.captions import captions_of, cut_as_short, shortened, with_objects
 from lvlm_guard.evals.foreign.formats import Given, read
-from lvlm_guard.evals.foreign.gathered import Gathered, gather
-from lvlm_guard.evals.foreign.questions import Questions
+from lvlm_guard.evals.foreign.gathered import Gathered, Questions, gather
 from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words

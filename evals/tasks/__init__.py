@@ -23,7 +23,7 @@ STOCK = "lmms:"
 
 _MAKERS = {
     "pope.task": "pope_coco pope_aokvqa pope_gqa pope opope",
-    "coco.chair": "chair",
+    "coco": "chair",
     "mme": "mme_hallucination",
     "amber": "amber amber_captions",
     "dash_b": "dash_b",

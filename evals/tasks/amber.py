@@ -26,11 +26,10 @@ from lvlm_guard.evals.metrics.amber_captions import ALIKE, MODEL, Words, vectors
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import content, document, read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, fetch, made, published
+from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, copied, made
 
 GENERATIVE = "generative"
 TABLE = "words_alike.json"
-FILES = {file.name: file for file in published("amber").values()}
 
 Row = dict[str, Any]
 
@@ -39,7 +38,7 @@ class Amber:
     """AMBER's texts, in a folder (.gz too) or fetched; raises `DataError` where they can't be had or read."""
 
     def __init__(self, folder: str | Path = "") -> None:
-        self.folder = Path(folder) if folder else None
+        self.folder = folder
         relation, safe = document(self._path("relation.json")), content(self._path("safe_words.txt")).decode().split()
         self.words = Words(relation, frozenset(safe))
         known = read(self._path("annotations.json"), ("id", "type", "truth"), what="annotation of AMBER")
@@ -67,8 +66,8 @@ class Amber:
     def about(self) -> tuple[dict[str, Any], str]:
         """Return what captions are scored by, and what to know of it; "similarity" is there where all it needs is."""
         told = {"association": dict(self.words.associates), "safe_words": sorted(self.words.safe)}
-        table = self.folder / TABLE if self.folder else None
-        similarity = str(table) if table and table.is_file() else MODEL if find_spec(MODEL) else ""
+        table = Path(self.folder) / TABLE
+        similarity = str(table) if self.folder and table.is_file() else MODEL if find_spec(MODEL) else ""
         needs = f"The published score needs spaCy's {MODEL}, or {TABLE} in the folder of --annotations."
         try:
             lemmas.check("AMBER's published score of captions")
@@ -79,16 +78,7 @@ class Amber:
         return told, f"amber_captions: AMBER (lexical) alone, which compares with no paper's numbers. {needs}"
 
     def _path(self, name: str) -> Path:
-        if self.folder is None:
-            return fetch(FILES[name], "amber", option="--annotations")
-        for part in ("", "data", "query", "data/query"):
-            for path in (self.folder / part / name, self.folder / part / f"{name}.gz"):
-                if path.is_file():
-                    return path
-        raise DataError(
-            f"{self.folder} holds no {name}: give the folder data of github.com/junyangwang0410/AMBER with "
-            "--annotations, or leave that out, and it is fetched."
-        )
+        return copied("amber", name, self.folder, "--annotations")
 
 
 def amber(settings: Settings) -> list[EvalTask]:

@@ -103,6 +103,28 @@ def fetch(file: Published, folder: str = "pope", option: str = "--questions") ->
     return path
 
 
+def copied(test: str, name: str, folder: str | Path, option: str) -> Path:
+    """Return a published file of a test: of a copy of its repository (.gz too), or fetched where `folder` is ""."""
+    if not str(folder):
+        return fetch(next(file for file in published(test).values() if file.name == name), test, option)
+    for part in benchmarks()[test]["folders"]:
+        for path in (Path(folder) / part / name, Path(folder) / part / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise DataError(f"{folder} holds no {name}. {benchmarks()[test]['needs']}.")
+
+
+def given(test: str, settings: Settings) -> list[Path]:
+    """Return the user's files of a test: those of `--questions`, and of folders there its own; raises `DataError`."""
+    told = benchmarks()[test]
+    found: list[Path] = []
+    for path in map(Path, settings.questions):
+        found += sorted(path.glob(told["questions"])) if path.is_dir() else [path] if told.get("any_file") else []
+    if not found:
+        raise DataError(f"{test} needs its questions: {told['needs']}.")
+    return found
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

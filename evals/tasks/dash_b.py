@@ -9,7 +9,6 @@ question_id, image (a file name in `--images`) and object. The prompt is the que
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,16 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import read
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import cache_folder, made
+from lvlm_guard.evals.tasks.benchmark import cache_folder, given, made
+
+NEEDS = ("question", "answer", "question_id", "image")
 
 
 def dash_b(settings: Settings) -> list[EvalTask]:
     """Return DASH-B's questions."""
+    rows = [(f"Line {n} of {p}", row) for p in given("dash_b", settings) for n, row in read(p, NEEDS, what="question")]
     items: dict[str, Item] = {}
-    for at, row in _rows(settings):
+    for at, row in rows:
         key, truth, image = str(row["question_id"]), str(row["answer"]).lower(), row["image"]
         if truth not in ("yes", "no"):
             raise DataError(f"{at} has the answer {row['answer']!r}: DASH-B knows yes and no.")
@@ -36,22 +38,6 @@ def dash_b(settings: Settings) -> list[EvalTask]:
         tags = {"object": str(row.get("object", ""))}
         items[key] = Item(key, name, row["question"], files, row["question"], truth, ("dash_b",), tags)
     return [made("dash_b", settings, items.values())]
-
-
-def _rows(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each row stands, and the row."""
-    if not settings.questions:
-        raise DataError(
-            "dash_b needs its questions: download the data set YanNeu/DASH-B from the hub (673 MB) and name its folder "
-            "with --questions. It states no licence, so it is neither part of this package nor fetched."
-        )
-    for place in map(Path, settings.questions):
-        files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
-        if not files:
-            raise DataError(f"{place} holds no parquet file: give the download of the data set YanNeu/DASH-B.")
-        for file in files:
-            for number, row in read(file, ("question", "answer", "question_id", "image"), what="question of DASH-B"):
-                yield f"Line {number} of {file}", row
 
 
 def _unpacked(key: str, content: Any) -> Path:

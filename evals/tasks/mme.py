@@ -20,19 +20,12 @@ from lvlm_guard.evals.metrics.pope import Answer
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import made
+from lvlm_guard.evals.tasks.benchmark import given, made
 
 
 def mme_hallucination(settings: Settings) -> list[EvalTask]:
     """Return the four tasks as one, each a result row; whole pictures only, for the two answers count as a pair."""
-    folder = next((p for p in map(Path, settings.questions) if (p / f"{mme.HALLUCINATION[0]}.txt").is_file()), None)
-    if folder is None:
-        told = f"none of {', '.join(settings.questions)} is" if settings.questions else "give"
-        raise DataError(
-            f"mme_hallucination needs MME's question files: {told} a folder with existence.txt, count.txt, "
-            "position.txt and color.txt (--questions). The authors give them, with the pictures, on request; they are "
-            "not fetched."
-        )
+    folder = given("mme_hallucination", settings)[0].parent
     items = []
     for task in mme.HALLUCINATION:
         lines = _lines(folder / f"{task}.txt")

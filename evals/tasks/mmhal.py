@@ -24,7 +24,7 @@ from lvlm_guard.evals.metrics import mmhal as judged
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import made
+from lvlm_guard.evals.tasks.benchmark import given, made
 
 NEEDS = ("question_type", "question_topic", "image_id", "image_src", "image_content", "question", "gt_answer")
 FIELDS = ("image_content", "question", "gt_answer", "model_answer")
@@ -35,16 +35,15 @@ def mmhal(settings: Settings) -> list[EvalTask]:
     """Return MMHal-Bench's questions, in their order, which their types go by; all of them, or none."""
     if settings.limit is not None:
         raise DataError("mmhal is judged as a whole, by the digest of all answers: leave out --limit.")
-    if len(settings.questions) != 1:
+    files = given("mmhal", settings)
+    if len(files) > 1:
         raise DataError(
-            "mmhal needs MMHal-Bench's response_template.json (--questions), of the data set Shengcao1006/MMHal-Bench "
-            "on the hub, and its pictures (--images)."
+            f"mmhal asks the questions of one file, and {len(files)} are given: {', '.join(map(str, files))}."
         )
-    items = [
-        Item(str(n), name, row["question"], (), "", row["gt_answer"], ("mmhal", f"mmhal_{kind}"), row)
-        for n, (row, kind) in enumerate(zip(template(settings.questions[0]), cycle(judged.TYPES), strict=False))
-        for name in [str(row["image_src"]).rpartition("/")[2]]
-    ]
+    items = []
+    for n, row in enumerate(template(files[0])):
+        picture, rows = str(row["image_src"]).rpartition("/")[2], ("mmhal", f"mmhal_{row['question_type'].lower()}")
+        items.append(Item(str(n), picture, row["question"], (), "", row["gt_answer"], rows, row))
     return [made("mmhal", settings, items)]
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.repope import SPLITS, Asked, Label, labels
 from lvlm_guard.evals.spec.jsonl import content
-from lvlm_guard.evals.tasks.benchmark import fetch, published
+from lvlm_guard.evals.tasks.benchmark import copied, published
 from lvlm_guard.evals.tasks.pope.files import identify
 from lvlm_guard.evals.tasks.pope.questions import read_questions
 
@@ -41,29 +41,18 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
     """
     found = {}
     for split in splits:
-        path = fetch(FILES[split], "repope", option="--repope") if str(folder) == FETCH else _file(Path(folder), split)
+        wanted = FILES[split]
+        path = copied("repope", wanted.name, "" if str(folder) == FETCH else folder, "--repope")
+        digest = hashlib.sha256(content(path).replace(b"\r\n", b"\n")).hexdigest()
+        if pope := identify(path):
+            raise DataError(f"{path} is POPE's file ({pope}), not RePOPE's: its labels are those that RePOPE corrects.")
+        if digest != wanted.sha256:
+            raise DataError(
+                f"{path} is not RePOPE's file at the commit bcf22e5 (SHA-256 {digest[:16]}, should be "
+                f"{wanted.sha256[:16]}): scores by it would compare with none of a paper."
+            )
         found[split] = {q.question_id: Label(q.image, q.text, q.label) for q in read_questions(path)}
     return found
-
-
-def _file(folder: Path, split: str) -> Path:
-    wanted = FILES[split]
-    path = next((p for p in (folder / wanted.name, folder / "annotations" / wanted.name) if p.is_file()), None)
-    if path is None:
-        raise DataError(
-            f"{folder} holds no {wanted.name}. RePOPE has no licence and is not part of this package: get github.com/"
-            f"YanNeu/RePOPE and name its folder, or give --repope {FETCH}."
-        )
-    digest = hashlib.sha256(content(path).replace(b"\r\n", b"\n")).hexdigest()
-    if digest != wanted.sha256:
-        pope, numbers = identify(path), f"SHA-256 {digest[:16]}, should be {wanted.sha256[:16]}"
-        raise DataError(
-            f"{path} is POPE's file ({pope}), not RePOPE's: its labels are those that RePOPE corrects."
-            if pope
-            else f"{path} is not RePOPE's file at the commit bcf22e5 ({numbers}): scores by it would compare with none "
-            "of a paper."
-        )
-    return path
 
 
 class Rescored(NamedTuple):

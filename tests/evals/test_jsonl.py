@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign import formats
 from lvlm_guard.evals.spec import jsonl
-from lvlm_guard.evals.tasks.coco.chair import read_list
+from lvlm_guard.evals.tasks.coco import read_list
 from lvlm_guard.evals.tasks.pope.questions import read_questions
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"

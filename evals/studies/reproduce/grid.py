@@ -28,7 +28,7 @@ from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import Kind
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.coco.chair import AGLA_PICTURES
+from lvlm_guard.evals.tasks.coco import AGLA_PICTURES
 from lvlm_guard.evals.tasks.pope.files import DATA_SETS, IMANGE, QUESTIONS, identify, list_of_pictures
 from lvlm_guard.evals.tasks.pope.questions import KINDS
 

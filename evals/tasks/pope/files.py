@@ -70,15 +70,16 @@ class QuestionFile:
     def warnings(self, paper: bool) -> list[str]:
         """Return what to know before its numbers are compared with published ones."""
         name, adversarial = self.path.name, (self.data_set, self.row) == ("coco", "pope_adversarial")
+        found = []
         if self.published is None and self.data_set and not any(q.split == "val" for q in self.questions):
             known = f"the published files for {self.data_set} (SHA-256 {_digest(self.path)})"
-            return [f"{name} is none of {known}: its numbers do not compare with published ones."]
-        if self.published == MISSPELT and not paper:
+            found.append(f"{name} is none of {known}: its numbers do not compare with published ones.")
+        elif self.published == MISSPELT and not paper:
             told = "AGLA's and VCD's copy, where 57 questions end in 'imange'; without --questions the repaired one is"
-            return [f"{name} is {told} fetched."]
-        if paper and adversarial and self.published != MISSPELT:
-            return [f"{name} is not AGLA's copy, where 57 questions end in 'imange'."]
-        return []
+            found.append(f"{name} is {told} fetched.")
+        elif paper and adversarial and self.published != MISSPELT:
+            found.append(f"{name} is not AGLA's copy, where 57 questions end in 'imange'.")
+        return found
 
 
 def identify(path: str | Path) -> str | None:
@@ -121,8 +122,9 @@ def list_of_pictures(path: Path) -> bool:
         row = next((row for _, row in numbered(path)), None)
     except DataError:
         return False
-    asks = isinstance(row, dict) and str(row.get("text", "")).rstrip().endswith("?")
-    return isinstance(row, dict) and "image" in row and "label" not in row and not asks
+    if not isinstance(row, dict) or "image" not in row or "label" in row:
+        return False
+    return not str(row.get("text", "")).rstrip().endswith("?")
 
 
 def _given(settings: Settings) -> dict[Path, bool]:
@@ -163,8 +165,8 @@ def _word(path: Path, words: Sequence[str]) -> str:
 
 
 def _asked_by(file: QuestionFile, settings: Settings, named: bool) -> str:
-    own, popes = f"pope_{file.data_set}", ("pope", *(f"pope_{name}" for name in DATA_SETS))
-    tasks = [task for task in settings.tasks if task in popes]
+    own = f"pope_{file.data_set}"
+    tasks = [task for task in settings.tasks if task in ("pope", *(f"pope_{name}" for name in DATA_SETS))]
     if own in tasks or "pope" in tasks:
         return own if own in tasks else "pope"
     if not file.data_set and len(tasks) == 1:

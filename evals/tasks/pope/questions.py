@@ -1,12 +1,10 @@
 """POPE's questions: read, written, and built anew.
 
-A file holds JSON lines in spite of its suffix .json: question_id, image, text, label. The builder is
-that of RUCAIBox/POPE at 3df3ba1 (arXiv:2305.10355, section 4), with its own random stream.
+A file holds JSON lines in spite of its suffix .json: question_id, image, text, label. The builder is that of
+RUCAIBox/POPE at 3df3ba1 (arXiv:2305.10355, section 4), with its own random stream. Questions of your own to choose
+settings on are marked, so that they can't be taken for a test, nor a test for them:
 
-Questions of your own to choose settings on are marked, so that they can't be taken for a test, nor a test for them:
-
-    questions = build(rows, "random", pictures=200)  # rows: {"image": name, "objects": [names]}
-    write_questions("mine_random_val.json", questions, split="val")
+    write_questions("mine_random_val.json", build(rows, "random", pictures=200), split="val")
 """
 
 from __future__ import annotations
@@ -76,18 +74,16 @@ def build(
     seed: int = 0,
     parity: Literal["official"] | None = None,
 ) -> list[Question]:
-    """Build questions: for each picture `per_picture` about objects in it, as many about absent ones.
+    """Build questions: for each picture `per_picture` about objects in it, as many about absent ones; they take turns.
 
     Args:
         rows: `image` (name) and `objects` (list of names, in order) of each picture.
-        kind: how absent objects are chosen: "random", "popular" (most frequent among the pictures drawn),
-            or "adversarial" (occurs most often together with the object just asked about). Ties go to
-            the object seen first; where none is left, at random.
+        kind: of absent objects: "random", "popular" (most frequent among the pictures drawn), or "adversarial" (most
+            often together with the object just asked about). Ties go to the one seen first; where none is left, random.
         pictures: how many are drawn, with `seed`, from those with at least `per_picture` objects.
         parity: "official" writes "imange" in questions with "an", as the published builder does.
 
-    Returns 2 * per_picture * pictures questions; yes and no take turns. Raises `DataError` where too few pictures have
-    enough objects, or a picture leaves no absent object to ask about.
+    Raises `DataError` where too few pictures have enough objects, or a picture leaves no absent object to ask about.
     """
     if kind not in KINDS:
         raise DataError(f"POPE has no questions of the kind {kind!r}: give 'random', 'popular' or 'adversarial'.")
@@ -100,12 +96,11 @@ def build(
         )
     rng = random.Random(seed)
     drawn = rng.sample(fit, pictures)
-    frequency = Counter(name for _, objects in drawn for name in objects)
-    together: dict[str, Counter[str]] = {name: Counter() for name in frequency}
+    popular = [name for name, _ in Counter(name for _, objects in drawn for name in objects).most_common()]
+    together: dict[str, Counter[str]] = {name: Counter() for name in popular}
     for _, objects in drawn:
         for name in objects:
             together[name].update(other for other in objects if other != name)
-    popular = [name for name, _ in frequency.most_common()]
     asked: list[tuple[str, str, Answer]] = []
     for image, objects in drawn:
         met: set[str] = set()

@@ -7,10 +7,9 @@
 Published files are fetched where `--questions` gives none. A question that several kinds share (half of them do) is
 asked once and counts in each.
 
-The validation split never touches a test. For COCO it needs no file: `--tasks pope_coco --split val --annotations
-instances_val2014.json` builds questions over pictures of no published test (see `coco.annotations`), 500 pictures, three
-kinds, always the same; with `--annotations` the test split has those about 80 such pictures beside it, on which
-controls are fitted and chosen. Own files must be marked as made for validation: see `questions`.
+The validation split never touches a test. For COCO it needs no file: with `--annotations instances_val2014.json` 500
+pictures of no published test (see `tasks.coco`) are asked questions of three kinds, always the same; the test
+split has those about 80 such pictures beside it, on which controls are fitted and chosen. Own files must be marked.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from lvlm_guard.evals.metrics.opope import asked_object
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, made
-from lvlm_guard.evals.tasks.coco.annotations import annotation_file, in_val_half, of_published_test, read_instances
-from lvlm_guard.evals.tasks.coco.chair import PROMPT
+from lvlm_guard.evals.tasks.coco import PROMPT, annotation_file, in_val_half, of_published_test, read_instances
 from lvlm_guard.evals.tasks.pope.files import QuestionFile, described, files_of, published_files
 from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, build
 
@@ -68,8 +66,7 @@ def published_pope(settings: Settings, data_set: str) -> list[EvalTask]:
         raise DataError(
             f"{name} has published questions for the test split only, and settings must not be chosen on them. "
             f"{coco_can if data_set == 'coco' else ''}Or give --questions made for it: `build(rows, kind)` over other "
-            "pictures, written by `write_questions(path, questions, split='val')` (in "
-            "lvlm_guard.evals.tasks.pope.questions)."
+            f"pictures, written by `write_questions(path, questions, split='val')` (in {build.__module__})."
         )
     task = _of_files(name, data_set, files or published_files(data_set, settings.preset == PAPER), settings)
     return [_calibrated(task, settings) if built and settings.split == "test" else task]
@@ -108,26 +105,25 @@ def _of_files(name: str, data_set: str, files: Sequence[QuestionFile], settings:
 
 def _check_split(file: QuestionFile, settings: Settings) -> None:
     """Refuse questions to choose settings on as a test, and a test's as such."""
-    marked = sum(q.split == "val" for q in file.questions)
+    n, marked = len(file.questions), sum(q.split == "val" for q in file.questions)
     if settings.split == "test" and marked:
         raise DataError(
             f"{file.path} has {marked} questions marked for choosing settings ('split': 'val'): they are no test. Give "
             "--split val, or other questions."
         )
-    if settings.split == "val":
-        if unmarked := len(file.questions) - marked:
-            raise DataError(
-                f"{file.path} is not marked for choosing settings: {unmarked} of {len(file.questions)} questions "
-                "lack 'split': 'val'. Settings chosen on a test's questions make its numbers worthless. Build others "
-                "over pictures of no test and write them with `pope.questions.write_questions(path, questions, "
-                "split='val')`; for COCO, leave out --questions and give --annotations instances_val2014.json."
-            )
-        tested = list(dict.fromkeys(q.image for q in file.questions if of_published_test(q.image)))
-        if tested:
-            raise DataError(
-                f"{file.path} is marked 'val', but {len(tested)} of its pictures are those of a published test; the "
-                f"first is {tested[0]}. Choose settings on other pictures."
-            )
+    if settings.split == "val" and marked < n:
+        raise DataError(
+            f"{file.path} is not marked for choosing settings: {n - marked} of {n} questions lack 'split': 'val'. "
+            "Settings chosen on a test's questions make its numbers worthless. Build others over pictures of no test "
+            "and write them with `pope.questions.write_questions(path, questions, split='val')`; for COCO, leave out "
+            "--questions and give --annotations instances_val2014.json."
+        )
+    tested = list(dict.fromkeys(q.image for q in file.questions if marked and of_published_test(q.image)))
+    if tested:
+        raise DataError(
+            f"{file.path} is marked 'val', but {len(tested)} of its pictures are those of a published test; the first "
+            f"is {tested[0]}. Choose settings on other pictures."
+        )
 
 
 def _built(name: str, settings: Settings, pictures: int) -> EvalTask:

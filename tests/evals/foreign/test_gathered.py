@@ -10,8 +10,7 @@ import pytest
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import read
-from lvlm_guard.evals.foreign.gathered import gather
-from lvlm_guard.evals.foreign.questions import Questions
+from lvlm_guard.evals.foreign.gathered import Questions, gather
 
 POPE = Path(__file__).parents[2] / "data" / "pope"
 

@@ -23,6 +23,7 @@ from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.tasks import REGISTRY, tasks_of
 from lvlm_guard.evals.tasks import amber as amber_files
 from lvlm_guard.evals.tasks import mmhal as mmhal_files
+from lvlm_guard.evals.tasks.benchmark import published
 
 DATA = Path(__file__).parents[2] / "data"
 AMBER = DATA / "benchmarks" / "amber"
@@ -105,14 +106,15 @@ def test_ambers_published_score_is_offered_where_all_it_needs_is_there(tmp_path,
     assert find(rows, "greedy", "amber_captions", "amber_cog_official")["value"] == pytest.approx(1 / 10.001)
     assert find(rows, "greedy", "amber_captions", "amber_chair")["dialect"] == "lexical"
     (folder / "relation.json").unlink()
-    with pytest.raises(DataError, match=r"holds no relation.json: give the folder data"):
+    with pytest.raises(DataError, match=r"holds no relation.json. Give the folder data"):
         amber_files.Amber(folder)
 
 
 def test_ambers_fetched_files_are_those_of_the_pinned_commit():
     # the copies here have other white space: the digests of what is fetched are held against their content's
-    assert {name: len(file.sha256) for name, file in amber_files.FILES.items()} == dict.fromkeys(amber_files.FILES, 64)
-    assert all("534babf6bbfcce2e735c26289dedfb21cef3c939" in file.url for file in amber_files.FILES.values())
+    files = published("amber").values()
+    assert [len(file.sha256) for file in files] == [64] * 4
+    assert all("534babf6bbfcce2e735c26289dedfb21cef3c939" in file.url for file in files)
 
 
 ROWS = [

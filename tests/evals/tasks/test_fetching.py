@@ -14,7 +14,7 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.benchmark import Published, cache_folder, fetch
-from lvlm_guard.evals.tasks.coco.chair import AGLA_PICTURES
+from lvlm_guard.evals.tasks.coco import AGLA_PICTURES
 from lvlm_guard.evals.tasks.pope.files import IMANGE, QUESTIONS
 
 
@@ -111,7 +111,7 @@ def test_the_papers_preset_captions_the_papers_pictures(server, tmp_path, jpeg, 
     content = b'{"question_id": 0, "image": "COCO_val2014_000000006871.jpg", "text": "Describe."}\n'
     (web / "chair.jsonl").write_bytes(content)
     listed = Published(f"{address}/chair.jsonl", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr("lvlm_guard.evals.tasks.coco.chair.AGLA_PICTURES", listed)
+    monkeypatch.setattr("lvlm_guard.evals.tasks.coco.AGLA_PICTURES", listed)
     (tmp_path / "COCO_val2014_000000006871.jpg").write_bytes(jpeg)
     truth = str(DATA / "chair" / "gt_objects.json.gz")
     (task,) = tasks_of(Settings(tasks=("chair",), images=str(tmp_path), annotations=truth, preset="paper-agla"))
