@@ -107,8 +107,8 @@ def copied(test: str, name: str, folder: str | Path, option: str) -> Path:
     """Return a published file of a test: of a copy of its repository (.gz too), or fetched where `folder` is ""."""
     if not str(folder):
         return fetch(next(file for file in published(test).values() if file.name == name), test, option)
-    for part in benchmarks()[test]["folders"]:
-        for path in (Path(folder) / part / name, Path(folder) / part / f"{name}.gz"):
+    for place in (Path(folder, part) for part in benchmarks()[test]["folders"]):
+        for path in (place / name, place / f"{name}.gz"):
             if path.is_file():
                 return path
     raise DataError(f"{folder} holds no {name}. {benchmarks()[test]['needs']}.")
