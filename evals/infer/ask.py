@@ -18,7 +18,7 @@ from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.decoders.matchers import check_matchers
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import record
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
 from lvlm_guard.evals.infer.progress import Meter
 from lvlm_guard.evals.infer.ranks import KEPT, PATIENCE, Place, one_thread, run_ranks, usual_workers
 from lvlm_guard.evals.infer.store import Answers, Asked, Column, Job, Who
@@ -48,6 +48,8 @@ def ask(
     command: str = "eval ask",
     replaces: bool = False,
     patience: float = PATIENCE,
+    prepared: Prepared | None = None,
+    beside: Sequence[str] = (),
 ) -> Path:
     """Ask every decoder and return the folder, whose table of answers is whole.
 
@@ -68,6 +70,8 @@ def ask(
         command: what the run is called in its files.
         replaces: drop another run of this command in the folder, instead of refusing.
         patience: seconds after which a worker that answers nothing is ended.
+        prepared: who answers what, where that is at hand: in this process alone, and held against who did before.
+        beside: further code that decides the answers, see `code_digest`.
 
     Raises:
         DataError: files or pictures are missing or wrong, or the folder holds another run.
@@ -75,26 +79,29 @@ def ask(
         RunError: a worker ended early or hung, the disk is full, or a server answers nothing.
         KeyboardInterrupt: after a line that says where the answers are.
     """
-    place = Place.here()
-    _check(settings)
+    place = Place.here() if prepared is None else Place()
+    if prepared is None:
+        _check(settings)
     if settings.server:  # where each request is a block of its own
         concurrency, settings = concurrency or max(settings.batch, AT_ONCE), replace(settings, batch=1)
     if place.world > 1 and started_over:
         raise DataError(f"{place.world} ranks can't agree on when to drop {out}: remove it first, then start them.")
-    tasks = tasks_of(settings)
-    decoders_of(settings, None)  # names and knobs before a model, which may take minutes to load
+    tasks = tasks_of(settings) if prepared is None else prepared.tasks
+    if prepared is None:
+        decoders_of(settings, None)  # names and knobs before a model, which may take minutes to load
     told, bar = (echo, bar) if place.rank == 0 else (lambda _: None, False)
     run = _Run(Path(out), settings, tasks, place, told, bar)
-    note = record.begin(run.folder, settings, tasks, command, started_over=started_over, replaces=replaces)
+    how = {"started_over": started_over, "replaces": replaces}
+    note = record.begin(run.folder, settings, tasks, command, beside=beside, **how)
     run.say_tasks()
-    if "decoders" not in note or run.answers().left:
+    if prepared or "decoders" not in note or run.answers().left:
         usual = usual_workers() if settings.model == EMBEDDED else 1
         helpers = 1 if settings.server or place.world > 1 else usual if workers is None else workers
         try:
-            if helpers > 1:
+            if helpers > 1 and prepared is None:
                 run.side_by_side(helpers, patience)
             else:
-                run.share(concurrency or 1)
+                run.share(concurrency or 1, prepared)
         except KeyboardInterrupt:
             echo(f"Stopped. The answers so far are in {run.folder / 'answers'}; the same command goes on from there.")
             raise
@@ -116,7 +123,7 @@ def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -
                 Column(d["name"], d["role"], d["baseline"], d["seeds"])
                 for d in decoders
                 if not d["derive"]
-                and (part.kind in YES_NO or not d["yes_no_only"])
+                and (part.kind in (*YES_NO, "mentions") or not d["yes_no_only"])
                 and (part is task or d["role"] in CALIBRATED)
             ),
         )
@@ -162,16 +169,18 @@ class _Run:
         decoders = (record.read_note(self.folder) or {})["decoders"]
         return Answers(self.folder, asked_of(self.tasks, decoders), self.settings.batch)
 
-    def share(self, concurrency: int) -> None:
-        """Ask this process's share of the questions."""
+    def share(self, concurrency: int, prepared: Prepared | None) -> None:
+        """Ask this process's share of the questions; `prepared` answers, or who is made ready by the settings."""
         settings, place = self.settings, self.place
         single = one_thread(settings.model == EMBEDDED and not settings.server)
         with record.hold(self.folder, place.rank, place.world), single:
-            prepared = prepare_run(settings, self.tasks, place.device(settings.device), concurrency)
+            prepared = prepared or prepare_run(settings, self.tasks, place.device(settings.device), concurrency)
             record.with_answering(self.folder, prepared.describe())
             answers = self.answers()
             total = sum(job.size for job in answers.jobs(place.rank, place.world))
             if total == 0:
+                if not answers.left:
+                    self.echo("All answers are there already.")
                 return
             self._say_what(answers, total, f", as rank {place.rank} of {place.world}" if place.world > 1 else "")
             with answers.open(place.rank), Meter(total, "answers", self.echo, self.bar) as meter:

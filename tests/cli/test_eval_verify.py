@@ -25,7 +25,7 @@ def test_verify_prints_its_table_and_writes_its_files_and_goes_on_from_them(run:
     for name in ("report.json", "answers.parquet", "report.html"):
         assert (out / name).stat().st_size > 0
     again = run("eval", "verify", *SMALL, "--out", out, "--json")
-    assert "descriptions: 8 items, 8 answers are there already" in again.err
+    assert "descriptions: All answers are there already" in again.err
     assert again.object["command"] == "eval verify"
     assert {row["metric"] for row in again.object["rows"]} >= {"auroc", "brier", "calibration_error", "marked"}
 

@@ -21,18 +21,18 @@ import torch
 
 import lvlm_guard
 from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
+from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.decoders.matchers import check_matchers, load_matchers
 from lvlm_guard.evals.decoders.scores import odds_of
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer import record
+from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.identity import environment
-from lvlm_guard.evals.infer.prepare import where_of
-from lvlm_guard.evals.infer.progress import Meter
+from lvlm_guard.evals.infer.prepare import Prepared, where_of
 from lvlm_guard.evals.infer.ranks import one_thread
-from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Answers, Asked, Column
+from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took
 from lvlm_guard.evals.metrics.mentions import probabilities, reliability
 from lvlm_guard.evals.spec.answers import SCHEMA, Answer, table_of
-from lvlm_guard.evals.spec.items import EvalTask, Item, Said
+from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.bootstrap import DRAWS
 from lvlm_guard.evals.stats.score import score_answers
@@ -99,24 +99,17 @@ def verify_run(
             settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
         )
         judges = _judges(settings, clip, model, Vocabulary.of(task.vocabulary))
-        ask = _Asking(folder, replace(settings, matchers={}), where_of(model), echo, bar, started_over)
-        plain = Decoder(REFERENCE, "plain, greedy", None, role="reference", baseline=None)
-
-        def described(items: Sequence[Item]) -> Mapping[str, list[Said]]:
-            return {REFERENCE: describe(model, processor, task, items)}
-
-        try:
-            said = ask("descriptions", task, [plain], REFERENCE, described)
-            texts, pieces = (said[column].to_pylist() for column in ("text", "proof"))
-            named = mentions_of(task, list(zip(texts, map(json.loads, pieces), strict=True)))
-            answers = [ask.judge(judge, named) for judge in judges] if named.items else []
-        except KeyboardInterrupt:
-            echo(f"Stopped. The answers so far are in {folder}; the same command goes on from there.")
-            raise
+        how = {"bar": bar, "started_over": started_over}
+        asking = _Asking(folder, replace(settings, matchers={}), where_of(model), echo, how)
+        plain = decoders_of(replace(asking.settings, controls=False))
+        said = asking("descriptions", task, plain, _Describer(model, processor), REFERENCE)
+        texts, pieces = (said[column].to_pylist() for column in ("text", "proof"))
+        named = mentions_of(task, list(zip(texts, map(json.loads, pieces), strict=True)))
+        answers = [asking.judge(judge, named) for judge in judges] if named.items else []
         verifiers, table = _verifiers(judges), _together(judges, answers, named)
         results = results_of(named, table, verifiers, matchers)
         pq.write_table(table, folder / ANSWERS)
-        where = {**ask.where, "threads": torch.get_num_threads()}
+        where = {**asking.where, "threads": torch.get_num_threads()}
     pictures, true = len(task.items), {item.key: item.truth == "yes" for item in named.items}
     places = [
         {"from": judge.place, "version": judge.matcher.version, "seconds": _seconds(mine) / pictures}
@@ -167,49 +160,35 @@ class _Asking:
 
     folder: Path
     settings: Settings  # of the model
-    where: Mapping[str, str]  # device and number format
+    where: dict[str, str]  # device and number format
     echo: Callable[[str], object]
-    bar: bool | None
-    started_over: bool
+    how: Mapping[str, Any]  # further arguments of `ask`
 
     def judge(self, judge: Judge, named: EvalTask) -> pa.Table:
         """Return a judge's verdicts on mentions."""
         name = judge.name or "baselines"
         part, by = f"verifiers/{name}-{sha256(judge.place.encode()).hexdigest()[:8]}", {name: (judge.place,)}
-        return self(part, named, judge.decoders, judge.matcher.version, judge.answers, matchers=by, batch=MANY)
+        return self(part, named, judge.decoders, judge, judge.matcher.version, matchers=by, batch=MANY)
 
     def __call__(
-        self,
-        part: str,
-        task: EvalTask,
-        decoders: Sequence[Decoder],
-        version: str,
-        answer: Callable[[Sequence[Item]], Mapping[str, list[Said]]],
-        **by: Any,
+        self, part: str, task: EvalTask, decoders: list[Decoder], answerer: Any, version: str, **by: Any
     ) -> pa.Table:
-        """Return the answers of decoders to a task with "seconds", asked for where they are not in the folder."""
-        folder, settings = self.folder / part, replace(self.settings, **by)
-        record.begin(folder, settings, [task], COMMAND, started_over=self.started_over, beside=CODE)
-        with record.hold(folder):
-            told = {"decoders": [d.describe() for d in decoders], "matcher": version, "where": dict(self.where)}
-            record.with_answering(folder, json.loads(json.dumps(told | {"flags": [], "warnings": []})))
-            columns = tuple(Column(d.name, d.role, d.baseline) for d in decoders)
-            answers = Answers(folder, [Asked(task, columns)], settings.batch)
-            self.echo(f"{part}: {len(task.items)} items, {answers.total - answers.left} answers are there already.")
-            if answers.left:
-                with answers.open(), Meter(answers.left, "answers", self.echo, self.bar) as meter:
-                    for job in answers.jobs():
-                        said = answer(job.items)
-                        for who in job.todo:
-                            answers.add(job, who, said[who[0]])
-                        meter.advance(job.size, part)
-                answers.read()
-            if answers.whole:
-                answers.drop_shards()
-            else:
-                answers.compact()
+        """Return the answers to a task with "seconds", asked for where they are not in the folder."""
+        settings, how = replace(self.settings, **by), {**self.how, "command": COMMAND, "beside": CODE}
+        who = Prepared(settings, [task], decoders, answerer, version, where=self.where)
+        folder = ask(settings, self.folder / part, prepared=who, echo=lambda line: self.echo(f"{part}: {line}"), **how)
         seconds = pq.read_table(folder / COSTLY, columns=["seconds"])["seconds"]
         return pq.read_table(folder / ANSWERS).append_column("seconds", seconds)
+
+
+@dataclass(frozen=True)
+class _Describer:
+    model: Any
+    processor: Any
+
+    def ask_all(self, jobs: Iterable[Job], took: Took) -> None:
+        for job in jobs:
+            took(job, job.todo[0], describe(self.model, self.processor, job.task, job.items))
 
 
 def _seconds(answers: pa.Table) -> float:

@@ -7,7 +7,7 @@ holds it) and gives one answer a mention and column, worded as `metrics.mentions
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,7 @@ from PIL.Image import Image
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.scores import odds_of
+from lvlm_guard.evals.infer.store import Job, Took
 from lvlm_guard.evals.spec.items import Item, Said
 from lvlm_guard.matching import Matcher, Vocabulary
 from lvlm_guard.verify.check import SWAPS, claim_of, verify_objects
@@ -65,16 +66,18 @@ class Judge:
             found.append(Decoder(name, about, None, **known))
         return found
 
-    def answers(self, items: Sequence[Item]) -> Mapping[str, list[Said]]:
-        """Return decoder -> its answers to mentions of any pictures, with the seconds that they took."""
-        found: dict[str, list[Said]] = {self.name + column: [] for column in self.columns}
-        for _, group in groupby(items, key=lambda item: item.picture):
-            mine, began = list(group), time.perf_counter()
-            columns = self(mine[0].pictures()[0], mine)
-            seconds = (time.perf_counter() - began) / len(mine) / len(columns)
-            for column, said in columns.items():
-                found[self.name + column] += (replace(one, seconds=seconds) for one in said)
-        return found
+    def ask_all(self, jobs: Iterable[Job], took: Took) -> None:
+        """Answer all of some jobs, as an `Asker` does."""
+        for job in jobs:
+            found: dict[str, list[Said]] = {self.name + column: [] for column in self.columns}
+            for _, group in groupby(job.items, key=lambda item: item.picture):
+                mine, began = list(group), time.perf_counter()
+                columns = self(mine[0].pictures()[0], mine)
+                seconds = (time.perf_counter() - began) / len(mine) / len(columns)
+                for column, said in columns.items():
+                    found[self.name + column] += (replace(one, seconds=seconds) for one in said)
+            for who in job.todo:
+                took(job, who, found[who[0]])
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
         """Return column -> an answer for each mention of one picture."""
