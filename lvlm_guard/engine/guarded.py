@@ -21,7 +21,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import ACTIVE, Execution, Session, within
-from lvlm_guard.engine.subclass import once_per_class, plain_class
+from lvlm_guard.engine.subclass import once_per_class, plain_class, shown_with
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -67,6 +67,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
     """Return the guarded subclass of a model class, always the same one."""
 
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
+        @shown_with(base.generate)
         def generate(
             self,
             inputs: Tensor | None = None,
@@ -78,6 +79,23 @@ def guarded_class(base: type[Any]) -> type[Any]:
             verify: Any = False,
             **kwargs: Any,
         ) -> Any:
+            """Answer as transformers' own generate() does, guarded.
+
+            Args:
+                guard: a decoding method for this call, such as `methods.AGLA(alpha=1.0)`; None for the one that
+                    guard() was given, False for a plain call.
+                guard_views: the pictures behind the inputs; the guarded processor gives them.
+                guard_execution: how the other branches are run, "auto", "lazy" or "batched"; None for guard()'s.
+                guard_steps: whether the trace, `.guard` of what `return_dict_in_generate=True` returns, tells of each
+                    token; its counts and views are there without.
+                verify: True, or a `lvlm_guard.verify.Verifier`, to check each object that an answer names; the
+                    verdicts are in `.guard.verdicts` of the output object, which then is returned.
+
+            Raises:
+                UnsupportedCallError: the call can't be guarded, in part or at all; guard=False answers plainly.
+                MissingViewError: `guard_views` are missing, or of other inputs.
+                GuardError: a knob, a text or a matcher is amiss.
+            """
             about, _ = ACTIVE.get() or (None, None)
             config = kwargs.get("generation_config") or (args[0] if args else None)
             # within a call of its own, drafting for itself or left out of the guard; or drafting for another model

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 
 def once_per_class(make: Callable[[type[Any]], type[Any]]) -> Callable[[type[Any]], type[Any]]:
@@ -25,6 +26,32 @@ def once_per_class(make: Callable[[type[Any]], type[Any]]) -> Callable[[type[Any
         return made[base]
 
     return subclass
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def shown_with(below: Callable[..., Any]) -> Callable[[F], F]:
+    """Show a method's own keyword arguments among those of the method that it stands before, and both documentations.
+
+    `inspect.signature` and `help` then tell what a caller may pass, as they did before.
+    """
+
+    def showing(method: F) -> F:
+        shown = inspect.signature(below)
+        own = [p for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        told: Any = method
+        if own[0].name in shown.parameters:  # a class that is guarded already, guarded once more
+            told.__signature__, told.__doc__ = shown, below.__doc__
+            return method
+        theirs = list(shown.parameters.values())
+        ends = next((i for i, p in enumerate(theirs) if p.kind is p.VAR_KEYWORD), len(theirs))
+        told.__signature__ = shown.replace(parameters=[*theirs[:ends], *own, *theirs[ends:]])
+        doc = inspect.cleandoc(method.__doc__ or "")
+        told.__doc__ = f"{doc}\n\n{below.__qualname__} of transformers:\n\n{inspect.getdoc(below) or ''}".rstrip()
+        return method
+
+    return showing
 
 
 def _reduced(self: Any, protocol: Any) -> Any:

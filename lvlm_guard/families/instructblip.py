@@ -10,6 +10,7 @@ embeds a picture of its own; every step does with the language model what the st
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,6 +56,7 @@ def decoding_class(base: type[Any]) -> type[Any]:
         def generation_config(self, config: Any) -> None:
             self.language_model.generation_config = config
 
+        @functools.wraps(GenerationMixin.generate)  # whose arguments it takes
         def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             ids = inputs if inputs is not None else kwargs["input_ids"]
             _check(ids, self.config.image_token_id, kwargs)

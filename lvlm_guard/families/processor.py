@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.engine.call import VIEWS, Pictures, View
-from lvlm_guard.engine.subclass import once_per_class
+from lvlm_guard.engine.subclass import once_per_class, shown_with
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat
 from lvlm_guard.families.question import Turn
@@ -76,6 +76,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
     """Return the guarded subclass of a processor class, always the same one."""
 
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
+        @shown_with(base.__call__)
         def __call__(
             self,
             images: Any = None,
@@ -85,6 +86,17 @@ def guarded_class(base: type[Any]) -> type[Any]:
             guard_images: Any = None,
             **kwargs: Any,
         ) -> Any:
+            """Make a model's inputs as transformers does, and `guard_views`, the pictures and questions behind them.
+
+            Args:
+                guard_text: the question, where the prompt's own is not to be matched with the pictures; one for all
+                    prompts or one each.
+                guard_images: second views of the caller's own, one a picture.
+
+            Raises:
+                TextError, ImageError: the texts or the pictures do not fit the prompts, or can't be used.
+                UnsupportedCallError: the pictures are scaled already (do_rescale=False).
+            """
             told = _TOLD.get()
             if isinstance(images, str) and not isinstance(text, str | list | None):
                 images, text = text, images  # some scripts still pass (text, images)
@@ -114,6 +126,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             made[VIEWS] = Pictures(views, text, args, kwargs, given is not None)
             return made
 
+        @shown_with(base.apply_chat_template)
         def apply_chat_template(
             self,
             conversation: Any,
@@ -122,6 +135,16 @@ def guarded_class(base: type[Any]) -> type[Any]:
             guard_images: Any = None,
             **kwargs: Any,
         ) -> Any:
+            """Render conversations as transformers does; the inputs made of them know their questions and pictures.
+
+            Args:
+                guard_text: the question, where the last turn's text is not to be matched with the pictures; one for
+                    all conversations or one each.
+                guard_images: second views of the caller's own, one a picture, where inputs are made.
+
+            Raises:
+                TextError: there are more or fewer texts than conversations.
+            """
             state: ProcessorGuard = getattr(self, STATE)
             single = not conversation or isinstance(conversation[0], dict)
             talks = [conversation] if single else list(conversation)
