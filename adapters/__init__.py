@@ -5,7 +5,8 @@ their training and recipes, and matchers built on them, registered by entry poin
 core of `lvlm_guard` and peft; the core never imports it, nor do evals and serve.
 
 Importing it registers our tuner with PEFT, so that `PeftModel.from_pretrained` reads its folders too;
-`load_adapter` reads any adapter of this package, by name, folder or hub id.
+`load_adapter` reads any adapter of this package, by name, folder or hub id. Without peft there is the
+matcher `clip` alone.
 """
 
 if __name__ != "lvlm_guard.adapters":
@@ -13,12 +14,9 @@ if __name__ != "lvlm_guard.adapters":
 
 from importlib.util import find_spec
 
-from lvlm_guard.errors import MissingExtraError
+if find_spec("peft") is not None:
+    from lvlm_guard.adapters import prompts as prompts
 
-if find_spec("peft") is None:
-    raise MissingExtraError("The adapters need peft, which is not installed: pip install 'lvlm-guard[train]'.")
-
-from lvlm_guard.adapters import prompts
 from lvlm_guard.adapters.loading import load, load_adapter
 
-__all__ = ["load", "load_adapter", "prompts"]
+__all__ = ["load", "load_adapter"]

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from lvlm_guard.adapters.tuned import require_peft
 from lvlm_guard.errors import WeightsError
 from lvlm_guard.weights import how_to_fetch, read
 
@@ -74,6 +75,7 @@ def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
 
 
 def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
+    require_peft()
     from peft import PeftModel
 
     loaded = read(

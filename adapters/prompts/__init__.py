@@ -4,6 +4,13 @@ Importing this registers the tuner with PEFT under `DUAL_PROMPT`, so that `get_p
 `PeftModel.from_pretrained` know it. CoOp, VPT, MaPLe and DCAR's dual prompts are settings of it, not classes.
 """
 
+from importlib.util import find_spec
+
+from lvlm_guard.adapters.tuned import require_peft
+
+if find_spec("peft") is None:
+    require_peft()
+
 from lvlm_guard.adapters.prompts.config import DualPromptConfig
 from lvlm_guard.adapters.prompts.configurations import (
     CONFIGURATIONS,

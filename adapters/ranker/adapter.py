@@ -12,6 +12,7 @@ from lvlm_guard.adapters.ranker.backbone import load_backbone
 from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.trunk import trunk_of
+from lvlm_guard.adapters.tuned import require_peft
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 from lvlm_guard.weights import read
 
@@ -38,6 +39,7 @@ def lora_config(trunk: Tuning = "frozen", rank: int = 8) -> LoraConfig:
     Raises:
         KnobError: another trunk, or a rank below 1.
     """
+    require_peft()
     from peft import LoraConfig
 
     if trunk not in get_args(Tuning) or rank < 1:
@@ -95,6 +97,7 @@ def load(
         WeightsError: the folder or the CLIP can't be had.
         UnsupportedModelError: the CLIP's tokens have other widths, or its towers can't be read.
     """
+    require_peft()
     from peft import PeftModel
 
     card = RankerCard.read(folder)

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from lvlm_guard.adapters.card import write_adapter
-from lvlm_guard.adapters.prompts import DualPromptConfig, add_prompts
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.tuned import is_tuned, require_peft
 from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
 from lvlm_guard.weights import how_to_fetch, read
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+    from lvlm_guard.adapters.prompts import DualPromptConfig
 
 BLOCK = "category_block.safetensors"
 EMBEDDED = "embedded"
@@ -50,31 +52,37 @@ def make(
         UnsupportedModelError: the model is no CLIP.
         KnobError: an option outside its range.
     """
-    if not isinstance(clip, PeftModel):
+    if not is_tuned(clip):
         clip.requires_grad_(False)
-    base: Any = clip.get_base_model() if isinstance(clip, PeftModel) else clip
+    base: Any = clip.get_base_model() if is_tuned(clip) else clip
     _require_clip(base)
     settings = RetrieverCard(
         **{
             "backbone": _named(base),
             "text_width": base.config.text_config.hidden_size,
             "image_width": base.config.vision_config.hidden_size,
-            "adapter": config is not None or isinstance(clip, PeftModel),
+            "adapter": config is not None or is_tuned(clip),
             "categories": tuple(categories),
             **card,
         }
     )
-    if config is not None and isinstance(clip, PeftModel):
+    if config is not None and is_tuned(clip):
         raise KnobError(
             "A retriever's folder holds one adapter, so prompts beside a LoRA would lose it when saved: merge the LoRA "
             "first (merge_and_unload), or use lvlm_guard.adapters.prompts.add_prompts and save the two by hand."
         )
-    prompted = clip if config is None else add_prompts(clip, config)
+    prompted = clip if config is None else _prompted(clip, config)
     made = DualPromptRetriever(RetrievalModel(prompted), settings, tokenizer, image_processor)
     if categories:
         _, texts = made.frozen_features(texts=list(categories))
         made.model.block = CategoryBlock(texts).to(made.model.device)
     return made
+
+
+def _prompted(clip: Any, config: DualPromptConfig) -> PeftModel:
+    from lvlm_guard.adapters.prompts import add_prompts
+
+    return add_prompts(clip, config)
 
 
 def untuned(source: str | os.PathLike[str] = EMBEDDED, **card: Any) -> DualPromptRetriever:
@@ -105,11 +113,11 @@ def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     model = retriever.model
-    if isinstance(model.clip, PeftModel):
+    if is_tuned(model.clip):
         write_adapter(model.clip, retriever.card.backbone, place)
     if model.block is not None:
         save_file({name: value.contiguous() for name, value in model.block.state_dict().items()}, place / BLOCK)
-    return replace(retriever.card, adapter=isinstance(model.clip, PeftModel)).write(place)
+    return replace(retriever.card, adapter=is_tuned(model.clip)).write(place)
 
 
 def load(
@@ -138,6 +146,7 @@ def load(
     adapted: Any = clip
     block = None
     if card.adapter:
+        require_peft()
         adapted = read(
             f"The adapter {str(place)!r}",
             str(place),
@@ -163,6 +172,8 @@ def load(
 def _adapter(clip: Any, place: Path, trainable: bool) -> PeftModel:
     if not (place / "adapter_model.safetensors").is_file():
         raise FileNotFoundError("adapter_model.safetensors is missing")
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(clip, str(place), is_trainable=trainable)
 
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.word_weights import prepare, weighing
+from lvlm_guard.adapters.tuned import is_tuned
 
 
 class Features(NamedTuple):
@@ -39,7 +39,7 @@ class RetrievalModel(nn.Module):
     @property
     def base(self) -> Any:
         """The `CLIPModel` itself, prompts included."""
-        return self.clip.get_base_model() if isinstance(self.clip, PeftModel) else self.clip
+        return self.clip.get_base_model() if is_tuned(self.clip) else self.clip
 
     @property
     def tau(self) -> float:
@@ -102,7 +102,7 @@ class RetrievalModel(nn.Module):
         asked = [(parameter, parameter.requires_grad) for parameter in self.clip.parameters()]
         block, self.block = self.block, None
         try:
-            with torch.no_grad(), self.clip.disable_adapter() if isinstance(self.clip, PeftModel) else nullcontext():
+            with torch.no_grad(), self.clip.disable_adapter() if is_tuned(self.clip) else nullcontext():
                 yield
         finally:
             self.block = block

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.prompts import DualPromptConfig
 from lvlm_guard.adapters.retrieval.captions import CaptionInputs, caption_inputs
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, Encoder, WordWeigher
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.two_stage import again
 from lvlm_guard.adapters.retrieval.word_weights import scaled
+from lvlm_guard.adapters.tuned import is_tuned
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.images import as_rgb
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lvlm_guard.adapters.prompts import DualPromptConfig
 
 
 class Ranked(NamedTuple):
@@ -66,7 +67,11 @@ class DualPromptRetriever:
     def config(self) -> DualPromptConfig | None:
         """The configuration of the prompts in use; None where there are none."""
         clip = self.model.clip
-        found = clip.peft_config[clip.active_adapter] if isinstance(clip, PeftModel) else None
+        if not is_tuned(clip):
+            return None
+        from lvlm_guard.adapters.prompts import DualPromptConfig
+
+        found = clip.peft_config[clip.active_adapter]
         return found if isinstance(found, DualPromptConfig) else None
 
     def text_inputs(self, texts: Sequence[str]) -> CaptionInputs:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from lvlm_guard.cli.console import FAILED, installed, out, print_json, quiet_libraries
 from lvlm_guard.cli.options import Json
+from lvlm_guard.errors import MissingExtraError
 
 STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
 
@@ -72,9 +73,11 @@ def examine() -> Iterator[Finding]:
 
 
 def _tried(part: str, try_it: Callable[[], Finding]) -> Finding:
-    """Return the finding of a try; whatever it raises means that the part is broken, and says so."""
+    """Return the finding of a try: off where an optional package is not installed, else broken by what it raises."""
     try:
         return try_it()
+    except MissingExtraError as missing:
+        return Finding(part, "off", str(missing))
     except Exception as error:
         return Finding(part, "broken", f"{type(error).__name__}: {error}")
 
@@ -177,14 +180,17 @@ def _registered() -> Finding:
     from lvlm_guard.cli.methods import found
 
     rows = found()
-    broken = [f"{row['name']} ({row['where']}): {row['error']}" for row in rows if row["error"]]
+    told = [(row["off"], f"{row['name']} ({row['where']}): {row['error']}") for row in rows if row["error"]]
+    broken, off = ([why for is_off, why in told if is_off == kind] for kind in (False, True))
     if broken:
         return Finding(
             "methods and matchers", "broken", "; ".join(broken), "update or uninstall the package it is from"
         )
     foreign = [row["name"] for row in rows if not row["where"].startswith("lvlm_guard.")]
     more = f"; from other packages: {', '.join(foreign)}" if foreign else ""
-    names = ", ".join(row["name"] for row in rows if row["kind"] in ("method", "matcher"))
+    names = ", ".join(row["name"] for row in rows if row["kind"] in ("method", "matcher") and not row["off"])
+    if off:
+        return Finding("methods and matchers", "ok", names + more + "; off: " + "; ".join(off))
     return Finding("methods and matchers", "ok", names + more)
 
 

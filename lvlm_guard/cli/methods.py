@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lvlm_guard.cli.console import out, print_json
 from lvlm_guard.cli.options import Json
+from lvlm_guard.errors import MissingExtraError
 
 TITLES = {"method": "Methods", "matcher": "Matchers", "family": "Model families"}
 
@@ -39,7 +40,9 @@ def methods(json: Json = False) -> None:
 
 
 def found() -> list[dict[str, Any]]:
-    """Return every registered name: kind, name, where, what it does, knobs, and the error if it can't be loaded."""
+    """Return every registered name: kind, name, where, what it does, knobs; the error if it can't be loaded, and
+    whether it merely is off, for want of an optional package.
+    """
     from lvlm_guard import families, matching
     from lvlm_guard import methods as decoding
 
@@ -54,10 +57,14 @@ def found() -> list[dict[str, Any]]:
                 "knobs": {},
                 "model_types": [],
                 "error": None,
+                "off": False,
             }
             rows.append(row)
             try:
                 thing = registry.get(name)
+            except MissingExtraError as missing:
+                row |= {"error": f"not installed: {missing}", "off": True}
+                continue
             except Exception as error:  # another package's module may fail in any way; the list must still print
                 row["error"] = f"can't be loaded: {type(error).__name__}: {error}"
                 continue

@@ -1,8 +1,16 @@
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
+import pytest
+
 from lvlm_guard import matching, methods
+from lvlm_guard.cli.doctor import _registered
+from lvlm_guard.errors import MissingExtraError
 
 Run = Callable[..., Any]
 
@@ -39,3 +47,48 @@ def test_methods_lists_every_registered_name_with_its_knobs(run: Run) -> None:
     assert not any(row["error"] for row in rows)
     shown = run("methods").out
     assert all(row["name"] in shown for row in rows)
+
+
+WITHOUT_PEFT = """
+import sys
+sys.modules["peft"] = None  # as where it is not installed
+import json
+from PIL import Image
+from lvlm_guard.cli.doctor import examine
+from lvlm_guard.matching import load_matcher
+match = load_matcher("embedded-clip")([Image.new("RGB", (40, 30), "red")], ["a photo of a dog"])[0]
+errors = {}
+for name in ("embedded-dual-prompt", "embedded-ranker"):
+    try:
+        load_matcher(name)
+    except Exception as error:
+        errors[name] = [type(error).__name__, str(error)]
+findings = {finding.part: finding.state for finding in examine()}
+print(json.dumps([list(match.relevance.shape), errors, findings]))
+"""
+
+
+def test_without_peft_clip_matches_the_others_say_what_to_install_and_nothing_is_broken() -> None:
+    made = subprocess.run([sys.executable, "-c", WITHOUT_PEFT], capture_output=True, text=True, check=True)
+    shape, errors, findings = json.loads(made.stdout.splitlines()[-1])
+    assert len(shape) == 2
+    for name in ("embedded-dual-prompt", "embedded-ranker"):
+        assert errors[name][0] == "MissingExtraError"
+        assert "pip install 'lvlm-guard[train]'" in errors[name][1]
+    assert findings["methods and matchers"] == "ok"
+    assert "broken" not in findings.values()
+
+
+@pytest.mark.parametrize(("error", "state"), [(MissingExtraError("pip install x"), "ok"), (ImportError("x"), "broken")])
+def test_a_matcher_that_is_not_installed_is_off_and_one_that_fails_is_broken(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+) -> None:
+    class Absent(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise error
+
+    monkeypatch.setitem(sys.modules, "not_here", Absent("not_here"))
+    monkeypatch.setitem(matching.REGISTRY._builtin, "mine", "not_here:Matcher")
+    found = _registered()
+    assert found.state == state
+    assert "mine (not_here:Matcher)" in found.detail
