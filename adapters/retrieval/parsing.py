@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 from lvlm_guard.adapters.retrieval.bank import ONE, Named, Valued, WordBank
 from lvlm_guard.adapters.retrieval.inflection import SINGULAR, VERBS
-from lvlm_guard.matching.vocabulary import WORD, spelled
+from lvlm_guard.matching.vocabulary import JOIN, WORD, named, spelled
 
-_JOIN = re.compile(r"[ \t\u00a0-]+")
 _LINK = re.compile(r"[\s,]*(?:and[\s,]+)?")
 NEGATIONS = {"no", "not", "without", "never", "neither", "nor"}
 NEEDS_NOUN = {"number", "material"}  # "one of them", "made of glass": else no attribute of a thing
@@ -111,7 +109,7 @@ def _kind(item: Found) -> str:
 
 def _is_said_of_noun(text: str, found: list[Found], i: int) -> bool:
     """Whether a word that is both, like "orange", stands right before a noun, or before values of one."""
-    while i + 1 < len(found) and _JOIN.fullmatch(text, found[i].end, found[i + 1].start):
+    while i + 1 < len(found) and JOIN.fullmatch(text, found[i].end, found[i + 1].start):
         i += 1
         if found[i].category is not None:
             return True
@@ -125,32 +123,24 @@ def _begins_compound(text: str, found: list[Found], i: int) -> bool:
         following is not None
         and following.category is not None
         and following.value is None
-        and _JOIN.fullmatch(text, found[i].end, following.start) is not None
+        and JOIN.fullmatch(text, found[i].end, following.start) is not None
     )
 
 
 def _found(text: str, bank: WordBank) -> Iterator[Found]:
     words = list(WORD.finditer(text))
-    i = 0
-    while i < len(words):
-        for count in range(min(bank.longest, len(words) - i), 0, -1):
-            run = words[i : i + count]
-            if not all(_JOIN.fullmatch(text, a.end(), b.start()) for a, b in pairwise(run)):
-                continue
-            spelling = " ".join(word.group().lower() for word in run)
-            category, value = bank.categories.get(spelling), bank.values.get(spelling)
-            if category is None and value is None:
-                continue
-            yield Found(
-                run[0].start(),
-                run[-1].end(),
-                text[run[0].start() : run[-1].end()],
-                words[i - 1].group() if i else "",
-                words[i + count].group() if i + count < len(words) else "",
-                category,
-                value,
-            )
-            i += count
-            break
-        else:
-            i += 1
+
+    def known(spelling: str) -> bool:
+        return spelling in bank.categories or spelling in bank.values
+
+    for first, behind, spelling in named(text, words, known, bank.longest):
+        start, end = words[first].start(), words[behind - 1].end()
+        yield Found(
+            start,
+            end,
+            text[start:end],
+            words[first - 1].group() if first else "",
+            words[behind].group() if behind < len(words) else "",
+            bank.categories.get(spelling),
+            bank.values.get(spelling),
+        )

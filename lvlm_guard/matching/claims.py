@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary
+from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -222,7 +222,7 @@ class ClaimFinder:
 def _runs(text: str, words: list[re.Match[str]], most: int) -> Iterable[str]:
     """Yield the last words of a text as spellings, the longest first, as far back as blanks join them."""
     first = len(words) - 1
-    while first > max(0, len(words) - most) and JOIN.fullmatch(text, words[first - 1].end(), words[first].start()):
+    while first > max(0, len(words) - most) and joined(text, words[first - 1], words[first]):
         first -= 1
     for start in range(first, len(words)):
         yield " ".join(word.group() for word in words[start:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -132,6 +132,37 @@ def _spellings(vocabulary: Vocabulary, by_word: bool) -> Mapping[str, frozenset[
             for spelling in (word, plural(word)) if vocabulary.plurals else (word,):
                 found.setdefault(spelled(spelling), set()).add(word if by_word else name)
     return {spelling: frozenset(names) for spelling, names in found.items()}
+
+
+def joined(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
+    """Tell whether two words of a text, one behind the other, may be of one name."""
+    return JOIN.fullmatch(text, before.end(), after.start()) is not None
+
+
+def named(
+    text: str, words: Sequence[re.Match[str]], known: Callable[[str], object], most: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield each run of words that is a known spelling, in order; of those within one another the longest.
+
+    Args:
+        text: any, in any case.
+        words: `WORD.finditer(text)`.
+        known: gives something that is true for a spelling, as `spelled` writes it.
+        most: words of the longest spelling.
+
+    Yields:
+        The run's first word, one behind its last, and its spelling.
+    """
+    at = 0
+    while at < len(words):
+        end = at + 1
+        while end < min(at + most, len(words)) and joined(text, words[end - 1], words[end]):
+            end += 1
+        lower = [word.group().lower() for word in words[at:end]]
+        end = next((at + size for size in range(len(lower), 0, -1) if known(" ".join(lower[:size]))), at)
+        if end > at:
+            yield at, end, " ".join(lower[: end - at])
+        at = max(end, at + 1)
 
 
 def spelled(text: str) -> str:

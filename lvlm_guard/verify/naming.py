@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
-from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary
+from lvlm_guard.matching.vocabulary import WORD, Vocabulary, named
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,7 @@ def mentions(text: str, vocabulary: Vocabulary) -> list[Mention]:
     longest = 1 + max(spelling.count(" ") for spelling in spellings)
     words = list(WORD.finditer(text))
     found: list[Mention] = []
-    at = 0
-    while at < len(words):
-        for length in range(min(longest, len(words) - at), 0, -1):
-            run = words[at : at + length]
-            gaps = [text[one.end() : other.start()] for one, other in pairwise(run)]
-            names = spellings.get(" ".join(word.group().lower() for word in run))
-            if names and all(map(JOIN.fullmatch, gaps)):
-                start, end = run[0].start(), run[-1].end()
-                found += [Mention(name, text[start:end], start, end) for name in sorted(names)]
-                at += length
-                break
-        else:
-            at += 1
+    for first, behind, spelling in named(text, words, spellings.get, longest):
+        start, end = words[first].start(), words[behind - 1].end()
+        found += [Mention(name, text[start:end], start, end) for name in sorted(spellings[spelling])]
     return found

@@ -5,6 +5,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.parsing import parse
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.verify import mentions
@@ -40,6 +42,8 @@ def test_a_finished_text_and_a_vote_join_the_words_of_a_name_alike(join):
     (last,) = pieces.encode("g", add_special_tokens=False)
     assert finder_of(pieces, COCO).reachable(before, [last]) == {last: {"hot dog"}}
     assert named(f"a hot{join}dog") == [("hot dog", f"hot{join}dog")]
+    (phrase,) = parse(f"a hot{join}dog", WordBank.general()).phrases
+    assert phrase.noun.text == f"hot{join}dog"
 
 
 def test_a_word_that_names_two_objects_is_a_mention_of_each():
