@@ -31,10 +31,8 @@ _MARKS = {"guard_dual_prompt.json": "dual-prompt", "guard_ranker.json": "ranker"
 """The file by which a folder is known, and the registered matcher that reads it; a config must be a CLIP's."""
 
 _lock = RLock()
-_blips: dict[tuple[str, torch.device, torch.dtype], BlipITM] = {}
-_adapters: dict[tuple[str, str, torch.device], Matcher] = {}
-_named: dict[tuple[str, torch.device], Matcher] = {}
-_for_model: WeakKeyDictionary[Any, dict[tuple[str, torch.device], Matcher]] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
+"""What is shared, by whom it is for: a model, and goes with it, or the whole process (`REGISTRY`)."""
 
 
 def load_matcher(
@@ -113,26 +111,25 @@ def held_in(place: str) -> str | None:
 
 def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
     source = "embedded" if text.startswith(_EMBEDDED) and not Path(text).is_dir() else str(Path(text).resolve())
-    key = (name, source, device)
-    with _lock:
-        if key not in _adapters:
-            _adapters[key] = REGISTRY.get(name).from_pretrained(source, device=device)
-        return _adapters[key]
+    matcher: Matcher = _shared(
+        REGISTRY, (name, source, device), lambda: REGISTRY.get(name).from_pretrained(source, device=device)
+    )
+    return matcher
 
 
 def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
-    with _lock:
-        held = _named if model is None else _for_model.setdefault(model, {})
-        key = (name, device_of(model))  # a model that was moved has its matcher where it is now
-        if key not in held:
-            kind = REGISTRY.get(name)
-            if not (isinstance(kind, type) and issubclass(kind, Matcher)):
-                raise UnsupportedModelError(
-                    f"The matcher {name!r} ({REGISTRY.where(name)}) is no subclass of lvlm_guard.matching.Matcher: the "
-                    "package that registers it must make it one."
-                )
-            held[key] = kind.load(model)
-        return held[key]
+    def load() -> Matcher:
+        kind = REGISTRY.get(name)
+        if not (isinstance(kind, type) and issubclass(kind, Matcher)):
+            raise UnsupportedModelError(
+                f"The matcher {name!r} ({REGISTRY.where(name)}) is no subclass of lvlm_guard.matching.Matcher: the "
+                "package that registers it must make it one."
+            )
+        return kind.load(model)
+
+    # a model that was moved has its matcher where it is now
+    matcher: Matcher = _shared(REGISTRY if model is None else model, (name, device_of(model)), load)
+    return matcher
 
 
 def shared_blip(source: str, device: torch.device, dtype: torch.dtype | None = None) -> BlipITM:
@@ -140,20 +137,23 @@ def shared_blip(source: str, device: torch.device, dtype: torch.dtype | None = N
     from lvlm_guard.matching.blip_itm import BlipITM
 
     place = str(Path(source).resolve()) if Path(source).is_dir() else source
-    key = (place, device, dtype or torch.float32)
+    key = ("blip-itm", place, device, dtype or torch.float32)
+    matcher: BlipITM = _shared(REGISTRY, key, lambda: BlipITM.from_pretrained(source, device=device, dtype=dtype))
+    return matcher
+
+
+def _shared(owner: Any, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
     with _lock:
-        if key not in _blips:
-            _blips[key] = BlipITM.from_pretrained(source, device=device, dtype=dtype)
-        return _blips[key]
+        held = _held.setdefault(owner, {})
+        if key not in held:
+            held[key] = load()
+        return held[key]
 
 
 def forget_matchers() -> None:
     """Drop every shared matcher, so that its memory is free once no guard holds it."""
     with _lock:
-        _blips.clear()
-        _adapters.clear()
-        _named.clear()
-        _for_model.clear()
+        _held.clear()
 
 
 def device_of(model: PreTrainedModel | None) -> torch.device:
