@@ -52,7 +52,7 @@ lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/lint-imports
 
 train-embedded: $(READY)  ## train the embedded models again from nothing (about 40 minutes on 2 cores)
-	@$(BIN)/python -m lvlm_guard.embedded.train $(ARGS)
+	@$(BIN)/python -m embedded_training $(ARGS)
 
 clean:  ## remove the environments and build outputs
 	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist *.egg-info

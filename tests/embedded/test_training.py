@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from lvlm_guard.embedded import train, world
+from embedded_training import __main__ as train
+from embedded_training.blip import itm_text
+from embedded_training.loop import Trainee, optimizer, schedule
+from lvlm_guard.embedded import world
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
-from lvlm_guard.embedded.loop import Trainee, optimizer, schedule
 from lvlm_guard.embedded.questions import MODES, ask
-from lvlm_guard.embedded.train_blip import itm_text
 
 
 class Killed(Exception):

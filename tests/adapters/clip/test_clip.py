@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
+from embedded_training import clip as training
+from embedded_training import loop
 from lvlm_guard.adapters.clip import TINY, accept
-from lvlm_guard.adapters.clip import train as training
 from lvlm_guard.adapters.clip.build import CONTEXT, build, processor, vocabulary
 from lvlm_guard.adapters.clip.seen import Claim, Pool, joined, plain, tinted
 from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import scene
-from lvlm_guard.embedded import loop
 from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.catalog import CLASSES
 

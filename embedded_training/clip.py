@@ -1,4 +1,4 @@
-"""Train the tiny CLIP from nothing: `python -m lvlm_guard.adapters.clip.train`.
+"""Train the tiny CLIP from nothing: `python -m embedded_training.clip`.
 
 The loss is CLIP's (Radford et al., arXiv:2103.00020) over the batch, with two changes for so small a world: a caption
 that happens to be true of another picture is no negative for it, and each image token also learns to name what covers
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.utils import logging
 
+from embedded_training.loop import EVERY, Trainee, optimizer
 from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.adapters.clip.build import WIDTH, build, processor
 from lvlm_guard.adapters.clip.seen import Pool, joined, plain, tinted
 from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.catalog import N_OBJECTS
-from lvlm_guard.embedded.loop import EVERY, Trainee, optimizer
 
 STEPS = 2200
 BATCH, RATE = 48, 1e-3
@@ -125,7 +125,7 @@ def write(model: CLIPModel, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says; return the exit status, 3 where --minutes were too few."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.clip.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_training.clip", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/clip"), help="where progress is saved")
     parser.add_argument("--folder", type=Path, default=TINY, help="where the finished model goes")

@@ -1,4 +1,4 @@
-"""Write the package's model folders from a training run: `python -m lvlm_guard.embedded.export build/embedded`.
+"""Write the package's model folders from a training run: `python -m embedded_training.export build/embedded`.
 
 Weights are stored in half precision; the configs say float32, so plain `from_pretrained` computes in float32. The
 LVLM's tower keys are `vision_tower.vision_model.*`, which vLLM and every release of transformers read. The matcher's
@@ -77,7 +77,7 @@ def export_blip(source: Path, target: Path = MATCHER) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.embedded.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_training.export", description=__doc__)
     parser.add_argument("run", type=Path, nargs="?", default=Path("build/embedded"), help="the training's --out")
     parser.add_argument("--only", choices=("llava", "blip"))
     args = parser.parse_args(argv)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedded_training.loop import Trainee, cut_out, optimizer
+from embedded_training.towers import train_tower
 from lvlm_guard.embedded.build import PATCH, blip_processor, build_blip, pixels
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
-from lvlm_guard.embedded.loop import Trainee, cut_out, optimizer
 from lvlm_guard.embedded.text import (
     CAPTION_PROMPT,
     article,
@@ -27,7 +28,6 @@ from lvlm_guard.embedded.text import (
     question,
     topic_members,
 )
-from lvlm_guard.embedded.towers import train_tower
 from lvlm_guard.embedded.world import Scenes
 
 STAGES = ("tower", "main")

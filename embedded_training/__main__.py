@@ -1,9 +1,9 @@
-"""Train both models of the embedded world from nothing: `python -m lvlm_guard.embedded.train`.
+"""Train both models of the embedded world from nothing: `python -m embedded_training`.
 
 One command, fixed seeds, a process of one thread for each model. The shipped run took 37 minutes for the LVLM and 21
-for the matcher side by side, on two cores that other work shared (train_log.txt). Progress is saved every 100 steps
-under --out; the same command goes on after a kill. `python -m lvlm_guard.embedded.export` then writes the
-half-precision folders of the package, and `python -m lvlm_guard.embedded.accept` measures them.
+for the matcher side by side, on two cores that other work shared (lvlm_guard/embedded/train_log.txt). Progress is
+saved every 100 steps under --out; the same command goes on after a kill. `python -m embedded_training.export` then
+writes the half-precision folders of the package, and `python -m lvlm_guard.embedded.accept` measures them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def train_one(model: str, seed: int, short: float, out: Path) -> None:
     import torch
     from transformers.utils import logging
 
-    from lvlm_guard.embedded import train_blip, train_llava
+    from embedded_training import blip, llava
     from lvlm_guard.embedded.world import scenes
 
     start = time.time()
@@ -81,16 +81,16 @@ def train_one(model: str, seed: int, short: float, out: Path) -> None:
     world = scenes("train", int(30_000 * share))
     print(f"{model} scenes {len(world)} {time.time() - start:.0f}s", flush=True)
     if model == "llava":
-        train_llava.train(seed, recipe(model, short), world, out / model)
+        llava.train(seed, recipe(model, short), world, out / model)
     else:
         empty = scenes("train_empty", int(2_500 * share))
-        train_blip.train(seed, recipe(model, short), world, empty, out / model)
+        blip.train(seed, recipe(model, short), world, empty, out / model)
     print(f"{model} done in {time.time() - start:.0f}s", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.embedded.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_training", description=__doc__)
     parser.add_argument("model", nargs="?", choices=list(RECIPE), help="only this one, in this process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/embedded"))
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         train_one(args.model, args.seed, args.short, args.out)
         return 0
     options = ["--seed", str(args.seed), "--out", str(args.out), "--short", str(args.short)]
-    run = [sys.executable, "-m", "lvlm_guard.embedded.train"]
+    run = [sys.executable, "-m", "embedded_training"]
     jobs = [subprocess.Popen([*run, model, *options]) for model in RECIPE]
     return max(abs(job.wait()) for job in jobs)
 
