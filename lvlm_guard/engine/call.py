@@ -159,6 +159,14 @@ class Call:
         return tokenizer
 
     @property
+    def device(self) -> torch.device:
+        """Where a branch's inputs go: to the model, or with the prompt where its first weights are offloaded."""
+        device = torch.device(self.model.device)
+        if device.type == "meta":
+            return torch.device("cpu") if self.ids is None else self.ids[0].device
+        return device
+
+    @property
     def pictures(self) -> Pictures:
         """The pictures behind the inputs.
 
@@ -205,7 +213,7 @@ class Call:
     def _of_pictures(self, made: dict[str, Any]) -> dict[str, Tensor]:
         """Return the image tensors of what the processor made, as the model takes them."""
         return {
-            key: value.to(self.model.device, self.dtype if value.is_floating_point() else value.dtype)
+            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for key, value in made.items()
             if key in self.family.image_keys
         }

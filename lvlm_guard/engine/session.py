@@ -173,10 +173,10 @@ class Session:
         model: Any = self.call.model
         mask = arguments.get(blocks.MASK)
         if mask is None:  # transformers 5.24 drops a mask of ones alone; without any, positions stand for one row
-            mask = torch.ones_like(self.prompt, device=model.device)
+            mask = torch.ones_like(self.prompt, device=self.call.device)
         mask = mask[:: len(mask) // len(self.prompt), : self.prompt.shape[1]]
         self._first = self.call.opening["input_ids"].shape[1]
-        return self.call.family.replayed(model, self.call.opening, self.prompt.to(model.device), mask)
+        return self.call.family.replayed(model, self.call.opening, self.prompt.to(self.call.device), mask)
 
     def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
         """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
@@ -333,7 +333,7 @@ class Session:
         view |= blocks.only_rows(self._afresh, chosen, len(self.prompt))
         prompt = self.prompt[requests]
         _, expanded = model._expand_inputs_for_generation(
-            expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(model.device), **view
+            expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(call.device), **view
         )
         return dict(expanded)
 

@@ -1,15 +1,26 @@
 """A model stays guarded within what people wrap around it: PEFT, accelerate, torch.compile, pipelines."""
 
 import inspect
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from asking import RUN, agla, ask
-from transformers import CompileConfig, LlavaForConditionalGeneration, pipeline
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    CompileConfig,
+    LlavaForConditionalGeneration,
+    pipeline,
+)
 
-from lvlm_guard import guard, unguard
+from lvlm_guard import guard, methods, unguard
+from lvlm_guard.embedded import MODEL, world
 from lvlm_guard.errors import MissingViewError
+from lvlm_guard.pretrained import ask as ask_in_template
 
 
 def test_a_peft_model_is_guarded_within():
@@ -52,6 +63,50 @@ def test_device_maps_put_a_forward_on_the_instance_and_stay_guarded(order):
         model = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
     assert "forward" in vars(model)
     assert torch.equal(model.generate(**ask((model, processor), ("What?", 1)), **RUN), expected)
+
+
+@pytest.mark.parametrize("execution", ["lazy", "batched"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_model_whose_weights_lie_on_disk_between_its_calls_is_guarded(family, execution, tmp_path):
+    from accelerate import dispatch_model
+
+    whole, _ = reference = guard(*tiny.make(family, scale=5.0), agla(beta=0.1))
+    model, processor = tiny.make(family, scale=5.0)
+    places = {f"model.{name}": "disk" for name, _ in model.model.named_children()} | {"lm_head": "cpu"}
+    model = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    assert model.device.type == "meta"  # where its first weights are, and no tensor can be put
+    pair = guard(model, processor, agla(beta=0.1))
+    for method in (agla(beta=0.1), methods.VCD()):
+        expected = whole.generate(**ask(reference, ("What?", 1), ("Who?", 2)), **RUN, guard=method)
+        inputs = ask(pair, ("What?", 1), ("Who?", 2))
+        assert torch.equal(model.generate(**inputs, **RUN, guard=method, guard_execution=execution), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_model_is_guarded_alike_in_every_execution(bits):
+    pytest.importorskip("bitsandbytes", reason="quantised models need bitsandbytes: pip install 'lvlm-guard[quant]'")
+    kept = ["lm_head", "down_proj", "multi_modal_projector", "vision_tower"]  # on CPUs, 4 bit takes multiples of 64
+    bnb: dict[str, Any] = {"bnb_4bit_compute_dtype": torch.float32} if bits == 4 else {}
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, llm_int8_skip_modules=kept, **bnb)
+    model = AutoModelForImageTextToText.from_pretrained(MODEL, quantization_config=config, device_map="cpu")
+    assert f"Linear{bits}bit" in str({type(module).__name__ for module in model.modules()})
+    _, processor = guard(model, AutoProcessor.from_pretrained(MODEL), agla(beta=0.05))
+    processor.tokenizer.padding_side = "left"
+    scenes = world.scenes("val", 3)
+    inputs = ask_in_template(
+        processor, [[Image.fromarray(scenes.image[i])] for i in range(3)], [world.CAPTION_PROMPT] * 3
+    )
+    plain = model.generate(**inputs, **RUN, guard=False)
+    assert torch.equal(model.generate(**inputs, **RUN, guard=agla(alpha=0.0, beta=0.0)), plain)
+    lazy, batched, auto = (
+        model.generate(**inputs, **RUN, guard_execution=execution, return_dict_in_generate=True)
+        for execution in ("lazy", "batched", "auto")
+    )
+    assert torch.equal(lazy.sequences, batched.sequences)
+    assert torch.equal(lazy.sequences, auto.sequences)
+    assert not torch.equal(lazy.sequences, plain)
+    assert auto.guard.masks == 3
 
 
 def test_a_replaced_forward_stays_guarded(pair):
