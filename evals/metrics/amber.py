@@ -1,21 +1,28 @@
-"""AMBER, yes/no questions: the positive class is no, so that precision and recall are of noticing what is not so.
+"""AMBER: yes/no questions whose positive class is no, and captions held against what is annotated in the picture.
 
 Source: Wang et al., "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation",
-arXiv:2311.07397, junyangwang0410/AMBER at 534babf (Apache-2.0). Its script takes an answer for what it says only if it
-is exactly "Yes" or "No". Two of three right answers are no, all of existence: "No" to everything has accuracy 66.3 and
-F1 79.7, so read balanced accuracy and yes ratio beside them. Captions: `amber_captions`.
+arXiv:2311.07397, junyangwang0410/AMBER at 534babf (Apache-2.0).
+
+Questions: two of three right answers are no: "No" to everything has accuracy 66.3 and F1 79.7, so read balanced
+accuracy and yes ratio beside them. Captions: which nouns are in the picture (Cover), which are not (CHAIR, Hal), which
+are its traps (Cog); saying nothing has CHAIR, Hal and Cog 0. "AMBER (lexical)" is ours: words are equal or not; it does
+not compare with papers. "official" is the script's matching: nouns by NLTK, and words alike by vectors of spaCy's
+en_core_web_lg or, the same, by a table of the pairs they hold alike (`tasks.amber`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import operator
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Score
-from lvlm_guard.evals.metrics.yes_no import COLUMNS, OURS, YesNo
+from lvlm_guard.evals.metrics import tokens, yes_no
+from lvlm_guard.evals.metrics.metric import Array, Direction, Items, Metric, Score, share
 from lvlm_guard.evals.spec import jsonl
 
 BLOCKS = {
@@ -30,78 +37,198 @@ BLOCKS = {
 
 SMALL = 0.001
 """What every denominator of the script starts at."""
-
-
-METRICS = ("accuracy", "precision", "recall", "f1")
-
-
-class Amber(YesNo):
-    """AMBER's questions; "official" scores are the script's, which rounds to a tenth of a percent."""
-
-    joined = False  # a question of state counts among attributes too, and in "amber" all together
-    positive = "no"
-
-    def scores(self) -> Mapping[str, Score]:
-        """Return the scores of `YesNo` with no as the positive class, and how many are answered no."""
-        return {**super().scores(), "no_ratio": Score(lambda c: 1 - COLUMNS.ratio("tp fp unreadable", "n")(c), "")}
-
-    def read_scripts(self, text: str, yes: bool) -> list[int]:
-        """Return `parts`."""
-        return parts(text, yes)
-
-    def script_scores(self) -> Mapping[str, Callable[[Array], Array]]:
-        """Return what the script prints, as shares."""
-        return {f"{metric}_official": _printed(at) for at, metric in enumerate(METRICS)}
-
-
-def _printed(at: int) -> Callable[[Array], Array]:
-    return lambda c: official(c[..., OURS : OURS + 5])[..., at] / 100
-
-
-def parts(text: str, yes: bool) -> list[int]:
-    """Return 1 for right, an answer, right no, said no, gold no: what the script takes for an answer, and its label."""
-    right_no = text == "No" and not yes
-    return [right_no or (text == "Yes" and yes), 1, right_no, text == "No", not yes]
+SCRIPT = ("accuracy", "precision", "recall", "f1")
 
 
 def official(counts: Array, small: float = SMALL) -> Array:
     """Return accuracy, precision, recall and F1 as the script prints them, percent, [..., 4].
 
     Args:
-        counts: sums of `parts`, [..., 5].
+        counts: sums of `yes_no.COLUMNS` of answers that the script reads, [..., 8].
         small: what denominators start at: three times `SMALL` for attributes, which are summed of three types.
     """
-    right, n, right_no, said_no, gold_no = np.moveaxis(np.asarray(counts, float), -1, 0)
-    accuracy, precision, recall = (
-        np.round(100 * top / (bottom + small), 1)
-        for top, bottom in ((right, n), (right_no, said_no), (right_no, gold_no))
-    )
+    tp, _, tn, fn, n, _, _, no = np.moveaxis(np.asarray(counts, float), -1, 0)
+    pairs = ((tp + tn, n), (tn, tn + fn), (tn, no))
+    accuracy, precision, recall = (np.round(100 * part / (whole + small), 1) for part, whole in pairs)
     # existence has no question that should be answered yes, and another constant
-    slack = np.where((gold_no == n) & (n > 0), 0.001, 0.0001)
+    slack = np.where((no == n) & (n > 0), 0.001, 0.0001)
     f1 = np.round(100 * (2 * (precision / 100) * (recall / 100) / (precision / 100 + recall / 100 + slack)), 1)
     return np.stack([accuracy, precision, recall, f1], axis=-1)
 
 
-def score_official(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return what AMBER's script prints of answers to questions, by block ("all", "existence", ...), percent.
+def _column(of: Callable[[Array], Array], at: int) -> Callable[[Array], Array]:
+    return lambda counts: of(counts)[..., at]
+
+
+class Amber(yes_no.YesNo):
+    """AMBER's questions; "official" scores are the script's, which rounds to a tenth of a percent."""
+
+    joined = False  # a question of state counts among attributes too, and in "amber" all together
+    positive = "no"
+    printed: ClassVar = {name: Score(_column(lambda c: official(c) / 100, at)) for at, name in enumerate(SCRIPT)}
+    scripts: ClassVar = {"official": ("amber", printed)}
+    more: ClassVar = {"no_ratio": Score(lambda c: 1 - share(c[..., [0, 1, 5]].sum(-1), c[..., 4]), "")}
+
+
+COUNTS = ("hallucinated", "counted", "covered", "annotated", "cognitive", "distractors", "clean", "captions")
+Similar = Callable[[str, str], bool]
+
+ALIKE = 0.8
+"""Words are alike above this cosine of their vectors."""
+MODEL = "en_core_web_lg"
+NO_NOUNS = frozenset({"can", "hot"})
+"""Words of AMBER's vocabulary that captions mostly use otherwise; without a tagger they are not counted."""
+
+
+class Words:
+    """AMBER's words: what else each noun is called, and which are never wrong."""
+
+    def __init__(self, associates: Mapping[str, Sequence[str]], safe: Iterable[str]) -> None:
+        self.associates, self.safe = associates, frozenset(safe)
+        self.vocabulary = frozenset(associates) | {word for words in associates.values() for word in words}
+        self.lowered = {word.lower(): [other.lower() for other in others] for word, others in associates.items()}
+        self.lexical = {word.lower() for word in self.vocabulary} - self.safe - NO_NOUNS
+
+
+def match_official(
+    nouns: Iterable[str], truth: Sequence[str], traps: Sequence[str], words: Words, similar: Similar
+) -> list[int]:
+    """Return the `COUNTS` of a caption as AMBER's script has them.
 
     Args:
-        rows: each with `type`, `truth` ("yes" or "no") and `response`; as in the script, an answer that is there twice
-            counts twice, and a missing one not at all.
-
-    Raises:
-        DataError: a field is missing, or a type or truth is none of AMBER's.
+        nouns: its nouns in their dictionary form, in order, repeats included, not lower-cased.
+        truth, traps: what is annotated in the picture, and what a model may be tempted to name.
+        words, similar: AMBER's words, and whether two are alike.
     """
-    sums = {block: np.zeros(5) for block in ("all", "existence", "attribute", "state", "number", "action", "relation")}
-    for number, row in enumerate(rows):
-        jsonl.check_fields(row, ("type", "truth", "response"), f"Row {number}", "row of AMBER")
-        if row["type"] not in BLOCKS or row["truth"] not in ("yes", "no"):
-            raise DataError(
-                f"Row {number} has type {row['type']!r} and truth {row['truth']!r}: no question of AMBER's."
-            )
-        for block in ("all", *BLOCKS[row["type"]]):
-            sums[block] += parts(row["response"], row["truth"] == "yes")
-    return {
-        block: dict(zip(METRICS, official(of, SMALL * (3 if block == "attribute" else 1)).tolist(), strict=True))
-        for block, of in sums.items()
-    }
+    named = [noun for noun in nouns if noun in words.vocabulary]
+    # associates stand first: a truth word that is also an associate of another credits that other one
+    credits = [_credits(of, words.associates, own_first=False) for of in (truth, traps)]
+    return _match(named, (truth, traps), credits, similar, words.safe)
+
+
+def match_lexical(caption: str, truth: Sequence[str], traps: Sequence[str], words: Words) -> list[int]:
+    """Return the `COUNTS` of a caption by equal words, each credited to a word itself before its associates.
+
+    Words of the vocabulary count whatever part of speech they are, but for `NO_NOUNS` and AMBER's safe words; those are
+    left out of what is annotated too. Annotated words count once each.
+    """
+    singular = (word if word in words.lexical else tokens.repaired(word) for word in tokens.words(caption))
+    named = [word for word in singular if word in words.lexical]
+    kept = [list(dict.fromkeys(word.lower() for word in of if word not in words.safe)) for of in (truth, traps)]
+    return _match(named, kept, [_credits(of, words.lowered, own_first=True) for of in kept], operator.eq)
+
+
+def _credits(annotated: Sequence[str], associates: Mapping[str, Sequence[str]], own_first: bool) -> dict[str, int]:
+    """Return word -> the place of the annotated word that it credits, the first of them."""
+    own = [(word, at) for at, word in enumerate(annotated)]
+    others = [(other, at) for at, word in enumerate(annotated) for other in associates.get(word, ())]
+    found: dict[str, int] = {}
+    for word, at in [*own, *others] if own_first else [*others, *own]:
+        found.setdefault(word, at)
+    return found
+
+
+def _match(
+    nouns: Sequence[str],
+    annotated: Sequence[Sequence[str]],
+    credits: Sequence[Mapping[str, int]],
+    similar: Similar,
+    safe: Container[str] = (),
+) -> list[int]:
+    (truth, traps), (there, not_there) = annotated, credits
+    covered, trapped = set[int](), set[int]()
+    hallucinated = 0
+    for noun in (noun for noun in nouns if noun not in safe):
+        if noun in there:
+            covered.add(there[noun])
+            continue
+        trapped.update([not_there[noun]] if noun in not_there else [])
+        trapped.update([at for word, at in not_there.items() if similar(noun, word)][:1])
+        alike = next((at for word, at in there.items() if similar(noun, word)), None)
+        covered.update([] if alike is None else [alike])
+        hallucinated += alike is None
+    return [hallucinated, len(nouns), len(covered), len(truth), len(trapped), len(traps), hallucinated == 0, 1]
+
+
+def nouns(caption: str) -> list[str]:
+    """Return a caption's nouns as AMBER's script takes them; raises ImportError or LookupError, see `tokens.check`."""
+    return [tokens.lemma(word, "N") for word, tag in tokens.tagged(caption) if tag.startswith("NN")]
+
+
+SCORES: dict[str, Direction] = {"chair": "lower", "cover": "higher", "hal": "lower", "cog": "lower"}
+"""The four scores without what they begin with, "amber_", and which way is better."""
+
+
+def shares(c: Array, small: float = 0.0) -> Array:
+    """Return the four shares of summed `COUNTS`, [..., 4]; the script's denominators start at `SMALL`."""
+    chair, cover, cog, clean = (share(c[..., at], c[..., at + 1] + small) for at in (0, 2, 4, 6))
+    return np.stack([chair, cover, 1 - clean, cog], axis=-1)
+
+
+class AmberCaptions(Metric):
+    """Captions of AMBER's pictures; truths are {"truth": [...], "hallu": [...]}.
+
+    The task's "about" has "association" and "safe_words"; with "similarity" (`MODEL`, or the path of a table) the
+    published scores stand beside ours.
+    """
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        about = task.get("about") or {}
+        for key, truth in zip(items.keys, items.truths, strict=True):
+            jsonl.check_fields(truth, ("truth", "hallu"), f"Item {key!r} of {self.name}", "truth of a caption")
+        jsonl.check_fields(about, ("association", "safe_words"), f"{self.name}'s 'about'", "task of AMBER's captions")
+        self.words = Words(about["association"], frozenset(about["safe_words"]))
+        self.similar = similar_of(about["similarity"]) if about.get("similarity") else None
+
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return of a caption its words, the lexical `COUNTS`, and, where asked for, the script's."""
+        truth, traps = (self.items.truths[case][name] for name in ("truth", "hallu"))
+        found = [len(text.split()), *match_lexical(text, truth, traps, self.words)]
+        return found + (match_official(nouns(text), truth, traps, self.words, self.similar) if self.similar else [])
+
+    def scores(self) -> Mapping[str, Score]:
+        """Return the four scores, lexical and, where asked for, official, and the length of captions."""
+        found = {"length": Score(lambda c: share(c[..., 0], c[..., 8]), "")}
+        for at, (metric, direction) in enumerate(SCORES.items()):
+            lexical, script = (Score(_column(of, at), direction) for of in (shares, partial(shares, small=SMALL)))
+            found[f"amber_{metric}"] = lexical.at(slice(1, 9), dialect="lexical")
+            if self.similar is not None:
+                found[f"amber_{metric}_official"] = script.at(slice(9, 17), dialect="official")
+        return found
+
+
+def similar_of(source: str | Path) -> Similar:
+    """Return how words are compared: by spaCy's vectors (`MODEL`), or a table of pairs; `DataError` if they lack."""
+    tokens.check("AMBER's published score of captions")
+    if str(source) == MODEL:
+        return cache(lambda a, b: bool(vectors()(a).similarity(vectors()(b)) > ALIKE))
+    return read_table(source)
+
+
+def read_table(path: str | Path) -> Similar:
+    """Return how words are compared by a table: JSON list of [word, word, cosine], one for each pair above `ALIKE`.
+
+    A word is alike to itself; pairs hold both ways. Raises `DataError`.
+    """
+    table = jsonl.document(path)
+    try:
+        pairs = {frozenset((str(a), str(b))) for a, b, cosine in table if float(cosine) > ALIKE}
+    except (TypeError, ValueError):
+        raise DataError(f"{path} is no table of words alike: it must be a JSON list of [word, word, cosine].") from None
+    return lambda a, b: a == b or frozenset((a, b)) in pairs
+
+
+@cache
+def vectors() -> Any:
+    """Return spaCy's `MODEL`; raises `DataError` where it is not installed."""
+    try:
+        import spacy
+
+        return spacy.load(MODEL)
+    except (ImportError, OSError) as error:
+        raise DataError(
+            f"AMBER's published score of captions compares words by spaCy's {MODEL} ({error}): pip install "
+            f"'lvlm-guard[amber]', then python -m spacy download {MODEL}; or give a table of words alike that was "
+            "written where it is installed. Smaller models give other numbers."
+        ) from None

@@ -1,18 +1,20 @@
-"""CHAIR: the objects a caption names that are not in the picture, in three dialects.
+"""CHAIR: the objects a caption names that are not in the picture, in three dialects, at every limit of tokens.
 
 Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, arXiv:1809.02156. The dialect "pattern"
 is the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507, which adds recall, to the last digit;
 "wordnet" is the script of OPERA (shikiw/OPERA at 61426ef) and PAI (LALBJ/PAI at 9bbd8bd, which adds precision and F1);
 the default, "ours", repairs what they read wrongly. Numbers of different dialects don't compare: name it.
 
-A method can win CHAIR by saying less: read recall, F1 and length beside it, and CHAIR at equal limits of tokens.
+A method can win CHAIR by saying less: read recall, F1 and length beside it, and CHAIR at equal limits of tokens. Under
+greedy decoding the first 64 tokens of a long caption are the caption of a run with 64 tokens, so one run gives CHAIR at
+every limit. Beams and methods that look back do not have that.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,48 +22,123 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.captions import COLUMNS, DIALECTAL, SCORES, counts, prefix
-from lvlm_guard.evals.metrics.captions import Caption as Caption
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Score
-from lvlm_guard.evals.metrics.objects import Dialect, ObjectWords, coco_words, vocabulary_words
+from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score
+from lvlm_guard.evals.metrics.objects import Dialect, Found, ObjectWords, Vocabulary, coco_words, vocabulary_words
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import LIMITS
 
 ImageId = int | str
+Rows = Iterable[Mapping[str, Any]]
+
+COLUMNS = Columns(
+    "captions hallucinated_captions object_words hallucinated_words recalled_objects ground_truth_objects words "
+    "repeated_words objects distinct_1 with_words repeat_4 cut empty"
+)
+SCORES: dict[str, Score] = {
+    "chair_s": COLUMNS.ratio("hallucinated_captions / captions", "lower"),
+    "chair_i": COLUMNS.ratio("hallucinated_words / object_words", "lower"),
+    "object_recall": COLUMNS.ratio("recalled_objects / ground_truth_objects"),
+    "precision": COLUMNS.ratio("recalled_objects / objects"),
+    "f1": COLUMNS.ratio("recalled_objects recalled_objects / ground_truth_objects objects"),
+    "length": COLUMNS.ratio("words / captions", ""),
+    "repeats": COLUMNS.ratio("repeated_words / object_words", ""),
+    "objects_named": COLUMNS.ratio("objects / captions", ""),
+    "distinct_1": COLUMNS.ratio("distinct_1 / with_words", ""),
+    "repeat_4": COLUMNS.ratio("repeat_4 / captions", "lower"),
+    "cut": COLUMNS.ratio("cut / captions", ""),
+    "empty": COLUMNS.ratio("empty / captions", "lower"),
+}
+"""Metric -> its score from summed `COLUMNS`.
+
+Object words count with their repeats, "objects" once a caption: a method that repeats what is there ("repeats") lowers
+CHAIR_i. Length is in words between blanks. "cut" is the share of captions that a limit of tokens cut, "empty" of those
+without a word, which are a void run and no clean one.
+"""
+
+DIALECTAL = ("chair_s", "chair_i", "object_recall", "precision", "f1", "repeats", "objects_named")
+"""The scores that depend on the dialect; the others are of the text alone."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption, as given, the objects it names, and those in its picture."""
+
+    image_id: ImageId
+    caption: str
+    found: Found
+    truth: frozenset[str]
+
+    @property
+    def hallucinated(self) -> list[tuple[str, str, int]]:
+        """Word, object and token index of each object word whose object is not in the picture."""
+        named = zip(self.found.words, self.found.nodes, self.found.indices, strict=True)
+        return [(word, node, index) for word, node, index in named if node not in self.truth]
+
+    @property
+    def recalled(self) -> frozenset[str]:
+        """Objects of the picture that the caption names."""
+        return self.truth & frozenset(self.found.nodes)
+
+
+def counts(c: Caption) -> list[float]:
+    """Return the `COLUMNS` of a caption, none of them cut."""
+    named, objects, wrong = len(c.found.words), len(set(c.found.nodes)), len(c.hallucinated)
+    row = [1, wrong > 0, named, wrong, len(c.recalled), len(c.truth), len(c.caption.split()), named - objects, objects]
+    return [*row, *variety(c.caption), 0, not c.caption.strip()]
+
+
+def variety(caption: str) -> tuple[float, bool, float]:
+    """Return Distinct-1, whether there are words that it is of, and how much loops.
+
+    Distinct-1 (Li et al., NAACL 2016, arXiv:1510.03055) is the share of different words, which falls with length by
+    itself: compare it at one limit. Loops are the share of runs of four words that stood before.
+    """
+    words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", caption.lower())
+    fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    distinct = len(set(words)) / len(words) if words else 0.0
+    return distinct, bool(words), 1 - len(set(fours)) / len(fours) if fours else 0.0
+
+
+def prefix(text: str, cut_at: Sequence[int], limit: int) -> str:
+    """Return what of a caption stood after its first `limit` tokens; raises `DataError` where that is not known.
+
+    `cut_at` are the characters after each of `LIMITS` tokens, as the table of answers has them.
+    """
+    if limit not in LIMITS or len(cut_at) != len(LIMITS):
+        raise DataError(f"Captions are cut at {', '.join(map(str, LIMITS))} tokens, not at {limit} by {list(cut_at)}.")
+    end = cut_at[LIMITS.index(limit)]
+    if not 0 <= end <= len(text):
+        raise DataError(f"A caption of {len(text)} characters can't be cut after {end}: its row of answers is damaged.")
+    return text[:end]
 
 
 def score(
-    rows: Iterable[Mapping[str, Any]],
-    objects: Mapping[Any, Iterable[str]],
-    dialect: Dialect = "ours",
-    vocabulary: Iterable[str] | Mapping[str, str] | None = None,
+    rows: Rows, objects: Mapping[Any, Iterable[str]], dialect: Dialect = "ours", vocabulary: Vocabulary | None = None
 ) -> dict[str, Any]:
-    """Return "dialect", all `SCORES` (shares in 0 to 1), and the sums of all `COLUMNS`, of captions of pictures.
-
-    Args:
-        rows: each with `image_id` (see there) and `caption`.
-        objects: image id -> the names of the objects in the picture.
-        dialect: how captions are read. "pattern" takes a picture that is not in `objects` for an empty one, as the
-            published script does; otherwise that is an error.
-        vocabulary: nouns (or noun -> object) that take the place of the 80 COCO objects.
-
-    Raises:
-        DataError: a field is missing, a picture has no ground truth, a ground truth names no known
-            object, the dialect is unknown or lacks its data, or a dialect is given with a vocabulary.
-    """
-    sums = counts(compare(rows, objects, dialect, vocabulary)).sum(axis=0)
+    """Return "dialect", all `SCORES` (shares in 0 to 1), and the sums of all `COLUMNS`; arguments as `compare`."""
+    table = [counts(caption) for caption in compare(rows, objects, dialect, vocabulary)]
+    sums = np.array(table, float).reshape(-1, len(COLUMNS.names)).sum(axis=0)
     values = {metric: float(score.of(sums)) for metric, score in SCORES.items()}
     whole = {name: int(value) for name, value in zip(COLUMNS.names, sums, strict=True) if name not in values}
     return {"dialect": dialect if vocabulary is None else "vocabulary", **values, **whole}
 
 
 def compare(
-    rows: Iterable[Mapping[str, Any]],
-    objects: Mapping[Any, Iterable[str]],
-    dialect: Dialect = "ours",
-    vocabulary: Iterable[str] | Mapping[str, str] | None = None,
+    rows: Rows, objects: Mapping[Any, Iterable[str]], dialect: Dialect = "ours", vocabulary: Vocabulary | None = None
 ) -> list[Caption]:
-    """Read each caption and compare it with its picture; arguments and errors as `score`."""
+    """Read each caption and compare it with its picture.
+
+    Args:
+        rows: each with `image_id` (see there) and `caption`.
+        objects: image id -> the names of the objects in the picture.
+        dialect: how captions are read. "pattern" takes a picture that is not in `objects` for an empty one, as the
+            published script does; otherwise that is an error.
+        vocabulary: takes the place of the 80 COCO objects.
+
+    Raises:
+        DataError: a field is missing, a picture has no ground truth, a ground truth names no known
+            object, the dialect is unknown or lacks its data, or a dialect is given with a vocabulary.
+    """
     if dialect != "ours" and vocabulary is not None:
         raise DataError(f"The dialect {dialect!r} is of COCO's objects: leave out the vocabulary or the dialect.")
     reader = coco_words(dialect) if vocabulary is None else vocabulary_words(vocabulary)
@@ -73,23 +150,17 @@ def compare(
         key, caption = image_id(row["image_id"]), row["caption"]
         if not isinstance(caption, str):
             raise DataError(f"The caption of picture {key} is no text: {caption!r}.")
+        if key not in truths and dialect != "pattern":
+            raise DataError(
+                f"Picture {key} has no ground truth: all that its caption names would count as hallucinated. Give its "
+                "objects (an empty set where there are none), or dialect='pattern' to score as the published script "
+                "does."
+            )
         if key not in known:
-            known[key] = _truth(key, truths, reader, dialect)
+            names = truths.get(key, ())
+            known[key] = frozenset(names) if dialect == "pattern" else _objects(key, names, reader)
         captions.append(Caption(key, caption, reader.find(caption), known[key]))
     return captions
-
-
-def _truth(
-    key: ImageId, truths: Mapping[ImageId, Iterable[str]], reader: ObjectWords, dialect: Dialect
-) -> frozenset[str]:
-    if dialect == "pattern":
-        return frozenset(truths.get(key, ()))
-    if key not in truths:
-        raise DataError(
-            f"Picture {key} has no ground truth: all that its caption names would count as hallucinated. Give its "
-            "objects (an empty set where there are none), or dialect='pattern' to score as the published script does."
-        )
-    return _objects(key, truths[key], reader)
 
 
 def _objects(key: ImageId, names: Iterable[str], reader: ObjectWords) -> frozenset[str]:
@@ -131,8 +202,14 @@ def read_objects(path: str | Path) -> dict[ImageId, frozenset[str]]:
         ) from None
 
 
+_CUT = COLUMNS.names.index("cut")
 SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wordnet"}
 """Dialect -> what follows a metric's name; before "@64", the limit of tokens."""
+
+
+def _where_counted(score: Score) -> Score:
+    """Return a score that is NaN where no caption was counted."""
+    return replace(score, of=lambda c: np.where(c[..., 0] > 0, score.of(c), np.nan))
 
 
 class Chair(Metric):
@@ -143,7 +220,6 @@ class Chair(Metric):
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)
-        self.readers: dict[str, ObjectWords]
         if vocabulary := task.get("vocabulary"):
             self.readers = {"vocabulary": vocabulary_words(vocabulary)}
         else:
@@ -156,35 +232,33 @@ class Chair(Metric):
         self.lengths_known = False
 
     def count(self, batch: Batch) -> Array:
-        """Return the `captions.COLUMNS` of each caption, for each dialect and limit; 0 where lengths are not known."""
+        """Return the `COLUMNS` of each caption, for each dialect and limit; 0 where lengths are not known."""
         found = np.zeros((len(batch.texts), len(self.readers), len(self.limits), len(COLUMNS.names)))
-        for n, (place, text, ended, ends) in enumerate(
-            zip(batch.places.tolist(), batch.texts, batch.ended.tolist(), batch.cut_at, strict=True)
-        ):
+        answers = zip(found, batch.places.tolist(), batch.texts, batch.ended.tolist(), batch.cut_at, strict=True)
+        for row, place, text, ended, ends in answers:
             self.lengths_known |= ends is not None
-            parts: list[tuple[int | None, str]] = [(None, text)]
-            if ends is not None:
-                parts += [(limit, prefix(text, ends, limit)) for limit in self.limits if limit]
-            cut = [part != text or (not ended and limit in (None, self.most)) for limit, part in parts]
-            for m, reader in enumerate(self.readers.values()):
-                known = {part: Caption(place, part, reader.find(part), self.truths[place]) for _, part in set(parts)}
-                found[n, m, : len(parts)] = counts([known[part] for _, part in parts], cut)
+            parts = [prefix(text, ends, limit) if limit and ends is not None else text for limit in self.limits]
+            for reader, of_reader in zip(self.readers.values(), row, strict=True):
+                named = {part: Caption(place, part, reader.find(part), self.truths[place]) for part in set(parts)}
+                known = {part: counts(caption) for part, caption in named.items()}
+                for limit, part, of_limit in zip(self.limits, parts, of_reader, strict=True):
+                    if limit is None or ends is not None:
+                        of_limit[:] = known[part]
+                        of_limit[_CUT] = part != text or (not ended and limit in (None, self.most))
         return found.reshape(len(batch.texts), -1)
 
     def scores(self) -> Mapping[str, Score]:
         """Return the scores: each dialect's own, and all at each limit of tokens where lengths are known."""
         found: dict[str, Score] = {}
-        for m, dialect in enumerate(self.readers):
-            for k, limit in enumerate(self.limits if self.lengths_known else (None,)):
-                start = (m * len(self.limits) + k) * len(COLUMNS.names)
-                for metric, score in SCORES.items():
-                    if m == 0 or metric in DIALECTAL:
-                        suffix = SUFFIX[dialect] if metric in DIALECTAL else ""
-                        name = f"{metric}{suffix}{f'@{limit}' if limit else ''}"
-                        found[name] = replace(score, of=_from(start, score.of), limit=limit, dialect=dialect)
+        width = len(COLUMNS.names)
+        blocks = [(dialect, limit) for dialect in self.readers for limit in self.limits]
+        for number, (dialect, limit) in enumerate(blocks):
+            first = dialect == blocks[0][0]
+            for metric, score in SCORES.items() if limit is None or self.lengths_known else ():
+                if first or metric in DIALECTAL:
+                    suffix = SUFFIX[dialect] if metric in DIALECTAL else ""
+                    columns = slice(number * width, (number + 1) * width)
+                    found[f"{metric}{suffix}{f'@{limit}' if limit else ''}"] = _where_counted(score).at(
+                        columns, limit=limit, dialect=dialect
+                    )
         return found
-
-
-def _from(start: int, of: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Return a score of the counts that begin at a column; NaN where no caption was counted there."""
-    return lambda c: np.where(c[..., start] > 0, of(c[..., start : start + len(COLUMNS.names)]), np.nan)

@@ -9,71 +9,53 @@ Sources: Brier 1950; expected calibration error over ten bins of equal width (Na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lvlm_guard.evals.metrics import pope, yes_no
-from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score, each, labels_of, share
+from lvlm_guard.evals.metrics import yes_no
+from lvlm_guard.evals.metrics.metric import Array, Columns, Score, share
 
 BINS = 10
-COLUMNS = Columns((*yes_no.COLUMNS.names[: yes_no.OURS], "told", "error"))
-"""Counts of an answer: `yes_no`'s, unread what marks nothing; probabilities, squared error; and `BINS` gaps."""
+COLUMNS = Columns(" ".join([*yes_no.COLUMNS.names, "told", "error"]))
+"""`yes_no`'s counts, unread what marks nothing; probabilities, and their squared error. Behind them are `BINS` gaps,
+probability less truth."""
 
 
-class Mentions(Metric):
+class Mentions(yes_no.YesNo):
     """Claims that an object is in a picture, each judged by verifiers; AUROC is no function of counts."""
 
-    ranked = True
+    joined = False
 
-    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
-        super().__init__(task, items)
-        self.yes = labels_of(task, items)
-
-    def count(self, batch: Batch) -> Array:
-        """Return the counts of each answer, [B, 10 + `BINS`]."""
-        return each(batch.texts, batch.places, self._count, len(COLUMNS.names) + BINS)
-
-    def _count(self, text: str, place: int) -> list[float]:
-        true = bool(self.yes[place])
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return the counts of an answer, and its gap among those of its bin."""
         word, p = _read(text)
-        said: pope.Answer | None = "yes" if word == "yes" else "no" if word == "no" else None
-        counts: list[float] = [
-            *(yes_no.outcome(said, true) if said else [0] * 4),
-            1,
-            said is None,
-            true,
-            not true,
-            0,
-            0,
-        ]
         gaps = [0.0] * BINS
         if word:
-            counts[-2:] = 1, (p - true) ** 2
-            gaps[int(bins_of(p))] = p - true
-        return counts + gaps
+            gaps[int(bins_of(p))] = p - case
+        said = yes_no.counts("yes" if word == "yes" else "no" if word == "no" else None, bool(case))
+        return [*said, bool(word), (p - case) ** 2 if word else 0, *gaps]
 
-    def scores(self) -> Mapping[str, Score]:
-        """Return the scores of probabilities and of marks as signs of hallucination."""
-
-        def of_marks(part: str, whole: str) -> Callable[[Array], Array]:
-            ratio = COLUMNS.ratio(part, whole, np.nan)
-            return lambda c: np.where(c[..., 4] > c[..., 5], ratio(c), np.nan)
-
-        def error(c: Array) -> Array:
-            start = len(COLUMNS.names)
-            return share(np.abs(c[..., start : start + BINS]).sum(-1), COLUMNS.sum(c, "told"), np.nan)
-
+    def scores(self) -> dict[str, Score]:
+        """Return the scores of probabilities, and of marks as signs of hallucination: NaN where nothing marks."""
         return {
-            "hallucinated": Score(COLUMNS.ratio("label_no", "n"), "", once=True),
-            "brier": Score(COLUMNS.ratio("error", "told", np.nan), "lower"),
-            "calibration_error": Score(error, "lower", compared=False),
-            "marked": Score(of_marks("tn fn", "n -unreadable"), "", compared=False),
-            "mark_precision": Score(of_marks("tn", "tn fn"), compared=False),
-            "mark_recall": Score(of_marks("tn", "label_no"), compared=False),
+            "hallucinated": COLUMNS.ratio("label_no / n", "", once=True),
+            "brier": COLUMNS.ratio("error / told", "lower", np.nan),
+            "calibration_error": Score(_calibration_error, "lower", compared=False),
+            "marked": COLUMNS.ratio("tn fn / n -unreadable", "", np.nan, compared=False),
+            "mark_precision": COLUMNS.ratio("tn / tn fn", empty=np.nan, compared=False),
+            "mark_recall": Score(_mark_recall, compared=False),
         }
+
+
+def _mark_recall(c: Array) -> Array:
+    return np.where(COLUMNS.sum(c, "n -unreadable") > 0, yes_no.OF_NO["recall"].of(c), np.nan)
+
+
+def _calibration_error(c: Array) -> Array:
+    gaps = c[..., len(COLUMNS.names) : len(COLUMNS.names) + BINS]
+    return share(np.abs(gaps).sum(-1), COLUMNS.sum(c, "told"), np.nan)
 
 
 def _read(text: str) -> tuple[str, float]:
@@ -98,6 +80,5 @@ def reliability(p: ArrayLike, true: ArrayLike) -> list[dict[str, float]]:
     value, hit, bins = np.asarray(p, float), np.asarray(true, bool), bins_of(p)
     return [
         {"p": float(value[bins == k].mean()), "true": float(hit[bins == k].mean()), "n": int((bins == k).sum())}
-        for k in range(BINS)
-        if (bins == k).any()
+        for k in np.unique(bins)
     ]

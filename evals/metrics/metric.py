@@ -1,25 +1,41 @@
 """How a kind of task is scored: counts of each answer, and scores of the counts summed over pictures.
 
-A kind is one subclass of `Metric` and one line of `registry.METRICS`. The picture is the unit of the statistics, since
-its questions depend on each other: counts are summed over pictures, and every score is a function of such sums, so
+A kind is one subclass of `Metric` and one line of `METRICS`. Questions about one picture depend on each other, so
+counts are summed over pictures, and every score is a function of such sums, mostly a ratio of two (`Columns`):
 intervals and paired tests follow by themselves (`lvlm_guard.evals.stats`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lvlm_guard.evals.errors import DataError
 
+METRICS: dict[str, str] = {
+    "pope": "yes_no:YesNo",
+    "repope": "yes_no:RePope",
+    "dash_b": "yes_no:DashB",
+    "mme": "yes_no:Mme",
+    "amber": "amber:Amber",
+    "amber_captions": "amber:AmberCaptions",
+    "chair": "chair:Chair",
+    "opope": "opope:Opope",
+    "mmhal": "mmhal:MMHal",
+    "mmhal_verdicts": "mmhal:Verdicts",
+    "stock": "stock:Stock",
+    "mentions": "mentions:Mentions",
+}
+"""Kind of task -> "module:class" in this package, which is imported when a task of the kind is scored."""
+
 Array = NDArray[np.float64]
 Places = NDArray[np.int64]
-Direction = Literal["higher", "lower", ""]
-"""Which way is better; "" where neither is."""
+Direction = Literal["higher", "lower", ""]  # which way is better; "" where neither is
 
 
 @dataclass(frozen=True)
@@ -33,8 +49,12 @@ class Score:
     over: Literal["pool", "sum"] = "pool"  # in "..._all", counts are pooled, or scores summed (MME's points)
     limit: int | None = None  # tokens after which captions were cut for it; None: they are whole
     n: Callable[[Array], Array] | None = None  # how many samples have it, of summed counts; None: all of the row task
-    dialect: str = ""  # how captions were read for it (CHAIR); "" where there is one way
+    dialect: str = ""  # how captions were read for it; "" where there is one way
     only_differences: bool = False  # it compares two decoders by itself (n2p), so that it is no value of one
+
+    def at(self, columns: slice | list[int], **changes: Any) -> Score:
+        """Return the same score of counts that stand in other columns."""
+        return replace(self, of=lambda counts: self.of(counts[..., columns]), **changes)
 
 
 @dataclass
@@ -44,7 +64,6 @@ class Items:
     keys: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     truths: list[Any] = field(default_factory=list)
-    tags: list[Mapping[str, Any]] = field(default_factory=list)
     rows: list[tuple[str, ...]] = field(default_factory=list)
 
 
@@ -65,20 +84,25 @@ class Metric:
         DataError: an item has no truth that answers can be held against.
     """
 
-    joined: ClassVar[bool] = False
-    """Whether several row tasks also stand together, as "pope_all"."""
-    ranked: ClassVar[bool] = False
-    """Whether answers have a score of yes (`yes_no.YesNo`)."""
-    whole: ClassVar[bool] = False
-    """Whether `count` must see all answers of one decoder and seed at once, in the order of the items."""
+    joined: ClassVar[bool] = False  # several row tasks also stand together, as "pope_all"
+    ranked: ClassVar[bool] = False  # answers have a score of yes (`ranking`)
+    whole: ClassVar[bool] = False  # `count` must see all answers of one decoder and seed, in the order of the items
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
-        self.task, self.items = task, items
+        self.task, self.items, self.name = task, items, str(task["name"])
         self.warnings: list[str] = []
+        self.cases: Places = np.arange(len(items.keys))  # [N]; equal texts to items of one case count alike
+
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return the counts of an answer, [k], to an item of `cases`."""
+        raise NotImplementedError
 
     def count(self, batch: Batch) -> Array:
         """Return the counts of each answer, [B, k], in the batch's order; k is the same for every batch."""
-        raise NotImplementedError
+        asked = list(zip(batch.texts, self.cases[batch.places].tolist(), strict=True))
+        row = {answer: number for number, answer in enumerate(dict.fromkeys(asked))}
+        counts = np.array([self.read(*answer) for answer in row], np.float64)
+        return counts[[row[answer] for answer in asked]]
 
     def finish(self, sums: Array) -> Array:
         """Return what is summed over pictures, [..., P, k'], given each picture's own counts, [..., P, k]."""
@@ -89,44 +113,34 @@ class Metric:
         raise NotImplementedError
 
 
+def metric_of(kind: str) -> type[Metric]:
+    """Return the class that scores a kind of task; raises `DataError` where there is none."""
+    if kind not in METRICS:
+        raise DataError(f"No kind of task is called {kind!r}; known are {', '.join(METRICS)}.")
+    return cast("type[Metric]", resolve_name(f"lvlm_guard.evals.metrics.{METRICS[kind]}"))
+
+
 def share(part: ArrayLike, whole: ArrayLike, empty: float = 0.0) -> Array:
     """Return part / whole, and `empty` for 0/0: 0.0, as the published scorers have it."""
-    top, bottom = np.asarray(part, float), np.asarray(whole, float)
-    found: Array = np.divide(
-        top, bottom, out=np.full(np.broadcast_shapes(top.shape, bottom.shape), empty), where=bottom != 0
-    )
-    return found
+    top, bottom = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
+    return cast(Array, np.divide(top, bottom, out=np.full(top.shape, empty), where=bottom != 0))
 
 
-@dataclass(frozen=True)
 class Columns:
-    """Names of counts, in their order, from a column on; most scores are ratios of sums of them."""
+    """Names of counts, in their order, between blanks."""
 
-    names: Sequence[str]
-    start: int = 0
+    def __init__(self, names: str) -> None:
+        self.names = names.split()
 
     def sum(self, counts: Array, names: str) -> Array:
-        """Return the sum of columns, [...], named between blanks: "n -tp -fp" takes two away, "tp tp" is twice tp."""
+        """Return the sum of columns, [...]: "n -tp -fp" takes two away, "tp tp" is twice tp."""
         total = np.zeros(counts.shape[:-1])
         for name in names.split():
-            column = counts[..., self.start + self.names.index(name.removeprefix("-"))]
+            column = counts[..., self.names.index(name.removeprefix("-"))]
             total = total - column if name.startswith("-") else total + column
         return total
 
-    def ratio(self, part: str, whole: str, empty: float = 0.0) -> Callable[[Array], Array]:
-        """Return the score that is one sum over another; `empty` for 0/0."""
-        return lambda counts: share(self.sum(counts, part), self.sum(counts, whole), empty)
-
-
-def labels_of(task: Mapping[str, Any], items: Items) -> NDArray[np.bool_]:
-    """Return whether the right answer is yes, [N]; raises `DataError` of a truth that is neither "yes" nor "no"."""
-    for key, truth in zip(items.keys, items.truths, strict=True):
-        if truth not in ("yes", "no"):
-            raise DataError(f"Item {key!r} of {task['name']} has the truth {truth!r}: it must be 'yes' or 'no'.")
-    return np.array([truth == "yes" for truth in items.truths], dtype=bool)
-
-
-def each(texts: Iterable[str], places: Places, read: Callable[[str, int], Sequence[float]], columns: int) -> Array:
-    """Return `read(text, place)` of each answer, [B, columns]."""
-    rows = [read(text, place) for text, place in zip(texts, places.tolist(), strict=True)]
-    return np.array(rows, dtype=np.float64).reshape(-1, columns)
+    def ratio(self, parts: str, direction: Direction = "higher", empty: float = 0.0, **more: Any) -> Score:
+        """Return the score that is one sum over another, "tp / tp fp"; `empty` for 0/0."""
+        part, whole = parts.split(" / ")
+        return Score(lambda counts: share(self.sum(counts, part), self.sum(counts, whole), empty), direction, **more)

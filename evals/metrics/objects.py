@@ -1,8 +1,8 @@
 """Which objects a caption names: CHAIR's word tables in three dialects, or a vocabulary of your own.
 
 Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, arXiv:1809.02156, in
-the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507. The synonyms are the core's own
-file, `matching/data/coco_synonyms.txt`, byte for byte the published list.
+the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507. The synonyms are the core's own file,
+`matching/data/coco_synonyms.txt`, byte for byte the published list.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from importlib.resources import files
 from typing import Literal, get_args
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import lemmas, singular, tokens
+from lvlm_guard.evals.metrics import tokens
 
 Dialect = Literal["ours", "pattern", "wordnet"]
 """How captions are read: "ours"; "pattern", the published stand-alone script, slips included; "wordnet", the script of
-OPERA, PAI, DeCo and lmms-eval, whose tables compare with this dialect alone. It tags words, so that verbs can be
-objects ("seated" -> chair), and needs NLTK's data."""
-
+OPERA, PAI, DeCo and lmms-eval, whose tables compare with this dialect alone. It needs NLTK's data."""
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+Vocabulary = Iterable[str] | Mapping[str, str]
+"""Nouns of one or two words in the singular, or a mapping of nouns to objects."""
 
 _DOUBLE = str.split(
     "motor bike,motor cycle,air plane,traffic light,street light,traffic signal,stop light,fire hydrant,stop sign,"
@@ -46,14 +46,12 @@ DOUBLE_WORDS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What a caption names: object words (singular, in order, repeats included), the object that each stands for, the
-    position of each one's first token, and the caption as it was read: singular words, double words as one.
-    """
+    """What a caption names."""
 
-    words: tuple[str, ...]
-    nodes: tuple[str, ...]
-    indices: tuple[int, ...]
-    tokens: tuple[str, ...]
+    words: tuple[str, ...]  # for objects, in the singular, in order, repeats included
+    nodes: tuple[str, ...]  # the object that each stands for
+    indices: tuple[int, ...]  # of each one's first token
+    tokens: tuple[str, ...]  # the caption as it was read: singular words, double words as one
 
 
 @dataclass(frozen=True)
@@ -69,52 +67,42 @@ class ObjectWords:
     def find(self, caption: str) -> Found:
         """Return the objects that a caption names."""
         single = [self.singular(token) for token in self.split(caption)]
-        emitted: list[str] = []
-        starts: list[int] = []
+        read: list[tuple[str, int]] = []  # with the place of the first token
         at = 0
         while at < len(single):
-            starts.append(at)
-            pair = f"{single[at]} {single[at + 1]}" if at + 1 < len(single) else ""
-            emitted.append(self.double.get(pair, single[at]))
+            pair = " ".join(single[at : at + 2])
+            read.append((self.double.get(pair, single[at]), at))
             at += 2 if pair in self.double else 1
-        kept, places = emitted, starts
-        if "toilet" in emitted and "seat" in emitted:  # the seat of the toilet is no chair
-            kept = [word for word in emitted if word != "seat"]
-            if not self.official:
-                places = [i for i, word in zip(starts, emitted, strict=True) if word != "seat"]
-        named = [(word, places[i]) for i, word in enumerate(kept) if word in self.nodes]
-        words, indices = (tuple(part) for part in zip(*named, strict=True)) if named else ((), ())
-        return Found(words, tuple(self.nodes[word] for word in words), indices, tuple(emitted))
+        emitted, kept = tuple(word for word, _ in read), read
+        if "toilet" in emitted:  # the seat of the toilet is no chair
+            kept = [(word, at) for word, at in read if word != "seat"]
+            if self.official:
+                kept = [(word, at) for (word, _), (_, at) in zip(kept, read, strict=False)]
+        named = [(word, self.nodes[word], at) for word, at in kept if word in self.nodes]
+        words, nodes, indices = zip(*named, strict=True) if named else ((), (), ())
+        return Found(words, nodes, indices, emitted)
 
 
 @cache
 def coco_words(dialect: str = "ours") -> ObjectWords:
-    """Return the 80 COCO objects with their synonyms.
+    """Return the 80 COCO objects, with synonyms; raises `DataError` of a dialect that is unknown or lacks its data.
 
-    Args:
-        dialect: "pattern" keeps the published slips: bus, ties, canoes, doggies and collies are not found, nor
-            iPhone, "motor bike" and cheesecake. "wordnet" finds buses and ties, but no men, and reads verbs as objects.
-
-    Raises:
-        DataError: the dialect is unknown, or its data are not on this machine.
+    "pattern" keeps the published slips: bus, ties, canoes, doggies and collies are not found, nor iPhone, "motor bike"
+    and cheesecake. "wordnet" finds buses and ties, but no men, and reads verbs as objects.
     """
     if dialect not in DIALECTS:
-        near = get_close_matches(dialect, DIALECTS, n=1)
-        raise DataError(
-            f"CHAIR has no dialect {dialect!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known: "
-            f"{', '.join(DIALECTS)}."
-        )
-    table: dict[str, str] = {}
+        near = "".join(f"; did you mean {name!r}?" for name in get_close_matches(dialect, DIALECTS, n=1)) or "."
+        raise DataError(f"CHAIR has no dialect {dialect!r}{near} Known: {', '.join(DIALECTS)}.")
+    ours, table = dialect == "ours", dict[str, str]()
     for line in synonym_lines():
         entries = line.strip().split(", ")
         # two entries of the published list have a leading blank, one a capital: they can't match
-        clean = [entry.strip().lower() for entry in entries] if dialect == "ours" else entries
+        clean = [entry.strip().lower() for entry in entries] if ours else entries
         table.update(dict.fromkeys(clean, clean[0]))
     if dialect == "wordnet":
-        lemmas.check("CHAIR's dialect 'wordnet'")
-        return ObjectWords(table, DOUBLE_WORDS, str, lemmas.lemmas, official=True)
-    ours = dialect == "ours"
-    return ObjectWords(table, DOUBLE_WORDS, singular.repaired if ours else singular.official, official=not ours)
+        tokens.check("CHAIR's dialect 'wordnet'")
+        return ObjectWords(table, DOUBLE_WORDS, str, tokens.lemmas, official=True)
+    return ObjectWords(table, DOUBLE_WORDS, tokens.repaired if ours else tokens.singular, official=not ours)
 
 
 def synonym_lines() -> list[str]:
@@ -124,23 +112,17 @@ def synonym_lines() -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-def vocabulary_words(vocabulary: Iterable[str] | Mapping[str, str]) -> ObjectWords:
-    """Return a vocabulary of your own: nouns of one or two words in the singular, or a mapping of nouns to objects.
+def vocabulary_words(vocabulary: Vocabulary) -> ObjectWords:
+    """Return a vocabulary of your own; raises `DataError` where there is no noun, or one is empty or has more words.
 
-    A token that is a noun of it is taken as it is, so nouns that end in s ("wineglass") are not cut. Raises `DataError`
-    where there is no noun, or one is empty or has more words.
+    A token that is a noun of it is taken as it is, so nouns that end in s ("wineglass") are not cut.
     """
-    pairs = dict(vocabulary) if isinstance(vocabulary, Mapping) else {word: word for word in vocabulary}
+    pairs = vocabulary if isinstance(vocabulary, Mapping) else {word: word for word in vocabulary}
     table = {" ".join(word.lower().split()): node for word, node in pairs.items()}
     if not table:
         raise DataError("The vocabulary holds no noun: captions would name nothing.")
-    for noun in table:
-        if not 1 <= len(noun.split()) <= 2:
-            raise DataError(f"The vocabulary has the entry {noun!r}: give nouns of one or two words.")
+    if (wrong := next((noun for noun in table if len(noun.split()) not in (1, 2)), None)) is not None:
+        raise DataError(f"The vocabulary has the entry {wrong!r}: give nouns of one or two words.")
+    known = {part: part for noun in table for part in noun.split()}
     double = {noun: noun for noun in table if " " in noun}
-    known = {part for noun in table for part in noun.split()}
-
-    def singular_of(token: str) -> str:
-        return token if token in known else singular.repaired(token)
-
-    return ObjectWords(table, double, singular_of)
+    return ObjectWords(table, double, lambda token: known.get(token) or tokens.repaired(token))

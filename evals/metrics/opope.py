@@ -11,15 +11,25 @@ beta 0.2 leans to it), and length stands beside them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Direction, Items, Metric, Score, each, share
+from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Metric, Score, share
 from lvlm_guard.evals.metrics.objects import coco_words
+from lvlm_guard.evals.metrics.yes_no import COLUMNS, OF_READ
 
 BETA = 0.2
 _OBJECT = re.compile(r"Is there an? (.+) in the im(?:an|a)ge\?")
+
+
+def _f_beta(c: Array) -> Array:
+    hit = (1 + BETA * BETA) * COLUMNS.sum(c, "tp")
+    return share(hit, hit + BETA * BETA * COLUMNS.sum(c, "fn") + COLUMNS.sum(c, "fp"))
+
+
+SCORES = {name: OF_READ[name] for name in ("accuracy", "precision", "recall", "f1")}
+SCORES |= {"f0.2": Score(_f_beta), "yes_ratio": OF_READ["yes_ratio"]}
 
 
 def asked_object(text: str) -> str:
@@ -27,7 +37,7 @@ def asked_object(text: str) -> str:
     found = _OBJECT.fullmatch(text.strip())
     if found is None:
         raise DataError(
-            f"{text!r} is no question of POPE ('Is there a dog in the image?'): OPOPE can't ask a caption it."
+            f"{text!r} is no question of POPE ('Is there a dog in the image?'): no caption can be asked it."
         )
     if found.group(1) not in coco_words().nodes:
         raise DataError(f"{text!r} asks about an object that captions are not searched for: OPOPE is over COCO's 80.")
@@ -37,6 +47,12 @@ def asked_object(text: str) -> str:
 def says_official(caption: str, name: str) -> bool:
     """Return whether a caption says yes to an object as HALC's script reads it."""
     return any(part in caption for part in name.split(" "))
+
+
+def outcomes(answers: Iterable[tuple[bool, bool]]) -> list[int]:
+    """Return tp, fp, tn, fn of (said yes, is yes) pairs."""
+    pairs = list(answers)
+    return [pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))]
 
 
 class Opope(Metric):
@@ -51,54 +67,26 @@ class Opope(Metric):
                 self.asked.append({k: [(o, nodes[o], yes[label]) for o, label in of] for k, of in truth.items()})
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"Item {key!r} of {task['name']} has no questions that a caption can be asked ({error}): its truth "
+                    f"Item {key!r} of {self.name} has no questions that a caption can be asked ({error}): its truth "
                     "must be kind -> [object, 'yes' or 'no'] pairs."
                 ) from None
         self.kinds = list(dict.fromkeys(kind for of in self.asked for kind in of))
 
-    def count(self, batch: Batch) -> Array:
-        """Return of each caption 1, its words, and by kind tp, fp, tn, fn as we read it, and as HALC's script does."""
-        return each(batch.texts, batch.places, self._read, 2 + 8 * len(self.kinds))
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return of a caption 1, its words, and by kind tp, fp, tn, fn as we read it, and as HALC's script does."""
+        named = set(coco_words().find(text).nodes)
+        counts = [1, len(text.split())]
+        for kind in self.kinds:
+            asked = self.asked[case].get(kind, [])
+            counts += outcomes((node in named, yes) for _, node, yes in asked)
+            counts += outcomes((says_official(text, name), yes) for name, _, yes in asked)
+        return counts
 
     def scores(self) -> Mapping[str, Score]:
         """Return precision, recall, F1 and F0.2 of each kind of questions, and the length of captions."""
-        found: dict[str, Score] = {}
-        for n, kind in enumerate(self.kinds):
-            for start, suffix in ((2 + 8 * n, ""), (6 + 8 * n, "_official")):
-                for metric, of in _scores(start).items():
-                    direction: Direction = "" if metric == "yes_ratio" else "higher"
-                    found[f"{metric}_{kind}{suffix}"] = Score(of, direction, compared=not suffix)
-        return found | {"length": Score(lambda c: share(c[..., 1], c[..., 0]), "")}
-
-    def _read(self, caption: str, place: int) -> list[float]:
-        named = set(coco_words().find(caption).nodes)
-        counts: list[float] = [1, len(caption.split())]
-        for kind in self.kinds:
-            asked = self.asked[place].get(kind, [])
-            counts += outcomes((node in named, yes) for _, node, yes in asked)
-            counts += outcomes((says_official(caption, name), yes) for name, _, yes in asked)
-        return counts
-
-
-def outcomes(answers: Iterable[tuple[bool, bool]]) -> list[int]:
-    """Return tp, fp, tn, fn of (said yes, is yes) pairs."""
-    pairs = list(answers)
-    return [pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))]
-
-
-def _scores(start: int) -> dict[str, Callable[[Array], Array]]:
-    """Return the scores of the tp, fp, tn, fn that begin at a column."""
-    of, b = Columns(("tp", "fp", "tn", "fn"), start), BETA * BETA
-
-    def f_beta(c: Array) -> Array:
-        hit = (1 + b) * of.sum(c, "tp")
-        return share(hit, hit + b * of.sum(c, "fn") + of.sum(c, "fp"))
-
-    return {
-        "accuracy": of.ratio("tp tn", "tp fp tn fn"),
-        "precision": of.ratio("tp", "tp fp"),
-        "recall": of.ratio("tp", "tp fn"),
-        "f1": of.ratio("tp tp", "tp tp fn fp"),
-        "f0.2": f_beta,
-        "yes_ratio": of.ratio("tp fp", "tp fp tn fn"),
-    }
+        blocks = ((kind, suffix) for kind in self.kinds for suffix in ("", "_official"))
+        return {
+            f"{metric}_{kind}{suffix}": score.at(slice(start, start + 4), compared=not suffix)
+            for start, (kind, suffix) in zip(range(2, 2 + 8 * len(self.kinds), 4), blocks, strict=True)
+            for metric, score in SCORES.items()
+        } | {"length": Columns("captions words").ratio("words / captions", "")}

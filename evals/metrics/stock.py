@@ -13,7 +13,6 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,19 +39,12 @@ class Stock(Metric):
     """
 
     whole = True
+    source: Any = None  # lmms-eval's task, loaded when answers are counted
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)
         self._metrics: list[str] = []
-        self._undefined: dict[str, None] = {}
-
-    @cached_property
-    def source(self) -> Any:
-        """lmms-eval's task."""
-        from lvlm_guard.evals.lmms.index import load
-
-        name = str(self.task["name"]).removeprefix(PREFIX)
-        return load(name, tuple(self.task["about"].get("include", ())), [])[name]
+        self._undefined: set[str] = set()
 
     def count(self, batch: Batch) -> Array:
         """Return a number for each metric, and whether the answer has it, [B, 2 metrics].
@@ -62,18 +54,14 @@ class Stock(Metric):
         """
         # a score may depend on the order; lmms-eval's is that of the documents
         order = sorted(range(len(batch.places)), key=lambda i: int(self.items.keys[batch.places[i]]))
-        places, texts = batch.places[order].tolist(), [batch.texts[i] for i in order]
-        numbers = self._numbers(places, texts)
-        if self._metrics and set(numbers) != set(self._metrics):
-            differing = ", ".join(sorted(set(numbers) ^ set(self._metrics)))
-            raise DataError(
-                f"{self.task['name']}: some decoders have {differing}, others lack it: they can't be compared."
-            )
+        numbers = self._numbers(batch.places[order].tolist(), [batch.texts[i] for i in order])
         self._metrics = self._metrics or list(numbers)
+        if differing := sorted(set(numbers) ^ set(self._metrics)):
+            raise DataError(
+                f"{self.name}: some decoders have {', '.join(differing)}, others lack it: they can't be compared."
+            )
         table = np.stack([numbers[metric] for metric in self._metrics], axis=-1)
-        found = np.zeros((len(places), 2 * len(self._metrics)))
-        found[order] = np.hstack([np.nan_to_num(table), np.isfinite(table)])
-        return found
+        return np.hstack([np.nan_to_num(table), np.isfinite(table)])[np.argsort(order)]
 
     def scores(self) -> Mapping[str, Score]:
         """Return the means of all metrics; which way is better is what lmms-eval says."""
@@ -87,38 +75,41 @@ class Stock(Metric):
 
     def _numbers(self, places: Sequence[int], texts: Sequence[str]) -> dict[str, Array]:
         """Return metric -> a number for each answer, NaN where it has none."""
-        from lvlm_guard.evals.lmms.index import quiet
+        from lvlm_guard.evals.lmms.index import load, quiet
 
-        keys, pictures = [self.items.keys[i] for i in places], [self.items.pictures[i] for i in places]
-        numbers: dict[str, Array] = {}
+        keys, pictures = [self.items.keys[i] for i in places], np.array([self.items.pictures[i] for i in places])
+        found = {"words": np.array([len(text.split()) for text in texts], float)}
+        truths = np.array([str(self.items.truths[i]).strip().lower() for i in places])
+        if set(truths) <= {"yes", "no"}:
+            said = np.array([pope.read(text) or "" for text in texts])
+            ours = {"accuracy": said == truths, "yes_ratio": said == "yes", "unreadable": said == ""}
+            found |= {metric: values.astype(float) for metric, values in ours.items()}
         try:
             with quiet():
+                if self.source is None:
+                    name = self.name.removeprefix(PREFIX)
+                    self.source = load(name, tuple(self.task["about"].get("include", ())), [])[name]
                 for metric, values in stock_results(self.source, keys, texts).items():
                     has = [i for i, value in enumerate(values) if value is not None]
                     aggregate = self.source.aggregation()[metric.partition(",")[0]]
-                    moved = spread(aggregate, [values[i] for i in has], [pictures[i] for i in has])
-                    numbers[metric] = np.full(len(places), np.nan)
-                    numbers[metric][has] = moved
-                    if any(math.isnan(value) for value in moved) and metric not in self._undefined:
-                        self._undefined[metric] = None
+                    found[metric] = np.full(len(places), np.nan)  # the task's own, also where it has one of our names
+                    found[metric][has] = spread(aggregate, [values[i] for i in has], pictures[has].tolist())
+                    if np.isnan(found[metric][has]).any() and metric not in self._undefined:
+                        self._undefined.add(metric)
                         self.warnings.append(
-                            f"{self.task['name']}: {metric} is not defined for some decoder's answers (lmms-eval "
-                            "divides by zero), so it is left out."
+                            f"{self.name}: {metric} is not defined for some decoder's answers (lmms-eval divides by "
+                            "zero), so it is left out."
                         )
         except Exception as error:
             raise DataError(
-                f"lmms-eval's own scoring of {self.task['name']} fails on these answers ({type(error).__name__}: "
-                f"{error}). They are kept: `lvlm-guard eval score` scores them again."
+                f"lmms-eval's own scoring of {self.name} fails on these answers ({type(error).__name__}: {error}). "
+                "They are kept: `lvlm-guard eval score` scores them again."
             ) from error
-        ours = {"words": [len(text.split()) for text in texts]}
-        truths = [str(self.items.truths[i]).strip().lower() for i in places]
-        if set(truths) <= {"yes", "no"}:
-            said = [pope.read(text) for text in texts]
-            ours["accuracy"] = [word == truth for word, truth in zip(said, truths, strict=True)]
-            ours["yes_ratio"] = [word == "yes" for word in said]
-            ours["unreadable"] = [word is None for word in said]
-        # the task's own stands, where it has one of that name
-        return {metric: np.array(values, float) for metric, values in ours.items()} | numbers
+        return found
+
+
+def _mean(at: int, metrics: int, direction: Direction) -> Score:
+    return Score(lambda c: share(c[..., at], c[..., metrics + at]), direction, n=lambda c: c[..., metrics + at])
 
 
 def check_scorable(name: str, source: Any) -> None:
@@ -171,31 +162,27 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
     began = time.monotonic()
     whole = _score(aggregate, values)
     slow = (time.monotonic() - began) * GROUPS > PATIENCE
-    if math.isnan(whole):
-        return [math.nan] * len(values)
-    plain = _as_numbers(values)
-    for scale in (1.0, 100.0):
-        if plain and math.isclose(scale * sum(plain) / len(plain), whole, rel_tol=1e-12, abs_tol=1e-12):
-            return [scale * value for value in plain]
-    of: dict[str, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        of.setdefault(picture, []).append(place)
-    if len(of) < 2:
+    plain: list[Any] = [value.get("score") if isinstance(value, Mapping) else value for value in values]
+    if plain and all(isinstance(value, int | float | np.number) for value in plain):
+        for scale in (1.0, 100.0):
+            if math.isclose(scale * sum(map(float, plain)) / len(plain), whole, rel_tol=1e-12, abs_tol=1e-12):
+                return [scale * float(value) for value in plain]
+    number = {picture: number for number, picture in enumerate(dict.fromkeys(pictures))}
+    if len(number) < 2 or math.isnan(whole):
         return [whole] * len(values)
-    groups: list[list[list[int]]] = [[] for _ in range(min(len(of), FEWEST if slow else GROUPS))]
-    for number, places in enumerate(of.values()):
-        groups[number % len(groups)].append(places)
-    left = [{i for places in group for i in places} for group in groups]
-    without = np.array([_score(aggregate, [v for i, v in enumerate(values) if i not in out]) for out in left])
+    groups = min(len(number), FEWEST if slow else GROUPS)
+    picture = np.array([number[name] for name in pictures])
+    group = (picture % groups).tolist()
+    without = np.array(
+        [_score(aggregate, [v for v, of in zip(values, group, strict=True) if of != out]) for out in range(groups)]
+    )
     without[np.isnan(without)] = whole
+    influence = (groups - 1) * (without.mean() - without)
     # a group's influence is its pictures' together; each gets a share whose square sums to that of the group
-    influence = (len(groups) - 1) * (without.mean() - without)
-    moved = np.zeros(len(values))
-    for group, of_group in zip(groups, influence.tolist(), strict=True):
-        for places in group:
-            moved[places] = of_group / math.sqrt(len(group)) / len(places)
-    each = len(values) / len(groups)
-    return [float(number) for number in whole + each * (moved - moved.mean())]
+    each = influence / np.sqrt(np.bincount(np.arange(len(number)) % groups))
+    moved = each[group] / np.bincount(picture)[picture]
+    numbers: list[float] = (whole + len(values) / groups * (moved - moved.mean())).tolist()
+    return numbers
 
 
 def _score(aggregate: Callable[..., Any], values: Sequence[Any]) -> float:
@@ -205,14 +192,3 @@ def _score(aggregate: Callable[..., Any], values: Sequence[Any]) -> float:
         return math.nan
     except TypeError as error:
         raise DataError(f"a score is no number: {error}") from error
-
-
-def _as_numbers(values: Sequence[Any]) -> list[float]:
-    """Return the results as numbers, [] where they are none."""
-    plain: list[Any] = [value.get("score") if isinstance(value, Mapping) else value for value in values]
-    fit = all(isinstance(value, int | float | np.number) for value in plain)
-    return [float(value) for value in plain] if fit else []
-
-
-def _mean(at: int, metrics: int, direction: Direction) -> Score:
-    return Score(lambda c: share(c[..., at], c[..., metrics + at]), direction, n=lambda c: c[..., metrics + at])

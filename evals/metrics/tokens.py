@@ -1,21 +1,32 @@
-"""Captions to words without model files: what NLTK's `word_tokenize` gives, where CHAIR can see it.
+"""From a caption to words: tokens, singular forms without model files, and what NLTK makes of them.
 
-NLTK splits sentences with the Punkt model, which must be downloaded, and then applies the Treebank
-rules. This tokenizer gives the same object words at the same indices on 20,000 captions of five
-models. It differs where no object is: abbreviations ("st.", "u.s."), "cannot", list numbers; and
-Punkt keeps the period on a number that a lower-case word follows ("10:30. the").
+`words` gives what NLTK's `word_tokenize` does where CHAIR can see it: the same object words at the same indices on
+20,000 captions of five models. It differs where no object is: abbreviations ("st."), "cannot", list numbers; and Punkt
+keeps the period on a number that a lower-case word follows ("10:30. the").
+
+`singular` is `singularize` of CLiPS Pattern 3.6, written from its description; its tables (BSD-3-Clause; the
+expressions (c) 2006 Bermi Ferrer Martinez) are `data/singular_rules.json`, with their licences beside. The functions
+below `check` are for scorers that were published on NLTK, whose models are downloads of their own.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any
+
+from lvlm_guard.evals.errors import DataError
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)\]])\s+")
-_MARKS = re.compile(r"\.\.\.|--|[;@#$%&?!\"()\[\]{}<>`“”‘’]")
-_PAUSE = re.compile(r"[:,](?!\d)")
-_CLOSING = frozenset("\"'”’)]}>")
-_CONTRACTION = re.compile(r"(?<=.)(n't|'s|'m|'d|'ll|'re|'ve)$")
-_LEADING = re.compile(r"'(?!(?:t|s|m|d|ll|re|ve)\b)(?=.)")
+_APART = (  # what is set apart, in this order; the period is the sentence's own
+    (re.compile(r"\.\.\.|--|[;@#$%&?!\"()\[\]{}<>`“”‘’]|[:,](?!\d)"), r" \g<0> "),
+    (re.compile(r"(?<=[^\s.])\.(?=[\"'”’)\]}>\s]*$)"), " ."),
+    (re.compile(r"(?<!\S)'(?!(?:t|s|m|d|ll|re|ve)\b)(?=\S)"), "' "),
+    (re.compile(r"(?<=\S)'(?!\S)"), " '"),
+    (re.compile(r"(?<=\S)(n't|'s|'m|'d|'ll|'re|'ve)(?!\S)"), r" \1"),
+)
 
 
 def words(caption: str) -> list[str]:
@@ -23,35 +34,79 @@ def words(caption: str) -> list[str]:
 
     Inner hyphens, slashes, periods and apostrophes stay: "o'clock" yields no clock.
     """
-    return [word for sentence in _SENTENCE.split(caption.lower().strip()) for word in _sentence(sentence)]
+    found: list[str] = []
+    for sentence in _SENTENCE.split(caption.lower().strip()):
+        for pattern, replacement in _APART:
+            sentence = pattern.sub(replacement, sentence)
+        found += sentence.split()
+    return found
 
 
-def _sentence(sentence: str) -> list[str]:
-    spaced = _PAUSE.sub(lambda m: f" {m.group()} ", _MARKS.sub(lambda m: f" {m.group()} ", sentence))
-    pieces = spaced.split()
-    last = len(pieces) - 1
-    while last > 0 and pieces[last] in _CLOSING:
-        last -= 1
-    return [word for index, piece in enumerate(pieces) for word in _piece(piece, final=index == last)]
+REPAIRED = {word: word for word in ("bus", "minibus", "airbus", "tie", "canoe", "doggie", "collie")}
+REPAIRED |= {f"{word}s": word for word in ("tie", "canoe", "doggie", "collie")}
+"""Object words whose singular Pattern gets wrong: bus -> bu, ties -> ty, canoes -> cano, collies as it is."""
 
 
-def _piece(piece: str, final: bool) -> list[str]:
-    tail: list[str] = []
-    while final and len(piece) > 1 and piece[-1] in "\"')]}>" and "." in piece:
-        tail.insert(0, piece[-1])
-        piece = piece[:-1]
-    if final and len(piece) > 1 and piece.endswith(".") and not piece.endswith(".."):
-        tail.insert(0, ".")
-        piece = piece[:-1]
-    head: list[str] = []
-    if len(piece) > 1 and _LEADING.match(piece):
-        head.append("'")
-        piece = piece[1:]
-    if len(piece) > 1 and piece.endswith("'"):
-        tail.insert(0, "'")
-        piece = piece[:-1]
-    contraction = _CONTRACTION.search(piece)
-    if contraction:
-        tail.insert(0, contraction.group())
-        piece = piece[: contraction.start()]
-    return [*head, piece, *tail]
+@cache
+def _tables() -> dict[str, Any]:
+    tables = json.loads(files("lvlm_guard.evals").joinpath("data/singular_rules.json").read_bytes())
+    return {**tables, "rules": [(re.compile(pattern), replacement) for pattern, replacement in tables["rules"]]}
+
+
+@lru_cache(maxsize=65536)
+def singular(word: str) -> str:
+    """Return what Pattern's `singularize(word)` returns, slips included."""
+    tables, lower = _tables(), word.lower()
+    first, *others = word.split("-")
+    if others and others[0] in tables["plural_prepositions"]:
+        return "-".join([singular(first), *others])
+    if word.endswith("'"):
+        return singular(word[:-1]) + "'s"
+    # a reversed test, as published: the entry has to end with the word, so short tails ("is", "as") stay
+    if any(entry.endswith(lower) for entry in (*tables["uninflected"], *tables["uncountable"])):
+        return word
+    if lower.endswith(tuple(f"{entry}s" for entry in tables["ie"])):
+        return word  # meant to be cut, but the published code returns it as it is
+    for plural, ending in tables["irregular"]:
+        if lower.endswith(plural):
+            return re.sub(f"(?i){plural}$", ending, word)
+    changed = (rule.subn(replacement, word) for rule, replacement in tables["rules"])
+    return next((found for found, times in changed if times), word)
+
+
+def repaired(word: str) -> str:
+    """Return the singular, right where Pattern is wrong about an object word."""
+    return REPAIRED.get(word) or singular(word)
+
+
+def check(what: str) -> None:
+    """Raise `DataError` unless NLTK and its data can do all that is needed; `what` needs them, for the message."""
+    try:
+        lemmas("Two dogs run.")
+    except ImportError as error:
+        raise DataError(f"{what} needs NLTK, not installed here ({error}): pip install 'lvlm-guard[amber]'.") from None
+    except (LookupError, OSError):
+        raise DataError(
+            f"{what} needs data of NLTK that are not on this machine: python -m nltk.downloader punkt_tab "
+            "averaged_perceptron_tagger_eng wordnet (with network), or copy such a folder and name it in NLTK_DATA. "
+            "Without them no other machine's numbers could be had."
+        ) from None
+
+
+def tagged(text: str) -> list[tuple[str, str]]:
+    """Return the words of a text with their Penn tags; raises ImportError or LookupError, see `check`."""
+    import nltk
+
+    return [(word, tag) for word, tag in nltk.pos_tag(nltk.word_tokenize(text))]
+
+
+def lemma(word: str, tag: str) -> str:
+    """Return a word's dictionary form as WordNet has it under a Penn tag; nouns where WordNet knows no such class."""
+    from nltk.stem import WordNetLemmatizer
+
+    return str(WordNetLemmatizer().lemmatize(word, pos={"J": "a", "V": "v", "R": "r"}.get(tag[:1], "n")))
+
+
+def lemmas(caption: str) -> list[str]:
+    """Return the lower-cased words of a caption in their dictionary forms, as OPERA's and PAI's CHAIR reads it."""
+    return [lemma(word, tag) for word, tag in tagged(caption.lower())]

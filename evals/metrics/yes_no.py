@@ -1,151 +1,67 @@
-"""Yes/no questions: what no threshold can give (AUROC, accuracy at a matched yes ratio), and what was said.
+"""Yes/no benchmarks: ratios of what was said, by our reading and, beside it, by each benchmark's own script.
 
-The score of a question is its log-odds of yes at the first answer token, s = logsumexp(z[yes]) - logsumexp(z[no]), in
-nats. A constant added to every s, a tilt, moves accuracy and yes ratio, and leaves AUROC and matched accuracy alone: a
-method whose accuracy rises while they do not has moved the threshold. One-wayness and the transitions N2P and P2N are
-those of "Mirage" (arXiv:2504.10020). AUROC is a share of pairs, ties half (Hanley and McNeil, Radiology 143, 1982).
+- POPE, and RePOPE, its questions about COCO with labels that were checked again (`repope`).
+- DASH-B, of pictures that were found because they make models see what is not there: Augustin et al., "DASH",
+  arXiv:2503.23573, YanNeu/DASH-B at 1538d01 (no licence: nothing is kept here).
+- MME, two questions a picture, one of each answer: Fu et al., 2023, arXiv:2306.13394. Pairs go by the picture's name.
+
+N2P and P2N are the transitions of "Mirage" (arXiv:2504.10020). Differs from the scripts: a ratio 0/0 is 0.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Direction, Items, Metric, Score, labels_of, share
+from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Metric, Score, share
+from lvlm_guard.evals.metrics.ranking import one_wayness
 
-Border = Literal["labels", "half"]
-"""How many are called yes: as many as labels say (all that fits unbalanced ones), or half of all, half to even."""
-
-RANKED: dict[str, Direction] = {"auroc": "higher", "accuracy_matched": "higher", "tilt": ""}
-"""Metrics of scores rather than answers."""
-
-CELLS = 2**17  # draws x questions worked on at once: what a core's cache holds
+COLUMNS = Columns("tp fp tn fn n unreadable label_yes label_no")
+"""Counts of an answer as we read it; an unreadable one is none of the first four. Behind them stand four more for each
+script, which reads it otherwise. The statistics add two: whether it turned to yes against the reference's, or to no."""
 
 
-class Ranked(NamedTuple):
-    """What a ranking gives, one number a draw, [D]; NaN where a class is missing, or all or none are called yes.
-
-    The tilt is the midpoint d between the scores on either side of the border: its distance from 0 is the model's bias.
-    """
-
-    auroc: Array  # P(s+ > s-) + P(s+ = s-) / 2
-    k: Array  # how many questions are called yes
-    tp: Array  # expected right answers when they are: questions tied across the border are shared out
-    tn: Array
-    accuracy: Array  # (tp + tn) / n; of one class it would be 1 whatever the ranking
-    tilt: Array  # nats
-
-
-class Ranking:
-    """Questions by their scores, sorted once for any number of draws.
-
-    Args:
-        scores, yes: [N], nats (-inf below all, +inf above all; `DataError` of NaN), and the labels.
-        pictures: [N], column of each question's picture in the weights; None: each question has its own.
-    """
-
-    def __init__(self, scores: ArrayLike, yes: ArrayLike, pictures: ArrayLike | None = None) -> None:
-        values = np.asarray(scores, np.float64)
-        if np.isnan(values).any():
-            raise DataError(f"{int(np.isnan(values).sum())} of {len(values)} scores are no numbers: none can be left.")
-        order = np.argsort(values, kind="stable")
-        self._yes = np.asarray(yes, bool)[order].astype(np.float64)
-        self._at = order if pictures is None else np.asarray(pictures)[order]
-        starts = np.flatnonzero(np.concatenate([[True], values[order][1:] != values[order][:-1]]))
-        self._starts = starts if len(starts) < len(order) else None  # of groups of ties
-        self._values = values[order][starts]
-
-    def __call__(self, weights: Array, border: Border = "labels") -> Ranked:
-        """Return the figures of each draw; `weights` [D, pictures] are how often each picture was drawn."""
-        step = max(1, CELLS // max(1, len(self._yes)))
-        parts = [self._part(weights[i : i + step], border) for i in range(0, len(weights), step)]
-        return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-    def figures(self, weights: Array) -> Array:
-        """Return the figures of `RANKED` of each draw, [D, 3]."""
-        found = self(weights)
-        return np.stack([found.auroc, found.accuracy, found.tilt], axis=-1)
-
-    def _part(self, weights: Array, border: Border) -> tuple[Array, ...]:
-        w = weights[:, self._at]
-        y = w * self._yes
-        if self._starts is not None:
-            w, y = np.add.reduceat(w, self._starts, axis=1), np.add.reduceat(y, self._starts, axis=1)
-        below, yes_below = np.cumsum(w, axis=1), np.cumsum(y, axis=1)  # up to and with each group, lowest first
-        n, n_yes = below[:, -1], yes_below[:, -1]
-        n_no = n - n_yes
-        w -= y
-        lost = np.einsum("ij,ij->i", w, yes_below)
-        if self._starts is not None:
-            lost -= np.einsum("ij,ij->i", w, y) / 2
-        auroc = 1 - share(lost, n_yes * n_no, np.nan)
-        k = n_yes if border == "labels" else np.rint(n / 2)
-        found = [self._border(b, p, float(t)) for b, p, t in zip(below, yes_below, n - k, strict=True)]
-        missed, tilt = np.array(found).T
-        tp, tn = n_yes - missed, n_no - (k - n_yes + missed)
-        one_class = (n_yes == 0) | (n_no == 0)
-        return auroc, k, tp, tn, np.where(one_class, np.nan, share(tp + tn, n)), tilt
-
-    def _border(self, below: Array, yes_below: Array, called_no: float) -> tuple[float, float]:
-        """Return the yes-labelled weight among the lowest `called_no`, and the tilt that calls these no."""
-        last = int(np.searchsorted(below, called_no, side="left"))
-        first = int(np.searchsorted(below, called_no, side="right"))
-        before, yes_before = (below[last - 1], yes_below[last - 1]) if last else (0.0, 0.0)
-        width = below[last] - before
-        missed = yes_before + ((called_no - before) / width * (yes_below[last] - yes_before) if width else 0.0)
-        if called_no == 0 or first == len(below):
-            return missed, np.nan
-        return missed, (float(self._values[last]) + float(self._values[first])) / 2  # NaN between -inf and +inf
-
-
-def rank(scores: ArrayLike, yes: ArrayLike, border: Border = "labels") -> Ranked:
-    """Return the figures of one set of questions, each [1]; see `Ranking`."""
-    return Ranking(scores, yes)(np.ones((1, len(np.asarray(scores)))), border)
-
-
-def one_wayness(n2p: ArrayLike, p2n: ArrayLike) -> Array:
-    """Return |N2P - P2N| / (N2P + P2N): 1 is a pure tilt, 0 pure re-ranking; NaN where no answer changed."""
-    to_yes, to_no = np.asarray(n2p, float), np.asarray(p2n, float)
-    return share(np.abs(to_yes - to_no), to_yes + to_no, np.nan)
-
-
-COLUMNS = Columns(
-    str.split(
-        "tp fp tn fn n unreadable label_yes label_no official_tp official_fp official_tn official_fn "
-        "agla_tp agla_fp agla_tn agla_fn stock_right"
-    )
-)
-"""Counts of an answer as we read it, as the authors' script and AGLA's do, and as lmms-eval does. The statistics add
-two at the end: whether the answer turned to yes against the reference's, or to no."""
-
-OURS = 8
-"""How many of them are ours; a benchmark with a script of its own has other ones behind."""
-
-
-def ratios(reading: str = "", positive: pope.Answer = "yes") -> dict[str, Callable[[Array], Array]]:
-    """Return the scores of a reading's counts ("official_"), for a class; unreadable answers are of neither."""
-    tp, fp, tn = (reading + name for name in ("tp", "fp", "tn"))
-    hit, said, are = (tp, f"{tp} {fp}", "label_yes")
-    if positive == "no":
-        hit, said, are = tn, f"n -{tp} -{fp} -unreadable", "label_no"
-    ratio = COLUMNS.ratio
+def _ratios(hit: str, said: str, label: str, n: str = "n") -> dict[str, Score]:
     return {
-        "accuracy": ratio(f"{tp} {tn}", "n"),
-        "precision": ratio(hit, said),
-        "recall": ratio(hit, are),
-        "f1": ratio(f"{hit} {hit}", f"{said} {are}"),
-        "yes_ratio": ratio(f"{tp} {fp}", "n"),
+        "accuracy": COLUMNS.ratio(f"tp tn / {n}"),
+        "precision": COLUMNS.ratio(f"{hit} / {said}"),
+        "recall": COLUMNS.ratio(f"{hit} / {label}"),
+        "f1": COLUMNS.ratio(f"{hit} {hit} / {said} {label}"),
+        "yes_ratio": COLUMNS.ratio(f"tp fp / {n}", ""),
     }
 
 
+OF_YES = _ratios("tp", "tp fp", "label_yes")
+OF_NO = _ratios("tn", "n -tp -fp -unreadable", "label_no")
+OF_READ = _ratios("tp", "tp fp", "tp fn", n="tp fp tn fn")
+"""Scores of a class; the last are of yes where answers that can't be read are left out."""
+
+
 def outcome(said: pope.Answer | None, yes: bool) -> list[bool]:
-    """Return tp, fp, tn, fn; an unread answer under a label yes is a miss, and under a label no none of the four."""
-    return [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said != "yes" and yes]
+    """Return tp, fp, tn, fn of an answer; none of them where it can't be read."""
+    return [said == "yes" and yes, said == "yes" and not yes, said == "no" and not yes, said == "no" and yes]
+
+
+def counts(said: pope.Answer | None, yes: bool) -> list[bool]:
+    """Return the `COLUMNS` of an answer."""
+    return [*outcome(said, yes), True, said is None, yes, not yes]
+
+
+def said_of(counts: Array) -> NDArray[np.int8]:
+    """Return what each answer said, of its counts [N, k]: 1 yes, 0 no, -1 unreadable."""
+    return np.where(counts[:, 5] > 0, -1, counts[:, 0] + counts[:, 1]).astype(np.int8)
+
+
+def _balanced_accuracy(c: Array) -> Array:
+    """Return (TPR + TNR) / 2, an unreadable answer against its class; NaN where one class is missing."""
+    found: Array = share(c[..., [0, 2]], c[..., [6, 7]], np.nan).mean(axis=-1)
+    return found
 
 
 class YesNo(Metric):
@@ -153,67 +69,112 @@ class YesNo(Metric):
 
     joined = True
     ranked = True
-    positive: ClassVar[pope.Answer] = "yes"
-    """The class of precision, recall and F1."""
+    positive: ClassVar[pope.Answer] = "yes"  # the class of precision, recall and F1
+    scripts: ClassVar[Mapping[str, tuple[pope.Reading, Mapping[str, Score]]]] = {
+        "official": ("official", OF_YES),
+        "agla": ("agla", OF_YES),
+        "stock": ("stock", {"accuracy": OF_YES["accuracy"]}),
+    }
+    """What a script's scores end in -> how it reads, and its scores of `COLUMNS` with its own tp, fp, tn and fn."""
+    more: ClassVar[dict[str, Score]] = {}  # a benchmark's own scores, by our reading
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)
-        self.yes = labels_of(task, items)
-        self._known: dict[tuple[str, bool], list[int]] = {}
+        for key, truth in zip(items.keys, items.truths, strict=True):
+            if truth not in ("yes", "no"):
+                raise DataError(f"Item {key!r} of {self.name} has the truth {truth!r}: it must be 'yes' or 'no'.")
+        self.cases = np.array([truth == "yes" for truth in items.truths], np.int64)
 
-    def count(self, batch: Batch) -> Array:
-        """Return the counts of each answer, [B, k]: the first `OURS` of `COLUMNS`, then those of scripts."""
-        found = []
-        for pair in zip(batch.texts, self.yes[batch.places].tolist(), strict=True):
-            if pair not in self._known:
-                self._known[pair] = [*self._ours(*pair), *self.read_scripts(*pair)]
-            found.append(self._known[pair])
-        return np.array(found, dtype=np.float64)
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return the `COLUMNS` of an answer whose label is yes (1) or no (0), and the outcome of each script."""
+        label: pope.Answer = "yes" if case else "no"
+        found = counts(pope.read(text), bool(case))
+        for reading, _ in self.scripts.values():
+            found += outcome(pope.read(text, reading, label), bool(case))
+        return found
 
-    def scores(self) -> Mapping[str, Score]:
+    def scores(self) -> dict[str, Score]:
         """Return the scores of answers; those of a ranking (`RANKED`) are no functions of counts."""
-        return {
-            **{metric: Score(of, _direction(metric)) for metric, of in ratios("", self.positive).items()},
-            "balanced_accuracy": Score(balanced_accuracy),
-            "unreadable": Score(COLUMNS.ratio("unreadable", "n"), "lower", compared=False),
-            "label_yes": Score(COLUMNS.ratio("label_yes", "n"), "", once=True),
+        found = (OF_YES if self.positive == "yes" else OF_NO) | {
+            "balanced_accuracy": Score(_balanced_accuracy),
+            "unreadable": COLUMNS.ratio("unreadable / n", "lower", compared=False),
+            "label_yes": COLUMNS.ratio("label_yes / n", "", once=True),
             "n2p": Score(lambda c: c[..., -2], "", only_differences=True),
             "p2n": Score(lambda c: c[..., -1], "", only_differences=True),
             "one_wayness": Score(lambda c: one_wayness(c[..., -2], c[..., -1]), "", only_differences=True),
-            **{
-                name: Score(of, _direction(name.partition("_")[0]), compared=False)
-                for name, of in self.script_scores().items()
-            },
         }
-
-    def read_scripts(self, text: str, yes: bool) -> list[int]:
-        """Return the counts of an answer as scripts read it, which stand behind ours."""
-        label: pope.Answer = "yes" if yes else "no"
-        official, agla, stock = (pope.read(text, reading, label) for reading in ("official", "agla", "stock"))
-        return [*outcome(official, yes), *outcome(agla, yes), stock == label]
-
-    def script_scores(self) -> Mapping[str, Callable[[Array], Array]]:
-        """Return the scores of those."""
-        found = {f"{metric}_{of}": score for of in ("official", "agla") for metric, score in ratios(f"{of}_").items()}
-        return found | {"accuracy_stock": COLUMNS.ratio("stock_right", "n")}
-
-    def _ours(self, text: str, yes: bool) -> list[int]:
-        said = pope.read(text)
-        return [*outcome(said, yes), 1, said is None, yes, not yes]
+        ours = len(COLUMNS.names)
+        for number, (suffix, (_, scores)) in enumerate(self.scripts.items()):
+            columns = [*range(ours + 4 * number, ours + 4 * number + 4), *range(4, ours)]
+            found |= {f"{name}_{suffix}": score.at(columns, compared=False) for name, score in scores.items()}
+        return found | self.more
 
 
-def _direction(metric: str) -> Direction:
-    return "" if metric in ("yes", "yes_ratio") else "higher"
+class RePope(YesNo):
+    """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
+
+    scripts: ClassVar = {"official": ("repope", OF_READ)}
 
 
-def balanced_accuracy(counts: Array) -> Array:
-    """Return (TPR + TNR) / 2 of `YesNo`'s counts, an unreadable answer against its class; NaN where one is missing."""
-    found: Array = (
-        COLUMNS.ratio("tp", "label_yes", np.nan)(counts) + COLUMNS.ratio("tn", "label_no", np.nan)(counts)
-    ) / 2
-    return found
+def _harmonic_mean(c: Array) -> Array:
+    tpr, tnr = OF_YES["recall"].of(c), OF_NO["recall"].of(c)
+    return share(2 * tpr * tnr, tpr + tnr)
 
 
-def said_of(counts: Array) -> NDArray[np.int8]:
-    """Return what each answer said, of its counts [N, k]: 1 yes, 0 no, -1 unreadable."""
-    return np.where(counts[:, 5] > 0, -1, counts[:, 0] + counts[:, 1]).astype(np.int8)
+class DashB(YesNo):
+    """Yes/no questions with TNR, TPR (which is `recall`) and their harmonic mean, by both readings."""
+
+    more: ClassVar = {"tnr": OF_NO["recall"], "harmonic_mean": Score(_harmonic_mean)}
+    scripts: ClassVar = {"official": ("repope", {"accuracy": OF_YES["accuracy"], "tpr": OF_YES["recall"], **more})}
+
+
+_PAIRED = Columns(" ".join(COLUMNS.names) + " their_tp their_fp their_tn their_fn pairs both both_theirs")
+
+
+def check_pairs(task: str, pictures: Iterable[str], labels: Iterable[str]) -> None:
+    """Raise `DataError` unless each picture has two questions, with the labels yes and no."""
+    of: dict[str, list[str]] = {}
+    for picture, label in zip(pictures, labels, strict=True):
+        of.setdefault(picture, []).append(label)
+    for picture, found in of.items():
+        if sorted(found) != ["no", "yes"]:
+            raise DataError(
+                f"Picture {picture!r} of {task} has questions with the answers {', '.join(found)}: MME asks two a "
+                "picture, one 'yes' and one 'no', and scores them as a pair. Keep pairs whole when taking a part of "
+                "the questions."
+            )
+
+
+def _points(right: str, both: str, **more: Any) -> Score:
+    """Return 100 points for all answers right, and 100 for all pairs."""
+    accuracy, plus = _PAIRED.ratio(f"{right} / n"), _PAIRED.ratio(f"{both} / pairs")
+    return Score(lambda c: 100 * (accuracy.of(c) + plus.of(c)), over="sum", **more)
+
+
+class Mme(YesNo):
+    """Pairs of questions about one picture, points for each answer and each pair; those of several tasks are summed."""
+
+    scripts: ClassVar = {"official": ("mme", {})}
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        for row in dict.fromkeys(row for rows in items.rows for row in rows):
+            of = [place for place, rows in enumerate(items.rows) if row in rows]
+            check_pairs(row, [items.pictures[i] for i in of], [items.truths[i] for i in of])
+
+    def finish(self, sums: Array) -> Array:
+        """Add whether a picture's pair is whole, both answers are right, and both are as the authors read."""
+        pair = sums[..., 4] == 2
+        both = [pair & (_PAIRED.sum(sums, right) == 2) for right in ("tp tn", "their_tp their_tn")]
+        return np.concatenate([sums, np.stack([pair, *both], axis=-1)], axis=-1)
+
+    def scores(self) -> dict[str, Score]:
+        """Return points (0 to 200 a task), accuracies, and shares."""
+        of = super().scores()
+        return {
+            "score": _points("tp tn", "both"),
+            "accuracy": of["accuracy"],
+            "accuracy_plus": _PAIRED.ratio("both / pairs"),
+            **{name: replace(of[name], compared=False) for name in ("precision", "recall", "yes_ratio", "unreadable")},
+            "score_official": _points("their_tp their_tn", "both_theirs", compared=False),
+        }

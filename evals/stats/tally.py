@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Places
-from lvlm_guard.evals.metrics.registry import metric_of
+from lvlm_guard.evals.metrics.metric import Array, Batch, Items, Metric, Places, metric_of
 from lvlm_guard.evals.metrics.yes_no import said_of
 from lvlm_guard.evals.spec.answers import SCHEMA
 
@@ -263,7 +262,6 @@ def tallies_of(
         of.keys.append(row["item"])
         of.pictures.append(row["picture"])
         of.truths.append(row.get("truth"))
-        of.tags.append(row.get("tags") or {})
         of.rows.append(tuple(dict.fromkeys(row.get("rows") or (row["task"],))))
     found = {
         name: Tally(task, name[1], listed[name], keep) for task in tasks for name in listed if name[0] == task["name"]

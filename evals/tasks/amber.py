@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import lemmas
-from lvlm_guard.evals.metrics.amber import BLOCKS
-from lvlm_guard.evals.metrics.amber_captions import ALIKE, MODEL, Words, vectors
+from lvlm_guard.evals.metrics import tokens
+from lvlm_guard.evals.metrics.amber import ALIKE, BLOCKS, MODEL, Words, vectors
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import content, document, read
 from lvlm_guard.evals.spec.settings import Settings
@@ -70,7 +69,7 @@ class Amber:
         similarity = str(table) if self.folder and table.is_file() else MODEL if find_spec(MODEL) else ""
         needs = f"The published score needs spaCy's {MODEL}, or {TABLE} in the folder of --annotations."
         try:
-            lemmas.check("AMBER's published score of captions")
+            tokens.check("AMBER's published score of captions")
         except DataError as error:
             similarity, needs = "", str(error)
         if similarity:

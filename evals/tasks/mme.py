@@ -15,21 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import mme
 from lvlm_guard.evals.metrics.pope import Answer
+from lvlm_guard.evals.metrics.yes_no import check_pairs
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.benchmark import given, made
+
+HALLUCINATION = ("existence", "count", "position", "color")  # objects, then attributes; 200 points each
 
 
 def mme_hallucination(settings: Settings) -> list[EvalTask]:
     """Return the four tasks as one, each a result row; whole pictures only, for the two answers count as a pair."""
     folder = given("mme_hallucination", settings)[0].parent
     items = []
-    for task in mme.HALLUCINATION:
+    for task in HALLUCINATION:
         lines = _lines(folder / f"{task}.txt")
-        mme.pairs(task, [name for name, *_ in lines], [gold for *_, gold in lines])
+        check_pairs(task, [name for name, *_ in lines], [gold for *_, gold in lines])
         kept, met = list(dict.fromkeys(name for name, *_ in lines))[: settings.limit], Counter[str]()
         for name, question, gold in lines:
             if name in kept:

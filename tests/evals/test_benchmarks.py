@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from captions import read_captions
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair, mmhal, opope, pope, repope
-from lvlm_guard.evals.metrics.metric import Batch, Items
+from lvlm_guard.evals.metrics.metric import Batch, Items, metric_of
 from lvlm_guard.evals.metrics.objects import coco_words
-from lvlm_guard.evals.metrics.registry import metric_of
 from lvlm_guard.evals.tasks.pope.questions import read_questions
 
 DATA = Path(__file__).parents[1] / "data"
@@ -49,7 +47,7 @@ def scores_of(kind, truths, answers, task=None):
     keys = [str(n) for n in range(len(truths))]
     metric = metric_of(kind)(
         {"name": kind, "kind": kind, **(task or {})},
-        Items(keys=keys, pictures=keys, truths=truths, tags=[{}] * len(keys), rows=[(kind,)] * len(keys)),
+        Items(keys=keys, pictures=keys, truths=truths, rows=[(kind,)] * len(keys)),
     )
     batch = Batch(np.arange(len(keys)), answers, np.ones(len(keys), bool), [None] * len(keys))
     sums = metric.count(batch).sum(axis=0)
@@ -109,14 +107,14 @@ def test_labels_join_by_split_and_id_whatever_the_misspelling_and_dropped_questi
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ([replace(ASKED[0], image="9.jpg"), *ASKED[1:]], "of 9.jpg here, and .* of 1.jpg in RePOPE"),
+        ([ASKED[0]._replace(image="9.jpg"), *ASKED[1:]], "of 9.jpg here, and .* of 1.jpg in RePOPE"),
         (
-            [replace(ASKED[0], text="Is there a dog in the image?"), *ASKED[1:]],
+            [ASKED[0]._replace(text="Is there a dog in the image?"), *ASKED[1:]],
             "'Is there a dog in the image.' of 1.jpg",
         ),
         (ASKED[:2], "1 questions of RePOPE were not answered, the first of them 3 of random"),
         ([*ASKED, ASKED[0]], "Question 1 of POPE random was asked twice"),
-        ([replace(ASKED[0], split="rare"), *ASKED[1:]], "no split 'rare'"),
+        ([ASKED[0]._replace(split="rare"), *ASKED[1:]], "no split 'rare'"),
     ],
 )
 def test_answers_that_do_not_fit_repope_are_refused(asked, message):
@@ -227,7 +225,7 @@ ANSWERS = [f"answer {n}" for n in range(96)]
 def test_verdicts_score_as_mmhals_script_printed_them_and_unread_ones_stand_apart(tmp_path):
     assert [mmhal.rating_official(verdict) for verdict in MMHAL["verdicts"]] == MMHAL["scores"]
     reply = mmhal.read_reply(reply_of(tmp_path, ANSWERS))
-    table = mmhal.counts(reply.verdicts)
+    table = np.array([mmhal.counts(verdict) for verdict in reply.verdicts])
     found = {name: float(score.of(table.sum(0))) for name, score in mmhal.SCORES.items()}
     by_type = [float(mmhal.SCORES["score_official"].of(table[n::8].sum(0))) for n in range(8)]
     assert found["score_official"] == pytest.approx(MMHAL["average"], abs=1e-12)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,7 @@ from runs import saved
 
 from lvlm_guard.cli import main
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import captions as texts
-from lvlm_guard.evals.metrics import chair, lemmas
+from lvlm_guard.evals.metrics import chair, tokens
 from lvlm_guard.evals.metrics.metric import Batch, Items
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.spec.answers import LIMITS
@@ -80,8 +80,8 @@ def check_wordnet(name, objects):
 def test_the_dialect_of_opera_gives_its_published_table_from_the_words_that_nltk_gives(name, objects, monkeypatch):
     told = json.loads(gzip.decompress((DATA / "benchmarks" / "captions" / "nltk_lemmas.json.gz").read_bytes()))[name]
     of = {row["caption"]: told.split(" ") for row, told in zip(read_captions(HAVE[name]), told, strict=True)}
-    monkeypatch.setattr(lemmas, "lemmas", of.__getitem__)
-    monkeypatch.setattr(lemmas, "check", lambda what: None)
+    monkeypatch.setattr(tokens, "lemmas", of.__getitem__)
+    monkeypatch.setattr(tokens, "check", lambda what: None)
     coco_words.cache_clear()
     check_wordnet(name, objects)
     coco_words.cache_clear()
@@ -90,7 +90,7 @@ def test_the_dialect_of_opera_gives_its_published_table_from_the_words_that_nltk
 @pytest.mark.parametrize("name", HAVE)
 def test_the_dialect_of_opera_gives_its_published_table_with_nltks_own_data(name, objects):
     try:
-        lemmas.check("this test")
+        tokens.check("this test")
     except DataError as error:
         pytest.skip(str(error))
     check_wordnet(name, objects)
@@ -100,7 +100,7 @@ def test_a_dialect_without_its_data_and_an_unknown_one_are_refused_clearly(monke
     def missing(text):
         raise LookupError("Resource punkt_tab not found")
 
-    monkeypatch.setattr(lemmas, "tagged", missing)
+    monkeypatch.setattr(tokens, "tagged", missing)
     coco_words.cache_clear()
     with pytest.raises(DataError, match=r"nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"):
         chair.score([], {}, "wordnet")
@@ -117,31 +117,32 @@ TEXT = "A dog. A dog. A dog. A dog."
 
 @given(st.text(alphabet="ab .'’", max_size=60))
 def test_distinct_words_and_repeated_fours_are_those_of_a_recount(text):
-    read = texts.words(text)
-    assert all(word in text.lower() for word in read)
-    fours = [tuple(read[i : i + 4]) for i in range(max(0, len(read) - 3))]
-    assert texts.repeat_4(read) == (pytest.approx(1 - len(set(fours)) / len(fours)) if fours else 0)
-    assert texts.distinct_1(read) == (len(set(read)) / len(read) if read else 0)
+    # an apostrophe belongs to a word between letters alone
+    words = re.sub("(?<![ab])['’]|['’](?![ab])|[.]", " ", text).split()
+    fours = [tuple(words[i : i + 4]) for i in range(max(0, len(words) - 3))]
+    distinct, any_words, repeated = chair.variety(text)
+    assert repeated == (pytest.approx(1 - len(set(fours)) / len(fours)) if fours else 0)
+    assert (distinct, any_words) == ((len(set(words)) / len(words), True) if words else (0, False))
 
 
 def test_loops_cuts_and_empty_captions_are_counted():
     rows = [{"image_id": i, "caption": text} for i, text in enumerate([TEXT, "", "a man's hat"])]
     captions = chair.compare(rows, {0: ["dog"], 1: [], 2: ["person"]})
-    table = texts.counts(captions, cut=[True, False, False]).sum(axis=0)
-    values = {metric: float(score.of(table)) for metric, score in texts.SCORES.items()}
+    table = np.array([chair.counts(caption) for caption in captions], float).sum(axis=0)
+    values = {metric: float(score.of(table)) for metric, score in chair.SCORES.items()}
     assert values["repeat_4"] == pytest.approx((3 / 5) / 3)  # eight words, five fours, two of them different
     assert values["distinct_1"] == pytest.approx((2 / 8 + 1) / 2)  # the empty one has no words to vary
-    assert values["cut"] == values["empty"] == pytest.approx(1 / 3)
+    assert values["empty"] == pytest.approx(1 / 3)
     assert values["f1"] == pytest.approx(1.0)
 
 
 def test_a_caption_is_cut_where_its_row_of_answers_says():
     ends = [5, 9, 12, 27, 27]
-    assert [texts.prefix(TEXT, ends, limit) for limit in LIMITS] == [TEXT[:end] for end in ends]
+    assert [chair.prefix(TEXT, ends, limit) for limit in LIMITS] == [TEXT[:end] for end in ends]
     with pytest.raises(DataError, match="not at 48"):
-        texts.prefix(TEXT, ends, 48)
+        chair.prefix(TEXT, ends, 48)
     with pytest.raises(DataError, match="its row of answers is damaged"):
-        texts.prefix(TEXT, [5, 9, 12, 28, 28], 256)
+        chair.prefix(TEXT, [5, 9, 12, 28, 28], 256)
 
 
 def measured(task, truths, texts_, ended, cut_at):
@@ -149,7 +150,6 @@ def measured(task, truths, texts_, ended, cut_at):
         keys=[str(i) for i in range(len(truths))],
         pictures=[str(i) for i in range(len(truths))],
         truths=truths,
-        tags=[{}] * len(truths),
         rows=[("chair",)] * len(truths),
     )
     metric = chair.Chair(task, items)
@@ -166,10 +166,10 @@ def test_one_run_gives_the_scores_of_every_limit_in_every_dialect(objects):
     found = measured(task, truths, whole, [True] * 59 + [False], ends)
     pairs = list(zip(rows, ends, strict=True))
     for limit in (None, 32, 64, 128):
-        short = [row | {"caption": texts.prefix(row["caption"], end, limit or 512)} for row, end in pairs]
+        short = [row | {"caption": chair.prefix(row["caption"], end, limit or 512)} for row, end in pairs]
         for dialect, suffix in (("ours", ""), ("pattern", "_official")):
             alone = chair.score(short, objects, dialect)
-            for metric in texts.SCORES if dialect == "ours" else texts.DIALECTAL:
+            for metric in chair.SCORES if dialect == "ours" else chair.DIALECTAL:
                 name = f"{metric}{suffix}" + (f"@{limit}" if limit else "")
                 assert found[name][1:] == (limit, dialect)
                 if metric != "cut":
@@ -190,8 +190,8 @@ def test_without_known_lengths_captions_are_scored_whole_and_dialects_need_no_vo
 
 
 def test_a_run_is_scored_in_operas_dialect_on_demand_and_each_row_names_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(lemmas, "lemmas", lambda caption: caption.lower().split())
-    monkeypatch.setattr(lemmas, "check", lambda what: None)
+    monkeypatch.setattr(tokens, "lemmas", lambda caption: caption.lower().split())
+    monkeypatch.setattr(tokens, "check", lambda what: None)
     coco_words.cache_clear()
     items = [Item("1", "1.jpg", "describe", (), truth=["dog"], rows=("chair",))]
     saved(tmp_path / "run", EvalTask("chair", "chair", items, 64), {"greedy": ["a dog on a seat"]})
@@ -208,7 +208,7 @@ def test_a_dialect_that_cannot_be_had_stops_a_run_before_anything_is_asked(tmp_p
     def missing(text):
         raise LookupError("Resource wordnet not found")
 
-    monkeypatch.setattr(lemmas, "tagged", missing)
+    monkeypatch.setattr(tokens, "tagged", missing)
     coco_words.cache_clear()
     for dialect, message in (("wordnet", "nltk.downloader"), ("wordnets", "did you mean 'wordnet'")):
         with pytest.raises(SystemExit) as stopped:

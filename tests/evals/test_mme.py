@@ -5,7 +5,7 @@ import pytest
 import scoring
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import mme, pope
+from lvlm_guard.evals.metrics import pope
 from lvlm_guard.evals.stats.results import find
 
 GOLDEN = [  # as the authors' files have it: two questions a picture
@@ -52,7 +52,7 @@ def test_the_authors_evaluation_is_reproduced_on_the_golden_file_and_ours_reads_
     ],
 )
 def test_readings(answer, official, ours):
-    assert (mme.read_official(answer), pope.read(answer)) == (official, ours)
+    assert (pope.read(answer, "mme"), pope.read(answer)) == (official, ours)
 
 
 def test_points_of_tasks_are_summed_and_shares_pooled():

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.yes_no import Ranking
+from lvlm_guard.evals.metrics.ranking import Ranking
 from lvlm_guard.evals.stats.bootstrap import Draws, Estimate, difference, estimate, holm, swap_null
 
 

@@ -11,7 +11,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, 
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Batch, Items
-from lvlm_guard.evals.metrics.yes_no import Ranking, YesNo, one_wayness, rank, said_of
+from lvlm_guard.evals.metrics.ranking import Ranking, one_wayness, rank
+from lvlm_guard.evals.metrics.yes_no import YesNo, said_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "benchmarks" / "yes_bias.json").read_text())
 SCORES = [row["score"] for row in GOLDEN["rows"]]

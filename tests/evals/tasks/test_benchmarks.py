@@ -14,8 +14,8 @@ from PIL import Image
 from runs import saved
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import lemmas
 from lvlm_guard.evals.metrics import mmhal as judged
+from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
@@ -70,7 +70,7 @@ def test_amber_asks_all_questions_and_captions_all_pictures(amber_pictures, monk
     def missing(what):
         raise DataError("no NLTK here")
 
-    monkeypatch.setattr(lemmas, "check", missing)
+    monkeypatch.setattr(tokens, "check", missing)
     settings = Settings(tasks=("amber", "amber_captions"), annotations=str(AMBER), images=amber_pictures)
     questions, captions = tasks_of(settings)
     assert (len(questions.items), len(captions.items)) == (14_216, 1_004)
@@ -96,12 +96,12 @@ def test_ambers_published_score_is_offered_where_all_it_needs_is_there(tmp_path,
     for name in ("annotations.json.gz", "query_all.json.gz", "relation.json", "safe_words.txt"):
         (folder / name).write_bytes((AMBER / name).read_bytes())
     (folder / amber_files.TABLE).write_text('[["sky", "cloud", 0.9]]')
-    monkeypatch.setattr(lemmas, "check", lambda what: None)
+    monkeypatch.setattr(tokens, "check", lambda what: None)
     settings = Settings(tasks=("amber_captions",), annotations=str(folder), images=amber_pictures, limit=2)
     (task,) = tasks_of(settings)
     assert task.about["similarity"] == str(folder / amber_files.TABLE)
     assert task.about["warnings"] == []
-    monkeypatch.setattr("lvlm_guard.evals.metrics.amber_captions.nouns", lambda text: text.lower().strip(".").split())
+    monkeypatch.setattr("lvlm_guard.evals.metrics.amber.nouns", lambda text: text.lower().strip(".").split())
     rows = scored(tmp_path / "run", task, {"greedy": ["Sky dog.", "Ship."]})
     assert find(rows, "greedy", "amber_captions", "amber_cog_official")["value"] == pytest.approx(1 / 10.001)
     assert find(rows, "greedy", "amber_captions", "amber_chair")["dialect"] == "lexical"

@@ -7,10 +7,10 @@ from answered import answered
 from PIL import Image
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import mme, pope
+from lvlm_guard.evals.metrics import pope
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
-from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.evals.tasks import mme, tasks_of
 
 
 @pytest.fixture
