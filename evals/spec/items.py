@@ -65,7 +65,7 @@ class EvalTask:
     """Items that are asked alike and scored together."""
 
     name: str  # as in `--tasks`
-    kind: Kind  # how it is scored: see `lvlm_guard.evals.metrics.registry`
+    kind: Kind  # how it is scored: see `lvlm_guard.evals.metrics.metric`
     items: Sequence[Item]  # questions about one picture one after another
     max_new_tokens: int  # of an answer
     until: tuple[str, ...] = ()  # texts that end an answer
