@@ -19,9 +19,9 @@ from lvlm_guard.evals.errors import DataError
 
 METRICS: dict[str, str] = {
     "pope": "yes_no:YesNo",
+    "mme": "yes_no:Mme",
     "repope": "yes_no:RePope",
     "dash_b": "yes_no:DashB",
-    "mme": "yes_no:Mme",
     "amber": "amber:Amber",
     "amber_captions": "amber:AmberCaptions",
     "chair": "chair:Chair",
