@@ -167,6 +167,22 @@ class Call:
         return device
 
     @property
+    def image_positions(self) -> Tensor:
+        """Where the prompts hold tokens of a picture, [B, T] bool.
+
+        Raises:
+            UnsupportedCallError: they hold none: the model looks at its pictures by cross-attention.
+        """
+        token = self.family.image_token_id(self.model.config)
+        found = None if self.ids is None or token is None else self.ids[0] == token
+        if found is None or not bool(found.any()):
+            raise UnsupportedCallError(
+                "The prompt's tokens hold no picture, so none of its tokens can be hidden. Use a method that reads a "
+                "second picture, such as 'agla', or pass guard=False for a plain answer."
+            )
+        return found
+
+    @property
     def pictures(self) -> Pictures:
         """The pictures behind the inputs.
 

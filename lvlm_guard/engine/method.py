@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import plausible
+from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -24,18 +25,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Branch:
-    """A second reading of the same prompt, with a KV cache of its own.
+    """A second reading of the same prompt: a change of the model call.
+
+    It has a KV cache of its own, or, where it `hides`, shares what is equal by construction. Each function is
+    called once a `generate()` call, at the first step that needs the branch, and must not draw from the global
+    random state (lazy and batched execution would then sample different tokens).
 
     Args:
         name: how traces call it ("local", "noised").
-        view: makes the image tensors of this branch from the call: keyword arguments of the model such
-            as `pixel_values`, for all B requests. It is called once a `generate()` call, at the first
-            step that needs the branch, and must not draw from the global random state (lazy and
-            batched execution would then sample different tokens).
+        pixels: makes the image tensors of this branch from the call: keyword arguments of the model such as
+            `pixel_values`, for all B requests.
+        hides: marks the prompt's positions that this branch can't see, [B, T] bool. It reads the model's own cache
+            without them, and the text after the last picture again.
+
+    Raises:
+        KnobError: it changes nothing, or both.
     """
 
     name: str
-    view: Callable[[Call], dict[str, Tensor]]
+    pixels: Callable[[Call], dict[str, Tensor]] | None = None
+    hides: Callable[[Call], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.pixels is None) == (self.hides is None):
+            raise KnobError(f"The branch {self.name!r} changes one thing of the model call: give pixels=, or hides=.")
 
 
 @dataclass

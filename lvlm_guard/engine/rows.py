@@ -111,7 +111,9 @@ def append(cache: Any, others: list[Any]) -> None:
                 emptied[name] = None
 
 
-def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+def stack(
+    inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int, holes: list[Tensor | None]
+) -> dict[str, Any]:
     """Stack a model call of R rows and the image inputs of the other branches into N * R rows.
 
     Args:
@@ -119,8 +121,11 @@ def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> 
         views: for each other branch, what its call has otherwise, already expanded to R rows; keys
             that `inputs` lacks are ignored (after the first step no picture is passed).
         rows: R.
+        holes: for each other branch the columns of the cache that it can't see, [R, columns] bool, or None.
     """
     stacked = dict(inputs)
+    if any(hole is not None for hole in holes):
+        inputs = {**inputs, MASK: _masks(inputs, rows)}
     for key, value in inputs.items():
         if key == CACHE:
             continue
@@ -132,7 +137,31 @@ def stack(inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int) -> 
             stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
         else:
             stacked[key] = _repeat(key, value, len(views), rows)
+    if MASK in inputs and any(hole is not None for hole in holes):
+        stacked[MASK] = _with_holes(stacked[MASK], holes, rows)
     return stacked
+
+
+def _masks(inputs: Mapping[str, Any], rows: int) -> Any:
+    """Return the call's masks; where generate() left them out, because no token is padding, a mask of ones."""
+    if inputs.get(MASK) is not None:
+        return inputs[MASK]
+    length = inputs[CACHE].get_seq_length() + inputs["input_ids"].shape[1]
+    return torch.ones(rows, length, dtype=torch.long, device=inputs["input_ids"].device)
+
+
+def _with_holes(mask: Any, holes: list[Tensor | None], rows: int) -> Any:
+    """Take the columns that a branch can't see out of the masks of its rows: [R, columns] or [R, heads, Q, columns]."""
+    if isinstance(mask, dict):
+        return {name: _with_holes(one, holes, rows) for name, one in mask.items()}
+    mask = mask.clone()
+    for block, hole in enumerate(holes, start=1):
+        if hole is None:
+            continue
+        part = mask[block * rows : (block + 1) * rows, ..., : hole.shape[1]]
+        closed = hole.to(mask.device) if mask.ndim == 2 else hole.to(mask.device)[:, None, None]
+        part.masked_fill_(closed, torch.finfo(mask.dtype).min if mask.is_floating_point() and mask.ndim > 2 else 0)
+    return mask
 
 
 GROWN = {POSITIONS, TYPES, "token_type_ids"}

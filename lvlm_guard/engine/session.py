@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache
 from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.assembly import upcast
 from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.hiding import Hidden, refusal, shareable
 from lvlm_guard.engine.lagging import Lagging, records
 from lvlm_guard.engine.method import Branch, Method, Step
 from lvlm_guard.engine.trace import Recorder, answers_of
@@ -95,6 +96,7 @@ class Session:
         self._idle = True  # no branch has run yet
         self._lagging = [Lagging(call.family.proof.crops) for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
+        self._hidden: dict[int, Hidden] = {}  # by branch, for the rows of a step
         self._whole_prefill: _Prepared | None = None
         self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
 
@@ -128,7 +130,7 @@ class Session:
                 "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
                 "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
             )
-        if self._cached and self.branches:
+        if self._cached and any(branch.pixels for branch in self.branches):
             self._afresh = self._from_the_start(arguments)
         self.execution = self._choose(generation_config, cache)
         self.trace.execution = self._asked if self._eager and self._asked == "batched" else self.execution
@@ -136,6 +138,10 @@ class Session:
             self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
         self._global = cache
         self._longest = generation_config.max_length
+        for branch in self.branches:
+            why = shareable(cache, self._longest) if branch.hides else None
+            if why is not None:
+                raise refusal(branch.name, why)
 
     def _choose(self, config: Any, cache: Any) -> str:
         if not self.branches:
@@ -161,6 +167,10 @@ class Session:
         self._may_join = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
         if self.execution == "batched" and (self._may_join or cache is None):
             self._eager = True  # each branch reads the prompt by itself, in shapes of its own; then their rows join
+            return "lazy"
+        if self.execution == "batched" and any(branch.hides for branch in self.branches):
+            kind = type(cache).__name__
+            self.trace.note(f"Ran lazy instead of batched: a branch that hides can't be stacked on a {kind}.")
             return "lazy"
         self._may_join &= self.execution == "auto"
         return self.execution if self.execution == "batched" else "lazy"
@@ -226,7 +236,7 @@ class Session:
         assert self.prepared is not None
         rows, count = len(self.prepared.ids), 1 + len(self.branches)
         views = self.views(rows)
-        outputs = run(blocks.stack(inputs, views, rows))
+        outputs = run(blocks.stack(inputs, views, rows, self._holes()))
         self.trace.local_tokens += (count - 1) * int(inputs["input_ids"].numel())
         logits = outputs.logits.split(rows)
         for key in ("hidden_states", "attentions", "image_hidden_states"):
@@ -234,6 +244,11 @@ class Session:
                 outputs[key] = blocks.only_global(outputs[key], rows, count)
         outputs.logits = self._assembled(logits[0], logits[1:])
         return outputs
+
+    def _holes(self) -> list[Tensor | None]:
+        """Return what each branch hides, [R, prompt] bool; None where it hides nothing."""
+        found = [self._hidden.get(index) for index in range(len(self.branches))]
+        return [None if hidden is None else hidden.hides for hidden in found]
 
     def _assembled(self, logits: Tensor, others: tuple[Tensor, ...] | None) -> Tensor:
         """Assemble the positions that predict a token of the answer; logits [R, Q, V] -> [R, Q, V]."""
@@ -319,12 +334,35 @@ class Session:
         if self._views is None:
             expand = rows // len(self.prompt)
             requests = list(range(len(self.prompt)))
-            self._views = [self._view(branch, self.call, requests, expand) for branch in self.branches]
+            self._views = [
+                self._view(branch, self.call, requests, expand) if branch.pixels else {} for branch in self.branches
+            ]
         return self._views
+
+    def _seen(self, index: int, prepared: _Prepared) -> _Prepared:
+        """Return the rows of a step as a branch reads them: without what it hides."""
+        branch = self.branches[index]
+        if branch.hides is None:
+            return prepared
+        if index not in self._hidden:
+            self._hidden[index] = self._hides(branch, self.call, prepared)
+        return _Prepared(*self._hidden[index].read(prepared.ids, prepared.arguments))
+
+    def _hides(self, branch: Branch, call: Call, prepared: _Prepared) -> Hidden:
+        assert branch.hides is not None
+        rows, length = len(prepared.ids), self.prompt.shape[1]
+        mask = prepared.arguments.get(blocks.MASK)
+        seen = torch.ones_like(prepared.ids, dtype=torch.bool) if mask is None else mask.bool()
+        hides, pictures = (
+            each.to(seen.device).repeat_interleave(rows // len(each), 0)
+            for each in (branch.hides(call), call.image_positions)
+        )
+        return Hidden(hides, pictures, seen[:, :length])
 
     def _view(self, branch: Branch, call: Call, requests: list[int], expand: int) -> dict[str, Any]:
         model: Any = call.model
-        view: dict[str, Any] = dict(branch.view(call))
+        assert branch.pixels is not None
+        view: dict[str, Any] = dict(branch.pixels(call))
         if view.keys() < self.call.tensors.keys():  # it changes some of them alone
             view = call.tensors | view
         if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
@@ -366,9 +404,15 @@ class Session:
         few = _Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            view = self._view(branch, part, requests, expand)
-            cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
-            logits = self._run(few, view, cache if self._uses_cache(few) else None, 0, needed)
+            cache, uses_cache = self._new_cache(), self._uses_cache(few)
+            if branch.pixels:
+                view = self._view(branch, part, requests, expand)
+                logits = self._run(few, view, cache if uses_cache else None, 0, needed, self._first)
+            else:
+                hidden = self._hides(branch, part, few)
+                hidden.seed(self._global, cache, chosen)
+                seen = _Prepared(*hidden.read(few.ids, few.arguments))
+                logits = self._run(seen, {}, cache, hidden.shared, needed, hidden.first)
             whole = step.raw.view(rows, needed, -1).clone()
             whole[chosen] = logits.to(whole.dtype)
             others.append(whole)
@@ -377,37 +421,47 @@ class Session:
 
     def _catch_up(self, index: int, prepared: _Prepared, needed: int) -> Tensor:
         """Run one lagging branch over all that it skipped; returns its last `needed` logits, [R, needed, V]."""
-        lagging, ids = self._lagging[index], prepared.ids
+        lagging, seen = self._lagging[index], self._seen(index, prepared)
+        ids, hidden = seen.ids, self._hidden.get(index)
         use_cache = self._uses_cache(prepared)
         done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if use_cache else 0
         if use_cache and lagging.cache is None:
-            lagging.cache = DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
+            lagging.cache = self._new_cache()
             if records(self._global):
                 lagging.cache.activate_past_recording()
-        logits = self._run(prepared, self.views(len(ids))[index], lagging.cache, done, needed)
+            if hidden is not None:
+                hidden.seed(self._global, lagging.cache)
+                done = hidden.shared
+        first = self._first if hidden is None else hidden.first
+        logits = self._run(seen, self.views(len(ids))[index], lagging.cache, done, needed, first)
         if use_cache:
             lagging.ran(ids, done)
         return logits
+
+    def _new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
 
     @staticmethod
     def _uses_cache(prepared: _Prepared) -> bool:
         return prepared.arguments.get("use_cache", True) is not False
 
-    def _run(self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
+    def _run(
+        self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int, first: int
+    ) -> Tensor:
         """Run a branch over rows of which `done` tokens are cached; returns its last `needed` logits.
 
-        With a cache it reads the prompt as generate() read it, then the answer: what belongs to the prompt alone need
-        not fit both (token types that don't grow, a placeholder among the answer's tokens).
+        With a cache it reads the prompt, `first` tokens, as generate() read it, then the answer: what belongs to the
+        prompt alone need not fit both (token types that don't grow, a placeholder among the answer's tokens).
         """
         length = prepared.ids.shape[1]
         stops = [length]
-        if cache is not None and done < self._first < length:
-            stops = [self._first, length]
+        if cache is not None and done < first < length:
+            stops = [first, length]
         if cache is not None and self.call.family.proof.way == "steps":
-            stops = list(range(max(self._first, done + 1), length + 1))
+            stops = list(range(max(first, done + 1), length + 1))
         self.trace.local_forwards += 1
         logits = []
-        along = blocks.grown({key: view[key] for key in self._afresh}, length)
+        along = blocks.grown({key: view[key] for key in self._afresh if key in view}, length)
         for stop in stops:
             wanted = stop - max(done, length - needed)
             part = _Prepared(prepared.ids[:, :stop], blocks.until(prepared.arguments, stop, length))
@@ -437,7 +491,13 @@ class Session:
 
     def _join(self) -> None:
         """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""
-        caches = [lagging.cache for lagging in self._lagging]
+        caches: list[Any] = [lagging.cache for lagging in self._lagging]
+        for index, hidden in self._hidden.items():
+            if caches[index].get_seq_length() - hidden.shared + hidden.start != self._global.get_seq_length():
+                return
+            whole = self._new_cache()
+            hidden.whole(self._global, caches[index], whole)
+            caches[index] = whole
         if not all(blocks.alike(self._global, cache) for cache in caches):
             return  # drafts are about to be taken back, or a sliding window has let go of some states
         blocks.append(self._global, caches)

@@ -15,6 +15,7 @@ of NaN. Here such a map is 1 everywhere, which keeps the whole picture too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -164,11 +165,31 @@ def keep_mask(relevance: Tensor, score: float) -> Tensor:
         ImageError: the map is empty or holds NaN.
         LogitsError: the score is NaN.
     """
+    return _best(relevance, lambda pixels: keep_index(score, pixels))
+
+
+def keep_share(relevance: Tensor, share: float) -> Tensor:
+    """Mark the most relevant share of the pixels, at least one, more only where values tie.
+
+    Args:
+        relevance: [h, w], higher matters more.
+        share: above 0 to 1.
+
+    Returns:
+        [h, w] bool.
+
+    Raises:
+        ImageError: the map is empty or holds NaN.
+    """
+    return _best(relevance, lambda pixels: max(round(pixels * share), 1) - 1)
+
+
+def _best(relevance: Tensor, last: Callable[[int], int]) -> Tensor:
+    """Mark the pixels at least as relevant as the one of the last rank kept, from 0."""
     pixels = relevance.numel()
     if pixels == 0 or torch.isnan(relevance).any():
         raise ImageError(
             f"The relevance map of shape {tuple(relevance.shape)} is empty or holds NaN: no pixel has a rank."
         )
     # the value ranked `index` from the top is the (pixels - index)-th smallest; no full sort is needed
-    threshold = relevance.flatten().kthvalue(pixels - keep_index(score, pixels)).values
-    return relevance >= threshold
+    return relevance >= relevance.flatten().kthvalue(pixels - last(pixels)).values

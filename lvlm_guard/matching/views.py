@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Literal
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.loading import Spec, load_matcher
-from lvlm_guard.matching.match import local_view
+from lvlm_guard.matching.match import painted
+from lvlm_guard.matching.relevance import keep_share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
     from torch import Tensor
 
     from lvlm_guard.engine.call import Call, View
+    from lvlm_guard.matching.match import Match
 
 Frame = Literal["auto", "squashed", "original"]
 
@@ -23,32 +27,54 @@ def check_frame(frame: str) -> None:
         raise KnobError(f"frame is {frame!r}: give 'auto', 'squashed' or 'original'.")
 
 
-def masked_view(call: Call, matcher: Spec, frame: Frame) -> dict[str, Tensor]:
-    """Return the image tensors of a branch that sees what matters to the question and black elsewhere.
+def check_share(share: float) -> None:
+    """Raise `KnobError` unless 0 < share <= 1."""
+    if not 0 < share <= 1:
+        raise KnobError(
+            f"share is {share!r}, but it says how much of the picture stays: give a number above 0 (0.25 keeps the "
+            "most relevant quarter) up to 1 (all of it)."
+        )
+
+
+def matches_of(call: Call, matcher: Spec, kept: Callable[[Match], float]) -> list[Match]:
+    """Match every picture of a call with its question, picture after picture.
 
     Args:
         call: the guarded call; its trace gets the matches and what was kept.
         matcher: see `load_matcher`.
+        kept: which share of the picture a match keeps, for the trace.
+    """
+    views = call.pictures.views()
+    matches = load_matcher(matcher, model=call.model)([view.image for view in views], [view.text for view in views])
+    noted = {found["image"] for found in call.trace.matches}
+    for view, match in zip(views, matches, strict=True):
+        call.trace.view(view.index).match = match
+        if view.index not in noted:
+            found = {"image": view.index, "text": view.text, "score": match.score, "kept": kept(match)}
+            call.trace.matches.append(found)
+        if match.note:
+            call.trace.note(match.note)
+    return matches
+
+
+def masked_view(call: Call, matcher: Spec, frame: Frame, share: float | None = None) -> dict[str, Tensor]:
+    """Return the image tensors of a branch that sees what matters to the question and black elsewhere.
+
+    Args:
+        call: see `matches_of`.
+        matcher: see `load_matcher`.
         frame: see `local_view`; "auto" is "squashed" unless the family's number of image tokens depends on the
             picture's shape.
+        share: which share of the picture stays; None for AGLA's own rule, by the match's score.
     """
     if frame == "auto":
         frame = "squashed" if call.family.fixed_size else "original"
 
+    def keep(match: Match) -> Tensor:
+        return match.keep if share is None else keep_share(match.relevance, share)
+
     def draw(views: list[View]) -> list[Image]:
-        chosen = load_matcher(matcher, model=call.model)
-        matches = chosen([view.image for view in views], [view.text for view in views])
-        drawn = []
-        noted = {found["image"] for found in call.trace.matches}
-        for view, match in zip(views, matches, strict=True):
-            call.trace.view(view.index).match = match
-            kept = float(match.keep.float().mean())
-            if view.index not in noted:
-                found = {"image": view.index, "text": view.text, "score": match.score, "kept": kept}
-                call.trace.matches.append(found)
-            if match.note:
-                call.trace.note(match.note)
-            drawn.append(local_view(view.image, match, frame))
-        return drawn
+        matches = matches_of(call, matcher, lambda match: float(keep(match).float().mean()))
+        return [painted(view.image, keep(match).numpy(), frame) for view, match in zip(views, matches, strict=True)]
 
     return call.redraw(draw)

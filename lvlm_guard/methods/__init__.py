@@ -14,6 +14,7 @@ from lvlm_guard.registry import Registry
 if TYPE_CHECKING:
     from lvlm_guard.methods.agla import AGLA as AGLA
     from lvlm_guard.methods.apc import APC as APC
+    from lvlm_guard.methods.focus import Focus as Focus
     from lvlm_guard.methods.vcd import VCD as VCD
     from lvlm_guard.methods.vote import Vote as Vote
 
@@ -23,6 +24,7 @@ REGISTRY = Registry(
     {
         "agla": "lvlm_guard.methods.agla:AGLA",
         "apc": "lvlm_guard.methods.apc:APC",
+        "focus": "lvlm_guard.methods.focus:Focus",
         "vcd": "lvlm_guard.methods.vcd:VCD",
         "vote": "lvlm_guard.methods.vote:Vote",
     },

@@ -21,7 +21,7 @@ from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut,
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching import load_matcher
-from lvlm_guard.matching.views import Frame, check_frame, masked_view
+from lvlm_guard.matching.views import Frame, check_frame, check_share, masked_view
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -41,6 +41,8 @@ class AGLA(Constrained):
         frame: where the mask is painted. "squashed" is the paper's (the picture squeezed to the
             matcher's square), "original" keeps the picture's shape; "auto" takes "squashed" unless
             the family's number of image tokens depends on the picture's shape.
+        share: which share of the picture stays, above 0 to 1; None for the paper's rule, which keeps more of a picture
+            that matches the question less (half of it or more).
 
     Raises:
         KnobError: a knob is out of range.
@@ -53,6 +55,7 @@ class AGLA(Constrained):
     mode: Literal["paper", "official"] = "paper"
     matcher: Any = None
     frame: Frame = "auto"
+    share: float | None = None
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -60,6 +63,8 @@ class AGLA(Constrained):
         if self.mode not in ("paper", "official"):
             raise KnobError(f"mode is {self.mode!r}: give 'paper' or, for the published code's numbers, 'official'.")
         check_frame(self.frame)
+        if self.share is not None:
+            check_share(self.share)
 
     @property
     def first_token_only(self) -> bool:
@@ -68,10 +73,10 @@ class AGLA(Constrained):
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the local branch: the same prompt over the masked picture."""
-        return (Branch("local", self._view),)
+        return (Branch("local", pixels=self._view),)
 
     def _view(self, call: Call) -> dict[str, Tensor]:
-        return masked_view(call, self.matcher, self.frame)
+        return masked_view(call, self.matcher, self.frame, self.share)
 
     def check(self, call: Call) -> None:
         """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""

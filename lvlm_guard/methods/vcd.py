@@ -79,9 +79,10 @@ class VCD(Constrained):
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the noised branch: the same prompt over the noised pixels."""
-        return (Branch("noised", self._view),)
+        return (Branch("noised", pixels=self.view),)
 
-    def _view(self, call: Call) -> dict[str, Tensor]:
+    def view(self, call: Call) -> dict[str, Tensor]:
+        """Return the image tensors with each picture noised."""
         kept = kept_share(self.noise_step)
 
         def noised(pixels: Tensor) -> Tensor:

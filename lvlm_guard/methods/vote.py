@@ -104,7 +104,7 @@ class Vote(Constrained):
 
     def branches(self) -> tuple[Branch, ...]:
         """Return no branch, or AGLA's local one where `alpha` weighs it."""
-        return (Branch("local", self._view),) if self.alpha > 0 else ()
+        return (Branch("local", pixels=self._view),) if self.alpha > 0 else ()
 
     def _view(self, call: Call) -> dict[str, Tensor]:
         return masked_view(call, self.matcher, self.frame)

@@ -85,7 +85,7 @@ class TwoViews(BaseMultiModalProcessor):  # type: ignore[misc]  # vllm is untype
         trace = GuardTrace(method.name, method.knobs(), "twin", guarded=True)
         nothing = cast(Any, None)  # noise asks neither the model nor the picture behind the pixels
         call = Call(nothing, self.family, nothing, None, tensors, [True], trace)
-        return method.branches()[0].view(call)[PIXELS]
+        return method.view(call)[PIXELS]
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         fields = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))

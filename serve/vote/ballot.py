@@ -19,8 +19,8 @@ from lvlm_guard.engine.assembly import check_alpha, check_beta
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.questions import yes_no_claim
-from lvlm_guard.methods import REGISTRY
 from lvlm_guard.methods.vote import Vote, claim_about, log_odds
+from lvlm_guard.serve.engine.arguments import OTHERS, TWIN
 from lvlm_guard.serve.errors import ServeError, WireError
 from lvlm_guard.serve.wire import MOST_SCORES, unpack_scores
 
@@ -97,10 +97,9 @@ def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
     method = given.get("guard")
     if method is None:
         raise KnobError(f"{min(given)} comes without guard: name the method, such as guard='vote'.")
-    if method not in REGISTRY.names():
+    if method not in (known := [*TWIN, *OTHERS]):
         raise UnknownNameError(
-            f"There is no guard {method!r}. {did_you_mean(str(method), REGISTRY.names())}"
-            f"Known: {', '.join(REGISTRY.names())}."
+            f"No guard {method!r} is served. {did_you_mean(str(method), known)}Known: {', '.join(known)}."
         )
     if method != Vote.name:
         return None

@@ -66,7 +66,7 @@ def second_view(pair, inputs, rule, method_):
         family = model._lvlm_guard.family
         tensors = {key: inputs[key] for key in family.image_keys}
         trace = GuardTrace("vcd", {}, "single", True)
-        return method_.branches()[0].view(Call(model, family, processor, None, tensors, [True], trace))
+        return method_.view(Call(model, family, processor, None, tensors, [True], trace))
     frame = "squashed" if model.family in ("llava", "instructblip") else "original"
     views = inputs["guard_views"].views()
     matcher = Brightness()

@@ -21,7 +21,7 @@ def noised(family, seeds=(1, 2), **knobs):
     chosen = model._lvlm_guard.family
     tensors = {key: inputs[key] for key in chosen.image_keys}
     call = Call(model, chosen, processor, None, tensors, [True] * len(seeds), GuardTrace("vcd", {}, "single", True))
-    view = methods.VCD(**knobs).branches()[0].view(call)
+    view = methods.VCD(**knobs).view(call)
     return chosen.split(tensors), chosen.split(view)
 
 
@@ -78,7 +78,7 @@ def test_padding_tiles_of_llava_next_stay_empty():
     family = model._lvlm_guard.family
     tensors = {key: inputs[key] for key in family.image_keys}
     call = Call(model, family, processor, None, tensors, [True, True], GuardTrace("vcd", {}, "single", True))
-    view = methods.VCD().branches()[0].view(call)["pixel_values"]
+    view = methods.VCD().view(call)["pixel_values"]
     empty = inputs["pixel_values"].flatten(2).abs().amax(-1) == 0
     assert empty.any()
     assert (view[empty] == 0).all()

@@ -71,10 +71,12 @@ def test_top_logprobs_are_those_of_the_guarded_distribution(server, reference, n
     answer = ask(server, name, **fields)
     logprobs = reference.forced(name, TALK, answer.tokens, **WIDE[name]).logprobs(temperature or 1.0)
     choices = 0
-    for row, entry in zip(logprobs, answer.whole.choices[0].logprobs.content, strict=True):
-        best = row.topk(8)
-        assert [one.logprob for one in entry.top_logprobs] == pytest.approx(best.values.tolist(), abs=2e-3)
-        likely = [reference.processor.tokenizer.decode([t]) for t, p in zip(*best[::-1], strict=True) if p > -20]
+    entries = answer.whole.choices[0].logprobs.content
+    for row, entry, drawn in zip(logprobs, entries, answer.tokens, strict=True):
+        best = row.topk(8).indices.tolist()
+        listed = [drawn, *(token for token in best if token != drawn)][:8]  # the drawn token first, then the likeliest
+        assert [one.logprob for one in entry.top_logprobs] == pytest.approx(row[listed].tolist(), abs=2e-3)
+        likely = [reference.processor.tokenizer.decode([token]) for token in listed if row[token] > -20]
         assert sorted(one.token for one in entry.top_logprobs if one.logprob > -20) == sorted(likely)
         choices += len(likely) > 1
     assert choices > 2

@@ -27,7 +27,8 @@ from lvlm_guard.serve.wire import pack_scores
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PAIRS = tuple(sorted({a + b for a in LETTERS for b in LETTERS[::3]}))  # random answers start many of these
-KNOBS = ((1.0, 0.1), (4.0, 0.1), (1.0, 0.02), (0.3, 0.1), (0.0, 0.3))
+KNOBS = ((1.0, 0.1), (4.0, 0.1), (1.0, 0.03), (0.3, 0.1), (0.0, 0.3))
+"""Of requests: lambda and a cut that no token of these answers lies on, where rounding alone would decide."""
 STEPS = 24
 
 
@@ -127,7 +128,7 @@ def in_the_world(model, count, ragged=False):
     return [
         model.request(
             i % 16,
-            world.question("bowl" if i % 2 else "dog") if i % 3 == 2 else world.CAPTION_PROMPT,
+            world.question("knife" if i % 2 else "cow") if i % 3 == 2 else world.CAPTION_PROMPT,
             i % 4 > 0,
             *KNOBS[i % 5],
             steps=2 + 7 * i % 23 if ragged else STEPS,

@@ -1,0 +1,158 @@
+"""A branch inside the model's own cache: what it hides is taken out, what stands behind is read again.
+
+    global   K, V of [system ... picture ... question ... answer so far]
+    hiding   K, V of [system ... what it keeps of the picture] from the global cache, then [question ... answer so far]
+             read again over them, each token at the position that it has in the global rows
+
+Keys are rotated before they are cached, so taking columns out equals masking them. The branch therefore decodes
+*shorter rows* of the same tokens, and all that follows a lagging branch (beams, drafts, one chunk for what it skipped)
+is that of `lagging`. What it shares, up to the end of the picture, is the global branch's by definition: the branch is
+defined as what reads the text again over a part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from lvlm_guard.engine import rows as blocks
+from lvlm_guard.errors import UnsupportedCallError
+
+
+class Hidden:
+    """Which columns of whole rows [R, T] a branch reads, and which of those from the global cache.
+
+    Args:
+        hides: prompt positions that are taken out, [R, prompt] bool.
+        pictures: prompt positions that hold a picture's tokens, [R, prompt] bool. What stands before a row's last one
+            is never read again.
+        seen: prompt positions that are no padding, [R, prompt] bool.
+
+    Raises:
+        UnsupportedCallError: a prompt ends with its picture, so that there is nothing to read again.
+    """
+
+    def __init__(self, hides: Tensor, pictures: Tensor, seen: Tensor) -> None:
+        self.prompt = hides.shape[1]
+        column = torch.arange(self.prompt, device=hides.device)
+        ends = (pictures * (column + 1)).amax(-1)
+        if bool((ends == self.prompt).any()):
+            raise UnsupportedCallError(
+                "A prompt ends with its picture, so there is no question behind it to read again over a part of the "
+                "picture. Ask behind the picture, or use a method that reads a second picture, such as 'agla'."
+            )
+        shown = ends > 0
+        ends = torch.where(shown, ends, ends[shown].amin())  # a row without a picture is not guarded: any end will do
+        self.hides = hides & seen
+        self.start = int(ends.min())  # first column that any row reads itself
+        self._own = (column >= ends[:, None])[:, self.start :]
+        kept = seen & ~hides & (column < ends[:, None])
+        self.shared = int(kept.sum(-1).max())
+        self.first = self.shared + self.prompt - self.start  # tokens of its rows' prompt
+        # the kept columns of each row, to the right; what is left over on the left is masked
+        order = kept.to(torch.int8).sort(dim=-1, stable=True).indices[:, self.prompt - self.shared :]
+        self._columns = order
+        self._valid = torch.cat([kept.gather(1, order), self._own & (seen & ~hides)[:, self.start :]], -1)
+
+    def only(self, chosen: Tensor) -> Hidden:
+        """Return the same for some of the rows."""
+        made = object.__new__(Hidden)
+        vars(made).update(vars(self))
+        for name in ("hides", "_own", "_columns", "_valid"):
+            setattr(made, name, getattr(self, name)[chosen])
+        return made
+
+    def read(self, ids: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Return the branch's own rows, [R, T - hidden], and generate()'s arguments for them.
+
+        Args:
+            ids: whole rows of the global branch, [R, T].
+            arguments: generate()'s, for whole rows.
+        """
+        length = ids.shape[1]
+        rest = torch.arange(self.start, length, device=ids.device).expand(len(ids), -1)
+        index = torch.cat([self._columns.to(ids.device), rest], -1)
+        answered = length - self.prompt
+        valid = torch.nn.functional.pad(self._valid.to(ids.device), (0, answered), value=True)
+        # a picture's placeholder in a column that is masked would ask the model for that picture
+        filled = torch.where(valid | (index < self.start), ids.gather(1, index), ids[:, self.prompt - 1 : self.prompt])
+        found = {key: _gathered(key, value, index, length) for key, value in arguments.items()}
+        mask = arguments.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        found["attention_mask"] = mask.gather(1, index) * valid.to(mask.dtype)
+        return filled, found
+
+    def seed(self, cache: Any, empty: Cache, chosen: Tensor | None = None) -> None:
+        """Fill a cache with the shared columns, [R, heads, shared, size], copied out of the global branch's.
+
+        Args:
+            cache: generate()'s, which holds the whole prompt.
+            empty: the branch's own.
+            chosen: the rows of that cache which the rows of this branch are; None for all.
+        """
+        for index, layer in enumerate(cache.layers):
+            states = []
+            for held in (layer.keys, layer.values):
+                held = held if chosen is None else held[chosen.to(held.device)]
+                at = self._columns.to(held.device)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[-1])
+                states.append(held.gather(2, at))
+            empty.update(states[0], states[1], index)
+
+    def whole(self, cache: Any, own: Any, empty: Cache) -> None:
+        """Fill a cache with the columns of the global rows, the hidden ones among them, which are to be masked.
+
+        Args:
+            cache: generate()'s.
+            own: the branch's, which has read the same tokens.
+            empty: the cache to fill.
+        """
+        for index, (layer, mine) in enumerate(zip(cache.layers, own.layers, strict=True)):
+            states = []
+            for held, read in ((layer.keys, mine.keys), (layer.values, mine.values)):
+                new = held.clone()
+                answered = held.shape[2] - self.prompt
+                owns = torch.nn.functional.pad(self._own.to(held.device), (0, answered), value=True)
+                tail = read[:, :, self.shared :]
+                new[:, :, self.start :] = torch.where(owns[:, None, :, None], tail, new[:, :, self.start :])
+                states.append(new)
+            empty.update(states[0], states[1], index)
+
+
+def _gathered(key: str, value: Any, index: Tensor, length: int) -> Any:
+    """Bring what is laid along the tokens, on its last axis, to the columns of the branch's rows."""
+    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[-1] != length:
+        return value
+    if value.shape[-2] not in (1, len(index)):
+        return value
+    rows = value.expand(*value.shape[:-2], len(index), length)
+    return rows.gather(-1, index.to(value.device).expand(*rows.shape[:-1], -1))
+
+
+def shareable(cache: Any, longest: int) -> str | None:
+    """Return why a branch can't share this cache; None where it can.
+
+    Args:
+        cache: generate()'s.
+        longest: tokens that a row may grow to.
+    """
+    if not isinstance(cache, Cache):
+        return "there is no cache (use_cache=False)"
+    for layer in cache.layers:
+        if type(layer) not in blocks.PLAIN:
+            return f"a {type(layer).__name__} keeps more than the keys and values of single tokens"
+        window = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+        if window is not None and longest >= window:
+            return f"its sliding window of {window} tokens lets go of some that the branch needs"
+    return None
+
+
+def refusal(name: str, why: str) -> UnsupportedCallError:
+    """Return the error for a call whose branch can't live in the model's cache."""
+    return UnsupportedCallError(
+        f"The branch {name!r} reads the model's own KV cache with some of the picture's tokens taken out, and here "
+        f"{why}. Use a method that reads a second picture, such as 'agla', or pass guard=False for a plain answer."
+    )

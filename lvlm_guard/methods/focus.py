@@ -1,0 +1,120 @@
+"""Focus: AGLA's local branch inside the model's own KV cache.
+
+Ours. The local branch is the global one with the irrelevant image tokens taken out of its cache: it shares what the
+model has computed for the tokens that matter and reads only the text behind the picture again. No second picture is
+encoded:
+
+    assembled = l + alpha * l_focus    within the plausibility constraint on l
+
+Related: AGLA (arXiv:2406.12718) reads a second, masked picture; API prompting (arXiv:2409.17143) overlays the map on
+it; HALC (arXiv:2403.00425) reads crops; SID (arXiv:2408.02032) keeps the *least* attended image tokens and subtracts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
+from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.families.cells import check_cells, token_relevance
+from lvlm_guard.matching import load_matcher
+from lvlm_guard.matching.views import check_share, matches_of
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+
+
+@dataclass(frozen=True)
+class Focus(Constrained):
+    """Two branches, l + alpha * l_focus, then the plausibility cut on l.
+
+    Args:
+        alpha: weight of the local branch, >= 0. Equal branches are sharpened to temperature 1 / (1 + alpha).
+        beta: plausibility cut, a share of the best token's probability, 0 to 1.
+        share: how many of each picture's image tokens stay, the most relevant ones, above 0 to 1; at 1 the branch is
+            the global one. Tokens that show nothing (ends of lines) always stay.
+        matcher: what finds the relevant part: a registered name, a hub id or folder, a matcher, or None for the
+            model's default (`blip-itm`).
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "focus"
+    asks_about_pictures: ClassVar[bool] = True
+    alpha: float = 2.0
+    beta: float = 0.5
+    share: float = 0.25
+    matcher: Any = None
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_beta(self.beta)
+        check_share(self.share)
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the local branch: the model's own cache without the irrelevant image tokens."""
+        return (Branch("local", hides=self._hides),)
+
+    def check(self, call: Call) -> None:
+        """Raise before the first token where a call can't be guarded.
+
+        Raises:
+            TextError: a picture comes without a question.
+            WeightsError: the matcher can't be loaded.
+            UnsupportedModelError: which image token shows what is not known.
+            UnsupportedCallError: the caller brought second pictures, which this method does not look at.
+        """
+        call.require_text()
+        check_cells(call.model)
+        if call.pictures.given:
+            raise UnsupportedCallError(
+                "guard_images are second pictures, but `focus` reads no second picture: it hides a part of the first. "
+                "Leave guard_images out, or use 'agla'."
+            )
+        call.trace.knobs["matcher"] = load_matcher(self.matcher, model=call.model).version
+
+    def _hides(self, call: Call) -> Tensor:
+        """Mark the image tokens outside the most relevant share of their picture, [B, T] bool."""
+        matches = matches_of(call, self.matcher, lambda _: self.share)
+        found = iter(token_relevance(call, [match.relevance for match in matches]))
+        hides = torch.zeros_like(call.image_positions)
+        for request, row in enumerate(call.requests()):
+            kept = [kept_tokens(next(found), self.share) for _ in row]
+            places = call.image_positions[request].nonzero().flatten()
+            if len(places) != sum(map(len, kept)):
+                raise UnsupportedCallError(
+                    f"Request {request} holds {len(places)} image tokens, its pictures have "
+                    f"{sum(map(len, kept))}: truncation may have cut some. Leave it out, or pass guard=False."
+                )
+            if kept:
+                hides[request, places] = ~torch.cat(kept).to(places.device)
+        return hides
+
+    def matched_temperature(self) -> float | None:
+        """Return 1 / (1 + alpha)."""
+        return 1 / (1 + self.alpha)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return l + alpha * l_focus within the constraint; where the branch did not run, l stands in for it."""
+        assembled = complement(step.logits, self.other(step, branches, step.logits), self.alpha)
+        return cut(assembled, step.logits, self.kept(step))
+
+
+def kept_tokens(relevance: Tensor, share: float) -> Tensor:
+    """Mark the most relevant share of a picture's tokens, [n] bool: at least one, the earlier of equals.
+
+    Args:
+        relevance: [n]; infinite for tokens that show nothing of the picture, which stay and are not counted.
+        share: above 0 to 1.
+    """
+    kept = relevance.isinf()
+    counted = (~kept).nonzero().flatten()
+    best = relevance[counted].argsort(descending=True, stable=True)[: max(round(len(counted) * share), 1)]
+    kept[counted[best]] = True
+    return kept

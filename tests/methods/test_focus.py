@@ -1,0 +1,149 @@
+"""Focus: which image tokens stay, and that the matcher's map is what decides it."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from asking import RUN, ask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matchers import Brightness
+from PIL import Image
+
+from lvlm_guard import guard, methods
+from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.families.cells import token_relevance
+from lvlm_guard.matching.relevance import keep_share
+from lvlm_guard.methods.focus import kept_tokens
+
+FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
+WANTED = {**RUN, "return_dict_in_generate": True, "eos_token_id": None}
+
+
+def focus(**knobs):
+    return methods.Focus(**{"matcher": Brightness(), "beta": 0.1, **knobs})
+
+
+def call_of(family, pictures):
+    """The call of one request about some pictures, and the processor that made its inputs."""
+    model, processor = guard(*tiny.make(family), "apc")
+    found = []
+
+    class Looks(methods.APC):
+        def check(self, call):
+            found.append(call)
+
+    prompt = tiny.prompt(processor, "What?", len(pictures))
+    inputs = processor(images=pictures, text=[prompt], return_tensors="pt").to(torch.float64)
+    model.generate(**inputs, max_new_tokens=1, do_sample=False, guard=Looks())
+    return found[0]
+
+
+def corner(bottom, right, side=64):
+    """A map that is bright in one quarter."""
+    relevance = torch.zeros(side, side)
+    rows, columns = (slice(side // 2, None) if half else slice(side // 2) for half in (bottom, right))
+    relevance[rows, columns] = 1
+    return relevance
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 48), (40, 80)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_image_token_of_the_prompt_has_a_relevance_and_a_quarter_lights_a_quarter(family, width, height):
+    call = call_of(family, [tiny.picture(1, width, height)])
+    lit = []
+    for bottom in (False, True):
+        for right in (False, True):
+            (found,) = token_relevance(call, [corner(bottom, right)])
+            assert len(found) == int(call.image_positions.sum())
+            shows = found[found.isfinite()]
+            lit.append(shows > shows.mean())
+    assert not (torch.stack(lit).sum(0) == 4).any()
+    assert len({tuple(quarter.tolist()) for quarter in lit}) == 4
+    assert all(0 < int(quarter.sum()) <= len(quarter) // 2 for quarter in lit)
+    first, second = lit[0].nonzero().flatten(), lit[3].nonzero().flatten()  # top left stands before bottom right
+    assert first.float().mean() < second.float().mean()
+
+
+def test_the_tokens_of_several_pictures_are_told_apart():
+    call = call_of("llava", [tiny.picture(1), tiny.picture(2)])
+    one, other = token_relevance(call, [corner(False, False), corner(True, True)])
+    assert torch.allclose(one.view(4, 4), other.view(4, 4).flip((0, 1)), atol=0.02)
+    assert one.view(4, 4)[:2, :2].min() > one.view(4, 4)[2:, 2:].max()
+
+
+def test_llavas_cells_are_means_over_the_squeezed_picture_where_nothing_is_cropped():
+    relevance = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
+    call = call_of("llava", [tiny.picture(1, 32, 32)])
+    (found,) = token_relevance(call, [relevance])
+    expected = torch.nn.functional.avg_pool2d(relevance[None, None], 8).flatten()
+    scaled = torch.corrcoef(torch.stack([found, expected]))[0, 1]
+    assert scaled > 0.9999
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.floats(0.01, 1), st.sets(st.integers(0, 39)))
+def test_the_most_relevant_share_stays_and_what_shows_nothing_stays_with_it(values, share, ends):
+    relevance = torch.tensor(values, dtype=torch.float32)
+    infinite = torch.tensor([i in ends for i in range(len(values))])
+    relevance[infinite] = torch.inf
+    kept = kept_tokens(relevance, share)
+    shows = ~infinite
+    assert bool(kept[infinite].all())
+    count = int(shows.sum())
+    assert int((kept & shows).sum()) == (min(count, max(round(count * share), 1)))
+    if count and not kept.all():
+        assert relevance[kept & shows].min() >= relevance[~kept].max()
+
+
+def test_a_share_of_the_pixels_stays():
+    relevance = torch.rand(20, 20, generator=torch.Generator().manual_seed(1))
+    for share, count in ((0.25, 100), (1.0, 400), (1e-9, 1)):
+        kept = keep_share(relevance, share)
+        assert int(kept.sum()) == count
+        assert relevance[kept].min() >= (relevance[~kept].max() if count < 400 else 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_focus_changes_the_answer_by_what_the_matcher_finds(family):
+    pair = guard(*tiny.make(family, scale=4.0), focus())
+    model, _ = pair
+    inputs = ask(pair, ("What?", 1), ("Who is there?", 2))
+    out = model.generate(**inputs, **WANTED)
+    assert [match["kept"] for match in out.guard.matches] == [0.25, 0.25]
+    assert out.guard.masks == 0  # no second picture is made
+    assert out.guard.knobs["matcher"] == "brightness-32"
+
+    class Darkness(Brightness):
+        def _map(self, image):
+            return 1 - super()._map(image)
+
+    other = model.generate(**inputs, **WANTED, guard=focus(matcher=Darkness()))
+    assert not torch.equal(other.sequences, out.sequences)
+    whole = model.generate(**inputs, **WANTED, guard=focus(share=1.0))
+    assert torch.equal(whole.sequences, model.generate(**inputs, **WANTED, guard=False).sequences)
+
+
+def test_agla_with_a_share_paints_that_share():
+    pair = guard(*tiny.make("llava", scale=4.0), methods.AGLA(matcher=Brightness(), beta=0.05, share=0.25))
+    inputs = ask(pair, ("What?", 1))
+    out = pair[0].generate(**inputs, **WANTED)
+    assert out.guard.matches[0]["kept"] == pytest.approx(0.25, abs=0.02)
+    local = np.asarray(out.guard.views[0].local)
+    assert (local.any(-1)).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_what_can_not_be_focused_is_refused_with_what_to_do():
+    for share in (0, -1, 1.01, float("nan")):
+        for method in (methods.Focus, methods.AGLA):
+            with pytest.raises(KnobError, match="share"):
+                method(share=share)
+    pair = guard(*tiny.make("instructblip"), focus())
+    inputs = pair[1](images=tiny.picture(1), text="What?", return_tensors="pt").to(torch.float64)
+    with pytest.raises(UnsupportedModelError, match=r"focus` works on llava, .*Use 'agla'"):
+        pair[0].generate(**inputs, max_new_tokens=2)
+    pair = guard(*tiny.make("llava"), focus())
+    with pytest.raises(UnsupportedCallError, match="Leave guard_images out"):
+        pair[0].generate(**ask(pair, ("What?", 1), guard_images=Image.new("RGB", (40, 40))), max_new_tokens=2)
+    with pytest.raises(TextError, match="asks nothing"):
+        pair[0].generate(**ask(pair, ("What?", 1), guard_text=" "), max_new_tokens=2)
