@@ -37,7 +37,9 @@ class Focus(Constrained):
         alpha: weight of the local branch, >= 0. Equal branches are sharpened to temperature 1 / (1 + alpha).
         beta: plausibility cut, a share of the best token's probability, 0 to 1.
         share: how many of each picture's image tokens stay, the most relevant ones, above 0 to 1; at 1 the branch is
-            the global one. Tokens that show nothing (ends of lines) always stay.
+            the global one. Tokens that show nothing (ends of lines) always stay. On the embedded world's validation
+            split fewer rank questions better (.1 > .25 > .4 > .5) and cost captions objects: a quarter is where
+            captions lose none that can be told.
         matcher: what finds the relevant part: a registered name, a hub id or folder, a matcher, or None for the
             model's default (`blip-itm`).
 
