@@ -81,40 +81,38 @@ def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
         method = "vote" if task.kind == "chair" else "agla"
         answered = list(_answered(task, saved, method)) if method in asker.decoders else []
         for name, (plain, guarded, hard) in RULES[method].items():
-            for item, right, wrong in answered:
+            for item, plainly, right, wrong in answered:
                 hardest = "pope_adversarial" in item.rows
                 if plain in (None, right[0]) and right[1] == guarded and hardest >= hard:
-                    yield _shown(asker, task, item, method) | {"case": name, "good": guarded, "wrong": wrong}
+                    told = {"case": name, "good": guarded, "plain": plainly, "wrong": wrong}
+                    yield _shown(asker, task, item, method) | told
                     break
 
 
-def _answered(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, list[bool], list[list[str]]]]:
-    """Yield each item: whether greedy and the method are right, and what is not in view and their captions name."""
+def _answered(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, str, list[bool], list[list[str]]]]:
+    """Yield each item: what greedy says, whether it and the method are right, what they name that is not in view."""
     for item, (_, said) in zip(task.items, saved.by_item(task.name), strict=True):
         texts = [said[name][0]["text"] for name in (REFERENCE, method)]
         if task.kind != "chair":
-            yield item, [pope.read(text) == item.truth for text in texts], [[], []]
+            yield item, texts[0], [pope.read(text) == item.truth for text in texts], [[], []]
             continue
         rows = [{"image_id": 0, "caption": text} for text in texts]
         read = chair.compare(rows, {0: item.truth}, vocabulary=task.vocabulary)
         absent = [[node for _, node, _ in caption.hallucinated] for caption in read]
-        yield item, [not each for each in absent], absent
+        yield item, texts[0], [not each for each in absent], absent
 
 
 def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, Any]:
     """Ask once more, alone and with a trace; float32 gives the tokens of the batch again."""
-    greedy, guard = (asker.decoders[name].guard for name in (REFERENCE, method))
-    assert greedy is not None
+    guard, inputs = asker.decoders[method].guard, prepare(asker.processor, [item])
     assert guard is not None
-    inputs = prepare(asker.processor, [item])
-    options: dict[str, Any] = {**PLAIN, "max_new_tokens": task.max_new_tokens}
-    plain = asker.model.generate(**inputs, guard=greedy(0), **options)
-    out = asker.model.generate(**inputs, guard=guard(0), return_dict_in_generate=True, **options)
-    view, start = out.guard.view(0), inputs["input_ids"].shape[1]
+    options = {**PLAIN, "max_new_tokens": task.max_new_tokens, "return_dict_in_generate": True}
+    trace = asker.model.generate(**inputs, guard=guard(0), **options).guard
+    view, told = trace.view(0), trace.to_dict()
     truth = "in view: " + (", ".join(sorted(item.truth)) or "nothing nameable")
     if task.kind != "chair":
         truth = f"{item.truth}: {article(item.tags['object'])} is {'' if item.truth == 'yes' else 'not '}in view"
-    image, marks = item.pictures()[0], token_marks(out.guard.to_dict(), lambda ids: spoken(asker.processor, ids))
+    image, marks = item.pictures()[0], token_marks(told, lambda ids: spoken(asker.processor, ids))
     pictures = [Picture(image, "The picture", truth)]
     if view.match is not None:
         keep, note = view.match.keep, "Bright: relevant, says the matcher. The pale line bounds what is kept."
@@ -125,8 +123,7 @@ def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, A
         )
     return {
         "asked": item.prompt,
-        "method": out.guard.to_dict()["method"],
-        "plain": asker.processor.batch_decode(plain[:, start:], skip_special_tokens=True)[0],
+        "method": told["method"],
         "viewed": view.match is not None,
         "pictures": Markup(str(panel(pictures))),
         "strip": Markup(str(token_strip(marks))),

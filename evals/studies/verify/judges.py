@@ -107,7 +107,6 @@ class MatcherJudge(Judge):
             self.columns = {VERDICT: "verdict by counterfactual swaps"} | own
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
-        """Return the matcher's columns."""
         return {column: self.verdicts(image, items, 0 if column == SCORE else SWAPS) for column in self.columns}
 
 
@@ -135,7 +134,6 @@ class ClipJudge(Judge):
         }
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
-        """Return the CLIP's columns."""
         claims = [claim_of(self.matcher, item.question) for item in items]
         nouns = self.matcher.similarity([image], claims)[0].tolist()
         said = {text: self._cosine(image, text) for text in dict.fromkeys(item.prompt for item in items)}
