@@ -42,6 +42,19 @@ def words(caption: str) -> list[str]:
     return found
 
 
+def spans(caption: str) -> list[tuple[int, int]]:
+    """Return where each of these stands in the caption, start and end; one that can't be found has no length."""
+    # a few capitals are two letters in lower case
+    lowered = [(low, place) for place, letter in enumerate(caption) for low in letter.lower()]
+    text, places = "".join(low for low, _ in lowered), [*(place for _, place in lowered), len(caption)]
+    found, at = [], 0
+    for word in words(caption):
+        start = text.find(word, at)
+        start, at = (at, at) if start < 0 else (start, start + len(word))
+        found.append((places[start], places[at - 1] + 1 if at > start else places[start]))
+    return found
+
+
 REPAIRED = {word: word for word in ("bus", "minibus", "airbus", "tie", "canoe", "doggie", "collie")}
 REPAIRED |= {f"{word}s": word for word in ("tie", "canoe", "doggie", "collie")}
 """Object words whose singular Pattern gets wrong: bus -> bu, ties -> ty, canoes -> cano, collies as it is."""

@@ -235,7 +235,7 @@ def pieces(caption: chair.Caption) -> Iterator[tuple[str, str]]:
 
 def absent_spans(caption: chair.Caption) -> Iterator[tuple[int, int, str]]:
     """Return where the words for absent objects stand in a caption: start, end, object; in order."""
-    places, done = [*_places(caption.caption)], 0
+    places, done = tokens.spans(caption.caption), 0
     for word, node, index in caption.hallucinated:
         if index >= len(places):
             continue
@@ -248,14 +248,3 @@ def absent_spans(caption: chair.Caption) -> Iterator[tuple[int, int, str]]:
         if start >= done:
             yield start, end, node
             done = end
-
-
-def _places(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where CHAIR's tokens stand in a text; one that can't be found has no length."""
-    # a few capitals are two letters in lower case: left as they are, every place is one of the text
-    lower, at = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text), 0
-    for token in tokens.words(text):
-        start = lower.find(token, at)
-        end = start + len(token) if start >= 0 else at
-        yield start if start >= 0 else at, end
-        at = end

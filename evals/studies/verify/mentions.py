@@ -78,7 +78,7 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
     read = chair.compare(rows, truths, vocabulary=task.vocabulary)
     found = []
     for item, caption, (text, pieces) in zip(task.items, read, described, strict=True):
-        places, singular = spans(text), [reader.singular(token) for token in tokens.words(text)]
+        places, singular = tokens.spans(text), [reader.singular(token) for token in tokens.words(text)]
         first: dict[str, int] = {}
         for node, index in zip(caption.found.nodes, caption.found.indices, strict=True):
             first.setdefault(node, index)
@@ -95,18 +95,6 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
             key, sentence = f"{item.key} {node}", _sentence(text, start)
             found.append(Item(key, item.picture, sentence, item.images, **known, tags=tags))
     return EvalTask("mentions", "mentions", found, task.max_new_tokens, split=task.split, about=task.about)
-
-
-def spans(text: str) -> list[tuple[int, int]]:
-    """Return start and end of each token that CHAIR's tokenizer finds, in characters."""
-    # letter by letter, for a few grow when they are lowered
-    lowered = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
-    found, at = [], 0
-    for token in tokens.words(text):
-        start = max(lowered.find(token, at), at)
-        at = min(start + len(token), len(text))
-        found.append((start, at))
-    return found
 
 
 def _sentence(text: str, place: int) -> str:

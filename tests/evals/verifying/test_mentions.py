@@ -6,7 +6,7 @@ import pytest
 
 from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.studies.verify.mentions import Piece, mentions_of, spans
+from lvlm_guard.evals.studies.verify.mentions import Piece, mentions_of
 
 
 def described(text: str, *pieces: tuple[str, float]) -> tuple[str, list[Piece]]:
@@ -76,7 +76,7 @@ def test_a_description_without_objects_has_no_mention(text: str) -> None:
 )
 def test_each_token_is_where_the_text_has_it(text: str) -> None:
     found = tokens.words(text)
-    places = spans(text)
+    places = tokens.spans(text)
     assert len(places) == len(found)
     for token, (start, end) in zip(found, places, strict=True):
         assert text[start:end].lower() == token or "İ" in text[start:end]
