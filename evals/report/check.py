@@ -63,10 +63,7 @@ def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncat
     """Check a finished run, or an `--output_path` of lmms-eval with `--log_samples`.
 
     `allow_empty` and `allow_truncated` are shares of answers, 0 to 1; None: what the run itself allowed, for
-    lmms-eval none.
-
-    Raises:
-        DataError: there is no such folder, it holds neither, or a share is outside 0 to 1.
+    lmms-eval none. Raises `DataError` of a folder that is not there or holds neither, and of a share outside 0 to 1.
     """
     place = Path(folder)
     if not place.is_dir():

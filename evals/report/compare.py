@@ -90,11 +90,8 @@ def compare(
     """Pair two runs and test their differences: paired bootstrap, randomization, Holm; what was fixed, what broken.
 
     Without `decoder_a` and `decoder_b`, all decoders that both runs have; with one alone, the other of that name.
-
-    Raises:
-        DataError: a folder holds no finished run, the runs have no task or decoder in common, no such decoder, or
-            they asked other questions or with other generation settings; the message lists what differs.
-        VoidRunError: a run's answers are empty, failed or cut.
+    Raises `VoidRunError`, and `DataError` where a folder holds no finished run, or the runs have no task or decoder in
+    common, or asked other questions or with other generation settings; the message lists what differs.
     """
     runs = first, second = finished(a), finished(b)
     tasks, pairs = common_tasks(*runs), pairs_of(*runs, decoder_a, decoder_b)

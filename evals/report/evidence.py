@@ -156,10 +156,7 @@ class Maps:
 
     def of(self, item: Item, objects: Sequence[str]) -> dict[str, Any]:
         """Return the item's pictures, each with its map, and what the matcher says of the claims: that each of the
-        `objects` is there, or else what a yes/no question asks.
-
-        Raises:
-            GuardError: the picture or the question can't be used.
+        `objects` is there, or else what a yes/no question asks. Raises `GuardError` where a picture can't be used.
         """
         from lvlm_guard.matching.questions import yes_no_claim
         from lvlm_guard.methods.vote import Vote, claim_about

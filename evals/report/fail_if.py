@@ -34,10 +34,8 @@ class Rule:
     def __call__(self, rows: Iterable[Row]) -> str | None:
         """Return a sentence with every difference for which the rule holds, or None where it holds for none.
 
-        The difference itself decides, not its interval: of a run from its reference, of a comparison b minus a.
-
-        Raises:
-            DataError: there is no such difference, or one has no value; such a rule would pass whatever happens.
+        The difference itself decides, not its interval: of a run from its reference, of a comparison b minus a. Raises
+        `DataError` where there is none, or one has no value: such a rule would pass whatever happens.
         """
         rows = list(rows)
         references = {row["decoder"] for row in rows if row["role"] == "reference"}
@@ -72,10 +70,8 @@ class Rule:
 
 
 def fail_if(text: str) -> Rule:
-    """Read a rule: `[DECODER:]METRIC_diff OP NUMBER[@TASK]`, such as `agla:accuracy_diff<-0.01@pope_adversarial`.
-
-    Raises:
-        DataError: it is written in another way.
+    """Read a rule: `[DECODER:]METRIC_diff OP NUMBER[@TASK]`, such as `agla:accuracy_diff<-0.01@pope_adversarial`;
+    raises `DataError` where it is written in another way.
     """
     read = _RULE.fullmatch(text)
     if read is None:

@@ -165,11 +165,7 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
     Tab-separated with a heading, as pandas and VLMEvalKit read it (a text with a tab or a line break is in quotes).
     `answer` is the right answer (names of objects joined by commas), `prediction` what the decoder said; `category`
     holds the result rows that the item counts in, joined by commas. Items without an answer, or whose request
-    failed, are left out.
-
-    Raises:
-        DataError: there is no such decoder, or it has no such seed.
-        RunError: the file can't be written.
+    failed, are left out. Raises `DataError` of a decoder or seed that is not there, `RunError` of the disk.
     """
     seeds = run.decoder(decoder)["seeds"]
     answered = run.answers(("task", "split", "item", "text", "failed"), decoder=decoder, seed=seed).to_pylist()

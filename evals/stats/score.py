@@ -41,14 +41,9 @@ def score(
 ) -> dict[str, Any]:
     """Score the answers of a run, and write `results.json` beside them; returns what it holds.
 
-    Args:
-        folder, allowed: of the run, and what may be amiss in it.
-        repope: RePOPE's folder, or "fetch": answers to POPE's questions about COCO are scored by its labels too.
-        dialects: of CHAIR, beside ours and the stand-alone script's: "wordnet" is that of papers since OPERA.
-
-    Raises:
-        DataError: the folder holds no whole run, or an answer can't be scored.
-        RunError: the disk is full.
+    With `repope`, RePOPE's folder or "fetch", answers to POPE's questions about COCO are scored by its labels too.
+    `dialects` are of CHAIR, beside ours and the stand-alone script's: "wordnet" is that of papers since OPERA. Raises
+    `DataError` where the folder holds no whole run, or an answer can't be scored; `RunError` where the disk is full.
     """
     folder, costs = Path(folder), Path(folder) / COSTLY
     missing = [name for name in (ASKED, ITEMS, ANSWERS) if not (folder / name).exists()]
@@ -105,20 +100,14 @@ def score_answers(
     controls, and the best control of its decoding, which calibration items choose.
 
     Args:
-        answers: of `spec.answers.SCHEMA`, in any order.
+        answers, costs: of `spec.answers.SCHEMA` and `COSTS`, in any order.
         items: rows of `items.jsonl`: "task", "split", "item", "picture", "truth", "rows", "tags".
         tasks, decoders: as `EvalTask.describe()` and `Decoder.describe()` have them.
-        costs: of `spec.answers.COSTS`.
         pairs: further differences, (decoder, baseline).
         allowed: shares of answers that may be amiss.
-        draws: of the bootstrap.
 
-    Returns:
-        {"identity", "reference", "rows", "costs", "verdicts", "checks", "void", "warnings", "tasks", "decoders"};
-        without rows where the run is void.
-
-    Raises:
-        DataError: an answer stands twice or belongs to no item, or something can't be scored.
+    Returns what `results.json` holds; without rows where the run is void. Raises `DataError` where an answer stands
+    twice or belongs to no item, or something can't be scored.
     """
     decoders = [dict(decoder) for decoder in decoders]
     if not decoders:

@@ -27,11 +27,7 @@ CHANGED = 0.1  # share of answers that a guard is taken to change, for that diff
 
 @dataclass(frozen=True)
 class Allowed:
-    """Shares of a decoder's answers to a task that may be amiss; those within are a warning.
-
-    Raises:
-        DataError: a share is outside 0 to 1.
-    """
+    """Shares, 0 to 1, of a decoder's answers to a task that may be amiss; those within are a warning."""
 
     empty: float = 0.0  # answers without a word
     truncated: float = 0.0  # cut at the token limit
