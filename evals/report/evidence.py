@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lvlm_guard.errors import GuardError, UnsupportedCallError
 from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.report.disagreement import LIMIT, disagreements
+from lvlm_guard.evals.report.disagreement import disagreements
 from lvlm_guard.evals.report.saved import Run, finished, write_whole
 from lvlm_guard.report.pictures import Picture, fitted, overlay, panel
 
@@ -36,7 +36,6 @@ EVIDENCE, INDEX = "evidence", "index.json"
 PICTURES = ("picture", "map", "local", "sought_map")
 LARGEST = 320  # longest side of a written picture
 FORMAT = 2  # of the index; another number makes everything anew
-Entry = Mapping[str, Any]
 
 
 def collect_for(folder: str | Path) -> Path:
@@ -52,7 +51,7 @@ def collect_for(folder: str | Path) -> Path:
     return collect(prepared.answerer, prepared.tasks, run)
 
 
-def collect(answerer: object, tasks: Sequence[EvalTask], run: Run, limit: int = LIMIT) -> Path:
+def collect(answerer: object, tasks: Sequence[EvalTask], run: Run) -> Path:
     """Write the pictures of the items on which decoders disagree, and what the matcher made of them; return the index.
 
     A model in this process is asked for one token, by the first method that cuts a local view, so that map and
@@ -62,58 +61,51 @@ def collect(answerer: object, tasks: Sequence[EvalTask], run: Run, limit: int = 
     """
     maps, folder = maps_of(answerer), run.folder / EVIDENCE
     items = {(task.name, item.key): item for task in tasks for item in task.items}
-    shown = [one for found in disagreements(run, limit).values() for one in found.shown]
+    shown = [one for found in disagreements(run).values() for one in found.shown]
     told = [[run.asked.get("identity"), maps.version, FORMAT], [[one.task, one.key, one.objects] for one in shown]]
     made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    had = collected(run.folder)
+    if had.made_from == made_from and all(path.is_file() for path in had.files()):
+        return folder / INDEX
     with disk_trouble(folder):
-        if not _there(folder, made_from):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            entries = []
-            for number, one in enumerate(shown):
-                item = items[one.task, one.key]
-                try:
-                    found = maps.of(item, one.objects)
-                except GuardError as error:
-                    try:
-                        found = {"views": [{"picture": picture} for picture in item.pictures()]}
-                        found["problem"] = f"No relevance map: {error}"
-                    except GuardError as unusable:
-                        found = {"problem": str(unusable), "views": []}
-                views = [_saved(view, folder, f"{number}-{place}") for place, view in enumerate(found["views"])]
-                entries.append({"task": one.task, "key": one.key} | found | {"views": views})
-            index = {"made_from": made_from, "maps": maps.about, "items": entries}
-            write_whole(folder, INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
-    return folder / INDEX
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        entries = []
+        for number, one in enumerate(shown):
+            found = _looked(maps, items[one.task, one.key], one.objects)
+            for place, view in enumerate(found["views"]):
+                for what in (what for what in PICTURES if view.get(what) is not None):
+                    name = f"{number}-{place}-{what}.jpg"
+                    fitted(view[what], largest=LARGEST).save(folder / name, format="jpeg", quality=88, optimize=True)
+                    view[what] = name
+            entries.append({"task": one.task, "key": one.key} | found)
+        index = {"made_from": made_from, "maps": maps.about, "items": entries}
+        return write_whole(folder, INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
 
 
-def _there(folder: Path, made_from: str) -> bool:
-    """Return whether all that would be made is there already."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        views = [view for entry in index["items"] for view in entry["views"]]
-        files = [folder / view[what] for view in views for what in PICTURES if view.get(what)]
-        return bool(index["made_from"] == made_from) and all(path.is_file() for path in files)
-    return False
-
-
-def _saved(view: Mapping[str, Any], folder: Path, stem: str) -> Entry:
-    """Write a view's pictures, and return it with the names of their files in their place."""
-    found = dict(view)
-    for what in PICTURES:
-        if found.get(what) is not None:
-            name = f"{stem}-{what}.jpg"
-            fitted(found[what], largest=LARGEST).save(folder / name, format="jpeg", quality=88, optimize=True)
-            found[what] = name
-    return found
+def _looked(maps: Maps, item: Item, objects: Sequence[str]) -> dict[str, Any]:
+    try:
+        return maps.of(item, objects)
+    except GuardError as error:
+        problem = f"No relevance map: {error}"
+    try:
+        return {"views": [{"picture": picture} for picture in item.pictures()], "problem": problem}
+    except GuardError as error:
+        return {"views": [], "problem": str(error)}
 
 
 class Evidence(NamedTuple):
-    """What was collected of a run: what the maps are, and the entry of each task and item."""
+    """What was collected of a run: what from, what the maps are, and the entry of each task and item."""
 
     folder: Path
-    about: str
-    entries: Mapping[tuple[str, str], Entry]
+    made_from: str = ""
+    about: str = ""
+    entries: Mapping[tuple[str, str], Mapping[str, Any]] = {}
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files of all pictures."""
+        views = (view for entry in self.entries.values() for view in entry.get("views", ()))
+        return (self.folder / Path(view[what]).name for view in views for what in PICTURES if view.get(what))
 
     def panel(self, task: str, key: str) -> str:
         """Return an item's pictures as markup, "" without any; a file that is gone is left out."""
@@ -130,11 +122,11 @@ class Evidence(NamedTuple):
 
 def collected(folder: Path) -> Evidence:
     """Return what was collected of the run in a folder, nothing where that can't be read."""
-    place = folder / EVIDENCE
     with suppress(OSError, ValueError, KeyError, TypeError):
-        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-        return Evidence(place, str(index["maps"]), {(one["task"], one["key"]): one for one in index["items"]})
-    return Evidence(place, "", {})
+        index = json.loads((folder / EVIDENCE / INDEX).read_text(encoding="utf-8"))
+        entries = {(entry["task"], entry["key"]): entry for entry in index["items"]}
+        return Evidence(folder / EVIDENCE, index.get("made_from", ""), str(index["maps"]), entries)
+    return Evidence(folder / EVIDENCE)
 
 
 @dataclass(frozen=True)
