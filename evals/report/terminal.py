@@ -2,13 +2,13 @@
 
 for table in tables(results, width):
     console.print(table)
-print(*sentences(results), sep="\\n")"""
+print(*sentences(results), sep="\\n")
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -16,8 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lvlm_guard.evals.report.layout import JUDGED, Results, Task
-from lvlm_guard.evals.report.layout import Column as Figures
+from lvlm_guard.evals.report.layout import JUDGED, Cell, Results, Task
 from lvlm_guard.evals.report.numbers import interval, judged, said, title, written
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
@@ -27,7 +26,6 @@ EFFECTS = {
     "": "has no clear effect on absent objects",
 }
 SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence mentions
-Line = Mapping[str, Any]
 
 
 def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = "", caption: str = "") -> list[Table]:
@@ -38,27 +36,50 @@ def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = 
     known = results if isinstance(results, Results) else Results(results)
     about, found = about or known.data.get("settings", {}).get("model", ""), []
     for task in known.tasks if not known.data["void"] else ():
-        columns = [Column[Line]("decoder", _name, text=True)]
-        columns += [Column(one.title, _cell(known, one), one.rank) for one in known.columns(task)]
+        lines = known.lines(task)
+        quiet = ["dim" if line["role"] in ("plain", "control") else "" for line in lines]
+        names = [Text(line["name"], style) for line, style in zip(lines, quiet, strict=True)]
+        columns = [Column("decoder", names, text=True)]
+        for one in known.columns(task):
+            columns.append(Column(one.title, [_drawn(known.cell(one, line["name"])) for line in lines], one.rank))
         of = f"{task['name']}: {about}, {task['split']} split, {task['n']} items on {task['pictures']} pictures"
-        below = caption or explained(known, task)
-        found.append(fitted(known.lines(task), columns, width, title=of, caption=below))
+        found.append(fitted(columns, width, title=of, caption=caption or explained(known, task)))
     return found
 
 
-def _name(decoder: Line) -> Text:
-    return Text(decoder["name"], "dim" if decoder["role"] in ("plain", "control") else "")
+def _drawn(cell: Cell) -> Text:
+    if cell.change is None:
+        return Text.assemble(cell.text, (cell.interval and f"\n{cell.interval}", "dim"))
+    change = written(cell.change), STYLES[judged(cell.change)]
+    return Text.assemble(f"{cell.text} ", change, (f"\n{interval(cell.change)}", "dim"))
 
 
-def _cell(results: Results, column: Figures) -> Callable[[Line], Text]:
-    def cell(decoder: Line) -> Text:
-        found = results.cell(column, decoder["name"])
-        if found.change is None:
-            return Text.assemble(found.text, (f"\n{found.interval}" if column.shows == "difference" else "", "dim"))
-        change = written(found.change), STYLES[judged(found.change)]
-        return Text.assemble(f"{found.text} ", change, (f"\n{interval(found.change)}", "dim"))
+class Column(NamedTuple):
+    """A column of a table: its heading, and what stands in it, line by line."""
 
-    return cell
+    title: str
+    cells: Sequence[Text | str]
+    rank: int = 0  # on a narrow terminal the columns of the highest rank go first, those of rank 0 never
+    text: bool = False  # whether it holds words, which are folded where they are too long; else figures
+
+
+def fitted(columns: Sequence[Column], width: int, *, title: str, caption: str = "") -> Table:
+    """Return a table of as many of the columns as fit into `width` characters."""
+    kept, unbounded = list(columns), Console(width=10_000)
+    while True:
+        shown = Table(title=Text(title), caption=Text(caption) if caption else None, box=box.SIMPLE_HEAD)
+        shown.title_justify = shown.caption_justify = "left"
+        shown.pad_edge, shown.padding = False, (0, 1, 0, 0)
+        for column in kept:
+            kind: dict[str, Any] = {"overflow": "fold"} if column.text else {"justify": "right", "no_wrap": True}
+            shown.add_column(column.title, **kind)
+        for line in zip(*(column.cells for column in kept), strict=True):
+            # Text: names of sweep points hold brackets, which would be taken for markup
+            shown.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in line))
+        wide = Measurement.get(unbounded, unbounded.options, shown).maximum
+        if wide <= width or not any(column.rank for column in kept):
+            return shown
+        kept.remove(max(kept, key=lambda column: column.rank))
 
 
 def explained(results: Results, task: Task) -> str:
@@ -117,42 +138,3 @@ def _matchers(results: Results, task: Task) -> Iterator[str]:
             for row, metric in results.main(task):
                 if difference := results.difference(row, ours, metric, theirs):
                     yield f"{ours} − {theirs} on {row}: {title(metric)} {said(difference)}."
-
-
-Of = TypeVar("Of")
-
-
-@dataclass(frozen=True)
-class Column(Generic[Of]):
-    """A column: its heading, and what stands in it for a line."""
-
-    title: str
-    cell: Callable[[Of], Text | str]
-    rank: int = 0  # on a narrow terminal the columns of the highest rank go first, those of rank 0 never
-    text: bool = False  # whether it holds words, which are folded where they are too long; else figures
-
-
-def fitted(lines: Sequence[Of], columns: Sequence[Column[Of]], width: int, *, title: str, caption: str = "") -> Table:
-    """Return a table of as many of the columns as fit into `width` characters."""
-    kept = list(columns)
-    unbounded = Console(width=10_000)
-    while True:
-        shown = _drawn(lines, kept, title, caption)
-        wide = Measurement.get(unbounded, unbounded.options, shown).maximum
-        if wide <= width or not any(column.rank for column in kept):
-            return shown
-        kept.remove(max(kept, key=lambda column: column.rank))
-
-
-def _drawn(lines: Sequence[Of], columns: Sequence[Column[Of]], title: str, caption: str) -> Table:
-    shown = Table(title=Text(title), caption=Text(caption) if caption else None, box=box.SIMPLE_HEAD)
-    shown.title_justify = shown.caption_justify = "left"
-    shown.pad_edge, shown.padding = False, (0, 1, 0, 0)
-    for column in columns:
-        kind: dict[str, Any] = {"overflow": "fold"} if column.text else {"justify": "right", "no_wrap": True}
-        shown.add_column(column.title, **kind)
-    for line in lines:
-        # Text: names of sweep points hold brackets, which would be taken for markup
-        cells = [column.cell(line) for column in columns]
-        shown.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
-    return shown

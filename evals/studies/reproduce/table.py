@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import product
-from operator import itemgetter
 from typing import Any
 
 from rich.table import Table
@@ -22,12 +21,12 @@ _Line = dict[str, Any]
 def dry_run_table(found: Mapping[str, Any], width: int = 120) -> Table:
     """Return the runs of the grid and how long they take."""
     columns = [
-        Column[_Line]("run", itemgetter("name"), text=True),
-        Column[_Line]("questions or captions", lambda cell: f"{cell['items']:,}", 2),
-        Column[_Line]("answers", lambda cell: f"{cell['answers']:,}", 1),
-        Column[_Line]("hours", lambda cell: f"{cell['hours']:.2f}"),
+        Column("run", [cell["name"] for cell in found["cells"]], text=True),
+        Column("questions or captions", [f"{cell['items']:,}" for cell in found["cells"]], 2),
+        Column("answers", [f"{cell['answers']:,}" for cell in found["cells"]], 1),
+        Column("hours", [f"{cell['hours']:.2f}" for cell in found["cells"]]),
     ]
-    return fitted(found["cells"], columns, width, title="AGLA's paper: the runs")
+    return fitted(columns, width, title="AGLA's paper: the runs")
 
 
 def reproduce_tables(found: Mapping[str, Any], width: int = 120) -> list[Table]:
@@ -42,12 +41,13 @@ def reproduce_tables(found: Mapping[str, Any], width: int = 120) -> list[Table]:
 def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
     paired = any(row["published"] is not None for row in rows)
     words = ("data", "kind", "method", "mode") if name == "POPE" else ("data", "method", "mode")
-    columns = [Column[_Line](word, itemgetter(word), text=True) for word in words]
+    lines = _lines(rows)
+    columns = [Column(word, [line[word] for line in lines], text=True) for word in words]
     for place, (metric, title) in enumerate(TABLE["columns"][name].items()):
-        columns.append(Column(title, itemgetter(metric), 3 * place))
+        columns.append(Column(title, [line[metric] for line in lines], 3 * place))
         if paired:
-            columns.append(Column("publ.", itemgetter(f"{metric} publ."), 3 * place))
-            columns.append(Column("apart", itemgetter(f"{metric} apart"), 3 * place + (place > 0)))
+            columns.append(Column("publ.", [line[f"{metric} publ."] for line in lines], 3 * place))
+            columns.append(Column("apart", [line[f"{metric} apart"] for line in lines], 3 * place + (place > 0)))
     caption = (
         "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch "
         "zero. All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does. "
@@ -55,7 +55,7 @@ def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
     beside = "“apart”: measured minus published, in points; * outside the interval."
     caption += beside if paired else "Nothing published is set beside it."
     title = f"{name}, {model}: measured{' beside published' if paired else ''}"
-    return fitted(_lines(rows), columns, width, title=title, caption=caption)
+    return fitted(columns, width, title=title, caption=caption)
 
 
 def _lines(rows: Sequence[Row]) -> list[_Line]:
