@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lvlm_guard.evals.report.layout import JUDGED, Results, Task
@@ -89,26 +88,15 @@ def differences(results: Results, task: Task) -> Markup:
 def threshold(results: Results, task: Task) -> Markup:
     """Draw what a moved threshold is worth: accuracy over the lean to yes, and where a tilt alone would bring it."""
     row = results.row_tasks(task)[-1]
-    share = results.label_yes(row)
-    points = []
+    share, curves = results.label_yes(row), []
     for decoder in results.lines(task):
         found = [results.value(row, decoder["name"], m) for m in ("yes_ratio", "accuracy", "accuracy_matched")]
         ratio, accuracy, matched = (None if one is None else one["value"] for one in found)
         if share is not None and ratio is not None and accuracy is not None:
-            points.append((decoder, (ratio - share, accuracy), matched))
-
-    def draw(axes: Axes) -> None:
-        axes.axvline(0, **_DASHED)
-        for decoder, (lean, accuracy), matched in points:
-            colour = _colour(results, decoder)
-            if matched is not None:
-                axes.plot([lean, 0], [accuracy, matched], color=colour, linewidth=1, alpha=0.6)
-                axes.plot(0, matched, "o", color=colour, markerfacecolor=CARD, markersize=5)
-            axes.plot(lean, accuracy, "o", color=colour, markersize=6)
-
+            tilted = [] if matched is None else [(0.0, matched)]
+            curves.append((decoder, [(ratio - share, accuracy), *tilted]))
     across = "share of answers that are yes, less that of the labels"
-    dots = [(decoder, dot) for decoder, dot, _ in points]
-    return _dots(results, dots, draw, f"Accuracy over the lean to yes on {row}", across, f"accuracy, {row}")
+    return _curves(results, curves, f"Accuracy over the lean to yes on {row}", across, f"accuracy, {row}", zero=True)
 
 
 def lengths(results: Results, task: Task) -> Markup:
@@ -119,42 +107,37 @@ def lengths(results: Results, task: Task) -> Markup:
     for decoder in (d for d in results.lines(task) if d["role"] in ("reference", *JUDGED)):
         found = [[results.value(row, decoder["name"], m + end) for m in ("object_recall", "chair_i")] for end in ends]
         points = [(x["value"], y["value"]) for x, y in found if x is not None and y is not None]
-        if points:
-            curves.append((decoder, points))
-
-    def draw(axes: Axes) -> None:
-        for decoder, points in curves:
-            xs, ys = zip(*points, strict=True)
-            colour = _colour(results, decoder)
-            axes.plot(xs, ys, "o-", color=colour, linewidth=1, markersize=3, markerfacecolor=CARD)
-            axes.plot(xs[0], ys[0], "o", color=colour, markersize=6)
-
+        curves += [(decoder, points)] if points else []
     heading = "CHAIR_i: less is better; best is low and to the right"
-    dots = [(decoder, points[0]) for decoder, points in curves]
-    name = f"CHAIR_i over object recall on {row}"
-    return _dots(results, dots, draw, name, "object recall: more is better", heading)
+    return _curves(results, curves, f"CHAIR_i over object recall on {row}", "object recall: more is better", heading)
 
 
-def _dots(
+def _curves(
     results: Results,
-    dots: Sequence[tuple[Mapping[str, Any], tuple[float, float]]],
-    draw: Callable[[Axes], None],
+    curves: Sequence[tuple[Mapping[str, Any], Sequence[tuple[float, float]]]],
     name: str,
     across: str,
     heading: str,
+    zero: bool = False,
 ) -> Markup:
-    """Return a chart of decoders' dots with their names beside it, apart from each other, each with a line to its dot;
-    nothing where there is one alone.
+    """Draw each decoder's points as a curve, the first one filled, all names beside the plot, apart from each other,
+    each with a line to its dot; nothing where there is one decoder alone.
     """
 
-    def whole(figure: Figure) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        draw(axes)
+        if zero:
+            axes.axvline(0, **_DASHED)
+        for decoder, points in curves:
+            xs, ys = zip(*points, strict=True)
+            colour = _colour(results, decoder)
+            axes.plot(xs, ys, "o-", color=colour, linewidth=1, markersize=4, markerfacecolor=CARD)
+            axes.plot(xs[0], ys[0], "o", color=colour, markersize=6)
         (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
         floor = low
         line = {"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4}
         beside: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
-        for decoder, dot in sorted(dots, key=lambda one: one[1][1]):
+        for decoder, (dot, *_) in sorted(curves, key=lambda curve: curve[1][0][1]):
             at = max(dot[1], floor)
             floor = at + (high - low) / 17
             place, colour = (1.04, (at - low) / (high - low)), _colour(results, decoder)
@@ -164,7 +147,7 @@ def _dots(
         axes.set_xlabel(across)
         axes.set_title(heading, color=INK)
 
-    return drawn(name, (6.6, 3.8), whole) if len(dots) > 1 else Markup("")
+    return drawn(name, (6.6, 3.8), draw) if len(curves) > 1 else Markup("")
 
 
 def _colour(results: Results, decoder: Mapping[str, Any]) -> str:
