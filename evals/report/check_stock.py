@@ -99,10 +99,10 @@ def _judge(found: Checked, model: str, task: str, limit: Any, rows: Sequence[Row
     kind = {"kind": "pope"} if yes_no else {"kind": "chair", "vocabulary": ["none"]}
     described = {"name": task, "split": "test", "rows": [task], "max_new_tokens": limit} | kind
     tallies = tallies_of(table_of(answers), items, [described])
-    judged = validity(tallies.values(), [{"name": model, "role": "reference", "seeds": 1}], model, allowed)
-    found.void.extend(judged.void)
-    found.warnings.extend([*judged.warnings, *(_misread(task, rows, model) if yes_no else ())])
-    if not judged.void:
+    void, warnings = validity(tallies.values(), [{"name": model, "role": "reference", "seeds": 1}], model, allowed)
+    found.void.extend(void)
+    found.warnings.extend([*warnings, *(_misread(task, rows, model) if yes_no else ())])
+    if not void:
         found.good.append(f"{model} on {task}: {len(rows)} documents, each with an answer.")
 
 

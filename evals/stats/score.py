@@ -119,12 +119,12 @@ def score_answers(
     for tally in tallies.values():
         for name in set(tally.decoders()) - {decoder["name"] for decoder in decoders}:
             raise DataError(f"{tally.name} was answered by {name}, which is none of the listed decoders.")
-    found = validity(tallies.values(), decoders, reference, allowed)
+    void, told = validity(tallies.values(), decoders, reference, allowed)
     tests = {name: tally for name, tally in tallies.items() if not tally.calibrates}
     rows: list[Row] = []
     controls: dict[tuple[str, str], str] = {}
     owners = Counter(row for tally in tests.values() for row in tally.rows)
-    for (name, _), tally in tests.items() if not found.void else ():
+    for (name, _), tally in tests.items() if not void else ():
         held, best = controls_of(calibration(tallies, name), decoders)
         measured = Measured(tally, decoders, reference, owners, draws)
         warnings += measured.warnings
@@ -141,8 +141,8 @@ def score_answers(
         "verdicts": list(verdicts(rows, decoders, reference, controls)),
         "checks": checks,
         "costs": [*work, *cost_rows(costs, tests, decoders, reference, draws)],
-        "void": found.void,
-        "warnings": list(dict.fromkeys([*found.warnings, *warnings])),
+        "void": void,
+        "warnings": list(dict.fromkeys([*told, *warnings])),
         "tasks": [dict(task) for task in tasks],
         "decoders": decoders,
     }

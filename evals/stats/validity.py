@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,36 +41,35 @@ class Allowed:
                 )
 
 
-@dataclass(frozen=True)
-class Validity:
-    """What is wrong with a run's answers, in sentences: with any in `void` its scores mean nothing (exit code 3)."""
-
-    void: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
 def validity(
     tallies: Iterable[Tally], decoders: Sequence[Mapping[str, Any]], reference: str, allowed: Allowed | None = None
-) -> Validity:
-    """Judge the answers of a run, all counted; `reference` is the decoder that plain, greedy decoding is called."""
-    allowed, found, tallies = allowed or Allowed(), Validity(), list(tallies)
+) -> tuple[list[str], list[str]]:
+    """Judge the answers of a run, all counted; `reference` is the decoder that plain, greedy decoding is called.
+
+    Returns sentences that make the run void, so that its scores mean nothing (exit code 3), and warnings.
+    """
+    allowed, tallies = allowed or Allowed(), list(tallies)
+    void: list[str] = []
+    warnings: list[str] = []
     tests = [tally for tally in tallies if not tally.calibrates]
     for tally in tallies:
         for decoder in decoders:
-            if not _asked(decoder, tally):
+            # a decoder that files name may be anything: what it did answer is judged
+            given, yes_no = tally.of(decoder["name"]), tally.task["kind"] in YES_NO
+            spared = tally.calibrates and decoder.get("role") not in CALIBRATED
+            if decoder.get("derive") or spared or (decoder.get("yes_no_only") and not yes_no and not given):
                 continue
             place = f"{decoder['name']} on {tally.name}" + (" (calibration)" if tally.calibrates else "")
-            given = tally.of(decoder["name"])
             for sentence, fatal in _answers(place, tally, given, decoder, allowed):
-                (found.void if fatal else found.warnings).append(sentence)
+                (void if fatal else warnings).append(sentence)
             if tally in tests:
-                found.warnings.extend([*_one_word(place, tally, given), *_unreadable(place, given)])
+                warnings += [*_one_word(place, tally, given), *_unreadable(place, given)]
         if tally in tests:
-            found.warnings.extend(_few(tally))
+            warnings += _few(tally)
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
     for decoder in decoders:
-        found.warnings.extend(_idle(decoder, plain if decoder.get("sampled") else reference, tests))
-    return found
+        warnings += _idle(decoder, plain if decoder.get("sampled") else reference, tests)
+    return void, warnings
 
 
 def detectable(n: int, changed: float = CHANGED) -> float:
@@ -80,14 +79,6 @@ def detectable(n: int, changed: float = CHANGED) -> float:
     of the answers that differ between the two runs.
     """
     return float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * math.sqrt(changed / n)
-
-
-def _asked(decoder: Mapping[str, Any], tally: Tally) -> bool:
-    # a decoder that files name may be anything: what it did answer is judged
-    spared = decoder.get("yes_no_only") and tally.task["kind"] not in YES_NO and not tally.of(decoder["name"])
-    if decoder.get("derive") or spared:
-        return False
-    return not tally.calibrates or decoder.get("role") in CALIBRATED
 
 
 def _answers(
