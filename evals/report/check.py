@@ -17,12 +17,9 @@ from typing import Any, Literal
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.report.saved import ANSWERS, ASKED, COSTS, ITEMS, RESULTS, Run, plain, read_run
-from lvlm_guard.evals.spec import answers as schema
-from lvlm_guard.evals.spec import jsonl
+from lvlm_guard.evals.report.saved import ANSWERS, ASKED, ITEMS, RESULTS, Run, plain, read_run
 from lvlm_guard.evals.spec.items import EvalTask, Item
-from lvlm_guard.evals.stats.score import identity, score_answers
-from lvlm_guard.evals.stats.tally import Stored
+from lvlm_guard.evals.stats.score import identity, score_answers, stored
 from lvlm_guard.evals.stats.validity import Allowed
 
 LAST_DIGITS = 1e-9  # relative: what another release of NumPy may sum up otherwise
@@ -118,19 +115,12 @@ def _answers(run: Run) -> Iterator[str]:
 
 def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
     """Compute everything again and hold it against `results.json`."""
-    written, costs = run.results.data, run.folder / COSTS
+    written, asked = run.results.data, {task["name"] for task in run.asked["tasks"]}
+    answers, items, costs = stored(run.folder)
     # as they were scored: with the dialects and verdicts that scoring was told of
-    asked = {task["name"] for task in run.asked["tasks"]}
-    again = plain(
-        score_answers(
-            Stored(run.folder / ANSWERS),
-            (row for _, row in jsonl.numbered(run.folder / ITEMS)),
-            [task for task in written["tasks"] if task["name"] in asked],
-            run.asked["decoders"],
-            costs=Stored(costs, schema.COSTS) if costs.exists() else (),
-            allowed=replace(Allowed(**written.get("allowed", {})), **given),
-        )
-    )
+    tasks = [task for task in written["tasks"] if task["name"] in asked]
+    allowed = replace(Allowed(**written.get("allowed", {})), **given)
+    again = plain(score_answers(answers, items, tasks, run.asked["decoders"], costs=costs, allowed=allowed))
     found.void.extend(again["void"])
     found.warnings.extend(again["warnings"])
     if not again["void"]:

@@ -27,7 +27,7 @@ from lvlm_guard.evals.errors import DataError, VoidRunError, disk_trouble
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.spec import jsonl
 
-ASKED, ITEMS, ANSWERS, COSTS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "costs.parquet", "results.json"
+ASKED, ITEMS, ANSWERS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "results.json"
 NEEDED: dict[str, dict[str, type]] = {
     ASKED: {"settings": dict, "tasks": list},
     RESULTS: {"rows": list, "verdicts": list, "void": list, "decoders": list, "tasks": list},
@@ -100,18 +100,14 @@ class Run:
 
     def answers(self, columns: Sequence[str] | None = None, **where: Any) -> pa.Table:
         """Return rows of the table of answers: those alone whose columns have a value, or one of several."""
-        schema = self._table().schema
-        kept = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-        return pa.Table.from_batches(self._batches(kept.names, where), schema=kept)
+        return self._scanned(columns, where).to_table()
 
     def by_item(
         self, task: str, columns: Sequence[str] = ("text", "ended", "failed"), keys: list[str] | None = None
     ) -> Iterator[tuple[Item, Said]]:
-        """Yield each reported item of a task (those alone that `keys` name) with its answers, decoder -> one a seed;
-        one item in memory at a time.
-        """
+        """Yield each reported item of a task (those alone that `keys` name) with its answers, one at a time."""
         where = {"task": task, "split": self._splits[task]} | ({} if keys is None else {"item": keys})
-        batches = self._batches(("item", "decoder", *columns), where)
+        batches = self._scanned(("item", "decoder", *columns), where).to_batches()
         rows = (row for batch in batches for row in batch.to_pylist())
         for key, own in groupby(rows, lambda row: row["item"]):
             said: Said = {}
@@ -119,22 +115,19 @@ class Run:
                 said.setdefault(row["decoder"], []).append(row)
             yield self.items[task][key], said
 
-    def _batches(self, columns: Sequence[str], where: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-        table, wanted = self._table(), ds.scalar(True)
+    def _scanned(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> ds.Scanner:
+        path, wanted = self.folder / ANSWERS, ds.scalar(True)
+        if not path.exists():
+            raise DataError(self.todo)
+        try:
+            table = ds.dataset(path, format="parquet")
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} can't be read: {error}. Give the run's command again: it is made anew.") from error
         for name, value in where.items():
             values = pa.array(value if isinstance(value, list) else [value], table.schema.field(name).type)
             wanted = wanted & ds.field(name).isin(values)
         # one thread: rows stay in the order in which they were written
-        yield from table.to_batches(columns=list(columns), filter=wanted, use_threads=False)
-
-    def _table(self) -> ds.Dataset:
-        path = self.folder / ANSWERS
-        if not path.exists():
-            raise DataError(self.todo)
-        try:
-            return ds.dataset(path, format="parquet")
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} can't be read: {error}. Give the run's command again: it is made anew.") from error
+        return table.scanner(columns=columns and list(columns), filter=wanted, use_threads=False)
 
 
 def read_run(folder: str | Path) -> Run:

@@ -45,7 +45,7 @@ def score(
     `dialects` are of CHAIR, beside ours and the stand-alone script's: "wordnet" is that of papers since OPERA. Raises
     `DataError` where the folder holds no whole run, or an answer can't be scored; `RunError` where the disk is full.
     """
-    folder, costs = Path(folder), Path(folder) / COSTLY
+    folder = Path(folder)
     missing = [name for name in (ASKED, ITEMS, ANSWERS) if not (folder / name).exists()]
     if missing:
         raise DataError(
@@ -54,14 +54,12 @@ def score(
         )
     asked, note = json.loads((folder / ASKED).read_text(encoding="utf-8")), ""
     tasks: Sequence[Described] = [_with_told(task, folder, dialects) for task in asked["tasks"]]
-    answers: Answers = Stored(folder / ANSWERS)
-    items: Iterable[Described] = (row for _, row in jsonl.numbered(folder / ITEMS))
+    answers, items, costs = stored(folder)
     if repope is not None:
         from lvlm_guard.evals.tasks.repope import rescored
 
         tasks, items, answers, note = rescored(repope, tasks, items, answers)
-    spent = Stored(costs, COSTS) if costs.exists() else ()
-    results = score_answers(answers, items, tasks, asked["decoders"], costs=spent, allowed=allowed)
+    results = score_answers(answers, items, tasks, asked["decoders"], costs=costs, allowed=allowed)
     results["warnings"] += [note] if note else []
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
     results |= {name: asked.get(name) for name in ("environment", "flags")}
@@ -71,6 +69,13 @@ def score(
         part.write_text(text + "\n", encoding="utf-8")
         part.replace(folder / RESULTS)
     return results
+
+
+def stored(folder: Path) -> tuple[Answers, Iterable[Described], Answers]:
+    """Return the answers, items and costs of a run, read as they are gone through."""
+    costs = folder / COSTLY
+    items = (row for _, row in jsonl.numbered(folder / ITEMS))
+    return Stored(folder / ANSWERS), items, Stored(costs, COSTS) if costs.exists() else ()
 
 
 def _with_told(task: Described, folder: Path, dialects: Sequence[str]) -> Described:
