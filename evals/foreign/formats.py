@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,29 +107,19 @@ def _given(at: str, number: int, row: Row, form: Format) -> Given:
             picture, objects = told.get("image_id"), [str(name) for name in told.get("answer", ())]
     score = None if spreadsheet else _score(at, row)  # VLMEvalKit's "score" says whether an answer is right
     text = _answer(at, form.text, row[form.text], numbers=spreadsheet)
+    item = f"{kinds}/{key}" if kinds and "," not in kinds else key
+    cut = score is not None and row.get("score_cut") is not None
+    named = (item, _text(asked), _text(picture), _text(row.get(form.question)), row.get(form.label), kinds)
     try:
-        return Given(
-            line=number,
-            item=f"{kinds}/{key}" if kinds and "," not in kinds else key,
-            asked=_text(asked),
-            picture=_text(picture),
-            question=_text(row.get(form.question)),
-            label=row.get(form.label),
-            kinds=kinds,
-            text=text,
-            decoder=_text(row.get("decoder")),
-            seed=int(row.get("seed") or 0),
-            score=score,
-            after_cut=score is not None and row.get("score_cut") is not None,
-            mass=None if row.get("mass") is None else float(row["mass"]),
-            censored=bool(row.get("censored", False)),
-            tokens=int(row.get("tokens") or 0),
-            ended=bool(row.get("ended", True)),
-            cut_at=row.get("cut_at"),
-            objects=objects,
-        )
+        more = {name: read_as(row[name]) for name, read_as in _PLAIN.items() if row.get(name) not in (None, "")}
     except (TypeError, ValueError) as error:
-        raise DataError(f"{at} has a seed, mass or number of tokens that is none: {error}.") from None
+        raise DataError(f"{at} has a seed, mass, or number or list of tokens that is none: {error}.") from None
+    return Given(number, *named, text=text, score=score, after_cut=cut, objects=objects, **more)
+
+
+_PLAIN: dict[str, Callable[[Any], Any]]
+_PLAIN = {"decoder": str, "seed": int, "mass": float, "censored": bool, "tokens": int, "ended": bool, "cut_at": list}
+"""Fields that have one name everywhere, and how they are read."""
 
 
 def _text(value: Any) -> str:

@@ -2,9 +2,8 @@
 
     lvlm-guard eval run --model M --tasks dash_b --questions DASH-B
 
-DASH-B (arXiv:2503.23573, the data set YanNeu/DASH-B on the hub, 673 MB) states no licence: nothing of it is kept here
-or fetched. `--questions` is the download's folder of parquet files, or a file of rows with question, answer,
-question_id, image (a file name in `--images`) and object. The prompt is the question, which asks for yes or no.
+`--questions` is the download's folder of parquet files, or a file of rows with question, answer, question_id, image (a
+file name in `--images`) and object. The prompt is the question, which asks for yes or no.
 """
 
 from __future__ import annotations

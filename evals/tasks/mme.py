@@ -2,10 +2,9 @@
 
     lvlm-guard eval run --model M --tasks mme_hallucination --questions Your_Results --images MME_Benchmark
 
-MME (arXiv:2306.13394) is given by its authors on request. `--questions` is the folder of its eval tool with
-existence.txt, count.txt, position.txt and color.txt: `picture, question, answer` between tabs, two lines a picture.
-Pictures lie in `--images`, or in a folder of the task's name below it. The prompt is the line's own; 800 points in all.
-lmms-eval's copy of the whole benchmark is its task `mme`.
+`--questions` is the folder of the authors' eval tool with existence.txt, count.txt, position.txt and color.txt:
+`picture, question, answer` between tabs, two lines a picture. Pictures lie in `--images`, or in a folder of the task's
+name below it. The prompt is the line's own. lmms-eval's copy of the whole benchmark is its task `mme`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """`mmhal`: MMHal-Bench's 96 questions, whose answers a judge of the user's grades (see `metrics.mmhal`).
 
-    lvlm-guard eval run --model M --tasks mmhal --questions response_template.json --images PICTURES
-    lvlm-guard eval judge runs/first --prompt prompt.txt     # writes what the judge is to be asked
-    lvlm-guard eval score runs/first                         # reads the replies in runs/first/verdicts
-
-The data set is Shengcao1006/MMHal-Bench on the hub (Apache-2.0; pictures are Flickr's).
+lvlm-guard eval run --model M --tasks mmhal --questions response_template.json --images PICTURES
+lvlm-guard eval judge runs/first --prompt prompt.txt     # writes what the judge is to be asked
+lvlm-guard eval score runs/first                         # reads the replies in runs/first/verdicts
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
     """Return RePOPE's labels, by split and question id.
 
     `folder` is a copy of the repository or of its folder "annotations"; "fetch" fetches the files. Raises `DataError`
-    where a file can't be had, is POPE's, or is not RePOPE's at the pinned commit.
+    where a file can't be had, or is not RePOPE's at the pinned commit.
     """
     found = {}
     for split in splits:
@@ -101,15 +101,10 @@ def rescored(
     # thresholds and controls are chosen on the same questions of no test, whose labels RePOPE does not have
     held = [{**row, **named} for row in listed if row["task"] == of["name"] and row["split"] != "test"]
     copies |= {(of["name"], row["split"], row["item"]): [row["item"]] for row in held}
-    asked = {
-        **of,
-        "name": "repope",
-        "kind": "repope",
-        "n": len(made),
-        "pictures": len({one["picture"] for one in made.values()}),
-        "rows": [f"repope_{split}" for split in splits],
-        "about": {"source": "RePOPE (arXiv:2504.15707), labels of stored answers", "answers": of["name"]},
-    }
+    pictures = {one["picture"] for one in made.values()}
+    about = {"source": "RePOPE (arXiv:2504.15707), labels of stored answers", "answers": of["name"]}
+    asked = {**of, "name": "repope", "kind": "repope", "n": len(made), "pictures": len(pictures), "about": about}
+    asked["rows"] = [f"repope_{split}" for split in splits]
     note = (
         f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous: answers to them count under "
         "POPE's labels alone. Fewer than half of RePOPE's labels are yes."
@@ -131,7 +126,6 @@ class _Copied:
             named = [(at, name) for at, key in enumerate(keys) for name in self.copies.get(key, ())]
             if named:
                 copied = batch.take(pa.array([at for at, _ in named]))
-                for column, values in (("task", ["repope"] * len(named)), ("item", [name for _, name in named])):
-                    at = copied.schema.get_field_index(column)
-                    copied = copied.set_column(at, copied.schema.field(column), pa.array(values, pa.string()))
-                yield copied
+                new = {"task": pa.array(["repope"] * len(named)), "item": pa.array([name for _, name in named])}
+                columns = [new.get(name, copied[name]) for name in batch.schema.names]
+                yield pa.record_batch(columns, schema=batch.schema)

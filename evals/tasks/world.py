@@ -3,9 +3,7 @@
 World POPE follows POPE (arXiv:2305.10355): for each picture three objects in view and three that are not, chosen at
 random, by frequency, or by co-occurrence; frequencies are counted on training scenes. World CHAIR captions scenes and
 compares with what is in view. `world_pope_real` and `world_chair_real` are the same drawings pasted on photographs.
-
-Splits: "val" is for choosing anything, "test" for reporting. World POPE has scenes of "val" beside its test scenes, on
-which controls are fitted and chosen.
+The test of World POPE has scenes of the split "val" beside it, on which controls are fitted and chosen.
 """
 
 from __future__ import annotations
@@ -22,20 +20,14 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.pope import Answer
 from lvlm_guard.evals.spec.items import EvalTask, Item, Split
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.benchmark import made
+from lvlm_guard.evals.tasks.benchmark import benchmarks, made
 
 PICTURES, CAPTIONS, CALIBRATION = 240, 320, 80
 LABELS: dict[bool, Answer] = {True: "yes", False: "no"}
 NOUNS: tuple[str, ...] = world.CLASSES
 """Everything that can be named: the objects of POPE, the vocabulary of CHAIR, what `vote` votes on."""
 
-LIMITS = (
-    "The world is drawn and its bias is built in: the language model was trained on labels that assume what usually "
-    "goes with what is in view and overlook what does not, so that it errs both ways; it was trained on partly black "
-    "pictures too. The matcher was trained on clean labels, as another witness that errs elsewhere. The figures show "
-    "that the code does what the methods promise where their premise holds, for one training seed. They do not show "
-    "that a method helps a real model: that must be measured on one."
-)
+LIMITS: str = benchmarks()["world"]["limits"]
 """What this world shows and what it does not; said wherever its figures are."""
 
 
@@ -91,10 +83,11 @@ def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> 
             f"{pictures} pictures were asked for, but the split {name!r} has {found} scenes with three objects in "
             "view: ask for fewer."
         )
-    questions = []
-    for n, q in enumerate(asked, 1):
-        noun, text, label = NOUNS[q.asked], world.question(NOUNS[q.asked]), LABELS[q.present]
-        questions.append(WorldQuestion(n, q.scene, q.mode, noun, text, label, q.assumed))
+    texts = {noun: world.question(noun) for noun in NOUNS}
+    told = ((n, q, NOUNS[q.asked]) for n, q in enumerate(asked, 1))
+    questions = [
+        WorldQuestion(n, q.scene, q.mode, noun, texts[noun], LABELS[q.present], q.assumed) for n, q, noun in told
+    ]
     return WorldPope(drawn, questions)
 
 

@@ -40,15 +40,12 @@ REPOPE = tuple(file.sha256[:16] for file in published("repope").values())
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """A question file; `data_set` is "" where neither content nor name tells, `row` what its questions count in.
-
-    `published`: which published file it is, byte for byte but line ends; None: another one.
-    """
+    """A question file."""
 
     path: Path
-    data_set: str
-    row: str
-    published: str | None
+    data_set: str  # "" where neither content nor name tells
+    row: str  # what its questions count in
+    published: str | None  # which published file it is, byte for byte but line ends; None: another one
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -57,15 +54,9 @@ class QuestionFile:
 
     def describe(self) -> dict[str, Any]:
         """Return what a report says of it."""
-        return {
-            "file": self.path.name,
-            "sha256": _digest(self.path),
-            "published": self.published,
-            "row": self.row,
-            "questions": len(self.questions),
-            "pictures": len({q.image for q in self.questions}),
-            "yes": sum(q.label == "yes" for q in self.questions),
-        }
+        told = {"file": self.path.name, "sha256": _digest(self.path), "published": self.published, "row": self.row}
+        pictures, yes = {q.image for q in self.questions}, sum(q.label == "yes" for q in self.questions)
+        return told | {"questions": len(self.questions), "pictures": len(pictures), "yes": yes}
 
     def warnings(self, paper: bool) -> list[str]:
         """Return what to know before its numbers are compared with published ones."""
