@@ -167,12 +167,9 @@ def gather(
 def _batches(file: int, name: str, given: Iterable[Given]) -> Iterator[pa.RecordBatch]:
     given = iter(given)
     while chunk := list(islice(given, CHUNK)):
-        columns: dict[str, Any] = dict(zip(Given._fields, zip(*chunk, strict=True), strict=True))
-        columns["file"] = [file] * len(chunk)
-        columns["decoder"] = [decoder or name for decoder in columns["decoder"]]
-        columns["label"] = [answer.truth or _label(name, answer) for answer in chunk]
+        known = [{"file": file, "decoder": a.decoder or name, "label": a.truth or _label(name, a)} for a in chunk]
         try:
-            yield pa.record_batch([pa.array(columns[field.name], field.type) for field in OWN], schema=OWN)
+            yield pa.RecordBatch.from_pylist([a._asdict() | k for a, k in zip(chunk, known, strict=True)], schema=OWN)
         except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError) as error:
             at = f"Lines {chunk[0].line} to {chunk[-1].line} of {name}"
             raise DataError(f"{at} hold a name, number or list of lengths that is none: {error}.") from None

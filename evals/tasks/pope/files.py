@@ -97,9 +97,22 @@ def files_of(task: str, settings: Settings) -> list[QuestionFile]:
     Of a folder, files of data sets that the run does not ask are left out; one that is named itself and that no task
     asks is a `DataError`, as is RePOPE's.
     """
-    given = _given(settings)
+    named: dict[Path, None] = {}
+    found: dict[Path, None] = {}
+    for path in map(Path, settings.questions):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*pope*.json*") if _word(p, KINDS) and _digest(p) not in REPOPE)
+            if not inside:
+                raise DataError(
+                    f"{path} holds no question file: in a folder those named like coco_pope_random.json are taken. "
+                    "Name the files one by one otherwise."
+                )
+            found |= dict.fromkeys(inside)
+        elif not list_of_pictures(path):
+            named[path] = None
+    given = list(named | found)
     files = [described(path, len(given)) for path in given]
-    mine = [file for file in files if _asked_by(file, settings, given[file.path]) == task]
+    mine = [file for file in files if _asked_by(file, settings, file.path in named) == task]
     both = [f for f in mine if f.published and f.published.startswith("coco adversarial")]
     if len(both) > 1:  # the folder of both copies: the preset says which
         mine = [f for f in mine if f not in both or (f.published == MISSPELT) == (settings.preset == PAPER)]
@@ -116,24 +129,6 @@ def list_of_pictures(path: Path) -> bool:
     if not isinstance(row, dict) or "image" not in row or "label" in row:
         return False
     return not str(row.get("text", "")).rstrip().endswith("?")
-
-
-def _given(settings: Settings) -> dict[Path, bool]:
-    """Return the files of `--questions`, first those that are named themselves, and whether they are."""
-    named: dict[Path, bool] = {}
-    found: dict[Path, bool] = {}
-    for path in map(Path, settings.questions):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*pope*.json*") if _word(p, KINDS) and _digest(p) not in REPOPE)
-            if not inside:
-                raise DataError(
-                    f"{path} holds no question file: in a folder those named like coco_pope_random.json are taken. "
-                    "Name the files one by one otherwise."
-                )
-            found |= dict.fromkeys(inside, False)
-        elif not list_of_pictures(path):
-            named[path] = True
-    return named | {path: False for path in found if path not in named}
 
 
 def described(path: Path, files: int) -> QuestionFile:
