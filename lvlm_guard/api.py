@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lvlm_guard.engine import guarded
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
 from lvlm_guard.errors import KnobError, did_you_mean
 from lvlm_guard.families import family_of
-from lvlm_guard.families import processor as processors
+from lvlm_guard.families.proof import Check, guard_off, install, proven
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +54,13 @@ def resolve(method: str | Method | type[Method], knobs: dict[str, Any] | None = 
 
 
 def guard(
-    model: M, processor: P, method: str | Method = "agla", *, execution: Execution = "auto", **knobs: Any
+    model: M,
+    processor: P,
+    method: str | Method = "agla",
+    *,
+    execution: Execution = "auto",
+    check: Check = "unknown",
+    **knobs: Any,
 ) -> tuple[M, P]:
     """Guard a model and its processor, in place: `generate()` works as before and hallucinates less.
 
@@ -66,6 +71,9 @@ def guard(
         method: a registered name, or a method with its knobs, such as `methods.AGLA(alpha=1.5)`.
         execution: how the method's branches are run: "auto", "lazy" (only when they matter) or
             "batched" (stacked with the global one). The tokens are the same.
+        check: whether to prove first that a second branch is right on this model: "always", "unknown" (where neither
+            the table of `lvlm-guard doctor --families` nor a proof kept on this machine knows it), "never". It costs a
+            dozen answers of four tokens.
         **knobs: knobs of a method given by name.
 
     Returns:
@@ -82,17 +90,12 @@ def guard(
         raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
     chosen = resolve(method, knobs)
     inner: Any = _innermost(model)
-    family = family_of(inner, processor)
-    plain = getattr(inner, guarded.STATE).plain if guarded.STATE in vars(inner) else type(inner)
-    kind = guarded.guarded_class(family.decoding(plain))
+    family = proven(family_of(inner, processor), inner, processor, check)
     # nothing raises from here on, so that a call that fails leaves the pair guarded as it was
     pair: Any = processor  # the two change class in place, which no type can say
     unguard(inner)
     unguard(pair)
-    setattr(inner, guarded.STATE, guarded.Guard(chosen, family, pair, execution, plain, resolve, _verifier))
-    inner.__class__ = kind
-    setattr(pair, processors.STATE, processors.ProcessorGuard(family, type(pair)))
-    pair.__class__ = processors.guarded_class(type(pair))
+    install(inner, pair, family, chosen, execution, resolve=resolve, verifier=_verifier)
     return model, processor
 
 
@@ -105,10 +108,7 @@ def _verifier(asked: Any, call: Call, method: Method) -> Callable[[int, str], li
 def unguard(thing: M) -> M:
     """Take the guard off a model or a processor, in place; one without a guard is left as it is."""
     inner = _innermost(thing)
-    state = inner.__dict__.get(guarded.STATE)
-    if state is not None:
-        inner.__class__ = state.plain
-        delattr(inner, guarded.STATE)
+    guard_off(inner)
     return thing
 
 

@@ -1,9 +1,11 @@
 """Tests run offline, on one thread, and leave no random state behind."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads wait for each other
 # MKL's products otherwise depend on where in memory the operands happen to lie, and "bit for bit" is tested
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may wait for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("LVLM_GUARD_CACHE", tempfile.mkdtemp(prefix="lvlm-guard-proofs-"))  # not the user's own

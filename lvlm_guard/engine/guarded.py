@@ -109,13 +109,13 @@ def guarded_class(base: type[Any]) -> type[Any]:
                     "plain, but no other model asked for this one. Leave is_assistant out, or pass guard=False for a "
                     "plain answer."
                 )
+            given = (inputs, *args) if args or inputs is not None else ()  # some have another first argument
             if guard is False or nested:
                 if verify and not nested:
                     raise UnsupportedCallError(
                         "guard=False leaves all of lvlm-guard out of a call, and verify=True with it. Check the plain "
                         "answer's text with lvlm_guard.verify.verify_answer, or leave guard=False out."
                     )
-                given = (inputs, *args) if args or inputs is not None else ()
                 with within(self, None):
                     return getattr(self, STATE).plain.generate(self, *given, **kwargs)
             if verify:
@@ -124,7 +124,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             check = getattr(self, STATE).verifier(verify, session.call, session.method) if verify else None
             try:
                 with within(self, session):
-                    output = super().generate(inputs, *args, **kwargs)
+                    output = super().generate(*given, **kwargs)
             finally:
                 session.close()
             trace = session.finish(output)

@@ -62,6 +62,12 @@ class Lagging:
                 return 0
         return shared
 
+    def take_back(self, tokens: int) -> None:
+        """Crop the cache; raises RuntimeError where it can't be."""
+        if self.cache is not None and self._ids is not None:
+            self.cache.crop(-tokens)
+            self._ids = self._ids[:, :-tokens]
+
     def ran(self, ids: Tensor, done: int) -> None:
         """Note that the cache now holds the keys and values of these tokens, [R, T], of which `done` were there."""
         self._ids = ids.clone()

@@ -507,6 +507,11 @@ class Session:
         self.trace.execution = "batched" if self._asked == "batched" else "joined"
         self.execution = "batched"
 
+    def take_back(self, tokens: int) -> None:
+        """Take tokens back from the lagging branches' caches, as for rejected drafts; raises where they can't be."""
+        for lagging in self._lagging:
+            lagging.take_back(tokens)
+
     # --- the end
 
     def close(self) -> None:

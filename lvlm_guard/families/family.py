@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
 
 from lvlm_guard.engine.rows import grown
 from lvlm_guard.engine.subclass import plain_class
@@ -91,12 +90,6 @@ class Family:
             raise UnsupportedModelError(
                 f"{name}: only decoder-only models with an image processor can be guarded; {why}."
             )
-        usual = PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
-        if usual not in (None, plain_class(processor).__name__):
-            raise UnsupportedModelError(
-                f"{name}: the processor of a {model.config.model_type} is a {usual}. Load both from one place: "
-                f"AutoProcessor.from_pretrained({model.name_or_path or 'ID'!r})."
-            )
         family = cls(model.config.model_type)
         picture = Image.linear_gradient("L").convert("RGB").resize((224, 160))
         try:
@@ -166,15 +159,20 @@ class Family:
 
     def finished_prompt(self, processor: Any, question: str, pictures: int) -> str:
         """Return the prompt of a question about some pictures, where the processor has no chat template."""
-        return self.image_token(processor) * pictures + "\n" + question
+        written = not isinstance(getattr(processor, "image_token", ""), str)  # BLIP's hold an AddedToken
+        return question if written else self.image_token(processor) * pictures + "\n" + question
 
-    def nest(self, images: list[Image.Image], prompts: list[str], token: str) -> list[list[Image.Image]]:
-        """Give each prompt its pictures, in the order of its placeholders.
+    def nest(
+        self, images: list[Image.Image], prompts: list[str], token: str, templated: bool = True
+    ) -> list[list[Image.Image]]:
+        """Give each prompt its pictures, in the order of its placeholders; a processor without a template may write them.
 
         Raises:
             TextError: there are more or fewer pictures than placeholders.
         """
         wanted = [prompt.count(token) for prompt in prompts]
+        if not templated and not any(wanted) and len(images) == len(prompts):
+            return [[image] for image in images]
         if sum(wanted) != len(images):
             raise TextError(
                 f"The prompts hold {sum(wanted)} placeholders {token!r} (per prompt: {wanted}), but {len(images)} "

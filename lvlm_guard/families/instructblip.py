@@ -147,11 +147,7 @@ class InstructBlip(Family):
         """Return the class whose generate() steps through the whole model."""
         return decoding_class(base)
 
-    def finished_prompt(self, processor: Any, question: str, pictures: int) -> str:
-        """Return the question alone: the processor writes the placeholders."""
-        return question
-
-    def nest(self, images: list[Image], prompts: list[str], token: str) -> list[list[Image]]:
+    def nest(self, images: list[Image], prompts: list[str], token: str, templated: bool = False) -> list[list[Image]]:
         """Give each prompt its one picture; raises `TextError` where the counts differ or a prompt has placeholders."""
         if any(token in prompt for prompt in prompts):
             raise TextError(

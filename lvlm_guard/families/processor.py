@@ -110,11 +110,12 @@ def guarded_class(base: type[Any]) -> type[Any]:
             state: ProcessorGuard = getattr(self, STATE)
             prompts = [text] if isinstance(text, str) else list(text)
             token = state.family.image_token(self)
-            rows = state.family.nest([picture(image) for image in flat(images)], prompts, token)
+            templated = bool(getattr(self, "chat_template", None))
+            rows = state.family.nest([picture(image) for image in flat(images)], prompts, token, templated)
             given = guard_images if guard_images is not None else told.images if told else None
             turn = state.turn(self)
             views = _views(rows, _texts(guard_text, told, prompts, turn), given)
-            if guard_text is None and told is None and getattr(self, "chat_template", None):
+            if guard_text is None and told is None and templated:
                 for row, prompt in zip(views, prompts, strict=True):
                     known = isinstance(prompt, Rendered) or turn.last(prompt) is not None
                     for view in row:
