@@ -165,7 +165,9 @@ class Family:
     def nest(
         self, images: list[Image.Image], prompts: list[str], token: str, templated: bool = True
     ) -> list[list[Image.Image]]:
-        """Give each prompt its pictures, in the order of its placeholders; a processor without a template may write them.
+        """Give each prompt its pictures, in the order of its placeholders.
+
+        A processor without a template may write them itself, for one picture a prompt.
 
         Raises:
             TextError: there are more or fewer pictures than placeholders.

@@ -303,7 +303,8 @@ def glm46v() -> Any:
 
 def cohere2_vision() -> Any:
     t = words("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", image_token="<image>",
-              boi_token="<|START_OF_IMG|>", eoi_token="<|END_OF_IMG|>", img_line_break_token="<|IMG_LINE_BREAK|>")  # fmt: skip
+              boi_token="<|START_OF_IMG|>", eoi_token="<|END_OF_IMG|>",
+              img_line_break_token="<|IMG_LINE_BREAK|>")  # fmt: skip
     config = T.Cohere2VisionConfig(
         vision_config=T.SiglipVisionConfig(**SQUARE, vision_use_head=False),
         text_config=T.Cohere2Config(**text(t, **SLIDING)), image_token_id=4, downsample_factor=2,
