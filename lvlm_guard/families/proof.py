@@ -177,14 +177,14 @@ class _Trial:
             raise self._refused("another picture does not change the answer's logits, so there is nothing to guard.")
         self.truth, self.allowed = truth, min(SAME.get(self.model.dtype, 1e-3), seen / 4)
         try:
-            error = self._off(UNPROVEN)
+            off = self._off(UNPROVEN)
         except UnsupportedModelError:
             raise
         except Exception as problem:
             raise self._refused(f"a second branch fails inside the model: {problem}") from problem
-        if not error < self.allowed:
+        if not off < self.allowed:
             raise self._refused(
-                f"the second branch's logits are off by {error:.1g} of their spread, where the other picture moves "
+                f"the second branch's logits are off by {off:.1g} of their spread, where the other picture moves "
                 f"them by {seen:.1g}. This family can't be guarded without code of its own."
             )
         ways = ("prompt+chunk", "steps")
@@ -199,7 +199,7 @@ class _Trial:
             and self._holds(replace(base, stacks=True), execution="auto", start=2),
             not indexed and self._holds(replace(base, alone=True), start=LATE, only=1),
             self._holds(replace(base, crops=True), undo=True),
-            error,
+            off,
             seen,
         )
 
