@@ -89,9 +89,15 @@ def proven(family: Family, model: Any, processor: Any, check: Check) -> Family:
     """
     if check not in get_args(Check):
         raise KnobError(f"check is {check!r}: give 'always', 'unknown' or 'never'.")
+    wanted = PROCESSOR_MAPPING_NAMES.get(family.model_type)
+    usual = wanted in (None, plain_class(processor).__name__)
     if family.model_types:  # a class of its own, whose branches its own tests hold against its own decoding
+        if not usual:
+            raise UnsupportedModelError(
+                f"The processor of a {plain_class(model).__name__} is a {wanted}, but this is a "
+                f"{plain_class(processor).__name__}. Load both from one place."
+            )
         return family
-    usual = PROCESSOR_MAPPING_NAMES.get(family.model_type) in (None, plain_class(processor).__name__)
     told = table().get(family.model_type, {}) if usual and _attention(model) in ("eager", "sdpa") else {}
     known = Proof(**told["proof"]) if "proof" in told else None
     if check == "never":
