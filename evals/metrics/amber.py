@@ -35,17 +35,14 @@ BLOCKS = {
 }
 """Type of question -> the blocks that it counts in, beside all."""
 
-SMALL = 0.001
-"""What every denominator of the script starts at."""
+SMALL = 0.001  # what every denominator of the script starts at
 SCRIPT = ("accuracy", "precision", "recall", "f1")
 
 
 def official(counts: Array, small: float = SMALL) -> Array:
-    """Return accuracy, precision, recall and F1 as the script prints them, percent, [..., 4].
+    """Return the `SCRIPT`'s scores as it prints them, percent, [..., 4], of sums of `yes_no.COLUMNS`, as it reads.
 
-    Args:
-        counts: sums of `yes_no.COLUMNS` of answers that the script reads, [..., 8].
-        small: what denominators start at: three times `SMALL` for attributes, which are summed of three types.
+    Denominators start at `small`, which is three times `SMALL` for attributes: these are summed of three types.
     """
     tp, _, tn, fn, n, _, _, no = np.moveaxis(np.asarray(counts, float), -1, 0)
     pairs = ((tp + tn, n), (tn, tn + fn), (tn, no))
@@ -71,42 +68,35 @@ class Amber(yes_no.YesNo):
 
 
 COUNTS = ("hallucinated", "counted", "covered", "annotated", "cognitive", "distractors", "clean", "captions")
-Similar = Callable[[str, str], bool]
-
-ALIKE = 0.8
-"""Words are alike above this cosine of their vectors."""
+ALIKE = 0.8  # words are alike above this cosine of their vectors
 MODEL = "en_core_web_lg"
-NO_NOUNS = frozenset({"can", "hot"})
-"""Words of AMBER's vocabulary that captions mostly use otherwise; without a tagger they are not counted."""
+NO_NOUNS = {"can", "hot"}  # captions mostly use them otherwise; without a tagger they are not counted
+Similar = Callable[[str, str], bool]
+Texts = Sequence[str]
 
 
 class Words:
     """AMBER's words: what else each noun is called, and which are never wrong."""
 
-    def __init__(self, associates: Mapping[str, Sequence[str]], safe: Iterable[str]) -> None:
+    def __init__(self, associates: Mapping[str, Texts], safe: Iterable[str]) -> None:
         self.associates, self.safe = associates, frozenset(safe)
         self.vocabulary = frozenset(associates) | {word for words in associates.values() for word in words}
         self.lowered = {word.lower(): [other.lower() for other in others] for word, others in associates.items()}
         self.lexical = {word.lower() for word in self.vocabulary} - self.safe - NO_NOUNS
 
 
-def match_official(
-    nouns: Iterable[str], truth: Sequence[str], traps: Sequence[str], words: Words, similar: Similar
-) -> list[int]:
-    """Return the `COUNTS` of a caption as AMBER's script has them.
+def match_official(nouns: Texts, truth: Texts, traps: Texts, words: Words, similar: Similar) -> list[int]:
+    """Return the `COUNTS` of a caption as AMBER's script has them, `similar` telling whether two words are alike.
 
-    Args:
-        nouns: its nouns in their dictionary form, in order, repeats included, not lower-cased.
-        truth, traps: what is annotated in the picture, and what a model may be tempted to name.
-        words, similar: AMBER's words, and whether two are alike.
+    `nouns` are in their dictionary form, in order, repeats included, not lower-cased; `truth` and `traps` what is
+    annotated in the picture, and what a model may be tempted to name.
     """
     named = [noun for noun in nouns if noun in words.vocabulary]
     # associates stand first: a truth word that is also an associate of another credits that other one
-    credits = [_credits(of, words.associates, own_first=False) for of in (truth, traps)]
-    return _match(named, (truth, traps), credits, similar, words.safe)
+    return _match(named, (truth, traps), words.associates, similar, words.safe)
 
 
-def match_lexical(caption: str, truth: Sequence[str], traps: Sequence[str], words: Words) -> list[int]:
+def match_lexical(caption: str, truth: Texts, traps: Texts, words: Words) -> list[int]:
     """Return the `COUNTS` of a caption by equal words, each credited to a word itself before its associates.
 
     Words of the vocabulary count whatever part of speech they are, but for `NO_NOUNS` and AMBER's safe words; those are
@@ -115,27 +105,18 @@ def match_lexical(caption: str, truth: Sequence[str], traps: Sequence[str], word
     singular = (word if word in words.lexical else tokens.repaired(word) for word in tokens.words(caption))
     named = [word for word in singular if word in words.lexical]
     kept = [list(dict.fromkeys(word.lower() for word in of if word not in words.safe)) for of in (truth, traps)]
-    return _match(named, kept, [_credits(of, words.lowered, own_first=True) for of in kept], operator.eq)
-
-
-def _credits(annotated: Sequence[str], associates: Mapping[str, Sequence[str]], own_first: bool) -> dict[str, int]:
-    """Return word -> the place of the annotated word that it credits, the first of them."""
-    own = [(word, at) for at, word in enumerate(annotated)]
-    others = [(other, at) for at, word in enumerate(annotated) for other in associates.get(word, ())]
-    found: dict[str, int] = {}
-    for word, at in [*own, *others] if own_first else [*others, *own]:
-        found.setdefault(word, at)
-    return found
+    return _match(named, kept, words.lowered, operator.eq, own_first=True)
 
 
 def _match(
-    nouns: Sequence[str],
-    annotated: Sequence[Sequence[str]],
-    credits: Sequence[Mapping[str, int]],
+    nouns: Texts,
+    annotated: Sequence[Texts],
+    associates: Mapping[str, Texts],
     similar: Similar,
     safe: Container[str] = (),
+    own_first: bool = False,
 ) -> list[int]:
-    (truth, traps), (there, not_there) = annotated, credits
+    there, not_there = (_credits(of, associates, own_first) for of in annotated)
     covered, trapped = set[int](), set[int]()
     hallucinated = 0
     for noun in (noun for noun in nouns if noun not in safe):
@@ -147,16 +128,23 @@ def _match(
         alike = next((at for word, at in there.items() if similar(noun, word)), None)
         covered.update([] if alike is None else [alike])
         hallucinated += alike is None
-    return [hallucinated, len(nouns), len(covered), len(truth), len(trapped), len(traps), hallucinated == 0, 1]
+    truth, traps = map(len, annotated)
+    return [hallucinated, len(nouns), len(covered), truth, len(trapped), traps, hallucinated == 0, 1]
+
+
+def _credits(annotated: Texts, associates: Mapping[str, Texts], own_first: bool) -> dict[str, int]:
+    """Return word -> the place of the annotated word that it credits, the first of them."""
+    own = [(word, at) for at, word in enumerate(annotated)]
+    others = [(other, at) for at, word in enumerate(annotated) for other in associates.get(word, ())]
+    found: dict[str, int] = {}
+    for word, at in [*own, *others] if own_first else [*others, *own]:
+        found.setdefault(word, at)
+    return found
 
 
 def nouns(caption: str) -> list[str]:
     """Return a caption's nouns as AMBER's script takes them; raises ImportError or LookupError, see `tokens.check`."""
     return [tokens.lemma(word, "N") for word, tag in tokens.tagged(caption) if tag.startswith("NN")]
-
-
-SCORES: dict[str, Direction] = {"chair": "lower", "cover": "higher", "hal": "lower", "cog": "lower"}
-"""The four scores without what they begin with, "amber_", and which way is better."""
 
 
 def shares(c: Array, small: float = 0.0) -> Array:
@@ -190,32 +178,29 @@ class AmberCaptions(Metric):
     def scores(self) -> Mapping[str, Score]:
         """Return the four scores, lexical and, where asked for, official, and the length of captions."""
         found = {"length": Score(lambda c: share(c[..., 0], c[..., 8]), "")}
-        for at, (metric, direction) in enumerate(SCORES.items()):
-            lexical, script = (Score(_column(of, at), direction) for of in (shares, partial(shares, small=SMALL)))
-            found[f"amber_{metric}"] = lexical.at(slice(1, 9), dialect="lexical")
+        for at, metric in enumerate(("amber_chair", "amber_cover", "amber_hal", "amber_cog")):
+            direction: Direction = "higher" if metric == "amber_cover" else "lower"
+            found[metric] = Score(_column(shares, at), direction, dialect="lexical").at(slice(1, 9))
             if self.similar is not None:
-                found[f"amber_{metric}_official"] = script.at(slice(9, 17), dialect="official")
+                script = _column(partial(shares, small=SMALL), at)
+                found[f"{metric}_official"] = Score(script, direction, dialect="official").at(slice(9, 17))
         return found
 
 
 def similar_of(source: str | Path) -> Similar:
-    """Return how words are compared: by spaCy's vectors (`MODEL`), or a table of pairs; `DataError` if they lack."""
+    """Return how words are compared: by spaCy's vectors (`MODEL`), or a table; raises `DataError` where they lack.
+
+    A table is a JSON list of [word, word, cosine], one for each pair above `ALIKE`. A word is alike to itself; pairs
+    hold both ways.
+    """
     tokens.check("AMBER's published score of captions")
     if str(source) == MODEL:
         return cache(lambda a, b: bool(vectors()(a).similarity(vectors()(b)) > ALIKE))
-    return read_table(source)
-
-
-def read_table(path: str | Path) -> Similar:
-    """Return how words are compared by a table: JSON list of [word, word, cosine], one for each pair above `ALIKE`.
-
-    A word is alike to itself; pairs hold both ways. Raises `DataError`.
-    """
-    table = jsonl.document(path)
+    table = jsonl.document(source)
     try:
         pairs = {frozenset((str(a), str(b))) for a, b, cosine in table if float(cosine) > ALIKE}
     except (TypeError, ValueError):
-        raise DataError(f"{path} is no table of words alike: it must be a JSON list of [word, word, cosine].") from None
+        raise DataError(f"{source} is no table of words alike, a JSON list of [word, word, cosine].") from None
     return lambda a, b: a == b or frozenset((a, b)) in pairs
 
 

@@ -143,7 +143,6 @@ def compare(
         raise DataError(f"The dialect {dialect!r} is of COCO's objects: leave out the vocabulary or the dialect.")
     reader = coco_words(dialect) if vocabulary is None else vocabulary_words(vocabulary)
     truths = {image_id(key): names for key, names in objects.items()}
-    known: dict[ImageId, frozenset[str]] = {}
     captions = []
     for number, row in enumerate(rows):
         jsonl.check_fields(row, ("image_id", "caption"), f"Row {number}", "row of CHAIR")
@@ -153,13 +152,11 @@ def compare(
         if key not in truths and dialect != "pattern":
             raise DataError(
                 f"Picture {key} has no ground truth: all that its caption names would count as hallucinated. Give its "
-                "objects (an empty set where there are none), or dialect='pattern' to score as the published script "
-                "does."
+                "objects (an empty set where there are none), or dialect='pattern' to score as the script does."
             )
-        if key not in known:
-            names = truths.get(key, ())
-            known[key] = frozenset(names) if dialect == "pattern" else _objects(key, names, reader)
-        captions.append(Caption(key, caption, reader.find(caption), known[key]))
+        names = truths.get(key, ())
+        truth = frozenset(names) if dialect == "pattern" else _objects(key, names, reader)
+        captions.append(Caption(key, caption, reader.find(caption), truth))
     return captions
 
 
@@ -167,18 +164,16 @@ def _objects(key: ImageId, names: Iterable[str], reader: ObjectWords) -> frozens
     """Return the objects that the names of a ground truth stand for; raises `DataError` where one stands for none."""
     if isinstance(names, str):
         raise DataError(f"The ground truth of picture {key} is the text {names!r}: give a set of names.")
-    own = set(reader.nodes.values())
-    nodes = set()
+    nodes = {node: node for node in reader.nodes.values()}  # an object's own name stands for itself
     for name in names:
-        node = name if name in own else reader.nodes.get(name)
-        if node is None:
-            near = get_close_matches(str(name), sorted(own), n=1)
-            raise DataError(
-                f"The ground truth of picture {key} names {name!r}, which is none of the {len(own)} objects"
-                + (f"; did you mean {near[0]!r}?" if near else ".")
+        if name not in nodes and name not in reader.nodes:
+            near = (
+                "".join(f"; did you mean {one!r}?" for one in get_close_matches(str(name), sorted(nodes), n=1)) or "."
             )
-        nodes.add(node)
-    return frozenset(nodes)
+            raise DataError(
+                f"The ground truth of picture {key} names {name!r}, which is none of the {len(nodes)} objects{near}"
+            )
+    return frozenset(nodes.get(name) or reader.nodes[name] for name in names)
 
 
 def image_id(value: Any) -> ImageId:
@@ -252,13 +247,10 @@ class Chair(Metric):
         found: dict[str, Score] = {}
         width = len(COLUMNS.names)
         blocks = [(dialect, limit) for dialect in self.readers for limit in self.limits]
-        for number, (dialect, limit) in enumerate(blocks):
-            first = dialect == blocks[0][0]
-            for metric, score in SCORES.items() if limit is None or self.lengths_known else ():
-                if first or metric in DIALECTAL:
-                    suffix = SUFFIX[dialect] if metric in DIALECTAL else ""
-                    columns = slice(number * width, (number + 1) * width)
-                    found[f"{metric}{suffix}{f'@{limit}' if limit else ''}"] = _where_counted(score).at(
-                        columns, limit=limit, dialect=dialect
-                    )
+        for start, (dialect, limit) in zip(range(0, width * len(blocks), width), blocks, strict=True):
+            if limit is None or self.lengths_known:
+                for metric in SCORES if dialect == blocks[0][0] else DIALECTAL:
+                    name = metric + (SUFFIX[dialect] if metric in DIALECTAL else "") + (f"@{limit}" if limit else "")
+                    score, columns = _where_counted(SCORES[metric]), slice(start, start + width)
+                    found[name] = score.at(columns, limit=limit, dialect=dialect)
         return found

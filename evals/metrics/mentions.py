@@ -31,9 +31,7 @@ class Mentions(yes_no.YesNo):
     def read(self, text: str, case: int) -> Sequence[float]:
         """Return the counts of an answer, and its gap among those of its bin."""
         word, p = _read(text)
-        gaps = [0.0] * BINS
-        if word:
-            gaps[int(bins_of(p))] = p - case
+        gaps = np.where((np.arange(BINS) == _bins(p)) & bool(word), p - case, 0.0)
         said = yes_no.counts("yes" if word == "yes" else "no" if word == "no" else None, bool(case))
         return [*said, bool(word), (p - case) ** 2 if word else 0, *gaps]
 
@@ -70,14 +68,13 @@ def probabilities(texts: Iterable[str]) -> Array | None:
     return np.array([p for _, p in read]) if all(word for word, _ in read) else None
 
 
-def bins_of(p: ArrayLike) -> NDArray[np.int64]:
-    """Return the bin of each probability, 0 to 9; the last one holds 1 too."""
-    return np.minimum((np.asarray(p, float) * BINS).astype(np.int64), BINS - 1)
+def _bins(p: ArrayLike) -> NDArray[np.int64]:
+    return np.minimum((np.asarray(p, float) * BINS).astype(np.int64), BINS - 1)  # the last one holds 1 too
 
 
 def reliability(p: ArrayLike, true: ArrayLike) -> list[dict[str, float]]:
     """Return each bin that is not empty: its mean probability, the share that is true, and how many there are."""
-    value, hit, bins = np.asarray(p, float), np.asarray(true, bool), bins_of(p)
+    value, hit, bins = np.asarray(p, float), np.asarray(true, bool), _bins(p)
     return [
         {"p": float(value[bins == k].mean()), "true": float(hit[bins == k].mean()), "n": int((bins == k).sum())}
         for k in np.unique(bins)

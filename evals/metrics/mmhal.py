@@ -23,16 +23,9 @@ from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric
 from lvlm_guard.evals.spec import jsonl
 
 ITEMS, HIGHEST, HALLUCINATED_BELOW = 96, 6, 3
-TYPES = (
-    "attribute",
-    "adversarial",
-    "comparison",
-    "counting",
-    "relation",
-    "environment",
-    "holistic",
-    "other",
-)  # i mod 8
+TYPES = str.split(
+    "attribute adversarial comparison counting relation environment holistic other"
+)  # row i is of i mod 8
 _RATING = re.compile(r"rating\W{0,6}?(\d+)\b")
 
 

@@ -1,11 +1,9 @@
 """OPOPE: POPE's questions asked of a caption, so that no answer is a mere yes or no.
 
 Source: Chen et al., "HALC", ICML 2024, arXiv:2403.00425, BillChan226/HALC at 12ea8b5. There a caption says yes to an
-object if any part of its name between blanks stands anywhere in the raw text: "cup" in "cupcake", "stop sign" by
-"stop", but no person by "man". Ours says yes if the caption names the object as CHAIR reads captions.
-
-A caption that does not mention an object does not deny it: recall is coverage, precision the figure of merit (F of
-beta 0.2 leans to it), and length stands beside them.
+object if any part of its name between blanks stands anywhere in the raw text, ours if CHAIR reads it there. A caption
+that does not mention an object does not deny it: recall is coverage, precision the figure of merit (F of beta 0.2 leans
+to it), and length stands beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.metrics.yes_no import COLUMNS, OF_READ
 
 BETA = 0.2
-_OBJECT = re.compile(r"Is there an? (.+) in the im(?:an|a)ge\?")
 
 
 def _f_beta(c: Array) -> Array:
@@ -34,11 +31,9 @@ SCORES |= {"f0.2": Score(_f_beta), "yes_ratio": OF_READ["yes_ratio"]}
 
 def asked_object(text: str) -> str:
     """Return the object that a question of POPE asks about; raises `DataError` of none, or none of CHAIR's 80."""
-    found = _OBJECT.fullmatch(text.strip())
+    found = re.fullmatch(r"Is there an? (.+) in the im(?:an|a)ge\?", text.strip())
     if found is None:
-        raise DataError(
-            f"{text!r} is no question of POPE ('Is there a dog in the image?'): no caption can be asked it."
-        )
+        raise DataError(f"{text!r} is no question of POPE ('Is there a dog in the image?'): a caption can't be asked.")
     if found.group(1) not in coco_words().nodes:
         raise DataError(f"{text!r} asks about an object that captions are not searched for: OPOPE is over COCO's 80.")
     return found.group(1)

@@ -1,10 +1,9 @@
 """Scores of lmms-eval's tasks, by the tasks' own functions, and what each picture does to them.
 
 A task's score need not be a mean (F1, CHAIR_i, MME's pairs). Each sample gets a number for each metric so that their
-mean is lmms-eval's score, and so that their spread over pictures is the score's: the influence of pictures by leaving
-them out (the jackknife; Efron and Stein, Annals of Statistics 9(3), 1981), one by one where there are few, else in
-groups. Intervals and paired tests then follow as for any mean. Where the score is a mean of numbers anyway, these are
-the numbers themselves. Only this kind of task needs lmms-eval, and loads it when its answers are counted.
+mean is lmms-eval's score, and their spread over pictures that of the score: the influence of pictures by leaving them
+out, in groups where there are many (the jackknife; Efron and Stein, Annals of Statistics 9(3), 1981). Intervals and
+paired tests then follow as for any mean. Only this kind of task needs lmms-eval, and loads it to count answers.
 """
 
 from __future__ import annotations
@@ -22,13 +21,9 @@ from lvlm_guard.evals.metrics import pope
 from lvlm_guard.evals.metrics.metric import Array, Batch, Direction, Items, Metric, Score, share
 
 PREFIX = "lmms:"  # of names that this package has too
-COMMAND_LINE_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
-"""What lmms-eval's command line takes out of answers, unasked."""
-
-GROUPS, FEWEST = 200, 20
-"""Groups of pictures that are left out in turn: usually, and where a score is slow."""
-PATIENCE = 60.0
-"""Longest that leaving out `GROUPS` groups may take for one score, s."""
+COMMAND_LINE_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'  # it takes them out, unasked
+GROUPS, FEWEST = 200, 20  # groups of pictures that are left out in turn: usually, and where a score is slow
+PATIENCE = 60.0  # longest that leaving out `GROUPS` groups may take for one score, s
 
 
 class Stock(Metric):
@@ -153,11 +148,8 @@ def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> d
 def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Sequence[str]) -> list[float]:
     """Return a number for each value: their mean is `aggregate(values)`, their spread over pictures that score's.
 
-    Where the score is not defined (CHAIR_i of captions that name nothing) they are NaN.
-
-    Args:
-        aggregate: a task's own function of all results; raises `DataError` where that is no number.
-        values, pictures: the results, and of which picture each is.
+    `aggregate` is a task's own function of all results; where it divides by zero (CHAIR_i of captions that name nothing)
+    they are NaN. Raises `DataError` where it gives no number.
     """
     began = time.monotonic()
     whole = _score(aggregate, values)

@@ -128,7 +128,7 @@ def test_the_class_gives_official_scores_from_a_table_and_lexical_ones_without_a
     assert "amber_chair_official" not in metric_of("amber_captions")(task, items_of(truths)).scores()
     (tmp_path / "alike.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match="is no table of words alike"):
-        amber.read_table(tmp_path / "alike.json")
+        amber.similar_of(tmp_path / "alike.json")
 
 
 def lexical(caption, truth, hallu):
