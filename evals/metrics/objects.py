@@ -7,6 +7,7 @@ the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507. The synony
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,24 +25,9 @@ DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 Vocabulary = Iterable[str] | Mapping[str, str]
 """Nouns of one or two words in the singular, or a mapping of nouns to objects."""
 
-_DOUBLE = str.split(
-    "motor bike,motor cycle,air plane,traffic light,street light,traffic signal,stop light,fire hydrant,stop sign,"
-    "parking meter,suit case,sports ball,baseball bat,baseball glove,tennis racket,wine glass,hot dog,cell phone,"
-    "mobile phone,teddy bear,hair drier,potted plant,bow tie,laptop computer,stove top oven,home plate,train track",
-    ",",
-)
-_ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
-
-DOUBLE_WORDS: dict[str, str] = {
-    **{double: double for double in _DOUBLE},
-    **{f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")},
-    "bow tie": "tie",
-    "passenger jet": "jet",
-    "passenger train": "train",
-    "toilet seat": "toilet",
-    "wine glas": "wine glass",  # what Pattern makes of one wine glass
-}
-"""Two words read as one. "home plate" and "train track" are no objects: they swallow plate and train."""
+DOUBLE_WORDS: dict[str, str] = json.loads(files("lvlm_guard.evals").joinpath("data/double_words.json").read_bytes())
+"""Two words read as one. "home plate" and "train track" are no objects: they swallow plate and train; "wine glas" is
+what Pattern makes of one wine glass."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ McNeil, Radiology 143, 1982). One-wayness is that of "Mirage" (arXiv:2504.10020)
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Array, Direction, share
-
-Border = Literal["labels", "half"]
-"""How many are called yes: as many as labels say (all that fits unbalanced ones), or half of all, half to even."""
 
 RANKED: dict[str, Direction] = {"auroc": "higher", "accuracy_matched": "higher", "tilt": ""}
 """Metrics of scores rather than answers."""
@@ -58,10 +55,13 @@ class Ranking:
         self._starts = starts if len(starts) < len(order) else None  # of groups of ties
         self._values = values[order][starts]
 
-    def __call__(self, weights: Array, border: Border = "labels") -> Ranked:
-        """Return the figures of each draw; `weights` [D, pictures] are how often each picture was drawn."""
+    def __call__(self, weights: Array, half: bool = False) -> Ranked:
+        """Return the figures of each draw; `weights` [D, pictures] are how often each picture was drawn.
+
+        As many questions are called yes as labels say (all that fits unbalanced ones), or `half`, half to even.
+        """
         step = max(1, CELLS // max(1, len(self._yes)))
-        parts = [self._part(weights[i : i + step], border) for i in range(0, len(weights), step)]
+        parts = [self._part(weights[i : i + step], half) for i in range(0, len(weights), step)]
         return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def figures(self, weights: Array) -> Array:
@@ -69,7 +69,7 @@ class Ranking:
         found = self(weights)
         return np.stack([found.auroc, found.accuracy, found.tilt], axis=-1)
 
-    def _part(self, weights: Array, border: Border) -> tuple[Array, ...]:
+    def _part(self, weights: Array, half: bool) -> tuple[Array, ...]:
         w = weights[:, self._at]
         y = w * self._yes
         if self._starts is not None:
@@ -82,7 +82,7 @@ class Ranking:
         if self._starts is not None:
             lost -= np.einsum("ij,ij->i", w, y) / 2
         auroc = 1 - share(lost, n_yes * n_no, np.nan)
-        k = n_yes if border == "labels" else np.rint(n / 2)
+        k = np.rint(n / 2) if half else n_yes
         found = [self._border(b, p, float(t)) for b, p, t in zip(below, yes_below, n - k, strict=True)]
         missed, tilt = np.array(found).T
         tp, tn = n_yes - missed, n_no - (k - n_yes + missed)
@@ -98,11 +98,6 @@ class Ranking:
         if called_no == 0 or first == len(below):
             return missed, np.nan
         return missed, (float(self._values[last]) + float(self._values[first])) / 2  # NaN between -inf and +inf
-
-
-def rank(scores: ArrayLike, yes: ArrayLike, border: Border = "labels") -> Ranked:
-    """Return the figures of one set of questions, each [1]; see `Ranking`."""
-    return Ranking(scores, yes)(np.ones((1, len(np.asarray(scores)))), border)
 
 
 def one_wayness(n2p: ArrayLike, p2n: ArrayLike) -> Array:

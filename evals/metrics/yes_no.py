@@ -58,12 +58,6 @@ def said_of(counts: Array) -> NDArray[np.int8]:
     return np.where(counts[:, 5] > 0, -1, counts[:, 0] + counts[:, 1]).astype(np.int8)
 
 
-def _balanced_accuracy(c: Array) -> Array:
-    """Return (TPR + TNR) / 2, an unreadable answer against its class; NaN where one class is missing."""
-    found: Array = share(c[..., [0, 2]], c[..., [6, 7]], np.nan).mean(axis=-1)
-    return found
-
-
 class YesNo(Metric):
     """Questions that are answered yes or no, read by `pope.read`. An unreadable answer is wrong, and never yes."""
 
@@ -96,7 +90,8 @@ class YesNo(Metric):
     def scores(self) -> dict[str, Score]:
         """Return the scores of answers; those of a ranking (`RANKED`) are no functions of counts."""
         found = (OF_YES if self.positive == "yes" else OF_NO) | {
-            "balanced_accuracy": Score(_balanced_accuracy),
+            # (TPR + TNR) / 2, an unreadable answer against its class
+            "balanced_accuracy": Score(lambda c: share(c[..., [0, 2]], c[..., [6, 7]], np.nan).mean(axis=-1)),
             "unreadable": COLUMNS.ratio("unreadable / n", "lower", compared=False),
             "label_yes": COLUMNS.ratio("label_yes / n", "", once=True),
             "n2p": Score(lambda c: c[..., -2], "", only_differences=True),
