@@ -16,6 +16,7 @@ from typing import Any
 from lvlm_guard.errors import MissingExtraError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.lmms import NAME
+from lvlm_guard.evals.metrics import tokens
 
 INSTALL = "pip install 'lvlm-guard[lmms]'"
 REFUSED = {
@@ -24,7 +25,6 @@ REFUSED = {
 }
 """Tasks whose scores would mislead, and why."""
 
-NLTK_DATA = ("tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng", "corpora/wordnet")
 SPACY_MODELS = ("en_core_web_md", "en_core_web_lg")  # those with word vectors
 _TASK = re.compile(r"^task\s*:\s*[\"']?([\w.+-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 
@@ -113,23 +113,13 @@ def _check_scoring(name: str, task: Any) -> None:
         )
     code = getattr(task.config.process_results, "__code__", None)
     # by the code that scores, whatever the task is called
-    needs = {"coco_cap_chair": needs_nltk, "amber_g": _needs_spacy}
+    needs = {"coco_cap_chair": _needs_nltk, "amber_g": _needs_spacy}
     if code is not None and (check := needs.get(Path(code.co_filename).parent.name)):
         check(name)
 
 
-def needs_nltk(task: str) -> None:
-    """Raise `DataError` unless NLTK's data is there: lmms-eval would ask for it when all answers are paid for."""
-    import nltk
-
-    ends = ("", ".zip")
-    places = {path: [Path(root) / f"{path}{end}" for root in nltk.data.path for end in ends] for path in NLTK_DATA}
-    missing = [Path(path).name for path, mine in places.items() if not any(place.exists() for place in mine)]
-    if missing:
-        raise DataError(
-            f"The task {task} is scored with NLTK's data, and {', '.join(missing)} is missing: python -m "
-            f"nltk.downloader {' '.join(missing)}. The task `chair` of this package needs none."
-        )
+def _needs_nltk(task: str) -> None:
+    tokens.check(f"The task {task} (this package's `chair` does not)")
 
 
 def _needs_spacy(task: str) -> None:
@@ -140,7 +130,7 @@ def _needs_spacy(task: str) -> None:
             f"The task {task} is scored with spaCy's word vectors, and {lacking}: pip install spacy && python -m spacy "
             f"download {SPACY_MODELS[0]}."
         )
-    needs_nltk(task)
+    _needs_nltk(task)
 
 
 def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:

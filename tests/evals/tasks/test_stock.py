@@ -18,7 +18,6 @@ import lvlm_guard.evals
 from lvlm_guard.errors import UnknownNameError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.lmms.index import needs_nltk
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score
@@ -271,7 +270,7 @@ def test_an_unknown_task_gets_the_nearest_of_both_lists(folder):
 def test_tasks_whose_scores_would_mislead_or_fail_are_refused_at_once(folder, tmp_path):
     with pytest.raises(DataError, match="hallusion_bench_image is not offered: an outside model judges"):
         tasks_of(Settings(tasks=("hallusion_bench_image",)))
-    with pytest.raises(DataError, match=r"chair_here is scored with NLTK's data, and .*punkt_tab.* is missing"):
+    with pytest.raises(DataError, match=r"chair_here .* needs data of NLTK .* nltk\.downloader punkt_tab"):
         made(folder, "chair_here")
     with pytest.raises(DataError, match="for the test split only"):
         made(folder, "pope_here", split="val")
@@ -285,17 +284,6 @@ def test_amber_needs_spacy():
         pytest.skip("spaCy is installed")
     with pytest.raises(DataError, match=r"spaCy is not installed: pip install spacy && python -m spacy download"):
         tasks_of(Settings(tasks=("amber_g",)))
-
-
-def test_nltk_data_that_is_there_is_found(tmp_path, monkeypatch):
-    import nltk
-
-    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
-    with pytest.raises(DataError, match=r"python -m nltk\.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"):
-        needs_nltk("t")
-    for path in ("tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng", "corpora/wordnet"):
-        (tmp_path / path).mkdir(parents=True)
-    needs_nltk("t")
 
 
 @pytest.mark.slow
