@@ -144,10 +144,7 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
 
 
 def _compare(found: Checked, written: Row, again: Row) -> None:
-    before, after = (
-        {" − ".join(filter(None, (r["decoder"], r["baseline"]))) + f" {r['task']} {r['metric']}": r for r in both}
-        for both in ([*of["rows"], *of["costs"]] for of in (written, again))
-    )
+    before, after = ({_name(row): row for row in [*of["rows"], *of["costs"]]} for of in (written, again))
     apart = list(_apart(before, after))
     far = [told for told, distance in apart if distance > LAST_DIGITS]
     near = [told for told, distance in apart if distance <= LAST_DIGITS]
@@ -164,6 +161,11 @@ def _compare(found: Checked, written: Row, again: Row) -> None:
         found.warnings.append(f"{told}, as they do between releases of NumPy.")
     if not apart and not lost:
         found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
+
+
+def _name(row: Row) -> str:
+    baseline = f" − {row['baseline']}" if row["baseline"] else ""
+    return f"{row['decoder']}{baseline} {row['task']} {row['metric']}"
 
 
 def _apart(before: Mapping[str, Row], after: Mapping[str, Row]) -> Iterator[tuple[str, float]]:

@@ -70,7 +70,7 @@ class Comparison:
         """
         found = []
         for row in self.results.rows:
-            baseline = row["baseline"] and row["baseline"][3:]
+            baseline = row["baseline"] and row["baseline"][3:]  # "a: NAME"
             told = {"decoder": row["decoder"][3:], "baseline": baseline}
             found.append({**row, **told, "run": "b-a" if row["baseline"] else row["decoder"][0]})
         return found

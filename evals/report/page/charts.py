@@ -182,7 +182,7 @@ def _sweep(
     less = points[0][1]["direction"] == "lower"
     best, top = (min if less else max)(points, key=lambda point: point[1]["value"])
     values = [row["value"] for _, row in points]
-    across, down, *rest = [*knobs, ""][: max(2, len(knobs))]
+    across, down, *rest = knobs if len(knobs) > 1 else [*knobs, ""]
     grids = []
     for others in product(*(knobs[knob] for knob in rest)):
         fixed = dict(zip(rest, others, strict=True))
