@@ -176,7 +176,6 @@ class AmberCaptions(Metric):
         return found + (match_official(nouns(text), truth, traps, self.words, self.similar) if self.similar else [])
 
     def scores(self) -> Mapping[str, Score]:
-        """Return the four scores, lexical and, where asked for, official, and the length of captions."""
         found = {"length": Score(lambda c: share(c[..., 0], c[..., 8]), "")}
         for at, metric in enumerate(("amber_chair", "amber_cover", "amber_hal", "amber_cog")):
             direction: Direction = "higher" if metric == "amber_cover" else "lower"

@@ -48,15 +48,12 @@ SCORES: dict[str, Score] = {
     "cut": COLUMNS.ratio("cut / captions", ""),
     "empty": COLUMNS.ratio("empty / captions", "lower"),
 }
-"""Metric -> its score from summed `COLUMNS`.
+"""Object words count with their repeats, "objects" once a caption: a method that repeats what is there ("repeats")
+lowers CHAIR_i. Length is in words between blanks. "cut" is the share of captions that a limit of tokens cut, "empty" of
+those without a word, which are a void run and no clean one."""
 
-Object words count with their repeats, "objects" once a caption: a method that repeats what is there ("repeats") lowers
-CHAIR_i. Length is in words between blanks. "cut" is the share of captions that a limit of tokens cut, "empty" of those
-without a word, which are a void run and no clean one.
-"""
-
+# the others are of the text, whatever the dialect
 DIALECTAL = ("chair_s", "chair_i", "object_recall", "precision", "f1", "repeats", "objects_named")
-"""The scores that depend on the dialect; the others are of the text alone."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +133,8 @@ def compare(
         vocabulary: takes the place of the 80 COCO objects.
 
     Raises:
-        DataError: a field is missing, a picture has no ground truth, a ground truth names no known
-            object, the dialect is unknown or lacks its data, or a dialect is given with a vocabulary.
+        DataError: a field or ground truth is missing, a ground truth names no known object, the dialect is unknown or
+            lacks its data, or is given with a vocabulary.
     """
     if dialect != "ours" and vocabulary is not None:
         raise DataError(f"The dialect {dialect!r} is of COCO's objects: leave out the vocabulary or the dialect.")
@@ -198,8 +195,7 @@ def read_objects(path: str | Path) -> dict[ImageId, frozenset[str]]:
 
 
 _CUT = COLUMNS.names.index("cut")
-SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wordnet"}
-"""Dialect -> what follows a metric's name; before "@64", the limit of tokens."""
+SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wordnet"}  # of a dialect's metrics
 
 
 def _where_counted(score: Score) -> Score:

@@ -51,15 +51,14 @@ class Reply(NamedTuple):
 
 
 def answers_digest(answers: Sequence[str]) -> str:
-    """Return the digest that ties verdicts to answers, which are in the order of the questions."""
+    """Return what ties verdicts to answers, which are in the order of the questions."""
     return hashlib.sha256(json.dumps(list(answers), ensure_ascii=False).encode()).hexdigest()
 
 
 def read_reply(path: str | Path) -> Reply:
-    """Read a file of verdicts: "judge" {"model", "date"}, "prompt_sha256", "answers_sha256", "verdicts".
+    """Read a file with the fields of `Reply`; raises `DataError` where one lacks, or there are not 96 verdicts.
 
-    Raises:
-        DataError: a field is missing, a verdict is neither a text nor a chat completion, or they are not 96.
+    A verdict is a text or a chat completion.
     """
     table = jsonl.document(path)
     jsonl.check_fields(table, Reply._fields, str(path), "file of verdicts")

@@ -78,7 +78,6 @@ class Opope(Metric):
         return counts
 
     def scores(self) -> Mapping[str, Score]:
-        """Return precision, recall, F1 and F0.2 of each kind of questions, and the length of captions."""
         blocks = ((kind, suffix) for kind in self.kinds for suffix in ("", "_official"))
         return {
             f"{metric}_{kind}{suffix}": score.at(slice(start, start + 4), compared=not suffix)

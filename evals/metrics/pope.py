@@ -104,5 +104,4 @@ def checked(row: Mapping[str, Any], number: int = 0) -> tuple[Answer, str]:
 
 
 def ratio(part: float, whole: float) -> float:
-    """Return part / whole, and 0.0 for 0/0."""
     return part / whole if whole else 0.0

@@ -1,6 +1,7 @@
 """Yes/no benchmarks: ratios of what was said, by our reading and, beside it, by each benchmark's own script.
 
-- POPE, and RePOPE, its questions about COCO with labels that were checked again (`repope`).
+- POPE, and RePOPE, its questions about COCO with labels that were checked again: Neuhaus and Hein, arXiv:2504.15707,
+  YanNeu/RePOPE at bcf22e5 (no licence: nothing is kept here).
 - DASH-B, of pictures that were found because they make models see what is not there: Augustin et al., "DASH",
   arXiv:2503.23573, YanNeu/DASH-B at 1538d01 (no licence: nothing is kept here).
 - MME, two questions a picture, one of each answer: Fu et al., 2023, arXiv:2306.13394. Pairs go by the picture's name.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,12 +106,6 @@ class YesNo(Metric):
         return found | self.more
 
 
-class RePope(YesNo):
-    """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
-
-    scripts: ClassVar = {"official": ("repope", OF_READ)}
-
-
 def _harmonic_mean(c: Array) -> Array:
     tpr, tnr = OF_YES["recall"].of(c), OF_NO["recall"].of(c)
     return share(2 * tpr * tnr, tpr + tnr)
@@ -164,7 +159,6 @@ class Mme(YesNo):
         return np.concatenate([sums, np.stack([pair, *both], axis=-1)], axis=-1)
 
     def scores(self) -> dict[str, Score]:
-        """Return points (0 to 200 a task), accuracies, and shares."""
         of = super().scores()
         return {
             "score": _points("tp tn", "both"),
@@ -173,3 +167,58 @@ class Mme(YesNo):
             **{name: replace(of[name], compared=False) for name in ("precision", "recall", "yes_ratio", "unreadable")},
             "score_official": _points("their_tp their_tn", "both_theirs", compared=False),
         }
+
+
+SPLITS = ("random", "popular", "adversarial")
+"""The kinds of POPE's questions that RePOPE labels; answers are stored, and no question is asked again."""
+
+
+class Asked(NamedTuple):
+    """A question of POPE as it was asked, or as RePOPE labels it."""
+
+    split: str  # "random"
+    question_id: int  # in that split
+    image: str  # file name
+    text: str
+    label: pope.Answer | None = None
+
+
+def labels(asked: Iterable[Asked], repope: Mapping[str, Mapping[int, Asked]]) -> list[pope.Answer | None]:
+    """Return RePOPE's label of each question, in their order; None where RePOPE dropped it as ambiguous.
+
+    `asked` are the questions whose answers are stored, of the splits in `repope` (split -> question id -> label).
+
+    Raises:
+        DataError: a picture or text is not the one that RePOPE labels ("imange" is "image"), a split is unknown, a
+            question is there twice, or RePOPE labels a question that was not asked.
+    """
+    found: dict[tuple[str, int], pope.Answer | None] = {}
+    for one in asked:
+        what = f"Question {one.question_id} of POPE {one.split}"
+        if one.split not in repope:
+            raise DataError(f"RePOPE has no split {one.split!r}: it labels COCO's {', '.join(repope)}.")
+        if (one.split, one.question_id) in found:
+            raise DataError(f"{what} was asked twice: which answer counts?")
+        theirs = repope[one.split].get(one.question_id, one)
+        wanted, text = (said.text.replace("imange", "image").strip() for said in (theirs, one))
+        # a stored prompt may go on after the question
+        if one.image != theirs.image or wanted not in text:
+            raise DataError(
+                f"{what} is {one.text!r} of {one.image} here, and {theirs.text!r} of {theirs.image} in RePOPE: these "
+                "answers are to other questions than POPE's for COCO, or the questions were numbered anew."
+            )
+        found[one.split, one.question_id] = theirs.label
+    left = {(split, number) for split, of_split in repope.items() for number in of_split} - found.keys()
+    if left:
+        split, number = min(left)
+        raise DataError(
+            f"{len(left)} questions of RePOPE were not answered, the first of them {number} of {split}: its scores are "
+            "of all pictures. Answer every question of POPE's three files for COCO (no --limit)."
+        )
+    return list(found.values())
+
+
+class RePope(YesNo):
+    """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
+
+    scripts: ClassVar = {"official": ("repope", OF_READ)}

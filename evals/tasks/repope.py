@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.repope import SPLITS, Asked, Label, labels
+from lvlm_guard.evals.metrics.yes_no import SPLITS, Asked, labels
 from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.tasks.benchmark import copied, published
 from lvlm_guard.evals.tasks.pope.files import identify
@@ -33,7 +33,7 @@ FILES = {Path(path).stem.rpartition("_")[2]: file for path, file in published("r
 Batches = Iterable[pa.RecordBatch]
 
 
-def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[str, dict[int, Label]]:
+def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[str, dict[int, Asked]]:
     """Return RePOPE's labels, by split and question id.
 
     `folder` is a copy of the repository or of its folder "annotations"; "fetch" fetches the files. Raises `DataError`
@@ -51,7 +51,9 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
                 f"{path} is not RePOPE's file at the commit bcf22e5 (SHA-256 {digest[:16]}, should be "
                 f"{wanted.sha256[:16]}): scores by it would compare with none of a paper."
             )
-        found[split] = {q.question_id: Label(q.image, q.text, q.label) for q in read_questions(path)}
+        found[split] = {
+            q.question_id: Asked(split, q.question_id, q.image, q.text, q.label) for q in read_questions(path)
+        }
     return found
 
 
