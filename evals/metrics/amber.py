@@ -3,11 +3,10 @@
 Source: Wang et al., "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation",
 arXiv:2311.07397, junyangwang0410/AMBER at 534babf (Apache-2.0).
 
-Questions: two of three right answers are no: "No" to everything has accuracy 66.3 and F1 79.7, so read balanced
-accuracy and yes ratio beside them. Captions: which nouns are in the picture (Cover), which are not (CHAIR, Hal), which
-are its traps (Cog); saying nothing has CHAIR, Hal and Cog 0. "AMBER (lexical)" is ours: words are equal or not; it does
-not compare with papers. "official" is the script's matching: nouns by NLTK, and words alike by vectors of spaCy's
-en_core_web_lg or, the same, by a table of the pairs they hold alike (`tasks.amber`).
+"No" to every question has accuracy 66.3 and F1 79.7, so read balanced accuracy and yes ratio beside them. Saying
+nothing has CHAIR, Hal and Cog 0: read Cover and length. "AMBER (lexical)" is ours: words are equal or not; it does not compare
+with papers. "official" is the script's: nouns by NLTK, alike by spaCy's vectors, or by a table of theirs
+(`tasks.amber`).
 """
 
 from __future__ import annotations

@@ -2,22 +2,21 @@
 
 Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, arXiv:1809.02156. The dialect "pattern"
 is the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507, which adds recall, to the last digit;
-"wordnet" is the script of OPERA (shikiw/OPERA at 61426ef) and PAI (LALBJ/PAI at 9bbd8bd, which adds precision and F1);
-the default, "ours", repairs what they read wrongly. Numbers of different dialects don't compare: name it.
+"wordnet" is the script of OPERA (shikiw/OPERA at 61426ef), DeCo, lmms-eval and PAI (LALBJ/PAI at 9bbd8bd, which adds
+precision and F1); the default, "ours", repairs what they read wrongly. Numbers of different dialects don't compare.
 
-A method can win CHAIR by saying less: read recall, F1 and length beside it, and CHAIR at equal limits of tokens. Under
-greedy decoding the first 64 tokens of a long caption are the caption of a run with 64 tokens, so one run gives CHAIR at
-every limit. Beams and methods that look back do not have that.
+A method can win CHAIR by saying less: read recall, F1 and length beside it, and CHAIR at equal limits of tokens. One
+greedy run gives CHAIR at every limit, for it begins as a shorter one would; beams and methods that look back do not.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,8 +55,7 @@ those without a word, which are a void run and no clean one."""
 DIALECTAL = ("chair_s", "chair_i", "object_recall", "precision", "f1", "repeats", "objects_named")
 
 
-@dataclass(frozen=True)
-class Caption:
+class Caption(NamedTuple):
     """One caption, as given, the objects it names, and those in its picture."""
 
     image_id: ImageId

@@ -1,9 +1,7 @@
 """What verifiers say of objects that descriptions name: how probable each is, and which they mark as doubtful.
 
 An answer is "yes 0.8123" (supported, its probability) or "no 0.0312" (marked as doubtful); "p 0.8123" is a probability
-that marks nothing, and "0.2871" a score that is none. The truth is "yes" where the object is in the picture. AUROC is
-that of the scores.
-
+that marks nothing, and "0.2871" a score that is none. The truth is "yes" where the object is in the picture.
 Sources: Brier 1950; expected calibration error over ten bins of equal width (Naeini et al., AAAI 2015).
 """
 

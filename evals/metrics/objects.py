@@ -1,26 +1,22 @@
 """Which objects a caption names: CHAIR's word tables in three dialects, or a vocabulary of your own.
 
-Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, arXiv:1809.02156, in
-the stand-alone script of Maxlinn/CHAIR-metric-standalone at 640c507. The synonyms are the core's own file,
-`matching/data/coco_synonyms.txt`, byte for byte the published list.
+The synonyms are the core's own file, `matching/data/coco_synonyms.txt`, byte for byte CHAIR's published list.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import tokens
 
 Dialect = Literal["ours", "pattern", "wordnet"]
-"""How captions are read: "ours"; "pattern", the published stand-alone script, slips included; "wordnet", the script of
-OPERA, PAI, DeCo and lmms-eval, whose tables compare with this dialect alone. It needs NLTK's data."""
+"""How captions are read: see `chair`. "wordnet" needs NLTK's data."""
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 Vocabulary = Iterable[str] | Mapping[str, str]
 """Nouns of one or two words in the singular, or a mapping of nouns to objects."""
@@ -30,8 +26,7 @@ DOUBLE_WORDS: dict[str, str] = json.loads(files("lvlm_guard.evals").joinpath("da
 what Pattern makes of one wine glass."""
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a caption names."""
 
     words: tuple[str, ...]  # for objects, in the singular, in order, repeats included
@@ -40,8 +35,7 @@ class Found:
     tokens: tuple[str, ...]  # the caption as it was read: singular words, double words as one
 
 
-@dataclass(frozen=True)
-class ObjectWords:
+class ObjectWords(NamedTuple):
     """How captions are read."""
 
     nodes: Mapping[str, str]  # object word (singular) -> the object it stands for

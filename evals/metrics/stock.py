@@ -27,10 +27,9 @@ PATIENCE = 60.0  # longest that leaving out `GROUPS` groups may take for one sco
 
 
 class Stock(Metric):
-    """A task of lmms-eval. Besides its own metrics each has "words", the length of the answer, and yes/no questions
-    have "accuracy", "yes_ratio" and "unreadable" as this package reads answers: stock POPE takes "Yes." for wrong, and
-    its yes ratio is that of the labels. A metric that is not defined for some decoder's answers (CHAIR_i of captions
-    that name nothing) is left out, and a warning says so.
+    """A task of lmms-eval: its own metrics, "words", the length of the answer, and of yes/no questions "accuracy",
+    "yes_ratio" and "unreadable" as we read answers. A metric that is not defined for some decoder's answers (CHAIR_i of
+    captions that name nothing) is left out, and a warning says so.
     """
 
     whole = True
@@ -44,8 +43,7 @@ class Stock(Metric):
     def count(self, batch: Batch) -> Array:
         """Return a number for each metric, and whether the answer has it, [B, 2 metrics].
 
-        Raises:
-            DataError: the task's own scoring fails, or the answers have other metrics than those before.
+        Raises `DataError` where the task's own scoring fails, or gives other metrics than before.
         """
         # a score may depend on the order; lmms-eval's is that of the documents
         order = sorted(range(len(batch.places)), key=lambda i: int(self.items.keys[batch.places[i]]))

@@ -4,9 +4,8 @@
 20,000 captions of five models. It differs where no object is: abbreviations ("st."), "cannot", list numbers; and Punkt
 keeps the period on a number that a lower-case word follows ("10:30. the").
 
-`singular` is `singularize` of CLiPS Pattern 3.6, written from its description; its tables (BSD-3-Clause; the
-expressions (c) 2006 Bermi Ferrer Martinez) are `data/singular_rules.json`, with their licences beside. The functions
-below `check` are for scorers that were published on NLTK, whose models are downloads of their own.
+`singular` is `singularize` of CLiPS Pattern 3.6, written from its description; its tables are in `evals/data`, with
+their licences. What is below `check` is for scorers published on NLTK, whose models are downloads of their own.
 """
 
 from __future__ import annotations
