@@ -3,10 +3,9 @@
 Source: Wang et al., "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation",
 arXiv:2311.07397, junyangwang0410/AMBER at 534babf (Apache-2.0).
 
-"No" to every question has accuracy 66.3 and F1 79.7, so read balanced accuracy and yes ratio beside them. Saying
-nothing has CHAIR, Hal and Cog 0: read Cover and length. "AMBER (lexical)" is ours: words are equal or not; it does not compare
-with papers. "official" is the script's: nouns by NLTK, alike by spaCy's vectors, or by a table of theirs
-(`tasks.amber`).
+"No" to every question has accuracy 66.3 and F1 79.7, so read balanced accuracy and yes ratio beside them. No words
+have CHAIR, Hal and Cog 0: read Cover and length. "AMBER (lexical)" is ours: words are equal or not; it doesn't compare
+with papers. "official" is the script's: nouns by NLTK, alike by spaCy's vectors or a table of theirs (`tasks.amber`).
 """
 
 from __future__ import annotations
