@@ -39,8 +39,7 @@ class Questions:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         files = [described(path, len(paths)) for path in paths]
-        kinds = [file.row.removeprefix("pope").lstrip("_") for file in files]
-        self.asked = [(kind, q) for kind, file in zip(kinds, files, strict=True) for q in file.questions]
+        self.asked = [(file.kind, q) for file in files for q in file.questions]
         self.files = ", ".join(dict.fromkeys(file.path.name for file in files))
         self.by_id: dict[str, list[tuple[str, Question]]] = {}
         for kind, question in self.asked:

@@ -125,11 +125,7 @@ def annotation_file(given: str | Path, part: Part, task: str) -> Path:
 
 
 def read_instances(path: Path) -> dict[ImageId, tuple[str, tuple[str, ...]]]:
-    """Return every picture of a file of instances by its id, in the order of file names.
-
-    Each has its file name, and the categories of its instances, each once, in the order of the file. Raises
-    `DataError`.
-    """
+    """Return the name and categories (each once, in order) of every picture by its id, by name; raises `DataError`."""
     needs = "'images' (id, file_name), 'categories' (id, name) and 'annotations' (image_id, category_id)"
     with _table(path, "instances", needs) as table:
         names = {category["id"]: str(category["name"]) for category in table["categories"]}

@@ -47,6 +47,11 @@ class QuestionFile:
     row: str  # what its questions count in
     published: str | None  # which published file it is, byte for byte but line ends; None: another one
 
+    @property
+    def kind(self) -> str:
+        """Its row without the benchmark's name; "" where it is that alone."""
+        return self.row.removeprefix("pope").lstrip("_")
+
     @cached_property
     def questions(self) -> list[Question]:
         """Its questions; raises `DataError`."""

@@ -179,8 +179,7 @@ def truths_of(files: Sequence[QuestionFile]) -> dict[str, dict[str, list[list[st
     """Return what captions of a picture are asked: its file name -> kind of questions -> [object, "yes" or "no"]."""
     truths: dict[str, dict[str, list[list[str]]]] = {}
     for file in files:
-        kind = file.row.removeprefix("pope").lstrip("_") or "own"
         for question in file.questions:
-            asked = truths.setdefault(question.image, {}).setdefault(kind, [])
+            asked = truths.setdefault(question.image, {}).setdefault(file.kind or "own", [])
             asked.append([asked_object(question.text), question.label])
     return truths
