@@ -5,6 +5,7 @@ Answers without labels are joined with their file of questions: by id, or by ord
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given
 from lvlm_guard.evals.spec.answers import SCHEMA, Role
+from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind
 from lvlm_guard.evals.tasks.pope.files import described
-from lvlm_guard.evals.tasks.pope.questions import Question
+from lvlm_guard.evals.tasks.pope.questions import KINDS, Question
 
 CHUNK = 2**16
 LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
@@ -111,12 +113,37 @@ Place = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Gathered:
-    """Answers to be scored."""
+    """Answers that are scored as one task; their items' kinds are the result rows that they count in."""
 
+    task: str
+    kind: Kind
     answers: pa.Table  # of `spec.answers.SCHEMA`, items in the order of the first file, decoders in theirs
     items: pa.Table  # one row an item: item, picture, question, label (or JSON of another truth), kinds
     decoders: list[dict[str, Any]]  # in order, as `Decoder.describe()` has them; the baseline is the reference
     notes: list[str]  # what a reader of the scores has to know
+    about: Mapping[str, Any]  # what the scorer has to know of the task
+
+    def describe(self) -> dict[str, Any]:
+        """Return the task as `EvalTask.describe()` has it."""
+        kinds, pictures = (self.items[name].unique().to_pylist() for name in ("kinds", "picture"))
+        rows = list(dict.fromkeys(row for those in kinds for row in self._rows(those)))
+        told = EvalTask(self.task, self.kind, (), 0, about=self.about).describe()
+        return told | {"n": len(self.items), "pictures": len(pictures), "rows": rows}
+
+    def described_items(self) -> Iterator[dict[str, Any]]:
+        """Yield the items as `items.jsonl` has them; tags say which of POPE's, by which RePOPE finds them."""
+        for row in (row for batch in self.items.to_batches(CHUNK) for row in batch.to_pylist()):
+            number = row["item"].rpartition("/")[2]  # "adversarial/12" is the twelfth
+            rows = self._rows(row["kinds"])
+            ids = {name: int(number) for name in rows if name.removeprefix("pope_") in KINDS and number.isdigit()}
+            tags = {"data_set": "coco", "ids": ids} if ids else {}
+            truth = row["label"] if self.kind in YES_NO else json.loads(row["label"])
+            picture, question = row["picture"] or row["item"], row["question"]
+            item = Item(row["item"], picture, question, (), truth=truth, rows=tuple(rows), tags=tags)
+            yield {"task": self.task, "split": "test", "kind": self.kind, **item.describe()}
+
+    def _rows(self, kinds: str) -> list[str]:
+        return kinds.split(",") if kinds else [self.task]
 
 
 def gather(
@@ -124,7 +151,10 @@ def gather(
     files: Mapping[str, Iterable[Given]],
     baseline: str | None = None,
     *,
+    kind: Kind = "pope",
     controls: Mapping[str, str] | None = None,
+    notes: Iterable[str] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> Gathered:
     """Return the answers of files; a file's name is the decoder's where it names none, the first is the baseline.
 
@@ -146,10 +176,12 @@ def gather(
 
     first = _checked(table, place)
     decoders = _decoders(table["decoder"].unique().to_pylist(), baseline, controls or {})
-    notes = _check_scores(table, place)
+    unscored = _check_scores(table, place)
     items, names = table["item"].take(first), pa.array([decoder["name"] for decoder in decoders])
     columns = {name: table[name] for name in KEPT}
-    columns["score"] = pc.if_else(pc.is_in(table["decoder"], pa.array(list(notes), pa.string())), None, table["score"])
+    columns["score"] = pc.if_else(
+        pc.is_in(table["decoder"], pa.array(list(unscored), pa.string())), None, table["score"]
+    )
     at = pc.index_in(table["decoder"], names)
     for name in ("role", "baseline"):
         columns[name] = pa.array([decoder[name] for decoder in decoders], pa.string()).take(at)
@@ -160,7 +192,7 @@ def gather(
     keys = pa.table({"item": pc.index_in(table["item"], items), "decoder": at, "seed": table["seed"]})
     order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
     asked = table.select(["item", "picture", "question", "label", "kinds"]).take(first)
-    return Gathered(whole.take(order), asked, decoders, list(notes.values()))
+    return Gathered(task, kind, whole.take(order), asked, decoders, [*notes, *unscored.values()], about or {})
 
 
 def _batches(file: int, name: str, given: Iterable[Given]) -> Iterator[pa.RecordBatch]:

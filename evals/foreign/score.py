@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,6 @@ from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.report.numbers import said
-from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.tally import BATCH
 from lvlm_guard.evals.stats.validity import Allowed
@@ -50,40 +49,7 @@ class Data:
     baseline: str | None = None  # the decoder that the others are compared with; None: the first
 
 
-@dataclass(frozen=True)
-class Part:
-    """Answers that are scored as one task; their items' kinds are the result rows that they count in."""
-
-    name: str
-    kind: Kind
-    found: Gathered
-    about: Mapping[str, Any] = field(default_factory=dict)  # what the scorer has to know of the task
-    notes: Sequence[str] = ()  # what a reader of the scores has to know
-
-    def describe(self) -> dict[str, Any]:
-        """Return the task as `EvalTask.describe()` has it."""
-        kinds, pictures = (self.found.items[name].unique().to_pylist() for name in ("kinds", "picture"))
-        rows = list(dict.fromkeys(row for those in kinds for row in self._rows(those)))
-        told = EvalTask(self.name, self.kind, (), 0, about=self.about).describe()
-        return told | {"n": len(self.found.items), "pictures": len(pictures), "rows": rows}
-
-    def items(self) -> Iterator[dict[str, Any]]:
-        """Yield the items as `items.jsonl` has them; tags say which of POPE's, by which RePOPE finds them."""
-        for row in chain.from_iterable(batch.to_pylist() for batch in self.found.items.to_batches(BATCH)):
-            number = row["item"].rpartition("/")[2]  # "adversarial/12" is the twelfth
-            rows = self._rows(row["kinds"])
-            ids = {name: int(number) for name in rows if name.removeprefix("pope_") in KINDS and number.isdigit()}
-            tags = {"data_set": "coco", "ids": ids} if ids else {}
-            truth = row["label"] if self.kind in YES_NO else json.loads(row["label"])
-            picture, question = row["picture"] or row["item"], row["question"]
-            item = Item(row["item"], picture, question, (), truth=truth, rows=tuple(rows), tags=tags)
-            yield {"task": self.name, "split": "test", "kind": self.kind, **item.describe()}
-
-    def _rows(self, kinds: str) -> list[str]:
-        return kinds.split(",") if kinds else [self.name]
-
-
-def yes_no(files: Files, data: Data) -> Iterator[Part]:
+def yes_no(files: Files, data: Data) -> Iterator[Gathered]:
     """Questions that are answered yes or no, POPE's among them."""
     notes: list[str] = []
     given = {name: read(path) for name, path in files.items()}
@@ -97,7 +63,7 @@ def yes_no(files: Files, data: Data) -> Iterator[Part]:
     if not any(found.items["picture"].to_pylist()):
         told = "The files name no pictures, so each question counts as one of its own, and intervals are too narrow."
         notes.append(f"{told} Give the questions with --questions.")
-    yield Part("yes_no", "pope", found, notes=notes)
+    yield replace(found, notes=[*notes, *found.notes])
 
 
 def _by_rows(answer: Given) -> Given:
@@ -105,7 +71,7 @@ def _by_rows(answer: Given) -> Given:
     return answer._replace(kinds=",".join(rows))
 
 
-def chair(files: Files, data: Data) -> Iterator[Part]:
+def chair(files: Files, data: Data) -> Iterator[Gathered]:
     """Captions of COCO's pictures, whole and cut to equal lengths, in pairs too."""
     dialects = [DIALECTS.get(name, name) for name in data.dialect] or ["ours"]
     for dialect in dialects:
@@ -119,10 +85,10 @@ def chair(files: Files, data: Data) -> Iterator[Part]:
         for words in data.words
     }
     for name, given in sets.items():
-        yield Part(name, "chair", gather(name, given, data.baseline, controls=controls), {"dialects": dialects})
+        yield gather(name, given, data.baseline, kind="chair", controls=controls, about={"dialects": dialects})
 
 
-def opope(files: Files, data: Data) -> Iterator[Part]:
+def opope(files: Files, data: Data) -> Iterator[Gathered]:
     """Captions of POPE's pictures, asked POPE's questions."""
     if not data.questions:
         raise DataError("OPOPE asks captions POPE's questions: give the file of these with --questions.")
@@ -138,11 +104,11 @@ def opope(files: Files, data: Data) -> Iterator[Part]:
             f"None of the {every} captioned pictures is among the {len(truths)} of the questions: give captions of "
             "POPE's pictures, or questions about these."
         )
-    left = f"{every - kept} of {every} captioned pictures are left out: nothing is asked of them."
-    yield Part("opope", "opope", gather("opope", fit, data.baseline), notes=[left] if every > kept else [])
+    left = [f"{every - kept} of {every} captioned pictures are left out: nothing is asked of them."]
+    yield gather("opope", fit, data.baseline, kind="opope", notes=left if every > kept else [])
 
 
-def amber(files: Files, data: Data) -> Iterator[Part]:
+def amber(files: Files, data: Data) -> Iterator[Gathered]:
     """AMBER: captions and yes/no questions, by AMBER's annotations; VLMEvalKit's tables have the labels themselves."""
     found: dict[bool, dict[str, list[Given]]] = {False: {}, True: {}}  # whether they are captions
     texts = cache(lambda: Amber(data.annotations or ""))
@@ -164,14 +130,14 @@ def amber(files: Files, data: Data) -> Iterator[Part]:
             rows = ("amber_captions",) if answer.truth else rows_of({"id": answer.item, "type": kind})
             found[bool(answer.truth)].setdefault(name, []).append(answer._replace(kinds=",".join(rows)))
     if found[False]:
-        yield Part("amber", "amber", gather("amber", found[False], data.baseline))
+        yield gather("amber", found[False], data.baseline, kind="amber")
     if found[True]:
         about, note = texts().about()
-        captions = gather("amber_captions", found[True], data.baseline)
-        yield Part("amber_captions", "amber_captions", captions, about, [note] if note else [])
+        notes = [note] if note else []
+        yield gather("amber_captions", found[True], data.baseline, kind="amber_captions", notes=notes, about=about)
 
 
-def mmhal(files: Files, data: Data) -> Iterator[Part]:
+def mmhal(files: Files, data: Data) -> Iterator[Gathered]:
     """MMHal-Bench: files of stored verdicts, which name their judge."""
     replies = {name: read_reply(path) for name, path in files.items()}
     judges = {(str(reply.judge["model"]), reply.prompt_sha256): name for name, reply in replies.items()}
@@ -189,10 +155,10 @@ def mmhal(files: Files, data: Data) -> Iterator[Part]:
             f"{name}: judged by {reply.judge['model']} on {reply.judge['date']}; prompt_sha256 "
             f"{reply.prompt_sha256[:16]}, answers_sha256 {reply.answers_sha256[:16]}."
         )
-    yield Part("mmhal", "mmhal_verdicts", gather("mmhal", given, data.baseline), notes=notes)
+    yield gather("mmhal", given, data.baseline, kind="mmhal_verdicts", notes=notes)
 
 
-TASKS: dict[str, tuple[Callable[[Files, Data], Iterator[Part]], tuple[str, ...]]] = {
+TASKS: dict[str, tuple[Callable[[Files, Data], Iterator[Gathered]], tuple[str, ...]]] = {
     "yes-no": (yes_no, ("questions", "repope")),
     "chair": (chair, ("annotations", "dialect", "words")),
     "opope": (opope, ("questions",)),
@@ -219,14 +185,14 @@ def score_files(
         raise DataError(f"--{name} is not for --task {task}, and would do nothing: leave it out.")
     parts = list(read_as(files, data))
     tasks: list[Any] = [part.describe() for part in parts]
-    items: Iterable[Mapping[str, Any]] = chain.from_iterable(part.items() for part in parts)
-    batches: Iterable[pa.RecordBatch] = [batch for part in parts for batch in part.found.answers.to_batches(BATCH)]
-    notes = [note for part in parts for note in (*part.notes, *part.found.notes)]
+    items: Iterable[Mapping[str, Any]] = chain.from_iterable(part.described_items() for part in parts)
+    batches: Iterable[pa.RecordBatch] = [batch for part in parts for batch in part.answers.to_batches(BATCH)]
+    notes = [note for part in parts for note in part.notes]
     if data.repope:
         tasks, items, batches, note = rescored(data.repope, tasks, items, batches)
         notes.append(note)
     decoders: dict[str, dict[str, Any]] = {}
-    for decoder in chain.from_iterable(part.found.decoders for part in parts):
+    for decoder in chain.from_iterable(part.decoders for part in parts):
         decoders.setdefault(decoder["name"], decoder)  # the first task has the controls too
     found = score_answers(batches, items, tasks, list(decoders.values()), allowed=allowed)
     found["warnings"] = list(dict.fromkeys([*notes, *_at_equal_length(found), *found["warnings"]]))
