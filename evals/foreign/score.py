@@ -1,6 +1,8 @@
 """From files of answers to results, as a run's folder has them: `lvlm-guard eval score FILE --task T`.
 
-Each task reads its files, and says what is right.
+Each task reads its files, and says what is right. A decoder that says less names fewer objects that are not there. So
+captions are also held against the baseline's with both of a picture cut after as many words as the shorter one has:
+what is gained there is gained by what is said.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import pyarrow as pa
 
 from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.foreign.captions import captions_of, cut_as_short, shortened, with_objects
 from lvlm_guard.evals.foreign.formats import Given, read
 from lvlm_guard.evals.foreign.gathered import Gathered, Questions, gather
 from lvlm_guard.evals.metrics.chair import image_id
@@ -28,6 +29,7 @@ from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.tally import BATCH
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, caption_truth, rows_of
+from lvlm_guard.evals.tasks.coco import truth_of
 from lvlm_guard.evals.tasks.pope.files import described
 from lvlm_guard.evals.tasks.pope.questions import KINDS
 from lvlm_guard.evals.tasks.pope.task import truths_of
@@ -35,6 +37,7 @@ from lvlm_guard.evals.tasks.repope import rescored
 
 Files = Mapping[str, Path]
 DIALECTS = {"default": "ours"}
+CUT = "cut as short as"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,57 @@ def yes_no(files: Files, data: Data) -> Iterator[Gathered]:
 def _by_rows(answer: Given) -> Given:
     rows = (f"{'pope' if kind in KINDS else 'yes_no'}_{kind}" for kind in answer.kinds.split(",") if kind)
     return answer._replace(kinds=",".join(rows))
+
+
+def captions_of(files: Mapping[str, Path]) -> dict[str, list[Given]]:
+    """Return each file's captions, told apart by their pictures' ids; raises `DataError` at one of no picture."""
+    found: dict[str, list[Given]] = {name: [] for name in files}
+    for name, path in files.items():
+        for answer in read(path):
+            if not answer.picture:
+                raise DataError(f"Line {answer.line} of {name} names no picture: captions need 'image_id' or 'image'.")
+            key = str(image_id(answer.picture))
+            found[name].append(answer._replace(item=key, picture=key, decoder=answer.decoder or name))
+    return found
+
+
+def with_objects(captions: Mapping[str, Iterable[Given]], annotations: Path | None) -> dict[str, list[Given]]:
+    """Return captions with the objects of their pictures, by annotations or as lmms-eval's log has them, as truths."""
+    logged = {caption.item: caption.objects for those in captions.values() for caption in those}
+    known = truth_of(annotations).of if annotations else logged.get
+    truths: dict[str, str] = {}
+    for item in logged:
+        if (objects := known(item)) is None:
+            raise DataError("Nothing says what is in the pictures: give --annotations, COCO's or CHAIR's ground truth.")
+        truths[item] = json.dumps(sorted(objects))
+    return {
+        name: [caption._replace(truth=truths[caption.item]) for caption in those] for name, those in captions.items()
+    }
+
+
+def shortened(caption: Given, words: int) -> Given:
+    """Return a caption's first words between blanks, or a shorter one as it is."""
+    found = caption.text.split()
+    return caption._replace(text=caption.text if len(found) <= words else " ".join(found[:words]), cut_at=None)
+
+
+def cut_as_short(captions: Sequence[Given], baseline: str) -> tuple[list[Given], dict[str, str]]:
+    """Return each decoder's captions and the baseline's, picture by picture cut to the shorter of the two.
+
+    Also returns, of these decoders, the baseline's -> the other's whose control it is.
+    """
+    plain = {(caption.item, caption.seed): caption for caption in captions if caption.decoder == baseline}
+    made: list[Given] = []
+    controls: dict[str, str] = {}
+    for theirs in captions:
+        ours = plain.get((theirs.item, theirs.seed)) or plain.get((theirs.item, 0))
+        if theirs.decoder != baseline and ours is not None:
+            words = min(len(ours.text.split()), len(theirs.text.split()))
+            control, own = f"{baseline} {CUT} {theirs.decoder}", f"{theirs.decoder} {CUT} {baseline}"
+            controls[control] = own
+            made.append(shortened(theirs._replace(decoder=control, text=ours.text), words))
+            made.append(shortened(theirs._replace(decoder=own), words))
+    return made, controls
 
 
 def chair(files: Files, data: Data) -> Iterator[Gathered]:
