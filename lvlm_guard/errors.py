@@ -50,6 +50,10 @@ class WeightsError(GuardError):
     """Weights or a processor could not be loaded, mostly because this machine is offline."""
 
 
+class UnprovedError(GuardError):
+    """A server's answer does not prove that the guard ran that was asked for, and no other."""
+
+
 class MissingExtraError(GuardError):
     """An optional dependency is not installed; the message names the command that installs it."""
 

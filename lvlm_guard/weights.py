@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,3 +45,12 @@ def how_to_fetch(source: str, use: str) -> str:
         f"On a machine with network, `hf download {source}` fills the cache that is read offline too; or "
         f"`hf download {source} --local-dir DIR`, copy DIR here, and name it: {use}."
     )
+
+
+def weights_digest(folders: Iterable[Path]) -> str | None:
+    """Return a digest of the safetensors in some folders; None where there are none."""
+    digest, paths = sha256(), sorted(path for folder in folders for path in folder.glob("*.safetensors"))
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16] if paths else None

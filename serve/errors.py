@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lvlm_guard.errors import GuardError
+from lvlm_guard.errors import GuardError, UnprovedError
 
 
 class ServeError(GuardError):
@@ -26,7 +26,7 @@ class MaskdError(ServeError):
         self.retry_after = retry_after
 
 
-class Unproved(ServeError):
+class Unproved(ServeError, UnprovedError):
     """An answer that does not prove the guard that was asked for: it may be unguarded."""
 
 

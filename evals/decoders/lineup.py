@@ -32,7 +32,7 @@ def _turns(runs: Sequence[Any]) -> Callable[[int], Any]:
 
 _plainly = _turns([False])
 
-
+_GREEDY = Decoder(REFERENCE, "plain, greedy", _plainly, role="reference", baseline=None)
 _SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _plainly, SAMPLED, role="plain")
 _MATCHER = Decoder(MATCHER, "the matcher's own answer, no language model", None, role="matcher")
 _PROMPTS = {
@@ -65,27 +65,29 @@ def decoders_of(
         UnknownNameError: no such method.
         KnobError: a knob that no method has, or out of range; matchers that no method takes.
     """
-    own: dict[str, Any] = {
-        name: resolve(name, dict(settings.knobs.get(name, {}))) for name in methods_of(settings.methods)
-    }
-    for name, method in own.items():
-        if objects is not None and hasattr(method, "objects") and "objects" not in settings.knobs.get(name, {}):
-            own[name] = replace(method, objects=tuple(objects))
+    own: dict[str, Any] = {}
+    for name in methods_of(settings.methods):
+        knobs = dict(settings.knobs.get(name, {}))
+        own[name] = resolve(name, knobs)
+        if objects is not None and hasattr(own[name], "objects") and "objects" not in knobs:
+            own[name] = replace(own[name], objects=tuple(objects))
     _check(settings, own)
-    apc = own.pop(APC, None)
-    made = [Decoder(REFERENCE, "plain, greedy", _plainly, role="reference", baseline=None)]
+    made = [_GREEDY]
     for name, places in adapters_of(settings).items():
         if name in {*_NAMES, *methods.REGISTRY.names()}:
             raise KnobError(f"--adapter {name}={places[0]}: {name!r} is a decoder's name already; give another one.")
         told = "plain, greedy, with an adapter" + _trained(len(places))
         made.append(Decoder(name, told, _plainly, seeds=len(places), role="adapter", adapters=places))
-    made += _controls(settings, list(own.values()), apc)
+    made += _controls(settings, own)
     for name, method in own.items():
-        for decoder in _variants(name, method, settings, loaded or {}):
+        for decoder in _variants(name, method, settings, loaded or {}) if name != APC else ():
             made += [decoder, *_beside(decoder, settings, matcher)]
     if MATCHER in settings.methods and not any(decoder.role == "matcher" for decoder in made):
         made.append(_MATCHER)
-    return [d for i, d in enumerate(made) if d.name not in {other.name for other in made[:i]}]
+    found: dict[str, Decoder] = {}
+    for decoder in made:
+        found.setdefault(decoder.name, decoder)
+    return list(found.values())
 
 
 def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) -> tuple[list[Decoder], list[str]]:
@@ -93,11 +95,14 @@ def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) 
 
     A closed vocabulary reads an unknown word as a hole: what a model says after that is no control of anything.
     """
-    told = {d.name: d.prompt_suffix for d in decoders if d.prompt_suffix}
-    ids = {name: tokenizer(words.lower(), add_special_tokens=False)["input_ids"] for name, words in told.items()}
-    lost = [name for name in told if tokenizer.unk_token_id in ids[name]]
-    flags = [f'{name} is left out: the model\'s vocabulary lacks words of "{told[name]}"' for name in lost]
-    return [d for d in decoders if d.name not in lost], flags
+    kept, flags = [], []
+    for d in decoders:
+        ids = tokenizer(d.prompt_suffix.lower(), add_special_tokens=False)["input_ids"]
+        if d.prompt_suffix and tokenizer.unk_token_id in ids:
+            flags.append(f'{d.name} is left out: the model\'s vocabulary lacks words of "{d.prompt_suffix}"')
+        else:
+            kept.append(d)
+    return kept, flags
 
 
 def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
@@ -127,54 +132,53 @@ def methods_of(wanted: Iterable[str]) -> list[str]:
 
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:
     """Raise `KnobError` where a run's methods can't take its knobs, its sweep or its matchers."""
-    there = ", ".join(own)
-    for name in settings.knobs:
-        if name not in own:
-            raise KnobError(
-                f"There are knobs for {name!r}, which is none of the methods of this run ({there}): add it to "
-                "--methods, or leave the knobs out."
-            )
+    there, matched = ", ".join(own), [name for name, method in own.items() if hasattr(method, "matcher")]
     known = sorted({f.name for method in own.values() for f in dataclasses.fields(method)})
+    wrong = [
+        f"There are knobs for {name!r}, which is none of the methods of this run ({there}): add it to --methods, or "
+        "leave the knobs out."
+        for name in settings.knobs
+        if name not in own
+    ]
     for knob in settings.sweep:
         if knob not in known:
-            raise KnobError(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
-    if not settings.matchers:
-        return
-    matched = [name for name, method in own.items() if hasattr(method, "matcher")]
-    if not matched:
-        raise KnobError(
-            f"--matcher {', '.join(settings.matchers)}: no method of this run ({there or 'none'}) has a "
-            "matcher. Add one that has to --methods, such as agla or vote, or leave the matchers out."
+            wrong.append(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
+    if settings.matchers and not matched:
+        wrong.append(
+            f"--matcher {', '.join(settings.matchers)}: no method of this run ({there or 'none'}) has a matcher. Add "
+            "one that has to --methods, such as agla or vote, or leave the matchers out."
         )
-    for name in matched:
+    for name in matched if settings.matchers else ():
         if "matcher" in settings.knobs.get(name, {}):
-            raise KnobError(f"{name} is given a matcher by --knob and by --matcher: leave one of them out.")
-    if settings.sweep:
-        raise KnobError(
+            wrong.append(f"{name} is given a matcher by --knob and by --matcher: leave one of them out.")
+    if matched and settings.matchers and settings.sweep:
+        wrong.append(
             "A sweep chooses the settings of one matcher: give it by --knob, such as "
             f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}, and leave --matcher out."
         )
+    if wrong:
+        raise KnobError(wrong[0])
 
 
-def _controls(settings: Settings, own: Sequence[Method], apc: Method | None) -> Iterator[Decoder]:
+def _controls(settings: Settings, own: Mapping[str, Method]) -> Iterator[Decoder]:
     """Yield what needs no method: plain sampling, cuts alone, other prompts, moved thresholds."""
 
     def wants(name: str) -> bool:
         return settings.controls or name in settings.methods
 
-    sample = replace(_SAMPLE, seeds=settings.seeds)
-    if wants(sample.name):
-        yield sample
-    drawn = replace(sample, role="control", baseline=sample.name)
+    if wants(_SAMPLE.name):
+        yield replace(_SAMPLE, seeds=settings.seeds)
+    drawn = replace(_SAMPLE, seeds=settings.seeds, role="control", baseline=_SAMPLE.name)
+    guards = {name: method for name, method in own.items() if name != APC}
     as_sharp: dict[float, list[str]] = {}
-    for method in own if wants(MATCHED) else ():
+    for name, method in guards.items() if wants(MATCHED) else ():
         if (temperature := method.matched_temperature()) not in (None, 1.0):
-            as_sharp.setdefault(temperature, []).append(method.name)
+            as_sharp.setdefault(temperature, []).append(name)
     for temperature, names in as_sharp.items():
         name = MATCHED if len(as_sharp) == 1 else f"{MATCHED}({temperature:.2g})"
         about = f"plain, sampled at temperature {temperature:.2g}: as sharp as {', '.join(names)}"
         yield replace(drawn, name=name, about=about, options=SAMPLED | {"temperature": temperature})
-    cutting = [*([apc] if apc else []), *(own if settings.controls else [])]
+    cutting = [*([own[APC]] if APC in own else []), *(guards.values() if settings.controls else [])]
     for beta in dict.fromkeys(float(getattr(method, "beta", 0)) for method in cutting):
         if beta:  # else nothing is cut
             cut = resolve(APC, {"beta": beta})
@@ -190,19 +194,17 @@ def _variants(name: str, method: Any, settings: Settings, loaded: Mapping[str, M
     compared = (settings.matchers if hasattr(method, "matcher") else {}) or {"": ()}
     usual = DEFAULT if DEFAULT in compared else next(iter(compared))
     for point, (matcher, trainings) in product(points, compared.items()):
-        runs = [replace(method, matcher=place) for place in trainings] or [replace(method, **point)]
-        places = tuple(run.matcher for run in runs if isinstance(getattr(run, "matcher", None), str))
-        if places:
-            runs = [replace(run, matcher=loaded.get(run.matcher, run.matcher)) for run in runs]
+        named = point.get("matcher", getattr(method, "matcher", None))
+        places = tuple(trainings) or ((named,) if isinstance(named, str) else ())
+        runs = [replace(method, **{**point, "matcher": loaded.get(place, place)}) for place in places]
+        runs = runs or [replace(method, **point)]
         knobs = runs[0].knobs()
         if len(runs) > 1:
             knobs["matcher"] = [run.knobs()["matcher"] for run in runs]
         called = _named(name, point, matcher)
-        about = f"{called}, greedy{_trained(len(runs))}"
-        own: dict[str, Any] = {"point": point, "matcher": matcher, "matchers": places}
-        if matcher != usual:
-            own["baseline"] = _named(name, point, usual)
-        yield Decoder(called, about, _turns(runs), seeds=len(runs), method=name, knobs=knobs, **own)
+        made = Decoder(called, f"{called}, greedy{_trained(len(runs))}", _turns(runs), seeds=len(runs), method=name)
+        baseline = REFERENCE if matcher == usual else _named(name, point, usual)
+        yield replace(made, knobs=knobs, baseline=baseline, point=point, matcher=matcher, matchers=places)
 
 
 def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> Iterator[Decoder]:
@@ -211,7 +213,7 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
     runs = [decoder.guard(seed) for seed in range(decoder.seeds)]
     method, trained = runs[0], _trained(len(runs))
     sampled, random = (
-        _named(f"{decoder.method}{end}", decoder.point, decoder.matcher) for end in ("-sample", "-random")
+        _named(f"{decoder.method}-{end}", decoder.point, decoder.matcher) for end in ("sample", "random")
     )
     seeds = len(runs) if len(runs) > 1 else settings.seeds
     asked = settings.controls and not settings.sweep
@@ -223,16 +225,15 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
     real: list[Any] = [matcher if run.matcher is None else run.matcher for run in runs if hasattr(run, "matcher")]
     if not real or any(one is None or isinstance(one, str) for one in real):
         return  # it has none, or it is not loaded yet
+    told: dict[str, Any] = {"seeds": seeds, "role": "control", "control_of": decoder.name, "baseline": REFERENCE}
     if (asked and method.branches()) or random in settings.methods:
         about = f"{decoder.name} with a random map that keeps as much{trained}"
         noise = [RandomMap(real[seed % len(real)], seed) for seed in range(seeds)]
         guard = _turns([replace(runs[one.seed % len(runs)], matcher=one) for one in noise])
-        told: dict[str, Any] = {"role": "control", "control_of": decoder.name, "baseline": REFERENCE}
-        yield replace(decoder, name=random, about=about, guard=guard, seeds=seeds, **told)
+        yield replace(decoder, name=random, about=about, guard=guard, **told)
     if settings.controls and not method.branches():
-        told = {"matcher": decoder.matcher, "matchers": decoder.matchers, "control_of": decoder.name}
-        name = _named(MATCHER, {}, decoder.matcher)
-        yield replace(_MATCHER, name=name, about=_MATCHER.about + trained, seeds=len(runs), **told)
+        told |= {"seeds": len(runs), "role": "matcher", "matcher": decoder.matcher, "matchers": decoder.matchers}
+        yield replace(_MATCHER, name=_named(MATCHER, {}, decoder.matcher), about=_MATCHER.about + trained, **told)
 
 
 def _named(base: str, point: Mapping[str, Any], matcher: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.infer.identity import weights_digest
 from lvlm_guard.matching import REGISTRY, Match, Matcher, load_matcher
 from lvlm_guard.matching.loading import held_in
 from lvlm_guard.matching.memory import digest
 from lvlm_guard.matching.relevance import heat_map
+from lvlm_guard.weights import weights_digest
 
 DEFAULT = "blip-itm"  # of a method that names no matcher
 CELL = 16  # pixels of the map a random cell covers: the patch of every BLIP, so that both maps are equally smooth
@@ -29,15 +29,30 @@ Named = Mapping[str, Iterable[str]]  # as `Settings.matchers`: name -> registere
 
 def check_matchers(matchers: Named) -> None:
     """Raise `UnknownNameError`, `WeightsError` or `KnobError` where no matcher, another, or one twice is named."""
-    kinds = {name: name for name in REGISTRY.names()}
+    known = REGISTRY.names()
+    kinds = dict(zip(known, known, strict=True))
     for name, place in _each(matchers):
-        kind = _kind(name, place)
+        kind = place if place in known else held_in(place)
+        if kind is None and Path(place).is_dir():
+            raise WeightsError(
+                f"--matcher {name}={place}: the folder holds no matcher. `lvlm-guard train dual-prompt` and "
+                "`lvlm-guard train ranker` write one (guard_dual_prompt.json or guard_ranker.json says which), one in "
+                "each seed-N; a CLIP or a BLIP has a config.json that says so."
+            )
+        if kind is None and "/" not in place and name == place:
+            REGISTRY.where(place)  # says which names there are
+        if kind is None:
+            raise WeightsError(
+                f"--matcher {name}={place}: there is no folder {place!r}. Give a registered name "
+                f"({', '.join(known)}) or the folder of a matcher; one from the hub has to be fetched first."
+            )
         if kind != kinds.setdefault(name, kind):
             raise KnobError(
                 f"--matcher {name}={place}: {place} is a {kind!r} matcher, no {kinds[name]!r}. Several of one name are "
                 f"trainings of one matcher; give this one another name, such as {kind}={place}."
             )
-    _refuse_twice(matchers, _identity)
+    folders = {place: Path(place) for _, place in _each(matchers) if Path(place).is_dir()}
+    _refuse_twice(matchers, {place: weights_digest([at]) or str(at.resolve()) for place, at in folders.items()})
 
 
 def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[str, Matcher]:
@@ -46,7 +61,7 @@ def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[st
     Raises `WeightsError` or `UnsupportedModelError` where one can't be had, `KnobError` at the same weights twice.
     """
     loaded = {place: load_matcher(place, model=model) for place in dict.fromkeys(places)}
-    _refuse_twice(matchers, lambda place: loaded[place].version if place in loaded else place)
+    _refuse_twice(matchers, {place: matcher.version for place, matcher in loaded.items()})
     return loaded
 
 
@@ -60,33 +75,12 @@ def _each(matchers: Named) -> Iterator[tuple[str, str]]:
     return ((name, place) for name, places in matchers.items() for place in places)
 
 
-def _kind(name: str, place: str) -> str:
-    kind = place if place in REGISTRY.names() else held_in(place)
-    if kind is not None:
-        return kind
-    if Path(place).is_dir():
-        raise WeightsError(
-            f"--matcher {name}={place}: the folder holds no matcher. `lvlm-guard train dual-prompt` and `lvlm-guard "
-            "train ranker` write one (guard_dual_prompt.json or guard_ranker.json says which), one in each seed-N; a "
-            "CLIP or a BLIP has a config.json that says so."
-        )
-    if "/" not in place and name == place:
-        REGISTRY.where(place)  # says which names there are
-    raise WeightsError(
-        f"--matcher {name}={place}: there is no folder {place!r}. Give a registered name "
-        f"({', '.join(REGISTRY.names())}) or the folder of a matcher; one from the hub has to be fetched first."
-    )
-
-
-def _identity(place: str) -> str:
-    return (weights_digest([Path(place)]) or str(Path(place).resolve())) if Path(place).is_dir() else place
-
-
-def _refuse_twice(matchers: Named, identity: Callable[[str], str]) -> None:
+def _refuse_twice(matchers: Named, weights: Mapping[str, str]) -> None:
+    """Raise `KnobError` where two have the same weights, or are called the same where those are not known."""
     seen: dict[str, str] = {}
     for name, place in _each(matchers):
-        told = f"{name}={place}"
-        if seen.setdefault(key := identity(place), told) is not told:
+        told, key = f"{name}={place}", weights.get(place, place)
+        if seen.setdefault(key, told) is not told:
             raise KnobError(
                 f"--matcher {told} has the weights of {seen[key]}: two trainings that are one make an interval "
                 "narrower than it is. Leave one out."

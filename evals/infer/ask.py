@@ -19,16 +19,17 @@ from lvlm_guard.evals.decoders.matchers import check_matchers
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import record
 from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
-from lvlm_guard.evals.infer.progress import Meter
-from lvlm_guard.evals.infer.ranks import KEPT, PATIENCE, Place, one_thread, run_ranks, usual_workers
+from lvlm_guard.evals.infer.ranks import KEPT, Place, one_thread, run_ranks, usual_workers
 from lvlm_guard.evals.infer.store import Answers, Asked, Column, Job, Who
 from lvlm_guard.evals.spec.answers import CALIBRATED
 from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Said
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
+from lvlm_guard.progress import Advance, progress
 
 MANY = 64  # questions of a call of the embedded model, unasked
 AT_ONCE = 16  # requests in flight at a server, unasked
+EVERY = 15.0  # seconds between lines that say how far a run is
 
 
 def usual_batch(settings: Settings) -> int:
@@ -47,7 +48,6 @@ def ask(
     started_over: bool = False,
     command: str = "eval ask",
     replaces: bool = False,
-    patience: float = PATIENCE,
     prepared: Prepared | None = None,
     beside: Sequence[str] = (),
 ) -> Path:
@@ -59,17 +59,11 @@ def ask(
     several machines, copied into one folder, become its table by one more call.
 
     Args:
-        settings: what decides the answers.
-        out: folder of the run.
         echo: told what happens, a line at a time; by rank 0 alone.
         bar: whether to draw a progress bar on the error stream; None: if it is a terminal.
-        workers: processes that answer side by side; None: one a core for the embedded model, else one. The answers are
-            the same.
+        workers: processes that answer side by side; None: one a core for the embedded model, else one.
         concurrency: requests in flight at a server; None: `AT_ONCE`.
-        started_over: drop what an earlier run left in the folder.
-        command: what the run is called in its files.
-        replaces: drop another run of this command in the folder, instead of refusing.
-        patience: seconds after which a worker that answers nothing is ended.
+        started_over, replaces: drop what is in the folder: any run, or another one of this `command`.
         prepared: who answers what, where that is at hand: in this process alone, and held against who did before.
         beside: further code that decides the answers, see `code_digest`.
 
@@ -79,9 +73,8 @@ def ask(
         RunError: a worker ended early or hung, the disk is full, or a server answers nothing.
         KeyboardInterrupt: after a line that says where the answers are.
     """
-    place = Place.here() if prepared is None else Place()
-    if prepared is None:
-        _check(settings)
+    place = Place.here()
+    _check(settings)
     if settings.server:  # where each request is a block of its own
         concurrency, settings = concurrency or max(settings.batch, AT_ONCE), replace(settings, batch=1)
     if place.world > 1 and started_over:
@@ -93,13 +86,16 @@ def ask(
     run = _Run(Path(out), settings, tasks, place, told, bar)
     how = {"started_over": started_over, "replaces": replaces}
     note = record.begin(run.folder, settings, tasks, command, beside=beside, **how)
-    run.say_tasks()
+    for task in tasks:
+        pictures = len({item.picture for item in task.items})
+        more = f", {len(task.calibration)} of the val split beside" if task.calibration else ""
+        told(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split{more}.")
     if prepared or "decoders" not in note or run.answers().left:
         usual = usual_workers() if settings.model == EMBEDDED else 1
         helpers = 1 if settings.server or place.world > 1 else usual if workers is None else workers
         try:
             if helpers > 1 and prepared is None:
-                run.side_by_side(helpers, patience)
+                run.side_by_side(helpers)
             else:
                 run.share(concurrency or 1, prepared)
         except KeyboardInterrupt:
@@ -112,24 +108,17 @@ def ask(
 
 
 def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -> list[Asked]:
-    """Return what is asked of whom: each task, and its calibration items after it.
-
-    `decoders` are as they describe themselves; what is derived from another's answers is not asked.
-    """
-    return [
-        Asked(
-            part,
-            tuple(
-                Column(d["name"], d["role"], d["baseline"], d["seeds"])
-                for d in decoders
-                if not d["derive"]
-                and (part.kind in (*YES_NO, "mentions") or not d["yes_no_only"])
-                and (part is task or d["role"] in CALIBRATED)
-            ),
-        )
-        for task in tasks
-        for part in task.parts()
-    ]
+    """Return what is asked of which decoders, as they describe themselves: each task, then its calibration items."""
+    asking, found = [d for d in decoders if not d["derive"]], []
+    for part, calibrates in ((part, part is not task) for task in tasks for part in task.parts()):
+        mine = [
+            Column(d["name"], d["role"], d["baseline"], d["seeds"])
+            for d in asking
+            if (part.kind in (*YES_NO, "mentions") or not d["yes_no_only"])
+            and (not calibrates or d["role"] in CALIBRATED)
+        ]
+        found.append(Asked(part, tuple(mine)))
+    return found
 
 
 def _check(settings: Settings) -> None:
@@ -158,71 +147,58 @@ class _Run:
     echo: Callable[[str], object]
     bar: bool | None
 
-    def say_tasks(self) -> None:
-        for task in self.tasks:
-            pictures = len({item.picture for item in task.items})
-            beside = f", {len(task.calibration)} of the val split beside" if task.calibration else ""
-            self.echo(f"{task.name}: {len(task.items)} items on {pictures} pictures, {task.split} split{beside}.")
-
     def answers(self) -> Answers:
-        """Return the answers on disk, once a model was loaded: who answers is noted then."""
+        # once a model was loaded: who answers is noted then
         decoders = (record.read_note(self.folder) or {})["decoders"]
         return Answers(self.folder, asked_of(self.tasks, decoders), self.settings.batch)
 
     def share(self, concurrency: int, prepared: Prepared | None) -> None:
-        """Ask this process's share of the questions; `prepared` answers, or who is made ready by the settings."""
-        settings, place = self.settings, self.place
+        settings, (rank, world) = self.settings, (self.place.rank, self.place.world)
         single = one_thread(settings.model == EMBEDDED and not settings.server)
-        with record.hold(self.folder, place.rank, place.world), single:
-            prepared = prepared or prepare_run(settings, self.tasks, place.device(settings.device), concurrency)
+        with record.hold(self.folder, rank, world), single, ExitStack() as stack:
+            prepared = prepared or prepare_run(settings, self.tasks, self.place.device(settings.device), concurrency)
             record.with_answering(self.folder, prepared.describe())
             answers = self.answers()
-            total = sum(job.size for job in answers.jobs(place.rank, place.world))
-            if total == 0:
-                if not answers.left:
-                    self.echo("All answers are there already.")
-                return
-            self._say_what(answers, total, f", as rank {place.rank} of {place.world}" if place.world > 1 else "")
-            with answers.open(place.rank), Meter(total, "answers", self.echo, self.bar) as meter:
+            if total := sum(job.size for job in answers.jobs(rank, world)):
+                advance = self._meter(stack, answers, total, f", as rank {rank} of {world}" if world > 1 else "")
+                stack.enter_context(answers.open(rank))
 
                 def took(job: Job, who: Who, said: Sequence[Said]) -> None:
                     answers.add(job, who, said)
-                    meter.advance(len(said), job.task.name)
+                    advance(len(said), job.task.name)
 
-                prepared.answerer.ask_all(answers.jobs(place.rank, place.world), took)
+                prepared.answerer.ask_all(answers.jobs(rank, world), took)
+            elif not answers.left:
+                self.echo("All answers are there already.")
 
-    def side_by_side(self, workers: int, patience: float) -> None:
-        """Have ranks of our own ask; their progress is the growth of their shards."""
+    def side_by_side(self, workers: int) -> None:
         with ExitStack() as stack:
-            meters: list[Meter] = []
+            meters: list[Advance] = []
 
             def answered(count: int) -> None:
                 if not meters:  # who answers is known once the first worker has loaded its model
                     answers = self.answers()
-                    left = answers.left + count
-                    self._say_what(answers, left, f", by {workers} workers")
-                    meters.append(stack.enter_context(Meter(left, "answers", self.echo, self.bar)))
-                meters[0].advance(count)
+                    meters.append(self._meter(stack, answers, answers.left + count, f", by {workers} workers"))
+                meters[0](count)
 
-            run_ranks(self.folder, workers, answered, self.echo, patience)
+            run_ranks(self.folder, workers, answered, self.echo)
 
     def finish(self) -> None:
         """Make the table of all shards, or leave that to the rank that finishes last."""
         with record.alone(self.folder):
             answers = self.answers()
-            if answers.left and record.busy(self.folder):  # what failed may be asked again there: its shard is open
-                self.echo(f"{answers.left} of {answers.total} answers are left to other ranks.")
-            elif answers.whole:
-                answers.drop_shards()
-            elif answers.covered:
+            busy = answers.left and record.busy(self.folder)  # what failed may be asked again there: its shard is open
+            if answers.covered and not busy:
                 answers.compact()
-            elif self.place.world == 1:
+            elif self.place.world == 1 and not busy:
                 raise RunError(f"{answers.left} of {answers.total} answers are missing in {self.folder}. {KEPT}")
             else:
                 self.echo(f"{answers.left} of {answers.total} answers are left to other ranks.")
 
-    def _say_what(self, answers: Answers, left: int, how: str) -> None:
+    def _meter(self, stack: ExitStack, answers: Answers, left: int, how: str) -> Advance:
+        """Say what is asked, and return what to tell of each answer."""
         if answers.total > answers.left:
             self.echo(f"{answers.total - answers.left} of {answers.total} answers are there already.")
         decoders = len({column.name for part in answers.asked for column in part.columns})
         self.echo(f"Asking {decoders} decoders: {left} answers{how}.")
+        return stack.enter_context(progress("answers", left, self.echo, self.bar, EVERY))

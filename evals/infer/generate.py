@@ -1,8 +1,7 @@
 """Who answers: a guarded model with its processor and matcher, each decoder at its own full cost.
 
-A yes/no question also gets its score (`decoders.scores`). Where a method cuts or has a second branch, that takes a call
-of its own, after the answering one and outside its time: the method uncut, so that its branches run for every question,
-decided or not. Elsewhere the answering call tells it.
+A yes/no question also gets its score (`decoders.logits`), by the answering call where that tells it. Where a method
+cuts or has a second branch, by a call of its own, outside its time: uncut, so that its branches run for every question.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from lvlm_guard.bench.memory import peak_meter
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
-from lvlm_guard.evals.decoders.sampling import DocumentSampler
-from lvlm_guard.evals.decoders.scores import FirstToken, Scored, Words, odds_of, spellings
+from lvlm_guard.evals.decoders.logits import DocumentSampler, FirstToken, Scored, Words, odds_of, spellings
 from lvlm_guard.evals.infer.store import Job, Took, Who
 from lvlm_guard.evals.spec.answers import LIMITS
 from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
@@ -40,7 +38,7 @@ class Asker:
 
     model: Any
     processor: Any
-    matcher: Matcher | None  # of the model; None where it can't be had (then decoders that need it raise)
+    matcher: Matcher | None  # of the model; None where no decoder takes it
     decoders: Mapping[str, Decoder]  # who may be asked, by name
     execution: str = "auto"  # how branches are run
     matchers: Mapping[str, Matcher] = field(default_factory=dict)  # those that decoders name, by name or folder
@@ -61,11 +59,8 @@ class Asker:
     def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
         """Return the answers of each (decoder, seed) to some items of a task, all in one batch.
 
-        Each starts from the pictures and with an empty memory of matches, so that what one decoder has
-        prepared does not make the next one look cheap.
-
-        Raises:
-            GuardError: whatever generate() or the processor raises; no answer stands for an error.
+        Each starts from the pictures and with an empty memory of matches, so that what one decoder has prepared does
+        not make the next one look cheap. Raises whatever generate() or the processor does: no answer stands for that.
         """
         found = []
         if not self._warm and self.decoders[todo[0][0]].guard is not None:
@@ -104,9 +99,8 @@ class Asker:
         out = self._generate(inputs, decoder, seed, guard=method, **options)
         answers = out.sequences[:, start:]
         trace = getattr(out, "guard", None)
-        counts = {"forwards": trace.global_forwards if trace else answers.shape[1]}
-        counts |= {name: getattr(trace, name, 0) for name in ("local_forwards", "local_tokens", "masks")}
-        shares: dict[str, Any] = {name: count / len(items) for name, count in counts.items()}
+        shares: dict[str, Any] = {"forwards": (trace.global_forwards if trace else answers.shape[1]) / len(items)}
+        shares |= {name: getattr(trace, name, 0) / len(items) for name in ("local_forwards", "local_tokens", "masks")}
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         eos = self.model.generation_config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [eos])
@@ -132,8 +126,7 @@ class Asker:
     def _scores(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Scored]:
         """Return the scores of a method that cuts or has a second branch, with all of it run for every question.
 
-        Decoders of one method share them, as long as they are asked about the same block: a sampled method and the
-        greedy one, every cut alone.
+        Decoders of one method share them, greedy, sampled and every cut, as long as they are asked about one block.
         """
         assert decoder.guard is not None
         asked = (decoder.guard(seed).uncut(), decoder.prompt_suffix)
@@ -190,8 +183,7 @@ def until(text: str, stops: Sequence[str]) -> str:
 
 def answer_length(tokens: Sequence[int], ends: set[int]) -> tuple[int, bool]:
     """Return how many tokens an answer has, its end-of-text included, and whether it has one."""
-    end = next((i for i, token in enumerate(tokens) if token in ends), None)
-    return (len(tokens), False) if end is None else (end + 1, True)
+    return next(((count, True) for count, token in enumerate(tokens, 1) if token in ends), (len(tokens), False))
 
 
 def _in_common(one: str, other: str) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of, understood
+from lvlm_guard.evals.decoders.lineup import decoders_of, understood
 from lvlm_guard.evals.decoders.matchers import load_matchers, load_usual
 from lvlm_guard.evals.infer.generate import Asker, adapter_name
 from lvlm_guard.evals.spec.items import EvalTask
@@ -23,45 +21,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run asks, and who answers.
-
-    Args:
-        matcher: version of the matcher; "" where there is none.
-        flags: sentences for the report, of what this way of asking leaves out.
-        where: device, number format and, of a hub's model, the commit of its weights.
-    """
+    """All that a run asks, and who answers."""
 
     settings: Settings
     tasks: list[EvalTask]
     decoders: list[Decoder]
     answerer: Asker | ServerAsker
-    matcher: str = ""
-    flags: list[str] = field(default_factory=list)
-    where: dict[str, str] = field(default_factory=dict)
+    matcher: str = ""  # its version; "" where there is none
+    flags: list[str] = field(default_factory=list)  # what this way of asking leaves out, in sentences
+    where: dict[str, str] = field(default_factory=dict)  # device, number format, commit of a hub's weights
 
     def describe(self) -> dict[str, Any]:
-        """Return who answers, as JSON data, and what a reader has to know of it."""
-        made = {
+        """Return who answers, and what a reader has to know of it."""
+        settings = self.settings
+        told = {
+            "--no-controls: plain sampling, moved thresholds and the methods' controls were switched off.": (
+                not settings.controls
+            ),
+            f"--limit {settings.limit}: the first pictures of each task only.": settings.limit is not None,
+            f"--preset {settings.preset}: prompt and sampling of that publication.": settings.preset,
+        }
+        return {
             "decoders": [d.describe() for d in self.decoders],
             "matcher": self.matcher,
             "where": self.where,
             # ids of the tokens that count as yes and as no in the scores of questions
             "words": dict(self.answerer.words) if isinstance(self.answerer, Asker) else {},
-            "flags": [*self._told(), *self.flags],
+            "flags": [*(sentence for sentence, holds in told.items() if holds), *self.flags],
             "warnings": self.warnings(),
         }
-        told: dict[str, Any] = json.loads(json.dumps(made, default=str))
-        return told
-
-    def _told(self) -> list[str]:
-        settings, found = self.settings, []
-        if not settings.controls:
-            found.append("--no-controls: plain sampling, moved thresholds and the methods' controls were switched off.")
-        if settings.limit is not None:
-            found.append(f"--limit {settings.limit}: the first pictures of each task only.")
-        if settings.preset:
-            found.append(f"--preset {settings.preset}: prompt and sampling of that publication.")
-        return found
 
     def warnings(self) -> list[str]:
         """Return what may be wrong with the answers, in sentences."""
@@ -80,15 +68,9 @@ def prepare_run(
 ) -> Prepared:
     """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
 
-    Args:
-        tasks: of the run, where they are at hand already.
-        device: of this process; "": that of the settings.
-        concurrency: requests in flight at a server.
-
-    Raises:
-        DataError, UnknownNameError: of a task.
-        WeightsError: the model or its matcher can't be had.
-        KnobError, UnknownNameError: of a method.
+    `tasks` are those of the run where they are at hand, `device` this process's where it is not that of the settings,
+    `concurrency` the requests in flight at a server. Raises what tasks, methods, model and matcher raise (`DataError`,
+    `UnknownNameError`, `KnobError`, `WeightsError`).
     """
     laid = list(tasks) if tasks is not None else tasks_of(settings)
     if settings.server:
@@ -125,14 +107,3 @@ def where_of(model: Any) -> dict[str, str]:
         found["device_name"] = torch.cuda.get_device_name(model.device)
     commit = getattr(model.config, "_commit_hash", None)
     return found | ({"weights_commit": commit} if commit else {})
-
-
-def weights_of(settings: Settings) -> list[Path]:
-    """Return the local folders whose weights decide the answers; none for a hub id or a server."""
-    from lvlm_guard.embedded import MATCHER, MODEL
-
-    if settings.server:
-        return []
-    own = [MODEL, MATCHER] if settings.model == EMBEDDED else [Path(settings.model)]
-    beside = (*adapters_of(settings).values(), *settings.matchers.values())
-    return [path for path in (*own, *(Path(place) for places in beside for place in places)) if path.is_dir()]

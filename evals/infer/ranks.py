@@ -1,9 +1,7 @@
 """One rank among several that share a run's questions, and ranks that a command starts by itself.
 
-`torchrun` says who a process is by RANK, WORLD_SIZE and LOCAL_RANK; `--workers N` starts N processes in the same way:
-
-    torchrun --nproc-per-node 8 -m lvlm_guard eval ask --model M --out runs/first
-    python -m lvlm_guard.evals.infer.ranks runs/first     what a worker runs; the settings are in asked.json
+`torchrun` says who a process is by RANK, WORLD_SIZE and LOCAL_RANK; `--workers N` starts N processes in the same way,
+each of which runs this module over the folder, whose asked.json has the settings.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -43,21 +41,16 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """Return the place that torchrun gave this process; the only one where it gave none.
+        """Return the place that torchrun gave this process, the only one where it gave none.
 
-        Raises:
-            RunError: RANK and WORLD_SIZE don't fit together.
+        Raises `RunError` where RANK and WORLD_SIZE don't fit together.
         """
-        told = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-        if told[0] is None or told[1] is None:
+        rank, world = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+        if rank is None or world is None:
             return cls()
-        try:
-            place = cls(int(told[0]), int(told[1]), int(told[2] or 0))
-        except ValueError:
-            place = cls(-1)
-        if not 0 <= place.rank < place.world:
-            raise RunError(f"RANK={told[0]} and WORLD_SIZE={told[1]} are no rank and number of ranks: unset them.")
-        return place
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise RunError(f"RANK={rank} and WORLD_SIZE={world} are no rank and number of ranks: unset them.")
+        return cls(int(rank), int(world), int(os.environ.get("LOCAL_RANK") or 0))
 
     def device(self, wanted: str) -> str:
         """Return the device of this rank: "auto" is a GPU of its own where there are several."""
@@ -76,15 +69,11 @@ def usual_workers() -> int:
 
 @contextmanager
 def one_thread(wanted: bool) -> Iterator[None]:
-    """Compute with one thread within, where wanted: threads of a tiny model wait for each other.
-
-    All ranks of the embedded model compute so, and sums come out alike.
-    """
+    """Compute with one thread within, where wanted: a tiny model's wait for each other, and sums come out alike."""
     import torch
 
     before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1 if wanted else before)
     try:
         yield
     finally:
@@ -92,7 +81,7 @@ def one_thread(wanted: bool) -> Iterator[None]:
 
 
 @dataclass
-class _Worker:
+class Worker:
     """A rank that was started here; `at` is how far its shard was read, `heard` when it last grew."""
 
     rank: int
@@ -101,7 +90,35 @@ class _Worker:
     shard: Path
     at: int = 0
     heard: float = field(default_factory=time.monotonic)
-    gone: bool = False
+
+    def new_lines(self) -> int:
+        """Return how many lines it has written since the last look."""
+        try:
+            with self.shard.open("rb") as file:
+                self.at = min(self.at, file.seek(0, os.SEEK_END))  # it may have dropped a torn line
+                file.seek(self.at)
+                new = file.read()
+        except FileNotFoundError:  # not begun, or the last one made a table of all
+            return 0
+        if new:
+            self.at, self.heard = self.at + len(new), time.monotonic()
+        return new.count(b"\n")
+
+    def trouble(self, patience: float) -> str:
+        """Return why it ended early, or was ended now as it hung; "" where it did neither."""
+        code = self.process.poll()
+        if code is None and time.monotonic() - self.heard > patience:
+            self.process.kill()
+            self.process.wait()
+            return f"Worker {self.rank} gave no answer for {patience:g} s and was ended."
+        if not code:
+            return ""
+        self.log.seek(0)
+        words = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
+        if code == 1 and words:
+            return f"Worker {self.rank}: {words[0].rstrip('.')}."
+        why = "was ended from outside, mostly for want of memory" if code < 0 else f"stopped with code {code}"
+        return f"Worker {self.rank} {why}" + (f": {words[0]}" if words else ".")
 
 
 def run_ranks(
@@ -113,47 +130,35 @@ def run_ranks(
 ) -> None:
     """Start as many ranks over a folder that has its `asked.json`, and wait for them.
 
-    Args:
-        answered: told how many answers have come.
-        echo: told of a rank that ends early; the others go on.
-        patience: seconds after which one that answers nothing is ended.
+    `answered` is told how many answers have come, `echo` of a rank that ends early while the others go on.
 
     Raises:
-        RunError: one ended early or hung; the message has its last words.
+        RunError: one ended early, or answered nothing for `patience` seconds; the message has its last words.
     """
-    workers: list[_Worker] = []
     failed: list[str] = []
-    try:
-        workers += (_start(folder, rank, count) for rank in range(count))
-        while not all(worker.gone for worker in workers):
+    with ExitStack() as stack:
+        working = []
+        for rank in range(count):
+            working.append(start(folder, rank, count))
+            stack.callback(_end, working[-1])
+        while working:
             time.sleep(EVERY)
-            for worker in (worker for worker in workers if not worker.gone):
-                code = worker.process.poll()
-                if new := _new_lines(worker):
+            for worker in tuple(working):
+                ended = worker.process.poll() is not None
+                if new := worker.new_lines():
                     answered(new)
-                if code is None and time.monotonic() - worker.heard > patience:
-                    worker.process.kill()
-                    code = worker.process.wait()
-                    failed.append(f"Worker {worker.rank} gave no answer for {patience:g} s and was ended.")
-                elif code:
-                    failed.append(_last_words(worker, code))
-                worker.gone = code is not None
-                if code and failed and len(failed) == 1 and not all(other.gone for other in workers):
-                    echo(f"{failed[0]} The others go on.")
-    finally:
-        for worker in workers:
-            worker.process.kill()
-        for worker in workers:
-            worker.process.wait()
-            for stream in (worker.process.stdin, worker.log):
-                if stream is not None:
-                    with suppress(BrokenPipeError):
-                        stream.close()
+                if trouble := worker.trouble(patience):
+                    failed.append(trouble)
+                if trouble or ended:
+                    working.remove(worker)
+                if trouble and working and len(failed) == 1:
+                    echo(f"{trouble} The others go on.")
     if failed:
         raise RunError(f"{failed[0]} {KEPT} With --workers 1 everything runs in one process.")
 
 
-def _start(folder: Path, rank: int, count: int) -> _Worker:
+def start(folder: Path, rank: int, count: int) -> Worker:
+    """Start a rank over a folder; it ends with this process."""
     root = str(Path(lvlm_guard.__file__).parents[1])
     around = {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     around |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
@@ -168,35 +173,17 @@ def _start(folder: Path, rank: int, count: int) -> _Worker:
         start_new_session=True,
     )
     shard = folder / "answers" / f"rank-{rank}.jsonl"
-    return _Worker(rank, process, log, shard, shard.stat().st_size if shard.is_file() else 0)
+    return Worker(rank, process, log, shard, shard.stat().st_size if shard.is_file() else 0)
 
 
-def _new_lines(worker: _Worker) -> int:
-    """Return how many lines a worker has written since the last look."""
-    try:
-        with worker.shard.open("rb") as file:
-            worker.at = min(worker.at, file.seek(0, os.SEEK_END))  # it may have dropped a torn line
-            file.seek(worker.at)
-            new = file.read()
-    except FileNotFoundError:  # not begun, or the last one made a table of all
-        return 0
-    if new:
-        worker.at, worker.heard = worker.at + len(new), time.monotonic()
-    return new.count(b"\n")
-
-
-def _last_words(worker: _Worker, code: int) -> str:
-    worker.log.seek(0)
-    words = worker.log.read().decode(errors="replace").strip().splitlines()[-1:]
-    if code == 1 and words:
-        return f"Worker {worker.rank}: {words[0].rstrip('.')}."
-    why = "was ended from outside, mostly for want of memory" if code < 0 else f"stopped with code {code}"
-    return f"Worker {worker.rank} {why}" + (f": {words[0]}" if words else ".")
+def _end(worker: Worker) -> None:
+    worker.process.kill()
+    worker.process.communicate()
+    worker.log.close()
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of standard input, which is the end of the process that started this one."""
-    while os.read(0, 1):  # unbuffered: a lock on sys.stdin would be in the way of an ordinary end
+    while os.read(0, 1):  # until its end of the pipe is gone; a lock on sys.stdin would be in the way of our own end
         pass
     os._exit(3)
 

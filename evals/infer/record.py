@@ -7,9 +7,12 @@ packages, and the source of what asks. What scores, reports or spreads the work 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -18,16 +21,28 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import lvlm_guard
+from lvlm_guard.cli.console import installed
+from lvlm_guard.evals.decoders.lineup import adapters_of
 from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
-from lvlm_guard.evals.infer.identity import code_digest, environment, packages, weights_digest
-from lvlm_guard.evals.infer.prepare import weights_of
 from lvlm_guard.evals.spec.items import EvalTask
-from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
+from lvlm_guard.weights import weights_digest
 
 ASKED, ITEMS = "asked.json", "items.jsonl"
 MADE = ("answers.parquet", "costs.parquet", "results.json", "report.html", ITEMS, ASKED)
 DECIDES = ("settings", "questions", "code", "weights", "packages")  # known before a model is loaded
 ANSWERING = ("decoders", "matcher", "where")  # known once it is
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")  # that decide answers
+BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")  # that are told beside them
+ASKING = ("spec", "infer", "decoders", "tasks")  # packages of this room that decide answers
+# folders and files that decide none, and rooms
+NOT_ASKING = ("report", "cli", "bench", "verify", "progress.py", "adapters", "evals", "serve")
+# modules that make the embedded models, whose weights are digested themselves
+MAKING = ("accept", "build", "export", "loop", "train", "train_blip", "train_llava")
+
+HELD = "Another process is working in {}: wait for it, or give another --out."
+LEFT = "give another --out, or --start-over to drop them."
 
 Note = dict[str, Any]
 
@@ -36,25 +51,29 @@ Note = dict[str, Any]
 def hold(folder: Path, rank: int = 0, world: int = 1, wait: float = 5.0) -> Iterator[None]:
     """Hold a rank's place in a folder, so that no two processes ever ask the same questions for it.
 
-    Args:
-        folder: made if need be.
-        rank, world: of this process; ranks of another world size that are still at work keep it out as well.
-        wait: seconds for a process that is just ending.
-
-    Raises:
-        RunError: another process is at work there.
+    Ranks of another world size keep it out as well. Raises `RunError` where one is at work there, after some seconds'
+    wait for a process that is just ending.
     """
-    with _free(_lock(folder, f".rank-{rank}.lock"), wait):
-        _refuse_if_busy(folder, world, wait)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(folder, f".rank-{rank}.lock").acquire(timeout=wait))
+            taken = busy(folder, world, wait)
+        except Timeout:
+            taken = True
+        if taken:
+            raise RunError(HELD.format(folder))
         yield
 
 
-def busy(folder: Path) -> bool:
-    """Return whether a rank is at work in a folder; one that has its own place let go of it before."""
-    try:
-        _refuse_if_busy(folder, 0)
-    except RunError:
-        return True
+def busy(folder: Path, world: int = 0, wait: float = 0.0) -> bool:
+    """Return whether a rank from `world` on is at work in a folder; one that has its own place let go of it before."""
+    for path in folder.glob(".rank-*.lock"):
+        if int(path.stem.rpartition("-")[2]) >= world:
+            try:
+                with FileLock(path).acquire(timeout=wait):
+                    pass
+            except Timeout:
+                return True
     return False
 
 
@@ -67,15 +86,6 @@ def _lock(folder: Path, name: str) -> FileLock:
     with disk_trouble(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / name)
-
-
-def _free(lock: FileLock, wait: float) -> AbstractContextManager[object]:
-    """Take a lock of a rank, to be held within; raises `RunError` where its process is at work."""
-    try:
-        return lock.acquire(timeout=wait)
-    except Timeout:
-        folder = Path(lock.lock_file).parent
-        raise RunError(f"Another process is working in {folder}: wait for it, or give another --out.") from None
 
 
 def begin(
@@ -91,28 +101,25 @@ def begin(
     """Note what this run is, or find that the folder has it already; returns the note.
 
     Args:
-        folder, settings, tasks: of the run.
-        command: what the run is called in its files.
-        started_over: drop what an earlier run left.
-        replaces: drop another run of this command, instead of refusing.
+        command, started_over, replaces: see `infer.ask.ask`.
         beside: further code that decides answers, see `code_digest`.
 
     Raises:
         DataError: the folder holds another run.
         RunError: it is to be dropped while a process works in it, or the disk is full.
     """
-    decides = {
-        "settings": settings.to_dict(),
-        "questions": {f"{part.name} {part.split}": part.digest() for task in tasks for part in task.parts()},
-        "code": code_digest(adapters=bool(settings.adapters or settings.matchers), beside=beside),
-        "weights": weights_digest(weights_of(settings)),
-        "packages": packages(),
-    }
-    decides = json.loads(json.dumps(decides, default=str))
+    parts = [part for task in tasks for part in task.parts()]
+    decides = _plain(
+        settings=settings.to_dict(),
+        questions={f"{part.name} {part.split}": part.digest() for part in parts},
+        code=code_digest(adapters=bool(settings.adapters or settings.matchers), beside=beside),
+        weights=weights_digest(weights_of(settings)),
+        packages=_versions(PACKAGES),
+    )
     with alone(folder):
         earlier = None if started_over else read_note(folder)
         if earlier is not None:
-            differing = differences(earlier, decides)
+            differing = _differences(earlier, decides)
             if not differing:
                 return earlier
             if not (replaces and earlier.get("command") == command):
@@ -121,11 +128,13 @@ def begin(
                     "Give another --out, or --start-over to drop it."
                 )
         elif not started_over and any((folder / "answers").glob("*.jsonl")):
-            raise DataError(
-                f"{folder} holds answers of an unknown run: copy its {ASKED} beside them, give another --out, or "
-                "--start-over to drop them."
-            )
-        _drop(folder)
+            raise DataError(f"{folder} holds answers of an unknown run: copy its {ASKED} beside them, {LEFT}")
+        if busy(folder):
+            raise RunError(HELD.format(folder))
+        for name in MADE:
+            (folder / name).unlink(missing_ok=True)
+        for name in ("answers", "evidence"):
+            shutil.rmtree(folder / name, ignore_errors=True)
         note = {
             "command": command,
             "version": lvlm_guard.__version__,
@@ -134,9 +143,13 @@ def begin(
             "tasks": [task.describe() for task in tasks],
             "environment": environment(),
         }
-        with disk_trouble(folder):
-            _write(folder / ITEMS, _rows(tasks))
-            _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
+        rows = (
+            {"task": part.name, "split": part.split, "kind": part.kind} | item.describe()
+            for part in parts
+            for item in part.items
+        )
+        _write(folder / ITEMS, (json.dumps(row, default=str) for row in rows))
+        _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         return note
 
 
@@ -144,11 +157,10 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
     """Note who answers too, which is known once the model is loaded or the server was asked; returns the note.
 
     It follows from the settings, but for what a hub's model has become since, on which device a rank runs, or with
-    which knobs a server was started. `answering` is `Prepared.describe()`.
-
-    Raises:
-        DataError: answers in the folder were made by others.
+    which knobs a server was started. `answering` is `Prepared.describe()`. Raises `DataError` where answers in the
+    folder were made by others.
     """
+    answering = _plain(**answering)
     with alone(folder):
         note = read_note(folder)
         if note is None:
@@ -156,13 +168,12 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
         if "identity" not in note:
             told = json.dumps([{**note, **answering}[name] for name in (*DECIDES, *ANSWERING)], sort_keys=True)
             note |= {**answering, "identity": sha256(told.encode()).hexdigest()[:16]}
-            with disk_trouble(folder):
-                _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
+            _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         elif differing := [name for name in ANSWERING if note[name] != answering[name]]:
             raise DataError(
                 f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that "
                 "was started anew with other knobs, on another kind of device, or by a model that has changed on the "
-                "hub. Bring it back (--revision), give another --out, or --start-over to drop them."
+                f"hub. Bring it back (--revision), {LEFT}"
             )
         return note
 
@@ -171,57 +182,90 @@ def read_note(folder: Path) -> Note | None:
     """Return the note of a run; None where there is none; raises `DataError` where it can't be read."""
     try:
         note = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+        if not isinstance(note, dict):
+            raise ValueError("no object")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / ASKED} can't be read ({error}): give another --out, or --start-over.") from error
-    if not isinstance(note, dict):
-        raise DataError(f"{folder / ASKED} is no note of a run: give another --out, or --start-over.")
+        raise DataError(f"{folder / ASKED} can't be read ({error}): {LEFT}") from error
     return note
 
 
-def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+def weights_of(settings: Settings) -> list[Path]:
+    """Return the local folders whose weights decide the answers; none for a hub id or a server."""
+    from lvlm_guard.embedded import MATCHER, MODEL
+
+    if settings.server:
+        return []
+    own = [MODEL, MATCHER] if settings.model == EMBEDDED else [Path(settings.model)]
+    beside = (*adapters_of(settings).values(), *settings.matchers.values())
+    return [path for path in (*own, *(Path(place) for places in beside for place in places)) if path.is_dir()]
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    return {name: version for name in names if (version := installed(name))}
+
+
+def _plain(**told: Any) -> Note:
+    """Return JSON data as it will be read."""
+    plain: Note = json.loads(json.dumps(told, default=str))
+    return plain
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     """Return in words what two notes differ in."""
     found = []
     for key, value in now.items():
         before = earlier.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            found += differences({**dict.fromkeys(value), **before}, {**dict.fromkeys(before), **value}, f"{key}.")
+            found += _differences({**dict.fromkeys(value), **before}, {**dict.fromkeys(before), **value}, f"{key}.")
         elif before != value:
-            found.append(f"{path}{key} ({_short(before)}, now {_short(value)})")
+            both = (json.dumps(one) for one in (before, value))
+            was, is_ = (text if len(text) <= 40 else text[:37] + "..." for text in both)
+            found.append(f"{path}{key} ({was}, now {is_})")
     return found
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     """Write a file, whole or not at all."""
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    part.replace(path)
+    with disk_trouble(path.parent):
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        part.replace(path)
 
 
-def _rows(tasks: Sequence[EvalTask]) -> Iterator[str]:
-    for task in (part for whole in tasks for part in whole.parts()):
-        known = {"task": task.name, "split": task.split, "kind": task.kind}
-        yield from (json.dumps(known | item.describe(), default=str) for item in task.items)
+def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:
+    """Return a digest of the source that decides answers, so that those of other code are not taken for this code's.
+
+    What scores, reports, serves, trains or prints is left out: to mend it costs no run.
+
+    Args:
+        adapters: whether the adapters' room decides, too.
+        beside: folders and files below the package that decide as well, as of a study.
+    """
+    root = Path(lvlm_guard.__file__).parent
+    core = (path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_ASKING)
+    deciding = {path for path in core if path.stem not in MAKING}
+    # the rooms are links in a checkout, which rglob does not follow
+    for room in map(root.joinpath, [*(f"evals/{name}" for name in ASKING), *["adapters"] * adapters, *beside]):
+        deciding.update([room] if room.is_file() else room.rglob("*.py"))
+    digest = sha256()
+    for path in sorted(deciding):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def _drop(folder: Path) -> None:
-    _refuse_if_busy(folder, 0)
-    for name in MADE:
-        (folder / name).unlink(missing_ok=True)
-    for name in ("answers", "evidence"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _refuse_if_busy(folder: Path, world: int, wait: float = 0.0) -> None:
-    """Raise `RunError` where a rank from `world` on is at work."""
-    for path in folder.glob(".rank-*.lock"):
-        if int(path.stem.rpartition("-")[2]) >= world:
-            with _free(FileLock(path), wait):
-                pass
+def environment() -> dict[str, Any]:
+    """Return versions, machine and commit ("+changes" where it was edited, None without one), as reports tell them."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    found = {"python": platform.python_version(), **_versions((*PACKAGES, *BESIDE)), "machine": machine}
+    root, commit = Path(lvlm_guard.__file__).resolve().parents[1], None
+    if (root / ".git").exists():
+        told = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        try:
+            done = subprocess.run(told, cwd=root, capture_output=True, text=True, timeout=10, check=True)
+            commit = done.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return {**found, "commit": commit}

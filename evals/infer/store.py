@@ -2,7 +2,7 @@
 
 A shard's line is a row of the table (`spec.answers`) with what it cost and the item's place. Blocks are written at
 once and are the unit of resuming: of a block that was cut off nothing counts. Of two answers to one question, as after
-a crash, the first counts. The table is a stream from the shards to parquet: of a row this holds ten bytes, never its
+a crash, the first counts. The table is a stream from the shards to parquet: of a row this holds nine bytes, never its
 text.
 """
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,7 @@ BATCH = 8192  # rows of a row group
 Who = tuple[str, int]
 """A decoder's name and one of its seeds."""
 
+_MISSING, _FAILED, _GOOD = range(3)  # what is known of an answer; more beats less
 _BYTES = 40  # bits of a line's place that say where in its shard it begins
 
 
@@ -53,14 +55,9 @@ class Asked:
     columns: tuple[Column, ...]
 
     @cached_property
-    def pairs(self) -> list[tuple[Column, int]]:
+    def pairs(self) -> dict[Who, Column]:
         """Every decoder with each of its seeds, in the table's order."""
-        return [(column, seed) for column in self.columns for seed in range(column.seeds)]
-
-    @property
-    def size(self) -> int:
-        """How many answers there will be."""
-        return len(self.task.items) * len(self.pairs)
+        return {(column.name, seed): column for column in self.columns for seed in range(column.seeds)}
 
 
 @dataclass(frozen=True)
@@ -84,36 +81,32 @@ Took = Callable[[Job, Who, Sequence[Said]], object]
 
 
 class Answers:
-    """The answers of a run.
+    """The answers in a folder to what is `asked`, in the table's order.
 
-    Args:
-        folder: of the run.
-        asked: what is asked of whom, in the table's order.
-        batch: items of a block. Another size may end in other bits, so it is another run.
+    A block has `batch` items; another size may end in other bits, so it is another run.
     """
 
     def __init__(self, folder: Path, asked: Sequence[Asked], batch: int) -> None:
         self.folder, self.asked, self.batch = folder, asked, batch
-        self._first = np.cumsum([0, *(part.size for part in asked)])
-        self._pairs = [{(c.name, seed): place for place, (c, seed) in enumerate(part.pairs)} for part in asked]
-        self._parts = {(part.task.name, part.task.split): place for place, part in enumerate(asked)}
+        self._first = np.cumsum([0, *(len(part.task.items) * len(part.pairs) for part in asked)]).tolist()
+        self.total: int = self._first[-1]  # how many answers there will be
+        self._columns = {  # where a decoder's first answer stands in the table, the next ones' distance, and the items
+            (part.task.name, part.task.split, *who): (first + place, len(part.pairs), part.task.items)
+            for first, part in zip(self._first[:-1], asked, strict=True)
+            for place, who in enumerate(part.pairs)
+        }
         self._shard: IO[bytes] | None = None
         self.read()
 
     @property
-    def total(self) -> int:
-        """How many answers there will be."""
-        return int(self._first[-1])
-
-    @property
     def left(self) -> int:
         """How many are missing, or failed when they were asked."""
-        return self.total - int(self._good.sum())
+        return self.total - int((self._known == _GOOD).sum())
 
     @property
     def covered(self) -> bool:
         """Whether every question was asked, though some may have failed."""
-        return bool((self._good | self._failed).all())
+        return bool((self._known > _MISSING).all())
 
     @property
     def whole(self) -> bool:
@@ -122,15 +115,13 @@ class Answers:
 
     def read(self) -> None:
         """Find what is on disk, this rank's and that of others."""
-        self._places = np.full(self.total, -1, np.int64)
-        self._good, self._failed = np.zeros(self.total, bool), np.zeros(self.total, bool)
-        self._better = False
+        self._known, self._places = np.zeros(self.total, np.uint8), np.full(self.total, -1, np.int64)
         self._files = sorted((self.folder / SHARDS).glob("rank-*.jsonl"), key=lambda path: (len(path.name), path.name))
         for number, path in enumerate(self._files):
             if path.is_file():
                 self._scan(number, path)
         # looked for last: whoever compacts removes shards when the table is there
-        self._table = (self.folder / ANSWERS).exists()
+        self._better, self._table = False, (self.folder / ANSWERS).exists()
         if self._table:
             failed = pq.read_table(self.folder / ANSWERS, columns=["failed"])["failed"].is_valid().to_numpy()
             if len(failed) != self.total:
@@ -138,10 +129,23 @@ class Answers:
                     f"{self.folder / ANSWERS} has {len(failed)} rows where {self.total} were asked for: it is of "
                     "another run. Give another --out, or --start-over to drop it."
                 )
-            self._better = bool((failed & self._good).any())
-            self._good |= ~failed
-            self._failed |= failed
-        self._failed &= ~self._good
+            there = np.where(failed, _FAILED, _GOOD).astype(np.uint8)
+            self._better = bool((self._known > there).any())
+            self._known = np.maximum(self._known, there)
+
+    def _scan(self, number: int, path: Path) -> None:
+        with path.open("rb") as file:
+            while (line := file.readline()).endswith(b"\n"):  # the last may be cut off, or being written
+                try:
+                    row = json.loads(line)
+                    first, step, items = self._columns[row["task"], row["split"], row["decoder"], row["seed"]]
+                    place, known = int(row["place"]), _GOOD if row["failed"] is None else _FAILED
+                    if items[place].key != row["item"]:
+                        continue
+                except (ValueError, KeyError, TypeError, IndexError):  # no line of this run
+                    continue
+                if known > self._known[at := first + place * step]:
+                    self._known[at], self._places[at] = known, (number << _BYTES) | (file.tell() - len(line))
 
     def jobs(self, rank: int = 0, world: int = 1) -> Iterator[Job]:
         """Yield what a rank has left to ask, block after block; every decoder is asked before the next block.
@@ -149,31 +153,27 @@ class Answers:
         Ranks share all blocks, not the open ones, so that they agree without a word. Whoever is asked first about new
         pictures is slower, so the order turns from block to block.
         """
-        number = 0
-        for place, part in enumerate(self.asked):
+        number = count()
+        for at, part in enumerate(self.asked):
+            known = self._known[self._first[at] : self._first[at + 1]].reshape(-1, max(1, len(part.pairs)))
             for block in part.task.blocks(self.batch):
-                mine, number = number % world == rank, number + 1
-                if not mine:
+                if next(number) % world != rank:
                     continue
-                good = np.asarray(self._good[self._block(place, block)].reshape(-1, len(part.pairs)).all(axis=0))
-                todo = tuple((c.name, s) for (c, s), done in zip(part.pairs, good, strict=True) if not done)
-                if todo:
+                done = (known[block * self.batch : (block + 1) * self.batch] == _GOOD).all(axis=0)
+                if todo := [who for who, good in zip(part.pairs, done, strict=True) if not good]:
                     turn = block % len(todo)
                     items = part.task.block(block, self.batch)
-                    yield Job(place, part.task, block, items, todo[turn:] + todo[:turn])
+                    yield Job(at, part.task, block, items, (*todo[turn:], *todo[:turn]))
 
     @contextmanager
     def open(self, rank: int = 0) -> Iterator[None]:
-        """Hold a rank's shard open to write. A last line that was cut off is dropped.
-
-        Raises:
-            RunError: the system refuses.
-        """
+        """Hold a rank's shard open to write, less a last line that was cut off; raises `RunError` as `add`."""
         path = self.folder / SHARDS / f"rank-{rank}.jsonl"
         with disk_trouble(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():
-                _drop_torn(path)
+                with path.open("r+b") as file:
+                    file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
             shard = self._shard = path.open("ab")
         try:
             yield
@@ -184,119 +184,75 @@ class Answers:
     def add(self, job: Job, who: Who, said: Sequence[Said]) -> None:
         """Write the answers of a decoder and seed to a block, at once.
 
-        Raises:
-            RunError: the disk is full or can't be written to; what was written before is kept.
+        Raises `RunError` where the disk is full or can't be written to; what was written before is kept.
         """
         assert self._shard is not None
-        column, seed = self.asked[job.part].pairs[self._pairs[job.part][who]]
-        begin = job.block * self.batch
-        known: dict[str, Any] = {"task": job.task.name, "split": job.task.split}
-        known |= {"decoder": column.name, "baseline": column.baseline, "role": column.role, "seed": seed}
+        column, task = self.asked[job.part].pairs[who], job.task
+        known: dict[str, Any] = {"task": task.name, "split": task.split, "decoder": column.name, "seed": who[1]}
+        known |= {"baseline": column.baseline, "role": column.role}
         lines = [
-            json.dumps({**known, "item": item.key, "place": begin + place, "picture": item.picture} | _plain(one))
-            for place, (item, one) in enumerate(zip(job.items, said, strict=True))
+            json.dumps({**known, "item": item.key, "place": place, "picture": item.picture} | _plain(one)) + "\n"
+            for place, (item, one) in enumerate(zip(job.items, said, strict=True), job.block * self.batch)
         ]
         with disk_trouble(self.folder):
-            self._shard.write(("\n".join(lines) + "\n").encode())
+            self._shard.write("".join(lines).encode())
             self._shard.flush()
 
     def compact(self) -> None:
-        """Write the table and the costs from all shards, whole or not at all, and drop the shards.
-
-        Raises:
-            RunError: the disk is full; nothing is lost.
-        """
-        parts = [self.folder / f"{name}.{os.getpid()}.part" for name in (ANSWERS, COSTLY)]
-        files = [path.open("rb") if path.is_file() else None for path in self._files]
-        try:
-            with disk_trouble(self.folder):
-                with pq.ParquetWriter(parts[0], SCHEMA) as answers, pq.ParquetWriter(parts[1], COSTS) as costs:
-                    for rows in self._batches(files):
-                        answers.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-                        costs.write_batch(pa.RecordBatch.from_pylist(rows, COSTS))
-                for name in STALE:
-                    (self.folder / name).unlink(missing_ok=True)
-                parts[1].replace(self.folder / COSTLY)
-                parts[0].replace(self.folder / ANSWERS)
-        finally:
-            for file in filter(None, files):
-                file.close()
-            for path in parts:
-                path.unlink(missing_ok=True)
-        self.drop_shards()
+        """Write the table and the costs from all shards, whole or not at all (`RunError`), and drop the shards."""
+        if not self.whole:
+            parts = {name: self.folder / f"{name}.{os.getpid()}.part" for name in (COSTLY, ANSWERS)}
+            try:
+                with disk_trouble(self.folder):
+                    self._write(parts)
+                    for name in STALE:
+                        (self.folder / name).unlink(missing_ok=True)
+                    for name, part in parts.items():
+                        part.replace(self.folder / name)
+            finally:
+                for part in parts.values():
+                    part.unlink(missing_ok=True)
+        for path in self._files:  # whose answers the table has
+            path.unlink(missing_ok=True)
         self.read()
 
-    def drop_shards(self) -> None:
-        """Remove the shards, whose answers the table has."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
-
-    def _block(self, part: int, block: int) -> slice:
-        width = len(self.asked[part].pairs)
-        begin = int(self._first[part]) + block * self.batch * width
-        return slice(begin, min(begin + self.batch * width, int(self._first[part + 1])))
-
-    def _scan(self, number: int, path: Path) -> None:
-        with path.open("rb") as file:
-            while line := file.readline():
-                if not line.endswith(b"\n"):
-                    return  # cut off, or being written
-                place = self._place(line)
-                if place is None:
-                    continue
-                at, failed = place
-                if not self._good[at] and not (failed and self._failed[at]):
-                    self._places[at] = (number << _BYTES) | (file.tell() - len(line))
-                    self._good[at], self._failed[at] = not failed, failed
-
-    def _place(self, line: bytes) -> tuple[int, bool] | None:
-        """Return a line's place in the table and whether its answer failed; None: no line of this run."""
-        try:
-            row = json.loads(line)
-            part = self._parts[row["task"], row["split"]]
-            pair, place = self._pairs[part][row["decoder"], row["seed"]], int(row["place"])
-            if self.asked[part].task.items[place].key != row["item"]:
-                return None
-            return int(self._first[part]) + place * len(self._pairs[part]) + pair, row["failed"] is not None
-        except (ValueError, KeyError, TypeError, IndexError):
-            return None
-
-    def _batches(self, files: Sequence[IO[bytes] | None]) -> Iterator[list[dict[str, Any]]]:
+    def _write(self, parts: dict[str, Path]) -> None:
         earlier = self._earlier()
-        for begin in range(0, self.total, BATCH):
-            rows = []
-            for at, place in enumerate(self._places[begin : begin + BATCH].tolist(), begin):
-                row = next(earlier, None)
-                if place >= 0 and (row is None or row["failed"] is not None):
-                    file = files[place >> _BYTES]
-                    assert file is not None
-                    file.seek(place & ((1 << _BYTES) - 1))
-                    row = json.loads(file.readline())
-                assert row is not None, f"row {at} was never asked"
-                rows.append(row)
-            yield rows
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) if path.is_file() else None for path in self._files]
+            answers = stack.enter_context(pq.ParquetWriter(parts[ANSWERS], SCHEMA))
+            costs = stack.enter_context(pq.ParquetWriter(parts[COSTLY], COSTS))
+            for begin in range(0, self.total, BATCH):
+                rows = []
+                for place in self._places[begin : begin + BATCH].tolist():
+                    row = next(earlier, None)
+                    if place >= 0 and (row is None or row["failed"] is not None):
+                        file = files[place >> _BYTES]
+                        assert file is not None
+                        file.seek(place & ((1 << _BYTES) - 1))
+                        row = json.loads(file.readline())
+                    rows.append(row)
+                answers.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+                costs.write_batch(pa.RecordBatch.from_pylist(rows, COSTS))
 
     def _earlier(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of the table that is there."""
         if not self._table:
             return
         with pq.ParquetFile(self.folder / ANSWERS) as answers, pq.ParquetFile(self.folder / COSTLY) as costs:
-            both = zip(answers.iter_batches(BATCH), costs.iter_batches(BATCH), strict=True)
-            for one, other in both:
-                for row, cost in zip(one.to_pylist(), other.to_pylist(), strict=True):
+            for both in zip(answers.iter_batches(BATCH), costs.iter_batches(BATCH), strict=True):
+                for row, cost in zip(*(batch.to_pylist() for batch in both), strict=True):
                     yield row | cost
+
+
+def failures(folder: Path) -> tuple[int, int, str]:
+    """Return how many answers a folder's table has, how many of them failed, and why the first did."""
+    column = pq.read_table(folder / ANSWERS, columns=["failed"])["failed"]
+    failed = column.drop_null()
+    return len(column), len(failed), str(failed[0]) if len(failed) else ""
 
 
 def _plain(said: Said) -> dict[str, Any]:
     """Return an answer as JSON data: what was not measured is null, half a surrogate pair a question mark."""
     told = {name: None if value != value else value for name, value in asdict(said).items()}
     return told | {"text": said.text.encode("utf-8", "replace").decode()}
-
-
-def _drop_torn(path: Path) -> None:
-    """Cut a file off behind its last line break."""
-    with path.open("r+b") as file:
-        end = 0
-        for line in file:
-            end += len(line) if line.endswith(b"\n") else 0
-        file.truncate(end)

@@ -15,7 +15,7 @@ from lvlm_guard import __version__, methods
 from lvlm_guard.engine.session import EXECUTIONS
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import REFERENCE
-from lvlm_guard.evals.infer.identity import code_digest
+from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.knobs import defaults_of, read_knob
 

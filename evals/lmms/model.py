@@ -25,12 +25,13 @@ from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.infer.generate import Asker
-from lvlm_guard.evals.infer.identity import environment, weights_digest
-from lvlm_guard.evals.infer.prepare import prepare_run, weights_of
-from lvlm_guard.evals.infer.progress import Meter
+from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.record import environment, weights_of
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 from lvlm_guard.evals.lmms.requests import Request, read_requests
 from lvlm_guard.evals.spec.items import EvalTask, Said
+from lvlm_guard.progress import progress
+from lvlm_guard.weights import weights_digest
 
 COSTS = ("seconds", "forwards", "local_forwards", "masks", "ended", "peak_mib")
 
@@ -118,7 +119,7 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         asked = read_requests(requests, self.task_dict)
         said: dict[int, Said] = {}
         first = self.rank == 0  # one process of several tells how far they are
-        with Meter(len(asked), "answers", _tell if first else str, None if first else False) as meter:
+        with progress("answers", len(asked), _tell if first else str, None if first else False, 15.0) as advance:
             for batch in _batches(asked, self.arguments.settings.batch):
                 try:
                     answers = self._answers([request for _, request in batch])
@@ -127,7 +128,7 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
                     error.add_note(f"While answering document {documents} of the task {batch[0][1].task}.")
                     raise
                 said |= {place: answer for (place, _), answer in zip(batch, answers, strict=True)}
-                meter.advance(len(batch), batch[0][1].task)
+                advance(len(batch), batch[0][1].task)
         seconds, tokens = sum(s.seconds for s in said.values()), sum(s.tokens for s in said.values())
         speed, more = tokens / seconds if seconds else 0.0, {"requests": len(said), "rank": self.rank}
         log_metrics(total_elapsed_time=seconds, total_gen_tokens=tokens, avg_speed=speed, additional_metrics=more)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.evals.decoders.derived import LEAST_MASS
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Array, Places, Score
 from lvlm_guard.evals.metrics.ranking import RANKED, Ranking
 from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, difference, estimate, holm, swap_null
+from lvlm_guard.evals.stats.derived import LEAST_MASS
 from lvlm_guard.evals.stats.tally import Given, Tally, summed
 
 Row = dict[str, Any]

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.evals.decoders.derived import derive
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.stats.derived import derive
 from lvlm_guard.evals.stats.results import Row, right_of
 from lvlm_guard.evals.stats.tally import Tallies, Tally
 

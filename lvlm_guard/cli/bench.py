@@ -10,8 +10,9 @@ from rich.table import Table
 
 from lvlm_guard.cli.bench_server import Wanted, bench_server, loads_of
 from lvlm_guard.cli.bench_soak import bench_soak
-from lvlm_guard.cli.console import out, print_json, progress, quiet_libraries, say, usage
+from lvlm_guard.cli.console import out, print_json, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
+from lvlm_guard.progress import progress
 
 BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
 

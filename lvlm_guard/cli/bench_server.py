@@ -12,8 +12,9 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from lvlm_guard.cli.console import FAILED, STOPPED, bullets, err, out, print_json, progress, say, usage
+from lvlm_guard.cli.console import FAILED, STOPPED, bullets, err, out, print_json, say, usage
 from lvlm_guard.errors import GuardError
+from lvlm_guard.progress import progress
 
 SCENES = 32  # blocks whose scenes are drawn; later ones see them again, with other pixels stamped
 

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 from lvlm_guard.cli.bench_server import workloads_of
-from lvlm_guard.cli.console import FAILED, STOPPED, bullets, err, out, print_json, progress, say
+from lvlm_guard.cli.console import FAILED, STOPPED, bullets, err, out, print_json, say
+from lvlm_guard.progress import progress
 
 POOL = 150  # questions that are asked again and again
 

@@ -1,4 +1,4 @@
-"""What every command prints: results, errors with their exit code, progress, the JSON object."""
+"""What every command prints: results, errors with their exit code, the JSON object."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import math
 import os
 import platform
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ParamSpec
 
@@ -25,7 +23,6 @@ from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
 P = ParamSpec("P")
 WIDE = 140  # columns of output that goes to a file or a pipe
 FAILED, USAGE, VOID, STOPPED = 1, 2, 3, 130
-Advance = Callable[[int], object]
 
 
 def out() -> Console:
@@ -165,34 +162,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show how far a long run is: a bar on a terminal, else a plain line each tenth of the way.
-
-    Yields:
-        a function to call with the number of units just done.
-    """
-    if sys.stderr.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err(), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield functools.partial(bar.advance, task)
-        return
-    done, told, began = 0, 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
-        if done * 10 // max(total, 1) > told:
-            told = done * 10 // max(total, 1)
-            sys.stderr.write(f"{what}: {done} of {total}, {time.monotonic() - began:.0f} s\n")
-            sys.stderr.flush()
-
-    yield advance
 
 
 def bullets(lines: Iterable[str]) -> None:

@@ -82,7 +82,8 @@ def ask(
     """Ask several decoders the same questions, and write their answers as one table.
 
     Greedy, sampling, controls and each method's own stand beside the methods. Answers are kept as they come, and the
-    same command goes on after any end. On several GPUs or machines, which share --out, torchrun starts it:
+    same command goes on after any end, and asks what failed again. Exit code 3: every request failed. On several GPUs
+    or machines, which share --out, torchrun starts it:
 
     torchrun --nproc-per-node 8 -m lvlm_guard eval ask --model ID --out runs/first
 
@@ -90,11 +91,22 @@ def ask(
     """
     options = locals()
     folder = _asked(options, "eval ask")
-    whole = (folder / "answers.parquet").exists()
+    whole, total, failed, why = (folder / "answers.parquet").exists(), None, None, ""
+    if whole:
+        total, failed, why = import_module("lvlm_guard.evals.infer.store").failures(folder)
+    if failed:
+        say(
+            f"{failed} of {total} answers failed, the first as {why.rstrip('.')}. The same command asks for them again."
+        )
     if json:
-        print_object({"command": "eval ask", "version": __version__, "folder": str(folder), "whole": whole})
+        told = {"command": "eval ask", "version": __version__, "folder": str(folder), "whole": whole}
+        print_object(told | {"failed": failed})
     elif whole:
         out().print(f"answers  {escape(str(folder / 'answers.parquet'))}", soft_wrap=True)
+    if failed and failed == total:
+        err().print("[bold red]Void:[/] every request failed, so there is nothing to score.")
+        raise typer.Exit(VOID)
+    if whole and not json:
         say(f"Score them: lvlm-guard eval score {folder}")
 
 

@@ -18,7 +18,6 @@ from lvlm_guard.cli.console import (
     out,
     print_json,
     print_object,
-    progress,
     quiet_libraries,
     reporting,
     say,
@@ -28,6 +27,7 @@ from lvlm_guard.cli.eval_run import ask, leave, rules_of, run
 from lvlm_guard.cli.eval_score import score
 from lvlm_guard.cli.eval_verify import verify
 from lvlm_guard.cli.options import Device, Dtype, Json, Model
+from lvlm_guard.progress import progress
 
 evaluation = typer.Typer(
     name="eval",

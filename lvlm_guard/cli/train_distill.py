@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from lvlm_guard.cli.console import environment, out, print_json, progress, quiet_libraries, say, usage
+from lvlm_guard.cli.console import environment, out, print_json, quiet_libraries, say, usage
 from lvlm_guard.cli.distilled import measured, show
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Dtype, Json, Knobs, Model, method_of
 from lvlm_guard.cli.trained import line, needs_extra, numbers
+from lvlm_guard.progress import progress
 
 
 def distill(

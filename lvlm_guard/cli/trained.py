@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lvlm_guard.cli.console import environment, out, print_json, progress, say, usage
+from lvlm_guard.cli.console import environment, out, print_json, say, usage
+from lvlm_guard.progress import progress
 
 Data = Annotated[
     str, typer.Option(help="embedded, a .jsonl file, a folder, .tar shards, or hf:owner/name.", metavar="DATA")

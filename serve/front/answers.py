@@ -1,8 +1,4 @@
-"""What an answer says about its guard, in header and body; see docs and `lvlm-guard eval`, which checks it.
-
-X-AGLA: on; alpha=2; beta=0.5; mask=VERSION          X-<METHOD>: "on", "off" or "refused"
-"lvlm_guard": {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "VERSION"}      method null: none ran
-"""
+"""What an answer says about its guard, in header and body: `lvlm_guard.proof` reads it, `lvlm-guard eval` checks it."""
 
 from __future__ import annotations
 
@@ -12,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from lvlm_guard.proof import FIELD, MATCHED, header_of
 from lvlm_guard.serve.front.names import Names
 
-FIELD = "lvlm_guard"
-
-_MATCHED = {"agla": "mask", "vote": "scores"}
 _DATA, _DONE, _END = b"data: ", b"[DONE]", b"\n\n"
 
 Header = tuple[bytes, bytes]
@@ -48,7 +42,7 @@ class Proof:
             return [(_header(guard), b"off") for guard in self.guards]
         said = ["on", *(f"{knob}={_number(value)}" for knob, value in self.knobs.items())]
         if self.version:
-            said.append(f"{_MATCHED[self.method]}={quote(self.version, safe=' /:@+')}")
+            said.append(f"{MATCHED[self.method]}={quote(self.version, safe=' /:@+')}")
         return [(_header(self.method), "; ".join(said).encode())]
 
     def refused(self) -> list[Header]:
@@ -59,7 +53,7 @@ class Proof:
         """Return the field of a body."""
         said: dict[str, Any] = {"method": self.method, "knobs": dict(self.knobs)}
         if self.method and self.version:
-            said[_MATCHED[self.method]] = self.version
+            said[MATCHED[self.method]] = self.version
         if self.unguarded:
             said["why"] = self.unguarded
         return said
@@ -147,7 +141,7 @@ def error(
 
 
 def _header(guard: str) -> bytes:
-    return b"x-" + guard.encode()
+    return header_of(guard).encode()
 
 
 def _number(value: float) -> str:

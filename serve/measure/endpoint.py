@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import httpx
 
+from lvlm_guard.proof import FIELD
 from lvlm_guard.serve.errors import Refused, ServeError, Unproved
-from lvlm_guard.serve.front.answers import FIELD
 from lvlm_guard.serve.measure import proof
 from lvlm_guard.serve.measure.proof import Proof
 

@@ -8,10 +8,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from lvlm_guard.methods import REGISTRY
+from lvlm_guard.proof import MATCHED, in_headers
 from lvlm_guard.serve.errors import Unproved
 from lvlm_guard.serve.front.requests import KNOBS
-
-_MATCHED = {"agla": "mask", "vote": "scores"}  # what the matcher gave, whose version has to be told
 
 
 @dataclass(frozen=True)
@@ -58,30 +57,26 @@ def check(name: str, wanted: Proof, headers: Mapping[str, str], fields: list[Any
             raise Unproved(f"{name!r}: header and body of an answer speak of different guards: {said}, {field!r:.200}.")
     if (said.guard, said.knobs) != (wanted.guard, wanted.knobs):
         raise Unproved(f"{name!r} answered with {_shown(said)}, not {_shown(wanted)}.")
-    if bool(said.version) != (said.guard in _MATCHED):
+    if bool(said.version) != (said.guard in MATCHED):
         raise Unproved(f"{name!r}: the version of what the matcher gave is {said.version!r}.")
     return said
 
 
 def in_header(name: str, headers: Mapping[str, str]) -> Proof | None:
     """Return what the headers say, None for nothing; raises `Unproved` where they can't be read."""
-    found = {guard: headers[f"x-{guard}"] for guard in KNOBS if f"x-{guard}" in headers}
+    found = in_headers(headers, KNOBS)
     if not found:
         return None
-    if set(found.values()) == {"off"}:
+    if {state for state, _ in found.values()} == {"off"}:
         return Proof(None, {})
     if len(found) > 1:
         raise Unproved(f"{name!r}: an answer's headers speak of several guards: {found}.")
-    ((guard, value),) = found.items()
-    state, *pairs = value.split("; ")
-    told = dict(pair.partition("=")[::2] for pair in pairs)
-    version = unquote(told.pop(_MATCHED.get(guard, ""), ""))
-    try:
-        knobs = {knob: float(number) for knob, number in told.items()}
-    except ValueError:
-        knobs = {}
+    ((guard, (state, pairs)),) = found.items()
+    told = dict(pairs)
+    version = unquote(str(told.pop(MATCHED.get(guard, ""), "")))
+    knobs = {knob: value for knob, value in told.items() if isinstance(value, float)}
     if state != "on" or len(told) != len(pairs) - bool(version) or tuple(knobs) != KNOBS[guard]:
-        raise Unproved(f"{name!r}: X-{guard.upper()} is {value!r:.200}, which is no proof of a guard.")
+        raise Unproved(f"{name!r}: X-{guard.upper()} is {state!r} with {pairs!r:.200}, which is no proof of a guard.")
     return Proof(guard, knobs, version)
 
 
@@ -89,7 +84,7 @@ def in_body(name: str, field: Any) -> Proof:
     """Return what a body says under `lvlm_guard`; raises `Unproved` where it can't be read."""
     try:
         guard, knobs = field["method"], dict(field["knobs"])
-        version = field[_MATCHED[guard]] if guard in _MATCHED else ""
+        version = field[MATCHED[guard]] if guard in MATCHED else ""
         sound = isinstance(version, str) and all(type(value) in (int, float) for value in knobs.values())
     except (KeyError, TypeError, ValueError):
         sound = False

@@ -11,9 +11,10 @@ import time
 import pytest
 import typer
 
-from lvlm_guard.cli.console import environment, print_object, progress, reporting
+from lvlm_guard.cli.console import environment, print_object, reporting
 from lvlm_guard.cli.options import method_of
 from lvlm_guard.errors import GuardError, ImageError, KnobError, UnknownNameError
+from lvlm_guard.progress import progress
 
 
 @pytest.mark.parametrize(

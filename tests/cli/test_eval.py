@@ -54,6 +54,7 @@ def test_run_asks_scores_and_reports_and_each_can_be_done_again_alone(run: Run, 
         "version": "",
         "folder": str(tmp_path),
         "whole": True,
+        "failed": 0,
     }
     assert run("eval", "score", tmp_path).code == 0
     assert run("eval", "report", tmp_path).code == 0

@@ -11,7 +11,7 @@ from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.evals.decoders.lineup import adapters_of, decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.prepare import weights_of
+from lvlm_guard.evals.infer.record import weights_of
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.report.page import command
 from lvlm_guard.evals.spec.settings import Settings

@@ -168,7 +168,10 @@ def test_a_table_that_is_there_with_its_shards_was_interrupted_while_these_were_
     (tmp_path / "answers" / "rank-0.jsonl").write_bytes(shard)
     answers = Answers(tmp_path, ASKED, batch=4)
     assert answers.whole
-    answers.drop_shards()
+    table = (tmp_path / "answers.parquet").stat().st_ino
+    answers.compact()
+    assert (tmp_path / "answers.parquet").stat().st_ino == table, "it is not written again"
+    assert not list((tmp_path / "answers").iterdir())
     assert Answers(tmp_path, ASKED, batch=4).left == 0
 
 

@@ -26,9 +26,9 @@ def workers(monkeypatch, tmp_path):
             words = [sys.executable, "-c", "import os, sys, time\n" + scripts[rank], str(shard)]
             process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log)
             started.append(process)
-            return ranks._Worker(rank, process, log, shard)
+            return ranks.Worker(rank, process, log, shard)
 
-        monkeypatch.setattr(ranks, "_start", start)
+        monkeypatch.setattr(ranks, "start", start)
         counted, told = [], [] if told is None else told
         began = time.monotonic()
         try:

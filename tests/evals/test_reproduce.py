@@ -18,7 +18,7 @@ from runs import captions, pope, saved
 
 from lvlm_guard import embedded
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.infer.identity import code_digest
+from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.metrics import pope as pope_scores
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.validity import Allowed

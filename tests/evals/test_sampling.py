@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lvlm_guard.evals.decoders.sampling import DocumentSampler
+from lvlm_guard.evals.decoders.logits import DocumentSampler
 
 
 def drawn(sampler, scores, step=0):

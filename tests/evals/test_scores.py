@@ -16,8 +16,8 @@ from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.evals.decoders.decoder import SAMPLED, Decoder
+from lvlm_guard.evals.decoders.logits import first_token_scores, odds_of, spellings
 from lvlm_guard.evals.decoders.matchers import RandomMap
-from lvlm_guard.evals.decoders.scores import first_token_scores, odds_of, spellings
 from lvlm_guard.evals.infer import generate
 from lvlm_guard.evals.infer.generate import Asker, matcher_answers, prepare
 from lvlm_guard.evals.infer.prepare import prepare_run

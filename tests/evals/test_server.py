@@ -16,15 +16,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
+from openai.types.chat import ChatCompletionTokenLogprob
 from openai_endpoint import OpenAIEndpoint, Reply, Request, load
+from typer.testing import CliRunner
 
+from lvlm_guard.cli.app import app
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.infer.server.asker import ServerAsker, document_seed
-from lvlm_guard.evals.infer.server.endpoint import Endpoint, Token, cut_at, odds
-from lvlm_guard.evals.infer.server.endpoint import Reply as Answered
+from lvlm_guard.evals.infer.server.endpoint import Endpoint, cut_at, odds
 from lvlm_guard.evals.infer.store import Job
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
@@ -151,6 +153,11 @@ def test_a_million_questions_wait_in_no_memory(asked):
     assert told[0] <= 2 * asker.at_once
 
 
+def token(text: str, likeliest: Any = (), logprob: float = -0.1) -> ChatCompletionTokenLogprob:
+    top = [{"token": other, "logprob": value} for other, value in likeliest]
+    return ChatCompletionTokenLogprob.model_validate({"token": text, "logprob": logprob, "top_logprobs": top})
+
+
 @pytest.mark.parametrize(
     ("likeliest", "expected"),
     [
@@ -159,7 +166,7 @@ def test_a_million_questions_wait_in_no_memory(asked):
     ],
 )
 def test_spellings_of_a_word_are_summed(likeliest, expected):
-    score, mass, censored = odds(Token("x", 0.0, likeliest))
+    score, mass, censored = odds(token("x", likeliest))
     yes = sum(math.exp(v) for text, v in likeliest if text.strip(" \u2581\u0120").lower() == "yes")
     no = sum(math.exp(v) for text, v in likeliest if text.strip(" \u2581\u0120").lower() == "no")
     assert (score, mass) == (pytest.approx(math.log(yes / no)), pytest.approx(yes + no))
@@ -168,17 +175,17 @@ def test_spellings_of_a_word_are_summed(likeliest, expected):
 
 def test_a_word_that_is_not_among_the_likeliest_counts_at_the_smallest_and_is_marked():
     told = [("yes", -0.1), ("maybe", -3.0), ("perhaps", -7.5), ("no", -9999.0), ("not", -math.inf), ("nose", -4.0)]
-    assert odds(Token("yes", -0.1, told)) == (pytest.approx(7.4), pytest.approx(math.exp(-0.1)), True)
-    assert odds(Token("a", 0.0, [("a", -0.1), ("b", -2.0)])) == (0.0, 0.0, True)
-    assert odds(Token("a", 0.0)) is None
+    assert odds(token("yes", told)) == (pytest.approx(7.4), pytest.approx(math.exp(-0.1)), True)
+    assert odds(token("a", [("a", -0.1), ("b", -2.0)])) == (0.0, 0.0, True)
+    assert odds(token("a")) is None
 
 
 def test_where_the_tokens_of_a_caption_end_is_told_by_those_that_spell_it():
     words = ["", "a", " big", " dog", ".", ""]
-    reply = Answered(text="a big dog.", spelled=tuple(Token(word, -1.0) for word in words))
-    assert cut_at(reply, "a big dog.", (1, 2, 3, 5, 512)) == (0, 1, 5, 10, 10)
-    assert cut_at(replace(reply, text=" a big dog."), "a big dog.", (1,)) is None
-    assert cut_at(replace(reply, spelled=()), "a big dog.", (1,)) is None
+    tokens, text = [token(word) for word in words], "a big dog."
+    assert cut_at(tokens, text, text, (1, 2, 3, 5, 512)) == (0, 1, 5, 10, 10)
+    assert cut_at(tokens, " a big dog.", text, (1,)) is None
+    assert cut_at((), text, text, (1,)) is None
 
 
 @pytest.mark.parametrize("how", ["refuses", "ignores"])
@@ -557,6 +564,24 @@ def test_one_bad_request_is_one_row_that_failed_and_is_asked_again_by_the_same_c
     served.seen = []
     assert rows(go(served, tmp_path)) == unbroken
     assert len(served.seen) == 3 + 1, "beside the small pictures, what failed alone"
+
+
+@pytest.mark.parametrize(("failing", "code"), [("all", 3), ("one", 0), ("none", 0)])
+def test_eval_ask_counts_what_failed_with_the_first_reason_and_exits_3_where_that_is_all(
+    served, tmp_path, failing, code
+):
+    words = ["eval", "ask", "--server", served.url, "--tasks", "world_pope", "--methods", "agla", "--no-controls"]
+    words += ["--limit", "1", "--out", str(tmp_path), "--json"]
+    faults = {"all": after(3, status(400)), "one": one(9, status(400)), "none": lambda _, reply: reply}
+    with served.faulty(faults[failing]):
+        done = CliRunner().invoke(app, words)
+    total = len(rows(tmp_path))
+    failed = {"all": total, "one": 1, "none": 0}[failing]
+    assert done.exit_code == code, done.output
+    assert json.loads(done.stdout)["failed"] == failed
+    said = f"{failed} of {total} answers failed, the first as {served.url} answered 400: Error code: 400"
+    assert (said in done.stderr.replace("\n", " ")) is bool(failed)
+    assert ("Void:" in done.stderr) is (failing == "all")
 
 
 @pytest.mark.parametrize("content", ["", None])

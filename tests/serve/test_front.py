@@ -20,7 +20,7 @@ import pytest
 from front_server import EngineStandIn, MatcherStandIn, data_url, expected_mask, expected_score, picture, serving, turn
 from prometheus_client import CollectorRegistry, generate_latest
 
-from lvlm_guard.evals.infer.server.proof import check_guarded, check_plain, proof_of
+from lvlm_guard.proof import check, proof_of
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.middleware import GuardFront
 from lvlm_guard.serve.front.settings import FrontSettings
@@ -82,8 +82,8 @@ def test_the_openai_client_gets_a_guarded_answer_that_proves_it(site: Site) -> N
         model="tiny-agla", messages=CHAT, extra_body={"vllm_xargs": {"agla_alpha": 1.5}}, n=2, seed=3
     )
     answer = raw.parse()
-    proof = proof_of(raw.headers, answer.model_dump(), list(GUARDS))
-    checked = check_guarded("tiny-agla", "agla", {"alpha": 1.5, "beta": 0.5}, proof, None)
+    proof = proof_of(raw.headers, answer.model_dump())
+    checked = check("tiny-agla", "agla", {"alpha": 1.5, "beta": 0.5}, proof)
     assert checked.knobs["mask"] == "stand-in@1"
     assert raw.headers["x-agla"] == "on; alpha=1.5; beta=0.5; mask=stand-in@1"
     assert answer.model == "tiny-agla"
@@ -100,7 +100,7 @@ def test_the_openai_client_gets_a_guarded_answer_that_proves_it(site: Site) -> N
 
 def test_the_plain_name_is_left_alone_and_says_so(site: Site) -> None:
     answer = site.post("tiny", temperature=0.5)
-    check_plain("tiny", proof_of(answer.headers, answer.json(), list(GUARDS)))
+    check("tiny", None, {}, proof_of(answer.headers, answer.json()))
     assert {answer.headers[f"x-{guard}"] for guard in GUARDS} == {"off"}
     assert answer.json()["lvlm_guard"] == {"method": None, "knobs": {}}
     assert site.engine.bodies == [{"model": "tiny", "messages": CHAT, "temperature": 0.5}]
@@ -112,8 +112,8 @@ def test_the_plain_name_is_left_alone_and_says_so(site: Site) -> None:
 )  # fmt: skip
 def test_guards_without_a_matcher_ask_none(site: Site, guard: str, views: Any) -> None:
     answer = site.post(f"tiny-{guard}")
-    proof = proof_of(answer.headers, answer.json(), list(GUARDS))
-    check_guarded(f"tiny-{guard}", guard, {"beta": 0.1 if guard == "vcd" else 0.5}, proof, None)
+    proof = proof_of(answer.headers, answer.json())
+    check(f"tiny-{guard}", guard, {"beta": 0.1 if guard == "vcd" else 0.5}, proof)
     assert site.engine.bodies[0]["vllm_xargs"]["guard"] == guard
     assert site.engine.bodies[0].get("mm_processor_kwargs") == views
     assert site.matcher.asked == []
@@ -122,8 +122,8 @@ def test_guards_without_a_matcher_ask_none(site: Site, guard: str, views: Any) -
 @pytest.mark.parametrize("question", [QUESTION, "describe the picture"])
 def test_vote_gets_the_scores_of_the_question_or_of_the_vocabulary(site: Site, question: str) -> None:
     answer = site.post("tiny-vote", [turn(question, data_url(IMAGE))], vllm_xargs={"vote_lam": 0.5})
-    proof = proof_of(answer.headers, answer.json(), list(GUARDS))
-    check_guarded("tiny-vote", "vote", {"lam": 0.5, "beta": 0.1}, proof, None)
+    proof = proof_of(answer.headers, answer.json())
+    check("tiny-vote", "vote", {"lam": 0.5, "beta": 0.1}, proof)
     sent = site.engine.bodies[0]
     assert "mm_processor_kwargs" not in sent
     scores = unpack_scores(sent["vllm_xargs"]["guard_scores"])
@@ -147,7 +147,7 @@ def test_a_stream_proves_itself_in_its_first_and_last_chunks(site: Site, n: int,
     assert chunks[-1] in marked
     assert len(marked) == 1 + n + usage
     for chunk in marked:
-        check_guarded("tiny-agla", "agla", {"alpha": 2}, proof_of(headers, chunk, list(GUARDS)), None)
+        check("tiny-agla", "agla", {"alpha": 2}, proof_of(headers, chunk))
     words = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
     assert words == "one two three" * n
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from lvlm_guard import guard
 from lvlm_guard.api import resolve
-from lvlm_guard.evals.decoders.sampling import DocumentSampler
+from lvlm_guard.evals.decoders.logits import DocumentSampler
 from lvlm_guard.evals.infer.generate import answer_length
 from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.pretrained import load_model

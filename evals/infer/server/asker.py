@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from lvlm_guard import methods
+from PIL import Image, ImageDraw
+
+from lvlm_guard.errors import UnprovedError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.infer.generate import until
 from lvlm_guard.evals.infer.ranks import KEPT
-from lvlm_guard.evals.infer.server.endpoint import Endpoint, Reply, Talk, chat, cut_at, messages_of, odds, retried
-from lvlm_guard.evals.infer.server.proof import Proof, check_guarded, check_plain, proof_of
+from lvlm_guard.evals.infer.server.endpoint import Endpoint, Talk, chat, cut_at, messages_of, odds, retried, spelled
 from lvlm_guard.evals.infer.store import Job, Took, Who
 from lvlm_guard.evals.spec.answers import LIMITS
 from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said
+from lvlm_guard.proof import Proof, check, proof_of
 
 IN_A_ROW = 3  # requests that fail one after another before the server is taken to be down
 LIKELIEST = 20  # most likely tokens that are asked for at the first of a yes/no answer
-CANARY = "is there a dog in the image ?"
-_UNSEEN: dict[str, Any] = dict.fromkeys(
-    ("forwards", "local_forwards", "local_tokens", "masks"), float("nan")
-)  # from here
+_PICTURE = Image.new("RGB", (96, 96), (200, 220, 240))
+ImageDraw.Draw(_PICTURE).ellipse((20, 30, 70, 80), fill=(180, 60, 40))
+CANARY = EvalTask("canary", "pope", [Item("0", "0", "is there a dog in the image ?", (_PICTURE,))], 4)
+_UNSEEN: dict[str, Any] = dict.fromkeys(("forwards", "local_forwards", "local_tokens", "masks"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -39,131 +42,122 @@ class Line:
     decoder: Decoder
     model: str
     body: Mapping[str, Any]
-    sent: Mapping[str, Any] = field(default_factory=dict)
+    sent: Mapping[str, Any]
 
 
 @dataclass
 class ServerAsker:
-    """Asks an endpoint.
-
-    Args:
-        at_once: requests in flight.
-        lines: how each decoder is asked, by its name.
-        proofs: guarded decoder -> what its first answer proved.
-        tells: whether the server tells log-probabilities.
-    """
+    """Asks an endpoint."""
 
     endpoint: Endpoint
-    at_once: int = 1
-    lines: dict[str, Line] = field(default_factory=dict)
-    proofs: dict[str, Proof] = field(default_factory=dict)
-    tells: bool = True
+    at_once: int = 1  # requests in flight
+    lines: dict[str, Line] = field(default_factory=dict)  # how each decoder is asked, by its name
+    proofs: dict[str, Proof] = field(default_factory=dict)  # what the first answer of each guarded one proved
+    tells: bool = True  # whether the server tells log-probabilities
     _failed: int = 0
-    _recent: dict[tuple[str, ...], Talk] = field(default_factory=dict)
 
     def ask_all(self, jobs: Iterable[Job], took: Took) -> None:
         """Ask all of some jobs, each of one item, and hand on each answer as it comes.
 
-        An answer that the server refuses to give is a `Said` with `failed`, which is never scored. Calls of the
-        model, masks and memory can't be seen from here and are NaN or None; seconds are those of the request, divided
-        by the requests in flight.
-
-        Raises:
-            RunError: the server is down, refuses the key, has lost the model, or an answer does not prove its guard.
+        An answer that the server refuses to give is a `Said` with `failed`. Calls of the model, masks and memory can't
+        be seen from here: NaN or None. Seconds are those of the request, divided by the requests in flight. Raises
+        `RunError` where the server is down, refuses the key, has lost the model, or does not prove a guard.
         """
         try:
-            asyncio.run(self._queue(((job, who) for job in jobs for who in job.todo), took))
+            asyncio.run(
+                self._queue(
+                    ((job, who, talks) for job in jobs for talks in [dict[str, Talk]()] for who in job.todo), took
+                )
+            )
         except BaseExceptionGroup as group:  # the first that failed; the others were cancelled
             raise group.exceptions[0] from None
 
-    def probe(self, name: str) -> Reply:
-        """Ask a decoder about a small picture, and note what its answer proves.
+    def probe(self, name: str) -> Any:
+        """Ask a decoder about a small picture, note what its answer proves, and return the chat completion.
 
-        Raises:
-            RunError: it can't be asked, or does not prove its guard.
+        Raises `RunError` where it can't be asked, or does not prove its guard.
         """
         import openai
 
         line = self.lines[name]
-        body = self._body(line, "pope", 4, 0)
-        reply = asyncio.run(self._once(line, body))
-        if "logprobs" in body:
-            self.tells = bool(reply.spelled)
-            if isinstance(reply.error, openai.BadRequestError | openai.UnprocessableEntityError):  # some have none
-                reply = asyncio.run(self._once(line, self._body(line, "pope", 4, 0)))
-        if reply.error is not None:
-            reason = self.endpoint.reason(reply.error)
-            raise RunError(f"{line.model!r} can't be asked: {reason} Nothing else was asked.")
-        self._check(line, True, reply)
-        return reply
+        body = self._body(line, CANARY, 0)
 
-    async def _once(self, line: Line, body: Mapping[str, Any]) -> Reply:
-        async with self.endpoint.client() as client:
-            return await chat(client, line.model, messages_of(_canary()), body)
+        async def once() -> tuple[Any, Mapping[str, str]]:
+            async with self.endpoint.client() as client:
+                return await chat(client, line.model, messages_of(CANARY.items[0].conversation()), body)
 
-    async def _queue(self, units: Iterator[tuple[Job, Who]], took: Took) -> None:
-        async with self.endpoint.client() as client:
+        try:
+            told, headers = asyncio.run(once())
+        except Exception as error:
+            if "logprobs" in body and isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+                self.tells = False  # some servers have none
+                return self.probe(name)
+            reason = self.endpoint.reason(error)
+            raise RunError(f"{line.model!r} can't be asked: {reason} Nothing else was asked.") from error
+        self.tells = bool(spelled(told.choices[0])) if "logprobs" in body else self.tells
+        self._check(line, True, told, headers)
+        return told
+
+    async def _queue(self, units: Iterator[tuple[Job, Who, dict[str, Talk]]], took: Took) -> None:
+        async with self.endpoint.client() as client, asyncio.TaskGroup() as group:
 
             async def work() -> None:
-                for job, (name, seed) in units:
-                    (item,) = job.items
-                    line = self.lines[name]
-                    body = self._body(line, job.task.kind, job.task.max_new_tokens, document_seed(seed, item.key))
-                    talk = await self._messages(job.task, line.decoder, item)
-                    reply = await chat(client, line.model, talk, body)
-                    took(job, (name, seed), [self._said(line, job.task, _pictured(talk), reply)])
+                for job, (name, seed), talks in units:
+                    (item,), decoder = job.items, self.lines[name].decoder
+                    # decoders ask about an item one after another: its picture is encoded once
+                    if decoder.prompt_suffix not in talks:
+                        talks[decoder.prompt_suffix] = await asyncio.to_thread(_talk, decoder, item)
+                    talk = talks[decoder.prompt_suffix]
+                    took(
+                        job,
+                        (name, seed),
+                        [await self._said(client, self.lines[name], job.task, talk, document_seed(seed, item.key))],
+                    )
 
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self.at_once):
-                    group.create_task(work())
+            for _ in range(self.at_once):
+                group.create_task(work())
 
-    async def _messages(self, task: EvalTask, decoder: Decoder, item: Item) -> Talk:
-        """Return an item's messages; decoders ask about it one after another, so its picture is encoded once."""
-        key = (task.name, task.split, item.key, decoder.prompt_suffix)
-        made = self._recent.get(key)
-        if made is None:
-            made = await asyncio.to_thread(lambda: messages_of(decoder.worded(item).conversation()))
-            self._recent[key] = made
-            while len(self._recent) > 4 * self.at_once:
-                self._recent.pop(next(iter(self._recent)))
-        return made
-
-    def _body(self, line: Line, kind: str, max_new_tokens: int, seed: int) -> dict[str, Any]:
-        body = {**line.body, "max_tokens": max_new_tokens}
-        if line.decoder.sampled:
-            body["seed"] = seed
-        if self.tells and kind in CAPTIONS:
-            body["logprobs"] = True
-        if self.tells and kind in YES_NO and body["temperature"] in (0.0, 1.0):  # at others odds are others
-            body |= {"logprobs": True, "top_logprobs": LIKELIEST}
-        return body
-
-    def _said(self, line: Line, task: EvalTask, pictured: bool, reply: Reply) -> Said:
-        if reply.error is not None:
-            return Said("", **_UNSEEN, failed=self._failure(reply.error))
-        self._failed = 0
-        proof = self._check(line, pictured, reply)
-        if reply.finish not in (None, "stop", "length"):
-            return Said("", **_UNSEEN, failed=f"the server ended the answer with {reply.finish!r}")
-        tokens = len(reply.text.split()) if reply.tokens is None else reply.tokens
-        cut = tokens >= task.max_new_tokens if reply.finish is None else reply.finish == "length"
+    async def _said(self, client: Any, line: Line, task: EvalTask, talk: Talk, seed: int) -> Said:
+        began = time.perf_counter()
+        try:
+            told, headers = await chat(client, line.model, talk, self._body(line, task, seed))
+        except Exception as error:  # whatever a server sends
+            return Said("", **_UNSEEN, failed=self._failure(error))
+        seconds, self._failed = time.perf_counter() - began, 0
+        pictured = any(part["type"] == "image_url" for message in talk for part in message["content"])
+        proof = self._check(line, pictured, told, headers)
+        choice = told.choices[0]
+        if choice.finish_reason not in (None, "stop", "length"):
+            return Said("", **_UNSEEN, failed=f"the server ended the answer with {choice.finish_reason!r}")
+        spoken, spelt = choice.message.content or "", spelled(choice)  # null is an empty answer
+        tokens = told.usage.completion_tokens if told.usage else len(spoken.split())
+        at_limit = tokens >= task.max_new_tokens if choice.finish_reason is None else choice.finish_reason == "length"
         # vLLM spells an answer as what follows on the prompt, so that a first word keeps the space before it
-        whole = reply.text.removeprefix(" ")
+        whole = spoken.removeprefix(" ")
         text = until(whole, task.until)
-        told = odds(reply.spelled[0]) if reply.spelled and task.kind in YES_NO else None
-        score, mass, censored = told or (None, None, False)
+        score, mass, censored = (odds(spelt[0]) if spelt and task.kind in YES_NO else None) or (None, None, False)
         return Said(
             text,
             tokens,
-            not cut or text != whole,
-            reply.seconds / self.at_once,
+            not at_limit or text != whole,
+            seconds / self.at_once,
             **_UNSEEN,
             score=score,
             mass=mass,
             censored=censored,
-            cut_at=cut_at(reply, text, LIMITS) if task.kind in CAPTIONS else None,
+            cut_at=cut_at(spelt, spoken, text, LIMITS) if task.kind in CAPTIONS else None,
             proof=json.dumps({"method": proof.method, "knobs": dict(proof.knobs)}, sort_keys=True) if proof else None,
         )
+
+    def _body(self, line: Line, task: EvalTask, seed: int) -> dict[str, Any]:
+        body = {**line.body, "max_tokens": task.max_new_tokens}
+        if line.decoder.sampled:
+            body["seed"] = seed
+        if self.tells and task.kind in CAPTIONS:
+            body["logprobs"] = True
+        if self.tells and task.kind in YES_NO and body["temperature"] in (0.0, 1.0):  # at others odds are others
+            body |= {"logprobs": True, "top_logprobs": LIKELIEST}
+        return body
 
     def _failure(self, error: Exception) -> str:
         """Return why there is no answer; raise where the next request would fail as well."""
@@ -181,14 +175,16 @@ class ServerAsker:
                 raise RunError(f"{reason} So it went with {self._failed} requests in a row. {KEPT}") from error
         return reason
 
-    def _check(self, line: Line, pictured: bool, reply: Reply) -> Proof | None:
-        """See that the guard that was asked for ran, and no other; return what the answer says of it."""
+    def _check(self, line: Line, pictured: bool, told: Any, headers: Mapping[str, str]) -> Proof | None:
         name, method = line.decoder.name, line.decoder.method
-        proof = proof_of(reply.headers, reply.body, methods.REGISTRY.names())
-        if method is None:
-            check_plain(line.model, proof)
-        elif pictured or proof is None or proof.method is not None:  # no picture: nothing to guard, and it says "off"
-            proof = check_guarded(line.model, method, line.sent, proof, self.proofs.get(name))
+        try:
+            proof = proof_of(headers, told.model_extra or {})
+            if method and not pictured and proof is not None and proof.method is None:
+                return proof  # there was nothing to guard
+            proof = check(line.model, method, line.sent, proof, self.proofs.get(name))
+        except UnprovedError as error:
+            raise RunError(str(error)) from error
+        if method and proof:
             self.proofs.setdefault(name, proof)
         return proof
 
@@ -198,13 +194,5 @@ def document_seed(seed: int, key: str) -> int:
     return int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=4).digest(), "big") >> 1
 
 
-def _pictured(talk: Talk) -> bool:
-    return any(part["type"] == "image_url" for message in talk for part in message["content"])
-
-
-def _canary() -> Talk:
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (96, 96), (200, 220, 240))
-    ImageDraw.Draw(picture).ellipse((20, 30, 70, 80), fill=(180, 60, 40))
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": CANARY}]}]
+def _talk(decoder: Decoder, item: Item) -> Talk:
+    return messages_of(decoder.worded(item).conversation())

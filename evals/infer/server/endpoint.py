@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from math import exp, isfinite, log
@@ -46,8 +45,7 @@ class Endpoint:
             raise DataError(f"{self.address!r} is no address of a server: write it as http://HOST:8000/v1.")
         if parts.username or parts.password:
             raise DataError(f"An address ends up in reports, so it may hold no password: put the key into {KEY}.")
-        path = parts.path.rstrip("/").removesuffix("/chat/completions")
-        return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/chat/completions') or '/v1'}"
 
     def client(self, synchronous: bool = False) -> Any:
         """Return the official client, asynchronous unless said otherwise; its key is OPENAI_API_KEY."""
@@ -55,17 +53,16 @@ class Endpoint:
             from openai import AsyncOpenAI, OpenAI
         except ImportError as error:
             raise MissingExtraError("Asking a server needs openai: pip install 'lvlm-guard[eval]'.") from error
-        return (OpenAI if synchronous else AsyncOpenAI)(
-            base_url=self.url, api_key=os.environ.get(KEY) or NO_KEY, timeout=self.timeout, max_retries=self.retries
-        )
+        made: dict[str, Any] = {
+            "api_key": os.environ.get(KEY) or NO_KEY,
+            "timeout": self.timeout,
+            "max_retries": self.retries,
+        }
+        return (OpenAI if synchronous else AsyncOpenAI)(base_url=self.url, **made)
 
     @cached_property
     def served(self) -> dict[str, str]:
-        """The names of its models, each with its owner.
-
-        Raises:
-            RunError: it can't be reached, wants another key, or is no such endpoint.
-        """
+        """Its models' names and owners; raises `RunError` where it can't be reached or is no such endpoint."""
         try:
             with self.client(synchronous=True) as client:
                 listed = client.models.with_raw_response.list().parse()
@@ -115,124 +112,72 @@ def short(text: str) -> str:
     return flat if len(flat) <= 200 else flat[:197] + "..."
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token of an answer, and the likeliest tokens in its place, with their log-probabilities in nats."""
-
-    text: str
-    logprob: float
-    likeliest: Sequence[tuple[str, float]] = ()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back of one request.
-
-    Args:
-        finish: why the answer ended: "stop", "length", or another word of the server's; None: not told.
-        tokens: of the answer; None: not told.
-        seconds: of the request, its retries included.
-        spelled: the answer's tokens; () where none were asked for or told.
-        error: why there is no answer; None: there is one.
-    """
-
-    text: str = ""
-    finish: str | None = None
-    tokens: int | None = None
-    seconds: float = 0.0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Mapping[str, Any] = field(default_factory=dict)
-    spelled: tuple[Token, ...] = ()
-    error: Exception | None = None
-
-
 class NoChatError(Exception):
     """A response with status 200 that is no chat completion."""
 
 
-async def chat(client: Any, model: str, messages: Talk, body: Mapping[str, Any]) -> Reply:
-    """Return what came back of a request to an `AsyncOpenAI`, which retries; an error is a reply, too.
+async def chat(client: Any, model: str, messages: Talk, body: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    """Return the `ChatCompletion` that an `AsyncOpenAI` got, and its headers; raises whatever that raises.
 
-    Args:
-        messages: of `messages_of`.
-        body: further fields, sent as they are.
+    `messages` are of `messages_of`; `body` holds further fields, sent as they are.
     """
-    began = time.perf_counter()
     create = client.chat.completions.with_raw_response.create
-    try:
-        raw = await create(model=model, messages=messages, extra_body=dict(body))
-        told = raw.parse()
-        if isinstance(told, str) or not getattr(told, "choices", None):
-            kind = raw.headers.get("content-type", "none")
-            raise NoChatError(f"status {raw.http_response.status_code}, content type {kind}: {short(raw.text)}")
-        choice = told.choices[0]
-        if choice.message is None:
-            raise NoChatError(f"a choice without a message: {short(raw.text)}")
-        return Reply(
-            text=choice.message.content or "",  # null is an empty answer
-            finish=choice.finish_reason,
-            tokens=told.usage.completion_tokens if told.usage else None,
-            seconds=time.perf_counter() - began,
-            headers=dict(raw.headers),
-            body=told.model_dump(),
-            spelled=_spelled(choice.logprobs),
-        )
-    except Exception as error:  # whatever a server sends: told by whoever asked
-        return Reply(seconds=time.perf_counter() - began, error=error)
+    raw = await create(model=model, messages=messages, extra_body=dict(body))
+    told = raw.parse()
+    if isinstance(told, str) or not getattr(told, "choices", None):
+        kind = raw.headers.get("content-type", "none")
+        raise NoChatError(f"status {raw.http_response.status_code}, content type {kind}: {short(raw.text)}")
+    if told.choices[0].message is None:
+        raise NoChatError(f"a choice without a message: {short(raw.text)}")
+    return told, raw.headers
 
 
 def messages_of(talk: Talk) -> Talk:
     """Return chat messages as the wire has them: pictures as PNG in the text, without loss."""
+
+    def wired(part: Mapping[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image":
+            return dict(part)
+        file = BytesIO()
+        part.get("image", part.get("url")).save(file, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return {"type": "image_url", "image_url": {"url": url}}
+
     made = []
     for message in talk:
         parts = message["content"]
-        if isinstance(parts, str):
-            parts = [{"type": "text", "text": parts}]
-        made.append({"role": message["role"], "content": [_part(part) for part in parts]})
+        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else list(map(wired, parts))
+        made.append({"role": message["role"], "content": parts})
     return made
 
 
-def odds(token: Token) -> tuple[float, float, bool] | None:
+def spelled(choice: Any) -> Sequence[Any]:
+    """Return the tokens of a choice, each a `ChatCompletionTokenLogprob`; () where none were asked for or told."""
+    return getattr(choice.logprobs, "content", None) or ()
+
+
+def odds(token: Any) -> tuple[float, float, bool] | None:
     """Return the log-odds of yes at a token, the share of yes and no there, and whether one of them was not told.
 
     Of a word that is not among the likeliest, the smallest log-probability that was told is the most there can be: it
     counts as that. None where nothing was told.
     """
-    told = [one for one in token.likeliest if isfinite(one[1]) and one[1] > CUT]
+    told = [(one.token, one.logprob) for one in token.top_logprobs or ()]
+    if told and (token.token, token.logprob) not in told:
+        told.append((token.token, token.logprob))
+    told = [(text.strip(MARKS).lower(), value) for text, value in told if isfinite(value) and value > CUT]
     if not told:
         return None
     least = min(value for _, value in told)
-    shares = {
-        word: sum(exp(value) for text, value in told if text.strip(MARKS).lower() == word) for word in ("yes", "no")
-    }
-    yes, no = (log(share) if share > 0 else least for share in shares.values())
-    return yes - no, sum(shares.values()), 0 in shares.values()
+    shares = [sum(exp(value) for text, value in told if text == word) for word in ("yes", "no")]
+    yes, no = (log(share) if share > 0 else least for share in shares)
+    return yes - no, sum(shares), 0 in shares
 
 
-def cut_at(reply: Reply, text: str, limits: Sequence[int]) -> tuple[int, ...] | None:
-    """Return how many characters of a text stand in the reply's first tokens; None where its tokens don't spell it."""
-    spelled = "".join(token.text for token in reply.spelled)
-    if not reply.spelled or not spelled.startswith(reply.text):
+def cut_at(tokens: Sequence[Any], whole: str, text: str, limits: Sequence[int]) -> tuple[int, ...] | None:
+    """Return how many characters of a text stand in the first tokens of the whole; None where they don't spell it."""
+    pieces = [token.token for token in tokens]
+    if not pieces or not "".join(pieces).startswith(whole):
         return None
-    before = len(reply.text) - len(reply.text.removeprefix(" "))
-    lengths = [len("".join(token.text for token in reply.spelled[:limit])) for limit in limits]
-    return tuple(min(max(0, length - before), len(text)) for length in lengths)
-
-
-def _spelled(told: Any) -> tuple[Token, ...]:
-    found = []
-    for step in getattr(told, "content", None) or ():
-        likeliest = [(one.token, one.logprob) for one in step.top_logprobs or ()]
-        if likeliest and (step.token, step.logprob) not in likeliest:
-            likeliest.append((step.token, step.logprob))
-        found.append(Token(step.token, step.logprob, likeliest))
-    return tuple(found)
-
-
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part["type"] != "image":
-        return dict(part)
-    file = BytesIO()
-    part.get("image", part.get("url")).save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
+    before = len(whole) - len(whole.removeprefix(" "))
+    return tuple(min(max(0, len("".join(pieces[:limit])) - before), len(text)) for limit in limits)

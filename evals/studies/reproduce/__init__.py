@@ -18,7 +18,7 @@ from typing import Any
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.identity import code_digest
+from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.report.page import write_report
 from lvlm_guard.evals.report.saved import ASKED, Run, plain, read_run, write_whole
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings

@@ -22,13 +22,13 @@ import torch
 import lvlm_guard
 from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of
+from lvlm_guard.evals.decoders.logits import odds_of
 from lvlm_guard.evals.decoders.matchers import check_matchers, load_matchers
-from lvlm_guard.evals.decoders.scores import odds_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.identity import environment
 from lvlm_guard.evals.infer.prepare import Prepared, where_of
 from lvlm_guard.evals.infer.ranks import one_thread
+from lvlm_guard.evals.infer.record import environment
 from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took
 from lvlm_guard.evals.metrics.mentions import probabilities, reliability
 from lvlm_guard.evals.spec.answers import SCHEMA, Answer, table_of

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.scores import odds_of
+from lvlm_guard.evals.decoders.logits import odds_of
 from lvlm_guard.evals.infer.store import Job, Took
 from lvlm_guard.evals.spec.items import Item, Said
 from lvlm_guard.matching import Matcher, Vocabulary

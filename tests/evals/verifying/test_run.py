@@ -19,7 +19,7 @@ from lvlm_guard.adapters.embedded import ADAPTERS
 from lvlm_guard.errors import GuardError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.generate import prepare
-from lvlm_guard.evals.infer.identity import code_digest
+from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.studies import verify as room
