@@ -20,7 +20,7 @@ from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import record
 from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
 from lvlm_guard.evals.infer.ranks import KEPT, Place, one_thread, run_ranks, usual_workers
-from lvlm_guard.evals.infer.store import Answers, Asked, Column, Job, Who
+from lvlm_guard.evals.infer.store import Answers, Asked, Job, Who
 from lvlm_guard.evals.spec.answers import CALIBRATED
 from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Said
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
@@ -111,13 +111,8 @@ def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -
     """Return what is asked of which decoders, as they describe themselves: each task, then its calibration items."""
     asking, found = [d for d in decoders if not d["derive"]], []
     for part, calibrates in ((part, part is not task) for task in tasks for part in task.parts()):
-        mine = [
-            Column(d["name"], d["role"], d["baseline"], d["seeds"])
-            for d in asking
-            if (part.kind in (*YES_NO, "mentions") or not d["yes_no_only"])
-            and (not calibrates or d["role"] in CALIBRATED)
-        ]
-        found.append(Asked(part, tuple(mine)))
+        able = asking if part.kind in (*YES_NO, "mentions") else [d for d in asking if not d["yes_no_only"]]
+        found.append(Asked(part, [d for d in able if d["role"] in CALIBRATED] if calibrates else able))
     return found
 
 
@@ -199,6 +194,6 @@ class _Run:
         """Say what is asked, and return what to tell of each answer."""
         if answers.total > answers.left:
             self.echo(f"{answers.total - answers.left} of {answers.total} answers are there already.")
-        decoders = len({column.name for part in answers.asked for column in part.columns})
+        decoders = len({d["name"] for part in answers.asked for d in part.decoders})
         self.echo(f"Asking {decoders} decoders: {left} answers{how}.")
         return stack.enter_context(progress("answers", left, self.echo, self.bar, EVERY))

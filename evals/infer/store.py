@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -38,26 +38,16 @@ _BYTES = 40  # bits of a line's place that say where in its shard it begins
 
 
 @dataclass(frozen=True)
-class Column:
-    """A decoder as the table has it: see `spec.answers.Answer`."""
-
-    name: str
-    role: str
-    baseline: str | None = None
-    seeds: int = 1
-
-
-@dataclass(frozen=True)
 class Asked:
-    """Items of one split of a task, and who answers them."""
+    """Items of one split of a task, and who answers them, as decoders describe themselves."""
 
     task: EvalTask
-    columns: tuple[Column, ...]
+    decoders: Sequence[Mapping[str, Any]]
 
     @cached_property
-    def pairs(self) -> dict[Who, Column]:
+    def pairs(self) -> dict[Who, Mapping[str, Any]]:
         """Every decoder with each of its seeds, in the table's order."""
-        return {(column.name, seed): column for column in self.columns for seed in range(column.seeds)}
+        return {(d["name"], seed): d for d in self.decoders for seed in range(d["seeds"])}
 
 
 @dataclass(frozen=True)
@@ -187,9 +177,9 @@ class Answers:
         Raises `RunError` where the disk is full or can't be written to; what was written before is kept.
         """
         assert self._shard is not None
-        column, task = self.asked[job.part].pairs[who], job.task
-        known: dict[str, Any] = {"task": task.name, "split": task.split, "decoder": column.name, "seed": who[1]}
-        known |= {"baseline": column.baseline, "role": column.role}
+        decoder = self.asked[job.part].pairs[who]
+        known = {"task": job.task.name, "split": job.task.split, "decoder": who[0], "seed": who[1]}
+        known |= {name: decoder[name] for name in ("baseline", "role")}
         lines = [
             json.dumps({**known, "item": item.key, "place": place, "picture": item.picture} | _plain(one)) + "\n"
             for place, (item, one) in enumerate(zip(job.items, said, strict=True), job.block * self.batch)

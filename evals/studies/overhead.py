@@ -24,7 +24,7 @@ from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import Prepared
-from lvlm_guard.evals.infer.store import ANSWERS, Answers, Asked, Column, Job
+from lvlm_guard.evals.infer.store import ANSWERS, Answers, Asked, Job
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.stats.results import Row
 from lvlm_guard.evals.stats.score import score_answers
@@ -74,8 +74,7 @@ def _measured(asker: Any, task: EvalTask, decoder: Decoder, batch: int, tick: Ca
 
     times: dict[Callable[[Job], None], list[float]] = {loop: [], harness: []}
     with tempfile.TemporaryDirectory() as folder:
-        column = Column(decoder.name, decoder.role, decoder.baseline)
-        answers = Answers(Path(folder), [Asked(task, (column,))], batch)
+        answers = Answers(Path(folder), [Asked(task, [decoder.describe()])], batch)
         jobs = list(answers.jobs())
         with answers.open():
             loop(jobs[0])  # warm, as the harness is by its own first call

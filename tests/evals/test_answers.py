@@ -11,16 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from lvlm_guard.evals.errors import RunError
-from lvlm_guard.evals.infer.store import Answers, Asked, Column, Job
+from lvlm_guard.evals.infer.store import Answers, Asked, Job
 from lvlm_guard.evals.spec.answers import COSTS, ROLES, SCHEMA, Answer, table_of
 from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 
 ITEMS = [Item(str(i), str(i // 2), f"question {i}", ()) for i in range(10)]
 BESIDE = [Item(f"v{i}", f"v{i}", f"question v{i}", ()) for i in range(3)]
 TASK = EvalTask("quiz", "pope", ITEMS, 4)
-NAMES = (Column("greedy", "reference"), Column("runs/x[matcher=a/b], odd", "method", "greedy", 2))
+NAMES = (
+    {"name": "greedy", "role": "reference", "baseline": None, "seeds": 1},
+    {"name": "runs/x[matcher=a/b], odd", "role": "method", "baseline": "greedy", "seeds": 2},
+)
 ASKED = [Asked(TASK, NAMES), Asked(EvalTask("quiz", "pope", BESIDE, 4, split="val"), NAMES[:1])]
-EVERYONE = (("greedy", 0), (NAMES[1].name, 0), (NAMES[1].name, 1))
+EVERYONE = (("greedy", 0), (NAMES[1]["name"], 0), (NAMES[1]["name"], 1))
 
 
 def said(who, item):
@@ -229,7 +232,7 @@ def test_a_table_of_another_run_is_refused(tmp_path):
 PEAK = """
 import resource, sys
 from collections.abc import Sequence
-from lvlm_guard.evals.infer.store import Answers, Asked, Column
+from lvlm_guard.evals.infer.store import Answers, Asked
 from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 
 class Items(Sequence):  # made when they are looked at: what is measured is the store, not the questions
@@ -241,7 +244,8 @@ class Items(Sequence):  # made when they are looked at: what is measured is the 
 
 from pathlib import Path
 out, count = Path(sys.argv[1]), int(sys.argv[2])
-asked = [Asked(EvalTask("quiz", "pope", Items(0, count // 10), 4), tuple(Column(f"d{n}", "method") for n in range(10)))]
+decoders = [{"name": f"d{n}", "role": "method", "baseline": None, "seeds": 1} for n in range(10)]
+asked = [Asked(EvalTask("quiz", "pope", Items(0, count // 10), 4), decoders)]
 answers = Answers(out, asked, 64)
 with answers.open():
     for job in answers.jobs():
