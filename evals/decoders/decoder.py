@@ -1,4 +1,4 @@
-"""One way of answering, as plain data and a function: what it stands for, and what it is held against.
+"""One way of answering, as plain data: what it stands for, and what it is held against.
 
 What a decoder stands for is its `role`, what it is held against its `baseline` and `control_of`. Names are for people:
 nothing reads them. Needs no torch.
@@ -7,7 +7,7 @@ nothing reads them. Needs no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,8 +27,7 @@ class Decoder:
 
     name: str  # as in result rows
     about: str  # what it is, in a few words, for tables
-    guard: Callable[[int], Any] | None
-    """Seed -> the `guard=` of a call. None: no model is asked (a matcher answers, or the answers are derived)."""
+    runs: tuple[Any, ...]  # `guard=` of each seed's calls, the first again after the last; (): no model is asked
     options: dict[str, Any] = field(default_factory=lambda: dict(PLAIN))  # further arguments of `generate()`
     seeds: int = 1  # how many runs; their counts are averaged. 1 for what is not random
     method: str | None = None  # the registered name of its method
@@ -50,7 +49,11 @@ class Decoder:
 
     def suits(self, kind: Kind) -> bool:
         """Return whether it has answers to tasks of a kind: what answers or asks for yes and no has none to others."""
-        return kind in YES_NO or (self.guard is not None and not self.prompt_suffix)
+        return kind in YES_NO or (bool(self.runs) and not self.prompt_suffix)
+
+    def guard(self, seed: int) -> Any:
+        """Return the `guard=` of a seed's calls."""
+        return self.runs[seed % len(self.runs)]
 
     def worded(self, item: Item) -> Item:
         """Return an item as this decoder asks it."""
@@ -62,7 +65,7 @@ class Decoder:
 
     def describe(self) -> dict[str, Any]:
         """Return the decoder as JSON data, as it stands in `asked.json`."""
-        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "guard"}
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "runs"}
         told |= {"sampled": self.sampled, "yes_no_only": not self.suits("chair")}
         told |= {"knobs": dict(self.knobs), "point": dict(self.point)}
         return told | {"adapters": list(self.adapters), "matchers": list(self.matchers)}

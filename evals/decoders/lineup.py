@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import PurePath
@@ -23,26 +23,19 @@ if TYPE_CHECKING:
 
 APC, MATCHED, MATCHER = "apc", "sample-matched", "matcher"
 ALL = "all"  # every method that is no experiment
+_PLAINLY = (False,)
 
-
-def _turns(runs: Sequence[Any]) -> Callable[[int], Any]:
-    """Return what gives each seed its run, the first one again after the last."""
-    return lambda seed: runs[seed % len(runs)]
-
-
-_plainly = _turns([False])
-
-_GREEDY = Decoder(REFERENCE, "plain, greedy", _plainly, role="reference", baseline=None)
-_SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _plainly, SAMPLED, role="plain")
-_MATCHER = Decoder(MATCHER, "the matcher's own answer, no language model", None, role="matcher")
+_GREEDY = Decoder(REFERENCE, "plain, greedy", _PLAINLY, role="reference", baseline=None)
+_SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _PLAINLY, SAMPLED, role="plain")
+_MATCHER = Decoder(MATCHER, "the matcher's own answer, no language model", (), role="matcher")
 _PROMPTS = {
     "prompt-yes": "Answer yes whenever possible.",  # of arXiv 2504.10020's code
     "prompt-no": "Answer no whenever possible.",  # our own
 }
 _CONTROLS = (
-    *(Decoder(n, f"plain, told: {w}", _plainly, role="control", prompt_suffix=w) for n, w in _PROMPTS.items()),
-    Decoder("tilt", "greedy's scores, the threshold fitted on other pictures", None, role="control", derive="tilt"),
-    Decoder("olm", "greedy, but yes where yes and no are close (arXiv 2504.10020)", None, role="control", derive="olm"),
+    *(Decoder(n, f"plain, told: {w}", _PLAINLY, role="control", prompt_suffix=w) for n, w in _PROMPTS.items()),
+    Decoder("tilt", "greedy's scores, the threshold fitted on other pictures", (), role="control", derive="tilt"),
+    Decoder("olm", "greedy, but yes where yes and no are close (arXiv 2504.10020)", (), role="control", derive="olm"),
 )
 _NAMES = (REFERENCE, _SAMPLE.name, MATCHED, MATCHER, *(control.name for control in _CONTROLS))
 
@@ -77,7 +70,7 @@ def decoders_of(
         if name in {*_NAMES, *methods.REGISTRY.names()}:
             raise KnobError(f"--adapter {name}={places[0]}: {name!r} is a decoder's name already; give another one.")
         told = "plain, greedy, with an adapter" + _trained(len(places))
-        made.append(Decoder(name, told, _plainly, seeds=len(places), role="adapter", adapters=places))
+        made.append(Decoder(name, told, _PLAINLY, seeds=len(places), role="adapter", adapters=places))
     made += _controls(settings, own)
     for name, method in own.items():
         for decoder in _variants(name, method, settings, loaded or {}) if name != APC else ():
@@ -183,7 +176,7 @@ def _controls(settings: Settings, own: Mapping[str, Method]) -> Iterator[Decoder
         if beta:  # else nothing is cut
             cut = resolve(APC, {"beta": beta})
             name, about = f"{APC}({beta:g})", f"plausible tokens alone (beta {beta:g}), sampled"
-            yield replace(drawn, name=name, about=about, guard=_turns([cut]), method=APC, knobs=cut.knobs())
+            yield replace(drawn, name=name, about=about, runs=(cut,), method=APC, knobs=cut.knobs())
     yield from (control for control in _CONTROLS if wants(control.name))
 
 
@@ -202,15 +195,14 @@ def _variants(name: str, method: Any, settings: Settings, loaded: Mapping[str, M
         if len(runs) > 1:
             knobs["matcher"] = [run.knobs()["matcher"] for run in runs]
         called = _named(name, point, matcher)
-        made = Decoder(called, f"{called}, greedy{_trained(len(runs))}", _turns(runs), seeds=len(runs), method=name)
+        made = Decoder(called, f"{called}, greedy{_trained(len(runs))}", tuple(runs), seeds=len(runs), method=name)
         baseline = REFERENCE if matcher == usual else _named(name, point, usual)
         yield replace(made, knobs=knobs, baseline=baseline, point=point, matcher=matcher, matchers=places)
 
 
 def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> Iterator[Decoder]:
     """Yield what stands beside a method's greedy decoder: sampled, with a random map, and its matcher alone."""
-    assert decoder.guard is not None
-    runs = [decoder.guard(seed) for seed in range(decoder.seeds)]
+    runs = decoder.runs
     method, trained = runs[0], _trained(len(runs))
     sampled, random = (
         _named(f"{decoder.method}-{end}", decoder.point, decoder.matcher) for end in ("sample", "random")
@@ -229,8 +221,8 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
     if (asked and method.branches()) or random in settings.methods:
         about = f"{decoder.name} with a random map that keeps as much{trained}"
         noise = [RandomMap(real[seed % len(real)], seed) for seed in range(seeds)]
-        guard = _turns([replace(runs[one.seed % len(runs)], matcher=one) for one in noise])
-        yield replace(decoder, name=random, about=about, guard=guard, **told)
+        maps = tuple(replace(decoder.guard(one.seed), matcher=one) for one in noise)
+        yield replace(decoder, name=random, about=about, runs=maps, **told)
     if settings.controls and not method.branches():
         told |= {"seeds": len(runs), "role": "matcher", "matcher": decoder.matcher, "matchers": decoder.matchers}
         yield replace(_MATCHER, name=_named(MATCHER, {}, decoder.matcher), about=_MATCHER.about + trained, **told)

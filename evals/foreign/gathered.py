@@ -226,7 +226,7 @@ def _decoders(names: list[str], baseline: str | None, controls: Mapping[str, str
     beside: dict[str, str | None] = dict.fromkeys(names, reference)
     beside |= {of: name for name, of in own.items()} | {reference: None}
     return [
-        Decoder(name, name, None, role=roles[name], baseline=beside[name], control_of=own.get(name)).describe()
+        Decoder(name, name, (), role=roles[name], baseline=beside[name], control_of=own.get(name)).describe()
         for name in names
     ]
 

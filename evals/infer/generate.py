@@ -63,7 +63,7 @@ class Asker:
         not make the next one look cheap. Raises whatever generate() or the processor does: no answer stands for that.
         """
         found = []
-        if not self._warm and self.decoders[todo[0][0]].guard is not None:
+        if not self._warm and self.decoders[todo[0][0]].runs:
             self._warm.append(todo[0][0])
             self._answers(task, items, self.decoders[todo[0][0]], todo[0][1])  # a first call is slow: not measured
         for name, seed in todo:
@@ -72,7 +72,7 @@ class Asker:
             peak, began = peak_meter(self.model.device), time.perf_counter()
             said = self._answers(task, items, decoder, seed)
             cost: dict[str, Any] = {"seconds": (time.perf_counter() - began) / len(items), "peak_mib": round(peak(), 1)}
-            if task.kind in YES_NO and decoder.guard is not None and not _tells_all(decoder.guard(seed)):
+            if task.kind in YES_NO and decoder.runs and not _tells_all(decoder.guard(seed)):
                 scored = self._scores(items, decoder, seed)
                 said = [replace(one, score=s, mass=mass) for one, (s, mass) in zip(said, scored, strict=True)]
             found.append([replace(one, **cost) for one in said])
@@ -83,7 +83,7 @@ class Asker:
             matcher.forget()
 
     def _answers(self, task: EvalTask, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
-        if decoder.guard is None:
+        if not decoder.runs:
             matcher = self.matchers[decoder.matchers[seed]] if decoder.matchers else self.matcher
             assert matcher is not None
             return matcher_answers(matcher, items)
@@ -128,7 +128,6 @@ class Asker:
 
         Decoders of one method share them, greedy, sampled and every cut, as long as they are asked about one block.
         """
-        assert decoder.guard is not None
         asked = (decoder.guard(seed).uncut(), decoder.prompt_suffix)
         known = [one for one in self._scored if len(one[0]) == len(items) and all(map(operator.is_, one[0], items))]
         for _, same, scored in known:

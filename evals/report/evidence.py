@@ -190,7 +190,7 @@ class Maps:
 
         inputs = prepare(asker.processor, [item])
         views = inputs["guard_views"].views()
-        if self.decoder is None or self.decoder.guard is None:
+        if self.decoder is None or not self.decoder.runs:
             found = matcher([view.image for view in views], [view.text for view in views])
             return [(view, SecondView(match=match)) for view, match in zip(views, found, strict=True)]
         # "batched" makes the local view even where the first token would not need it
@@ -207,7 +207,7 @@ def maps_of(answerer: object) -> Maps:
 
     if not isinstance(answerer, Asker):
         return Maps("The answers came from a server, which gives no relevance maps: pictures stand alone.")
-    guarded = [(d, d.guard(0)) for d in answerer.decoders.values() if d.guard and d.role == "method"]
+    guarded = [(d, d.guard(0)) for d in answerer.decoders.values() if d.runs and d.role == "method"]
     cutting = ((d, method.matcher) for d, method in guarded if hasattr(method, "matcher") and method.branches())
     decoder, own = next(cutting, (None, None))
     matcher = own or answerer.matcher or next(iter(answerer.matchers.values()), None)

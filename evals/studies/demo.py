@@ -104,10 +104,9 @@ def _answered(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, s
 
 def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, Any]:
     """Ask once more, alone and with a trace; float32 gives the tokens of the batch again."""
-    guard, inputs = asker.decoders[method].guard, prepare(asker.processor, [item])
-    assert guard is not None
+    guard, inputs = asker.decoders[method].guard(0), prepare(asker.processor, [item])
     options = {**PLAIN, "max_new_tokens": task.max_new_tokens, "return_dict_in_generate": True}
-    trace = asker.model.generate(**inputs, guard=guard(0), **options).guard
+    trace = asker.model.generate(**inputs, guard=guard, **options).guard
     view, told = trace.view(0), trace.to_dict()
     truth = "in view: " + (", ".join(sorted(item.truth)) or "nothing nameable")
     if task.kind != "chair":

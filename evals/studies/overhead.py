@@ -57,7 +57,6 @@ def overhead(
 
 def _measured(asker: Any, task: EvalTask, decoder: Decoder, batch: int, tick: Callable[[int], object]) -> Iterator[Row]:
     assert isinstance(asker, Asker)
-    assert decoder.guard is not None
     model: Any = asker.model
     guard, unscored, who = decoder.guard(0), replace(task, kind="stock"), (decoder.name, 0)
     options = {"guard": guard, "max_new_tokens": task.max_new_tokens, **PLAIN}

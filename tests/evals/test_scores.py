@@ -121,7 +121,7 @@ def tiny_task():
 
 def asker(pair, monkeypatch, **guards):
     monkeypatch.setattr(generate, "spellings", lambda _: WORDS)
-    decoders = {name: Decoder(name, name, lambda seed, made=made: made) for name, made in guards.items()}
+    decoders = {name: Decoder(name, name, (made,)) for name, made in guards.items()}
     return Asker(*pair, None, decoders)
 
 

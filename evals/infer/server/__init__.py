@@ -49,7 +49,7 @@ def server_run(
     if settings.controls and APC not in guards and f"{plain}-{APC}" in endpoint.served:
         guards.append(APC)
     asker = ServerAsker(endpoint, concurrency)
-    asker.lines = {name: _line(endpoint, plain, Decoder(name, name, None, method=name), {}) for name in guards}
+    asker.lines = {name: _line(endpoint, plain, Decoder(name, name, (), method=name), {}) for name in guards}
     for name in guards:
         asker.probe(name)
     known, asker.proofs = {name: proof.knobs for name, proof in asker.proofs.items()}, {}
@@ -127,7 +127,7 @@ def _line(endpoint: Endpoint, plain: str, decoder: Decoder, sent: Mapping[str, A
 
 
 def _flags(asker: ServerAsker, settings: Settings, decoders: Sequence[Decoder], replies: Sequence[Any]) -> list[str]:
-    own = {d.name: d.guard(0) for d in decoders if d.guard and d.role == "method" and not d.sampled and not d.point}
+    own = {d.name: d.guard(0) for d in decoders if d.runs and d.role == "method" and not d.sampled and not d.point}
     left = [f"{name}-random" for name, method in own.items() if hasattr(method, "matcher") and method.branches()]
     left += [MATCHER for method in own.values() if hasattr(method, "matcher") and not method.branches()][:1]
     left += [] if any(d.method == APC for d in decoders) else [APC]

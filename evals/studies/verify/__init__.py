@@ -204,7 +204,7 @@ def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
             found[decoder.name] = replace(decoder, seeds=len(places), matchers=places)
         if not one.name:
             about = "the model's own probability of the word"
-            found[TOKEN] = Decoder(TOKEN, about, None, role="control", baseline=CALIBRATED)
+            found[TOKEN] = Decoder(TOKEN, about, (), role="control", baseline=CALIBRATED)
     return list(found.values())
 
 

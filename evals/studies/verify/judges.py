@@ -63,7 +63,7 @@ class Judge:
             best, name = column == CALIBRATED, self.name + column
             role: Any = "matcher" if self.name else "reference" if best else "control"
             known = {"role": role, "baseline": None if best else CALIBRATED, "matchers": (self.place,)}
-            found.append(Decoder(name, about, None, **known))
+            found.append(Decoder(name, about, (), **known))
         return found
 
     def ask_all(self, jobs: Iterable[Job], took: Took) -> None:

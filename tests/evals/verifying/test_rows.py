@@ -31,7 +31,7 @@ def rows(runs: Runs, true: Any = TRUE, pictures: Any = PICTURES) -> dict[tuple[s
     for name, each in runs.items():
         role: Any = "reference" if name == CALIBRATED else "matcher"
         places = tuple(map(str, range(len(each))))
-        verifiers.append(Decoder(name, "", None, role=role, seeds=len(each), matchers=places))
+        verifiers.append(Decoder(name, "", (), role=role, seeds=len(each), matchers=places))
         for seed, (p, marks) in enumerate(each):
             for item, value, mark in zip(items, p, marks, strict=True):
                 said = probable(float(value), bool(mark))
