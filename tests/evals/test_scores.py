@@ -140,7 +140,7 @@ def from_scratch(pair, item, method):
         family = model._lvlm_guard.family
         tensors = {key: inputs[key] for key in family.image_keys}
         trace = GuardTrace("vcd", {}, "single", True)
-        other = method.branches()[0].view(Call(model, family, processor, None, tensors, [True], trace))
+        other = method.branches()[0].pixels(Call(model, family, processor, None, tensors, [True], trace))
     else:
         (view,) = inputs["guard_views"].views()
         frame = "squashed" if model.family in ("llava", "instructblip") else "original"
