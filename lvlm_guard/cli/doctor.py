@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from lvlm_guard.cli.console import FAILED, installed, out, print_json, quiet_libraries
-from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.options import Device, Dtype, Json
 from lvlm_guard.errors import MissingExtraError
 
 STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
@@ -32,16 +32,42 @@ class Finding:
     fix: str = ""
 
 
-def doctor(json: Json = False) -> None:
+def doctor(
+    json: Json = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="List the model families: proven, refused with the reason, or unknown.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Prove a model of your own: 'embedded', a folder, or a hub id.", metavar="ID")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
     """Say what is installed, which parts work here, and what to install for the rest.
 
     The embedded model answers one guarded question, so "works" is tried, not guessed. Exit code 1 where a
     part of the core does not work.
 
-    [bold]Example:[/bold] lvlm-guard doctor
+    [bold]Examples:[/bold]
+
+    lvlm-guard doctor
+    lvlm-guard doctor --families
+    lvlm-guard doctor --model llava-hf/llava-1.5-7b-hf
     """
     with suppress(ImportError):  # what is missing is what it is to say
         quiet_libraries()
+    if families or model is not None:
+        rows = family_rows() if model is None else [proven_row(model, device, dtype)]
+        if json:
+            print_json("families", rows)
+            return
+        shown = Table(box=None, pad_edge=False)
+        for column in rows[0]:
+            shown.add_column(column.replace("_", " "), overflow="fold")
+        for row in rows:
+            shown.add_row(*(escape(_shown(value)) for value in row.values()))
+        out().print(shown)
+        return
     findings = list(examine())
     if json:
         print_json("doctor", [asdict(finding) for finding in findings])
@@ -57,6 +83,71 @@ def doctor(json: Json = False) -> None:
         out().print(table)
     if any(finding.state in ("missing", "broken") for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """Return every model type of transformers that reads pictures: family, model_types, proven, methods, note.
+
+    What is proven, and why others are refused, was found on tiny models of each type, by the same proof that
+    `guard()` runs; `proven` is None for what it would prove first.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    from lvlm_guard.families import kind_of
+    from lvlm_guard.families.proof import table
+
+    known = table()
+    rows = []
+    for kind in sorted({*NAMES, *known}):
+        told = known.get(kind, {})
+        name = str(NAMES.get(kind) or kind)
+        row: dict[str, Any] = {"family": re.sub("_?For[A-Z].*", "", name), "model_types": [kind], "proven": None}
+        row |= {"methods": [], "note": "not tried: proved at the first guard(), or refused"}
+        if kind_of(kind).model_types:
+            row |= {"proven": True, "note": f"by a class of its own, {kind_of(kind).__name__}"}
+            row["methods"] = told.get("methods", [])
+        elif "proof" in told:
+            row |= {"proven": True, "methods": told["methods"], "note": _limits(told["proof"])}
+        elif "refused" in told:
+            row |= {"proven": False, "note": told["refused"]}
+        rows.append(row)
+    return rows
+
+
+def proven_row(name: str, device: str, dtype: str) -> dict[str, Any]:
+    """Prove a user's own model, keep the proof for `guard()`, and return its row."""
+    from lvlm_guard.errors import UnsupportedModelError
+    from lvlm_guard.families import family_of
+    from lvlm_guard.families.proof import proven
+    from lvlm_guard.pretrained import load_model
+
+    model, processor = load_model(name, device=device, dtype=dtype)
+    kind = model.config.model_type
+    row: dict[str, Any] = {"family": type(model).__name__, "model_types": [kind], "proven": True, "methods": []}
+    try:
+        proof = proven(family_of(model, processor), model, processor, "always").proof
+    except UnsupportedModelError as error:
+        return row | {"proven": False, "note": str(error)}
+    told = next((one for one in family_rows() if kind in one["model_types"]), row)
+    found = f"off by {proof.error:.1g} of the logits' spread, where another picture moves them by {proof.seen:.2g}"
+    return row | {"methods": told["methods"], "note": "; ".join(filter(None, [found, _limits(asdict(proof))]))}
+
+
+def _limits(proof: dict[str, Any]) -> str:
+    """Return what a proof did not find right, so that it is not offered."""
+    notes = {
+        "way": "its branches run from the first step on",
+        "stacks": "its branches run lazily, never stacked",
+        "alone": "all requests of a batch run together",
+        "crops": "after drafts or a change of beams a branch reads anew",
+    }
+    return "; ".join(note for what, note in notes.items() if not proof[what])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return {True: "yes", False: "no", None: "?"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def examine() -> Iterator[Finding]:

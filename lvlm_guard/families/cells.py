@@ -60,7 +60,8 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
     if kind in TILES:
         vision = call.model.config.vision_config
         side = vision.image_size // vision.patch_size
-        found, _ = _packed(call, [_cells(tiles, side)[..., None] for tiles in pixels], made["image_sizes"])
+        used = [tiles[tiles.flatten(1).abs().amax(-1) > 0] for tiles in pixels]  # a batch pads the rest with zeros
+        found, _ = _packed(call, [_cells(tiles, side)[..., None] for tiles in used], made["image_sizes"])
         return [one.flatten() for one in found]
     tokens = int(call.image_positions.sum()) // max(len(pixels), 1)
     side = math.isqrt(tokens)

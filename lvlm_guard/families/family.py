@@ -201,7 +201,9 @@ class Family:
         plain = plain_class(processor)
         images = (rows if len(rows) > 1 else flat(rows)) if flat(rows) else None
         try:
-            return plain.__call__(processor, images, text, *args, **kwargs)
+            if args:
+                return plain.__call__(processor, images, text, *args, **kwargs)
+            return plain.__call__(processor, images=images, text=text, **kwargs)  # Janus's takes the text first
         except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in flat(rows))
             raise ImageError(

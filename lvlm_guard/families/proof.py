@@ -235,8 +235,9 @@ class _Trial:
 
     def _processed(self, images: list[list[Image.Image]]) -> dict[str, Any]:
         made = self.processor(images=images, text=self.text, padding=True, padding_side="left", return_tensors="pt")
+        device = "cpu" if self.model.device.type == "meta" else self.model.device  # accelerate keeps it elsewhere
         return {
-            key: value.to(self.model.device, self.model.dtype if value.is_floating_point() else value.dtype)
+            key: value.to(device, self.model.dtype if value.is_floating_point() else value.dtype)
             if isinstance(value, Tensor)
             else value
             for key, value in made.items()

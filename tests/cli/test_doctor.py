@@ -6,6 +6,7 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
+import any_families
 import pytest
 
 from lvlm_guard import matching, methods
@@ -33,6 +34,30 @@ def test_doctor_prints_a_table(run: Run) -> None:
     made = run("doctor")
     assert made.code == 0
     assert "a guarded answer" in made.out
+
+
+def test_doctor_lists_the_families_as_the_page_does(run: Run) -> None:
+    made = run("doctor", "--families", "--json")
+    assert made.code == 0
+    rows = {row["model_types"][0]: row for row in made.object["rows"]}
+    assert all(set(row) == {"family", "model_types", "proven", "methods", "note"} for row in rows.values())
+    assert all(rows[name]["proven"] and "agla" in rows[name]["methods"] for name in ("llava", "qwen3_vl", "gemma3"))
+    assert rows["instructblip"]["proven"]
+    assert rows["blip-2"]["proven"] is False
+    assert "calls the model 0 times" in rows["blip-2"]["note"]
+    page = any_families.PAGE.read_text()
+    for kind, row in rows.items():
+        if row["proven"]:
+            assert f"| {row['family']} | `{kind}` | {', '.join(row['methods'])} | {row['note']} |" in page
+    assert "qwen3_vl" in run("doctor", "--families").out
+
+
+def test_doctor_proves_a_users_own_model(run: Run) -> None:
+    made = run("doctor", "--model", "embedded", "--device", "cpu", "--json")
+    assert made.code == 0
+    (row,) = made.object["rows"]
+    assert row["proven"]
+    assert row["note"].startswith("off by ")
 
 
 def test_methods_lists_every_registered_name_with_its_knobs(run: Run) -> None:
