@@ -50,15 +50,17 @@ ABOUT = {
     "sample": "plain, sampled",
     "tilt": "greedy, its threshold fitted on validation (control)",
     "olm": "greedy, but yes where it is close (control)",
-    "sample-matched": "plain, sampled at temperature 1/3 (control of AGLA's sharpening)",
+    "sample-matched": "plain, sampled at temperature 1/3 (control of AGLA's and focus's sharpening)",
     "apc(0.5)": "plausibility cut .5 alone, sampled (control)",
     "apc(0.1)": "plausibility cut .1 alone, sampled (control)",
     "agla-random": "AGLA with a random map that keeps as much (control)",
+    "focus-random": "focus with a random map that keeps as much (control)",
     "matcher": "the matcher alone (can't write captions)",
     "vcd": "VCD",
     "agla": "**AGLA**",
     "agla-sample": "AGLA, sampled as in the paper",
-    "vote": "**vote**",
+    "focus": "**focus** (ours, new)",
+    "vote": "**vote** (ours)",
 }
 Rows = dict[tuple[str, str, str | None, str], dict[str, Any]]
 
@@ -115,7 +117,7 @@ def demo_table(result: dict[str, Any]) -> str:
     claims = [
         f"{method} {short(less['value'], True)} [{short(less['low'], True)}, {short(less['high'], True)}] against "
         f"{control[method]}"
-        for method in ("agla", "vote", "vcd")
+        for method in ("agla", "focus", "vote", "vcd")
         if (less := rows.get(("pope_all", method, control.get(method), "accuracy"))) is not None
     ]
     lines += [

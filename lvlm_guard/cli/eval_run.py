@@ -18,7 +18,7 @@ from lvlm_guard import __version__
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Device, Dtype, Execution, Json, Matchers, Model, knob_value, matchers_of
 
-WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,vote,vcd"
+WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,focus,vote,vcd"
 QUICK = 24  # pictures of each task
 
 

@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(shown):
 def test_the_default_is_what_eval_run_asks_by_default():
     assert (demo.SETTINGS.tasks, demo.SETTINGS.methods, demo.SETTINGS.seeds) == (
         ("world_pope", "world_chair"),
-        ("agla", "vote", "vcd"),
+        ("agla", "focus", "vote", "vcd"),
         3,
     )
     assert demo.SETTINGS.limit is None
@@ -69,8 +69,8 @@ def test_the_default_is_what_eval_run_asks_by_default():
 def test_every_control_stands_beside_the_methods_with_the_figures_that_no_tilt_gives(shown):
     found = {(row["decoder"], row["task"], row["metric"]) for row in shown[0]["rows"] if row["baseline"] is None}
     roles = {decoder["name"]: decoder["role"] for decoder in shown[0]["decoders"]}
-    assert {"greedy", "agla", "vote", "vcd", "matcher", "tilt", "olm", "sample"} <= roles.keys()
-    for name in ("greedy", "agla", "vote", "vcd", "tilt"):
+    assert {"greedy", "agla", "focus", "vote", "vcd", "matcher", "tilt", "olm", "sample"} <= roles.keys()
+    for name in ("greedy", "agla", "focus", "vote", "vcd", "tilt"):
         for metric in ("accuracy", "balanced_accuracy", "accuracy_matched", "auroc", "tilt", "yes_ratio", "f1"):
             for task in ("pope_random", "pope_popular", "pope_adversarial", "pope_all"):
                 assert (name, task, metric) in found
@@ -81,7 +81,7 @@ def test_every_control_stands_beside_the_methods_with_the_figures_that_no_tilt_g
 def test_the_limits_and_a_verdict_of_each_method_are_said_beside_the_table(shown):
     said = sentences(shown[0])
     assert said[-1] == LIMITS
-    for method in ("agla", "vote", "vcd"):
+    for method in ("agla", "focus", "vote", "vcd"):
         assert any(sentence.startswith(f"{method} on pope_all: ") for sentence in said)
     assert len(tables(shown[0], 140)) == 2
 
