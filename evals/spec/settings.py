@@ -17,7 +17,8 @@ class Settings:
 
     model: str = EMBEDDED  # "embedded", a folder, or a hub id; with `server` the model's name there
     tasks: tuple[str, ...] = ("world_pope", "world_chair")  # see `lvlm_guard.evals.tasks`
-    methods: tuple[str, ...] = ("agla", "focus", "vote", "vcd")  # registered names, "greedy" and "sample" among them if wished
+    # registered names, "greedy" and "sample" among them if wished
+    methods: tuple[str, ...] = ("agla", "focus", "vote", "vcd")
     knobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> its knobs
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # knob -> values: all combinations are run
     controls: bool = True  # whether greedy, sampling, APC-only and the methods' own controls are added
