@@ -210,7 +210,7 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
     seeds = len(runs) if len(runs) > 1 else settings.seeds
     asked = settings.controls and not settings.sweep
     # of several matchers the usual one alone: what sampling does is no matter of the matcher
-    drawn = asked and decoder.baseline == REFERENCE and method.matched_temperature() is not None
+    drawn = asked and decoder.baseline == REFERENCE and method.sampled and method.matched_temperature() is not None
     if drawn or (not settings.sweep and settings.preset == PAPER) or sampled in settings.methods:
         about = f"{decoder.name}, sampled at temperature 1{trained}"
         yield replace(decoder, name=sampled, about=about, options=SAMPLED, seeds=seeds, baseline=_SAMPLE.name)

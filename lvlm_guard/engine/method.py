@@ -88,10 +88,12 @@ class Method(ABC):
         name: the registered name.
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
+        sampled: whether evaluations draw its answers too, beside greedy ones; False where nobody publishes it so.
     """
 
     name: ClassVar[str]
     asks_about_pictures: ClassVar[bool] = False
+    sampled: ClassVar[bool] = True
 
     @property
     def executions(self) -> tuple[str, ...]:

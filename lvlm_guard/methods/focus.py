@@ -49,6 +49,7 @@ class Focus(Constrained):
 
     name: ClassVar[str] = "focus"
     asks_about_pictures: ClassVar[bool] = True
+    sampled: ClassVar[bool] = False
     alpha: float = 2.0
     beta: float = 0.5
     share: float = 0.25
