@@ -85,7 +85,8 @@ def _answers(
     place: str, tally: Tally, given: Sequence[Given], decoder: Mapping[str, Any], allowed: Allowed
 ) -> Iterator[tuple[str, bool]]:
     """Yield what is missing, failed, empty or cut, and whether that makes the run void."""
-    runs = max(int(decoder.get("seeds") or 1), len(given))  # files number their seeds as they like
+    asked = 1 if tally.calibrates else int(decoder.get("seeds") or 1)
+    runs = max(asked, len(given))  # files number their seeds as they like
     total = len(tally.items.keys) * runs
     failed, first = _faults(given, "failed")
     missing = total - failed - _answered(given)
