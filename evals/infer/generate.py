@@ -43,6 +43,7 @@ class Asker:
     execution: str = "auto"  # how branches are run
     matchers: Mapping[str, Matcher] = field(default_factory=dict)  # those that decoders name, by name or folder
     _warm: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    _inputs: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)  # of the last answers
     _scored: list[tuple[Any, Any, list[Scored]]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -89,6 +90,7 @@ class Asker:
             return matcher_answers(matcher, items)
         method, options = decoder.guard(seed), dict(decoder.options)
         inputs = prepare(self.processor, [decoder.worded(item) for item in items])
+        self._inputs[:] = [inputs]
         start = inputs["input_ids"].shape[1]
         first = FirstToken(self.words) if task.kind in YES_NO and _tells_all(method) else None
         processors: list[Any] = [first] if first else []
@@ -126,7 +128,8 @@ class Asker:
     def _scores(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Scored]:
         """Return the scores of a method that cuts or has a second branch, with all of it run for every question.
 
-        Decoders of one method share them, greedy, sampled and every cut, as long as they are asked about one block.
+        Decoders of one method share them, greedy, sampled and every cut, as long as they are asked about one block. It
+        is the block just answered: its inputs, and what the matcher said of its pictures, are there.
         """
         asked = (decoder.guard(seed).uncut(), decoder.prompt_suffix)
         known = [one for one in self._scored if len(one[0]) == len(items) and all(map(operator.is_, one[0], items))]
@@ -134,9 +137,9 @@ class Asker:
             if same == asked:
                 return scored
         first = FirstToken(self.words)
-        self._forget()
-        inputs = prepare(self.processor, [decoder.worded(item) for item in items])
-        self._generate(inputs, decoder, seed, guard=asked[0], **PLAIN, logits_processor=[first], max_new_tokens=1)
+        self._generate(
+            self._inputs[0], decoder, seed, guard=asked[0], **PLAIN, logits_processor=[first], max_new_tokens=1
+        )
         scored = first.scored or [(None, None)] * len(items)
         self._scored[:] = [*known, (tuple(items), asked, scored)]
         return scored
