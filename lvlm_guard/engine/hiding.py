@@ -54,17 +54,8 @@ class Hidden:
         self.shared = int(kept.sum(-1).max())
         self.first = self.shared + self.prompt - self.start  # tokens of its rows' prompt
         # the kept columns of each row, to the right; what is left over on the left is masked
-        order = kept.to(torch.int8).sort(dim=-1, stable=True).indices[:, self.prompt - self.shared :]
-        self._columns = order
-        self._valid = torch.cat([kept.gather(1, order), self._own & (seen & ~hides)[:, self.start :]], -1)
-
-    def only(self, chosen: Tensor) -> Hidden:
-        """Return the same for some of the rows."""
-        made = object.__new__(Hidden)
-        vars(made).update(vars(self))
-        for name in ("hides", "_own", "_columns", "_valid"):
-            setattr(made, name, getattr(self, name)[chosen])
-        return made
+        self._columns = kept.to(torch.int8).sort(dim=-1, stable=True).indices[:, self.prompt - self.shared :]
+        self._valid = torch.cat([kept.gather(1, self._columns), self._own & (seen & ~hides)[:, self.start :]], -1)
 
     def read(self, ids: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return the branch's own rows, [R, T - hidden], and generate()'s arguments for them.
@@ -80,7 +71,7 @@ class Hidden:
         valid = torch.nn.functional.pad(self._valid.to(ids.device), (0, answered), value=True)
         # a picture's placeholder in a column that is masked would ask the model for that picture
         filled = torch.where(valid | (index < self.start), ids.gather(1, index), ids[:, self.prompt - 1 : self.prompt])
-        found = {key: _gathered(key, value, index, length) for key, value in arguments.items()}
+        found = {key: _gathered(value, index, length) for key, value in arguments.items()}
         mask = arguments.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         found["attention_mask"] = mask.gather(1, index) * valid.to(mask.dtype)
@@ -122,7 +113,7 @@ class Hidden:
             empty.update(states[0], states[1], index)
 
 
-def _gathered(key: str, value: Any, index: Tensor, length: int) -> Any:
+def _gathered(value: Any, index: Tensor, length: int) -> Any:
     """Bring what is laid along the tokens, on its last axis, to the columns of the branch's rows."""
     if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[-1] != length:
         return value

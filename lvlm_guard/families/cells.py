@@ -20,9 +20,14 @@ from lvlm_guard.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
 
-PATCHES = ("qwen2_5_vl",)
+PATCHES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+"""Flattened patches in the order of the tokens that they are merged into."""
+
 TILES = ("llava_next",)
-SQUARE = ("llava",)
+"""Tiles that the model packs, with a token at the end of each line."""
+
+SQUARE = ("llava", "vipllava", "gemma3")
+"""One square of tokens a picture, line after line. Not PaliGemma: its picture reads the question behind it too."""
 
 
 def check_cells(model: Any) -> None:
@@ -65,10 +70,11 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
         return [one.flatten() for one in found]
     tokens = int(call.image_positions.sum()) // max(len(pixels), 1)
     side = math.isqrt(tokens)
-    if side * side != tokens:
+    if side * side != tokens or len(pixels) != len(maps):
         raise UnsupportedModelError(
-            f"A picture of this {type(call.model).__name__} takes {tokens} image tokens, which are no square of cells, "
-            "so which of them shows what is not known. Use 'agla', which paints the picture itself."
+            f"A picture of this {type(call.model).__name__} takes {tokens} image tokens in {len(pixels)} crops of "
+            f"{len(maps)} pictures, which is no square of cells each, so which of them shows what is not known. Leave "
+            "cropping (do_pan_and_scan) out, or use 'agla', which paints the picture itself."
         )
     return list(_cells(pixels, side))
 

@@ -231,4 +231,3 @@ def test_rows_without_their_hidden_columns_keep_all_others_in_order(data):
         here = found["attention_mask"][row].bool()
         assert read[row][here].tolist() == ids[row][kept].tolist()
         assert found["position_ids"][row][here].tolist() == positions[row][kept].tolist()
-    assert branch.only(torch.tensor([0])).read(ids[:1], {"attention_mask": mask[:1]})[0].tolist() == read[:1].tolist()

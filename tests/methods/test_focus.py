@@ -1,5 +1,6 @@
 """Focus: which image tokens stay, and that the matcher's map is what decides it."""
 
+import any_families
 import numpy as np
 import pytest
 import tiny
@@ -17,6 +18,7 @@ from lvlm_guard.matching.relevance import keep_share
 from lvlm_guard.methods.focus import kept_tokens
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
+OTHERS = ("vipllava", "gemma3", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 WANTED = {**RUN, "return_dict_in_generate": True, "eos_token_id": None}
 
 
@@ -24,17 +26,23 @@ def focus(**knobs):
     return methods.Focus(**{"matcher": Brightness(), "beta": 0.1, **knobs})
 
 
+def made(family):
+    """A tiny model of a family and its processor."""
+    dtype = torch.float32 if family == "qwen3_vl_moe" else torch.float64  # its experts have no float64
+    return tiny.make(family) if family in tiny.FAMILIES else any_families.make(family, dtype=dtype)
+
+
 def call_of(family, pictures):
-    """The call of one request about some pictures, and the processor that made its inputs."""
-    model, processor = guard(*tiny.make(family), "apc")
+    """The call of one request about some pictures."""
+    model, processor = guard(*made(family), "apc")
     found = []
 
     class Looks(methods.APC):
         def check(self, call):
             found.append(call)
 
-    prompt = tiny.prompt(processor, "What?", len(pictures))
-    inputs = processor(images=pictures, text=[prompt], return_tensors="pt").to(torch.float64)
+    prompt = model._lvlm_guard.family.asked(processor, "What?", len(pictures))
+    inputs = processor(images=[pictures], text=[prompt], return_tensors="pt").to(model.dtype)
     model.generate(**inputs, max_new_tokens=1, do_sample=False, guard=Looks())
     return found[0]
 
@@ -48,7 +56,7 @@ def corner(bottom, right, side=64):
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 48), (40, 80)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
 def test_each_image_token_of_the_prompt_has_a_relevance_and_a_quarter_lights_a_quarter(family, width, height):
     call = call_of(family, [tiny.picture(1, width, height)])
     lit = []
@@ -104,6 +112,29 @@ def test_a_share_of_the_pixels_stays():
         assert relevance[kept].min() >= (relevance[~kept].max() if count < 400 else 0)
 
 
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_answer_alike_in_every_execution_and_as_plain_where_nothing_is_hidden(family, monkeypatch):
+    monkeypatch.setitem(any_families.SLIDING, "sliding_window", 512)
+    model, processor = guard(*made(family), focus(beta=0.01))
+    prompts = [model._lvlm_guard.family.asked(processor, text, 1) for text in ("What?", "Who is there, and why?")]
+    pictures = [[tiny.picture(1, 96, 48)], [tiny.picture(2, 56, 56)]]
+    inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(model.dtype)
+    outs = [model.generate(**inputs, **WANTED, guard_execution=how) for how in ("lazy", "auto", "batched")]
+    assert outs[0].guard.local_forwards > 0
+    assert all(torch.equal(out.sequences, outs[0].sequences) for out in outs)
+    assert apart(outs[0]) > 1e-4
+    whole = model.generate(**inputs, **WANTED, guard=focus(share=1.0, beta=0.01))
+    assert apart(whole) < 1e-6
+    assert torch.equal(whole.sequences, model.generate(**inputs, **WANTED, guard=False).sequences)
+
+
+def apart(out):
+    """How far the two branches are apart at most, in nats, where both ran."""
+    found = [step.divergence for steps in out.guard.steps for step in steps if step.divergence is not None]
+    assert len(found) > 4
+    return max(found)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_focus_changes_the_answer_by_what_the_matcher_finds(family):
     pair = guard(*tiny.make(family, scale=4.0), focus())
@@ -142,6 +173,11 @@ def test_what_can_not_be_focused_is_refused_with_what_to_do():
     inputs = pair[1](images=tiny.picture(1), text="What?", return_tensors="pt").to(torch.float64)
     with pytest.raises(UnsupportedModelError, match=r"focus` works on llava, .*Use 'agla'"):
         pair[0].generate(**inputs, max_new_tokens=2)
+    model, processor = guard(*made("gemma3"), focus())
+    inputs = processor(images=[[tiny.picture(1)]], text=[model._lvlm_guard.family.asked(processor, "What?", 1)],
+                       return_tensors="pt").to(torch.float64)  # fmt: skip
+    with pytest.raises(UnsupportedCallError, match="its sliding window of 12 tokens"):
+        model.generate(**inputs, max_new_tokens=2)
     pair = guard(*tiny.make("llava"), focus())
     with pytest.raises(UnsupportedCallError, match="Leave guard_images out"):
         pair[0].generate(**ask(pair, ("What?", 1), guard_images=Image.new("RGB", (40, 40))), max_new_tokens=2)
