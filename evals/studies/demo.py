@@ -117,9 +117,9 @@ def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, A
         keep, note = view.match.keep, "Bright: relevant, says the matcher. The pale line bounds what is kept."
         drawn, alt = overlay(image, view.match.relevance, keep=keep), "relevance map over the picture"
         pictures.append(Picture(drawn, "What matters to the question", note, alt=alt))
-        pictures.append(
-            Picture(view.local, "The local view", f"{float(keep.float().mean()):.0%} of the picture is kept.")
-        )
+        if view.local is not None:  # a method may hide a part without painting one
+            kept = f"{float(keep.float().mean()):.0%} of the picture is kept."
+            pictures.append(Picture(view.local, "The local view", kept))
     return {
         "asked": item.prompt,
         "method": told["method"],

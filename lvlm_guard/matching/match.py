@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.errors import KnobError, UnsupportedCallError
-from lvlm_guard.matching.relevance import keep_mask
+from lvlm_guard.matching.relevance import keep_mask, keep_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,16 +38,20 @@ class Match:
         share_on_class: share of the text's attention that lies on the image's class token, which the map
             drops, 0 to 1; a map that leaves most of it out is little better than chance. None where a
             matcher has no such token.
+        share: which share of the pixels stays, where a method says so, above 0 to 1; None for AGLA's rule by the score.
     """
 
     relevance: Tensor
     score: float
     note: str | None = None
     share_on_class: float | None = None
+    share: float | None = None
 
     @cached_property
     def keep(self) -> Tensor:
         """[h, w] bool: the pixels that stay in the local view."""
+        if self.share is not None:
+            return keep_share(self.relevance, self.share)
         return keep_mask(self.relevance, self.score)
 
 

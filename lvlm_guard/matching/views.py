@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.loading import Spec, load_matcher
-from lvlm_guard.matching.match import painted
-from lvlm_guard.matching.relevance import keep_share
+from lvlm_guard.matching.match import local_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from PIL.Image import Image
     from torch import Tensor
 
@@ -36,22 +34,24 @@ def check_share(share: float) -> None:
         )
 
 
-def matches_of(call: Call, matcher: Spec, kept: Callable[[Match], float]) -> list[Match]:
+def matches_of(call: Call, matcher: Spec, share: float | None) -> list[Match]:
     """Match every picture of a call with its question, picture after picture.
 
     Args:
-        call: the guarded call; its trace gets the matches and what was kept.
+        call: the guarded call; its trace gets the matches and what is kept.
         matcher: see `load_matcher`.
-        kept: which share of the picture a match keeps, for the trace.
+        share: which share of each picture is kept; None for AGLA's own rule, by the match's score.
     """
     views = call.pictures.views()
-    matches = load_matcher(matcher, model=call.model)([view.image for view in views], [view.text for view in views])
-    noted = {found["image"] for found in call.trace.matches}
+    found = load_matcher(matcher, model=call.model)([view.image for view in views], [view.text for view in views])
+    matches = [match if share is None else replace(match, share=share) for match in found]
+    noted = {known["image"] for known in call.trace.matches}
     for view, match in zip(views, matches, strict=True):
         call.trace.view(view.index).match = match
         if view.index not in noted:
-            found = {"image": view.index, "text": view.text, "score": match.score, "kept": kept(match)}
-            call.trace.matches.append(found)
+            kept = float(match.keep.float().mean()) if share is None else share
+            told = {"image": view.index, "text": view.text, "score": match.score, "kept": kept}
+            call.trace.matches.append(told)
         if match.note:
             call.trace.note(match.note)
     return matches
@@ -65,16 +65,13 @@ def masked_view(call: Call, matcher: Spec, frame: Frame, share: float | None = N
         matcher: see `load_matcher`.
         frame: see `local_view`; "auto" is "squashed" unless the family's number of image tokens depends on the
             picture's shape.
-        share: which share of the picture stays; None for AGLA's own rule, by the match's score.
+        share: see `matches_of`.
     """
     if frame == "auto":
         frame = "squashed" if call.family.fixed_size else "original"
 
-    def keep(match: Match) -> Tensor:
-        return match.keep if share is None else keep_share(match.relevance, share)
-
     def draw(views: list[View]) -> list[Image]:
-        matches = matches_of(call, matcher, lambda match: float(keep(match).float().mean()))
-        return [painted(view.image, keep(match).numpy(), frame) for view, match in zip(views, matches, strict=True)]
+        matches = matches_of(call, matcher, share)
+        return [local_view(view.image, match, frame) for view, match in zip(views, matches, strict=True)]
 
     return call.redraw(draw)

@@ -84,7 +84,7 @@ class Focus(Constrained):
 
     def _hides(self, call: Call) -> Tensor:
         """Mark the image tokens outside the most relevant share of their picture, [B, T] bool."""
-        matches = matches_of(call, self.matcher, lambda _: self.share)
+        matches = matches_of(call, self.matcher, self.share)
         found = iter(token_relevance(call, [match.relevance for match in matches]))
         hides = torch.zeros_like(call.image_positions)
         for request, row in enumerate(call.requests()):

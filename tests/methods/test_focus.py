@@ -143,6 +143,7 @@ def test_focus_changes_the_answer_by_what_the_matcher_finds(family):
     out = model.generate(**inputs, **WANTED)
     assert [match["kept"] for match in out.guard.matches] == [0.25, 0.25]
     assert out.guard.masks == 0  # no second picture is made
+    assert out.guard.views[0].match.keep.float().mean() == pytest.approx(0.25, abs=0.02)
     assert out.guard.knobs["matcher"] == "brightness-32"
 
     class Darkness(Brightness):
