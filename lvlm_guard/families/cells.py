@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 PATCHES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Flattened patches in the order of the tokens that they are merged into."""
 
-TILES = ("llava_next",)
+PACKED = ("llava_next", "llava_onevision")
 """Tiles that the model packs, with a token at the end of each line."""
 
-SQUARE = ("llava", "vipllava", "gemma3")
-"""One square of tokens a picture, line after line. Not PaliGemma: its picture reads the question behind it too."""
+SQUARE = ("llava", "vipllava", "gemma3", "internvl", "idefics3", "smolvlm")
+"""A square of tokens for each picture or tile of it, line after line. Not PaliGemma: its picture reads the question."""
 
 
 def check_cells(model: Any) -> None:
     """Raise `UnsupportedModelError` where it is not known which part of the picture each image token shows."""
-    known = (*SQUARE, *TILES, *PATCHES)
+    known = (*SQUARE, *PACKED, *PATCHES)
     if model.config.model_type not in known:
         raise UnsupportedModelError(
             f"Which part of the picture each image token of a {type(model).__name__} shows is not known (resamplers "
@@ -52,31 +52,42 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
         UnsupportedModelError: see `check_cells`; or the tokens are no square of cells.
         MissingViewError: the inputs came without their pictures.
     """
+    check_cells(call.model)
     drawn = iter([_grey(view.image, found) for view, found in zip(call.pictures.views(), maps, strict=True)])
     rows = [[next(drawn) for _ in row] for row in call.requests()]
     made = call.family.redrawn(call.processor, call.pictures, rows)
-    check_cells(call.model)
-    kind = call.model.config.model_type
-    pixels = made["pixel_values"].float()
+    model: Any = call.model
+    kind, pixels = model.config.model_type, made["pixel_values"].float()
     if kind in PATCHES:
-        merged = call.model.config.vision_config.spatial_merge_size**2
+        merged = model.config.vision_config.spatial_merge_size**2
         shown = pixels.mean(-1).view(-1, merged).mean(-1)
         return list(shown.split((made["image_grid_thw"].prod(-1) // merged).tolist()))
-    if kind in TILES:
-        vision = call.model.config.vision_config
-        side = vision.image_size // vision.patch_size
-        used = [tiles[tiles.flatten(1).abs().amax(-1) > 0] for tiles in pixels]  # a batch pads the rest with zeros
-        found, _ = _packed(call, [_cells(tiles, side)[..., None] for tiles in used], made["image_sizes"])
+    used = pixels.flatten(-3).abs().amax(-1) > 0  # a batch pads tiles with zeros
+    if kind in PACKED:
+        side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+        tiles = [_cells(one[kept], side)[..., None] for one, kept in zip(pixels, used, strict=True)]
+        told = {"vision_feature_select_strategy": "full"} if kind == "llava_next" else {}
+        ends = torch.tensor([math.inf])
+        found, _ = model.model.pack_image_features(tiles, made["image_sizes"], image_newline=ends, **told)
         return [one.flatten() for one in found]
-    tokens = int(call.image_positions.sum()) // max(len(pixels), 1)
-    side = math.isqrt(tokens)
-    if side * side != tokens or len(pixels) != len(maps):
-        raise UnsupportedModelError(
-            f"A picture of this {type(call.model).__name__} takes {tokens} image tokens in {len(pixels)} crops of "
-            f"{len(maps)} pictures, which is no square of cells each, so which of them shows what is not known. Leave "
-            "cropping (do_pan_and_scan) out, or use 'agla', which paints the picture itself."
-        )
-    return list(_cells(pixels, side))
+    return _squares(call, pixels[used])
+
+
+def _squares(call: Call, units: Tensor) -> list[Tensor]:
+    """Return the cells of each picture, [n]; units [pictures or tiles of them, 3, H, W], request after request."""
+    tokens = call.image_positions.sum(-1).tolist()
+    side = math.isqrt(sum(tokens) // len(units))
+    cells, found = _cells(units, side), []
+    for row, count in zip(call.requests(), tokens, strict=True):
+        mine, cells = cells[: count // side**2], cells[count // side**2 :]
+        if len(mine) * side**2 != count or (len(mine) != len(row) and len(row) > 1):
+            raise UnsupportedModelError(
+                f"The {len(row)} pictures of a prompt for this {type(call.model).__name__} take {count} image tokens "
+                f"in {len(mine)} tiles of {side} x {side}, so which token shows what is not known. Ask about one "
+                "picture at a time, or use 'agla', which paints the picture itself."
+            )
+        found += list(mine) if len(mine) == len(row) else [mine.flatten()] if row else []
+    return found
 
 
 def _grey(image: Image.Image, relevance: Tensor) -> Image.Image:
@@ -87,10 +98,3 @@ def _grey(image: Image.Image, relevance: Tensor) -> Image.Image:
 def _cells(pixels: Tensor, side: int) -> Tensor:
     """Return the mean of each cell, [n, side * side]; pixels [n, 3, H, W]."""
     return torch.nn.functional.adaptive_avg_pool2d(pixels.mean(1), side).flatten(1)
-
-
-def _packed(call: Call, features: list[Tensor], sizes: Tensor) -> Any:
-    """Lay features [tiles, n, 1] of each picture out as the model lays out its tokens; ends of lines are infinite."""
-    model: Any = call.model
-    strategy = model.config.vision_feature_select_strategy
-    return model.pack_image_features(features, sizes, strategy, image_newline=torch.tensor([math.inf]))

@@ -18,7 +18,9 @@ from lvlm_guard.matching.relevance import keep_share
 from lvlm_guard.methods.focus import kept_tokens
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
-OTHERS = ("vipllava", "gemma3", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+OTHERS = (
+    "vipllava", "gemma3", "internvl", "idefics3", "smolvlm", "llava_onevision", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe",
+)  # fmt: skip
 WANTED = {**RUN, "return_dict_in_generate": True, "eos_token_id": None}
 
 
@@ -71,6 +73,37 @@ def test_each_image_token_of_the_prompt_has_a_relevance_and_a_quarter_lights_a_q
     assert all(0 < int(quarter.sum()) <= len(quarter) // 2 for quarter in lit)
     first, second = lit[0].nonzero().flatten(), lit[3].nonzero().flatten()  # top left stands before bottom right
     assert first.float().mean() < second.float().mean()
+
+
+def features_of(call, image):
+    """What the model makes of a picture, [n, D]: no map, no cells."""
+    inputs = call.family.redrawn(call.processor, call.pictures, [[image]])
+    tensors = {key: inputs[key] for key in call.family.image_keys if key in inputs}
+    tensors = {
+        key: value.to(call.model.dtype) if value.is_floating_point() else value for key, value in tensors.items()
+    }
+    made = call.model.get_image_features(**tensors, return_dict=True).pooler_output
+    return torch.cat(list(made)) if isinstance(made, list | tuple) else made.flatten(0, -2)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_the_tokens_that_a_quarter_lights_are_those_that_painting_it_changes_most(family):
+    """The model itself says which of its tokens show what: a map laid out otherwise would light others."""
+    pictures = [tiny.picture(seed, 64, 64) for seed in range(8)]
+    call = call_of(family, pictures[:1])
+    with torch.no_grad():
+        plain = [features_of(call, picture) for picture in pictures]
+        for lit in (corner(bottom, right) for bottom in (False, True) for right in (False, True)):
+            moved = 0
+            for picture, features in zip(pictures, plain, strict=True):
+                painted = np.asarray(picture).copy()
+                painted[lit.numpy() > 0] = 255 - painted[lit.numpy() > 0]
+                moved = moved + (features_of(call, Image.fromarray(painted)) - features).norm(dim=-1)
+            (relevance,) = token_relevance(call, [lit])
+            assert len(relevance) == len(moved)
+            shows = relevance.isfinite()
+            middle = (relevance[shows].min() + relevance[shows].max()) / 2
+            assert moved[shows & (relevance > middle)].mean() > 1.3 * moved[shows & (relevance < middle)].mean()
 
 
 def test_the_tokens_of_several_pictures_are_told_apart():
