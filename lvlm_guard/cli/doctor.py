@@ -48,11 +48,9 @@ def doctor(
     The embedded model answers one guarded question, so "works" is tried, not guessed. Exit code 1 where a
     part of the core does not work.
 
-    [bold]Examples:[/bold]
+    --families lists the model families, --model proves the guard on one of yours.
 
-    lvlm-guard doctor
-    lvlm-guard doctor --families
-    lvlm-guard doctor --model llava-hf/llava-1.5-7b-hf
+    [bold]Example:[/bold] lvlm-guard doctor --model llava-hf/llava-1.5-7b-hf
     """
     with suppress(ImportError):  # what is missing is what it is to say
         quiet_libraries()

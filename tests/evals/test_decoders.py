@@ -41,6 +41,8 @@ def test_every_table_has_plain_decoding_cuts_prompts_and_moved_thresholds_beside
         "agla": ("method", "greedy", None, 1, False),
         "agla-sample": ("method", "sample", None, 3, True),
         "agla-random": ("control", "greedy", "agla", 3, False),
+        "focus": ("method", "greedy", None, 1, False),
+        "focus-random": ("control", "greedy", "focus", 3, False),
         "vote": ("method", "greedy", None, 1, False),
         "matcher": ("matcher", "greedy", "vote", 1, False),
         "vcd": ("method", "greedy", None, 1, False),

@@ -242,7 +242,7 @@ def test_guards_follow_from_the_model_and_those_without_a_twin_are_refused() -> 
 def test_the_embedded_model_has_a_twin_and_its_image_token_is_no_question() -> None:
     read = Checkpoint.of("embedded", Passed(()))
     assert read.twin == "TwinLlavaForConditionalGeneration"
-    assert read.no_question() == ("<image>",)
+    assert read.no_question() == ("<image>", "<|vision_start|>", "<|vision_end|>")
 
 
 def test_the_frame_of_an_image_token_is_no_question(tmp_path: Path) -> None:

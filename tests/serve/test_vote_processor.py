@@ -203,7 +203,7 @@ SCORES = pack_scores(WHOLE, [0.5] * len(WHOLE))
         ({"guard": "vote", "guard_scores": pack_scores(["what is there?"], [0.5])}, "neither a yes/no question"),
         ({"guard": "vote", "guard_scores": pack_scores([], [])}, "missing"),
         ({"guard": "vot", "guard_scores": SCORES}, "Did you mean 'vote'"),
-        ({"guard": ["vote"], "guard_scores": SCORES}, "no guard"),
+        ({"guard": ["vote"], "guard_scores": SCORES}, "No guard"),
         ({"guard_scores": SCORES}, "without guard:"),
         ({"guard": "vote", "guard_scores": SCORES, "guard_alpha": 1.0}, "no argument 'guard_alpha'"),
         ({"guard": "vote", "guard_scores": SCORES, "guard_score": ""}, "Did you mean 'guard_scores'"),
