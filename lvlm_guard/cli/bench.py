@@ -20,7 +20,7 @@ BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
 def bench(
     context: typer.Context,
     model: Model = "embedded",
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated; 'all' for every one.")] = "agla,vote",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated; 'all' for every one.")] = "agla,focus,vote",
     executions: Annotated[str, typer.Option(help="Of auto, lazy, batched.")] = "auto,lazy,batched",
     batches: Annotated[str, typer.Option(help="Captions in one call.")] = "1,8",
     blocks: Annotated[int, typer.Option(min=1, help="Repetitions of each workload.")] = 16,
