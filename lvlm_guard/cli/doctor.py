@@ -89,6 +89,7 @@ def family_rows() -> list[dict[str, Any]]:
     What is proven, and why others are refused, was found on tiny models of each type, by the same proof that
     `guard()` runs; `proven` is None for what it would prove first.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
     from lvlm_guard.families import kind_of
@@ -96,7 +97,7 @@ def family_rows() -> list[dict[str, Any]]:
 
     known = table()
     rows = []
-    for kind in sorted({*NAMES, *known}):
+    for kind in sorted({*NAMES, *(kind for kind in known if kind in CONFIG_MAPPING_NAMES)}):
         told = known.get(kind, {})
         name = str(NAMES.get(kind) or kind)
         row: dict[str, Any] = {"family": re.sub("_?For[A-Z].*", "", name), "model_types": [kind], "proven": None}

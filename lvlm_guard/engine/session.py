@@ -468,6 +468,8 @@ class Session:
             read = self._read(part, view | blocks.until(along, stop, length), cache, done, max(wanted, 1))
             logits += [read] if wanted > 0 else []
             done = stop
+            if cache is not None and records(cache) and stop < length:
+                cache.crop(0)  # it lets go of its past there, and older releases read on only after that
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
 
     def _read(self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
