@@ -81,7 +81,8 @@ class Family:
             UnsupportedModelError: they are none that can be guarded, or don't belong together.
         """
         name = f"{plain_class(model).__name__} with {plain_class(processor).__name__}"
-        if "image" not in getattr(model, "input_modalities", ("image",)):
+        towers = getattr(model.config, "vision_config", None)  # older releases forget to say "image" of some
+        if "image" not in getattr(model, "input_modalities", ("image",)) and towers is None:
             raise UnsupportedModelError(
                 f"{name}: the model is without an image tower, so there is no picture to guard it with."
             )
