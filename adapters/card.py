@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lvlm_guard.errors import GuardError, WeightsError
+from lvlm_guard.files import whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,11 +32,10 @@ class Card:
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all; return its path."""
         own: Any = self  # a dataclass in every subclass, which no type can say
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        part = place / f"{self.file}.part"
-        part.write_text(json.dumps({"format": FORMAT, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8")
-        return part.replace(place / self.file)
+        path = Path(folder) / self.file
+        with whole(path) as part:
+            part.write_text(json.dumps({"format": FORMAT, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8")
+        return path
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Self:

@@ -17,6 +17,7 @@ from lvlm_guard.adapters.data.errors import DataError
 from lvlm_guard.adapters.data.pictures import Files, OnBad
 from lvlm_guard.adapters.data.ranks import COUNTS, RankData
 from lvlm_guard.adapters.data.rows import CaptionRow, RankRow, Row, as_json, caption_row, rank_row
+from lvlm_guard.files import whole
 
 HEADER = ("exhaustive", "instruction")
 
@@ -118,10 +119,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _write(path: Path, lines: Iterable[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as out:
+    with whole(path) as part, part.open("w", encoding="utf-8") as out:
         for line in lines:
             out.write(line + "\n")
-    part.replace(path)
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.files import whole
 
 CHECKPOINTS, DONE = "checkpoints", "training.json"
 
@@ -66,7 +67,5 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file whole or not at all, its folder made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lvlm_guard.adapters.distill.state import read_json, write_json
 from lvlm_guard.adapters.training.errors import TrainingError
+from lvlm_guard.files import whole
 
 STATE, BEGUN, DONE, CURVE, CANDIDATES = "state.pt", "begun.json", "training.json", "curve.jsonl", "candidates"
 
@@ -97,9 +98,8 @@ class Checkpoint:
             "optimizer": optimizer.state_dict(),
             "measured": [asdict(one) for one in measured],
         }
-        part = self.folder / f"{STATE}.part"
-        torch.save(state, part)
-        part.replace(self.folder / STATE)
+        with whole(self.folder / STATE) as part:
+            torch.save(state, part)
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[Measured]]:
         """Give model and optimiser the saved state; return (steps done, measurements), (0, []) where there is none."""
@@ -118,9 +118,8 @@ class Checkpoint:
     def keep_candidate(self, step: int, model: nn.Module, alone: bool) -> None:
         """Write the weights that were measured; `alone` drops the others."""
         place = self.folder / CANDIDATES
-        part = place / f"{step}.part"
-        save_file({name: value.contiguous() for name, value in weights_of(model).items()}, part)
-        part.replace(place / f"{step}.safetensors")
+        with whole(place / f"{step}.safetensors") as part:
+            save_file({name: value.contiguous() for name, value in weights_of(model).items()}, part)
         if alone:
             for other in place.glob("*.safetensors"):
                 if other.stem != str(step):
@@ -145,9 +144,8 @@ class Checkpoint:
     def rewind(self, step: int) -> None:
         """Drop what the curve tells of later steps than the saved one: they are taken again."""
         kept = [entry for entry in self.curve() if entry["step"] <= step]
-        part = self.folder / f"{CURVE}.part"
-        part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        part.replace(self.folder / CURVE)
+        with whole(self.folder / CURVE) as part:
+            part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
 
     def finish(self, note: Mapping[str, Any]) -> None:
         """Note that the training is over and what it found, and drop what only served to go on; the curve stays."""

@@ -26,6 +26,7 @@ from lvlm_guard.evals.decoders.lineup import adapters_of
 from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
+from lvlm_guard.files import whole
 from lvlm_guard.weights import weights_digest
 
 ASKED, ITEMS = "asked.json", "items.jsonl"
@@ -228,11 +229,8 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str =
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     """Write a file, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with disk_trouble(path.parent):
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        part.replace(path)
+    with disk_trouble(path.parent), whole(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:

@@ -26,6 +26,7 @@ from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError, VoidRunError, disk_trouble
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.spec import jsonl
+from lvlm_guard.files import whole
 
 ASKED, ITEMS, ANSWERS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "results.json"
 NEEDED: dict[str, dict[str, type]] = {
@@ -198,18 +199,10 @@ def write_whole(folder: Path, name: str, text: str) -> Path:
 
     Raises `RunError` where the system refuses, as when the disk is full.
     """
-    part = folder / f"{name}.part"
-    with disk_trouble(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("w", encoding="utf-8", newline="") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(folder / name)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+    with disk_trouble(folder), whole(folder / name) as part, part.open("w", encoding="utf-8", newline="") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
     return folder / name
 
 

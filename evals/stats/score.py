@@ -26,6 +26,7 @@ from lvlm_guard.evals.stats.results import Measured, Row, with_holm
 from lvlm_guard.evals.stats.tally import Answers, Stored, tallies_of
 from lvlm_guard.evals.stats.validity import Allowed, validity
 from lvlm_guard.evals.stats.verdict import calibration, capability, controls_of, derive_answers, pairs_of, verdicts
+from lvlm_guard.files import whole
 
 ANSWERS, COSTLY, ITEMS, ASKED, RESULTS = "answers.parquet", "costs.parquet", "items.jsonl", "asked.json", "results.json"
 VERDICTS = "verdicts"  # folder of a judge's replies
@@ -64,10 +65,8 @@ def score(
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
     results |= {name: asked.get(name) for name in ("environment", "flags")}
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)  # NaN is no JSON, and equals nothing
-    with disk_trouble(folder):
-        part = folder / f"{RESULTS}.part"
+    with disk_trouble(folder), whole(folder / RESULTS) as part:
         part.write_text(text + "\n", encoding="utf-8")
-        part.replace(folder / RESULTS)
     return results
 
 

@@ -9,7 +9,6 @@ user's.
 from __future__ import annotations
 
 import hashlib
-import os
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +24,7 @@ from lvlm_guard.evals.decoders.decoder import PAPER
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.files import caches, whole
 
 STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."
 """What follows yes/no questions in lmms-eval's tasks."""
@@ -63,7 +63,7 @@ def published(test: str) -> dict[str, Published]:
 
 def cache_folder() -> Path:
     """Return the folder that fetched files are kept in."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvlm-guard"
+    return caches() / "lvlm-guard"
 
 
 def fetch(file: Published, folder: str = "pope", option: str = "--questions") -> Path:
@@ -91,10 +91,8 @@ def fetch(file: Published, folder: str = "pope", option: str = "--questions") ->
             f"{option}."
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_bytes(content)
-        part.replace(path)
+        with whole(path, shared=True) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise DataError(
             f"{path} can't be written ({error.strerror or error}): set XDG_CACHE_HOME to a folder that can, or give "

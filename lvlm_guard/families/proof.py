@@ -29,6 +29,7 @@ from lvlm_guard.engine import guarded
 from lvlm_guard.engine.method import Branch, Method, Step
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.files import caches, whole
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -344,8 +345,7 @@ def _place(model: Any, processor: Any) -> Path:
         str(_attention(model)), model.device.type, transformers.__version__, torch.__version__,
     )  # fmt: skip
     name = hashlib.blake2b("\n".join(about).encode(), digest_size=16).hexdigest()
-    caches = os.environ.get("LVLM_GUARD_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "lvlm-guard" / "proofs" / f"{name}.json"
+    return Path(os.environ.get("LVLM_GUARD_CACHE") or caches()) / "lvlm-guard" / "proofs" / f"{name}.json"
 
 
 _KEPT: dict[Path, Proof] = {}
@@ -365,8 +365,5 @@ def keep(model: Any, processor: Any, proof: Proof) -> None:
     place = _place(model, processor)
     _KEPT[place] = proof
     told = {"model": plain_class(model).__name__, "model_type": model.config.model_type, "proof": asdict(proof)}
-    with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_suffix(f".{os.getpid()}")
+    with suppress(OSError), whole(place, shared=True) as part:
         part.write_text(json.dumps(told))
-        part.replace(place)

@@ -6,6 +6,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
+from lvlm_guard.files import whole
 from lvlm_guard.report.html import Html, join, tag
 
 
@@ -54,8 +55,6 @@ def page(title: str, *content: object, lead: object = None, foot: object = None,
 def write_page(path: str | os.PathLike[str], document: str) -> Path:
     """Write a document as UTF-8, its folder made if need be; an older file goes only when all is there."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_text(document, encoding="utf-8", newline="\n")
-    part.replace(target)
+    with whole(target) as part:
+        part.write_text(document, encoding="utf-8", newline="\n")
     return target
