@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.distill.answers import Answer
-from lvlm_guard.errors import TextError
+from lvlm_guard.errors import TextError, UnsupportedModelError
 from lvlm_guard.families import family_asked_by
 from lvlm_guard.pretrained import ask, templated
 
@@ -77,7 +77,13 @@ class Layout:
         self.processor = processor
         self.packed = packable(model) if packed is None else packed
         self.dtype = model.dtype
-        self.image_token = int(family_asked_by(processor).image_token_id(model.config) or 0)
+        token = family_asked_by(processor).image_token_id(model.config)
+        if token is None:
+            raise UnsupportedModelError(
+                f"The model's {type(model.config).__name__} names no image token (image_token_index), so its pictures' "
+                "places in a prompt can't be told. Fetch the model and its processor again."
+            )
+        self.image_token = token
         self.bool_mask = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None) == "sdpa"
 
     def rows(self, examples: Sequence[Example]) -> Rows:

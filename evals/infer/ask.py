@@ -115,8 +115,9 @@ def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -
     asking, found = [d for d in decoders if not d["derive"]], []
     for part, calibrates in ((part, part is not task) for task in tasks for part in task.parts()):
         able = asking if part.kind in (*YES_NO, "mentions") else [d for d in asking if not d["yes_no_only"]]
-        once = [{**d, "seeds": 1} for d in able if d["role"] in CALIBRATED]
-        found.append(Asked(part, once if calibrates else able))
+        if calibrates:
+            able = [{**d, "seeds": 1} for d in able if d["role"] in CALIBRATED]
+        found.append(Asked(part, able))
     return found
 
 

@@ -161,10 +161,7 @@ class Call:
     @property
     def device(self) -> torch.device:
         """Where a branch's inputs go: to the model, or with the prompt where its first weights are offloaded."""
-        device = torch.device(self.model.device)
-        if device.type == "meta":
-            return torch.device("cpu") if self.ids is None else self.ids[0].device
-        return device
+        return device_of(self.model, None if self.ids is None else self.ids[0])
 
     @property
     def image_positions(self) -> Tensor:
@@ -228,11 +225,7 @@ class Call:
 
     def _of_pictures(self, made: dict[str, Any]) -> dict[str, Tensor]:
         """Return the image tensors of what the processor made, as the model takes them."""
-        return {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for key, value in made.items()
-            if key in self.family.image_keys
-        }
+        return {key: on(value, self.device, self.dtype) for key, value in made.items() if key in self.family.image_keys}
 
     def _otherwise(self, what: str) -> UnsupportedCallError:
         name = type(self.processor).__name__
@@ -315,6 +308,21 @@ class Call:
         for pixels in units:
             pixels.copy_(change(pixels))
         return changed
+
+
+def device_of(model: PreTrainedModel, prompt: Tensor | None = None) -> torch.device:
+    """Return where a model's inputs go; where accelerate keeps its first weights elsewhere, with the prompt."""
+    device = torch.device(model.device)
+    if device.type != "meta":
+        return device
+    return torch.device("cpu") if prompt is None else prompt.device
+
+
+def on(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Bring a processor's tensor to a model's device, and to its dtype where it is of a floating type."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 def _own(view: View) -> Image:

@@ -72,9 +72,9 @@ class Hidden:
         # a picture's placeholder in a column that is masked would ask the model for that picture
         filled = torch.where(valid | (index < self.start), ids.gather(1, index), ids[:, self.prompt - 1 : self.prompt])
         found = {key: _gathered(value, index, length) for key, value in arguments.items()}
-        mask = arguments.get("attention_mask")
+        mask = arguments.get(blocks.MASK)
         mask = torch.ones_like(ids) if mask is None else mask
-        found["attention_mask"] = mask.gather(1, index) * valid.to(mask.dtype)
+        found[blocks.MASK] = mask.gather(1, index) * valid.to(mask.dtype)
         return filled, found
 
     def seed(self, cache: Any, empty: Cache, chosen: Tensor | None = None) -> None:

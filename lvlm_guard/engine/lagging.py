@@ -42,25 +42,27 @@ class Lagging:
         old = self._ids
         length = min(old.shape[1], ids.shape[1])
         if len(old) != len(ids):
-            self.cache, self._ids = None, None
-            return 0
+            return self._anew()
         shared = length
         if not torch.equal(old[:, :length], ids[:, :length]):
             source, shared = _sources(old[:, :length], ids[:, :length], per_request)
             self.cache.reorder_cache(source)  # type: ignore[arg-type]  # a LongTensor is no type of its own
         shared = min(shared, ids.shape[1] - needed)
         if shared <= 0 or shared < min(old.shape[1], self._whole):
-            self.cache, self._ids = None, None
-            return 0
+            return self._anew()
         if shared < old.shape[1] or records(self.cache):  # one that records lets go of its past where it is cropped
+            if not self.crops:
+                return self._anew()
             try:
-                if not self.crops:
-                    raise RuntimeError("read anew")
                 self.cache.crop(shared - old.shape[1])
             except RuntimeError:  # past a sliding window, after it has cropped the layers before
-                self.cache, self._ids = None, None
-                return 0
+                return self._anew()
         return shared
+
+    def _anew(self) -> int:
+        """Drop the cache; returns how many tokens are cached then."""
+        self.cache, self._ids = None, None
+        return 0
 
     def take_back(self, tokens: int) -> None:
         """Crop the cache; raises RuntimeError where it can't be."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -123,8 +124,8 @@ def stack(
         rows: R.
         holes: for each other branch the columns of the cache that it can't see, [R, columns] bool, or None.
     """
-    stacked = dict(inputs)
-    if any(hole is not None for hole in holes):
+    stacked, holed = dict(inputs), any(hole is not None for hole in holes)
+    if holed:
         inputs = {**inputs, MASK: _masks(inputs, rows)}
     for key, value in inputs.items():
         if key == CACHE:
@@ -137,7 +138,7 @@ def stack(
             stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
         else:
             stacked[key] = _repeat(key, value, len(views), rows)
-    if MASK in inputs and any(hole is not None for hole in holes):
+    if holed:
         stacked[MASK] = _with_holes(stacked[MASK], holes, rows)
     return stacked
 
@@ -185,6 +186,17 @@ def until(arguments: Mapping[str, Any], stop: int, length: int) -> dict[str, Any
         key: value[..., :stop] if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length else value
         for key, value in arguments.items()
     }
+
+
+@contextmanager
+def deltas_kept(model: Any) -> Iterator[None]:
+    """Leave a model's modules the `rope_deltas` that they have: by these M-RoPE models go on in a user's next turn."""
+    noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
+    try:
+        yield
+    finally:
+        for module, deltas in noted:
+            module.rope_deltas = deltas
 
 
 def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.engine.rows import grown
+from lvlm_guard.engine.rows import deltas_kept, grown
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedModelError
 from lvlm_guard.families.proof import Proof
@@ -248,10 +248,8 @@ class Family:
         along = [key for key in known if key not in self.image_keys]
         known |= grown({key: known[key] for key in along}, ids.shape[1]) | {"attention_mask": mask}
         if "position_ids" in signature(model.forward).parameters:
-            noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
-            positions = model._prepare_position_ids_for_generation(ids, known)
-            for module, deltas in noted:
-                module.rope_deltas = deltas
+            with deltas_kept(model):
+                positions = model._prepare_position_ids_for_generation(ids, known)
             along.append("position_ids")  # one row may have stood for all
             known["position_ids"] = positions.expand(*positions.shape[:-2], *ids.shape)
         return {key: known[key] for key in along}

@@ -151,12 +151,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             talks = [conversation] if single else list(conversation)
             questions = [state.turn(self).asked(talk) for talk in talks]
             if guard_text is not None:
-                questions = [guard_text] * len(talks) if isinstance(guard_text, str) else list(guard_text)
-            if len(questions) != len(talks):
-                raise TextError(
-                    f"guard_text has {len(questions)} texts for {len(talks)} conversations: give one each, or one for "
-                    "all."
-                )
+                questions = _each(guard_text, len(talks), "conversations")
             token = _TOLD.set(_Told(questions, guard_images))
             try:
                 made = super().apply_chat_template(conversation, *args, **kwargs)
@@ -190,9 +185,14 @@ def _texts(stated: str | Sequence[str] | None, told: _Told | None, prompts: list
         stated = told.questions
     if stated is None:
         return [prompt.question if isinstance(prompt, Rendered) else turn.question(prompt) for prompt in prompts]
-    texts = [stated] * len(prompts) if isinstance(stated, str) else list(stated)
-    if len(texts) != len(prompts):
-        raise TextError(f"guard_text has {len(texts)} texts for {len(prompts)} prompts: give one each, or one for all.")
+    return _each(stated, len(prompts), "prompts")
+
+
+def _each(stated: str | Sequence[str], count: int, what: str) -> list[str]:
+    """Return a text for each of so many prompts or conversations; raises `TextError`."""
+    texts = [stated] * count if isinstance(stated, str) else list(stated)
+    if len(texts) != count:
+        raise TextError(f"guard_text has {len(texts)} texts for {count} {what}: give one each, or one for all.")
     return texts
 
 

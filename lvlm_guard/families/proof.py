@@ -26,7 +26,9 @@ from transformers import DynamicCache
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
 
 from lvlm_guard.engine import guarded
+from lvlm_guard.engine.call import device_of, on
 from lvlm_guard.engine.method import Branch, Method, Step
+from lvlm_guard.engine.rows import deltas_kept
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.files import caches, whole
@@ -117,12 +119,8 @@ def self_check(family: Family, model: Any, processor: Any) -> Proof:
     Three left-padded requests with pictures of two shapes, whose right half is black in the second view. What a
     module remembers of the user's last call beside its weights, by which his next turn goes on, stays what it was.
     """
-    noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
-    try:
+    with deltas_kept(model):
         return _Trial(family, model, processor).proof()
-    finally:
-        for module, deltas in noted:
-            module.rope_deltas = deltas
 
 
 @dataclass(frozen=True)
@@ -236,13 +234,8 @@ class _Trial:
 
     def _processed(self, images: list[list[Image.Image]]) -> dict[str, Any]:
         made = self.processor(images=images, text=self.text, padding=True, padding_side="left", return_tensors="pt")
-        device = "cpu" if self.model.device.type == "meta" else self.model.device  # accelerate keeps it elsewhere
-        return {
-            key: value.to(device, self.model.dtype if value.is_floating_point() else value.dtype)
-            if isinstance(value, Tensor)
-            else value
-            for key, value in made.items()
-        }
+        device = device_of(self.model)
+        return {key: on(value, device, self.model.dtype) for key, value in made.items()}
 
     def _generate(self, model: Any, inputs: dict[str, Any], **more: Any) -> Any:
         prompt = inputs["input_ids"].shape[1]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lvlm_guard.engine.call import Call, View
-    from lvlm_guard.matching.match import Match
+    from lvlm_guard.matching.match import Match, Matcher
 
 Frame = Literal["auto", "squashed", "original"]
 
@@ -32,6 +32,18 @@ def check_share(share: float) -> None:
             f"share is {share!r}, but it says how much of the picture stays: give a number above 0 (0.25 keeps the "
             "most relevant quarter) up to 1 (all of it)."
         )
+
+
+def matcher_of(call: Call, spec: Spec) -> Matcher:
+    """Return a call's matcher, with room for its pictures; the trace names its version.
+
+    Raises:
+        WeightsError: it can't be loaded.
+    """
+    matcher = load_matcher(spec, model=call.model)
+    matcher.expect(len(call.pictures.views()))
+    call.trace.knobs["matcher"] = matcher.version
+    return matcher
 
 
 def matches_of(call: Call, matcher: Spec, share: float | None) -> list[Match]:

@@ -20,8 +20,7 @@ from torch import Tensor
 from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut, plausible
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching import load_matcher
-from lvlm_guard.matching.views import Frame, check_frame, check_share, masked_view
+from lvlm_guard.matching.views import Frame, check_frame, check_share, masked_view, matcher_of
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -82,9 +81,7 @@ class AGLA(Constrained):
         """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""
         call.require_text()
         if not call.pictures.given:
-            matcher = load_matcher(self.matcher, model=call.model)
-            matcher.expect(len(call.pictures.views()))
-            call.trace.knobs["matcher"] = matcher.version
+            matcher_of(call, self.matcher)
 
     def matched_temperature(self) -> float | None:
         """Return 1 / (1 + alpha)."""

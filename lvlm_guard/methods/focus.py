@@ -22,8 +22,7 @@ from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import UnsupportedCallError
 from lvlm_guard.families.cells import check_cells, token_relevance
-from lvlm_guard.matching import load_matcher
-from lvlm_guard.matching.views import check_share, matches_of
+from lvlm_guard.matching.views import check_share, matcher_of, matches_of
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -80,7 +79,7 @@ class Focus(Constrained):
                 "guard_images are second pictures, but `focus` reads no second picture: it hides a part of the first. "
                 "Leave guard_images out, or use 'agla'."
             )
-        call.trace.knobs["matcher"] = load_matcher(self.matcher, model=call.model).version
+        matcher_of(call, self.matcher)
 
     def _hides(self, call: Call) -> Tensor:
         """Mark the image tokens outside the most relevant share of their picture, [B, T] bool."""

@@ -34,7 +34,7 @@ from lvlm_guard.errors import KnobError
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.matching.questions import YES, yes_no_claim
-from lvlm_guard.matching.views import Frame, check_frame, masked_view
+from lvlm_guard.matching.views import Frame, check_frame, masked_view, matcher_of
 from lvlm_guard.matching.vocabulary import Objects, article
 
 if TYPE_CHECKING:
@@ -119,10 +119,7 @@ class Vote(Constrained):
         """
         if self.claim is None or self.alpha > 0:
             call.require_text()
-        matcher = load_matcher(self.matcher, model=call.model)
-        matcher.require_support()
-        matcher.expect(len(call.pictures.views()))
-        call.trace.knobs["matcher"] = matcher.version
+        matcher_of(call, self.matcher).require_support()
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, no vote can change it."""
