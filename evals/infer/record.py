@@ -38,9 +38,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")  #
 BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")  # that are told beside them
 ASKING = ("spec", "infer", "decoders", "tasks")  # packages of this room that decide answers
 # folders and files that decide none, and rooms
-NOT_ASKING = ("report", "cli", "bench", "verify", "progress.py", "adapters", "evals", "serve")
-# modules that make the embedded models, whose weights are digested themselves
-MAKING = ("accept", "build", "export", "loop", "train", "train_blip", "train_llava")
+NOT_ASKING = ("report", "cli", "bench", "verify", "files.py", "progress.py", "adapters", "evals", "serve")
+# modules that make or judge the embedded models, whose weights are digested themselves
+MAKING = ("accept", "build")
 
 HELD = "Another process is working in {}: wait for it, or give another --out."
 LEFT = "give another --out, or --start-over to drop them."

@@ -9,9 +9,11 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 - `call`: what one `generate()` call is about: its pictures, questions, image tensors.
 - `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
 - `lagging`: a branch that runs only when it matters and then catches up (`lazy`). `auto` begins so, then stacks.
+- `hiding`: a branch that reads the model's own cache without some of the picture.
+- `reading`: how the plain model reads rows for another branch.
 - `session`: one `generate()` call, step by step.
 - `trace`: what the guard did, token by token.
-- `guarded`, on `subclass`: the dynamic subclass.
+- `guarded`, on `subclass`: the dynamic subclass; `active`: whose calls are guarded in this thread.
 """
 
 from lvlm_guard.engine.method import Branch, Method, Step

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from lvlm_guard.engine.active import ACTIVE, within
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
-from lvlm_guard.engine.session import ACTIVE, Execution, Session, within
+from lvlm_guard.engine.session import Execution, Session
 from lvlm_guard.engine.subclass import once_per_class, plain_class, shown_with
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,11 +10,13 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from lvlm_guard.engine import rows as blocks
+from lvlm_guard.engine.active import within
 from lvlm_guard.engine.assembly import upcast
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.hiding import Hidden, refusal, shareable
 from lvlm_guard.engine.lagging import Lagging, records
-from lvlm_guard.engine.method import Branch, Method, Step
+from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.reading import Prepared, Reader, encodes_first
 from lvlm_guard.engine.trace import Recorder, answers_of
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
@@ -27,33 +26,6 @@ if TYPE_CHECKING:
 Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
 FEW = 3  # few requests want a branch: no more than one in so many
-
-
-def _encodes_first(model: Any) -> bool:
-    supports = getattr(model, "_supports_mm_encoder_outputs", None)
-    return supports is not None and bool(supports()) and "image" in model.input_modalities
-
-
-ACTIVE: ContextVar[tuple[Any, Session | None] | None] = ContextVar("lvlm_guard_session", default=None)
-"""The model that a generate() call of this thread is about, and its guarded call; None: its calls are plain here."""
-
-
-@contextmanager
-def within(model: Any, session: Session | None) -> Iterator[None]:
-    """Guard the calls of a model by a session, or leave them plain."""
-    token = ACTIVE.set((model, session))
-    try:
-        yield
-    finally:
-        ACTIVE.reset(token)
-
-
-@dataclass
-class _Prepared:
-    """What generate() knows before a model call: the whole rows, not only the new tokens."""
-
-    ids: Tensor
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 class Session:
@@ -75,18 +47,16 @@ class Session:
             raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
         self.call = call
         self.method = method
-        self.plain = plain
         self.prompt = prompt
+        self._reader = Reader(call, plain, prompt)
         self.trace: GuardTrace = call.trace
         self.branches = method.branches() if any(call.has_picture) else ()
-        self.prepared: _Prepared | None = None
+        self.prepared: Prepared | None = None
         self.execution: str = execution
         self._asked = execution
         self.eos: Tensor | None = None
         self._fill: int | None = None  # what beam search fills its shorter answers up with
-        self._first = prompt.shape[1]  # tokens that a branch reads by themselves, before the answer's
         self._cached = 0  # tokens that the caller's cache holds already
-        self._afresh: dict[str, Tensor] = {}  # then: what the prompt is read with by who has no cache
         self._cache: Any = None  # the cache in blocks, when batched
         self._global: Any = None  # generate()'s cache
         self._longest = 0
@@ -97,7 +67,7 @@ class Session:
         self._lagging = [Lagging(call.family.proof.crops) for _ in self.branches]
         self._views: list[dict[str, Any]] | None = None
         self._hidden: dict[int, Hidden] = {}  # by branch, for the rows of a step
-        self._whole_prefill: _Prepared | None = None
+        self._whole_prefill: Prepared | None = None
         self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
 
     # --- what generate() tells
@@ -125,13 +95,13 @@ class Session:
                 "branches must read the whole conversation once. Pass the whole sequence as input_ids (transformers "
                 "skips what the cache holds)."
             )
-        if generation_config.prefill_chunk_size is not None and self.branches and not _encodes_first(self.call.model):
+        if generation_config.prefill_chunk_size is not None and self.branches and not encodes_first(self.call.model):
             raise UnsupportedCallError(
                 "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
                 "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
             )
         if self._cached and any(branch.pixels for branch in self.branches):
-            self._afresh = self._from_the_start(arguments)
+            self._reader.from_the_start(arguments)
         self.execution = self._choose(generation_config, cache)
         self.trace.execution = self._asked if self._eager and self._asked == "batched" else self.execution
         if self.execution == "batched" and cache is not None:
@@ -175,26 +145,13 @@ class Session:
         self._may_join &= self.execution == "auto"
         return self.execution if self.execution == "batched" else "lazy"
 
-    def _from_the_start(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the prompt's positions and token types as generate() makes them where nothing is cached, [..., B, T].
-
-        What it made for this call goes on from the caller's cache.
-        """
-        model: Any = self.call.model
-        mask = arguments.get(blocks.MASK)
-        if mask is None:  # transformers 5.24 drops a mask of ones alone; without any, positions stand for one row
-            mask = torch.ones_like(self.prompt, device=self.call.device)
-        mask = mask[:: len(mask) // len(self.prompt), : self.prompt.shape[1]]
-        self._first = self.call.opening["input_ids"].shape[1]
-        return self.call.family.replayed(model, self.call.opening, self.prompt.to(self.call.device), mask)
-
     def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
         """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
-        self.prepared = _Prepared(ids, arguments)
+        self.prepared = Prepared(ids, arguments)
 
     def prefill_in_chunks(self, ids: Tensor, arguments: dict[str, Any], prefill: Callable[[], Any]) -> Any:
         """Run a chunked prefill with the global branch alone, then assemble its last logits."""
-        self._whole_prefill = _Prepared(ids, dict(arguments))
+        self._whole_prefill = Prepared(ids, dict(arguments))
         try:
             outputs = prefill()
         finally:
@@ -335,48 +292,22 @@ class Session:
             expand = rows // len(self.prompt)
             requests = list(range(len(self.prompt)))
             self._views = [
-                self._view(branch, self.call, requests, expand) if branch.pixels else {} for branch in self.branches
+                self._reader.view(branch, self.call, requests, expand) if branch.pixels else {}
+                for branch in self.branches
             ]
         return self._views
 
-    def _seen(self, index: int, prepared: _Prepared) -> _Prepared:
+    def _seen(self, index: int, prepared: Prepared) -> Prepared:
         """Return the rows of a step as a branch reads them: without what it hides."""
         branch = self.branches[index]
         if branch.hides is None:
             return prepared
         if index not in self._hidden:
-            self._hidden[index] = self._hides(branch, self.call, prepared)
-        return _Prepared(*self._hidden[index].read(prepared.ids, prepared.arguments))
-
-    def _hides(self, branch: Branch, call: Call, prepared: _Prepared) -> Hidden:
-        assert branch.hides is not None
-        rows, length = len(prepared.ids), self.prompt.shape[1]
-        mask = prepared.arguments.get(blocks.MASK)
-        seen = torch.ones_like(prepared.ids, dtype=torch.bool) if mask is None else mask.bool()
-        hides, pictures = (
-            each.to(seen.device).repeat_interleave(rows // len(each), 0)
-            for each in (branch.hides(call), call.image_positions)
-        )
-        return Hidden(hides, pictures, seen[:, :length])
-
-    def _view(self, branch: Branch, call: Call, requests: list[int], expand: int) -> dict[str, Any]:
-        model: Any = call.model
-        assert branch.pixels is not None
-        view: dict[str, Any] = dict(branch.pixels(call))
-        if view.keys() < self.call.tensors.keys():  # it changes some of them alone
-            view = call.tensors | view
-        if _encodes_first(model):  # newer transformers encode pictures before they expand the rows to beams
-            view = model._prepare_multimodal_encoder_kwargs_for_generation(view)
-        chosen = torch.tensor(requests, device=self.prompt.device)
-        view |= blocks.only_rows(self._afresh, chosen, len(self.prompt))
-        prompt = self.prompt[requests]
-        _, expanded = model._expand_inputs_for_generation(
-            expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(call.device), **view
-        )
-        return dict(expanded)
+            self._hidden[index] = self._reader.hidden(branch, self.call, prepared)
+        return Prepared(*self._hidden[index].read(prepared.ids, prepared.arguments))
 
     def _others(
-        self, prepared: _Prepared, step: Step, wanted: Tensor, needed: int
+        self, prepared: Prepared, step: Step, wanted: Tensor, needed: int
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Run the lagging branches for the rows that want them, [R] bool.
 
@@ -395,100 +326,46 @@ class Session:
         return others, None
 
     def _for_few(
-        self, prepared: _Prepared, step: Step, part: Call, requests: list[int], needed: int
+        self, prepared: Prepared, step: Step, part: Call, requests: list[int], needed: int
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Run the branches for some requests; the other rows are decided, so that their own logits stand in."""
-        rows = len(prepared.ids)
+        rows, reader = len(prepared.ids), self._reader
         expand = rows // len(self.prompt)
         chosen = torch.tensor([r * expand + k for r in requests for k in range(expand)], device=prepared.ids.device)
-        few = _Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
+        few = Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            cache, uses_cache = self._new_cache(), self._uses_cache(few)
+            cache = reader.new_cache()
             if branch.pixels:
-                view = self._view(branch, part, requests, expand)
-                logits = self._run(few, view, cache if uses_cache else None, 0, needed, self._first)
+                view = reader.view(branch, part, requests, expand)
+                logits = reader.read(few, view, cache if few.uses_cache else None, 0, needed, reader.first)
             else:
-                hidden = self._hides(branch, part, few)
+                hidden = reader.hidden(branch, part, few)
                 hidden.seed(self._global, cache, chosen)
-                seen = _Prepared(*hidden.read(few.ids, few.arguments))
-                logits = self._run(seen, {}, cache, hidden.shared, needed, hidden.first)
+                seen = Prepared(*hidden.read(few.ids, few.arguments))
+                logits = reader.read(seen, {}, cache, hidden.shared, needed, hidden.first)
             whole = step.raw.view(rows, needed, -1).clone()
             whole[chosen] = logits.to(whole.dtype)
             others.append(whole)
         ran = torch.zeros(rows, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
         return tuple(others), ran.repeat_interleave(needed)
 
-    def _catch_up(self, index: int, prepared: _Prepared, needed: int) -> Tensor:
+    def _catch_up(self, index: int, prepared: Prepared, needed: int) -> Tensor:
         """Run one lagging branch over all that it skipped; returns its last `needed` logits, [R, needed, V]."""
         lagging, seen = self._lagging[index], self._seen(index, prepared)
         ids, hidden = seen.ids, self._hidden.get(index)
-        use_cache = self._uses_cache(prepared)
-        done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if use_cache else 0
-        if use_cache and lagging.cache is None:
-            lagging.cache = self._new_cache()
+        done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if prepared.uses_cache else 0
+        if prepared.uses_cache and lagging.cache is None:
+            lagging.cache = self._reader.new_cache()
             if records(self._global):
                 lagging.cache.activate_past_recording()
             if hidden is not None:
                 hidden.seed(self._global, lagging.cache)
                 done = hidden.shared
-        first = self._first if hidden is None else hidden.first
-        logits = self._run(seen, self.views(len(ids))[index], lagging.cache, done, needed, first)
-        if use_cache:
+        first = self._reader.first if hidden is None else hidden.first
+        logits = self._reader.read(seen, self.views(len(ids))[index], lagging.cache, done, needed, first)
+        if prepared.uses_cache:
             lagging.ran(ids, done)
-        return logits
-
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
-
-    @staticmethod
-    def _uses_cache(prepared: _Prepared) -> bool:
-        return prepared.arguments.get("use_cache", True) is not False
-
-    def _run(
-        self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int, first: int
-    ) -> Tensor:
-        """Run a branch over rows of which `done` tokens are cached; returns its last `needed` logits.
-
-        With a cache it reads the prompt, `first` tokens, as generate() read it, then the answer: what belongs to the
-        prompt alone need not fit both (token types that don't grow, a placeholder among the answer's tokens).
-        """
-        length = prepared.ids.shape[1]
-        stops = [length]
-        if cache is not None and done < first < length:
-            stops = [first, length]
-        if cache is not None and self.call.family.proof.way == "steps":
-            stops = list(range(max(first, done + 1), length + 1))
-        self.trace.local_forwards += 1
-        logits = []
-        along = blocks.grown({key: view[key] for key in self._afresh if key in view}, length)
-        for stop in stops:
-            wanted = stop - max(done, length - needed)
-            part = _Prepared(prepared.ids[:, :stop], blocks.until(prepared.arguments, stop, length))
-            read = self._read(part, view | blocks.until(along, stop, length), cache, done, max(wanted, 1))
-            logits += [read] if wanted > 0 else []
-            done = stop
-            if cache is not None and records(cache) and stop < length:
-                cache.crop(0)  # it lets go of its past there, and older releases read on only after that
-        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
-
-    def _read(self, prepared: _Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
-        model: Any = self.call.model
-        ids = prepared.ids
-        pictures = {"mm_encoder_outputs", *self.call.family.image_keys}  # of the global branch
-        arguments = {key: value for key, value in prepared.arguments.items() if key not in pictures} | view
-        if cache is not None:
-            arguments[blocks.CACHE] = cache
-        arguments["next_sequence_length"] = ids.shape[1] - done if done else None
-        arguments["is_first_iteration"] = done == 0
-        arguments["logits_to_keep"] = needed
-        inputs = self.plain.prepare_inputs_for_generation(model, ids, **arguments)
-        for key in ("output_attentions", "output_hidden_states"):
-            inputs.pop(key, None)
-        with within(model, None):
-            outputs = self.plain.__call__(model, **inputs, return_dict=True)
-        self.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
-        logits: Tensor = outputs.logits[:, -needed:]
         return logits
 
     def _join(self) -> None:
@@ -497,7 +374,7 @@ class Session:
         for index, hidden in self._hidden.items():
             if caches[index].get_seq_length() - hidden.shared + hidden.start != self._global.get_seq_length():
                 return
-            whole = self._new_cache()
+            whole = self._reader.new_cache()
             hidden.whole(self._global, caches[index], whole)
             caches[index] = whole
         if not all(blocks.alike(self._global, cache) for cache in caches):

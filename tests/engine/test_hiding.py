@@ -17,8 +17,8 @@ from lvlm_guard import guard
 from lvlm_guard.engine.assembly import complement, cut
 from lvlm_guard.engine.hiding import Hidden
 from lvlm_guard.engine.method import Branch, Constrained
+from lvlm_guard.engine.reading import encodes_first
 from lvlm_guard.engine.rows import CACHE
-from lvlm_guard.engine.session import _encodes_first
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
@@ -120,7 +120,7 @@ def test_every_way_of_decoding_gives_the_same_tokens_in_every_execution(family):
         "prompt lookup": (one, {"prompt_lookup_num_tokens": 3}),
         "assistant": (one, {"assistant_model": assistant}),
     }
-    if _encodes_first(model):  # an older transformers reads a prompt in chunks without looking at its picture
+    if encodes_first(model):  # an older transformers reads a prompt in chunks without looking at its picture
         ways["chunks"] = (ask(pair, *ROWS), {"prefill_chunk_size": 7})
     for way, (inputs, extra) in ways.items():
         found = []
