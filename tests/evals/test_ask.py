@@ -345,7 +345,7 @@ def test_a_mended_scorer_costs_no_run_and_a_changed_engine_does(source):
     before, beside = code_digest(adapters=False), code_digest(adapters=True)
     for name in ("stats/score.py", "metrics/pope.py", "report/page.py"):
         (source / "evals" / name).write_text("mended\n")
-    for name in ("cli/ask.py", "report/page.py", "bench/time.py", "embedded/train.py", "serve/front.py"):
+    for name in ("cli/ask.py", "report/page.py", "bench/time.py", "embedded/build.py", "serve/front.py"):
         (source / name).write_text("mended\n")
     assert (code_digest(adapters=False), code_digest(adapters=True)) == (before, beside)
     (source / "adapters/clip.py").write_text("mended\n")

@@ -17,8 +17,8 @@ from matchers import Brightness
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine import rows
 from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.reading import Reader
 from lvlm_guard.engine.rows import CACHE
-from lvlm_guard.engine.session import Session
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.families import family_of, proof
@@ -105,7 +105,7 @@ def test_each_token_is_what_the_published_rule_chooses_from_plain_logits(pair, m
         tensors = {key: inputs[key] for key in family.image_keys if key in inputs}
         call = Call(model, family, processor, views, tensors, [True] * 2, GuardTrace("vcd", {}, "single", True))
         branch = method.branches()[0]
-        other = plain | getattr(branch, _second(branch))(call)
+        other = plain | branch.pixels(call)
     else:
         frame = "squashed" if family.fixed_size else "original"
         match = Brightness()
@@ -253,26 +253,22 @@ def test_check_is_one_of_three():
 
 def blind(monkeypatch):
     """A branch keeps the call's own picture."""
-    plain = Session._view
-    monkeypatch.setattr(Session, "_view", lambda self, branch, call, *rest: plain(
-        self, dataclasses.replace(branch, **{_second(branch): lambda call: dict(call.tensors)}), call, *rest
+    plain = Reader.view
+    monkeypatch.setattr(Reader, "view", lambda self, branch, call, *rest: plain(
+        self, dataclasses.replace(branch, pixels=lambda call: dict(call.tensors)), call, *rest
     ))  # fmt: skip
-
-
-def _second(branch):
-    return "pixels" if hasattr(branch, "pixels") else "view"
 
 
 def without(*names):
     def control(monkeypatch):
         """A branch's calls lack some of generate()'s arguments."""
-        plain = Session._read
+        plain = Reader._read
 
         def read(self, prepared, *rest):
             left = {key: value for key, value in prepared.arguments.items() if key not in names}
             return plain(self, dataclasses.replace(prepared, arguments=left), *rest)
 
-        monkeypatch.setattr(Session, "_read", read)
+        monkeypatch.setattr(Reader, "_read", read)
 
     return control
 
