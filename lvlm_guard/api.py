@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
-from lvlm_guard.errors import KnobError, did_you_mean
+from lvlm_guard.engine.subclass import plain_class
+from lvlm_guard.errors import KnobError, UnsupportedModelError, did_you_mean
 from lvlm_guard.families import family_of
 from lvlm_guard.families.proof import Check, guard_off, install, proven
 
@@ -90,6 +91,12 @@ def guard(
         raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
     chosen = resolve(method, knobs)
     inner: Any = _innermost(model)
+    if "generate" in vars(inner):
+        raise UnsupportedModelError(
+            f"This {plain_class(inner).__name__} has a generate of its own on the object (from a repository with a "
+            "custom_generate folder, or a library that patches models), which hides the guarded one. Take it off first "
+            "(`del model.generate`), or load without trust_remote_code."
+        )
     family = proven(family_of(inner, processor), inner, processor, check)
     # nothing raises from here on, so that a call that fails leaves the pair guarded as it was
     pair: Any = processor  # the two change class in place, which no type can say

@@ -10,7 +10,7 @@ from asking import RUN, agla, ask
 from transformers import StoppingCriteria
 
 from lvlm_guard import guard, unguard
-from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.methods import APC
 
 EXECUTIONS = ["lazy", "batched", "auto"]
@@ -107,6 +107,15 @@ def test_a_recipe_in_a_folder_that_calls_generate_raises_where_it_would_answer_p
     inputs = ask(pair, ("What?", 1))
     with pytest.raises(UnsupportedCallError, match="custom_generate"):
         model.generate(**inputs, **RUN, **recipe)
+
+
+def test_a_generate_that_was_put_on_the_object_itself_would_hide_the_guards_and_is_refused():
+    model, processor = tiny.make("llava", scale=5.0)
+    model.generate = model.generate  # as repositories with a recipe of their own and patching libraries leave it
+    with pytest.raises(UnsupportedModelError, match="generate of its own"):
+        guard(model, processor, agla())
+    del model.generate
+    assert guard(model, processor, agla())[0] is model
 
 
 def test_a_recipe_is_plain_throughout_where_the_call_is_left_out_of_the_guard(pair, recipe):
