@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -40,7 +40,9 @@ _STARTS_PROGRAMS = frozenset({"EPS", "WMF"})
 _WIDE_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 
-def load_image(source: Source, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: Source, *, max_pixels: int | None = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Image.Image:
     """Return a picture as `as_rgb` does, from wherever it is.
 
     Args:
@@ -48,6 +50,7 @@ def load_image(source: Source, *, max_pixels: int | None = MAX_PIXELS) -> Image.
             `from_array` takes it.
         max_pixels: most pixels (width times height) to decode; None for no limit of ours. Pillow has
             one too, `PIL.Image.MAX_IMAGE_PIXELS`: above it it warns, and it refuses twice that.
+        formats: of files, as Pillow calls them; None: all that start no programs.
 
     Raises:
         ImageError: there is no such file, it is no picture, it is corrupt, empty or too large.
@@ -55,11 +58,12 @@ def load_image(source: Source, *, max_pixels: int | None = MAX_PIXELS) -> Image.
     if isinstance(source, Image.Image):
         return as_rgb(source, max_pixels=max_pixels)
     if isinstance(source, str | os.PathLike):
-        return _read(_existing(source), os.fspath(source), max_pixels)
+        return _read(_existing(source), os.fspath(source), max_pixels, formats)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BytesIO(source), "the bytes given", max_pixels)
+        return _read(io.BytesIO(source), "the bytes given", max_pixels, formats)
     if callable(getattr(source, "read", None)):
-        return _read(source, str(getattr(source, "name", "the open file")), max_pixels)  # type: ignore[arg-type]
+        name = str(getattr(source, "name", "the open file"))
+        return _read(source, name, max_pixels, formats)  # type: ignore[arg-type]
     if hasattr(source, "__array__"):
         return as_rgb(from_array(source), max_pixels=max_pixels)
     raise ImageError(
@@ -211,9 +215,11 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     raise ImageError(f"No picture at {shown!r}: {found}. Check the path; this run's folder is {os.getcwd()!r}.")
 
 
-def _read(file: Path | IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
+def _read(
+    file: Path | IO[bytes], name: str, max_pixels: int | None, formats: Sequence[str] | None = None
+) -> Image.Image:
     Image.init()
-    formats = [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS]
+    formats = formats or [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS]
     try:
         with _whole():
             image = Image.open(file, formats=formats)

@@ -39,7 +39,8 @@ def bare(text: str, drop: Sequence[str] = ()) -> str:
     for suffix in ANSWER_FORMATS:
         if text.lower().endswith(suffix.lower()) and len(text) > len(suffix):
             text = text[: -len(suffix)].strip()
-    return re.sub(r"[ \t]*\n[ \t]*", "\n", text)
+    # by line: a pattern that looks for blanks before a line's end tries each blank of a long run anew
+    return "\n".join(line.strip(" \t") for line in text.split("\n"))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lvlm_guard.families.question import bare
 from lvlm_guard.serve.errors import Refused
+from lvlm_guard.serve.maskd.asks import MOST_TEXT
 
 _OTHERS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("reasoning", "reasoning_content", "refusal", "name", "tool_call_id"), (str,)),
@@ -47,7 +48,7 @@ def conversation(messages: object, drop: tuple[str, ...] = ()) -> Conversation:
         raise Refused(400, "messages is no list of messages: give at least one, {'role': 'user', 'content': ...}.")
     rebuilt: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
-    question = ""
+    last: Any = None
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
@@ -62,8 +63,18 @@ def conversation(messages: object, drop: tuple[str, ...] = ()) -> Conversation:
                 raise Refused(400, f"{where}.{key:.80} is not served: a message holds role, content and tool calls.")
         rebuilt.append(clean)
         if clean["role"] == "user":
-            question = bare(_text(clean.get("content")), drop)
-    return Conversation(rebuilt, pictures, question)
+            last = clean.get("content")
+    return Conversation(rebuilt, pictures, _question(_text(last), drop))
+
+
+def _question(text: str, drop: tuple[str, ...]) -> str:
+    if len(text) > MOST_TEXT:  # nothing else looks at a text before its length was looked at
+        raise Refused(
+            413,
+            f"The last user message has {len(text):,} characters; {MOST_TEXT:,} at most are taken. Put what is no "
+            "question into a system message.",
+        )
+    return bare(text, drop)
 
 
 def _content(content: object, where: str, pictures: list[dict[str, Any]]) -> Any:

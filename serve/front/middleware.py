@@ -37,6 +37,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+PASSED_ON = frozenset({b"host", b"authorization", b"content-type", b"user-agent", b"traceparent", b"tracestate"})
+"""Headers of a request that vLLM sees. Others would choose its priority, its engine, or how its answer is packed."""
+
+
 class _Gone(Exception):
     """The client left; nobody is there to be answered."""
 
@@ -108,12 +112,13 @@ class GuardFront:
             self.metrics.gone.inc()
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._at_once >= self.settings.at_once:
-            raise Refused(503, "Too many requests are being read at once. Ask again later.", 1)
+        raw = await self._read(scope, receive)  # who sends slowly takes nobody's place
         self._at_once += 1
         try:
+            if self._at_once > self.settings.at_once:
+                raise Refused(503, "Too many requests are being prepared at once. Ask again later.", 1)
             request = asked(
-                await self._read(scope, receive),
+                raw,
                 self._names,
                 most_pictures=self.settings.most_pictures,
                 drop=self.settings.drop,
@@ -203,20 +208,18 @@ def _body(request: Asked, arguments: Arguments | None) -> bytes:
 
 def _readable(scope: Scope) -> Scope:
     """Return a scope whose answer comes as plain text through `send`: not compressed, not as a file."""
-    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() in PASSED_ON]
     return {**scope, "headers": headers, "extensions": {}}
 
 
 def _replayed(scope: Scope, raw: bytes, listening: asyncio.Task[Message], receive: Receive) -> tuple[Scope, Receive]:
     """Return scope and `receive` of the request with another body; vLLM still notices when the client leaves."""
     waiting: list[asyncio.Task[Message]] = [listening]
-    sent = False
+    held = [raw]
 
     async def again() -> Message:
-        nonlocal sent
-        if not sent:
-            sent = True
-            return {"type": "http.request", "body": raw, "more_body": False}
+        if held:
+            return {"type": "http.request", "body": held.pop(), "more_body": False}
         if waiting and not waiting[0].cancelled():
             message = await asyncio.shield(waiting[0])
             waiting.clear()
@@ -224,6 +227,4 @@ def _replayed(scope: Scope, raw: bytes, listening: asyncio.Task[Message], receiv
         return await receive()
 
     inner = _readable(scope)
-    dropped = (b"content-length", b"transfer-encoding")
-    headers = [(name, value) for name, value in inner["headers"] if name.lower() not in dropped]
-    return {**inner, "headers": [*headers, (b"content-length", str(len(raw)).encode())]}, again
+    return {**inner, "headers": [*inner["headers"], (b"content-length", str(len(raw)).encode())]}, again

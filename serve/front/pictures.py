@@ -19,9 +19,7 @@ from lvlm_guard.errors import ImageError
 from lvlm_guard.images import load_image
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fetching import Fetcher
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is read: the common formats, of which none starts programs or loads anything else."""
+from lvlm_guard.serve.maskd.asks import FORMATS
 
 _PASSED_ON = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _DATA = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
@@ -89,7 +87,7 @@ class Pictures:
             return await self._fetcher.fetch(url)
         raise Refused(
             400,
-            f"{url[:40]!r} is no picture: send data:image/png;base64,... (or jpeg, webp, gif, bmp, tiff). Files of the "
+            f"{url[:40]!r} is no picture: send data:image/png;base64,... (or jpeg, webp). Files of the "
             "server are not read.",
         )
 
@@ -111,7 +109,7 @@ class Pictures:
                 "Make it smaller; models see far less anyway.",
             )
         try:
-            image = load_image(data, max_pixels=self.most_pixels)
+            image = load_image(data, max_pixels=self.most_pixels, formats=FORMATS)
         except ImageError as error:
             raise Refused(400, f"The picture can't be used. {error}") from error
         if plain:

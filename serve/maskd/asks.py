@@ -13,6 +13,8 @@ Kind = Literal["mask", "scores"]
 MOST_TEXT = 32_768
 """Characters of a question or a claim; matchers read the first 50 words or fewer."""
 
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Of pictures: those whose headers cost no more than their length. A TIFF's list of frames can take minutes to follow."""
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of prometheus_client: the folder where several workers keep what they count."""

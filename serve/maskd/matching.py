@@ -9,7 +9,7 @@ from PIL.Image import Image
 from lvlm_guard.errors import GuardError
 from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher
-from lvlm_guard.serve.maskd.asks import Ask, Limits
+from lvlm_guard.serve.maskd.asks import FORMATS, Ask, Limits
 from lvlm_guard.serve.wire import pack_mask, pack_scores
 
 Outcome = str | Exception
@@ -37,7 +37,7 @@ class Matching:
             image = decoded.get(ask.digest)
             if image is None:
                 try:
-                    image = load_image(ask.image, max_pixels=self._pixels)
+                    image = load_image(ask.image, max_pixels=self._pixels, formats=FORMATS)
                 except GuardError as error:
                     found[ask] = error
                     continue

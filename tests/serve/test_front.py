@@ -17,7 +17,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from front_server import EngineStandIn, MatcherStandIn, data_url, expected_mask, expected_score, picture, serving, turn
+from front_server import data_url, expected_mask, expected_score, picture, turn
+from front_site import CHAT, GUARDS, IMAGE, KEY, QUESTION, Site
+from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lvlm_guard.proof import check, proof_of
@@ -26,42 +28,6 @@ from lvlm_guard.serve.front.middleware import GuardFront
 from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.vote.ballot import ballot_of, claims_of
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
-
-KEY = "secret-key"
-GUARDS = ("agla", "vcd", "apc", "vote")
-IMAGE = picture()
-QUESTION = "is there a dog?"
-CHAT = [turn(QUESTION, data_url(IMAGE))]
-
-
-class Site:
-    """A front with what stands behind it."""
-
-    def __init__(self, stack: ExitStack, key: str = KEY, **options: Any) -> None:
-        self.engine, self.matcher = EngineStandIn(), MatcherStandIn()
-        self.matcher_url = stack.enter_context(serving(self.matcher.app()))
-        self.registry = CollectorRegistry()
-        self.metrics = FrontMetrics(self.registry)
-        self.settings = FrontSettings(("tiny",), GUARDS, **{"maskd_url": self.matcher_url, **options})
-        front = GuardFront(self.engine.app(), self.settings, key=key, metrics=self.metrics)
-        self.url = stack.enter_context(serving(front))
-        self.http = stack.enter_context(
-            httpx.Client(
-                base_url=self.url,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                trust_env=False,
-                timeout=20,
-            )
-        )
-        self.openai = openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0, http_client=self.http
-        )
-
-    def post(self, model: str = "tiny-agla", messages: Any = CHAT, **fields: Any) -> httpx.Response:
-        return self.http.post("/v1/chat/completions", json={"model": model, "messages": messages, **fields})
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
 
 
 @pytest.fixture
@@ -424,7 +390,9 @@ def test_the_engine_and_the_matcher_get_the_very_same_file() -> None:
     turned = picture(2, "JPEG")
     with ExitStack() as stack:
         site = Site(stack)
-        site.post(messages=[turn(QUESTION, data_url(picture(3, "BMP"), "image/bmp"))])
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        site.post(messages=[turn(QUESTION, data_url(picture(3, "JPEG", exif=exif), "image/jpeg"))])
         url = site.engine.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
         sent = base64.b64decode(url.partition(",")[2])
         mask = unpack_mask(site.engine.bodies[0]["mm_processor_kwargs"]["guard_mask"])

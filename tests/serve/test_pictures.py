@@ -341,9 +341,7 @@ def _odd_files() -> dict[str, bytes]:
         "transparent": _saved(Image.fromarray(noise)),
         "palette": _saved(rgb.convert("P")),
         "sixteen bits": _saved(Image.fromarray(noise[..., 0].astype(np.uint16) * 257)),
-        "animated": _saved(rgb, "GIF", save_all=True, append_images=[rgb.transpose(Image.Transpose.ROTATE_180)]),
-        "bmp": _saved(rgb, "BMP"),
-        "tiff": _saved(rgb, "TIFF"),
+        "animated": _saved(rgb, "WEBP", save_all=True, append_images=[rgb.transpose(Image.Transpose.ROTATE_180)]),
         "cmyk": _saved(rgb.convert("CMYK"), "JPEG"),
     }
 
@@ -372,7 +370,7 @@ def test_what_is_no_picture_is_refused(url: str) -> None:
     assert bad(url).status == 400
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PPM"])
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PPM", "GIF", "BMP", "TIFF"])
 def test_formats_that_are_rare_or_start_programs_are_refused(kind: str) -> None:
     assert "PNG, JPEG" in bad(data_url(_saved(Image.new("RGB", (16, 16)), kind))).message
 
@@ -404,7 +402,9 @@ def test_a_text_chunk_that_inflates_without_end_is_refused() -> None:
 def test_a_file_over_the_limit_is_refused_before_it_is_decoded_from_base64() -> None:
     assert bad(data_url(b"\0" * 300_000)).status == 413
     assert bad(data_url(picture()), most_bytes=10).status == 413
-    packed = picture(5, "TIFF", size=(60, 60), compression="jpeg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    packed = picture(5, "JPEG", size=(60, 60), exif=exif)
     assert resolve(data_url(packed)).media == "image/png"
     assert bad(data_url(packed), most_bytes=len(packed) + 10).status == 413
 

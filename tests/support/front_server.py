@@ -128,6 +128,7 @@ class EngineStandIn:
 
     names: tuple[str, ...] = ("tiny",)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     left: int = 0
     hold: bool = False
@@ -158,6 +159,7 @@ class EngineStandIn:
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
+        self.headers.append(dict(request.headers))
         while self.hold:
             await asyncio.sleep(0.02)
             if await request.is_disconnected():
