@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -41,7 +41,7 @@ _WIDE_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 
 def load_image(
-    source: Source, *, max_pixels: int | None = MAX_PIXELS, formats: Sequence[str] | None = None
+    source: Source, *, max_pixels: int | None = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """Return a picture as `as_rgb` does, from wherever it is.
 
@@ -216,10 +216,10 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(
-    file: Path | IO[bytes], name: str, max_pixels: int | None, formats: Sequence[str] | None = None
+    file: Path | IO[bytes], name: str, max_pixels: int | None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     Image.init()
-    formats = formats or [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS]
+    formats = formats or tuple(kind for kind in Image.ID if kind not in _STARTS_PROGRAMS)
     try:
         with _whole():
             image = Image.open(file, formats=formats)

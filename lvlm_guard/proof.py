@@ -1,7 +1,9 @@
 """What a server says of an answer's guard: `serve.front.answers` writes it, whoever asks reads and checks it here.
 
 X-AGLA: on; alpha=2; beta=0.5; mask=VERSION          X-<METHOD>: "on", "off" or "refused"
-"lvlm_guard": {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "VERSION"}      method null: none ran
+X-VOTE: on; lam=1; beta=0.1; scores=VERSION; claims=objects      what was voted on: objects, question, question+objects
+"lvlm_guard": {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "VERSION", "notes": [TEXT]}
+                                       method null: none ran; notes: what kept the matcher from saying all it could
 
 The plain model is `NAME`, the guarded ones are `NAME-agla`, `NAME-vote`, and so on. A guarded name that answers without
 saying so, in a header or its body, may have answered plainly: that is an error, never an answer.
@@ -10,7 +12,7 @@ saying so, in a header or its body, may have answered plainly: that is an error,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lvlm_guard.errors import UnprovedError
@@ -19,6 +21,9 @@ from lvlm_guard.methods import REGISTRY
 FIELD = "lvlm_guard"  # of an answer's body
 MATCHED = {"agla": "mask", "vote": "scores"}
 """Method -> what it takes from a matcher, whose version is told beside the knobs."""
+
+KINDS = ("objects", "question", "question+objects")
+"""What `vote` can have voted on."""
 
 Pairs = list[tuple[str, float | str]]
 """Knobs and their values, and the version of what a matcher gave."""
@@ -50,25 +55,40 @@ def _read(name: str, value: str) -> tuple[str, float | str]:
 
 @dataclass(frozen=True)
 class Proof:
-    """What an answer says about its guard: which ran (None: none did), with which knobs, numbers as numbers."""
+    """What an answer says about its guard.
+
+    Args:
+        method: that ran; None: none did.
+        knobs: of the method, numbers as numbers, and the version of what a matcher gave; equal over a run.
+        claims: what was voted on, one of `KINDS`; "" for other methods.
+        notes: on what the matcher could not look at.
+    """
 
     method: str | None
     knobs: Mapping[str, Any]
+    claims: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def proof_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> Proof | None:
     """Return what an answer says about its guard, None for nothing; raises `UnprovedError` where it says two things."""
     told, field = in_headers(headers, REGISTRY.names()), body.get(FIELD)
-    said = [
-        Proof(method, {k: v for k, v in pairs if v != ""}) for method, (state, pairs) in told.items() if state == "on"
-    ]
+    said = []
+    for method, (state, pairs) in told.items():
+        if state == "on":
+            knobs = {k: v for k, v in pairs if v != ""}
+            said.append(Proof(method, knobs, str(knobs.pop("claims", ""))))
     said = (said or [Proof(None, {}) for state, _ in told.values() if state == "off"])[:1]
     if isinstance(field, dict) and "method" in field:
-        said.append(Proof(field["method"], field["knobs"] if isinstance(field.get("knobs"), dict) else {}))
-    if len({proof.method for proof in said}) > 1:
-        names = " and ".join(proof.method or "none" for proof in said)
+        knobs = field["knobs"] if isinstance(field.get("knobs"), dict) else {}
+        notes = tuple(map(str, field.get("notes") or ()))
+        said.append(Proof(field["method"], knobs, str(field.get("claims", "")), notes))
+    if len({(proof.method, proof.claims) for proof in said}) > 1:
+        names = " and ".join(" ".join(filter(None, (proof.method or "none", proof.claims))) for proof in said)
         raise UnprovedError(f"The server's header and body name different guards for one answer: {names}.")
-    return Proof(said[0].method, {k: v for proof in said for k, v in proof.knobs.items()}) if said else None
+    if not said:
+        return None
+    return replace(said[-1], knobs={k: v for proof in said for k, v in proof.knobs.items()})
 
 
 def check(

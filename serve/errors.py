@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from lvlm_guard.errors import GuardError, UnprovedError
 
+REASONS = {401: "key", 404: "route", 405: "route", 408: "slow", 413: "size", 422: "fetching", 503: "busy"}
+"""What a status stands for in metrics, where nothing else is said."""
+
 
 class ServeError(GuardError):
     """The server can't be started, or one of its parts can't do its work."""
@@ -37,10 +40,12 @@ class Refused(ServeError):
         status: of the HTTP answer, 400 to 599.
         message: what is wrong, why, and what to do; the client sees it.
         retry_after: seconds after which asking again may help, sent as `Retry-After`.
+        reason: one word for the metrics; "": what the status stands for.
     """
 
-    def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after: float | None = None, reason: str = "") -> None:
         super().__init__(message)
+        self.reason = reason or REASONS.get(status, "request")
         self.status = status
         self.message = message
         self.retry_after = retry_after

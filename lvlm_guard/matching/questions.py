@@ -19,6 +19,20 @@ _REQUEST = re.compile(
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!]?")
 
 
+_ABOUT_THE_ANSWER = re.compile(
+    r"(please )?(just |simply |only )?(answer|reply|respond)\b.*\b(yes|no|true|false|words?|phrase|briefly|shortly)\b"
+)
+
+
+def wants_nothing_else(question: str) -> bool:
+    """Return whether a text with a `yes_no_claim` asks for nothing beside it, so that "yes" or "no" answers all of it.
+
+    "Describe the image. Is it nice?" does ask for more, "Is it nice? Answer with yes or no." does not.
+    """
+    sentences = [" ".join(sentence.lower().split()).strip(" .?!") for sentence in _SENTENCE.findall(question)]
+    return sum(bool(sentence) and not _ABOUT_THE_ANSWER.match(sentence) for sentence in sentences) <= 1
+
+
 def yes_no_claim(question: str) -> str | None:
     """Return the sentence that a "yes" would affirm, or None where the question wants no yes or no.
 

@@ -9,7 +9,7 @@ asked where the plausibility constraint (APC) leaves more than one token, and on
 A product of two experts within the plausible set: no second branch, no second cache, no gradient. In
 captions and other free text a claim is an object of a vocabulary that a token starts or goes on ("is
 there a dog in the image?"); in answers to yes/no questions it is the question, for the tokens that
-start "yes". Other questions and languages have no claims, so no vote.
+start "yes"; where a text asks for more beside such a question, both. Other languages have no claims, so no vote.
 
 Related: DLC (arXiv:2506.21509) scores the running text by CLIP with each of the top tokens at every
 step; CLIP-guided decoding (arXiv:2402.15300) ranks sentences; Woodpecker (arXiv:2310.16045) corrects
@@ -33,7 +33,7 @@ from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.matching.claims import finder_of
-from lvlm_guard.matching.questions import YES, yes_no_claim
+from lvlm_guard.matching.questions import YES, wants_nothing_else, yes_no_claim
 from lvlm_guard.matching.views import Frame, check_frame, masked_view, matcher_of
 from lvlm_guard.matching.vocabulary import Objects, article
 
@@ -210,7 +210,12 @@ class _Ballot:
         vote, call = self.vote, self.call
         self._matcher: Matcher = load_matcher(vote.matcher, model=call.model)
         self._pictures: list[list[Image]] = [[view.image for view in row] for row in call.requests()]
-        self._yes = [vote.claim or yes_no_claim(row[0].text) if row else None for row in call.requests()]
+        texts = [row[0].text if row else "" for row in call.requests()]
+        self._yes = [vote.claim or yes_no_claim(text) for text in texts]
+        self._free = [
+            yes is None or not (vote.claim or wants_nothing_else(text))
+            for yes, text in zip(self._yes, texts, strict=True)
+        ]
         ends = call.model.generation_config.eos_token_id
         self._ends = set(ends) if isinstance(ends, list) else {ends}
         vocabulary = Vocabulary.of(vote.objects)
@@ -222,18 +227,20 @@ class _Ballot:
         """Return the claims of each token that has any, none for requests without pictures or with an end."""
         if not self._pictures[request] or not self._ends.isdisjoint(prefix):
             return {}
-        yes = self._yes[request]
+        yes, found = self._yes[request], {}
+        if self._free[request]:
+            found = {
+                token: [claim_about(name, self.vote.template) for name in sorted(names)]
+                for token, names in self._finder.reachable(prefix, tokens).items()
+            }
         if yes is not None:
-            return {token: [yes] for token in self._yes_finder.reachable(prefix, tokens)}
-        return {
-            token: [claim_about(name, self.vote.template) for name in sorted(names)]
-            for token, names in self._finder.reachable(prefix, tokens).items()
-        }
+            found |= {token: [yes] for token in self._yes_finder.reachable(prefix, tokens)}
+        return found
 
     def poll(self, asked: set[tuple[int, str]]) -> None:
         """Ask the matcher for what is not known yet, all requests in one batch."""
         if self.vote.prefetch:
-            free = {request for request, _ in asked if self._yes[request] is None}
+            free = {request for request, _ in asked if self._free[request]}
             asked = asked | {
                 (request, claim_about(name, self.vote.template)) for request in free for name in self._names
             }

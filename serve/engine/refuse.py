@@ -29,6 +29,7 @@ WHY = {
     "compilation": (
         "torch.compile would see more rows than it was compiled for: pass --enforce-eager, or a compilation mode of 0."
     ),
+    "encoder graphs": "CUDA graphs of the vision tower leave the second view out: leave cudagraph_mm_encoder out.",
     "pixtral": "Pixtral's vision tower gives pictures another layout: serve it with --guards vote.",
     "video": 'A video has no second view: add "video": 0 to --limit-mm-per-prompt.',
 }
@@ -62,6 +63,7 @@ def amiss(vllm_config: Any) -> list[str]:
         "encoder connector": vllm_config.ec_transfer_config is not None,
         "cache dtype": vllm_config.cache_config.cache_dtype not in CACHES,
         "compilation": int(vllm_config.compilation_config.mode or 0) != 0,
+        "encoder graphs": bool(getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False)),
         "pixtral": getattr(model.hf_config.vision_config, "model_type", None) == "pixtral",
         "video": model.hf_config.model_type == "qwen2_5_vl" and pictures.get_limit_per_prompt("video") != 0,
     }

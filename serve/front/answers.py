@@ -27,6 +27,8 @@ class Proof:
         knobs: of the method.
         version: of the masks or scores, "" where the method needs none.
         unguarded: why a guarded name was answered plainly, "" where it was not.
+        claims: what was voted on, of `lvlm_guard.proof.KINDS`; "" for other methods.
+        notes: on what the matcher could not look at.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Proof:
     knobs: Mapping[str, float] = field(default_factory=dict)
     version: str = ""
     unguarded: str = ""
+    claims: str = ""
+    notes: tuple[str, ...] = ()
 
     def headers(self) -> list[Header]:
         """Return the header of an answer, or one for each guard that did not run."""
@@ -43,6 +47,8 @@ class Proof:
         said = ["on", *(f"{knob}={_number(value)}" for knob, value in self.knobs.items())]
         if self.version:
             said.append(f"{MATCHED[self.method]}={quote(self.version, safe=' /:@+')}")
+        if self.claims:
+            said.append(f"claims={self.claims}")
         return [(_header(self.method), "; ".join(said).encode())]
 
     def refused(self) -> list[Header]:
@@ -54,9 +60,8 @@ class Proof:
         said: dict[str, Any] = {"method": self.method, "knobs": dict(self.knobs)}
         if self.method and self.version:
             said[MATCHED[self.method]] = self.version
-        if self.unguarded:
-            said["why"] = self.unguarded
-        return said
+        more = {"claims": self.claims, "notes": list(self.notes), "why": self.unguarded}
+        return said | {key: value for key, value in more.items() if value}
 
     def marked(self, raw: bytes) -> bytes:
         """Return a whole answer with the proof in it.

@@ -73,12 +73,26 @@ class Gate:
         Raises:
             Refused: 503, the names are not open yet.
         """
-        if not self._open:
-            self._open = os.path.exists(self._file)
-        if self._open:
+        if self._opened():
             return None
         given = next((value for key, value in headers if key.lower() == HEADER.lower().encode()), b"")
         token, _, share = given.partition(b" ")
         if not self._token or not hmac.compare_digest(token, self._token):
-            raise Refused(503, f"{name} is not yet open: the server still checks that its guard acts.", AGAIN)
+            raise Refused(
+                503, f"{name} is not yet open: the server still checks that its guard acts.", AGAIN, "opening"
+            )
         return Chosen(float(share)) if share else None
+
+    def ready(self) -> tuple[list[Header], bytes]:
+        """Return headers and body of `/ready`.
+
+        Raises:
+            Refused: 503, the guards are still being checked.
+        """
+        if not self._opened():
+            raise Refused(503, "The server still checks that its guards act.", AGAIN, "opening")
+        return [(b"content-type", b"application/json")], b'{"ready":true}'
+
+    def _opened(self) -> bool:
+        self._open = self._open or os.path.exists(self._file)
+        return self._open

@@ -17,8 +17,7 @@ from lvlm_guard.serve.errors import MaskdError, Refused
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.pictures import Picture
 from lvlm_guard.serve.maskd.client import Mask, Scores
-from lvlm_guard.serve.vote.ballot import claims_of
-from lvlm_guard.serve.wire import pack_scores
+from lvlm_guard.serve.vote.ballot import ballot_arguments, claims_of, kinds_of
 
 AGAIN = 30.0
 """Seconds after which to ask again where the matcher service is broken, not busy."""
@@ -58,11 +57,15 @@ class Arguments:
         xargs: its `vllm_xargs`.
         views: its `mm_processor_kwargs`; empty: none.
         version: of the matcher, "" where the guard needs none.
+        claims: what is voted on, of `lvlm_guard.proof.KINDS`.
+        notes: on what the matcher could not look at.
     """
 
     xargs: dict[str, Any]
     views: dict[str, Any]
     version: str = ""
+    claims: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Guards:
@@ -105,7 +108,7 @@ class Guards:
             service = chosen or self._service()
             given = await self._all("agla", service, [service.mask(picture.data, question) for picture in pictures])
             views = view_arguments(method, [one.mask for one in given])
-            return Arguments(dict(request_arguments(method)), views, given[0].version)
+            return Arguments(dict(request_arguments(method)), views, given[0].version, notes=_notes(given))
         except MaskdError as error:
             log.warning("A guarded request was not answered: %s", error)  # the client is not told inner addresses
             again = error.retry_after or AGAIN
@@ -114,16 +117,16 @@ class Guards:
                 "The matcher service gave nothing that guards this answer, and an unguarded one is not given instead. "
                 f"Ask again in {again:g} seconds.",
                 again,
+                "matcher",
             ) from error
 
     async def _votes(self, vote: Vote, pictures: Sequence[Picture], question: str, service: Matching) -> Arguments:
         claims = claims_of(question)
         given = await self._all("vote", service, [service.scores(picture.data, claims) for picture in pictures])
         # with several pictures a claim holds as well as in the one that supports it best
-        best = [max(one.scores[claim] for one in given) for claim in claims]
-        xargs: dict[str, Any] = {"guard": Vote.name, "guard_lam": vote.lam, "guard_beta": vote.beta}
-        xargs["guard_scores"] = pack_scores(claims, best)
-        return Arguments(xargs, {}, given[0].version)
+        best = {claim: max(one.scores[claim] for one in given) for claim in claims}
+        xargs = ballot_arguments(vote, question, best)
+        return Arguments(xargs, {}, given[0].version, kinds_of(question), _notes(given))
 
     def _service(self) -> Matching:
         if self._matching is None:
@@ -149,3 +152,7 @@ class Guards:
         if len({one.version for one in given}) != 1:
             raise MaskdError("The matcher changed between the pictures of one request.", 1)
         return given
+
+
+def _notes(given: Sequence[Mask | Scores]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.note for one in given if one.note))

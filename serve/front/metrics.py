@@ -22,7 +22,7 @@ class FrontMetrics:
             "lvlm_guard_unneeded", "Chats under a guarded name without a picture, answered plainly.", registry=registry
         )
         self.refused = Counter(
-            "lvlm_guard_refusals", "Requests that the front refused, by HTTP status.", ["status"], registry=registry
+            "lvlm_guard_refusals", "Requests that the front refused.", ["status", "reason"], registry=registry
         )
         self.gone = Counter("lvlm_guard_disconnects", "Clients that left before the answer began.", registry=registry)
         self.matched = Histogram(

@@ -25,7 +25,7 @@ from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.pictures import Pictures
 from lvlm_guard.serve.front.places import Hosts
 from lvlm_guard.serve.front.requests import Asked, asked
-from lvlm_guard.serve.front.routes import CHAT, KEYED, MODELS, Key, route_of
+from lvlm_guard.serve.front.routes import CHAT, KEYED, MODELS, READY, Key, route_of
 from lvlm_guard.serve.front.sending import Marking
 from lvlm_guard.serve.front.settings import KEY, FrontSettings
 from lvlm_guard.serve.maskd.client import MaskdClient
@@ -102,9 +102,13 @@ class GuardFront:
             if route == ("GET", MODELS):
                 marking = Marking(send, lambda raw: answers.model_list(raw, self._names))
                 return await self._app(_readable(scope), receive, marking)
+            if route == ("GET", READY):
+                headers, raw = self._gate.ready()
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                return await send({"type": "http.response.body", "body": raw})
             return await self._app(scope, receive, send)
         except Refused as refused:
-            self.metrics.refused.labels(str(refused.status)).inc()
+            self.metrics.refused.labels(str(refused.status), refused.reason).inc()
             headers, raw = answers.error(refused.status, refused.message, refused.retry_after, guards)
             await send({"type": "http.response.start", "status": refused.status, "headers": headers})
             await send({"type": "http.response.body", "body": raw})
@@ -159,8 +163,17 @@ class GuardFront:
 
     def _proof(self, request: Asked, arguments: Arguments | None) -> Proof:
         method = request.method.name if request.method else None
-        version = arguments.version if arguments else ""
-        return Proof(request.name, self.settings.guards, method, request.knobs, version, request.unguarded)
+        it = arguments or Arguments({}, {})
+        return Proof(
+            request.name,
+            self.settings.guards,
+            method,
+            request.knobs,
+            it.version,
+            request.unguarded,
+            it.claims,
+            it.notes,
+        )
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         most = self.settings.most_body

@@ -15,8 +15,11 @@ from lvlm_guard.serve.errors import Refused
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
+READY = "/ready"
 
-OPEN = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", "/metrics")})
+OPEN = frozenset(
+    {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", "/metrics"), ("GET", READY)}
+)
 """Routes without a key, as in vLLM."""
 
 KEYED = frozenset({("POST", CHAT), ("GET", MODELS)})

@@ -20,6 +20,7 @@ from lvlm_guard.serve.front.canary import HEADER
 TOP = 5
 """Most likely tokens whose log-probabilities are looked at; vLLM's --max-logprobs must allow it."""
 
+CAPTION = "Describe the image."
 QUESTION = "is there a dog in the image ?"
 SIDE = 224  # pixels; all families make some image tokens of that
 
@@ -70,6 +71,7 @@ class Canary:
         share: float | None = None,
         *,
         tokens: int = 1,
+        text: str = QUESTION,
         **fields: Any,
     ) -> list[Tokens]:
         """Return the log-probabilities of each token of an answer.
@@ -79,13 +81,14 @@ class Canary:
             knobs: of the method.
             share: what stands for the matcher (see `front.canary.Chosen`); None: the matcher service.
             tokens: of the answer.
+            text: what is asked.
             fields: of the request.
 
         Raises:
             CanaryError: there is no such answer.
         """
         body = {
-            "messages": [{"role": "user", "content": [_PICTURE, {"type": "text", "text": QUESTION}]}],
+            "messages": [{"role": "user", "content": [_PICTURE, {"type": "text", "text": text}]}],
             "temperature": 0,
             "max_tokens": tokens,
             "logprobs": True,

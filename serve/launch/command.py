@@ -17,6 +17,7 @@ from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.passed import Passed
 from lvlm_guard.serve.maskd.asks import SHARED
 from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
+from lvlm_guard.serve.vote.ballot import VOCABULARY, served_vocabulary, spelled_out
 
 FRONT = "lvlm_guard.serve.front.middleware.GuardFront"
 PLUGIN = "lvlm_guard"
@@ -24,6 +25,9 @@ PLUGIN = "lvlm_guard"
 
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 """A twin engine on a CUDA GPU: eager prefill, whole decode steps as graphs; see `refuse.WHY["compilation"]`."""
+
+PATIENCE = 30
+"""Seconds that running requests get to end; vLLM's own default gives them none."""
 
 _EMBEDDED_CACHE = 256 << 20  # bytes; 256 sequences of the embedded model at its longest
 
@@ -87,12 +91,18 @@ def command(
         overrides["architectures"] = [twin]
     if overrides:
         said += ["--hf-overrides", json.dumps(overrides)]
+    if "vote" in guards:
+        # an environment does not reach the workers that Ray starts on other machines
+        more = passed.object("additional-config") | {VOCABULARY: spelled_out(served_vocabulary())}
+        said += ["--additional-config", json.dumps(more)]
+    if "shutdown-timeout" not in passed:
+        said += ["--shutdown-timeout", str(PATIENCE)]
     if eager or (twin and not machine.cuda):
         said += ["--enforce-eager"]
     elif twin and "enforce-eager" not in passed:
         said += ["--compilation-config", json.dumps(GRAPHS)]
     said += _defaults(checkpoint, machine)
-    theirs = passed.without("hf-overrides", "limit-mm-per-prompt")
+    theirs = passed.without("hf-overrides", "limit-mm-per-prompt", *(["additional-config"] if "vote" in guards else []))
     return [sys.executable, "-m", "lvlm_guard.serve.launch.engine", *theirs, *said]
 
 

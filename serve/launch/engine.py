@@ -7,10 +7,15 @@ The `vllm` command asks for the version of a distribution that the build for CPU
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
+from lvlm_guard.serve.engine.plugin import TWINS
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.command import FRONT
+from lvlm_guard.serve.launch.refused import ALWAYS, parsed_amiss
+from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
 
 
 def main(options: list[str]) -> None:
@@ -32,22 +37,39 @@ def main(options: list[str]) -> None:
     # no abbreviations: an option that is refused by its name must not come in by half of it
     parser = make_arg_parser(FlexibleArgumentParser(prog="lvlm-guard serve", allow_abbrev=False))
     parsed = parser.parse_args(options)
-    check(parsed)
+    check(parsed, parser.get_default)
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
 
 
-def check(parsed: Any) -> None:
+def check(parsed: Any, default: Callable[[str], Any]) -> None:
     """Look once more at what vLLM understood: a --config file can say what the command line may not.
 
+    Args:
+        parsed: vLLM's namespace.
+        default: of an option, by its name there.
+
     Raises:
-        ServeError: there is no front, or a way around it.
+        ServeError: there is no front, a way around it, or what would break a guard.
     """
-    around = [name for name in ("headless", "grpc", "grpc_port", "uds", "api_key") if getattr(parsed, name, None)]
-    if around or parsed.middleware != [FRONT] or not parsed.trust_request_mm_kwargs:
-        named = ", ".join("--" + name.replace("_", "-") for name in around) or "--middleware"
-        raise ServeError(f"{named} is set, perhaps by a --config file, and would go around the guard: leave it out.")
+    twin = bool(set(TWINS) & set((parsed.hf_overrides or {}).get("architectures") or ()))
+    found = parsed_amiss(parsed, default, twin=twin)
+    ours = {
+        "middleware": [FRONT],
+        "trust_request_mm_kwargs": True,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+    }
+    found += [
+        f"--{name.replace('_', '-')}: lvlm-guard serve sets it, and it would go around the guard: leave it out."
+        for name, wanted in ours.items()
+        if getattr(parsed, name) != wanted
+    ]
+    if set(parsed.logits_processors or ()) - {TWIN_PROCESSOR, VOTE_PROCESSOR}:
+        found.append(f"--logits-processors: {ALWAYS['logits-processors']}")
+    if found:
+        raise ServeError("An option, perhaps of a --config file, is refused. " + " ".join(found))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from threading import Event
+from threading import Event, Thread
 
 import httpx
 
@@ -17,6 +17,9 @@ from lvlm_guard.serve.maskd.run import GRACE
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds before a dead service is started again; doubled while it keeps dying."""
+
+EVERY, MISSED = 10.0, 3
+"""Seconds between looks at its health, and bad ones in a row after which a service that hangs is killed."""
 
 STEADY = 60.0
 """Seconds of life after which a death is a new one."""
@@ -41,13 +44,15 @@ class OwnMatcher:
         self._say = say
         self._wait = FIRST_WAIT
         self._again: float | None = None
+        self._asking: Thread | None = None
         self.url = ""
         self.version = ""
         self._start("0")
 
     def _start(self, port: str) -> None:
         self._ready, self._said, self._told = Event(), "", False
-        self._began = time.monotonic()
+        self._began = self._looked = time.monotonic()
+        self._missed = 0
         command = [sys.executable, "-m", "lvlm_guard.serve.maskd", "--json", "--port", port, *self._options]
         self._child = Child(command, self._environment, self._keeper, self._read)
 
@@ -79,8 +84,11 @@ class OwnMatcher:
             if self.ready and not self._told and self._wait > FIRST_WAIT:
                 self._told = True
                 self._say(f"The matcher service is back at {self.url}.")
-            return
+            if not self._hangs():
+                return
+            self._say("The matcher service hangs, and is killed.")
         self._child.kill()
+        code = self._child.ended()
         if not self.url:
             raise ServeError(
                 f"The matcher service could not start (exit status {code}). {self._child.reason()} What it wrote is "
@@ -94,6 +102,22 @@ class OwnMatcher:
         )
         self._again = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def _hangs(self) -> bool:
+        """Return whether its health was bad too often; looks now and then, on a thread."""
+        if self.ready and time.monotonic() - self._looked > EVERY and not (self._asking and self._asking.is_alive()):
+            self._looked = time.monotonic()
+            self._asking = Thread(target=self._ask, args=(self._child,), daemon=True)
+            self._asking.start()
+        return self._missed >= MISSED
+
+    def _ask(self, child: Child) -> None:
+        try:
+            well = httpx.get(self.url + "/health", timeout=EVERY, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            well = False
+        if child is self._child:
+            self._missed = 0 if well else self._missed + 1
 
     def stop(self, hurry: Event) -> None:
         """End it."""

@@ -4,6 +4,7 @@
     plain      a weight of 0 and a beta of nearly 0 is plain decoding: the plain name's log-probabilities. Rows fit.
     moved      what the matcher says (AGLA, vote) or the noise (VCD) does changes the answer. It reaches the engine.
     matcher    an answer with the matcher service's own mask or scores. It can be had.
+    objects    a caption, voted on by the vocabulary. Every process of the engine knows it.
 
 Tokens in later steps, which depend on the caches of both branches, are left to the tests.
 """
@@ -18,7 +19,7 @@ from typing import Any
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.matching.questions import YES
 from lvlm_guard.methods.vote import log_odds
-from lvlm_guard.serve.launch.canary import Canary, CanaryError, Tokens
+from lvlm_guard.serve.launch.canary import CAPTION, Canary, CanaryError, Tokens
 from lvlm_guard.serve.vote.ballot import LEAST_BETA
 
 ZERO = 1e-4
@@ -121,6 +122,11 @@ def _by_matcher(canary: Canary, guard: str, _: Any) -> None:
     canary.ask(guard)
 
 
+def _free_text(canary: Canary, guard: str, _: Any) -> None:
+    """Reach the vocabulary in every process of the engine: an answer that is voted on object by object."""
+    canary.ask(guard, tokens=4, text=CAPTION)
+
+
 _OFF: dict[str, dict[str, float]] = {"agla": {"alpha": 0.0}, "vcd": {"alpha": 0.0}, "apc": {}, "vote": {"lam": 0.0}}
 """Knobs under which a guard weighs nothing."""
 
@@ -130,7 +136,7 @@ QUESTIONS: dict[str, dict[str, Question]] = {
     "agla": {"cut": _one_token, "plain": _as_plain, "moved": _masked, "matcher": _by_matcher},
     "vcd": {"cut": _one_token, "plain": _as_plain, "moved": _noisy},
     "apc": {"cut": _one_token, "plain": _as_plain, "moved": _cut_between},
-    "vote": {"cut": _one_token, "plain": _as_plain, "moved": _voted, "matcher": _by_matcher},
+    "vote": {"cut": _one_token, "plain": _as_plain, "moved": _voted, "matcher": _by_matcher, "objects": _free_text},
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 from lvlm_guard.serve.engine.refuse import CACHES, WHY
 from lvlm_guard.serve.errors import ServeError
@@ -82,7 +83,30 @@ _NEUTRAL: dict[str, Collection[str]] = {
 }
 """Values that change nothing."""
 
+_OWN = frozenset(
+    ("model", "middleware", "logits-processors", "logprobs-mode", "trust-request-mm-kwargs", "generation-config")
+) | {"compilation-config"}
+"""Options that `serve` gives vLLM itself; what it understood of them is looked at one by one, or by the engine."""
+
 _WHOLE = ("hf-overrides", "limit-mm-per-prompt")
+
+
+def parsed_amiss(parsed: Any, default: Callable[[str], Any], *, twin: bool) -> list[str]:
+    """Return what is refused of the options that vLLM understood, wherever they came from: a --config file, too.
+
+    Args:
+        parsed: vLLM's namespace.
+        default: of an option, by its name there.
+        twin: whether the twin engine is served.
+    """
+    found = []
+    for name, why in (ALWAYS | (TWIN if twin else {})).items():
+        place = name.replace("-", "_")
+        value = getattr(parsed, place, None)
+        same = value == default(place) or str(value) in _NEUTRAL.get(name, ())
+        if name not in _OWN and not same and value not in (None, False, [], {}):
+            found.append(f"--{name}: {why}")
+    return found
 
 
 def check(passed: Passed, guards: Collection[str], *, twin: bool) -> None:

@@ -24,7 +24,7 @@ from lvlm_guard.serve.launch import questions, refused
 from lvlm_guard.serve.launch.canary import TOP, Canary
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.child import Child, Keeper
-from lvlm_guard.serve.launch.command import Machine, adapters, command, environment, for_matcher
+from lvlm_guard.serve.launch.command import PATIENCE, Machine, adapters, command, environment, for_matcher
 from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import AUDIO, Installed, check_release, installed
 from lvlm_guard.serve.launch.matcher import OwnMatcher, version_at
@@ -141,7 +141,7 @@ class Server:
             self._until(lambda: False)
         finally:
             if self._engine is not None:
-                timeout = self._given.passed.value("shutdown-timeout", "0")
+                timeout = self._given.passed.value("shutdown-timeout", str(PATIENCE))
                 self._engine.stop(GRACE + (int(timeout) if timeout.isdigit() else 0), self._signals.hurry)
             if self._matcher is not None:
                 self._matcher.stop(self._signals.hurry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.matching import Matcher
 from lvlm_guard.serve.errors import Refused, WireError
-from lvlm_guard.serve.maskd.asks import Ask, Kind, Limits
+from lvlm_guard.serve.maskd.asks import Answer, Ask, Kind, Limits
 from lvlm_guard.serve.maskd.batcher import Batcher, Busy
 from lvlm_guard.serve.maskd.bodies import Body, Held, gone, parse_mask, parse_scores
 from lvlm_guard.serve.maskd.matching import Matching
@@ -51,7 +52,7 @@ class Service:
         """Load the matcher, and close the queue at the end."""
         matcher = self._load()
         self._version = matcher.version
-        self._batcher = Batcher(Matching(matcher, self._limits), self._limits, self._metrics)
+        self._batcher = Batcher(Matching(matcher, self._limits), self._limits, self._metrics, _end)
         try:
             yield
         finally:
@@ -94,8 +95,9 @@ class Service:
             read = await body.read()
             ask = await asyncio.to_thread(parse, read)
             del read
-            text = await self._while_there(request, ask)
-            response: Response = JSONResponse({kind: text, "version": self._version})
+            answer = await self._while_there(request, ask)
+            noted = {"note": answer.note} if answer.note else {}
+            response: Response = JSONResponse({kind: answer.text, "version": self._version, **noted})
         except ClientDisconnect:
             response = Response(status_code=GONE)
         except Exception as error:  # every failure is told to the client by its kind
@@ -106,7 +108,7 @@ class Service:
         self._metrics.seconds.labels(kind).observe(time.monotonic() - began)
         return response
 
-    async def _while_there(self, request: Request, ask: Ask) -> str:
+    async def _while_there(self, request: Request, ask: Ask) -> Answer:
         """Return the answer; give up when the client does."""
         answer, left = asyncio.ensure_future(self._batcher.ask(ask)), asyncio.ensure_future(gone(request))
         try:
@@ -129,6 +131,13 @@ class Service:
             return _error(501, str(error))
         log.error("The matcher failed.", exc_info=error)
         return _error(500, f"The matcher failed: {type(error).__name__}. Its log says why.")
+
+
+def _end() -> None:
+    """End this process at once: a device that failed once for all, as CUDA does, fails in every later call."""
+    log.critical("The matcher fails at everything. This process ends; whoever watches it starts another one.")
+    logging.shutdown()
+    os._exit(1)
 
 
 def _error(status: int, message: str, retry_after: float | None = None) -> Response:

@@ -14,7 +14,7 @@ MOST_TEXT = 32_768
 """Characters of a question or a claim; matchers read the first 50 words or fewer."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""Of pictures: those whose headers cost no more than their length. A TIFF's list of frames can take minutes to follow."""
+"""Of pictures: those whose headers take no longer than their length says. A TIFF's frames take minutes to follow."""
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of prometheus_client: the folder where several workers keep what they count."""
@@ -33,6 +33,7 @@ class Limits:
         pixels: of one picture, and of the pictures that are matched at once.
         cache: bytes of remembered answers.
         reading: seconds that a client may take to send a request.
+        failures: batches that the matcher may fail one after another; then the process ends, to be started anew.
     """
 
     queue: int = 64
@@ -43,6 +44,20 @@ class Limits:
     pixels: int = MAX_PIXELS
     cache: int = 64 << 20
     reading: float = 10.0
+    failures: int = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found out.
+
+    Args:
+        text: mask or scores, as `lvlm_guard.serve.wire` packs them.
+        note: what the matcher could not look at; "" for nothing.
+    """
+
+    text: str
+    note: str = ""
 
 
 @dataclass(frozen=True)

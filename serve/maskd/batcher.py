@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from lvlm_guard.errors import GuardError
 from lvlm_guard.matching.memory import Recent
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.maskd.asks import Ask, Limits
+from lvlm_guard.serve.maskd.asks import Answer, Ask, Limits
 from lvlm_guard.serve.maskd.metrics import Metrics
 
-Outcome = str | Exception
+Outcome = Answer | Exception
 
 _ENTRY = 512  # bytes of a remembered answer besides its texts
 
@@ -34,8 +35,7 @@ class Busy(Refused):
     """
 
     def __init__(self, reason: str, message: str, retry_after: float) -> None:
-        super().__init__(503, message, retry_after)
-        self.reason = reason
+        super().__init__(503, message, retry_after, reason)
 
 
 @dataclass(eq=False)
@@ -53,23 +53,32 @@ class Batcher:
         work: answers a batch, in the worker thread; gives one outcome for each ask.
         limits: of the queue, the batch, the deadline, the memory.
         metrics: counts batches.
+        broken: called when the matcher has failed `limits.failures` times and nothing else: it won't recover.
     """
 
-    def __init__(self, work: Callable[[Sequence[Ask]], list[Outcome]], limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Ask]], list[Outcome]],
+        limits: Limits,
+        metrics: Metrics,
+        broken: Callable[[], None] = lambda: None,
+    ) -> None:
         self._work = work
         self._limits = limits
         self._metrics = metrics
-        self._known: Recent[Ask, str] = Recent(limits.cache)  # of one matcher, so its version need not be in the key
+        self._known: Recent[Ask, Answer] = Recent(limits.cache)  # of one matcher, so its version need not be in the key
         self._waiting: dict[Ask, _Pending] = {}  # first in, first out
         self._running: dict[Ask, _Pending] = {}
         self._awake = asyncio.Event()
         self._began: float | None = None
         self._last = 0.1  # seconds of the last batch
         self._closing = False
+        self._broken = broken
+        self._failed = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="matcher")
         self._loop = asyncio.create_task(self._run())
 
-    async def ask(self, ask: Ask) -> str:
+    async def ask(self, ask: Ask) -> Answer:
         """Return the answer; equal asks that meet here are answered once.
 
         Raises:
@@ -157,8 +166,13 @@ class Batcher:
         self._last = self.busy_for()
         self._began = None
         self._metrics.matching.observe(self._last)
+        ours = all(isinstance(outcome, Exception) and not isinstance(outcome, GuardError) for outcome in outcomes)
+        self._failed = self._failed + 1 if ours else 0
         for (ask, pending), outcome in zip(self._running.items(), outcomes, strict=True):
-            if isinstance(outcome, str):  # also where nobody waits any more: who asks again gets it at once
-                self._known.put(replace(ask, image=b""), outcome, len(outcome) + sum(map(len, ask.texts)) + _ENTRY)
+            if isinstance(outcome, Answer):  # also where nobody waits any more: who asks again gets it at once
+                size = len(outcome.text) + len(outcome.note) + sum(map(len, ask.texts)) + _ENTRY
+                self._known.put(replace(ask, image=b""), outcome, size)
             pending.answer.set_result(outcome)
         self._running = {}
+        if self._failed >= self._limits.failures:
+            self._broken()

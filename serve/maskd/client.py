@@ -32,10 +32,12 @@ class Mask:
     Args:
         mask: text that `lvlm_guard.serve.wire.unpack_mask` reads; it was checked.
         version: of the matcher that made it.
+        note: what the matcher could not look at: a text cut short, a map that says nothing; "" for nothing.
     """
 
     mask: str
     version: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ class Scores:
     Args:
         scores: claim -> probability, 0 to 1; not to be changed.
         version: of the matcher that made them.
+        note: as of `Mask`.
     """
 
     scores: Mapping[str, float]
     version: str
+    note: str = ""
 
 
 class MaskdClient:
@@ -70,7 +74,7 @@ class MaskdClient:
         self.timeout = timeout
         self.hits = 0
         self.asked = 0
-        self._known: Recent[tuple[str, bytes, tuple[str, ...]], tuple[str, str]] = Recent(_KEPT)
+        self._known: Recent[tuple[str, bytes, tuple[str, ...]], tuple[str, str, str]] = Recent(_KEPT)
         self._version: str | None = None
         self._http = httpx.AsyncClient(
             timeout=timeout, limits=httpx.Limits(max_connections=connections), trust_env=False, follow_redirects=False
@@ -87,8 +91,7 @@ class MaskdClient:
             MaskdError: there is no answer, or none that can be used; `retry_after` says when to ask again.
             Refused: the picture or the question can't be used; status and message are for the client.
         """
-        text, version = await self._told("mask", image, (question,), {"question": question})
-        return Mask(text, version)
+        return Mask(*await self._told("mask", image, (question,), {"question": question}))
 
     async def scores(self, image: bytes, claims: Sequence[str] | None = None, *, question: str | None = None) -> Scores:
         """Return how far a picture supports claims: those given, or those that an answer to a question may make.
@@ -99,13 +102,14 @@ class MaskdClient:
         if (claims is None) == (question is None):
             raise TypeError("scores() takes either claims or a question")
         if question is not None:
-            text, version = await self._told("scores", image, ("", question), {"question": question})
+            text, version, note = await self._told("scores", image, ("", question), {"question": question})
         else:
-            text, version = await self._told("scores", image, tuple(claims or ()), {"claims": list(claims or ())})
+            fields = {"claims": list(claims or ())}
+            text, version, note = await self._told("scores", image, tuple(claims or ()), fields)
         found = unpack_scores(text)
         if claims is not None and found.keys() != set(claims):
             raise self._broken("its scores are of other claims than those asked about")
-        return Scores(found, version)
+        return Scores(found, version, note)
 
     async def version(self) -> str:
         """Return the version of the service's matcher.
@@ -120,7 +124,9 @@ class MaskdClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _told(self, kind: str, image: bytes, texts: tuple[str, ...], fields: dict[str, Any]) -> tuple[str, str]:
+    async def _told(
+        self, kind: str, image: bytes, texts: tuple[str, ...], fields: dict[str, Any]
+    ) -> tuple[str, str, str]:
         key = (kind, hashlib.blake2b(image, digest_size=20).digest(), texts)
         self.asked += 1
         known = self._known.get(key)
@@ -129,7 +135,7 @@ class MaskdClient:
             return known
         body = json.dumps({"image": base64.b64encode(image).decode(), **fields}).encode()
         said = await self._answer("POST", f"/{kind}", body)
-        text, version = said.get(kind), said.get("version")
+        text, version, note = said.get(kind), said.get("version"), str(said.get("note", ""))[:500]
         if not isinstance(text, str) or not isinstance(version, str) or not version:
             raise self._broken(f"its answer lacks {kind} or version")
         try:
@@ -139,8 +145,8 @@ class MaskdClient:
         if version != self._version:  # restarted with another matcher
             self._known.clear()
             self._version = version
-        self._known.put(key, (text, version), len(text) + sum(map(len, texts)) + _ENTRY)
-        return text, version
+        self._known.put(key, (text, version, note), len(text) + len(note) + sum(map(len, texts)) + _ENTRY)
+        return text, version, note
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"} if body is not None else {}

@@ -9,10 +9,10 @@ from PIL.Image import Image
 from lvlm_guard.errors import GuardError
 from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher
-from lvlm_guard.serve.maskd.asks import FORMATS, Ask, Limits
+from lvlm_guard.serve.maskd.asks import FORMATS, Answer, Ask, Limits
 from lvlm_guard.serve.wire import pack_mask, pack_scores
 
-Outcome = str | Exception
+Outcome = Answer | Exception
 Seen = tuple[Ask, Image]
 
 
@@ -57,22 +57,22 @@ class Matching:
             found |= dict(zip((ask for ask, _ in seen), _apart(answer, seen), strict=True))
         return found
 
-    def _masks(self, seen: Sequence[Seen]) -> list[str]:
+    def _masks(self, seen: Sequence[Seen]) -> list[Answer]:
         matches = self.matcher([image for _, image in seen], [ask.texts[0] for ask, _ in seen])
-        return [pack_mask(match.keep.cpu().numpy()) for match in matches]
+        return [Answer(pack_mask(match.keep.cpu().numpy()), match.note or "") for match in matches]
 
-    def _scores(self, seen: Sequence[Seen]) -> list[str]:
+    def _scores(self, seen: Sequence[Seen]) -> list[Answer]:
         self.matcher.require_support()
         pairs = [(image, claim) for ask, image in seen for claim in ask.texts]
         p = self.matcher.support_pairs([image for image, _ in pairs], [claim for _, claim in pairs]).tolist()
         texts, start = [], 0
         for ask, _ in seen:
-            texts.append(pack_scores(ask.texts, p[start : start + len(ask.texts)]))
+            texts.append(Answer(pack_scores(ask.texts, p[start : start + len(ask.texts)])))
             start += len(ask.texts)
         return texts
 
 
-def _apart(answer: Callable[[Sequence[Seen]], list[str]], seen: list[Seen]) -> list[Outcome]:
+def _apart(answer: Callable[[Sequence[Seen]], list[Answer]], seen: list[Seen]) -> list[Outcome]:
     """Answer together; where that fails, each alone, so that the fault stays with its own ask."""
     if not seen:
         return []

@@ -73,6 +73,8 @@ def in_header(name: str, headers: Mapping[str, str]) -> Proof | None:
         raise Unproved(f"{name!r}: an answer's headers speak of several guards: {found}.")
     ((guard, (state, pairs)),) = found.items()
     told = dict(pairs)
+    pairs = [pair for pair in pairs if pair[0] != "claims"]
+    told.pop("claims", None)
     version = unquote(str(told.pop(MATCHED.get(guard, ""), "")))
     knobs = {knob: value for knob, value in told.items() if isinstance(value, float)}
     if state != "on" or len(told) != len(pairs) - bool(version) or tuple(knobs) != KNOBS[guard]:

@@ -1,10 +1,10 @@
 """What a request that `vote` guards carries: its knobs, and how far the picture supports each claim.
 
-    vllm_xargs = {"guard": "vote", "guard_scores": <text>, "guard_lam": 1.0, "guard_beta": 0.1}
+    vllm_xargs = {"guard": "vote", "guard_scores": <text>, "guard_claim": <text>, "guard_lam": 1.0, "guard_beta": 0.1}
 
-The scores are of the claims that `claims_of(question)` names: the question itself where it wants yes or no, else
-one claim about each object of the served vocabulary. All of them or none: with one missing, the tokens of that
-object would pass unvoted under the guard's name.
+The scores are of the claims that `claims_of(question)` names: the question itself where it wants yes or no
+(`guard_claim`), and one claim about each object of the served vocabulary unless that question is all that is asked.
+All of them or none: with one missing, the tokens of that object would pass unvoted under the guard's name.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from typing import Any
 from lvlm_guard.engine.assembly import check_alpha, check_beta
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.matching import Vocabulary
-from lvlm_guard.matching.questions import yes_no_claim
+from lvlm_guard.matching.questions import wants_nothing_else, yes_no_claim
 from lvlm_guard.methods.vote import Vote, claim_about, log_odds
 from lvlm_guard.serve.engine.arguments import OTHERS, TWIN
 from lvlm_guard.serve.errors import ServeError, WireError
-from lvlm_guard.serve.wire import MOST_SCORES, unpack_scores
+from lvlm_guard.serve.wire import MOST_SCORES, pack_scores, unpack_scores
 
 OBJECTS = "LVLM_GUARD_OBJECTS"
 """Environment variable that names what is voted on in free text, for all processes of a server: "coco" (the
 default) or the path of a list, as `Vocabulary.of` reads it."""
+
+VOCABULARY = "lvlm_guard_objects"
+"""Key of vLLM's `additional_config` that holds the same list word by word: an engine's workers on other machines
+have neither the environment nor the file."""
 
 LEAST_BETA = 1e-3
 """Lower cuts keep so many tokens that looking each up would hold up every other request of the step."""
@@ -34,7 +38,10 @@ LEAST_BETA = 1e-3
 MOST_LAM = 1e3
 """Larger weights could push a vote beyond what rejected tokens are pushed down by."""
 
-_ARGUMENTS = ("guard", "guard_beta", "guard_lam", "guard_scores")
+Listed = str | tuple[tuple[str, ...], ...]
+"""Objects by the name of their list, or word by word."""
+
+_ARGUMENTS = ("guard", "guard_beta", "guard_claim", "guard_lam", "guard_scores")
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Ballot:
     Args:
         lam: weight of the votes.
         beta: plausibility cut.
-        support: object -> probability that the picture holds it; empty where the question is the claim.
-        yes: log-odds (nats) of the question, for the tokens that start "yes"; None in free text.
+        support: object -> probability that the picture holds it; empty where a yes/no question is all that is asked.
+        yes: log-odds (nats) of the question, for the tokens that start "yes"; None where none is asked.
     """
 
     lam: float
@@ -79,7 +86,30 @@ def claims_of(question: str) -> tuple[str, ...]:
         question: the last user turn's text.
     """
     asked = yes_no_claim(question)
-    return (asked,) if asked is not None else tuple(_claims(_served()))
+    if asked is None:
+        return tuple(_claims(_served()))
+    return (asked,) if wants_nothing_else(question) else tuple(dict.fromkeys((asked, *_claims(_served()))))
+
+
+def kinds_of(question: str) -> str:
+    """Return what kinds of claims a question's answer is voted on: "objects", "question" or "question+objects"."""
+    if yes_no_claim(question) is None:
+        return "objects"
+    return "question" if wants_nothing_else(question) else "question+objects"
+
+
+def ballot_arguments(vote: Vote, question: str, scores: Mapping[str, float]) -> dict[str, Any]:
+    """Return the `vllm_xargs` of a request: the inverse of `ballot_of`.
+
+    Args:
+        vote: with its knobs.
+        question: the last user turn's text.
+        scores: of `claims_of(question)`.
+    """
+    asked = yes_no_claim(question)
+    made: dict[str, Any] = {"guard": Vote.name, "guard_lam": vote.lam, "guard_beta": vote.beta}
+    made["guard_scores"] = pack_scores(list(scores), list(scores.values()))
+    return made if asked is None else made | {"guard_claim": asked}
 
 
 def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
@@ -119,22 +149,22 @@ def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
     scores = given["guard_scores"]
     if not isinstance(scores, str):
         unpack_scores(scores)  # says what is wrong
-    return Ballot(lam, beta, *_read(scores, _served()))
+    return Ballot(lam, beta, *_read(scores, given.get("guard_claim"), _served()))
 
 
 @lru_cache(maxsize=64)
-def _read(text: str, objects: str) -> tuple[Mapping[str, float], float | None]:
-    """Return the support of objects, or the log-odds of the question.
+def _read(text: str, asked: Any, objects: Listed) -> tuple[Mapping[str, float], float | None]:
+    """Return the support of objects, and the log-odds of the question.
 
     A request is read where it is admitted and again where it is taken into a batch, which may be one process.
     """
     scores, claims = unpack_scores(text), _claims(objects)
-    if scores.keys() == claims.keys():
-        return {claims[claim]: p for claim, p in scores.items()}, None
-    if len(scores) == 1:
-        ((claim, p),) = scores.items()
-        if yes_no_claim(claim) == claim:
-            return {}, log_odds(p)
+    if asked is None or (isinstance(asked, str) and asked in scores and yes_no_claim(asked) == asked):
+        yes, own = (None, set()) if asked is None else (log_odds(scores[asked]), {asked})
+        if scores.keys() == claims.keys() | own:
+            return {name: scores[claim] for claim, name in claims.items()}, yes
+        if own and scores.keys() == own:
+            return {}, yes
     missing, foreign = claims.keys() - scores.keys(), scores.keys() - claims.keys()
     raise WireError(
         f"guard_scores are of {len(scores)} claims, which are neither a yes/no question nor the server's vocabulary "
@@ -144,8 +174,22 @@ def _read(text: str, objects: str) -> tuple[Mapping[str, float], float | None]:
     )
 
 
-def _served() -> str:
-    return os.environ.get(OBJECTS) or "coco"
+_told: list[tuple[tuple[str, ...], ...]] = []
+
+
+def spelled_out(vocabulary: Vocabulary) -> list[list[str]]:
+    """Return a vocabulary as JSON can hold it, for `VOCABULARY`."""
+    return [list(words) for _, words in vocabulary.objects]
+
+
+def take_vocabulary(additional_config: Any) -> None:
+    """Vote on what an engine's configuration says, in this process; on what `OBJECTS` says where it says nothing."""
+    objects = additional_config.get(VOCABULARY) if isinstance(additional_config, dict) else None
+    _told[:] = [] if objects is None else [tuple(map(tuple, objects))]
+
+
+def _served() -> Listed:
+    return _told[0] if _told else os.environ.get(OBJECTS) or "coco"
 
 
 def _number(given: Mapping[str, Any], name: str, default: float) -> float:
@@ -159,8 +203,8 @@ def _number(given: Mapping[str, Any], name: str, default: float) -> float:
 
 
 @lru_cache(maxsize=4)
-def _vocabulary(objects: str) -> Vocabulary:
-    vocabulary = Vocabulary.of(objects)
+def _vocabulary(objects: Listed) -> Vocabulary:
+    vocabulary = Vocabulary.of(objects if isinstance(objects, str) else [", ".join(words) for words in objects])
     if not 2 <= len(vocabulary.names) <= MOST_SCORES:
         # the claim about a single object would look like a yes/no question about it
         raise ServeError(
@@ -170,6 +214,6 @@ def _vocabulary(objects: str) -> Vocabulary:
 
 
 @lru_cache(maxsize=4)
-def _claims(objects: str) -> dict[str, str]:
+def _claims(objects: Listed) -> dict[str, str]:
     """Return claim -> object, in the vocabulary's order."""
     return {claim_about(name, Vote.template): name for name in _vocabulary(objects).names}

@@ -93,7 +93,9 @@ class Counting:
 
     def _odds(self, ballot: Ballot, answer: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, float]]:
         """Return the log-odds of each token's claim; of several claims the one with the most support."""
+        odds: dict[int, float] = {}
+        if ballot.support:
+            odds = {token: ballot.odds(names) for token, names in self._objects.reachable(answer, tokens).items()}
         if ballot.yes is not None:
-            return [(token, ballot.yes) for token in self._yes.reachable(answer, tokens)]
-        named = self._objects.reachable(answer, tokens)
-        return [(token, ballot.odds(names)) for token, names in named.items()]
+            odds |= dict.fromkeys(self._yes.reachable(answer, tokens), ballot.yes)
+        return list(odds.items())

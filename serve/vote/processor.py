@@ -23,7 +23,7 @@ from lvlm_guard.methods.vote import Vote
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.overruled import drawn_of, engine_counts
 from lvlm_guard.serve.penalties import check_no_penalties
-from lvlm_guard.serve.vote.ballot import Ballot, ballot_of, served_vocabulary
+from lvlm_guard.serve.vote.ballot import Ballot, ballot_of, served_vocabulary, take_vocabulary
 from lvlm_guard.serve.vote.counting import Counting
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
                 f"vote finds names in what tokens spell, and the tokenizer is {type(tokenizer).__name__}, none of "
                 "transformers: leave --skip-tokenizer-init off and --tokenizer-mode at hf."
             )
+        take_vocabulary(vllm_config.additional_config)
         self._count = Counting(tokenizer, served_vocabulary())
         self._overruled = engine_counts()
         self._states = device_or_states if is_pin_memory is None else None

@@ -1,6 +1,7 @@
 """The files in deploy/: what they start is what the commands take, and what they watch is what is counted."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import prometheus_client
@@ -55,6 +56,27 @@ def test_the_matcher_service_is_not_published_and_the_server_has_a_key_or_does_n
     assert "ports" not in services["maskd"]
     assert "VLLM_API_KEY:?" in services["server"]["environment"]["VLLM_API_KEY"]
     assert all(str(port).startswith("127.0.0.1:") for port in services["prometheus"]["ports"])
+
+
+@pytest.mark.parametrize("service", ["server", "maskd"])
+def test_each_container_has_an_init_and_no_rights(services, service):
+    it = services[service]
+    assert (it["init"], it["cap_drop"], it["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
+
+
+def test_options_of_vllm_reach_the_command_word_by_word(services, tmp_path):
+    fake = tmp_path / "lvlm-guard"
+    fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    fake.chmod(0o755)
+    words = [word.replace("$$", "$") for word in services["server"]["entrypoint"]]
+    environment = {"PATH": f"{tmp_path}:/bin:/usr/bin", "VLLM_OPTIONS": "--max-model-len 64 --seed=1"}
+    said = subprocess.run([*words, "serve", "a b"], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == ["serve", "a b", "--max-model-len", "64", "--seed=1"]
+
+
+def test_a_server_is_well_when_its_guarded_names_are_open_and_gets_time_to_end(services):
+    assert "/ready" in services["server"]["healthcheck"]["test"][-1]
+    assert services["server"]["stop_grace_period"] == "2m"
 
 
 def test_prometheus_scrapes_each_service_at_its_port(services):

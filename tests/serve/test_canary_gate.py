@@ -72,6 +72,14 @@ def test_a_guarded_name_answers_503_until_it_is_opened_in_every_process(site: Si
         assert site.post(model, process=process).status_code == 200
 
 
+def test_ready_says_whether_guarded_names_are_open(site: Site) -> None:
+    assert site.clients[0].get("/ready").status_code == 503
+    assert site.clients[0].get("/health").status_code == 200
+    site.opened.touch()
+    for client in site.clients:
+        assert client.get("/ready").json() == {"ready": True}
+
+
 def test_the_plain_name_answers_before_guarded_ones_are_open(site: Site) -> None:
     answer = site.post("tiny")
     assert answer.status_code == 200

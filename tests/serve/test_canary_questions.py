@@ -90,7 +90,7 @@ class Engine:
         keep = plausible(plain, beta) if self.fault != "no cut" else torch.isfinite(plain)
         if method == "vote":
             voted = plain.clone()
-            (p,) = unpack_scores(asked["guard_scores"]).values()
+            p = unpack_scores(asked["guard_scores"]).get(asked.get("guard_claim"), 0.5)
             yes = tokenizer().convert_tokens_to_ids("yes")
             if keep.sum() > 1 and self.fault != "no votes":
                 voted[yes] += asked["guard_lam"] * log_odds(p) * (0.5 if self.fault == "half a vote" else 1)

@@ -246,11 +246,11 @@ def test_an_unknown_name_is_not_found(site: Site) -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_reaches_the_client_and_nothing_reaches_the_engine(closed: Site, fields: dict[str, Any]) -> None:
-    before = closed.count("lvlm_guard_refusals_total", status="400")
+    before = closed.count("lvlm_guard_refusals_total", status="400", reason="request")
     answer = closed.post(**fields)
     assert (answer.status_code, answer.headers["x-agla"]) == (400, "refused")
     assert (closed.engine.bodies, closed.matcher.asked) == ([], [])
-    assert closed.count("lvlm_guard_refusals_total", status="400") == before + 1
+    assert closed.count("lvlm_guard_refusals_total", status="400", reason="request") == before + 1
 
 
 def test_an_address_is_never_passed_on_to_the_engine_under_any_name(site: Site) -> None:

@@ -70,7 +70,7 @@ def test_headers_that_would_speak_to_the_engine_do_not_reach_it(site: Site) -> N
     forged = {
         "X-Vllm-Priority": "-5", "X-data-parallel-rank": "1", "X-Session-ID": "other", "X-Request-Id": "other",
         "Accept-Encoding": "gzip", "X-AGLA": "on; alpha=2; beta=0.5; mask=forged", "X-LVLM-Guard-Canary": "x 1.0",
-        "Expect-CT": "x", "Forwarded": "for=1.2.3.4", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "Expect-CT": "x", "Forwarded": "for=1.2.3.4", "traceparent": f"00-{'4b' * 16}-{'00f0' * 4}-01",
     }  # fmt: skip
     body = {"model": "tiny-agla", "messages": CHAT}
     answer = site.http.post("/v1/chat/completions", json=body, headers=forged)

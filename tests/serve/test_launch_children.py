@@ -174,6 +174,24 @@ def test_a_matcher_service_that_is_killed_comes_back_at_its_address(keeper: Keep
         assert httpx.get(url + "/health", trust_env=False).status_code != 200
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="stops a process by a signal")
+def test_a_matcher_service_that_hangs_is_killed_and_comes_back(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvlm_guard.serve.launch.matcher.EVERY", 0.5)
+    said: list[str] = []
+    matcher = OwnMatcher(["--matcher", "embedded"], for_matcher() | {"OMP_NUM_THREADS": "1"}, keeper, said.append)
+    try:
+        until(lambda: matcher.check() or matcher.ready)
+        pid = matcher._child.pid
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: matcher.check() or any("hangs" in line for line in said))
+        assert not alive(pid)
+        until(lambda: matcher.check() or said[-1].endswith(f"back at {matcher.url}."))
+        assert version_at(matcher.url) == matcher.version
+    finally:
+        matcher.stop(Event())
+
+
 def test_a_matcher_service_that_never_answers_ends_the_start(keeper: Keeper) -> None:
     matcher = OwnMatcher(["--matcher", "no-such-matcher"], for_matcher(), keeper, lambda text: None)
     with pytest.raises(ServeError, match="could not start"):

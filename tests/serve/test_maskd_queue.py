@@ -14,10 +14,11 @@ import pytest
 from maskd_service import Gated, metric, png, scene, served, until
 from PIL import Image
 
+from lvlm_guard.errors import ImageError
 from lvlm_guard.matching import Match, Matcher, load_matcher
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.maskd.asks import Ask, Limits
-from lvlm_guard.serve.maskd.batcher import Batcher, Busy
+from lvlm_guard.serve.maskd.asks import Answer, Ask, Limits
+from lvlm_guard.serve.maskd.batcher import Batcher, Busy, Outcome
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
@@ -130,9 +131,9 @@ def test_a_client_that_goes_away_takes_no_answer_from_another_with_the_same_ques
     async def run() -> None:
         gate = threading.Event()
 
-        def work(asks: object) -> list[str | Exception]:
+        def work(asks: object) -> list[Outcome]:
             gate.wait(30)
-            return ["answer"]
+            return [Answer("answer")]
 
         batcher = Batcher(work, Limits(), Metrics())
         ask = Ask.about("mask", b"x", ("q",))
@@ -141,7 +142,7 @@ def test_a_client_that_goes_away_takes_no_answer_from_another_with_the_same_ques
         leaving.cancel()
         await asyncio.sleep(0.05)
         gate.set()
-        assert await staying == "answer"
+        assert await staying == Answer("answer")
         await batcher.close()
 
     asyncio.run(run())
@@ -235,7 +236,7 @@ def test_at_the_end_what_waits_is_told_and_what_runs_is_answered() -> None:
         matcher.gate.set()
         await closing
         assert (
-            unpack_mask(await running) == load_matcher("embedded")([scene(0)], ["is it red?"])[0].keep.numpy()
+            unpack_mask((await running).text) == load_matcher("embedded")([scene(0)], ["is it red?"])[0].keep.numpy()
         ).all()
         with pytest.raises(Refused):
             await batcher.ask(Ask.about("mask", png(2), ("is it red?",)))
@@ -260,8 +261,8 @@ def test_pictures_are_decoded_no_more_at_once_than_the_limit_allows() -> None:
     assert [len(batch) for batch in matcher.batches] == [4, 4, 2]
     for ask, (number, text) in zip(asks, enumerate(outcomes), strict=True):
         (match,) = load_matcher("embedded")([scene(number // 2)], [ask.texts[0]])
-        assert isinstance(text, str)
-        np.testing.assert_array_equal(unpack_mask(text), match.keep.numpy())
+        assert isinstance(text, Answer)
+        np.testing.assert_array_equal(unpack_mask(text.text), match.keep.numpy())
 
 
 def test_masks_and_scores_of_one_batch_go_to_those_who_asked() -> None:
@@ -274,12 +275,14 @@ def test_masks_and_scores_of_one_batch_go_to_those_who_asked() -> None:
     ]
     first, mask, error, last = Matching(load_matcher("embedded"), Limits())(asks)
     support = load_matcher("embedded").support
-    assert isinstance(first, str)
-    assert isinstance(last, str)
-    assert isinstance(mask, str)
-    assert unpack_scores(first) == pytest.approx(dict(zip(claims, support(scene(0), claims).tolist(), strict=True)))
-    assert unpack_scores(last) == pytest.approx({claims[0]: float(support(scene(2), claims[:1]))})
-    assert unpack_mask(mask).shape == (96, 96)
+    assert isinstance(first, Answer)
+    assert isinstance(last, Answer)
+    assert isinstance(mask, Answer)
+    assert unpack_scores(first.text) == pytest.approx(
+        dict(zip(claims, support(scene(0), claims).tolist(), strict=True))
+    )
+    assert unpack_scores(last.text) == pytest.approx({claims[0]: float(support(scene(2), claims[:1]))})
+    assert unpack_mask(mask.text).shape == (96, 96)
     assert isinstance(error, Exception)
     assert "no picture" in str(error)
 
@@ -287,9 +290,9 @@ def test_masks_and_scores_of_one_batch_go_to_those_who_asked() -> None:
 def test_the_memory_of_answers_is_bounded() -> None:
     calls: list[int] = []
 
-    def work(asks: list[Ask]) -> list[str | Exception]:
+    def work(asks: list[Ask]) -> list[Outcome]:
         calls.append(len(asks))
-        return ["x" * 1000 for _ in asks]
+        return [Answer("x" * 1000) for _ in asks]
 
     async def run() -> None:
         batcher = Batcher(work, Limits(cache=10_000), Metrics())  # type: ignore[arg-type]
@@ -306,9 +309,9 @@ def test_the_memory_of_answers_is_bounded() -> None:
 
 
 def test_a_batch_that_fails_does_not_end_the_queue() -> None:
-    outcomes: list[list[str | Exception]] = [["fine"]]
+    outcomes: list[list[Outcome]] = [[Answer("fine")]]
 
-    def work(asks: Sequence[Ask]) -> list[str | Exception]:
+    def work(asks: Sequence[Ask]) -> list[Outcome]:
         if asks[0].image == b"a":
             raise MemoryError("no more")
         return outcomes.pop()
@@ -317,7 +320,28 @@ def test_a_batch_that_fails_does_not_end_the_queue() -> None:
         batcher = Batcher(work, Limits(), Metrics())
         with pytest.raises(MemoryError):
             await batcher.ask(Ask.about("mask", b"a", ("q",)))
-        assert await batcher.ask(Ask.about("mask", b"b", ("q",))) == "fine"
+        assert await batcher.ask(Ask.about("mask", b"b", ("q",))) == Answer("fine")
         await batcher.close()
 
     asyncio.run(run())
+
+
+def test_a_matcher_that_fails_at_everything_ends_its_process_and_one_that_recovers_does_not() -> None:
+    """A poisoned CUDA context fails in every later call; a picture that is none says nothing about the matcher."""
+    wrong: list[Exception | None] = [RuntimeError("CUDA error"), RuntimeError("CUDA error"), None]
+    wrong += [ImageError("no picture")] * 4 + [RuntimeError("CUDA error")] * 3
+    ended: list[int] = []
+
+    def work(asks: Sequence[Ask]) -> list[Outcome]:
+        return [wrong[asks[0].image[0]] or Answer("fine")]
+
+    async def run() -> None:
+        batcher = Batcher(work, Limits(failures=3), Metrics(), lambda: ended.append(len(asked)))
+        asked: list[int] = []
+        for number in range(len(wrong)):
+            asked.append(number)
+            await asyncio.gather(batcher.ask(Ask.about("mask", bytes([number]), ("q",))), return_exceptions=True)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert ended == [len(wrong)]

@@ -17,7 +17,7 @@ from lvlm_guard.matching.claims import FAR, finder_of
 from lvlm_guard.matching.questions import yes_no_claim
 from lvlm_guard.methods.vote import claim_about
 from lvlm_guard.serve.vote import ballot as reading
-from lvlm_guard.serve.vote.ballot import Ballot, ballot_of, claims_of
+from lvlm_guard.serve.vote.ballot import Ballot, ballot_arguments, ballot_of, claims_of, kinds_of
 from lvlm_guard.serve.vote.counting import Counting
 from lvlm_guard.serve.wire import pack_scores
 
@@ -38,11 +38,14 @@ def served(tmp_path, monkeypatch):
 
 def request_of(question, matcher, picture, **knobs):
     claims = claims_of(question)
-    scores = pack_scores(claims, matcher.support(picture, claims).tolist())
-    return {"guard": "vote", "guard_scores": scores} | knobs
+    scores = dict(zip(claims, matcher.support(picture, claims).tolist(), strict=True))
+    return ballot_arguments(methods.Vote(), question, scores) | knobs
 
 
-@pytest.mark.parametrize("question", ["Describe the picture.", "Is there a bright spot in the picture?"])
+@pytest.mark.parametrize(
+    "question",
+    ["Describe the picture.", "Is there a bright spot in the picture?", "Describe it. Is there a bright spot in it?"],
+)
 @pytest.mark.parametrize(("lam", "beta"), [(1.0, 0.02), (3.0, 0.2)])
 def test_a_request_is_assembled_as_the_transformers_engine_assembles_it(served, question, lam, beta):
     model, processor = tiny.make("llava")
@@ -167,8 +170,25 @@ def test_broken_logits_under_a_guard_are_an_error(bad):
 
 
 def test_a_question_asks_for_itself_and_free_text_for_the_vocabulary(served):
-    assert claims_of("Look well. Is there a dog in the image? Answer yes or no.") == ("Is there a dog in the image?",)
-    assert claims_of("What is there?") == tuple(claim_about(name, methods.Vote.template) for name in NAMES)
+    objects = tuple(claim_about(name, methods.Vote.template) for name in NAMES)
+    assert claims_of("Is there a dog in the image? Answer yes or no.") == ("Is there a dog in the image?",)
+    assert claims_of("What is there?") == objects
+    assert claims_of("Describe the image in detail. Is it nice?") == ("Is it nice?", *objects)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Describe the image in detail. Is it nice?",
+        f"Look. {claim_about(NAMES[0], 'is there {article} {object} in the image?')}",
+    ],
+)
+def test_a_caption_is_never_voted_on_by_nothing_but_a_yes_no_question(served, question):
+    """The review's attack: a caption under `X-VOTE: on` in which no token but "yes" was ever voted on."""
+    ballot = ballot_of(ballot_arguments(methods.Vote(), question, dict.fromkeys(claims_of(question), 0.9)))
+    assert ballot.support.keys() == set(NAMES)
+    assert ballot.yes == pytest.approx(math.log(9))
+    assert kinds_of(question) == "question+objects"
 
 
 @settings(deadline=None)
@@ -176,7 +196,7 @@ def test_a_question_asks_for_itself_and_free_text_for_the_vocabulary(served):
 def test_the_claim_of_a_yes_no_question_is_known_for_one(question):
     claim = yes_no_claim(question)
     if claim is not None:
-        ballot = ballot_of({"guard": "vote", "guard_scores": pack_scores([claim], [0.9])})
+        ballot = ballot_of({"guard": "vote", "guard_claim": claim, "guard_scores": pack_scores([claim], [0.9])})
         assert ballot.yes == pytest.approx(math.log(9))
 
 
@@ -202,6 +222,9 @@ SCORES = pack_scores(WHOLE, [0.5] * len(WHOLE))
         ({"guard": "vote", "guard_scores": pack_scores([*WHOLE, "a"], [0.5] * (len(WHOLE) + 1))}, "foreign 'a'"),
         ({"guard": "vote", "guard_scores": pack_scores(["what is there?"], [0.5])}, "neither a yes/no question"),
         ({"guard": "vote", "guard_scores": pack_scores([], [])}, "missing"),
+        ({"guard": "vote", "guard_scores": pack_scores(["is it?"], [0.5])}, "neither a yes/no question"),
+        ({"guard": "vote", "guard_claim": "is it?", "guard_scores": SCORES}, "neither a yes/no question"),
+        ({"guard": "vote", "guard_claim": 1, "guard_scores": SCORES}, "neither a yes/no question"),
         ({"guard": "vot", "guard_scores": SCORES}, "Did you mean 'vote'"),
         ({"guard": ["vote"], "guard_scores": SCORES}, "No guard"),
         ({"guard_scores": SCORES}, "without guard:"),

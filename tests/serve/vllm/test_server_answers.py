@@ -108,8 +108,8 @@ def test_header_and_body_say_the_guard_its_knobs_and_the_matcher(server):
     assert agla.guard == {"method": "agla", "knobs": {"alpha": 1.25, "beta": 0.5}, "mask": version}
     assert agla.whole.model == "embedded-agla"
     vote = server.ask("embedded-vote", talk, {"vote_lam": 2})
-    assert vote.headers == {"x-vote": f"on; lam=2; beta=0.1; scores={version}"}
-    assert vote.guard == {"method": "vote", "knobs": {"lam": 2.0, "beta": 0.1}, "scores": version}
+    assert vote.headers == {"x-vote": f"on; lam=2; beta=0.1; scores={version}; claims=objects"}
+    assert vote.guard == {"method": "vote", "knobs": {"lam": 2.0, "beta": 0.1}, "scores": version, "claims": "objects"}
     assert "blip@" in version
 
 

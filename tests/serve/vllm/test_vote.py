@@ -23,7 +23,6 @@ from lvlm_guard.embedded import world
 from lvlm_guard.matching import load_matcher
 from lvlm_guard.pretrained import load_model
 from lvlm_guard.serve.vote import ballot as reading
-from lvlm_guard.serve.wire import pack_scores
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PAIRS = tuple(sorted({a + b for a in LETTERS for b in LETTERS[::3]}))  # random answers start many of these
@@ -50,8 +49,10 @@ class Model:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(reading.OBJECTS, str(self.objects))
                 claims = reading.claims_of(question)
-            scores = pack_scores(claims, self.matcher.support(picture, claims).tolist())
-            sampling["extra_args"] = {"guard": "vote", "guard_lam": lam, "guard_beta": beta, "guard_scores": scores}
+            scores = dict(zip(claims, self.matcher.support(picture, claims).tolist(), strict=True))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(reading.OBJECTS, str(self.objects))
+                sampling["extra_args"] = reading.ballot_arguments(methods.Vote(lam=lam, beta=beta), question, scores)
         key = (seed, question, guarded, lam, beta, steps)
         return {"prompt": self.prompt(question), "picture": picture, "sampling": sampling, "key": key}
 

@@ -57,7 +57,9 @@ class Request:
         self.guarded = guarded
         self.answer = TOKENIZER.encode(said, add_special_tokens=False)
         scores = pack_scores(["Is it a dog?"], [self.p])
-        self.params = SamplingParams(extra_args={"guard": "vote", "guard_scores": scores} if guarded else None)
+        self.params = SamplingParams(
+            extra_args={"guard": "vote", "guard_scores": scores, "guard_claim": "Is it a dog?"} if guarded else None
+        )
 
     def row(self):
         """The assembled row over equal logits: only letters that start or go on "yes" have votes."""
