@@ -1,5 +1,6 @@
 """`vote` of the server on logits alone, against the transformers engine's answers and the formula written out."""
 
+import json
 import math
 
 import pytest
@@ -85,7 +86,7 @@ ballots = st.builds(
     beta=st.sampled_from([0.001, 0.05, 0.5, 1.0]),
     support=st.fixed_dictionaries({name: st.sampled_from([0.001, 0.3, 0.5, 0.92]) for name in ("cat", "car", "dog")}),
     yes=st.none() | st.sampled_from([-6.9, 3.0]),
-)
+) | st.builds(Ballot, lam=st.just(1.0), beta=st.just(0.05), support=st.just({}), yes=st.sampled_from([-6.9, 3.0]))
 logits_of_rows = st.lists(st.tuples(st.integers(0, 2**32), st.none() | ballots), min_size=1, max_size=6)
 
 
@@ -104,7 +105,7 @@ def by_the_formula(logits, ballot):
     if sum(keep) > 1:
         for token, kept in enumerate(keep):
             piece = TOKENIZER.decode([token])
-            if kept and ballot.yes is None and piece.lower() in ("t", "r"):
+            if kept and ballot.support and piece.lower() in ("t", "r"):
                 p = ballot.support["cat" if piece.lower() == "t" else "car"]
                 z[token] += ballot.lam * math.log(p / (1 - p))
     return torch.tensor(keep), z
@@ -257,3 +258,18 @@ def test_the_last_tokens_of_an_answer_tell_as_much_as_all_of_them():
     finder = finder_of(TOKENIZER, Vocabulary.of(("cat", "car", "dog")))
     answer = TOKENIZER.encode("a dog and " * 20 + "the ca", add_special_tokens=False)
     assert finder.reachable(answer, range(SIZE)) == finder.reachable(answer[-FAR:], range(SIZE)) != {}
+
+
+def test_an_engine_on_another_machine_votes_on_the_words_of_its_configuration(served, monkeypatch):
+    """Ray's workers have neither the environment variable nor the file that it names."""
+    config = json.loads(json.dumps({reading.VOCABULARY: reading.spelled_out(reading.served_vocabulary())}))
+    request = ballot_arguments(methods.Vote(), "What?", dict.fromkeys(claims_of("What?"), 0.5))
+    monkeypatch.delenv(reading.OBJECTS)
+    with pytest.raises(GuardError, match="foreign"):
+        ballot_of(request)
+    try:
+        reading.take_vocabulary(config)
+        assert ballot_of(request).support.keys() == set(NAMES)
+    finally:
+        reading.take_vocabulary({})
+    assert claims_of("What?") == tuple(WHOLE)

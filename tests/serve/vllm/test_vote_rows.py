@@ -48,7 +48,7 @@ def config(tmp_path_factory):
         logprobs_mode="processed_logprobs", skip_tokenizer_init=False, hf_config=None, tokenizer=str(folder),
         runner_type="generate", tokenizer_mode="hf", tokenizer_revision=None, trust_remote_code=False,
     )  # fmt: skip
-    return SimpleNamespace(speculative_config=None, model_config=model)
+    return SimpleNamespace(speculative_config=None, model_config=model, additional_config={})
 
 
 class Request:
