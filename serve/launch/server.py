@@ -100,6 +100,9 @@ class Server:
         self._no_question = self._checkpoint.no_question()
         self._special_tokens = special_tokens(self._checkpoint.tokenizer, self._template())
         Hosts(settings.image_hosts)
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvlm-guard-serve-")))
+        keeper.remove_at_end(self._folder)
+        self._objects()
         self._reserved = stack.enter_context(bound(settings.host, settings.port))
         self._port = self._reserved.getsockname()[1]
         self._command = command(
@@ -113,9 +116,6 @@ class Server:
             eager=settings.eager,
             twin=self._twin,
         )
-        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvlm-guard-serve-")))
-        keeper.remove_at_end(self._folder)
-        self._objects()
         self._matcher: OwnMatcher | None = None
         self._engine: Child | None = None
 
