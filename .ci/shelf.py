@@ -2,8 +2,8 @@
 
     python .ci/shelf.py dist [extra ...]
 
-An extra's row fails where its command fails. `uv` is taken where the machine has it, else pip. Extras that need a GPU's
-vLLM or hours of downloads are resolved only: their packages must go together.
+A row fails where its command fails. `uv` is taken where the machine has it, else pip. Some extras are resolved only:
+their packages must go together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 MOST = 15 << 20
@@ -29,12 +30,13 @@ TRIES: dict[str, tuple[str, ...]] = {
     "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms.manifest"),),
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
+    "play": (IMPORTS.format("gradio"),),
     "train": ("lvlm-guard train dual-prompt --help", IMPORTS.format("lvlm_guard.adapters.training")),
 }
-"""What is tried with each extra, beside the core's own."""
+"""What is tried in an environment with the core alone, and with each extra."""
 
-RESOLVED = ("serve", "serve-cpu", "quant")
-"""Extras that are resolved, not installed."""
+RESOLVED = ("serve", "serve-cpu", "quant", "site")
+"""Extras that are resolved, not installed: a GPU's, those of gigabytes, and what `make site` tries already."""
 
 
 def guarded_answer() -> str:
@@ -46,6 +48,22 @@ def guarded_answer() -> str:
 def size(folder: Path) -> int:
     """Return the bytes of a folder's files."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def offered(wheel: Path) -> list[str]:
+    """Return the extras that a wheel offers its users.
+
+    Raises:
+        SystemExit: nothing says how one of them is tried.
+    """
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        told = opened.read(name).decode()
+    found = [extra for extra in re.findall(r"^Provides-Extra: (.+)$", told, re.MULTILINE) if extra != "dev"]
+    unknown = [extra for extra in found if extra not in TRIES and extra not in RESOLVED]
+    if unknown:
+        raise SystemExit(f"Nothing tries the extra {', '.join(unknown)}: add it to TRIES or RESOLVED in .ci/shelf.py.")
+    return found
 
 
 def clock() -> tuple[float, float]:
@@ -90,7 +108,7 @@ def tried(wheel: Path, extra: str) -> str:
         installed = since(begun)
         (home / "guard.py").write_text(guarded_answer(), encoding="utf-8")
         took = []
-        for command in (*(TRIES[""] if not extra else ("lvlm-guard methods",)), *(TRIES[extra] if extra else ())):
+        for command in TRIES[extra]:
             begun = clock()
             run(command, home, env)
             took.append(f"{command} {since(begun)}")
@@ -111,7 +129,7 @@ def main(folder: str, *extras: str) -> None:
     (wheel,) = Path(folder).resolve().glob("*.whl")
     if wheel.stat().st_size > MOST:
         raise SystemExit(f"{wheel.name} is larger than {MOST >> 20} MiB.")
-    for extra in extras or ("", *(name for name in TRIES if name), *RESOLVED):
+    for extra in extras or ("core", *offered(wheel)):
         print(tried(wheel, "" if extra == "core" else extra), flush=True)
 
 
