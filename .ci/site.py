@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import posixpath
 import re
 import sys
@@ -25,6 +26,7 @@ import make_tables  # noqa: E402  (lies in docs/)
 
 PAGES = {
     "README.md": ("index.md", "everyone, first"),
+    "docs/first_look.ipynb": ("first_look.md", "everyone who wants to see it work first; as a notebook in docs/"),
     "CHANGELOG.md": ("changes.md", "those who upgrade"),
     "CONTRIBUTING.md": ("contributing.md", "those who change lvlm-guard, or add a method, a family, a matcher"),
     "SECURITY.md": ("security.md", "those who found a hole, or have to close one"),
@@ -126,7 +128,7 @@ def linked(text: str, at: str, page: str) -> str:
         if not (ROOT / there).exists():
             raise PluginError(f"{at} links to {target}, which is not there.")
         lies = PAGES[there][0] if there in PAGES else there.removeprefix("docs/")
-        if there not in PAGES and not (there.startswith("docs/") and Path(there).suffix in (".md", ".png", ".ipynb")):
+        if there not in PAGES and not (there.startswith("docs/") and Path(there).suffix in (".md", ".png")):
             return f"{said}, `{there}`"  # a file of the repository, which the site has not
         back = posixpath.relpath(lies, posixpath.dirname(page) or ".")
         return f"{image}[{said}]({back}{'#' + anchor if anchor else ''})"
@@ -135,10 +137,20 @@ def linked(text: str, at: str, page: str) -> str:
     return "".join(part if part.startswith("```") else LINK.sub(fitting, part) for part in parts)
 
 
+def cells(notebook: str) -> str:
+    """Return a notebook's cells as Markdown; it is kept without outputs."""
+    parts = []
+    for cell in json.loads(notebook)["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that lie outside docs/, and the reference."""
     for source, (page, reader) in PAGES.items():
-        text = make_tables.filled((ROOT / source).read_text(encoding="utf-8"))
+        text = (ROOT / source).read_text(encoding="utf-8")
+        text = cells(text) if source.endswith(".ipynb") else make_tables.filled(text)
         text = re.sub(r"\A---\n.*?\n---\n+", "", text, flags=re.DOTALL)
         if page != "index.md":
             text = re.sub(r"\A(# .+\n)", lambda m, r=reader: f"{m[1]}\n*For {r}.*\n", text)
