@@ -1,7 +1,7 @@
 # Maps the room folders into the package; every other setting lives in pyproject.toml.
 from setuptools import find_namespace_packages, setup
 
-ROOMS = ("adapters", "evals", "serve")
+ROOMS = ("adapters", "evals", "play", "serve")
 
 
 def packages(top: str) -> list[str]:

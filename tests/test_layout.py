@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("adapters", "evals", "serve")
+ROOMS = ("adapters", "evals", "play", "serve")
 LIGHT = ("torch", "transformers", "numpy", "scipy", "PIL", "peft", "vllm", "lmms_eval", "typer", "rich")
 
 

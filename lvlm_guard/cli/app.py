@@ -16,6 +16,7 @@ from lvlm_guard.cli.generate import generate
 from lvlm_guard.cli.mask import mask
 from lvlm_guard.cli.maskd import maskd
 from lvlm_guard.cli.methods import methods
+from lvlm_guard.cli.play import play
 from lvlm_guard.cli.serve import PASSED_ON, serve
 from lvlm_guard.cli.train import training
 
@@ -46,6 +47,6 @@ def _all_commands(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(training, name="train")
-for command in (demo, generate, mask, bench, doctor, methods, maskd):
+for command in (demo, generate, mask, bench, doctor, methods, maskd, play):
     app.command(command.__name__)(reporting(command))
 app.command("serve", context_settings=PASSED_ON)(reporting(serve))

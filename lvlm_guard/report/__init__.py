@@ -13,7 +13,7 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 - `answer`: the page of one answer, made of all of these.
 """
 
-from lvlm_guard.report.answer import Looked, Said, answer_page
+from lvlm_guard.report.answer import Looked, Said, answer_page, answer_strip, cost_table
 from lvlm_guard.report.colour import ramp
 from lvlm_guard.report.confusion import confusion_square
 from lvlm_guard.report.grid import value_grid
@@ -35,7 +35,9 @@ __all__ = [
     "Said",
     "TokenMark",
     "answer_page",
+    "answer_strip",
     "confusion_square",
+    "cost_table",
     "data_address",
     "dot_plot",
     "legend",

@@ -75,7 +75,7 @@ def answer_page(
     if guarded.trace is not None and guarded.trace.get("verdicts"):
         parts.append(section("What the picture supports", _verdicts(guarded.trace["verdicts"][0])))
     if guarded.trace is not None:
-        parts.append(section("What it cost", _cost(answers), _knobs(guarded.trace)))
+        parts.append(section("What it cost", cost_table(answers), _knobs(guarded.trace)))
     return page(prompt, *parts, lead=f"Asked of {model}, guarded by {guarded.method}.", foot=made)
 
 
@@ -98,9 +98,13 @@ def _no_view(trace: Mapping[str, Any]) -> str:
 
 
 def _said(one: Said, decode: Callable[[Sequence[int]], str]) -> Html:
+    return tag("div", tag("h3", one.method), answer_strip(one, decode))
+
+
+def answer_strip(one: Said, decode: Callable[[Sequence[int]], str]) -> Html:
+    """Return an answer with its overruled tokens marked, as far as there is a trace of them."""
     marks = token_marks(one.trace, decode) if one.trace is not None and one.trace.get("steps") else None
-    body = token_strip(marks) if marks else tag("p", one.text or "(nothing)", class_="tokens")
-    return tag("div", tag("h3", one.method), body)
+    return token_strip(marks) if marks else tag("p", one.text or "(nothing)", class_="tokens")
 
 
 def _verdicts(checked: Sequence[Mapping[str, Any]]) -> Html:
@@ -115,7 +119,8 @@ def _verdicts(checked: Sequence[Mapping[str, Any]]) -> Html:
     return table(header, rows, note="By the verifier's matcher once the answer was written; it changed nothing in it.")
 
 
-def _cost(answers: Sequence[Said]) -> Html:
+def cost_table(answers: Sequence[Said]) -> Html:
+    """Return what each answer cost."""
     header = ["answer", "seconds", "run", "forwards", "for other branches", "their tokens", "second views"]
     rows = []
     for one in answers:

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "eval", "train")
+COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "play", "eval", "train")
 EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce", "overhead")
 TRAIN = ("distill",)
-HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm")
-ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.serve")
+HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm", "gradio")
+ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.play", "lvlm_guard.serve")
 
 
 def loaded_by(code: str) -> set[str]:

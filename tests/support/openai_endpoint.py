@@ -209,6 +209,8 @@ class OpenAIEndpoint:
             "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
             "lvlm_guard": {"method": name or None, "knobs": shown},
         }
+        if body.get("stream"):
+            return Reply(200, _streamed(told, text), headers, "text/event-stream")
         return Reply(200, told, headers)
 
     def _generate(self, body: dict[str, Any], method: Any) -> tuple[str, int, bool, int, dict[str, Any] | None]:
@@ -253,6 +255,20 @@ class OpenAIEndpoint:
         return (
             "" if token in self.processor.tokenizer.all_special_ids else f" {self.processor.tokenizer.decode([token])}"
         )
+
+
+def _streamed(told: dict[str, Any], text: str) -> str:
+    """Return an answer as the front streams it: a word a chunk, the proof in the first and the last one."""
+    words = text.split(" ")
+    pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
+    chunks = []
+    for i, piece in enumerate(pieces):
+        last = i == len(pieces) - 1
+        choice = {"index": 0, "delta": {"content": piece}, "finish_reason": "stop" if last else None}
+        chunk = {key: told[key] for key in ("id", "created", "model")}
+        chunk |= {"object": "chat.completion.chunk", "choices": [choice]}
+        chunks.append(chunk | ({"lvlm_guard": told["lvlm_guard"]} if last or not i else {}))
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
