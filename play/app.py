@@ -131,7 +131,8 @@ def make_app(backend: Backend) -> Fence:
         import gradio as gr
     except ImportError as error:
         raise MissingExtraError(
-            f"The playground needs gradio, which can't be imported ({error}). Install it: pip install 'lvlm-guard[play]'."
+            f"The playground needs gradio, which can't be imported ({error}). Install it: "
+            "pip install 'lvlm-guard[play]'."
         ) from error
     from lvlm_guard.play import drawing
     from lvlm_guard.play.page import Page
@@ -152,7 +153,9 @@ def make_app(backend: Backend) -> Fence:
         pwa=False,
         mcp_server=False,
         theme=theme,
-        head=f"<style>{drawing.style()}</style>",
+        head=f"<style>{drawing.style(backend.methods)}</style>",
+        # its group of boxes has a title beside it, which screen readers do not read as its name
+        js="() => document.querySelector('#methods')?.setAttribute('aria-label', 'Methods to compare')",
         max_file_size=1,  # the route is closed too
     )
     return Fence(app)

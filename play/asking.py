@@ -101,7 +101,8 @@ def asking(
         picture = picture_of(sent)
         most = max(1, min(MOST_TOKENS, int(most_tokens or 64)))
         asked = {
-            name: Asked(picture, text, name, changed(backend.methods[name], knobs.get(name, {})), most) for name in names
+            name: Asked(picture, text, name, changed(backend.methods[name], knobs.get(name, {})), most)
+            for name in names
         }
         view = drawing.viewer(picture)
     except GuardError as error:

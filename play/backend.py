@@ -49,7 +49,11 @@ def offered_methods() -> dict[str, Offered]:
         for knob, default in defaults_of(row["name"]).items():
             if get_origin(types[knob]) is Literal:
                 choices[knob] = get_args(types[knob])
-            elif not {types[knob], *_union(types[knob])} & {bool, int, float} or _union(types[knob]) - {int, float, NoneType}:
+            elif not {types[knob], *_union(types[knob])} & {bool, int, float} or _union(types[knob]) - {
+                int,
+                float,
+                NoneType,
+            }:
                 continue
             knobs[knob] = default
         methods[row["name"]] = Offered(row["does"], knobs, choices)

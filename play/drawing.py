@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from lvlm_guard.cli.options import WORLD_ONLY
 from lvlm_guard.play.pictures import MOST_BYTES, MOST_PIXELS
 from lvlm_guard.report import Html, answer_strip, data_address, legend, overlay, tag
 from lvlm_guard.report.answer import Looked, Said
@@ -21,17 +22,29 @@ if TYPE_CHECKING:
     from lvlm_guard.verify import Checked
 
 MARKS = {"supported": "✓", "unsure": "?", "unsupported": "✗"}
-_MEANS = {"supported": "the matcher sees it", "unsure": "the matcher is not sure", "unsupported": "the matcher sees none"}
+_MEANS = {
+    "supported": "the matcher sees it",
+    "unsure": "the matcher is not sure",
+    "unsupported": "the matcher sees none",
+}
 
 
-def style() -> str:
-    """Return the page's rules: the reports' own, kept to what is drawn here, and the page's."""
+def style(methods: Iterable[str] = ()) -> str:
+    """Return the page's rules: the reports' own, kept to what is drawn here, and the page's.
+
+    Args:
+        methods: each of these shows its knobs while it is chosen.
+    """
     report = files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", report, re.DOTALL)
     _, _, rest = report.partition("* { box-sizing")
     # gradio says by a class whether it is dark, so that a reader may choose otherwise than the system does
     scoped = f":root {{{light}}} .dark {{{dark} color-scheme: dark;}} .guard {{ * {{ box-sizing{rest}}}"
-    return scoped + files("lvlm_guard.play").joinpath("page.css").read_text(encoding="utf-8")
+    knobs = "".join(
+        f'body:has(#methods input[name="{name}"]:not(:checked)) [id="knobs-{name}"] {{ display: none; }} '
+        for name in methods
+    )
+    return scoped + knobs + files("lvlm_guard.play").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def script(name: str) -> str:
@@ -46,15 +59,8 @@ def guard(*content: object, class_: str = "", **attributes: Any) -> Html:
 
 def head(backend: Backend) -> Html:
     """Return the heading: what this is, who answers, and what it can't do."""
-    world = tag(
-        "p",
-        tag("strong", "The embedded model knows only its own world: "),
-        "96 × 96 scenes of 54 drawn objects, and a few hundred words. On any other picture its answer shows that the "
-        "parts work together, and says nothing about the picture. ",
-        tag("code", "lvlm-guard play --model llava-hf/llava-1.5-7b-hf"),
-        " asks a real one.",
-        class_="remark",
-    )
+    plainly, colon, rest = WORLD_ONLY.partition(":")
+    world = tag("p", tag("strong", plainly, colon), rest, class_="remark")
     return guard(
         tag("h1", "lvlm-guard ", tag("span", "playground", class_="soft")),
         tag("p", "Ask one picture the same thing with and without a guard, and see what changed. ", class_="lead"),
@@ -172,7 +178,10 @@ def card(
 def waiting(method: str, offered: Offered) -> Html:
     """Return the place of an answer whose turn has not come."""
     return guard(
-        tag("h3", method), tag("p", offered.does, class_="does"), tag("p", "waits", class_="tokens"), class_="card waits"
+        tag("h3", method),
+        tag("p", offered.does, class_="does"),
+        tag("p", "waits", class_="tokens"),
+        class_="card waits",
     )
 
 

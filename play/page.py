@@ -21,7 +21,11 @@ WAITING = 32
 """People who may wait for an answer; whoever comes later is told to try again."""
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **_PRIVATE}  # one model, one call at a time
+_MODEL: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+    **_PRIVATE,
+}  # one model, one call at a time
 _EMPTY = "The picture shows up here, and over it where the matcher looked."
 
 
@@ -75,41 +79,39 @@ class Page:
         offered = self.backend.methods
         usual = [name for name in USUAL if name in offered][: asking.MOST_METHODS]
         self.methods = gr.CheckboxGroup(
-            list(offered), value=usual, label=f"Methods to compare, at most {asking.MOST_METHODS}"
+            list(offered), value=usual, label=f"Methods to compare, at most {asking.MOST_METHODS}", elem_id="methods"
         )
         with gr.Accordion("Knobs", open=False, elem_id="knobs"):
             self.most_tokens = gr.Slider(1, asking.MOST_TOKENS, value=64, step=1, label="Longest answer, in tokens")
-            self.groups: dict[str, Any] = {}
             self.fields: dict[tuple[str, str], Any] = {}
             for name, method in offered.items():
                 if method.knobs:
-                    self._knobs(name, method, name in usual)
+                    self._knobs(name, method)
         with gr.Row(elem_id="ask"):
             self.ask = gr.Button("Ask", variant="primary", scale=3, min_width=120)
             self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False)
 
-    def _knobs(self, name: str, method: Offered, shown: bool) -> None:
+    def _knobs(self, name: str, method: Offered) -> None:
         told = knob_help(name)
-        with gr.Group(visible=shown) as self.groups[name]:
-            with gr.Row():
-                for knob, default in method.knobs.items():
-                    more: dict[str, Any] = {"label": f"{name} {knob}", "info": told.get(knob), "min_width": 150}
-                    if knob in method.choices:
-                        part = gr.Dropdown(list(method.choices[knob]), value=default, **more)
-                    elif isinstance(default, bool):
-                        part = gr.Checkbox(value=default, **more)
-                    elif default is None:
-                        part = gr.Textbox(placeholder="not set", max_length=20, **more)
-                    else:
-                        part = gr.Number(value=default, step=1 if isinstance(default, int) else 0.05, **more)
-                    self.fields[name, knob] = part
+        # hidden by a rule of the style where its method is not chosen
+        with gr.Group(elem_id=f"knobs-{name}"), gr.Row():
+            for knob, default in method.knobs.items():
+                more: dict[str, Any] = {"label": f"{name} {knob}", "info": told.get(knob), "min_width": 150}
+                if knob in method.choices:
+                    part = gr.Dropdown(list(method.choices[knob]), value=default, **more)
+                elif isinstance(default, bool):
+                    part = gr.Checkbox(value=default, **more)
+                elif default is None:
+                    part = gr.Textbox(placeholder="not set", max_length=20, **more)
+                else:
+                    part = gr.Number(value=default, step=1 if isinstance(default, int) else 0.05, **more)
+                self.fields[name, knob] = part
 
     def _events(self) -> None:
         shown = [self.well, self.view, self.said]
         self.well.upload(self._taken, self.well, shown, show_progress="hidden", **_PRIVATE)
         self.well.select(self._too_large, None, [self.view, self.said], show_progress="hidden", **_PRIVATE)
         self.gallery.click(self._begun, None, [*shown, self.question], show_progress="hidden", **_PRIVATE)
-        self.methods.change(self._groups, self.methods, list(self.groups.values()), show_progress="hidden", **_PRIVATE)
         inputs = [self.well, self.question, self.methods, self.most_tokens, *self.fields.values()]
         outputs = [*self.cards, self.view, self.said, self.cost, self.cost_place, self.code, self.code_place]
         outputs += [self.key, self.stop]
@@ -122,10 +124,16 @@ class Page:
             show_progress_on=[self.said],
             **_MODEL,
         )
-        self.stop.click(self._stopped, None, [self.said, self.stop], cancels=[asked], show_progress="hidden", **_PRIVATE)
+        self.stop.click(
+            self._stopped, None, [self.said, self.stop], cancels=[asked], show_progress="hidden", **_PRIVATE
+        )
         for card in self.cards:
-            card.click(self._pressed, [self.well, self.question], [self.view, self.said], show_progress="hidden", **_PRIVATE)
-        self.view.click(self._pressed, [self.well, self.question], [self.view, self.said], show_progress="hidden", **_PRIVATE)
+            card.click(
+                self._pressed, [self.well, self.question], [self.view, self.said], show_progress="hidden", **_PRIVATE
+            )
+        self.view.click(
+            self._pressed, [self.well, self.question], [self.view, self.said], show_progress="hidden", **_PRIVATE
+        )
 
     def _told(self, words: str) -> str:
         return drawing.guard(words, class_="said", role="status", aria_live="polite")
@@ -149,9 +157,6 @@ class Page:
         one = self.begun[number if number in range(len(self.begun)) else 0]
         sent = pictures.sent(one)
         return sent, drawing.viewer(pictures.picture_of(sent)), self._told(f"{one.shows.capitalize()}."), one.question
-
-    def _groups(self, methods: list[str]) -> list[Any]:
-        return [gr.update(visible=name in methods) for name in self.groups]
 
     def _asked(self, sent: Any, prompt: Any, methods: list[str], most: float, *values: Any) -> Iterator[dict[Any, Any]]:
         knobs: dict[str, dict[str, Any]] = {}
@@ -187,7 +192,9 @@ class Page:
     def _pressed(self, sent: Any, prompt: Any, event: gr.EventData) -> tuple[Any, str]:
         name = str(event._data.get("object", ""))
         if name:
-            return asking.object_map(self.backend, sent, name), self._told(f"The map shows where it looked for “{name}”.")
+            return asking.object_map(self.backend, sent, name), self._told(
+                f"The map shows where it looked for “{name}”."
+            )
         try:
             view = asking.question_map(self.backend, Asked(pictures.picture_of(sent), str(prompt or "")))
         except GuardError as error:

@@ -89,7 +89,13 @@ def examples(embedded: bool) -> list[Example]:
     found = find_spec("skimage")
     folder = Path(found.origin).parent / "data" if found and found.origin else None
     photographs = [
-        Example(name, f"a photograph of {shows}", asked, (folder / name).read_bytes(), packaged_code("skimage", f"data/{name}"))
+        Example(
+            name,
+            f"a photograph of {shows}",
+            asked,
+            (folder / name).read_bytes(),
+            packaged_code("skimage", f"data/{name}"),
+        )
         for name, shows, asked in PHOTOGRAPHS
         if folder is not None and (folder / name).is_file()
     ]
@@ -117,8 +123,8 @@ def file_of(value: Any) -> bytes:
         raise ImageError("That is no picture from this page: choose the file again.")
     if len(body) * 3 // 4 > MOST_BYTES + 2:
         raise ImageError(
-            f"The file has more than {MOST_BYTES >> 20} MiB, the limit here. Save the picture smaller, as a JPEG; models "
-            "see far less anyway."
+            f"The file has more than {MOST_BYTES >> 20} MiB, the limit here. Save the picture smaller, as a JPEG; "
+            "models see far less anyway."
         )
     try:
         return binascii.a2b_base64(body.encode("ascii"), strict_mode=True)

@@ -123,7 +123,9 @@ class Remote:
 
     def remarks(self, prompt: str) -> list[str]:
         """Return what a server can't show."""
-        told = ["A server proves which guard ran, but tells no overruled tokens: ask a model in this process for those."]
+        told = [
+            "A server proves which guard ran, but tells no overruled tokens: ask a model in this process for those."
+        ]
         if self.judge is None:
             told.append("No matcher is at hand for maps and verdicts: start with --matcher NAME.")
         return told

@@ -75,7 +75,7 @@ def _method(method: Any) -> str:
 def _world(value: Any) -> bool:
     from lvlm_guard.embedded.world import CLASSES
 
-    return value == tuple(CLASSES)
+    return isinstance(value, tuple) and value == tuple(CLASSES)
 
 
 def remote(url: str, name: str, picture: str, questions: Sequence[Asked]) -> str:
@@ -92,7 +92,7 @@ def remote(url: str, name: str, picture: str, questions: Sequence[Asked]) -> str
     models = []
     for one in questions:
         full = name if one.method == GREEDY else f"{name}-{one.method}"
-        models.append(f"    ({full!r}, {({f'{one.method}_{k}': v for k, v in one.knobs.items()})!r}),")
+        models.append(f"    ({full!r}, { ({f'{one.method}_{k}': v for k, v in one.knobs.items()})!r}),")
     lines = [
         "import base64",
         "import io",

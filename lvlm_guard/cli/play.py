@@ -11,9 +11,9 @@ from lvlm_guard.cli.console import print_json, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Device, Dtype, Json, Model
 
 WHY_NOT_SHARED = (
-    "--share is refused: it would send every picture and question through servers of another company, to a page without "
-    "a password that anyone who has the address can open. To show it to someone: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE, "
-    "or --host behind a proxy of yours that asks for a password."
+    "--share is refused: it would send every picture and question through servers of another company, to a page "
+    "without a password that anyone who has the address can open. To show it to someone: "
+    "ssh -L 7860:127.0.0.1:7860 THIS_MACHINE, or --host behind a proxy of yours that asks for a password."
 )
 
 
@@ -21,7 +21,9 @@ def play(
     model: Model = "embedded",
     server: Annotated[
         str | None,
-        typer.Option(help="Ask a running `lvlm-guard serve` instead of a model here.", metavar="URL", show_default=False),
+        typer.Option(
+            help="Ask a running `lvlm-guard serve` instead of a model here.", metavar="URL", show_default=False
+        ),
     ] = None,
     matcher: Annotated[
         str | None, typer.Option(help="Who draws maps and verdicts; default: the model's.", metavar="NAME")

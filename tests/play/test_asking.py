@@ -100,13 +100,14 @@ def test_overruled_tokens_are_marked_with_what_they_replaced(backend, begun):
     _, last = shown(backend, pictures.sent(begun[0]), BALL, [GREEDY, "agla", "focus"])
     plain, *guarded = last.cards
     assert "yes" in plain
-    assert "class=\"was\"" not in plain
+    assert 'class="was"' not in plain
     for card in guarded:
         assert 'no<s class="was">yes</s>' in card
         assert "1 of 2 tokens overruled" in card
     assert last.said.startswith("Done: agla 1 of 2 tokens overruled")
 
 
+@pytest.mark.slow
 def test_the_first_examples_are_those_that_the_rule_gives(pair):
     """The first adversarial questions, one a scene, that greedy gets wrong and three guards get right."""
     from lvlm_guard.embedded.questions import pope_set
@@ -118,9 +119,13 @@ def test_the_first_examples_are_those_that_the_rule_gives(pair):
         if one.mode == "adversarial" and one.scene not in found:
             picture, prompt = Image.fromarray(drawn.image[one.scene]), question(CLASSES[one.asked])
             right = "yes" if one.present else "no"
-            if told(pair, picture, prompt, False) != right:
-                if all(told(pair, picture, prompt, method) == right for method in decoders):
-                    found[one.scene] = prompt
+            if [told(pair, picture, prompt, method) == right for method in (False, *decoders)] == [
+                False,
+                True,
+                True,
+                True,
+            ]:
+                found[one.scene] = prompt
     scenes = list(found.items())
     assert pictures.SCENES[:2] == tuple(scenes[:2])
     assert pictures.SCENES[2] in scenes
@@ -132,7 +137,7 @@ def test_verdicts_are_the_matchers_own_on_what_is_named_or_asked_about(backend, 
     p = float(matcher.support(picture, ["is there a ball in the image?"])[0])
     _, last = shown(backend, pictures.sent(begun[0]), BALL, ["agla"])
     assert "Asked about" in last.cards[0]
-    assert f'data-object="ball"' in last.cards[0]
+    assert 'data-object="ball"' in last.cards[0]
     assert f"{p:.2f}" in last.cards[0]
     assert "chip unsupported" in last.cards[0]
     _, last = shown(backend, pictures.sent(begun[3]), CAPTION_PROMPT, [GREEDY])
@@ -205,7 +210,7 @@ def test_words_that_the_model_does_not_know_are_named(backend, begun):
 
 def test_what_anyone_writes_cannot_become_markup(backend, begun):
     sent = pictures.sent(begun[0])
-    frames, last = shown(backend, sent, "is there a <img src=x onerror=alert(1)> in the image ?", [GREEDY, "vote"])
+    frames, _ = shown(backend, sent, "is there a <img src=x onerror=alert(1)> in the image ?", [GREEDY, "vote"])
     for frame in frames:
         assert "<img src=x" not in "".join([*frame.cards, frame.view or "", frame.cost or ""])
 
@@ -213,7 +218,7 @@ def test_what_anyone_writes_cannot_become_markup(backend, begun):
 def test_only_numbers_switches_and_listed_words_can_be_set_from_the_page(backend):
     """A matcher is a folder to load, a list of objects a file to read: those are the operator's."""
     offered = offered_methods()
-    assert list(offered)[0] == GREEDY
+    assert next(iter(offered)) == GREEDY
     assert set(offered["vote"].knobs) == {"lam", "beta", "alpha", "by_word", "prefetch", "frame"}
     assert set(offered["agla"].knobs) == {"alpha", "beta", "mode", "frame", "share"}
     assert offered["agla"].choices["mode"] == ("paper", "official")
@@ -234,7 +239,7 @@ def test_the_page_says_that_the_embedded_model_knows_only_its_own_world(backend)
 
 def test_the_reports_colours_and_rules_are_the_pages(backend):
     style = drawing.style()
-    assert style.startswith(":root { ") or style.startswith(":root {")
+    assert style.startswith(":root {")
     assert ".dark {" in style
     assert style.count("{") == style.count("}")
     assert style.index(".guard { *") < style.index(".token.overruled")
