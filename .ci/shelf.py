@@ -30,7 +30,7 @@ TRIES: dict[str, tuple[str, ...]] = {
     "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms.manifest"),),
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
-    "play": (IMPORTS.format("gradio"),),
+    "play": (IMPORTS.format("lvlm_guard.play.page"),),
     "train": ("lvlm-guard train dual-prompt --help", IMPORTS.format("lvlm_guard.adapters.training")),
 }
 """What is tried in an environment with the core alone, and with each extra."""

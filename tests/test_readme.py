@@ -41,7 +41,7 @@ def test_the_shell_commands_of_the_readme_run(tmp_path):
     lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines() if line.strip()]
     assert any(line.startswith("lvlm-guard generate") for line in lines)
     for line in lines:
-        if line.startswith("lvlm-guard") and not line.startswith("lvlm-guard serve"):
+        if line.startswith("lvlm-guard") and not line.startswith(("lvlm-guard serve", "lvlm-guard play")):
             run(["bash", "-c", line], tmp_path, PATH=f"{BIN}:{os.environ['PATH']}")
     assert (tmp_path / "answer.html").stat().st_size > 10_000
     assert (tmp_path / "mask.png").stat().st_size > 1_000

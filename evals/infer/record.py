@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")  #
 BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")  # that are told beside them
 ASKING = ("spec", "infer", "decoders", "tasks")  # packages of this room that decide answers
 # folders and files that decide none, and rooms
-NOT_ASKING = ("report", "cli", "bench", "verify", "files.py", "progress.py", "adapters", "evals", "serve")
+NOT_ASKING = ("report", "cli", "bench", "verify", "files.py", "progress.py", "adapters", "evals", "play", "serve")
 # modules that make or judge the embedded models, whose weights are digested themselves
 MAKING = ("accept", "build")
 
