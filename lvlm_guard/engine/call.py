@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lvlm_guard.engine.active import within
+from lvlm_guard.engine.rows import deltas_kept
+from lvlm_guard.engine.steering import Decoder, tapped
+from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError
 
 if TYPE_CHECKING:
@@ -179,6 +184,68 @@ class Call:
             )
         return found
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The language model's layers, norm and head; raises `UnsupportedModelError` where they are not to be found."""
+        return Decoder(self.model)
+
+    def run(self, made: Mapping[str, Any], layers: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Run the plain model once over prompts, outside the guard and without a cache.
+
+        Args:
+            made: as a processor gives them, [B, T], such as `opening`, `without_pictures()` or `rewritten()`.
+            layers: decoder layers whose outputs are wanted.
+
+        Returns:
+            The last position's logits, [B, V], and the layers' outputs, [B, T, D].
+        """
+        inputs = {key: on(value, self.device, self.dtype) for key, value in made.items() if isinstance(value, Tensor)}
+        inputs |= self.family.replayed(self.model, inputs, inputs["input_ids"], inputs["attention_mask"])
+        given: list[Tensor] = [torch.empty(0)] * len(layers)
+        modules = [self.decoder.layers[layer] for layer in layers]
+        plain: Any = plain_class(self.model)
+        with torch.no_grad(), within(self.model, None), deltas_kept(self.model), tapped(modules, given.__setitem__):
+            out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
+        return out.logits[:, -1], given
+
+    def without_pictures(self) -> dict[str, Tensor]:
+        """Return the prompts without their pictures' tokens, padded on the left, [B, T'].
+
+        The tokens that only open and close a picture go with it; the chat's own stay.
+
+        Raises:
+            UnsupportedCallError: see `image_positions`.
+        """
+        pictures = self.image_positions
+        assert self.ids is not None
+        ids, seen = self.ids
+        marks = torch.tensor(sorted(self.family.image_marks(self.model.config)), device=ids.device)
+        kept = seen.bool() & ~pictures & ~torch.isin(ids, marks)
+        length = int(kept.sum(-1).max())
+        order = kept.to(torch.int8).sort(dim=-1, stable=True).indices[:, ids.shape[1] - length :]
+        mask = kept.gather(1, order)
+        # padding is any token but a picture's, which would ask the model for that picture
+        return {"input_ids": ids.gather(1, order).where(mask, ids[:, -1:]), "attention_mask": mask.to(seen.dtype)}
+
+    def rewritten(self, change: Callable[[str, int], str]) -> dict[str, Any]:
+        """Return what the processor makes of other prompts about the same pictures, padded on the left, [B, T'].
+
+        Args:
+            change: makes another prompt of the one that the processor got, and of the request's index. The pictures'
+                placeholders must stay.
+
+        Raises:
+            MissingViewError, UnsupportedCallError: see `opening`.
+        """
+        text = self.pictures.text
+        prompts = [change(prompt, index) for index, prompt in enumerate([text] if isinstance(text, str) else text)]
+        seen = [[view.image for view in row] for row in self.pictures.rows]
+        settings = self.pictures.kwargs | {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        made = dict(self.family.process(self.processor, seen, prompts, self.pictures.args, settings))
+        if len(made["input_ids"]) > 1 and not bool(made["attention_mask"][:, -1].all()):
+            raise self._otherwise("another prompt")
+        return made
+
     @property
     def pictures(self) -> Pictures:
         """The pictures behind the inputs.
@@ -214,7 +281,7 @@ class Call:
     def tensors(self) -> dict[str, Tensor]:
         """The image tensors by name; raises as `opening` does."""
         if self._tensors is None:
-            self._tensors = self._of_pictures(self.opening)
+            self._tensors = self.images_of(self.opening)
         return self._tensors
 
     def _fitting(self, made: dict[str, Any], what: str) -> dict[str, Any]:
@@ -223,8 +290,8 @@ class Call:
             raise self._otherwise(what)
         return made
 
-    def _of_pictures(self, made: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the image tensors of what the processor made, as the model takes them."""
+    def images_of(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the image tensors among what the processor made, as the model takes them."""
         return {key: on(value, self.device, self.dtype) for key, value in made.items() if key in self.family.image_keys}
 
     def _otherwise(self, what: str) -> UnsupportedCallError:
@@ -284,7 +351,7 @@ class Call:
         for view, local in zip(views, (local for row in seen for local in row), strict=True):
             self.trace.view(view.index).local = local
         self.trace.masks += len(views)
-        made = self._of_pictures(
+        made = self.images_of(
             self._fitting(self.family.redrawn(self.processor, self.pictures, seen), "the second view")
         )
         # equal sizes take equal tokens in equal places; else the integers tell: a grid of 2 x 8 is none of 8 x 2

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,14 +22,15 @@ from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
+    from lvlm_guard.engine.steering import Pass
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A second reading of the same prompt: a change of the model call.
+    """A second reading of the same request: a change of the model call.
 
-    It has a KV cache of its own, or, where it `hides`, shares what is equal by construction. Each function is
-    called once a `generate()` call, at the first step that needs the branch, and must not draw from the global
+    It has a KV cache of its own, or, where it `hides`, shares what is equal by construction. The first three functions
+    are called once a `generate()` call, at the first step that needs the branch, and must not draw from the global
     random state (lazy and batched execution would then sample different tokens).
 
     Args:
@@ -37,18 +39,35 @@ class Branch:
             `pixel_values`, for all B requests.
         hides: marks the prompt's positions that this branch can't see, [B, T] bool. It reads the model's own cache
             without them, and the text after the last picture again.
+        prompt: makes another prompt, as a processor gives it: `input_ids` and `attention_mask` [B, T'], padded on the
+            left, and the image tensors that belong to it, or none (`Call.without_pictures`, `Call.rewritten`).
+        around: a context in which each model call of this branch runs, given its `Pass`.
 
     Raises:
-        KnobError: it changes nothing, or both.
+        KnobError: it changes nothing, or hides beside another change.
     """
 
     name: str
     pixels: Callable[[Call], dict[str, Tensor]] | None = None
     hides: Callable[[Call], Tensor] | None = None
+    prompt: Callable[[Call], dict[str, Any]] | None = None
+    around: Callable[[Pass], AbstractContextManager[None]] | None = None
 
     def __post_init__(self) -> None:
-        if (self.pixels is None) == (self.hides is None):
-            raise KnobError(f"The branch {self.name!r} changes one thing of the model call: give pixels=, or hides=.")
+        changes = [self.pixels, self.hides, self.prompt, self.around]
+        if all(change is None for change in changes) or (self.hides and changes.count(None) < 3):
+            raise KnobError(
+                f"The branch {self.name!r} changes the model call: give pixels=, prompt= or around=, or hides= alone."
+            )
+
+    @property
+    def stacks(self) -> bool:
+        """Whether its rows may stand beside the global ones in one model call: they are as long, and nothing steers."""
+        return self.prompt is None and self.around is None
+
+
+def _no_layers(layer: int) -> Tensor:
+    raise KnobError(f"Layer {layer} can't be read here: no method that serves one reads the model's layers.")
 
 
 @dataclass
@@ -62,6 +81,8 @@ class Step:
         request: which request of the call a row belongs to, [R].
         prefix: the tokens of the answer so far, one list a row.
         call: pictures, questions and tokenizer of the call.
+        hidden: gives the output of a decoder layer that `Method.layers` names at these positions, [R, D], before the
+            final norm.
         claims: a method may leave here what it asked the matcher about, row -> {token: claim}.
     """
 
@@ -71,6 +92,7 @@ class Step:
     request: list[int]
     prefix: Callable[[int], list[int]]
     call: Call
+    hidden: Callable[[int], Tensor] = field(default=_no_layers)
     claims: dict[int, dict[int, str]] = field(default_factory=dict)
     _kept: dict[float, Tensor] = field(default_factory=dict)
 
@@ -99,6 +121,22 @@ class Method(ABC):
     def executions(self) -> tuple[str, ...]:
         """How its branches may be run; a method whose branches are idle by design leaves "batched" out."""
         return ("lazy", "batched")
+
+    @property
+    def steers(self) -> bool:
+        """Whether it changes what the global branch computes, see `around`."""
+        return type(self).around is not Method.around
+
+    def around(self, passed: Pass) -> AbstractContextManager[None]:
+        """Return the context in which a model call of the global branch runs: one that steers it, or none.
+
+        It must depend on the tokens of the rows alone, not on how many of them a call reads at once.
+        """
+        return nullcontext()
+
+    def layers(self, call: Call) -> Sequence[int]:
+        """Return the decoder layers whose outputs `Step.hidden` is to give, 0 for the first."""
+        return ()
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the branches beside the global one; none for a method that only reweighs logits."""

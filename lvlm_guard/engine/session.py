@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,12 +14,13 @@ from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.active import within
 from lvlm_guard.engine.assembly import upcast
 from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.hiding import Hidden, refusal, shareable
+from lvlm_guard.engine.hiding import refusal, shareable
 from lvlm_guard.engine.lagging import Lagging, records
 from lvlm_guard.engine.method import Method, Step
-from lvlm_guard.engine.reading import Prepared, Reader, encodes_first
+from lvlm_guard.engine.reading import Prepared, Reader, Reading, encodes_first
+from lvlm_guard.engine.steering import Decoder, Pass, tapped
 from lvlm_guard.engine.trace import Recorder, answers_of
-from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.trace import GuardTrace
@@ -65,8 +67,11 @@ class Session:
         self._eager = call.family.proof.way is None  # the branches run from the first step on, wanted or not
         self._idle = True  # no branch has run yet
         self._lagging = [Lagging(call.family.proof.crops) for _ in self.branches]
-        self._views: list[dict[str, Any]] | None = None
-        self._hidden: dict[int, Hidden] = {}  # by branch, for the rows of a step
+        self._readings: list[Reading] = []
+        self._steers = method.steers and any(call.has_picture)
+        self._layers = method.layers(call) if any(call.has_picture) else ()
+        self._lens_is_right = not self._layers
+        self._hidden: dict[int, Tensor] = {}  # what the layers gave in this step
         self._whole_prefill: Prepared | None = None
         self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
 
@@ -100,7 +105,23 @@ class Session:
                 "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
                 "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
             )
-        if self._cached and any(branch.pixels for branch in self.branches):
+        if (self._steers or self._layers) and generation_config.prefill_chunk_size is not None:
+            raise UnsupportedCallError(
+                f"prefill_chunk_size: {self.method.name} acts inside the model's layers, on the prompt as a whole. "
+                "Leave prefill_chunk_size out, or use a method that assembles logits, such as 'agla'."
+            )
+        if (self._steers or self._layers) and getattr(cache, "is_compileable", False):
+            raise UnsupportedCallError(
+                f"{self.method.name} acts inside the model's layers, which a compiled call with a "
+                f"{type(cache).__name__} does not show. Leave cache_implementation out, or use a method that assembles "
+                "logits, such as 'agla'."
+            )
+        if self._cached and any(branch.prompt for branch in self.branches):
+            raise UnsupportedCallError(
+                f"past_key_values: {self.method.name} reads a prompt of its own, which the first turn's inputs don't "
+                "tell of a later turn. Pass the whole conversation through the processor, without past_key_values."
+            )
+        if self._cached and not all(branch.hides for branch in self.branches):
             self._reader.from_the_start(arguments)
         self.execution = self._choose(generation_config, cache)
         self.trace.execution = self._asked if self._eager and self._asked == "batched" else self.execution
@@ -119,6 +140,10 @@ class Session:
         impossible = None
         if "batched" not in self.method.executions:
             impossible = f"{self.method.name} leaves its branch idle most of the time"
+        elif self._steers or self._layers:
+            impossible = f"{self.method.name} acts inside the global branch alone"
+        elif not all(branch.stacks for branch in self.branches):
+            impossible = f"{self.method.name} reads a prompt of its own, or steers its branch"
         elif self._cached:
             impossible = "past_key_values holds the global branch alone"
         elif not self.call.family.proof.stacks:
@@ -184,16 +209,48 @@ class Session:
         if self._whole_prefill is not None:
             return plain(inputs)
         if self.execution != "batched":
-            outputs = plain(inputs)
+            with self._acting(inputs):
+                outputs = plain(inputs)
             outputs.logits = self._assembled(outputs.logits, None)
             return outputs
         return self._stacked(plain, inputs)
 
+    @contextmanager
+    def _acting(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Steer the global branch's call, and keep what the method reads of its layers."""
+        if not (self._steers or self._layers):
+            yield
+            return
+        assert self.prepared is not None
+        rows, length = self.prepared.ids.shape
+        request = [row * len(self.prompt) // rows for row in range(rows)]
+        passed = self.prepared.passed(self.call, length - inputs["input_ids"].shape[1], self.prompt.shape[1], request)
+        with ExitStack() as stack:
+            if self._layers:
+                stack.enter_context(self._tapped(self.call.decoder, passed))
+            if self._steers:
+                stack.enter_context(self.method.around(passed))
+            yield
+
+    def _tapped(self, decoder: Decoder, passed: Pass) -> AbstractContextManager[None]:
+        layers = [
+            *decoder.within(self._layers),
+            len(decoder) - 1,
+        ]  # the last one tells whether the head is as we read it
+
+        held = self._hidden = {}
+
+        def see(index: int, given: Tensor) -> None:
+            held[layers[index]] = given[:, given.shape[1] - max(passed.count, 1) :]
+
+        return tapped([decoder.layers[layer] for layer in layers], see)
+
     def _stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         assert self.prepared is not None
         rows, count = len(self.prepared.ids), 1 + len(self.branches)
-        views = self.views(rows)
-        outputs = run(blocks.stack(inputs, views, rows, self._holes()))
+        readings = self._opened(self.prepared)
+        holes = [None if reading.hidden is None else reading.hidden.hides for reading in readings]
+        outputs = run(blocks.stack(inputs, [reading.view for reading in readings], rows, holes))
         self.trace.local_tokens += (count - 1) * int(inputs["input_ids"].numel())
         logits = outputs.logits.split(rows)
         for key in ("hidden_states", "attentions", "image_hidden_states"):
@@ -201,11 +258,6 @@ class Session:
                 outputs[key] = blocks.only_global(outputs[key], rows, count)
         outputs.logits = self._assembled(logits[0], logits[1:])
         return outputs
-
-    def _holes(self) -> list[Tensor | None]:
-        """Return what each branch hides, [R, prompt] bool; None where it hides nothing."""
-        found = [self._hidden.get(index) for index in range(len(self.branches))]
-        return [None if hidden is None else hidden.hides for hidden in found]
 
     def _assembled(self, logits: Tensor, others: tuple[Tensor, ...] | None) -> Tensor:
         """Assemble the positions that predict a token of the answer; logits [R, Q, V] -> [R, Q, V]."""
@@ -222,6 +274,8 @@ class Session:
             )
         count = min(length, answers)  # of the kept positions, those at or after the prompt's last token
         step = self._step(logits[:, length - count :], ids, answers)
+        if not self._lens_is_right:
+            self._check_lens(step)
         lagging = others is None and bool(self.branches)
         decided = self.method.decided(step) if lagging or self._recorder.keep else None
         guarded = self._guarded(step)
@@ -258,7 +312,33 @@ class Session:
             request=self._requests(rows, count),
             prefix=prefix,
             call=self.call,
+            hidden=self._hidden_states(count),
         )
+
+    def _hidden_states(self, count: int) -> Callable[[int], Tensor]:
+        """Return what gives a layer's output at the last `count` positions, [R, D]."""
+        held = self._hidden
+
+        def hidden(layer: int) -> Tensor:
+            if layer not in held:
+                raise KnobError(f"Step.hidden({layer}): layers() of {self.method.name} does not name this layer.")
+            return held[layer][:, -count:].flatten(0, 1)
+
+        return hidden
+
+    def _check_lens(self, step: Step) -> None:
+        """Refuse a model whose logits are no norm and head of its last layer: early layers can't be read by them."""
+        decoder = self.call.decoder
+        read, wide = decoder.lens(step.hidden(len(decoder) - 1)).to(step.logits), step.raw.dtype.itemsize > 2
+        if not torch.allclose(
+            read, step.logits, rtol=0, atol=(1e-3 if wide else 0.05) * float(step.logits.abs().max())
+        ):
+            raise UnsupportedModelError(
+                f"{type(self.call.model).__name__} makes its logits otherwise than by a norm and a head over its last "
+                f"layer, so {self.method.name} can't read its early layers. Use a method that assembles whole logits, "
+                "such as 'agla'."
+            )
+        self._lens_is_right = True
 
     def _t(self, answers: int, rows: int, count: int, device: torch.device) -> Tensor:
         if count == 1:
@@ -286,25 +366,12 @@ class Session:
 
     # --- the other branches
 
-    def views(self, rows: int) -> list[dict[str, Any]]:
-        """Return what each branch's call has otherwise, for R rows; made at the first step that asks."""
-        if self._views is None:
-            expand = rows // len(self.prompt)
+    def _opened(self, prepared: Prepared) -> list[Reading]:
+        """Return how each branch reads the rows; made at the first step that asks."""
+        if not self._readings:
             requests = list(range(len(self.prompt)))
-            self._views = [
-                self._reader.view(branch, self.call, requests, expand) if branch.pixels else {}
-                for branch in self.branches
-            ]
-        return self._views
-
-    def _seen(self, index: int, prepared: Prepared) -> Prepared:
-        """Return the rows of a step as a branch reads them: without what it hides."""
-        branch = self.branches[index]
-        if branch.hides is None:
-            return prepared
-        if index not in self._hidden:
-            self._hidden[index] = self._reader.hidden(branch, self.call, prepared)
-        return Prepared(*self._hidden[index].read(prepared.ids, prepared.arguments))
+            self._readings = [self._reader.opened(branch, self.call, requests, prepared) for branch in self.branches]
+        return self._readings
 
     def _others(
         self, prepared: Prepared, step: Step, wanted: Tensor, needed: int
@@ -320,7 +387,8 @@ class Session:
         first, self._idle = self._idle, False
         if first and FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
             return self._for_few(prepared, step, part, requests, needed)
-        others = tuple(self._catch_up(index, prepared, needed) for index in range(len(self.branches)))
+        branches = zip(self._opened(prepared), self._lagging, strict=True)
+        others = tuple(self._catch_up(reading, lagging, prepared, needed) for reading, lagging in branches)
         if self._may_join and prepared.ids.shape[1] + 1 < self._longest:
             self._join()
         return others, None
@@ -335,43 +403,41 @@ class Session:
         few = Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            cache = reader.new_cache()
-            if branch.pixels:
-                view = reader.view(branch, part, requests, expand)
-                logits = reader.read(few, view, cache if few.uses_cache else None, 0, needed, reader.first)
-            else:
-                hidden = reader.hidden(branch, part, few)
-                hidden.seed(self._global, cache, chosen)
-                seen = Prepared(*hidden.read(few.ids, few.arguments))
-                logits = reader.read(seen, {}, cache, hidden.shared, needed, hidden.first)
+            reading, cache, done = reader.opened(branch, part, requests, few), reader.new_cache(), 0
+            if reading.hidden is not None:
+                reading.hidden.seed(self._global, cache, chosen)
+                done = reading.hidden.shared
+            logits = reader.read(reading, reading.rows(few), cache if few.uses_cache else None, done, needed)
             whole = step.raw.view(rows, needed, -1).clone()
             whole[chosen] = logits.to(whole.dtype)
             others.append(whole)
         ran = torch.zeros(rows, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
         return tuple(others), ran.repeat_interleave(needed)
 
-    def _catch_up(self, index: int, prepared: Prepared, needed: int) -> Tensor:
+    def _catch_up(self, reading: Reading, lagging: Lagging, prepared: Prepared, needed: int) -> Tensor:
         """Run one lagging branch over all that it skipped; returns its last `needed` logits, [R, needed, V]."""
-        lagging, seen = self._lagging[index], self._seen(index, prepared)
-        ids, hidden = seen.ids, self._hidden.get(index)
-        done = lagging.align(ids, needed, len(ids) // len(self.prompt)) if prepared.uses_cache else 0
-        if prepared.uses_cache and lagging.cache is None:
+        seen = reading.rows(prepared)
+        if not prepared.uses_cache:
+            return self._reader.read(reading, seen, None, 0, needed)
+        done = lagging.align(seen.ids, needed, len(seen.ids) // len(self.prompt))
+        if lagging.cache is None:
             lagging.cache = self._reader.new_cache()
             if records(self._global):
                 lagging.cache.activate_past_recording()
-            if hidden is not None:
-                hidden.seed(self._global, lagging.cache)
-                done = hidden.shared
-        first = self._reader.first if hidden is None else hidden.first
-        logits = self._reader.read(seen, self.views(len(ids))[index], lagging.cache, done, needed, first)
-        if prepared.uses_cache:
-            lagging.ran(ids, done)
+            if reading.hidden is not None:
+                reading.hidden.seed(self._global, lagging.cache)
+                done = reading.hidden.shared
+        logits = self._reader.read(reading, seen, lagging.cache, done, needed)
+        lagging.ran(seen.ids, done)
         return logits
 
     def _join(self) -> None:
         """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""
         caches: list[Any] = [lagging.cache for lagging in self._lagging]
-        for index, hidden in self._hidden.items():
+        for index, reading in enumerate(self._readings):
+            hidden = reading.hidden
+            if hidden is None:
+                continue
             if caches[index].get_seq_length() - hidden.shared + hidden.start != self._global.get_seq_length():
                 return
             whole = self._reader.new_cache()

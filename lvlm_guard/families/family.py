@@ -125,6 +125,12 @@ class Family:
         found = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
         return next((int(token) for token in found if token is not None), None)
 
+    def image_marks(self, config: Any) -> set[int]:
+        """Return the ids of the tokens that open or close a picture in a prompt, as the configuration names them."""
+        named = ("vision_start", "vision_end", "boi", "eoi", "image_start", "image_end", "image_newline")
+        found = (getattr(config, f"{name}_token_{kind}", None) for name in named for kind in ("id", "index"))
+        return {int(token) for token in found if isinstance(token, int)}
+
     def has_picture(self, pictures: Pictures | None, ids: Tensor, config: Any) -> list[bool]:
         """Return which prompts [B, T] hold a picture: those that came with one, else those with its tokens.
 

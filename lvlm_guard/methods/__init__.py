@@ -14,8 +14,16 @@ from lvlm_guard.registry import Registry
 if TYPE_CHECKING:
     from lvlm_guard.methods.agla import AGLA as AGLA
     from lvlm_guard.methods.apc import APC as APC
+    from lvlm_guard.methods.deco import DeCo as DeCo
+    from lvlm_guard.methods.dola import DoLa as DoLa
     from lvlm_guard.methods.focus import Focus as Focus
+    from lvlm_guard.methods.iat import IAT as IAT
+    from lvlm_guard.methods.icd import ICD as ICD
+    from lvlm_guard.methods.m3id import M3ID as M3ID
+    from lvlm_guard.methods.pai import PAI as PAI
+    from lvlm_guard.methods.rudder import RUDDER as RUDDER
     from lvlm_guard.methods.vcd import VCD as VCD
+    from lvlm_guard.methods.vista import VISTA as VISTA
     from lvlm_guard.methods.vote import Vote as Vote
 
 REGISTRY = Registry(
@@ -25,6 +33,14 @@ REGISTRY = Registry(
         "agla": "lvlm_guard.methods.agla:AGLA",
         "apc": "lvlm_guard.methods.apc:APC",
         "focus": "lvlm_guard.methods.focus:Focus",
+        "vista": "lvlm_guard.methods.vista:VISTA",
+        "rudder": "lvlm_guard.methods.rudder:RUDDER",
+        "pai": "lvlm_guard.methods.pai:PAI",
+        "m3id": "lvlm_guard.methods.m3id:M3ID",
+        "icd": "lvlm_guard.methods.icd:ICD",
+        "iat": "lvlm_guard.methods.iat:IAT",
+        "dola": "lvlm_guard.methods.dola:DoLa",
+        "deco": "lvlm_guard.methods.deco:DeCo",
         "vcd": "lvlm_guard.methods.vcd:VCD",
         "vote": "lvlm_guard.methods.vote:Vote",
     },

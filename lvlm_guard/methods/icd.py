@@ -1,0 +1,91 @@
+"""ICD: subtract what the model says under a disturbed instruction.
+
+Source: Wang et al., "Mitigating Hallucinations in Large Vision-Language Models with Instruction Contrastive Decoding",
+ACL Findings 2024, arXiv:2403.18715; p1k0pan/ICD at 2fa44c5 (no licence file; written from the formula):
+
+    (1 + alpha) * l - alpha * l_disturbed    within the plausibility constraint on l
+
+Differs from the release: the disturbance is written into the prompt of every family (there InstructBLIP's goes to the
+Q-Former alone, LLaVA's replaces its system prompt, which the checkpoints on the hub do not have).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
+from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.errors import KnobError, UnsupportedCallError
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+
+CONFUSED = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
+
+
+@dataclass(frozen=True)
+class ICD(Constrained):
+    """Two branches, (1 + alpha) * l - alpha * l_disturbed, then the plausibility cut on l.
+
+    Args:
+        alpha: contrast strength, >= 0; 1 in the release.
+        beta: plausibility cut, 0 to 1; .1 in the release.
+        disturbance: the instruction that is added; the release has five, each a run of its own.
+        place: before the whole prompt ("system", as for LLaVA), or before or behind the question ("prefix", "suffix").
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "icd"
+    asks_about_pictures: ClassVar[bool] = True
+    alpha: float = 1.0
+    beta: float = 0.1
+    disturbance: str = CONFUSED
+    place: Literal["system", "prefix", "suffix"] = "system"
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_beta(self.beta)
+        if self.place not in ("system", "prefix", "suffix"):
+            raise KnobError(f"place is {self.place!r}: give 'system', 'prefix' or 'suffix'.")
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the disturbed branch: the same picture under another prompt."""
+        return (Branch("disturbed", prompt=self._prompt),)
+
+    def check(self, call: Call) -> None:
+        """Raise where the question's place in a prompt is not known, see `disturbed`."""
+        if self.place != "system":
+            call.require_text()
+
+    def _prompt(self, call: Call) -> dict[str, Any]:
+        texts = [row[0].text if row else "" for row in call.requests()]
+        return call.rewritten(lambda prompt, index: self.disturbed(prompt, texts[index]))
+
+    def disturbed(self, prompt: str, question: str) -> str:
+        """Return a prompt with the disturbance in its place.
+
+        Raises:
+            UnsupportedCallError: the prompt does not hold the question.
+        """
+        if not self.disturbance:
+            return prompt
+        if self.place == "system":
+            return f"{self.disturbance} {prompt}"
+        before, found, behind = prompt.rpartition(question)
+        if not (found and question):
+            raise UnsupportedCallError(
+                f"The prompt does not hold the question {question!r}, beside which the disturbance belongs. Leave "
+                "guard_text out, or give place='system'."
+            )
+        both = (self.disturbance, found) if self.place == "prefix" else (found, self.disturbance)
+        return before + " ".join(both) + behind
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the contrast within the constraint; where the disturbed branch did not run, l."""
+        other = self.other(step, branches, step.logits)
+        return cut(contrast(step.logits, other, self.alpha), step.logits, self.kept(step))

@@ -1,0 +1,94 @@
+"""PAI: pay more attention to the picture, and subtract what the text alone says.
+
+Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs",
+ECCV 2024, arXiv:2407.21771; LALBJ/PAI at 9bbd8bd. At each position that predicts a token, in layers from `start` on,
+scores of image tokens before softmax:
+
+    A + alpha * |A|        then  gamma * (lp - lp_text) + lp_text    within the plausibility constraint on lp
+
+`lp_text` reads the prompt without its picture, unsteered. Differs from the release: the prompt's last position is
+steered too where a text branch runs (there a flag leaves it out), rows and beams have their own image columns, and any
+attention kernel will do, since the steered rows are computed again from queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
+from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.engine.steering import Pass, Rows, rescored
+from lvlm_guard.errors import KnobError
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+
+
+@dataclass(frozen=True)
+class PAI(Constrained):
+    """Image tokens' scores raised by alpha * |A|, and gamma * lp - (gamma - 1) * lp_text within the constraint.
+
+    Args:
+        alpha: how much the picture's scores rise, >= 0; .2 for LLaVA-1.5.
+        gamma: guidance against the text alone, >= 1; at 1 there is no text branch.
+        beta: plausibility cut, 0 to 1; .1 in the release, which cuts only where gamma is above 1.
+        start: first layer that is steered; 2 in the release.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "pai"
+    alpha: float = 0.2
+    gamma: float = 1.1
+    beta: float = 0.1
+    start: int = 2
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_beta(self.beta)
+        check_alpha(self.gamma - 1, "gamma - 1")
+        if self.start < 0:
+            raise KnobError(f"start is {self.start!r}: give the number of a layer, 0 for the first.")
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the text-only branch, or none at gamma 1."""
+        return (Branch("text", prompt=_text),) if self.gamma > 1 else ()
+
+    def check(self, call: Call) -> None:
+        """Raise where the picture's tokens are not known, or there is no such layer."""
+        _ = call.image_positions
+        call.decoder.within([self.start])
+
+    def around(self, passed: Pass) -> AbstractContextManager[None]:
+        """Raise the scores of the picture's tokens."""
+        if self.alpha == 0:
+            return nullcontext()
+        shown = passed.columns(passed.call.image_positions)
+
+        def raised(rows: Rows) -> Tensor:
+            width = rows.scores.shape[-1]
+            return rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, :width]
+
+        decoder = passed.call.decoder
+        return rescored(passed, decoder, range(self.start, len(decoder)), raised)
+
+    def decided(self, step: Step) -> Tensor:
+        """Where one token is plausible, the text branch can't matter."""
+        return self.kept(step).sum(-1) == 1
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the guided log-probabilities within the constraint; at gamma 1 the steered logits as they are."""
+        if self.gamma == 1:
+            return step.logits
+        lp = step.logits.log_softmax(-1)
+        other = self.other(step, branches, lp) if branches is None else branches[0].to(lp.dtype).log_softmax(-1)
+        return cut(contrast(lp, other, self.gamma - 1), step.logits, self.kept(step))
+
+
+def _text(call: Call) -> dict[str, Any]:
+    return dict(call.without_pictures())

@@ -1,0 +1,120 @@
+"""VISTA: steer all layers towards what the picture adds, and average the head over late layers.
+
+Source: Li et al., "The Hidden Life of Tokens: Reducing Hallucination of Large Vision-Language Models via Visual
+Information Steering", ICML 2025, arXiv:2502.03628; LzVv123456/VISTA at dc62252. With v_i the difference that the
+picture makes to the prompt's last state after layer i, at every layer and position, on the output x of its MLP:
+
+    x <- |x| * normalize(x / |x| + lam * (1 + max(0, cos(x, -v_i))) * v_i / |v_i|)
+    s = (1 - alpha) * l + alpha * mean over some late layers of head(h_i)
+
+Differs from the release: v_i is the difference itself (there a principal component of one pair adds 1 to one coordinate
+of it), rows have their own, and any precision will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.steering import Pass, edited
+from lvlm_guard.errors import KnobError
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+
+
+@dataclass(frozen=True)
+class VISTA(Method):
+    """All MLP outputs steered along what the picture adds, and the head averaged with late layers.
+
+    Args:
+        lam: strength of the steering, >= 0; .17 for captions and .01 for questions in the release.
+        alpha: share of the late layers in the logits, 0 to 1; .3 in the release.
+        late_from, late_to: shares of the depth, 0 to 1, between which the head is read; the release has the outputs of
+            layers 25 to 30 of 32, without the final norm.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "vista"
+    asks_about_pictures: ClassVar[bool] = True
+    lam: float = 0.17
+    alpha: float = 0.3
+    late_from: float = 25 / 32
+    late_to: float = 31 / 32
+
+    def __post_init__(self) -> None:
+        check_alpha(self.lam, "lam (lambda)")
+        if not 0 <= self.alpha <= 1:
+            raise KnobError(f"alpha is {self.alpha!r}, but it is the late layers' share of the logits: give 0 to 1.")
+        if not 0 <= self.late_from < self.late_to <= 1:
+            raise KnobError(
+                f"late_from is {self.late_from!r} and late_to {self.late_to!r}: give shares of the depth, "
+                "0 <= late_from < late_to <= 1."
+            )
+
+    def check(self, call: Call) -> None:
+        """Raise where the picture's tokens are not known, or layers have no MLP of their own."""
+        _ = call.image_positions
+        for layer in range(len(call.decoder)):
+            call.decoder.part(layer, "mlp")
+
+    def layers(self, call: Call) -> Sequence[int]:
+        """Return the late layers, at least one and never the last."""
+        depth = len(call.decoder)
+        first = min(round(self.late_from * depth), depth - 2)
+        return range(first, max(min(round(self.late_to * depth), depth - 1), first + 1)) if self.alpha > 0 else ()
+
+    @contextmanager
+    def around(self, passed: Pass) -> Iterator[None]:
+        """Steer every MLP at every position."""
+        decoder = passed.call.decoder
+        if self.lam > 0 and "vista" not in passed.call.memory:
+            passed.from_the_start()
+            passed.call.memory["vista"] = _directions(passed.call)
+
+        def change(layer: int, x: Tensor) -> Tensor | None:
+            if self.lam == 0:
+                return None
+            v: Tensor = passed.call.memory["vista"][layer]
+            v = v[passed.rows.to(v.device), None].to(x.device)
+            return steered(x.float(), v, self.lam)
+
+        mlps = [decoder.part(layer, "mlp") for layer in range(len(decoder))]
+        with edited(mlps, change, passed, everywhere=True):
+            yield
+
+    def decided(self, step: Step) -> Tensor:
+        """Every row: there is no other branch to wait for."""
+        return torch.ones_like(step.t, dtype=torch.bool)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the logits averaged with those of the late layers."""
+        if self.alpha == 0:
+            return step.logits
+        states = torch.stack([step.hidden(layer) for layer in self.layers(step.call)])
+        late = step.call.decoder.lens(states, norm=False).to(step.logits.dtype).mean(0)
+        return (1 - self.alpha) * step.logits + self.alpha * late
+
+
+def _directions(call: Call) -> list[Tensor]:
+    """Return what the picture adds to each layer's last state, [B, D] each."""
+    layers = range(len(call.decoder))
+    seen, text = call.run(call.opening, layers)[1], call.run(call.without_pictures(), layers)[1]
+    return [(a[:, -1] - b[:, -1]).float() for a, b in zip(seen, text, strict=True)]
+
+
+def steered(x: Tensor, v: Tensor, lam: float) -> Tensor:
+    """Return states [..., D] turned towards v by lam, their lengths kept."""
+    more = 1 + cosine_similarity(x, -v, dim=-1).clamp(min=0)[..., None]
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return length * normalize(normalize(x, dim=-1) + lam * more * normalize(v, dim=-1), dim=-1)
