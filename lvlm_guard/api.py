@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lvlm_guard.engine.combined import Combined
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
 from lvlm_guard.engine.subclass import plain_class
@@ -21,14 +23,29 @@ M = TypeVar("M")
 P = TypeVar("P")
 
 
-def resolve(method: str | Method | type[Method], knobs: dict[str, Any] | None = None) -> Method:
-    """Return a method from its name, its class, or itself.
+Given = str | Method | type[Method] | Sequence[Method]
+
+
+def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
+    """Return a method from its name, its class, or itself; "agla+rudder", or a list of methods, is a combination.
 
     Raises:
         UnknownNameError: no method has this name.
-        KnobError: it has no such knob, or a knob's value is out of range.
+        KnobError: it has no such knob, a knob's value is out of range, or methods that don't combine.
     """
     from lvlm_guard.methods import REGISTRY
+
+    if isinstance(method, str) and "+" in method and method not in REGISTRY.names():
+        if knobs:
+            raise KnobError(
+                f"Knobs were given beside {method!r}, whose parts may share their names: give the methods themselves, "
+                "such as [methods.AGLA(alpha=1.0), methods.RUDDER(relative=True)]."
+            )
+        return Combined(tuple(resolve(part.strip()) for part in method.split("+")))
+    if isinstance(method, list | tuple):
+        if knobs:
+            raise KnobError("Knobs were given beside a list of methods: give them to the methods themselves.")
+        return Combined(tuple(resolve(part) for part in method))
 
     if isinstance(method, Method):
         if knobs:
@@ -57,7 +74,7 @@ def resolve(method: str | Method | type[Method], knobs: dict[str, Any] | None = 
 def guard(
     model: M,
     processor: P,
-    method: str | Method = "agla",
+    method: Given = "agla",
     *,
     execution: Execution = "auto",
     check: Check = "unknown",
@@ -69,7 +86,8 @@ def guard(
         model: a transformers model of a supported family; PEFT-wrapped, quantised, compiled and
             dispatched ones too.
         processor: the processor that belongs to it.
-        method: a registered name, or a method with its knobs, such as `methods.AGLA(alpha=1.5)`.
+        method: a registered name, a method with its knobs, such as `methods.AGLA(alpha=1.5)`, or several that act
+            together, "agla+rudder" or a list: at most one may assemble logits.
         execution: how the method's branches are run: "auto", "lazy" (only when they matter) or
             "batched" (stacked with the global one). The tokens are the same.
         check: whether to prove first that a second branch is right on this model: "always", "unknown" (where neither

@@ -123,6 +123,11 @@ class Method(ABC):
         return ("lazy", "batched")
 
     @property
+    def assembles(self) -> bool:
+        """Whether it changes the logits that the global branch gives; of a combination one may."""
+        return True
+
+    @property
     def steers(self) -> bool:
         """Whether it changes what the global branch computes, see `around`."""
         return type(self).around is not Method.around
@@ -229,6 +234,23 @@ class Constrained(Method):
             return logits
         other = branches[0].to(logits.dtype)
         return torch.where((step.t > 1)[:, None], logits, other) if self.first_token_only else other
+
+
+class Steering(Method):
+    """A method that acts inside the global branch alone: no other branch, its logits as they are."""
+
+    @property
+    def assembles(self) -> bool:
+        """False: the steered logits are the answer's."""
+        return False
+
+    def decided(self, step: Step) -> Tensor:
+        """Every row: there is no other branch to wait for."""
+        return torch.ones_like(step.t, dtype=torch.bool)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the steered logits as they are."""
+        return step.logits
 
 
 def _plain(value: Any) -> Any:

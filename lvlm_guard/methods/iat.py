@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.method import Steering
 from lvlm_guard.engine.steering import Pass, Rows, rescored
 from lvlm_guard.errors import KnobError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class IAT(Method):
+class IAT(Steering):
     """Scores of the answer's own tokens raised by alpha * |s|; no second branch.
 
     Args:
@@ -74,11 +74,3 @@ class IAT(Method):
 
         decoder = passed.call.decoder
         return rescored(passed, decoder, self.steered(len(decoder)), raised)
-
-    def decided(self, step: Step) -> Tensor:
-        """Every row: there is no other branch to wait for."""
-        return torch.ones_like(step.t, dtype=torch.bool)
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the steered logits as they are."""
-        return step.logits

@@ -55,6 +55,11 @@ class PAI(Constrained):
         if self.start < 0:
             raise KnobError(f"start is {self.start!r}: give the number of a layer, 0 for the first.")
 
+    @property
+    def assembles(self) -> bool:
+        """Whether there is a text branch."""
+        return self.gamma > 1
+
     def branches(self) -> tuple[Branch, ...]:
         """Return the text-only branch, or none at gamma 1."""
         return (Branch("text", prompt=_text),) if self.gamma > 1 else ()
@@ -78,8 +83,8 @@ class PAI(Constrained):
         return rescored(passed, decoder, range(self.start, len(decoder)), raised)
 
     def decided(self, step: Step) -> Tensor:
-        """Where one token is plausible, the text branch can't matter."""
-        return self.kept(step).sum(-1) == 1
+        """Where one token is plausible, or there is no text branch."""
+        return (self.kept(step).sum(-1) == 1) | (self.gamma == 1)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the guided log-probabilities within the constraint; at gamma 1 the steered logits as they are."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
 from lvlm_guard.engine.assembly import check_alpha
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.method import Steering
 from lvlm_guard.engine.steering import Pass, edited, tapped
 from lvlm_guard.errors import KnobError
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RUDDER(Method):
+class RUDDER(Steering):
     """h + alpha * g * v in one layer's attention output; no second branch.
 
     Args:
@@ -102,14 +102,6 @@ class RUDDER(Method):
         s = cosine_similarity(h, v, dim=-1)[..., None]
         towards, away = softplus(self.k * s + self.c), softplus(-self.k * s + self.c)
         return (towards / (towards + away)).clamp(self.floor, 1)
-
-    def decided(self, step: Step) -> Tensor:
-        """Every row: there is no other branch to wait for."""
-        return torch.ones_like(step.t, dtype=torch.bool)
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the steered logits as they are."""
-        return step.logits
 
 
 def direction(given: Tensor, weight: Tensor) -> Tensor:

@@ -62,6 +62,11 @@ class VISTA(Method):
                 "0 <= late_from < late_to <= 1."
             )
 
+    @property
+    def assembles(self) -> bool:
+        """Whether late layers are averaged in."""
+        return self.alpha > 0
+
     def check(self, call: Call) -> None:
         """Raise where the picture's tokens are not known, or layers have no MLP of their own."""
         _ = call.image_positions

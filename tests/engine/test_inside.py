@@ -17,7 +17,7 @@ from matchers import Brightness
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine.method import Branch, Method
 from lvlm_guard.engine.steering import Decoder, edited, rescored
-from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.errors import KnobError, UnknownNameError, UnsupportedCallError, UnsupportedModelError
 
 NO_PICTURES = list(range(4, 12))  # random models would answer with pictures' placeholders
 RUN = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "suppress_tokens": NO_PICTURES}
@@ -267,3 +267,30 @@ def test_hooks_are_gone_afterwards_and_inert_for_other_threads():
     assert torch.equal(other[0], plain)
     assert torch.equal(layer(x), plain)
     assert not layer._forward_hooks
+
+
+# --- several methods at once
+
+
+def test_one_assembles_and_any_number_steer(pair):
+    steering = [made("rudder"), made("iat")]
+    both = answer(pair, [methods.VCD(beta=0.05), *steering])
+    assert both[1].method == "vcd+rudder+iat"
+    assert both[1].knobs["rudder"]["relative"] is True
+    assert both[0] == answer(pair, [methods.VCD(beta=0.05), *steering], use_cache=False)[0]
+    alone = [answer(pair, steering)[0], answer(pair, methods.VCD(beta=0.05))[0]]
+    assert both[0] not in alone
+    off = [methods.VCD(alpha=0.0, beta=0.0), *steering]
+    assert answer(pair, off)[0] == alone[0]
+
+
+def test_methods_that_do_not_combine_are_refused(pair):
+    for wrong, words in (
+        ("agla+vcd", "both assemble logits"), ("rudder+rudder", "different methods"), ([made("rudder")], "two or more"),
+    ):  # fmt: skip
+        with pytest.raises(KnobError, match=words):
+            pair[0].generate(**asked(pair), **RUN, guard=wrong)
+    with pytest.raises(KnobError, match="the methods themselves"):
+        guard(*pair, "agla+rudder", alpha=1.0, check="never")
+    with pytest.raises(UnknownNameError, match="rudde"):
+        guard(*pair, "agla+rudde", check="never")
