@@ -38,8 +38,8 @@ class Combined(Method):
         both = [part.name for part in self.parts if part.assembles]
         if len(both) > 1:
             raise KnobError(
-                f"{' and '.join(both)} both assemble logits, and of a combination one method may: give one of them, with "
-                "methods that steer, such as 'rudder' or 'iat'."
+                f"{' and '.join(both)} both assemble logits, and of a combination one may: give one of them, with methods "
+                "that steer, such as 'rudder' or 'iat'."
             )
         if len(set(names)) < len(names) or len(names) < 2:
             raise KnobError(f"A combination of {', '.join(names) or 'nothing'}: give two or more different methods.")
