@@ -38,7 +38,7 @@ class Combined(Method):
         both = [part.name for part in self.parts if part.assembles]
         if len(both) > 1:
             raise KnobError(
-                f"{' and '.join(both)} both assemble logits, and of a combination one may: give one of them, with methods "
+                f"{' and '.join(both)} both assemble logits; of a combination one may. Give one of them, with methods "
                 "that steer, such as 'rudder' or 'iat'."
             )
         if len(set(names)) < len(names) or len(names) < 2:
