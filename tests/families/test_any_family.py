@@ -253,8 +253,8 @@ def test_check_is_one_of_three():
 
 def blind(monkeypatch):
     """A branch keeps the call's own picture."""
-    plain = Reader.view
-    monkeypatch.setattr(Reader, "view", lambda self, branch, call, *rest: plain(
+    plain = Reader.opened
+    monkeypatch.setattr(Reader, "opened", lambda self, branch, call, *rest: plain(
         self, dataclasses.replace(branch, pixels=lambda call: dict(call.tensors)), call, *rest
     ))  # fmt: skip
 
