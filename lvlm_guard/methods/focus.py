@@ -22,6 +22,7 @@ from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import UnsupportedCallError
 from lvlm_guard.families.cells import check_cells, token_relevance
+from lvlm_guard.matching.attention import NAME, attended
 from lvlm_guard.matching.views import check_share, matcher_of, matches_of
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Focus(Constrained):
             the global one. Tokens that show nothing (ends of lines) always stay. On the embedded world's validation
             split fewer rank questions better (.1 > .25 > .4 > .5) and cost captions objects: a quarter is where
             captions lose none that can be told.
-        matcher: what finds the relevant part: a registered name, a hub id or folder, a matcher, or None for the
-            model's default (`blip-itm`).
+        matcher: what finds the relevant part: a registered name, a hub id or folder, a matcher, None for the model's
+            default (`blip-itm`), or "attention" for where the model itself looks, which is measured to be worse.
 
     Raises:
         KnobError: a knob is out of range.
@@ -72,22 +73,31 @@ class Focus(Constrained):
             UnsupportedModelError: which image token shows what is not known.
             UnsupportedCallError: the caller brought second pictures, which this method does not look at.
         """
-        call.require_text()
-        check_cells(call.model)
+        if self.matcher != NAME:
+            call.require_text()
+            check_cells(call.model)
         if call.pictures.given:
             raise UnsupportedCallError(
                 "guard_images are second pictures, but `focus` reads no second picture: it hides a part of the first. "
                 "Leave guard_images out, or use 'agla'."
             )
-        matcher_of(call, self.matcher)
+        if self.matcher == NAME:
+            _ = call.image_positions, call.decoder
+        else:
+            matcher_of(call, self.matcher)
 
     def _hides(self, call: Call) -> Tensor:
         """Mark the image tokens outside the most relevant share of their picture, [B, T] bool."""
+        if self.matcher == NAME:
+            return self._hidden(call, [[kept_tokens(one, self.share)] for one in attended(call)])
         matches = matches_of(call, self.matcher, self.share)
         found = iter(token_relevance(call, [match.relevance for match in matches]))
+        return self._hidden(call, [[kept_tokens(next(found), self.share) for _ in row] for row in call.requests()])
+
+    @staticmethod
+    def _hidden(call: Call, rows: list[list[Tensor]]) -> Tensor:
         hides = torch.zeros_like(call.image_positions)
-        for request, row in enumerate(call.requests()):
-            kept = [kept_tokens(next(found), self.share) for _ in row]
+        for request, kept in enumerate(rows):
             places = call.image_positions[request].nonzero().flatten()
             if len(places) != sum(map(len, kept)):
                 raise UnsupportedCallError(

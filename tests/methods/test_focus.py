@@ -12,8 +12,11 @@ from matchers import Brightness
 from PIL import Image
 
 from lvlm_guard import guard, methods
+from lvlm_guard.engine.active import within
+from lvlm_guard.engine.call import Call
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.families.cells import token_relevance
+from lvlm_guard.matching.attention import attended
 from lvlm_guard.matching.relevance import keep_share
 from lvlm_guard.methods.focus import kept_tokens
 
@@ -217,3 +220,31 @@ def test_what_can_not_be_focused_is_refused_with_what_to_do():
         pair[0].generate(**ask(pair, ("What?", 1), guard_images=Image.new("RGB", (40, 40))), max_new_tokens=2)
     with pytest.raises(TextError, match="asks nothing"):
         pair[0].generate(**ask(pair, ("What?", 1), guard_text=" "), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_model_s_own_attention_is_a_map(name):
+    model, processor = any_families.make(name, dtype=torch.float32, attention="eager")
+    method = methods.Focus(matcher="attention", beta=0.05)
+    model, processor = guard(model, processor, method, check="never")
+    prompts = [model._lvlm_guard.family.asked(processor, question, 1) for question in ("Is there a dog?", "What?")]
+    pictures = [[tiny.picture(1, 64, 64)], [tiny.picture(2, 64, 64)]]
+    inputs = processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+    inputs = inputs.to(model.dtype)
+    plain = {key: value for key, value in inputs.items() if key != "guard_views"}
+    with torch.no_grad():
+        weights = model(**plain, output_attentions=True).attentions
+    seen = torch.stack(weights[len(weights) // 2 :])[:, :, :, -1].mean((0, 2))  # [B, T]
+    call = Call(
+        model, model._lvlm_guard.family, processor, inputs["guard_views"], None, [True, True], None,
+        (inputs["input_ids"], inputs["attention_mask"]), model.dtype,
+    )  # fmt: skip
+    with within(model, None):
+        found = attended(call)
+    for row, one in enumerate(found):
+        expected = seen[row][inputs["input_ids"][row] == model.config.image_token_id]
+        torch.testing.assert_close(one, expected.float(), rtol=1e-4, atol=1e-6)
+    run = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    lazy, batched = (model.generate(**inputs, **run, guard_execution=how) for how in ("lazy", "batched"))
+    assert torch.equal(lazy, batched)
+    assert not torch.equal(lazy, model.generate(**inputs, **run, guard=False))
