@@ -17,6 +17,7 @@ from lvlm_guard.evals.decoders.decoder import PAPER, REFERENCE, SAMPLED, Decoder
 from lvlm_guard.evals.decoders.matchers import DEFAULT, RandomMap
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import Matcher
+from lvlm_guard.matching.attention import Attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -215,8 +216,8 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
         about = f"{decoder.name}, sampled at temperature 1{trained}"
         yield replace(decoder, name=sampled, about=about, options=SAMPLED, seeds=seeds, baseline=_SAMPLE.name)
     real: list[Any] = [matcher if run.matcher is None else run.matcher for run in runs if hasattr(run, "matcher")]
-    if not real or any(one is None or isinstance(one, str) for one in real):
-        return  # it has none, or it is not loaded yet
+    if not real or any(one is None or isinstance(one, str | Attention) for one in real):
+        return  # it has none, it is not loaded yet, or it has no maps of its own to be shuffled
     told: dict[str, Any] = {"seeds": seeds, "role": "control", "control_of": decoder.name, "baseline": REFERENCE}
     if (asked and method.branches()) or random in settings.methods:
         about = f"{decoder.name} with a random map that keeps as much{trained}"

@@ -7,6 +7,7 @@ probability that each claim holds (`vote` asks for it). Read in this order:
 - `match`: `Match`, `Matcher`, the local view.
 - `text`, `relevance`: AGLA's arithmetic without any model: text preparation, GradCAM, heat map, mask.
 - `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
+- `attention`: the model's own attention, which `focus` may take instead of a matcher.
 - `foreign`: any callable of the caller's own as a matcher.
 - `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
 - `vocabulary`, `claims`: which objects a half-written answer is about to name (no model, no torch).
@@ -36,6 +37,7 @@ REGISTRY = Registry(
     "matcher",
     "lvlm_guard.matchers",
     {
+        "attention": "lvlm_guard.matching.attention:Attention",
         "blip-itm": "lvlm_guard.matching.blip_itm:BlipITM",
         "clip": "lvlm_guard.adapters.matchers.clip:ClipMatcher",
         "dual-prompt": "lvlm_guard.adapters.matchers.dual_prompt:DualPromptMatcher",

@@ -6,17 +6,32 @@ looks where it thinks to see it. It is here as the row of the table that says so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.engine.steering import Pass, Rows, rescored
+from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.matching.match import Match, Matcher
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
 
-NAME = "attention"
+
+class Attention(Matcher):
+    """Stands for the model's own attention where a method takes a matcher; it knows nothing of pictures and texts."""
+
+    version = "attention"
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Raise `UnsupportedCallError`: it is no matcher of pictures with texts."""
+        raise UnsupportedCallError(
+            "matcher='attention' tells where the model looks during a call, not how a text matches a picture. `focus` "
+            "takes it; give another method a matcher, such as 'blip-itm'."
+        )
 
 
 def attended(call: Call) -> list[Tensor]:

@@ -22,7 +22,7 @@ from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.errors import UnsupportedCallError
 from lvlm_guard.families.cells import check_cells, token_relevance
-from lvlm_guard.matching.attention import NAME, attended
+from lvlm_guard.matching.attention import Attention, attended
 from lvlm_guard.matching.views import check_share, matcher_of, matches_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ class Focus(Constrained):
             UnsupportedModelError: which image token shows what is not known.
             UnsupportedCallError: the caller brought second pictures, which this method does not look at.
         """
-        if self.matcher != NAME:
+        matcher = matcher_of(call, self.matcher)
+        if isinstance(matcher, Attention):
+            _ = call.image_positions, call.decoder
+        else:
             call.require_text()
             check_cells(call.model)
         if call.pictures.given:
@@ -81,14 +84,10 @@ class Focus(Constrained):
                 "guard_images are second pictures, but `focus` reads no second picture: it hides a part of the first. "
                 "Leave guard_images out, or use 'agla'."
             )
-        if self.matcher == NAME:
-            _ = call.image_positions, call.decoder
-        else:
-            matcher_of(call, self.matcher)
 
     def _hides(self, call: Call) -> Tensor:
         """Mark the image tokens outside the most relevant share of their picture, [B, T] bool."""
-        if self.matcher == NAME:
+        if isinstance(matcher_of(call, self.matcher), Attention):
             return self._hidden(call, [[kept_tokens(one, self.share)] for one in attended(call)])
         matches = matches_of(call, self.matcher, self.share)
         found = iter(token_relevance(call, [match.relevance for match in matches]))
