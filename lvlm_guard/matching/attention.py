@@ -1,7 +1,7 @@
 """The model's own attention as a map: where the prompt's last token looks.
 
-Measured on the embedded world, it ranks questions worse than no guard (AUROC -.038 [-.044, -.031]): a model that is about to say what is not there
-looks where it thinks to see it. It is here as the row of the table that says so.
+Measured on the embedded world, it ranks questions worse than no guard (AUROC -.038 [-.044, -.031]): a model that is
+about to say what is not there looks where it thinks to see it. It is here as the row of the table that says so.
 """
 
 from __future__ import annotations
