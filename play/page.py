@@ -39,7 +39,7 @@ class Page:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.begun = pictures.examples(backend.embedded)
-        with gr.Blocks(analytics_enabled=False, title="lvlm-guard playground") as self.blocks:
+        with gr.Blocks(analytics_enabled=False, title="lvlm-guard playground", fill_width=True) as self.blocks:
             _html(drawing.head(backend))
             with gr.Row(equal_height=False):
                 with gr.Column(scale=3, min_width=320):
