@@ -104,12 +104,12 @@ def asking(
             name: Asked(picture, text, name, changed(backend.methods[name], knobs.get(name, {})), most)
             for name in names
         }
-        view = drawing.viewer(picture)
+        begins = drawing.viewer(picture)
     except GuardError as error:
         yield Shown(view=drawing.refused(str(error)), said=str(error))
         return
     cards = [drawing.waiting(name, backend.methods[name]) for name in names]
-    yield Shown([*cards], view, f"Asking {names[0]} …", Html(""), "", running=True)
+    yield Shown([*cards], begins, f"Asking {names[0]} …", Html(""), "", running=True)
     told: list[Said] = []
     for index, name in enumerate(names):
         try:
@@ -123,9 +123,10 @@ def asking(
         except Exception as error:  # the last place that can turn it into words for someone before a browser
             cards[index] = drawing.failed(name, backend.methods[name], words(error))
             yield Shown([*cards], said=f"{name} gave no answer. {words(error)}")
+    view = question_map(backend, asked[names[0]])
     yield Shown(
         [*cards],
-        question_map(backend, asked[names[0]]),
+        view,
         " ".join([_done(told), *backend.remarks(text)]),
         cost_table(told) if told else None,
         backend.script(code_of(sent, begun), [asked[said.method] for said in told]) if told else None,
@@ -141,6 +142,8 @@ def question_map(backend: Backend, asked: Asked) -> Html | None:
         looked = backend.judge.looked(asked.picture, backend.matched_text(asked))
     except GuardError:
         return None  # a question that can't be matched; the guards that need it have said so
+    finally:
+        backend.judge.forget()  # nothing of a picture outlives its answers
     return drawing.viewer(asked.picture, looked, "What matters to the question.")
 
 
@@ -151,6 +154,7 @@ def object_map(backend: Backend, sent: Any, name: str) -> Html:
         if backend.judge is None or not backend.judge.knows(name):
             raise KnobError("That object is not on the list of what is checked.")
         looked = backend.judge.looked_for(picture, name)
+        backend.judge.forget()
     except GuardError as error:
         return drawing.refused(str(error))
     return drawing.viewer(picture, looked, f"Where it looked for “{name}”.", back=True)

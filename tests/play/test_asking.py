@@ -1,6 +1,8 @@
 """What the page says, without the page: answers, verdicts, maps, refusals, and the script that asks the same."""
 
+import base64
 import contextlib
+import gc
 import io
 
 import pytest
@@ -243,3 +245,18 @@ def test_the_reports_colours_and_rules_are_the_pages(backend):
     assert ".dark {" in style
     assert style.count("{") == style.count("}")
     assert style.index(".guard { *") < style.index(".token.overruled")
+
+
+def test_a_picture_is_forgotten_with_its_answers(backend):
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Image.Image) and thing.size == (97, 61) for thing in gc.get_objects())
+
+    written = io.BytesIO()
+    Image.effect_noise((97, 61), 90).convert("RGB").save(written, "PNG")
+    sent = {"name": "odd.png", "data": f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"}
+    before = alive()
+    shown(backend, sent, BALL, ["agla", "focus", "vote"])
+    assert alive() == before
+    asking.object_map(backend, sent, "ball")
+    assert alive() == before
