@@ -203,12 +203,14 @@ class Rows:
 
     Args:
         index: place of the layer in the sequence.
+        first: position of the first column in the rows; above 0 where a sliding window has let go of those before.
         scores: scaled, before mask and softmax, [R, heads, n, columns], float32 or wider.
         closed: what a position can't see, [R or 1, 1, n, columns] bool.
         values: of the columns, [R, heads, columns, size].
     """
 
     index: int
+    first: int
     scores: Tensor
     closed: Tensor
     values: Tensor
@@ -314,7 +316,10 @@ def _attend(
     scores = (query[:, :, -n:].to(wide) @ key.transpose(2, 3).to(wide)) * scale
     if kwargs.get("softcap") is not None:
         scores = (scores / kwargs["softcap"]).tanh() * kwargs["softcap"]
-    rows = Rows(plan.layers[module], scores, _closed(attention_mask, scores, kwargs.get("sliding_window")), value)
+    first = plan.passed.ids.shape[1] - scores.shape[-1]
+    rows = Rows(
+        plan.layers[module], first, scores, _closed(attention_mask, scores, kwargs.get("sliding_window")), value
+    )
     changed = plan.change(rows)
     if changed is None:
         return output, *rest

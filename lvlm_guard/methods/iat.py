@@ -69,7 +69,7 @@ class IAT(Steering):
             return nullcontext()
 
         def raised(rows: Rows) -> Tensor:
-            answered = torch.arange(rows.scores.shape[-1], device=rows.scores.device) >= passed.prompt
+            answered = torch.arange(rows.first, passed.ids.shape[1], device=rows.scores.device) >= passed.prompt
             return rows.scores + self.alpha * rows.scores.abs() * answered
 
         decoder = passed.call.decoder

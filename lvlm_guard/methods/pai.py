@@ -76,8 +76,7 @@ class PAI(Constrained):
         shown = passed.columns(passed.call.image_positions)
 
         def raised(rows: Rows) -> Tensor:
-            width = rows.scores.shape[-1]
-            return rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, :width]
+            return rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, rows.first :]
 
         decoder = passed.call.decoder
         return rescored(passed, decoder, range(self.start, len(decoder)), raised)

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from matchers import Brightness
+from transformers import LlavaForConditionalGeneration, MistralConfig
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine.method import Branch, Method
@@ -99,6 +100,23 @@ def test_off_is_plain_bit_for_bit(pair, name):
     assert torch.equal(guarded.sequences, plain.sequences)
     if name not in ("m3id", "deco"):  # log-probabilities; a cut
         assert all(torch.equal(a, b.to(a)) for a, b in zip(guarded.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize("name", ["pai", "iat"])
+def test_past_a_sliding_window_the_same_columns_are_rescored(name):
+    config, processor = tiny.make("llava")[0].config, any_families.make("llava")[1]
+    config.text_config = MistralConfig(**any_families.text(processor.tokenizer, sliding_window=24))
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).double().eval()
+    for parameter in model.parameters():
+        parameter.data *= 3
+    pair = guard(model, processor, methods.AGLA(matcher=Brightness()), check="never")
+    inputs = asked(pair, (0,))
+    assert inputs["input_ids"].shape[1] > 24
+    run = RUN | {"max_new_tokens": 12, "return_dict_in_generate": True, "output_logits": True, "guard": made(name)}
+    cached, afresh = (torch.stack(model.generate(**inputs, **run, use_cache=use).logits) for use in (True, False))
+    torch.testing.assert_close(cached, afresh, rtol=0, atol=1e-8)
+    unguard(model)
 
 
 @pytest.mark.parametrize("name", ["pai", "iat"])
