@@ -15,6 +15,7 @@ How it is measured:
 - Counts of forwards and masks come from untimed calls of the same kind: a timed call keeps no trace.
 
 - `workloads`: what is asked: captions and yes/no questions, of the embedded world or of a folder's pictures.
+- `shapes`: random models of real proportions (`--shape 1b`).
 - `measure`: `Bench`, the arms and their order.
 - `intervals`, `memory`: the arithmetic, and the peak of memory.
 """

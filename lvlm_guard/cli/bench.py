@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,9 @@ def bench(
     executions: Annotated[str, typer.Option(help="Of auto, lazy, batched.")] = "auto,lazy,batched",
     batches: Annotated[str, typer.Option(help="Captions in one call.")] = "1,8",
     blocks: Annotated[int, typer.Option(min=1, help="Repetitions of each workload.")] = 16,
+    shape: Annotated[
+        str, typer.Option(help="A random model and matcher of real proportions instead: 1b (LLaVA-1.5's, 5 GB).")
+    ] = "",
     images: Annotated[
         Path | None, typer.Option(help="Pictures for a model other than embedded; else drawn scenes.", metavar="FOLDER")
     ] = None,
@@ -60,7 +64,7 @@ def bench(
     """
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
     if server:
-        _refuse(given & {"executions", "batches", "threads", "device", "dtype"}, "not for --server")
+        _refuse(given & {"executions", "batches", "threads", "device", "dtype", "shape"}, "not for --server")
         guards = _listed(methods, None) if "methods" in given and methods != "all" else []
         asked = model if "model" in given else "", tuple(guards)
         if soak is not None:
@@ -92,6 +96,7 @@ def bench(
     import torch
 
     from lvlm_guard.bench.measure import Bench, arms_of
+    from lvlm_guard.bench.shapes import random_matcher, random_pair, shape_of
     from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
     from lvlm_guard.methods import REGISTRY
     from lvlm_guard.pretrained import load_model
@@ -99,13 +104,20 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     names = REGISTRY.names() if methods == "all" else _listed(methods, None)
-    arms = arms_of([method_of(name, None) for name in names], chosen_executions)  # type: ignore[arg-type]
+    chosen = [method_of(name, None) for name in names]
     busy = _load()
-    if model == "embedded" and images is None:
+    if model == "embedded" and images is None and not shape:
         workloads = world_workloads(blocks, sizes)
     else:
         workloads = picture_workloads(folder_pictures(images) if images else made_pictures(), sizes, max_new_tokens)
-    lvlm, processor = load_model(model, device=device, dtype=dtype)
+    if shape:
+        _refuse(given & {"model", "device", "dtype"}, "not for --shape")
+        model, (lvlm, processor) = shape, random_pair(shape_of(shape))
+        matcher = random_matcher(shape_of(shape))
+        chosen = [replace(method, matcher=matcher) if hasattr(method, "matcher") else method for method in chosen]
+    else:
+        lvlm, processor = load_model(model, device=device, dtype=dtype)
+    arms = arms_of(chosen, chosen_executions)  # type: ignore[arg-type]
     unmeasured = 1
     say(f"Measuring {len(arms)} ways to answer on {len(workloads)} workloads, {blocks} blocks each. Ctrl-C stops.")
     with progress("blocks", len(workloads) * (blocks + unmeasured)) as tick:
