@@ -6,7 +6,7 @@
     lvlm-guard eval run --split val --methods focus --no-controls --limit 80 --captions 160 \
         --sweep share=0.1,0.25,0.4,0.5 --sweep beta=0.1,0.5 --json > docs/results/focus_share.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
-    OMP_NUM_THREADS=1 lvlm-guard eval overhead --json > docs/results/overhead.json
+    OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json
     python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json
     python -m lvlm_guard.serve.measure --soak 600 --json > docs/results/serve_soak.json
@@ -197,7 +197,7 @@ def overhead_table(result: dict[str, Any]) -> str:
     for (task, method, batch), row_ in found.items():
         share = f"{row_['value']:.3f} [{row_['low']:.3f}, {row_['high']:.3f}], n = {row_['n']}"
         lines.append(f"| {task} | {method} | {batch} | {share} |")
-    lines += ["", f"`OMP_NUM_THREADS=1 lvlm-guard eval overhead` on {machine(result['environment'])}."]
+    lines += ["", f"`OMP_NUM_THREADS=1 python docs/measure_overhead.py` on {machine(result['environment'])}."]
     return "\n".join(lines)
 
 

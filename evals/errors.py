@@ -27,7 +27,6 @@ def disk_trouble(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"{error.filename or folder} can't be written: {error.strerror or error}. All answers written before are "
-            f"kept in {folder}; make room there, and give the same command again: it goes on from there."
-        ) from error
+        why = f"{error.filename or folder} can't be written: {error.strerror or error}"
+        told = "What was written before is kept: make room, and the same command goes on from there."
+        raise RunError(f"{why}. {told}") from error

@@ -37,7 +37,7 @@ class Decoder:
     control_of: str | None = None  # None for no control, and for one of all that decode alike
     point: Mapping[str, Any] = field(default_factory=dict)  # its swept knobs
     prompt_suffix: str = ""  # what is said after the prompt and a blank
-    derive: Literal["tilt", "olm"] | None = None  # how its answers follow from the reference's (`stats.derived`)
+    derive: Literal["tilt", "olm"] | None = None  # how its answers follow from the reference's (`stats.verdict`)
     adapters: tuple[str, ...] = ()  # PEFT adapters that act while it answers, one for each of its seeds
     matcher: str = ""  # name of its matcher, where the run compares several
     matchers: tuple[str, ...] = ()  # names or folders of its matcher, one for each training; () for the model's own

@@ -49,15 +49,10 @@ def decoders_of(
 ) -> list[Decoder]:
     """Return the decoders of a run, plain ones first, each method beside its controls.
 
-    Args:
-        settings: its methods may name single controls too, and "all" for every method.
-        matcher: the matcher of the model, for the controls that take it; None where there is none.
-        objects: what `vote` votes on; None: its own vocabulary.
-        loaded: matchers that methods name, by registered name or folder; None before they are loaded.
-
-    Raises:
-        UnknownNameError: no such method.
-        KnobError: a knob that no method has, or out of range; matchers that no method takes.
+    `settings.methods` may name single controls too, and "all"; `matcher` is the model's, for the controls that take it;
+    `objects` what `vote` votes on (None: its own vocabulary); `loaded` the matchers that methods name, once they are.
+    Raises `UnknownNameError` (no such method), `KnobError` (an unknown or impossible knob; matchers that no method
+    takes).
     """
     own: dict[str, Any] = {}
     for name in methods_of(settings.methods):
@@ -125,38 +120,27 @@ def methods_of(wanted: Iterable[str]) -> list[str]:
 
 
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:
-    """Raise `KnobError` where a run's methods can't take its knobs, its sweep or its matchers."""
     there, matched = ", ".join(own), [name for name, method in own.items() if hasattr(method, "matcher")]
     known = sorted({f.name for method in own.values() for f in dataclasses.fields(method)})
-    wrong = [
-        f"There are knobs for {name!r}, which is none of the methods of this run ({there}): add it to --methods, or "
-        "leave the knobs out."
-        for name in settings.knobs
-        if name not in own
-    ]
+    strange = [name for name in settings.knobs if name not in own]
+    wrong = [f"There are knobs for {name!r}, none of the methods of this run ({there}): add it." for name in strange]
     for knob in settings.sweep:
         if knob not in known:
             wrong.append(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
     if settings.matchers and not matched:
-        wrong.append(
-            f"--matcher {', '.join(settings.matchers)}: no method of this run ({there or 'none'}) has a matcher. Add "
-            "one that has to --methods, such as agla or vote, or leave the matchers out."
-        )
+        told = f"--matcher {', '.join(settings.matchers)}: no method of this run ({there or 'none'}) has a matcher"
+        wrong.append(f"{told}. Add one that has to --methods, such as agla or vote.")
     for name in matched if settings.matchers else ():
         if "matcher" in settings.knobs.get(name, {}):
             wrong.append(f"{name} is given a matcher by --knob and by --matcher: leave one of them out.")
     if matched and settings.matchers and settings.sweep:
-        wrong.append(
-            "A sweep chooses the settings of one matcher: give it by --knob, such as "
-            f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}, and leave --matcher out."
-        )
+        knob = f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}"
+        wrong.append(f"A sweep chooses the settings of one matcher: give --knob {knob}, and leave --matcher out.")
     if wrong:
         raise KnobError(wrong[0])
 
 
 def _controls(settings: Settings, own: Mapping[str, Method]) -> Iterator[Decoder]:
-    """Yield what needs no method: plain sampling, cuts alone, other prompts, moved thresholds."""
-
     def wants(name: str) -> bool:
         return settings.controls or name in settings.methods
 

@@ -101,10 +101,8 @@ class DocumentSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores [R, V]: 0 for the token drawn, else -inf; raises `ValueError` unless there is a key a row."""
         if len(scores) != len(self.keys):
-            raise ValueError(
-                f"DocumentSampler has {len(self.keys)} documents for {len(scores)} rows: sample with num_beams=1 and "
-                "num_return_sequences=1."
-            )
+            rows = f"{len(self.keys)} documents for {len(scores)} rows"
+            raise ValueError(f"DocumentSampler has {rows}: sample with num_beams=1 and num_return_sequences=1.")
         for warper in self._warpers:
             scores = warper(input_ids, scores)
         step = input_ids.shape[1] - self.prompt_length

@@ -34,23 +34,16 @@ def check_matchers(matchers: Named) -> None:
     for name, place in _each(matchers):
         kind = place if place in known else held_in(place)
         if kind is None and Path(place).is_dir():
-            raise WeightsError(
-                f"--matcher {name}={place}: the folder holds no matcher. `lvlm-guard train dual-prompt` and "
-                "`lvlm-guard train ranker` write one (guard_dual_prompt.json or guard_ranker.json says which), one in "
-                "each seed-N; a CLIP or a BLIP has a config.json that says so."
-            )
+            told = "no matcher: give a seed-N of `lvlm-guard train dual-prompt` or `ranker`, a CLIP or a BLIP."
+            raise WeightsError(f"--matcher {name}={place}: the folder holds {told}")
         if kind is None and "/" not in place and name == place:
             REGISTRY.where(place)  # says which names there are
         if kind is None:
-            raise WeightsError(
-                f"--matcher {name}={place}: there is no folder {place!r}. Give a registered name "
-                f"({', '.join(known)}) or the folder of a matcher; one from the hub has to be fetched first."
-            )
+            told = f"Give a name ({', '.join(known)}) or a matcher's folder; one from the hub is fetched first."
+            raise WeightsError(f"--matcher {name}={place}: there is no folder {place!r}. {told}")
         if kind != kinds.setdefault(name, kind):
-            raise KnobError(
-                f"--matcher {name}={place}: {place} is a {kind!r} matcher, no {kinds[name]!r}. Several of one name are "
-                f"trainings of one matcher; give this one another name, such as {kind}={place}."
-            )
+            told = f"{place} is a {kind!r} matcher, no {kinds[name]!r}: one name is for trainings of one matcher"
+            raise KnobError(f"--matcher {name}={place}: {told}. Give it another name, such as {kind}={place}.")
     folders = {place: Path(place) for _, place in _each(matchers) if Path(place).is_dir()}
     _refuse_twice(matchers, {place: weights_digest([at]) or str(at.resolve()) for place, at in folders.items()})
 
@@ -81,10 +74,7 @@ def _refuse_twice(matchers: Named, weights: Mapping[str, str]) -> None:
     for name, place in _each(matchers):
         told, key = f"{name}={place}", weights.get(place, place)
         if seen.setdefault(key, told) is not told:
-            raise KnobError(
-                f"--matcher {told} has the weights of {seen[key]}: two trainings that are one make an interval "
-                "narrower than it is. Leave one out."
-            )
+            raise KnobError(f"--matcher {told} has the weights of {seen[key]}: it would count twice. Leave one out.")
 
 
 @dataclass(eq=False)

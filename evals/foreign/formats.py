@@ -87,10 +87,8 @@ def _format(path: Path, first: Row) -> Format:
             + ". Rename the fields to question_id, image, label, text (and score, decoder), or image_id and caption."
         )
     if form.label == "label" and "label" in first and str(first[form.text]).rstrip().endswith("?"):
-        raise DataError(
-            f"{path} is a file of questions ({form.text!r} is {first[form.text]!r}), not of answers: give it with "
-            "--questions, and here the file that a model's answers were written to."
-        )
+        told = f"{path} is a file of questions, not of answers ({form.text!r} is {first[form.text]!r})"
+        raise DataError(f"{told}: give it with --questions, and here the answers.")
     return form
 
 
@@ -132,10 +130,8 @@ def _answer(at: str, field: str, text: Any, numbers: bool) -> str:
     if numbers and isinstance(text, int | float):  # a spreadsheet's cell
         text = str(text)
     if not isinstance(text, str):
-        raise DataError(
-            f"{at} has no answer: {field!r} is {text!r:.80}. A missing answer can't be scored, nor taken for a "
-            "wrong one: ask again, or take the question out for every decoder."
-        )
+        told = "A missing answer is no wrong one: ask again, or take the question out for every decoder."
+        raise DataError(f"{at} has no answer: {field!r} is {text!r:.80}. {told}")
     # half a pair of surrogates is JSON, and no text
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -144,10 +140,8 @@ def _score(at: str, row: Row) -> float | None:
     """Return the score that a row has, whether before a plausibility cut or after it."""
     before, after = row.get("score"), row.get("score_cut")
     if before is not None and after is not None:
-        raise DataError(
-            f"{at} has both 'score' and 'score_cut', the score before and after a plausibility cut: one table ranks by "
-            "one of them. Take one of the fields out of every row."
-        )
+        told = "from before and after a plausibility cut: one table ranks by one of them. Take one out of every row."
+        raise DataError(f"{at} has both 'score' and 'score_cut', {told}")
     value = before if after is None else after
     if value is None or value == "":
         return None
@@ -160,8 +154,6 @@ def _score(at: str, row: Row) -> float | None:
             f"{at} has the score {value!r}: it must be a number, ln p(yes) - ln p(no) at the first answer token, nats."
         )
     if after is None and math.isinf(score):
-        raise DataError(
-            f"{at} has the score {score}: only a score taken after a plausibility cut is infinite, and such can't "
-            "stand beside scores taken before it. Store that, or name the field 'score_cut' in every row."
-        )
+        told = "only one taken after a plausibility cut is infinite: name the field 'score_cut' in every row."
+        raise DataError(f"{at} has the score {score}: {told}")
     return score

@@ -22,8 +22,7 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.foreign.formats import Given
 from lvlm_guard.evals.spec.answers import SCHEMA, Role
 from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Item, Kind
-from lvlm_guard.evals.tasks.pope.files import described
-from lvlm_guard.evals.tasks.pope.questions import KINDS, Question
+from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, described
 
 CHUNK = 2**16
 LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
@@ -57,9 +56,8 @@ class Questions:
     def join(self, name: str, given: Iterable[Given]) -> Iterator[Given]:
         """Yield the answers of a file with picture, label, kind and a key that is unique among the questions.
 
-        Raises:
-            DataError: an answer is to no question, or to another one than its id says; or there are fewer answers
-                without ids than questions.
+        Raises `DataError` (an answer is to no question, or to another one than its id says; or there are fewer answers
+        without ids than questions).
         """
         met: Counter[tuple[str, ...]] = Counter()
         for answer in given:
@@ -80,24 +78,18 @@ class Questions:
             )
         short = next((count for who, count in met.items() if len(who) == 2 and count < len(self.asked)), None)
         if short:
-            raise DataError(
-                f"{name} has {short} answers to {len(self.asked)} questions, and no ids: which ones are missing can't "
-                "be known. Ask all again, or write 'question_id' beside each answer."
-            )
+            told = "Which ones are missing can't be known: ask all again, or write 'question_id' beside each."
+            raise DataError(f"{name} has {short} answers to {len(self.asked)} questions, and no ids. {told}")
 
     def _stranger(self, name: str, answer: Given, near: Sequence[tuple[str, Question]]) -> str:
         at = f"Line {answer.line} of {name}" + (f", question_id {answer.asked}," if answer.asked else "")
         if not near:
-            return (
-                f"{at} answers none of the {len(self.asked)} questions of {self.files}. Is that file RePOPE's, of "
-                "another kind of POPE, or of a part of the questions?"
-            )
+            told = f"{at} answers none of the {len(self.asked)} questions of {self.files}"
+            return f"{told}. Is that file RePOPE's, of another kind of POPE, or of a part of the questions?"
         _, question = near[0]
         theirs = ", ".join(map(repr, filter(None, (answer.picture, answer.question, answer.label))))
-        return (
-            f"{at} is of {theirs}; in {self.files} that question is {question.image!r}, {question.text!r}, "
-            f"{question.label!r}. These are answers to another file of questions: give that one with --questions."
-        )
+        ours = f"{question.image!r}, {question.text!r}, {question.label!r}"
+        return f"{at} is of {theirs}; in {self.files} that question is {ours}: give their own with --questions."
 
 
 def _same(answer: Given, question: Question) -> bool:
@@ -159,11 +151,8 @@ def gather(
     """Return the answers of files; a file's name is the decoder's where it names none, the first is the baseline.
 
     Answers without a `truth` have a label: yes or no. Of `controls` (decoder -> the other one that it is a control of)
-    neither is a method's own.
-
-    Raises:
-        DataError: a label is none; an answer stands twice or is missing; decoders were asked different things; a table
-            would mix scores before and after a cut; no decoder is called as the baseline.
+    neither is a method's own. Raises `DataError` of a wrong label, an answer that stands twice or is missing, decoders
+    that were asked different things, scores before and after a cut in one table, or an unknown baseline.
     """
     table = pa.Table.from_batches(
         [batch for at, (name, given) in enumerate(files.items()) for batch in _batches(at, name, given)], OWN
@@ -210,10 +199,8 @@ def _label(name: str, answer: Given) -> str:
     found = LABELS.get(str(answer.label).strip().lower())
     if found is None:
         has = "no label" if answer.label is None else f"the label {answer.label!r}"
-        raise DataError(
-            f"Line {answer.line} of {name} has {has}: it must be 'yes' or 'no'. Where a file has answers alone, give "
-            "its questions with --questions FILE."
-        )
+        told = "it must be 'yes' or 'no'. Where a file has answers alone, give its questions with --questions FILE."
+        raise DataError(f"Line {answer.line} of {name} has {has}: {told}")
     return found
 
 
@@ -232,7 +219,6 @@ def _decoders(names: list[str], baseline: str | None, controls: Mapping[str, str
 
 
 def _checked(table: pa.Table, place: Place) -> pa.ChunkedArray:
-    """Return the first row of each item; raises `DataError` where answers do not fit together."""
     runs = table.group_by(["decoder", "seed", "item"]).aggregate([("row", "min"), ("row", "max")]).sort_by("row_min")
     for one in runs.filter(pc.not_equal(runs["row_min"], runs["row_max"])).slice(0, 1).to_pylist():
         raise DataError(
@@ -247,10 +233,8 @@ def _checked(table: pa.Table, place: Place) -> pa.ChunkedArray:
         for b in table["row"].filter(other).slice(0, 1).to_pylist():
             a = items["row_min"][of[b].as_py()].as_py()
             one, two = (f"{table[field][row].as_py()!r} in {place(row)}" for row in (a, b))
-            raise DataError(
-                f"{table['item'][a].as_py()!r} has the {field} {one} and {two}: answers to different questions. Is one "
-                "of the files RePOPE's, or of another kind of POPE?"
-            )
+            told = f"{table['item'][a].as_py()!r} has the {field} {one} and {two}"
+            raise DataError(f"{told}: answers to different questions. Is a file RePOPE's, or of another POPE?")
     counts = runs.group_by(["decoder", "seed"]).aggregate([("item", "count"), ("row_min", "min")])
     counts = counts.sort_by("row_min_min")
     fewest = min(counts.to_pylist(), key=lambda run: int(run["item_count"]))
@@ -282,8 +266,6 @@ def _check_scores(table: pa.Table, place: Place) -> dict[str, str]:
         mine = pc.equal(table["decoder"], name)
         lacking = table["row"].filter(pc.and_(mine, pc.invert(has)))
         if 0 < len(lacking) < pc.sum(mine).as_py():
-            notes[name] = (
-                f"{name} has no score in {len(lacking)} rows, the first {place(lacking[0].as_py())}: its AUROC, "
-                "matched accuracy and tilt are left out."
-            )
+            told = f"{name} has no score in {len(lacking)} rows, the first {place(lacking[0].as_py())}"
+            notes[name] = f"{told}: its AUROC, matched accuracy and tilt are left out."
     return notes

@@ -24,14 +24,13 @@ from lvlm_guard.evals.foreign.gathered import Gathered, Questions, gather
 from lvlm_guard.evals.metrics.chair import image_id
 from lvlm_guard.evals.metrics.mmhal import TYPES, read_reply
 from lvlm_guard.evals.metrics.objects import coco_words
-from lvlm_guard.evals.report.numbers import said
+from lvlm_guard.evals.report.layout import said
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.tally import BATCH
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.tasks.amber import GENERATIVE, Amber, caption_truth, rows_of
 from lvlm_guard.evals.tasks.coco import truth_of
-from lvlm_guard.evals.tasks.pope.files import described
-from lvlm_guard.evals.tasks.pope.questions import KINDS
+from lvlm_guard.evals.tasks.pope.questions import KINDS, described
 from lvlm_guard.evals.tasks.pope.task import truths_of
 from lvlm_guard.evals.tasks.repope import rescored
 
@@ -154,10 +153,7 @@ def opope(files: Files, data: Data) -> Iterator[Gathered]:
     }
     every, kept = (len({c.item for those in part.values() for c in those}) for part in (captions, fit))
     if not kept:
-        raise DataError(
-            f"None of the {every} captioned pictures is among the {len(truths)} of the questions: give captions of "
-            "POPE's pictures, or questions about these."
-        )
+        raise DataError(f"None of the {every} captioned pictures is among the {len(truths)} of the questions.")
     left = [f"{every - kept} of {every} captioned pictures are left out: nothing is asked of them."]
     yield gather("opope", fit, data.baseline, kind="opope", notes=left if every > kept else [])
 
@@ -174,10 +170,8 @@ def amber(files: Files, data: Data) -> Iterator[Gathered]:
                 number += answer.label is not None  # lmms-eval counts from 0
                 known = texts().annotation(number)
                 if answer.label not in (None, str(known["truth"])):
-                    raise DataError(
-                        f"Line {answer.line} of {name} is of a picture with {answer.label}, AMBER's {number} has "
-                        f"{known['truth']}: the log is of other pictures, or in another order."
-                    )
+                    told = f"a picture with {answer.label}, AMBER's {number} has {known['truth']}"
+                    raise DataError(f"Line {answer.line} of {name} is of {told}: other pictures, or another order.")
                 kind, picture = known["type"], texts().queries[number]["image"]
                 truth = json.dumps(caption_truth(known)) if kind == GENERATIVE else ""
                 answer = answer._replace(item=str(number), picture=picture, label=known["truth"], truth=truth)
@@ -205,10 +199,8 @@ def mmhal(files: Files, data: Data) -> Iterator[Gathered]:
             Given(at + 1, str(at), picture=str(at), text=verdict, kinds=kinds[at], truth="null")
             for at, verdict in enumerate(reply.verdicts)
         ]
-        notes.append(
-            f"{name}: judged by {reply.judge['model']} on {reply.judge['date']}; prompt_sha256 "
-            f"{reply.prompt_sha256[:16]}, answers_sha256 {reply.answers_sha256[:16]}."
-        )
+        digests = f"prompt_sha256 {reply.prompt_sha256[:16]}, answers_sha256 {reply.answers_sha256[:16]}"
+        notes.append(f"{name}: judged by {reply.judge['model']} on {reply.judge['date']}; {digests}.")
     yield gather("mmhal", given, data.baseline, kind="mmhal_verdicts", notes=notes)
 
 
@@ -254,7 +246,6 @@ def score_files(
 
 
 def _at_equal_length(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what captions differ by from the baseline's, both cut to the shorter of the two."""
     known = {(row["decoder"], row["baseline"], row["metric"]): row for row in found["rows"] if row["task"] == "chair"}
     for ours, theirs in [(d["control_of"], d["name"]) for d in found["decoders"] if d["control_of"]]:
         told = [row for metric in ("chair_s", "chair_i", "object_recall") if (row := known.get((ours, theirs, metric)))]

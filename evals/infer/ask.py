@@ -59,19 +59,16 @@ def ask(
     several machines, copied into one folder, become its table by one more call.
 
     Args:
-        echo: told what happens, a line at a time; by rank 0 alone.
-        bar: whether to draw a progress bar on the error stream; None: if it is a terminal.
+        echo, bar: told what happens, a line at a time, by rank 0 alone; whether to draw a bar (None: on a terminal).
         workers: processes that answer side by side; None: one a core for the embedded model, else one.
         concurrency: requests in flight at a server; None: `AT_ONCE`.
         started_over, replaces: drop what is in the folder: any run, or another one of this `command`.
         prepared: who answers what, where that is at hand: in this process alone, and held against who did before.
         beside: further code that decides the answers, see `code_digest`.
 
-    Raises:
-        DataError: files or pictures are missing or wrong, or the folder holds another run.
-        UnknownNameError, WeightsError, KnobError: of a matcher, method, task or model.
-        RunError: a worker ended early or hung, the disk is full, or a server answers nothing.
-        KeyboardInterrupt: after a line that says where the answers are.
+    Raises `DataError` (files or pictures are missing or wrong, or the folder holds another run), `RunError` (a worker
+    ended early or hung, the disk is full, a server answers nothing), and what methods, matchers, tasks and models
+    raise.
     """
     place = Place.here()
     _check(settings)
@@ -123,10 +120,7 @@ def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -
 
 def _check(settings: Settings) -> None:
     if settings.sweep and settings.split != "val":
-        raise DataError(
-            "A sweep chooses settings, so it runs on the validation split and never on the test split: give "
-            "split='val' (`--split val`), then run the chosen setting once on the test split."
-        )
+        raise DataError("A sweep chooses settings, so it never runs on the test split: give --split val (split='val').")
     check_matchers(settings.matchers)
     if settings.batch < 1 or settings.seeds < 1:
         raise DataError(f"batch and seeds are at least 1; got batch={settings.batch}, seeds={settings.seeds}.")
@@ -196,7 +190,6 @@ class _Run:
                 self.echo(f"{answers.left} of {answers.total} answers are left to other ranks.")
 
     def _meter(self, stack: ExitStack, answers: Answers, left: int, how: str) -> Advance:
-        """Say what is asked, and return what to tell of each answer."""
         if answers.total > answers.left:
             self.echo(f"{answers.total - answers.left} of {answers.total} answers are there already.")
         decoders = len({d["name"] for part in answers.asked for d in part.decoders})

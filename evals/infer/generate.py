@@ -151,7 +151,6 @@ class Asker:
         return [tuple(_in_common(start[i], text) for start in starts) for i, text in enumerate(texts)]
 
     def _adapted(self, decoder: Decoder, seed: int) -> AbstractContextManager[object]:
-        """Let the decoder's adapter of this seed act, or none."""
         if decoder.adapters:
             self.model.set_adapter(adapter_name(decoder.name, seed))
         elif getattr(self.model, "peft_config", None):
@@ -189,7 +188,6 @@ def answer_length(tokens: Sequence[int], ends: set[int]) -> tuple[int, bool]:
 
 
 def _in_common(one: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

@@ -56,10 +56,8 @@ class Prepared:
         found = [warning for task in self.tasks for warning in task.about.get("warnings", ())]
         batch, dtype = self.settings.batch, self.where.get("dtype")
         if batch > 1 and dtype in ("bfloat16", "float16"):
-            found.append(
-                f"Answers were made {batch} at a time in {dtype}: in half precision the batch can change an answer. "
-                "Published tables use one at a time."
-            )
+            told = f"Answers were made {batch} at a time in {dtype}"
+            found.append(f"{told}: in half precision the batch can change one. Published tables use one at a time.")
         return found
 
 
@@ -68,9 +66,8 @@ def prepare_run(
 ) -> Prepared:
     """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
 
-    `tasks` are those of the run where they are at hand, `device` this process's where it is not that of the settings,
-    `concurrency` the requests in flight at a server. Raises what tasks, methods, model and matcher raise (`DataError`,
-    `UnknownNameError`, `KnobError`, `WeightsError`).
+    `tasks` are those of the run where they are at hand, `device` this process's where it is another than the settings',
+    `concurrency` the requests in flight at a server. Raises what tasks, methods, model and matcher raise.
     """
     laid = list(tasks) if tasks is not None else tasks_of(settings)
     if settings.server:

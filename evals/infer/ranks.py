@@ -130,10 +130,8 @@ def run_ranks(
 ) -> None:
     """Start as many ranks over a folder that has its `asked.json`, and wait for them.
 
-    `answered` is told how many answers have come, `echo` of a rank that ends early while the others go on.
-
-    Raises:
-        RunError: one ended early, or answered nothing for `patience` seconds; the message has its last words.
+    `answered` is told how many answers have come, `echo` of a rank that ends early while the others go on. Raises
+    `RunError` (one ended early, or answered nothing for `patience` seconds; the message has its last words).
     """
     failed: list[str] = []
     with ExitStack() as stack:

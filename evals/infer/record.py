@@ -25,8 +25,8 @@ from lvlm_guard.cli.console import installed
 from lvlm_guard.evals.decoders.lineup import adapters_of
 from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
 from lvlm_guard.evals.spec.items import EvalTask
+from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
-from lvlm_guard.files import whole
 from lvlm_guard.weights import weights_digest
 
 ASKED, ITEMS = "asked.json", "items.jsonl"
@@ -99,15 +99,9 @@ def begin(
     replaces: bool = False,
     beside: Sequence[str] = (),
 ) -> Note:
-    """Note what this run is, or find that the folder has it already; returns the note.
+    """Note what this run is, or find that the folder has it already; returns the note. Arguments as `infer.ask.ask`'s.
 
-    Args:
-        command, started_over, replaces: see `infer.ask.ask`.
-        beside: further code that decides answers, see `code_digest`.
-
-    Raises:
-        DataError: the folder holds another run.
-        RunError: it is to be dropped while a process works in it, or the disk is full.
+    Raises `DataError` (the folder holds another run), `RunError` (a process works in it, or the disk is full).
     """
     parts = [part for task in tasks for part in task.parts()]
     decides = _plain(
@@ -124,10 +118,8 @@ def begin(
             if not differing:
                 return earlier
             if not (replaces and earlier.get("command") == command):
-                raise DataError(
-                    f"{folder} holds a run with other {', '.join(differing)}, whose answers can't be mixed with these. "
-                    "Give another --out, or --start-over to drop it."
-                )
+                told = f"other {', '.join(differing)}, whose answers can't be mixed with these"
+                raise DataError(f"{folder} holds a run with {told}. Give another --out, or --start-over.")
         elif not started_over and any((folder / "answers").glob("*.jsonl")):
             raise DataError(f"{folder} holds answers of an unknown run: copy its {ASKED} beside them, {LEFT}")
         if busy(folder):
@@ -149,17 +141,16 @@ def begin(
             for part in parts
             for item in part.items
         )
-        _write(folder / ITEMS, (json.dumps(row, default=str) for row in rows))
-        _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
+        write_lines(folder / ITEMS, (json.dumps(row, default=str) for row in rows))
+        write_lines(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         return note
 
 
 def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
-    """Note who answers too, which is known once the model is loaded or the server was asked; returns the note.
+    """Note who answers too (`Prepared.describe()`), known once the model is loaded or the server was asked.
 
-    It follows from the settings, but for what a hub's model has become since, on which device a rank runs, or with
-    which knobs a server was started. `answering` is `Prepared.describe()`. Raises `DataError` where answers in the
-    folder were made by others.
+    It follows from the settings, but for what a hub's model has become since, a rank's device, or a server's knobs.
+    Returns the note; raises `DataError` where answers in the folder were made by others.
     """
     answering = _plain(**answering)
     with alone(folder):
@@ -169,13 +160,10 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
         if "identity" not in note:
             told = json.dumps([{**note, **answering}[name] for name in (*DECIDES, *ANSWERING)], sort_keys=True)
             note |= {**answering, "identity": sha256(told.encode()).hexdigest()[:16]}
-            _write(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
+            write_lines(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         elif differing := [name for name in ANSWERING if note[name] != answering[name]]:
-            raise DataError(
-                f"The answers in {folder} were made with other {', '.join(differing)} than now, as by a server that "
-                "was started anew with other knobs, on another kind of device, or by a model that has changed on the "
-                f"hub. Bring it back (--revision), {LEFT}"
-            )
+            made = f"other {', '.join(differing)} than now, as by other knobs of a server or a changed hub model"
+            raise DataError(f"The answers in {folder} were made with {made}. Bring it back (--revision), {LEFT}")
         return note
 
 
@@ -214,7 +202,6 @@ def _plain(**told: Any) -> Note:
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return in words what two notes differ in."""
     found = []
     for key, value in now.items():
         before = earlier.get(key)
@@ -227,20 +214,11 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str =
     return found
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
-    """Write a file, whole or not at all."""
-    with disk_trouble(path.parent), whole(path) as part, part.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
 def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:
     """Return a digest of the source that decides answers, so that those of other code are not taken for this code's.
 
-    What scores, reports, serves, trains or prints is left out: to mend it costs no run.
-
-    Args:
-        adapters: whether the adapters' room decides, too.
-        beside: folders and files below the package that decide as well, as of a study.
+    What scores, reports, serves, trains or prints is left out: to mend it costs no run. `adapters`: whether their room
+    decides, too; `beside`: folders and files below the package that decide as well, as of a study.
     """
     root = Path(lvlm_guard.__file__).parent
     core = (path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_ASKING)

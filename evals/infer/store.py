@@ -115,10 +115,8 @@ class Answers:
         if self._table:
             failed = pq.read_table(self.folder / ANSWERS, columns=["failed"])["failed"].is_valid().to_numpy()
             if len(failed) != self.total:
-                raise RunError(
-                    f"{self.folder / ANSWERS} has {len(failed)} rows where {self.total} were asked for: it is of "
-                    "another run. Give another --out, or --start-over to drop it."
-                )
+                told = f"{len(failed)} rows where {self.total} were asked for: it is of another run"
+                raise RunError(f"{self.folder / ANSWERS} has {told}. Give another --out, or --start-over.")
             there = np.where(failed, _FAILED, _GOOD).astype(np.uint8)
             self._better = bool((self._known > there).any())
             self._known = np.maximum(self._known, there)
@@ -226,7 +224,6 @@ class Answers:
                 costs.write_batch(pa.RecordBatch.from_pylist(rows, COSTS))
 
     def _earlier(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the table that is there."""
         if not self._table:
             return
         with pq.ParquetFile(self.folder / ANSWERS) as answers, pq.ParquetFile(self.folder / COSTLY) as costs:

@@ -4,7 +4,7 @@
 
 lmms-eval finds the model by an entry point (`manifest`, which it imports whenever it lists its models) and is not
 patched, so this package imports nothing heavy by itself. `model` reads its `arguments` and `requests`. `tasks/`,
-`scoring`, `world_files`: the embedded world as tasks of lmms-eval. `index` finds and loads stock tasks; `localize`
+`scoring`: the embedded world as tasks of lmms-eval. `index` finds and loads stock tasks; `localize`
 points one at files of one's own.
 """
 

@@ -97,7 +97,6 @@ def read(given: Mapping[str, Any]) -> Arguments:
 
 
 def _own(name: str, value: Any) -> Any:
-    """Return the value of an argument that is no knob, checked."""
     if name in LEAST:
         if isinstance(value, str) and re.fullmatch(r"\d+", value.strip()):
             value = int(value)
@@ -106,27 +105,18 @@ def _own(name: str, value: Any) -> Any:
             raise KnobError(f"{name} is {value!r}: give a whole number of at least {LEAST[name]}.{hint}")
         return value
     if not isinstance(value, str):
-        raise KnobError(
-            f"{name} is {value!r}, a {type(value).__name__}: give a text. (lmms-eval makes a number of what looks like "
-            "one; in one --model_args string it is read as the text it is.)"
-        )
+        raise KnobError(f"{name} is {value!r}, a {type(value).__name__}: give a text, in one --model_args string.")
     if name == "execution" and value not in EXECUTIONS:
         raise KnobError(f"execution is {value!r}: give {', '.join(EXECUTIONS)}.")
     if name == "revision" and re.fullmatch(r"[+-]?(inf(inity)?|\d+e\d{3,})", value, re.IGNORECASE):
-        raise KnobError(
-            f"revision is {value!r}, which lmms-eval reads as the number infinity, so that its cache could "
-            "take the answers of one revision for another's: give more digits of the commit, or a tag."
-        )
+        told = "which lmms-eval's cache takes for the number infinity: give more digits of the commit, or a tag."
+        raise KnobError(f"revision is {value!r}, {told}")
     if name == "code" and value not in ("", code_name()):
-        raise KnobError(
-            f"code is {value!r}, but the code that runs is {code_name()!r}: a cache keyed by these arguments "
-            f"would mix the answers of both. Write code={code_name()}."
-        )
+        raise KnobError(f"code is {value!r}, but the code that runs is {code_name()}: no cache may mix both.")
     return value
 
 
 def _of_rank(device: str) -> str:
-    """Return the GPU of this process where several run side by side, else the device as it was given."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
         import torch
 

@@ -56,10 +56,8 @@ def stock_task(name: str) -> tuple[Path, str]:
     files = stock_files()
     _check_allowed(name)
     if name not in files:
-        raise UnknownNameError(
-            f"lmms-eval has no task {name!r}. {did_you_mean(name, files)}Groups are not tasks: name one of their "
-            "members. `lmms-eval tasks` lists them all."
-        )
+        told = f"{did_you_mean(name, files)}Name a task, no group; `lmms-eval tasks` lists them."
+        raise UnknownNameError(f"lmms-eval has no task {name!r}. {told}")
     from lmms_eval.utils import load_yaml_config
 
     config = load_yaml_config(str(files[name]), mode="simple")  # nothing of the task is imported
@@ -72,12 +70,9 @@ def stock_task(name: str) -> tuple[Path, str]:
 def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
     """Return the tasks of lmms-eval that a name (of a task, a tag or a group) stands for, with their data.
 
-    `include` are folders with further tasks, `own` the names of this package's, for a suggestion.
-
-    Raises:
-        MissingExtraError: lmms-eval is not installed.
-        UnknownNameError: there is no such task.
-        DataError: the task is refused, or its data or packages are missing, or it can't be scored here.
+    `include` are folders with further tasks, `own` the names of this package's, for a suggestion. Raises
+    `MissingExtraError` (lmms-eval is not installed), `UnknownNameError` (there is no such task), `DataError` (the task
+    is refused, or its data or packages are missing, or it can't be scored here).
     """
     _check_allowed(name)
     manager = _manager(name, include, own)
@@ -107,10 +102,8 @@ def _check_scoring(name: str, task: Any) -> None:
     told = task.config.metadata
     judge = told.get("gpt_eval_model_name") if isinstance(told, Mapping) else None
     if judge:
-        raise DataError(
-            f"The task {name} is scored by an outside judge ({judge}), whose failures lmms-eval takes for wrong "
-            "answers: not offered. Use stock lmms-eval with --model lvlm_guard."
-        )
+        told = f"an outside judge ({judge}), whose failures lmms-eval takes for wrong answers"
+        raise DataError(f"The task {name} is scored by {told}: run it in stock lmms-eval with --model lvlm_guard.")
     code = getattr(task.config.process_results, "__code__", None)
     # by the code that scores, whatever the task is called
     needs = {"coco_cap_chair": _needs_nltk, "amber_g": _needs_spacy}
@@ -126,10 +119,8 @@ def _needs_spacy(task: str) -> None:
     lacking = "" if any(map(find_spec, SPACY_MODELS)) else "no model that has them is installed"
     lacking = lacking if find_spec("spacy") else "spaCy is not installed"
     if lacking:
-        raise DataError(
-            f"The task {task} is scored with spaCy's word vectors, and {lacking}: pip install spacy && python -m spacy "
-            f"download {SPACY_MODELS[0]}."
-        )
+        how = f"pip install spacy && python -m spacy download {SPACY_MODELS[0]}"
+        raise DataError(f"The task {task} is scored with spaCy's word vectors, and {lacking}: {how}.")
     _needs_nltk(task)
 
 
@@ -147,10 +138,7 @@ def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:
     local = _index(include, False) if include else None
     if local is not None and name in local.all_tasks:
         if name in stock_files():
-            raise DataError(
-                f"{', '.join(include)} has a task {name!r}, and so has lmms-eval, which would take its own: give yours "
-                "another name."
-            )
+            raise DataError(f"{', '.join(include)} and lmms-eval have a task {name!r}: give yours another name.")
         return local
     # lmms-eval takes half a minute to say that it has no such task
     word = re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w+-])")
@@ -193,11 +181,8 @@ def _no_data(name: str, error: Exception) -> str:
     said = f"The task {name} can't be loaded: {type(cause).__name__}: {text}."
     if "offline" not in text.lower() and not isinstance(cause, ConnectionError):
         return said
-    return (
-        f"{said} Its data is on the Hugging Face hub, which this machine does not reach or must not (HF_HUB_OFFLINE, "
-        "HF_DATASETS_OFFLINE). Load it once with network, or point the task at files of your own with `lvlm-guard eval "
-        f"localize {name} FILE` and give the folder that it writes with --include-path."
-    )
+    how = f"Load it once with network, or give --include-path what `lvlm-guard eval localize {name} FILE` writes."
+    return f"{said} Its data is on the Hugging Face hub, which this machine does not reach or must not. {how}"
 
 
 @contextmanager

@@ -20,8 +20,7 @@ import yaml
 from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.evals.lmms.index import stock_files, stock_task
 from lvlm_guard.evals.spec import jsonl
-from lvlm_guard.evals.tasks.pope.files import identify
-from lvlm_guard.evals.tasks.pope.questions import read_questions
+from lvlm_guard.evals.tasks.pope.questions import identify, read_questions
 
 POPE_FIELDS = {"question_id", "image", "text", "label"}
 
@@ -42,16 +41,11 @@ class Localized(NamedTuple):
 def localize(
     task: str, data: str | Path, out: str | Path, *, images: str | Path | None = None, name: str = ""
 ) -> Localized:
-    """Write a task that asks a stock task's questions about one's own files.
+    """Write a task `name` (TASK_local) that asks a stock `task`'s questions about one's own files, into the folder
+    `out`.
 
-    Args:
-        task: of lmms-eval, such as "pope_adv", "coco_cap_chair", "mme".
-        data: POPE's question file (JSON lines: question_id, image, text, label); or JSON, JSON lines or parquet
-            with the columns that the stock task reads, among them `image`.
-        out: folder for the files.
-        images: folder of the pictures, where `image` holds file names; None for parquet that holds the pictures.
-        name: of the new task; "" for TASK_local. A stock task's own name would be ignored by lmms-eval.
-
+    `data` is POPE's question file (JSON lines: question_id, image, text, label), or JSON, JSON lines or parquet with
+    the columns that the stock task reads, among them `image`: file names in `images`, or pictures in parquet (None).
     Raises `UnknownNameError`, `DataError` (also where the task is refused), or `RunError` where nothing can be written.
     """
     (path, split), named = stock_task(task), name or f"{task}_local"
@@ -89,7 +83,6 @@ def localize(
 
 
 def _documents(source: Path) -> int:
-    """Return how many documents parquet has, which must hold its pictures."""
     try:
         file = pq.ParquetFile(source)
     except (OSError, pa.ArrowInvalid) as error:
@@ -100,7 +93,6 @@ def _documents(source: Path) -> int:
 
 
 def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
-    """Return the rows with the paths of their pictures."""
     paths: dict[str, Path] = {}
     for number, row in enumerate(rows):
         image = row.get("image")

@@ -188,7 +188,6 @@ def _tell(line: str) -> None:
 
 
 def _batches(asked: Sequence[Request | None], size: int) -> Iterator[list[tuple[int, Request]]]:
-    """Yield requests with their places; a batch is of one task, one way of generating, and one seed."""
     numbered = [(place, request) for place, request in enumerate(asked) if request is not None]
     order = sorted(numbered, key=lambda pair: pair[1].repeat)  # stable: the repeats of a document stand together
     for _, group in groupby(order, key=lambda p: (p[1].task, p[1].split, p[1].generation, p[1].repeat)):

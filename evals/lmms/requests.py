@@ -160,6 +160,5 @@ def read_requests(requests: Iterable[Any], documents: Mapping[str, Mapping[str, 
 
 
 def _simple(context: str, visuals: Callable[[Any], Any], document: Any) -> Talk:
-    """Return the messages of the simple layout: the pictures, then the text."""
     pictures = [{"type": "image", "url": visual} for visual in visuals(document) or ()]
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": context}]}]

@@ -11,12 +11,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
-from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import chair, pope, yes_no
 from lvlm_guard.evals.tasks.world import NOUNS
 
 Row = dict[str, Any]
+OF_ANSWERS = {**yes_no.OF_YES, "unreadable": yes_no.COLUMNS.ratio("unreadable / n", "lower")}
+OF_CAPTIONS = {name: chair.SCORES[name] for name in ("chair_s", "chair_i", "object_recall", "length")}
+MEANS = ("accuracy", "yes_ratio", "unreadable", "chair_s", "length")
 
 
 def visual(document: Mapping[str, Any]) -> list[Image]:
@@ -26,21 +31,17 @@ def visual(document: Mapping[str, Any]) -> list[Image]:
 
 def pope_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Row]:
     """Return the row of one answer under each metric; raises `DataError` for a label other than yes and no."""
-    row = {"question_id": document["question_id"], "label": document["answer"], "answer": results[0]}
-    row["image_source"] = document["image_source"]  # the cluster of lmms-eval's standard error
-    label, answer = pope.checked(row)
-    said = pope.read(answer)
-    own = {"accuracy": said == label, "yes_ratio": said == "yes", "unreadable": said is None}
-    whole: dict[str, Row] = dict.fromkeys(("precision", "recall", "f1"), row)
-    return {name: row | {"score": float(value)} for name, value in own.items()} | whole
+    label = document["answer"]
+    if label not in ("yes", "no"):
+        raise DataError(f"Question {document['question_id']!r} has the label {label!r}: POPE knows 'yes' and 'no'.")
+    return _rows(document, OF_ANSWERS, yes_no.counts(pope.read(results[0]), label == "yes"))
 
 
 def chair_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Row]:
     """Return the row of one caption under each metric."""
-    picture = document["image_source"]
-    row = {"image_id": picture, "image_source": picture, "caption": results[0], "objects": list(document["gt_object"])}
-    own = {name: row | {"score": _captions(name, [row])} for name in ("chair_s", "length")}
-    return own | {"chair_i": row, "object_recall": row}
+    caption = {"image_id": 0, "caption": results[0]}
+    (read,) = chair.compare([caption], {0: document["gt_object"]}, vocabulary=NOUNS)
+    return _rows(document, OF_CAPTIONS, chair.counts(read))
 
 
 def chair_target(document: Mapping[str, Any]) -> str:
@@ -48,16 +49,15 @@ def chair_target(document: Mapping[str, Any]) -> str:
     return ", ".join(document["gt_object"])
 
 
-def _answers(metric: str, rows: Sequence[Row]) -> float:
-    found: Mapping[str, Any] = pope.score(rows)
-    return pope.ratio(found[metric], len(rows)) if metric == "unreadable" else float(found[metric])
+def _rows(document: Mapping[str, Any], metrics: Mapping[str, Any], counts: Sequence[float]) -> dict[str, Row]:
+    # the cluster of lmms-eval's standard error
+    row = {"image_source": document["image_source"], "counts": [float(count) for count in counts]}
+    return {name: row | ({"score": _aggregated(metrics[name], [row])} if name in MEANS else {}) for name in metrics}
 
 
-def _captions(metric: str, rows: Sequence[Row]) -> float:
-    return float(chair.score(rows, {row["image_id"]: row["objects"] for row in rows}, vocabulary=NOUNS)[metric])
+def _aggregated(score: Any, rows: Sequence[Row]) -> float:
+    return float(score.of(np.sum([row["counts"] for row in rows], axis=0)))
 
 
-_OF_ANSWERS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
-accuracy, precision, recall, f1, yes_ratio, unreadable = (partial(_answers, metric) for metric in _OF_ANSWERS)
-_OF_CAPTIONS = ("chair_s", "chair_i", "object_recall", "length")
-chair_s, chair_i, object_recall, length = (partial(_captions, metric) for metric in _OF_CAPTIONS)
+accuracy, precision, recall, f1, yes_ratio, unreadable = (partial(_aggregated, score) for score in OF_ANSWERS.values())
+chair_s, chair_i, object_recall, length = (partial(_aggregated, score) for score in OF_CAPTIONS.values())

@@ -209,8 +209,5 @@ def vectors() -> Any:
 
         return spacy.load(MODEL)
     except (ImportError, OSError) as error:
-        raise DataError(
-            f"AMBER's published score of captions compares words by spaCy's {MODEL} ({error}): pip install "
-            f"'lvlm-guard[amber]', then python -m spacy download {MODEL}; or give a table of words alike that was "
-            "written where it is installed. Smaller models give other numbers."
-        ) from None
+        how = f"pip install 'lvlm-guard[amber]' && python -m spacy download {MODEL}, or give a table of words alike"
+        raise DataError(f"AMBER's published score of captions needs spaCy's {MODEL} ({error}): {how}.") from None

@@ -130,9 +130,8 @@ def compare(
             published script does; otherwise that is an error.
         vocabulary: takes the place of the 80 COCO objects.
 
-    Raises:
-        DataError: a field or ground truth is missing, a ground truth names no known object, the dialect is unknown or
-            lacks its data, or is given with a vocabulary.
+    Raises `DataError` (a field or ground truth is missing, a ground truth names no known object, the dialect is unknown
+    or lacks its data, or is given with a vocabulary).
     """
     if dialect != "ours" and vocabulary is not None:
         raise DataError(f"The dialect {dialect!r} is of COCO's objects: leave out the vocabulary or the dialect.")
@@ -145,10 +144,8 @@ def compare(
         if not isinstance(caption, str):
             raise DataError(f"The caption of picture {key} is no text: {caption!r}.")
         if key not in truths and dialect != "pattern":
-            raise DataError(
-                f"Picture {key} has no ground truth: all that its caption names would count as hallucinated. Give its "
-                "objects (an empty set where there are none), or dialect='pattern' to score as the script does."
-            )
+            told = "all that its caption names would count as hallucinated. Give its objects, or dialect='pattern'."
+            raise DataError(f"Picture {key} has no ground truth: {told}")
         names = truths.get(key, ())
         truth = frozenset(names) if dialect == "pattern" else _objects(key, names, reader)
         captions.append(Caption(key, caption, reader.find(caption), truth))
@@ -156,7 +153,6 @@ def compare(
 
 
 def _objects(key: ImageId, names: Iterable[str], reader: ObjectWords) -> frozenset[str]:
-    """Return the objects that the names of a ground truth stand for; raises `DataError` where one stands for none."""
     if isinstance(names, str):
         raise DataError(f"The ground truth of picture {key} is the text {names!r}: give a set of names.")
     nodes = {node: node for node in reader.nodes.values()}  # an object's own name stands for itself
@@ -197,7 +193,6 @@ SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wor
 
 
 def _where_counted(score: Score) -> Score:
-    """Return a score that is NaN where no caption was counted."""
     return replace(score, of=lambda c: np.where(c[..., 0] > 0, score.of(c), np.nan))
 
 

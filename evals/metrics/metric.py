@@ -29,7 +29,7 @@ METRICS: dict[str, str] = {
     "mmhal": "mmhal:MMHal",
     "mmhal_verdicts": "mmhal:Verdicts",
     "stock": "stock:Stock",
-    "mentions": "mentions:Mentions",
+    "mentions": "yes_no:Mentions",
 }
 """Kind of task -> "module:class" in this package, which is imported when a task of the kind is scored."""
 
@@ -80,8 +80,7 @@ class Batch:
 class Metric:
     """Scores the answers to one task: as `EvalTask.describe()` has it ("name", "kind", "vocabulary", "about" ...).
 
-    Raises:
-        DataError: an item has no truth that answers can be held against.
+    Raises `DataError` (an item has no truth that answers can be held against).
     """
 
     joined: ClassVar[bool] = False  # several row tasks also stand together, as "pope_all"

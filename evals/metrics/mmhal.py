@@ -126,9 +126,6 @@ class MMHal(Verdicts):
         if digest in self.verdicts:
             found[order] = [counts(verdict) for verdict in self.verdicts[digest]]
         else:
-            self.warnings.append(
-                f"{self.name}: nobody judged the answers with answers_sha256 {digest[:16]}, so they have no score. "
-                "`lvlm-guard eval judge` writes what a judge is to be asked; its reply goes into the run's folder "
-                "`verdicts`."
-            )
+            told = f"{self.name}: nobody judged the answers with answers_sha256 {digest[:16]}, so they have no score"
+            self.warnings.append(f"{told}. `lvlm-guard eval judge` writes what a judge is to be asked.")
         return found

@@ -61,10 +61,8 @@ class Opope(Metric):
             try:
                 self.asked.append({k: [(o, nodes[o], yes[label]) for o, label in of] for k, of in truth.items()})
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"Item {key!r} of {self.name} has no questions that a caption can be asked ({error}): its truth "
-                    "must be kind -> [object, 'yes' or 'no'] pairs."
-                ) from None
+                told = f"has a truth that is no kind -> [object, 'yes' or 'no'] pairs ({error})"
+                raise DataError(f"Item {key!r} of {self.name} {told}: a caption can't be asked.") from None
         self.kinds = list(dict.fromkeys(kind for of in self.asked for kind in of))
 
     def read(self, text: str, case: int) -> Sequence[float]:

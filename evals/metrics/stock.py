@@ -89,15 +89,11 @@ class Stock(Metric):
                     found[metric][has] = spread(aggregate, [values[i] for i in has], pictures[has].tolist())
                     if np.isnan(found[metric][has]).any() and metric not in self._undefined:
                         self._undefined.add(metric)
-                        self.warnings.append(
-                            f"{self.name}: {metric} is not defined for some decoder's answers (lmms-eval divides by "
-                            "zero), so it is left out."
-                        )
+                        told = "is not defined for some decoder's answers (0 / 0), so it is left out"
+                        self.warnings.append(f"{self.name}: {metric} {told}.")
         except Exception as error:
-            raise DataError(
-                f"lmms-eval's own scoring of {self.name} fails on these answers ({type(error).__name__}: {error}). "
-                "They are kept: `lvlm-guard eval score` scores them again."
-            ) from error
+            told = f"fails on these answers ({type(error).__name__}: {error})"
+            raise DataError(f"lmms-eval's own scoring of {self.name} {told}: eval score tries again.") from error
         return found
 
 
@@ -109,10 +105,8 @@ def check_scorable(name: str, source: Any) -> None:
     """Raise `DataError` where a task of lmms-eval has a score that takes arguments of its command line (MMBench's)."""
     for metric, aggregate in source.aggregation().items():
         if "args" in inspect.signature(aggregate).parameters:
-            raise DataError(
-                f"The task {name} can't be scored here: its {metric} needs the arguments of lmms-eval's command line. "
-                "Use stock lmms-eval with --model lvlm_guard."
-            )
+            told = "needs the arguments of lmms-eval's command line: run stock lmms-eval with --model lvlm_guard"
+            raise DataError(f"The task {name} can't be scored here: its {metric} {told}.")
 
 
 def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> dict[str, list[Any]]:

@@ -98,11 +98,8 @@ def check(what: str) -> None:
     except ImportError as error:
         raise DataError(f"{what} needs NLTK, not installed here ({error}): pip install 'lvlm-guard[amber]'.") from None
     except (LookupError, OSError):
-        raise DataError(
-            f"{what} needs data of NLTK that are not on this machine: python -m nltk.downloader punkt_tab "
-            "averaged_perceptron_tagger_eng wordnet (with network), or copy such a folder and name it in NLTK_DATA. "
-            "Without them no other machine's numbers could be had."
-        ) from None
+        how = "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet, or name a copy in NLTK_DATA"
+        raise DataError(f"{what} needs data of NLTK that are not on this machine: {how}.") from None
 
 
 def tagged(text: str) -> list[tuple[str, str]]:

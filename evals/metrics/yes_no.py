@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
@@ -128,15 +128,11 @@ def check_pairs(task: str, pictures: Iterable[str], labels: Iterable[str]) -> No
         of.setdefault(picture, []).append(label)
     for picture, found in of.items():
         if sorted(found) != ["no", "yes"]:
-            raise DataError(
-                f"Picture {picture!r} of {task} has questions with the answers {', '.join(found)}: MME asks two a "
-                "picture, one 'yes' and one 'no', and scores them as a pair. Keep pairs whole when taking a part of "
-                "the questions."
-            )
+            told = "MME asks two a picture, one 'yes' and one 'no', scored as a pair. Keep pairs whole."
+            raise DataError(f"Picture {picture!r} of {task} has questions with the answers {', '.join(found)}: {told}")
 
 
 def _points(right: str, both: str, **more: Any) -> Score:
-    """Return 100 points for all answers right, and 100 for all pairs."""
     accuracy, plus = _PAIRED.ratio(f"{right} / n"), _PAIRED.ratio(f"{both} / pairs")
     return Score(lambda c: 100 * (accuracy.of(c) + plus.of(c)), over="sum", **more)
 
@@ -187,10 +183,8 @@ def labels(asked: Iterable[Asked], repope: Mapping[str, Mapping[int, Asked]]) ->
     """Return RePOPE's label of each question, in their order; None where RePOPE dropped it as ambiguous.
 
     `asked` are the questions whose answers are stored, of the splits in `repope` (split -> question id -> label).
-
-    Raises:
-        DataError: a picture or text is not the one that RePOPE labels ("imange" is "image"), a split is unknown, a
-            question is there twice, or RePOPE labels a question that was not asked.
+    Raises `DataError` (a picture or text is not the one that RePOPE labels ("imange" is "image"), a split is unknown, a
+    question is there twice, or RePOPE labels a question that was not asked).
     """
     found: dict[tuple[str, int], pope.Answer | None] = {}
     for one in asked:
@@ -203,18 +197,14 @@ def labels(asked: Iterable[Asked], repope: Mapping[str, Mapping[int, Asked]]) ->
         wanted, text = (said.text.replace("imange", "image").strip() for said in (theirs, one))
         # a stored prompt may go on after the question
         if one.image != theirs.image or wanted not in text:
-            raise DataError(
-                f"{what} is {one.text!r} of {one.image} here, and {theirs.text!r} of {theirs.image} in RePOPE: these "
-                "answers are to other questions than POPE's for COCO, or the questions were numbered anew."
-            )
+            there = f"{theirs.text!r} of {theirs.image} in RePOPE"
+            raise DataError(f"{what} is {one.text!r} of {one.image} here, and {there}: these are other questions.")
         found[one.split, one.question_id] = theirs.label
     left = {(split, number) for split, of_split in repope.items() for number in of_split} - found.keys()
     if left:
         split, number = min(left)
-        raise DataError(
-            f"{len(left)} questions of RePOPE were not answered, the first of them {number} of {split}: its scores are "
-            "of all pictures. Answer every question of POPE's three files for COCO (no --limit)."
-        )
+        told = f"{len(left)} questions of RePOPE were not answered, the first of them {number} of {split}"
+        raise DataError(f"{told}: its scores are of all. Ask POPE's three files for COCO whole (no --limit).")
     return list(found.values())
 
 
@@ -222,3 +212,56 @@ class RePope(YesNo):
     """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
 
     scripts: ClassVar = {"official": ("repope", OF_READ)}
+
+
+BINS = 10
+CLAIMS = Columns(" ".join([*COLUMNS.names, "told", "error"]))
+"""`COLUMNS`, unread what marks nothing; probabilities, and their squared error. Behind them are `BINS` gaps,
+probability less truth."""
+
+
+class Mentions(YesNo):
+    """Claims that an object is in a picture, each judged by verifiers: how probable, and which are marked as doubtful.
+
+    An answer is "yes 0.8123" (supported, its probability) or "no 0.0312" (marked); "p 0.8123" is a probability that
+    marks nothing, "0.2871" a score that is none. Brier 1950; expected calibration error: Naeini et al., AAAI 2015.
+    """
+
+    joined = False
+
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return the counts of an answer, and its gap among those of its bin."""
+        word, p = _read(text)
+        gaps = np.where((np.arange(BINS) == _bins(p)) & bool(word), p - case, 0.0)
+        said = counts("yes" if word == "yes" else "no" if word == "no" else None, bool(case))
+        return [*said, bool(word), (p - case) ** 2 if word else 0, *gaps]
+
+    def scores(self) -> dict[str, Score]:
+        """Return the scores of probabilities, and of marks as signs of hallucination: NaN where nothing marks."""
+        return {
+            "hallucinated": CLAIMS.ratio("label_no / n", "", once=True),
+            "brier": CLAIMS.ratio("error / told", "lower", np.nan),
+            "calibration_error": Score(_calibration_error, "lower", compared=False),
+            "marked": CLAIMS.ratio("tn fn / n -unreadable", "", np.nan, compared=False),
+            "mark_precision": CLAIMS.ratio("tn / tn fn", empty=np.nan, compared=False),
+            "mark_recall": Score(_mark_recall, compared=False),
+        }
+
+
+def _mark_recall(c: Array) -> Array:
+    return np.where(CLAIMS.sum(c, "n -unreadable") > 0, OF_NO["recall"].of(c), np.nan)
+
+
+def _calibration_error(c: Array) -> Array:
+    gaps = c[..., len(CLAIMS.names) : len(CLAIMS.names) + BINS]
+    return share(np.abs(gaps).sum(-1), CLAIMS.sum(c, "told"), np.nan)
+
+
+def _read(text: str) -> tuple[str, float]:
+    """Return the word before the number, "" for none, and the number."""
+    word, _, number = text.rpartition(" ")
+    return word, float(number)
+
+
+def _bins(p: ArrayLike) -> NDArray[np.int64]:
+    return np.minimum((np.asarray(p, float) * BINS).astype(np.int64), BINS - 1)  # the last one holds 1 too

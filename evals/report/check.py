@@ -10,17 +10,21 @@ Needs neither torch nor transformers nor lmms-eval.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.report.saved import ANSWERS, ASKED, ITEMS, RESULTS, Run, plain, read_run
+from lvlm_guard.evals.report.saved import ANSWERS, ASKED, ITEMS, RESULTS, Run, read_run
+from lvlm_guard.evals.spec import jsonl
+from lvlm_guard.evals.spec.answers import Answer, table_of
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.stats.score import identity, score_answers, stored
-from lvlm_guard.evals.stats.validity import Allowed
+from lvlm_guard.evals.stats.tally import tallies_of
+from lvlm_guard.evals.stats.validity import Allowed, validity
 
 LAST_DIGITS = 1e-9  # relative: what another release of NumPy may sum up otherwise
 SHOWN = 3  # examples of a finding
@@ -69,9 +73,7 @@ def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncat
     given = {name: share for name, share in shares.items() if share is not None}
     allowed = Allowed(**given)
     if not (place / ASKED).exists():
-        from lvlm_guard.evals.report.check_stock import check_stock
-
-        return check_stock(Checked(place, "lmms-eval"), allowed)
+        return _check_stock(Checked(place, "lmms-eval"), allowed)
     found = Checked(place, "lvlm-guard")
     try:
         run = read_run(place)
@@ -89,7 +91,6 @@ def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncat
 
 
 def _asked(task: Row, rows: Any) -> str:
-    """Say how the items in `items.jsonl` are not those of the task; "" where they are."""
     items = []
     for row in rows:
         given = row["item"], row["picture"], row.get("prompt", ""), (), row.get("question", ""), row["truth"]
@@ -107,20 +108,17 @@ def _answers(run: Run) -> Iterator[str]:
     for row in sorted(table.to_pylist(), key=str):
         told, noted = (row["role"], row["baseline"]), known.get(row["decoder"], ("no decoder of the run", None))
         if noted != told:
-            yield (
-                f"{ANSWERS} has answers of {row['decoder']} as {told[0]} against {told[1]}, and in {ASKED} it is "
-                f"{noted[0]} against {noted[1]}: the files don't belong together."
-            )
+            there = f"as {told[0]} against {told[1]}, and in {ASKED} it is {noted[0]} against {noted[1]}"
+            yield f"{ANSWERS} has answers of {row['decoder']} {there}: the files don't belong together."
 
 
 def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
-    """Compute everything again and hold it against `results.json`."""
     written, asked = run.results.data, {task["name"] for task in run.asked["tasks"]}
     answers, items, costs = stored(run.folder)
     # as they were scored: with the dialects and verdicts that scoring was told of
     tasks = [task for task in written["tasks"] if task["name"] in asked]
     allowed = replace(Allowed(**written.get("allowed", {})), **given)
-    again = plain(score_answers(answers, items, tasks, run.asked["decoders"], costs=costs, allowed=allowed))
+    again = score_answers(answers, items, tasks, run.asked["decoders"], costs=costs, allowed=allowed)
     found.void.extend(again["void"])
     found.warnings.extend(again["warnings"])
     if not again["void"]:
@@ -129,10 +127,8 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
         told = "void, and its answers are not" if run.status == "void" else "complete, and its answers make it void"
         found.wrong.append(f"{RESULTS} calls the run {told}: one of the files was changed.")
     if written.get("identity") != identity():
-        found.warnings.append(
-            f"The scores were made by other code ({written.get('identity')}) than this ({identity()}): `lvlm-guard "
-            f"eval score {run.folder}` makes them anew."
-        )
+        told = f"The scores were made by other code ({written.get('identity')}) than this ({identity()})"
+        found.warnings.append(f"{told}: `lvlm-guard eval score {run.folder}` makes them anew.")
     if not again["void"] and run.status == "complete":
         others = [task for task in run.results.tasks if task["name"] not in asked]
         skipped = {row for task in others for row in (*run.results.row_tasks(task), task["name"])}
@@ -145,22 +141,22 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
 
 def _compare(found: Checked, written: Row, again: Row) -> None:
     before, after = ({_name(row): row for row in [*of["rows"], *of["costs"]]} for of in (written, again))
-    apart = list(_apart(before, after))
-    far = [told for told, distance in apart if distance > LAST_DIGITS]
-    near = [told for told, distance in apart if distance <= LAST_DIGITS]
+    far = [
+        f"{name} {key} is {before[name].get(key)}, and should be {row.get(key)}"
+        for name, row in after.items()
+        for key in {**row, **before.get(name, row)}
+        if not _alike(before.get(name, row).get(key), row.get(key))
+    ]
     lost = [name for name in (*after, *before) if (name in after) != (name in before)]
-    if far:
-        found.wrong.append(f"{len(far)} numbers of {RESULTS} do not follow from {ANSWERS}: {'; '.join(far[:SHOWN])}.")
-    if lost:
-        told = "; ".join(lost[:SHOWN])
-        found.wrong.append(f"{len(lost)} rows are only in {RESULTS}, or only follow from {ANSWERS}: {told}.")
-    if not near and again["verdicts"] != written["verdicts"]:
+    for told, examples in (
+        (f"{len(far)} numbers of {RESULTS} do not follow from {ANSWERS}", far),
+        (f"{len(lost)} rows are only in {RESULTS}, or only follow from {ANSWERS}", lost),
+    ):
+        found.wrong.extend([f"{told}: {'; '.join(examples[:SHOWN])}."] if examples else [])
+    if again["verdicts"] != written["verdicts"]:
         found.wrong.append(f"The verdicts of {RESULTS} do not follow from {ANSWERS}.")
-    if near:
-        told = f"{len(near)} numbers of {RESULTS} differ from {ANSWERS} in their last digits ({near[0]})"
-        found.warnings.append(f"{told}, as they do between releases of NumPy.")
-    if not apart and not lost:
-        found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS} to the last digit.")
+    if not far and not lost:
+        found.good.append(f"{len(after)} rows follow from {ANSWERS}, all as in {RESULTS}.")
 
 
 def _name(row: Row) -> str:
@@ -168,12 +164,95 @@ def _name(row: Row) -> str:
     return f"{row['decoder']}{baseline} {row['task']} {row['metric']}"
 
 
-def _apart(before: Mapping[str, Row], after: Mapping[str, Row]) -> Iterator[tuple[str, float]]:
-    """Yield each number that differs, in words, with how far it is off (infinite where one is no number)."""
-    for name, row in after.items():
-        other = before.get(name, row)
-        for key in (key for key in {**row, **other} if other.get(key) != row.get(key)):
-            a, b = other.get(key), row.get(key)
-            numbers = [x for x in (a, b) if isinstance(x, int | float)]
-            off = abs(numbers[0] - numbers[1]) / max(abs(x) for x in (*numbers, 1)) if len(numbers) == 2 else math.inf
-            yield f"{name} {key} is {a}, and should be {b}", off
+def _alike(a: Any, b: Any) -> bool:
+    numbers = isinstance(a, int | float) and isinstance(b, int | float)
+    return math.isclose(a, b, rel_tol=LAST_DIGITS, abs_tol=LAST_DIGITS) if numbers else bool(a == b)
+
+
+def _check_stock(found: Checked, allowed: Allowed) -> Checked:
+    folder, end, middle = found.folder, "_results.json", "_samples_"
+    results, samples = sorted(folder.rglob(f"*{end}")), set(folder.rglob(f"*{middle}*.jsonl"))
+    if not results and not samples:
+        told = f"neither a run of `lvlm-guard eval run` ({ASKED}) nor results of lmms-eval (*{end})"
+        raise DataError(f"{folder} holds {told}: give the --out or --output_path of one.")
+    for path in results:
+        name = path.relative_to(folder)
+        try:
+            told = jsonl.document(path)
+            sizes = {task: int(n["effective"]) for task, n in told["n-samples"].items()}
+            settings = {task: (told["configs"].get(task) or {}).get("generation_kwargs") or {} for task in sizes}
+        except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found.wrong.append(f"{name} can't be read as results of lmms-eval: {type(error).__name__}: {error}.")
+            continue
+        if (told.get("usage") or {}).get("budget_exceeded"):
+            found.void.append(f"{name}: lmms-eval stopped when its token budget was spent, so the scores are partial.")
+        if not sizes:
+            found.void.append(f"{name} holds no task: nothing was asked.")
+        model = str((told.get("config") or {}).get("model") or told.get("model_name") or "the model")
+        for task, wanted in sizes.items():
+            file = path.with_name(f"{path.name.removesuffix(end)}{middle}{task}.jsonl")
+            samples.discard(file)
+            if not file.exists():
+                found.wrong.append(f"{name}: {file.name} is missing. Run lmms-eval with --log_samples.")
+                continue
+            try:
+                rows = [row for _, row in jsonl.read(file, ("doc_id", "filtered_resps"), what="sample of lmms-eval")]
+            except DataError as error:
+                found.wrong.append(str(error))
+                continue
+            _judge(found, model, task, wanted, settings[task].get("max_new_tokens"), rows, allowed)
+    found.wrong.extend(
+        f"{path.relative_to(folder)} has no results beside it: lmms-eval ended early. Run it again."
+        for path in sorted(samples)
+    )
+    return found
+
+
+def _judge(
+    found: Checked, model: str, task: str, wanted: int, limit: Any, rows: Sequence[Row], allowed: Allowed
+) -> None:
+    twice = [str(key) for key, count in Counter(row["doc_id"] for row in rows).items() if count > 1]
+    if twice:
+        told = f"{task}: {len(twice)} documents were answered more than once (first: {', '.join(twice[:SHOWN])})"
+        found.void.append(f"{told}: two runs wrote into one file. Give each an --output_path of its own.")
+        return
+    missing, few = wanted - len(rows), len(found.void)
+    if missing > 0:
+        found.void.append(f"{task}: {len(rows)} of {wanted} documents were answered; {missing} are missing.")
+    labels = [str(row.get("target")).strip().lower() for row in rows]
+    yes_no = {*labels} <= {"yes", "no"}
+    items: list[dict[str, Any]] = []
+    answers = []
+    for row, label in zip(rows, labels, strict=True):
+        where = task, "test", str(row["doc_id"]), str(row["doc_id"])
+        asked = dict(zip(("task", "split", "item", "picture"), where, strict=True))
+        items.append({**asked, "rows": [task], "truth": label if yes_no else []})
+        answers.append(Answer(*where, model, "reference", _text(row), ended=_ended(row, limit)))
+    # which score it has is no matter here, only which answers can have one: captions need no labels
+    kind = {"kind": "pope"} if yes_no else {"kind": "chair", "vocabulary": ["none"]}
+    described = {"name": task, "split": "test", "rows": [task], "max_new_tokens": limit} | kind
+    tallies = tallies_of(table_of(answers), items, [described])
+    # lmms-eval has scored a failed request as a wrong answer: none is allowed
+    decoders = [{"name": model, "role": "reference", "seeds": 1}]
+    void, warnings = validity(tallies.values(), decoders, model, allowed)
+    failed = [w for w in warnings if " answers failed (" in w]
+    found.void.extend([*void, *failed])
+    found.warnings.extend(w for w in warnings if w not in failed)
+    if len(found.void) == few:
+        found.good.append(f"{model} on {task}: {len(rows)} documents, each with an answer.")
+
+
+def _text(row: Row) -> str:
+    given = row["filtered_resps"]
+    while isinstance(given, list):
+        given = given[0] if given else ""
+    return "" if given is None else str(given)
+
+
+def _ended(row: Row, limit: Any) -> bool:
+    """Return whether an answer ended by itself: as our model tells, else where it is shorter than the limit."""
+    counts = (row.get("token_counts") or [None])[0]
+    counts = counts if isinstance(counts, dict) else {}
+    tokens = counts.get("output_tokens")
+    full = isinstance(tokens, int) and isinstance(limit, int) and tokens >= limit
+    return bool(counts.get("ended", not full))

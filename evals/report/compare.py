@@ -23,10 +23,9 @@ from rich.table import Table
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report import terminal
-from lvlm_guard.evals.report.layout import Results
-from lvlm_guard.evals.report.numbers import Mark, Row, judged, p_text, said, title
+from lvlm_guard.evals.report.layout import Mark, Results, Row, judged, p_text, said, title
 from lvlm_guard.evals.report.pairing import Pair, common_tasks, differences, only_in_one, pairs_of
-from lvlm_guard.evals.report.saved import Run, finished, plain
+from lvlm_guard.evals.report.saved import Run, finished
 from lvlm_guard.evals.stats.results import Measured, with_holm
 from lvlm_guard.evals.stats.tally import Tally, tallies_of
 
@@ -80,8 +79,7 @@ class Comparison:
         told: dict[str, Any] = {"command": "eval compare", "version": lvlm_guard.__version__}
         told |= {"a": str(self.a.folder), "b": str(self.b.folder), "tasks": self.results.tasks}
         told |= {name: getattr(self, name) for name in ("pairs", "differs", "left_out", "warnings", "rows")}
-        found: dict[str, Any] = plain(told | {"changed": [one._asdict() for one in self.changed]})
-        return found
+        return told | {"changed": [one._asdict() for one in self.changed]}
 
 
 def compare(

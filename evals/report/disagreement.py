@@ -26,7 +26,6 @@ STANDINGS: tuple[Standing, ...] = get_args(Standing)
 
 CLEARLY = 0.5  # of several runs, at least half must have changed for an item to count as broken or fixed
 LIMIT = 60  # pictures of a report
-OBJECTS = 4  # absent objects of a caption that the matcher is asked about
 _read = lru_cache(maxsize=65536)(pope.read)
 
 
@@ -55,7 +54,6 @@ class Shown:
     item: Item
     said: Mapping[str, Sequence[Judged]]  # decoder -> its judged answers, one a seed
     standings: Mapping[str, Standing]  # watched decoder -> what became of the item
-    objects: tuple[str, ...] = ()  # for captions, those named in vain
 
     @property
     def key(self) -> str:
@@ -159,9 +157,7 @@ def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
 def _shown(run: Run, task: Task, keys: list[str], reference: str, names: Sequence[str]) -> Iterator[Shown]:
     for item, answers in run.by_item(task["name"], ("text", "ended"), keys):
         said = _judged(task, item, answers)
-        looked = [one.caption for name in (reference, *names) for one in said.get(name, ()) if one.caption is not None]
-        absent = dict.fromkeys(node for caption in looked for _, node, _ in caption.hallucinated)
-        yield Shown(task["name"], item, said, standings(said, reference, names), tuple(absent)[:OBJECTS])
+        yield Shown(task["name"], item, said, standings(said, reference, names))
 
 
 def _judged(task: Task, item: Item, answers: Said) -> dict[str, list[Judged]]:
@@ -184,26 +180,13 @@ def _in_turn(
     return taken
 
 
-HEADINGS = {"broken": "Broken by", "fixed": "Fixed by", "unreadable": "Unreadable with", "changed": "Changed by"}
 SIGNS = {"unreadable": "?", "wrong": "✗", "right": "✓"}
 """Of several answers the first of these is shown."""
-
-
-def standings_of(found: Disagreement) -> list[Standing]:
-    """Return the outcomes that there are."""
-    return [standing for standing in STANDINGS if any(other == standing for _, other in found.counts)]
 
 
 def here(found: Disagreement, name: str, standing: Standing) -> int:
     """Return how many items of an outcome are shown."""
     return sum(one.standings.get(name) == standing for one in found.shown)
-
-
-def heading(one: Shown) -> str:
-    """Return an item's heading: "Broken by agla; fixed by vote"."""
-    by = {standing: [name for name, its in one.standings.items() if its == standing] for standing in STANDINGS}
-    first, *rest = [f"{HEADINGS[standing]} {', '.join(names)}" for standing, names in by.items() if names]
-    return "; ".join([first, *(part[0].lower() + part[1:] for part in rest)])
 
 
 def alike(said: Sequence[Judged]) -> list[tuple[str, Judged]]:

@@ -3,25 +3,24 @@
     collect_for("runs/first")                     # loads the model of the run
     collect(answerer, tasks, read_run(folder))    # with one that is at hand
 
-Both write small pictures and `index.json` into `evidence/`, from which the report is made without any model. Nothing is
-made again while the same items of the same run are shown.
+Both write small pictures and `index.json` into `evidence/`, from which the report is made without any model.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lvlm_guard.errors import GuardError, UnsupportedCallError
+from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.errors import disk_trouble
 from lvlm_guard.evals.report.disagreement import disagreements
-from lvlm_guard.evals.report.saved import Run, finished, write_whole
+from lvlm_guard.evals.report.saved import Run, finished
+from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.report.pictures import Picture, fitted, overlay, panel
 
 if TYPE_CHECKING:
@@ -33,9 +32,8 @@ if TYPE_CHECKING:
 
 
 EVIDENCE, INDEX = "evidence", "index.json"
-PICTURES = ("picture", "map", "local", "sought_map")
+PICTURES = ("picture", "map", "local")
 LARGEST = 320  # longest side of a written picture
-FORMAT = 2  # of the index; another number makes everything anew
 
 
 def collect_for(folder: str | Path) -> Path:
@@ -61,31 +59,25 @@ def collect(answerer: object, tasks: Sequence[EvalTask], run: Run) -> Path:
     """
     maps, folder = maps_of(answerer), run.folder / EVIDENCE
     items = {(task.name, item.key): item for task in tasks for item in task.items}
-    shown = [one for found in disagreements(run).values() for one in found.shown]
-    told = [[run.asked.get("identity"), maps.version, FORMAT], [[one.task, one.key, one.objects] for one in shown]]
-    made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-    had = collected(run.folder)
-    if had.made_from == made_from and all(path.is_file() for path in had.files()):
-        return folder / INDEX
     with disk_trouble(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        entries = []
-        for number, one in enumerate(shown):
-            found = _looked(maps, items[one.task, one.key], one.objects)
+        entries: list[dict[str, Any]] = []
+        for one in (one for found in disagreements(run).values() for one in found.shown):
+            found = _looked(maps, items[one.task, one.key])
             for place, view in enumerate(found["views"]):
                 for what in (what for what in PICTURES if view.get(what) is not None):
-                    name = f"{number}-{place}-{what}.jpg"
+                    name = f"{len(entries)}-{place}-{what}.jpg"
                     fitted(view[what], largest=LARGEST).save(folder / name, format="jpeg", quality=88, optimize=True)
                     view[what] = name
             entries.append({"task": one.task, "key": one.key} | found)
-        index = {"made_from": made_from, "maps": maps.about, "items": entries}
-        return write_whole(folder, INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+        index = {"maps": maps.about, "items": entries}
+        return write_lines(folder / INDEX, [json.dumps(index, indent=1, ensure_ascii=False)])
 
 
-def _looked(maps: Maps, item: Item, objects: Sequence[str]) -> dict[str, Any]:
+def _looked(maps: Maps, item: Item) -> dict[str, Any]:
     try:
-        return maps.of(item, objects)
+        return {"views": maps.of(item)}
     except GuardError as error:
         problem = f"No relevance map: {error}"
     try:
@@ -95,25 +87,18 @@ def _looked(maps: Maps, item: Item, objects: Sequence[str]) -> dict[str, Any]:
 
 
 class Evidence(NamedTuple):
-    """What was collected of a run: what from, what the maps are, and the entry of each task and item."""
+    """What was collected of a run: what the maps are, and the entry of each task and item."""
 
     folder: Path
-    made_from: str = ""
     about: str = ""
     entries: Mapping[tuple[str, str], Mapping[str, Any]] = {}
-
-    def files(self) -> Iterator[Path]:
-        """Yield the files of all pictures."""
-        views = (view for entry in self.entries.values() for view in entry.get("views", ()))
-        return (self.folder / Path(view[what]).name for view in views for what in PICTURES if view.get(what))
 
     def panel(self, task: str, key: str) -> str:
         """Return an item's pictures as markup, "" without any; a file that is gone is left out."""
         found = []
         for view in self.entries.get((task, key), {}).get("views", ()):
             kept = f", {view['kept']:.0%} kept" if view.get("kept") is not None else ""
-            titles = ("Picture", "Relevance", f"Local view{kept}", f"Map of “{view.get('sought', '')}”")
-            for what, title in zip(PICTURES, titles, strict=True):
+            for what, title in zip(PICTURES, ("Picture", "Relevance", f"Local view{kept}"), strict=True):
                 path = self.folder / Path(view.get(what) or "none").name
                 if path.is_file():
                     found.append(Picture(path, title, view.get("note", "") if what == "map" else ""))
@@ -125,7 +110,7 @@ def collected(folder: Path) -> Evidence:
     with suppress(OSError, ValueError, KeyError, TypeError):
         index = json.loads((folder / EVIDENCE / INDEX).read_text(encoding="utf-8"))
         entries = {(entry["task"], entry["key"]): entry for entry in index["items"]}
-        return Evidence(folder / EVIDENCE, index.get("made_from", ""), str(index["maps"]), entries)
+        return Evidence(folder / EVIDENCE, str(index["maps"]), entries)
     return Evidence(folder / EVIDENCE)
 
 
@@ -138,67 +123,29 @@ class Maps:
     matcher: Matcher | None = None  # who makes the map; None: nobody
     decoder: Decoder | None = None  # whose local view is shown; None: no method of the run cuts one
 
-    @property
-    def version(self) -> str:
-        """What decides the maps beside the item."""
-        if self.matcher is None:
-            return "pictures alone"
-        knobs = sorted(self.decoder.knobs.items(), key=str) if self.decoder else []
-        return f"{self.matcher.version} {self.decoder.name if self.decoder else ''} {knobs}"
-
-    def of(self, item: Item, objects: Sequence[str]) -> dict[str, Any]:
-        """Return the item's pictures, each with its map, and what the matcher says of the claims: that each of the
-        `objects` is there, or else what a yes/no question asks. Raises `GuardError` where a picture can't be used.
-        """
-        from lvlm_guard.matching.questions import yes_no_claim
-        from lvlm_guard.methods.vote import Vote, claim_about
-
-        if self.asker is None or self.matcher is None:
-            return {"views": [{"picture": picture} for picture in item.pictures()]}
-        # sums depend on what is computed together: what the run remembers could differ in the last bit
-        self.matcher.forget()
-        found: dict[str, Any] = {
-            "views": [_shown(view, made) for view, made in self._looked(item, self.asker, self.matcher)]
-        }
-        question = item.question or item.prompt
-        claims = {claim_about(name, Vote.template): name for name in objects}
-        if not objects and yes_no_claim(question):
-            claims = {question: ""}
-        if not found["views"] or not claims:
-            return found
-        image = item.pictures()[0]
-        try:
-            shares = self.matcher.support(image, list(claims)).tolist()
-        except UnsupportedCallError:  # a matcher of maps alone
-            return found
-        if objects:
-            (match,) = self.matcher([image], [next(iter(claims))])
-            found["views"][0] |= {"sought": objects[0], "sought_map": overlay(image, match.relevance)}
-        found["support"] = [
-            {"claim": claim, "object": name, "probability": round(float(share), 4)}
-            for (claim, name), share in zip(claims.items(), shares, strict=True)
-        ]
-        return found
-
-    def _looked(self, item: Item, asker: Asker, matcher: Matcher) -> list[tuple[Any, SecondView]]:
-        """Return the item's pictures, each with its match and what the method makes of it."""
+    def of(self, item: Item) -> list[dict[str, Any]]:
+        """Return the item's pictures, each with its map; raises `GuardError` where a picture can't be used."""
         import torch
 
         from lvlm_guard.engine.trace import SecondView
         from lvlm_guard.evals.decoders.decoder import PLAIN
         from lvlm_guard.evals.infer.generate import prepare
 
-        inputs = prepare(asker.processor, [item])
+        if self.asker is None or self.matcher is None:
+            return [{"picture": picture} for picture in item.pictures()]
+        # sums depend on what is computed together: what the run remembers could differ in the last bit
+        self.matcher.forget()
+        inputs = prepare(self.asker.processor, [item])
         views = inputs["guard_views"].views()
-        if self.decoder is None or not self.decoder.runs:
-            found = matcher([view.image for view in views], [view.text for view in views])
-            return [(view, SecondView(match=match)) for view, match in zip(views, found, strict=True)]
+        if self.decoder is None:
+            found = self.matcher([view.image for view in views], [view.text for view in views])
+            return [_shown(view, SecondView(match=match)) for view, match in zip(views, found, strict=True)]
         # "batched" makes the local view even where the first token would not need it
         options = {**PLAIN, "guard_execution": "batched", "max_new_tokens": 1, "return_dict_in_generate": True}
         with torch.inference_mode():
-            inputs = inputs.to(asker.model.device, asker.model.dtype)
-            out = asker.model.generate(**inputs, **options, guard=self.decoder.guard(0))
-        return [(view, out.guard.view(view.index)) for view in views]
+            inputs = inputs.to(self.asker.model.device, self.asker.model.dtype)
+            out = self.asker.model.generate(**inputs, **options, guard=self.decoder.guard(0))
+        return [_shown(view, out.guard.view(view.index)) for view in views]
 
 
 def maps_of(answerer: object) -> Maps:

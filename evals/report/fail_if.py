@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.report.numbers import Row, said
+from lvlm_guard.evals.report.layout import Row, said
 
 _RULE = re.compile(
     r"\s*(?:(?P<decoder>[^:<>]+):)?\s*(?P<metric>[\w@]+?)_diff\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[-+]?"
@@ -46,10 +46,8 @@ class Rule:
         if not self.decoder:
             found = [row for row in found if row["role"] not in _NAMED_ONLY]
         if not found:
-            raise DataError(
-                f"{self.text!r}: only controls were compared. Name one to be held to it: 'sample:{self.metric}_diff"
-                f"{self.sign}{self.bound:g}'."
-            )
+            named = f"'sample:{self.metric}_diff{self.sign}{self.bound:g}'"
+            raise DataError(f"{self.text!r}: only controls were compared. Name one to be held to it: {named}.")
         held = []
         for row in found:
             name = f"{row['decoder']} − {row['baseline']}"
@@ -62,10 +60,8 @@ class Rule:
     def _of(self, column: str, wanted: str, rows: Sequence[Row]) -> list[Row]:
         known = list(dict.fromkeys(row[column] for row in rows))
         if wanted not in known:
-            raise DataError(
-                f"{self.text!r}: no difference has the {column} {wanted!r}. {did_you_mean(wanted, known)}"
-                f"There are: {', '.join(known) or 'none, since nothing was compared'}."
-            )
+            there = f"{did_you_mean(wanted, known)}There are: {', '.join(known) or 'none, since nothing was compared'}."
+            raise DataError(f"{self.text!r}: no difference has the {column} {wanted!r}. {there}")
         return [row for row in rows if row[column] == wanted]
 
 
@@ -75,9 +71,7 @@ def fail_if(text: str) -> Rule:
     """
     read = _RULE.fullmatch(text)
     if read is None:
-        raise DataError(
-            f"{text!r} is no rule: write [DECODER:]METRIC_diff OP NUMBER[@TASK] with OP <, <=, > or >=, such as "
-            "accuracy_diff<-0.01 or chair_i_diff>0.02@chair."
-        )
+        form = "[DECODER:]METRIC_diff OP NUMBER[@TASK], such as accuracy_diff<-0.01 or chair_i_diff>0.02@chair"
+        raise DataError(f"{text!r} is no rule: write {form}.")
     decoder = (read["decoder"] or "").strip()
     return Rule(text.strip(), read["metric"], read["sign"], float(read["bound"]), read["task"] or "", decoder)

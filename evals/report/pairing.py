@@ -29,10 +29,8 @@ def common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
         raise DataError(f"The runs have no task in common: {told[0]}, {told[1]}.")
     problems = [f"{name} ({why})" for name in common if (why := ", ".join(_unlike(a, b, ours[name], theirs[name])))]
     if problems:
-        raise DataError(
-            f"{a.folder} and {b.folder} did not ask the same, so their answers can't be paired: {'; '.join(problems)}. "
-            "Run one of them again with the other's tasks, limit, split and preset."
-        )
+        why = f"did not ask the same, so their answers can't be paired: {'; '.join(problems)}"
+        raise DataError(f"{a.folder} and {b.folder} {why}. Run one again with the other's tasks and settings.")
     return [ours[name] | {"about": _about(ours[name], a, b)} for name in common]
 
 
@@ -49,7 +47,6 @@ def _about(task: Mapping[str, Any], a: Run, b: Run) -> dict[str, Any]:
 
 
 def _unlike(a: Run, b: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Say how a task of two runs differs."""
     found = list(apart("", *({name: task.get(name) for name in _PROTOCOL} for task in (ours, theirs))))
     left, right = a.items[ours["name"]], b.items[theirs["name"]]
     for mine, other, folder in ((left, right, a.folder), (right, left, b.folder)):
@@ -79,18 +76,13 @@ def pairs_of(a: Run, b: Run, decoder_a: str | None, decoder_b: str | None) -> li
         ours, theirs = ([d["name"] for d in run.asked["decoders"] if not d.get("derive")] for run in (a, b))
         pairs = [(name, name) for name in ours if name in theirs]
         if not pairs:
-            raise DataError(
-                f"The runs have no decoder in common: {a.folder} has {', '.join(ours)}, {b.folder} has "
-                f"{', '.join(theirs)}. Name one of each (decoder_a, decoder_b)."
-            )
+            has = f"{a.folder} has {', '.join(ours)}, {b.folder} has {', '.join(theirs)}"
+            raise DataError(f"The runs have no decoder in common: {has}. Name one of each (decoder_a, decoder_b).")
     for mine, other in pairs:
         alone = mine != other  # two ways of decoding: then nothing else may differ
         if differing := ", ".join(apart("", _decided_by(a, mine, alone), _decided_by(b, other, alone))):
-            raise DataError(
-                f"{mine} of {a.folder} and {other} of {b.folder} answered under other settings ({differing}), so "
-                "that would be what is compared. Pair decoders that decode alike, on one model; one decoder may be "
-                "compared across two models."
-            )
+            told = f"answered under other settings ({differing}), so that would be what is compared"
+            raise DataError(f"{mine} of {a.folder} and {other} of {b.folder} {told}. Pair what decodes alike.")
     return pairs
 
 

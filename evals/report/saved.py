@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +21,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from lvlm_guard.errors import did_you_mean
-from lvlm_guard.evals.errors import DataError, VoidRunError, disk_trouble
+from lvlm_guard.evals.errors import DataError, VoidRunError
 from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.spec import jsonl
-from lvlm_guard.files import whole
 
 ASKED, ITEMS, ANSWERS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "results.json"
 NEEDED: dict[str, dict[str, type]] = {
@@ -89,10 +86,8 @@ class Run:
                 found[row["task"]][row["item"]] = row
         for task in self.asked["tasks"]:
             if len(found[task["name"]]) != task["n"]:
-                raise DataError(
-                    f"{path} holds {len(found[task['name']])} of the {task['n']} items of {task['name']}: the file was "
-                    "changed. Give the run's command again: it is written anew."
-                )
+                told = f"{len(found[task['name']])} of the {task['n']} items of {task['name']}"
+                raise DataError(f"{path} holds {told}: it was changed. Give the run's command again.")
         return found
 
     @property
@@ -176,34 +171,7 @@ def export_answers(run: Run, decoder: str, path: str | Path, seed: int = 0) -> P
             right = ", ".join(str(one) for one in truth if one is not None)
             category = ",".join(item.get("rows") or [item["task"]])
             writer.writerow([index, item.get("question") or item.get("prompt", ""), right, text, category])
-    return write_whole(Path(path).parent, Path(path).name, table.getvalue())
-
-
-def plain(value: Any) -> Any:
-    """Return data that strict JSON can hold: NaN and infinities as None, NumPy's numbers as Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return plain(sorted(value, key=str))
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
-
-
-def write_whole(folder: Path, name: str, text: str) -> Path:
-    """Write beside, then rename: whoever reads, or whenever the process dies, the file is the old or the new one.
-
-    Raises `RunError` where the system refuses, as when the disk is full.
-    """
-    with disk_trouble(folder), whole(folder / name) as part, part.open("w", encoding="utf-8", newline="") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    return folder / name
+    return jsonl.write_lines(Path(path), [table.getvalue().rstrip("\n")])
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lvlm_guard.evals.report.layout import JUDGED, Cell, Results, Task
-from lvlm_guard.evals.report.numbers import interval, judged, said, title, written
+from lvlm_guard.evals.report.layout import JUDGED, Cell, Results, Task, interval, judged, said, title, written
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
 EFFECTS = {
@@ -86,11 +85,9 @@ def explained(results: Results, task: Task) -> str:
     """Return what a table's figures are, in a few sentences."""
     n = {row: max(r["n"] for r in results.rows if r["task"] == row) for row in results.row_tasks(task)}
     counted = ", ".join(f"{row} {n}" for row, n in n.items())
-    return (
-        f"n: {counted}. Beside a value its paired difference to {results.reference}, below it that difference's 95 % "
-        f"interval ({results.reference}: the value's), pictures drawn with replacement; coloured where it is clear. "
-        "Time: the request's, picture and mask included."
-    )
+    told = f"n: {counted}. Beside a value its paired difference to {results.reference}, below it that difference's 95 %"
+    told += f" interval ({results.reference}: the value's), pictures drawn with replacement; coloured where clear."
+    return f"{told} Time: the request's, picture and mask included."
 
 
 def sentences(results: Results | Mapping[str, Any]) -> list[str]:

@@ -58,8 +58,7 @@ class Estimate:
 class Draws:
     """Pictures drawn again: `draws` samples of as many, with replacement, the same for all that is measured on them.
 
-    Raises:
-        DataError: there is no picture.
+    Raises `DataError` (there is no picture).
     """
 
     def __init__(self, pictures: int, *, draws: int = DRAWS, seed: int = 0) -> None:
@@ -91,10 +90,8 @@ class Draws:
         tables = {name: np.asarray(table, np.float64) for name, table in counts.items()}
         for table in tables.values():
             if table.ndim != 2 or len(table) != self.pictures or not np.isfinite(table).all():
-                raise DataError(
-                    f"Counts of the same {self.pictures} pictures, one row a picture, finite numbers, are drawn "
-                    f"together; got shape {table.shape}."
-                )
+                told = f"of {self.pictures} pictures, one row each, finite; got shape {table.shape}"
+                raise DataError(f"Counts are {told}.")
         if not tables:
             return {}
         whole = np.hstack(list(tables.values()))

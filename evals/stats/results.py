@@ -18,7 +18,6 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.metric import Array, Places, Score
 from lvlm_guard.evals.metrics.ranking import RANKED, Ranking
 from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, difference, estimate, holm, swap_null
-from lvlm_guard.evals.stats.derived import LEAST_MASS
 from lvlm_guard.evals.stats.tally import Given, Tally, summed
 
 Row = dict[str, Any]
@@ -28,6 +27,7 @@ RANKINGS = {metric: Score(np.asarray, direction) for metric, direction in RANKED
 """What is measured of scores rather than counts."""
 TOLD = Score(np.asarray, "", compared=False)
 """What is told of answers beside their scores."""
+LEAST_MASS = 0.5  # mean share of the probability on yes and no below which scores do not cover what a model says
 CENSORED = 0.01
 """Share of scores of which a server told too little, from which on they are not ranked."""
 
@@ -60,11 +60,9 @@ def with_holm(rows: Iterable[Row], family: Callable[[Row], Hashable | None], sev
 class Measured:
     """One task as every decoder did it, on the same drawn pictures.
 
-    Args:
-        tally: the answers, counted.
-        decoders: in the order of the rows, as `Decoder.describe()` has them; those without an answer are left out.
-        reference: the decoder that answers turn from (N2P, P2N).
-        owners: row task -> how many tasks have it: a name that several share is told apart as "chair@world_chair".
+    `decoders` are in the order of the rows, those without an answer left out; answers turn from the `reference`'s (N2P,
+    P2N); `owners` are row task -> how many tasks have it: a name that several share is told apart as
+    "chair@world_chair".
     """
 
     def __init__(
@@ -133,7 +131,6 @@ class Measured:
         return found
 
     def _rank(self) -> None:
-        """Measure what scores rank, for every decoder whose scores can be ranked; say why where they can't."""
         tally, usable = self.tally, {}
         for name, trainings in self._trainings.items():
             refused = _why_not_ranked(tally, name)
@@ -255,18 +252,14 @@ def _why_not_ranked(tally: Tally, decoder: str) -> str | None:
 
 
 def _check_kinds(tally: Tally, decoders: Iterable[str]) -> None:
-    """See that scores of all decoders are of before a cut, or all of after one, where some are infinite."""
     after = {name: any(np.isinf(one.score[tally.whole]).any() for one in tally.of(name)) for name in decoders}
     if len(set(after.values())) > 1:
         cut, uncut = (", ".join(name for name in after if after[name] == is_cut) for is_cut in (True, False))
-        raise DataError(
-            f"{tally.name} has both kinds of score: those of {cut} are after a cut (some are infinite), those of "
-            f"{uncut} before. They don't rank alike: give the scores before the cut for all, or leave them out."
-        )
+        told = f"both kinds of score: those of {cut} are after a cut (some are infinite), those of {uncut} before"
+        raise DataError(f"{tally.name} has {told}. Give those before the cut for all, or leave them out.")
 
 
 def _mean_mass(given: Sequence[Given], at: Places | slice = slice(None)) -> float | None:
-    """Return the mean share of the probability on yes or no, of some items; None where it is not known."""
     mass = np.concatenate([one.mass[at] for one in given])
     known = mass[~np.isnan(mass)]
     return float(known.mean(dtype=np.float64)) if len(known) else None

@@ -12,21 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.evals.errors import DataError, disk_trouble
+import numpy as np
+
+from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics.metric import Array, share
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.answers import COSTS
-from lvlm_guard.evals.stats.bootstrap import DRAWS
-from lvlm_guard.evals.stats.costs import cost_rows, work_rows
-from lvlm_guard.evals.stats.results import Measured, Row, with_holm
-from lvlm_guard.evals.stats.tally import Answers, Stored, tallies_of
+from lvlm_guard.evals.stats.bootstrap import DRAWS, Draws, Estimate, estimate
+from lvlm_guard.evals.stats.results import Measured, Row, row_of, with_holm
+from lvlm_guard.evals.stats.tally import WORK, Answers, Stored, Tally, split_up, tallies_of
 from lvlm_guard.evals.stats.validity import Allowed, validity
 from lvlm_guard.evals.stats.verdict import calibration, capability, controls_of, derive_answers, pairs_of, verdicts
-from lvlm_guard.files import whole
 
 ANSWERS, COSTLY, ITEMS, ASKED, RESULTS = "answers.parquet", "costs.parquet", "items.jsonl", "asked.json", "results.json"
 VERDICTS = "verdicts"  # folder of a judge's replies
@@ -49,10 +50,8 @@ def score(
     folder = Path(folder)
     missing = [name for name in (ASKED, ITEMS, ANSWERS) if not (folder / name).exists()]
     if missing:
-        raise DataError(
-            f"{folder} holds no {missing[0]}: it is no run, or not all of it was asked. `lvlm-guard eval ask` makes "
-            "one, and goes on with one."
-        )
+        told = "it is no run, or not all of it was asked. `lvlm-guard eval ask` makes one, and goes on with one."
+        raise DataError(f"{folder} holds no {missing[0]}: {told}")
     asked, note = json.loads((folder / ASKED).read_text(encoding="utf-8")), ""
     tasks: Sequence[Described] = [_with_told(task, folder, dialects) for task in asked["tasks"]]
     answers, items, costs = stored(folder)
@@ -65,8 +64,7 @@ def score(
     results |= {"settings": asked["settings"], "asked": asked.get("identity"), "allowed": asdict(allowed or Allowed())}
     results |= {name: asked.get(name) for name in ("environment", "flags")}
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)  # NaN is no JSON, and equals nothing
-    with disk_trouble(folder), whole(folder / RESULTS) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+    jsonl.write_lines(folder / RESULTS, [text])
     return results
 
 
@@ -105,10 +103,8 @@ def score_answers(
 
     Args:
         answers, costs: of `spec.answers.SCHEMA` and `COSTS`, in any order.
-        items: rows of `items.jsonl`: "task", "split", "item", "picture", "truth", "rows", "tags".
-        tasks, decoders: as `EvalTask.describe()` and `Decoder.describe()` have them.
-        pairs: further differences, (decoder, baseline).
-        allowed: shares of answers that may be amiss.
+        items, tasks, decoders: rows of `items.jsonl`; as `EvalTask.describe()` and `Decoder.describe()` have them.
+        pairs, allowed: further differences, (decoder, baseline); shares of answers that may be amiss.
 
     Returns what `results.json` holds; without rows where the run is void. Raises `DataError` where an answer stands
     twice or belongs to no item, or something can't be scored.
@@ -160,3 +156,66 @@ def identity() -> str:
         if path.suffix in (".py", ".json", ".txt"):
             whole.update(path.relative_to(room).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return whole.hexdigest()[:16]
+
+
+def work_rows(tally: Tally, decoders: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yield tokens, forwards, those of second branches, and masks: means an answer, of each decoder that was asked."""
+    for decoder in decoders:
+        given = tally.of(decoder["name"])
+        n = sum(int((one.there > 0).sum()) for one in given)
+        if n and not decoder.get("derive"):
+            work = np.sum([one.work for one in given], axis=0) / n
+            for metric, mean in zip(WORK.values(), work.tolist(), strict=True):
+                if np.isfinite(mean):  # what was not measured, as at a server, has no row
+                    yield row_of(tally, decoder, metric, Estimate(mean), n)
+
+
+def cost_rows(
+    costs: Answers,
+    tallies: Mapping[tuple[str, str], Tally],
+    decoders: Sequence[Mapping[str, Any]],
+    reference: str,
+    draws: int = DRAWS,
+) -> Iterator[Row]:
+    """Yield seconds an answer, their ratio to the reference's on the same pictures, and peak memory.
+
+    `costs` are of `spec.answers.COSTS`; those of tasks and splits that `tallies` lacks are passed over.
+    """
+    spent: dict[tuple[str, str], dict[str, Array]] = {}  # task -> decoder -> [P, 2], seconds and answers
+    peaks: dict[tuple[tuple[str, str], str], float] = {}
+    for name, batch in split_up(costs):
+        if name not in tallies:
+            continue
+        tally, seconds = tallies[name], batch["seconds"].to_numpy(zero_copy_only=False)
+        peak = batch["peak_mib"].to_numpy(zero_copy_only=False).astype(float)
+        for run, chosen, places in tally.by_run(batch):
+            if run not in tally.runs or not tally.runs[run].there[places].any():
+                continue
+            there = tally.runs[run].there[places] > 0  # a request that failed tells no time
+            chosen, pictures = chosen[there], tally.picture[places[there]]
+            table = spent.setdefault(name, {}).setdefault(run[0], np.zeros((tally.pictures, 2)))
+            np.add.at(table, pictures, np.stack([seconds[chosen], np.ones(len(chosen))], -1))
+            known = peak[chosen][~np.isnan(peak[chosen])]
+            if len(known):
+                peaks[name, run[0]] = max(float(known.max()), peaks.get((name, run[0]), -np.inf))
+    for name, tables in spent.items():
+        for told in (d for d in decoders if d["name"] in tables):
+            mine = tables[told["name"]]
+            n = int(mine[:, 1].sum())
+            found = {"seconds": Estimate(float(mine[:, 0].sum() / n))}
+            if reference in tables and (ratio := _ratio(mine, tables[reference], draws)):
+                found["time_ratio"] = ratio
+            if (name, told["name"]) in peaks:
+                found["peak_memory_mib"] = Estimate(peaks[name, told["name"]])
+            for metric, value in found.items():
+                yield row_of(tallies[name], told, metric, value, n)
+
+
+def _ratio(ours: Array, theirs: Array, draws: int) -> Estimate | None:
+    both = (ours[:, 1] > 0) & (theirs[:, 1] > 0)
+    pair = np.stack([share(table[both, 0], table[both, 1]) for table in (ours, theirs)], -1)
+    if not len(pair) or not pair[:, 1].sum() > 0:
+        return None
+    sums = Draws(len(pair), draws=draws).sums({"both": pair})["both"]
+    ratio = estimate(share(sums[:, 0], sums[:, 1], np.nan))
+    return ratio if len(pair) > 1 else Estimate(ratio.value)

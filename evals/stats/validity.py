@@ -121,7 +121,6 @@ def _judged(sentence: str, found: int, total: int, allowed: float) -> tuple[str,
 
 
 def _faults(given: Sequence[Given], fault: Fault, between: str = "; ") -> tuple[int, str]:
-    """Return how many answers of all seeds have a fault, and the first few."""
     told = [one.faults.get(fault, (0, [])) for one in given]
     return sum(n for n, _ in told), between.join([text for _, first in told for text in first][:SHOWN])
 
@@ -153,10 +152,8 @@ def _few(tally: Tally) -> Iterator[str]:
     if n < FEW and tally.metric.ranked:
         needed = detectable(n)
         found = f"only one of {100 * needed:.1f} points or more" if needed < CHANGED else "none"
-        yield (
-            f"{tally.name}: {n} questions in {row} are few. Of accuracy differences, if {CHANGED:.0%} of the answers "
-            f"change, {found} would be found with 80 % power, at best."
-        )
+        told = f"{tally.name}: {n} questions in {row} are few. Of accuracy differences, if {CHANGED:.0%} of the answers"
+        yield f"{told} change, {found} would be found with 80 % power, at best."
 
 
 def _idle(decoder: Mapping[str, Any], plain: str | None, tallies: Sequence[Tally]) -> Iterator[str]:
@@ -169,7 +166,5 @@ def _idle(decoder: Mapping[str, Any], plain: str | None, tallies: Sequence[Tally
     both = [(ours.there > 0) & (theirs.there > 0) for ours, theirs in pairs]
     n = sum(int(there.sum()) for there in both)
     if n and all(alike[there].all() for alike, there in zip(same, both, strict=True)):
-        yield (
-            f"{name} answered all {n} items exactly as {plain} did: the guard changed nothing. "
-            "Check its knobs and its matcher before reading anything into the table."
-        )
+        told = f"{name} answered all {n} items exactly as {plain} did: the guard changed nothing"
+        yield f"{told}. Check its knobs and its matcher before reading anything into the table."

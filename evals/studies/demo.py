@@ -25,9 +25,10 @@ from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
 from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.report.page import page_environment
-from lvlm_guard.evals.report.saved import Run, read_run, write_whole
+from lvlm_guard.evals.report.saved import Run, read_run
 from lvlm_guard.evals.report.terminal import sentences
 from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.pretrained import spoken
@@ -47,17 +48,9 @@ either) and the method is; whether only of the hardest questions."""
 def run(out: str | Path = "demo-out", settings: Settings = SETTINGS, **how: Any) -> tuple[dict[str, Any], Path]:
     """Ask every decoder on the embedded world, score the answers, and write the page.
 
-    An interrupted run goes on where it stopped when the same command is given again, with the same final numbers; a
-    demo of other settings or code in the folder is replaced. Returns what `results.json` holds, and the page's path.
-
-    Args:
-        out: folder for `demo.html`, `answers.parquet` and `results.json`.
-        settings: of the run; `QUICK`: a few pictures, one seed, intervals as wide as that deserves.
-        how: "echo", "bar", "workers", "started_over" of `lvlm_guard.evals.infer.ask.ask`, whose errors these are too.
-
-    Raises:
-        DataError: the folder holds a run that is no demo.
-        VoidRunError: answers are empty, failed or cut.
+    An interrupted run goes on where it stopped when the same command is given again; a demo of other settings or code
+    in the folder is replaced. `how` are "echo", "bar", "workers", "started_over" of `infer.ask.ask`, whose errors these
+    are too. Returns what `results.json` holds, and the page's path; raises `VoidRunError` of answers that mean nothing.
     """
     folder = ask(settings, out, command="demo", replaces=True, **how)
     results = score(folder)
@@ -70,11 +63,10 @@ def _write(saved: Run, prepared: Prepared) -> Path:
     page = page_environment().get_template("demo.html.jinja")
     shown, results = list(_examples(saved, prepared)), saved.results
     told = {"run": saved, "results": results, "sentences": sentences(results), "legend": Markup(str(legend()))}
-    return write_whole(saved.folder, "demo.html", page.render(examples=shown, **told))
+    return write_lines(saved.folder / "demo.html", [page.render(examples=shown, **told)])
 
 
 def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Yield the examples as the template shows them; a rule that no scene meets gives none."""
     asker = prepared.answerer
     assert isinstance(asker, Asker)
     for task in prepared.tasks:
@@ -90,7 +82,6 @@ def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
 
 
 def _answered(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, str, list[bool], list[list[str]]]]:
-    """Yield each item: what greedy says, whether it and the method are right, what they name that is not in view."""
     for item, (_, said) in zip(task.items, saved.by_item(task.name), strict=True):
         texts = [said[name][0]["text"] for name in (REFERENCE, method)]
         if task.kind != "chair":

@@ -54,8 +54,6 @@ def tasks_of(settings: Settings) -> list[EvalTask]:
     asked = Counter((task.kind == "stock", task.name.removeprefix(STOCK)) for task in made)
     twice = [name for (_, name), times in asked.items() if times > 1]
     if twice:
-        raise DataError(
-            f"{', '.join(settings.tasks)} stands for {twice[0]} twice, which would test each difference twice: name it "
-            "once, or the group that holds it."
-        )
+        told = f"{', '.join(settings.tasks)} stands for {twice[0]} twice"
+        raise DataError(f"{told}, which would test each difference twice: name it once, or its group.")
     return made

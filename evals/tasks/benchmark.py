@@ -80,24 +80,17 @@ def fetch(file: Published, folder: str = "pope", option: str = "--questions") ->
         with urllib.request.urlopen(file.url, timeout=SECONDS) as answer:
             content: bytes = answer.read()
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file.name} can't be fetched ({getattr(error, 'reason', error)}). Get {file.url} on a machine with "
-            f"network, and put it at {path}, or give it with {option}."
-        ) from error
+        why = f"{file.name} can't be fetched ({getattr(error, 'reason', error)})"
+        raise DataError(f"{why}. Get {file.url} elsewhere, put it at {path}, or give it with {option}.") from error
     if (digest := _sha256(content)) != file.sha256:
-        raise DataError(
-            f"{file.url} gave {len(content)} bytes that are not the published file (SHA-256 {digest[:16]}, should be "
-            f"{file.sha256[:16]}): something on the way changes downloads. Get the file another way and give it with "
-            f"{option}."
-        )
+        told = f"{len(content)} bytes that are not the published file (SHA-256 {digest[:16]}, not {file.sha256[:16]})"
+        raise DataError(f"{file.url} gave {told}. Get it another way, and give it with {option}.")
     try:
         with whole(path, shared=True) as part:
             part.write_bytes(content)
     except OSError as error:
-        raise DataError(
-            f"{path} can't be written ({error.strerror or error}): set XDG_CACHE_HOME to a folder that can, or give "
-            f"the files with {option}."
-        ) from error
+        why = f"{path} can't be written ({error.strerror or error})"
+        raise DataError(f"{why}: set XDG_CACHE_HOME to a folder that can, or give {option}.") from error
     return path
 
 
@@ -144,11 +137,8 @@ def made(
 ) -> EvalTask:
     """Return a test as a task, picture by picture: of the first `limit` pictures, each with its file.
 
-    Args:
-        test: as in `benchmarks.toml`.
-        items: what it asks; pictures of those that have none are looked for, as `find_pictures` does with `places`.
-        about: what a report says beside source, protocol and prompt, or instead.
-        name: of the task, where it is not the test's.
+    `test` is as in `benchmarks.toml`; pictures of `items` that have none are looked for, as `find_pictures` does with
+    `places`; `about` is what a report says beside source, protocol and prompt, or instead.
     """
     told, name = benchmarks()[test], name or test
     of: dict[str, list[Item]] = {}
@@ -172,11 +162,11 @@ def made(
 def find_pictures(
     names: Iterable[str], folder: str, task: str, data_set: str, places: Callable[[str], Iterable[str]]
 ) -> dict[str, Path]:
-    """Return the file of each picture, in `folder` (`--images`) or `FOLDERS` below it.
+    """Return the file of each picture, in `folder` (`--images`) or `FOLDERS` below it; `places` are paths of a name
+    there.
 
-    `data_set` is one of "pictures" in `benchmarks.toml`; "": COCO's or GQA's, as the names tell. `places` gives the
-    paths that a name may have there. Raises `DataError` where no folder was given, pictures are missing (how many, and
-    the first), or a file is none.
+    `data_set` is one of "pictures" in `benchmarks.toml`; "": COCO's or GQA's, as the names tell. Raises `DataError`
+    where no folder was given, pictures are missing, or a file is none.
     """
     wanted = list(dict.fromkeys(names))
     data_set = data_set or ("coco" if any("COCO_" in name for name in wanted) else "gqa")
@@ -188,16 +178,12 @@ def find_pictures(
             found[name] = path
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(wanted)} pictures of {task} are not in {folder}; the first is {missing[0]}. "
-            f"{benchmarks()['pictures'][data_set]}."
-        )
+        told = f"{len(missing)} of {len(wanted)} pictures of {task} are not in {folder}; the first is {missing[0]}"
+        raise DataError(f"{told}. {benchmarks()['pictures'][data_set]}.")
     broken = [path for path in found.values() if not _is_picture(path)]
     if broken:
-        raise DataError(
-            f"{len(broken)} of {len(wanted)} pictures of {task} are empty or no pictures; the first is {broken[0]} "
-            f"({broken[0].stat().st_size} bytes): get them again."
-        )
+        told = f"{len(broken)} of {len(wanted)} pictures of {task} are empty or no pictures; the first is {broken[0]}"
+        raise DataError(f"{told} ({broken[0].stat().st_size} bytes): get them again.")
     return found
 
 
@@ -212,7 +198,6 @@ def check_folder(folder: str, task: str, data_set: str) -> Path:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file begins as a picture does; its pixels are not read."""
     try:
         with Image.open(path):
             return True

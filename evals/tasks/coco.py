@@ -32,7 +32,7 @@ from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.jsonl import document, read
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.benchmark import FOLDERS, check_folder, fetch, made, published
-from lvlm_guard.evals.tasks.pope.files import list_of_pictures
+from lvlm_guard.evals.tasks.pope.questions import list_of_pictures
 
 PROMPT = "Please describe this image in detail."
 PICTURES, VAL2014 = 500, 40504
@@ -64,10 +64,8 @@ class Truth:
         """Return the objects of a picture; raises `DataError` where nothing is known of it."""
         objects = self.known(image_id(name))
         if objects is None:
-            raise DataError(
-                f"Nothing is known of {name}: it is not among the {self.source}, so all that its caption names would "
-                "count as hallucinated. Give the annotations of its part of COCO."
-            )
+            told = f"it is not among the {self.source}. Give the annotations of its part of COCO"
+            raise DataError(f"Nothing is known of {name}: {told}.")
         return sorted(objects)
 
 
@@ -117,10 +115,8 @@ def annotation_file(given: str | Path, part: Part, task: str) -> Path:
     if not given or found is None:
         lacking = tried[0] if part in tried[0].name else path.with_name(usual)
         told = f", and {lacking} is not there" if given else ""
-        raise DataError(
-            f"{task} needs COCO's {part}{told}: give their folder, or one of the files, with --annotations. They are "
-            f"in {SOURCE}."
-        )
+        how = f"give their folder, or one of the files, with --annotations. They are in {SOURCE}"
+        raise DataError(f"{task} needs COCO's {part}{told}: {how}.")
     return found
 
 
@@ -138,7 +134,6 @@ def read_instances(path: Path) -> dict[ImageId, tuple[str, tuple[str, ...]]]:
 
 @contextmanager
 def _table(path: Path, what: str, needs: str) -> Iterator[dict[str, Any]]:
-    """Open an annotation file of COCO; what it lacks when it is read is a `DataError`."""
     table = document(path)
     try:
         yield table
@@ -194,10 +189,8 @@ def chair(settings: Settings) -> list[EvalTask]:
         asked = dict.fromkeys(_drawn(truth.names, settings, listed)[: number or PICTURES], PROMPT)
         how = "smallest SHA-256 of the id" if settings.split == "test" else "the validation half, no test's pictures"
         if len(truth.names) < VAL2014:
-            warnings.append(
-                f"chair: the pictures were chosen among {len(truth.names)}, not among the {VAL2014} of COCO val2014, "
-                "so they are others than elsewhere."
-            )
+            told = f"chosen among {len(truth.names)}, not among the {VAL2014} of COCO val2014"
+            warnings.append(f"chair: the pictures were {told}, so they are others than elsewhere.")
     items = [Item(str(image_id(name)), name, prompt, (), rows=("chair",)) for name, prompt in asked.items()]
     about = {
         "source": f"COCO, {len(asked)} pictures: {how}",
@@ -224,10 +217,8 @@ def _lists(settings: Settings) -> list[Path]:
     lists = [path for path in given if path.is_file() and list_of_pictures(path)]
     strange = [path for path in given if path not in lists]
     if strange and not any(task.startswith("pope") for task in settings.tasks):
-        raise DataError(
-            f"{strange[0]} is no list of pictures to caption: chair takes JSON lines with 'image' (a file name) and "
-            "'text' (the prompt). Question files with labels are for pope."
-        )
+        told = "is no list of pictures to caption, JSON lines with 'image' and 'text' (the prompt)"
+        raise DataError(f"{strange[0]} {told}. Question files with labels are for pope.")
     return lists
 
 
@@ -240,8 +231,6 @@ def _drawn(names: Sequence[str], settings: Settings, apart: Asked) -> list[str]:
     else:
         fit = [name for name in ordered if digest(image_id(name)) < FIRST_OF_VAL]
     if not fit:
-        raise DataError(
-            f"None of the {len(names)} annotated pictures is of the {settings.split} half: give the annotations and "
-            "pictures of COCO val2014."
-        )
+        told = f"None of the {len(names)} annotated pictures is of the {settings.split} half"
+        raise DataError(f"{told}: give the annotations and pictures of COCO val2014.")
     return fit

@@ -59,6 +59,5 @@ def _lines(path: Path) -> list[tuple[str, str, Answer]]:
 
 
 def _places(picture: str) -> tuple[str, ...]:
-    """Return where "count/name.png" may lie."""
     task, _, name = picture.partition("/")
     return picture, f"{task}/images/{name}", name

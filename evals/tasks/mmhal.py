@@ -52,10 +52,8 @@ def template(path: str | Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} has {len(rows)} questions: MMHal-Bench has {judged.ITEMS}.")
     for number, (row, kind) in enumerate(zip(rows, cycle(judged.TYPES), strict=False), 1):
         if str(row["question_type"]).lower() != kind:
-            raise DataError(
-                f"Question {number} of {path} is of the type {row['question_type']!r}: in MMHal-Bench's order, which "
-                f"scores go by, it is {kind!r}."
-            )
+            told = f"is of the type {row['question_type']!r}, and in MMHal-Bench's order it is {kind!r}"
+            raise DataError(f"Question {number} of {path} {told}: scores go by that.")
     return rows
 
 

@@ -21,8 +21,7 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics.yes_no import SPLITS, Asked, labels
 from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.tasks.benchmark import copied, published
-from lvlm_guard.evals.tasks.pope.files import identify
-from lvlm_guard.evals.tasks.pope.questions import read_questions
+from lvlm_guard.evals.tasks.pope.questions import identify, read_questions
 
 FETCH = "fetch"
 """In place of a folder: fetch the files."""
@@ -47,10 +46,8 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
         if pope := identify(path):
             raise DataError(f"{path} is POPE's file ({pope}), not RePOPE's: its labels are those that RePOPE corrects.")
         if digest != wanted.sha256:
-            raise DataError(
-                f"{path} is not RePOPE's file at the commit bcf22e5 (SHA-256 {digest[:16]}, should be "
-                f"{wanted.sha256[:16]}): scores by it would compare with none of a paper."
-            )
+            told = f"(SHA-256 {digest[:16]}, should be {wanted.sha256[:16]}): scores would compare with none of a paper"
+            raise DataError(f"{path} is not RePOPE's file at the commit bcf22e5 {told}.")
         found[split] = {
             q.question_id: Asked(split, q.question_id, q.image, q.text, q.label) for q in read_questions(path)
         }
@@ -107,10 +104,8 @@ def rescored(
     about = {"source": "RePOPE (arXiv:2504.15707), labels of stored answers", "answers": of["name"]}
     asked = {**of, "name": "repope", "kind": "repope", "n": len(made), "pictures": len(pictures), "about": about}
     asked["rows"] = [f"repope_{split}" for split in splits]
-    note = (
-        f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous: answers to them count under "
-        "POPE's labels alone. Fewer than half of RePOPE's labels are yes."
-    )
+    dropped = f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous"
+    note = f"{dropped}: they count under POPE's labels alone. Fewer than half of RePOPE's labels are yes."
     return Rescored([*map(dict, tasks), asked], [*listed, *made.values(), *held], _Copied(answers, copies), note)
 
 

@@ -53,10 +53,8 @@ def stock_tasks(name: str, settings: Settings) -> list[EvalTask]:
     bare = name.removeprefix(STOCK)
     tasks = load(bare, settings.include, REGISTRY.names())
     if settings.split != "test":
-        raise DataError(
-            f"{name} is a task of lmms-eval, which has it for the test split only: choose settings on world_pope, "
-            "world_chair, pope_coco or chair with --split val."
-        )
+        told = "choose settings on world_pope, world_chair, pope_coco or chair with --split val"
+        raise DataError(f"{name} is a task of lmms-eval, which has it for the test split only: {told}.")
     return [_made(STOCK + each if name != bare else each, task, settings) for each, task in tasks.items()]
 
 
@@ -102,10 +100,8 @@ def generation(name: str, wanted: Mapping[str, Any]) -> Generation:
     asked = read_generation(wanted, name)
     if asked.do_sample or asked.num_beams > 1:
         what = "sampling" if asked.do_sample else f"{asked.num_beams} beams"
-        raise DataError(
-            f"{name} asks for {what}, but the decoders of a run decide how answers are chosen: its numbers would not "
-            "be stock's. Use stock lmms-eval with --model lvlm_guard."
-        )
+        told = "its numbers would not be stock's. Use stock lmms-eval with --model lvlm_guard"
+        raise DataError(f"{name} asks for {what}, but a run's decoders decide how answers are chosen: {told}.")
     return asked
 
 
@@ -143,10 +139,8 @@ def _check_shown(name: str, task: Any, docs: Any, chosen: Sequence[int]) -> None
         counts = Counter((docs[place]["category"], docs[place]["question_id"]) for place in chosen)
         odd = [picture for picture, count in counts.items() if count != 2]
         if odd:
-            raise DataError(
-                f"{name} scores pairs of questions, and {len(odd)} pictures do not have two; the first is {odd[0][1]}. "
-                "Give both, or none."
-            )
+            told = f"{len(odd)} pictures do not have two; the first is {odd[0][1]}. Give both, or none"
+            raise DataError(f"{name} scores pairs of questions, and {told}.")
 
 
 def _talk(task: Any, place: int) -> list[dict[str, Any]]:

@@ -79,10 +79,8 @@ def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> 
     drawn, asked = pope_set(name, pictures)
     found = len({question.scene for question in asked})
     if found < pictures:
-        raise DataError(
-            f"{pictures} pictures were asked for, but the split {name!r} has {found} scenes with three objects in "
-            "view: ask for fewer."
-        )
+        there = f"the split {name!r} has {found} scenes with three objects in view"
+        raise DataError(f"{pictures} pictures were asked for, but {there}: ask for fewer.")
     texts = {noun: world.question(noun) for noun in NOUNS}
     told = ((n, q, NOUNS[q.asked]) for n, q in enumerate(asked, 1))
     questions = [

@@ -151,16 +151,16 @@ def print_json(command: str, rows: Sequence[dict[str, Any]], device: Any = None,
 
 def print_object(whole: dict[str, Any]) -> None:
     """Print one JSON object, NaN and infinity as null."""
-    sys.stdout.write(json.dumps(_finite(whole), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(finite(whole), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, dict):
-        return {str(key): _finite(part) for key, part in value.items()}
+        return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

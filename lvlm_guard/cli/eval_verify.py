@@ -42,7 +42,7 @@ def verify(
 
     The plain model describes pictures; every verifier is asked about each object named: the matchers, as
     --verify asks them, beside calibrated CLIP, CLIP-guided decoding's detector, F-CLIPScore and the model's
-    own token probability. Writes answers.parquet, report.json and report.html; the same command goes on
+    own token probability. Writes answers.parquet and report.json; the same command goes on
     after any end, and with another --matcher asks that one alone.
 
     [bold]Example:[/bold] lvlm-guard eval verify --matcher dual-prompt=out/seed-0 --matcher dual-prompt=out/seed-1
@@ -80,4 +80,4 @@ def verify(
         out().print(table)
     for sentence in report["remarks"]:
         out().print(escape(sentence))
-    out().print(f"report  {escape(str(out_ / 'report.html'))}", soft_wrap=True)
+    out().print(f"report  {escape(str(out_ / 'report.json'))}", soft_wrap=True)

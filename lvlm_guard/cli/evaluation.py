@@ -10,13 +10,11 @@ import typer
 from rich.markup import escape
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.bench import sizes_of
 from lvlm_guard.cli.console import (
     FAILED,
     VOID,
     bullets,
     out,
-    print_json,
     print_object,
     quiet_libraries,
     reporting,
@@ -26,8 +24,7 @@ from lvlm_guard.cli.eval_judge import judge
 from lvlm_guard.cli.eval_run import ask, leave, rules_of, run
 from lvlm_guard.cli.eval_score import score
 from lvlm_guard.cli.eval_verify import verify
-from lvlm_guard.cli.options import Device, Dtype, Json, Model
-from lvlm_guard.progress import progress
+from lvlm_guard.cli.options import Device, Dtype, Json
 
 evaluation = typer.Typer(
     name="eval",
@@ -177,7 +174,7 @@ def reproduce(
     quiet_libraries()
     room, drawn = (
         import_module("lvlm_guard.evals.studies.reproduce"),
-        import_module("lvlm_guard.evals.studies.reproduce.table"),
+        import_module("lvlm_guard.evals.studies.reproduce.figures"),
     )
     base = import_module("lvlm_guard.evals.spec.settings").Settings(
         images=str(images or ""),
@@ -213,39 +210,6 @@ def reproduce(
     leave({"void": found["void"], "rows": found["rows"]})
 
 
-def overhead(
-    model: Model = "embedded",
-    batches: Annotated[str, typer.Option(help="Questions in one call.")] = "1,16",
-    pictures: Annotated[int, typer.Option(min=2, help="Pictures of each task.")] = 96,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    json: Json = False,
-) -> None:
-    """Measure what the harness adds to a bare loop of guarded generate(), interleaved in one run.
-
-    [bold]Example:[/bold] lvlm-guard eval overhead --batches 1
-    """
-    quiet_libraries()
-    room = import_module("lvlm_guard.evals.studies.overhead")
-    made = import_module("lvlm_guard.evals.spec.settings").Settings(
-        model=model, limit=pictures, captions=pictures, controls=False, device=device, dtype=dtype
-    )
-    prepared = import_module("lvlm_guard.evals.infer.prepare").prepare_run(made)
-    sizes = sizes_of(batches)
-    rows = []
-    with progress("blocks", sum(2 * 2 * -(-pictures // size) for size in sizes)) as tick:
-        for size in sizes:
-            rows += room.overhead(prepared, size, tick=tick)
-    if json:
-        print_json("eval overhead", rows)
-        return
-    for row in (row for row in rows if row["metric"] == "harness_ratio"):
-        out().print(
-            f"{row['task']}, {row['method']}, {row['batch']} at once: harness / bare loop {row['value']:.3f} "
-            f"\\[{row['low']:.3f}, {row['high']:.3f}], n = {row['n']}"
-        )
-
-
 def _wrote(command: str, what: str, path: Path, json: bool) -> None:
     if json:
         print_object({"command": command, "version": __version__, what: str(path)})
@@ -253,5 +217,5 @@ def _wrote(command: str, what: str, path: Path, json: bool) -> None:
         out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
-for command in (ask, run, score, judge, verify, compare, check, report, export, localize, reproduce, overhead):
+for command in (ask, run, score, judge, verify, compare, check, report, export, localize, reproduce):
     evaluation.command(command.__name__)(reporting(command))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "play", "eval", "train")
-EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce", "overhead")
+EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce")
 TRAIN = ("distill",)
 HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm", "gradio")
 ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.play", "lvlm_guard.serve")

@@ -13,7 +13,6 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.record import weights_of
 from lvlm_guard.evals.infer.server import server_run
-from lvlm_guard.evals.report.page import command
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.pretrained import ask as prompted
 from lvlm_guard.pretrained import load_model, spoken
@@ -106,11 +105,6 @@ def test_a_name_that_is_taken_or_missing_is_refused(told):
 def test_a_server_is_asked_for_its_own_adapters_instead():
     with pytest.raises(DataError, match="--lora-modules"):
         server_run(Settings(model="m", server="http://127.0.0.1:1", adapters=("a=b",)))
-
-
-def test_the_command_of_a_run_names_its_adapters():
-    line = command(Settings(adapters=("a=x", "a=y")).to_dict())
-    assert "--adapter a=x --adapter a=y" in line
 
 
 def test_a_folder_without_an_adapter_is_refused_with_what_belongs_there(tmp_path):

@@ -15,6 +15,7 @@ from lvlm_guard.evals.metrics import chair, mmhal, opope, pope, yes_no
 from lvlm_guard.evals.metrics.metric import Batch, Items, metric_of
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.tasks.pope.questions import read_questions
+from tests.support import pope_scores
 
 DATA = Path(__file__).parents[1] / "data"
 ROOM = Path(__file__).parents[2] / "evals"
@@ -76,7 +77,7 @@ def test_template_answers_score_on_pope_as_repopes_script_scored_them(split):
     asked = questions(split)
     rows = [{"question_id": q.question_id, "label": q.label, "answer": template(q)} for q in asked]
     gold = REPOPE["splits"][split]["templates_pope"]
-    found = pope.score(rows, "repope")
+    found = pope_scores.score(rows, "repope")
     assert {key: found[KEYS[key]] for key in gold} == {
         key: pytest.approx(value, abs=1e-12) for key, value in gold.items()
     }
@@ -84,7 +85,7 @@ def test_template_answers_score_on_pope_as_repopes_script_scored_them(split):
     for key in ("Precision", "Recall", "F1", "ACC", "Yes Ratio"):
         assert rows_of_results[f"{KEYS[key]}_official"] == pytest.approx(gold[key], abs=1e-12)
     # unread answers are wrong in ours, not left out
-    assert rows_of_results["accuracy"] == pytest.approx(pope.score(rows)["accuracy"])
+    assert rows_of_results["accuracy"] == pytest.approx(pope_scores.score(rows)["accuracy"])
 
 
 ASKED = [
@@ -140,7 +141,7 @@ def test_template_answers_score_on_repope_as_its_script_scored_them(split):
     kept = [(q, label) for q, label in zip(asked, told, strict=True) if label]
     assert (len(kept), told.count(None)) == (gold["rows"], gold["dropped_yes"] + gold["dropped_no"])
     for name, answer in (("templates_repope", template), ("pope_labels_as_answers_on_repope", lambda q: q.label)):
-        found = pope.score(
+        found = pope_scores.score(
             ({"question_id": q.question_id, "label": label, "answer": answer(q)} for q, label in kept), "repope"
         )
         assert {k: found[KEYS[k]] for k in gold[name]} == {
@@ -202,7 +203,7 @@ def test_questions_that_a_caption_cannot_be_asked_are_refused():
     with pytest.raises(DataError, match="an object that captions are not searched for"):
         opope.asked_object("Is there a unicorn in the image?")
     assert opope.asked_object("Is there an apple in the imange?") == "apple"
-    with pytest.raises(DataError, match="has no questions that a caption can be asked"):
+    with pytest.raises(DataError, match="a caption can't be asked"):
         scores_of("opope", [{"random": [["dog", "maybe"]]}], ["a dog"])
     assert set(coco_words().nodes.values()) >= {"dog", "person"}
 

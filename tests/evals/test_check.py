@@ -65,7 +65,7 @@ def test_a_run_as_it_was_written_is_in_order(folder: Path) -> None:
     assert (found.outcome, found.warnings, found.wrong, found.void) == ("ok", [], [], [])
     results = json.loads((folder / "results.json").read_text())
     rows = len(results["rows"]) + len(results["costs"])
-    assert f"{rows} rows follow from answers.parquet, all as in results.json to the last digit." in found.good
+    assert f"{rows} rows follow from answers.parquet, all as in results.json." in found.good
     assert any("600 items on 300 pictures" in told for told in found.good)
 
 
@@ -82,11 +82,10 @@ def test_every_column_of_a_difference_is_checked(folder: Path, field: str) -> No
     assert f"agla − greedy pope_random accuracy {field} is 7" in check(folder).wrong[0]
 
 
-def test_a_last_digit_is_a_note_and_no_error(folder: Path) -> None:
+def test_a_last_digit_is_no_error(folder: Path) -> None:
     edit(folder / "results.json", lambda run: row_of(run, "agla", "accuracy").update(value=599 / 600 + 2e-16))
     found = check(folder)
-    assert found.outcome == "ok"
-    assert "1 numbers of results.json differ from answers.parquet in their last digits" in found.warnings[0]
+    assert (found.outcome, found.warnings) == ("ok", [])
 
 
 def test_an_answer_that_was_changed_no_longer_gives_the_scores(folder: Path) -> None:
@@ -318,12 +317,6 @@ def test_a_line_separator_inside_an_answer_is_part_of_it(tmp_path: Path) -> None
 def test_unreadable_answers_are_told(tmp_path: Path) -> None:
     found = found_in(tmp_path, [*(["a dog", "two cats"] * 61), *LABELS[122:]])
     assert "122 of 600 answers can be read as neither yes nor no" in found.warnings[0]
-
-
-def test_right_answers_that_lmms_eval_counts_as_wrong_are_told(tmp_path: Path) -> None:
-    found = found_in(tmp_path, [f"{label.title()}." for label in LABELS])
-    assert '600 of 600 answers say yes or no in more than the bare word (0: "Yes.")' in found.warnings[0]
-    assert "100.0% are right" in found.warnings[0]
 
 
 def test_answers_at_the_token_limit_count_as_cut_unless_the_model_says_that_they_ended(tmp_path: Path) -> None:

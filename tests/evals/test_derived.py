@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.stats.derived import derive, olm_says_yes, threshold
+from lvlm_guard.evals.stats.verdict import derive, olm_says_yes, threshold
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data/benchmarks/yes_bias.json").read_text(encoding="utf-8"))
 TILT = {"name": "tilt", "derive": "tilt", "role": "control", "baseline": "greedy"}

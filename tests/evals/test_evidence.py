@@ -86,26 +86,6 @@ def test_the_local_view_is_the_one_that_the_method_sees(run: Run, prepared: Prep
     assert view["kept"] == pytest.approx(float(seen.match.keep.float().mean()), abs=1e-4)
 
 
-def test_finished_evidence_is_not_made_again_and_what_is_missing_damaged_or_of_another_run_is(
-    run: Run, prepared: Prepared, tmp_path: Path
-) -> None:
-    own = elsewhere(run, tmp_path)
-    index = collect(prepared.answerer, prepared.tasks, own)
-    before = contents(index.parent)
-    stamps = {path: path.stat().st_mtime_ns for path in index.parent.iterdir()}
-    collect(prepared.answerer, prepared.tasks, own)
-    assert {path: path.stat().st_mtime_ns for path in index.parent.iterdir()} == stamps
-    next(path for path in index.parent.iterdir() if path.suffix == ".jpg").unlink()
-    collect(prepared.answerer, prepared.tasks, own)
-    assert contents(index.parent) == before
-    index.write_text('{"items": [{"task"')
-    collect(prepared.answerer, prepared.tasks, own)
-    assert contents(index.parent) == before
-    made_from = index_of(index)["made_from"]
-    collect(prepared.answerer, prepared.tasks, dataclasses.replace(own, asked=own.asked | {"identity": "another"}))
-    assert index_of(index)["made_from"] != made_from
-
-
 def test_no_picture_is_larger_than_320_and_one_that_cant_be_used_keeps_its_reason(
     run: Run, prepared: Prepared, tmp_path: Path
 ) -> None:
@@ -164,22 +144,6 @@ def test_without_a_method_that_cuts_a_view_the_matcher_shows_its_map(
     entry = next(entry for entry in index["items"] if entry["task"] == "world_pope")
     assert {"picture", "map"} <= set(entry["views"][0])
     assert "local" not in entry["views"][0]
-    (support,) = entry["support"]
-    item = next(item for item in prepared.tasks[0].items if item.key == entry["key"])
-    expected = asker.matcher.support(item.pictures()[0], [item.question or item.prompt])
-    assert support["probability"] == pytest.approx(float(expected[0]), abs=1e-3)
-
-
-def test_captions_show_where_an_object_named_in_vain_would_be(run: Run, prepared: Prepared, tmp_path: Path) -> None:
-    own = elsewhere(run, tmp_path)
-    shown = {one.key: one for one in disagreements(own)["world_chair"].shown if one.objects}
-    assert shown
-    entries = index_of(collect(prepared.answerer, prepared.tasks, own))["items"]
-    for entry in (entry for entry in entries if entry["task"] == "world_chair" and entry["key"] in shown):
-        one = shown[entry["key"]]
-        assert entry["views"][0]["sought"] == one.objects[0]
-        assert (tmp_path / "evidence" / entry["views"][0]["sought_map"]).is_file()
-        assert [told["object"] for told in entry["support"]] == list(one.objects)
 
 
 def test_evidence_of_a_run_without_scores_is_refused(run: Run, tmp_path: Path) -> None:
@@ -244,7 +208,6 @@ def test_captions_are_compared_by_what_is_not_there_and_then_by_what_is(tmp_path
     run = runs.saved(tmp_path, task, {"greedy": plain, "vote": ours})
     shown = disagreements(run)["world_chair"].shown
     assert {one.key: one.standings["vote"] for one in shown} == {"0": "fixed", "1": "broken", "2": "changed"}
-    assert [one.objects for one in shown] == [("bus",), ("cup",), ()]
     assert keys(run, 2, "world_chair") == ["0", "1"]
 
 

@@ -18,7 +18,6 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.infer.server import server_run
-from lvlm_guard.evals.report.page import command
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import load_matcher
@@ -133,7 +132,7 @@ def test_a_matcher_given_as_a_knob_has_its_controls_too():
     [
         ({"dual-promt": ("dual-promt",)}, UnknownNameError, "Did you mean 'dual-prompt'"),
         ({"mine": ("/none/there",)}, WeightsError, "there is no folder"),
-        ({"mine": ("{empty}",)}, WeightsError, "holds no matcher.*train ranker"),
+        ({"mine": ("{empty}",)}, WeightsError, "holds no matcher.*train dual-prompt"),
         ({"ranker": ("{dual}",)}, KnobError, "is a 'dual-prompt' matcher, no 'ranker'"),
         ({"mine": ("{dual}", "ranker")}, KnobError, "trainings of one matcher"),
         ({"mine": ("{dual}", "{dual}")}, KnobError, "has the weights of mine="),
@@ -173,8 +172,3 @@ def test_two_names_of_the_same_weights_are_found_once_they_are_loaded():
 def test_a_server_asks_its_own_matcher():
     with pytest.raises(GuardError, match="--matcher is for a model in this process"):
         server_run(replace(SETTINGS, model="m", server="http://127.0.0.1:1", matchers={"clip": ("clip",)}))
-
-
-def test_the_command_of_a_run_names_its_matchers():
-    line = command(Settings(matchers={"clip": ("clip",), "mine": ("x", "y")}).to_dict())
-    assert "--matcher clip --matcher mine=x --matcher mine=y" in line

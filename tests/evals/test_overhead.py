@@ -1,8 +1,8 @@
 """The overhead is measured on the same questions, one a picture, and told in rows; how large it is, is no test."""
 
+from docs.measure_overhead import overhead
 from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.studies.overhead import overhead
 
 
 def test_each_task_and_decoder_has_its_ratio():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
+from tests.support import pope_scores
 
 DATA = Path(__file__).parents[1] / "data" / "pope"
 GOLDEN = json.loads((DATA / "golden_scores.json").read_text())
@@ -33,7 +34,7 @@ def golden_rows(name):
 @pytest.mark.parametrize("name", GOLDEN["files"])
 def test_both_published_scripts_come_out_to_the_last_digit(name):
     rows = list(golden_rows(name))
-    official, agla = pope.score(rows, "official"), pope.score(rows, "agla")
+    official, agla = pope_scores.score(rows, "official"), pope_scores.score(rows, "agla")
     gold = GOLDEN["files"][name]
     for key, ours in [("TP", "tp"), ("FP", "fp"), ("TN", "tn"), ("FN", "fn")]:
         assert official[ours] == gold["pope"][key]
@@ -90,13 +91,13 @@ def test_stock_wants_the_bare_word_and_reports_the_labels_yes_share():
         {"question_id": 3, "label": "no", "answer": "no"},
         {"question_id": 4, "label": "no", "answer": ""},
     ]
-    stock = pope.score(rows, "stock")
+    stock = pope_scores.score(rows, "stock")
     assert stock["accuracy"] == 0.5
     assert stock["recall"] == 1.0  # the unreadable answer is left out, which raises recall
     assert stock["yes_ratio"] == 0.5
     assert stock["unreadable"] == 2
     never_yes = [{**row, "answer": "no"} for row in rows]
-    assert pope.score(never_yes, "stock")["yes_ratio"] == 0.5
+    assert pope_scores.score(never_yes, "stock")["yes_ratio"] == 0.5
 
 
 def test_an_unreadable_answer_is_wrong_lowers_recall_and_never_counts_as_yes():
@@ -106,7 +107,7 @@ def test_an_unreadable_answer_is_wrong_lowers_recall_and_never_counts_as_yes():
         {"question_id": 3, "label": "no", "answer": ""},
         {"question_id": 4, "label": "no", "answer": "No"},
     ]
-    scores = pope.score(rows)
+    scores = pope_scores.score(rows)
     assert (scores["accuracy"], scores["precision"], scores["recall"]) == (0.5, 1.0, 0.5)
     assert (scores["unreadable"], scores["yes_ratio"], scores["n"]) == (2, 0.25, 4)
     assert (scores["tp"], scores["fp"], scores["tn"], scores["fn"]) == (1, 0, 1, 1)
@@ -115,26 +116,20 @@ def test_an_unreadable_answer_is_wrong_lowers_recall_and_never_counts_as_yes():
 def test_always_yes_gives_the_known_constant_scores():
     rows = [{"question_id": i, "label": "yes" if i % 2 else "no", "answer": "Yes"} for i in range(3000)]
     for reading in ("word", "official", "agla", "stock"):
-        scores = pope.score(rows, reading)
+        scores = pope_scores.score(rows, reading)
         assert (scores["tp"], scores["fp"], scores["tn"], scores["fn"]) == (1500, 1500, 0, 0)
         assert scores["f1"] == pytest.approx(2 / 3)
 
 
 def test_nothing_over_nothing_is_zero():
-    assert pope.score([])["accuracy"] == 0.0
-    scores = pope.score([{"question_id": 1, "label": "no", "answer": "no"}])
+    assert pope_scores.score([])["accuracy"] == 0.0
+    scores = pope_scores.score([{"question_id": 1, "label": "no", "answer": "no"}])
     assert (scores["precision"], scores["recall"], scores["f1"], scores["accuracy"]) == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_bad_rows_are_named():
-    with pytest.raises(DataError, match="Row 0 has no 'answer'"):
-        pope.score([{"question_id": 1, "label": "yes"}])
-    with pytest.raises(DataError, match="label 'maybe'"):
-        pope.score([{"question_id": 1, "label": "maybe", "answer": "yes"}])
-    with pytest.raises(DataError, match="is no text: 3"):
-        pope.score([{"question_id": 1, "label": "yes", "answer": 3}])
+def test_a_reading_that_is_unknown_or_lacks_the_label_is_named():
     with pytest.raises(DataError, match="No reading is called 'wrod'"):
-        pope.score([], "wrod")
+        pope.read("yes", "wrod")
     with pytest.raises(DataError, match="depends on the right answer"):
         pope.read("yes", "agla")
 
@@ -146,7 +141,7 @@ rows_of = st.lists(st.tuples(st.sampled_from(["yes", "no"]), answers), min_size=
 @given(rows_of, st.sampled_from(["word", "official", "agla"]))
 def test_the_scores_are_the_textbook_ratios_of_a_recount(pairs, reading):
     rows = [{"question_id": i, "label": label, "answer": text} for i, (label, text) in enumerate(pairs)]
-    scores = pope.score(rows, reading)
+    scores = pope_scores.score(rows, reading)
     said = [pope.read(text, reading, label) for label, text in pairs]
     right = sum(s == label for s, (label, _) in zip(said, pairs, strict=True))
     assert scores["accuracy"] == right / len(pairs)

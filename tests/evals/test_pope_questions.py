@@ -10,8 +10,14 @@ import pytest
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair
-from lvlm_guard.evals.tasks.pope.files import PUBLISHED, identify
-from lvlm_guard.evals.tasks.pope.questions import build, question_text, read_questions, write_questions
+from lvlm_guard.evals.tasks.pope.questions import (
+    PUBLISHED,
+    build,
+    identify,
+    question_text,
+    read_questions,
+    write_questions,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 FILES = sorted((DATA / "pope").glob("*_pope_*.json.gz"))

@@ -19,14 +19,13 @@ from runs import captions, pope, saved
 from lvlm_guard import embedded
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.record import code_digest
-from lvlm_guard.evals.metrics import pope as pope_scores
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.studies.reproduce import dry_run, reproduce, sentences
-from lvlm_guard.evals.studies.reproduce.figures import FILE, PUBLISHED, look_up
+from lvlm_guard.evals.studies.reproduce.figures import FILE, PUBLISHED, dry_run_table, look_up, reproduce_tables
 from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell, missing, plan
-from lvlm_guard.evals.studies.reproduce.table import dry_run_table, reproduce_tables
 from lvlm_guard.evals.tasks.world import NOUNS, picture, world_pope
+from tests.support import pope_scores
 
 LLAVA, INSTRUCTBLIP = "llava-1.5-7b", "instructblip-vicuna-7b"
 KINDS = ("random", "popular", "adversarial")
@@ -392,7 +391,7 @@ def test_tables_show_measured_beside_published_at_any_width(done: tuple[dict[str
     assert "88.54" in text
     assert f"[{100 * row['low']:.2f}, {100 * row['high']:.2f}]" in text
     assert "CHAIR" in text
-    assert ("precision" in text) == (width >= 200)
+    assert ("recall" in text) == (width >= 100)
 
 
 def printed(tables: list[Any], width: int) -> str:

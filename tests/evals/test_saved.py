@@ -7,16 +7,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from runs import captions, pope, saved
 
 from lvlm_guard.evals.errors import DataError, RunError, VoidRunError
-from lvlm_guard.evals.report.saved import Run, export_answers, finished, plain, read_run, write_whole
+from lvlm_guard.evals.report.saved import Run, export_answers, finished, read_run
 from lvlm_guard.evals.spec.answers import table_of
+from lvlm_guard.evals.spec.jsonl import write_lines
 
 LABELS = ["yes", "no", "yes"]
 
@@ -115,33 +113,12 @@ def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
         read_run(tmp_path / "none")
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-        lambda part: st.lists(part, max_size=4) | st.dictionaries(st.text(), part, max_size=4),
-        max_leaves=12,
-    )
-)
-def test_any_data_becomes_strict_json(data: object) -> None:
-    json.dumps(plain(data), allow_nan=False)
-    assert plain(plain(data)) == plain(data)
-
-
-def test_numbers_of_numpy_and_sets_are_plain_data() -> None:
-    assert plain({1: np.float64(0.5), "a": np.arange(3), "b": {"y", "x"}, "c": (np.nan, np.int64(2))}) == {
-        "1": 0.5,
-        "a": [0, 1, 2],
-        "b": ["x", "y"],
-        "c": [None, 2],
-    }
-
-
 def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path) -> None:
-    write_whole(tmp_path, "report.html", "old")
+    write_lines(tmp_path / "report.html", ["old"])
     (tmp_path / "report.html.part").symlink_to("/dev/full")
     with pytest.raises(RunError, match="No space left on device"):
-        write_whole(tmp_path, "report.html", "y" * 100_000)
-    assert (tmp_path / "report.html").read_text() == "old"
+        write_lines(tmp_path / "report.html", ["y" * 100_000])
+    assert (tmp_path / "report.html").read_text() == "old\n"
 
 
 def test_answers_are_exported_as_vlmevalkit_reads_them(run: Run) -> None:

@@ -21,6 +21,7 @@ from lvlm_guard.evals.stats import score as module
 from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import identity, score, score_answers
 from lvlm_guard.evals.stats.tally import Stored
+from tests.support import pope_scores
 
 WORDS = ("Yes", "No", "yes, a dog", "There is not a dog", "", "cannot say", "Yes. No.")
 EASY = module.Allowed(empty=1, truncated=1)
@@ -49,7 +50,7 @@ def test_every_reading_of_pope_is_the_scorer_s(suffix, reading):
     for task in ("pope_random", "pope_popular"):
         mine = [i for i, item in enumerate(items) if task in item["rows"]]
         told = [{"question_id": i, "label": items[i]["truth"], "answer": texts["agla"][i]} for i in mine]
-        expected = pope.score(told, reading)
+        expected = pope_scores.score(told, reading)
         for metric in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             row = find(rows, "agla", task, metric + suffix)
             assert row["value"] == pytest.approx(expected[metric], abs=1e-15), metric

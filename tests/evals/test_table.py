@@ -12,8 +12,7 @@ import pytest
 from results import ROLES, change, decoder, results, row
 from rich.console import Console
 
-from lvlm_guard.evals.report.layout import Results
-from lvlm_guard.evals.report.numbers import interval, judged, number, p_text, said, written
+from lvlm_guard.evals.report.layout import Results, interval, judged, number, p_text, said, written
 from lvlm_guard.evals.report.terminal import sentences, tables
 
 

@@ -32,12 +32,8 @@ def server_run(
     """Return the decoders that a server can be asked for, who asks it, and sentences on what this leaves out.
 
     `settings.server` is the address unless an `endpoint` with other time-outs is given, `settings.model` the plain
-    model's name there, and `concurrency` the requests in flight.
-
-    Raises:
-        DataError: a model name or a setting that this server can't be asked for.
-        KnobError, UnknownNameError: of a method; or the server does not take the knob.
-        RunError: it can't be reached, refuses the key, or does not prove that a guard runs.
+    model's name there. Raises `DataError`, `KnobError`, `UnknownNameError` (what this server can't be asked for),
+    `RunError` (it can't be reached, refuses the key, or does not prove that a guard runs).
     """
     decoders_of(settings, None)  # names and knobs before the network
     _refuse(settings)

@@ -68,10 +68,8 @@ class Endpoint:
                 listed = client.models.with_raw_response.list().parse()
             return {str(model.id): str(model.owned_by) for model in listed.data}
         except (AttributeError, TypeError, ValueError):
-            raise RunError(
-                f"{self.url}/models lists no models, so this is no OpenAI-compatible endpoint (a web page, or another "
-                "service). Give the address under which /v1/models is, such as http://HOST:8000/v1."
-            ) from None
+            told = "lists no models, so this is no OpenAI-compatible endpoint"
+            raise RunError(f"{self.url}/models {told}. Give an address such as http://HOST:8000/v1.") from None
         except Exception as error:
             raise RunError(f"{self.reason(error)} Nothing was asked.") from error
 

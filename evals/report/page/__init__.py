@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lvlm_guard.evals.report import disagreement, numbers
+from lvlm_guard.evals.report import disagreement, layout
 from lvlm_guard.evals.report.disagreement import disagreements
 from lvlm_guard.evals.report.evidence import collected
 from lvlm_guard.evals.report.page import charts
-from lvlm_guard.evals.report.saved import Run, plain, read_run, write_whole
+from lvlm_guard.evals.report.saved import Run, read_run
 from lvlm_guard.evals.report.terminal import explained, sentences
-from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.stats.validity import Allowed
+from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.report.html import UNWRITABLE
 
 REPORT = "report.html"
-OPTIONS = {"include": "include-path", "adapters": "adapter", "knobs": "knob", "matchers": "matcher"}
-"""Options of the command line that are not called as the setting is."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -41,7 +35,7 @@ def write_report(folder: str | Path) -> Path:
     Raises `DataError` where the folder holds no run that can be read, `RunError` where the file can't be written.
     """
     run = read_run(folder)
-    return write_whole(run.folder, REPORT, render(run))
+    return write_lines(run.folder / REPORT, [render(run)])
 
 
 def render(run: Run) -> str:
@@ -57,7 +51,6 @@ def render(run: Run) -> str:
         sweeps=list(charts.sweeps(results)) if results else [],
         galleries={task: (f"pictures-{n}", one) for n, (task, one) in enumerate(found.items()) if one.shown},
         evidence=collected(run.folder),
-        command=command(run.asked["settings"], (run.scored or {}).get("allowed")),
     )
 
 
@@ -72,13 +65,13 @@ def page_environment() -> Environment:
         finalize=_clean,
     )
     made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
-    filters = (numbers.number, numbers.written, numbers.interval, numbers.judged, numbers.p_text, numbers.title)
+    filters = (layout.number, layout.written, layout.interval, layout.judged, layout.p_text, layout.title)
     made.filters |= {"plain": _told, **{one.__name__: one for one in filters}}
     made.globals |= {
         "charts": charts,
         "gallery": disagreement,
         "explained": explained,
-        "readings": numbers.SHOWN["readings"],
+        "readings": layout.SHOWN["readings"],
     }
     return made
 
@@ -91,7 +84,6 @@ def _clean(value: Any) -> Any:
 
 
 def _told(value: Any) -> str:
-    """Write a setting: texts as they are, lists with commas, other data as JSON; "" for what is not there."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
@@ -99,32 +91,3 @@ def _told(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return json.dumps(value, ensure_ascii=False) if value else ""
     return "" if value is None else str(value)
-
-
-def command(settings: Mapping[str, Any], allowed: Mapping[str, float] | None = None) -> str:
-    """Return the command line of a run: what differs from the defaults, and what decides most in any case."""
-    usual, words = plain(Settings().to_dict()), ["lvlm-guard", "eval", "run"]
-    for name, value in plain(settings).items():
-        option = f"--{OPTIONS.get(name, name).replace('_', '-')}"
-        if value is None or (value == usual.get(name) and name not in ("model", "methods", "tasks", "batch")):
-            continue
-        if name in ("methods", "tasks"):
-            words += [option, ",".join(value)]
-        elif name in ("questions", "include", "adapters"):
-            words += [word for one in value for word in (option, str(one))]
-        elif name == "knobs":
-            words += [w for m, own in value.items() for k, v in own.items() for w in (option, f"{m}.{k}={_text(v)}")]
-        elif name == "sweep":
-            words += [w for k, values in value.items() for w in (option, f"{k}={','.join(map(_text, values))}")]
-        elif name == "matchers":
-            told = [f"{k}={v}" if k != v else k for k, values in value.items() for v in values]
-            words += [word for one in told for word in (option, one)]
-        else:
-            words += ["--no-controls"] if name == "controls" else [option, str(value)]
-    strict = asdict(Allowed())
-    words += [w for k, v in (allowed or {}).items() if v != strict.get(k) for w in (f"--allow-{k}", f"{v:g}")]
-    return shlex.join([*words, "--out", "DIR"])
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

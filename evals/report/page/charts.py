@@ -14,8 +14,7 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from lvlm_guard.evals.report.layout import JUDGED, Results, Task
-from lvlm_guard.evals.report.numbers import Row, digits, interval, judged, title, written
+from lvlm_guard.evals.report.layout import JUDGED, Results, Row, Task, digits, interval, judged, title, written
 from lvlm_guard.report.grid import value_grid
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
@@ -83,77 +82,6 @@ def differences(results: Results, task: Task) -> Markup:
 
     name = f"Differences to {results.reference} on {task['name']} with 95 % intervals"
     return drawn(name, (1.6 + 2.5 * len(metrics), 1.0 + 0.27 * len(lines)), draw)
-
-
-def threshold(results: Results, task: Task) -> Markup:
-    """Draw what a moved threshold is worth: accuracy over the lean to yes, and where a tilt alone would bring it."""
-    row = results.row_tasks(task)[-1]
-    share, curves = results.label_yes(row), []
-    for decoder in results.lines(task):
-        found = [results.value(row, decoder["name"], m) for m in ("yes_ratio", "accuracy", "accuracy_matched")]
-        ratio, accuracy, matched = (None if one is None else one["value"] for one in found)
-        if share is not None and ratio is not None and accuracy is not None:
-            tilted = [] if matched is None else [(0.0, matched)]
-            curves.append((decoder, [(ratio - share, accuracy), *tilted]))
-    across = "share of answers that are yes, less that of the labels"
-    return _curves(results, curves, f"Accuracy over the lean to yes on {row}", across, f"accuracy, {row}", zero=True)
-
-
-def lengths(results: Results, task: Task) -> Markup:
-    """Draw what captions make up over what they mention, at each token limit: less by saying less stays on its line."""
-    row = results.row_tasks(task)[-1]
-    ends = ["", *(f"@{limit}" for limit in reversed(results.limits(row, "chair_i")))]
-    curves = []
-    for decoder in (d for d in results.lines(task) if d["role"] in ("reference", *JUDGED)):
-        found = [[results.value(row, decoder["name"], m + end) for m in ("object_recall", "chair_i")] for end in ends]
-        points = [(x["value"], y["value"]) for x, y in found if x is not None and y is not None]
-        curves += [(decoder, points)] if points else []
-    heading = "CHAIR_i: less is better; best is low and to the right"
-    return _curves(results, curves, f"CHAIR_i over object recall on {row}", "object recall: more is better", heading)
-
-
-def _curves(
-    results: Results,
-    curves: Sequence[tuple[Mapping[str, Any], Sequence[tuple[float, float]]]],
-    name: str,
-    across: str,
-    heading: str,
-    zero: bool = False,
-) -> Markup:
-    """Draw each decoder's points as a curve, the first one filled, all names beside the plot, apart from each other,
-    each with a line to its dot; nothing where there is one decoder alone.
-    """
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        if zero:
-            axes.axvline(0, **_DASHED)
-        for decoder, points in curves:
-            xs, ys = zip(*points, strict=True)
-            colour = _colour(results, decoder)
-            axes.plot(xs, ys, "o-", color=colour, linewidth=1, markersize=4, markerfacecolor=CARD)
-            axes.plot(xs[0], ys[0], "o", color=colour, markersize=6)
-        (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
-        floor = low
-        line = {"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4}
-        beside: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
-        for decoder, (dot, *_) in sorted(curves, key=lambda curve: curve[1][0][1]):
-            at = max(dot[1], floor)
-            floor = at + (high - low) / 17
-            place, colour = (1.04, (at - low) / (high - low)), _colour(results, decoder)
-            axes.annotate(decoder["name"], dot, xytext=place, **beside, color=colour, arrowprops=line)
-        axes.set_ylim(low, high)
-        axes.set_xlim(right=right)
-        axes.set_xlabel(across)
-        axes.set_title(heading, color=INK)
-
-    return drawn(name, (6.6, 3.8), draw) if len(curves) > 1 else Markup("")
-
-
-def _colour(results: Results, decoder: Mapping[str, Any]) -> str:
-    if decoder["name"] == results.reference:
-        return INK
-    return ACCENT if decoder["role"] in JUDGED else SOFT
 
 
 class Sweep(NamedTuple):

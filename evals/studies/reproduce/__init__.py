@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import lvlm_guard
+from lvlm_guard.cli.console import finite
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.report.page import write_report
-from lvlm_guard.evals.report.saved import ASKED, Run, plain, read_run, write_whole
+from lvlm_guard.evals.report.saved import ASKED, Run, read_run
+from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.stats.validity import Allowed
@@ -43,23 +45,11 @@ def reproduce(
 ) -> dict[str, Any]:
     """Run the grid, and set it beside what is published.
 
-    Args:
-        out: folder of the runs; `reproduction.json` is written into it.
-        model, only, base: see `plan`.
-        echo: told what happens, a line at a time.
-        workers: of each run, see `ask`.
-        allowed: see `score`.
-        report: whether each run gets a page.
-
-    Returns:
-        what `reproduction.json` holds: "cells" (those that were run), "rows", "void" (sentences: cells whose answers
-        can't be scored, and which are in no row) and "notes" (what to know when comparing). Rows are long, with "data",
-        "kind", "mode" and, where there is one, "published" (a share), "source" and "inside" (whether the measured
-        95 % interval holds the published figure).
-
-    Raises:
-        DataError: something that the grid needs is missing (the message names all of it), or see `plan` and `ask`.
-        RunError: see `ask`.
+    `model`, `only` and `base` are as of `plan`, `workers` of `ask`, `allowed` of `score`; `report`: whether each run
+    gets a page. Returns what `reproduction.json` in `out` holds: "cells" (those that were run), "rows", "void"
+    (sentences: cells whose answers can't be scored) and "notes". Rows have "data", "kind", "mode" and, where there is
+    one, "published" (a share), "source" and "inside" (whether the measured 95 % interval holds it). Raises `DataError`
+    (something that the grid needs is missing; the message names all of it) and what `plan` and `ask` raise.
     """
     out, cells = Path(out), plan(model, only, base)
     there = [_finished(out / cell.name, cell.settings) for cell in cells]
@@ -90,8 +80,8 @@ def reproduce(
             notes += _warned(cell, saved, scored["warnings"])
     told = {"command": COMMAND, "version": lvlm_guard.__version__, "rows": figures(runs)}
     told |= {"status": "void" if void else "complete", "void": void, "notes": list(dict.fromkeys(notes))}
-    found: dict[str, Any] = plain(told | {"cells": [cell.name for cell in cells]})
-    write_whole(out, FILE, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    found: dict[str, Any] = finite(told | {"cells": [cell.name for cell in cells]})
+    write_lines(out / FILE, [json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)])
     return found
 
 

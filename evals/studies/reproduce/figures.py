@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
+from lvlm_guard.evals.report.layout import p_text
 from lvlm_guard.evals.report.saved import Run
+from lvlm_guard.evals.report.terminal import Column, fitted
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
 from lvlm_guard.evals.stats.results import Measured, Row
 from lvlm_guard.evals.stats.tally import tallies_of
 from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell
-from lvlm_guard.evals.tasks.pope.files import DATA_SETS
+from lvlm_guard.evals.tasks.pope.questions import DATA_SETS
 
 FILE = Path(__file__).parents[2] / "data" / "published_agla.json"
 PUBLISHED: Mapping[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -83,7 +87,6 @@ def _drawn(run: Run) -> _Drawn:
 
 
 def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
-    """Yield a metric of each method and each difference, the mean over several data sets."""
     (first, methods), metric = together[0], where["metric"]
     # as the published scripts read answers: AGLA's its own way, CHAIR's with its slips
     read = next(name for name in (f"{metric}_agla", f"{metric}_official", metric) if name in first.scores)
@@ -112,3 +115,69 @@ def _row(told: Mapping[str, Any], found: Estimate, beside: Mapping[str, Any] | N
         return row | {"published": None, "source": "", "note": "", "inside": None}
     known = found.low is not None and found.high is not None
     return row | {**beside, "inside": known and row["low"] <= beside["published"] <= row["high"]}
+
+
+CAPTION = (
+    "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch zero. "
+    "All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does. "
+)
+
+
+def dry_run_table(found: Mapping[str, Any], width: int = 120) -> Table:
+    """Return the runs of the grid and how long they take."""
+    told = {"run": "{name}", "questions or captions": "{items:,}", "answers": "{answers:,}", "hours": "{hours:.2f}"}
+    ranks = (0, 2, 1, 0)
+    columns = [
+        Column(title, [form.format(**cell) for cell in found["cells"]], rank, text=title == "run")
+        for (title, form), rank in zip(told.items(), ranks, strict=True)
+    ]
+    return fitted(columns, width, title="AGLA's paper: the runs")
+
+
+def reproduce_tables(found: Mapping[str, Any], width: int = 120) -> list[Table]:
+    """Return, for each model, POPE and CHAIR: measured, below it published, and how far they are apart, in points."""
+    made = []
+    for model, name in product(dict.fromkeys(row["model"] for row in found["rows"]), TABLE["columns"]):
+        rows = [r for r in found["rows"] if r["model"] == model and (r["kind"] == "chair") == (name == "CHAIR")]
+        made += [_table(model, name, rows, width)] if rows else []
+    return made
+
+
+def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
+    places = list(dict.fromkeys((row["data"], row["kind"]) for row in rows))
+    methods = list(TABLE["methods"])
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    # plain decoding first and once, then each mode of AGLA
+    for row in sorted(rows, key=lambda r: (places.index((r["data"], r["kind"])), methods.index(r["method"]))):
+        mode = row["mode"] if row["method"].startswith("agla") else ""
+        line = (TABLE["data"][row["data"]], row["kind"], TABLE["methods"][row["method"]], mode)
+        lines.setdefault(line, {}).setdefault(row["metric"], _cell(row))
+    columns = [
+        Column(word, [line[at] for line in lines], text=True)
+        for at, word in enumerate(("data", "kind", "method", "mode"))
+        if name == "POPE" or word != "kind"
+    ]
+    for rank, (metric, title) in enumerate(TABLE["columns"][name].items()):
+        columns.append(Column(title, [line.get(metric, "–") for line in lines.values()], rank))
+    paired = any(row["published"] is not None for row in rows)
+    beside = "“publ.”: measured minus it in brackets, in points; * outside the interval."
+    caption = CAPTION + (beside if paired else "Nothing published is set beside it.")
+    title = f"{name}, {model}: measured{' beside published' if paired else ''}"
+    return fitted(columns, width, title=title, caption=caption)
+
+
+def _cell(row: Row) -> str:
+    sign = "+" if "p_value" in row else ""
+    scale, digits = (1, 1) if row["metric"] == "length" else (100, 2)  # in words; all else are shares
+
+    def number(value: float) -> str:
+        return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"
+
+    if row["value"] is None:
+        return "–"
+    p = f" {p_text(row['p_value'])}" if sign else ""
+    text = f"{number(row['value'])}{p}\n[{number(row['low'])}, {number(row['high'])}]"
+    if row["published"] is not None:
+        apart = f"{100 * (row['value'] - row['published']):+.2f}{'' if row['inside'] else '*'}"
+        text += f"\npubl. {number(row['published'])} ({apart})"
+    return text.replace("-", "−")

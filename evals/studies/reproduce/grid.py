@@ -18,19 +18,18 @@ from typing import Any, cast
 import yaml
 
 import lvlm_guard
+from lvlm_guard.cli.console import finite
 from lvlm_guard.errors import GuardError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import PAPER, Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import usual_batch
-from lvlm_guard.evals.report.saved import plain
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import Kind
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.coco import AGLA_PICTURES
-from lvlm_guard.evals.tasks.pope.files import DATA_SETS, IMANGE, QUESTIONS, identify, list_of_pictures
-from lvlm_guard.evals.tasks.pope.questions import KINDS
+from lvlm_guard.evals.tasks.pope.questions import DATA_SETS, IMANGE, KINDS, QUESTIONS, identify, list_of_pictures
 
 COMMAND = "eval reproduce agla"
 TABLE: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("agla.yaml").read_text(encoding="utf-8"))
@@ -56,16 +55,11 @@ class Cell:
 
 
 def plan(model: str | None = None, only: Sequence[str] = (), base: Settings | None = None) -> list[Cell]:
-    """Return the cells of the grid.
+    """Return the cells of the grid; raises `DataError` (no such model or part, or nothing is left).
 
-    Args:
-        model: "llava-1.5-7b", "instructblip-vicuna-7b", their hub ids, a folder of either, or "embedded"; None: both.
-        only: what to keep: "pope", "chair"; "coco", "aokvqa", "gqa" (of POPE); "paper", "official".
-        base: pictures, annotations, question files, seeds, limit, captions, device, dtype, execution, batch and
-            workers' settings; the rest is the grid's.
-
-    Raises:
-        DataError: no such model or part, or nothing is left.
+    `model`: "llava-1.5-7b", "instructblip-vicuna-7b", their hub ids, a folder of either, or "embedded"; None: both.
+    `only`: what to keep: "pope", "chair"; "coco", "aokvqa", "gqa" (of POPE); "paper", "official". `base`: pictures,
+    files, seeds, limits, device, dtype, execution and batch; the rest is the grid's.
     """
     known = [part for parts in PARTS for part in parts]
     for name in only:
@@ -84,7 +78,6 @@ def plan(model: str | None = None, only: Sequence[str] = (), base: Settings | No
 
 
 def _models(model: str | None) -> list[tuple[str, str]]:
-    """Return (published name, place) of each model."""
     known = {EMBEDDED: EMBEDDED, **HUB}
     if model is None or model in known or model in HUB.values():
         return [pair for pair in known.items() if model in pair or (model is None and pair[0] != EMBEDDED)]
@@ -99,7 +92,6 @@ def _models(model: str | None) -> list[tuple[str, str]]:
 
 
 def _config(place: str) -> Any:
-    """Return a folder's config.json, empty where there is none."""
     path = Path(place) / "config.json"
     return jsonl.document(path) if path.is_file() else {}
 
@@ -124,7 +116,6 @@ def _settings(base: Settings, place: str, asked: str, mode: str) -> Settings:
 
 
 def _questions_for(asked: str, given: Sequence[str]) -> Iterator[str]:
-    """Yield those of some question files and lists, folders looked through, that a task asks."""
     run = TABLE["runs"][asked]
     for path in map(Path, given):
         if not path.exists():
@@ -163,8 +154,8 @@ def _cell(model: str, run: Mapping[str, Any], mode: str, settings: Settings) -> 
 def downloads(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return what the cells need, each once; nothing for the embedded model.
 
-    Each has "what" and "place", "gb" (10^9 bytes, about), "by_hand" (whether the user has to get it; otherwise it is
-    fetched when it is needed), and "there" (whether it is here already; None: that depends on where the user keeps it).
+    Each has "what", "place", "gb" (10^9 bytes, about), "by_hand" (whether the user has to get it), and "there" (whether
+    it is here already; None: that depends on where the user keeps it).
     """
     real = [cell for cell in cells if cell.model != EMBEDDED]
     places = [cell.settings.model for cell in real]
@@ -220,7 +211,7 @@ def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings |
     needs, told = downloads(cells), {"command": COMMAND, "version": lvlm_guard.__version__, "dry_run": True}
     told |= {"hours": sum(cell.hours for cell in cells), "gb": sum(one["gb"] for one in needs if not one["there"])}
     told["cells"] = [vars(cell) | {"settings": cell.settings.to_dict()} for cell in cells]
-    found: dict[str, Any] = plain(told | {"downloads": needs})
+    found: dict[str, Any] = finite(told | {"downloads": needs})
     return found
 
 

@@ -1,7 +1,7 @@
 """How well verifiers tell objects that are in a picture from hallucinated ones, on the plain model's own descriptions.
 
 `mentions`: what the model says, and which objects it names; `judges`: matchers, and published detectors on an untuned
-CLIP, asked about each mention; `report`: the figures in words and drawings. Descriptions and each verifier's verdicts
+CLIP, asked about each mention; `report`: the figures in words. Descriptions and each verifier's verdicts
 are runs on the spine of all runs, in folders of their own: what is on disk is not asked again, and what was answered by
 other weights, code or versions, or on another device, is refused.
 """
@@ -30,15 +30,15 @@ from lvlm_guard.evals.infer.prepare import Prepared, where_of
 from lvlm_guard.evals.infer.ranks import one_thread
 from lvlm_guard.evals.infer.record import environment
 from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took
-from lvlm_guard.evals.metrics.mentions import probabilities, reliability
 from lvlm_guard.evals.spec.answers import SCHEMA, Answer, table_of
 from lvlm_guard.evals.spec.items import EvalTask
+from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.bootstrap import DRAWS
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED, TOKEN, ClipJudge, Judge, MatcherJudge
 from lvlm_guard.evals.studies.verify.mentions import describe, mentions_of
-from lvlm_guard.evals.studies.verify.report import remarks, write_report
+from lvlm_guard.evals.studies.verify.report import remarks
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.pretrained import load_model
@@ -65,23 +65,11 @@ def verify_run(
     """Let the model describe pictures, ask every verifier about each object named, and write the report.
 
     Descriptions and verdicts go to folders in `out` as they come; the same call goes on where it stopped, and one with
-    further matchers asks these alone. Returns what report.json holds.
-
-    Args:
-        settings: the model, one task of captions, and matchers: name -> names, folders or hub ids for `load_matcher`,
-            one for each training seed.
-        out: folder of answers.parquet (one row a verifier and mention), report.json and report.html.
-        clip: the untuned CLIP that the baselines stand on.
-        echo, bar, started_over: as `infer.ask.ask`'s.
-        line: the command as it was typed.
-
-    Raises:
-        DataError: the task is no task of captions, nothing is named, there is nothing to tell apart, or answers in the
-            folder were made by others.
-        WeightsError, UnknownNameError: the model or a matcher can't be had.
-        KnobError: trainings of one name are of different matchers, or the same.
-        UnsupportedCallError: a matcher can't judge claims.
-        KeyboardInterrupt: after a line that says where the answers are.
+    further matchers asks these alone. `settings` have the model, one task of captions, and matchers: name -> names,
+    folders or hub ids, one for each training seed; the baselines stand on the untuned `clip`; `line` is the command as
+    typed. Returns what report.json holds. Raises `DataError` (no task of captions; nothing is named or to be told
+    apart; answers in the folder were made by others), `UnsupportedCallError` (a matcher can't judge), and what `ask`
+    raises.
     """
     folder, matchers = Path(out), settings.matchers
     for name in matchers:
@@ -91,10 +79,8 @@ def verify_run(
     with one_thread(settings.model == EMBEDDED):
         task, *others = tasks_of(settings)
         if others or task.kind != "chair":
-            raise DataError(
-                f"{', '.join(settings.tasks)} is not one task of captions whose objects are known: give world_chair "
-                "(the embedded world) or chair (COCO, with --images and --annotations)."
-            )
+            told = f"{', '.join(settings.tasks)} is not one task of captions whose objects are known"
+            raise DataError(f"{told}: give world_chair, or chair (with --images and --annotations).")
         model, processor = load_model(
             settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
         )
@@ -134,15 +120,14 @@ def verify_run(
     report["matchers"] = {name: [place for whose, place in by_name if whose == name] for name in matchers}
     report |= {"clip": places[0], "seconds_a_description": _seconds(said) / pictures, **results}
     report["rows"] = [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]]
-    report["reliability"] = _reliabilities(table, verifiers, true)
     report |= {"environment": environment() | where, "call": line}
     report["remarks"] = remarks(report)
-    echo(f"Report: {write_report(folder, report)}")
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    echo(f"Report: {write_lines(folder / 'report.json', [text])}")
     return report
 
 
 def _judges(settings: Settings, place: str, model: Any, vocabulary: Vocabulary) -> list[Judge]:
-    """Return who judges, the CLIP of the baselines first."""
     clip, matchers = ClipJudge(load_matcher(place, model=model), vocabulary, place), settings.matchers
     loaded = load_matchers((place for each in matchers.values() for place in each), matchers, model)
     judges: list[Judge] = [clip]
@@ -209,7 +194,6 @@ def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
 
 
 def _together(judges: Sequence[Judge], answers: Sequence[pa.Table], named: EvalTask) -> pa.Table:
-    """Return the answers of all verifiers as one table, the model's own probabilities first."""
     own = []
     for item in named.items:
         p, known = item.tags["probability"], (named.name, named.split, item.key, item.picture)
@@ -241,16 +225,3 @@ def results_of(
     shared = [row | {"decoder": REFERENCE} for row in found["rows"] if row["metric"] == "hallucinated"]
     kept = [row for row in found["rows"] if row["metric"] in METRICS and row["value"] is not None]
     return found | {"rows": sorted(kept, key=lambda row: METRICS.index(row["metric"])) + shared, "warnings": []}
-
-
-def _reliabilities(
-    table: pa.Table, verifiers: Sequence[Decoder], true: Mapping[str, bool]
-) -> dict[str, list[dict[str, float]]]:
-    """Return the bins of each verifier that gives probabilities, its trainings together."""
-    found = {}
-    for one in verifiers:
-        rows = table.filter(pa.compute.equal(table["decoder"], one.name))
-        p = probabilities(rows["text"].to_pylist())
-        if p is not None:
-            found[one.name] = reliability(p, [true[key] for key in rows["item"].to_pylist()])
-    return found

@@ -1,7 +1,7 @@
 """Who says how probable it is that an object is in a picture: matchers, and detectors on an untuned CLIP.
 
 Each is asked about mentions of one picture (items whose question is the object and whose prompt is the sentence that
-holds it) and gives one answer a mention and column, worded as `metrics.mentions` reads it.
+holds it) and gives one answer a mention and column, worded as `metrics.yes_no.Mentions` reads it.
 """
 
 from __future__ import annotations
@@ -122,10 +122,8 @@ class ClipJudge(Judge):
 
     def __post_init__(self) -> None:
         if not self.matcher.compares:
-            raise UnsupportedCallError(
-                f"The matcher {self.matcher.version!r} compares no texts by similarity, so the detectors that stand on "
-                "CLIP can't be measured: give the folder or hub id of a CLIP."
-            )
+            told = "compares no texts, so detectors that stand on CLIP can't be measured: give a CLIP"
+            raise UnsupportedCallError(f"The matcher {self.matcher.version!r} {told}.")
         how = "Platt-scaled cosine" if self.calibrated else "cosine (as AUROC goes, Platt-scaled)"
         self.columns = {
             CALIBRATED: f"untuned CLIP, {how}",

@@ -64,13 +64,7 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
     The question is the object (CHAIR's name of it), the prompt the sentence that holds it, the truth whether it is in
     the picture; "word" is how the description has it, "probability" what the model gave to the tokens of that word,
     given all before them. A verdict is of an object and not of a word: repeats would count one verdict several times.
-
-    Args:
-        task: of captions; its items in the order of the descriptions.
-        described: a description of each item, and its pieces.
-
-    Raises:
-        DataError: the ground truth names no known object.
+    `described` are a description of each item, in order, and its pieces. Raises `DataError` of an unknown object.
     """
     reader = coco_words() if task.vocabulary is None else vocabulary_words(task.vocabulary)
     rows = [{"image_id": place, "caption": text} for place, (text, _) in enumerate(described)]

@@ -1,19 +1,11 @@
-"""The study in words and drawings: what a reader must know, report.json and report.html."""
+"""The study in words: what a reader must know."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-from matplotlib.figure import Figure
-
-from lvlm_guard.evals.report.layout import Results
-from lvlm_guard.evals.report.numbers import said
-from lvlm_guard.evals.report.page import charts, page_environment
-from lvlm_guard.evals.report.saved import write_whole
+from lvlm_guard.evals.report.layout import Results, said
 from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED
 
 Report = Mapping[str, Any]
@@ -26,18 +18,13 @@ def remarks(report: Report) -> list[str]:
     told = [_verdict(results, row, one["name"]) for one in matchers]
     told += [sentence for one in matchers if (sentence := _marks(results, row, one, counts))]
     if results.value(row, CALIBRATED, "brier") is None:
-        told.append(
-            f"The CLIP {report['clip']['from']!r} is not calibrated, so its cosine stands for its probability: with "
-            "the same AUROC, and neither calibration nor marks. `lvlm-guard train dual-prompt --compare` writes a "
-            "calibrated one to OUT/baselines/clip."
-        )
+        why = f"The CLIP {report['clip']['from']!r} is not calibrated, so its cosine stands for its probability"
+        told.append(f"{why}. `lvlm-guard train dual-prompt --compare` writes a calibrated one to OUT/baselines/clip.")
     versions = {name: [one["version"] for one in of] for name, of in report["matchers"].items() if name != "blip-itm"}
     usual = report["clip"]["version"]
     if single := [name for name, of in versions.items() if len(of) == 1 and of != [usual]]:
-        told.append(
-            f"{', '.join(single)}: one training each, so their intervals hold the luck of the pictures alone; give "
-            "--matcher NAME=FOLDER once for each seed."
-        )
+        why = f"{', '.join(single)}: one training each, so their intervals hold the luck of the pictures alone"
+        told.append(f"{why}; give --matcher NAME=FOLDER once for each seed.")
     if counts["cut"] or counts["empty"]:
         told.append(f"{counts['cut']} descriptions were cut at the token limit and {counts['empty']} are empty.")
     about = report["task"]["about"]
@@ -45,7 +32,6 @@ def remarks(report: Report) -> list[str]:
 
 
 def _verdict(results: Results, row: str, name: str) -> str:
-    """Say which of the baselines a matcher beats in AUROC, by the intervals of the differences."""
     ways: dict[str, list[str]] = {"beats": [], "is worse than": [], "is not told apart from": []}
     for other in BASELINES:
         found = results.difference(row, name, "auroc", other)
@@ -84,36 +70,3 @@ def lead(report: Report) -> str:
         f"{counts['hallucinated']} are not there. All verifiers were asked about the same mentions. 95 % intervals: "
         f"{report['bootstrap']['draws']} bootstrap draws of {report['bootstrap']['unit']}."
     )
-
-
-def write_report(folder: Path, report: Report) -> Path:
-    """Write report.json and report.html; returns the page's path; raises `RunError` where they can't be written."""
-    repeat = {key: report[key] for key in ("settings", "matchers", "clip", "environment", "seconds_a_description")}
-    told = {"results": Results(report), "task": report["tasks"][0], "lead": lead(report), "repeat": _json(repeat)}
-    page = page_environment().get_template("verify.html.jinja")
-    document = page.render(report=report, reliability=_reliability(report["reliability"]), **told)
-    write_whole(folder, "report.json", _json(report) + "\n")
-    return write_whole(folder, "report.html", document)
-
-
-def _json(data: Report) -> str:
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def _reliability(bins: Mapping[str, list[dict[str, float]]]) -> Markup:
-    """Draw, for each verifier, the share of true mentions over their mean probability, a dot for each bin."""
-    rows = -(-len(bins) // 3)
-
-    def draw(figure: Figure) -> None:
-        drawn = list(figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
-        for axes, (name, each) in zip(drawn, bins.items(), strict=False):
-            p, true, n = ([one[key] for one in each] for key in ("p", "true", "n"))
-            axes.plot([0, 1], [0, 1], color=charts.SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            axes.scatter(p, true, [6 + 90 * one / max(n) for one in n], color=charts.ACCENT)
-            axes.set_title(name, color=charts.INK)
-        for axes in drawn[len(bins) :]:
-            axes.set_axis_off()
-        figure.supxlabel("probability", fontsize=10)
-        figure.supylabel("share that is true", fontsize=10)
-
-    return charts.drawn("Reliability of each verifier", (8.4, 2.8 * rows), draw)

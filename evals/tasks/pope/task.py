@@ -29,8 +29,15 @@ from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.benchmark import STOCK_SUFFIX, made
 from lvlm_guard.evals.tasks.coco import PROMPT, annotation_file, in_val_half, of_published_test, read_instances
-from lvlm_guard.evals.tasks.pope.files import QuestionFile, described, files_of, published_files
-from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, build
+from lvlm_guard.evals.tasks.pope.questions import (
+    KINDS,
+    Question,
+    QuestionFile,
+    build,
+    described,
+    files_of,
+    published_files,
+)
 
 SUFFIXES = {PAPER: " Please answer this question with one word."}
 """Preset -> what follows a question; else that of lmms-eval's stock task."""
@@ -47,10 +54,8 @@ def pope(settings: Settings) -> list[EvalTask]:
     for file in files_of("pope", settings):
         groups.setdefault(file.data_set, []).append(file)
     if not groups:
-        raise DataError(
-            "The task pope asks your own questions: give their files with --questions. The published ones are the "
-            "tasks pope_coco, pope_aokvqa and pope_gqa; lmms-eval's is lmms:pope."
-        )
+        told = "The published ones are the tasks pope_coco, pope_aokvqa and pope_gqa; lmms-eval's is lmms:pope."
+        raise DataError(f"The task pope asks your own questions: give their files with --questions. {told}")
     return [_of_files(f"pope_{name}" if name else "pope", name, files, settings) for name, files in groups.items()]
 
 
@@ -104,26 +109,18 @@ def _of_files(name: str, data_set: str, files: Sequence[QuestionFile], settings:
 
 
 def _check_split(file: QuestionFile, settings: Settings) -> None:
-    """Refuse questions to choose settings on as a test, and a test's as such."""
     n, marked = len(file.questions), sum(q.split == "val" for q in file.questions)
     if settings.split == "test" and marked:
-        raise DataError(
-            f"{file.path} has {marked} questions marked for choosing settings ('split': 'val'): they are no test. Give "
-            "--split val, or other questions."
-        )
+        told = f"{marked} questions marked for choosing settings ('split': 'val'): they are no test"
+        raise DataError(f"{file.path} has {told}. Give --split val, or other questions.")
     if settings.split == "val" and marked < n:
-        raise DataError(
-            f"{file.path} is not marked for choosing settings: {n - marked} of {n} questions lack 'split': 'val'. "
-            "Settings chosen on a test's questions make its numbers worthless. Build others over pictures of no test "
-            "and write them with `pope.questions.write_questions(path, questions, split='val')`; for COCO, leave out "
-            "--questions and give --annotations instances_val2014.json."
-        )
+        told = f"is not marked for choosing settings: {n - marked} of {n} questions lack 'split': 'val'"
+        how = "Give others, written by `write_questions(path, questions, split='val')`, or --annotations for COCO"
+        raise DataError(f"{file.path} {told}. {how}.")
     tested = list(dict.fromkeys(q.image for q in file.questions if marked and of_published_test(q.image)))
     if tested:
-        raise DataError(
-            f"{file.path} is marked 'val', but {len(tested)} of its pictures are those of a published test; the first "
-            f"is {tested[0]}. Choose settings on other pictures."
-        )
+        told = f"{len(tested)} of its pictures are those of a published test; the first is {tested[0]}"
+        raise DataError(f"{file.path} is marked 'val', but {told}. Choose settings on others.")
 
 
 def _built(name: str, settings: Settings, pictures: int) -> EvalTask:

@@ -157,7 +157,7 @@ def test_answers_to_another_file_are_refused(tmp_path):
 
     with pytest.raises(DataError, match=r"Line 2 of m, question_id 2, is of .* in coco_pope_random.json that"):
         join(map(agla, popular))
-    with pytest.raises(DataError, match=r"Line 2 of m is of .* These are answers to another file"):
+    with pytest.raises(DataError, match=r"Line 2 of m is of .*: give their own with --questions"):
         join(map(pope, popular))
     with pytest.raises(DataError, match=r"Line 1 of m, question_id 3001, answers none of the 3000 .*RePOPE"):
         join([agla(asked[0] | {"question_id": 3001})])
@@ -168,7 +168,7 @@ def test_answers_to_another_file_are_refused(tmp_path):
 
 
 def test_repopes_questions_are_not_taken_for_popes(tmp_path, monkeypatch):
-    from lvlm_guard.evals.tasks.pope import files
+    from lvlm_guard.evals.tasks.pope import questions as files
 
     _, asked = question_file(tmp_path, "random")
     changed = written(tmp_path / "coco_repope_random.json", [q | {"label": "no"} for q in asked[:2774]])

@@ -34,8 +34,8 @@ def evaluate(tmp_path_factory):
 def own():
     """The answers of this package's own asker to the same questions: decoder -> seed -> task -> key -> text."""
     from lvlm_guard.evals.infer.prepare import prepare_run
-    from lvlm_guard.evals.lmms.world_files import CAPTIONS, PICTURES
     from lvlm_guard.evals.spec.settings import Settings
+    from tests.support.world_files import CAPTIONS, PICTURES
 
     settings = Settings(
         methods=("agla", "agla-sample", "vote"),

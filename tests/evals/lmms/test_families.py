@@ -9,7 +9,7 @@ from PIL import Image
 
 from lvlm_guard.evals.lmms import TASKS
 from lvlm_guard.evals.lmms.localize import read_rows
-from lvlm_guard.evals.lmms.world_files import POPE
+from tests.support.world_files import POPE
 
 TASK = "lvlm_guard_world_pope"
 DOCUMENTS = 6

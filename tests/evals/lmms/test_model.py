@@ -6,6 +6,7 @@ import pytest
 
 from lvlm_guard.errors import GuardError, KnobError, TextError, UnknownNameError, UnsupportedCallError
 from lvlm_guard.evals.lmms.model import LvlmGuard
+from tests.support import pope_scores
 
 POPE, CHAIR = "lvlm_guard_world_pope", "lvlm_guard_world_chair"
 AGLA = "pretrained=embedded,method=agla,alpha=1"
@@ -197,12 +198,12 @@ def test_one_model_serves_two_runs(evaluate, one_by_one):
 
 
 def test_the_scores_are_those_of_our_scorers(one_by_one):
-    from lvlm_guard.evals.metrics import chair, pope
+    from lvlm_guard.evals.metrics import chair
     from lvlm_guard.evals.tasks.world import NOUNS
 
     result, samples = one_by_one
     rows = [{"question_id": doc, "label": s["target"], "answer": s["resps"][0][0]} for doc, s in samples[POPE].items()]
-    scores = pope.score(rows)
+    scores = pope_scores.score(rows)
     for metric in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
         assert result["results"][POPE][f"{metric},none"] == pytest.approx(scores[metric])
     captions = [{"image_id": doc, "caption": s["resps"][0][0]} for doc, s in samples[CHAIR].items()]

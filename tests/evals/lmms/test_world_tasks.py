@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.lmms import TASKS, scoring, world_files
+from lvlm_guard.evals.lmms import TASKS, scoring
 from lvlm_guard.evals.lmms.localize import read_rows
-from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.tasks.world import NOUNS
+from tests.support import pope_scores, world_files
 
 
 def pixels(row):
@@ -76,12 +77,12 @@ def test_answers_are_scored_as_our_pope_does():
         for n in range(len(ANSWERS))
     ]
     rows = [scoring.pope_results(d, [a]) for d, a in zip(documents, ANSWERS, strict=True)]
-    ours = pope.score(
+    ours = pope_scores.score(
         {"question_id": d["question_id"], "label": d["answer"], "answer": a}
         for d, a in zip(documents, ANSWERS, strict=True)
     )
     for metric in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
-        assert getattr(scoring, metric)([row[metric] for row in rows]) == ours[metric]
+        assert getattr(scoring, metric)([row[metric] for row in rows]) == pytest.approx(ours[metric], abs=1e-15)
     assert scoring.unreadable([row["unreadable"] for row in rows]) == 2 / 6
     for metric in ("accuracy", "yes_ratio", "unreadable"):
         mean = np.mean([row[metric]["score"] for row in rows])

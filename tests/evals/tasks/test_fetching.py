@@ -15,7 +15,7 @@ from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.benchmark import Published, cache_folder, fetch
 from lvlm_guard.evals.tasks.coco import AGLA_PICTURES
-from lvlm_guard.evals.tasks.pope.files import IMANGE, QUESTIONS
+from lvlm_guard.evals.tasks.pope.questions import IMANGE, QUESTIONS
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -84,7 +84,7 @@ def test_without_a_network_the_message_says_which_file_and_where_to_put_it(serve
     wanted = Published(closed, "ab" * 32)
     with pytest.raises(DataError, match=f"Get {closed} .* put it at .*coco_pope_random.json, or give it with --quest"):
         fetch(wanted)
-    monkeypatch.setattr("lvlm_guard.evals.tasks.pope.files.QUESTIONS", dict.fromkeys(QUESTIONS, wanted))
+    monkeypatch.setattr("lvlm_guard.evals.tasks.pope.questions.QUESTIONS", dict.fromkeys(QUESTIONS, wanted))
     with pytest.raises(DataError, match=r"coco_pope_random\.json can't be fetched"):
         tasks_of(Settings(tasks=("pope_coco",), images="."))
 

@@ -312,7 +312,7 @@ def test_a_test_has_questions_beside_it_to_calibrate_on_over_pictures_of_no_test
 
 def test_repopes_labels_are_no_popes(tmp_path, pictures, monkeypatch):
     path = written(tmp_path / "coco_pope_random.json", published("coco", "random")[:12])
-    from lvlm_guard.evals.tasks.pope import files
+    from lvlm_guard.evals.tasks.pope import questions as files
 
     monkeypatch.setattr(files, "REPOPE", (files._digest(path),))
     with pytest.raises(DataError, match="is RePOPE's"):

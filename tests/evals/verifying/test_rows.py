@@ -8,7 +8,6 @@ from sklearn.metrics import brier_score_loss, precision_score, recall_score, roc
 
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.mentions import reliability
 from lvlm_guard.evals.spec.answers import Answer, table_of
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.studies.verify import results_of
@@ -93,10 +92,6 @@ def test_the_calibration_error_of_two_bins_is_what_a_hand_computes() -> None:
     error = rows({CALIBRATED: [(p, p < 0.5)]}, true, [0, 0, 1, 1])[CALIBRATED, None, "calibration_error"]
     # bin .6: two mentions, one true: gap .15; bin .9: two, both true: gap .05
     assert error["value"] == pytest.approx((2 * 0.15 + 2 * 0.05) / 4, abs=1e-6)
-    assert reliability([0.65, 0.65, 0.95, 1.0], true) == [
-        {"p": 0.65, "true": 0.5, "n": 2},
-        {"p": 0.975, "true": 1.0, "n": 2},
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Draw the data of the embedded world's lmms-eval tasks again: `python -m lvlm_guard.evals.lmms.world_files`.
+"""Draw the data of the embedded world's lmms-eval tasks again: `python -m tests.support.world_files`.
 
 The questions and captions are the first ones of `world_pope` and `world_chair` of our own runs, under the same keys
 (document 7 is item "7"), in the columns of lmms-eval's `pope` and `coco_cap_chair`: stock scoring reads them too.

@@ -1,6 +1,6 @@
 """What the harness adds to a bare loop of guarded `generate()` calls over the same questions.
 
-    rows = overhead(prepare_run(Settings(limit=64, captions=64)), batch=1)
+    OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
 
 Each block of questions is asked twice, once by a loop as a user would write it (processor, `generate()`,
 decode) and once by the harness, which also measures, reads ends, and writes each answer to disk; the order turns
@@ -21,13 +21,18 @@ import pyarrow.parquet as pq
 import torch
 
 from lvlm_guard.bench.intervals import median_ratio
+from lvlm_guard.cli.console import print_json, quiet_libraries
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
 from lvlm_guard.evals.infer.generate import Asker, prepare
-from lvlm_guard.evals.infer.prepare import Prepared
+from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
 from lvlm_guard.evals.infer.store import ANSWERS, Answers, Asked, Job
 from lvlm_guard.evals.spec.items import EvalTask
+from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.results import Row
 from lvlm_guard.evals.stats.score import score_answers
+
+PICTURES = 96  # of each task
+BATCHES = (1, 16)  # questions of one call
 
 
 def overhead(
@@ -96,3 +101,9 @@ def _measured(asker: Any, task: EvalTask, decoder: Decoder, batch: int, tick: Ca
     yield {"metric": "harness_ratio", "value": value, "low": low, "high": high}
     yield {"metric": "bare_seconds", "value": sum(times[loop]) / len(task.items)}
     yield {"metric": "scoring_seconds", "value": scoring}
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    made = prepare_run(Settings(limit=PICTURES, captions=PICTURES, controls=False))
+    print_json("docs/measure_overhead.py", [row for batch in BATCHES for row in overhead(made, batch)])
