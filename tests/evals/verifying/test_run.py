@@ -135,9 +135,7 @@ def test_the_detectors_on_clip_are_cosines_of_the_sentence_and_of_the_noun(out: 
         assert value(report, name, "auroc") == pytest.approx(roc_auc_score(true, scores), abs=1e-6)
 
 
-def test_the_report_says_of_each_matcher_what_it_beats_and_names_how_it_was_made(
-    out: Path, report: dict[str, Any]
-) -> None:
+def test_the_report_says_of_each_matcher_what_it_beats_and_names_how_it_was_made(report: dict[str, Any]) -> None:
     remarks = "\n".join(report["remarks"])
     for name in MATCHERS:
         worst = min(
@@ -151,7 +149,6 @@ def test_the_report_says_of_each_matcher_what_it_beats_and_names_how_it_was_made
     assert "dual-prompt: one training each" in remarks
     assert "They do not show that a method helps a real model" in remarks
     assert report["environment"]["machine"]
-    assert json.loads((out / "report.json").read_text(encoding="utf-8")) == json.loads(json.dumps(report))
 
 
 def test_a_further_matcher_is_asked_alone_and_changes_no_other_figure(
