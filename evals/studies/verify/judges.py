@@ -122,8 +122,8 @@ class ClipJudge(Judge):
 
     def __post_init__(self) -> None:
         if not self.matcher.compares:
-            told = "compares no texts, so detectors that stand on CLIP can't be measured: give a CLIP"
-            raise UnsupportedCallError(f"The matcher {self.matcher.version!r} {told}.")
+            told = f"The matcher {self.matcher.version!r} compares no texts, which detectors on CLIP stand on"
+            raise UnsupportedCallError(f"{told}: give the folder or hub id of a CLIP.")
         how = "Platt-scaled cosine" if self.calibrated else "cosine (as AUROC goes, Platt-scaled)"
         self.columns = {
             CALIBRATED: f"untuned CLIP, {how}",
