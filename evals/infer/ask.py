@@ -120,7 +120,7 @@ def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -
 
 def _check(settings: Settings) -> None:
     if settings.sweep and settings.split != "val":
-        raise DataError("A sweep chooses settings, so it never runs on the test split: give --split val (split='val').")
+        raise DataError("A sweep chooses settings, so it runs on the validation split alone: give --split val.")
     check_matchers(settings.matchers)
     if settings.batch < 1 or settings.seeds < 1:
         raise DataError(f"batch and seeds are at least 1; got batch={settings.batch}, seeds={settings.seeds}.")
