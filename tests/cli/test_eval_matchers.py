@@ -24,7 +24,7 @@ def test_each_matcher_has_a_row_and_a_difference_to_the_usual_one(run: Run, tmp_
     assert "vote, mine − vote, blip-itm on pope_adversarial" in made.out
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "vote, ranker − vote, blip-itm" in page
-    assert f"--matcher mine={DUAL}" in page
+    assert str(DUAL) in page
     again = run(*told, "--json")
     assert "are there already" in again.err
     assert again.object["settings"]["matchers"] == {

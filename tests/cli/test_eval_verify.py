@@ -22,7 +22,7 @@ def test_verify_prints_its_table_and_writes_its_files_and_goes_on_from_them(run:
     for name in ("calibrated-clip", "clip-sentence", "f-clipscore", "token-probability", "blip-itm", "clip "):
         assert f" {name}" in made.out
     assert "AUROC: clip " in made.out
-    for name in ("report.json", "answers.parquet", "report.html"):
+    for name in ("report.json", "answers.parquet"):
         assert (out / name).stat().st_size > 0
     again = run("eval", "verify", *SMALL, "--out", out, "--json")
     assert "descriptions: All answers are there already" in again.err
