@@ -13,11 +13,12 @@ Names follow the longest match, as CHAIR counts them. Words of one name are join
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, joined
+from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, joined, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 NOTHING: frozenset[str] = frozenset()
 HARD = "\n"  # what a special token reads as: no name goes across it
 BROKEN = "\ufffd"  # what decoders give for bytes of an unfinished character
+
+ENDS = (".", "!", "\u3002", "\uff01", HARD)
+"""What a piece begins with that ends a sentence, a line or, as special tokens do, the answer."""
 
 FAR = 64
 """Tokens looked back for the start of a name."""
@@ -111,6 +115,21 @@ class Pieces:
         return any(WORD.match(self._decoded([token])) for token in sample if token not in self._special)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What some candidates would do to an answer.
+
+    Args:
+        reached: candidate -> the objects that it starts or goes on naming, at least one.
+        named: those of them that the answer has named already, by more than the words that it may still be writing.
+        ends: the candidates that end a sentence right behind the name of an object.
+    """
+
+    reached: Mapping[int, frozenset[str]]
+    named: frozenset[str] = NOTHING
+    ends: tuple[int, ...] = ()
+
+
 class ClaimFinder:
     """Finds which objects of a vocabulary a piece starts or goes on. One object serves many threads.
 
@@ -156,6 +175,25 @@ class ClaimFinder:
             if known:
                 found[token] = known
         return found
+
+    def choice(self, prefix: Sequence[int], candidates: Sequence[int]) -> Choice:
+        """Return what candidates would do to an answer.
+
+        Args:
+            prefix: all tokens of the answer so far.
+            candidates: tokens that may come next.
+        """
+        reached = self.reachable(prefix, candidates)
+        ends = tuple(token for token in candidates if self._pieces[token].lstrip(" \t").startswith(ENDS))
+        if not reached and not ends:
+            return Choice(reached)
+        text = self._pieces.joined(prefix)
+        words = list(WORD.finditer(text))
+        found = list(named(text, words, self._whole.get, self._most))
+        behind = bool(found) and found[-1][1] == len(words) and not text[words[-1].end() :].strip(" ")
+        closed = len(words) - len(self._after(self._tail(prefix)).split())
+        said = NOTHING.union(*(self._whole[spelling] for _, end, spelling in found if end <= closed))
+        return Choice(reached, said & NOTHING.union(*reached.values()), ends if behind else ())
 
     def _tail(self, prefix: Sequence[int]) -> list[int]:
         """Return the last tokens, as many as can hold the words of a name that is not finished."""

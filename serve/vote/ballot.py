@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.matching import Vocabulary
+from lvlm_guard.matching.claims import Choice
 from lvlm_guard.matching.questions import wants_nothing_else, yes_no_claim
-from lvlm_guard.methods.vote import Vote, claim_about, log_odds
+from lvlm_guard.methods.vote import Vote, claim_about, log_odds, odds_of
 from lvlm_guard.serve.engine.arguments import OTHERS, TWIN
 from lvlm_guard.serve.errors import ServeError, WireError
 from lvlm_guard.serve.wire import MOST_SCORES, pack_scores, unpack_scores
@@ -59,14 +60,11 @@ class Ballot:
     beta: float
     support: Mapping[str, float]
     yes: float | None
-    _best: dict[frozenset[str], float] = field(default_factory=dict, compare=False, repr=False)
 
-    def odds(self, names: frozenset[str]) -> float:
-        """Return the log-odds (nats) of the object with the most support, of some that a token can still become."""
-        best = self._best.get(names)
-        if best is None:
-            best = self._best[names] = log_odds(max(self.support[name] for name in names))
-        return best
+    def votes(self, choice: Choice) -> list[tuple[int, float]]:
+        """Return each token's vote on objects, weighed, in nats."""
+        votes = [(token, self.lam * odds) for token, (_, odds) in odds_of(choice, self.support, Vote.again).items()]
+        return votes + [(token, self.lam * Vote.ends) for token in choice.ends]
 
 
 def served_vocabulary() -> Vocabulary:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lvlm_guard.serve.vote.ballot import Ballot
 
 Prefixes = Callable[[Sequence[int]], Sequence[Sequence[int]]]
-"""Rows -> the last tokens of each row's answer so far, `lvlm_guard.matching.claims.FAR` or all of them."""
+"""Rows -> all tokens of each row's answer so far: what it has named is read from them."""
 
 Seen = Callable[[Sequence[int], Tensor | None], None]
 """Told the rows that were assembled, and where the plain logits prefer another token (bool; None for nowhere)."""
@@ -84,18 +84,15 @@ class Counting:
         if survivors:
             answers = prefixes([rows[i] for i in survivors])
             for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
-                ballot = ballots[rows[i]]
-                votes += [(i, token, ballot.lam * odds) for token, odds in self._odds(ballot, answer, tokens)]
+                votes += [(i, *vote) for vote in self._votes(ballots[rows[i]], answer, tokens)]
         assembled = cut(voted(plain, votes), plain, keep)
         if seen is not None:
             seen(rows, preferred_others(assembled, plain) if votes else None)
         logits[index] = assembled
 
-    def _odds(self, ballot: Ballot, answer: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, float]]:
-        """Return the log-odds of each token's claim; of several claims the one with the most support."""
-        odds: dict[int, float] = {}
-        if ballot.support:
-            odds = {token: ballot.odds(names) for token, names in self._objects.reachable(answer, tokens).items()}
+    def _votes(self, ballot: Ballot, answer: Sequence[int], tokens: list[int]) -> list[tuple[int, float]]:
+        """Return the votes on a row's survivors, in nats."""
+        votes = dict(ballot.votes(self._objects.choice(answer, tokens))) if ballot.support else {}
         if ballot.yes is not None:
-            odds |= dict.fromkeys(self._yes.reachable(answer, tokens), ballot.yes)
-        return list(odds.items())
+            votes |= dict.fromkeys(self._yes.reachable(answer, tokens), ballot.lam * ballot.yes)
+        return list(votes.items())

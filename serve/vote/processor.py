@@ -18,7 +18,6 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2Processor
 
-from lvlm_guard.matching.claims import FAR
 from lvlm_guard.methods.vote import Vote
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.overruled import drawn_of, engine_counts
@@ -113,7 +112,7 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
             return logits
         ballots = {row: seat.ballot for row, seat in self._rows.items()}
         return self._count(
-            logits, ballots, lambda rows: [_known(self._rows[row].answer[-FAR:]) for row in rows], self._seen
+            logits, ballots, lambda rows: [_known(self._rows[row].answer) for row in rows], self._seen
         )
 
     def _seen(self, rows: Sequence[int], flags: Tensor | None) -> None:
@@ -135,17 +134,18 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
         return self._count(logits, ballots, lambda rows: self._answers(rows, slots, ctx), seen)
 
     def _answers(self, rows: Sequence[int], slots: list[int], ctx: LogitsContext) -> list[list[int]]:
-        """Return the last tokens of each row's answer; waits for the device once."""
+        """Return each row's answer so far; waits for the device once."""
         import torch
 
         states: Any = self._states
+        starts = [int(states.prompt_len.np[slots[row]]) for row in rows]
         ends = [int(ctx.seq_lens_upper_bound_np[row]) for row in rows]
-        written = [end - int(states.prompt_len.np[slots[row]]) for row, end in zip(rows, ends, strict=True)]
         tokens = states.all_token_ids.gpu
         chosen = torch.tensor([slots[row] for row in rows], device=tokens.device)[:, None]
-        columns = torch.tensor(ends, device=tokens.device)[:, None] + torch.arange(-FAR, 0, device=tokens.device)
-        tails = tokens[chosen, columns.clamp(min=0)].tolist()
-        return [tail[max(0, FAR - n) :] if n > 0 else [] for tail, n in zip(tails, written, strict=True)]
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
+        columns = torch.tensor(starts, device=tokens.device)[:, None] + torch.arange(longest, device=tokens.device)
+        answers = tokens[chosen, columns.clamp(max=tokens.shape[1] - 1)].tolist()
+        return [answer[: end - start] for answer, start, end in zip(answers, starts, ends, strict=True)]
 
 
 def _ballot(params: SamplingParams) -> Ballot | None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lvlm_guard.matching import ClaimFinder, Vocabulary
-from lvlm_guard.matching.claims import finder_of
+from lvlm_guard.matching.claims import Choice, finder_of
 
 TEXT = """The image shows a car, a motor cycle, a motorcycle and a surfboard near the beach. A man rides a motor boat.
 A cart stands on the carpet; two cars, a cartoon, a carrot and a scar. Traffic lights hang over the traffic.
@@ -254,3 +254,32 @@ def test_a_name_is_found_in_a_long_answer_as_in_a_short_one():
     long = "the dog sleeps on the carpet near the beach. " * 40 + "a motor cycle"
     ids = tokenizer.encode(long, add_special_tokens=False)
     assert finder("Unigram").reachable(ids[:-1], ids[-1:])[ids[-1]] == {"motorcycle"}
+
+
+@pytest.mark.parametrize("kind", SUBWORD)
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a car and a dog", {"car"}),  # "dog" may go on: "dogs", "dogged"
+        ("a car and a dog.", {"car", "dog"}),
+        ("two cars, a hot-dog and", {"car", "hot dog"}),
+        ("a hot dog", set()),
+        ("a motor cycle, a table,", {"motorcycle", "dining table"}),
+        ("a cart, a scar and", set()),
+        ("", set()),
+    ],
+)
+def test_what_an_answer_has_named_leaves_out_the_words_that_it_may_still_be_writing(kind, text, named):
+    tokenizer = make(kind)
+    written = tokenizer.encode(text, add_special_tokens=False)
+    assert finder(kind).choice(written, range(len(tokenizer))).named == named
+
+
+@pytest.mark.parametrize("kind", [*SUBWORD, "word level"])
+def test_what_ends_a_sentence_is_known_right_behind_a_name(kind):
+    tokenizer = make(kind)
+    dot, comma = (tokenizer.encode(f"a dog{mark}", add_special_tokens=False)[-1] for mark in ".,")
+    candidates, end = [dot, comma, tokenizer.eos_token_id], tokenizer.eos_token_id
+    for text, ends in (("the image shows a car, a dog", {dot, end}), ("the dog sleeps", set()), ("a dog.", set())):
+        written = tokenizer.encode(text, add_special_tokens=False)
+        assert set(finder(kind).choice(written, candidates).ends) == ends

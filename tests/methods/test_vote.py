@@ -1,7 +1,9 @@
 """`vote` on tiny random models whose "words" are single bytes, against its formula written out."""
 
 import math
+import re
 import threading
+from dataclasses import replace
 
 import pytest
 import recompute
@@ -12,8 +14,10 @@ from transformers import TextStreamer
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.errors import KnobError, MissingViewError, TextError, UnsupportedCallError
-from lvlm_guard.matching import Matcher, local_view
+from lvlm_guard.matching import Matcher
+from lvlm_guard.matching.claims import Choice
 from lvlm_guard.matching.vocabulary import plural
+from lvlm_guard.methods.vote import odds_of
 
 STEPS = 10
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -71,7 +75,28 @@ def reachable(text, token_text):
     return [name for name in NAMES if name.startswith(word) or plural(name).startswith(word)]
 
 
-def by_the_formula(model, processor, inputs, lam, beta, steps, sample=False, other=None, alpha=0.0):
+def named_in(tokenizer, tokens):
+    """Names that an answer has written and left, the word at its end left out."""
+    special = set(tokenizer.all_special_ids)
+    runs = [[]]
+    for token in tokens:
+        runs += [[]] if token in special else []
+        runs[-1] += [] if token in special else [token]
+    text = "\n".join(tokenizer.decode(run) for run in runs).lower()
+    words = re.findall(r"[^\W_]+(?:['’][^\W_]*)*", re.sub(r"[^\W_]+(?:['’][^\W_]*)*$", "", text))
+    return {name for name in NAMES if name in words or plural(name) in words}
+
+
+def ends_with_a_name(text):
+    word = re.search(r"[^\W_]+(?:['’][^\W_]*)*(?= *$)", text.lower())
+    return bool(word) and any(word.group() in (name, plural(name)) for name in NAMES)
+
+
+def ends(tokenizer, token):
+    return token in tokenizer.all_special_ids or tokenizer.decode([token]).lstrip(" \t")[:1] in (".", "!", "\n")
+
+
+def by_the_formula(model, processor, inputs, lam, beta, steps, sample=False, again=0.5, ending=1.0):
     """Decode from scratch: plain calls over the whole text, the claims found letter by letter."""
     matcher, views = Counting(), inputs["guard_views"].views()
     state = {key: value for key, value in inputs.items() if key != "guard_views"}
@@ -80,17 +105,22 @@ def by_the_formula(model, processor, inputs, lam, beta, steps, sample=False, oth
     finished = torch.zeros(len(views), dtype=torch.bool)
     for _ in range(steps):
         l = recompute.logits_of(model, state)  # noqa: E741
-        z = l.clone() if other is None else l + alpha * recompute.logits_of(model, state | other)
+        z = l.clone()
         for row, view in enumerate(views):
             keep = (l[row] >= l[row].max() + math.log(beta)).nonzero()[:, 0].tolist() if beta else range(l.shape[1])
             text = processor.tokenizer.decode(state["input_ids"][row, start:])
+            spoken = named_in(processor.tokenizer, state["input_ids"][row, start:].tolist())
+            p = dict(zip(NAMES, matcher.support(view.image, [f"a {name}" for name in NAMES]).tolist(), strict=True))
+            behind = ends_with_a_name(text)
             if len(keep) > 1:
                 for token in keep:
                     names = reachable(text, processor.tokenizer.decode([token]))
                     if names:
-                        p = float(matcher.support(view.image, [f"a {name}" for name in names]).max())
-                        p = min(max(p, 1e-3), 1 - 1e-3)
-                        z[row, token] += lam * math.log(p / (1 - p))
+                        most = max(min(p[n], again) if n in spoken else p[n] for n in names)
+                        most = min(max(most, 1e-3), 1 - 1e-3)
+                        z[row, token] += lam * math.log(most / (1 - most))
+                    if behind and ends(processor.tokenizer, token):
+                        z[row, token] += lam * ending
             dropped = torch.ones(l.shape[1], dtype=torch.bool)
             dropped[list(keep)] = False
             z[row, dropped] = -math.inf
@@ -112,18 +142,20 @@ def by_the_formula(model, processor, inputs, lam, beta, steps, sample=False, oth
     return state["input_ids"]
 
 
-def follows_the_formula(pair, sample, lam, beta):
+def follows_the_formula(pair, sample, lam, beta, steps=STEPS, **knobs):
     model, processor = pair
     inputs = inputs_of(pair)
     torch.manual_seed(4)
-    expected = by_the_formula(model, processor, inputs, lam, beta, STEPS, sample)
+    expected = by_the_formula(
+        model, processor, inputs, lam, beta, steps, sample, knobs.get("again", 0.5), knobs.get("ends", 1.0)
+    )
     torch.manual_seed(4)
     out = model.generate(
         **inputs,
-        max_new_tokens=STEPS,
+        max_new_tokens=steps,
         do_sample=sample,
         top_k=0,
-        guard=vote(lam=lam, beta=beta),
+        guard=vote(lam=lam, beta=beta, **knobs),
         return_dict_in_generate=True,
     )
     assert torch.equal(out.sequences, expected)
@@ -268,19 +300,6 @@ def test_a_given_claim_stands_for_yes_whatever_the_question(llava):
     assert {claim for _, claim in chosen.matcher.asked} == {"a cow is in view"}
 
 
-def test_with_agla_s_branch_both_are_added(pair):
-    model, processor = pair
-    inputs, chosen = inputs_of(pair), vote(alpha=1.5)
-    frame = "squashed" if model._lvlm_guard.family.fixed_size else "original"
-    views = inputs["guard_views"].views()
-    locals_ = [local_view(v.image, Brightness()([v.image], [v.text])[0], frame) for v in views]
-    other = {"pixel_values": processor.image_processor(images=locals_, return_tensors="pt")["pixel_values"].double()}
-    expected = by_the_formula(model, processor, inputs, 1.0, 0.02, STEPS, other=other, alpha=1.5)
-    for execution in ("lazy", "batched"):
-        got = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, guard=chosen, guard_execution=execution)
-        assert torch.equal(got, expected)
-
-
 def test_threads_with_different_knobs_do_not_mix(llava):
     model, _ = llava
     lambdas = [0.0, 1.0, 4.0]
@@ -350,13 +369,15 @@ def test_a_matcher_that_gives_maps_only_is_refused_before_the_first_token(llava)
         {"lam": -1.0},
         {"lam": math.nan},
         {"beta": 1.5},
-        {"alpha": -1.0},
+        {"ends": -1.0},
+        {"again": 1.5},
+        {"again": -0.1},
+        {"again": math.nan},
         {"objects": ()},
         {"objects": "no-such-file.txt"},
         {"template": "is it there?"},
         {"template": "{name}"},
         {"template": "{object"},
-        {"frame": "round"},
     ],
     ids=str,
 )
@@ -370,3 +391,28 @@ def test_knobs_may_be_a_list_of_objects_and_are_hashable_plain_data():
     assert chosen.objects == ("dog", "couch, sofa")
     assert hash(chosen) == hash(methods.Vote(objects=("dog", "couch, sofa")))
     assert chosen.knobs()["objects"] == ["dog", "couch, sofa"]
+
+
+@pytest.mark.parametrize("knobs", [{}, {"again": 0.02, "ends": 4.0}], ids=str)
+def test_what_is_named_already_and_the_end_of_a_sentence_follow_the_formula(llava, knobs):
+    follows_the_formula(llava, True, lam=1.0, beta=0.001, steps=16, **knobs)
+
+
+DOG, CAT = Choice({5: frozenset({"dog"})}), Choice({5: frozenset({"dog", "cat"})})
+
+
+@pytest.mark.parametrize(
+    ("choice", "again", "expected"),
+    [
+        (DOG, 0.5, {5: ("dog", math.log(9))}),
+        (replace(DOG, named=frozenset({"dog"})), 0.5, {5: ("dog", 0.0)}),
+        (replace(DOG, named=frozenset({"dog"})), 0.02, {5: ("dog", -math.log(49))}),
+        (replace(DOG, named=frozenset({"dog"})), 1.0, {5: ("dog", math.log(9))}),
+        (replace(CAT, named=frozenset({"dog"})), 0.5, {5: ("dog", 0.0)}),  # the cat is refuted: .2
+        (replace(CAT, named=frozenset({"dog"})), 0.1, {5: ("cat", -math.log(4))}),
+    ],
+)
+def test_golden_votes(choice, again, expected):
+    votes = odds_of(choice, {"dog": 0.9, "cat": 0.2}, again)
+    assert {token: name for token, (name, _) in votes.items()} == {token: name for token, (name, _) in expected.items()}
+    assert [odds for _, odds in votes.values()] == pytest.approx([odds for _, odds in expected.values()], abs=1e-9)
