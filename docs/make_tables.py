@@ -5,6 +5,7 @@
         > docs/results/real.json
     lvlm-guard eval run --split val --methods focus --no-controls --limit 80 --captions 160 \
         --sweep share=0.1,0.25,0.4,0.5 --sweep beta=0.1,0.5 --json > docs/results/focus_share.json
+    python docs/vote_tables.py ... > docs/results/vote_named.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
     OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json
@@ -38,6 +39,7 @@ from machines import machine
 from real_tables import TABLES as REAL
 from rows import by_columns, short, value
 from serve_tables import serve_table, soak_table
+from vote_tables import vote_named_table
 from which_table import which_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,6 +210,7 @@ def filled(text: str) -> str:
         ("demo which", which_table),
         ("real", real_table),
         ("focus_share", share_table),
+        ("vote_named", vote_named_table),
         ("bench", bench_table),
         ("overhead", overhead_table),
         ("serve", serve_table),

@@ -15,6 +15,8 @@ from lvlm_guard.errors import MissingExtraError
 
 TITLES = {"method": "Methods", "matcher": "Matchers", "family": "Model families"}
 
+ABOUT = ("cost", "paper", "experimental")
+
 
 def methods(json: Json = False) -> None:
     """List the methods, matchers and model families that were found, and where.
@@ -29,18 +31,22 @@ def methods(json: Json = False) -> None:
         return
     for kind in TITLES:
         table = Table(title=TITLES[kind], title_justify="left")
-        for column in ("name", "what it does", "model types" if kind == "family" else "knobs", "where"):
+        about = ("changes", "cost", "source") if kind == "method" else ()
+        for column in ("name", "what it does", *about, "model types" if kind == "family" else "knobs", "where"):
             table.add_column(column, overflow="fold")
         for row in rows:
             if row["kind"] == kind:
                 shown = row["error"] or row["does"]
                 knobs = ", ".join(f"{k}={v!r}" for k, v in row["knobs"].items()) or ", ".join(row["model_types"])
-                table.add_row(row["name"], escape(shown), escape(knobs), escape(row["where"]))
+                told = [row["changes"], row["cost"], row["paper"]] if kind == "method" else []
+                called = row["name"] + " (experimental)" * row["experimental"]
+                table.add_row(called, *map(escape, (shown, *told, knobs, row["where"])))
         out().print(table)
 
 
 def found() -> list[dict[str, Any]]:
-    """Return every registered name: kind, name, where, what it does, knobs; the error if it can't be loaded, and
+    """Return every registered name: kind, name, where, what it does, knobs; of a method what it changes ("logits",
+    "pictures", "cache"), its cost, its paper and whether it is experimental; the error if it can't be loaded, and
     whether it merely is off, for want of an optional package.
     """
     from lvlm_guard import families, matching
@@ -56,6 +62,10 @@ def found() -> list[dict[str, Any]]:
                 "does": "",
                 "knobs": {},
                 "model_types": [],
+                "changes": "",
+                "cost": "",
+                "paper": "",
+                "experimental": False,
                 "error": None,
                 "off": False,
             }
@@ -69,6 +79,8 @@ def found() -> list[dict[str, Any]]:
                 row["error"] = f"can't be loaded: {type(error).__name__}: {error}"
                 continue
             row["does"] = _first_line(thing)
+            if registry is decoding.REGISTRY:
+                row |= {"changes": thing.changes()} | {key: getattr(thing, key) for key in ABOUT}
             row["model_types"] = list(getattr(thing, "model_types", ()))
             if dataclasses.is_dataclass(thing):
                 row["knobs"] = {field.name: _default(field) for field in dataclasses.fields(thing) if field.init}

@@ -108,12 +108,18 @@ class Method(ABC):
 
     Class attributes:
         name: the registered name.
+        paper: where it is published, "ours" where nowhere else.
+        cost: what it costs beside the plain answer, in a few words.
+        experimental: True where evaluations of "all" methods leave it out.
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
         sampled: whether evaluations draw its answers too, beside greedy ones; False where nobody publishes it so.
     """
 
     name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    experimental: ClassVar[bool] = False
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
 
@@ -152,6 +158,12 @@ class Method(ABC):
 
         Called before the first token, so that a call fails at once or not at all.
         """
+
+    @classmethod
+    def changes(cls) -> str:
+        """Return what it changes: "pictures" that a second branch reads, the "cache" that one shares, or "logits"."""
+        branches = cls().branches()
+        return "pictures" if any(b.pixels for b in branches) else "cache" if branches else "logits"
 
     def decided(self, step: Step) -> Tensor:
         """Mark the rows whose assembled distribution does not depend on the other branches, [R] bool."""

@@ -1,6 +1,6 @@
 """Decoding methods, one file each: a frozen dataclass of knobs, its branches, its assembly.
 
-A new method is one module here, one test module, and one line below; a method of another package is
+A new method is one module here, one test module, and one line below (and one more for type checkers); a method of another package is
 an entry point in the group `lvlm_guard.methods` and touches nothing here. Methods never import each
 other. `methods.AGLA`, `methods.Vote`, ... are the classes; `REGISTRY` lists the names.
 """
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from lvlm_guard.methods.apc import APC as APC
     from lvlm_guard.methods.deco import DeCo as DeCo
     from lvlm_guard.methods.dola import DoLa as DoLa
+    from lvlm_guard.methods.flb import FLB as FLB
     from lvlm_guard.methods.focus import Focus as Focus
     from lvlm_guard.methods.iat import IAT as IAT
     from lvlm_guard.methods.icd import ICD as ICD
     from lvlm_guard.methods.m3id import M3ID as M3ID
     from lvlm_guard.methods.pai import PAI as PAI
+    from lvlm_guard.methods.ritual import RITUAL as RITUAL
     from lvlm_guard.methods.rudder import RUDDER as RUDDER
     from lvlm_guard.methods.vcd import VCD as VCD
     from lvlm_guard.methods.vista import VISTA as VISTA
@@ -32,16 +34,18 @@ REGISTRY = Registry(
     {
         "agla": "lvlm_guard.methods.agla:AGLA",
         "apc": "lvlm_guard.methods.apc:APC",
-        "focus": "lvlm_guard.methods.focus:Focus",
-        "vista": "lvlm_guard.methods.vista:VISTA",
-        "rudder": "lvlm_guard.methods.rudder:RUDDER",
-        "pai": "lvlm_guard.methods.pai:PAI",
-        "m3id": "lvlm_guard.methods.m3id:M3ID",
-        "icd": "lvlm_guard.methods.icd:ICD",
-        "iat": "lvlm_guard.methods.iat:IAT",
-        "dola": "lvlm_guard.methods.dola:DoLa",
         "deco": "lvlm_guard.methods.deco:DeCo",
+        "dola": "lvlm_guard.methods.dola:DoLa",
+        "flb": "lvlm_guard.methods.flb:FLB",
+        "focus": "lvlm_guard.methods.focus:Focus",
+        "iat": "lvlm_guard.methods.iat:IAT",
+        "icd": "lvlm_guard.methods.icd:ICD",
+        "m3id": "lvlm_guard.methods.m3id:M3ID",
+        "pai": "lvlm_guard.methods.pai:PAI",
+        "ritual": "lvlm_guard.methods.ritual:RITUAL",
+        "rudder": "lvlm_guard.methods.rudder:RUDDER",
         "vcd": "lvlm_guard.methods.vcd:VCD",
+        "vista": "lvlm_guard.methods.vista:VISTA",
         "vote": "lvlm_guard.methods.vote:Vote",
     },
 )

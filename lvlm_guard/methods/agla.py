@@ -48,6 +48,8 @@ class AGLA(Constrained):
     """
 
     name: ClassVar[str] = "agla"
+    paper: ClassVar[str] = "arXiv:2406.12718"
+    cost: ClassVar[str] = "a matcher's map, a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
     alpha: float = 2.0
     beta: float = 0.5

@@ -29,6 +29,8 @@ class APC(Method):
     """
 
     name: ClassVar[str] = "apc"
+    paper: ClassVar[str] = "arXiv:2210.15097"
+    cost: ClassVar[str] = "nothing"
     beta: float = 0.5
 
     def __post_init__(self) -> None:

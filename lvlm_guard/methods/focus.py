@@ -48,6 +48,8 @@ class Focus(Constrained):
     """
 
     name: ClassVar[str] = "focus"
+    paper: ClassVar[str] = "ours"
+    cost: ClassVar[str] = "a matcher's map, the text behind the picture read again at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
     sampled: ClassVar[bool] = False
     alpha: float = 2.0

@@ -58,6 +58,8 @@ class VCD(Constrained):
     """
 
     name: ClassVar[str] = "vcd"
+    paper: ClassVar[str] = "arXiv:2311.16922"
+    cost: ClassVar[str] = "a second branch at undecided steps"
     alpha: float = 1.0
     beta: float = 0.1
     noise_step: int = 500

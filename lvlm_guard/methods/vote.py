@@ -82,6 +82,8 @@ class Vote(Method):
     """
 
     name: ClassVar[str] = "vote"
+    paper: ClassVar[str] = "ours"
+    cost: ClassVar[str] = "a matcher's text passes at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
     lam: float = 1.0
     beta: float = 0.1
@@ -148,7 +150,9 @@ class Vote(Method):
             row: (step.request[row], ballot.choice(step.request[row], step.prefix(row), tokens))
             for row, tokens in undecided(keep).items()
         }
-        ballot.poll({(request, name) for request, c in choices.values() for names in c.reached.values() for name in names})
+        ballot.poll(
+            {(request, name) for request, c in choices.values() for names in c.reached.values() for name in names}
+        )
         votes: list[tuple[int, int, float]] = []
         for row, (request, choice) in choices.items():
             for token, (name, odds) in odds_of(choice, ballot.support[request], self.again).items():

@@ -111,9 +111,7 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
         if not self._rows:
             return logits
         ballots = {row: seat.ballot for row, seat in self._rows.items()}
-        return self._count(
-            logits, ballots, lambda rows: [_known(self._rows[row].answer) for row in rows], self._seen
-        )
+        return self._count(logits, ballots, lambda rows: [_known(self._rows[row].answer) for row in rows], self._seen)
 
     def _seen(self, rows: Sequence[int], flags: Tensor | None) -> None:
         if self._overruled is not None:

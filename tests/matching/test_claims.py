@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lvlm_guard.matching import ClaimFinder, Vocabulary
-from lvlm_guard.matching.claims import Choice, finder_of
+from lvlm_guard.matching.claims import finder_of
 
 TEXT = """The image shows a car, a motor cycle, a motorcycle and a surfboard near the beach. A man rides a motor boat.
 A cart stands on the carpet; two cars, a cartoon, a carrot and a scar. Traffic lights hang over the traffic.

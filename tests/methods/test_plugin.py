@@ -43,4 +43,5 @@ def test_an_installed_package_brings_a_method_and_a_matcher(site):
 def test_without_the_package_its_method_is_unknown():
     from lvlm_guard.methods import REGISTRY
 
+    assert "agla" in REGISTRY.names()
     assert "loudest" not in REGISTRY.names()

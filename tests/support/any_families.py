@@ -604,7 +604,9 @@ def working(name: str) -> list[str]:
 
 def _loose(method: str, matcher: Any) -> dict[str, Any]:
     """Knobs under which every branch is wanted."""
-    return {} if method == "apc" else {"beta": 0.01} | ({} if method == "vcd" else {"matcher": matcher})
+    from lvlm_guard.knobs import defaults_of
+
+    return {key: value for key, value in {"beta": 0.01, "matcher": matcher}.items() if key in defaults_of(method)}
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

@@ -1,0 +1,81 @@
+"""FLB, First Logit Boosting: add what the model said before its first word, more and more.
+
+Source: arXiv:2604.00455; code jiwooha20/FLB at d32c678 (Apache-2.0; the file's header reserves all rights in the
+authors' edits, so nothing of it is copied). With f the logits of the answer's first token, t = 1 for that token,
+
+    assembled = l + gamma * (1 - exp(-lambda * (t - 1))) * f    within the plausibility constraint on l
+
+f was computed with the whole picture in sight and no word of the answer yet. Differs from the release: it samples only
+and for one request; here f is each request's own, in every mode of generate(). Beside it belong APC alone, and plain
+sampling as sharp: where l still equals f, FLB is a lower temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_alpha, check_beta, cut
+from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.errors import UnsupportedCallError
+
+
+@dataclass(frozen=True)
+class FLB(Method):
+    """l + w * f, w growing from 0 to gamma along the answer, then the plausibility cut on l; no second branch.
+
+    Args:
+        gamma: what the weight grows to, >= 0; .3 in the paper. 0 is the cut alone.
+        lam: lambda, how fast, a token, >= 0; .05 in the paper.
+        beta: plausibility cut, a share of the best token's probability, 0 to 1; .1 in the paper.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "flb"
+    paper: ClassVar[str] = "arXiv:2604.00455"
+    cost: ClassVar[str] = "nothing"
+    gamma: float = 0.3
+    lam: float = 0.05
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_alpha(self.gamma, "gamma")
+        check_alpha(self.lam, "lam (lambda)")
+        check_beta(self.beta)
+
+    def uncut(self) -> FLB:
+        """Return the method with beta 0."""
+        return replace(self, beta=0.0)
+
+    def matched_temperature(self) -> float | None:
+        """Return 1 / (1 + gamma), which it comes to where l stays f."""
+        return 1 / (1 + self.gamma)
+
+    def decided(self, step: Step) -> Tensor:
+        """Every row: there is no other branch to wait for."""
+        return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Return the weight of the first logits at token t, 1 for the first one."""
+        return self.gamma * (1 - torch.exp(-self.lam * (t.double() - 1)))
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the boosted logits within the constraint; keeps each request's first ones for the call.
+
+        Raises:
+            UnsupportedCallError: an answer's first token was never seen.
+        """
+        first: dict[int, Tensor] = step.call.memory.setdefault(self.name, {})
+        for row in (step.t == 1).nonzero().flatten().tolist():
+            first[step.request[row]] = step.logits[row].clone()
+        if not first.keys() >= set(step.request):
+            raise UnsupportedCallError("FLB adds an answer's first logits, and this call did not begin with them.")
+        boost = torch.stack([first[request] for request in step.request])
+        weight = self.weight(step.t).to(boost.dtype)[:, None]
+        assembled = step.logits + torch.where(weight > 0, weight * boost, 0.0)  # a forbidden token's -inf times 0
+        return cut(assembled, step.logits, step.plausible(self.beta))
