@@ -30,7 +30,7 @@ def pair():
 
 
 def asked(pair, rows=slice(0, 2)):
-    model, processor = pair
+    _, processor = pair
     pictures = [tiny.picture(1, 60, 40), tiny.picture(2, 40, 60)][rows]
     texts = [tiny.prompt(processor, text) for text in ("Is there a dog?", "What is there, and where?")][rows]
     return processor(images=pictures, text=texts, padding=True, return_tensors="pt").to(torch.float64)
@@ -44,7 +44,8 @@ def test_a_method_says_what_it_is(name):
     assert kind.paper == "ours" or kind.paper in inspect.getmodule(kind).__doc__
     assert kind.cost
     assert kind.changes() in ("logits", "pictures", "cache")
-    assert dataclasses.is_dataclass(kind) and hash(kind()) == hash(kind())
+    assert dataclasses.is_dataclass(kind)
+    assert hash(kind()) == hash(kind())
 
 
 @pytest.mark.parametrize("name", NAMES)
