@@ -1,8 +1,9 @@
 """Decoding methods, one file each: a frozen dataclass of knobs, its branches, its assembly.
 
 A new method is one module here, one test module, and one line below (and one for type checkers); a
-method of another package is an entry point in the group `lvlm_guard.methods` and touches nothing here. Methods never import each
-other. `methods.AGLA`, `methods.Vote`, ... are the classes; `REGISTRY` lists the names.
+method of another package is an entry point in the group `lvlm_guard.methods` and touches nothing here.
+Methods never import each other. `methods.AGLA`, `methods.Vote`, ... are the classes; `REGISTRY` lists the
+names.
 """
 
 from __future__ import annotations
