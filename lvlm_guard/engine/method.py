@@ -161,9 +161,13 @@ class Method(ABC):
 
     @classmethod
     def changes(cls) -> str:
-        """Return what it changes: "pictures" that a second branch reads, the "cache" that one shares, or "logits"."""
-        branches = cls().branches()
-        return "pictures" if any(b.pixels for b in branches) else "cache" if branches else "logits"
+        """Return what it changes: "pictures", "prompt" or "cache" of a second branch, "states" in the model, "logits"."""
+        method = cls()
+        kinds = ("pixels", "prompt", "hides", "around")
+        changed = [kind for branch in method.branches() for kind in kinds if getattr(branch, kind) is not None]
+        names = {"pixels": "pictures", "hides": "cache", "around": "states"}
+        found = ["states"] * method.steers + [names.get(kind, kind) for kind in changed]
+        return ", ".join(dict.fromkeys(found)) or "logits"
 
     def decided(self, step: Step) -> Tensor:
         """Mark the rows whose assembled distribution does not depend on the other branches, [R] bool."""

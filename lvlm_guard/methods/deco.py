@@ -42,6 +42,8 @@ class DeCo(Method):
     """
 
     name: ClassVar[str] = "deco"
+    paper: ClassVar[str] = "arXiv:2410.11779"
+    cost: ClassVar[str] = "a few more heads at undecided steps"
     alpha: float = 0.6
     top_p: float = 0.9
     top_k: int = 20

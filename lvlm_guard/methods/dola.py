@@ -43,6 +43,8 @@ class DoLa(Method):
     """
 
     name: ClassVar[str] = "dola"
+    paper: ClassVar[str] = "arXiv:2309.03883"
+    cost: ClassVar[str] = "a few more heads at undecided steps"
     candidates: Literal["low", "high"] | tuple[int, ...] = "low"
     beta: float = 0.1
     mode: Literal["paper", "official"] = "paper"

@@ -41,6 +41,8 @@ class IAT(Steering):
     """
 
     name: ClassVar[str] = "iat"
+    paper: ClassVar[str] = "arXiv:2603.04908"
+    cost: ClassVar[str] = "rescored rows of attention"
     alpha: float = 0.8
     layers_from: float = 5 / 32
     layers_to: float = 18 / 32

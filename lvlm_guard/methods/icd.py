@@ -41,6 +41,8 @@ class ICD(Constrained):
     """
 
     name: ClassVar[str] = "icd"
+    paper: ClassVar[str] = "arXiv:2403.18715"
+    cost: ClassVar[str] = "a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
     alpha: float = 1.0
     beta: float = 0.1

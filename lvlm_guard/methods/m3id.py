@@ -41,6 +41,8 @@ class M3ID(Method):
     """
 
     name: ClassVar[str] = "m3id"
+    paper: ClassVar[str] = "arXiv:2403.14003"
+    cost: ClassVar[str] = "a second branch where no token is likely"
     lam: float = 0.02
     gate: float | None = 0.3
     beta: float = 0.0

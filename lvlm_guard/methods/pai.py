@@ -43,6 +43,8 @@ class PAI(Constrained):
     """
 
     name: ClassVar[str] = "pai"
+    paper: ClassVar[str] = "arXiv:2407.21771"
+    cost: ClassVar[str] = "rescored rows of attention, a second branch at undecided steps"
     alpha: float = 0.2
     gamma: float = 1.1
     beta: float = 0.1

@@ -50,6 +50,8 @@ class RUDDER(Steering):
     """
 
     name: ClassVar[str] = "rudder"
+    paper: ClassVar[str] = "arXiv:2511.10292"
+    cost: ClassVar[str] = "nothing"
     alpha: float = 20.0
     layer: int = -2
     k: float = 5.0

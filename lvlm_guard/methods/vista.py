@@ -46,6 +46,8 @@ class VISTA(Method):
     """
 
     name: ClassVar[str] = "vista"
+    paper: ClassVar[str] = "arXiv:2502.03628"
+    cost: ClassVar[str] = "two more readings of the prompt"
     asks_about_pictures: ClassVar[bool] = True
     lam: float = 0.17
     alpha: float = 0.3
