@@ -161,7 +161,7 @@ class Method(ABC):
 
     @classmethod
     def changes(cls) -> str:
-        """Return what it changes: "pictures", "prompt" or "cache" of a second branch, "states" in the model, "logits"."""
+        """Return what it changes: "pictures", "prompt" or "cache" of a branch, "states" in the model, "logits"."""
         method = cls()
         kinds = ("pixels", "prompt", "hides", "around")
         changed = [kind for branch in method.branches() for kind in kinds if getattr(branch, kind) is not None]
