@@ -8,6 +8,8 @@ probability that each claim holds (`vote` asks for it). Read in this order:
 - `text`, `relevance`: AGLA's arithmetic without any model: text preparation, GradCAM, heat map, mask.
 - `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
 - `attention`: the model's own attention, which `focus` may take instead of a matcher.
+- `detector`, `asking`: closed-set detectors, and what a text asks of them.
+- `combined`: several matchers as one ("detector+blip-itm").
 - `foreign`: any callable of the caller's own as a matcher.
 - `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
 - `vocabulary`, `claims`: which objects a half-written answer is about to name (no model, no torch).
@@ -41,6 +43,7 @@ REGISTRY = Registry(
         "blip-itm": "lvlm_guard.matching.blip_itm:BlipITM",
         "clip": "lvlm_guard.adapters.matchers.clip:ClipMatcher",
         "dual-prompt": "lvlm_guard.adapters.matchers.dual_prompt:DualPromptMatcher",
+        "detector": "lvlm_guard.matching.detector:DetectorMatcher",
         "ranker": "lvlm_guard.adapters.matchers.ranker:RankerMatcher",
     },
 )

@@ -16,6 +16,7 @@ import torch
 from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching import REGISTRY
 from lvlm_guard.matching.blip_weights import LARGE
+from lvlm_guard.matching.combined import Combined
 from lvlm_guard.matching.foreign import Foreign
 from lvlm_guard.matching.match import Match, Matcher
 
@@ -29,6 +30,14 @@ Spec = str | PathLike[str] | Matcher | Callable[[list[Any], list[str]], Sequence
 _EMBEDDED = "embedded-"
 _MARKS = {"guard_dual_prompt.json": "dual-prompt", "guard_ranker.json": "ranker", "config.json": "clip"}
 """The file by which a folder is known, and the registered matcher that reads it; a config must be a CLIP's."""
+
+# fmt: off
+DETECTORS = frozenset(
+    ["conditional_detr", "d_fine", "deformable_detr", "deimv2", "detr", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2",
+     "table-transformer", "yolos"]
+)
+# fmt: on
+"""Model types of `AutoModelForObjectDetection` that answer with `logits` and `pred_boxes`."""
 
 _lock = RLock()
 _held: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
@@ -46,9 +55,9 @@ def load_matcher(
 
     Args:
         spec: a registered name ("blip-itm", "dual-prompt"), a folder or hub id of a BLIP image-text retrieval model, a
-            folder of an adapter or of a CLIP, "embedded" for the matcher in this package, "embedded-dual-prompt",
-            "embedded-ranker" and "embedded-clip" for its adapters, a matcher, any callable
-            `(images, texts) -> list[Match]`, or None for `blip-itm`.
+            folder of an adapter, of a CLIP or of a detector, several with "+" between them ("detector+blip-itm"),
+            "embedded" for the matcher in this package, "embedded-dual-prompt", "embedded-ranker" and "embedded-clip" for
+            its adapters, a matcher, any callable `(images, texts) -> list[Match]`, or None for `blip-itm`.
         model: the model it will guard; decides the device where none is given, and for `blip-itm` the weights:
             those that the model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
             Salesforce/blip-itm-large-coco.
@@ -73,6 +82,9 @@ def load_matcher(
             "instance of a subclass of lvlm_guard.matching.Matcher, or a callable (images, texts) -> list[Match]."
         )
     text = str(spec)
+    if "+" in text and not Path(text).exists():
+        parts = [load_matcher(part, model=model, device=device, dtype=dtype) for part in text.split("+")]
+        return Combined(parts)
     if text in REGISTRY.names():
         return _registered(text, model)
     where = device_of(model) if device is None else device
@@ -106,7 +118,7 @@ def held_in(place: str) -> str | None:
     except (OSError, ValueError):
         return None  # what reads it as a BLIP says what is amiss
     kind = config.get("model_type") if isinstance(config, dict) else None
-    return "clip" if kind == "clip" else "blip-itm" if kind == "blip" else None
+    return "detector" if kind in DETECTORS else {"clip": "clip", "blip": "blip-itm"}.get(str(kind))
 
 
 def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Frame = Literal["squashed", "original"]
 
+ABSTAIN = 0.5 - 1e-6
+"""What `support` gives where a matcher does not know: no vote, and "unsure" to a verifier."""
+
 
 @dataclass(frozen=True, eq=False)
 class Match:
@@ -82,6 +85,13 @@ class Matcher(ABC):
             UnsupportedCallError: this matcher gives maps only.
         """
         raise self._gives_maps_only()
+
+    def knows(self, claims: Sequence[str]) -> list[bool]:
+        """Return on which claims it has an opinion; on the others `support` gives `ABSTAIN`.
+
+        `vote` then gives no vote, AGLA and `focus` keep the whole picture, and a verifier says "unsure".
+        """
+        return [True] * len(claims)
 
     def require_support(self) -> None:
         """Raise `UnsupportedCallError` where this matcher gives maps only."""

@@ -92,8 +92,11 @@ class Focus(Constrained):
         if isinstance(matcher_of(call, self.matcher), Attention):
             return self._hidden(call, [[kept_tokens(one, self.share)] for one in attended(call)])
         matches = matches_of(call, self.matcher, self.share)
-        found = iter(token_relevance(call, [match.relevance for match in matches]))
-        return self._hidden(call, [[kept_tokens(next(found), self.share) for _ in row] for row in call.requests()])
+        found = token_relevance(call, [match.relevance for match in matches])
+        # a matcher that abstains gives a constant map, and hides nothing
+        shares = [self.share if match.relevance.min() < match.relevance.max() else 1.0 for match in matches]
+        kept = iter([kept_tokens(tokens, share) for tokens, share in zip(found, shares, strict=True)])
+        return self._hidden(call, [[next(kept) for _ in row] for row in call.requests()])
 
     @staticmethod
     def _hidden(call: Call, rows: list[list[Tensor]]) -> Tensor:

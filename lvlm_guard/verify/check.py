@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -115,10 +115,13 @@ def _verdicts(
     alone = [claim for claim, swaps in claims if not (swaps and matcher.compares)]
     against = list(dict.fromkeys(s for claim, swaps in claims if swaps and matcher.compares for s in (claim, *swaps)))
     p = dict(zip(alone, matcher.support(image, alone).tolist(), strict=True)) if alone else {}
+    unknown = {claim for claim, known in zip(alone, matcher.knows(alone), strict=True) if not known}
     s = dict(zip(against, matcher.similarity([image], against)[0].tolist(), strict=True)) if against else {}
     return [
         against_swaps(claim, s[claim], [(swap, s[swap]) for swap in swaps], matcher.temperature, thresholds)
         if swaps and matcher.compares
+        else replace(absolute(claim, p[claim], thresholds), kind="abstained", label="unsure")
+        if claim in unknown
         else absolute(claim, p[claim], thresholds)
         for claim, swaps in claims
     ]

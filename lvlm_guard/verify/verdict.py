@@ -67,7 +67,8 @@ class Verdict:
         margin: by how much its similarity exceeds the best swap's; without swaps that of the probability over 1/2.
         runner_up: the best swap; None without any.
         label: supported, unsure or unsupported.
-        kind: "swaps" where it stood against swaps, "absolute" where the matcher's own probability decided.
+        kind: "swaps" where it stood against swaps, "absolute" where the matcher's own probability decided, "abstained"
+            where the matcher does not know: it was not checked.
     """
 
     claim: str
@@ -75,7 +76,7 @@ class Verdict:
     margin: float
     runner_up: str | None
     label: Label
-    kind: Literal["swaps", "absolute"]
+    kind: Literal["swaps", "absolute", "abstained"]
 
     @property
     def doubtful(self) -> bool:

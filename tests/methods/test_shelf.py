@@ -10,6 +10,7 @@ from matchers import Brightness
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.knobs import defaults_of
+from lvlm_guard.matching.match import ABSTAIN, Match
 
 NAMES = [name for name in methods.REGISTRY.names() if methods.REGISTRY.where(name).startswith("lvlm_guard.")]
 STEPS = 6
@@ -69,3 +70,24 @@ def test_a_request_in_a_batch_is_answered_as_alone(pair, name):
     together = model.generate(**asked(pair), **how)[:, -STEPS:]
     for row in (0, 1):
         assert torch.equal(model.generate(**asked(pair, slice(row, row + 1)), **how)[0, -STEPS:], together[row])
+
+
+class Silent(Brightness):
+    """Knows nothing: abstains, with a constant map."""
+
+    def __call__(self, images, texts):
+        return [Match(torch.ones(8, 8), 0.0, share=1.0) for _ in images]
+
+    def support(self, image, claims):
+        return torch.full((len(claims),), ABSTAIN)
+
+
+@pytest.mark.parametrize("name", ["agla", "focus", "vote"])
+def test_where_the_matcher_abstains_the_answer_is_the_plain_one(pair, name):
+    model, _ = pair
+    knobs = {"matcher": Silent()} | ({"ends": 0.0} if name == "vote" else {})
+    how = {"max_new_tokens": STEPS, "do_sample": False}
+    # both readings are of the whole picture: l + alpha * l
+    frame = {"frame": "original"} if name == "agla" else {}
+    guarded = model.generate(**asked(pair), guard=methods.REGISTRY.get(name)(**knobs, **frame), **how)
+    assert torch.equal(guarded, model.generate(**asked(pair), guard=False, **how))

@@ -1,0 +1,123 @@
+"""What a text asks of somebody who only knows which objects are in a picture, and how many.
+
+The first rule that fits: "is/are there a dog ...?" asks whether one is there; "are there two dogs?" whether so many
+are; a text that names known objects ("is the dog brown?") needs them all, and more; anything else is not for him.
+
+A word of a vocabulary may be narrower than its object: CHAIR's list has the pigeon under the bird. A detector of birds
+can refute a pigeon and can't prove one, so such words need the object, and more, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from lvlm_guard.matching.vocabulary import WORD, Vocabulary, named, plural, spelled
+
+Kind = Literal["exists", "counts", "needs", "nothing"]
+
+_WHERE = (
+    r"(?:\s+(?:visible|present|shown|seen))?"
+    r"(?:\s+(?:in|on|within) (?:the|this|that) (?:image|picture|photo|photograph|scene))?"
+)
+_THERE = re.compile(
+    rf"\s*(?:is|are) there (?:an?|any|some|the)\s+(?P<name>.+?){_WHERE}\s*[?.!]*\s*|"
+    rf"\s*a (?:photo|picture) of (?:an?|any|some|the)\s+(?P<shown>.+?)\s*[?.!]*\s*",
+    re.IGNORECASE,
+)
+_COUNT = re.compile(
+    r"\s*(?:is|are) there (?:a total of |only |exactly )?(?P<rule>at least |more than )?(?P<number>\w+)\s+(?P<name>.+?)"
+    rf"{_WHERE}\s*[?.!]*\s*",
+    re.IGNORECASE,
+)
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMBERS = {word: number for number, word in enumerate(_WORDS)} | {"zero": 0}
+
+ALIASES = {
+    "aeroplane": "airplane", "pottedplant": "potted plant", "diningtable": "dining table", "tvmonitor": "tv",
+    "tv monitor": "tv", "hair dryer": "hair drier",
+}  # fmt: skip
+"""Labels of detectors trained by Darknet's names, and what COCO calls them."""
+
+_EQUAL = frozenset(
+    """bike, automobile, motorbike, motor bike, motor cycle, plane, air plane, people, lorry, traffic signal,
+    stop light, stoplight, hydrant, doggie, doggy, knapsack, purse, suit case, ski, ball, racket, doughnut, sofa,
+    settee, houseplant, table, television, laptop computer, mobile phone, phone, cellphone, smartphone, fridge,
+    teddybear, hairdryer""".replace("\n", " ").split(",")
+)
+_SAME = frozenset(" ".join(word.split()) for word in _EQUAL)
+"""Words of COCO's list that mean no less than their object."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked.
+
+    Args:
+        kind: "exists", "counts" (of one object), "needs" (all of some objects, and more), or "nothing".
+        objects: by name.
+        number: how many are asked for, where it "counts".
+        at_least: whether more are as right.
+    """
+
+    kind: Kind
+    objects: tuple[str, ...] = ()
+    number: int = 1
+    at_least: bool = False
+
+
+@lru_cache(maxsize=4096)
+def asked(text: str, known: frozenset[str]) -> Asked:
+    """Return what a text asks.
+
+    Args:
+        text: a claim or a question.
+        known: the objects that can be told: names of COCO's vocabulary, or others by their own.
+    """
+    spellings = _spellings(known)
+    found = _THERE.fullmatch(text)
+    if found:
+        name, exact = spellings.get(spelled(found["name"] or found["shown"]), (None, False))
+        if name is not None:
+            return Asked("exists" if exact else "needs", (name,))
+    found = _COUNT.fullmatch(text)
+    if found and (number := _number(found["number"])) is not None:
+        name, exact = spellings.get(spelled(found["name"]), (None, False))
+        if name is not None:
+            rule = (found["rule"] or "").strip().lower()
+            if not exact:
+                return Asked("needs", (name,))
+            return Asked("counts", (name,), number + (rule == "more than"), bool(rule))
+    words = list(WORD.finditer(text))
+    most = 1 + max((spelling.count(" ") for spelling in spellings), default=0)
+    needed = dict.fromkeys(spellings[spelling][0] for *_, spelling in named(text, words, spellings.get, most))
+    return Asked("needs", tuple(needed)) if needed else Asked("nothing")
+
+
+def object_of(label: str) -> str | None:
+    """Return the object that a detector's label stands for, None for those that name none ("N/A", "LABEL_3")."""
+    name = spelled(ALIASES.get(spelled(label), label))
+    if not name or re.fullmatch(r"n a|label \d+|background", name.replace("_", " ")):
+        return None
+    found = Vocabulary.of(None).spellings().get(name)
+    return min(found) if found else name
+
+
+@lru_cache(maxsize=16)
+def _spellings(known: frozenset[str]) -> Mapping[str, tuple[str, bool]]:
+    """Return spelling -> the object, and whether it means no less."""
+    found: dict[str, tuple[str, bool]] = {}
+    for name in sorted(known):
+        found |= {spelled(word): (name, True) for word in (name, plural(name))}
+    for spelling, names in Vocabulary.of(None).spellings().items():
+        for name in sorted(names & known):
+            exact = any(spelling in (spelled(word), spelled(plural(word))) for word in (name, *_SAME))
+            found.setdefault(spelling, (name, exact))
+    return found
+
+
+def _number(word: str) -> int | None:
+    return int(word) if word.isdigit() else _NUMBERS.get(word.lower())

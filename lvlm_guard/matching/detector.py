@@ -1,0 +1,282 @@
+"""`detector`: any stock closed-set object detector of transformers as a matcher: which objects, how many, and where.
+
+One pass over a picture answers every claim about it. Scores are read from the logits, since post-processing keeps but
+some of them: at a threshold of 0 RT-DETR's keeps Q of Q x C pairs. Per object, boxes after suppression with scores
+s_1 >= s_2 >= ...; P_i = sigmoid(a logit(s_i) + b), with P_1 at least f, the share of present objects that it misses:
+
+    exists P_1    at least k P_k    exactly k P_k (1 - P_(k+1))    needs: P_1 of each, but never more than abstaining
+
+What a text asks beside objects it can't know, and abstains: `asking`. Ours; MARINE (arXiv:2402.08680), Woodpecker
+(arXiv:2310.16045) and HALC (arXiv:2403.00425) cut detectors at thresholds instead. A detector of COCO's labels was
+taught the very labels that POPE and CHAIR are graded by: show it alone too, and on a set outside COCO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lvlm_guard.errors import LogitsError, UnsupportedModelError, WeightsError
+from lvlm_guard.matching.asking import Asked, asked, object_of
+from lvlm_guard.matching.match import ABSTAIN, Match, Matcher
+from lvlm_guard.matching.memory import Recent, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+USUAL = "PekingU/rtdetr_v2_r18vd"
+SIDE = 384
+LEAST = 0.02
+"""Boxes below are not kept."""
+BOXES = 16
+"""Kept of an object in a picture."""
+OVERLAP = 0.7
+"""Share of intersection over union from which two boxes are one thing."""
+MISSED = 0.05
+"""Share of present objects without a box, where none was measured."""
+CUSTOMARY = 0.5
+"""The threshold that closed-set detectors are post-processed with; without a calibration it stands for p = .5."""
+REACH = 0.05
+"""How far from a box half of the relevance is left, in shares of the picture."""
+FOUND = 0.25
+"""Probability from which an object's boxes make a map."""
+EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """An object's boxes in a picture.
+
+    Args:
+        scores: falling, [n].
+        boxes: left, top, right and bottom in shares of the picture, [n, 4].
+    """
+
+    scores: Tensor
+    boxes: Tensor
+
+
+class DetectorMatcher(Matcher):
+    """A matcher on a closed-set detector.
+
+    Args:
+        model: of `AutoModelForObjectDetection`; its config may hold `lvlm_guard: {"platt": [a, b], "missed": f}`.
+        processor: its image processor.
+        name: what `version` calls it.
+
+    Raises:
+        UnsupportedModelError: its labels name no object.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any, name: str = "detector") -> None:
+        self.model, self.processor = model.eval(), processor
+        told = model.config.id2label or {}
+        labels = {int(index): object_of(str(label)) for index, label in told.items()}
+        self._columns: dict[str, list[int]] = {}
+        for index, label in sorted(labels.items()):
+            if label is not None:
+                self._columns.setdefault(label, []).append(index)
+        if not self._columns:
+            raise UnsupportedModelError(
+                f"The labels of {name!r} ({', '.join(map(str, told.values()))[:80]}) name no object: "
+                "set config.id2label to the names that it was trained on."
+            )
+        self.known = frozenset(self._columns)
+        own = getattr(model.config, "lvlm_guard", None) or {}
+        self.platt = tuple(own.get("platt") or (1.0, -_logit(CUSTOMARY)))
+        self.missed = float(own.get("missed", MISSED))
+        self._name = f"{name}:{_digest(model)}" + ("" if "platt" in own else ":uncalibrated")
+        self._found: Recent[bytes, Mapping[str, Boxes]] = Recent(256)
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Matcher:
+        """Load a detector from a folder or the hub.
+
+        Raises:
+            WeightsError: it can't be had.
+        """
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection, RTDetrImageProcessor
+
+        try:
+            model = AutoModelForObjectDetection.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"The detector {str(source)!r} can't be loaded ({error}). Give a folder or hub id of a stock detector "
+                "of transformers (RT-DETR v2, D-FINE, DETR, ...), or fetch it first: `hf download ID`."
+            ) from error
+        try:
+            processor: Any = AutoImageProcessor.from_pretrained(source)
+        except (OSError, ValueError):
+            processor = RTDetrImageProcessor()  # what RT-DETR v2 and D-FINE have
+        return cls(model.to(torch.device(device or "cpu")), processor)
+
+    @classmethod
+    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
+        """Load the usual detector, where the model is; raises `WeightsError`."""
+        from lvlm_guard.matching.loading import device_of
+
+        return cls.from_pretrained(USUAL, device=device_of(model))
+
+    @property
+    def version(self) -> str:
+        """Name, a digest of weights, labels and calibration, and whether there is no calibration."""
+        return self._name
+
+    def forget(self) -> None:
+        """Drop what was found in earlier pictures."""
+        self._found.clear()
+
+    def expect(self, pictures: int) -> None:
+        """Make room for a call's pictures."""
+        self._found.capacity = max(self._found.capacity, pictures)
+
+    def knows(self, claims: Sequence[str]) -> list[bool]:
+        """Return for which claims it has an answer: those that name a known object."""
+        return [asked(claim, self.known).kind != "nothing" for claim in claims]
+
+    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
+        """Return the probability that each claim holds, [n]; `ABSTAIN` where it does not know."""
+        return self.support_pairs([image] * len(claims), claims)
+
+    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
+        """Return the probability that claim i holds in image i, [n]; one pass a distinct picture."""
+        found = self.boxes(images)
+        told = [self._holds(seen, asked(claim, self.known)) for seen, claim in zip(found, claims, strict=True)]
+        return torch.tensor(told, dtype=torch.float32).clamp(EDGE, 1 - EDGE)
+
+    def objects(self, image: Image.Image, at: float = 0.5) -> list[str]:
+        """Return the objects that a picture holds with a probability of `at` or more, by name."""
+        (seen,) = self.boxes([image])
+        return sorted(name for name in self.known if self.probability(seen, name) >= at)
+
+    def probability(self, seen: Mapping[str, Boxes], name: str, k: int = 1) -> float:
+        """Return the probability that there are k or more of an object."""
+        if k < 1:
+            return 1.0
+        scores = seen[name].scores.tolist() if name in seen else []
+        a, b = self.platt
+        odds = a * _logit(scores[k - 1] if k <= len(scores) else 0.0) + b
+        p = 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
+        return max(p, self.missed / (1 + self.missed)) if k == 1 else p
+
+    def _holds(self, seen: Mapping[str, Boxes], text: Asked) -> float:
+        if text.kind == "nothing":
+            return ABSTAIN
+        if text.kind == "needs":
+            return min(ABSTAIN, *(self.probability(seen, name) for name in text.objects))
+        (name,) = text.objects
+        if text.kind == "exists":
+            return self.probability(seen, name)
+        enough = self.probability(seen, name, text.number)
+        return enough if text.at_least else enough * (1 - self.probability(seen, name, text.number + 1))
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i: the boxes of what the text asks about, the relevance falling outside them.
+
+        Where an object is unknown or not found, the map is constant and keeps the whole picture, and a note says so.
+        """
+        return [self._match(seen, text) for seen, text in zip(self.boxes(images), texts, strict=True)]
+
+    def _match(self, seen: Mapping[str, Boxes], text: str) -> Match:
+        wanted = asked(text, self.known)
+        counts = max(1, wanted.number)
+        found = [self.probability(seen, name, counts) for name in wanted.objects]
+        if not found or min(found) < FOUND:
+            what = f"does not find {', '.join(wanted.objects)}" if found else "knows nothing that the text names"
+            note = f"the detector {what}, so the whole picture is kept"
+            return Match(torch.ones(SIDE, SIDE), min(found, default=0.0), note, share=1.0)
+        maps = [self._map(seen[name]) for name in wanted.objects]
+        return Match(torch.stack(maps).amax(0), min(found))
+
+    def _map(self, boxes: Boxes) -> Tensor:
+        """Return an object's map, [SIDE, SIDE]: falling with the distance from its boxes, so that no share ties."""
+        a, b = self.platt
+        p = (a * boxes.scores.clamp(1e-4, 1 - 1e-4).logit() + b).sigmoid()
+        kept = p >= p[0] / 2
+        at = (torch.arange(SIDE) + 0.5) / SIDE
+        left, top, right, bottom = boxes.boxes[kept].T[..., None]
+        across = (left - at).clamp(min=0) + (at - right).clamp(min=0)  # [n, SIDE]
+        down = (top - at).clamp(min=0) + (at - bottom).clamp(min=0)
+        away = across[:, None] ** 2 + down[:, :, None] ** 2
+        shown = (p[kept][:, None, None] / (1 + away / REACH**2)).amax(0)
+        scaled: Tensor = shown / shown.max()
+        return scaled
+
+    def boxes(self, images: Sequence[Image.Image]) -> list[Mapping[str, Boxes]]:
+        """Return each picture's objects with their boxes; each distinct picture is looked at once.
+
+        Raises:
+            LogitsError: the detector's scores hold NaN.
+        """
+        keys = [digest(image) for image in images]
+        found = {key: self._found.get(key) for key in keys}
+        for key, image in zip(keys, images, strict=True):
+            if found[key] is None:
+                found[key] = seen = self._look(image)
+                self._found.put(key, seen)
+        return [found[key] for key in keys]  # type: ignore[misc]
+
+    def _look(self, image: Image.Image) -> Mapping[str, Boxes]:
+        """Return a picture's objects. By itself: beside a picture of another shape a detector says other things."""
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+            inputs = self.processor(images=rgb, return_tensors="pt").to(self.model.device)
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+            out = self.model(**inputs)
+        logits, places = out.logits[0].float().cpu(), out.pred_boxes[0].float().cpu()
+        if not bool(torch.isfinite(logits).all() & torch.isfinite(places).all()):
+            raise LogitsError("The detector's scores hold NaN: its weights overflow. Load it in float32.")
+        softmax = logits.shape[-1] == self.model.config.num_labels + 1
+        scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
+        middle, size = places[:, :2], places[:, 2:]
+        corners = torch.cat([middle - size / 2, middle + size / 2], -1).clamp(0, 1)
+        seen = {}
+        for name, columns in self._columns.items():
+            best = scores[:, columns].amax(-1)
+            order = best.argsort(descending=True, stable=True)
+            order = order[best[order] >= LEAST]
+            kept = suppressed(corners[order])[:BOXES]
+            if len(kept):
+                seen[name] = Boxes(best[order[kept]], corners[order[kept]])
+        return seen
+
+
+def suppressed(boxes: Tensor, overlap: float = OVERLAP) -> Tensor:
+    """Return which boxes stay of those that overlap a better one by more than a share of their union, in order.
+
+    Args:
+        boxes: the best first, corners, [n, 4].
+        overlap: the share.
+    """
+    kept: list[int] = []
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for index, box in enumerate(boxes):
+        others = boxes[kept]
+        inner = (torch.minimum(others[:, 2:], box[2:]) - torch.maximum(others[:, :2], box[:2])).clamp(min=0).prod(-1)
+        if not bool((inner > overlap * (area[kept] + area[index] - inner)).any()):
+            kept.append(index)
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-4), 1 - 1e-4)
+    return math.log(p) - math.log1p(-p)
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """Return what tells weights, labels and calibration: the heads of the last layers, and the config's own."""
+    import hashlib
+
+    own = getattr(model.config, "lvlm_guard", None)
+    told = hashlib.blake2b(f"{model.config.id2label} {own}".encode(), digest_size=6)
+    for name, value in sorted(model.state_dict().items()):
+        if "class" in name or "score_head" in name:
+            told.update(value.detach().float().cpu().numpy().tobytes())
+    return told.hexdigest()
