@@ -56,8 +56,8 @@ def load_matcher(
     Args:
         spec: a registered name ("blip-itm", "dual-prompt"), a folder or hub id of a BLIP image-text retrieval model, a
             folder of an adapter, of a CLIP or of a detector, several with "+" between them ("detector+blip-itm"),
-            "embedded" for the matcher in this package, "embedded-dual-prompt", "embedded-ranker" and "embedded-clip" for
-            its adapters, a matcher, any callable `(images, texts) -> list[Match]`, or None for `blip-itm`.
+            "embedded" for the matcher in this package, "embedded-dual-prompt", "embedded-ranker" and "embedded-clip"
+            for its adapters, a matcher, any callable `(images, texts) -> list[Match]`, or None for `blip-itm`.
         model: the model it will guard; decides the device where none is given, and for `blip-itm` the weights:
             those that the model's config names (`lvlm_guard: {"matcher": ...}`, a folder beside it or a hub id), else
             Salesforce/blip-itm-large-coco.

@@ -14,7 +14,7 @@ from lvlm_guard.matching import BlipITM, blip_itm, load_matcher
 from lvlm_guard.pretrained import ask
 
 NOUNS = tuple(world.CLASSES)
-BOTH = methods.Vote(objects=NOUNS, alpha=1.0, beta=0.01)  # the local branch's map, and claims
+VOTE = methods.Vote(objects=NOUNS, beta=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def answered(pair, images, prompt, guard, **more):
     return pair[0].generate(**inputs, guard=guard, **options).guard
 
 
-def test_map_claims_and_verdicts_of_one_call_share_one_pass_of_the_tower(pair, tower):
-    trace = answered(pair, pictures(1), world.CAPTION_PROMPT, BOTH, verify=True, guard_execution="batched")
-    assert trace.matches
-    assert trace.claims
+@pytest.mark.parametrize("method", [methods.AGLA(beta=0.01), VOTE], ids=["map", "claims"])
+def test_what_a_method_asks_and_verdicts_of_one_call_share_one_pass_of_the_tower(pair, tower, method):
+    trace = answered(pair, pictures(1), world.CAPTION_PROMPT, method, verify=True)
+    assert trace.matches or trace.claims
     assert trace.verdicts[0]
     assert tower == [1]
 
@@ -70,7 +70,7 @@ def test_other_methods_and_questions_about_a_picture_need_the_tower_no_more(pair
 def test_a_batch_of_more_pictures_than_are_remembered_is_encoded_once_in_a_call(pair, tower, monkeypatch):
     monkeypatch.setattr(blip_itm, "STATE_BYTES", 1)
     monkeypatch.setattr(load_matcher(None, model=pair[0])._states, "capacity", 1)
-    trace = answered(pair, pictures(6), world.CAPTION_PROMPT, BOTH, verify=True)
+    trace = answered(pair, pictures(6), world.CAPTION_PROMPT, VOTE, verify=True)
     assert trace.claims > 6
     assert sum(tower) == 6
 
