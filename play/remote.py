@@ -23,6 +23,9 @@ from lvlm_guard.report.answer import Said
 KEY = "OPENAI_API_KEY"
 SECONDS = 120.0  # of one answer
 
+SERVED = ("alpha", "beta", "lam")
+"""Knobs that a client may set at a server; the others are the operator's."""
+
 
 class ServerError(GuardError):
     """A server can't be reached, or gave no answer."""
@@ -70,7 +73,7 @@ class Remote:
             )
         self.embedded = self.name == EMBEDDED
         self.methods = {
-            name: Offered(one.does, {k: v for k, v in one.knobs.items() if type(v) in (int, float)})
+            name: Offered(one.does, {k: v for k, v in one.knobs.items() if k in SERVED})
             for name, one in known.items()
             if name == GREEDY or f"{self.name}-{name}" in names
         }

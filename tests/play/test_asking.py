@@ -221,7 +221,7 @@ def test_only_numbers_switches_and_listed_words_can_be_set_from_the_page(backend
     """A matcher is a folder to load, a list of objects a file to read: those are the operator's."""
     offered = offered_methods()
     assert next(iter(offered)) == GREEDY
-    assert set(offered["vote"].knobs) == {"lam", "beta", "alpha", "by_word", "prefetch", "frame"}
+    assert set(offered["vote"].knobs) == {"lam", "beta", "again", "ends", "by_word", "prefetch"}
     assert set(offered["agla"].knobs) == {"alpha", "beta", "mode", "frame", "share"}
     assert offered["agla"].choices["mode"] == ("paper", "official")
     for method in offered.values():

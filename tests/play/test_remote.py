@@ -35,7 +35,7 @@ def sent():
 
 def test_it_offers_what_the_server_has_and_its_matcher_judges_here(remote):
     assert list(remote.methods) == [GREEDY, "agla", "vote"]
-    assert set(remote.methods["vote"].knobs) == {"lam", "beta", "alpha"}
+    assert set(remote.methods["vote"].knobs) == {"lam", "beta"}
     assert remote.judge is not None
     assert "embedded" in remote.title
 

@@ -48,8 +48,8 @@ def test_a_text_that_is_no_list_of_arguments_is_refused(text):
 
 
 def test_knobs_take_the_type_of_their_default():
-    found = read(parse("pretrained=a,method=vote,lam=2,by_word=true,claim=none,frame=squashed"))
-    assert knobs(found) == {"lam": 2.0, "by_word": True, "claim": None, "frame": "squashed"}
+    found = read(parse("pretrained=a,method=vote,lam=2,by_word=true,claim=none,template=a {object}"))
+    assert knobs(found) == {"lam": 2.0, "by_word": True, "claim": None, "template": "a {object}"}
     assert isinstance(knobs(found)["lam"], float)
     found = read(parse("pretrained=a,method=vcd,noise_step=300,vcd.seed=7,seed=2"))
     assert knobs(found) == {"noise_step": 300, "seed": 7}
