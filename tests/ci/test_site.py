@@ -19,7 +19,7 @@ spec.loader.exec_module(site)
 
 def test_every_public_name_has_a_sentence_and_the_first_ones_are_where_they_are_imported_from():
     assert {"guard", "unguard", "GuardTrace"} <= set(site.public_names("lvlm_guard"))
-    assert set(site.public_names("methods")) == {"AGLA", "APC", "Focus", "VCD", "Vote"}
+    assert {"AGLA", "APC", "Focus", "VCD", "Vote"} <= set(site.public_names("methods"))
     assert "load_matcher" in site.public_names("matching")
     for package in site.REFERENCE:
         assert site.public_names(package), package
