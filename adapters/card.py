@@ -14,13 +14,12 @@ from lvlm_guard.files import whole
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FORMAT = 1
-
 
 class Card:
     """A frozen dataclass that lies in a file beside PEFT's own."""
 
     file: ClassVar[str]
+    format: ClassVar[int] = 1
     kind: ClassVar[str]
     """What the folder is of, as `lvlm-guard train` calls it."""
 
@@ -34,7 +33,7 @@ class Card:
         own: Any = self  # a dataclass in every subclass, which no type can say
         path = Path(folder) / self.file
         with whole(path) as part:
-            part.write_text(json.dumps({"format": FORMAT, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8")
+            part.write_text(json.dumps({"format": self.format, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8")
         return path
 
     @classmethod
@@ -50,10 +49,10 @@ class Card:
             told: dict[str, Any] = json.loads(path.read_text("utf-8"))
             form = told.pop("format")
             unknown = set(told) - {known.name for known in fields(own)}
-            if form != FORMAT or unknown:
+            if form != cls.format or unknown:
                 raise WeightsError(
                     f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
-                    f"{FORMAT}. Update lvlm-guard, or train the adapter again."
+                    f"{cls.format}. Update lvlm-guard, or train the adapter again."
                 )
             return cls._made(told)
         except FileNotFoundError as error:

@@ -58,14 +58,14 @@ class RankRow:
         image: the picture's key in its store; in a file, its path from the file's folder.
         object: what the value is of.
         value: a count, bin or score; None: not known, also where absence would mean 0.
-        weight: how often the row is drawn, next to others of its object.
+        weight: how often the row is drawn, next to others of its object; None: the rarer its value, the more often.
         split: one of `SPLITS`, or None.
     """
 
     image: str
     object: str
     value: float | None
-    weight: float = 1.0
+    weight: float | None = None
     split: str | None = None
 
 
@@ -110,8 +110,9 @@ def rank_row(found: Any, where: str) -> RankRow:
         given[name] = _text(given[name], name, where)
     if given["value"] is not None:
         given["value"] = number(given["value"], "value", where)
-    given["weight"] = number(given.get("weight", 1.0), "weight", where)
-    if given["weight"] <= 0:
+    if given.get("weight") is not None:
+        given["weight"] = number(given["weight"], "weight", where)
+    if given.get("weight") is not None and given["weight"] <= 0:
         raise DataError(f'{where}: "weight" is {given["weight"]:g}; it says how often a row is drawn: more than 0.')
     return RankRow(**given)
 

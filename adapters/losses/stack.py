@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard.adapters.losses.precision import unchanged
 from lvlm_guard.adapters.losses.terms import TAU, agreement, anchoring, claims, consistency, contrastive, hard_negative
 from lvlm_guard.errors import GuardError, KnobError
 
@@ -148,7 +149,9 @@ class LossStack:
                 f"The loss needs {', '.join(missing)}, which the batch does not bring: give them, or set the weight of "
                 f"{', '.join(n for n in self.active if set(NEEDS[n]) & set(missing))} to 0."
             )
-        values = {name: _TERMS[name](self, given) for name in self.active}
+        first = next(value for value in (getattr(given, field) for field in self.needs) if value is not None)
+        with unchanged(first):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
+            values = {name: _TERMS[name](self, given) for name in self.active}
         logged = {name: float(value.detach()) for name, value in values.items()}
         bad = {name: value for name, value in logged.items() if not math.isfinite(value)}
         if bad:

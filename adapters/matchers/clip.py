@@ -68,7 +68,7 @@ class ClipMatcher(AdapterMatcher):
         self.side: int = vision.image_size
         self._cells = vision.image_size // vision.patch_size
         self._layers = [getattr(layer, "base_layer", layer) for layer in base.vision_model.encoder.layers[-layers:]]
-        self.temperature = retriever.model.tau
+        self.temperature = retriever.card.temperature or retriever.model.tau
         super().__init__(f"{name or self.name}:{_digest(retriever, layers)}")
         self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
         self._images: Recent[bytes, Tensor] = Recent(FEATURES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.ranker.precision import full
+from lvlm_guard.adapters.losses.precision import full
 
 
 class Attention(nn.Module):

@@ -34,8 +34,8 @@ class Row(Protocol):
         """How much of it the picture shows; None: not known, also where absence would mean 0."""
 
     @property
-    def weight(self) -> float:
-        """How often the row is drawn beside others of its object and value."""
+    def weight(self) -> float | None:
+        """How often the row is drawn beside others of its object; None: the rarer its value, the more often."""
 
 
 class Member(NamedTuple):
@@ -50,7 +50,7 @@ class GroupSampler:
     """A batch sampler whose batches are groups under one instruction; pass it to a `DataLoader` as `batch_sampler`.
 
     A data set is asked for each `Member`. The object is drawn uniformly, then its pictures without replacement, by
-    their weight over the frequency of their value; one whose pictures all have the same value is left out (`left_out`).
+    their weight; one whose pictures all have the same value is left out (`left_out`).
     Batch n of an epoch depends on the seed, the epoch and n alone.
 
     Args:
@@ -81,7 +81,7 @@ class GroupSampler:
                 f"A group has {size} pictures, {negatives} of them negatives, and an epoch {batches} groups: give 2 "
                 "pictures or more, a share from 0 to below 1, and 1 group or more."
             )
-        if any(not row.weight > 0 for row in rows):
+        if any(row.weight is not None and not row.weight > 0 for row in rows):
             raise KnobError("A row's weight is not above 0: give a positive one, or leave the row out.")
         self.size, self.negatives, self.seed, self.epoch = size, negatives, seed, 0
         self._positive: dict[str, list[Member]] = {}
@@ -112,7 +112,9 @@ class GroupSampler:
         weights = {row.image: row.weight for row in rows}
         shown = [Member(image, name, value) for image, value in values.items() if value is not None and value != 0]
         frequency = Counter(member.value for member in shown)
-        chance = np.array([weights[member.image] / frequency[member.value] for member in shown])
+        # a given weight counts alone: the released ones are inverse frequencies already
+        drawn = [(weights[member.image], frequency[member.value]) for member in shown]
+        chance = np.array([1 / often if weight is None else weight for weight, often in drawn])
         self._positive[name] = shown
         self._chance[name] = chance / chance.sum() if len(chance) else chance
         absent = [image for image, value in values.items() if value == 0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from lvlm_guard.adapters.ranker.precision import full, unchanged
+from lvlm_guard.adapters.losses.precision import full, unchanged
 from lvlm_guard.adapters.ranker.settings import Ties
 
 

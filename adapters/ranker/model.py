@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from lvlm_guard.adapters.ranker.backbone import load_backbone
+from lvlm_guard.adapters.backbone import load_backbone
 from lvlm_guard.adapters.ranker.losses import ranker_loss
 from lvlm_guard.adapters.ranker.network import RankerNetwork
 from lvlm_guard.adapters.ranker.settings import RankerSettings

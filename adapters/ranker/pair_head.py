@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lvlm_guard.adapters.ranker.precision import full, unchanged
+from lvlm_guard.adapters.losses.precision import full, unchanged
 from lvlm_guard.adapters.ranker.readout import Readout
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.ranker.precision import full, unchanged
+from lvlm_guard.adapters.losses.precision import full, unchanged
 
 
 class Readout(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, Self, get_args
 
+from lvlm_guard.adapters.backbone import Frame
 from lvlm_guard.adapters.card import Card, pair
 from lvlm_guard.adapters.retrieval.captions import TooLong
 from lvlm_guard.errors import KnobError, UnsupportedModelError
@@ -30,6 +31,8 @@ class RetrieverCard(Card):
         too_long: what becomes of captions beyond the encoder's length: "raise" or "truncate".
         calibration: (a, b), P(match) = sigmoid(a * S + b), fitted on validation; None: not calibrated.
         configuration: the name of what was trained, for the reader.
+        frame: how pictures of any shape become the CLIP's square.
+        temperature: of the softmax over a claim and its swaps, fitted on validation; None: the CLIP's own.
 
     Raises:
         KnobError: a value outside its range.
@@ -37,18 +40,21 @@ class RetrieverCard(Card):
 
     file = FILE
     kind = "dual-prompt"
+    format = 2  # 1 had been trained on the middle of each picture
 
     backbone: str
     text_width: int
     image_width: int
     adapter: bool = True
     categories: tuple[str, ...] = ()
-    strength: float = 0.5
-    weighting: Weighting = "two-stage"
+    strength: float = 0.0
+    weighting: Weighting = "none"
     top: int = 50
     too_long: TooLong = "raise"
     calibration: tuple[float, float] | None = None
     configuration: str = ""
+    frame: Frame = "squashed"
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
@@ -59,6 +65,10 @@ class RetrieverCard(Card):
             raise KnobError(f"too_long is {self.too_long!r}: give 'raise' or 'truncate'.")
         if self.top < 1:
             raise KnobError(f"top is {self.top}: give at least 1.")
+        if self.frame not in get_args(Frame):
+            raise KnobError(f"frame is {self.frame!r}: this release reads pictures {' or '.join(get_args(Frame))}.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise KnobError(f"temperature is {self.temperature}: give a finite number above 0, or None.")
         if self.calibration is not None and not all(map(isfinite, self.calibration)):
             raise KnobError(f"calibration is {self.calibration}: give two finite numbers, or None.")
 

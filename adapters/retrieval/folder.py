@@ -11,29 +11,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from lvlm_guard.adapters.backbone import EMBEDDED, Inputs, load_backbone, name_of, place_of
 from lvlm_guard.adapters.card import write_adapter
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.tuned import is_tuned, require_peft
-from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
-from lvlm_guard.weights import how_to_fetch, read
+from lvlm_guard.errors import KnobError, UnsupportedModelError
+from lvlm_guard.weights import read
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
-
     from lvlm_guard.adapters.prompts import DualPromptConfig
 
 BLOCK = "category_block.safetensors"
-EMBEDDED = "embedded"
 
 
 def make(
     clip: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    image_processor: Any,
+    inputs: Inputs,
     *,
     config: DualPromptConfig | None = None,
     categories: Sequence[str] = (),
@@ -43,7 +40,7 @@ def make(
 
     Args:
         clip: a `CLIPModel`; frozen here, and prompts are put into it. Or the `PeftModel` of one with a LoRA alone.
-        tokenizer, image_processor: of it.
+        inputs: of it.
         config: the prompts to put in; None for none.
         categories: names that the category block attends to; none for no block.
         card: further fields of `RetrieverCard`.
@@ -58,7 +55,7 @@ def make(
     _require_clip(base)
     settings = RetrieverCard(
         **{
-            "backbone": _named(base),
+            "backbone": name_of(base),
             "text_width": base.config.text_config.hidden_size,
             "image_width": base.config.vision_config.hidden_size,
             "adapter": config is not None or is_tuned(clip),
@@ -72,7 +69,7 @@ def make(
             "first (merge_and_unload), or use lvlm_guard.adapters.prompts.add_prompts and save the two by hand."
         )
     prompted = clip if config is None else _prompted(clip, config)
-    made = DualPromptRetriever(RetrievalModel(prompted), settings, tokenizer, image_processor)
+    made = DualPromptRetriever(RetrievalModel(prompted), settings, inputs)
     if categories:
         _, texts = made.frozen_features(texts=list(categories))
         made.model.block = CategoryBlock(texts).to(made.model.device)
@@ -99,13 +96,10 @@ def untuned(source: str | os.PathLike[str] = EMBEDDED, **card: Any) -> DualPromp
     return make(*parts(source), **{"strength": 0.0, **card})
 
 
-def parts(source: str | os.PathLike[str] = EMBEDDED) -> tuple[Any, Any, Any]:
-    """Return the model, the tokenizer and the image processor of a CLIP, as `untuned` reads them."""
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    place = _place(str(source))
-    tokenizer = _read(place, lambda: AutoTokenizer.from_pretrained(place))
-    return _clip(place), tokenizer, _read(place, lambda: AutoImageProcessor.from_pretrained(place))
+def parts(source: str | os.PathLike[str] = EMBEDDED) -> tuple[Any, Inputs]:
+    """Return a CLIP and its inputs, as `untuned` reads them."""
+    clip = load_backbone(source)
+    return clip, Inputs.of(clip)
 
 
 def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path:
@@ -123,25 +117,18 @@ def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path
 def load(
     folder: str | os.PathLike[str],
     model: Any = None,
-    tokenizer: Any = None,
-    image_processor: Any = None,
+    inputs: Inputs | None = None,
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> DualPromptRetriever:
     """Read a retriever; see `DualPromptRetriever.from_pretrained`."""
     place = Path(folder)
     card = RetrieverCard.read(place)
-    source: Any = _place(card.backbone) if model is None else model
-    given = not isinstance(source, str | os.PathLike)
-    clip = source if given else _clip(str(source))
+    source: Any = card.backbone if model is None else model
+    clip = load_backbone(place_of(str(source))) if isinstance(source, str | os.PathLike) else source
     _require_clip(clip)
     card.require(clip, clip.name_or_path or "the model given")
-    lies = clip.name_or_path if given else str(source)
-    if tokenizer is None or image_processor is None:
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        tokenizer = tokenizer or _read(lies, lambda: AutoTokenizer.from_pretrained(lies))
-        image_processor = image_processor or _read(lies, lambda: AutoImageProcessor.from_pretrained(lies))
+    inputs = inputs or Inputs.of(clip)
     clip.requires_grad_(False)
     adapted: Any = clip
     block = None
@@ -166,7 +153,7 @@ def load(
         block.load_state_dict(tensors)
         block.requires_grad_(trainable)
     whole = RetrievalModel(adapted, block)
-    return DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, tokenizer, image_processor)
+    return DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, inputs)
 
 
 def _adapter(clip: Any, place: Path, trainable: bool) -> PeftModel:
@@ -175,22 +162,6 @@ def _adapter(clip: Any, place: Path, trainable: bool) -> PeftModel:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(clip, str(place), is_trainable=trainable)
-
-
-def _clip(place: str) -> Any:
-    from transformers import CLIPModel
-
-    return _read(place, lambda: CLIPModel.from_pretrained(place)).eval()
-
-
-def _read(place: str, load: Any) -> Any:
-    return read(
-        f"The CLIP {place!r}",
-        place,
-        load,
-        damaged="The folder is incomplete or damaged, or holds no CLIP with its tokenizer and image processor.",
-        absent=how_to_fetch(place, "from_pretrained(folder, model=DIR)"),
-    )
 
 
 def _require_clip(clip: Any) -> None:
@@ -202,21 +173,3 @@ def _require_clip(clip: Any) -> None:
             "openai/clip-vit-base-patch32."
         )
 
-
-def _named(clip: Any) -> str:
-    """Return how a backbone is named in a card: the package's own by a word, for its path differs by machine."""
-    from lvlm_guard.adapters.clip import TINY
-
-    name = str(clip.name_or_path)
-    return EMBEDDED if name and Path(name).resolve() == TINY.resolve() else name
-
-
-def _place(backbone: str) -> str:
-    from lvlm_guard.adapters.clip import TINY
-
-    if not backbone:
-        raise WeightsError(
-            "The retriever does not say which CLIP it was trained on, because that one was made in memory: give it, "
-            "from_pretrained(folder, model=...)."
-        )
-    return str(TINY) if backbone == EMBEDDED else backbone

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.retrieval.captions import CaptionInputs, caption_inputs
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, Encoder, WordWeigher
@@ -19,11 +20,8 @@ from lvlm_guard.adapters.retrieval.two_stage import again
 from lvlm_guard.adapters.retrieval.word_weights import scaled
 from lvlm_guard.adapters.tuned import is_tuned
 from lvlm_guard.errors import KnobError, UnsupportedCallError
-from lvlm_guard.images import as_rgb
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from lvlm_guard.adapters.prompts import DualPromptConfig
 
 
@@ -51,17 +49,13 @@ class DualPromptRetriever:
     Args:
         model: see `RetrievalModel`; `make` builds one.
         card: how it is used.
-        tokenizer: of the CLIP.
-        image_processor: of the CLIP, transformers' own.
+        inputs: of the CLIP.
     """
 
-    def __init__(
-        self, model: RetrievalModel, card: RetrieverCard, tokenizer: PreTrainedTokenizerBase, image_processor: Any
-    ) -> None:
-        self.model, self.card = model.eval(), card
-        self.tokenizer, self.image_processor = tokenizer, image_processor
+    def __init__(self, model: RetrievalModel, card: RetrieverCard, inputs: Inputs) -> None:
+        self.model, self.card, self.inputs = model.eval(), card, inputs
         self._encoder = Encoder(self.model)
-        self._weigher = WordWeigher(self._encoder, tokenizer)
+        self._weigher = WordWeigher(self._encoder, inputs.tokenizer)
 
     @property
     def config(self) -> DualPromptConfig | None:
@@ -77,10 +71,10 @@ class DualPromptRetriever:
     def text_inputs(self, texts: Sequence[str]) -> CaptionInputs:
         """Return captions as the model takes them, placeholders included; raises as `caption_inputs` does."""
         return caption_inputs(
-            self.tokenizer,
+            self.inputs.tokenizer,
             texts,
             placeholder_ids=self.config.placeholder_ids if self.config else (),
-            length=self.model.base.config.text_config.max_position_embeddings,
+            length=self.inputs.context,
             too_long=self.card.too_long,
         )
 
@@ -88,10 +82,7 @@ class DualPromptRetriever:
         """Return pixels [n, 3, side, side] of pictures of any size; raises `ImageError`, and `KnobError` for none."""
         if not len(images):
             raise KnobError("Give at least one picture.")
-        pixels: Tensor = self.image_processor(images=[as_rgb(image) for image in images], return_tensors="pt")[
-            "pixel_values"
-        ]
-        return pixels
+        return self.inputs.pixels(images)
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Return normalised features of pictures, [n, d]."""
@@ -205,7 +196,7 @@ class DualPromptRetriever:
         frozen, _ = self.frozen_features(self.image_inputs([image]))
         each, factors = self._weigher.raw(frozen, inputs)[0], self.factors(frozen, inputs)[0]
         return [
-            WordWeight(str(self.tokenizer.decode([token])).strip(), float(weight), float(factor))
+            WordWeight(str(self.inputs.tokenizer.decode([token])).strip(), float(weight), float(factor))
             for token, is_word, weight, factor in zip(
                 inputs.input_ids[0].tolist(), inputs.words[0], each, factors, strict=True
             )
@@ -244,8 +235,7 @@ class DualPromptRetriever:
         folder: str | os.PathLike[str],
         *,
         model: Any = None,
-        tokenizer: Any = None,
-        image_processor: Any = None,
+        inputs: Inputs | None = None,
         device: str | torch.device | None = None,
         trainable: bool = False,
     ) -> DualPromptRetriever:
@@ -255,7 +245,7 @@ class DualPromptRetriever:
             folder: as `save_pretrained` wrote it.
             model: the `CLIPModel`, into which the prompts are put, or its folder or hub id; None for the one that the
                 card names.
-            tokenizer, image_processor: of the CLIP; None for those that lie with it.
+            inputs: of the CLIP; None for those that lie with it.
             device: where it runs; None is the CPU.
             trainable: whether training goes on.
 
@@ -265,8 +255,9 @@ class DualPromptRetriever:
         """
         from lvlm_guard.adapters.retrieval.folder import load
 
-        return load(folder, model, tokenizer, image_processor, device, trainable)
+        return load(folder, model, inputs, device, trainable)
 
     def _plain_inputs(self, texts: Sequence[str]) -> CaptionInputs:
-        length = self.model.base.config.text_config.max_position_embeddings
-        return caption_inputs(self.tokenizer, texts, length=length, too_long=self.card.too_long)
+        return caption_inputs(
+            self.inputs.tokenizer, texts, length=self.inputs.context, too_long=self.card.too_long
+        )

@@ -1,5 +1,8 @@
 """Which epoch is kept: by retrieval and verification on validation, never by the training loss.
 
+What a retriever is for must not get worse: a candidate that finds fewer pictures, tells fewer swaps apart or judges
+fewer claims than the untuned backbone is left out, whatever it gains elsewhere.
+
 The untuned backbone is a candidate too. Averaged over nine domains, published prompt tuning loses text-to-image
 recall against it (CoOp 2.4 points, MaPLe 1.5: arXiv:2508.04028) while it gains image-to-text.
 """
@@ -45,12 +48,11 @@ class Candidate:
         return 100 * (sum(both) / len(both) + verifier + claims)
 
 
-def selected(candidates: Sequence[Candidate], floor: float | None = None) -> Candidate:
-    """Return the candidate of the highest score among those that keep the backbone's text-to-image recall.
+def selected(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate of the highest score among those that lose nothing against the untuned backbone.
 
     Args:
         candidates: the untuned backbone (epoch -1) among them.
-        floor: least text-to-image R@1, 0 to 1; None for the untuned backbone's.
 
     Returns:
         One of them; of equal scores the untuned backbone, else the earliest.
@@ -65,6 +67,13 @@ def selected(candidates: Sequence[Candidate], floor: float | None = None) -> Can
         )
     if len({math.isnan(candidate.figures.auroc) for candidate in candidates}) > 1:
         raise KnobError("Some candidates have a verifier's AUROC and some have not, so their scores don't compare.")
-    least = untuned.figures.text_to_image[1] if floor is None else floor
-    kept = [candidate for candidate in candidates if candidate.figures.text_to_image[1] >= least]
-    return max(kept or [untuned], key=lambda candidate: (candidate.score, -candidate.epoch))
+    kept = [candidate for candidate in candidates if not _loses(candidate, untuned)]
+    return max(kept, key=lambda candidate: (candidate.score, -candidate.epoch))
+
+
+def _loses(candidate: Candidate, untuned: Candidate) -> bool:
+    one, plain = candidate.figures, untuned.figures
+    pairs = [(one.text_to_image[1], plain.text_to_image[1]), (one.auroc, plain.auroc)]
+    if candidate.claims:
+        pairs.append((one.claims, plain.claims))
+    return any(ours < theirs for ours, theirs in pairs)  # what is not known is NaN, and loses nothing

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData
-from lvlm_guard.adapters.evaluation.gallery import Gallery
+from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.prompts import configuration, layers_of
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
+from lvlm_guard.adapters.retrieval.negatives import fit_tau
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.training.checkpoint import Checkpoint, Measured, put
@@ -27,6 +30,7 @@ from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.platt import platt
+from lvlm_guard.verify.check import SWAPS, drawn
 
 AVERAGED = -2  # the step by which the average of all candidates goes
 
@@ -40,7 +44,8 @@ class Plan:
         prompts: a named configuration of `lvlm_guard.adapters.prompts`.
         depth, n_ctx: of the prompts; None for the configuration's own, as far as the CLIP has layers.
         coupling_rank: None for the configuration's own.
-        strength: lambda of the word weights.
+        strength: lambda of the word weights, by which L_cate alone is learnt: selection, calibration and matching
+            never weigh words, so it is 0 unless asked for.
         block: whether the category block is trained too.
         losses: what is learnt by; its temperature is left aside for `tau`.
         alike: pairs of one category that a batch takes together; 1 takes them as they come.
@@ -52,7 +57,7 @@ class Plan:
     depth: int | None = None
     n_ctx: int | None = None
     coupling_rank: int | None = None
-    strength: float = 0.5
+    strength: float = 0.0
     block: bool = True
     losses: LossStack = field(default_factory=LossStack)
     alike: int = 1
@@ -187,8 +192,7 @@ def fit(
         best = _choose(task, kept, measured, recipe, pictures.untuned)
         if best.epoch == UNTUNED:
             retriever = untuned(plan.clip, configuration=plan.prompts)
-        calibration = fit_calibration(retriever, pictures.gallery, pictures.pixels)
-        retriever.card = replace(retriever.card, calibration=calibration)
+        calibrate(retriever, pictures.gallery, pictures.pixels)
         retriever.save_pretrained(folder)
         kept.finish(
             {
@@ -204,7 +208,7 @@ def fit(
 
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     """Return an untrained retriever."""
-    clip, tokenizer, image_processor = parts(plan.clip)
+    clip, inputs = parts(plan.clip)
     given = {"n_ctx": plan.n_ctx, "depth": plan.depth, "coupling_rank": plan.coupling_rank}
     options = {name: value for name, value in given.items() if value is not None}
     if plan.depth is None and plan.prompts != "coop":
@@ -212,9 +216,8 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     names = list(dict.fromkeys(row.category for row in pictures.train.rows if row.category)) if plan.block else []
     return make(
         clip,
-        tokenizer,
-        image_processor,
-        config=configuration(plan.prompts, tokenizer, **options),
+        inputs,
+        config=configuration(plan.prompts, inputs.tokenizer, **options),
         categories=names if len(names) > 1 else (),
         strength=plan.strength,
         weighting="two-stage" if plan.strength > 0 else "none",
@@ -253,8 +256,8 @@ def averaged(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def fit_calibration(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features) -> tuple[float, float] | None:
-    """Fit P(claim holds) = sigmoid(a * S + b) on validation; None where there is nothing to fit.
+def calibrate(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features) -> None:
+    """Put into a retriever's card what validation tells: P(claim holds) = sigmoid(a * S + b), and the verifier's tau.
 
     Claims are those of the gallery: "a photo of a dog". Where its captions name nothing that the bank knows, they are
     the captions and their swaps. True and false count alike, as BLIP's matching head and POPE ask.
@@ -265,10 +268,29 @@ def fit_calibration(retriever: DualPromptRetriever, gallery: Gallery, pixels: Fe
     else:
         scores = np.concatenate([found.true, found.swapped])
         labels = np.arange(len(scores)) < len(found.true)
-    try:
-        return platt(scores, labels, balanced=True)
-    except KnobError:
-        return None
+    calibration = temperature = None
+    with suppress(KnobError):  # nothing to fit to
+        calibration = platt(scores, labels, balanced=True)
+    with suppress(KnobError):
+        temperature = fit_tau(*against_swaps(found))
+    retriever.card = replace(retriever.card, calibration=calibration, temperature=temperature)
+
+
+def against_swaps(found: Searched) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return cosines of claims and the swaps that the verifier sets against them, [n, 1 + swaps], and which hold.
+
+    As there, a swap is an object that the picture's captions don't name.
+    """
+    names, rows, labels = found.gallery.claims.names, [], []
+    at = {name: k for k, name in enumerate(names)}
+    for cosines, true in zip(found.claimed.astype(np.float64), found.gallery.claims.true, strict=True):
+        others = [name for name, holds in zip(names, true, strict=True) if not holds]
+        for name, holds in zip(names, true, strict=True):
+            swaps = drawn(name, [other for other in others if other != name], SWAPS)
+            if len(swaps) == SWAPS:
+                rows.append(cosines[[at[name], *map(at.__getitem__, swaps)]])
+                labels.append(holds)
+    return np.array(rows).reshape(len(rows), 1 + SWAPS), np.array(labels, dtype=np.bool_)
 
 
 def _seen(data: CaptionData, pixels: Features, encoder: Encoder) -> Features:

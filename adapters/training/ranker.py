@@ -14,7 +14,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.evaluation.lists import Lists
 from lvlm_guard.adapters.ranker.adapter import Tuning, adapted, card_of
-from lvlm_guard.adapters.ranker.backbone import EMBEDDED, Inputs
+from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
 from lvlm_guard.adapters.ranker.calibration import fit_absence
 from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import ClipRanker

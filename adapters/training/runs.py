@@ -141,8 +141,7 @@ def _compare_retrieval(
     pictures: dual_prompt.Pictures,
 ) -> dict[str, Any]:
     plain = untuned(plan.clip, configuration="clip")
-    calibration = dual_prompt.fit_calibration(plain, pictures.gallery, pictures.pixels)
-    plain.card = replace(plain.card, calibration=calibration)
+    dual_prompt.calibrate(plain, pictures.gallery, pictures.pixels)
     plain.save_pretrained(call.out / "baselines" / "clip")
     part = data.part("test") if "test" in data.splits else data.parted()[1]
     keys = part.images[: call.pictures]

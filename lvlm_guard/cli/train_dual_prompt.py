@@ -61,9 +61,8 @@ def dual_prompt(
     n_ctx: Annotated[int | None, typer.Option(min=1, help="Prompts of a layer. [default: 4; maple 2]")] = None,
     coupling_rank: Annotated[int | None, typer.Option(min=0, help="Of text to vision; 0: full. [default: 16]")] = None,
     weights: Annotated[
-        float | None,
-        typer.Option("--lambda", min=0, help="Strength of word weights; 0: none. [default: 0.5; embedded 0]"),
-    ] = None,
+        float, typer.Option("--lambda", min=0, help="Strength of word weights in the loss against swaps; 0: none.")
+    ] = 0.0,
     alpha: Annotated[float, typer.Option(min=0, help="Extra weight of negatives of the same category.")] = 0.5,
     hard: Annotated[float, typer.Option(min=0, help="Weight of the loss against swaps.")] = 1.0,
     negclip: Annotated[
@@ -122,7 +121,7 @@ def dual_prompt(
         depth=depth,
         n_ctx=n_ctx,
         coupling_rank=coupling_rank,
-        strength=weights if weights is not None else 0.0 if world else 0.5,
+        strength=weights,
         block=block,
         losses=losses.LossStack(
             hard_negative=hard,

@@ -94,7 +94,7 @@ def verify_objects(
     """Return the verdict on each of the objects that one answer names; arguments as in `verify_answer`."""
     others = [name for name in vocabulary.names if name not in objects]
     claims = [
-        (claim_of(matcher, name), [claim_of(matcher, other) for other in _drawn(name, others, swaps)])
+        (claim_of(matcher, name), [claim_of(matcher, other) for other in drawn(name, others, swaps)])
         for name in objects
     ]
     best: dict[str, Verdict] = {}
@@ -132,6 +132,6 @@ def claim_of(matcher: Matcher, name: str) -> str:
     return (matcher.template or TEMPLATE).format(article=article(name), object=name)
 
 
-def _drawn(name: str, others: Sequence[str], most: int) -> list[str]:
+def drawn(name: str, others: Sequence[str], most: int) -> list[str]:
     """Return the same few others for the same object each time, whatever else is listed before them."""
     return sorted(others, key=lambda other: hashlib.sha256(f"{name}\0{other}".encode()).digest())[:most]

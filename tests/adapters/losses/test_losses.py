@@ -203,3 +203,12 @@ def test_claims_are_judged_one_by_one_and_true_and_false_ones_count_alike():
     assert LossStack(contrastive=0, hard_negative=0, claims=2)(
         LossInputs(claims=scores, claimed=true)
     ).total.item() == pytest.approx(2 * expected.item(), rel=1e-5)
+
+
+def test_terms_of_features_are_not_rounded_to_bfloat16_under_autocast():
+    torch.manual_seed(0)
+    features = {name: normalize(torch.randn(16, 32) + 1, dim=-1) for name in ("image", "text", "frozen_image", "frozen_text")}
+    stack = LossStack(contrastive=0, hard_negative=0, agreement=1.0)
+    exact = stack(LossInputs(**features)).total
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stack(LossInputs(**features)).total, exact)

@@ -41,11 +41,11 @@ def clip_matcher() -> ClipMatcher:
 
 @pytest.fixture(scope="session")
 def dual_matcher() -> DualPromptMatcher:
-    model, tokenizer, image_processor = parts()
+    model, inputs = parts()
     torch.manual_seed(0)
-    config = dual_prompt(tokenizer, n_ctx=3, depth=2, coupling_rank=4)
+    config = dual_prompt(inputs.tokenizer, n_ctx=3, depth=2, coupling_rank=4)
     return DualPromptMatcher(
-        make(model, tokenizer, image_processor, config=config, strength=0.0, weighting="none", calibration=CALIBRATION)
+        make(model, inputs, config=config, strength=0.0, weighting="none", calibration=CALIBRATION)
     )
 
 

@@ -20,7 +20,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from lvlm_guard.adapters.ranker.backbone import Inputs
+from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.ranker.backbone import Inputs, load_backbone
+from lvlm_guard.adapters.backbone import Inputs, load_backbone
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.open_clip import CONFIG, WEIGHTS, convert, converted
 from lvlm_guard.errors import UnsupportedModelError, WeightsError

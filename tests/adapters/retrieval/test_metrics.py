@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,7 +114,17 @@ def test_a_higher_score_does_not_help_a_candidate_that_loses_text_to_image_recal
     modest = candidate(5, (0.28, 0.55, 0.67), (0.21, 0.46, 0.59))
     assert tempting.score > modest.score > UNTUNED.score
     assert selected([UNTUNED, tempting, modest]) is modest
-    assert selected([UNTUNED, tempting, modest], floor=0.1) is tempting
+
+
+def test_a_higher_score_does_not_help_a_candidate_that_tells_fewer_swaps_or_claims_apart():
+    worse = candidate(3, (0.90, 0.95, 0.99), (0.21, 0.60, 0.70), 0.79)
+    assert worse.score > UNTUNED.score
+    assert selected([UNTUNED, worse]) is UNTUNED
+    plain, judged = (
+        replace(one, claims=True, figures=replace(one.figures, claims=auroc))
+        for one, auroc in ((UNTUNED, 0.8), (candidate(1, (0.9, 0.9, 0.9), (0.9, 0.9, 0.9)), 0.7))
+    )
+    assert selected([plain, judged]) is plain
 
 
 def test_equal_scores_keep_the_backbone_else_the_earliest_epoch():

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import lvlm_guard.adapters as adapters
+from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.prompts import coop, dual_prompt
 from lvlm_guard.adapters.retrieval.folder import BLOCK, make
@@ -24,6 +25,7 @@ from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError, WeightsError
 
 TOKENIZER, PROCESSOR = tiny_clip.tokenizer(), tiny_clip.image_processor()
+INPUTS = Inputs.of(tiny_clip.clip(), tokenizer=TOKENIZER, image_processor=PROCESSOR)
 CATEGORIES = ["dog", "cat", "bus"]
 TEXTS = ["a red dog", "a blue cat on the bus", "three green cups", "the small horse"]
 
@@ -37,7 +39,7 @@ def retriever(prompted=True, seed=0, clip=None, **options):
     torch.manual_seed(seed)
     config = dual_prompt(TOKENIZER, depth=2, coupling_rank=2) if prompted else None
     categories = CATEGORIES if prompted else ()
-    return make(clip or tiny_clip.clip(), TOKENIZER, PROCESSOR, config=config, categories=categories, **options)
+    return make(clip or tiny_clip.clip(), INPUTS, config=config, categories=categories, **options)
 
 
 def trained(found, steps=2):
@@ -235,13 +237,13 @@ def test_threads_that_ask_at_once_get_what_each_would_get_alone():
 
 
 def test_two_stages_over_everything_rank_as_pairwise_scores_do():
-    found = retriever(strength=1.0, top=50)
+    found = retriever(strength=1.0, weighting="two-stage", top=50)
     images = pictures(5)
     pairwise = found.score(images, TEXTS, weighting="pairwise")
     rows, columns = found.directed_scores(images, TEXTS)
     torch.testing.assert_close(rows, pairwise, atol=1e-5, rtol=0)
     torch.testing.assert_close(columns, pairwise.T, atol=1e-5, rtol=0)
-    few = retriever(strength=1.0, top=2).rank(images[0], TEXTS)
+    few = retriever(strength=1.0, weighting="two-stage", top=2).rank(images[0], TEXTS)
     first = found.score(images[:1], TEXTS)[0].topk(2).indices.tolist()
     assert {r.candidate for r in few[:2]} == set(first)
 
@@ -259,7 +261,7 @@ def test_a_saved_retriever_loads_to_the_same_bits_with_its_block_categories_and_
     found.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", BLOCK, "guard_dual_prompt.json"} <= files
-    again = adapters.load(tmp_path, model=tiny_clip.clip(), tokenizer=TOKENIZER, image_processor=PROCESSOR)
+    again = adapters.load(tmp_path, model=tiny_clip.clip(), inputs=INPUTS)
     assert isinstance(again, DualPromptRetriever)
     assert again.card == found.card
     for weighting in ("none", "pairwise"):
@@ -267,7 +269,7 @@ def test_a_saved_retriever_loads_to_the_same_bits_with_its_block_categories_and_
         assert torch.equal(again.score(pictures(2), TEXTS, weighting=weighting), expected)
     assert not any(p.requires_grad for p in again.model.parameters())
     on = DualPromptRetriever.from_pretrained(
-        tmp_path, model=tiny_clip.clip(), tokenizer=TOKENIZER, image_processor=PROCESSOR, trainable=True
+        tmp_path, model=tiny_clip.clip(), inputs=INPUTS, trainable=True
     )
     assert {n for n, p in on.model.named_parameters() if p.requires_grad} == {
         n for n, p in found.model.named_parameters() if p.requires_grad
@@ -278,7 +280,7 @@ def test_an_untuned_retriever_saved_over_a_trained_one_loads_as_plain_clip(tmp_p
     trained(retriever()).save_pretrained(tmp_path)
     plain = retriever(prompted=False, strength=0.0)
     plain.save_pretrained(tmp_path)
-    again = adapters.load(tmp_path, model=tiny_clip.clip(), tokenizer=TOKENIZER, image_processor=PROCESSOR)
+    again = adapters.load(tmp_path, model=tiny_clip.clip(), inputs=INPUTS)
     assert again.config is None
     assert torch.equal(again.score(pictures(2), TEXTS), plain.score(pictures(2), TEXTS))
 
@@ -320,7 +322,7 @@ def test_a_bare_prompt_adapter_and_a_lora_load_as_peft_models(tmp_path):
 
 def test_folders_that_are_incomplete_or_of_another_clip_are_refused(tmp_path):
     retriever().save_pretrained(tmp_path)
-    options = {"tokenizer": TOKENIZER, "image_processor": PROCESSOR}
+    options = {"inputs": INPUTS}
     wide = tiny_clip.clip(hidden_size=48)
     with pytest.raises(UnsupportedModelError, match=r"encoder is 24 wide.*has 48 and 32"):
         adapters.load(tmp_path, model=wide, **options)
@@ -358,9 +360,9 @@ def test_what_can_not_be_retrieved_with_is_refused():
         retriever(strength=-1)
     lora = get_peft_model(tiny_clip.clip(), LoraConfig(target_modules=["q_proj"], r=2))
     with pytest.raises(KnobError, match="holds one adapter"):
-        make(lora, TOKENIZER, PROCESSOR, config=coop(TOKENIZER))
+        make(lora, INPUTS, config=coop(TOKENIZER))
     with pytest.raises(UnsupportedModelError, match="is no CLIPModel"):
-        make(tiny_clip.clip().text_model, TOKENIZER, PROCESSOR)
+        make(tiny_clip.clip().text_model, INPUTS)
 
 
 def test_long_captions_are_cut_where_the_card_says_so():
