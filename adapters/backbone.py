@@ -64,8 +64,8 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
     trunk_of(model)
     if report["missing_keys"]:
         raise UnsupportedModelError(
-            f"{place!r} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...: random ones would answer "
-            "at random. Give a whole CLIP."
+            f"{place!r} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...: random ones would "
+            "answer at random. Give a whole CLIP."
         )
     return model.eval()
 

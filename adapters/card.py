@@ -33,7 +33,9 @@ class Card:
         own: Any = self  # a dataclass in every subclass, which no type can say
         path = Path(folder) / self.file
         with whole(path) as part:
-            part.write_text(json.dumps({"format": self.format, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8")
+            part.write_text(
+                json.dumps({"format": self.format, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8"
+            )
         return path
 
     @classmethod

@@ -20,7 +20,7 @@
     python docs/adapter_tables.py < all.json > docs/results/matchers.json
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json
-    OMP_NUM_THREADS=1 python -m lvlm_guard.adapters.training --json > docs/results/training.json
+    OMP_NUM_THREADS=1 python -m embedded_training.overhead --json > docs/results/training.json
     NLTK_DATA=... python docs/real_tables.py > docs/results/real_captions.json
     python docs/make_tables.py
 

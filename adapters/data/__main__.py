@@ -1,4 +1,4 @@
-"""Convert published layouts to files of rows: `python -m lvlm_guard.adapters.data coco instances.json ranks.jsonl`."""
+"""Convert published layouts to facts, or look at some: `python -m lvlm_guard.adapters.data coco OUT.jsonl ...`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from lvlm_guard.adapters.data import coco, dcar, tables
-from lvlm_guard.adapters.data.captions import CaptionData
-from lvlm_guard.adapters.data.jsonl import write_captions, write_ranks
-from lvlm_guard.adapters.data.pictures import Files
-from lvlm_guard.adapters.data.ranks import COUNTS, RankData
-from lvlm_guard.adapters.data.rows import SPLITS
+from lvlm_guard.adapters.data import convert, open_facts
+from lvlm_guard.adapters.data.facts import SPLITS
 from lvlm_guard.errors import GuardError
 
 LAYOUTS = {
-    "coco": "COCO-style instances, counted; exhaustive over their categories",
+    "coco": "COCO-style instances, counted and exhaustive over their categories, and captions",
     "released": "the ranking-aware adapter's tab-separated table",
     "values": "a table of pictures and values: age, quality, beauty",
     "dcar": "DCAR's captions with four negatives each",
+    "check": "facts as they are: counts, and what is wrong with them",
 }
 
 
@@ -28,57 +25,40 @@ def main(argv: list[str] | None = None) -> int:
     layouts = parser.add_subparsers(dest="layout", required=True)
     for name, text in LAYOUTS.items():
         layout = layouts.add_parser(name, help=text, description=text)
-        layout.add_argument("source", type=Path)
-        layout.add_argument("target", type=Path, help="a .jsonl file; paths in it start at the pictures' folder")
-        if name != "values":
-            layout.add_argument("--split", choices=SPLITS, help="of all rows")
-    layouts.choices["coco"].add_argument(
-        "--crowd", choices=("unknown", "ignore"), default="unknown", help="what a crowd box makes of a count"
-    )
+        if name == "coco":
+            layout.add_argument("--instances", type=Path, help="instances_*.json")
+            layout.add_argument("--captions", type=Path, help="captions_*.json")
+            layout.add_argument(
+                "--crowd", choices=("present", "ignore"), default="present", help="what a crowd box says"
+            )
+        else:
+            layout.add_argument("source")
+        if name != "check":
+            layout.add_argument("target", type=Path, help="a .jsonl file; paths in it start at the pictures' folder")
+        if name not in ("values", "check"):
+            layout.add_argument("--split", choices=SPLITS, help="of all pictures")
+    layouts.choices["check"].add_argument("--images", type=Path, help="where paths of a .jsonl file start")
     layouts.choices["dcar"].add_argument("--meta", help="what all pictures are of")
-    values = layouts.choices["values"]
-    values.add_argument("--object", required=True, help="what the values are of")
-    values.add_argument("--instruction", required=True, help="what the ranker is asked: 'Rank the age of the person.'")
-    values.add_argument("--image", default="image", help="column of the pictures' names")
-    values.add_argument("--value", default="value", help="column of the values")
-    values.add_argument("--train-ids", type=Path, help="file of ids to train on; the rest is for the test")
-    values.add_argument("--suffix", default="", help="put behind the names: .jpg")
-    args = parser.parse_args(argv)
+    table = layouts.choices["values"]
+    table.add_argument("--object", required=True, help="what the values are of")
+    table.add_argument("--instruction", required=True, help="what the ranker is asked: 'Rank the age of the person.'")
+    table.add_argument("--image", default="image", help="column of the pictures' names")
+    table.add_argument("--value", default="value", help="column of the values")
+    table.add_argument("--train-ids", type=Path, help="file of ids to train on; the rest is for the test")
+    table.add_argument("--suffix", default="", help="put behind the names: .jpg")
+    given = vars(parser.parse_args(argv))
+    layout, target, source = given.pop("layout"), given.pop("target", None), given.pop("source", None)
     try:
-        print(_convert(args))
+        if layout == "check":
+            print(open_facts(source, **given).summary())
+            return 0
+        made = getattr(convert, layout)(*([] if source is None else [source]), **given, root=target.parent)
+        made.write(target)
     except GuardError as error:
         print(error, file=sys.stderr)
         return 1
+    print(f"{made.summary()}\nwritten to {target}")
     return 0
-
-
-def _convert(args: argparse.Namespace) -> str:
-    store, name = Files(args.target.parent), str(args.source)
-    if args.layout == "dcar":
-        captions = CaptionData(dcar.convert(args.source, meta=args.meta, split=args.split), store, name)
-        write_captions(args.target, captions.rows)
-        return f"{captions.summary()}\nwritten to {args.target}"
-    exhaustive: list[str] = []
-    template = COUNTS
-    notes: dict[str, int] = {}
-    if args.layout == "coco":
-        rows, exhaustive, notes = coco.convert(args.source, split=args.split, crowd=args.crowd)
-    elif args.layout == "released":
-        rows = tables.convert_released(args.source, split=args.split)
-    else:
-        template = args.instruction
-        rows = tables.convert_values(
-            args.source,
-            object=args.object,
-            image=args.image,
-            value=args.value,
-            train_ids=args.train_ids,
-            suffix=args.suffix,
-        )
-    data = RankData(rows, store, name, exhaustive, template)
-    write_ranks(args.target, data.rows, exhaustive=exhaustive, template=template)
-    seen = "".join(f"\n  {count:,} {what}" for what, count in notes.items())
-    return f"{data.summary()}{seen}\nwritten to {args.target}"
 
 
 if __name__ == "__main__":

@@ -6,24 +6,19 @@ so that a loader's worker processes can have them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from PIL import Image
 
-from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.errors import ImageError
 from lvlm_guard.images import load_image
 
 OnBad = Literal["raise", "skip"]
 """What becomes of a picture that can't be read: the run ends, or goes on without it and counts it."""
-
-FIRST = 5  # pictures looked for before anything is trained: a wrong folder is then found at once
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-"""Endings by which folders and shards know a picture."""
 
 
 class Store(Protocol):
@@ -49,16 +44,6 @@ class Files:
     def describe(self) -> str:
         """Return where the pictures are."""
         return str(self.root)
-
-    def check(self, keys: Sequence[str]) -> None:
-        """Refuse a root under which none of the first pictures is; raises `DataError`."""
-        first = keys[:FIRST]
-        if first and not any((self.root / key).is_file() for key in first):
-            raise DataError(
-                f"None of the first {len(first)} pictures is there, {str(self.root / first[0])!r} for one. Paths are "
-                f"read from the folder of the file that names them, here {str(self.root)!r}: move the file there, or "
-                "give the pictures' folder as `images` (--images)."
-            )
 
 
 @dataclass(frozen=True)
@@ -91,9 +76,6 @@ class Bad:
     reason: str
 
 
-Item = TypeVar("Item")
-
-
 def load(store: Store, key: str, on_bad: OnBad) -> Image.Image | Bad:
     """Return a picture, or where `on_bad` is "skip" and it can't be read, a `Bad`.
 
@@ -109,15 +91,3 @@ def load(store: Store, key: str, on_bad: OnBad) -> Image.Image | Bad:
             f"The picture {key!r} of {store.describe()} can't be read: {error} To go on without such pictures, which "
             'are then counted, give on_bad="skip" (--on-bad skip).'
         ) from error
-
-
-def sift(items: Iterable[Item | Bad]) -> tuple[list[Item], list[Bad]]:
-    """Return what was loaded and what could not be; for a loader's collate function."""
-    kept: list[Item] = []
-    bad: list[Bad] = []
-    for item in items:
-        if isinstance(item, Bad):
-            bad.append(item)
-        else:
-            kept.append(item)
-    return kept, bad

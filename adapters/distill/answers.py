@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.matching.vocabulary import WORD
 
 
@@ -82,26 +82,28 @@ class AnswerFile:
         """Yield every line, file after file.
 
         Raises:
-            DistillError: a file can't be read.
+            TrainingError: a file can't be read.
         """
         for path in sorted(self.folder.glob(f"{self.part}-*.jsonl")):
             try:
                 with path.open(encoding="utf-8") as file:
                     yield from (line for line in file if line.endswith("\n"))
             except (OSError, UnicodeDecodeError) as error:
-                raise DistillError(f"{path} can't be read ({error}): repair or delete it; it is asked anew.") from error
+                raise TrainingError(
+                    f"{path} can't be read ({error}): repair or delete it; it is asked anew."
+                ) from error
 
     def lessons(self) -> Iterator[Lesson]:
         """Yield every lesson.
 
         Raises:
-            DistillError: a line is none.
+            TrainingError: a line is none.
         """
         for number, line in enumerate(self.lines(), 1):
             try:
                 yield Lesson.of(line)
             except (ValueError, KeyError, TypeError) as error:
-                raise DistillError(
+                raise TrainingError(
                     f"Line {number} of {self.folder}/{self.part}-*.jsonl is no answer ({error}): it was changed. "
                     "Delete the line, and the same command asks about that picture anew."
                 ) from error
@@ -110,13 +112,13 @@ class AnswerFile:
         """Append lessons.
 
         Raises:
-            DistillError: the system refuses.
+            TrainingError: the system refuses.
         """
         try:
             with self._own.open("a", encoding="utf-8") as file:
                 file.write("".join(lesson.line() for lesson in lessons))
         except OSError as error:
-            raise DistillError(
+            raise TrainingError(
                 f"{self._own} can't be written ({error.strerror or error}). What was answered before is kept; make "
                 "room, and the same command goes on from there."
             ) from error

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.settings import Lessons
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.images import load_image
 
 SCENES = 4000  # of the embedded world, unasked
@@ -36,7 +36,7 @@ def pictures_of(lessons: Lessons) -> Pictures:
     """Return the pictures of some lessons, the same ones each time.
 
     Raises:
-        DistillError: the folder is missing or holds too few.
+        TrainingError: the folder is missing or holds too few.
     """
     return _world(lessons) if not lessons.images else _folder(lessons, Path(lessons.images))
 
@@ -47,7 +47,7 @@ def _world(lessons: Lessons) -> Pictures:
     count = SCENES if lessons.pictures is None else lessons.pictures
     most = SPLITS["train"].size - lessons.held_out
     if count > most:
-        raise DistillError(f"The embedded world has {most} training scenes beside those held out: ask for fewer.")
+        raise TrainingError(f"The embedded world has {most} training scenes beside those held out: ask for fewer.")
     drawn = scenes("train", count + lessons.held_out).image
     names = tuple(f"train:{number}" for number in range(len(drawn)))
     place = dict(zip(names, drawn, strict=True))
@@ -56,14 +56,14 @@ def _world(lessons: Lessons) -> Pictures:
 
 def _folder(lessons: Lessons, folder: Path) -> Pictures:
     if not folder.is_dir():
-        raise DistillError(f"{folder} is no folder: give one that holds pictures (--images).")
+        raise TrainingError(f"{folder} is no folder: give one that holds pictures (--images).")
     found = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and path.is_file()
     )
     if len(found) <= lessons.held_out:
-        raise DistillError(
+        raise TrainingError(
             f"{folder} holds {len(found)} pictures ({', '.join(sorted(SUFFIXES))}), of which {lessons.held_out} would "
             "be held out, so that there is none to learn from. Give more pictures, or a smaller --held-out."
         )

@@ -16,13 +16,13 @@ import lvlm_guard
 from lvlm_guard.adapters.distill import drift
 from lvlm_guard.adapters.distill.answers import AnswerFile, summary
 from lvlm_guard.adapters.distill.card import card
-from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.pictures import Pictures, pictures_of
 from lvlm_guard.adapters.distill.repeats import without_repeats
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
-from lvlm_guard.adapters.distill.state import CHECKPOINTS, DONE, read_json, write_json
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import train
+from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.adapters.training.checkpoint import TRAINING, read_json, write_json
 from lvlm_guard.api import guard, unguard
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.pretrained import load_model
@@ -82,12 +82,12 @@ def distill(
         retrain: keep the answers, drop what was trained on them.
 
     Raises:
-        DistillError: the folder holds another distillation, too few pictures can be read, or training fails.
+        TrainingError: the folder holds another distillation, too few pictures can be read, or training fails.
         GuardError: the model, a method or a picture can't be used.
         KeyboardInterrupt: what was answered and trained is kept.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise DistillError(f"seeds are {list(seeds)}: give one or more different numbers.")
+        raise TrainingError(f"seeds are {list(seeds)}: give one or more different numbers.")
     state = PartialState(cpu=device == "cpu")
     if not state.is_main_process:  # one process tells
         echo, progress = _nothing, _unseen
@@ -115,7 +115,7 @@ def distill(
     lines = sorted(line for line in files[TRAIN].lines() if '"failed":null' in line[-24:])
     held_out = [lesson for lesson in files[HELD_OUT].lessons() if not lesson.failed]
     if not lines or not held_out:
-        raise DistillError("None of the pictures can be read, so there is nothing to learn from or to measure on.")
+        raise TrainingError("None of the pictures can be read, so there is nothing to learn from or to measure on.")
     if recipe.soft and recipe.fresh <= 1:
         vocabulary = Vocabulary.of(lessons.objects or None)
         lines = list(without_repeats(lines, processor.tokenizer, vocabulary, recipe.fresh))
@@ -181,19 +181,18 @@ def _begin(out: Path, lessons: Lessons, start_over: bool, retrain: bool) -> None
             f"{key} ({before.get(key)!r}, now {value!r})" for key, value in told.items() if before.get(key) != value
         ]
         if differing:
-            raise DistillError(
+            raise TrainingError(
                 f"{out} holds a distillation with other {', '.join(differing)[:300]}, whose answers can't be mixed "
                 "with these. Give another --out, or --start-over to drop it."
             )
     elif (out / "answers").exists() and not start_over:
-        raise DistillError(f"{out} holds answers of an unknown distillation: give another --out, or --start-over.")
+        raise TrainingError(f"{out} holds answers of an unknown distillation: give another --out, or --start-over.")
     if start_over:
         shutil.rmtree(out / "answers", ignore_errors=True)
     if start_over or retrain:
         for folder in (out, *out.glob("seed-*")):
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            for name in (DONE, COMPARED):
-                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / TRAINING, ignore_errors=True)
+            (folder / COMPARED).unlink(missing_ok=True)
     write_json(note, told)
 
 

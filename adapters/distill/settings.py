@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.pretrained import EMBEDDED
 
@@ -65,18 +65,18 @@ class Lessons:
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise DistillError("There is no prompt to ask. Write one a line into --prompts, or leave it out.")
+            raise TrainingError("There is no prompt to ask. Write one a line into --prompts, or leave it out.")
         if not self.images and self.model != EMBEDDED:
-            raise DistillError(
+            raise TrainingError(
                 f"{self.model!r} needs pictures to answer about: --images FOLDER. They need no labels, but should look "
                 "like those that the model will be used on."
             )
         if self.pictures is not None and self.pictures < 1:
-            raise DistillError(f"{self.pictures} pictures to learn from: give 1 or more.")
+            raise TrainingError(f"{self.pictures} pictures to learn from: give 1 or more.")
         if self.held_out < 1:
-            raise DistillError(f"{self.held_out} pictures held out: give 1 or more, or nothing can be measured.")
+            raise TrainingError(f"{self.held_out} pictures held out: give 1 or more, or nothing can be measured.")
         if self.questions < 1 and not self.free:
-            raise DistillError(
+            raise TrainingError(
                 "Every prompt asks about an object, and no object is asked about: --questions 1 or more."
             )
 
@@ -138,13 +138,13 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "rank", "save_every"):
             if getattr(self, name) < 1:
-                raise DistillError(f"{name} is {getattr(self, name)}: give 1 or more.")
+                raise TrainingError(f"{name} is {getattr(self, name)}: give 1 or more.")
         if not self.fresh >= 0:
-            raise DistillError(f"fresh is {self.fresh}: give a share, 0 to 1, or more to learn all repeats.")
+            raise TrainingError(f"fresh is {self.fresh}: give a share, 0 to 1, or more to learn all repeats.")
         if self.questions < 0:
-            raise DistillError(f"{self.questions} questions of a picture in a step: give 0 or more.")
+            raise TrainingError(f"{self.questions} questions of a picture in a step: give 0 or more.")
         if not (math.isfinite(self.rate) and self.rate > 0):
-            raise DistillError(
+            raise TrainingError(
                 f"The learning rate is {self.rate}: give a positive number, such as 2e-4 for a 7B model."
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,33 +12,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import Claims, names_of
+from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, swap_auroc
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.swaps import hard_negatives
-from lvlm_guard.adapters.training.features import Features
+from lvlm_guard.adapters.training.features import AT_ONCE, Features
 
 NEGATIVES = 4
 """Swaps of a caption, as in DCAR's data."""
 
 
-def swapped(row: CaptionRow, bank: WordBank, others: Sequence[str] = (), seed: int = 0) -> list[tuple[str, str]]:
+def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, seed: int = 0) -> list[tuple[str, str]]:
     """Return (caption, what was exchanged) of a row's swaps: its own, or such as the bank makes.
+
+    No swap says what another caption or a fact of the picture says. Where facts tell of its objects, one is exchanged
+    for what is known to be absent alone; where captions are all there is, for what none of them names, as DCAR does.
 
     Args:
         row: a caption.
         bank: for rows without negatives.
-        others: other true captions of the picture.
+        data: that the row is of.
+        known: what is known of its picture's objects.
         seed: of the draw.
     """
     if row.negatives:
         kinds = row.kinds or ("swap",) * len(row.negatives)
         return list(zip(row.negatives, kinds, strict=True))
-    labels = [name for name in (row.category, *row.attributes.values()) if name]
-    made = hard_negatives(row.caption, bank, NEGATIVES, labels=labels, true_captions=others, seed=seed)
+    there, absent = known
+    labels = [name for name in (row.category, *row.attributes.values(), *sorted(there)) if name]
+    possible: list[str] = []
+    facts = data.facts.get(row.image)
+    if facts is not None:
+        labels += [f"{value} {name}" for name, values in facts.attributes.items() for value in values]
+        if facts.objects or data.exhaustive:
+            possible = [name for name in bank.meta_of if name not in absent]
+    true = data.captions_of[row.image]
+    made = hard_negatives(row.caption, bank, NEGATIVES, labels=labels, true_captions=true, possible=possible, seed=seed)
     return [(swap.text, swap.kind) for swap in made]
 
 
@@ -71,10 +83,8 @@ class Gallery:
         images = tuple(data.images[:pictures])
         place = {image: number for number, image in enumerate(images)}
         rows = tuple(row for row in data.rows if row.image in place)
-        captions: dict[str, list[str]] = {}
-        for row in rows:
-            captions.setdefault(row.image, []).append(row.caption)
-        made = [swapped(row, bank, captions[row.image]) for row in rows]
+        known = known_of(data, bank)
+        made = [swapped(row, bank, data, known(row.image)) for row in rows]
         return cls(
             images,
             rows,
@@ -82,13 +92,13 @@ class Gallery:
             tuple(text for each in made for text, _ in each),
             np.array([number for number, each in enumerate(made) for _ in each], dtype=np.int64),
             np.array([kind for each in made for _, kind in each], dtype=np.str_),
-            Claims.of([*map(names_of(rows, bank), images)]),
+            Claims.of([*map(known, images)]),
         )
 
     @cached_property
     def truth(self) -> NDArray[np.bool_]:
         """[images, rows + swaps]: which caption is true of which picture; equal captions are true of both."""
-        texts = np.array([row.caption for row in self.rows])
+        texts = np.array([squeezed(row.caption) for row in self.rows])
         relevant = np.zeros((len(self.images), len(self.rows) + len(self.swaps)), bool)
         for number, image in enumerate(self.image_of):
             relevant[image, : len(self.rows)] |= texts == texts[number]
@@ -97,10 +107,9 @@ class Gallery:
     @torch.no_grad()
     def searched(self, retriever: DualPromptRetriever, pixels: Features) -> Searched:
         """Return what a retriever makes of it, without word weights."""
-        places, tensor = pixels(self.images)
-        if len(places) < len(self.images):
-            raise KeyError("a picture of the gallery can't be read")
-        image = Encoder(retriever.model).images(tensor)
+        encoder, keys = Encoder(retriever.model), self.images
+        parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
+        image = torch.cat(parts)
         text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
         claims = retriever.text_features(self.claims.texts) if self.claims.names else text[:0]
         return Searched(self, image, text, (image @ claims.T).numpy())
@@ -167,9 +176,9 @@ class Searched:
         )
 
     def claims_auroc(self, pictures: NDArray[np.int64]) -> float:
-        """Return the AUROC of claims that hold of some pictures, repeated or not, against all others; NaN without."""
-        scores, true = self.claimed[pictures], self.gallery.claims.true[pictures]
-        return auroc(scores[true], scores[~true])
+        """Return the AUROC of claims that hold of pictures, repeated or not, against those that don't; NaN without."""
+        scores, claims = self.claimed[pictures], self.gallery.claims
+        return auroc(scores[claims.true[pictures]], scores[claims.false[pictures]])
 
     def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
         """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvlm_guard.adapters.data import RankData
-from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.ranker.metrics import RankingFigures, mean_figures, ranking_figures
 
 LEAST = 8  # pictures of an object, below which a correlation is luck

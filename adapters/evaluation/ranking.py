@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvlm_guard.adapters.data.ranks import COUNTS
+from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.evaluation.bootstrap import Figure, Picked, interval, less
 from lvlm_guard.adapters.evaluation.lists import Lists, Scored, Values
 from lvlm_guard.adapters.evaluation.retrieval import row

@@ -30,7 +30,7 @@ class LossInputs:
         negatives: [n, m] cosines of image i with its caption's swaps.
         present: [n, m] bool: which swaps there are.
         claims: [n, c] cosines of image i with claim j, less the cosine at which a claim is undecided.
-        claimed: [n, c] bool: which claims hold of which picture.
+        claimed, refuted: [n, c] bool: which claims hold of which picture, and which don't.
         categories: [n] integers, negative for none.
         same: [n, n] bool: which captions are equal as texts.
         swaps: [n, s] cosines of image i with every swap of the batch; -inf where it says what caption i says.
@@ -44,6 +44,7 @@ class LossInputs:
     present: Tensor | None = None
     claims: Tensor | None = None
     claimed: Tensor | None = None
+    refuted: Tensor | None = None
     categories: Tensor | None = None
     same: Tensor | None = None
     swaps: Tensor | None = None
@@ -70,7 +71,7 @@ FEATURES = ("image", "text", "frozen_image", "frozen_text")
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "contrastive": ("scores",),
     "hard_negative": ("scores", "negatives"),
-    "claims": ("claims", "claimed"),
+    "claims": ("claims", "claimed", "refuted"),
     "consistency": FEATURES,
     "anchoring_text": ("text", "frozen_text"),
     "anchoring_image": ("image", "frozen_image"),
@@ -201,7 +202,7 @@ _TERMS: Mapping[str, Callable[[LossStack, Any], Tensor]] = {
         tau=stack.tau,
         present=given.present,
     ),
-    "claims": lambda stack, given: claims(given.claims, given.claimed, tau=stack.tau),
+    "claims": lambda stack, given: claims(given.claims, given.claimed, given.refuted, tau=stack.tau),
     "consistency": lambda _, given: (
         consistency(given.image, given.frozen_image) + consistency(given.text, given.frozen_text)
     ),

@@ -83,22 +83,22 @@ def hard_negative(
     return each[having].mean() if bool(having.any()) else positive.sum() * 0
 
 
-def claims(scores: Tensor, true: Tensor, *, tau: float | Tensor = TAU) -> Tensor:
-    """Return how well each picture's claims are judged, each by itself: true ones above 0, others below.
+def claims(scores: Tensor, true: Tensor, false: Tensor, *, tau: float | Tensor = TAU) -> Tensor:
+    """Return how well each picture's claims are judged, each by itself: true ones above 0, false ones below.
 
     The pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023, arXiv:2303.15343); true and false claims count
     alike, which is ours: few objects are in a picture, and all others are not.
 
     Args:
         scores: [n, m], image i with claim j, less the cosine at which a claim is undecided.
-        true: [n, m] bool.
+        true, false: [n, m] bool; a claim that is neither is unknown, and left out.
         tau: temperature.
 
     Returns:
         A scalar: the mean of the means over true and over false claims, of the kinds that there are.
     """
     logits = _precise(scores) / tau
-    each = [part.mean() for part in (softplus(-logits[true]), softplus(logits[~true])) if part.numel()]
+    each = [part.mean() for part in (softplus(-logits[true]), softplus(logits[false])) if part.numel()]
     return torch.stack(each).mean() if each else scores.sum() * 0
 
 

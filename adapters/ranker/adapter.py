@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lvlm_guard.adapters.card import write_adapter
 from lvlm_guard.adapters.backbone import load_backbone
+from lvlm_guard.adapters.card import write_adapter
 from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.trunk import trunk_of

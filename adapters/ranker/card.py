@@ -8,7 +8,7 @@ from string import Formatter
 from typing import Any, Self
 
 from lvlm_guard.adapters.card import Card, pair
-from lvlm_guard.adapters.data.ranks import COUNTS
+from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.ranker.trunk import Trunk
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError

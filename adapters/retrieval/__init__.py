@@ -2,8 +2,7 @@
 
 Read in this order:
 
-- `captions`, `word_weights`, `category_block`: captions with room for prompts, weights of their words for a picture,
-  and attention to categories.
+- `captions`, `word_weights`: captions with room for prompts, weights of their words for a picture.
 - `model`: these and the CLIP as one module to train; `retriever`: `DualPromptRetriever`, which takes pictures and
   words; `two_stage`: costly scores for the best only; `card`, `folder`: on disk.
 - `bank`, `inflection`, `swaps`: captions in which a category or an attribute is exchanged.

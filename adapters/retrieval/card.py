@@ -23,7 +23,6 @@ class RetrieverCard(Card):
         backbone: hub id or folder of the CLIP; "embedded" for the tiny one of this package.
         text_width, image_width: of its encoders.
         adapter: whether prompts (or another adapter of PEFT) lie in the folder; False for an untuned CLIP.
-        categories: names that the category block attends to; empty for none.
         strength: lambda of the word weights, at least 0; 0 leaves captions as they are.
         weighting: how `rank` uses them: "none"; "two-stage" ranks without and then ranks the best `top` again by
             weights made for each pair; "pairwise" weighs every pair. The cost is one text pass for each weighed pair.
@@ -46,7 +45,6 @@ class RetrieverCard(Card):
     text_width: int
     image_width: int
     adapter: bool = True
-    categories: tuple[str, ...] = ()
     strength: float = 0.0
     weighting: Weighting = "none"
     top: int = 50
@@ -84,5 +82,4 @@ class RetrieverCard(Card):
 
     @classmethod
     def _made(cls, told: dict[str, Any]) -> Self:
-        categories = tuple(map(str, told.get("categories") or ()))
-        return cls(**told | {"categories": categories, "calibration": pair(told.get("calibration"))})
+        return cls(**told | {"calibration": pair(told.get("calibration"))})

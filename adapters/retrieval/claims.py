@@ -1,9 +1,13 @@
-"""Claims that an object is in a picture, as the guard asks them of a matcher, and of which pictures they hold."""
+"""Claims that an object is in a picture, as the guard asks them of a matcher, and of which pictures they hold.
+
+An object is there where facts or a caption say so, and absent where facts say so; all else is unknown, and is neither
+trained on nor measured. Where a caption names what facts call absent, one of them errs, and it is unknown too.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.adapters.data import CaptionRow
+from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.parsing import parse
 from lvlm_guard.matching.vocabulary import article
@@ -28,17 +32,23 @@ def claim(name: str) -> str:
     return TEMPLATE.format(article=article(name), object=name)
 
 
-def names_of(rows: Iterable[CaptionRow], bank: WordBank) -> Callable[[str], frozenset[str]]:
-    """Return a function from a picture's key to the categories that its captions name, each read when first asked."""
+Known = tuple[AbstractSet[str], AbstractSet[str]]
+"""(objects that are there, objects that are absent)"""
+
+
+def known_of(data: CaptionData, bank: WordBank) -> Callable[[str], Known]:
+    """Return a function from a picture's key to what is known of its objects, each read when first asked."""
     said: dict[str, list[CaptionRow]] = {}
-    for row in rows:
+    for row in data.rows:
         said.setdefault(row.image, []).append(row)
 
     @cache
-    def names(image: str) -> frozenset[str]:
-        return frozenset().union(*(_named(row, bank) for row in said[image]))
+    def known(image: str) -> Known:
+        there, absent = data.objects(image)
+        named = frozenset().union(*(_named(row, bank) for row in said[image]))
+        return there | (named - absent), absent - named
 
-    return names
+    return known
 
 
 def _named(row: CaptionRow, bank: WordBank) -> set[str]:
@@ -48,23 +58,28 @@ def _named(row: CaptionRow, bank: WordBank) -> set[str]:
 
 @dataclass(frozen=True)
 class Claims:
-    """Which objects are in which pictures, as far as captions name them.
+    """Which objects are in which pictures.
 
     Args:
         names: of objects.
-        true: [pictures, names].
+        true, false: [pictures, names]; what is neither is unknown.
     """
 
     names: tuple[str, ...]
     true: NDArray[np.bool_]
+    false: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, pictures: Sequence[AbstractSet[str]], most: int = MOST) -> Claims:
-        """Return the claims about pictures whose captions name these categories."""
-        counts = Counter(name for mine in pictures for name in sorted(mine))
+    def of(cls, pictures: Sequence[Known], most: int = MOST) -> Claims:
+        """Return the claims about objects that some of these pictures show."""
+        counts = Counter(name for there, _ in pictures for name in sorted(there))
         names = tuple(sorted(name for name, _ in counts.most_common(most)))
-        true = np.array([[name in mine for name in names] for mine in pictures], dtype=np.bool_)
-        return cls(names, true.reshape(len(pictures), len(names)))
+
+        def table(which: int) -> NDArray[np.bool_]:
+            made = np.array([[name in known[which] for name in names] for known in pictures], dtype=np.bool_)
+            return made.reshape(len(pictures), len(names))
+
+        return cls(names, table(0), table(1))
 
     @property
     def texts(self) -> list[str]:
@@ -73,5 +88,10 @@ class Claims:
 
     @property
     def telling(self) -> bool:
-        """Whether some are true and some are not."""
-        return bool(self.true.any() and not self.true.all())
+        """Whether some are true and some are false."""
+        return bool(self.true.any() and self.false.any())
+
+    def judged(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return the scores [pictures, names] of what is known, flat, and which of them are true."""
+        known = self.true | self.false
+        return scores[known].astype(np.float64), self.true[known]

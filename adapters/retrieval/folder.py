@@ -1,20 +1,17 @@
-"""A retriever's folder: PEFT's own files, the category block, and the card that says it is whole."""
+"""A retriever's folder: PEFT's own files, which hold all that was trained, and the card that says it is whole."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Inputs, load_backbone, name_of, place_of
 from lvlm_guard.adapters.card import write_adapter
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
-from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.tuned import is_tuned, require_peft
@@ -23,9 +20,8 @@ from lvlm_guard.weights import read
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from lvlm_guard.adapters.prompts import DualPromptConfig
 
-BLOCK = "category_block.safetensors"
+    from lvlm_guard.adapters.prompts import DualPromptConfig
 
 
 def make(
@@ -33,7 +29,6 @@ def make(
     inputs: Inputs,
     *,
     config: DualPromptConfig | None = None,
-    categories: Sequence[str] = (),
     **card: Any,
 ) -> DualPromptRetriever:
     """Return a retriever that is ready to train, or the untuned baseline.
@@ -42,7 +37,6 @@ def make(
         clip: a `CLIPModel`; frozen here, and prompts are put into it. Or the `PeftModel` of one with a LoRA alone.
         inputs: of it.
         config: the prompts to put in; None for none.
-        categories: names that the category block attends to; none for no block.
         card: further fields of `RetrieverCard`.
 
     Raises:
@@ -59,7 +53,6 @@ def make(
             "text_width": base.config.text_config.hidden_size,
             "image_width": base.config.vision_config.hidden_size,
             "adapter": config is not None or is_tuned(clip),
-            "categories": tuple(categories),
             **card,
         }
     )
@@ -69,11 +62,7 @@ def make(
             "first (merge_and_unload), or use lvlm_guard.adapters.prompts.add_prompts and save the two by hand."
         )
     prompted = clip if config is None else _prompted(clip, config)
-    made = DualPromptRetriever(RetrievalModel(prompted), settings, inputs)
-    if categories:
-        _, texts = made.frozen_features(texts=list(categories))
-        made.model.block = CategoryBlock(texts).to(made.model.device)
-    return made
+    return DualPromptRetriever(RetrievalModel(prompted), settings, inputs)
 
 
 def _prompted(clip: Any, config: DualPromptConfig) -> PeftModel:
@@ -109,8 +98,6 @@ def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path
     model = retriever.model
     if is_tuned(model.clip):
         write_adapter(model.clip, retriever.card.backbone, place)
-    if model.block is not None:
-        save_file({name: value.contiguous() for name, value in model.block.state_dict().items()}, place / BLOCK)
     return replace(retriever.card, adapter=is_tuned(model.clip)).write(place)
 
 
@@ -131,7 +118,6 @@ def load(
     inputs = inputs or Inputs.of(clip)
     clip.requires_grad_(False)
     adapted: Any = clip
-    block = None
     if card.adapter:
         require_peft()
         adapted = read(
@@ -141,18 +127,7 @@ def load(
             damaged="A file of it is missing or damaged: copy the folder again, or train again.",
             absent="Give the folder that save_pretrained wrote.",
         )
-    if card.categories:
-        tensors = read(
-            f"The category block of {str(place)!r}",
-            str(place),
-            lambda: load_file(place / BLOCK),
-            damaged=f"{BLOCK} is missing or damaged: copy the folder again, or train again.",
-            absent="Give the folder that save_pretrained wrote.",
-        )
-        block = CategoryBlock(tensors["categories"])
-        block.load_state_dict(tensors)
-        block.requires_grad_(trainable)
-    whole = RetrievalModel(adapted, block)
+    whole = RetrievalModel(adapted)
     return DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, inputs)
 
 
@@ -172,4 +147,3 @@ def _require_clip(clip: Any) -> None:
             f"A {type(clip).__name__} is no CLIPModel of transformers, which retrieval stands on: give one, such as "
             "openai/clip-vit-base-patch32."
         )
-

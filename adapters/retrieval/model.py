@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.word_weights import prepare, weighing
 from lvlm_guard.adapters.tuned import is_tuned
 
@@ -23,18 +22,16 @@ class Features(NamedTuple):
 
 
 class RetrievalModel(nn.Module):
-    """A CLIP, its prompts if it has any, and the category block if there is one. The CLIP stays in evaluation mode.
+    """A CLIP and its prompts if it has any, always in evaluation mode: dropout would make its features another's.
 
     Args:
         clip: a `CLIPModel`, or the `PeftModel` around one.
-        block: see `CategoryBlock`; None for none.
     """
 
-    def __init__(self, clip: Any, block: CategoryBlock | None = None) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         prepare(clip)
         self.clip = clip.eval()
-        self.block = block
 
     @property
     def base(self) -> Any:
@@ -53,7 +50,7 @@ class RetrievalModel(nn.Module):
         return there
 
     def train(self, mode: bool = True) -> RetrievalModel:
-        """Set the mode of the block alone: dropout in the CLIP would make its frozen features another's."""
+        """Change nothing of the CLIP."""
         super().train(mode)
         self.clip.eval()
         return self
@@ -76,8 +73,7 @@ class RetrievalModel(nn.Module):
         mask = None if attention_mask is None else attention_mask.to(self.device)
         with weighing(factors):
             out = self.base.get_text_features(input_ids=input_ids.to(self.device), attention_mask=mask)
-        text = normalize(out.pooler_output.float(), dim=-1)
-        return text if self.block is None else self.block(text)
+        return normalize(out.pooler_output.float(), dim=-1)
 
     def forward(
         self,
@@ -100,11 +96,9 @@ class RetrievalModel(nn.Module):
         what it was.
         """
         asked = [(parameter, parameter.requires_grad) for parameter in self.clip.parameters()]
-        block, self.block = self.block, None
         try:
             with torch.no_grad(), self.clip.disable_adapter() if is_tuned(self.clip) else nullcontext():
                 yield
         finally:
-            self.block = block
             for parameter, required in asked:
                 parameter.requires_grad_(required)

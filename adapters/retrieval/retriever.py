@@ -41,7 +41,7 @@ class WordWeight(NamedTuple):
 
 
 class DualPromptRetriever:
-    """Scores pictures against captions with a CLIP, its prompts, its category block and its word weights.
+    """Scores pictures against captions with a CLIP, its prompts and its word weights.
 
     Without prompts and with strength 0 it is plain CLIP, the baseline of every figure. Results are float32 tensors on
     the CPU. One object serves many threads, one call at a time.
@@ -224,7 +224,7 @@ class DualPromptRetriever:
         return image, text
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the adapter as PEFT does, the category block, and the card last; return the card's path."""
+        """Write the adapter as PEFT does, and the card last; return the card's path."""
         from lvlm_guard.adapters.retrieval.folder import save
 
         return save(self, folder)
@@ -258,6 +258,4 @@ class DualPromptRetriever:
         return load(folder, model, inputs, device, trainable)
 
     def _plain_inputs(self, texts: Sequence[str]) -> CaptionInputs:
-        return caption_inputs(
-            self.inputs.tokenizer, texts, length=self.inputs.context, too_long=self.card.too_long
-        )
+        return caption_inputs(self.inputs.tokenizer, texts, length=self.inputs.context, too_long=self.card.too_long)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from lvlm_guard.adapters.data.captions import squeezed
+from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.retrieval.bank import ONE, WordBank
 from lvlm_guard.adapters.retrieval.inflection import agreeing, cased, with_article
 from lvlm_guard.adapters.retrieval.parsing import Found, Phrase, is_plural, parse
@@ -44,7 +44,12 @@ class _Edit:
 
 
 def swaps_of(
-    caption: str, bank: WordBank, *, labels: Iterable[str] = (), true_captions: Iterable[str] = ()
+    caption: str,
+    bank: WordBank,
+    *,
+    labels: Iterable[str] = (),
+    true_captions: Iterable[str] = (),
+    possible: Iterable[str] = (),
 ) -> list[Swap]:
     """Return every swap of a caption, each text once, in the order of the caption and the bank.
 
@@ -57,9 +62,10 @@ def swaps_of(
         bank: which words stand for which.
         labels: what else is known to be in the picture: names ("dog") or phrases ("two red dogs").
         true_captions: other true captions; no swap equals one.
+        possible: categories that may be in the picture, for all that is known: no swap names one.
     """
     true = {squeezed(caption), *map(squeezed, true_captions)}
-    known = _known([caption, *labels, *true_captions], bank)
+    known = _known([caption, *labels, *true_captions], bank, possible)
     made: dict[str, Swap] = {}
     for swap in _made(caption, bank, known):
         if squeezed(swap.text) not in true:
@@ -74,6 +80,7 @@ def hard_negatives(
     *,
     labels: Iterable[str] = (),
     true_captions: Iterable[str] = (),
+    possible: Iterable[str] = (),
     seed: int = 0,
 ) -> list[Swap]:
     """Return up to `count` swaps, drawn by kind in turn so that no kind crowds out another; a seed fixes them.
@@ -82,7 +89,7 @@ def hard_negatives(
     """
     rng = random.Random(f"{seed}:{caption}")
     by_kind: dict[str, list[Swap]] = {}
-    for swap in swaps_of(caption, bank, labels=labels, true_captions=true_captions):
+    for swap in swaps_of(caption, bank, labels=labels, true_captions=true_captions, possible=possible):
         by_kind.setdefault(swap.kind, []).append(swap)
     queues = list(by_kind.values())
     rng.shuffle(queues)
@@ -105,8 +112,8 @@ class _Known:
     anywhere: frozenset[tuple[str, int]]
 
 
-def _known(texts: Sequence[str], bank: WordBank) -> _Known:
-    names: set[str] = set()
+def _known(texts: Sequence[str], bank: WordBank, possible: Iterable[str] = ()) -> _Known:
+    names: set[str] = set(possible)
     said: set[tuple[str, int, str]] = set()
     anywhere: set[tuple[str, int]] = set()
     for text in texts:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.distill.state import read_json, write_json
-from lvlm_guard.adapters.training.errors import TrainingError
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.files import whole
 
-STATE, BEGUN, DONE, CURVE, CANDIDATES = "state.pt", "begun.json", "training.json", "curve.jsonl", "candidates"
+TRAINING = "training"
+"""The folder of a training, below its adapter's."""
+
+BEGUN, DONE, CURVE, CANDIDATES = "begun.json", "training.json", "curve.jsonl", "candidates"
 
 
 @dataclass(frozen=True)
@@ -55,100 +56,79 @@ def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-class Checkpoint:
-    """The state of one training, in a folder below the adapter's.
+def finished(folder: Path, told: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds the result of this training, and note that it begins where it doesn't.
 
     Args:
-        folder: made if need be.
-        told: what the training is; a folder that holds another is refused.
+        folder: of the training.
+        told: what it is: recipe, data, processes.
 
     Raises:
-        TrainingError: the folder holds another training.
+        TrainingError: the folder holds another training, finished or not.
     """
+    told = json.loads(json.dumps(dict(told), default=str))
+    done = read_json(folder / DONE)
+    begun = read_json(folder / BEGUN) if done is None else {key: done.get(key) for key in told}
+    if begun is not None and begun != told:
+        raise TrainingError(
+            f"{folder} holds another training ({_differing(begun, told)}). Give another --out, or --start-over to drop "
+            "it (of a distillation --retrain, which keeps the answers)."
+        )
+    if done is None:
+        write_json(folder / BEGUN, told)
+    return done is not None
 
-    def __init__(self, folder: Path, told: Mapping[str, Any]) -> None:
-        self.folder, self.told = folder, json.loads(json.dumps(dict(told), default=str))
-        begun = read_json(folder / BEGUN)
-        if begun is not None and begun != self.told:
-            changed = [
-                f"{key} {begun.get(key)!r}, now {value!r}"
-                for key, value in self.told.items()
-                if begun.get(key) != value
-            ]
-            raise TrainingError(
-                f"{folder} holds another training ({'; '.join(changed)[:400]}). Give another --out, or --start-over "
-                "to drop it."
-            )
 
-    def begin(self) -> None:
-        """Note what the training is."""
-        (self.folder / CANDIDATES).mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / BEGUN, self.told)
-
-    @property
-    def done(self) -> bool:
-        """Whether the training has come to its end."""
-        return read_json(self.folder / DONE) is not None
-
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, measured: list[Measured]) -> None:
-        """Write the state after a step, whole or not at all."""
-        state = {
-            "step": step,
-            "weights": weights_of(model),
-            "optimizer": optimizer.state_dict(),
-            "measured": [asdict(one) for one in measured],
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = (
+        {
+            key: value
+            for name, part in told.items()
+            for key, value in (part if isinstance(part, dict) else {name: part}).items()
         }
-        with whole(self.folder / STATE) as part:
-            torch.save(state, part)
+        for told in (before, now)
+    )
+    return ", ".join(f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k))[
+        :400
+    ]
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[Measured]]:
-        """Give model and optimiser the saved state; return (steps done, measurements), (0, []) where there is none."""
-        place = self.folder / STATE
-        if not place.is_file():
-            return 0, []
-        state = torch.load(place, map_location="cpu", weights_only=True)
-        put(model, state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), [Measured(**one) for one in state["measured"]]
 
-    def candidate(self, step: int) -> dict[str, Tensor]:
-        """Return the weights that were measured after a step."""
-        return load_file(self.folder / CANDIDATES / f"{step}.safetensors")
+def finish(
+    folder: Path, told: Mapping[str, Any], note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> None:
+    """Note that a training is over and what it found, and drop what only served to go on; its history stays."""
+    with whole(folder / CURVE) as part:
+        part.write_text("".join(json.dumps(_without_epoch(entry)) + "\n" for entry in history), encoding="utf-8")
+    write_json(folder / DONE, {**told, **note})
+    drop(folder)
 
-    def keep_candidate(self, step: int, model: nn.Module, alone: bool) -> None:
-        """Write the weights that were measured; `alone` drops the others."""
-        place = self.folder / CANDIDATES
-        with whole(place / f"{step}.safetensors") as part:
-            save_file({name: value.contiguous() for name, value in weights_of(model).items()}, part)
-        if alone:
-            for other in place.glob("*.safetensors"):
-                if other.stem != str(step):
-                    other.unlink()
 
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """Append a line to the curve."""
-        with (self.folder / CURVE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+def _without_epoch(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "epoch"}  # of a data set that is cut to the steps
 
-    def curve(self) -> list[dict[str, Any]]:
-        """Return the lines of the curve; one that was cut off by a kill is left out."""
-        place = self.folder / CURVE
-        found = []
-        for line in place.read_text(encoding="utf-8").splitlines() if place.is_file() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
 
-    def rewind(self, step: int) -> None:
-        """Drop what the curve tells of later steps than the saved one: they are taken again."""
-        kept = [entry for entry in self.curve() if entry["step"] <= step]
-        with whole(self.folder / CURVE) as part:
-            part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+def drop(folder: Path) -> None:
+    """Remove the checkpoints of a training."""
+    for place in (*folder.glob("checkpoint-*"), folder / CANDIDATES):
+        shutil.rmtree(place, ignore_errors=True)
+    (folder / BEGUN).unlink(missing_ok=True)
 
-    def finish(self, note: Mapping[str, Any]) -> None:
-        """Note that the training is over and what it found, and drop what only served to go on; the curve stays."""
-        write_json(self.folder / DONE, {**self.told, **note})
-        (self.folder / STATE).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / CANDIDATES, ignore_errors=True)
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole: its state is written last."""
+    found = [path for path in folder.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
+    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds; None where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all, its folder made if need be."""
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")

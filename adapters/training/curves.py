@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.adapters.evaluation.told import verdicts
+from lvlm_guard.adapters.training.trainer import VALIDATION
 from lvlm_guard.report import Html, Interval, dot_plot, page, section, table, tag, with_interval, write_page
 from lvlm_guard.report.axes import Frame
 from lvlm_guard.report.plots import titled
@@ -68,9 +69,9 @@ def _curves(name: str, curve: Sequence[Mapping[str, Any]], measures: Sequence[st
     losses = [(float(entry["step"]), float(entry["loss"])) for entry in curve if "loss" in entry]
     found = {
         key: [
-            (float(entry["step"]), float(entry["measured"][key]))
+            (float(entry["step"]), float(entry[VALIDATION + key]))
             for entry in curve
-            if entry.get("measured", {}).get(key) is not None
+            if entry.get(VALIDATION + key) is not None
         ]
         for key in measures
     }

@@ -10,29 +10,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lvlm_guard.adapters.data import CaptionData
+from lvlm_guard.adapters.backbone import Inputs
+from lvlm_guard.adapters.data import CaptionData, FactsData
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.losses import LossStack
-from lvlm_guard.adapters.prompts import configuration, layers_of
+from lvlm_guard.adapters.prompts import DualPromptConfig, configuration, layers_of
 from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.captions import budget
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.negatives import fit_tau
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import UNTUNED, Candidate, selected
-from lvlm_guard.adapters.training.checkpoint import Checkpoint, Measured, put
-from lvlm_guard.adapters.training.features import Features
-from lvlm_guard.adapters.training.loop import Advance, train
-from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.checkpoint import CANDIDATES, TRAINING, Measured, finish, finished, put
+from lvlm_guard.adapters.training.features import AT_ONCE, Features
+from lvlm_guard.adapters.training.recipe import Recipe, about
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
+from lvlm_guard.adapters.training.trainer import Advance, train
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.platt import platt
 from lvlm_guard.verify.check import SWAPS, drawn
 
-AVERAGED = -2  # the step by which the average of all candidates goes
+WORLD = "the embedded world"  # as its store is described
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class Plan:
         coupling_rank: None for the configuration's own.
         strength: lambda of the word weights, by which L_cate alone is learnt: selection, calibration and matching
             never weigh words, so it is 0 unless asked for.
-        block: whether the category block is trained too.
         losses: what is learnt by; its temperature is left aside for `tau`.
         alike: pairs of one category that a batch takes together; 1 takes them as they come.
         tau: temperature; None for the CLIP's own. A wrong one makes losses of cosines far too sharp or flat.
@@ -58,7 +61,6 @@ class Plan:
     n_ctx: int | None = None
     coupling_rank: int | None = None
     strength: float = 0.0
-    block: bool = True
     losses: LossStack = field(default_factory=LossStack)
     alike: int = 1
     tau: float | None = None
@@ -73,8 +75,7 @@ class Plan:
 
 
 BASELINES: Mapping[str, Plan] = {
-    name: Plan(prompts=name, strength=0.0, block=False, losses=LossStack(hard_negative=0.0, alpha=0.0))
-    for name in ("coop", "maple")
+    name: Plan(prompts=name, losses=LossStack(hard_negative=0.0, alpha=0.0)) for name in ("coop", "maple")
 }
 """As published: their prompts, and CLIP's contrastive loss alone."""
 
@@ -101,15 +102,22 @@ class Pictures:
 
     @classmethod
     def read(
-        cls, data: CaptionData, clip: str, *, validation: int | None = None, advance: Advance = lambda _: None
+        cls,
+        data: CaptionData,
+        clip: str,
+        *,
+        validation: int | None = None,
+        advance: Advance = lambda _: None,
+        device: str = "cpu",
     ) -> Pictures:
         """Read the training and validation parts of a data set; pictures that can't be read go, where it allows that.
 
         Args:
-            data: rows with or without splits.
+            data: rows of both parts.
             clip: as of `Plan`.
             validation: most pictures that candidates are measured on; None for all.
             advance: told how many pictures were read.
+            device: where the frozen features are computed.
 
         Raises:
             DataError: a picture can't be read and is not to be skipped, or a part would be empty.
@@ -117,27 +125,32 @@ class Pictures:
         learnt, held_out = data.parted()
         bank = bank_of(data)
         plain = untuned(clip)
+        plain.model.to(device)
         wanted = held_out.images[:validation]
         pixels = Features([*learnt.images, *wanted], data.load, plain.image_inputs, advance)
-        if pixels.bad:
-            gone = {bad.image for bad in pixels.bad}
-            learnt = learnt.without(pixels.bad)
-            held_out = held_out.without(pixels.bad) if gone & set(held_out.images) else held_out
-        gallery = Gallery.of(
-            held_out, bank, None if validation is None else len([w for w in wanted if w in set(held_out.images)])
-        )
+        learnt, held_out = learnt.without(pixels.bad), held_out.without(pixels.bad)
+        gone = {bad.image for bad in pixels.bad}
+        gallery = Gallery.of(held_out, bank, len([image for image in wanted if image not in gone]))
         encoder = Encoder(plain.model)
-
-        def frozen(images: Sequence[Any]) -> Tensor:
-            return encoder.images(plain.image_inputs(images))
-
-        features = Features(learnt.images, data.load, frozen) if not pixels.keeps else _seen(learnt, pixels, encoder)
+        keys = learnt.images
+        parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
+        features = Features.held(keys, torch.cat(parts))
         return cls(learnt, gallery, pixels, features, flat(gallery.searched(plain, pixels).figures()), bank)
+
+
+def fitting(plan: Plan, facts: FactsData) -> FactsData:
+    """Return facts whose captions the plan's CLIP can read whole beside its prompts; see `FactsData.fitting`."""
+    if facts.store.describe() == WORLD:  # made for a tiny context
+        return facts
+    clip, inputs = parts(plan.clip)
+    config = _prompts(plan, clip, inputs)
+    most = budget(inputs.context, len(config.placeholder_ids))
+    return facts.fitting(lambda text: len(inputs.tokenizer(text, add_special_tokens=False)["input_ids"]), most)
 
 
 def bank_of(data: CaptionData) -> WordBank:
     """Return the word bank of a data set: the world's, one of the rows' own categories, or the package's."""
-    if data.rows[0].image.startswith("captions/") and data.store.describe() == "the embedded world":
+    if data.store.describe() == WORLD:
         return WordBank.world()
     kinds: dict[str, list[str]] = {}
     for row in data.rows:
@@ -155,6 +168,7 @@ def fit(
     *,
     device: str = "auto",
     workers: int = 0,
+    report_to: str = "none",
 ) -> DualPromptRetriever:
     """Train a retriever and save it in a folder; one that is there already is loaded.
 
@@ -162,9 +176,11 @@ def fit(
         TrainingError: the folder holds another training, or a loss or gradient is not finite.
         KeyboardInterrupt: after the step in progress was saved.
     """
-    told = {"what": "dual-prompt", "plan": plan.to_dict(), "recipe": recipe.to_dict(), "data": pictures.train.name}
-    kept = Checkpoint(folder / "training", told)
-    if kept.done:
+    place, told = folder / TRAINING, about("dual-prompt", plan.to_dict(), recipe, pictures.train, device)
+    state = PartialState()
+    with state.main_process_first():
+        done = finished(place, told)
+    if done:
         advance(recipe.steps)
         return DualPromptRetriever.from_pretrained(folder)
     torch.manual_seed(recipe.seed)
@@ -184,24 +200,20 @@ def fit(
         pictures.frozen,
         plan.alike,
     )
-    measured = train(task, recipe, kept, advance, device=device, workers=workers)
-    from accelerate import PartialState
-
-    state = PartialState()
+    measured, history = train(task, recipe, place, advance, device=device, workers=workers, report_to=report_to)
     if state.is_main_process:
-        best = _choose(task, kept, measured, recipe, pictures.untuned)
+        best = _choose(task, place, measured, recipe, pictures.untuned)
         if best.epoch == UNTUNED:
             retriever = untuned(plan.clip, configuration=plan.prompts)
         calibrate(retriever, pictures.gallery, pictures.pixels)
         retriever.save_pretrained(folder)
-        kept.finish(
-            {
-                "kept": best.epoch,
-                "averaged": best.averaged,
-                "figures": flat(best.figures, claims="claims" in plan.losses.active),
-                "untuned": pictures.untuned,
-            }
-        )
+        note = {
+            "kept": best.epoch,
+            "averaged": best.averaged,
+            "figures": flat(best.figures, claims="claims" in plan.losses.active),
+            "untuned": pictures.untuned,
+        }
+        finish(place, told, note, history)
     state.wait_for_everyone()
     return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
 
@@ -209,35 +221,41 @@ def fit(
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     """Return an untrained retriever."""
     clip, inputs = parts(plan.clip)
-    given = {"n_ctx": plan.n_ctx, "depth": plan.depth, "coupling_rank": plan.coupling_rank}
-    options = {name: value for name, value in given.items() if value is not None}
-    if plan.depth is None and plan.prompts != "coop":
-        options["depth"] = min(9, layers_of(clip, "text"), layers_of(clip, "vision"))  # the papers' 9 of 12
-    names = list(dict.fromkeys(row.category for row in pictures.train.rows if row.category)) if plan.block else []
     return make(
         clip,
         inputs,
-        config=configuration(plan.prompts, inputs.tokenizer, **options),
-        categories=names if len(names) > 1 else (),
+        config=_prompts(plan, clip, inputs),
         strength=plan.strength,
         weighting="two-stage" if plan.strength > 0 else "none",
         configuration=plan.prompts,
     )
 
 
+def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
+    given = {"n_ctx": plan.n_ctx, "depth": plan.depth, "coupling_rank": plan.coupling_rank}
+    options = {name: value for name, value in given.items() if value is not None}
+    if plan.depth is None and plan.prompts != "coop":
+        options["depth"] = min(9, layers_of(clip, "text"), layers_of(clip, "vision"))  # the papers' 9 of 12
+    return configuration(plan.prompts, inputs.tokenizer, **options)
+
+
 def _choose(
-    task: RetrievalTask, kept: Checkpoint, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float]
+    task: RetrievalTask, folder: Path, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float]
 ) -> Candidate:
     """Give the retriever the weights that are best on validation; the candidate is told by its step."""
     claims = "claims" in task.losses.active
+
+    def weights(step: int) -> dict[str, Tensor]:
+        return load_file(folder / CANDIDATES / f"{step}.safetensors")
+
     candidates = [Candidate(UNTUNED, unflat(plain), claims=claims)]
     candidates += [Candidate(one.step, unflat(one.figures), claims=claims) for one in measured]
-    average = averaged([kept.candidate(one.step) for one in measured])
+    average = averaged([weights(one.step) for one in measured])
     put(task.model, average)
     candidates.append(Candidate(recipe.steps + 1, unflat(task.measure()), averaged=True, claims=claims))
     best = selected(candidates)
     if best.epoch != UNTUNED and not best.averaged:
-        put(task.model, kept.candidate(best.epoch))
+        put(task.model, weights(best.epoch))
     return best
 
 
@@ -264,7 +282,7 @@ def calibrate(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features
     """
     found = gallery.searched(retriever, pixels)
     if gallery.claims.telling:
-        scores, labels = found.claimed.ravel().astype(np.float64), gallery.claims.true.ravel()
+        scores, labels = gallery.claims.judged(found.claimed)
     else:
         scores = np.concatenate([found.true, found.swapped])
         labels = np.arange(len(scores)) < len(found.true)
@@ -279,22 +297,15 @@ def calibrate(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features
 def against_swaps(found: Searched) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return cosines of claims and the swaps that the verifier sets against them, [n, 1 + swaps], and which hold.
 
-    As there, a swap is an object that the picture's captions don't name.
+    As there, a swap is drawn by its name, here among the objects that the picture is known not to show.
     """
-    names, rows, labels = found.gallery.claims.names, [], []
-    at = {name: k for k, name in enumerate(names)}
-    for cosines, true in zip(found.claimed.astype(np.float64), found.gallery.claims.true, strict=True):
-        others = [name for name, holds in zip(names, true, strict=True) if not holds]
-        for name, holds in zip(names, true, strict=True):
-            swaps = drawn(name, [other for other in others if other != name], SWAPS)
-            if len(swaps) == SWAPS:
+    claims, rows, labels = found.gallery.claims, [], []
+    at = {name: k for k, name in enumerate(claims.names)}
+    for cosines, true, false in zip(found.claimed.astype(np.float64), claims.true, claims.false, strict=True):
+        absent = [name for name in claims.names if false[at[name]]]
+        for name in claims.names:
+            swaps = drawn(name, [other for other in absent if other != name], SWAPS)
+            if len(swaps) == SWAPS and (true[at[name]] or false[at[name]]):
                 rows.append(cosines[[at[name], *map(at.__getitem__, swaps)]])
-                labels.append(holds)
+                labels.append(true[at[name]])
     return np.array(rows).reshape(len(rows), 1 + SWAPS), np.array(labels, dtype=np.bool_)
-
-
-def _seen(data: CaptionData, pixels: Features, encoder: Encoder) -> Features:
-    """Return frozen features of pictures whose pixels are in memory."""
-    keys = data.images
-    made = encoder.images(pixels(keys)[1])
-    return Features.held(keys, made)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.data.pictures import Bad
+from lvlm_guard.adapters.errors import TrainingError
 
 AT_ONCE = 64
-ROOM = 4 << 30  # bytes that one set of features may take; beyond it they are made anew at each step
+ROOM = 4 << 30  # bytes of memory that one set of features may take; beyond it they lie in a file, in half precision
 
 Load = Callable[[str], Image.Image | Bad]
 Encode = Callable[[Sequence[Image.Image]], Tensor]
 
 
 class Features:
-    """Tensors of pictures by key; in memory where they fit, which changes no number: each is what `encode` gives.
+    """Tensors of pictures by key, a row each: in memory where they fit, else in a file that is mapped into it.
+
+    Picklable for loaders' worker processes: it holds neither a model nor, once made, the pictures.
 
     Args:
         keys: of the pictures.
         load: gives a picture or a `Bad`.
         encode: pictures to a tensor, a row each, on the CPU.
         advance: told how many pictures were encoded.
-        room: bytes that may be taken.
+        room: bytes of memory that may be taken.
     """
 
     def __init__(
@@ -36,49 +43,70 @@ class Features:
         advance: Callable[[int], object] = lambda _: None,
         room: int = ROOM,
     ) -> None:
-        self._load, self._encode = load, encode
-        self._rows: dict[str, int] = {}
-        self._held: Tensor | None = None
         self.bad: list[Bad] = []
+        self._rows: dict[str, int] = {}
+        self._held: Any = torch.empty(0)
+        self._file: Path | None = None
         parts: list[Tensor] = []
-        self.keeps = True
         for start in range(0, len(keys), AT_ONCE):
-            some, made = self._made(keys[start : start + AT_ONCE])
-            advance(len(keys[start : start + AT_ONCE]))
-            if made is None:
-                continue
-            if made[0].nbytes * len(keys) > room:
-                self.keeps = False
-                self.bad.clear()
-                break
-            self._rows |= {key: len(self._rows) + k for k, key in enumerate(some)}
-            parts.append(made)
-        if self.keeps and parts:
+            pictures = {key: load(key) for key in keys[start : start + AT_ONCE]}
+            self.bad += [picture for picture in pictures.values() if isinstance(picture, Bad)]
+            read = {key: picture for key, picture in pictures.items() if not isinstance(picture, Bad)}
+            if read:
+                made = encode(list(read.values()))
+                if self._file is None and made[0].nbytes * len(keys) > room:
+                    self._map(len(keys), made.shape[1:])
+                at = len(self._rows)
+                self._rows |= {key: at + k for k, key in enumerate(read)}
+                if self._file is not None:
+                    self._held[at : at + len(made)] = made.half().numpy()
+                else:
+                    parts.append(made)
+            advance(len(pictures))
+        if parts:
             self._held = torch.cat(parts)
+
+    def _map(self, rows: int, shape: Sequence[int]) -> None:
+        with tempfile.NamedTemporaryFile(prefix="lvlm-guard-features-", suffix=".npy", delete=False) as file:
+            self._file = Path(file.name)
+        self._held = np.lib.format.open_memmap(self._file, "w+", np.float16, (rows, *shape))
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None and not getattr(self, "_borrowed", False):
+            self._file.unlink(missing_ok=True)  # type: ignore[union-attr]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_borrowed": True} | ({"_held": None} if self._file is not None else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self._file is not None:
+            self._held = np.load(self._file, mmap_mode="r")
 
     @classmethod
     def held(cls, keys: Sequence[str], rows: Tensor) -> Features:
         """Return features that are made already: rows [n, ...] of n pictures."""
-        made = cls((), lambda key: Bad(key, "it was not among those that were read"), lambda _: torch.empty(0))
+        made = cls((), _none, _nothing)
         made._rows, made._held = {key: number for number, key in enumerate(keys)}, rows
         return made
 
-    def __call__(self, keys: Sequence[str]) -> tuple[list[int], Tensor]:
-        """Return which of the keys are of pictures that can be read, and their rows, [n, ...]."""
-        if self._held is not None:
-            places = [place for place, key in enumerate(keys) if key in self._rows]
-            return places, self._held[[self._rows[keys[place]] for place in places]]
-        some, made = self._made(list(dict.fromkeys(keys)))
-        row = {key: number for number, key in enumerate(some)}
-        places = [place for place, key in enumerate(keys) if key in row]
-        return places, torch.empty(0) if made is None else made[[row[keys[place]] for place in places]]
+    def __call__(self, keys: Sequence[str]) -> Tensor:
+        """Return the rows of pictures, [n, ...] float32.
 
-    def _made(self, keys: Sequence[str]) -> tuple[list[str], Tensor | None]:
-        pictures = {}
-        for key in keys:
-            picture = self._load(key)
-            if isinstance(picture, Bad):
-                self.bad.append(picture)
-            else:
-                pictures[key] = picture
-        return list(pictures), self._encode(list(pictures.values())) if pictures else None
+        Raises:
+            TrainingError: a picture is not among those that were read.
+        """
+        missing = [key for key in keys if key not in self._rows]
+        if missing:
+            raise TrainingError(f"The picture {missing[0]!r} is not among the {len(self._rows)} that were read.")
+        places = [self._rows[key] for key in keys]
+        rows = self._held[places]
+        return rows if isinstance(rows, Tensor) else torch.from_numpy(np.asarray(rows)).float()
+
+
+def _none(key: str) -> Bad:
+    return Bad(key, "it was not among those that were read")
+
+
+def _nothing(_: Sequence[Image.Image]) -> Tensor:
+    return torch.empty(0)

@@ -9,23 +9,25 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
 from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.evaluation.lists import Lists
 from lvlm_guard.adapters.ranker.adapter import Tuning, adapted, card_of
-from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
 from lvlm_guard.adapters.ranker.calibration import fit_absence
 from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training.aligned import align
-from lvlm_guard.adapters.training.checkpoint import Checkpoint, put
+from lvlm_guard.adapters.training.checkpoint import CANDIDATES, TRAINING, finish, finished, put
 from lvlm_guard.adapters.training.features import Features
-from lvlm_guard.adapters.training.loop import Advance, train
 from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.recipe import Recipe, about
+from lvlm_guard.adapters.training.trainer import Advance, best_of, train
 from lvlm_guard.errors import KnobError
 
 Scale = Literal["auto", "raw", "standard"]
@@ -88,11 +90,7 @@ class Pictures:
         ranker = build(plan, learnt)
         encode = encoder(ranker, plan.trunk)
         seen = Features(list(dict.fromkeys([*learnt.images, *held_out.images])), data.load, encode, advance)
-        gone = {bad.image for bad in seen.bad}
-        if gone & set(learnt.images):
-            learnt = learnt.without([bad for bad in seen.bad if bad.image in set(learnt.images)])
-        if gone & set(held_out.images):
-            held_out = held_out.without([bad for bad in seen.bad if bad.image in set(held_out.images)])
+        learnt, held_out = learnt.without(seen.bad), held_out.without(seen.bad)
         return cls(learnt, held_out, Lists.of(held_out), seen)
 
 
@@ -167,6 +165,7 @@ def fit(
     *,
     device: str = "auto",
     workers: int = 0,
+    report_to: str = "none",
 ) -> Ranker:
     """Train a ranker and save it in a folder; one that is there already is loaded.
 
@@ -174,29 +173,26 @@ def fit(
         TrainingError: the folder holds another training, or a loss or gradient is not finite.
         KeyboardInterrupt: after the step in progress was saved.
     """
-    from accelerate import PartialState
-
-    told = {"what": "ranker", "plan": plan.to_dict(), "recipe": recipe.to_dict(), "data": pictures.train.name}
-    kept = Checkpoint(folder / "training", told)
-    if kept.done:
+    place, told = folder / TRAINING, about("ranker", plan.to_dict(), recipe, pictures.train, device)
+    state = PartialState()
+    with state.main_process_first():
+        done = finished(place, told)
+    if done:
         advance(recipe.steps)
         return Ranker.from_pretrained(folder)
     torch.manual_seed(recipe.seed)
     ranker = build(plan, pictures.train)
     task = RankingTask(ranker, pictures.train, pictures.lists, pictures.seen, recipe, plan.negatives)
-    measured = train(task, recipe, kept, advance, device=device, workers=workers)
-    state = PartialState()
+    measured, history = train(task, recipe, place, advance, device=device, workers=workers, report_to=report_to)
     if state.is_main_process:
-        best = measured[0]
-        for one in measured:
-            best = one if task.better(one.figures, best.figures) else best
-        put(task.model, kept.candidate(best.step))
+        best = best_of(task, measured) or measured[0]
+        put(task.model, load_file(place / CANDIDATES / f"{best.step}.safetensors"))
         scored, values = task.scored(pictures.lists), pictures.lists.values
         pooled = [np.concatenate([part[name] for name in values]) for part in (scored, values)]
         absent = pooled[1] <= 0
         calibration = fit_absence(*pooled) if absent.any() and not absent.all() else None
         ranker.card = replace(ranker.card, calibration=calibration, mae=best.figures["mae"])
         ranker.save_pretrained(folder)
-        kept.finish({"kept": best.step, "figures": best.figures})
+        finish(place, told, {"kept": best.step, "figures": best.figures}, history)
     state.wait_for_everyone()
     return ranker if state.is_main_process else Ranker.from_pretrained(folder)

@@ -14,7 +14,6 @@ from lvlm_guard.adapters.evaluation.lists import Lists, Scored
 from lvlm_guard.adapters.ranker.groups import GroupSampler
 from lvlm_guard.adapters.ranker.metrics import RankingFigures, better
 from lvlm_guard.adapters.ranker.ranker import Ranker
-from lvlm_guard.adapters.training.errors import TrainingError
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.task import Figures
@@ -37,6 +36,33 @@ class Group:
     values: Tensor
 
 
+class GroupBatches:
+    """Makes groups of pictures under one instruction.
+
+    Args:
+        data: to train on.
+        source: tokens where the trunk is frozen, else pixels, of its pictures.
+        recipe: how; its `batch` is a group's size.
+        negatives: share of a group without the object.
+    """
+
+    shares = False
+
+    def __init__(self, data: RankData, source: Features, recipe: Recipe, negatives: float = 0.2) -> None:
+        self.data, self.source = data, source
+        self.groups = GroupSampler(
+            data.rows, recipe.batch, negatives=negatives, exhaustive=data.exhaustive, seed=recipe.seed
+        )
+
+    def batch(self, number: int, share: int = 0, of: int = 1) -> Group:
+        """Return group `number`, whole."""
+        self.groups.set_epoch(number // len(self.groups))
+        members = self.groups.group(number % len(self.groups))
+        seen = self.source([member.image for member in members])
+        values = torch.tensor([member.value for member in members])
+        return Group(seen, self.data.instruction(members[0].object), values)
+
+
 class RankingTask:
     """Trains a ranker.
 
@@ -54,24 +80,9 @@ class RankingTask:
     def __init__(
         self, ranker: Ranker, data: RankData, lists: Lists, seen: Features, recipe: Recipe, negatives: float = 0.2
     ) -> None:
-        self.ranker, self.model, self.data, self.lists, self.seen = ranker, ranker.model, data, lists, seen
+        self.ranker, self.model, self.lists, self.seen = ranker, ranker.model, lists, seen
         self.still = bool(ranker.model.trunk_is_frozen)
-        self.groups = GroupSampler(
-            data.rows, recipe.batch, negatives=negatives, exhaustive=data.exhaustive, seed=recipe.seed
-        )
-
-    def batch(self, number: int) -> Group:
-        """Return group `number`."""
-        self.groups.set_epoch(number // len(self.groups))
-        members = self.groups.group(number % len(self.groups))
-        places, seen = self.seen([member.image for member in members])
-        if len(places) < 2:
-            raise TrainingError(
-                f"Only {len(places)} of {len(members)} pictures of group {number} can be read: too few to order. "
-                f"{self.seen.bad[0].reason}"
-            )
-        values = torch.tensor([members[place].value for place in places])
-        return Group(seen, self.data.instruction(members[0].object), values)
+        self.batches = GroupBatches(data, seen, recipe, negatives)
 
     def loss(self, model: nn.Module, batch: Group) -> tuple[Tensor, dict[str, float]]:
         """Return the pairs' loss and the scores' beside it."""
@@ -86,10 +97,7 @@ class RankingTask:
         """Return the scores of lists whose pictures' features are held."""
 
         def score(name: str, keys: Any) -> Any:
-            places, seen = self.seen(keys)
-            if len(places) < len(keys):
-                raise TrainingError("A picture that was read before can't be read any more.")
-            tokens = seen if self.still else self._tokens(seen)
+            tokens = self.seen(keys) if self.still else self._tokens(self.seen(keys))
             return self.ranker.rank_tokens(tokens, lists.instructions[name]).scores.numpy()
 
         return lists.scored(score)

@@ -18,7 +18,9 @@ class Recipe:
 
     Args:
         steps: of the optimiser.
-        batch: pairs of a step, or pictures of a group, in each process.
+        batch: pairs of a step over all processes, or pictures of a group.
+        accumulate: batches whose mean gradient makes a step. Groups are spread over the processes, so that there are
+            at least as many.
         rate: peak learning rate; it rises linearly over `warm` of the steps and falls by a cosine to 0.
         warm: share of the steps.
         optimizer: "adamw", or "sgd" with momentum .9 (MaPLe's and CoPrompt's, rate .0035).
@@ -37,6 +39,7 @@ class Recipe:
     steps: int
     batch: int
     rate: float
+    accumulate: int = 1
     warm: float = 0.05
     optimizer: Optimizer = "adamw"
     decay: float = 0.01
@@ -48,7 +51,14 @@ class Recipe:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 2), ("measure_every", 1), ("patience", 0), ("save_every", 1)):
+        for name, least in (
+            ("steps", 1),
+            ("batch", 2),
+            ("accumulate", 1),
+            ("measure_every", 1),
+            ("patience", 0),
+            ("save_every", 1),
+        ):
             if getattr(self, name) < least:
                 raise KnobError(f"{name} is {getattr(self, name)}: give {least} or more.")
         for name in ("rate", "clip"):
@@ -70,3 +80,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON data."""
         return asdict(self)
+
+
+def about(what: str, plan: dict[str, Any], recipe: Recipe, data: Any, device: str) -> dict[str, Any]:
+    """Return what tells a training from another: what, how, on which data, in how many processes."""
+    from accelerate import PartialState
+
+    return {
+        "what": what,
+        "plan": plan,
+        "recipe": recipe.to_dict(),
+        "data": {"data": data.name, "digest": data.digest},
+        "processes": PartialState(cpu=device == "cpu").num_processes,
+    }

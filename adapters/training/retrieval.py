@@ -1,10 +1,9 @@
-"""What a retriever learns by: pairs, their captions' swaps, and DCAR's losses."""
+"""What a retriever learns by: pairs, their captions' swaps, claims, and DCAR's losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
-from lvlm_guard.adapters.data.captions import squeezed
+from lvlm_guard.adapters.data.views import squeezed
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
 from lvlm_guard.adapters.losses import LossInputs, LossStack
+from lvlm_guard.adapters.losses.precision import unchanged
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import Claims, names_of
+from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.metrics import AT, RetrievalFigures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import Candidate
-from lvlm_guard.adapters.training.errors import TrainingError
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.task import Figures
+from lvlm_guard.adapters.training.trainer import gathered, share_of
 from lvlm_guard.matching.platt import platt
 
 CLAIMS = 64
-"""Objects asked about in a batch: those that its captions name most."""
+"""Objects asked about in a batch: those that its pictures show most."""
 
 UNDECIDED = 2000
 """Pictures by which is found where the untuned CLIP is undecided."""
@@ -39,25 +40,136 @@ class Pairs:
 
     Args:
         keys: of the pictures.
-        pixels: [n, 3, side, side]; None where the pictures' features are frozen.
+        pixels: [of this process's share, 3, side, side]; None where the pictures' features are frozen.
         captions: n.
+        true: [n, n] bool: which caption is true of which picture.
         swaps: of each caption, up to `NEGATIVES`.
+        crossed: [n, all swaps] bool: which swaps may be true of which picture, so that they are no negatives of it.
         categories: [n], negative for none.
-        claims: about objects that captions of the batch name.
-        claimed: [n, claims] bool: which hold of which picture.
+        claims: about objects that pictures of the batch show.
+        claimed, refuted: [n, claims] bool: which hold of which picture, and which don't.
+        share, of: which of the pairs this process encodes: every `of`-th from `share` on.
     """
 
     keys: list[str]
     pixels: Tensor | None
     captions: list[str]
+    true: Tensor
     swaps: list[list[str]]
+    crossed: Tensor
     categories: Tensor
     claims: list[str]
     claimed: Tensor
+    refuted: Tensor
+    share: int = 0
+    of: int = 1
+
+
+class PairBatches:
+    """Makes batches of pairs.
+
+    Args:
+        data: to train on.
+        source: pixels of its pictures; None where their features are frozen.
+        losses: what is learnt by, which decides what a batch holds.
+        recipe: how.
+        bank: makes swaps where rows have none.
+        alike: pairs of one category that a batch takes together, so that what it sets apart is alike.
+    """
+
+    shares = True
+
+    def __init__(
+        self,
+        data: CaptionData,
+        source: Features | None,
+        losses: LossStack,
+        recipe: Recipe,
+        bank: WordBank,
+        alike: int = 1,
+    ) -> None:
+        self.data, self.source, self.recipe, self.bank, self.alike = data, source, recipe, bank, alike
+        self.size = min(recipe.batch, len(data.rows))
+        self.each = max(1, len(data.rows) // self.size)
+        names = dict.fromkeys(row.category for row in data.rows if row.category)
+        self.categories = {name: k for k, name in enumerate(names)}
+        self.swapping = "hard_negative" in losses.active or losses.negclip
+        self.judging = "claims" in losses.active
+        self._ordered: tuple[int, list[int]] = -1, []
+        self._known: dict[str, Known] = {}
+        self._swaps: dict[int, list[str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_swaps": {}, "_known": {}}
+
+    def batch(self, number: int, share: int = 0, of: int = 1) -> Pairs:
+        """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
+        chosen = self._order(number // self.each)[(number % self.each) * self.size :][: self.size]
+        rows = [self.data.rows[k] for k in chosen]
+        pixels = None
+        if self.source is not None:
+            pixels = self.source([rows[k].image for k in share_of(len(rows), share, of)])
+        rng = np.random.default_rng((self.recipe.seed, number, 1))
+        swaps: list[list[str]] = []
+        for k in chosen if self.swapping else ():
+            own = self._swapped(k)
+            swaps.append([own[int(place)] for place in rng.permutation(len(own))[:NEGATIVES]])
+        captions = [row.caption for row in rows]
+        made = Claims.of([self.known(row.image) for row in rows] if self.judging else [], CLAIMS)
+        return Pairs(
+            [row.image for row in rows],
+            pixels,
+            captions,
+            self._true(rows, captions),
+            swaps,
+            self._true(rows, [text for own in swaps for text in own]),
+            torch.tensor([self.categories[row.category] if row.category else -1 for row in rows]),
+            made.texts,
+            torch.from_numpy(made.true),
+            torch.from_numpy(made.false),
+            share,
+            of,
+        )
+
+    def known(self, image: str) -> Known:
+        """Return what is known of a picture's objects, read when first asked."""
+        if not self._known:
+            find = known_of(self.data, self.bank)
+            self._known = {key: find(key) for key in self.data.images}
+        return self._known[image]
+
+    def _swapped(self, k: int) -> list[str]:
+        if k not in self._swaps:
+            row = self.data.rows[k]
+            known = (frozenset[str](), frozenset[str]()) if row.negatives else self.known(row.image)
+            made = swapped(row, self.bank, self.data, known, seed=self.recipe.seed)
+            self._swaps[k] = [text for text, _ in made]
+        return self._swaps[k]
+
+    def _true(self, rows: Sequence[CaptionRow], texts: Sequence[str]) -> Tensor:
+        """[n, texts] bool: which texts are a caption of which row's picture."""
+        read = list(map(squeezed, texts))
+        own = [set(map(squeezed, self.data.captions_of[row.image])) for row in rows]
+        table = [[text in mine for text in read] for mine in own]
+        return torch.tensor(table, dtype=torch.bool).reshape(len(rows), len(read))
+
+    def _order(self, epoch: int) -> list[int]:
+        """Return the pairs in an order of this epoch, in which `alike` of one category come one after another."""
+        if self._ordered[0] != epoch:
+            rng = np.random.default_rng((self.recipe.seed, epoch))
+            order = [int(k) for k in rng.permutation(len(self.data.rows))]
+            if self.alike > 1:
+                of: dict[str | None, list[int]] = {}
+                for k in order:
+                    of.setdefault(self.data.rows[k].category, []).append(k)
+                cut = [mine[at : at + self.alike] for mine in of.values() for at in range(0, len(mine), self.alike)]
+                order = [k for which in rng.permutation(len(cut)) for k in cut[which]]
+            self._ordered = epoch, order
+        return self._ordered[1]
 
 
 class RetrievalTask:
-    """Trains a retriever's prompts and category block.
+    """Trains a retriever's prompts.
 
     Args:
         retriever: to train.
@@ -69,7 +181,7 @@ class RetrievalTask:
         bank: makes swaps where rows have none.
         frozen: features of the untuned CLIP for the training pictures; needed for word weights, for terms that
             hold on to them, and instead of pixels where no prompt changes the pictures' side. None: of none.
-        alike: pairs of one category that a batch takes together, so that what it sets apart is alike.
+        alike: as of `PairBatches`.
     """
 
     keeps_all = True
@@ -87,149 +199,93 @@ class RetrievalTask:
         alike: int = 1,
     ) -> None:
         self.retriever, self.model = retriever, retriever.model
-        self.rows, self.gallery, self.pixels = train.rows, gallery, pixels
-        self.losses, self.recipe, self.frozen = losses, recipe, frozen
-        self._categories = {
-            name: k for k, name in enumerate(dict.fromkeys(row.category for row in self.rows if row.category))
-        }
-        self.alike, self._ordered = alike, (-1, [0])
-        self._judging = "claims" in losses.active
+        self.gallery, self.pixels, self.losses, self.frozen = gallery, pixels, losses, frozen
         config = retriever.config
         self.still = config is not None and config.vision_slots == 0
-        if (self.still or retriever.card.strength > 0 or losses.needs_frozen or self._judging) and frozen is None:
+        self.batches = PairBatches(train, None if self.still else pixels, losses, recipe, bank, alike)
+        judging = self.batches.judging
+        if (self.still or retriever.card.strength > 0 or losses.needs_frozen or judging) and frozen is None:
             raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
-        self._swaps: Callable[[int], list[str]] = lru_cache(maxsize=None)(
-            lambda k: [text for text, _ in swapped(self.rows[k], bank, seed=recipe.seed)]
-        )
-        self._named = names_of(self.rows, bank)
-        self.undecided = self._undecided(train.images) if self._judging else 0.0
-
-    def batch(self, number: int) -> Pairs:
-        """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
-        size = min(self.recipe.batch, len(self.rows))
-        each = max(1, len(self.rows) // size)
-        chosen = self._order(number // each)[(number % each) * size :][:size]
-        source = self.frozen if self.still else self.pixels
-        assert source is not None
-        places, tensor = source([self.rows[k].image for k in chosen])
-        if not places:
-            raise TrainingError(f"None of the {size} pictures of batch {number} can be read. {source.bad[0].reason}")
-        rng = np.random.default_rng((self.recipe.seed, number, 1))
-        rows = [self.rows[chosen[place]] for place in places]
-        swaps = []
-        if "hard_negative" in self.losses.active or self.losses.negclip:
-            for place in places:
-                own = self._swaps(chosen[place])
-                swaps.append([own[int(k)] for k in rng.permutation(len(own))[:NEGATIVES]])
-        return Pairs(
-            [row.image for row in rows],
-            None if self.still else tensor,
-            [row.caption for row in rows],
-            swaps,
-            torch.tensor([self._categories[row.category] if row.category else -1 for row in rows]),
-            *self._claims(rows),
-        )
-
-    def _order(self, epoch: int) -> list[int]:
-        """Return the pairs in an order of this epoch, in which `alike` of one category come one after another."""
-        if self._ordered[0] != epoch:
-            rng = np.random.default_rng((self.recipe.seed, epoch))
-            order = [int(k) for k in rng.permutation(len(self.rows))]
-            if self.alike > 1:
-                of: dict[str | None, list[int]] = {}
-                for k in order:
-                    of.setdefault(self.rows[k].category, []).append(k)
-                cut = [mine[at : at + self.alike] for mine in of.values() for at in range(0, len(mine), self.alike)]
-                order = [k for which in rng.permutation(len(cut)) for k in cut[which]]
-            self._ordered = epoch, order
-        return self._ordered[1]
-
-    def _claims(self, rows: Sequence[CaptionRow]) -> tuple[list[str], Tensor]:
-        """Return claims about what captions of a batch name, and [n, claims]: of which pictures they hold."""
-        if not self._judging:
-            return [], torch.zeros(len(rows), 0, dtype=torch.bool)
-        made = Claims.of([self._named(row.image) for row in rows], CLAIMS)
-        return made.texts, torch.from_numpy(made.true)
+        self.undecided = self._undecided(train.images) if judging else 0.0
 
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
-        """Return DCAR's loss, or what the stack was told."""
+        """Return DCAR's loss, or what the stack was told, over the pairs of all processes."""
         n, device = len(batch.captions), self.model.device
-        strength, negative = self.retriever.card.strength, bool(batch.swaps)
+        weighed = list(range(n)) if batch.swaps and self.retriever.card.strength > 0 else []
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
-        weighed = list(range(n)) if negative and strength > 0 else []
         swaps = [text for own in batch.swaps for text in own]
         texts = [*batch.captions, *(batch.captions[k] for k in weighed), *swaps]
         weighable = len(texts)
         # weights of one picture must not tell another picture anything
         texts += batch.claims + (swaps if weighed and self.losses.negclip else [])
         inputs = self.retriever.text_inputs(texts)
-        frozen = None if self.frozen is None else self.frozen(batch.keys)[1]
+        frozen = None if self.frozen is None else self.frozen(batch.keys).to(device)
         factors = None
         if weighed:
             assert frozen is not None
-            of = [*range(n), *owner]
             factors = torch.ones(inputs.input_ids.shape)
-            factors[n:weighable] = self.retriever.factors(frozen[of], inputs[list(range(n, weighable))])
-            factors = factors.to(device)
+            own = inputs[list(range(n, weighable))]
+            factors[n:weighable] = self.retriever.factors(frozen[[*range(n), *owner]].cpu(), own)
+        mine = share_of(len(texts), batch.share, batch.of)
         seen = model(
             pixel_values=None if batch.pixels is None else batch.pixels.to(device),
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            factors=factors,
+            input_ids=inputs.input_ids[mine],
+            attention_mask=inputs.attention_mask[mine],
+            factors=None if factors is None else factors[mine].to(device),
         )
-        image = frozen.to(device) if seen.image is None and frozen is not None else seen.image
+        image = frozen if seen.image is None else gathered(seen.image, n)
+        assert image is not None
         parts = [n, len(weighed), len(owner), len(batch.claims)]
-        text, own, swap, claims, crossing = seen.text.split([*parts, len(texts) - sum(parts)])
-        given: dict[str, Any] = {
-            "scores": image @ text.T,
-            "categories": batch.categories.to(device),
-            "same": _equal(batch.captions, batch.captions).to(device),
-            "image": image,
-            "text": text,
-        }
-        if weighed:
-            given["positive"] = (image * own).sum(-1)
-        if negative:
-            most = max(map(len, batch.swaps))
-            present = torch.zeros(n, most, dtype=torch.bool)
-            for k, mine in enumerate(batch.swaps):
-                present[k, : len(mine)] = True
-            each = torch.zeros(n, most, device=device, dtype=image.dtype)
-            given["present"] = present.to(device)
-            given["negatives"] = each.masked_scatter(given["present"], (image[owner] * swap).sum(-1))
-        if self.losses.negclip:
-            alike = _equal(batch.captions, swaps).to(device)
-            given["swaps"] = (image @ (crossing if weighed else swap).T).masked_fill(alike, -torch.inf)
-        if self._judging:
-            given["claims"] = image @ claims.T - self.undecided
-            given["claimed"] = batch.claimed.to(device)
-        if self.losses.needs_frozen:
-            assert frozen is not None
-            given["frozen_image"] = frozen.to(device)
-            given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
-        value = self.losses(LossInputs(**given))
+        text, own, swap, claims, crossing = gathered(seen.text, len(texts)).split([*parts, len(texts) - sum(parts)])
+        with unchanged(image):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
+            given: dict[str, Any] = {
+                "scores": image @ text.T,
+                "categories": batch.categories.to(device),
+                "same": batch.true.to(device),
+                "image": image,
+                "text": text,
+            }
+            if weighed:
+                given["positive"] = (image * own).sum(-1)
+            if batch.swaps:
+                most = max(map(len, batch.swaps))
+                present = torch.tensor([[k < len(mine) for k in range(most)] for mine in batch.swaps], device=device)
+                each = torch.zeros(n, most, device=device, dtype=image.dtype)
+                given["present"] = present
+                given["negatives"] = each.masked_scatter(present, (image[owner] * swap).sum(-1))
+            if self.losses.negclip:
+                crossed = image @ (crossing if weighed else swap).T
+                given["swaps"] = crossed.masked_fill(batch.crossed.to(device), -torch.inf)
+            if self.batches.judging:
+                given["claims"] = image @ claims.T - self.undecided
+                given["claimed"], given["refuted"] = batch.claimed.to(device), batch.refuted.to(device)
+            if self.losses.needs_frozen:
+                given["frozen_image"] = frozen
+                given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
+            value = self.losses(LossInputs(**given))
         return value.total, value.terms
 
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
         figures = self.gallery.searched(self.retriever, self.pixels).figures()
-        return flat(figures, claims=self._judging)
+        return flat(figures, claims=self.batches.judging)
 
     def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
         assert self.frozen is not None
         images = images[:UNDECIDED]
-        places, features = self.frozen(images)
-        made = Claims.of([self._named(images[place]) for place in places])
+        made = Claims.of([self.batches.known(image) for image in images])
         if not made.telling:
             raise TrainingError(
-                f"The captions of the first {len(images)} pictures name no object that the word bank knows, or all the "
-                "same, so there are no claims to learn: give rows a category, or leave out --claims."
+                f"Of the first {len(images)} pictures no object is known to be in some and absent in others, so there "
+                'are no claims to learn. What a caption does not name is not known to be absent: give "objects" and '
+                '"exhaustive" (see lvlm_guard.adapters.data), or leave out --claims.'
             )
-        cosines = (features @ self.retriever.frozen_features(texts=made.texts)[1].T).double().numpy()
-        slope, offset = platt(cosines.ravel(), made.true.ravel(), balanced=True)
+        cosines = self.frozen(images) @ self.retriever.frozen_features(texts=made.texts)[1].T
+        scores, true = made.judged(cosines.double().numpy())
+        slope, offset = platt(scores, true, balanced=True)
         # a CLIP that can't tell at all has a slope near 0, and its crossing anywhere
-        return float(np.clip(-offset / slope, cosines.min(), cosines.max()))
+        return float(np.clip(-offset / slope, scores.min(), scores.max()))
 
     def better(self, figures: Figures, best: Figures | None) -> bool:
         """Return whether the score is higher: never the training loss."""
@@ -248,10 +304,3 @@ def unflat(made: Figures) -> RetrievalFigures:
     """Return what `flat` made flat."""
     i2t, t2i = ({k: made[f"{way}_r{k}"] for k in AT} for way in ("i2t", "t2i"))
     return RetrievalFigures(i2t, t2i, made["auroc"], claims=made["claims"])
-
-
-def _equal(captions: Sequence[str], others: Sequence[str]) -> Tensor:
-    """[n, m] bool: which captions say the same as which others."""
-    number = {text: k for k, text in enumerate(dict.fromkeys(map(squeezed, [*captions, *others])))}
-    one, other = (torch.tensor([number[squeezed(text)] for text in texts]) for texts in (captions, others))
-    return one[:, None] == other[None]

@@ -17,7 +17,7 @@ from torch import Tensor
 import lvlm_guard
 from lvlm_guard.adapters.data import CaptionData, RankData
 from lvlm_guard.adapters.distill.run import adapter_folders
-from lvlm_guard.adapters.distill.state import read_json, write_json
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation import ranking as of_rankings
 from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
@@ -26,9 +26,8 @@ from lvlm_guard.adapters.evaluation.told import markdown
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.checkpoint import CURVE, DONE
+from lvlm_guard.adapters.training.checkpoint import CURVE, DONE, TRAINING, read_json, write_json
 from lvlm_guard.adapters.training.curves import write_report
-from lvlm_guard.adapters.training.errors import TrainingError
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
@@ -47,6 +46,7 @@ class Call:
         compare: whether baselines are trained on the same data and all are measured on the test part.
         device: "cpu", or "auto".
         workers: processes that read pictures.
+        report_to: trackers that are told of losses and measurements, as `transformers` names them.
         start_over: drop what an earlier call left in the folder.
         pictures: most of the test part that are measured on; None for all.
         echo: told what happens, a line at a time.
@@ -60,6 +60,7 @@ class Call:
     compare: bool
     device: str
     workers: int
+    report_to: str
     start_over: bool
     pictures: int | None
     echo: Echo
@@ -72,7 +73,7 @@ class Call:
             raise TrainingError(f"seeds are {list(self.seeds)}: give one or more different numbers.")
         if self.start_over and PartialState(cpu=self.device == "cpu").is_main_process:
             for folder in (*self.folders, *(self.out / "baselines").glob("*/*")):
-                shutil.rmtree(folder / "training", ignore_errors=True)
+                shutil.rmtree(folder / TRAINING, ignore_errors=True)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -82,6 +83,11 @@ class Call:
     def baseline(self, name: str, seed: int) -> Path:
         """Return where a baseline's adapter lies."""
         return self.out / "baselines" / name / f"seed-{seed}"
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(PartialState(cpu=self.device == "cpu").num_processes)
 
     @property
     def main(self) -> bool:
@@ -100,7 +106,6 @@ def train_dual_prompt(
 ) -> dict[str, Any]:
     """Train retrievers, compare them, and write report.json, report.md and report.html; returns the report."""
     call = call.told()
-    call.echo(str(data.summary()))
     learnt, held_out = data.parted()
     with call.progress("reading pictures", len(learnt.images) + len(held_out.images[:validation])) as advance:
         pictures = dual_prompt.Pictures.read(data, plan.clip, validation=validation, advance=advance)
@@ -128,7 +133,18 @@ def _fitted(
     for seed, folder in zip(call.seeds, folders, strict=True):
         with call.progress(f"training{what}, seed {seed}", recipe.steps) as advance:
             own = replace(recipe, seed=seed)
-            trained.append(fit(plan, pictures, own, folder, advance, device=call.device, workers=call.workers))
+            trained.append(
+                fit(
+                    plan,
+                    pictures,
+                    own,
+                    folder,
+                    advance,
+                    device=call.device,
+                    workers=call.workers,
+                    report_to=call.report_to,
+                )
+            )
     return trained
 
 
@@ -143,7 +159,7 @@ def _compare_retrieval(
     plain = untuned(plan.clip, configuration="clip")
     dual_prompt.calibrate(plain, pictures.gallery, pictures.pixels)
     plain.save_pretrained(call.out / "baselines" / "clip")
-    part = data.part("test") if "test" in data.splits else data.parted()[1]
+    part = data.part("test")
     keys = part.images[: call.pictures]
     with call.progress("reading test pictures", len(keys)) as advance:
         pixels = Features(keys, part.load, plain.image_inputs, advance)
@@ -165,7 +181,6 @@ def _compare_retrieval(
 def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) -> dict[str, Any]:
     """Train rankers, compare them, and write report.json, report.md and report.html; returns the report."""
     call = call.told()
-    call.echo(str(data.summary()))
     learnt, held_out = data.parted()
     with call.progress("reading pictures", len(learnt.images) + len(held_out.images)) as advance:
         pictures = ranker.Pictures.read(data, plan, advance=advance)
@@ -182,7 +197,7 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
 def _compare_ranking(
     call: Call, data: RankData, plan: ranker.Plan, trained: Sequence[Any], pictures: ranker.Pictures, recipe: Recipe
 ) -> dict[str, Any]:
-    part = data.part("test") if "test" in data.splits else pictures.validation
+    part = data.part("test")
     keys = part.images[: call.pictures]
     first = trained[0]
     with call.progress("reading test pictures", len(keys)) as advance:
@@ -202,14 +217,14 @@ def _compare_ranking(
     def probed(keys: Sequence[str]) -> Tensor:
         """Pooled features and the mean of the tokens: all that a line can be drawn through."""
         if plan.trunk != "frozen":
-            return pooled(keys)[1]
+            return pooled(keys)
         own = tokens[id(lists)] if keys[0] in kept else tokens[id(pictures)]
-        return torch.cat([pooled(keys)[1], own(keys)[1].mean(1)], -1)
+        return torch.cat([pooled(keys), own(keys).mean(1)], -1)
 
     found = {
         "ranker": scored,
         "clip": [
-            of_rankings.zero_shot(lists, fitted, lambda k: pooled(k)[1], plain.text_features, plain.model.tau)
+            of_rankings.zero_shot(lists, fitted, pooled, plain.text_features, plain.model.tau)
         ] * len(trained),
         "linear-probe": [of_rankings.linear_probe(lists, fitted, pictures.lists, probed)] * len(trained),
     }  # fmt: skip
@@ -244,7 +259,7 @@ def _report(call: Call, command: str, method: str, data: Any, plan: dict[str, An
 def _write(call: Call, report: dict[str, Any]) -> dict[str, Any]:
     state = PartialState()
     if call.main:
-        notes = [read_json(folder / "training" / DONE) or {} for folder in call.folders]
+        notes = [read_json(folder / TRAINING / DONE) or {} for folder in call.folders]
         report["kept"] = [{key: note.get(key) for key in ("kept", "averaged", "figures")} for note in notes]
         report = json.loads(json.dumps(report, default=str))
         write_json(call.out / "report.json", report)
@@ -252,7 +267,7 @@ def _write(call: Call, report: dict[str, Any]) -> dict[str, Any]:
         if report["rows"]:
             (call.out / "report.md").write_text(markdown(report["rows"], report["method"], lead), encoding="utf-8")
         curves = {
-            f"Seed {seed}": [json.loads(line) for line in (folder / "training" / CURVE).read_text().splitlines()]
+            f"Seed {seed}": [json.loads(line) for line in (folder / TRAINING / CURVE).read_text().splitlines()]
             for seed, folder in zip(call.seeds, call.folders, strict=True)
         }
         write_report(call.out, report, curves)

@@ -1,4 +1,4 @@
-"""What the loop asks of a thing to train."""
+"""What the trainer asks of a thing to train."""
 
 from __future__ import annotations
 
@@ -11,8 +11,28 @@ Figures = Mapping[str, float]
 """What a measurement found, by name."""
 
 
+class Batches(Protocol):
+    """Batches by number; picklable, so that worker processes can make them, however they are started."""
+
+    shares: bool
+    """Whether processes make each batch together, each its share; else each makes batches of its own."""
+
+    def batch(self, number: int, share: int = 0, of: int = 1) -> Any:
+        """Return batch `number`, which depends on the number and the seed alone.
+
+        Args:
+            number: of the batch.
+            share: which pictures of it this process reads, every `of`-th from this one, where they are shared.
+            of: processes.
+        """
+
+
 class Task(Protocol):
     """Batches, a loss, and a measure."""
+
+    @property
+    def batches(self) -> Batches:
+        """What makes its batches."""
 
     keeps_all: bool
     """Whether the weights of every measurement are wanted at the end, or those of the best alone."""
@@ -21,15 +41,12 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """What learns."""
 
-    def batch(self, number: int) -> Any:
-        """Return batch `number` of the training, which depends on the number and the seed alone."""
-
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a batch, and what it is made of.
 
         Args:
             model: `self.model`, wrapped for distributed training where it is; call it once.
-            batch: of `batch`.
+            batch: of `batches`.
         """
 
     def measure(self) -> Figures:

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lvlm_guard.adapters.data.captions import CaptionData
-from lvlm_guard.adapters.data.rows import CaptionRow
-from lvlm_guard.adapters.world.pictures import Pictures, plan
+from lvlm_guard.adapters.data.facts import CaptionRow
+from lvlm_guard.adapters.world.pictures import plan
 from lvlm_guard.adapters.world.words import COLOURS, META_OF, METAS, MOST, NUMBERS, Group, listing
 
 KINDS = ("category", "colour", "number", "exchange")
@@ -17,20 +16,6 @@ KINDS = ("category", "colour", "number", "exchange")
 
 SIZES = {"train": 4000, "val": 500, "test": 1000}
 """Pictures of a split, one caption each, where nobody says how many."""
-
-
-def captions(split: str | None = None, n: int | None = None) -> CaptionData:
-    """Return captions of a split: "two red dogs and a cat", all objects named with number and colour.
-
-    Args:
-        split: "train", "val" or "test"; None for the three together, marked in the rows.
-        n: pictures of each split; None for `SIZES`.
-
-    Raises:
-        UnknownNameError: there is no such split.
-    """
-    rows = [row(name, i) for name in ([split] if split else SIZES) for i in range(n or SIZES.get(name, 1000))]
-    return CaptionData(rows, Pictures(), f"the embedded world's captions{f' ({split})' if split else ''}")
 
 
 def row(split: str, index: int) -> CaptionRow:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from lvlm_guard.cli.console import environment, out, print_json, quiet_libraries, say, usage
 from lvlm_guard.cli.distilled import measured, show
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Dtype, Json, Knobs, Model, method_of
-from lvlm_guard.cli.trained import line, needs_extra, numbers
+from lvlm_guard.cli.trained import Config, line, needs_extra, numbers
 from lvlm_guard.progress import progress
 
 
@@ -82,6 +82,7 @@ def distill(
     revision: Annotated[str, typer.Option(help="Of --model on the hub.")] = "",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Train a LoRA that makes the plain model answer as the guarded one does.

@@ -11,8 +11,11 @@ import typer
 from lvlm_guard.cli.console import quiet_libraries
 from lvlm_guard.cli.options import Json
 from lvlm_guard.cli.trained import (
+    Accumulate,
     Batch,
     Clip,
+    Columns,
+    Config,
     Data,
     Images,
     MeasureEvery,
@@ -20,6 +23,7 @@ from lvlm_guard.cli.trained import (
     Patience,
     Pictures,
     Precision,
+    ReportTo,
     SaveEvery,
     Seeds,
     StartOver,
@@ -28,9 +32,9 @@ from lvlm_guard.cli.trained import (
     Workers,
     asked,
     finish,
-    first_pictures,
     length,
     needs_extra,
+    read_facts,
 )
 
 
@@ -39,11 +43,13 @@ def dual_prompt(
     clip: Clip = "embedded",
     out: Annotated[Path, typer.Option(help="Folder; goes on where it stopped.")] = Path("dual-prompt"),
     images: Images = None,
+    columns: Columns = None,
     on_bad: OnBad = "raise",
     pictures: Pictures = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: 10]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 160]")] = None,
     batch: Batch = None,
+    accumulate: Accumulate = 1,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -76,7 +82,6 @@ def dual_prompt(
         float, typer.Option(min=0, help='Weight of judging "a photo of a dog", as the guard asks; costs recall.')
     ] = 0.0,
     consistency: Annotated[float, typer.Option(min=0, help="Weight of staying near the frozen features.")] = 0.0,
-    block: Annotated[bool, typer.Option("--block/--no-block", help="Train the category block too.")] = True,
     validation: Annotated[
         int | None, typer.Option(min=2, help="Validation pictures to measure on. [default: all; embedded 200]")
     ] = None,
@@ -90,6 +95,8 @@ def dual_prompt(
     ] = False,
     test_pictures: TestPictures = None,
     workers: Workers = 0,
+    report_to: ReportTo = "none",
+    config: Config = None,
     device: TrainDevice = "auto",
     start_over: StartOver = False,
     json: Json = False,
@@ -97,7 +104,7 @@ def dual_prompt(
     """Train prompts that let a CLIP tell categories, colours and numbers apart.
 
     DCAR's dual prompts as a PEFT adapter, kept by recall and swaps on validation; where no epoch is better
-    than the untuned CLIP, that is kept, and said. `--data` is a file of rows, a folder, .tar shards or
+    than the untuned CLIP, that is kept, and said. `--data` is a file of facts, a folder, .tar shards or
     hf:owner/name; `python -m lvlm_guard.adapters.data --help` converts published layouts. Stopped at any
     moment, the same command goes on. On several GPUs: accelerate launch -m lvlm_guard train dual-prompt ...
 
@@ -110,11 +117,8 @@ def dual_prompt(
         import_module(f"lvlm_guard.adapters.{name}")
         for name in ("training.runs", "training.dual_prompt", "training.recipe", "losses")
     )
-    call = asked(out, seeds, compare, device, workers, start_over, test_pictures or (400 if world else None))
-    opened = import_module("lvlm_guard.adapters.data").open_captions(
-        "world" if world else data, images=images, on_bad=on_bad
-    )
-    opened = first_pictures(opened, pictures or (1200 if world else None))
+    call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (400 if world else None))
+    facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
     plan = training.Plan(
         clip=clip,
         prompts=prompts,
@@ -122,7 +126,6 @@ def dual_prompt(
         n_ctx=n_ctx,
         coupling_rank=coupling_rank,
         strength=weights,
-        block=block,
         losses=losses.LossStack(
             hard_negative=hard,
             claims=claims,
@@ -132,10 +135,12 @@ def dual_prompt(
         ),
         alike=alike or (4 if world else 1),
     )
-    long = length(opened, batch, epochs, steps, world=160 if world else None)
+    facts = training.fitting(plan, facts)
+    long = length(facts.captions, batch, epochs, steps, 160 if world else None, accumulate)
     recipe = recipes.Recipe(
         steps=long.steps,
         batch=long.batch,
+        accumulate=accumulate,
         rate=rate or (2e-2 if world else 3.5e-3 if optimizer == "sgd" else 1e-3),
         optimizer=optimizer,
         measure_every=measure_every or (max(1, long.steps // 4) if world else long.epoch),
@@ -143,7 +148,7 @@ def dual_prompt(
         save_every=save_every,
         precision="bfloat16" if world and precision == "auto" else precision,
     )
-    report = room.train_dual_prompt(call, opened, plan, recipe, validation or (200 if world else None))
+    report = room.train_dual_prompt(call, facts.captions, plan, recipe, validation or (200 if world else None))
     finish(call, report, json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +12,11 @@ import typer
 from lvlm_guard.cli.console import quiet_libraries
 from lvlm_guard.cli.options import Json
 from lvlm_guard.cli.trained import (
+    Accumulate,
     Batch,
     Clip,
+    Columns,
+    Config,
     Data,
     Images,
     MeasureEvery,
@@ -20,6 +24,7 @@ from lvlm_guard.cli.trained import (
     Patience,
     Pictures,
     Precision,
+    ReportTo,
     SaveEvery,
     Seeds,
     StartOver,
@@ -28,9 +33,9 @@ from lvlm_guard.cli.trained import (
     Workers,
     asked,
     finish,
-    first_pictures,
     length,
     needs_extra,
+    read_facts,
 )
 
 WORLD = {"prompts": 4, "fusion_layers": 1, "post_layers": 1, "dropout": 0.0}
@@ -43,9 +48,7 @@ def ranker(
     out: Annotated[Path, typer.Option(help="Folder; goes on where it stopped.")] = Path("ranker"),
     by: Annotated[Literal["count", "size", "brightness"], typer.Option(help="Order of --data embedded.")] = "count",
     images: Images = None,
-    about: Annotated[
-        str | None, typer.Option("--object", help="What values are of, where the data does not say.")
-    ] = None,
+    columns: Columns = None,
     objects: Annotated[
         str | None,
         typer.Option(
@@ -61,6 +64,7 @@ def ranker(
     epochs: Annotated[int | None, typer.Option(min=1, help="Over the values. [default: 10]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 500]")] = None,
     batch: Batch = None,
+    accumulate: Accumulate = 1,
     negatives: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a group without the object.")] = 0.2,
     rate: Annotated[
         float | None,
@@ -96,6 +100,8 @@ def ranker(
     ] = False,
     test_pictures: TestPictures = None,
     workers: Workers = 0,
+    report_to: ReportTo = "none",
+    config: Config = None,
     device: TrainDevice = "auto",
     start_over: StartOver = False,
     json: Json = False,
@@ -103,7 +109,7 @@ def ranker(
     """Train a CLIP to order pictures by how much of something they show: counts, sizes, quality, age.
 
     The ranking-aware adapter as a PEFT adapter, kept by its order on validation (SRCC, ties by MAE). `--data`
-    is a file of rows, a folder, .tar shards or hf:owner/name; `python -m lvlm_guard.adapters.data --help`
+    is a file of facts, a folder, .tar shards or hf:owner/name; `python -m lvlm_guard.adapters.data --help`
     converts published layouts. Stopped at any moment, the same command goes on. On several GPUs:
     accelerate launch -m lvlm_guard train ranker ...
 
@@ -116,14 +122,15 @@ def ranker(
         import_module(f"lvlm_guard.adapters.{name}")
         for name in ("training.runs", "training.ranker", "training.recipe", "ranker.settings")
     )
-    call = asked(out, seeds, compare, device, workers, start_over, test_pictures or (500 if world else None))
-    opened = import_module("lvlm_guard.adapters.data").open_ranks(
-        f"world:{by}" if world else data, images=images, object=about, template=instruction, on_bad=on_bad
+    call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (500 if world else None))
+    facts = read_facts(
+        call, f"world:{by}" if world else data, images, columns, on_bad, pictures or (1200 if world else None)
     )
+    opened = (facts if instruction is None else replace(facts, template=instruction)).ranks
     names = objects.split(",") if objects else _counted() if world and by == "count" else None
     if names is not None:
         opened = opened.about([name.strip() for name in names])
-    opened = first_pictures(opened, pictures or (1200 if world else None)).teaching("skip" if world else lonely)
+    opened = opened.teaching("skip" if world else lonely)
     sizes: dict[str, Any] = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
     sizes |= {"relations": relations or (8 if world else 16)} | (WORLD if world else {})
     sizes["regression_weight"] = regression if regression is not None else 0.5 if world else 0.2
@@ -136,10 +143,12 @@ def ranker(
         scale=scale,
         start=start,
     )
-    long = length(opened, batch, epochs, steps, world=500 if world else None)
+    groups = -(-accumulate // call.processes) * call.processes
+    long = length(opened, batch, epochs, steps, 500 if world else None, groups)
     recipe = recipes.Recipe(
         steps=long.steps,
         batch=long.batch,
+        accumulate=groups,
         rate=rate or (2e-3 if world else 5e-5),
         measure_every=measure_every or (max(1, long.steps // 8) if world else long.epoch),
         patience=patience,

@@ -22,7 +22,13 @@ Clip = Annotated[str, typer.Option(help="embedded, a folder or a hub id.", metav
 Images = Annotated[Path | None, typer.Option(help="Where paths of a .jsonl file start. [default: its own folder]")]
 OnBad = Annotated[Literal["raise", "skip"], typer.Option(help="Pictures that can't be read: stop, or skip and count.")]
 Pictures = Annotated[int | None, typer.Option(min=4, help="To train on, the first ones. [default: all; embedded 1200]")]
-Batch = Annotated[int | None, typer.Option(min=2, help="Of a step, in each process. [default: 64; embedded 32]")]
+Batch = Annotated[int | None, typer.Option(min=2, help="Pairs, or pictures of a group. [default: 64; embedded 32]")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Batches of one step, over all processes.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Of a data set: captions=sentences. Repeatable.", metavar="KEY=COLUMN"),
+]
+ReportTo = Annotated[str, typer.Option(help="Trackers, comma-separated: tensorboard, wandb, mlflow, ...")]
 MeasureEvery = Annotated[int | None, typer.Option(min=1, help="Steps between measurements. [default: an epoch]")]
 Patience = Annotated[int, typer.Option(min=0, help="Measurements without a better one that end training; 0: none.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between saved states.")]
@@ -34,6 +40,38 @@ TestPictures = Annotated[
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures, where they don't fit in memory.")]
 TrainDevice = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: accelerate's choice.")]
 StartOver = Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")]
+
+
+def _configured(context: typer.Context, path: Path | None) -> Path | None:
+    """Take a file's values for options that the command line does not give."""
+    if path is None:
+        return None
+    import yaml
+
+    known = {name.lstrip("-"): option.name for option in context.command.params for name in option.opts}
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(given, dict):
+            raise ValueError("it holds no options, `steps: 500`")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise usage(f"--config {path} can't be read: {error}.") from None
+    for name in given:
+        if name not in known:
+            raise usage(f"--config {path}: there is no option {name!r}. Options: {', '.join(known)}.")
+    context.default_map = {**(context.default_map or {}), **{known[name]: value for name, value in given.items()}}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file of options, by their long names.",
+        is_eager=True,
+        callback=_configured,
+        metavar="FILE",
+    ),
+]
 
 
 def needs_extra() -> None:
@@ -63,7 +101,14 @@ def line() -> str:
 
 
 def asked(
-    folder: Path, seeds: str, compare: bool, device: str, workers: int, start_over: bool, pictures: int | None
+    folder: Path,
+    seeds: str,
+    compare: bool,
+    device: str,
+    workers: int,
+    report_to: str,
+    start_over: bool,
+    pictures: int | None,
 ) -> Any:
     """Return a `lvlm_guard.adapters.training.runs.Call`."""
     return import_module("lvlm_guard.adapters.training.runs").Call(
@@ -72,6 +117,7 @@ def asked(
         compare=compare,
         device=device,
         workers=workers,
+        report_to=report_to,
         start_over=start_over,
         pictures=pictures,
         echo=say,
@@ -81,13 +127,18 @@ def asked(
     )
 
 
-def first_pictures(data: Any, most: int | None) -> Any:
-    """Return a data set with the first training pictures alone; other parts stay whole."""
-    if most is None:
-        return data
-    learnt = list(dict.fromkeys(row.image for row in data.rows if row.split in (None, "train")))
-    gone = set(learnt[most:])
-    return data.with_rows([row for row in data.rows if row.image not in gone]) if gone else data
+def read_facts(
+    call: Any, source: str, images: Path | None, columns: list[str] | None, on_bad: str, pictures: int | None
+) -> Any:
+    """Return the facts of --data, with the first training pictures alone, and tell what they hold."""
+    pairs = [column.partition("=") for column in columns or ()]
+    if any(not (name and theirs) for name, _, theirs in pairs):
+        raise usage("--column: give KEY=COLUMN, such as captions=sentences.")
+    renamed = {name: theirs for name, _, theirs in pairs} or None
+    opened = import_module("lvlm_guard.adapters.data").open_facts(source, images=images, columns=renamed, on_bad=on_bad)
+    facts = opened.first(pictures)
+    call.told().echo(facts.summary())
+    return facts
 
 
 class Length(NamedTuple):
@@ -104,18 +155,21 @@ class Length(NamedTuple):
     steps: int
 
 
-def length(data: Any, batch: int | None, epochs: int | None, steps: int | None, world: int | None) -> Length:
-    """Return how long to train.
+def length(
+    data: Any, batch: int | None, epochs: int | None, steps: int | None, world: int | None, groups: int = 1
+) -> Length:
+    """Return how long to train; a pass over the data is the same one on any number of processes.
 
     Args:
         data: the data set.
+        groups: batches of a step, over all processes.
         batch: what the user asked for, as are `epochs` and `steps`; None for the default.
         epochs: passes over the training rows, 10 by default.
         steps: instead of epochs.
         world: steps on the embedded world, where minutes count; None for other data.
     """
     size = batch or (64 if world is None else 32)
-    epoch = max(1, len(data.parted()[0].rows) // size)
+    epoch = max(1, len(data.parted()[0].rows) // (size * groups))
     usual = 10 * epoch if world is None else world
     return Length(size, epoch, steps or (epochs * epoch if epochs else usual))
 

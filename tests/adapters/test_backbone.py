@@ -40,7 +40,9 @@ def wide(left: int, width: int = 200, height: int = 100) -> Image.Image:
 @pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
 def test_what_stands_at_the_edges_of_a_picture_counts(turned: bool) -> None:
     retriever = cropping()
-    one, other = (picture.transpose(Image.Transpose.ROTATE_90) if turned else picture for picture in map(wide, (0, 255)))
+    one, other = (
+        picture.transpose(Image.Transpose.ROTATE_90) if turned else picture for picture in map(wide, (0, 255))
+    )
     pixels = retriever.image_inputs([one, other])
     assert not torch.equal(pixels[0], pixels[1])
     features = retriever.image_features([one, other])

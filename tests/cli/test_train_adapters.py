@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.data.jsonl import write_captions, write_ranks
-from lvlm_guard.adapters.world import captions, ranks
+from lvlm_guard.adapters.world import captions, facts
 
 PARTS = {"train": 16, "val": 10, "test": 10}
 SMALL = ("--steps", 2, "--batch", 4, "--measure-every", 2)
@@ -22,29 +21,27 @@ def _one_thread():
 
 @pytest.fixture
 def captioned(tmp_path):
-    return _written(tmp_path / "captions", {part: captions(part, n) for part, n in PARTS.items()}, write_captions)
+    return _written(tmp_path / "captions", "captions")
 
 
 @pytest.fixture
 def valued(tmp_path):
-    data = {part: ranks(part, "brightness", n) for part, n in PARTS.items()}
-    template = data["train"].template
-    return _written(tmp_path / "values", data, lambda path, rows: write_ranks(path, rows, template=template))
+    return _written(tmp_path / "values", "brightness")
 
 
-def _written(folder, parts, write):
-    """Write the world's pictures and rows as a user would hold them; the third training picture is damaged."""
+def _written(folder, kind):
+    """Write the world's pictures and facts as a user would hold them; the third training picture is damaged."""
     folder.mkdir()
-    rows = []
-    for part, data in parts.items():
-        for row in data.rows:
-            name = f"{part}-{row.image.rpartition('/')[2]}.png"
-            data.load(row.image).save(folder / name)
-            rows.append(replace(row, image=name))
+    found = []
+    for part, n in PARTS.items():
+        data = facts(kind, part, n)
+        for one in data.facts:
+            name = f"{part}-{one.image.rpartition('/')[2]}.png"
+            data.store.load(one.image).save(folder / name)
+            found.append(replace(one, image=name))
     whole = (folder / "train-2.png").read_bytes()
     (folder / "train-2.png").write_bytes(whole[: len(whole) // 2])
-    write(folder / "rows.jsonl", rows)
-    return folder / "rows.jsonl"
+    return replace(data, facts=found).write(folder / "facts.jsonl")
 
 
 def test_captions_become_a_retriever_measured_beside_its_baselines(run, captioned, tmp_path):
@@ -97,6 +94,18 @@ def test_values_become_a_ranker_measured_beside_its_baselines(run, valued, tmp_p
     shown = run(*call)
     assert "linear-probe" in shown.out
     assert "report.html" in shown.out
+
+
+def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, valued, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {valued}\non-bad: skip\nsteps: 4\nbatch: 4\nmeasure-every: 2\nwidth: 16\nheads: 2\n")
+    ran = run("train", "ranker", "--config", config, "--steps", 2, "--relations", 2, "--out", tmp_path / "o", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.object["recipe"]["steps"], ran.object["recipe"]["batch"]) == (2, 4)
+    config.write_text("stepz: 4\n")
+    refused = run("train", "ranker", "--config", config, "--out", tmp_path / "o")
+    assert refused.code == 2
+    assert "no option 'stepz'" in refused.err
 
 
 def test_several_seeds_make_an_adapter_each(run, valued, tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from lvlm_guard.adapters.data import Bad, RankData, RankItem, RankRow, sift
-from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.data.pictures import InMemory
+from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.ranker.groups import GroupSampler
 
 ROWS = [
@@ -35,15 +33,6 @@ def test_absence_means_zero_for_exhaustive_objects_only_and_null_means_unknown()
     assert known(data(), "cat") == {"a": 1, "b": 3}
 
 
-def test_the_summary_counts_implied_zeros_and_what_is_unknown() -> None:
-    summary = data().summary()
-    assert summary.rows == 3 + 2 + 1
-    assert summary.zeros == pytest.approx(2 / 6)
-    assert summary.kinds == {"dog": 1, "cat": 2, "age": 1}
-    assert summary.lonely == ("age",)
-    assert "1 values that are not known" in str(summary)
-
-
 def test_an_object_with_one_picture_is_refused_or_left_out_as_asked() -> None:
     with pytest.raises(DataError, match=r"1 of 3 objects .* age"):
         data().teaching()
@@ -53,15 +42,6 @@ def test_an_object_with_one_picture_is_refused_or_left_out_as_asked() -> None:
     assert known(left, "dog") == known(data(), "dog")
     with pytest.raises(DataError, match="1 of 1 objects"):
         data([RankRow("d", "age", 40)]).teaching("skip")
-
-
-def test_loading_gives_the_instruction_of_the_object() -> None:
-    item = data(template="How many of {object} are there?")[1]
-    assert isinstance(item, RankItem)
-    assert (item.image, item.object, item.value) == ("a", "cat", 1)
-    assert item.instruction == "How many of cat are there?"
-    with pytest.raises(DataError, match="not known"):
-        data()[3]
 
 
 def counted(n: int = 60) -> RankData:
@@ -82,28 +62,3 @@ def test_groups_hold_one_instruction_and_call_nothing_unknown_or_shown_a_zero() 
         assert sum(member.value == 0 for member in group) == 4
         for member in group:
             assert truth[member.object][member.image] == member.value
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_gives_whole_groups_whatever_its_workers(workers: int) -> None:
-    found = counted()
-    sampler = GroupSampler(found.rows, 8, batches=6, exhaustive=found.exhaustive, seed=2)
-    sampler.set_epoch(3)
-    loader = DataLoader(
-        found,
-        batch_sampler=sampler,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=list,
-        multiprocessing_context="fork" if workers else None,
-    )
-    for group, wanted in zip(loader, sampler, strict=True):
-        assert [(item.image, item.value) for item in group] == [(m.image, m.value) for m in wanted]
-        assert len({item.instruction for item in group}) == 1
-        assert [int(np.asarray(item.picture)[0, 0, 0]) for item in group] == [int(m.image) for m in wanted]
-
-
-def test_a_group_goes_on_without_pictures_that_cannot_be_read() -> None:
-    found = RankData(counted().rows, InMemory({}), "empty", on_bad="skip")
-    kept, bad = sift(found[k] for k in range(5))
-    assert not kept
-    assert all(isinstance(item, Bad) and "no picture" in item.reason for item in bad)

@@ -3,7 +3,7 @@
 import pytest
 
 from lvlm_guard.adapters.distill.answers import Answer, AnswerFile, Lesson, summary
-from lvlm_guard.adapters.distill.errors import DistillError
+from lvlm_guard.adapters.errors import TrainingError
 
 ANSWER = Answer("is there a dog?", "dog", 0.25, [5, 2], "Yes, a “dog”.", [0], [0], [([5, 6], [0.9, 0.1])])
 LESSONS = [Lesson("a/1.jpg", [ANSWER]), Lesson("b.png", failed="b.png is damaged")]
@@ -45,7 +45,7 @@ def test_a_line_that_was_changed_is_named(tmp_path, line):
     AnswerFile(tmp_path, "train").add(LESSONS)
     with (tmp_path / "train-0.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(DistillError, match="Line 3"):
+    with pytest.raises(TrainingError, match="Line 3"):
         list(AnswerFile(tmp_path, "train").lessons())
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lvlm_guard.adapters.distill.answers import AnswerFile
-from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.pictures import pictures_of
 from lvlm_guard.adapters.distill.settings import QUESTION, Lessons
 from lvlm_guard.adapters.distill.teacher import CLAIM, Teacher, filled, method_of
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.errors import ImageError, KnobError, UnknownNameError
 from lvlm_guard.pretrained import ask
 
@@ -147,19 +147,19 @@ def test_a_folder_is_split_the_same_way_each_time_and_only_pictures_count(folder
     ],
 )
 def test_lessons_that_make_no_sense_are_refused(wrong, says):
-    with pytest.raises(DistillError, match=says):
+    with pytest.raises(TrainingError, match=says):
         Lessons(**wrong)
 
 
 @pytest.mark.parametrize("images", ["nowhere", "empty"])
 def test_a_folder_without_pictures_is_refused(images, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DistillError, match=r"no folder|holds 0 pictures"):
+    with pytest.raises(TrainingError, match=r"no folder|holds 0 pictures"):
         pictures_of(Lessons(images=str(tmp_path / images)))
 
 
 def test_more_scenes_than_the_world_has_are_refused():
-    with pytest.raises(DistillError, match="training scenes"):
+    with pytest.raises(TrainingError, match="training scenes"):
         pictures_of(Lessons(pictures=30_000))
 
 

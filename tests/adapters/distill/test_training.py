@@ -8,15 +8,16 @@ import peft
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from lvlm_guard.adapters.distill.answers import Answer, Lesson
-from lvlm_guard.adapters.distill.errors import DistillError
 from lvlm_guard.adapters.distill.loss import log_probs, plain_log_probs
 from lvlm_guard.adapters.distill.pictures import Pictures
 from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.settings import Recipe
-from lvlm_guard.adapters.distill.state import last_checkpoint
 from lvlm_guard.adapters.distill.training import train
+from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.adapters.training.checkpoint import last_checkpoint
 from lvlm_guard.pretrained import load_model
 
 RECIPE = Recipe(steps=9, batch=2, questions=2, rate=5e-3, rank=2, alpha=4, projector=True, save_every=3)
@@ -79,8 +80,9 @@ def test_every_matrix_of_the_adapter_learns_and_nothing_else_changes_by_a_bit(un
 def test_the_student_comes_nearer_to_its_teacher(tmp_path):
     longer = Recipe(**{**RECIPE.to_dict(), "steps": 30})
     trained(tmp_path, longer)
-    curve = [entry["loss"] for entry in json.loads((tmp_path / "curve.json").read_text()) if "loss" in entry]
-    assert len(curve) == 10
+    lines = map(json.loads, (tmp_path / "training" / "curve.jsonl").read_text().splitlines())
+    curve = [entry["loss"] for entry in lines if "loss" in entry]
+    assert len(curve) == 3
     assert curve[-1] < 0.7 * curve[0]
 
 
@@ -94,11 +96,11 @@ def test_killed_between_checkpoints_and_resumed_it_ends_in_the_weights_of_an_unb
 
     with pytest.raises(RuntimeError, match="killed"):
         trained(tmp_path, advance=dies)
-    assert last_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
+    assert last_checkpoint(tmp_path / "training").name == "checkpoint-3"
     assert not (tmp_path / "adapter_config.json").exists()
     steps = []
     student, _ = trained(tmp_path, advance=steps.append)
-    assert steps[0] == 4  # three before, and the first of this part
+    assert steps[0] == 3
     assert sum(steps) == RECIPE.steps
     found = weights(student)
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken[1].items())
@@ -114,8 +116,8 @@ def test_a_checkpoint_that_was_not_written_whole_is_passed_over(unbroken, tmp_pa
 
     with pytest.raises(RuntimeError, match="killed"):
         trained(tmp_path, advance=dies)
-    (tmp_path / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()
-    (tmp_path / "checkpoints" / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
+    (tmp_path / "training" / "checkpoint-6" / "trainer_state.json").unlink()
+    (tmp_path / "training" / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
     student, _ = trained(tmp_path)
     found = weights(student)
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken[1].items())
@@ -131,7 +133,7 @@ def test_ctrl_c_ends_the_step_saves_it_and_the_next_call_goes_on(unbroken, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, advance=interrupts)
-    assert int(last_checkpoint(tmp_path / "checkpoints").name.partition("-")[2]) in (4, 5)
+    assert int(last_checkpoint(tmp_path / "training").name.partition("-")[2]) in (4, 5)
     student, _ = trained(tmp_path)
     found = weights(student)
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken[1].items())
@@ -167,18 +169,17 @@ def test_a_finished_adapter_is_loaded_and_not_trained_again(unbroken):
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_what_differs(unbroken):
-    with pytest.raises(DistillError, match=r"rate 0\.005, now 0\.01.*--retrain"):
+    with pytest.raises(TrainingError, match=r"rate 0\.005, now 0\.01.*--retrain"):
         trained(unbroken[0], Recipe(**{**RECIPE.to_dict(), "rate": 0.01}))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path):
     wild = Recipe(**{**RECIPE.to_dict(), "rate": 1e30, "steps": 60})
-    with pytest.raises(DistillError, match=r"(loss|gradient) is NaN or infinite at step \d+.*--retrain"):
+    with pytest.raises(TrainingError, match=r"(loss|gradient) is NaN or infinite at step \d+.*--retrain"):
         trained(tmp_path, wild)
-    last = last_checkpoint(tmp_path / "checkpoints")
+    last = last_checkpoint(tmp_path / "training")
     if last is not None:
-        kept = peft.PeftModel.from_pretrained(tiny.make("llava", torch.float32)[0], last)
-        assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(kept).values())
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(last / "learning.safetensors").values())
     assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
@@ -209,7 +210,7 @@ def test_recomputed_activations_give_nearly_the_same_adapter(unbroken, tmp_path)
     "wrong", [{"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}, {"questions": -1}]
 )
 def test_recipes_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(DistillError):
+    with pytest.raises(TrainingError):
         Recipe(**{**RECIPE.to_dict(), **wrong})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.adapters.data import RankData, RankRow
-from lvlm_guard.adapters.data.errors import DataError
+from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.evaluation.lists import Lists
 from lvlm_guard.adapters.evaluation.ranking import counted, linear_probe, rows_of, zero_shot
 from lvlm_guard.adapters.world.pictures import Pictures

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.data import CaptionData, CaptionRow, Facts
 from lvlm_guard.adapters.evaluation import retrieval
 from lvlm_guard.adapters.evaluation.bootstrap import interval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
@@ -26,8 +26,9 @@ ROWS = [
 ]
 
 
-def gallery(rows: list[CaptionRow] = ROWS) -> Gallery:
-    return Gallery.of(CaptionData(rows, Pictures(), "three captions"), WordBank.world())
+def gallery(rows: list[CaptionRow] = ROWS, exhaustive: tuple[str, ...] = (), **facts: dict[str, float]) -> Gallery:
+    known = {image: Facts(image, objects=objects) for image, objects in facts.items()}
+    return Gallery.of(CaptionData(rows, Pictures(), "captions", facts=known, exhaustive=exhaustive), WordBank.world())
 
 
 def searched(
@@ -73,7 +74,7 @@ def test_pictures_search_among_swaps_and_captions_among_pictures_alone() -> None
 
 def test_claims_hold_of_pictures_any_of_whose_captions_names_the_object() -> None:
     rows = [*ROWS, CaptionRow("b", "a bus", "bus"), CaptionRow("c", "grass and no dog")]
-    made = gallery(rows)
+    made = gallery(rows, ("bus", "cat", "dog"), a={"dog": 1}, b={"cat": 2, "bus": 1}, c={})
     assert made.claims.names == ("bus", "cat", "dog")
     assert made.claims.texts == ["a photo of a bus", "a photo of a cat", "a photo of a dog"]
     assert made.claims.true.tolist() == [[False, False, True], [True, True, False], [False, False, False]]
@@ -86,6 +87,37 @@ def test_claims_hold_of_pictures_any_of_whose_captions_names_the_object() -> Non
     assert found.claims_auroc(np.array([0, 0])) == 1.0
     assert math.isnan(found.claims_auroc(np.array([2])))
     assert not gallery([CaptionRow("a", "a dog"), CaptionRow("b", "two dogs")]).claims.telling
+
+
+def test_what_no_caption_and_no_fact_says_is_unknown_and_never_false() -> None:
+    rows = [CaptionRow("a", "a dog"), CaptionRow("b", "a cat"), CaptionRow("c", "a cup")]
+    claims = gallery(rows).claims
+    assert claims.true.tolist() == [[False, False, True], [True, False, False], [False, True, False]]
+    assert not claims.false.any()
+    told = gallery(rows, a={"dog": 1, "cat": 0}, b={"dog": 0}).claims
+    assert told.false.tolist() == [[True, False, False], [False, False, True], [False, False, False]]
+    scores, true = told.judged(np.arange(9, dtype=np.float32).reshape(3, 3))
+    assert scores.tolist() == [0, 2, 3, 5, 7]
+    assert true.tolist() == [False, True, True, False, True]
+
+
+def test_a_caption_that_names_what_facts_call_absent_leaves_it_unknown() -> None:
+    claims = gallery([CaptionRow("a", "a dog"), CaptionRow("b", "a cat")], a={"dog": 0, "cat": 0}, b={}).claims
+    assert claims.names == ("cat",)
+    assert claims.false.tolist() == [[True], [False]]
+
+
+def test_no_swap_says_what_another_caption_or_a_fact_of_the_picture_says() -> None:
+    rows = [CaptionRow("a", "a dog on grass"), CaptionRow("a", "a cat on grass"), CaptionRow("b", "a bird")]
+    for facts in ({}, {"a": {"horse": 1.0, "cow": 0.0}, "b": {"dog": 0.0}}):
+        made = gallery(rows, **facts)
+        swaps = {row: {made.swaps[k] for k in np.flatnonzero(made.swap_of == row)} for row in range(3)}
+        assert all(swaps.values())
+        assert "a cat on grass" not in swaps[0]
+        assert "a dog on grass" not in swaps[1]
+        categories = {text for k, text in enumerate(made.swaps) if made.kinds[k] == "category"}
+        if facts:  # where facts tell of objects, only what is known to be absent is put in another's place
+            assert categories == {"a cow on grass", "a dog"}
 
 
 def test_the_auroc_of_drawn_captions_is_that_of_their_scores_written_out() -> None:

@@ -195,19 +195,29 @@ def test_claims_are_judged_one_by_one_and_true_and_false_ones_count_alike():
     z = scores / 0.01
     false = torch.stack([z[0, 1], z[0, 2], *z[1]])
     expected = (torch.log1p(torch.exp(-z[0, 0])) + torch.log1p(torch.exp(false)).mean()) / 2
-    assert claims(scores, true).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert claims(scores[:, 1:], true[:, 1:]).item() == pytest.approx(
+    assert claims(scores, true, ~true).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert claims(scores[:, 1:], true[:, 1:], ~true[:, 1:]).item() == pytest.approx(
         torch.log1p(torch.exp(z[:, 1:])).mean().item(), rel=1e-5
     )
-    assert claims(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)).item() == 0
+    assert claims(torch.zeros(2, 0), *torch.zeros(2, 2, 0, dtype=torch.bool)).item() == 0
     assert LossStack(contrastive=0, hard_negative=0, claims=2)(
-        LossInputs(claims=scores, claimed=true)
+        LossInputs(claims=scores, claimed=true, refuted=~true)
     ).total.item() == pytest.approx(2 * expected.item(), rel=1e-5)
+
+
+def test_claims_that_are_neither_true_nor_false_change_nothing():
+    scores = torch.tensor([[0.02, -0.01, 5.0]], requires_grad=True)
+    value = claims(scores, torch.tensor([[True, False, False]]), torch.tensor([[False, True, False]]))
+    assert value.item() == pytest.approx(claims(scores[:, :2], *torch.eye(2, dtype=torch.bool)[:, None]).item())
+    value.backward()
+    assert scores.grad[0, 2] == 0
 
 
 def test_terms_of_features_are_not_rounded_to_bfloat16_under_autocast():
     torch.manual_seed(0)
-    features = {name: normalize(torch.randn(16, 32) + 1, dim=-1) for name in ("image", "text", "frozen_image", "frozen_text")}
+    features = {
+        name: normalize(torch.randn(16, 32) + 1, dim=-1) for name in ("image", "text", "frozen_image", "frozen_text")
+    }
     stack = LossStack(contrastive=0, hard_negative=0, agreement=1.0)
     exact = stack(LossInputs(**features)).total
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The parts of DCAR: captions with room for prompts, word weights, the category block, two stages."""
+"""The parts of DCAR: captions with room for prompts, word weights, two stages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import pytest
 import tiny_clip
 import torch
 from peft import get_peft_model
-from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from lvlm_guard.adapters.prompts import coop, placeholders
 from lvlm_guard.adapters.retrieval.captions import budget, caption_inputs
-from lvlm_guard.adapters.retrieval.category_block import CategoryBlock
 from lvlm_guard.adapters.retrieval.two_stage import again
 from lvlm_guard.adapters.retrieval.word_weights import prepare, raw, scaled, weighing
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
@@ -166,25 +164,6 @@ def test_a_model_without_clips_text_encoder_can_not_be_weighed():
     bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
     with pytest.raises(UnsupportedModelError, match=r"no text_model\.embeddings"):
         prepare(bert)
-
-
-def test_the_category_block_starts_as_the_identity_and_follows_its_formula():
-    torch.manual_seed(0)
-    text, categories = normalize(torch.randn(5, 8), dim=-1), normalize(torch.randn(3, 8), dim=-1)
-    block = CategoryBlock(categories)
-    torch.testing.assert_close(block(text), text)
-    with torch.no_grad():
-        block.gamma.fill_(0.7)
-        block.query.normal_()
-        block.value.normal_()
-    attention = torch.softmax(text @ block.query @ categories.T / 8**0.5, -1)
-    expected = normalize(text + 0.7 * attention @ categories @ block.value, dim=-1)
-    torch.testing.assert_close(block(text), expected)
-    assert sum(p.numel() for p in block.parameters()) == 2 * 8 * 8 + 1
-    block(text)[:, 0].sum().backward()
-    assert all(p.grad.abs().max() > 0 for p in block.parameters())
-    with pytest.raises(KnobError, match="at least two categories"):
-        CategoryBlock(categories[:1])
 
 
 def test_two_stages_rank_the_best_again_and_keep_the_rest_below_in_their_order():

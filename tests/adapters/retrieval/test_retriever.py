@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_clip
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch.nn.functional import normalize
 
@@ -19,14 +19,13 @@ import lvlm_guard.adapters as adapters
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.prompts import coop, dual_prompt
-from lvlm_guard.adapters.retrieval.folder import BLOCK, make
+from lvlm_guard.adapters.retrieval.folder import make
 from lvlm_guard.adapters.retrieval.metrics import retrieval_figures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError, WeightsError
 
 TOKENIZER, PROCESSOR = tiny_clip.tokenizer(), tiny_clip.image_processor()
 INPUTS = Inputs.of(tiny_clip.clip(), tokenizer=TOKENIZER, image_processor=PROCESSOR)
-CATEGORIES = ["dog", "cat", "bus"]
 TEXTS = ["a red dog", "a blue cat on the bus", "three green cups", "the small horse"]
 
 
@@ -38,8 +37,7 @@ def pictures(n, seed=0):
 def retriever(prompted=True, seed=0, clip=None, **options):
     torch.manual_seed(seed)
     config = dual_prompt(TOKENIZER, depth=2, coupling_rank=2) if prompted else None
-    categories = CATEGORIES if prompted else ()
-    return make(clip or tiny_clip.clip(), INPUTS, config=config, categories=categories, **options)
+    return make(clip or tiny_clip.clip(), INPUTS, config=config, **options)
 
 
 def trained(found, steps=2):
@@ -72,12 +70,12 @@ def test_an_untuned_retriever_scores_as_the_clip_itself():
     assert retriever(prompted=False).config is None
 
 
-def test_training_reaches_prompts_and_block_and_leaves_clip_as_it_was():
+def test_training_reaches_prompts_and_leaves_clip_as_it_was():
     found = retriever()
     before = {name: value.clone() for name, value in found.model.state_dict().items()}
     trained(found, steps=3)
     learned = {name for name, parameter in found.model.named_parameters() if parameter.requires_grad}
-    assert {name.split(".")[0] for name in learned} == {"clip", "block"}
+    assert {name.split(".")[0] for name in learned} == {"clip"}
     for name, value in found.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in learned), name
 
@@ -255,12 +253,11 @@ def test_calibrated_probabilities_need_a_calibration():
         retriever().probability(torch.tensor(0.3))
 
 
-def test_a_saved_retriever_loads_to_the_same_bits_with_its_block_categories_and_calibration(tmp_path):
+def test_a_saved_retriever_loads_to_the_same_bits_with_its_calibration_and_so_does_peft_alone(tmp_path):
     found = trained(retriever(strength=0.7, calibration=(40.0, -10.0), configuration="dual-prompt"))
-    assert found.model.block.gamma.abs() > 0
     found.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", BLOCK, "guard_dual_prompt.json"} <= files
+    assert {"adapter_config.json", "adapter_model.safetensors", "guard_dual_prompt.json"} <= files
     again = adapters.load(tmp_path, model=tiny_clip.clip(), inputs=INPUTS)
     assert isinstance(again, DualPromptRetriever)
     assert again.card == found.card
@@ -268,9 +265,11 @@ def test_a_saved_retriever_loads_to_the_same_bits_with_its_block_categories_and_
         expected = found.score(pictures(2), TEXTS, weighting=weighting)
         assert torch.equal(again.score(pictures(2), TEXTS, weighting=weighting), expected)
     assert not any(p.requires_grad for p in again.model.parameters())
-    on = DualPromptRetriever.from_pretrained(
-        tmp_path, model=tiny_clip.clip(), inputs=INPUTS, trainable=True
-    )
+    alone = PeftModel.from_pretrained(tiny_clip.clip(), tmp_path).eval()
+    inputs = found.text_inputs(TEXTS)
+    said = alone.get_text_features(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).pooler_output
+    assert torch.equal(normalize(said, dim=-1), found.text_features(TEXTS))
+    on = DualPromptRetriever.from_pretrained(tmp_path, model=tiny_clip.clip(), inputs=INPUTS, trainable=True)
     assert {n for n, p in on.model.named_parameters() if p.requires_grad} == {
         n for n, p in found.model.named_parameters() if p.requires_grad
     }
@@ -328,10 +327,6 @@ def test_folders_that_are_incomplete_or_of_another_clip_are_refused(tmp_path):
         adapters.load(tmp_path, model=wide, **options)
     with pytest.raises(WeightsError, match="made in memory"):
         adapters.load(tmp_path)
-    (tmp_path / BLOCK).rename(tmp_path / "elsewhere")
-    with pytest.raises(WeightsError, match=r"category_block\.safetensors is missing or damaged"):
-        adapters.load(tmp_path, model=tiny_clip.clip(), **options)
-    (tmp_path / "elsewhere").rename(tmp_path / BLOCK)
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"adapter_model\.safetensors is missing"):
         adapters.load(tmp_path, model=tiny_clip.clip(), **options)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from trainings import RANKER
 
-from lvlm_guard.adapters.data import CaptionData, RankData
-from lvlm_guard.adapters.data.jsonl import write_captions, write_ranks
+from lvlm_guard.adapters.data import CaptionData, FactsData, RankData
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.world import captions, ranks
+from lvlm_guard.adapters.world import facts, ranks
 from lvlm_guard.adapters.world.pictures import Pictures
 
 
@@ -23,8 +22,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def pairs() -> CaptionData:
-    rows = [*captions("train", 24).rows, *captions("val", 10).rows]
-    return CaptionData(rows, Pictures(), "some captions")
+    return some("captions", train=24, val=10).captions
+
+
+def some(kind: str, **parts: int) -> FactsData:
+    """Facts of the first pictures of splits."""
+    given = [facts(kind, split, n) for split, n in parts.items()]
+    return replace(given[0], facts=[one for each in given for one in each.facts], name=f"some {kind}")
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +52,13 @@ def ranked_pictures(values: RankData) -> ranker.Pictures:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with captions.jsonl and ranks.jsonl, by brightness, of a few pictures of the world."""
     place = tmp_path_factory.mktemp("data")
-    said = [*captions("train", 24).rows, *captions("val", 8).rows]
-    valued = [*ranks("train", by="brightness", n=24).rows, *ranks("val", by="brightness", n=10).rows]
-    for key in [*(row.image for row in said), *(row.image for row in valued)]:
-        Pictures().load(key).save(place / saved(key))
-    write_captions(place / "captions.jsonl", [replace(row, image=saved(row.image)) for row in said])
-    write_ranks(place / "ranks.jsonl", [replace(row, image=saved(row.image)) for row in valued])
+    for name, data in (
+        ("captions.jsonl", some("captions", train=24, val=8, test=8)),
+        ("ranks.jsonl", some("brightness", train=24, val=10, test=10)),
+    ):
+        for one in data.facts:
+            Pictures().load(one.image).save(place / saved(one.image))
+        replace(data, facts=[replace(one, image=saved(one.image)) for one in data.facts]).write(place / name)
     return place
 
 

@@ -24,19 +24,18 @@ from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, retrieval_figures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.checkpoint import Checkpoint
 from lvlm_guard.adapters.training.features import Features
-from lvlm_guard.adapters.training.loop import train
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
+from lvlm_guard.adapters.training.trainer import train
 from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import COUNTED, Pictures
 
 pytestmark = pytest.mark.slow
 
 HELD_OUT = 100  # captions, one a picture
-TWO_STAGES = dual_prompt.Plan(strength=0.5, block=False)
+TWO_STAGES = dual_prompt.Plan(strength=0.5)
 LISTS = ranker.Plan(
     settings=RankerSettings(
         width=64, heads=4, relations=4, prompts=4, fusion_layers=1, post_layers=1, dropout=0.0, regression_weight=0.5
@@ -70,8 +69,8 @@ def trained(pairs: dual_prompt.Pictures, tmp_path_factory: pytest.TempPathFactor
         retriever = dual_prompt.build(TWO_STAGES, pairs)
         losses = replace(TWO_STAGES.losses, tau=retriever.model.tau)
         given = (pairs.gallery, pairs.pixels, losses, recipe, pairs.bank, pairs.frozen)
-        kept = Checkpoint(tmp_path_factory.mktemp(name), {})
-        train(RetrievalTask(retriever, data, *given), recipe, kept, lambda _: None, device="cpu")
+        place = tmp_path_factory.mktemp(name)
+        train(RetrievalTask(retriever, data, *given), recipe, place, lambda _: None, device="cpu")
         assert (retriever.card.weighting, retriever.card.strength) == ("two-stage", 0.5)
         made[name] = retriever
     return made

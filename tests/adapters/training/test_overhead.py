@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lvlm_guard.adapters.training.__main__ import main
+from embedded_training.overhead import main
 
 pytestmark = pytest.mark.slow
 

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trainings import DUAL, RANKER, recipe
 
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.errors import TrainingError
+from lvlm_guard.adapters.training.checkpoint import last_checkpoint
 from lvlm_guard.errors import GuardError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -135,3 +137,33 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_state(
         ranker.fit(RANKER, ranked_pictures, recipe(rate=1e30, warm=0.0, save_every=1), tmp_path, nothing)
     assert (tmp_path / "training" / "begun.json").is_file()
     assert not (tmp_path / "guard_ranker.json").exists()
+
+
+def test_killed_between_an_early_stop_and_its_end_a_training_does_not_go_on_past_it(
+    ranked_pictures: ranker.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = recipe(steps=12, measure_every=2, patience=1, rate=1e-9)  # nothing changes, so nothing gets better
+    with monkeypatch.context() as patched:
+        patched.setattr(ranker, "finish", lambda *_: crash())
+        with pytest.raises(RuntimeError, match="went away"):
+            ranker.fit(RANKER, ranked_pictures, early, tmp_path, nothing)
+    last = last_checkpoint(tmp_path / "training")
+    assert last is not None
+    step = int(last.name.partition("-")[2])
+    assert step < 12
+    done: list[int] = []
+    ranker.fit(RANKER, ranked_pictures, early, tmp_path, done.append)
+    assert done == [step]
+    assert max(entry["step"] for entry in told(tmp_path)) == step
+
+
+def test_other_data_in_the_same_folder_is_refused(ranked_pictures: ranker.Pictures, tmp_path: Path) -> None:
+    ranker.fit(RANKER, ranked_pictures, recipe(steps=2), tmp_path, nothing)
+    data = ranked_pictures.train
+    fewer = replace(ranked_pictures, train=data.with_rows(data.rows[:-1]))
+    with pytest.raises(TrainingError, match=r"another training \(digest"):
+        ranker.fit(RANKER, fewer, recipe(steps=2), tmp_path, nothing)
+    begun = tmp_path / "training" / "training.json"
+    begun.write_text(begun.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(TrainingError, match="processes 2, now 1"):
+        ranker.fit(RANKER, ranked_pictures, recipe(steps=2), tmp_path, nothing)

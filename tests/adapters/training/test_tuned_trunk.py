@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lvlm_guard.adapters.data import open_ranks
+from lvlm_guard.adapters.data import open_facts
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import ranker
+from lvlm_guard.adapters.training.checkpoint import last_checkpoint
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.world.pictures import Pictures
 
@@ -73,19 +74,21 @@ def test_a_tuned_trunk_is_trained_loaded_in_a_new_process_and_resumed_to_the_sam
     assert seen == list(towers)
 
     killed = subprocess.Popen(command(written, tmp_path / "killed", steps), stdout=-3, stderr=-3)
-    state = tmp_path / "killed" / "training" / "state.pt"
-    while not state.exists():
+    state = tmp_path / "killed" / "training"
+    while last_checkpoint(state) is None:
         assert killed.poll() is None
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert 0 < torch.load(state, weights_only=True)["step"] < steps
+    last = last_checkpoint(state)
+    assert last is not None
+    assert 0 < int(last.name.partition("-")[2]) < steps
     subprocess.run(command(written, tmp_path / "killed", steps), check=True, capture_output=True)
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     plan = ranker.Plan(**report["plan"] | {"settings": RankerSettings(**report["plan"]["settings"])})
-    pictures = ranker.Pictures.read(open_ranks(written / "ranks.jsonl"), plan)
+    pictures = ranker.Pictures.read(open_facts(written / "ranks.jsonl").ranks, plan)
     own = ranker.fit(plan, pictures, Recipe(**report["recipe"]), tmp_path / "own", lambda _: None, device="cpu")
     images = [Pictures().load(f"brightness/test/{k}") for k in range(5)]
     scores, logits = own.rank(images, own.card.asked("image"))

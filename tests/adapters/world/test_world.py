@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvlm_guard.adapters.data import open_captions, open_ranks
+from lvlm_guard.adapters.data import open_facts
 from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import SPLITS, Pictures, plan, scene
 from lvlm_guard.adapters.world.scenes import _places, drawing
@@ -167,8 +167,8 @@ def test_sets_ordered_by_size_and_brightness_can_be_measured_in_the_pictures() -
         assert row.value is not None
         assert abs(extent - row.value) <= 4
     light = ranks("val", "brightness", 60)
-    for k, row in enumerate(light.rows):
-        grey = np.asarray(light[k].picture.convert("L"), float).mean() / 25.5  # type: ignore[union-attr]
+    for row in light.rows:
+        grey = np.asarray(light.load(row.image).convert("L"), float).mean() / 25.5  # type: ignore[union-attr]
         assert row.value == pytest.approx(grey, abs=0.05)
     spread = [row.value for row in light.rows if row.value is not None]
     assert max(spread) - min(spread) > 4
@@ -184,13 +184,14 @@ def test_pictures_load_by_key_and_other_keys_are_refused() -> None:
 
 
 def test_the_world_opens_by_name_with_its_splits() -> None:
-    data = open_captions("world")
-    assert data.splits == {"train", "val", "test"}
+    data = open_facts("world").captions
+    assert {row.split for row in data.rows} == {"train", "val", "test"}
     train, held = data.parted()
-    assert (len(train), len(held)) == (4000, 500)
-    assert open_ranks("world:size").instruction("dog") == "Rank the size of the dog."
-    with pytest.raises(UnknownNameError, match="no order 'weight'"):
-        open_ranks("world:weight")
+    assert (len(train.rows), len(held.rows)) == (4000, 500)
+    assert data.objects(data.images[0])[0] == set(open_facts("world").facts[0].objects)
+    assert open_facts("world:size").ranks.instruction("dog") == "Rank the size of the dog."
+    with pytest.raises(UnknownNameError, match="no kind of facts 'weight'"):
+        open_facts("world:weight")
 
 
 def test_a_thousand_pictures_are_drawn_in_three_seconds_of_this_processor() -> None:

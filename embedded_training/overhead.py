@@ -1,4 +1,4 @@
-"""Time the loop against a bare loop of the same model: `python -m lvlm_guard.adapters.training`.
+"""Time the loop against a bare loop of the same model: `python -m embedded_training.overhead`.
 
 The bare loop makes the same batches, computes the same loss and takes the same steps, with torch alone: no accelerate,
 no checks, no log, no states, of which ours saves as many as a training does, and begins and ends in every block. Blocks
@@ -23,10 +23,10 @@ import torch
 from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import ranker
-from lvlm_guard.adapters.training.checkpoint import Checkpoint, learning
-from lvlm_guard.adapters.training.loop import train
+from lvlm_guard.adapters.training.checkpoint import learning
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.trainer import train
 from lvlm_guard.adapters.world import ranks
 from lvlm_guard.adapters.world.pictures import Pictures
 from lvlm_guard.bench.intervals import median_ratio
@@ -46,7 +46,7 @@ def bare(task: RankingTask, recipe: Recipe) -> None:
     optimizer = torch.optim.AdamW(list(learning(task.model).values()), lr=recipe.rate)
     for step in range(recipe.steps):
         task.model.train()
-        loss, _ = task.loss(task.model, task.batch(step))
+        loss, _ = task.loss(task.model, task.batches.batch(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(learning(task.model).values()), recipe.clip)
@@ -62,7 +62,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_training.overhead", description=__doc__)
     parser.add_argument("--steps", type=int, default=200, help="of a block")
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--batch", type=int, default=32)
@@ -79,8 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     def ours() -> tuple[float, float]:
         task = Unmeasured(ranker.build(plan, data), pictures.train, pictures.lists, pictures.seen, recipe)
         with tempfile.TemporaryDirectory() as folder:
-            kept = Checkpoint(Path(folder), {})
-            return timed(partial(train, task, recipe, kept, lambda _: None, device="cpu"))
+            return timed(partial(train, task, recipe, Path(folder), lambda _: None, device="cpu"))
 
     def plain() -> tuple[float, float]:
         task = Unmeasured(ranker.build(plan, data), pictures.train, pictures.lists, pictures.seen, recipe)
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
                 found[name].append(seconds)
     told = [figures(found, place, clock, args.steps * args.batch) for place, clock in enumerate(("processor", "wall"))]
     if args.json:
-        print_json("python -m lvlm_guard.adapters.training", told, settings=vars(args))
+        print_json("python -m embedded_training.overhead", told, settings=vars(args))
         return 0
     for row in told:
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"

@@ -1,0 +1,238 @@
+"""Published layouts as facts.
+
+COCO: instance annotations count each of the listed categories, and a picture without a box of one has none; captions
+come from the file of captions. A crowd box marks objects that nobody counted, so there are some; the published
+protocol leaves it out (a picture with nothing but a crowd of people would show 0 people), which `crowd="ignore"` does.
+
+DCAR (arXiv:2508.04028): a JSON object keyed by name; each entry has `file_name`, `file_path`, `positive` and `negative`
+(four of them), some `class_name`. That data carries no licence: it is read only from where a user has it.
+
+Tables: the ranking-aware adapter's (arXiv:2412.06760), tab-separated, with the columns filepath, cname, value and
+sample_weights_by_class; and plain ones of pictures and values, such as age, quality or beauty.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from lvlm_guard.adapters.data.dataset import FactsData
+from lvlm_guard.adapters.data.facts import PRESENT, Facts, facts_of
+from lvlm_guard.adapters.data.pictures import Files
+from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.errors import did_you_mean
+
+
+def coco(
+    instances: str | Path | None,
+    captions: str | Path | None = None,
+    *,
+    split: str | None = None,
+    crowd: Literal["present", "ignore"] = "present",
+    root: Path = Path(),
+) -> FactsData:
+    """Return the facts of COCO-style annotations; pictures are named by `file_name`.
+
+    Args:
+        instances: "instances_*.json"; None: nothing is known of objects but what captions say.
+        captions: "captions_*.json"; None: none.
+        split: of all pictures.
+        crowd: what a crowd box makes of its category's count.
+        root: where the pictures' paths start.
+
+    Raises:
+        DataError: a file is no such annotations, or none was given.
+    """
+    if instances is None and captions is None:
+        raise DataError("Give COCO's instances, its captions, or both.")
+    told: dict[str, dict[str, Any]] = {}
+    exhaustive: list[str] = []
+    for path, part in ((instances, "instances"), (captions, "captions")):
+        if path is None:
+            continue
+        found = _annotations(Path(path), part)
+        for image in found["images"]:
+            told.setdefault(str(image["file_name"]), {"captions": []})
+        files = {image["id"]: str(image["file_name"]) for image in found["images"]}
+        if part == "instances":
+            names = {entry["id"]: str(entry["name"]) for entry in found["categories"]}
+            exhaustive = list(names.values())
+            for file, objects in _counted(found["annotations"], names, files, crowd, Path(path)).items():
+                told[file]["objects"] = objects
+        else:
+            for entry in found["annotations"]:
+                told[_file(files, entry, Path(path))]["captions"].append(str(entry["caption"]))
+    facts = [facts_of({"image": file, "split": split, **each}, f"picture {file}") for file, each in told.items()]
+    return FactsData(facts, Files(root), str(instances or captions), exhaustive)
+
+
+def _counted(
+    boxes: Sequence[Mapping[str, Any]],
+    names: Mapping[Any, str],
+    files: Mapping[Any, str],
+    crowd: str,
+    path: Path,
+) -> dict[str, dict[str, Any]]:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    crowds: dict[str, set[str]] = defaultdict(set)
+    for box in boxes:
+        name = names.get(box["category_id"])
+        if name is None:
+            raise DataError(f"{path}: a box is of the category {box['category_id']!r}, which is not listed.")
+        file = _file(files, box, path)
+        if not box.get("iscrowd"):
+            counts[file][name] += 1
+        elif crowd == "present":
+            crowds[file].add(name)
+    return {file: {**counts[file], **dict.fromkeys(sorted(crowds[file]), PRESENT)} for file in {**counts, **crowds}}
+
+
+def _file(files: Mapping[Any, str], entry: Mapping[str, Any], path: Path) -> str:
+    if entry["image_id"] not in files:
+        raise DataError(f"{path}: an annotation is of the picture {entry['image_id']!r}, which is not listed.")
+    return files[entry["image_id"]]
+
+
+def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = _json(path)
+    needed: dict[str, Sequence[str]] = {"images": ("id", "file_name")}
+    if what == "instances":
+        needed |= {"categories": ("id", "name"), "annotations": ("image_id", "category_id")}
+    else:
+        needed |= {"annotations": ("image_id", "caption")}
+    for part, keys in needed.items():
+        listed = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(listed, list) or (not listed and part != "annotations"):
+            raise DataError(f"{path} has no list {part!r}: it is no COCO-style file of {what}.")
+        for key in keys:
+            if any(not isinstance(entry, dict) or key not in entry for entry in listed):
+                raise DataError(f"{path}: an entry of {part!r} has no {key!r}; it is no COCO-style file of {what}.")
+    return found
+
+
+def dcar(path: str | Path, *, meta: str | None = None, split: str | None = None, root: Path = Path()) -> FactsData:
+    """Return the facts of DCAR's layout.
+
+    Args:
+        path: the file.
+        meta: what all pictures are of: "cat".
+        split: of all pictures.
+        root: where the pictures' paths start.
+
+    Raises:
+        DataError: the file is none of this layout.
+    """
+    found = _json(Path(path))
+    if not isinstance(found, Mapping) or not found:
+        raise DataError(f"{path} is none of the published layout: an object keyed by name is expected.")
+    facts = [_dcar_row(entry, f"{path}, entry {name!r}", meta, split) for name, entry in found.items()]
+    return FactsData(facts, Files(root), str(path))
+
+
+def _dcar_row(entry: Any, where: str, meta: str | None, split: str | None) -> Facts:
+    if not isinstance(entry, Mapping) or "positive" not in entry or not {"file_name", "file_path"} & entry.keys():
+        raise DataError(f"{where}: expected are file_name, file_path, positive, negative; got {str(entry)[:80]}.")
+    negative = entry.get("negative") or []
+    caption = {
+        "text": entry["positive"],
+        "category": entry.get("class_name"),
+        "meta": meta,
+        "negatives": [negative] if isinstance(negative, str) else negative,
+    }
+    place = PurePosixPath(str(entry.get("file_path") or "").replace("\\", "/"))
+    name = str(entry.get("file_name") or "")
+    # in some of the files `file_path` is the picture's folder, in others all of its path
+    image = place if not name or place.name == name or place.suffix else place / name
+    return facts_of({"image": str(image), "captions": [caption], "split": split}, where)
+
+
+def released(path: str | Path, *, split: str | None = None, root: Path = Path()) -> FactsData:
+    """Return the facts of a table in the released layout; raises `DataError` where a column or a number is missing."""
+    facts = []
+    for where, row in _rows(Path(path), ("filepath", "cname", "value")):
+        weight = row.get("sample_weights_by_class")
+        weights = {row["cname"]: weight} if weight else {}
+        found = {"image": row["filepath"], "objects": {row["cname"]: row["value"]}, "weights": weights, "split": split}
+        facts.append(facts_of(found, where))
+    return FactsData(facts, Files(root), str(path))
+
+
+def values(
+    path: str | Path,
+    *,
+    object: str,
+    instruction: str,
+    image: str = "image",
+    value: str = "value",
+    train_ids: str | Path | None = None,
+    suffix: str = "",
+    root: Path = Path(),
+) -> FactsData:
+    """Return the facts of a plain table.
+
+    Args:
+        object: what the values are of: "age".
+        instruction: what the ranker is asked.
+        image: the column of the pictures' names.
+        value: the column of their values.
+        train_ids: a file of picture names, with or without ending, one a line; those are of the split "train", all
+            others "test". None: no picture has a split.
+        suffix: put behind the names, where the table leaves the ending away: ".jpg".
+        root: where the pictures' paths start.
+
+    Raises:
+        DataError: a column is missing, a value is no number, or no picture has an id of the fold.
+    """
+    fold = None
+    if train_ids is not None:
+        if not Path(train_ids).is_file():
+            raise DataError(f"There is no file of ids {str(train_ids)!r}.")
+        fold = {line.strip() for line in Path(train_ids).read_text("utf-8").splitlines() if line.strip()}
+    facts = []
+    for where, row in _rows(Path(path), (image, value)):
+        name = (row[image] or "").strip()
+        split = None if fold is None else "train" if fold & {name, Path(name).stem} else "test"
+        facts.append(facts_of({"image": name + suffix, "objects": {object: row[value]}, "split": split}, where))
+    if fold is not None and not any(each.split == "train" for each in facts):
+        raise DataError(f"{path}: none of its pictures is among the {len(fold)} ids of {train_ids}.")
+    return FactsData(facts, Files(root), str(path), template=instruction)
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not path.is_file():
+        raise DataError(f"There is no table {str(path)!r}.")
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            head = lines.readline()
+            lines.seek(0)
+            table = csv.DictReader(lines, delimiter="\t" if "\t" in head else ",", strict=True)
+            columns = list(table.fieldnames or ())
+            for name in needed:
+                if name not in columns:
+                    raise DataError(
+                        f"{path} has no column {name!r}. {did_you_mean(name, columns)}Columns: {', '.join(columns)}. "
+                        "The first line must name them."
+                    )
+            for number, found in enumerate(table, 2):
+                if None in found or None in found.values():
+                    raise DataError(
+                        f"{path}, line {number}: {len(columns)} columns are expected, as in the first line."
+                    )
+                yield f"{path}, line {number}", found
+        except csv.Error as error:
+            raise DataError(f"{path}: no table: {error}.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {str(path)!r}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}. It may be cut short.") from error

@@ -1,0 +1,206 @@
+"""Facts of many pictures, with the store of these: parted in three, checked, and read as captions or values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from lvlm_guard.adapters.data.facts import SOME, SPLITS, CaptionRow, Facts, RankRow, as_json, merged
+from lvlm_guard.adapters.data.pictures import Files, OnBad, Store
+from lvlm_guard.adapters.data.views import COUNTS, CaptionData, RankData
+from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.files import whole
+
+SHARE = 0.1
+"""Of the pictures, that a validation or a test part takes where the data brings none."""
+
+
+@dataclass(frozen=True)
+class FactsData:
+    """Facts of pictures.
+
+    Args:
+        facts: of one picture each; several of one are merged.
+        store: gives the pictures.
+        name: where it was read from, for messages.
+        exhaustive: objects that a picture does not show unless its facts say so.
+        template: what a ranker is asked; "{object}" in it stands for the object.
+        on_bad: what becomes of a picture that can't be read.
+        dropped: what was left out before, and why.
+
+    Raises:
+        DataError: there is none, or facts about a picture contradict each other.
+    """
+
+    facts: Sequence[Facts]
+    store: Store
+    name: str
+    exhaustive: Collection[str] = ()
+    template: str = COUNTS
+    on_bad: OnBad = "raise"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.facts:
+            raise DataError(f"{self.name} tells of no picture. One a line is expected; see lvlm_guard.adapters.data.")
+        found: dict[str, Facts] = {}
+        for facts in self.facts:
+            known = found.get(facts.image)
+            found[facts.image] = facts if known is None else merged(known, facts, self.name)
+        object.__setattr__(self, "facts", tuple(found.values()))
+
+    @cached_property
+    def captions(self) -> CaptionData:
+        """The captions, with what is known of their pictures; raises `DataError` where there is none."""
+        rows = [replace(row, split=facts.split) for facts in self.facts for row in facts.captions]
+        by_image = {facts.image: facts for facts in self.facts}
+        return CaptionData(rows, self.store, self.name, self.on_bad, self.dropped, by_image, frozenset(self.exhaustive))
+
+    @cached_property
+    def ranks(self) -> RankData:
+        """The values of objects; raises `DataError` where there is none. What nobody counted is unknown."""
+        rows: list[RankRow] = []
+        for facts in self.facts:
+            rows += [
+                RankRow(facts.image, name, None if value == SOME else value, facts.weights.get(name), facts.split)
+                for name, value in facts.objects.items()
+            ]
+            if not facts.objects and self.exhaustive:  # so that the picture is known to hold none of anything
+                rows.append(RankRow(facts.image, next(iter(self.exhaustive)), 0.0, split=facts.split))
+        return RankData(rows, self.store, self.name, self.exhaustive, self.template, self.on_bad, self.dropped)
+
+    def parted(self, share: float = SHARE, seed: int = 0) -> FactsData:
+        """Return the same with every picture in a split; validation and test are cut from the rest where missing.
+
+        A picture's part depends on its key and the seed alone, so that adding pictures moves no other.
+
+        Raises:
+            DataError: there are too few pictures to cut.
+        """
+        there = {facts.split for facts in self.facts}
+        bounds, low = {}, 0.0
+        for split in ("val", "test"):
+            if split not in there:
+                bounds[split] = low, low + share
+                low += share
+
+        def part(facts: Facts) -> str:
+            if facts.split in ("val", "test"):
+                return facts.split
+            place = _place(facts.image, seed)
+            return next((split for split, (low, high) in bounds.items() if low <= place < high), "train")
+
+        made = [replace(facts, split=part(facts)) for facts in self.facts]
+        missing = {"train", "val"} - {facts.split for facts in made}
+        if missing:
+            raise DataError(
+                f"{self.name} has {len(made)} pictures, too few to put {share:g} of them aside for validation and as "
+                "many for the test. Give more, or mark pictures with a split of their own."
+            )
+        return replace(self, facts=made)
+
+    def first(self, most: int | None) -> FactsData:
+        """Return the first training pictures alone; other parts stay whole."""
+        learnt = [facts.image for facts in self.facts if facts.split in (None, "train")]
+        gone = set(learnt[most:]) if most is not None else set()
+        return replace(self, facts=[facts for facts in self.facts if facts.image not in gone]) if gone else self
+
+    def checked(self) -> FactsData:
+        """Return the data if all its pictures are there, else without those that aren't, where that is allowed.
+
+        Raises:
+            DataError: pictures are missing, and `on_bad` is "raise"; or all are.
+        """
+        if not isinstance(self.store, Files):
+            return self
+        gone = {facts.image for facts in self.facts if not (self.store.root / facts.image).is_file()}
+        if not gone:
+            return self
+        if self.on_bad == "raise" or len(gone) == len(self.facts):
+            raise DataError(
+                f"{len(gone)} of the {len(self.facts)} pictures of {self.name} are not there, "
+                f"{str(self.store.root / next(f.image for f in self.facts if f.image in gone))!r} for one. Paths are "
+                f"read from {str(self.store.root)!r}: give the pictures' folder as `images` (--images)."
+                + ("" if len(gone) == len(self.facts) else ' To go on without them, counted: on_bad="skip".')
+            )
+        kept = [facts for facts in self.facts if facts.image not in gone]
+        return replace(self, facts=kept, dropped={**self.dropped, "pictures that are not there": len(gone)})
+
+    def fitting(self, pieces: Callable[[str], int], most: int) -> FactsData:
+        """Return the data if a CLIP can read its captions whole, else without the others, where that is allowed.
+
+        Args:
+            pieces: a caption's length in the CLIP's tokens.
+            most: tokens that it reads, without begin, end and prompts.
+
+        Raises:
+            DataError: captions are too long, and `on_bad` is "raise"; or all are.
+        """
+        long = {row.caption: n for f in self.facts for row in f.captions if (n := pieces(row.caption)) > most}
+        if not long:
+            return self
+        kept = [replace(f, captions=tuple(row for row in f.captions if row.caption not in long)) for f in self.facts]
+        if self.on_bad == "raise" or not any(facts.captions for facts in kept):
+            first, length = max(long.items(), key=lambda pair: pair[1])
+            raise DataError(
+                f"{len(long)} captions of {self.name} are longer than the {most} tokens that this CLIP reads beside "
+                f"its prompts; the longest has {length}: {first[:60]!r}. Shorten them, or leave them out, counted: "
+                'on_bad="skip" (--on-bad skip).'
+            )
+        return replace(self, facts=kept, dropped={**self.dropped, "captions beyond the context": len(long)})
+
+    def summary(self) -> str:
+        """Return what the data holds, in a few lines, before hours are spent on it."""
+        parts = Counter(facts.split or "no split" for facts in self.facts)
+        told = [
+            f"{self.name}: {len(self.facts):,} pictures "
+            f"({', '.join(f'{parts[split]:,} {split}' for split in (*SPLITS, 'no split') if parts[split])})"
+        ]
+        captions = [row for facts in self.facts for row in facts.captions]
+        if captions:
+            longest = max(len(row.caption.split()) for row in captions)
+            told.append(f"  {len(captions):,} captions of up to {longest} words")
+        states = Counter(
+            (name, "unknown" if state is None else "absent" if state == 0 else "there")
+            for facts in self.facts
+            for name, state in facts.objects.items()
+        )
+        if states or self.exhaustive:
+            often = Counter({name: count for (name, state), count in states.items() if state == "there"})
+            sums = Counter[str]()
+            for (_, state), count in states.items():
+                sums[state] += count
+            sums["absent"] += sum(name not in facts.objects for facts in self.facts for name in self.exhaustive)
+            shown = ", ".join(f"{name} {count:,}" for name, count in often.most_common(8))
+            told.append(f"  {len(often):,} objects: {shown}{', ...' if len(often) > 8 else ''}")
+            told.append(
+                "  " + ", ".join(f"{count:,} {state}" for state, count in sums.items()) + "; all others unknown"
+            )
+        told += [f"  left out: {count:,} {reason}" for reason, count in self.dropped.items() if count]
+        return "\n".join(told)
+
+    def write(self, path: str | Path) -> Path:
+        """Write a file that `open_facts` reads; it appears whole or not at all."""
+        header = {"exhaustive": list(self.exhaustive), "instruction": self.template}
+        with whole(Path(path)) as part, part.open("w", encoding="utf-8") as out:
+            out.write(json.dumps(header, ensure_ascii=False) + "\n")
+            out.writelines(as_json(facts) + "\n" for facts in self.facts)
+        return Path(path)
+
+
+def of_captions(rows: Iterable[CaptionRow]) -> list[Facts]:
+    """Return facts that hold nothing but captions, one for each picture."""
+    found: dict[str, list[CaptionRow]] = {}
+    for row in rows:
+        found.setdefault(row.image, []).append(row)
+    return [Facts(image, tuple(each), split=each[0].split) for image, each in found.items()]
+
+
+def _place(image: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}\0{image}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

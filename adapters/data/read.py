@@ -1,0 +1,250 @@
+"""One door to facts: a file of them, the embedded world, or whatever the library `datasets` reads.
+
+Those are webdataset's shards (a picture with its facts in `.json`, or captions in `.txt`, a line each), its image
+folders (pictures with a `metadata.jsonl`; without one a folder's name is the category of what lies in it), folders of
+`save_to_disk` and the hub. Columns have the keys of facts; a mapping renames them, {"captions": "sentences"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lvlm_guard.adapters.data.dataset import FactsData
+from lvlm_guard.adapters.data.facts import KEYS, SPLITS, Facts, facts_of
+from lvlm_guard.adapters.data.pictures import Files, OnBad
+from lvlm_guard.adapters.data.views import COUNTS
+from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.errors import ImageError, MissingExtraError, did_you_mean
+from lvlm_guard.images import load_image
+
+HUB = "hf:"
+WORLD = "world"
+FILE = "facts.jsonl"
+HEADER = ("exhaustive", "instruction")
+PICTURES = ("image", "jpg", "jpeg", "png", "webp")
+"""Columns in which pictures are looked for; the last ones are webdataset's."""
+
+_SPLIT = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
+
+
+def open_facts(
+    source: str | Path,
+    *,
+    images: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    on_bad: OnBad = "raise",
+) -> FactsData:
+    """Read facts from anywhere, every picture in one of three splits.
+
+    Args:
+        source: "world", "world:count", ...; a .jsonl file or a folder with facts.jsonl in it; .tar shards by path or
+            glob; a folder of pictures, or of `save_to_disk`; "hf:owner/name".
+        images: where a .jsonl's paths start; None for its own folder.
+        columns: of what `datasets` reads: our key -> its column.
+        on_bad: what becomes of a picture that is missing or can't be read.
+
+    Raises:
+        DataError: it is none of these, not as its kind must be, or an argument is for another kind.
+        MissingExtraError: the library `datasets` is needed and not installed.
+    """
+    name, path = str(source), Path(source)
+    if path.is_dir() and (path / FILE).is_file():
+        path = path / FILE
+    lines = path.is_file() and path.suffix in (".jsonl", ".ndjson")
+    if (images and not lines) or (columns and (lines or name.partition(":")[0] == WORLD)):
+        raise DataError(
+            f"{name}: `images` (--images) says where the paths of a .jsonl file start, and `columns` renames those of "
+            "a data set; this source takes no such argument."
+        )
+    if name.partition(":")[0] == WORLD:
+        from lvlm_guard.adapters.world import facts
+
+        return facts(name.partition(":")[2] or "captions")
+    if lines:
+        return _lines(path, Path(images) if images else path.parent, name, on_bad).checked().parted()
+    return _parts(name, columns or {}, on_bad).parted()
+
+
+def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
+    header: dict[str, Any] = {}
+    found: list[Facts] = []
+    for where, line in _parsed(path):
+        if isinstance(line, Mapping) and line.keys() & set(HEADER):
+            if found or header:
+                raise DataError(f"{where}: a header stands in the first line only, once.")
+            header = _header(line, where)
+        else:
+            found.append(facts_of(line, where))
+    exhaustive, template = header.get("exhaustive", ()), header.get("instruction", COUNTS)
+    return FactsData(found, Files(root), name, exhaustive, template, on_bad)
+
+
+def _header(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    strange = [name for name in found if name not in HEADER]
+    if strange:
+        raise DataError(f"{where}: a header holds {' and '.join(map(repr, HEADER))}, not {strange[0]!r}.")
+    objects = found.get("exhaustive", [])
+    if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
+        raise DataError(f'{where}: "exhaustive" must be a list of objects\' names; got {objects!r}.')
+    if not isinstance(found.get("instruction", ""), str):
+        raise DataError(f'{where}: "instruction" must be a sentence; got {found["instruction"]!r}.')
+    return dict(found)
+
+
+def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("file, line 3", its JSON) of every line that isn't blank."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: no JSON: {error}. Each line is one whole object in braces; a file that is one "
+            "list, or was cut short, isn't read."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, after line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from error
+
+
+@dataclass(frozen=True)
+class Column:
+    """The pictures of data sets' rows; keys are "part/number".
+
+    Args:
+        parts: part -> data set, its pictures not decoded.
+        column: which holds the pictures.
+        name: of the whole.
+    """
+
+    parts: Mapping[str, Any] = field(repr=False)
+    column: str
+    name: str
+
+    def load(self, key: str) -> Image.Image:
+        """Return a picture; raises `ImageError`."""
+        part, _, number = key.rpartition("/")
+        found = self.parts[part][int(number)][self.column]
+        if isinstance(found, Mapping):
+            found = found.get("bytes") or found.get("path")
+        if found is None:
+            raise ImageError(f"Row {number} of {self.name} ({part}) has no picture in {self.column!r}.")
+        return load_image(found)
+
+    def describe(self) -> str:
+        """Return the data set's name."""
+        return self.name
+
+
+def _parts(name: str, columns: Mapping[str, str], on_bad: OnBad) -> FactsData:
+    parts = _loaded(name)
+    present = list(next(iter(parts.values())).column_names)
+    for ours, theirs in columns.items():
+        if ours not in KEYS:
+            raise DataError(f"Facts have no {ours!r}. {did_you_mean(ours, KEYS)}Keys: {', '.join(KEYS)}.")
+        if theirs not in present:
+            raise DataError(
+                f"{name} has no column {theirs!r}, which was to be {ours!r}. {did_you_mean(theirs, present)}Columns: "
+                f"{', '.join(present)}."
+            )
+    image = columns.get("image") or next((column for column in PICTURES if column in present), None)
+    if image is None:
+        raise DataError(
+            f"{name} has no column with pictures. Columns: {', '.join(present)}. Say which it is: --column image=NAME."
+        )
+    found = [
+        _row(row, columns, f"{part}/{number}", _SPLIT.get(part), f"{name}, row {number} of {part}", labels)
+        for part, data in parts.items()
+        for labels in [getattr(data.features.get("label"), "names", None)]
+        for number, row in enumerate(data.select_columns([c for c in data.column_names if c not in PICTURES]))
+    ]
+    return FactsData(found, Column(_undecoded(parts, image), image, name), name, on_bad=on_bad)
+
+
+def _row(
+    row: Mapping[str, Any], columns: Mapping[str, str], key: str, split: str | None, where: str, labels: Any
+) -> Facts:
+    """Return the facts of a data set's row; arrow gives every row all keys that any row has, so null says nothing."""
+    given: dict[str, Any] = {"image": key, "split": split}
+    told: Mapping[str, Any] = row["json"] if isinstance(row.get("json"), Mapping) else row
+    given |= {ours: told[columns.get(ours, ours)] for ours in KEYS if told.get(columns.get(ours, ours)) is not None}
+    given["image"] = key
+    for name in ("objects", "attributes", "weights"):
+        if isinstance(given.get(name), Mapping):
+            given[name] = {key: value for key, value in given[name].items() if value is not None}
+    if isinstance(given.get("captions"), str):
+        given["captions"] = [given["captions"]]
+    given["captions"] = [_without_null(caption) for caption in given.get("captions") or ()]
+    if isinstance(row.get("txt"), str):
+        given["captions"] += [line for line in row["txt"].splitlines() if line.strip()]
+    if labels and row.get("label") is not None:
+        category = labels[row["label"]]
+        given["captions"] = [
+            {"text": caption, "category": category} if isinstance(caption, str) else {"category": category} | caption
+            for caption in given["captions"]
+        ]
+    if given["split"] not in SPLITS:
+        given["split"] = _SPLIT.get(str(given["split"]))
+    return facts_of(given, where)
+
+
+def _without_null(caption: Any) -> Any:
+    return {key: value for key, value in caption.items() if value is not None} if isinstance(caption, dict) else caption
+
+
+def _loaded(name: str) -> dict[str, Any]:
+    path = Path(name)
+    shards = name.endswith(".tar") or "*" in name or (path.is_dir() and next(path.glob("*.tar"), None) is not None)
+    if not (shards or name.startswith(HUB) or path.is_dir()):
+        raise DataError(
+            f"There is nothing called {name!r} that facts could be read from; this run's folder is {os.getcwd()!r}. A "
+            "source is `world`, a .jsonl file, .tar shards, a folder of pictures, or hf:owner/name; published layouts "
+            "are converted first, see `python -m lvlm_guard.adapters.data --help`."
+        )
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            "Shards, folders of pictures and the hub are read with the library `datasets`, which is not installed: "
+            "pip install 'lvlm-guard[train]'."
+        ) from error
+    try:
+        if shards:
+            at = str(path / "*.tar") if path.is_dir() else name
+            found = datasets.load_dataset("webdataset", data_files={"train": at})
+            # one part is a way of reading here, and no word on what is trained on
+            found = {"shards": found["train"]}
+        elif name.startswith(HUB):
+            found = datasets.load_dataset(name.removeprefix(HUB))
+        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset("imagefolder", data_dir=name)
+            found = {"pictures": found["train"]} if set(found) == {"train"} and not (path / "train").is_dir() else found
+    except Exception as error:  # the hub, the network and arrow raise dozens of kinds here
+        raise DataError(
+            f"The data set {name!r} can't be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
+            "Look whether it is whole, and as `datasets` wants it."
+        ) from error
+    return dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
+
+
+def _undecoded(parts: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return the pictures' column alone, as bytes or paths: our reader is stricter than the library's."""
+    from datasets import Image as ImageFeature
+
+    alone = {part: data.select_columns([column]) for part, data in parts.items()}
+    return {
+        part: data.cast_column(column, ImageFeature(decode=False))
+        if isinstance(data.features[column], ImageFeature)
+        else data
+        for part, data in alone.items()
+    }

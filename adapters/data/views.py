@@ -1,0 +1,281 @@
+"""What trainings and measurements read facts as: captions of pictures, and values of objects in pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from string import Formatter
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lvlm_guard.adapters.data import pictures
+from lvlm_guard.adapters.data.facts import CaptionRow, Facts, RankRow
+from lvlm_guard.adapters.data.pictures import Bad, OnBad, Store
+from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.errors import did_you_mean
+
+COUNTS = "Rank the numbers of {object}."
+"""The released instruction for counts (arXiv:2412.06760)."""
+
+EQUAL = "negatives equal to a true caption"
+REPEATED = "negatives given twice"
+
+Row = TypeVar("Row", CaptionRow, RankRow)
+
+
+class Rows(Generic[Row]):
+    """A frozen dataclass of rows and the store of their pictures; its fields are the subclass's."""
+
+    rows: Sequence[Row]
+    store: Store
+    name: str
+    on_bad: OnBad
+    dropped: Mapping[str, int]
+
+    def load(self, image: str) -> Image.Image | Bad:
+        """Return a picture by its key, or with on_bad="skip" a `Bad`; raises `DataError`."""
+        return pictures.load(self.store, image, self.on_bad)
+
+    @cached_property
+    def images(self) -> list[str]:
+        """The keys of the pictures, each once, in order of the rows."""
+        return list(dict.fromkeys(row.image for row in self.rows))
+
+    @property
+    def digest(self) -> str:
+        """What tells this data from other: 16 hex digits of all rows."""
+        told = hashlib.sha256()
+        for row in self.rows:
+            told.update(repr(row).encode())
+        return told.hexdigest()[:16]
+
+    def part(self, split: str) -> Self:
+        """Return the rows of a split; raises `DataError` where there is none."""
+        kept = [row for row in self.rows if row.split == split]
+        if not kept:
+            found = sorted({str(row.split) for row in self.rows})
+            raise DataError(
+                f"{self.name} has no row of the split {split!r}, so that nothing can be done on it; its rows say: "
+                f"{', '.join(found)}. Mark rows with a split, or give more pictures."
+            )
+        return self.with_rows(kept)
+
+    def parted(self) -> tuple[Self, Self]:
+        """Return (train, validation); raises `DataError` where one of them is empty."""
+        return self.part("train"), self.part("val")
+
+    def without(self, bad: Sequence[Bad]) -> Self:
+        """Return what is left when the rows of these pictures go, counted among the dropped.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        gone = {item.image for item in bad} & set(self.images)
+        if not gone:
+            return self
+        if gone >= set(self.images):
+            raise DataError(f"{self.name}: none of its {len(gone)} pictures can be read. {bad[0].reason}")
+        dropped = {**self.dropped, "pictures that can't be read": len(gone)}
+        return self._replaced(rows=[row for row in self.rows if row.image not in gone], dropped=dropped)
+
+    def with_rows(self, rows: Sequence[Row]) -> Self:
+        """Return the same store with other rows."""
+        return self._replaced(rows=tuple(rows))
+
+    def _replaced(self, **changed: Any) -> Self:
+        own: Any = self  # a dataclass in every subclass, which no type can say
+        made: Self = replace(own, **changed)
+        return made
+
+
+@dataclass(frozen=True)
+class CaptionData(Rows[CaptionRow]):
+    """Captions, what is known of the objects in their pictures, and the store of these.
+
+    Negatives that equal a true caption of the picture, but for case and blanks, or each other are left out and
+    counted: in the published test files 1.8 % are, and they would teach that a true caption is wrong.
+
+    Args:
+        rows: at least one.
+        store: gives the pictures.
+        name: where it was read from, for messages.
+        on_bad: what becomes of a picture that can't be read.
+        dropped: what was left out before, and why.
+        facts: by picture; one that is missing is a picture of whose objects its captions alone tell.
+        exhaustive: objects that a picture does not show unless its facts say so.
+
+    Raises:
+        DataError: there are no rows.
+    """
+
+    rows: Sequence[CaptionRow]
+    store: Store
+    name: str
+    on_bad: OnBad = "raise"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, Facts] = field(default_factory=dict, repr=False)
+    exhaustive: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise DataError(
+                f"{self.name} holds no caption. One picture a line is expected; see lvlm_guard.adapters.data."
+            )
+        dropped = Counter(self.dropped)
+        object.__setattr__(
+            self, "rows", tuple(_cleaned(row, self.captions_of[row.image], dropped) for row in self.rows)
+        )
+        object.__setattr__(self, "dropped", dict(dropped))
+
+    @cached_property
+    def captions_of(self) -> Mapping[str, tuple[str, ...]]:
+        """Picture -> all its captions."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for row in self.rows:
+            found[row.image].append(row.caption)
+        return {image: tuple(said) for image, said in found.items()}
+
+    def objects(self, image: str) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the objects that a picture is known to show, and those that it is known not to; others are unknown."""
+        facts = self.facts.get(image)
+        if facts is None:
+            return frozenset(), frozenset()
+        there = frozenset(name for name, state in facts.objects.items() if state is not None and state > 0)
+        absent = {name for name, state in facts.objects.items() if state == 0}
+        return there, frozenset(absent | (set(self.exhaustive) - set(facts.objects)))
+
+
+def squeezed(text: str) -> str:
+    """Return a text as captions are compared: case-folded, blanks squeezed."""
+    return " ".join(text.casefold().split())
+
+
+def _cleaned(row: CaptionRow, true: Sequence[str], dropped: Counter[str]) -> CaptionRow:
+    seen = dict.fromkeys(map(squeezed, true), EQUAL)
+    kept = []
+    for k, negative in enumerate(row.negatives):
+        reason = seen.get(squeezed(negative))
+        if reason is None:
+            kept.append(k)
+            seen[squeezed(negative)] = REPEATED
+        else:
+            dropped[reason] += 1
+    if len(kept) == len(row.negatives):
+        return row
+    kinds = tuple(row.kinds[k] for k in kept) if row.kinds else ()
+    return replace(row, negatives=tuple(row.negatives[k] for k in kept), kinds=kinds)
+
+
+@dataclass(frozen=True)
+class RankData(Rows[RankRow]):
+    """Values and the store of their pictures.
+
+    Args:
+        rows: at least one known value; a value for a picture and an object once only.
+        store: gives the pictures.
+        name: where it was read from, for messages.
+        exhaustive: objects of which a picture without a row has 0; of others a missing row means unknown.
+        template: the instruction; "{object}" in it stands for the object, or it is one fixed sentence.
+        on_bad: what becomes of a picture that can't be read.
+        dropped: what was left out before, and why.
+
+    Raises:
+        DataError: nothing to train on, or a template with another field than {object}.
+    """
+
+    rows: Sequence[RankRow]
+    store: Store
+    name: str
+    exhaustive: Collection[str] = ()
+    template: str = COUNTS
+    on_bad: OnBad = "raise"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not any(row.value is not None for row in self.rows):
+            raise DataError(
+                f"{self.name} holds no value. One picture a line is expected; see lvlm_guard.adapters.data."
+            )
+        _check_template(self.template, self.name)
+
+    def instruction(self, name: str) -> str:
+        """Return what the ranker is asked for an object."""
+        return self.template.format(object=name)
+
+    @cached_property
+    def by_object(self) -> dict[str, dict[str, float | None]]:
+        """Object -> picture -> value, as far as rows say."""
+        found: dict[str, dict[str, float | None]] = defaultdict(dict)
+        for row in self.rows:
+            found[row.object][row.image] = row.value
+        return dict(found)
+
+    @cached_property
+    def objects(self) -> list[str]:
+        """What there are values of."""
+        return list(dict.fromkeys(row.object for row in self.rows if row.value is not None))
+
+    def values(self, name: str) -> tuple[list[str], NDArray[np.float64]]:
+        """Return the pictures whose value for an object is known, those with implied zeros too, and the values."""
+        given = self.by_object.get(name, {})
+        candidates = self.images if name in self.exhaustive else list(given)
+        known = {image: given.get(image, 0.0) for image in candidates}
+        kept = {image: value for image, value in known.items() if value is not None}
+        return list(kept), np.array(list(kept.values()), np.float64)
+
+    def about(self, names: Collection[str]) -> RankData:
+        """Return the data with values of these objects alone; pictures of others stay, and what they hold of these.
+
+        Raises:
+            DataError: there are no values of one.
+        """
+        unknown = sorted(set(names) - set(self.objects))
+        if unknown:
+            raise DataError(
+                f"{self.name} has no values of {unknown[0]!r}. {did_you_mean(unknown[0], self.objects)}Known: "
+                f"{', '.join(self.objects[:20])}."
+            )
+        return self._only(names, self.dropped)
+
+    def teaching(self, on_lonely: OnBad = "raise") -> RankData:
+        """Return the data without objects that teach no order, or refuse it.
+
+        Raises:
+            DataError: `on_lonely` is "raise" and there is such an object, or nothing would be left.
+        """
+        gone = {name for name in self.objects if len(set(self.values(name)[1].tolist())) < 2}
+        if not gone:
+            return self
+        listed = ", ".join(sorted(gone)[:5]) + (", ..." if len(gone) > 5 else "")
+        if on_lonely == "raise" or len(gone) == len(self.objects):
+            raise DataError(
+                f"{self.name}: {len(gone)} of {len(self.objects)} objects have no two pictures of unequal value, so "
+                f"that there is nothing to order: {listed}. Give each pictures that differ, or name it in the header's "
+                '"exhaustive" if pictures that don\'t tell of it show none'
+                + ("." if len(gone) == len(self.objects) else ', or leave such objects out: on_lonely="skip".')
+            )
+        kept = set(self.objects) - gone
+        return self._only(kept, {**self.dropped, "objects that teach no order": len(gone)})
+
+    def _only(self, names: Collection[str], dropped: Mapping[str, int]) -> RankData:
+        # rows of others may be what makes a picture known to hold none of an exhaustive object; they stay as unknown
+        rows = [row if row.object in names else replace(row, value=None) for row in self.rows]
+        return replace(self, rows=rows, exhaustive=[n for n in self.exhaustive if n in names], dropped=dropped)
+
+
+def _check_template(template: str, name: str) -> None:
+    try:
+        named = {found for _, found, _, _ in Formatter().parse(template) if found is not None}
+    except ValueError as error:
+        named = {str(error)}
+    if named - {"object"} or not template.strip():
+        raise DataError(
+            f"{name}: the instruction {template!r} can't be filled in. It is a sentence that may hold {{object}} and "
+            f"no other braces: {COUNTS!r}."
+        )
