@@ -3,7 +3,7 @@
 `TINY` is its folder; `CLIPModel.from_pretrained(TINY)` and `CLIPProcessor.from_pretrained(TINY)` load it. It knows
 objects well, colours and numbers weakly, and hardly which colour belongs to which object, as CLIP does: that is the
 room adapters have. `python -m embedded_training.clip` trains it again from nothing,
-`python -m lvlm_guard.adapters.clip.accept` measures it.
+`python -m embedded_training.clip_accept` measures it.
 """
 
 from pathlib import Path

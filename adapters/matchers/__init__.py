@@ -8,5 +8,4 @@ model for the adapters of this package; else a folder is given: `methods.AGLA(ma
 - `places`: where the adapter of a name lies for a model.
 - `held`: one caller at a time.
 - `clip`, `dual_prompt`, `ranker`: the matchers.
-- `pointing`: whether their maps point at what is asked for; `python -m lvlm_guard.adapters.matchers` measures it.
 """

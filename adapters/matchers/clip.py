@@ -40,7 +40,7 @@ AT_ONCE = 16
 """Pairs of picture and text in one pass with gradients."""
 
 LAYERS = 3
-"""Of the image tower, the last ones; chosen on validation scenes, see `python -m lvlm_guard.adapters.matchers`."""
+"""Of the image tower, the last ones; chosen on validation scenes, see `python -m embedded_training.pointing`."""
 
 FEATURES, TEXTS = 4096, 4096
 

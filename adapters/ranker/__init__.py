@@ -8,7 +8,6 @@ its release. What differs from the release, and why, stands where it differs. Re
 - `trunk`: what the network needs of a CLIP, for ViT and ConvNeXt towers; `model`: `ClipRanker`, trunk and network.
 - `losses`, `metrics`, `calibration`, `groups`: what training and evaluation need.
 - `adapter`, `card`, `backbone`: as a PEFT adapter on disk. `ranker`: `Ranker`, which takes pictures and words.
-- `memory`: what the pair head holds; `python -m lvlm_guard.adapters.ranker` measures it.
 - `open_clip`: converts ConvNeXt CLIPs of open_clip into a model of transformers.
 """
 

@@ -11,10 +11,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
 from embedded_training import clip as training
+from embedded_training import clip_accept as accept
 from embedded_training import loop
-from lvlm_guard.adapters.clip import TINY, accept
-from lvlm_guard.adapters.clip.build import CONTEXT, build, processor, vocabulary
-from lvlm_guard.adapters.clip.seen import Claim, Pool, joined, plain, tinted
+from embedded_training.clip_parts import CONTEXT, build, processor, vocabulary
+from embedded_training.clip_seen import Claim, Pool, joined, plain, tinted
+from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import scene
 from lvlm_guard.embedded.build import pixels

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from lvlm_guard.adapters.matchers.__main__ import MATCHERS, main
+from embedded_training.pointing import CANVASES, MATCHERS, Pointed, among, main, pasted, pointed
 from lvlm_guard.adapters.matchers.clip import gathered
-from lvlm_guard.adapters.matchers.pointing import CANVASES, Pointed, among, pasted, pointed
 from lvlm_guard.adapters.world.pictures import COUNTED
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.matching import Matcher, load_matcher

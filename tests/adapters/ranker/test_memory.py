@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lvlm_guard.adapters.ranker.__main__ import main
-from lvlm_guard.adapters.ranker.memory import WORK, alone, published
+from embedded_training.memory import WORK, alone, main, published
 
 
 def test_the_published_form_holds_what_the_specification_says() -> None:

@@ -1,26 +1,32 @@
-"""Whether a matcher's map points at what is asked for: alone on a canvas, and among other objects.
+"""Whether a matcher's map points at what is asked for: `python -m embedded_training.pointing` for the embedded ones.
 
 Pasted: one drawing on a canvas that shows nothing else. "noise" is a sensor's, grey with a deviation of 30; "static"
 is every value alike, which no picture of the world comes near; "ground" is that of the world's own scenes. Among
-others: scenes of the world with two or three objects, each asked for in turn.
+others: scenes of the world with two or three objects, each asked for in turn; the ranker is asked for those it counts.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from lvlm_guard.adapters.evaluation.bootstrap import Interval, interval
+from lvlm_guard.adapters.loading import load_adapter
+from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
 from lvlm_guard.adapters.ranker.metrics import auroc
-from lvlm_guard.adapters.world.pictures import scene
+from lvlm_guard.adapters.world.pictures import COUNTED, scene
 from lvlm_guard.adapters.world.scenes import drawing
+from lvlm_guard.cli.console import print_json
 from lvlm_guard.embedded.catalog import CLASSES, TOPICS
 from lvlm_guard.embedded.world import SIZE, background
-from lvlm_guard.matching import Matcher
+from lvlm_guard.matching import Matcher, load_matcher
 from lvlm_guard.matching.vocabulary import article
 
 SIDES = (32, 40, 48)  # of a pasted drawing, in pixels of 96
@@ -133,3 +139,53 @@ def shares(found: Sequence[Pointed]) -> dict[str, Interval]:
 
 def _enlarged(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)) > 0
+
+
+MATCHERS = {"clip": "embedded-clip", "dual-prompt": "embedded-dual-prompt", "ranker": "embedded-ranker"} | {
+    "blip-itm": "embedded"
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m embedded_training.pointing", description=__doc__)
+    parser.add_argument("--matcher", choices=list(MATCHERS), nargs="+", default=list(MATCHERS))
+    parser.add_argument("--layers", type=int, nargs="+", default=[LAYERS], help="of clip and dual-prompt, the last")
+    parser.add_argument("--layouts", type=int, default=50, help="of each canvas")
+    parser.add_argument("--among", type=int, default=200, help="objects among others")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="of the scenes with others")
+    parser.add_argument("--json", action="store_true", help="print one object instead of a table")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not args.json:
+        print("matcher | layouts | n | highest in square | on drawing | on another | mean higher | AUROC of pixels")
+        print("--- | --- | --- | --- | --- | --- | --- | ---")
+    rows = []
+    for name in args.matcher:
+        names, counted = (COUNTED, True) if name == "ranker" else (CLASSES, False)
+        sets = {canvas: [pasted(canvas, k, names) for k in range(args.layouts)] for canvas in CANVASES}
+        sets["among others"] = list(among(args.split, args.among, "count" if counted else "captions", first=counted))
+        for told, matcher in _matchers(name, args.layers):
+            for what, layouts in sets.items():
+                each = shares(pointed(matcher, layouts))
+                head = {"matcher": told, "task": what, "n": len(layouts)}
+                rows += [head | {"metric": metric} | found._asdict() for metric, found in each.items()]
+                if not args.json:
+                    cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in each.values()]
+                    print(" | ".join([told, what, str(len(layouts)), *cells]), flush=True)
+    if args.json:
+        print_json("python -m embedded_training.pointing", rows, settings=vars(args))
+    return 0
+
+
+def _matchers(name: str, layers: list[int]) -> Iterator[tuple[str, Matcher]]:
+    """Yield a matcher as it is told and loaded, for each number of layers where it has them."""
+    if name not in ("clip", "dual-prompt"):
+        yield name, load_matcher(MATCHERS[name])
+        return
+    for number in layers:
+        yield f"{name}, {number} layers", ClipMatcher(load_adapter(MATCHERS[name]), name, number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

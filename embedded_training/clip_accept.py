@@ -1,4 +1,4 @@
-"""Measure a CLIP on held-out pictures of the embedded worlds: `python -m lvlm_guard.adapters.clip.accept [FOLDER]`.
+"""Measure a CLIP on held-out pictures of the embedded worlds: `python -m embedded_training.clip_accept [FOLDER]`.
 
 What adapters start from: recall both ways among true captions, the same with every caption's swaps in the gallery,
 how well true captions stand above swaps of each kind, and how well "a photo of a dog" tells pictures with dogs from
@@ -133,7 +133,7 @@ def presence(model: CLIPModel, processor: CLIPProcessor, n: int = 300) -> Interv
 
 def main(argv: list[str] | None = None) -> int:
     """Measure as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.clip.accept", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_training.clip_accept", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=TINY)
     parser.add_argument("--pictures", type=int, default=1000)
     args = parser.parse_args(argv)

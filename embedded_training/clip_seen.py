@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_guard.adapters.clip.build import PATCH
+from embedded_training.clip_parts import PATCH
 from lvlm_guard.adapters.world.pictures import scene
 from lvlm_guard.adapters.world.words import COLOURS, Group, listing
 from lvlm_guard.embedded import text, world
