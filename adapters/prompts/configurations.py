@@ -71,6 +71,13 @@ def maple(
     )
 
 
+def independent(
+    tokenizer: PreTrainedTokenizerBase, *, n_ctx: int = 4, depth: int = 9, words: str = WORDS, **options: Any
+) -> DualPromptConfig:
+    """PromptSRC's prompts (Khattak et al., ICCV 2023, arXiv:2307.06948): deep ones on both sides, uncoupled."""
+    return maple(tokenizer, n_ctx=n_ctx, depth=depth, words=words, **{"coupling": "none", **options})
+
+
 def dual_prompt(
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -92,6 +99,7 @@ CONFIGURATIONS: Mapping[str, Callable[..., DualPromptConfig]] = {
     "coop": coop,
     "vpt": vpt,
     "maple": maple,
+    "independent": independent,
     "dual-prompt": dual_prompt,
 }
 

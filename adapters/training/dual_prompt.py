@@ -74,12 +74,6 @@ class Plan:
         return asdict(self)
 
 
-BASELINES: Mapping[str, Plan] = {
-    name: Plan(prompts=name, losses=LossStack(hard_negative=0.0, alpha=0.0)) for name in ("coop", "maple")
-}
-"""As published: their prompts, and CLIP's contrastive loss alone."""
-
-
 @dataclass(frozen=True)
 class Pictures:
     """A data set, read once for all trainings on it.

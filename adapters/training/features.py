@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ class Features:
         self._rows: dict[str, int] = {}
         self._held: Any = torch.empty(0)
         self._file: Path | None = None
+        self._owner = os.getpid()
         parts: list[Tensor] = []
         for start in range(0, len(keys), AT_ONCE):
             pictures = {key: load(key) for key in keys[start : start + AT_ONCE]}
@@ -72,11 +74,12 @@ class Features:
         self._held = np.lib.format.open_memmap(self._file, "w+", np.float16, (rows, *shape))
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None and not getattr(self, "_borrowed", False):
-            self._file.unlink(missing_ok=True)  # type: ignore[union-attr]
+        file: Path | None = getattr(self, "_file", None)
+        if file is not None and self._owner == os.getpid():  # a worker process only borrows it
+            file.unlink(missing_ok=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_borrowed": True} | ({"_held": None} if self._file is not None else {})
+        return self.__dict__ | {"_owner": 0} | ({"_held": None} if self._file is not None else {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state

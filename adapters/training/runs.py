@@ -23,6 +23,7 @@ from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.lists import Lists
 from lvlm_guard.adapters.evaluation.told import markdown
+from lvlm_guard.adapters.presets import BASELINES, PRESETS
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.training import dual_prompt, ranker
@@ -113,9 +114,9 @@ def train_dual_prompt(
     trained = _fitted(call, dual_prompt.fit, plan, pictures, recipe, call.folders)
     baselines: dict[str, list[Any]] = {}
     if call.compare:
-        for name, other in dual_prompt.BASELINES.items():
+        for name in BASELINES:
             folders = [call.baseline(name, seed) for seed in call.seeds]
-            same = replace(other, clip=plan.clip)
+            same = replace(PRESETS[name].plan, clip=plan.clip)
             baselines[name] = _fitted(call, dual_prompt.fit, same, pictures, recipe, folders, f" {name}")
     report = _report(call, "train dual-prompt", "dual-prompt", data, plan.to_dict(), recipe)
     report["measures"] = ["i2t_r1", "t2i_r1", "auroc"]

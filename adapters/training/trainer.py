@@ -195,9 +195,8 @@ class TaskTrainer(ResumableTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the loss of a batch; raises `TrainingError` where it is not finite."""
-        world, index = self.args.world_size, self.args.process_index
-        # of the step alone, so that nothing has to be remembered over a kill
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.state.global_step) * world + index)
+        # of the batch alone: nothing has to be remembered over a kill, and whichever process takes it draws the same
+        torch.manual_seed(self.recipe.seed * 1_000_003 + inputs["number"])
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half):
             loss, terms = self.task.loss(model, inputs["batch"])
         if not math.isfinite(value := float(loss.detach())):
@@ -275,15 +274,14 @@ class Numbered(Dataset[Any]):
     def __len__(self) -> int:
         return self.count * self.world
 
-    def __getitem__(self, index: int) -> Any:
-        if self.batches.shares:
-            return self.batches.batch(index // self.world, index % self.world, self.world)
-        return self.batches.batch(index)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, share = divmod(index, self.world) if self.batches.shares else (index, 0)
+        return {"number": number, "batch": self.batches.batch(number, share, self.world)}
 
 
-def alone(items: list[Any]) -> dict[str, Any]:
-    """Return the one item of a list as a batch."""
-    return {"batch": items[0]}
+def alone(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the one item of a list."""
+    return items[0]
 
 
 def best_of(task: Task, measured: list[Measured]) -> Measured | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
@@ -60,7 +61,10 @@ def dual_prompt(
         ),
     ] = None,
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="sgd suits --coupling-rank 0.")] = "adamw",
-    prompts: Annotated[str, typer.Option(help="dual-prompt, maple, coop or vpt.")] = "dual-prompt",
+    preset: Annotated[
+        str | None, typer.Option(help="A published work's prompts, losses and rate; `train presets` lists them.")
+    ] = None,
+    prompts: Annotated[str, typer.Option(help="dual-prompt, maple, independent, coop or vpt.")] = "dual-prompt",
     depth: Annotated[
         int | None, typer.Option(min=1, help="Layers with prompts. [default: 9, at most the CLIP's]")
     ] = None,
@@ -135,6 +139,13 @@ def dual_prompt(
         ),
         alike=alike or (4 if world else 1),
     )
+    chosen = None if preset is None else import_module("lvlm_guard.adapters.presets").preset(preset)
+    if chosen is not None:
+        sizes = {"depth": depth, "n_ctx": n_ctx, "coupling_rank": coupling_rank}
+        plan = replace(chosen.plan, clip=clip, **{name: size for name, size in sizes.items() if size is not None})
+        optimizer, rate, epochs = chosen.optimizer, rate or chosen.rate, epochs or chosen.epochs
+        if chosen.lacks:
+            call.told().echo(f"{preset} (arXiv:{chosen.identifier}) is not exact here: {chosen.lacks}.")
     facts = training.fitting(plan, facts)
     long = length(facts.captions, batch, epochs, steps, 160 if world else None, accumulate)
     recipe = recipes.Recipe(

@@ -96,6 +96,23 @@ def test_values_become_a_ranker_measured_beside_its_baselines(run, valued, tmp_p
     assert "report.html" in shown.out
 
 
+def test_presets_are_listed_with_what_they_lack_and_trained_by_name(run, captioned, tmp_path):
+    rows = {row["name"]: row for row in run("train", "presets", "--json").object["rows"]}
+    assert {(name, row["row"]) for name, row in rows.items()} >= {("maple", 11), ("promptsrc", 58), ("coprompt", 41)}
+    assert all(row["exact"] is (not row["lacks"]) and row["identifier"] for row in rows.values())
+    out = tmp_path / "out"
+    call = ("train", "dual-prompt", "--data", captioned, "--on-bad", "skip", "--out", out, *SMALL, "--depth", 2)
+    ran = run(*call, "--preset", "promptsrc", "--json")
+    assert ran.code == 0, ran.err
+    assert "promptsrc (arXiv:2307.06948) is not exact here" in ran.err
+    assert ran.object["plan"]["prompts"] == "independent"
+    assert ran.object["plan"]["losses"]["anchoring_text"] == 25
+    assert (ran.object["recipe"]["optimizer"], ran.object["recipe"]["rate"]) == ("sgd", 2.5e-3)
+    refused = run(*call, "--preset", "promtsrc")
+    assert refused.code == 1
+    assert "Did you mean 'promptsrc'" in refused.err
+
+
 def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, valued, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {valued}\non-bad: skip\nsteps: 4\nbatch: 4\nmeasure-every: 2\nwidth: 16\nheads: 2\n")

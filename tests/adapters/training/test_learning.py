@@ -16,6 +16,7 @@ from lvlm_guard.adapters.data import CaptionData, CaptionRow, RankData
 from lvlm_guard.adapters.data.pictures import Bad, InMemory
 from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
+from lvlm_guard.adapters.presets import PRESETS
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.checkpoint import learning
 from lvlm_guard.adapters.training.features import Features
@@ -36,9 +37,11 @@ def nothing(_: int) -> None:
         replace(DUAL, strength=0.5),
         replace(DUAL, losses=LossStack(consistency=8.0)),
         replace(DUAL, losses=LossStack(claims=1.0, negclip=True)),
-        dual_prompt.BASELINES["coop"],
+        PRESETS["coop"].plan,
+        PRESETS["promptsrc"].plan,
+        PRESETS["coprompt"].plan,
     ],
-    ids=["plain", "weighed", "holding on", "claims and all swaps", "coop"],
+    ids=["plain", "weighed", "holding on", "claims and all swaps", "coop", "promptsrc", "coprompt"],
 )
 def test_everything_that_learns_has_a_gradient_and_nothing_else_changes(
     caption_pictures: dual_prompt.Pictures, plan: dual_prompt.Plan

@@ -188,8 +188,9 @@ def test_batches_are_made_alike_by_worker_processes_that_are_spawned(
     loader = DataLoader(
         Numbered(batches, 2, 1), batch_size=None, num_workers=1, multiprocessing_context="spawn", in_order=True
     )
-    for number, made in enumerate(loader):
-        expected = batches.batch(number)
+    for number, item in enumerate(loader):
+        assert item["number"] == number
+        made, expected = item["batch"], batches.batch(number)
         if kind == "pairs":
             assert (made.captions, made.swaps) == (expected.captions, expected.swaps)
             assert torch.equal(made.pixels, expected.pixels)
