@@ -356,9 +356,24 @@ def gathered(part: Tensor, total: int) -> Tensor:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return part
-    from torch.distributed.nn.functional import all_gather
+    everyones: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
+    return everyones.transpose(0, 1).reshape(-1, part.shape[-1])[:total]
 
-    return torch.stack(list(all_gather(part))).transpose(0, 1).reshape(-1, part.shape[-1])[:total]
+
+class _Gathered(torch.autograd.Function):
+    """The tensors of all processes, [processes, ...]; torch's own is deprecated in new releases."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, part.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        everyones = gradients[0].contiguous()
+        torch.distributed.all_reduce(everyones)
+        return everyones[torch.distributed.get_rank()]
 
 
 def share_of(total: int, index: int, world: int) -> list[int]:
