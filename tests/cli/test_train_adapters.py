@@ -109,7 +109,7 @@ def test_presets_are_listed_with_what_they_lack_and_trained_by_name(run, caption
     assert ran.object["plan"]["losses"]["anchoring_text"] == 25
     assert (ran.object["recipe"]["optimizer"], ran.object["recipe"]["rate"]) == ("sgd", 2.5e-3)
     refused = run(*call, "--preset", "promtsrc")
-    assert refused.code == 1
+    assert refused.code == 2
     assert "Did you mean 'promptsrc'" in refused.err
 
 
