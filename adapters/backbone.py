@@ -20,8 +20,7 @@ from torch import Tensor
 from lvlm_guard.adapters.clip import TINY
 from lvlm_guard.adapters.ranker.trunk import trunk_of
 from lvlm_guard.errors import TextError, UnsupportedModelError, WeightsError
-from lvlm_guard.images import as_rgb
-from lvlm_guard.matching.match import squash
+from lvlm_guard.images import as_rgb, squash
 from lvlm_guard.weights import how_to_fetch, read
 
 if TYPE_CHECKING:

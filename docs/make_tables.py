@@ -8,9 +8,9 @@
     python docs/vote_tables.py ... > docs/results/vote_named.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
     OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
-    python -m lvlm_guard.serve.measure --json > docs/results/serve.json
-    python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json
-    python -m lvlm_guard.serve.measure --soak 600 --json > docs/results/serve_soak.json
+    python -m lvlm_guard.serve.measure --json > docs/results/serve.json                   (at 166b566, before the proxy)
+    python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json                   (the same)
+    python -m lvlm_guard.serve.measure --soak 600 --json > docs/results/serve_soak.json     (the same; `make soak` now)
     lvlm-guard train dual-prompt --compare --seeds 0,1,2 --pictures 4000 --steps 600 --batch 96 --validation 500 \
         --test-pictures 1000 --json > docs/results/dual-prompt.json
     lvlm-guard train ranker --compare --seeds 0,1,2 --json > docs/results/ranker.json

@@ -37,7 +37,7 @@ def serve_table(result: dict[str, Any]) -> str:
         f"new pictures each time, so that the matcher's work is in it. Medians of {rows[0]['blocks']} blocks, "
         f"{min(counts)} to {max(counts)} requests a cell, 95 % intervals; *model* is the cost model above with the "
         f"matcher's measured time; first token: median, over ordinary vLLM's. `python -m lvlm_guard.serve.measure"
-        f"{'' if result['server']['twin'] else ' --guards vote'}` on {machine(result['environment'])}, vLLM "
+        f"{'' if result['server']['twin'] else ' --guards vote'}` at 166b566 on {machine(result['environment'])}, vLLM "
         f"{result['server']['vllm']['guarded']}.",
     ]
     return "\n".join(lines)
@@ -55,5 +55,5 @@ def soak_table(result: dict[str, Any]) -> str:
         f"Soak of {told['seconds']:.0f} s, guarded and plain requests with several knobs, streamed and not, some left "
         f"in the middle: {answers:,} answers, each compared with transformers' `generate()`: {told['wrong']} wrong, "
         f"{told['unguarded']} unguarded; errors: {errors}. Memory after the first two minutes, MiB a minute: {grown}. "
-        f"`python -m lvlm_guard.serve.measure --soak 600` on {machine(result['environment'])}."
+        f"`python -m lvlm_guard.serve.measure --soak 600` at 166b566 on {machine(result['environment'])}."
     )

@@ -110,6 +110,12 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
     return flat
 
 
+def squash(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the RGB picture squeezed to width x height (bicubic, aspect ratio not kept)."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BICUBIC)
+
+
 @contextmanager
 def _whole() -> Iterator[None]:
     """Refuse files that were cut short, also where a library has told Pillow to fill them up with grey.

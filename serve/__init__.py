@@ -1,6 +1,6 @@
 """The serving room: guarded models behind an OpenAI-compatible endpoint.
 
-Charter: the vLLM plug-in, the mask service, the middleware between them, and what they need to start,
+Charter: the vLLM plug-in, the mask service, the front before them, and what they need to start,
 be watched and be measured. It may import the core of `lvlm_guard` and vllm; the core never imports it,
 nor do adapters and evals.
 """

@@ -49,3 +49,7 @@ class Refused(ServeError):
         self.status = status
         self.message = message
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[int, str, float | None, str]]:
+        """Let it pass from one process to another."""
+        return Refused, (self.status, self.message, self.retry_after, self.reason)

@@ -60,7 +60,7 @@ class RankerMatcher(AdapterMatcher):
                 "whether there is one: train one on counts."
             )
         self.ranker, self.vocabulary = ranker, Vocabulary.of(objects)
-        self.side = ranker.inputs.side
+        self.side: int = ranker.inputs.side
         rows, columns = ranker.model.trunk.grid(self.side, self.side)
         if rows != columns:
             raise UnsupportedModelError(f"The CLIP has {rows} x {columns} image tokens; a map needs a square.")

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from lvlm_guard.cli.bench_server import Wanted, bench_server, loads_of
-from lvlm_guard.cli.bench_soak import bench_soak
 from lvlm_guard.cli.console import out, print_json, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
 from lvlm_guard.progress import progress
@@ -38,17 +37,13 @@ def bench(
         str, typer.Option(help="An ordinary vLLM with the same model, to compare --server with.", metavar="URL")
     ] = "",
     concurrency: Annotated[str, typer.Option(help="Requests in flight at --server.")] = "1,8,32",
-    warm: Annotated[
-        bool, typer.Option("--warm", help="At --server: the same pictures again and again, so that masks are known.")
-    ] = False,
+    tokenizer: Annotated[
+        str, typer.Option(help="Of the model at --server: a folder or hub id; else its plain name.")
+    ] = "",
     records: Annotated[
         Path | None,
         typer.Option("--out", help="At --server: file of blocks as they come; a run goes on from it.", metavar="FILE"),
     ] = None,
-    soak: Annotated[
-        int | None, typer.Option(min=1, help="Ask --server mixed questions this long and check the answers.")
-    ] = None,
-    pid: Annotated[int | None, typer.Option(help="Of `lvlm-guard serve`: --soak watches its memory.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -57,22 +52,17 @@ def bench(
 
     Captions at each batch size, and yes/no questions. Every call sees a new picture, so that the mask's
     cost is always in it. Values are medians over blocks of calls with 95 % intervals. Leave the machine
-    alone meanwhile. With --server it is tokens/s and the time to the first token of its names; --model is
-    the plain one there, a key goes into OPENAI_API_KEY.
+    alone meanwhile. With --server it is vLLM's own benchmark of each of its names, with the proof that every
+    answer was guarded; --model is the plain one there, a key goes into OPENAI_API_KEY.
 
     [bold]Example:[/bold] lvlm-guard bench --methods agla,vcd --blocks 8 --json
     """
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
     if server:
-        _refuse(given & {"executions", "batches", "threads", "device", "dtype", "shape"}, "not for --server")
+        others = {"executions", "batches", "threads", "device", "dtype", "images", "shape"}
+        _refuse(given & others, "not for --server")
         guards = _listed(methods, None) if "methods" in given and methods != "all" else []
         asked = model if "model" in given else "", tuple(guards)
-        if soak is not None:
-            _refuse(given & {"plain_server", "warm", "records", "blocks"}, "not for --soak")
-            at_once = max(loads_of(concurrency)) if "concurrency" in given else 8
-            bench_soak(server, *asked, soak, at_once, pid, images, max_new_tokens, json)
-            return
-        _refuse(given & {"pid"}, "only for --soak")
         bench_server(
             Wanted(
                 server=server,
@@ -81,15 +71,14 @@ def bench(
                 guards=asked[1],
                 concurrency=loads_of(concurrency),
                 blocks=blocks,
-                images=images,
                 max_new_tokens=max_new_tokens,
-                warm=warm,
+                tokenizer=tokenizer,
                 out=records,
                 json=json,
             )
         )
         return
-    _refuse(given & {"plain_server", "concurrency", "warm", "records", "soak", "pid"}, "only for --server")
+    _refuse(given & {"plain_server", "concurrency", "tokenizer", "records"}, "only for --server")
     sizes = sizes_of(batches)
     chosen_executions = _listed(executions, ("auto", "lazy", "batched"))
     quiet_libraries()

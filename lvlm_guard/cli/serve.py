@@ -43,6 +43,11 @@ def serve(
         typer.Option(help="Host that pictures may be fetched from. Repeatable.", metavar="HOST"),
     ] = None,
     most_pictures: Annotated[int, typer.Option(min=1, help="Pictures in one request.")] = 1,
+    front_workers: Annotated[int, typer.Option(min=1, help="Processes that clients connect to.")] = 1,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="most_body=16777216, guarded_at_once=64, ...; docs/operator.md names all.", metavar="NAME=N"),
+    ] = None,
     eager: Annotated[bool, typer.Option("--eager", help="Without CUDA graphs: slower, and simpler to start.")] = False,
     json: Json = False,
 ) -> None:
@@ -72,6 +77,8 @@ def serve(
         objects=objects,
         image_hosts=tuple(_listed(image_host or ())),
         most_pictures=most_pictures,
+        front_workers=front_workers,
+        limits=dict(one.partition("=")[::2] for one in limit or ()),
         eager=eager,
         passed=import_module("lvlm_guard.serve.launch.passed").Passed(context.args),
     )

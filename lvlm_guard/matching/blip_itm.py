@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_guard.errors import KnobError, LogitsError
+from lvlm_guard.images import squash
 from lvlm_guard.matching.blip_weights import first_token, gradcam_layer, read_blip, version_of
-from lvlm_guard.matching.match import Match, Matcher, squash
+from lvlm_guard.matching.match import Match, Matcher
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import gradcam, heat_map, share_on_class
 from lvlm_guard.matching.text import PIECES, MatchingText, tokenise

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.images import squash
 from lvlm_guard.matching.relevance import keep_mask, keep_share
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class Matcher(ABC):
             "that has `support(image, claims)`, such as the default `blip-itm`."
         )
 
+    side: int | None = None
+    """Pixels of the square that every picture is squashed to (`lvlm_guard.images.squash`) before anything else is done
+    with it, so that a squashed one matches the same; None: not so."""
+
     temperature: float = 0.01
     """Of a softmax over similarities: what a difference of 1 in `similarity` is worth, one over nats."""
 
@@ -143,12 +148,6 @@ class Matcher(ABC):
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:
         """Make the matcher that a registered name stands for; `model` is the model it will guard, if known."""
         return cls()
-
-
-def squash(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Return the RGB picture squeezed to width x height (bicubic, aspect ratio not kept)."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def local_view(image: Image.Image, match: Match, frame: Frame = "squashed") -> Image.Image:

@@ -1,6 +1,8 @@
-"""The front: what stands between the network and vLLM's own app, and alone may ask for a guard.
+"""The front: a proxy in processes of its own before an OpenAI-compatible engine.
 
-`GuardFront` (middleware.py) is put around vLLM's app. For a chat it checks the key, reads the body (requests.py),
-resolves each picture once (pictures.py, fetching.py, addresses.py), gets the mask or the scores from the matcher
-service (guards.py), and says in header and body which guard ran (answers.py). Every other way in is closed.
+`app` answers. For a chat it checks the key (`routes`), takes the body in (`receiving`), lets it be read in a process
+that can be killed (`reading`: `requests`, `messages`, `fields`, `pictures`), has masks or scores made (`guards`), adds
+them to what was rebuilt, and sends that to the engine (`upstream`), whose answer passes with its proof (`answers`).
+Pictures at addresses are fetched by `fetching` (`places`, `addresses`). `settings` says how it is set up, `canary` when
+guarded names open, `names` what they mean, `__main__` runs it.
 """

@@ -1,17 +1,26 @@
-"""What an answer says about its guard, in header and body: `lvlm_guard.proof` reads it, `lvlm-guard eval` checks it."""
+"""What an answer says about its guard, in header and body: `lvlm_guard.proof` reads it, `lvlm-guard eval` checks it.
+
+Bodies are not read and written anew but spliced: the engine's JSON names its model before anything that a model wrote,
+and a quote inside a JSON text always has a backslash before it, so that no text can be taken for a key.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
 from lvlm_guard.proof import FIELD, MATCHED, header_of
 from lvlm_guard.serve.front.names import Names
 
-_DATA, _DONE, _END = b"data: ", b"[DONE]", b"\n\n"
+_DATA, _END = b"data: ", b"\n\n"
+_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_OPEN = re.compile(rb"\s*\{(?=\s*\")")
+_ENDS = re.compile(rb'"finish_reason"\s*:\s*"|"choices"\s*:\s*\[\s*\]')
 
 Header = tuple[bytes, bytes]
 
@@ -21,7 +30,7 @@ class Proof:
     """What is said of one answer.
 
     Args:
-        name: of the model as the client wrote it; vLLM's own answers always name the first.
+        name: of the model as the client wrote it; the engine's own answers always name the first.
         guards: methods served here.
         method: that ran; None: none.
         knobs: of the method.
@@ -63,16 +72,41 @@ class Proof:
         more = {"claims": self.claims, "notes": list(self.notes), "why": self.unguarded}
         return said | {key: value for key, value in more.items() if value}
 
+    @cached_property
+    def _spliced(self) -> bytes:
+        return b'{"%s":%s,' % (FIELD.encode(), _dumped(self.body()))
+
+    @cached_property
+    def _named(self) -> bytes:
+        return b'"model":' + _dumped(self.name)
+
     def marked(self, raw: bytes) -> bytes:
         """Return a whole answer with the proof in it.
 
         Raises:
             ValueError: it is no JSON object.
         """
-        answer = json.loads(raw)
-        if not isinstance(answer, dict):
+        raw = raw.rstrip()
+        if not raw.endswith(b"}"):
             raise ValueError("no object")
-        return _dumped({**answer, "model": self.name, FIELD: self.body()})
+        return self._proved(self._renamed(raw))
+
+    def chunk(self, raw: bytes, first: bool) -> bytes:
+        """Return a chunk of a stream under the client's name, with the proof in the first and in those that end.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        named = self._renamed(raw)
+        return self._proved(named) if first or _ENDS.search(raw) else named
+
+    def _renamed(self, raw: bytes) -> bytes:
+        return _MODEL.sub(lambda _: self._named, raw, count=1)
+
+    def _proved(self, raw: bytes) -> bytes:
+        if (opened := _OPEN.match(raw)) is None:
+            raise ValueError("no object")
+        return self._spliced + raw[opened.end() :]
 
 
 class MarkedStream:
@@ -87,32 +121,29 @@ class MarkedStream:
         self._rest = b""
         self._first = True
 
-    def feed(self, raw: bytes, more: bool) -> bytes:
+    def feed(self, raw: bytes) -> bytes:
         """Return the events that are whole by now; nothing waits for the next one."""
         *events, self._rest = (self._rest + raw).split(_END)
-        if not more and self._rest:
-            events, self._rest = [*events, self._rest], b""
         return b"".join(self._event(event) + _END for event in events)
 
+    def rest(self) -> bytes:
+        """Return what is left at the end."""
+        rest, self._rest = self._rest, b""
+        return self._event(rest) + _END if rest.strip() else b""
+
     def _event(self, event: bytes) -> bytes:
-        if not event.startswith(_DATA) or event[len(_DATA) :].strip() == _DONE:
+        if not event.startswith(_DATA) or b'"choices"' not in event:
             return event
         try:
-            chunk = json.loads(event[len(_DATA) :])
+            marked = _DATA + self._proof.chunk(event[len(_DATA) :], self._first)
         except ValueError:
             return event
-        if not isinstance(chunk, dict) or "choices" not in chunk:
-            return event
-        chunk["model"] = self._proof.name
-        choices = chunk["choices"]
-        if self._first or not choices or any(choice.get("finish_reason") for choice in choices):
-            chunk[FIELD] = self._proof.body()
-            self._first = False
-        return _DATA + _dumped(chunk)
+        self._first = False
+        return marked
 
 
 def model_list(raw: bytes, names: Names) -> bytes:
-    """Return vLLM's list of models with the guarded names in it, and without any name that is not served.
+    """Return the engine's list of models with the guarded names in it, and without any name that is not served.
 
     Raises:
         ValueError: it is no such list.
@@ -137,7 +168,7 @@ def error(
     kind = {401: "authentication_error", 404: "not_found_error", 503: "service_unavailable"}.get(status)
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
     raw = _dumped({"error": {"message": message, "type": kind, "param": None, "code": status}})
-    sent = [*headers, (b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    sent = [*headers, (b"content-type", b"application/json")]
     if retry_after is not None:
         sent.append((b"retry-after", str(max(1, round(retry_after))).encode()))
     if status == 401:

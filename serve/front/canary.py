@@ -38,6 +38,12 @@ class Chosen:
     hits: int = 0
     asked: int = 0
 
+    known = ("canary", None)
+
+    async def seen(self) -> tuple[str, int | None]:
+        """Return a version of its own."""
+        return "canary", None
+
     async def mask(self, image: bytes, question: str) -> Mask:
         """Return a mask that keeps all, or nothing."""
         return Mask(pack_mask(np.full((SIDE, SIDE), self.share >= 0.5)), "canary")
@@ -83,15 +89,14 @@ class Gate:
             )
         return Chosen(float(share)) if share else None
 
-    def ready(self) -> tuple[list[Header], bytes]:
-        """Return headers and body of `/ready`.
+    def check_open(self) -> None:
+        """Raise where the guards are still being checked.
 
         Raises:
-            Refused: 503, the guards are still being checked.
+            Refused: 503.
         """
         if not self._opened():
             raise Refused(503, "The server still checks that its guards act.", AGAIN, "opening")
-        return [(b"content-type", b"application/json")], b'{"ready":true}'
 
     def _opened(self) -> bool:
         self._open = self._open or os.path.exists(self._file)

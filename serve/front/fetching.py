@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 import httpcore
 
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.front.addresses import Address, parsed, why_refused
+from lvlm_guard.serve.front.addresses import Address, is_public
 from lvlm_guard.serve.front.places import PORTS, Hosts, Place, is_address
 
 MOST_REDIRECTS = 3
@@ -138,8 +139,8 @@ class Fetcher:
                 + "Send the picture itself as data:image/png;base64,..., or ask the operator to allow the host "
                 "(--image-host).",
             )
-        addresses = [parsed(text) for text in await self._resolver.resolve(place.host, place.port)]
-        if not addresses or any(why_refused(address) for address in addresses):
+        addresses = [ip_address(text) for text in await self._resolver.resolve(place.host, place.port)]
+        if not addresses or not all(map(is_public, addresses)):
             # which address, and why, would tell a client what the inner network's names mean
             raise Refused(
                 400, f"Pictures are not fetched from {place.host[:80]!r}: its name leads to no public address."

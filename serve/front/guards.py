@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from lvlm_guard.engine.method import Method
+from lvlm_guard.errors import KnobError, did_you_mean
+from lvlm_guard.methods import REGISTRY
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.vote import Vote
+from lvlm_guard.serve.engine import arguments
 from lvlm_guard.serve.engine.arguments import request_arguments, view_arguments
 from lvlm_guard.serve.errors import MaskdError, Refused
 from lvlm_guard.serve.front.metrics import FrontMetrics
-from lvlm_guard.serve.front.pictures import Picture
+from lvlm_guard.serve.front.reading import Seen
 from lvlm_guard.serve.maskd.client import Mask, Scores
-from lvlm_guard.serve.vote.ballot import ballot_arguments, claims_of, kinds_of
+from lvlm_guard.serve.vote.ballot import LEAST_BETA, MOST_LAM, ballot_arguments, claims_of, kinds_of
+
+KNOBS = {**arguments.KNOBS, Vote.name: ("lam", "beta")}
+"""The knobs that a request may set, of each guard that can be served."""
 
 AGAIN = 30.0
 """Seconds after which to ask again where the matcher service is broken, not busy."""
+
+_LONGEST = 64  # of a name that is looked for among the known ones
 
 _Given = TypeVar("_Given", Mask, Scores)
 
@@ -35,6 +44,15 @@ class Matching(Protocol):
 
     hits: int
     asked: int
+
+    @property
+    def known(self) -> Seen | None:
+        """What `seen` would say, where nobody need be asked."""
+        ...
+
+    async def seen(self) -> Seen:
+        """Return the matcher's version and the side of its square; raise MaskdError."""
+        ...
 
     async def mask(self, image: bytes, question: str) -> Mask:
         """Return the mask of a picture for a question; raise MaskdError or Refused."""
@@ -86,43 +104,55 @@ class Guards:
         if self._matching is not None:
             await self._matching.aclose()
 
+    @property
+    def known(self) -> Seen | None:
+        """The matcher and its square, where they are known by now."""
+        return None if self._matching is None else self._matching.known
+
+    async def seen(self, chosen: Matching | None = None) -> Seen:
+        """Return the matcher, or what answers in its place, and its square.
+
+        Raises:
+            Refused: 503, the matcher service does not say.
+        """
+        with _told():
+            return await (chosen or self._service()).seen()
+
     async def arguments(
-        self, method: Method, pictures: Sequence[Picture], question: str, chosen: Matching | None = None
+        self,
+        method: Method,
+        views: Sequence[bytes],
+        question: str,
+        version: str = "",
+        chosen: Matching | None = None,
     ) -> Arguments:
         """Return the arguments for one request.
 
         Args:
             method: that guards it.
-            pictures: of the request.
+            views: what the matcher sees of each of its pictures, a file each.
             question: that the matcher is asked about.
+            version: of the matcher that the views are for.
             chosen: what answers in the matcher service's place; None: the service.
 
         Raises:
             Refused: 503, the matcher service gave nothing usable; 400 or 413, it can't use picture or question.
         """
-        try:
-            if isinstance(method, Vote):
-                return await self._votes(method, pictures, question, chosen or self._service())
-            if not isinstance(method, AGLA):
-                return Arguments(dict(request_arguments(method)), view_arguments(method))
+        if not isinstance(method, AGLA | Vote):
+            return Arguments(dict(request_arguments(method)), view_arguments(method))
+        with _told():
             service = chosen or self._service()
-            given = await self._all("agla", service, [service.mask(picture.data, question) for picture in pictures])
-            views = view_arguments(method, [one.mask for one in given])
-            return Arguments(dict(request_arguments(method)), views, given[0].version, notes=_notes(given))
-        except MaskdError as error:
-            log.warning("A guarded request was not answered: %s", error)  # the client is not told inner addresses
-            again = error.retry_after or AGAIN
-            raise Refused(
-                503,
-                "The matcher service gave nothing that guards this answer, and an unguarded one is not given instead. "
-                f"Ask again in {again:g} seconds.",
-                again,
-                "matcher",
-            ) from error
+            if isinstance(method, Vote):
+                return await self._votes(method, views, question, service, version)
+            given = await self._all("agla", service, version, [service.mask(view, question) for view in views])
+            masks = view_arguments(method, [one.mask for one in given])
+            return Arguments(dict(request_arguments(method)), masks, given[0].version, notes=_notes(given))
 
-    async def _votes(self, vote: Vote, pictures: Sequence[Picture], question: str, service: Matching) -> Arguments:
+    async def _votes(
+        self, vote: Vote, views: Sequence[bytes], question: str, service: Matching, version: str
+    ) -> Arguments:
         claims = claims_of(question)
-        given = await self._all("vote", service, [service.scores(picture.data, claims) for picture in pictures])
+        given = await self._all("vote", service, version, [service.scores(view, claims) for view in views])
         # with several pictures a claim holds as well as in the one that supports it best
         best = {claim: max(one.scores[claim] for one in given) for claim in claims}
         xargs = ballot_arguments(vote, question, best)
@@ -133,8 +163,10 @@ class Guards:
             raise MaskdError("The server was started without a matcher service.")
         return self._matching
 
-    async def _all(self, guard: str, service: Matching, asks: Sequence[Coroutine[Any, Any, _Given]]) -> list[_Given]:
-        """Return all answers, of one version."""
+    async def _all(
+        self, guard: str, service: Matching, version: str, asks: Sequence[Coroutine[Any, Any, _Given]]
+    ) -> list[_Given]:
+        """Return all answers, of the version that the views are for."""
         began = time.perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
@@ -149,10 +181,59 @@ class Guards:
                 self._metrics.asked.inc(asked - self._asked)
                 self._hits, self._asked = hits, asked
         given = [task.result() for task in tasks]
-        if len({one.version for one in given}) != 1:
-            raise MaskdError("The matcher changed between the pictures of one request.", 1)
+        if {one.version for one in given} != {version if service is self._matching else given[0].version}:
+            raise MaskdError("The matcher changed in the middle of a request.", 1)
         return given
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell the client of a matcher service that fails, without its inner address."""
+    try:
+        yield
+    except MaskdError as error:
+        log.warning("A guarded request was not answered: %s", error)
+        again = error.retry_after or AGAIN
+        raise Refused(
+            503,
+            "The matcher service gave nothing that guards this answer, and an unguarded one is not given instead. "
+            f"Ask again in {again:g} seconds.",
+            again,
+            "matcher",
+        ) from error
 
 
 def _notes(given: Sequence[Mask | Scores]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.note for one in given if one.note))
+
+
+def method_of(guard: str | None, xargs: object) -> Method | None:
+    """Return a guard with the knobs that a request gives, checked by the method itself; None for no guard.
+
+    Raises:
+        Refused: 400, something else than a knob in its range is given.
+    """
+    given = {} if xargs is None else xargs
+    if not isinstance(given, dict):
+        raise Refused(400, "vllm_xargs is no object: give the guard's knobs, such as {'agla_alpha': 1.5}.")
+    known = {f"{guard}_{knob}": knob for knob in KNOBS[guard]} if guard is not None else {}
+    for name, value in given.items():
+        if name not in known:
+            near = did_you_mean(name, known) if len(name) <= _LONGEST else ""
+            takes = (
+                f"{guard} takes {', '.join(known)}." if known else "the plain model has no knobs; name a guarded one."
+            )
+            raise Refused(400, f"vllm_xargs can't hold {name!r:.80}: {near}{takes}")
+        if type(value) not in (int, float) or not abs(value) <= MOST_LAM:
+            raise Refused(400, f"vllm_xargs.{name} is {value!r:.40}: give a number up to {MOST_LAM:g}.")
+    if guard is None:
+        return None
+    try:
+        method: Method = REGISTRY.get(guard)(**{known[name]: float(value) for name, value in given.items()})
+    except KnobError as error:
+        raise Refused(400, str(error)) from error
+    if isinstance(method, Vote) and method.beta < LEAST_BETA:
+        raise Refused(
+            400, f"vote_beta is {method.beta:g}, which keeps too many tokens to look up: give {LEAST_BETA:g} to 1."
+        )
+    return method

@@ -26,20 +26,19 @@ class Conversation:
     Args:
         messages: rebuilt; safe to pass on once the pictures' URLs are resolved.
         pictures: the `image_url` objects in `messages`, in order; their "url" is what the client sent.
-        question: the text of the last user message, which the matcher is asked about; "" where it has none.
+        last: the text of the last user message; "" where it has none.
     """
 
     messages: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
-    question: str
+    last: str
 
 
-def conversation(messages: object, drop: tuple[str, ...] = ()) -> Conversation:
+def conversation(messages: object) -> Conversation:
     """Read the messages of a request.
 
     Args:
         messages: as the client sent them.
-        drop: pieces that are no part of a question, such as the model's image token.
 
     Raises:
         Refused: 400, there is something in them that can't be guarded or is malformed.
@@ -64,10 +63,19 @@ def conversation(messages: object, drop: tuple[str, ...] = ()) -> Conversation:
         rebuilt.append(clean)
         if clean["role"] == "user":
             last = clean.get("content")
-    return Conversation(rebuilt, pictures, _question(_text(last), drop))
+    return Conversation(rebuilt, pictures, _text(last))
 
 
-def _question(text: str, drop: tuple[str, ...]) -> str:
+def question_of(text: str, drop: tuple[str, ...]) -> str:
+    """Return what the matcher is asked, of the last user message.
+
+    Args:
+        text: of the message.
+        drop: pieces that are no part of a question, such as the model's image token.
+
+    Raises:
+        Refused: 413, it is too long.
+    """
     if len(text) > MOST_TEXT:  # nothing else looks at a text before its length was looked at
         raise Refused(
             413,

@@ -1,4 +1,4 @@
-"""Turn what a request calls a picture into bytes, once, so that the matcher and the model see the same.
+"""Turn what a request calls a picture into bytes, once, so that the matcher and the model see the same; needs no torch.
 
 A picture that two decoders could read differently (EXIF orientation, transparency, frames, palettes, 16 bits) is
 written anew as PNG, as the rest of lvlm-guard reads it: a mask belongs to pixels, not to a file.
@@ -6,7 +6,6 @@ written anew as PNG, as the rest of lvlm-guard reads it: a mask belongs to pixel
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import io
@@ -16,9 +15,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lvlm_guard.errors import ImageError
-from lvlm_guard.images import load_image
+from lvlm_guard.images import load_image, squash
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.front.fetching import Fetcher
 from lvlm_guard.serve.maskd.asks import FORMATS
 
 _PASSED_ON = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -35,12 +33,14 @@ class Picture:
         media: its media type.
         width: in pixels.
         height: in pixels.
+        view: what the matcher is sent: the picture squashed to its square, as PNG; the file where it has no square.
     """
 
     data: bytes
     media: str
     width: int
     height: int
+    view: bytes
 
     @property
     def url(self) -> str:
@@ -48,80 +48,81 @@ class Picture:
         return f"data:{self.media};base64,{base64.b64encode(self.data).decode()}"
 
 
-class Pictures:
-    """Resolves the pictures of requests.
+def is_address(url: str) -> bool:
+    """Return whether a picture has to be fetched."""
+    return re.match(r"https?:", url[:6], re.IGNORECASE) is not None
 
-    Args:
-        fetcher: of pictures at http(s) addresses.
-        most_bytes: of one picture's file.
-        most_pixels: of one picture, width times height.
-        at_once: decoded at the same time; more wait, so that memory has a bound.
+
+def of_url(url: str, most_bytes: int) -> bytes:
+    """Return the file that a data URL holds.
+
+    Raises:
+        Refused: it is none, or too large.
     """
-
-    def __init__(self, fetcher: Fetcher, *, most_bytes: int, most_pixels: int, at_once: int) -> None:
-        self._fetcher = fetcher
-        self.most_bytes = most_bytes
-        self.most_pixels = most_pixels
-        self._turn = asyncio.Semaphore(at_once)
-
-    async def resolve(self, url: str) -> Picture:
-        """Return the picture of a request's `image_url`.
-
-        Raises:
-            Refused: it is none, may not be fetched, or is too large.
-        """
-        data = await self._read(url)
-        async with self._turn:
-            return await asyncio.to_thread(self._looked_at, data)
-
-    async def _read(self, url: str) -> bytes:
-        head = _DATA.match(url[:64])
-        if head is not None:
-            if (len(url) - head.end()) * 3 // 4 > self.most_bytes + 2:
-                raise self._too_large()
-            try:
-                return binascii.a2b_base64(url[head.end() :].encode("ascii"), strict_mode=True)
-            except (binascii.Error, UnicodeEncodeError) as error:
-                raise Refused(400, f"The picture's data URL is not base64 ({error}): encode the whole file.") from error
-        if re.match(r"https?:", url[:6], re.IGNORECASE):
-            return await self._fetcher.fetch(url)
+    head = _DATA.match(url[:64])
+    if head is None:
         raise Refused(
             400,
-            f"{url[:40]!r} is no picture: send data:image/png;base64,... (or jpeg, webp). Files of the "
-            "server are not read.",
+            f"{url[:40]!r} is no picture: send data:image/png;base64,... (or jpeg, webp). Files of the server are not "
+            "read.",
         )
+    if (len(url) - head.end()) * 3 // 4 > most_bytes + 2:
+        raise _too_large(most_bytes)
+    try:
+        return binascii.a2b_base64(url[head.end() :].encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise Refused(400, f"The picture's data URL is not base64 ({error}): encode the whole file.") from error
 
-    def _looked_at(self, data: bytes) -> Picture:
-        if len(data) > self.most_bytes:
-            raise self._too_large()
-        try:
-            kind, plain, size = _header(data)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise Refused(413, f"The picture has too many pixels; the limit is {self.most_pixels:,}.") from error
-        except Exception as error:  # header parsers stumble in many ways
-            raise Refused(
-                400, f"The picture can't be read: it is damaged, or none of {', '.join(FORMATS)}. Save it anew as PNG."
-            ) from error
-        if size[0] * size[1] > self.most_pixels:
-            raise Refused(
-                413,
-                f"The picture is {size[0]} x {size[1]} pixels; the limit is {self.most_pixels:,}. "
-                "Make it smaller; models see far less anyway.",
-            )
-        try:
-            image = load_image(data, max_pixels=self.most_pixels, formats=FORMATS)
-        except ImageError as error:
-            raise Refused(400, f"The picture can't be used. {error}") from error
-        if plain:
-            return Picture(data, _PASSED_ON[kind], *image.size)
-        written = io.BytesIO()
-        image.save(written, "PNG", compress_level=1)
-        if written.tell() > self.most_bytes:
-            raise self._too_large()
-        return Picture(written.getvalue(), "image/png", *image.size)
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"The picture is larger than {self.most_bytes:,} bytes: send a smaller one.")
+def look_at(data: bytes, *, most_bytes: int, most_pixels: int, side: int | None = None) -> Picture:
+    """Return the picture of a file.
+
+    Args:
+        data: the file.
+        most_bytes: of a file.
+        most_pixels: width times height.
+        side: of the matcher's square; None: it has none, or is not asked.
+
+    Raises:
+        Refused: 400, it is no picture that is read; 413, it is too large.
+    """
+    if len(data) > most_bytes:
+        raise _too_large(most_bytes)
+    try:
+        kind, plain, size = _header(data)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Refused(413, f"The picture has too many pixels; the limit is {most_pixels:,}.") from error
+    except Exception as error:  # header parsers stumble in many ways
+        raise Refused(
+            400, f"The picture can't be read: it is damaged, or none of {', '.join(FORMATS)}. Save it anew as PNG."
+        ) from error
+    if size[0] * size[1] > most_pixels:
+        raise Refused(
+            413,
+            f"The picture is {size[0]} x {size[1]} pixels; the limit is {most_pixels:,}. Make it smaller; models see "
+            "far less anyway.",
+        )
+    try:
+        image = load_image(data, max_pixels=most_pixels, formats=FORMATS)
+    except ImageError as error:
+        raise Refused(400, f"The picture can't be used. {error}") from error
+    media = _PASSED_ON[kind] if plain else "image/png"
+    if not plain:
+        data = _png(image)
+        if len(data) > most_bytes:
+            raise _too_large(most_bytes)
+    view = data if side is None else _png(squash(image, side, side))
+    return Picture(data, media, *image.size, view)
+
+
+def _png(image: Image.Image) -> bytes:
+    written = io.BytesIO()
+    image.save(written, "PNG", compress_level=1)
+    return written.getvalue()
+
+
+def _too_large(most_bytes: int) -> Refused:
+    return Refused(413, f"The picture is larger than {most_bytes:,} bytes: send a smaller one.")
 
 
 def _header(data: bytes) -> tuple[str, bool, tuple[int, int]]:

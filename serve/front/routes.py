@@ -15,11 +15,9 @@ from lvlm_guard.serve.errors import Refused
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
-READY = "/ready"
+READY, METRICS = "/ready", "/metrics"
 
-OPEN = frozenset(
-    {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", "/metrics"), ("GET", READY)}
-)
+OPEN = frozenset({("GET", "/health"), ("GET", "/ping"), ("GET", "/version"), ("GET", "/metrics"), ("GET", READY)})
 """Routes without a key, as in vLLM."""
 
 KEYED = frozenset({("POST", CHAT), ("GET", MODELS)})
@@ -39,7 +37,7 @@ def route_of(scope: Scope) -> tuple[str, str]:
         path = path[len(root) :]
     route = scope["method"], path
     known = OPEN | KEYED
-    if route in known or (route[0] == "OPTIONS" and any(path == other for _, other in known)):
+    if route in known:
         return route
     if any(path == other for _, other in known):
         raise Refused(405, f"{path} does not take {route[0]:.20}.")

@@ -89,6 +89,7 @@ class Child:
         environment: its environment.
         keeper: that ends it should we be killed.
         answer: called with each line of its standard output, on a thread.
+        sockets: numbers of open ones that it gets.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Child:
         environment: Mapping[str, str],
         keeper: Keeper,
         answer: Callable[[str], None] | None = None,
+        sockets: Sequence[int] = (),
     ) -> None:
         self._keeper = keeper
         self._lines: deque[str] = deque(maxlen=_LAST)
@@ -107,6 +109,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if answer is None else subprocess.PIPE,
             start_new_session=True,
+            pass_fds=sockets,
         )
         keeper.add(self.pid)
         self._readers = [self._reader(self._process.stdout, answer or self._tell)]

@@ -19,7 +19,6 @@ from lvlm_guard.serve.maskd.asks import SHARED
 from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
 from lvlm_guard.serve.vote.ballot import VOCABULARY, served_vocabulary, spelled_out
 
-FRONT = "lvlm_guard.serve.front.middleware.GuardFront"
 PLUGIN = "lvlm_guard"
 """Name of our entry point among vLLM's plug-ins."""
 
@@ -27,7 +26,21 @@ GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 """A twin engine on a CUDA GPU: eager prefill, whole decode steps as graphs; see `refuse.WHY["compilation"]`."""
 
 PATIENCE = 30
-"""Seconds that running requests get to end; vLLM's own default gives them none."""
+"""Seconds that running requests get to end."""
+
+FRONTS = (
+    "shutdown-timeout",
+    "ssl-certfile",
+    "ssl-keyfile",
+    "ssl-ca-certs",
+    "root-path",
+    "allowed-origins",
+    "host",
+    "port",
+)
+"""vLLM's options that are the front's now."""
+
+MERGED = ("additional-config",)
 
 _EMBEDDED_CACHE = 256 << 20  # bytes; 256 sequences of the embedded model at its longest
 
@@ -52,8 +65,7 @@ def command(
     *,
     names: tuple[str, ...],
     most_pictures: int,
-    host: str,
-    port: int,
+    uds: str,
     eager: bool,
     twin: str | None,
 ) -> list[str]:
@@ -65,8 +77,7 @@ def command(
         machine: what vLLM runs on.
         names: plain ones that vLLM serves; those of adapters it knows itself.
         most_pictures: in one request.
-        host: address to listen on.
-        port: to listen on.
+        uds: path of the socket to listen on, which nobody but its owner reaches.
         eager: leave CUDA graphs out.
         twin: class with two branches that is served in the model's place; None: the model as it is.
 
@@ -74,9 +85,9 @@ def command(
         KnobError: an option that is merged with ours is no JSON object, or says what another option says.
     """
     passed = checkpoint.passed
-    said: list[str] = ["--model", checkpoint.place, "--host", host, "--port", str(port)]
+    said: list[str] = ["--model", checkpoint.place, "--uds", uds]
     said += ["--served-model-name", *names]
-    said += ["--middleware", FRONT, "--trust-request-mm-kwargs", "--generation-config", "vllm"]
+    said += ["--trust-request-mm-kwargs", "--generation-config", "vllm"]
     said += ["--logprobs-mode", "processed_logprobs"]
     processors = [TWIN_PROCESSOR] if twin else []
     processors += [VOTE_PROCESSOR] if "vote" in guards else []
@@ -95,28 +106,57 @@ def command(
         # an environment does not reach the workers that Ray starts on other machines
         more = passed.object("additional-config") | {VOCABULARY: spelled_out(served_vocabulary())}
         said += ["--additional-config", json.dumps(more)]
-    if "shutdown-timeout" not in passed:
-        said += ["--shutdown-timeout", str(PATIENCE)]
     if eager or (twin and not machine.cuda):
         said += ["--enforce-eager"]
     elif twin and "enforce-eager" not in passed:
         said += ["--compilation-config", json.dumps(GRAPHS)]
     said += _defaults(checkpoint, machine)
-    theirs = passed.without("hf-overrides", "limit-mm-per-prompt", *(["additional-config"] if "vote" in guards else []))
+    theirs = passed.without(*FRONTS, "hf-overrides", "limit-mm-per-prompt", *MERGED[: "vote" in guards])
     return [sys.executable, "-m", "lvlm_guard.serve.launch.engine", *theirs, *said]
 
 
-def environment(front: FrontSettings, checkpoint: Checkpoint, machine: Machine, counts: Path) -> dict[str, str]:
+def for_front(settings: FrontSettings, counts: Path) -> dict[str, str]:
+    """Return the environment of the front; its processes keep what they count in an empty folder."""
+    return {**os.environ, VARIABLE: settings.to_json(), SHARED: str(counts)}
+
+
+def front_command(passed: Passed, fd: int, workers: int) -> list[str]:
+    """Return the command line of the front.
+
+    Args:
+        passed: vLLM's options, of which some are the front's.
+        fd: of the bound socket.
+        workers: processes.
+    """
+    said = ["--fd", str(fd), "--workers", str(workers), "--patience", str(patience_of(passed))]
+    for name in ("ssl-certfile", "ssl-keyfile", "ssl-ca-certs", "root-path"):
+        said += [f"--{name}", passed.value(name)] if name in passed else []
+    return [sys.executable, "-m", "lvlm_guard.serve.front", *said]
+
+
+def patience_of(passed: Passed) -> int:
+    """Return for how many seconds running requests get to end.
+
+    Raises:
+        KnobError: it is no whole number.
+    """
+    text = passed.value("shutdown-timeout", str(PATIENCE))
+    if not text.isdigit():
+        raise KnobError(f"--shutdown-timeout {text!r}: give whole seconds.")
+    return int(text)
+
+
+def environment(key: str, checkpoint: Checkpoint, machine: Machine, counts: Path) -> dict[str, str]:
     """Return the environment of vLLM's process.
 
     Args:
-        front: the front's settings.
+        key: that the front asks it with.
         checkpoint: the model.
         machine: that it runs on.
         counts: empty folder in which prometheus_client adds up what vLLM's processes count: tokens are counted by
             the engine, and /metrics is answered by another process.
     """
-    made = {**os.environ, VARIABLE: front.to_json(), SHARED: str(counts)}
+    made = {**os.environ, KEY: key, SHARED: str(counts)}
     plugins = made.get("VLLM_PLUGINS")
     if plugins is not None and PLUGIN not in plugins.split(","):
         made["VLLM_PLUGINS"] = f"{plugins},{PLUGIN}".removeprefix(",")

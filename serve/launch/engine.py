@@ -13,7 +13,6 @@ from typing import Any
 from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
 from lvlm_guard.serve.engine.plugin import TWINS
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.launch.command import FRONT
 from lvlm_guard.serve.launch.refused import ALWAYS, parsed_amiss
 from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
 
@@ -51,12 +50,12 @@ def check(parsed: Any, default: Callable[[str], Any]) -> None:
         default: of an option, by its name there.
 
     Raises:
-        ServeError: there is no front, a way around it, or what would break a guard.
+        ServeError: there is a way around the front, or what would break a guard.
     """
     twin = bool(set(TWINS) & set((parsed.hf_overrides or {}).get("architectures") or ()))
     found = parsed_amiss(parsed, default, twin=twin)
     ours = {
-        "middleware": [FRONT],
+        "middleware": [],
         "trust_request_mm_kwargs": True,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",

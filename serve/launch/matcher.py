@@ -13,19 +13,13 @@ import httpx
 
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.child import Child, Keeper
-from lvlm_guard.serve.maskd.run import GRACE
-
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds before a dead service is started again; doubled while it keeps dying."""
+from lvlm_guard.serve.launch.respawned import Respawned
 
 EVERY, MISSED = 10.0, 3
 """Seconds between looks at its health, and bad ones in a row after which a service that hangs is killed."""
 
-STEADY = 60.0
-"""Seconds of life after which a death is a new one."""
 
-
-class OwnMatcher:
+class OwnMatcher(Respawned):
     """A matcher service that is ours.
 
     Args:
@@ -38,29 +32,25 @@ class OwnMatcher:
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], keeper: Keeper, say: Callable[[str], None]
     ) -> None:
-        self._options = tuple(options)
-        self._environment = environment
-        self._keeper = keeper
-        self._say = say
-        self._wait = FIRST_WAIT
-        self._again: float | None = None
+        self._options, self._environment, self._keeper = tuple(options), environment, keeper
         self._asking: Thread | None = None
-        self.url = ""
-        self.version = ""
-        self._start("0")
+        self.url = self.version = ""
+        away = "until it is back, requests that need it are answered 503, never unguarded."
+        super().__init__("The matcher service", self._started, say, away, (1.0, 30.0))
 
-    def _start(self, port: str) -> None:
+    def _started(self) -> Child:
         self._ready, self._said, self._told = Event(), "", False
-        self._began = self._looked = time.monotonic()
-        self._missed = 0
+        self._looked, self._missed = time.monotonic(), 0
+        port = self.url.rpartition(":")[2] or "0"
         command = [sys.executable, "-m", "lvlm_guard.serve.maskd", "--json", "--port", port, *self._options]
-        self._child = Child(command, self._environment, self._keeper, self._read)
+        return Child(command, self._environment, self._keeper, self._read)
 
     def _read(self, line: str) -> None:
         self._said += line
         if line.startswith("}"):
             (row,) = json.loads(self._said)["rows"]
             self.url, self.version = row["url"], row["matcher"]
+            self.answered = True
             self._ready.set()
 
     @property
@@ -69,45 +59,25 @@ class OwnMatcher:
         return self._ready.is_set()
 
     def check(self) -> None:
-        """Start it again where it died.
+        """Start it again where it died, or hangs.
 
         Raises:
             ServeError: it never answered.
         """
-        if self._again is not None:
-            if time.monotonic() >= self._again:
-                self._again = None
-                self._start(self.url.rpartition(":")[2])
-            return
-        code = self._child.ended()
-        if code is None:
-            if self.ready and not self._told and self._wait > FIRST_WAIT:
+        if self.child.ended() is None:
+            if self.ready and not self._told and self.died_lately:
                 self._told = True
                 self._say(f"The matcher service is back at {self.url}.")
-            if not self._hangs():
-                return
-            self._say("The matcher service hangs, and is killed.")
-        self._child.kill()
-        code = self._child.ended()
-        if not self.url:
-            raise ServeError(
-                f"The matcher service could not start (exit status {code}). {self._child.reason()} What it wrote is "
-                "above."
-            )
-        if self.ready and time.monotonic() - self._began > STEADY:
-            self._wait = FIRST_WAIT
-        self._say(
-            f"The matcher service died (exit status {code}). It is started again at {self.url} in {self._wait:g} s; "
-            "until it is back, requests that need it are answered 503, never unguarded."
-        )
-        self._again = time.monotonic() + self._wait
-        self._wait = min(2 * self._wait, LONGEST_WAIT)
+            if self._hangs():
+                self._say("The matcher service hangs, and is killed.")
+                self.child.kill()
+        super().check()
 
     def _hangs(self) -> bool:
         """Return whether its health was bad too often; looks now and then, on a thread."""
         if self.ready and time.monotonic() - self._looked > EVERY and not (self._asking and self._asking.is_alive()):
             self._looked = time.monotonic()
-            self._asking = Thread(target=self._ask, args=(self._child,), daemon=True)
+            self._asking = Thread(target=self._ask, args=(self.child,), daemon=True)
             self._asking.start()
         return self._missed >= MISSED
 
@@ -116,13 +86,8 @@ class OwnMatcher:
             well = httpx.get(self.url + "/health", timeout=EVERY, trust_env=False).status_code == 200
         except httpx.HTTPError:
             well = False
-        if child is self._child:
+        if child is self.child:
             self._missed = 0 if well else self._missed + 1
-
-    def stop(self, hurry: Event) -> None:
-        """End it."""
-        if self._again is None:
-            self._child.stop(GRACE + 5, hurry)
 
 
 def version_at(url: str) -> str:

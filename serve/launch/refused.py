@@ -12,13 +12,13 @@ from lvlm_guard.serve.launch.passed import Passed
 
 _OURS = "lvlm-guard serve sets it, since the guard depends on it: leave it out."
 _DOOR = "it opens a way in that the front does not stand before: leave it out."
-_CHECKED = "the guard is checked over TCP before it opens, which this shuts out: leave it out."
+_CHECKED = "lvlm-guard serve asks vLLM over a socket of its own, which this shuts out: leave it out."
 
 ALWAYS = {
     "model": "name the model once, by --model.",
     "model-tag": "name the model once, by --model.",
     "api-key": "the front can't see it there, and every user of this machine could (ps): set VLLM_API_KEY.",
-    "middleware": "what stands around the front could ask for guards or change what answers say: leave it out.",
+    "middleware": "it could ask for guards or change what answers say: leave it out.",
     "logits-processors": "another processor of logits could undo the guard: leave it out.",
     "logprobs-mode": _OURS,
     "trust-request-mm-kwargs": _OURS,
@@ -84,7 +84,7 @@ _NEUTRAL: dict[str, Collection[str]] = {
 """Values that change nothing."""
 
 _OWN = frozenset(
-    ("model", "middleware", "logits-processors", "logprobs-mode", "trust-request-mm-kwargs", "generation-config")
+    ("model", "uds", "middleware", "logits-processors", "logprobs-mode", "trust-request-mm-kwargs", "generation-config")
 ) | {"compilation-config"}
 """Options that `serve` gives vLLM itself; what it understood of them is looked at one by one, or by the engine."""
 
@@ -123,7 +123,7 @@ def check(passed: Passed, guards: Collection[str], *, twin: bool) -> None:
     refused = ALWAYS | (TWIN if twin else {})
     found = []
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        found.append("VLLM_USE_RUST_FRONTEND starts a server that takes no middleware, hence no guard: unset it.")
+        found.append("VLLM_USE_RUST_FRONTEND starts a server that no guard was tried with: unset it.")
     for name in passed.names:
         head = name.partition(".")[0]
         if head in _WHOLE and head != name:

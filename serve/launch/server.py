@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import tempfile
@@ -18,23 +19,35 @@ from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.places import Hosts
-from lvlm_guard.serve.front.settings import KEY, FrontSettings
+from lvlm_guard.serve.front.settings import KEY, FrontSettings, limits_of
 from lvlm_guard.serve.front.template import special_tokens
 from lvlm_guard.serve.launch import questions, refused
 from lvlm_guard.serve.launch.canary import TOP, Canary
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.child import Child, Keeper
-from lvlm_guard.serve.launch.command import PATIENCE, Machine, adapters, command, environment, for_matcher
+from lvlm_guard.serve.launch.command import (
+    Machine,
+    adapters,
+    command,
+    environment,
+    for_front,
+    for_matcher,
+    front_command,
+    patience_of,
+)
 from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import AUDIO, Installed, check_release, installed
 from lvlm_guard.serve.launch.matcher import OwnMatcher, version_at
+from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.launch.respawned import Respawned
 from lvlm_guard.serve.launch.settings import ServeSettings
 from lvlm_guard.serve.launch.signals import Signals
+from lvlm_guard.serve.maskd.run import GRACE as MATCHER_GRACE
 from lvlm_guard.serve.sockets import bound, url_of
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
 
 GRACE = 30.0
-"""Seconds that vLLM gets to end, besides its own --shutdown-timeout."""
+"""Seconds that vLLM gets to end once no request runs any more, and the front besides its --shutdown-timeout."""
 
 STILL = 60.0
 """Seconds after which a start says that it goes on."""
@@ -111,12 +124,14 @@ class Server:
             self._machine,
             names=plain,
             most_pictures=settings.most_pictures,
-            host=settings.host,
-            port=self._port,
+            uds=str(self._folder / "vllm.sock"),
             eager=settings.eager,
             twin=self._twin,
         )
+        self._limits = limits_of(settings.limits)
+        self._patience = patience_of(settings.passed)
         self._matcher: OwnMatcher | None = None
+        self._front: Respawned | None = None
         self._engine: Child | None = None
 
     def _objects(self) -> None:
@@ -140,11 +155,12 @@ class Server:
             self._open(ready)
             self._until(lambda: False)
         finally:
+            if self._front is not None:  # first: what runs gets to end while all the rest still works
+                self._front.stop(GRACE + self._patience, self._signals.hurry)
             if self._engine is not None:
-                timeout = self._given.passed.value("shutdown-timeout", str(PATIENCE))
-                self._engine.stop(GRACE + (int(timeout) if timeout.isdigit() else 0), self._signals.hurry)
+                self._engine.stop(GRACE, self._signals.hurry)
             if self._matcher is not None:
-                self._matcher.stop(self._signals.hurry)
+                self._matcher.stop(MATCHER_GRACE + 5, self._signals.hurry)
 
     def _open(self, ready: Callable[[Ready], None]) -> None:
         given = self._given
@@ -159,27 +175,42 @@ class Server:
             self._say(f"There is no API key: whoever reaches {given.host} is answered. Set {KEY} to ask for one.")
         maskd, version = self._start_matcher()
         token, opened = secrets.token_urlsafe(24), self._folder / "open"
+        inner = secrets.token_urlsafe(24)
         front = FrontSettings(
             names=self._names.plain,
             guards=self._guards,
+            upstream=self._command[self._command.index("--uds") + 1],
+            upstream_key=inner,
             maskd_url=maskd,
+            origins=_origins(given.passed),
             image_hosts=given.image_hosts,
             most_pictures=given.most_pictures,
             drop=self._no_question,
             opened=str(opened),
             token=token,
             special_tokens=self._special_tokens,
+            **self._limits,
         )
         self._say(f"Starting vLLM {self._vllm.version} with {given.model}; large models take minutes.")
-        counts = self._folder / "counts"
+        counts, counted = self._folder / "counts", self._folder / "counted"
         counts.mkdir()
-        made = environment(front, self._checkpoint, self._machine, counts)
+        counted.mkdir()
+        made = environment(inner, self._checkpoint, self._machine, counts)
         self._engine = Child(self._command, made, self._keeper)
+        words = front_command(given.passed, self._reserved.fileno(), given.front_workers)
+        started, sockets = for_front(front, counted), [self._reserved.fileno()]
+        self._front = Respawned(
+            "The front",
+            lambda: Child(words, started, self._keeper, sockets=sockets),
+            self._say,
+            "requests that ran end in an error, new ones wait.",
+            (0.2, 10.0),
+        )
         url = url_of(given.host, self._port)
         if "ssl-certfile" in given.passed:
             url = url.replace("http:", "https:")
         self._until(lambda: _healthy(url), told="vLLM is still starting")
-        self._reserved.close()
+        self._front.answered = True
         canary = Canary(url, self._names.plain[0], token, key)
         self._ask(canary)
         opened.touch()
@@ -234,6 +265,8 @@ class Server:
             self._keeper.check()
             if self._engine is not None and (code := self._engine.ended()) is not None:
                 raise ServeError(self._died(self._engine, code))
+            if self._front is not None:
+                self._front.check()
             if self._matcher is not None:
                 self._matcher.check()
             if told and time.monotonic() - last > STILL:
@@ -252,6 +285,12 @@ def _machine(vllm: Installed) -> Machine:
     import torch
 
     return Machine(vllm.cpu, not vllm.cpu and torch.cuda.is_available() and torch.version.cuda is not None)
+
+
+def _origins(passed: Passed) -> tuple[str, ...]:
+    """Return the origins of pages whose scripts may ask, as vLLM's --allowed-origins gives them."""
+    given = passed.value("allowed-origins")
+    return tuple(json.loads(given)) if given else ("*",)
 
 
 def _healthy(url: str) -> bool:

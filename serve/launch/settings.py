@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lvlm_guard.serve.launch.passed import Passed
@@ -25,6 +26,8 @@ class ServeSettings:
             for the embedded model, else COCO's 80.
         image_hosts: hosts that pictures may be fetched from.
         most_pictures: in one request.
+        front_workers: processes of the front.
+        limits: of requests, as `front.settings.limits_of` reads them.
         eager: leave CUDA graphs out.
         passed: vLLM's own options.
     """
@@ -41,5 +44,7 @@ class ServeSettings:
     objects: str | None = None
     image_hosts: tuple[str, ...] = ()
     most_pictures: int = 1
+    front_workers: int = 1
+    limits: Mapping[str, str] = field(default_factory=dict)
     eager: bool = False
     passed: Passed = field(default_factory=lambda: Passed(()))

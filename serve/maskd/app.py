@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -18,10 +18,11 @@ from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.matching import Matcher
 from lvlm_guard.serve.errors import Refused, WireError
 from lvlm_guard.serve.maskd.asks import Answer, Ask, Kind, Limits
-from lvlm_guard.serve.maskd.batcher import Batcher, Busy
-from lvlm_guard.serve.maskd.bodies import Body, Held, gone, parse_mask, parse_scores
+from lvlm_guard.serve.maskd.batcher import Batcher
+from lvlm_guard.serve.maskd.bodies import parse_mask, parse_scores
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
+from lvlm_guard.serve.receiving import Bodies, Gone, Held, until_gone
 from lvlm_guard.serve.vote.ballot import claims_of
 
 STUCK = 60.0
@@ -45,13 +46,13 @@ class Service:
         self._load = load
         self._limits = limits
         self._metrics = Metrics()
-        self._held = Held(max(limits.held, limits.body), self._metrics)
+        self._bodies = Bodies(limits.body, limits.held, limits.reading, self._metrics.held.set)
 
     @asynccontextmanager
     async def running(self, _: Starlette) -> AsyncIterator[None]:
         """Load the matcher, and close the queue at the end."""
         matcher = self._load()
-        self._version = matcher.version
+        self._version, self._side = matcher.version, matcher.side
         self._batcher = Batcher(Matching(matcher, self._limits), self._limits, self._metrics, _end)
         try:
             yield
@@ -70,7 +71,12 @@ class Service:
         """Answer GET /health: 200 while the matcher answers."""
         busy = self._batcher.busy_for()
         stuck = busy > max(STUCK, 4 * self._limits.deadline)
-        said = {"status": "stuck" if stuck else "ok", "version": self._version, "waiting": self._batcher.waiting}
+        said: dict[str, object] = {
+            "status": "stuck" if stuck else "ok",
+            "version": self._version,
+            "waiting": self._batcher.waiting,
+        }
+        said["side"] = self._side
         return JSONResponse({**said, "busy_seconds": round(busy, 3)}, 503 if stuck else 200)
 
     async def metrics(self, _: Request) -> Response:
@@ -90,40 +96,41 @@ class Service:
 
     async def _answered(self, request: Request, kind: Kind, parse: Callable[[bytes], Ask]) -> Response:
         began = time.monotonic()
-        body = Body(request, self._limits, self._held)
+        held = Held(self._bodies)
         try:
-            read = await body.read()
+            read = await self._bodies.read(held, request.scope["headers"], request.receive)
             ask = await asyncio.to_thread(parse, read)
             del read
             answer = await self._while_there(request, ask)
             noted = {"note": answer.note} if answer.note else {}
             response: Response = JSONResponse({kind: answer.text, "version": self._version, **noted})
-        except ClientDisconnect:
+        except Gone:
             response = Response(status_code=GONE)
         except Exception as error:  # every failure is told to the client by its kind
             response = self._refusal(error)
         finally:
-            body.close()
+            held.release()
         self._metrics.answers.labels(kind, response.status_code).inc()
         self._metrics.seconds.labels(kind).observe(time.monotonic() - began)
         return response
 
     async def _while_there(self, request: Request, ask: Ask) -> Answer:
         """Return the answer; give up when the client does."""
-        answer, left = asyncio.ensure_future(self._batcher.ask(ask)), asyncio.ensure_future(gone(request))
+        answer = asyncio.ensure_future(self._batcher.ask(ask))
+        left = asyncio.ensure_future(until_gone(request.receive))
         try:
             await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                raise ClientDisconnect
+                raise Gone
             return answer.result()
         finally:
             answer.cancel()
             left.cancel()
 
     def _refusal(self, error: Exception) -> Response:
-        if isinstance(error, Busy):
-            self._metrics.busy.labels(error.reason).inc()
         if isinstance(error, Refused):
+            if error.status == 503:
+                self._metrics.busy.labels(error.reason).inc()
             return _error(error.status, error.message, error.retry_after)
         if isinstance(error, ImageError | TextError):
             return _error(400, str(error))

@@ -1,108 +1,14 @@
-"""A request's body, read within limits, and what it asks."""
+"""What a request's body asks."""
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import json
 from typing import Any
 
-from starlette.requests import Request
-
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.maskd.asks import MOST_TEXT, Limits
-from lvlm_guard.serve.maskd.batcher import Busy
-from lvlm_guard.serve.maskd.metrics import Metrics
+from lvlm_guard.serve.maskd.asks import MOST_TEXT
 from lvlm_guard.serve.wire import MOST_SCORES
-
-
-class Held:
-    """How many bytes of requests are in memory, all together.
-
-    Args:
-        most: bytes.
-        metrics: shows them.
-    """
-
-    def __init__(self, most: int, metrics: Metrics) -> None:
-        self._most = most
-        self._metrics = metrics
-        self._now = 0
-
-    def add(self, size: int) -> None:
-        """Count bytes in.
-
-        Raises:
-            Busy: there are too many; none are counted then.
-        """
-        if self._now + size > self._most:
-            raise Busy("memory", "The requests that wait fill the memory set aside for them. Ask again later.", 1)
-        self._now += size
-        self._metrics.held.set(self._now)
-
-    def drop(self, size: int) -> None:
-        """Count bytes out."""
-        self._now -= size
-        self._metrics.held.set(self._now)
-
-
-class Body:
-    """Reads one request's body; the bytes it holds count until `close`.
-
-    Args:
-        request: the request.
-        limits: of its size and time.
-        held: counts its bytes.
-    """
-
-    def __init__(self, request: Request, limits: Limits, held: Held) -> None:
-        self._request = request
-        self._limits = limits
-        self._held = held
-        self._size = 0
-
-    async def read(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            Refused: it is too large (413), or comes too slowly (408).
-            Busy: requests fill the memory.
-            ClientDisconnect: the client went away.
-        """
-        announced = self._request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._limits.body:
-            raise self._too_large()
-        parts = []
-        try:
-            async with asyncio.timeout(self._limits.reading):
-                async for part in self._request.stream():
-                    if self._size + len(part) > self._limits.body:
-                        raise self._too_large()
-                    self._held.add(len(part))
-                    self._size += len(part)
-                    parts.append(part)
-        except TimeoutError:
-            raise Refused(
-                408, f"The request did not arrive within {self._limits.reading:g} s. Send it again."
-            ) from None
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """Let go of the bytes."""
-        self._held.drop(self._size)
-        self._size = 0
-
-    def _too_large(self) -> Refused:
-        return Refused(
-            413,
-            f"The request has more than {self._limits.body:,} bytes. Send a smaller picture: matchers see 384 x 384.",
-        )
-
-
-async def gone(request: Request) -> None:
-    """Return when the client has gone away; for a request whose body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def parse_mask(body: bytes) -> tuple[bytes, str]:

@@ -76,6 +76,7 @@ class MaskdClient:
         self.asked = 0
         self._known: Recent[tuple[str, bytes, tuple[str, ...]], tuple[str, str, str]] = Recent(_KEPT)
         self._version: str | None = None
+        self._side: tuple[str, int | None] | None = None
         self._http = httpx.AsyncClient(
             timeout=timeout, limits=httpx.Limits(max_connections=connections), trust_env=False, follow_redirects=False
         )
@@ -93,32 +94,39 @@ class MaskdClient:
         """
         return Mask(*await self._told("mask", image, (question,), {"question": question}))
 
-    async def scores(self, image: bytes, claims: Sequence[str] | None = None, *, question: str | None = None) -> Scores:
-        """Return how far a picture supports claims: those given, or those that an answer to a question may make.
+    async def scores(self, image: bytes, claims: Sequence[str]) -> Scores:
+        """Return how far a picture supports each claim.
 
         Raises:
             MaskdError, Refused: as for `mask`.
         """
-        if (claims is None) == (question is None):
-            raise TypeError("scores() takes either claims or a question")
-        if question is not None:
-            text, version, note = await self._told("scores", image, ("", question), {"question": question})
-        else:
-            fields = {"claims": list(claims or ())}
-            text, version, note = await self._told("scores", image, tuple(claims or ()), fields)
+        text, version, note = await self._told("scores", image, tuple(claims), {"claims": list(claims)})
         found = unpack_scores(text)
-        if claims is not None and found.keys() != set(claims):
+        if found.keys() != set(claims):
             raise self._broken("its scores are of other claims than those asked about")
         return Scores(found, version, note)
 
-    async def version(self) -> str:
-        """Return the version of the service's matcher.
+    async def seen(self) -> tuple[str, int | None]:
+        """Return its matcher's version, and the side of the square that it squashes pictures to (None: it does not).
 
         Raises:
             MaskdError: it does not answer, or is not well.
         """
-        said = await self._answer("GET", "/health", None)
-        return str(said.get("version"))
+        if self.known is None:
+            said = await self._answer("GET", "/health", None)
+            side, version = said.get("side"), said.get("version")
+            if not isinstance(version, str) or not (side is None or (isinstance(side, int) and 1 <= side <= 4096)):
+                raise self._broken(f"its health says {said!r:.200}")
+            if version != self._version:
+                self._known.clear()
+                self._version = version
+            self._side = version, side
+        return self._side  # type: ignore[return-value]  # known by now
+
+    @property
+    def known(self) -> tuple[str, int | None] | None:
+        """What `seen` would say, where nobody need be asked."""
+        return self._side if self._side is not None and self._side[0] == self._version else None
 
     async def aclose(self) -> None:
         """Close the connections."""

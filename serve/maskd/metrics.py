@@ -44,15 +44,20 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return the values of all workers in Prometheus' text format."""
-        folder = os.environ.get(SHARED)
-        if folder is None:
-            return generate_latest(self._registry)
-        for pid in {int(file.stem.rpartition("_")[2]) for file in Path(folder).glob("gauge_live*_*.db")}:
-            if not _alive(pid):  # a killed worker's queue is gone, what it counted is not
-                multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
-        every = CollectorRegistry()
-        multiprocess.MultiProcessCollector(every, folder)  # type: ignore[no-untyped-call]
-        return generate_latest(every)
+        return text_of(self._registry)
+
+
+def text_of(registry: CollectorRegistry) -> bytes:
+    """Return the values of a registry, or of all processes that share a folder, in Prometheus' text format."""
+    folder = os.environ.get(SHARED)
+    if folder is None:
+        return generate_latest(registry)
+    for pid in {int(file.stem.rpartition("_")[2]) for file in Path(folder).glob("gauge_live*_*.db")}:
+        if not _alive(pid):  # a killed worker's queue is gone, what it counted is not
+            multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+    every = CollectorRegistry()
+    multiprocess.MultiProcessCollector(every, folder)  # type: ignore[no-untyped-call]
+    return generate_latest(every)
 
 
 def _alive(pid: int) -> bool:

@@ -18,7 +18,7 @@ from lvlm_guard.adapters.matchers.clip import ClipMatcher
 from lvlm_guard.adapters.retrieval.folder import make, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import WeightsError
-from lvlm_guard.matching.match import squash
+from lvlm_guard.images import squash
 
 
 def cropping() -> DualPromptRetriever:

@@ -9,83 +9,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_guard.serve.front.addresses import literal, parsed, why_refused
+from lvlm_guard.serve.front.addresses import is_public, literal
 
-PRIVATE = {
-    "0.0.0.0": "this host",
-    "0.1.2.3": "this host",
-    "10.0.0.1": "private",
-    "10.255.255.255": "private",
-    "100.64.0.1": "shared",
-    "100.100.100.200": "shared",
-    "127.0.0.1": "loopback",
-    "127.255.255.254": "loopback",
-    "168.63.129.16": "cloud",
-    "169.254.169.254": "link-local",
-    "172.16.0.1": "private",
-    "172.31.255.255": "private",
-    "192.0.0.192": "reserved",
-    "192.0.2.1": "documentation",
-    "192.88.99.1": "6to4",
-    "192.168.1.1": "private",
-    "198.18.0.1": "benchmarking",
-    "198.51.100.1": "documentation",
-    "203.0.113.1": "documentation",
-    "224.0.0.1": "multicast",
-    "239.255.255.255": "multicast",
-    "240.0.0.1": "reserved",
-    "255.255.255.255": "broadcast",
-    "::": "this host",
-    "::1": "loopback",
-    "::127.0.0.1": "inside",
-    "::ffff:127.0.0.1": "mapped",
-    "::ffff:8.8.8.8": "mapped",
-    "64:ff9b::7f00:1": "NAT64",
-    "64:ff9b:1::a00:1": "NAT64",
-    "100::1": "not given out",
-    "2001:0:7f00:1::1": "Teredo",
-    "2001:20::1": "reserved",
-    "2001:db8::1": "documentation",
-    "2002:7f00:1::1": "6to4",
-    "2002:a9fe:a9fe::": "6to4",
-    "2600::5efe:7f00:1": "ISATAP",
-    "2600::200:5efe:a00:1": "ISATAP",
-    "3fff::1": "documentation",
-    "4000::1": "not given out",
-    "5f00::1": "not given out",
-    "fc00::1": "private",
-    "fd00:ec2::254": "private",
-    "fe80::1": "link-local",
-    "fe80::1%eth0": "link-local",
-    "2600::1%eth0": "bound",
-    "fec0::1": "site-local",
-    "ff02::1": "multicast",
-}
+PRIVATE = [
+    "0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.100.100.200", "127.0.0.1",
+    "127.255.255.254", "168.63.129.16", "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.192",
+    "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1",
+    "239.255.255.255", "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8", "64:ff9b::7f00:1", "64:ff9b:1::a00:1", "100::1", "2001:0:7f00:1::1", "2001:20::1",
+    "2001:db8::1", "2002:7f00:1::1", "2002:a9fe:a9fe::", "2600::5efe:7f00:1", "2600::200:5efe:a00:1", "3fff::1",
+    "4000::1", "5f00::1", "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "2600::1%eth0", "fec0::1",
+    "ff02::1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_an_address_with_a_special_purpose_is_refused_and_named(text: str) -> None:
-    assert PRIVATE[text] in (why_refused(parsed(text)) or "")
+def test_an_address_with_a_special_purpose_is_refused(text: str) -> None:
+    assert not is_public(ip_address(text))
 
 
 @pytest.mark.parametrize(
     "text", ["8.8.8.8", "1.1.1.1", "172.15.255.255", "172.32.0.1", "192.169.0.1", "2606:4700::1111"]
 )
 def test_a_public_address_is_taken(text: str) -> None:
-    assert why_refused(parsed(text)) is None
+    assert is_public(ip_address(text))
 
 
 @given(st.ip_addresses())
 def test_what_python_does_not_call_global_is_refused(address: IPv4Address | IPv6Address) -> None:
     if not address.is_global or address.is_multicast or address.is_reserved:
-        assert why_refused(address) is not None
+        assert not is_public(address)
 
 
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_inside_ipv6_is_refused_whatever_it_is(address: IPv4Address) -> None:
     low = int(address)
     for high in (0, 0xFFFF << 32, 0x0064FF9B << 96, (0x2002 << 112) | (low << 80), (0x2600 << 112) | (0x5EFE << 32)):
-        assert why_refused(IPv6Address(high | low)) is not None
+        assert not is_public(IPv6Address(high | low))
 
 
 @pytest.mark.parametrize(

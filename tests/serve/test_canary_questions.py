@@ -23,8 +23,8 @@ from transformers import AutoTokenizer
 from lvlm_guard import embedded
 from lvlm_guard.engine.assembly import complement, contrast, cut, plausible
 from lvlm_guard.methods.vote import log_odds
+from lvlm_guard.serve.front.app import Front
 from lvlm_guard.serve.front.metrics import FrontMetrics
-from lvlm_guard.serve.front.middleware import GuardFront
 from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.launch.canary import Canary, CanaryError
 from lvlm_guard.serve.launch.questions import check
@@ -108,13 +108,19 @@ class Engine:
 
 @contextmanager
 def canary_of(engine: Engine, folder: Path, matcher: MatcherStandIn | None = None) -> Iterator[Canary]:
-    with serving((matcher or MatcherStandIn()).app()) as maskd:
-        settings = FrontSettings(("tiny",), GUARDS, maskd_url=maskd, opened=str(folder / "open"), token="token")
-        front = GuardFront(engine.app(), settings, key="key", metrics=FrontMetrics(CollectorRegistry()))
-        with serving(front) as url:
-            canary = Canary(url, "tiny", "token", "key", seconds=20, patience=2)
-            yield canary
-            canary.close()
+    with serving((matcher or MatcherStandIn()).app()) as maskd, serving(engine.app()) as upstream:
+        settings = FrontSettings(
+            ("tiny",), GUARDS, upstream=upstream, maskd_url=maskd, opened=str(folder / "open"), token="token"
+        )
+        yield from asked_at(settings)
+
+
+def asked_at(settings: FrontSettings) -> Iterator[Canary]:
+    front = Front(settings, key="key", metrics=FrontMetrics(CollectorRegistry()))
+    with serving(front) as url:
+        canary = Canary(url, "tiny", "token", "key", seconds=20, patience=2)
+        yield canary
+        canary.close()
 
 
 def test_guards_that_act_pass_and_no_two_questions_share_a_cache(tmp_path: Path) -> None:

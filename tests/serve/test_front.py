@@ -23,17 +23,23 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lvlm_guard.proof import check, proof_of
+from lvlm_guard.serve.front.app import Front
 from lvlm_guard.serve.front.metrics import FrontMetrics
-from lvlm_guard.serve.front.middleware import GuardFront
 from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.vote.ballot import ballot_of, claims_of
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def one_site() -> Iterator[Site]:
     with ExitStack() as stack:
         yield Site(stack)
+
+
+@pytest.fixture
+def site(one_site: Site) -> Site:
+    one_site.forget()
+    return one_site
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +224,7 @@ def test_web_sockets_are_closed() -> None:
             raise AssertionError("reached")
 
         settings = FrontSettings(("tiny",), ("apc",))
-        front = GuardFront(never, settings, key="", metrics=FrontMetrics(CollectorRegistry()))
+        front = Front(settings, key="", metrics=FrontMetrics(CollectorRegistry()))
         await front({"type": "websocket", "path": "/v1/realtime"}, never, send)
         return sent
 
@@ -356,7 +362,7 @@ def test_a_client_that_leaves_while_the_engine_works_is_noticed_by_the_engine(si
 
 def test_more_requests_than_are_read_at_once_are_told_to_come_back() -> None:
     with ExitStack() as stack:
-        site = Site(stack, at_once=2)
+        site = Site(stack, guarded_at_once=2)
         site.matcher.slow = 0.5
         with ThreadPoolExecutor(6) as pool:
             chats = [[turn(f"number {i}?", data_url(IMAGE))] for i in range(6)]

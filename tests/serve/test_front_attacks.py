@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 from front_server import data_url, turn
-from front_site import CHAT, IMAGE, KEY, Site
+from front_site import CHAT, IMAGE, INNER, KEY, Site
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_text_of_blanks_holds_nobody_up(site: Site, model: str) -> None:
     began = time.monotonic()
     for blanks in (" " * 100_000, " " * 30_000, "\n" * 30_000, " \n" * 15_000):
         assert site.post(model, [turn(f"a{blanks}b", data_url(IMAGE))]).status_code in (200, 413)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-agla"])
@@ -76,5 +76,6 @@ def test_headers_that_would_speak_to_the_engine_do_not_reach_it(site: Site) -> N
     answer = site.http.post("/v1/chat/completions", json=body, headers=forged)
     assert answer.headers.get_list("x-agla") == ["on; alpha=2; beta=0.5; mask=stand-in@1"]
     seen = site.engine.headers[-1]
-    assert not {name.lower() for name in forged if name != "traceparent"} & set(seen)
+    assert not {name.lower() for name in forged if name not in ("traceparent", "Accept-Encoding")} & set(seen)
+    assert (seen["accept-encoding"], seen["authorization"]) == ("identity", f"Bearer {INNER}")
     assert seen["traceparent"] == forged["traceparent"]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL
+from lvlm_guard.serve.front.guards import KNOBS, method_of
 from lvlm_guard.serve.front.names import Names
-from lvlm_guard.serve.front.requests import KNOBS, Asked, asked
+from lvlm_guard.serve.front.requests import Asked, asked
 
 NAMES = Names(("tiny",), ("agla", "vcd", "apc", "vote"))
 IMAGE = data_url(picture())
@@ -22,7 +23,14 @@ CHAT = [turn("is there a dog?", IMAGE)]
 
 def ask(model: str | None = "tiny-agla", messages: Any = CHAT, most_pictures: int = 1, **fields: Any) -> Asked:
     body = {"model": model, "messages": messages, **fields}
-    return asked(json.dumps(body).encode(), NAMES, most_pictures=most_pictures, drop=("<image>",))
+    request = asked(json.dumps(body).encode(), NAMES, most_pictures=most_pictures, drop=("<image>",))
+    method_of(NAMES.meant(model)[1], request.knobs)
+    return request
+
+
+def knobs(request: Asked) -> dict[str, float]:
+    method = method_of(request.guard, request.knobs)
+    return {} if method is None else {knob: getattr(method, knob) for knob in KNOBS[method.name]}
 
 
 def refusal(raw: bytes | None = None, **fields: Any) -> Refused:
@@ -36,16 +44,16 @@ def test_a_name_asks_for_its_guard_with_the_knobs_of_the_transformers_engine(gua
     request = ask("tiny" if guard is None else f"tiny-{guard}")
     defaults = {"agla": {"alpha": 2, "beta": 0.5}, "vcd": {"alpha": 1, "beta": 0.1}, "apc": {"beta": 0.5}}
     expected = {**defaults, "vote": {"lam": 1, "beta": 0.1}, None: {}}[guard]
-    assert (request.method.name if request.method else None) == guard
-    assert request.knobs == expected
+    assert request.guard == guard
+    assert knobs(request) == expected
     assert request.body["model"] == "tiny"
 
 
 def test_knobs_are_taken_from_the_request_and_out_of_what_is_passed_on() -> None:
     request = ask(vllm_xargs={"agla_alpha": 1.5, "agla_beta": 1})
-    assert request.knobs == {"alpha": 1.5, "beta": 1}
+    assert knobs(request) == {"alpha": 1.5, "beta": 1}
     assert "vllm_xargs" not in request.body
-    assert ask("tiny-vote", vllm_xargs={"vote_lam": 0}).knobs == {"lam": 0, "beta": 0.1}
+    assert knobs(ask("tiny-vote", vllm_xargs={"vote_lam": 0})) == {"lam": 0, "beta": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_what_would_mean_two_things_with_a_guard_is_refused_for_guarded_names_al
     assert refusal(**{name: value}).status == 400
     assert ask("tiny", **{name: value}).body[name] == value
     for neutral in NEUTRAL[name]:
-        assert ask(**{name: neutral}).method is not None
+        assert ask(**{name: neutral}).guard is not None
 
 
 def test_openai_s_and_vllm_s_sampling_fields_are_passed_on() -> None:
@@ -133,20 +141,20 @@ def test_the_matching_text_is_the_last_user_turn_s() -> None:
         {"role": "assistant", "content": "no"}, {"role": "user", "content": [{"type": "text", "text": "and"},
         {"type": "text", "text": "a bird?"}]}, {"role": "assistant", "content": "I"},
     ]  # fmt: skip
-    assert ask(messages=chat).chat.question == "and\na bird?"
-    assert ask(messages=chat[:4]).chat.question == "is there a dog?"
-    assert ask(messages=chat[:3]).chat.question == "what is this?"
+    assert ask(messages=chat).question == "and\na bird?"
+    assert ask(messages=chat[:4]).question == "is there a dog?"
+    assert ask(messages=chat[:3]).question == "what is this?"
 
 
 @pytest.mark.parametrize("guard", ["agla", "vcd", "vote"])
 def test_a_text_alone_under_a_guarded_name_has_nothing_to_guard_and_says_so(guard: str) -> None:
     request = ask(f"tiny-{guard}", messages=[{"role": "user", "content": "hello"}])
-    assert request.method is None
+    assert request.guard is None
     assert guard in request.unguarded
 
 
 def test_apc_guards_a_text_alone_too() -> None:
-    assert ask("tiny-apc", messages=[{"role": "user", "content": "hello"}]).knobs == {"beta": 0.5}
+    assert knobs(ask("tiny-apc", messages=[{"role": "user", "content": "hello"}])) == {"beta": 0.5}
 
 
 @pytest.mark.parametrize("guard", [None, "agla", "vote"])
@@ -236,4 +244,4 @@ def test_any_request_is_refused_or_holds_nothing_that_could_speak_for_the_guard(
     assert "uuid" not in {key for message in request.body["messages"] for key in message}
     assert text.count('"image_url": {"url"') == len(request.chat.pictures)
     guard = model.partition("-")[2]
-    assert (request.method is None) == (not guard or bool(request.unguarded))
+    assert (request.guard is None) == (not guard or bool(request.unguarded))

@@ -14,7 +14,8 @@ from threading import Event
 
 import httpx
 import pytest
-from front_server import MatcherStandIn, serving
+from front_server import serving
+from starlette.applications import Starlette
 
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.child import Child, Keeper
@@ -160,7 +161,7 @@ def test_a_matcher_service_that_is_killed_comes_back_at_its_address(keeper: Keep
         until(lambda: matcher.check() or matcher.ready)
         url, version = matcher.url, matcher.version
         assert version_at(url) == version
-        os.kill(matcher._child.pid, signal.SIGKILL)
+        os.kill(matcher.child.pid, signal.SIGKILL)
         until(lambda: matcher.check() or said)
         assert "died" in said[0]
         assert "503" in said[0]
@@ -169,7 +170,7 @@ def test_a_matcher_service_that_is_killed_comes_back_at_its_address(keeper: Keep
         until(lambda: matcher.check() or said[-1].endswith(f"back at {url}."))
         assert version_at(url) == version
     finally:
-        matcher.stop(Event())
+        matcher.stop(20, Event())
     with contextlib.suppress(httpx.HTTPError):
         assert httpx.get(url + "/health", trust_env=False).status_code != 200
 
@@ -182,14 +183,14 @@ def test_a_matcher_service_that_hangs_is_killed_and_comes_back(keeper: Keeper, m
     matcher = OwnMatcher(["--matcher", "embedded"], for_matcher() | {"OMP_NUM_THREADS": "1"}, keeper, said.append)
     try:
         until(lambda: matcher.check() or matcher.ready)
-        pid = matcher._child.pid
+        pid = matcher.child.pid
         os.kill(pid, signal.SIGSTOP)
         until(lambda: matcher.check() or any("hangs" in line for line in said))
         assert not alive(pid)
         until(lambda: matcher.check() or said[-1].endswith(f"back at {matcher.url}."))
         assert version_at(matcher.url) == matcher.version
     finally:
-        matcher.stop(Event())
+        matcher.stop(20, Event())
 
 
 def test_a_matcher_service_that_never_answers_ends_the_start(keeper: Keeper) -> None:
@@ -205,5 +206,5 @@ def test_another_servers_matcher_must_answer(url: str) -> None:
 
 
 def test_what_answers_but_is_no_matcher_is_refused() -> None:
-    with serving(MatcherStandIn().app()) as url, pytest.raises(ServeError, match="answers 404"):
+    with serving(Starlette()) as url, pytest.raises(ServeError, match="answers 404"):
         version_at(url)

@@ -15,10 +15,18 @@ from lvlm_guard.cli.serve import welcome
 from lvlm_guard.errors import KnobError, MissingExtraError, WeightsError
 from lvlm_guard.serve.engine.refuse import WHY
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.front.settings import FrontSettings
+from lvlm_guard.serve.front.settings import FrontSettings, limits_of
 from lvlm_guard.serve.launch import refused
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
-from lvlm_guard.serve.launch.command import Machine, adapters, command, environment, for_matcher
+from lvlm_guard.serve.launch.command import (
+    Machine,
+    adapters,
+    command,
+    environment,
+    for_front,
+    for_matcher,
+    front_command,
+)
 from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed, pinned
 from lvlm_guard.serve.launch.passed import Passed
@@ -37,7 +45,7 @@ def words(
 ) -> list[str]:
     of = of or checkpoint()
     twin = of.twin if set(guards) - {"vote"} else None
-    more = {"names": ("name",), "most_pictures": 1, "host": "127.0.0.1", "port": 8000, "eager": False, "twin": twin}
+    more = {"names": ("name",), "most_pictures": 1, "uds": "/tmp/x/vllm.sock", "eager": False, "twin": twin}
     return command(of, guards, machine, **(more | options))
 
 
@@ -70,7 +78,7 @@ def test_an_option_is_known_however_it_is_written(written: str) -> None:
         ("-sc.method=ngram", "Speculative decoding"),
         ("--speculative-config.method ngram", "Speculative decoding"),
         ("--watermark-config {}", "watermark"),
-        ("--uds /tmp/x", "TCP"),
+        ("--uds /tmp/x", "socket of its own"),
         ("--grpc", "front"),
         ("--headless", "front"),
         ("--model x", "--model"),
@@ -130,14 +138,27 @@ def test_other_options_and_values_that_change_nothing_pass() -> None:
     assert " ".join(made[3:]).startswith(line)
 
 
+def test_what_is_the_fronts_does_not_reach_the_engine() -> None:
+    line = "--shutdown-timeout 7 --ssl-certfile a --ssl-keyfile b --root-path /r --allowed-origins [] --port 1 --seed 2"
+    made = words(checkpoint(options=line))
+    assert not set(line.split()) & set(made) - {"--seed", "2"}
+    assert value(made, "--uds") == "/tmp/x/vllm.sock"
+    said = front_command(Passed(line.split()), 5, 3)
+    given = {"--fd": "5", "--workers": "3", "--patience": "7", "--ssl-certfile": "a", "--root-path": "/r"}
+    assert {option: value(said, option) for option in given} == given
+    assert value(front_command(Passed(()), 5, 1), "--patience") == "30"
+    with pytest.raises(KnobError, match="whole seconds"):
+        front_command(Passed(["--shutdown-timeout", "soon"]), 5, 1)
+
+
 def test_a_word_that_is_no_option_is_refused() -> None:
     with pytest.raises(KnobError, match="--model"):
         Passed(["llava-hf/llava-1.5-7b-hf", "--max-model-len", "64"])
 
 
 def test_ours_come_last_where_the_last_one_counts() -> None:
-    made = words(checkpoint(options="--generation-config vllm --port 1"), port=8123)
-    assert value(made, "--port") == "8123"
+    made = words(checkpoint(options="--logprobs-mode raw_logprobs"))
+    assert value(made, "--logprobs-mode") == "processed_logprobs"
 
 
 @pytest.mark.parametrize(
@@ -210,11 +231,36 @@ def test_a_list_of_plugins_gets_ours(
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if given is not None:
         monkeypatch.setenv("VLLM_PLUGINS", given)
-    front = FrontSettings(("name",), ("apc",))
-    assert environment(front, checkpoint(), CPU, tmp_path).get("VLLM_PLUGINS") == made
+    assert environment("inner", checkpoint(), CPU, tmp_path).get("VLLM_PLUGINS") == made
 
 
-def test_a_server_without_middleware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_and_the_front_have_keys_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "the clients'")
+    assert environment("inner", checkpoint(), CPU, tmp_path)["VLLM_API_KEY"] == "inner"
+    settings = FrontSettings(("name",), ("apc",), upstream="/x.sock", upstream_key="inner")
+    made = for_front(settings, tmp_path)
+    assert made["VLLM_API_KEY"] == "the clients'"
+    assert FrontSettings.from_environment(made) == settings
+    assert "inner" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"most_body": "0"}, "most_body=0"),
+        ({"most_body": "many"}, "most_body=many"),
+        ({"body_seconds": "nan"}, "body_seconds=nan"),
+        ({"most_bdy": "1"}, "Did you mean 'most_body'"),
+        ({"token": "1"}, "no limit 'token'"),
+    ],
+)
+def test_a_limit_is_checked_before_anything_starts(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ServeError, match=said):
+        limits_of(given)
+    assert limits_of({"most_body": "1000", "body_seconds": "2.5"}) == {"most_body": 1000, "body_seconds": 2.5}
+
+
+def test_a_server_that_no_guard_was_tried_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(ServeError, match="VLLM_USE_RUST_FRONTEND"):
         refused.check(Passed(()), ("vote",), twin=False)

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from lvlm_guard.images import load_image
 from lvlm_guard.serve.errors import Refused, ServeError
 from lvlm_guard.serve.front.fetching import Fetcher
-from lvlm_guard.serve.front.pictures import Picture, Pictures
+from lvlm_guard.serve.front.pictures import Picture, look_at, of_url
 from lvlm_guard.serve.front.places import Hosts, Place
 
 PUBLIC = "93.184.215.14"
@@ -300,11 +300,7 @@ def test_any_text_is_a_place_with_a_plain_host_or_refused(text: str, start: str)
 
 
 def resolve(url: str, most_bytes: int = 200_000, most_pixels: int = 10_000) -> Picture:
-    async def one() -> Picture:
-        nothing = Fetcher(Hosts(), most_bytes=1, seconds=1)
-        return await Pictures(nothing, most_bytes=most_bytes, most_pixels=most_pixels, at_once=1).resolve(url)
-
-    return asyncio.run(one())
+    return look_at(of_url(url, most_bytes), most_bytes=most_bytes, most_pixels=most_pixels)
 
 
 def bad(url: str, **limits: int) -> Refused:

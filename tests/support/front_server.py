@@ -84,12 +84,23 @@ class MatcherStandIn:
     slow: float = 0
     spoilt: bool = False
     given_up: int = 0
+    side: int | None = None
+    images: list[bytes] = field(default_factory=list)
 
     def app(self) -> Starlette:
         """Return its ASGI app."""
         return Starlette(
-            routes=[Route("/mask", self._mask, methods=["POST"]), Route("/scores", self._scores, methods=["POST"])]
+            routes=[
+                Route("/mask", self._mask, methods=["POST"]),
+                Route("/scores", self._scores, methods=["POST"]),
+                Route("/health", self._health),
+            ]
         )
+
+    async def _health(self, _: Request) -> Response:
+        if self.fails:
+            return JSONResponse({"error": {"message": "no"}}, self.fails, {"Retry-After": "7"})
+        return JSONResponse({"status": "ok", "version": self.version, "side": self.side})
 
     async def _mask(self, request: Request) -> Response:
         image, asked = await self._read(request)
@@ -107,7 +118,8 @@ class MatcherStandIn:
 
     async def _read(self, request: Request) -> tuple[bytes, dict[str, Any]]:
         asked = await request.json()
-        return base64.b64decode(asked["image"]), asked
+        self.images.append(base64.b64decode(asked["image"]))
+        return self.images[-1], asked
 
     async def _answer(self, request: Request, said: dict[str, Any]) -> Response:
         waited = 0.0
@@ -134,6 +146,8 @@ class EngineStandIn:
     hold: bool = False
     status: int = 200
     media: str = "application/json"
+    breaks: bool = False
+    slow: float = 0.0
 
     def app(self) -> Starlette:
         """Return its ASGI app, with more ways in than the front leaves open."""
@@ -167,6 +181,8 @@ class EngineStandIn:
                 return Response(status_code=499)
         if self.status != 200:
             return JSONResponse({"error": {"message": "engine", "code": self.status}}, self.status)
+        if self.breaks and not body.get("stream"):
+            return StreamingResponse(self._pieces(body), media_type="application/json")
         if body.get("stream"):
             return StreamingResponse(self._pieces(body), media_type="text/event-stream")
         choices = [
@@ -190,4 +206,7 @@ class EngineStandIn:
         raw = b"".join(b"data: " + json.dumps(frame | chunk).encode() + b"\n\n" for chunk in chunks)
         raw += b"data: [DONE]\n\n"
         for i in range(0, len(raw), 37):
+            if self.breaks and i > len(raw) // 2:
+                raise ConnectionError("lost")
+            await asyncio.sleep(self.slow)
             yield raw[i : i + 37]

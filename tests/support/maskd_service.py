@@ -95,6 +95,7 @@ class Gated(Matcher):
 
     def __init__(self) -> None:
         self._inner = load_matcher("embedded")
+        self.side = self._inner.side
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[list[str]] = []

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from front_server import MatcherStandIn, serving
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
@@ -16,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from lvlm_guard.serve.front.app import Front
 from lvlm_guard.serve.front.metrics import FrontMetrics
-from lvlm_guard.serve.front.middleware import GuardFront
 from lvlm_guard.serve.front.settings import FrontSettings
 
 NATURAL = 3  # tokens of an answer that ends by itself
@@ -81,10 +82,12 @@ class Engine:
         return JSONResponse({"choices": [choice], "usage": {"completion_tokens": len(words)}})
 
     def _length(self, body: dict[str, Any]) -> int:
-        return body["max_tokens"] if body.get("ignore_eos") and not self.short else min(NATURAL, body["max_tokens"])
+        most = int(body.get("max_completion_tokens") or body["max_tokens"])
+        return most if body.get("ignore_eos") and not self.short else min(NATURAL, most)
 
     def _finish(self, body: dict[str, Any]) -> str:
-        return "length" if self._length(body) == body["max_tokens"] else "stop"
+        most = int(body.get("max_completion_tokens") or body["max_tokens"])
+        return "length" if self._length(body) == most else "stop"
 
     async def _words(self, body: dict[str, Any]) -> AsyncIterator[str]:
         guard = (body.get("vllm_xargs") or {}).get("guard", "plain")
@@ -117,9 +120,11 @@ def measured(engine: Engine, guards: tuple[str, ...] = ("agla", "vote"), matcher
     Yields:
         the server's URL.
     """
-    with serving(MatcherStandIn(slow=matcher_slow).app()) as maskd:
-        settings = FrontSettings(engine.names, guards, maskd_url=maskd)
-        with serving(GuardFront(engine.app(), settings, key="", metrics=FrontMetrics(engine.registry))) as url:
+    with serving(MatcherStandIn(slow=matcher_slow).app()) as maskd, serving(engine.app()) as upstream:
+        settings = FrontSettings(engine.names, guards, upstream=upstream, maskd_url=maskd)
+        with serving(Front(settings, key="", metrics=FrontMetrics(CollectorRegistry()))) as url:
+            for _ in range(2):  # what reads requests takes a second to start
+                httpx.post(url + "/v1/chat/completions", content=b"x", trust_env=False, timeout=60)
             yield url
 
 

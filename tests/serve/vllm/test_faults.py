@@ -17,6 +17,11 @@ import httpx
 import maskd_service
 from guarded_server import Serve, gone
 from PIL import Image
+from soaking.asking import arms_of, png
+from soaking.endpoint import Chat, Endpoint
+from soaking.pool import pool
+from soaking.reference import Reference
+from soaking.soak import Soak, at_rest
 
 from lvlm_guard import embedded
 from lvlm_guard.bench.measure import stamped
@@ -25,12 +30,6 @@ from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.embedded.text import CAPTION_PROMPT, question
 from lvlm_guard.embedded.world import scenes
 from lvlm_guard.serve.errors import Refused, ServeError
-from lvlm_guard.serve.measure.asking import png
-from lvlm_guard.serve.measure.bench import arms_of
-from lvlm_guard.serve.measure.endpoint import Chat, Endpoint
-from lvlm_guard.serve.measure.pool import pool
-from lvlm_guard.serve.measure.reference import Reference
-from lvlm_guard.serve.measure.soak import Soak, at_rest
 
 pytestmark = pytest.mark.slow  # each server takes a minute to start
 GUARDS = (None, "agla", "vote")

@@ -35,7 +35,7 @@ def parsed(parser: Any, folder: Path, guards: tuple[str, ...], said: dict[str, A
     of = Checkpoint("m", str(embedded.MODEL), {"architectures": ["LlavaForConditionalGeneration"]}, Passed(options))
     twin = of.twin if set(guards) - {"vote"} else None
     machine = Machine(cpu=True, cuda=False)
-    fixed: Any = {"names": ("m",), "most_pictures": 1, "host": "127.0.0.1", "port": 8000, "eager": False, "twin": twin}
+    fixed: Any = {"names": ("m",), "most_pictures": 1, "uds": "/tmp/x/vllm.sock", "eager": False, "twin": twin}
     return parser.parse_args(command(of, guards, machine, **fixed)[3:])
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lvlm_guard.bench.measure import Workload
-from lvlm_guard.serve.measure.asking import Arm, png
-from lvlm_guard.serve.measure.endpoint import Chat
-from lvlm_guard.serve.measure.reference import Expected
+from soaking.asking import Arm, png
+from soaking.endpoint import Chat
+from soaking.reference import Expected
 
 KNOBS: Mapping[str, Sequence[Mapping[str, float]]] = {
     "agla": ({}, {"alpha": 1.0}, {"alpha": 4.0, "beta": 0.1}, {"alpha": 0.0}),

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lvlm_guard.serve.measure.endpoint import Chat
+from soaking.endpoint import Chat
 
 CLOSE = 1e-3
 """Nats between the best two tokens below which float32 sums in another order may pick the other one."""

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from lvlm_guard.methods import REGISTRY
 from lvlm_guard.proof import MATCHED, in_headers
 from lvlm_guard.serve.errors import Unproved
-from lvlm_guard.serve.front.requests import KNOBS
+from lvlm_guard.serve.front.guards import KNOBS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from lvlm_guard.errors import MissingExtraError
 from lvlm_guard.serve.errors import ServeError
 
 _ROLES = {
-    "serve.maskd": "maskd", "EngineCor": "engine core", "VLLM::Worker": "worker", "launch.engine": "API server",
+    "serve.maskd": "maskd", "serve.front": "front", "to_process": "readers",
+    "EngineCor": "engine core", "VLLM::Worker": "worker", "launch.engine": "API server",
     "APIServer": "API server", "keeper.py": "keeper",
 }  # fmt: skip
 MIB = 1 << 20

@@ -16,8 +16,8 @@ import httpx
 
 from lvlm_guard.proof import FIELD
 from lvlm_guard.serve.errors import Refused, ServeError, Unproved
-from lvlm_guard.serve.measure import proof
-from lvlm_guard.serve.measure.proof import Proof
+from soaking import proof
+from soaking.proof import Proof
 
 KEY = "OPENAI_API_KEY"
 """Environment variable of the server's key, where it wants one."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from soaking.proof import check, expected
 
 from lvlm_guard.serve.errors import Unproved
 from lvlm_guard.serve.front import answers
-from lvlm_guard.serve.measure.proof import check, expected
 
 AGLA = {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "blip@1/x y"}
 HEADER = "on; alpha=2; beta=0.5; mask=blip@1/x y"

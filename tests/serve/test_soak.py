@@ -11,16 +11,16 @@ import time
 import pytest
 from measured_server import Engine, measured
 from PIL import Image
+from soaking.asking import Arm
+from soaking.endpoint import Endpoint
+from soaking.pool import KNOBS, pool
+from soaking.processes import Processes, Sample, slopes
+from soaking.reference import Expected, Reference
+from soaking.soak import Soak
 
 from lvlm_guard.bench.workloads import picture_workloads, world_workloads
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.measure.asking import Arm
-from lvlm_guard.serve.measure.endpoint import Endpoint
-from lvlm_guard.serve.measure.pool import KNOBS, pool
-from lvlm_guard.serve.measure.processes import Processes, Sample, slopes
-from lvlm_guard.serve.measure.reference import Expected, Reference
-from lvlm_guard.serve.measure.soak import Soak
 
 WORKLOADS = picture_workloads([Image.new("RGB", (24, 16), colour) for colour in ("red", "teal")], (1,), 8)
 ARMS = [Arm("tiny", None), Arm("tiny-agla", "agla"), Arm("tiny-vote", "vote")]
@@ -33,13 +33,16 @@ def told(image, chat):
     return Expected(text, ids, "stop" if chat.tokens > 3 else "length")
 
 
-def soaked(engine, seconds=1.5, answer=told, **more):
+def soaked(engine, seconds=1.5, answer=told, asked=0, **more):
+    """Return what a soak sees; it goes on until the engine was asked so often, however slow the machine is."""
     with measured(engine) as url:
 
         async def run():
             async with Endpoint(url) as endpoint:
                 soak = Soak(endpoint, pool(WORKLOADS, ARMS, 24, answer), at_once=4, **more)
                 await soak.run(seconds)
+                while len(engine.bodies) < asked:
+                    await soak.run(seconds)
                 return soak.found
 
         return asyncio.run(run())
@@ -47,7 +50,7 @@ def soaked(engine, seconds=1.5, answer=told, **more):
 
 def test_a_sound_server_is_found_sound_with_every_name_asked_every_way():
     engine = Engine(pace=0.01)
-    found = soaked(engine, processes=Processes(os.getpid()))
+    found = soaked(engine, processes=Processes(os.getpid()), asked=100)
     assert found.sound, found.said
     assert set(found.answers) == {"plain", "agla", "vote"}
     assert min(found.answers.values()) > 3
@@ -74,14 +77,14 @@ def test_answers_that_change_are_wrong_with_and_without_a_reference(answer):
             async for word in super()._words(body):
                 yield word
 
-    found = soaked(Fickle(), answer=answer)
+    found = soaked(Fickle(), answer=answer, asked=100)
     assert found.wrong
     assert not found.sound
     assert "otherwise" in found.said[0]
 
 
 def test_a_cache_that_stays_in_use_is_not_sound(monkeypatch):
-    monkeypatch.setattr("lvlm_guard.serve.measure.soak.SETTLE", 0.3)
+    monkeypatch.setattr("soaking.soak.SETTLE", 0.3)
     engine = Engine()
     engine.cache.set(0.25)
     found = soaked(engine, seconds=0.2)
@@ -90,7 +93,7 @@ def test_a_cache_that_stays_in_use_is_not_sound(monkeypatch):
 
 
 def test_errors_are_counted_by_status_and_are_no_wrong_answers():
-    found = soaked(Engine(refuse_after=10), seconds=1)
+    found = soaked(Engine(refuse_after=10), seconds=1, asked=20)
     assert found.sound
     assert set(found.errors) == {500}
     assert found.answers.total() + found.left >= 10 - 4

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard.serve.errors import Refused, ServeError, Unproved
-from lvlm_guard.serve.measure.endpoint import Chat, Endpoint, Said
-from lvlm_guard.serve.measure.pool import Case
-from lvlm_guard.serve.measure.processes import Processes, Sample, slopes
-from lvlm_guard.serve.measure.reference import Expected
+from soaking.endpoint import Chat, Endpoint, Said
+from soaking.pool import Case
+from soaking.processes import Processes, Sample, slopes
+from soaking.reference import Expected
 
 LEAVE, WHOLE, ANEW = 0.1, 0.4, 0.5  # shares of requests
 MOST_PATIENCE = 0.4  # seconds after which a client that leaves has left

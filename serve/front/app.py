@@ -1,0 +1,309 @@
+"""The front: a stateless proxy before an OpenAI-compatible engine, and the only author of the guard's arguments.
+
+It holds nothing of a request once the engine has it, and does no work on a client's bytes itself: reading is done by
+processes that can be killed (`reading`), matching by the matcher service, and answers pass by in pieces. So many of it
+can run beside one another, and one that is killed leaves nothing behind but requests that end in an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import httpx
+from starlette.middleware.cors import CORSMiddleware
+
+from lvlm_guard.proof import MATCHED, header_of
+from lvlm_guard.serve.errors import Refused
+from lvlm_guard.serve.front import answers
+from lvlm_guard.serve.front.answers import Header, MarkedStream, Proof
+from lvlm_guard.serve.front.canary import Gate
+from lvlm_guard.serve.front.fetching import Fetcher
+from lvlm_guard.serve.front.guards import KNOBS, Arguments, Guards, Matching, method_of
+from lvlm_guard.serve.front.metrics import FrontMetrics, process_metrics
+from lvlm_guard.serve.front.names import Names
+from lvlm_guard.serve.front.places import Hosts
+from lvlm_guard.serve.front.reading import Addresses, Read, Readers, Rules, with_guard
+from lvlm_guard.serve.front.routes import CHAT, KEYED, METRICS, MODELS, READY, Key, route_of
+from lvlm_guard.serve.front.settings import KEY, FrontSettings
+from lvlm_guard.serve.front.upstream import Once, Upstream, kind_of, passed_on, shown
+from lvlm_guard.serve.maskd.client import MaskdClient
+from lvlm_guard.serve.receiving import Bodies, Gone, Held, until_gone
+
+log = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Front:
+    """An ASGI app.
+
+    Args:
+        settings: None: those of the environment.
+        key: that requests need, "" for none; None: that of the environment.
+        matching: the matcher service; None: the one that the settings name.
+        fetcher: of pictures from the network; None: by the settings.
+        metrics: None: this process's.
+    """
+
+    def __init__(
+        self,
+        settings: FrontSettings | None = None,
+        *,
+        key: str | None = None,
+        matching: Matching | None = None,
+        fetcher: Fetcher | None = None,
+        metrics: FrontMetrics | None = None,
+    ) -> None:
+        self.settings = it = settings or FrontSettings.from_environment()
+        self.metrics = metrics or process_metrics()
+        self._names = Names(it.names, it.guards)
+        self._key = Key(os.environ.get(KEY, "") if key is None else key)
+        self._fetcher = fetcher or Fetcher(Hosts(it.image_hosts), most_bytes=it.most_bytes, seconds=it.fetch_seconds)
+        self._bodies = Bodies(it.most_body, it.most_held, it.body_seconds)
+        rules = Rules(
+            self._names,
+            it.most_pictures,
+            it.most_bytes,
+            it.most_pixels,
+            it.most_memory,
+            it.reading_seconds,
+            it.drop,
+            it.special_tokens,
+        )
+        self._readers = Readers(rules, it.readers)
+        if matching is None and it.maskd_url:
+            matching = MaskdClient(it.maskd_url, it.maskd_seconds)
+        self._guards = Guards(matching, self.metrics)
+        self._gate = Gate(it.opened, it.token)
+        self._upstream = Upstream(it.upstream, it.upstream_key)
+        self._most = {"plain": it.plain_at_once, "guarded": it.guarded_at_once}
+        self._now = {"plain": 0, "guarded": 0}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        if scope["type"] == "lifespan":
+            return await self._living(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        guards: list[Header] = []
+        try:
+            route = route_of(scope)
+            if route in KEYED:
+                self._key.check(scope)
+            if route == ("POST", CHAT):
+                guards = Proof("", self.settings.guards).refused()
+                return await self._while_there(scope, receive, send)
+            status, headers, raw = await self._told(route[1])
+            await _reply(send, status, headers, raw)
+        except Refused as refused:
+            await self._refuse(send, refused, guards)
+        except Gone:
+            self.metrics.gone.inc()
+        except Exception:  # never a half answer, never silence; what went wrong stands in the log
+            log.exception("A request could not be answered.")
+            await self._refuse(send, Refused(500, "The front failed; its log says why.", None, "front"), guards)
+
+    async def _living(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._readers.warm)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            group.cancel_scope.cancel()
+        await self._guards.aclose()
+        await self._upstream.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _told(self, path: str) -> tuple[int, list[Header], bytes]:
+        """Return what is answered to a GET."""
+        if path == READY:
+            self._gate.check_open()
+        if path == METRICS:
+            return await self._metrics()
+        answer = await self._upstream.get("/health" if path == READY else path)
+        raw = answer.content
+        if path == MODELS and answer.status_code == 200:
+            try:
+                raw = answers.model_list(raw, self._names)
+            except ValueError as error:
+                raise Refused(502, "The engine's list of models can't be read.", None, "engine") from error
+        return answer.status_code, shown(answer), raw
+
+    async def _metrics(self) -> tuple[int, list[Header], bytes]:
+        """Return the front's figures behind the engine's, alone where that is away."""
+        own = await anyio.to_thread.run_sync(self.metrics.text)
+        try:
+            answer = await self._upstream.get(METRICS)
+            theirs = answer.content if answer.status_code == 200 else b""
+        except Refused:
+            theirs = b""
+        kind = b"text/plain; version=0.0.4; charset=utf-8"
+        return 200, [(b"content-type", kind)], theirs.rstrip() + b"\n" * bool(theirs) + own
+
+    async def _refuse(self, send: Send, refused: Refused, guards: Sequence[Header]) -> None:
+        self.metrics.refused.labels(str(refused.status), refused.reason).inc()
+        headers, raw = answers.error(refused.status, refused.message, refused.retry_after, guards)
+        await _reply(send, refused.status, headers, raw)
+
+    async def _while_there(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a chat, and stop when its client leaves."""
+        with Held(self._bodies) as held:
+            raw = [await self._bodies.read(held, scope["headers"], receive)]
+            failed: list[Refused] = []
+            whole: list[bool] = []
+
+            async def noted(message: Message) -> None:
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    whole.append(True)
+                await send(message)
+
+            async def chat() -> None:
+                try:
+                    await self._chat(scope["headers"], raw, held.release, noted)
+                except Refused as refused:
+                    failed.append(refused)
+                group.cancel_scope.cancel()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(until_gone, receive, group.cancel_scope.cancel)
+                group.start_soon(chat)
+        if failed:
+            raise failed[0]
+        if not whole:
+            raise Gone
+
+    async def _chat(self, headers: Sequence[Header], raw: list[bytes], release: Callable[[], None], send: Send) -> None:
+        """Answer a chat whose body is the only thing in a list, so that nothing holds it once it was sent."""
+        read, seen, chosen = await self._read(raw, headers)
+        method = method_of(self._names.meant(read.name)[1], read.knobs)
+        if read.guard is None:
+            method = None  # nothing to guard
+        made = Arguments({}, {})
+        body = read.body
+        if method is not None:
+            with self._place("guarded"):
+                made = await self._guards.arguments(method, read.views, read.question, seen, chosen)
+            body = with_guard(body, made.xargs, made.views)
+        proof = Proof(
+            read.name,
+            self.settings.guards,
+            None if method is None else method.name,
+            {} if method is None else {knob: float(getattr(method, knob)) for knob in KNOBS[method.name]},
+            made.version,
+            read.unguarded,
+            made.claims,
+            made.notes,
+        )
+        asking = self._upstream.post(CHAT, Once(body, release), passed_on(headers))
+        del raw[:], read, body, made
+        answer = await asking
+        try:
+            await self._pass_on(answer, proof, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await answer.aclose()
+
+    async def _read(self, raw: list[bytes], headers: Sequence[Header]) -> tuple[Read, str, Matching | None]:
+        """Return what was asked, which matcher its pictures were prepared for, and what answers in its place."""
+        fetched: dict[str, bytes] = {}
+        seen = self._guards.known
+        with self._place("plain"):
+            while True:
+                read = await self._readers.read(raw[0], seen, fetched)
+                if isinstance(read, Addresses):
+                    got = [await self._fetcher.fetch(url) for url in read.urls]
+                    fetched |= dict(zip(read.urls, got, strict=True))
+                    continue
+                guarded = self._names.meant(read.name)[1] is not None
+                chosen = self._gate.check(headers, read.name) if guarded else None
+                if read.guard not in MATCHED or seen is not None:
+                    return read, "" if seen is None else seen[0], chosen
+                seen = await self._guards.seen(chosen)
+
+    @contextmanager
+    def _place(self, kind: str) -> Iterator[None]:
+        """Take one of the places of requests that are being prepared.
+
+        Raises:
+            Refused: 503, there is none.
+        """
+        if self._now[kind] >= self._most[kind]:
+            raise Refused(503, "Too many requests are being prepared at once. Ask again later.", 1)
+        self._now[kind] += 1
+        try:
+            yield
+        finally:
+            self._now[kind] -= 1
+
+    async def _pass_on(self, answer: httpx.Response, proof: Proof, send: Send) -> None:
+        kind = kind_of(answer)
+        if answer.status_code != 200:
+            await _reply(send, answer.status_code, [*shown(answer), *proof.refused()], await _whole(answer))
+        elif kind == "text/event-stream":
+            await self._stream(answer, proof, send)
+        else:
+            try:
+                if kind != "application/json":
+                    raise ValueError(kind)
+                raw = proof.marked(await _whole(answer))
+            except ValueError as error:
+                message = "The engine's answer can't say which guard made it, so it is not given. Is it another vLLM?"
+                raise Refused(502, message, None, "engine") from error
+            self._count(proof)
+            await _reply(send, 200, [*shown(answer), *proof.headers()], raw)
+
+    async def _stream(self, answer: httpx.Response, proof: Proof, send: Send) -> None:
+        self._count(proof)
+        marked = MarkedStream(proof)
+        headers = [*shown(answer), (b"cache-control", b"no-cache"), *proof.headers()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            async for piece in answer.aiter_raw():
+                if events := marked.feed(piece):
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+        except httpx.HTTPError:
+            # an event that says so, and a body without an end: no client takes it for the whole answer
+            self.metrics.broken.inc()
+            _, said = answers.error(502, "The engine was lost in the middle of the answer.")
+            await send({"type": "http.response.body", "body": b"data: " + said + b"\n\n", "more_body": True})
+        else:
+            await send({"type": "http.response.body", "body": marked.rest()})
+
+    def _count(self, proof: Proof) -> None:
+        self.metrics.answered.labels(proof.method or "none").inc()
+        if proof.unguarded:
+            self.metrics.unneeded.inc()
+
+
+def create() -> CORSMiddleware:
+    """Return the app of a front's process, whose settings are in the environment."""
+    front = Front()
+    told = [header_of(guard) for guard in front.settings.guards]
+    return CORSMiddleware(
+        front,
+        allow_origins=front.settings.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=[*told, "retry-after"],
+    )
+
+
+async def _whole(answer: httpx.Response) -> bytes:
+    try:
+        return await answer.aread()
+    except httpx.HTTPError as error:
+        raise Refused(502, "The engine was lost in the middle of the answer.", None, "engine") from error
+
+
+async def _reply(send: Send, status: int, headers: Sequence[Header], raw: bytes) -> None:
+    length = (b"content-length", str(len(raw)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": raw})

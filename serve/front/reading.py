@@ -1,0 +1,219 @@
+"""Read a request, pictures and all, in a process of its own that can be killed; needs no torch.
+
+What clients send is looked at nowhere else: a text or a file that takes for ever, or all the memory, costs one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+from anyio import to_process
+from PIL import Image
+
+from lvlm_guard.proof import MATCHED
+from lvlm_guard.serve.errors import Refused
+from lvlm_guard.serve.front.names import Names
+from lvlm_guard.serve.front.pictures import is_address, look_at, of_url
+from lvlm_guard.serve.front.requests import asked
+
+MIB = 1 << 20
+_Made = TypeVar("_Made")
+
+Seen = tuple[str, int | None]
+"""Version of a matcher, and the side of the square that it squashes pictures to; None: it sees them otherwise."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a request may hold.
+
+    Args:
+        names: of the models.
+        most_pictures: in one request.
+        most_bytes: of one picture's file.
+        most_pixels: of one picture.
+        most_memory: MiB that reading one request may take.
+        seconds: that it may take.
+        drop: pieces of a message that are no part of its question.
+        special_tokens: `add_special_tokens` where a request does not say.
+    """
+
+    names: Names
+    most_pictures: int
+    most_bytes: int
+    most_pixels: int
+    most_memory: int
+    seconds: float
+    drop: tuple[str, ...]
+    special_tokens: bool
+
+
+@dataclass(frozen=True)
+class Read:
+    """A request that was read.
+
+    Args:
+        body: what the engine gets, but for the guard: a JSON object.
+        name: of the model as the client wrote it.
+        guard: that has to guard it; None for none.
+        knobs: what it says of the guard's knobs, unread.
+        question: the last user message's; "" where it has none.
+        views: what the matcher is sent of each picture; () where it is not asked, or what it sees was not known.
+        unguarded: why a guarded name is answered plainly; "" where it is not.
+    """
+
+    body: bytes
+    name: str
+    guard: str | None
+    knobs: object
+    question: str
+    views: tuple[bytes, ...] = ()
+    unguarded: str = ""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the pictures of a request have to be fetched first; data URLs are not among them."""
+
+    urls: tuple[str, ...]
+
+
+def read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
+    """Read a request.
+
+    Args:
+        raw: its body.
+        rules: what it may hold.
+        seen: the matcher, and the side of the square that it is sent; None: not known.
+        fetched: address -> what was there.
+
+    Raises:
+        Refused: with what is wrong.
+    """
+    _limit_memory(rules.most_memory)
+    try:
+        with within(rules.seconds):
+            return _read(raw, rules, seen, fetched)
+    except MemoryError as error:
+        raise Refused(413, f"Reading the request took more than {rules.most_memory} MiB: send less.") from error
+
+
+def _read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
+    it = asked(
+        raw,
+        rules.names,
+        most_pictures=rules.most_pictures,
+        drop=rules.drop,
+        special_tokens=rules.special_tokens,
+    )
+    wanted = tuple(part["url"] for part in it.chat.pictures if is_address(part["url"]))
+    if missing := tuple(dict.fromkeys(url for url in wanted if url not in fetched)):
+        return Addresses(missing)
+    views = []
+    for part in it.chat.pictures:
+        url = part["url"]
+        data = fetched[url] if url in fetched else of_url(url, rules.most_bytes)
+        matched = seen is not None and it.guard in MATCHED
+        side = seen[1] if seen is not None and matched else None
+        picture = look_at(data, most_bytes=rules.most_bytes, most_pixels=rules.most_pixels, side=side)
+        part["url"] = picture.url
+        if matched:
+            views.append(picture.view)
+    body = json.dumps(it.body, ensure_ascii=False, allow_nan=False).encode()
+    return Read(body, it.name, it.guard, it.knobs, it.question, tuple(views), it.unguarded)
+
+
+class Readers:
+    """Processes that read requests, a fixed number at once; one that takes too long ends.
+
+    Args:
+        rules: what requests may hold.
+        processes: at most.
+    """
+
+    def __init__(self, rules: Rules, processes: int) -> None:
+        self._rules, self._processes = rules, processes
+        self._turn: anyio.CapacityLimiter | None = None
+
+    async def warm(self) -> None:
+        """Start all processes, so that the first requests need not wait for them."""
+        with contextlib.suppress(anyio.BrokenWorkerProcess, ExceptionGroup):  # the first requests say so
+            async with anyio.create_task_group() as group:
+                for _ in range(self._processes):
+                    group.start_soon(self._run, ready)
+
+    async def read(self, raw: bytes, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
+        """Read a request; see `read`.
+
+        Raises:
+            Refused: with what is wrong, or that it took too long.
+        """
+        try:
+            return await self._run(read, raw, self._rules, seen, fetched)
+        except anyio.BrokenWorkerProcess as error:
+            if error.args:  # it was not the request: none could be started
+                raise Refused(503, "The server is too busy to read requests. Ask again later.", 5) from error
+            raise Refused(
+                413,
+                f"Reading the request took more than {self._rules.seconds:g} seconds, or ended what reads it: send "
+                "smaller or other pictures.",
+                None,
+                "reading",
+            ) from None
+
+    async def _run(self, call: Callable[..., _Made], *given: object) -> _Made:
+        self._turn = self._turn or anyio.CapacityLimiter(self._processes)
+        # whoever leaves meanwhile must not cost a process: starting one takes longer than most requests
+        with anyio.CancelScope(shield=True):
+            return await to_process.run_sync(call, *given, limiter=self._turn)
+        raise RuntimeError("nobody cancels the scope above")
+
+
+def ready() -> None:
+    """Read the decoders, in a process that has read this module by then."""
+    Image.init()
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End this process should what follows take longer, in whatever library it is; not on Windows."""
+    timer = getattr(signal, "setitimer", None)
+    if timer is None:
+        yield
+        return
+    timer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        timer(signal.ITIMER_REAL, 0)
+
+
+@lru_cache(maxsize=1)
+def _limit_memory(mib: int) -> None:
+    """Let this process take so much more than it has by now; where the system can't say, pixels are the limit."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + mib * MIB
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def with_guard(body: bytes, xargs: Mapping[str, Any], views: Mapping[str, Any]) -> bytes:
+    """Return a body with the guard's arguments, of which the front is the only author.
+
+    Args:
+        body: of `Read`, which holds neither.
+        xargs: its `vllm_xargs`.
+        views: its `mm_processor_kwargs`; empty: none.
+    """
+    more = {"vllm_xargs": xargs} | ({"mm_processor_kwargs": views} if views else {})
+    return body[:-1] + b"," + json.dumps(more).encode()[1:]

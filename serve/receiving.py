@@ -1,0 +1,103 @@
+"""Bodies of requests as they come in, within limits that let nobody take another's place."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import anyio
+
+from lvlm_guard.serve.errors import Refused
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class Gone(Exception):
+    """The client left; nobody is there to be answered."""
+
+
+class Bodies:
+    """All bodies that are held at one time.
+
+    Who sends slowly holds what it has sent and nothing else, so that many who do so deny nobody.
+
+    Args:
+        most: bytes of one body.
+        most_held: bytes of all.
+        seconds: for one to arrive.
+        changed: told how many bytes are held.
+    """
+
+    def __init__(
+        self, most: int, most_held: int, seconds: float, changed: Callable[[int], object] = lambda held: None
+    ) -> None:
+        self._most, self._most_held, self._seconds, self._changed = most, max(most, most_held), seconds, changed
+        self._now = 0
+
+    async def read(self, held: Held, headers: Any, receive: Receive) -> bytes:
+        """Return a body.
+
+        Raises:
+            Refused: 413, it is too large; 408, it came too slowly; 503, all bodies together are too large.
+            Gone: its client left.
+        """
+        length = next((value for name, value in headers if name.lower() == b"content-length"), b"0")
+        if length.isdigit() and int(length[:20]) > self._most:
+            raise self._too_large()
+        raw = bytearray()
+        try:
+            with anyio.fail_after(self._seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Gone
+                    piece = message.get("body", b"")
+                    if len(raw) + len(piece) > self._most:
+                        raise self._too_large()
+                    if self._now + len(piece) > self._most_held:
+                        raise Refused(503, "Requests fill the memory set aside for them. Ask again later.", 1, "memory")
+                    held.size += len(piece)
+                    self._add(len(piece))
+                    raw += piece
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Refused(408, f"The request did not arrive within {self._seconds:g} seconds.") from None
+        return bytes(raw)
+
+    def give_back(self, size: int) -> None:
+        """Count bytes out."""
+        self._add(-size)
+
+    def _add(self, size: int) -> None:
+        self._now += size
+        self._changed(self._now)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"The request is larger than {self._most:,} bytes: send fewer or smaller pictures.")
+
+
+class Held:
+    """One body's share of what may be held; used as a context, it is given back at the end."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self.size = 0
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it back."""
+        self._bodies.give_back(self.size)
+        self.size = 0
+
+
+async def until_gone(receive: Receive, leave: Callable[[], object] = lambda: None) -> None:
+    """Wait until a client whose body was read leaves, then call something."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()
