@@ -140,10 +140,11 @@ class VoteProcessor(V1Processor, V2Processor):  # type: ignore[misc]  # untyped 
         ends = [int(ctx.seq_lens_upper_bound_np[row]) for row in rows]
         tokens = states.all_token_ids.gpu
         chosen = torch.tensor([slots[row] for row in rows], device=tokens.device)[:, None]
-        longest = max(end - start for start, end in zip(starts, ends, strict=True))
-        columns = torch.tensor(starts, device=tokens.device)[:, None] + torch.arange(longest, device=tokens.device)
+        # within a prompt's chunks an answer has not begun
+        written = [max(0, end - start) for start, end in zip(starts, ends, strict=True)]
+        columns = torch.tensor(starts, device=tokens.device)[:, None] + torch.arange(max(written), device=tokens.device)
         answers = tokens[chosen, columns.clamp(max=tokens.shape[1] - 1)].tolist()
-        return [answer[: end - start] for answer, start, end in zip(answers, starts, ends, strict=True)]
+        return [answer[:n] for answer, n in zip(answers, written, strict=True)]
 
 
 def _ballot(params: SamplingParams) -> Ballot | None:
