@@ -11,8 +11,9 @@ from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import KnobError, UnsupportedModelError, did_you_mean
-from lvlm_guard.families import family_of
-from lvlm_guard.families.proof import Check, guard_off, install, proven
+from lvlm_guard.families.family import Family
+from lvlm_guard.pair import guard_off, install
+from lvlm_guard.proving.proofs import Check, proven
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,7 @@ def guard(
             "custom_generate folder, or a library that patches models), which hides the guarded one. Take it off first "
             "(`del model.generate`), or load without trust_remote_code."
         )
-    family = proven(family_of(inner, processor), inner, processor, check)
+    family = proven(Family.of(inner, processor), inner, processor, check)
     # nothing raises from here on, so that a call that fails leaves the pair guarded as it was
     pair: Any = processor  # the two change class in place, which no type can say
     unguard(inner)

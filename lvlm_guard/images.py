@@ -149,6 +149,22 @@ class Held(Image.Image):
         return made
 
 
+def any_picture(source: Any) -> Image.Image:
+    """Return what a transformers processor takes as a picture, also a URL, base64 text or a tensor, as a held RGB one.
+
+    Raises:
+        ImageError: as `load_image` does; or it can't be fetched.
+    """
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        from transformers.image_utils import load_image as fetch
+
+        try:
+            source = fetch(source)
+        except (ValueError, OSError) as error:
+            raise ImageError(f"The picture {source[:80]!r} can't be fetched: {error}") from error
+    return Held.of(load_image(source.cpu().numpy() if hasattr(source, "cpu") else source))
+
+
 def notes(image: Image.Image) -> list[str]:
     """Return what `as_rgb` changed that can matter: a frame chosen, transparency filled, bits dropped."""
     return list(image.info.get(_NOTES, ()))

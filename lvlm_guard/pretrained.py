@@ -11,7 +11,7 @@ import torch
 
 from lvlm_guard import embedded
 from lvlm_guard.errors import KnobError, MissingExtraError, TextError, UnsupportedModelError, WeightsError
-from lvlm_guard.families import family_asked_by
+from lvlm_guard.families.family import Family
 from lvlm_guard.weights import how_to_fetch, read
 
 if TYPE_CHECKING:
@@ -160,20 +160,13 @@ def templated(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequ
     Raises:
         TextError: a prompt is empty.
     """
-    family = family_asked_by(processor)
-    token = family.image_token(processor)
+    family = Family()
     texts = []
     for images, prompt in zip(pictures, prompts, strict=True):
         if not prompt.strip():
             raise TextError("The prompt is empty, so there is nothing to answer. Ask something about the picture.")
-        if token in prompt:
-            texts.append(prompt)
-        elif getattr(processor, "chat_template", None):
-            content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-            talk = [{"role": "user", "content": content}]
-            texts.append(processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
-        else:
-            texts.append(family.finished_prompt(processor, prompt, len(images)))
+        finished = family.image_token(processor) in prompt
+        texts.append(prompt if finished else family.asked(processor, prompt, len(images)))
     return texts
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lvlm_guard.adapters.distill.answers import Answer
 from lvlm_guard.errors import TextError, UnsupportedModelError
-from lvlm_guard.families import family_asked_by
+from lvlm_guard.families.family import Family
 from lvlm_guard.pretrained import ask, templated
 
 PACKED = ("llava", "llava_next")  # whose positions are plain numbers, and whose towers do not read the text
@@ -77,7 +77,7 @@ class Layout:
         self.processor = processor
         self.packed = packable(model) if packed is None else packed
         self.dtype = model.dtype
-        token = family_asked_by(processor).image_token_id(model.config)
+        token = Family().image_token_id(model.config)
         if token is None:
             raise UnsupportedModelError(
                 f"The model's {type(model.config).__name__} names no image token (image_token_index), so its pictures' "

@@ -109,13 +109,13 @@ class Request:
         """Return the document as an item, its pictures decoded; raises `UnsupportedCallError` or `ImageError`."""
         from lmms_eval.protocol import ChatMessages
 
-        from lvlm_guard.families.processor import picture
+        from lvlm_guard.images import any_picture
 
         talk = ChatMessages(messages=self.say(self.documents[self.doc_id])).to_hf_messages()
         pictures, texts = [], []
         for part in (part for message in talk for part in message["content"]):
             if part["type"] == "image":
-                part["image"] = picture(part["image"])
+                part["image"] = any_picture(part["image"])
                 pictures.append(part["image"])
             elif part["type"] == "text":
                 texts.append(part["text"])

@@ -19,6 +19,7 @@ from lvlm_guard.cli.console import FAILED, installed, out, print_json, quiet_lib
 from lvlm_guard.cli.options import Device, Dtype, Json
 from lvlm_guard.errors import MissingExtraError
 
+THINKS = "thinks first, and every token is guarded, of its thoughts as of its answer"
 STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
 
 
@@ -92,8 +93,7 @@ def family_rows() -> list[dict[str, Any]]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
-    from lvlm_guard.families import kind_of
-    from lvlm_guard.families.proof import table
+    from lvlm_guard.proving.proofs import table
 
     known = table()
     rows = []
@@ -102,11 +102,9 @@ def family_rows() -> list[dict[str, Any]]:
         name = str(NAMES.get(kind) or kind)
         row: dict[str, Any] = {"family": re.sub("_?For[A-Z].*", "", name), "model_types": [kind], "proven": None}
         row |= {"methods": [], "note": "not tried: proved at the first guard(), or refused"}
-        if kind_of(kind).model_types:
-            row |= {"proven": True, "note": f"by a class of its own, {kind_of(kind).__name__}"}
-            row["methods"] = told.get("methods", [])
-        elif "proof" in told:
-            row |= {"proven": True, "methods": told["methods"], "note": _limits(told["proof"])}
+        if "proof" in told:
+            note = _limits(told["proof"], told["without"], told["thinks"])
+            row |= {"proven": True, "methods": told["methods"], "note": note}
         elif "refused" in told:
             row |= {"proven": False, "note": told["refused"]}
         rows.append(row)
@@ -116,31 +114,41 @@ def family_rows() -> list[dict[str, Any]]:
 def proven_row(name: str, device: str, dtype: str) -> dict[str, Any]:
     """Prove a user's own model, keep the proof for `guard()`, and return its row."""
     from lvlm_guard.errors import UnsupportedModelError
-    from lvlm_guard.families import family_of
-    from lvlm_guard.families.proof import proven
+    from lvlm_guard.families.family import Family
     from lvlm_guard.pretrained import load_model
+    from lvlm_guard.proving.proofs import proven
 
     model, processor = load_model(name, device=device, dtype=dtype)
     kind = model.config.model_type
     row: dict[str, Any] = {"family": type(model).__name__, "model_types": [kind], "proven": True, "methods": []}
     try:
-        proof = proven(family_of(model, processor), model, processor, "always").proof
+        proof = proven(Family.of(model, processor), model, processor, "always").proof
     except UnsupportedModelError as error:
         return row | {"proven": False, "note": str(error)}
     told = next((one for one in family_rows() if kind in one["model_types"]), row)
     found = f"off by {proof.error:.1g} of the logits' spread, where another picture moves them by {proof.seen:.2g}"
-    return row | {"methods": told["methods"], "note": "; ".join(filter(None, [found, _limits(asdict(proof))]))}
+    without = {} if proof.hides else {"focus": proof.why.get("hides", "")}
+    limits = _limits(asdict(proof), without, thinks_first(processor))
+    names = [name for name in told["methods"] or ["agla", "apc", "vote", "focus"] if name not in without]
+    return row | {"methods": names, "note": "; ".join(filter(None, [found, limits]))}
 
 
-def _limits(proof: dict[str, Any]) -> str:
-    """Return what a proof did not find right, so that it is not offered."""
+def thinks_first(processor: Any) -> bool:
+    """Tell whether a processor's chat template lets the model think before it answers."""
+    return "<think>" in str(getattr(processor, "chat_template", None))
+
+
+def _limits(proof: dict[str, Any], without: dict[str, str], thinks: bool) -> str:
+    """Return what a proof did not find right, so that it is not offered, each with what was found."""
     notes = {
         "way": "its branches run from the first step on",
         "stacks": "its branches run lazily, never stacked",
         "alone": "all requests of a batch run together",
         "crops": "after drafts or a change of beams a branch reads anew",
     }
-    return "; ".join(note for what, note in notes.items() if not proof[what])
+    told = [f"{note} ({proof['why'].get(what, 'not proven')})" for what, note in notes.items() if not proof[what]]
+    told += [f"no {what}: {why}" for what, why in without.items()]
+    return "; ".join([THINKS] * thinks + told)
 
 
 def _shown(value: Any) -> str:

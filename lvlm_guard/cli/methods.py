@@ -81,7 +81,7 @@ def found() -> list[dict[str, Any]]:
             row["does"] = _first_line(thing)
             if registry is decoding.REGISTRY:
                 row |= {"changes": thing.changes()} | {key: getattr(thing, key) for key in ABOUT}
-            row["model_types"] = list(getattr(thing, "model_types", ()))
+            row["model_types"] = [name] if registry.kind == "family" else []
             if dataclasses.is_dataclass(thing):
                 row["knobs"] = {field.name: _default(field) for field in dataclasses.fields(thing) if field.init}
     return rows

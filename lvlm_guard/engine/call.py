@@ -361,21 +361,6 @@ class Call:
             raise self._otherwise("the second view")
         return made
 
-    def change_pixels(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Return the image tensors of a branch whose normalised pixels are changed picture by picture."""
-        changed = {key: tensor.clone() for key, tensor in self.tensors.items()}
-        units = self.family.split(changed)
-        self.trace.masks += len(units) if self._pictures is None else len(self._pictures.views())
-        if len(units) < sum(self.has_picture):
-            raise UnsupportedCallError(
-                f"{type(self.processor).__name__} packs the pictures of a batch into one tensor, so that a picture's "
-                "noise would depend on its neighbours. Ask one request at a time, or use a method that redraws "
-                "pictures, such as 'agla'."
-            )
-        for pixels in units:
-            pixels.copy_(change(pixels))
-        return changed
-
 
 def device_of(model: PreTrainedModel, prompt: Tensor | None = None) -> torch.device:
     """Return where a model's inputs go; where accelerate keeps its first weights elsewhere, with the prompt."""

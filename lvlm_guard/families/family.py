@@ -1,8 +1,8 @@
 """How the guard reads any decoder-only family of transformers: by asking its own processor, template and generate().
 
 The second view's tensors are what the plain processor makes of other pictures. Nothing here names a family, but for
-the two in whose publications the masked picture is squashed. A family needs a class of its own only where its
-generate() does not call the model itself at every step (`instructblip.py`).
+the two in whose publications the masked picture is squashed. A model decodes by a class of the guard's own
+only where its generate() does not call the model itself at every step (`blip.py`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.engine.rows import deltas_kept, grown
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedModelError
-from lvlm_guard.families.proof import Proof
+from lvlm_guard.proving.proof import Proof
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,17 +41,21 @@ def flat(images: Any) -> list[Any]:
     return [] if images is None else [images]
 
 
+def pair_name(model: Any, processor: Any) -> str:
+    """Return what messages call a model and its processor."""
+    return f"{plain_class(model).__name__} with {plain_class(processor).__name__}"
+
+
 def image_names(processor: Any, made: Mapping[str, Any]) -> tuple[str, ...]:
     """Return which of a processor's outputs belong to the pictures.
 
     What the image processor declares, and all else that is neither the tokenizer's nor laid along the tokens
     [B, T, ...] (token types, labels, mllama's cross_attention_mask): those are the call's own in every branch.
     """
-    ids = made["input_ids"].shape
-    text = {key for key, value in made.items() if isinstance(value, Tensor) and value.shape[:2] == ids}
-    declared = set(processor.image_processor.model_input_names)
-    others = set(made) - set(processor.tokenizer.model_input_names) - text
-    return tuple(key for key, value in made.items() if isinstance(value, Tensor) and key in declared | others)
+    ids, tensors = made["input_ids"].shape, {key: value for key, value in made.items() if isinstance(value, Tensor)}
+    text = {key for key, value in tensors.items() if value.shape[:2] == ids}
+    others = set(tensors) - set(processor.tokenizer.model_input_names) - text
+    return tuple(key for key in tensors if key in others | set(processor.image_processor.model_input_names))
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,8 @@ class Family:
         model_type: of the model's configuration.
         image_keys: names of the image tensors among its inputs.
         proof: what it may do.
-
-    Class attributes:
-        model_types: `config.model_type` of the models that need this class; none for the generic one.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ()
     model_type: str = ""
     image_keys: tuple[str, ...] = ("pixel_values", "image_sizes", "image_grid_thw")
     proof: Proof = field(default=Proof(), compare=False)
@@ -80,31 +79,35 @@ class Family:
         Raises:
             UnsupportedModelError: they are none that can be guarded, or don't belong together.
         """
-        name = f"{plain_class(model).__name__} with {plain_class(processor).__name__}"
-        towers = getattr(model.config, "vision_config", None)  # older releases forget to say "image" of some
-        if "image" not in getattr(model, "input_modalities", ("image",)) and towers is None:
+        name, family, config = pair_name(model, processor), cls(model.config.model_type), model.config
+        towers = getattr(config, "vision_config", None)  # older releases forget to say "image" of some
+        blind = "image" not in getattr(model, "input_modalities", ("image",)) and not towers
+        crosses = any(part.is_encoder_decoder for part in (config, config.get_text_config()))
+        unnamed = hasattr(config, "image_token_index") and family.image_token_id(config) is None
+        lacks = (
+            (blind, "the model has no image tower"),
+            (crosses, "the model is an encoder-decoder"),
+            (getattr(processor, "image_processor", None) is None, "the processor reads no pictures"),
+            (unnamed, "its configuration names no image token, as of old checkpoints: fetch it again"),
+        )
+        if why := next((told for found, told in lacks if found), None):
             raise UnsupportedModelError(
-                f"{name}: the model is without an image tower, so there is no picture to guard it with."
+                f"{name}: only decoder-only models that see, with an image processor, can be guarded; {why}."
             )
-        if model.config.is_encoder_decoder or getattr(processor, "image_processor", None) is None:
-            why = "this is an encoder-decoder" if model.config.is_encoder_decoder else "this one has none"
-            raise UnsupportedModelError(
-                f"{name}: only decoder-only models with an image processor can be guarded; {why}."
-            )
-        family = cls(model.config.model_type)
         picture = Image.linear_gradient("L").convert("RGB").resize((224, 160))
+        prompt = [family.asked(processor, "Is there a dog?", 1)]
         try:
-            made = family.made(processor, [[picture]], [family.asked(processor, "Is there a dog?", 1)])
+            made = family.process(processor, [[picture]], prompt, (), {"return_tensors": "pt"})
         except Exception as error:  # whatever a processor that does not belong to the model may raise
             raise UnsupportedModelError(f"{name}: the processor can't process a picture: {error}") from error
-        token = family.image_token_id(model.config)
+        token = family.image_token_id(config)
         if token is not None and token not in made["input_ids"]:
             raise UnsupportedModelError(
                 f"{name}: the model expects its picture at token {token}, which the processor does not write: they "
                 "belong to different checkpoints. Load both from one place: "
                 f"AutoProcessor.from_pretrained({model.name_or_path or 'ID'!r})."
             )
-        return cls(model.config.model_type, image_names(processor, made))
+        return cls(config.model_type, image_names(processor, made))
 
     @property
     def fixed_size(self) -> bool:
@@ -112,13 +115,11 @@ class Family:
         return self.model_type in PUBLISHED
 
     def decoding(self, base: type[Any]) -> type[Any]:
-        """Return the class that a guarded model decodes by: the model's own, or a subclass.
+        """Return the class that a guarded model decodes by: the model's own, or what is registered for its type."""
+        from lvlm_guard.families import REGISTRY
 
-        A family needs one where the model's generate() does not call the model itself at every step, since
-        the branches run inside that call. The subclass's generate() must then give the tokens that the
-        model's own gives. `unguard` and `guard=False` go back to the model's own class.
-        """
-        return base
+        found: type[Any] = REGISTRY.get(self.model_type)(base) if self.model_type in REGISTRY.names() else base
+        return found
 
     def image_token_id(self, config: Any) -> int | None:
         """Return the id of a picture's tokens in the model's vocabulary; None where the configuration names none."""
@@ -145,8 +146,7 @@ class Family:
                 f"The model's {type(config).__name__} names no image token, so that a prompt can't be told from one "
                 "without a picture. Make the inputs with the guarded processor, and pass all that it returns."
             )
-        found: list[bool] = (ids == token).any(-1).tolist()
-        return found
+        return [bool(held) for held in (ids == token).any(-1)]
 
     def image_token(self, processor: Any) -> str:
         """Return what a prompt writes for a picture: the processor's image token, or the one that its template has."""
@@ -156,22 +156,15 @@ class Family:
 
     def asked(self, processor: Any, question: str, pictures: int) -> str:
         """Return the finished prompt of a question about some pictures."""
-        if not getattr(processor, "chat_template", None):
-            return self.finished_prompt(processor, question, pictures)
-        content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
-        talk = [{"role": "user", "content": content}]
-        plain: Any = plain_class(processor)
-        prompt: str = plain.apply_chat_template(processor, talk, tokenize=False, add_generation_prompt=True)
-        return prompt
-
-    def finished_prompt(self, processor: Any, question: str, pictures: int) -> str:
-        """Return the prompt of a question about some pictures, where the processor has no chat template."""
-        written = not isinstance(getattr(processor, "image_token", ""), str)  # BLIP's hold an AddedToken
+        if getattr(processor, "chat_template", None):
+            content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
+            talk = [{"role": "user", "content": content}]
+            prompt: str = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+            return prompt
+        written = not isinstance(getattr(processor, "image_token", ""), str)  # BLIP's, an AddedToken
         return question if written else self.image_token(processor) * pictures + "\n" + question
 
-    def nest(
-        self, images: list[Image.Image], prompts: list[str], token: str, templated: bool = True
-    ) -> list[list[Image.Image]]:
+    def nest(self, images: list[Image.Image], prompts: list[str], processor: Any) -> list[list[Image.Image]]:
         """Give each prompt its pictures, in the order of its placeholders.
 
         A processor without a template may write them itself, for one picture a prompt.
@@ -179,13 +172,15 @@ class Family:
         Raises:
             TextError: there are more or fewer pictures than placeholders.
         """
+        token = self.image_token(processor)
         wanted = [prompt.count(token) for prompt in prompts]
-        if not templated and not any(wanted) and len(images) == len(prompts):
-            return [[image] for image in images]
+        if not getattr(processor, "chat_template", None) and not any(wanted):
+            wanted = [1] * len(prompts)
         if sum(wanted) != len(images):
             raise TextError(
-                f"The prompts hold {sum(wanted)} placeholders {token!r} (per prompt: {wanted}), but {len(images)} "
-                f"pictures were given. Write one {token!r} for each picture, in its prompt."
+                f"The prompts hold placeholders for {sum(wanted)} pictures (each: {wanted}), but {len(images)} were "
+                f"given. Write one {token!r} for each picture, in its prompt; where the processor writes it "
+                "itself, as BLIP's does, give one picture a prompt."
             )
         rest = iter(images)
         return [[next(rest) for _ in range(count)] for count in wanted]
@@ -217,10 +212,6 @@ class Family:
                 f"{plain.__name__} can't process these inputs (pictures of {sizes} pixels): {error} Check the prompt's "
                 "placeholders, truncation, and that no picture is a thin strip of a few pixels."
             ) from error
-
-    def made(self, processor: Any, rows: list[list[Image.Image]], text: list[str]) -> dict[str, Any]:
-        """Return what the processor makes of prompts and their pictures."""
-        return dict(self.process(processor, rows, text, (), {"padding": True, "return_tensors": "pt"}))
 
     def redrawn(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
         """Return what the processor makes of other pictures; where their sizes can't matter, without the prompts."""
@@ -259,36 +250,3 @@ class Family:
             along.append("position_ids")  # one row may have stood for all
             known["position_ids"] = positions.expand(*positions.shape[:-2], *ids.shape)
         return {key: known[key] for key in along}
-
-    def split(self, tensors: dict[str, Tensor]) -> list[Tensor]:
-        """Return the pixels as views of their tensors that depend on no neighbour in the batch.
-
-        A unit is a picture where patches come with a grid [pictures, 3], and else what stands under one index of the
-        first axis, without the zeros that pad it to its neighbours' tiles and sizes.
-        """
-        found = []
-        for key, pixels in tensors.items():
-            if not pixels.is_floating_point() or "mask" in key:
-                continue
-            grids = [grid.prod(-1) for name, grid in tensors.items() if name.endswith("grid_thw")]
-            if grids and int(grids[0].sum()) == len(pixels):
-                found += list(pixels.split(grids[0].tolist()))
-                continue
-            padded = pixels.ndim > 4 or len(tensors) > 1
-            for unit in pixels.split(1):
-                for axis in range(1, unit.ndim) if padded else ():
-                    used = unit.transpose(0, axis).flatten(1).abs().amax(-1).nonzero()
-                    unit = unit.narrow(axis, 0, int(used.max()) + 1 if len(used) else 1)
-                found.append(unit)
-        return found
-
-    def normal(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw standard normal noise for one unit, in float32 on the generator's device.
-
-        A still picture stands in two time slices of its patches [patches, 3 * 2 * side * side]; both get the same.
-        """
-        side = (pixels.shape[-1] / 6) ** 0.5
-        if pixels.ndim == 2 and side == int(side):
-            one = torch.randn(len(pixels), 3, 1, int(side) ** 2, generator=generator, device=generator.device)
-            return one.expand(-1, -1, 2, -1).reshape(pixels.shape)
-        return torch.randn(pixels.shape, generator=generator, device=generator.device)

@@ -9,24 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count, repeat
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from lvlm_guard.engine.call import VIEWS, Pictures, View
 from lvlm_guard.engine.subclass import once_per_class, shown_with
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat
 from lvlm_guard.families.question import Turn
-from lvlm_guard.images import Held, load_image
+from lvlm_guard.images import any_picture
 
 STATE = "_lvlm_guard"
-UNMARKED = (
-    "No mark of a user's turn was found in the prompt, so the whole of it is matched with the picture. State the "
-    "question: processor(..., guard_text=...)."
-)
-TEXT_ONLY = "{}'s chat template does not read messages in parts, so that the question is not known. Give guard_text=."
+
+_TOLD: ContextVar[dict[str, Any] | None] = ContextVar("lvlm_guard_told", default=None)
+"""`guard_text` and `guard_images` of the call of apply_chat_template() that a processor's call is within."""
 
 
 class Rendered(str):
@@ -43,17 +41,6 @@ class Rendered(str):
         made = cls(prompt)
         made.question = question
         return made
-
-
-@dataclass
-class _Told:
-    """What a call of apply_chat_template() knows that the call inside it does not."""
-
-    questions: list[str]
-    images: Any
-
-
-_TOLD: ContextVar[_Told | None] = ContextVar("lvlm_guard_told", default=None)
 
 
 @dataclass
@@ -97,34 +84,28 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 TextError, ImageError: the texts or the pictures do not fit the prompts, or can't be used.
                 UnsupportedCallError: the pictures are scaled already (do_rescale=False).
             """
-            told = _TOLD.get()
-            if isinstance(images, str) and not isinstance(text, str | list | None):
-                images, text = text, images  # some scripts still pass (text, images)
             if images is None or text is None:
                 return super().__call__(images, text, *args, **kwargs)
-            if kwargs.get("do_rescale") is False or (kwargs.get("images_kwargs") or {}).get("do_rescale") is False:
+            if False in (kwargs.get("do_rescale"), (kwargs.get("images_kwargs") or {}).get("do_rescale")):
                 raise UnsupportedCallError(
                     "do_rescale=False takes pixel arrays that are scaled already, of which no second view can be "
                     "painted. Pass PIL pictures, and leave do_rescale out."
                 )
             state: ProcessorGuard = getattr(self, STATE)
+            told = _TOLD.get() or {}
+            stated = told.get("guard_text") if guard_text is None else guard_text
+            given = told.get("guard_images") if guard_images is None else guard_images
             prompts = [text] if isinstance(text, str) else list(text)
-            token = state.family.image_token(self)
-            templated = bool(getattr(self, "chat_template", None))
-            rows = state.family.nest([picture(image) for image in flat(images)], prompts, token, templated)
-            given = guard_images if guard_images is not None else told.images if told else None
-            turn = state.turn(self)
-            views = _views(rows, _texts(guard_text, told, prompts, turn), given)
-            if guard_text is None and told is None and templated:
-                for row, prompt in zip(views, prompts, strict=True):
-                    known = isinstance(prompt, Rendered) or turn.last(prompt) is not None
-                    for view in row:
-                        view.note = None if known or not view.text else UNMARKED
-                        if not known and not turn.reads_parts:
-                            view.text, view.note = "", TEXT_ONLY.format(state.plain.__name__)
-
+            rows = state.family.nest([any_picture(image) for image in flat(images)], prompts, self)
+            if stated is None:
+                asked = [
+                    (prompt.question, None) if isinstance(prompt, Rendered) else state.turn(self).question(prompt)
+                    for prompt in prompts
+                ]
+            else:
+                asked = [(question, None) for question in _each(stated, len(prompts), "prompts")]
             made = state.family.process(self, rows, text, args, kwargs)
-            made[VIEWS] = Pictures(views, text, args, kwargs, given is not None)
+            made[VIEWS] = Pictures(_views(rows, asked, given), text, args, kwargs, given is not None)
             return made
 
         @shown_with(base.apply_chat_template)
@@ -146,13 +127,12 @@ def guarded_class(base: type[Any]) -> type[Any]:
             Raises:
                 TextError: there are more or fewer texts than conversations.
             """
-            state: ProcessorGuard = getattr(self, STATE)
-            single = not conversation or isinstance(conversation[0], dict)
-            talks = [conversation] if single else list(conversation)
-            questions = [state.turn(self).asked(talk) for talk in talks]
-            if guard_text is not None:
+            talks = [conversation] if not conversation or isinstance(conversation[0], dict) else list(conversation)
+            if guard_text is None:
+                questions = [getattr(self, STATE).turn(self).asked(talk) for talk in talks]
+            else:
                 questions = _each(guard_text, len(talks), "conversations")
-            token = _TOLD.set(_Told(questions, guard_images))
+            token = _TOLD.set({"guard_text": questions, "guard_images": guard_images})
             try:
                 made = super().apply_chat_template(conversation, *args, **kwargs)
             finally:
@@ -166,47 +146,21 @@ def guarded_class(base: type[Any]) -> type[Any]:
     return Guarded
 
 
-def picture(source: Any) -> Image.Image:
-    """Return what a processor takes as a picture (also a URL or base64 text, as transformers does) as RGB."""
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-        from transformers.image_utils import load_image as fetch
-
-        try:
-            source = fetch(source)
-        except (ValueError, OSError) as error:
-            raise ImageError(f"The picture {source[:80]!r} can't be fetched: {error}") from error
-    elif isinstance(source, Tensor):
-        source = source.cpu().numpy()
-    return Held.of(load_image(source))
-
-
-def _texts(stated: str | Sequence[str] | None, told: _Told | None, prompts: list[str], turn: Turn) -> list[str]:
-    if stated is None and told is not None:
-        stated = told.questions
-    if stated is None:
-        return [prompt.question if isinstance(prompt, Rendered) else turn.question(prompt) for prompt in prompts]
-    return _each(stated, len(prompts), "prompts")
-
-
-def _each(stated: str | Sequence[str], count: int, what: str) -> list[str]:
+def _each(stated: str | Sequence[str], number: int, what: str) -> list[str]:
     """Return a text for each of so many prompts or conversations; raises `TextError`."""
-    texts = [stated] * count if isinstance(stated, str) else list(stated)
-    if len(texts) != count:
-        raise TextError(f"guard_text has {len(texts)} texts for {count} {what}: give one each, or one for all.")
+    texts = [stated] * number if isinstance(stated, str) else list(stated)
+    if len(texts) != number:
+        raise TextError(f"guard_text has {len(texts)} texts for {number} {what}: give one each, or one for all.")
     return texts
 
 
-def _views(rows: list[list[Image.Image]], texts: list[str], given: Any) -> list[list[View]]:
-    views = [[View(image, text) for image in row] for row, text in zip(rows, texts, strict=True)]
-    for index, view in enumerate(view for row in views for view in row):
-        view.index = index
-    if given is not None:
-        everything = [view for row in views for view in row]
-        locals_ = [picture(image) for image in flat(given)]
-        if len(locals_) != len(everything):
-            raise ImageError(
-                f"guard_images has {len(locals_)} pictures, images has {len(everything)}: give one second view each."
-            )
-        for view, local in zip(everything, locals_, strict=True):
-            view.local = local
-    return views
+def _views(rows: list[list[Image.Image]], asked: list[tuple[str, str | None]], given: Any) -> list[list[View]]:
+    pictures, own = sum(map(len, rows)), flat(given)
+    if given is not None and len(own) != pictures:
+        raise ImageError(f"guard_images has {len(own)} pictures, images has {pictures}: give one second view each.")
+    places = count()
+    locals_ = iter([any_picture(image) for image in own]) if own else repeat(None)
+    return [
+        [View(image, text, next(places), next(locals_), note) for image in row]
+        for row, (text, note) in zip(rows, asked, strict=True)
+    ]

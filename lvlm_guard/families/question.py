@@ -29,6 +29,11 @@ ANSWER_FORMATS = (  # instructions to the language model alone; AGLA's own suffi
     "Answer the question using a single word or phrase.",
     "Answer with the option's letter from the given choices directly.",
 )
+UNMARKED = (
+    "No mark of a user's turn was found in the prompt, so the whole of it is matched with the picture. State the "
+    "question: processor(..., guard_text=...)."
+)
+TEXT_ONLY = "{}'s chat template does not read messages in parts, so that the question is not known. Give guard_text=."
 
 
 def bare(text: str, drop: Sequence[str] = ()) -> str:
@@ -48,16 +53,17 @@ class Turn:
     """What a processor's prompts have around the last user's text.
 
     Args:
-        marks: of the processor's own template, (start, end) as patterns; none where it tells none.
-        others: of prompts that other templates made.
         drop: what stands for a picture, which is no part of a question.
-        reads_parts: whether the template reads messages in parts; a text-only one prints them as they are in Python.
+        marks: of the processor's own template, (start, end) as patterns; none where it tells none.
+        note: what a trace says of a prompt without any marks; None where there are none to be had.
+        whole: whether such a prompt is taken whole; not where a template reads text alone, and prints the parts of
+            messages as Python does.
     """
 
+    drop: tuple[str, ...]
     marks: tuple[tuple[str, str], ...] = ()
-    others: tuple[tuple[str, str], ...] = TURNS
-    drop: tuple[str, ...] = FRAMES
-    reads_parts: bool = True
+    note: str | None = UNMARKED
+    whole: bool = True
 
     @classmethod
     def of(cls, processor: Any, plain: type[Any], placeholder: str) -> Turn:
@@ -67,66 +73,48 @@ class Turn:
         in common after it where an answer follows, where one is asked for, and where the prompt ends. A system turn,
         a begin-of-text mark and a thinking mark fall away by that.
         """
+        drop = (placeholder, *FRAMES)
         if not getattr(processor, "chat_template", None):
-            return cls(others=(*TURNS, *OF_BLIP), drop=(placeholder, *FRAMES))
-        first, answer, last = "Zqfirst", "Zqanswer", "Zqlast"
-        asking = [("user", first), ("assistant", answer), ("user", last)]
-
-        def around(words: str, *turns: tuple[str, str], prompt: bool = True, picture: bool = False) -> list[str]:
-            image = [{"type": "image"}] * picture
-            talk = [{"role": role, "content": [*image, {"type": "text", "text": text}]} for role, text in turns]
-            made: str = plain.apply_chat_template(processor, talk, tokenize=False, add_generation_prompt=prompt)
-            if made.count(words) != 1 or "'type':" in made:
-                raise _TextOnly
-            return made.split(words)
-
+            return cls(drop, OF_BLIP, note=None)
         try:
-            before, after = around(last, ("user", last))
-            bare_end = around(last, ("user", last), prompt=False)[1]
-            to_answer = around(first, *asking)[1].partition(answer)[0]
-            to_last = around(answer, *asking)[1].partition(last)[0]
-            seen = around(last, ("user", last), picture=True)[0]
+            before, after = _around(processor, plain, "user")
+            ended = _around(processor, plain, "user", add_generation_prompt=False)[1]
+            _, to_answer, to_last, _ = _around(processor, plain, "user", "assistant", "user")
+            seen = _around(processor, plain, "user", picture=True)[0]
         except _TextOnly:
-            return cls(drop=(placeholder, *FRAMES), reads_parts=False)
+            return cls(drop, note=TEXT_ONLY.format(plain.__name__), whole=False)
         except Exception:  # one that reads no such talk may raise whatever its author chose
-            return cls(drop=(placeholder, *FRAMES))
+            return cls(drop)
         start = len(before) - len(_shared(before[::-1], to_last[::-1]))
         for mark in processor.tokenizer.get_added_vocab():  # "<s>[INST]" and "</s>[INST]" share "s>[INST]"
             at = before.rfind(mark, 0, start + len(mark) - 1)
             start = max(start, at + len(mark)) if 0 <= at < start < at + len(mark) else start
-        ends = {_shared(after, end).strip() for end in (to_answer, bare_end)} - {""}
+        ends = {_shared(after, end).strip() for end in (to_answer, ended)} - {""}
         opening = before[start:].strip()
         for end in ends:  # where the template writes a system turn by itself, that turn's end is common as well
             opening = opening.removeprefix(end).strip()
-        picture = seen[len(_shared(seen, before)) :].strip()
         # what ends the turn is mostly one token; a prompt by hand may go on otherwise after it
-        tokens = [re.match(r"<[^<>\s]+>", end) for end in ends]
-        closes = [token[0] if token else end for token, end in zip(tokens, ends, strict=True)]
-        closing = "|".join(re.escape(close) for close in sorted(set(closes), key=len, reverse=True))
+        closes = {re.sub(r"^(<[^<>\s]+>).*", r"\1", end, flags=re.DOTALL) for end in ends}
+        closing = "|".join(re.escape(close) for close in sorted(closes, key=len, reverse=True))
+        picture = seen[len(_shared(seen, before)) :].strip()
         marks = ((re.escape(opening), closing),) if opening and closing else ()
-        return cls(marks, drop=tuple(filter(None, (picture, placeholder, *FRAMES))))
+        return cls(tuple(filter(None, (picture, *drop))), marks)
 
-    def last(self, prompt: str) -> str | None:
-        """Return the last user turn of a finished prompt, None where it has no known marks."""
+    def question(self, prompt: str) -> tuple[str, str | None]:
+        """Return the question in a finished prompt, "" where the last user turn has none, and what is to be noted."""
         own = _between(prompt, self.marks)
-        return _between(prompt, self.others) if own is None else own
-
-    def question(self, prompt: str) -> str:
-        """Return the question in a finished prompt; "" where the last user turn holds nothing but pictures."""
-        turn = self.last(prompt)
-        return bare(prompt if turn is None else turn, self.drop)
+        turn = _between(prompt, TURNS) if own is None else own
+        if turn is None and not self.whole:
+            return "", self.note
+        found = bare(prompt if turn is None else turn, self.drop)
+        return found, self.note if turn is None and found else None
 
     def asked(self, messages: Sequence[dict[str, Any]]) -> str:
         """Return the text of the last user message; "" where it has none."""
-        for message in reversed(messages):
-            if message.get("role") != "user":
-                continue
-            content = message.get("content")
-            if isinstance(content, str):
-                return bare(content, self.drop)
-            parts = [part.get("text", "") for part in content or () if part.get("type") == "text"]
-            return bare("\n".join(parts), self.drop)
-        return ""
+        content = next((said.get("content") for said in reversed(messages) if said.get("role") == "user"), None)
+        if isinstance(content, str):
+            return bare(content, self.drop)
+        return bare("\n".join(part.get("text", "") for part in content or () if part.get("type") == "text"), self.drop)
 
 
 class _TextOnly(Exception):
@@ -139,12 +127,24 @@ def _shared(one: str, other: str) -> str:
     return one[:length]
 
 
+def _around(processor: Any, plain: type[Any], *roles: str, picture: bool = False, **how: Any) -> list[str]:
+    """Return what a template writes around the texts of a talk, one more than there are."""
+    image = [{"type": "image"}] * picture
+    talk = [
+        {"role": role, "content": [*image, {"type": "text", "text": f"Zq{turn}qZ"}]} for turn, role in enumerate(roles)
+    ]
+    made = plain.apply_chat_template(processor, talk, **({"tokenize": False, "add_generation_prompt": True} | how))
+    found = re.split(r"Zq\dqZ", made)
+    if len(found) != len(roles) + 1 or "'type':" in made:
+        raise _TextOnly
+    return found
+
+
 def _between(prompt: str, marks: Sequence[tuple[str, str]]) -> str | None:
-    """Return the turn between the last of these marks, up to the first that closes it."""
-    last: tuple[int, str | None] = (-1, None)
-    for start, end in marks:  # of two that open at one place, the first counts
-        for opened in re.finditer(start, prompt):
-            closed = re.search(end, prompt[opened.end() :])
-            turn = prompt[opened.end() :][: closed.start() if closed else None]
-            last = max(last, (opened.start(), turn), key=lambda found: found[0])
-    return last[1]
+    """Return the turn behind the last of these opening marks, up to the first that closes it; None without one."""
+    opened = [(found.start(), -at, found.end(), end) for at, (start, end) in enumerate(marks)
+              for found in re.finditer(start, prompt)]  # fmt: skip
+    if not opened:
+        return None
+    *_, start, end = max(opened)  # of two that open at one place, the first in the list
+    return re.split(end, prompt[start:], maxsplit=1)[0]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
-from lvlm_guard.errors import UnsupportedCallError
-from lvlm_guard.families.cells import check_cells, token_relevance
+from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import Attention, attended
+from lvlm_guard.matching.cells import token_relevance
 from lvlm_guard.matching.views import check_share, matcher_of, matches_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Focus(Constrained):
         Raises:
             TextError: a picture comes without a question.
             WeightsError: the matcher can't be loaded.
-            UnsupportedModelError: which image token shows what is not known.
+            UnsupportedModelError: hiding image tokens is not proven on the model.
             UnsupportedCallError: the caller brought second pictures, which this method does not look at.
         """
         matcher = matcher_of(call, self.matcher)
@@ -80,7 +80,12 @@ class Focus(Constrained):
             _ = call.image_positions, call.decoder
         else:
             call.require_text()
-            check_cells(call.model)
+        if not call.family.proof.hides:
+            reason = call.family.proof.why.get("hides", "that was not tried (check='never')")
+            raise UnsupportedModelError(
+                f"`focus` hides image tokens, which is not proven right on a {type(call.model).__name__}: {reason}. "
+                "Use 'agla', which paints the picture itself; `lvlm-guard doctor --families` says where `focus` works."
+            )
         if call.pictures.given:
             raise UnsupportedCallError(
                 "guard_images are second pictures, but `focus` reads no second picture: it hides a part of the first. "

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
 from lvlm_guard.engine.method import Branch, Constrained, Step
-from lvlm_guard.errors import KnobError
+from lvlm_guard.errors import KnobError, MissingViewError, UnsupportedCallError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -40,6 +40,41 @@ def _generator(seed: int, pixels: Tensor) -> torch.Generator:
     digest = hashlib.blake2b(pixels.detach().float().cpu().numpy().tobytes(), digest_size=7)
     digest.update(str(seed).encode())
     return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))
+
+
+def units(tensors: dict[str, Tensor]) -> list[Tensor]:
+    """Return the pixels as views of their tensors that depend on no neighbour in the batch.
+
+    A unit is a picture where patches come with a grid [pictures, 3], and else what stands under one index of the
+    first axis, without the zeros that pad it to its neighbours' tiles and sizes.
+    """
+    found = []
+    for key, pixels in tensors.items():
+        if not pixels.is_floating_point() or "mask" in key:
+            continue
+        grids = [grid.prod(-1) for name, grid in tensors.items() if name.endswith("grid_thw")]
+        if grids and int(grids[0].sum()) == len(pixels):
+            found += list(pixels.split(grids[0].tolist()))
+            continue
+        padded = pixels.ndim > 4 or len(tensors) > 1
+        for unit in pixels.split(1):
+            for axis in range(1, unit.ndim) if padded else ():
+                used = unit.transpose(0, axis).flatten(1).abs().amax(-1).nonzero()
+                unit = unit.narrow(axis, 0, int(used.max()) + 1 if len(used) else 1)
+            found.append(unit)
+    return found
+
+
+def _normal(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal noise for one unit, in float32 on the generator's device.
+
+    A still picture stands in two time slices of its patches [patches, 3 * 2 * side * side]; both get the same.
+    """
+    side = (pixels.shape[-1] / 6) ** 0.5
+    if pixels.ndim == 2 and side == int(side):
+        one = torch.randn(len(pixels), 3, 1, int(side) ** 2, generator=generator, device=generator.device)
+        return one.expand(-1, -1, 2, -1).reshape(pixels.shape)
+    return torch.randn(pixels.shape, generator=generator, device=generator.device)
 
 
 @dataclass(frozen=True)
@@ -84,15 +119,28 @@ class VCD(Constrained):
         return (Branch("noised", pixels=self.view),)
 
     def view(self, call: Call) -> dict[str, Tensor]:
-        """Return the image tensors with each picture noised."""
+        """Return the image tensors with each picture noised.
+
+        Raises:
+            UnsupportedCallError: a picture's pixels can't be told from its neighbours'.
+        """
         kept = kept_share(self.noise_step)
-
-        def noised(pixels: Tensor) -> Tensor:
-            noise = call.family.normal(pixels, _generator(self.seed, pixels)).to(pixels.device, torch.float32)
-            mixed: Tensor = kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise
-            return mixed.to(pixels.dtype)
-
-        return call.change_pixels(noised)
+        changed = {key: tensor.clone() for key, tensor in call.tensors.items()}
+        found = units(changed)
+        try:
+            call.trace.masks += len(call.pictures.views())
+        except MissingViewError:  # inputs of a plain processor, or a server's
+            call.trace.masks += len(found)
+        if len(found) < sum(call.has_picture):
+            raise UnsupportedCallError(
+                f"{type(call.processor).__name__} packs the pictures of a batch into one tensor, so that a picture's "
+                "noise would depend on its neighbours. Ask one request at a time, or use a method that redraws "
+                "pictures, such as 'agla'."
+            )
+        for pixels in found:
+            noise = _normal(pixels, _generator(self.seed, pixels)).to(pixels.device)
+            pixels.copy_(kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise)
+        return changed
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the contrast within the constraint; where the noised branch did not run, l."""

@@ -65,7 +65,7 @@ def test_methods_lists_every_registered_name_with_its_knobs(run: Run) -> None:
     names = {kind: [row["name"] for row in rows if row["kind"] == kind] for kind in ("method", "matcher", "family")}
     assert names["method"] == methods.REGISTRY.names()
     assert names["matcher"] == matching.REGISTRY.names()
-    assert {"any", "instructblip"} <= set(names["family"])
+    assert {"instructblip", "blip-2"} <= set(names["family"])
     agla = next(row for row in rows if row["name"] == "agla")
     assert (agla["knobs"]["alpha"], agla["knobs"]["beta"]) == (2.0, 0.5)
     assert agla["does"].startswith("AGLA")

@@ -17,12 +17,15 @@ from matchers import Brightness
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine import rows
 from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.hiding import Hidden
 from lvlm_guard.engine.reading import Reader
 from lvlm_guard.engine.rows import CACHE
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
-from lvlm_guard.families import family_of, proof
+from lvlm_guard.families.family import Family
 from lvlm_guard.matching import local_view
+from lvlm_guard.proving import proofs, trial
+from lvlm_guard.proving.proof import Proof
 
 STEPS = 6
 RUN = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
@@ -71,15 +74,16 @@ def forced(model, inputs, answer):
 
 def test_the_model_is_proven(pair):
     model, processor = pair
-    family = dataclasses.replace(model._lvlm_guard.family, proof=proof.Proof())
-    found = proof.self_check(family, model, processor)
-    told = proof.table()[model.config.model_type]["proof"]
+    family = dataclasses.replace(model._lvlm_guard.family, proof=Proof())
+    found = trial.self_check(family, model, processor)
+    told = proofs.table()[model.config.model_type]["proof"]
     assert found.way == told["way"] == "prompt+chunk"
     assert found.error < 1e-6
     assert found.seen > 0.05  # the other picture changes the answer's logits
     for offered in ("stacks", "alone", "crops"):
         assert getattr(found, offered) >= told[offered]  # the table is what holds for eager attention too
-    assert family_of(model, processor).model_type == model.config.model_type
+    assert found.hides >= told["hides"] or "sliding window" in found.why["hides"]
+    assert Family.of(model, processor).model_type == model.config.model_type
 
 
 def test_the_question_is_found_in_a_finished_prompt(pair):
@@ -92,7 +96,7 @@ def test_the_question_is_found_in_a_finished_prompt(pair):
 def test_each_token_is_what_the_published_rule_chooses_from_plain_logits(pair, method):
     model, processor = pair
     inputs = inputs_of(pair)
-    if method.name not in proof.table()[model.config.model_type]["methods"]:
+    if method.name not in proofs.table()[model.config.model_type]["methods"]:
         with pytest.raises(UnsupportedCallError, match="Ask one request at a time"):
             model.generate(**inputs, **RUN, guard=method)
         return
@@ -151,7 +155,7 @@ def test_no_strength_is_plain(pair, execution):
     model, _ = pair
     inputs = inputs_of(pair)
     plain = model.generate(**inputs, **RUN, guard=False)
-    told = proof.table()[model.config.model_type]["methods"]
+    told = proofs.table()[model.config.model_type]["methods"]
     for nothing in [agla(alpha=0.0, beta=0.0), methods.VCD(alpha=0.0, beta=0.0)][: 1 + ("vcd" in told)]:
         assert torch.equal(model.generate(**inputs, **RUN, guard=nothing, guard_execution=execution), plain)
     again = inputs_of(pair, guard_images=[view.image for view in inputs["guard_views"].views()])
@@ -207,7 +211,7 @@ def test_a_family_that_can_not_be_guarded_is_refused_with_what_was_found(name):
         guard(model, processor, agla())
     assert type(model) is kind
     assert not hasattr(model, "_lvlm_guard")
-    assert "refused" in proof.table()[model.config.model_type]
+    assert "refused" in proofs.table()[model.config.model_type]
 
 
 def test_a_model_that_does_not_look_is_refused():
@@ -282,11 +286,11 @@ def without(*names):
 )  # fmt: skip
 def test_the_proof_catches_a_branch_that_lacks_something(name, control, monkeypatch):
     model, processor = any_families.make(name)
-    family = family_of(model, processor)
-    assert proof.self_check(family, model, processor).error < 1e-6
+    family = Family.of(model, processor)
+    assert trial.self_check(family, model, processor).error < 1e-6
     control(monkeypatch)
     with pytest.raises(UnsupportedModelError, match=r"are off by|fails inside the model"):
-        proof.self_check(family, model, processor)
+        trial.self_check(family, model, processor)
 
 
 def test_rows_that_forget_a_state_are_not_offered(monkeypatch):
@@ -295,7 +299,7 @@ def test_rows_that_forget_a_state_are_not_offered(monkeypatch):
     monkeypatch.setattr(
         rows, "states", lambda layer: (s for s in plain(layer) if s[0] is vars(layer))
     )  # keys and values alone: no dict of states
-    found = proof.self_check(family_of(model, processor), model, processor)
+    found = trial.self_check(Family.of(model, processor), model, processor)
     assert not found.stacks
     model, processor = guard(model, processor, agla(), check="always")
     monkeypatch.undo()
@@ -306,17 +310,55 @@ def test_rows_that_forget_a_state_are_not_offered(monkeypatch):
     assert any("not proven to stack" in note for note in out.guard.notes)
 
 
+def test_tokens_that_show_other_places_than_the_map_says_are_found_out(monkeypatch):
+    model, processor = any_families.make("internvl")
+    assert trial.self_check(Family.of(model, processor), model, processor).hides
+    plain = trial.token_relevance
+    monkeypatch.setattr(trial, "token_relevance", lambda *these: [found.flip(0) for found in plain(*these)])
+    found = trial.self_check(Family.of(model, processor), model, processor)
+    assert not found.hides
+    assert "of its image tokens show what their place" in found.why["hides"]
+
+
+def test_a_branch_that_hides_too_little_is_found_out(monkeypatch):
+    model, processor = any_families.make("qwen3_vl")
+    plain = Hidden.__init__
+    monkeypatch.setattr(Hidden, "__init__", lambda self, hides, *rest: plain(self, torch.zeros_like(hides), *rest))
+    found = trial.self_check(Family.of(model, processor), model, processor)
+    assert not found.hides
+    assert "off by" in found.why["hides"]
+
+
+@pytest.mark.parametrize("name", ["paligemma", "qwen3_5"])
+def test_focus_is_refused_with_what_was_found_where_hiding_is_not_proven(name):
+    model, processor = guard(*any_families.make(name), methods.Focus(matcher=Brightness()))
+    found = proofs.table()[model.config.model_type]["proof"]
+    assert not found["hides"]
+    with pytest.raises(UnsupportedModelError) as raised:
+        model.generate(**inputs_of((model, processor)), **RUN)
+    assert found["why"]["hides"] in str(raised.value)
+    assert "Use 'agla'" in str(raised.value)
+
+
+def test_a_proof_that_offers_less_says_why():
+    for kind, told in proofs.table().items():
+        if "proof" in told:
+            lacking = {what for what in ("stacks", "alone", "crops", "hides") if not told["proof"][what]}
+            assert lacking == set(told["proof"]["why"]), kind
+            assert ("focus" in told["methods"]) == told["proof"]["hides"], kind
+            assert set(methods.REGISTRY.names()) == {*told["methods"], *(told["without"].keys() - any_families.MODES)}
+
+
 def test_a_proof_is_kept_by_class_configuration_type_and_kernel(monkeypatch, tmp_path):
     monkeypatch.setenv("LVLM_GUARD_CACHE", str(tmp_path))
-    monkeypatch.setattr(proof, "table", dict)
+    monkeypatch.setattr(proofs, "table", dict)
     checked = []
-    plain = proof.self_check
-    monkeypatch.setattr(proof, "self_check", lambda *these: checked.append(1) or plain(*these))
+    plain = trial.self_check
+    monkeypatch.setattr(trial, "self_check", lambda *these: checked.append(1) or plain(*these))
     pair = any_families.make("internvl")
     guard(*pair, agla())
     assert len(checked) == 1
     assert len(list(tmp_path.rglob("*.json"))) == 1
-    proof._KEPT.clear()  # another process
     guard(*any_families.make("internvl"), agla())
     assert len(checked) == 1
     guard(*any_families.make("internvl", attention="eager"), agla())

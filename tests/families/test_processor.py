@@ -48,7 +48,7 @@ def question_of(inputs, row=0):
 @pytest.mark.parametrize("template", TURNS, ids=str)
 @pytest.mark.parametrize("question", ["Is there a dog?", "Is there a 'USER' sign?\nSay where.", "is there a dog"])
 def test_the_question_is_found_between_the_marks_of_the_template(template, question):
-    assert turn_of(tiny.LLAVA_TEMPLATE).question(TURNS[template].format(question)) == question
+    assert turn_of(tiny.LLAVA_TEMPLATE).question(TURNS[template].format(question))[0] == question
 
 
 GEMMA = (
@@ -108,15 +108,15 @@ def test_the_question_of_qwen_leaves_out_the_frame_of_the_picture():
         "Is there a dog?<|im_end|>\n<|im_start|>assistant\n"
     )
     _, processor = tiny.make("qwen2_5_vl")
-    assert Turn.of(processor, type(processor), "<|image_pad|>").question(prompt) == "Is there a dog?"
+    assert Turn.of(processor, type(processor), "<|image_pad|>").question(prompt) == ("Is there a dog?", None)
 
 
 def test_a_request_for_the_answers_format_is_no_part_of_the_question():
     turn = turn_of(tiny.LLAVA_TEMPLATE)
     asked = "USER: <image>\nIs there a dog? Please answer this question with one word. ASSISTANT:"
-    assert turn.question(asked) == "Is there a dog?"
+    assert turn.question(asked)[0] == "Is there a dog?"
     mme = "Is there a dog? Please answer yes or no."  # MME's own words stay, as in AGLA's release
-    assert turn.question(f"USER: <image>\n{mme} ASSISTANT:") == mme
+    assert turn.question(f"USER: <image>\n{mme} ASSISTANT:")[0] == mme
 
 
 def test_messages_give_the_last_user_text():

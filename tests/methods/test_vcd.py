@@ -8,7 +8,7 @@ from lvlm_guard import guard, methods
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import KnobError
-from lvlm_guard.methods.vcd import kept_share
+from lvlm_guard.methods.vcd import kept_share, units
 
 FACTORS = 0.863017, 0.505175  # of signal and noise at step 500, measured on the authors' code
 
@@ -22,7 +22,7 @@ def noised(family, seeds=(1, 2), **knobs):
     tensors = {key: inputs[key] for key in chosen.image_keys}
     call = Call(model, chosen, processor, None, tensors, [True] * len(seeds), GuardTrace("vcd", {}, "single", True))
     view = methods.VCD(**knobs).view(call)
-    return chosen.split(tensors), chosen.split(view)
+    return units(tensors), units(view)
 
 
 def test_the_schedule_is_the_published_one():

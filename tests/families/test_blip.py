@@ -15,7 +15,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipF
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.errors import TextError, UnsupportedCallError, UnsupportedModelError
-from lvlm_guard.families import family_asked_by
+from lvlm_guard.families.family import Family
 from lvlm_guard.families.question import Turn
 from lvlm_guard.pretrained import ask, load_model, spoken
 
@@ -231,16 +231,14 @@ def test_text_alone_is_answered_by_the_language_model(pair):
                "Question: Is there a dog? Answer:", "Question: Is there a dog? Short answer:"],
 )  # fmt: skip
 def test_the_question_is_found_in_a_bare_prompt_and_in_the_models_own_forms(pair, prompt):
-    token = family_asked_by(pair[1]).image_token(pair[1])
-    assert Turn.of(pair[1], type(pair[1]), token).question(prompt) == "Is there a dog?"
+    token = Family().image_token(pair[1])
+    assert Turn.of(pair[1], type(pair[1]), token).question(prompt) == ("Is there a dog?", None)
     assert inputs_of(pair[1], [prompt])["guard_views"].views()[0].text == "Is there a dog?"
 
 
-def test_a_prompt_takes_one_picture_and_no_placeholder(pair):
+def test_a_prompt_takes_one_picture(pair):
     _, processor = pair
-    with pytest.raises(TextError, match="writes the placeholders '<image>' itself"):
-        inputs_of(processor, ["<image>\nIs there a dog?"])
-    with pytest.raises(TextError, match="2 pictures came with 1 prompts"):
+    with pytest.raises(TextError, match=r"for 1 pictures .* but 2 were given"):
         processor(images=[tiny.picture(1), tiny.picture(2)], text="Are they alike?", return_tensors="pt")
 
 
@@ -273,7 +271,7 @@ def test_a_plain_call_takes_what_stock_takes(pair, stock):
     assert torch.equal(pair[0].generate(*places, **run, guard=False), stock[0].generate(**inputs, **run))
 
 
-def test_the_flan_t5_variant_is_refused_with_a_way_out(stock):
+def test_the_flan_t5_variant_is_refused(stock):
     small = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     vision = stock[0].config.vision_config.to_dict()
     config = InstructBlipConfig(
@@ -283,7 +281,7 @@ def test_the_flan_t5_variant_is_refused_with_a_way_out(stock):
         image_token_index=4,
     )
     model = InstructBlipForConditionalGeneration(config)
-    with pytest.raises(UnsupportedModelError, match=r"encoder-decoder \(t5\).*instructblip-vicuna-7b"):
+    with pytest.raises(UnsupportedModelError, match="the model is an encoder-decoder"):
         guard(model, stock[1])
     assert type(model) is InstructBlipForConditionalGeneration
 

@@ -1,0 +1,100 @@
+"""BLIP-2 and InstructBLIP on a decoder: a Q-Former's queries of the picture stand before the prompt.
+
+Sources: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and Large Language
+Models", ICML 2023, arXiv:2301.12597; Dai et al., "InstructBLIP: Towards General-purpose Vision-Language Models with
+Instruction Tuning", NeurIPS 2023, arXiv:2305.06500, whose Q-Former reads the question too; the second model of AGLA's
+paper (arXiv:2406.12718).
+
+transformers' `generate()` of these models embeds the picture once and then decodes with the language
+model alone, out of sight of the guard. Here the same loop runs on the whole model, so that each branch
+embeds a picture of its own; every step does with the language model what the stock loop does.
+"""
+
+from __future__ import annotations
+
+import functools
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from lvlm_guard.engine.subclass import once_per_class
+from lvlm_guard.errors import UnsupportedCallError
+
+NEEDED = ("pixel_values", "qformer_input_ids")
+OF_THE_PICTURE = {*NEEDED, "qformer_attention_mask", "interpolate_pos_encoding", "mm_encoder_outputs"}
+"""What the model needs to embed its picture; the language model takes the rest."""
+
+
+@once_per_class
+def decoding_class(base: type[Any]) -> type[Any]:
+    """Return a subclass of a BLIP model whose generate() calls the model itself at each step.
+
+    A call outside generate() is the base's own.
+    """
+    needed = [key for key in NEEDED if key in signature(base.generate).parameters]
+
+    class Decoding(base):  # type: ignore[misc]  # the base is only known at run time
+        main_input_name = "input_ids"
+
+        @property
+        def generation_config(self) -> Any:
+            """The language model's, which is the one that the stock generate() goes by."""
+            return self.language_model.generation_config
+
+        @generation_config.setter
+        def generation_config(self, config: Any) -> None:
+            self.language_model.generation_config = config
+
+        @functools.wraps(GenerationMixin.generate)  # whose arguments it takes
+        def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            ids = inputs if inputs is not None else kwargs["input_ids"]
+            missing = [key for key in needed if kwargs.get(key) is None]
+            if missing and bool((ids == self.config.image_token_id).any()):
+                raise UnsupportedCallError(
+                    f"The prompt holds a picture's tokens, but {' and '.join(missing)} did not come with it, which the "
+                    "model reads at every call. Pass all that the processor returns: model.generate(**inputs)."
+                )
+            if kwargs.get("interpolate_pos_encoding"):
+                raise UnsupportedCallError(
+                    "interpolate_pos_encoding is for pictures of another size than the model was trained on, and the "
+                    "second view would be read without it. Leave it out, and let the processor choose the size."
+                )
+            if hasattr(self, "hf_device_map"):
+                self._preprocess_accelerate()
+            if kwargs.get("attention_mask") is None:
+                kwargs["attention_mask"] = torch.ones_like(ids)
+            if kwargs.get("position_ids") is None:  # generate() makes them by the signature of the outer forward
+                kwargs["position_ids"] = self._prepare_position_ids_for_generation(ids, kwargs)
+            return GenerationMixin.generate(self, inputs, *args, **kwargs)
+
+        def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+            prepared = self.language_model.prepare_inputs_for_generation(input_ids, **kwargs)
+            # transformers drops the pixels where the cache holds the picture, but not the Q-Former's text
+            if prepared.get("pixel_values") is None and not prepared.get("mm_encoder_outputs"):
+                prepared = {key: value for key, value in prepared.items() if key not in OF_THE_PICTURE}
+            return {**prepared, "decoding": True}
+
+        def __call__(self, *args: Any, decoding: bool = False, **kwargs: Any) -> Any:
+            if not decoding:
+                return super().__call__(*args, **kwargs)
+            picture = {key: kwargs.pop(key) for key in OF_THE_PICTURE & kwargs.keys()}
+            if picture:
+                ids, encoded = kwargs.pop("input_ids"), picture.pop("mm_encoder_outputs", None)
+                seen = (encoded or {}).get("image") or self.get_image_features(**picture, return_dict=True)
+                embeds = self.get_input_embeddings()(ids)
+                places = self.get_placeholder_mask(ids, inputs_embeds=embeds)
+                pictures = seen.pooler_output.to(embeds.device, embeds.dtype)
+                kwargs["inputs_embeds"] = embeds.masked_scatter(places, pictures)
+            return self.language_model(**kwargs)
+
+        def _supports_logits_to_keep(self) -> bool:
+            return bool(self.language_model._supports_logits_to_keep())
+
+        def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+            rest = {key: value for key, value in model_kwargs.items() if key not in OF_THE_PICTURE}
+            self.language_model._validate_model_kwargs(rest)
+
+    return Decoding
