@@ -556,7 +556,10 @@ NAMES = [
     "minicpmv4_7", "janus", "glm5_next", "llama4", "blip_2", "instructblip",
     *MORE,
 ]  # fmt: skip
-REFUSED = {"llama4": "plain generate\\(\\) fails"}
+REFUSED = {
+    "llama4": "plain generate\\(\\) fails", "florence2": "the model is an encoder-decoder",
+    "got_ocr2": "Nested images are only supported",
+}  # fmt: skip
 SLOW = [name for name in NAMES if name not in FAST and name not in REFUSED]
 
 
