@@ -642,7 +642,6 @@ def working(name: str) -> tuple[list[str], dict[str, str]]:
     from matchers import Brightness
 
     from lvlm_guard import guard, methods
-    from lvlm_guard.errors import GuardError
 
     other = (96, 48) if name == "perception_lm" else (56, 56)  # its processor can't batch unequal shapes
     pictures = [[tiny.picture(1, 96, 48)], [tiny.picture(2, *other)]]
