@@ -129,7 +129,7 @@ def test_families_that_do_not_fit_raise():
     _, qwen_processor = tiny.make("qwen2_5_vl")
     with pytest.raises(UnsupportedModelError, match="Qwen2_5_VLProcessor"):
         guard(llava, qwen_processor)
-    with pytest.raises(UnsupportedModelError, match="without an image tower"):
+    with pytest.raises(UnsupportedModelError, match="the model has no image tower"):
         guard(llava.model.language_model, llava_processor)
     shifted = copy.deepcopy(llava)
     shifted.config.image_token_id = 9
