@@ -181,6 +181,11 @@ def edited(
         if threading.get_ident() != thread:
             return None
         found = output[0] if isinstance(output, tuple) else output
+        if found.ndim != 3:
+            raise UnsupportedModelError(
+                f"A {type(modules[index]).__name__} gives states of {found.ndim} axes where one a token was expected, so "
+                "this method can't act in it. Use one that assembles logits, such as 'agla'."
+            )
         start = 0 if everywhere or passed is None else found.shape[1] - passed.count
         new = change(index, found[:, start:]) if start < found.shape[1] else None
         if new is None:
@@ -254,7 +259,8 @@ def rescored(
         return
     modules = {decoder.attention(layer): index for index, layer in enumerate(layers)}
     plan = _Plan(modules, change, passed, set())
-    names = {str(getattr(module.config, "_attn_implementation", "eager")) for module in modules}
+    configs = [getattr(module, "config", None) for module in modules]  # linear attention has none, and is refused below
+    names = {str(getattr(config, "_attn_implementation", "eager")) for config in configs}
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(_wrapped(name))

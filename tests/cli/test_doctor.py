@@ -43,8 +43,9 @@ def test_doctor_lists_the_families_as_the_page_does(run: Run) -> None:
     assert all(set(row) == {"family", "model_types", "proven", "methods", "note"} for row in rows.values())
     assert all(rows[name]["proven"] and "agla" in rows[name]["methods"] for name in ("llava", "qwen3_vl", "gemma3"))
     assert rows["instructblip"]["proven"]
-    assert rows["blip-2"]["proven"] is False
-    assert "calls the model 0 times" in rows["blip-2"]["note"]
+    assert rows["blip-2"]["proven"]
+    assert rows["florence2"]["proven"] is False
+    assert "decoder-only" in rows["florence2"]["note"]
     page = any_families.PAGE.read_text()
     for kind, row in rows.items():
         if row["proven"]:
