@@ -183,7 +183,7 @@ def edited(
         found = output[0] if isinstance(output, tuple) else output
         if found.ndim != 3:
             raise UnsupportedModelError(
-                f"A {type(modules[index]).__name__} gives states of {found.ndim} axes where one a token was expected, so "
+                f"A {type(modules[index]).__name__} gives states of {found.ndim} axes, not one state a token, so "
                 "this method can't act in it. Use one that assembles logits, such as 'agla'."
             )
         start = 0 if everywhere or passed is None else found.shape[1] - passed.count
