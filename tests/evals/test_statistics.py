@@ -113,7 +113,7 @@ def test_holm_is_the_textbook_example():
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(DataError, match="same 4 pictures"):
+    with pytest.raises(DataError, match="of 4 pictures, one row each"):
         Draws(4).sums({"a": np.ones((4, 2)), "b": np.ones((3, 2))})
     with pytest.raises(DataError, match="nothing to compare"):
         Draws(0)
