@@ -149,7 +149,7 @@ def test_killed_while_it_answers_and_while_it_trains_it_ends_as_an_unbroken_run_
     answers = broken / "answers" / "train-0.jsonl"
     killed_once([*command, str(broken)], lambda: answers.exists() and answers.read_text().count("\n") >= 8)
     assert answers.read_text().count("\n") < 40
-    killed_once([*command, str(broken)], lambda: any((broken / "checkpoints").glob("*-4/trainer_state.json")))
+    killed_once([*command, str(broken)], lambda: any(broken.rglob("*-4/trainer_state.json")))
     assert not (broken / "adapter_model.safetensors").exists()
     subprocess.run([*command, str(broken)], check=True, capture_output=True)
     for name in ("answers/train-0.jsonl", "answers/held-out-0.jsonl", "adapter_model.safetensors"):

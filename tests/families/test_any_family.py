@@ -35,6 +35,7 @@ WIDE = torch.float64
 NAMES = [*any_families.FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in any_families.SLOW)]
 NARROW = (
     "qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "qwen3_5", "minicpmv4_6", "phi4_multimodal", "glm5_next",
+    "glm4v_moe", "aria",
 )  # fmt: skip
 
 
@@ -56,6 +57,8 @@ def pair(request):
 def inputs_of(pair, count=2, sizes=((96, 48), (56, 56)), **more):
     model, processor = pair
     family = model._lvlm_guard.family
+    if family.model_type == "perception_lm":  # its processor can't batch pictures of unequal shapes
+        sizes = sizes[:1] * 2
     prompts = [family.asked(processor, QUESTIONS[i % 3], 1) for i in range(count)]
     pictures = [tiny.picture(10 + i, *sizes[i % 2]) for i in range(count)]
     made = processor(images=[[p] for p in pictures], text=prompts, padding=True, return_tensors="pt", **more)
@@ -138,7 +141,8 @@ def test_lazy_equals_batched_equals_auto_equals_no_cache(pair, mode):
     def run(**more):
         torch.manual_seed(3)
         # without a cache plain generate() looks for one more picture where an answer holds a placeholder
-        return model.generate(**inputs, **(RUN | mode), **more, suppress_tokens=[4])
+        placeholders = [4, model._lvlm_guard.family.image_token_id(model.config) or 4]
+        return model.generate(**inputs, **(RUN | mode), **more, suppress_tokens=placeholders)
 
     cacheless = model.config.model_type not in ("ernie4_5_vl_moe", "mllama", "glm5_next")  # theirs is needed
     if cacheless and not torch.equal(run(guard=False), run(guard=False, use_cache=False)):
@@ -176,6 +180,8 @@ def test_a_branch_that_few_requests_want_runs_for_those_alone(pair):
 
 def test_a_second_turn_goes_on_from_the_cache(pair):
     model, _ = pair
+    if model.config.model_type in ("blip-2", "instructblip"):
+        pytest.skip("plain generate() asks for the picture again")
     inputs = inputs_of(pair)
     run = RUN | {"return_dict_in_generate": True}
     out = model.generate(**inputs, **run)

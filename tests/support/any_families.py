@@ -546,7 +546,7 @@ def blip_2() -> Any:
 
 MORE = (
     "perception_lm", "gemma3n", "deepseek_vl", "deepseek_vl_hybrid", "video_llava", "llava_next_video", "got_ocr2",
-    "glm4v_moe", "glm_ocr", "aria", "lighton_ocr", "emu3", "idefics", "kosmos2_5", "fast_vlm", "florence2",
+    "glm4v_moe", "glm_ocr", "aria", "lighton_ocr", "emu3", "kosmos2_5", "fast_vlm", "florence2",
 )  # fmt: skip
 """Those of `more_families.py`."""
 NAMES = [
@@ -689,6 +689,8 @@ def page() -> str:
     rows = family_rows()
     lines = [
         "# Model families",
+        "",
+        "For everyone who chooses a model, or has one.",
         "",
         "Any decoder-only model that transformers runs on pictures can be guarded, if a second branch is *proven*",
         "right on it, against plain generate() on the second views. For the families below that was done on tiny",
