@@ -190,6 +190,15 @@ def emu3() -> Any:
     return config, T.Emu3Processor(images, t, chat_template=chat(*VICUNA, "<image>"))
 
 
+def idefics() -> Any:
+    t = words("<fake_token_around_image>", "<image>", "<end_of_utterance>", image_token="<image>")
+    config = T.IdeficsConfig(
+        vision_config=SQUARE | {"embed_dim": 32}, perceiver_config={}, cross_layer_interval=1, alpha_initializer="ones",
+        additional_vocab_size=0, **text(t),
+    )  # fmt: skip
+    return config, T.IdeficsProcessor(T.IdeficsImageProcessor(image_size=32), t, image_size=32)
+
+
 def kosmos2_5() -> Any:
     t = words("<image>", "</image>", image_token="<s>", boi_token="<image>", eoi_token="</image>")
     config = T.Kosmos2_5Config(
