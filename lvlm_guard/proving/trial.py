@@ -136,9 +136,7 @@ class _Trial:
         ways = ("prompt+chunk", "steps")
         way = next((way for way in ways if not self._fails(replace(UNPROVEN, way=way), start=LATE)), None)
         if way is None:
-            raise self._refused(
-                "a branch that reads late what it skipped says otherwise than one that never did."
-            )
+            raise self._refused("a branch that reads late what it skipped says otherwise than one that never did.")
         found = {
             "stacks": self._fails(replace(UNPROVEN, way=way, stacks=True), execution="batched")
             or self._fails(replace(UNPROVEN, way=way, stacks=True), execution="auto", start=2),
