@@ -109,7 +109,7 @@ $(SERVE)/.ready: pyproject.toml setup.py
 
 $(PLAY)/.ready: pyproject.toml setup.py
 	test -e $(PLAY)/pyvenv.cfg || $(subst $(VENV),$(PLAY),$(MKVENV))
-	$(subst $(BIN),$(PLAY)/bin,$(INSTALL)) -e '.[play,eval,photographs]' 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'playwright>=1.50'
+	$(subst $(BIN),$(PLAY)/bin,$(INSTALL)) -e '.[play,eval,photographs]' prometheus-client 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'playwright>=1.50'
 	@touch $@
 
 # Re-run only when what decides the environment changed; a failed install leaves no stamp. The demo needs
