@@ -168,7 +168,7 @@ class Call:
         """Where a branch's inputs go: to the model, or with the prompt where its first weights are offloaded."""
         return device_of(self.model, None if self.ids is None else self.ids[0])
 
-    @property
+    @cached_property
     def image_positions(self) -> Tensor:
         """Where the prompts hold tokens of a picture, [B, T] bool.
 
@@ -208,7 +208,7 @@ class Call:
             out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
         return out.logits[:, -1], given
 
-    def without_pictures(self) -> dict[str, Tensor]:
+    def without_pictures(self) -> dict[str, Any]:
         """Return the prompts without their pictures' tokens, padded on the left, [B, T'].
 
         The tokens that only open and close a picture go with it; the chat's own stay.

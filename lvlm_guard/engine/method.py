@@ -252,17 +252,21 @@ class Constrained(Method):
         return torch.where((step.t > 1)[:, None], logits, other) if self.first_token_only else other
 
 
-class Steering(Method):
-    """A method that acts inside the global branch alone: no other branch, its logits as they are."""
+class Single(Method):
+    """A method without another branch."""
+
+    def decided(self, step: Step) -> Tensor:
+        """Every row: there is no other branch to wait for."""
+        return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
+
+
+class Steering(Single):
+    """A method that acts inside the global branch alone, its logits as they are."""
 
     @property
     def assembles(self) -> bool:
         """False: the steered logits are the answer's."""
         return False
-
-    def decided(self, step: Step) -> Tensor:
-        """Every row: there is no other branch to wait for."""
-        return torch.ones_like(step.t, dtype=torch.bool)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the steered logits as they are."""

@@ -223,8 +223,8 @@ class Session:
             return
         assert self.prepared is not None
         rows, length = self.prepared.ids.shape
-        request = [row * len(self.prompt) // rows for row in range(rows)]
-        passed = self.prepared.passed(self.call, length - inputs["input_ids"].shape[1], self.prompt.shape[1], request)
+        done = length - inputs["input_ids"].shape[1]
+        passed = self.prepared.passed(self.call, done, self.prompt.shape[1], self._requests(rows, 1))
         with ExitStack() as stack:
             if self._layers:
                 stack.enter_context(self._tapped(self.call.decoder, passed))

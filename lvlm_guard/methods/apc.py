@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_beta, cut
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.method import Single, Step
 
 
 @dataclass(frozen=True)
-class APC(Method):
+class APC(Single):
     """Keep the tokens whose probability is at least `beta` times the best one's; no second branch.
 
     Args:
@@ -39,10 +38,6 @@ class APC(Method):
     def uncut(self) -> APC:
         """Return the method with beta 0, which is plain decoding."""
         return replace(self, beta=0.0)
-
-    def decided(self, step: Step) -> Tensor:
-        """Every row: there is no other branch to wait for."""
-        return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the global logits with the implausible tokens pushed down."""

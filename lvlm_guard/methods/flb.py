@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta, cut
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.method import Single, Step
 from lvlm_guard.errors import UnsupportedCallError
 
 
 @dataclass(frozen=True)
-class FLB(Method):
+class FLB(Single):
     """l + w * f, w growing from 0 to gamma along the answer, then the plausibility cut on l; no second branch.
 
     Args:
@@ -55,10 +55,6 @@ class FLB(Method):
     def matched_temperature(self) -> float | None:
         """Return 1 / (1 + gamma), which it comes to where l stays f."""
         return 1 / (1 + self.gamma)
-
-    def decided(self, step: Step) -> Tensor:
-        """Every row: there is no other branch to wait for."""
-        return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
 
     def weight(self, t: Tensor) -> Tensor:
         """Return the weight of the first logits at token t, 1 for the first one."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class M3ID(Method):
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the text-only branch: the prompt without its picture."""
-        return (Branch("text", prompt=_text),)
+        return (Branch("text", prompt=lambda call: call.without_pictures()),)
 
     def check(self, call: Call) -> None:
         """Raise `UnsupportedCallError` where the picture's tokens can't be taken out of the prompt."""
@@ -88,7 +88,3 @@ class M3ID(Method):
             weight = torch.where(self._open(step), self._weight(step), 0.0)
             lp = lp + weight[:, None] * (lp - branches[0].to(lp.dtype).log_softmax(-1))
         return cut(lp, step.logits, step.plausible(self.beta))
-
-
-def _text(call: Call) -> dict[str, Any]:
-    return dict(call.without_pictures())

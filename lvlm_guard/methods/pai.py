@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -64,7 +64,7 @@ class PAI(Constrained):
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the text-only branch, or none at gamma 1."""
-        return (Branch("text", prompt=_text),) if self.gamma > 1 else ()
+        return (Branch("text", prompt=lambda call: call.without_pictures()),) if self.gamma > 1 else ()
 
     def check(self, call: Call) -> None:
         """Raise where the picture's tokens are not known, or there is no such layer."""
@@ -94,7 +94,3 @@ class PAI(Constrained):
         lp = step.logits.log_softmax(-1)
         other = self.other(step, branches, lp) if branches is None else branches[0].to(lp.dtype).log_softmax(-1)
         return cut(contrast(lp, other, self.gamma - 1), step.logits, self.kept(step))
-
-
-def _text(call: Call) -> dict[str, Any]:
-    return dict(call.without_pictures())

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from lvlm_guard.engine.assembly import check_alpha
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.method import Steering, Step
 from lvlm_guard.engine.steering import Pass, edited
 from lvlm_guard.errors import KnobError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class VISTA(Method):
+class VISTA(Steering):
     """All MLP outputs steered along what the picture adds, and the head averaged with late layers.
 
     Args:
@@ -99,10 +99,6 @@ class VISTA(Method):
         mlps = [decoder.part(layer, "mlp") for layer in range(len(decoder))]
         with edited(mlps, change, passed, everywhere=True):
             yield
-
-    def decided(self, step: Step) -> Tensor:
-        """Every row: there is no other branch to wait for."""
-        return torch.ones_like(step.t, dtype=torch.bool)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the logits averaged with those of the late layers."""
