@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import plausible
+from lvlm_guard.engine.assembly import complement, contrast, cut, plausible
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -250,6 +250,28 @@ class Constrained(Method):
             return logits
         other = branches[0].to(logits.dtype)
         return torch.where((step.t > 1)[:, None], logits, other) if self.first_token_only else other
+
+
+class Complement(Constrained):
+    """l + alpha * l_other, then the plausibility cut on l; equal branches sharpen."""
+
+    def matched_temperature(self) -> float | None:
+        """Return 1 / (1 + alpha)."""
+        return 1 / (1 + self.alpha)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return l + alpha * l_other within the constraint; where the branch did not run, l stands in for it."""
+        assembled = complement(step.logits, self.other(step, branches, step.logits), self.alpha)
+        return cut(assembled, step.logits, self.kept(step))
+
+
+class Contrast(Constrained):
+    """(1 + alpha) * l - alpha * l_other, then the plausibility cut on l; equal branches change nothing."""
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the contrast within the constraint; where the branch did not run, l."""
+        assembled = contrast(step.logits, self.other(step, branches, step.logits), self.alpha)
+        return cut(assembled, step.logits, self.kept(step))
 
 
 class Single(Method):

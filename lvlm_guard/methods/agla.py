@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut, plausible
-from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.engine.method import Branch, Complement, Step
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.views import Frame, check_frame, check_share, masked_view, matcher_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AGLA(Constrained):
+class AGLA(Complement):
     """Two branches, l + alpha * l_local, then the plausibility cut on l.
 
     Args:
@@ -84,10 +84,6 @@ class AGLA(Constrained):
         call.require_text()
         if not call.pictures.given:
             matcher_of(call, self.matcher)
-
-    def matched_temperature(self) -> float | None:
-        """Return 1 / (1 + alpha)."""
-        return 1 / (1 + self.alpha)
 
     def kept(self, step: Step) -> Tensor:
         """Return the plausible tokens; official mode rounds the cutoff to the model's dtype, as the release does."""

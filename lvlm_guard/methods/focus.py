@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
-from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.method import Branch, Complement
 from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import Attention, attended
 from lvlm_guard.matching.cells import token_relevance
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Focus(Constrained):
+class Focus(Complement):
     """Two branches, l + alpha * l_focus, then the plausibility cut on l.
 
     Args:
@@ -116,15 +116,6 @@ class Focus(Constrained):
             if kept:
                 hides[request, places] = ~torch.cat(kept).to(places.device)
         return hides
-
-    def matched_temperature(self) -> float | None:
-        """Return 1 / (1 + alpha)."""
-        return 1 / (1 + self.alpha)
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return l + alpha * l_focus within the constraint; where the branch did not run, l stands in for it."""
-        assembled = complement(step.logits, self.other(step, branches, step.logits), self.alpha)
-        return cut(assembled, step.logits, self.kept(step))
 
 
 def kept_tokens(relevance: Tensor, share: float) -> Tensor:

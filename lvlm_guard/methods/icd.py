@@ -14,10 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
-
-from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
-from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.method import Branch, Contrast
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ CONFUSED = "You are a confused objects detector to provide a fuzzy overview or i
 
 
 @dataclass(frozen=True)
-class ICD(Constrained):
+class ICD(Contrast):
     """Two branches, (1 + alpha) * l - alpha * l_disturbed, then the plausibility cut on l.
 
     Args:
@@ -86,8 +84,3 @@ class ICD(Constrained):
             )
         both = (self.disturbance, found) if self.place == "prefix" else (found, self.disturbance)
         return before + " ".join(both) + behind
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the contrast within the constraint; where the disturbed branch did not run, l."""
-        other = self.other(step, branches, step.logits)
-        return cut(contrast(step.logits, other, self.alpha), step.logits, self.kept(step))

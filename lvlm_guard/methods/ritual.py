@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut
-from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.method import Branch, Complement
 from lvlm_guard.matching.memory import digest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ TRANSFORMS = ("flipped", "upside down", "rotated", "recoloured", "blurred", "cro
 
 
 @dataclass(frozen=True)
-class RITUAL(Constrained):
+class RITUAL(Complement):
     """Two branches, l + alpha * l_transformed, then the plausibility cut on l.
 
     Args:
@@ -71,15 +71,6 @@ class RITUAL(Constrained):
             return [image for image, _ in drawn]
 
         return call.redraw(draw)
-
-    def matched_temperature(self) -> float | None:
-        """Return 1 / (1 + alpha)."""
-        return 1 / (1 + self.alpha)
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return l + alpha * l_transformed within the constraint; where the branch did not run, l stands in for it."""
-        assembled = complement(step.logits, self.other(step, branches, step.logits), self.alpha)
-        return cut(assembled, step.logits, self.kept(step))
 
 
 def transformed(image: Image.Image, seed: int, kind: str | None = None) -> tuple[Image.Image, str]:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
-from lvlm_guard.engine.method import Branch, Constrained, Step
+from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.method import Branch, Contrast
 from lvlm_guard.errors import KnobError, MissingViewError, UnsupportedCallError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _normal(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VCD(Constrained):
+class VCD(Contrast):
     """Two branches, (1 + alpha) * l - alpha * l_noised, then the plausibility cut on l.
 
     Args:
@@ -141,8 +141,3 @@ class VCD(Constrained):
             noise = _normal(pixels, _generator(self.seed, pixels)).to(pixels.device)
             pixels.copy_(kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise)
         return changed
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the contrast within the constraint; where the noised branch did not run, l."""
-        noised = self.other(step, branches, step.logits)
-        return cut(contrast(step.logits, noised, self.alpha), step.logits, self.kept(step))
