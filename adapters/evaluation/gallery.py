@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
@@ -21,6 +23,7 @@ from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recal
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.swaps import hard_negatives
 from lvlm_guard.adapters.training.features import AT_ONCE, Features
+from lvlm_guard.verify.check import SWAPS, drawn
 
 NEGATIVES = 4
 """Swaps of a caption, as in DCAR's data."""
@@ -78,8 +81,10 @@ class Gallery:
     claims: Claims
 
     @classmethod
-    def of(cls, data: CaptionData, bank: WordBank, pictures: int | None = None) -> Gallery:
-        """Return the gallery of a data set, or of its first pictures."""
+    def of(
+        cls, data: CaptionData, bank: WordBank, pictures: int | None = None, withheld: Collection[str] = ()
+    ) -> Gallery:
+        """Return the gallery of a data set, or of its first pictures; no claims about what is withheld."""
         images = tuple(data.images[:pictures])
         place = {image: number for number, image in enumerate(images)}
         rows = tuple(row for row in data.rows if row.image in place)
@@ -92,7 +97,7 @@ class Gallery:
             tuple(text for each in made for text, _ in each),
             np.array([number for number, each in enumerate(made) for _ in each], dtype=np.int64),
             np.array([kind for each in made for _, kind in each], dtype=np.str_),
-            Claims.of([*map(known, images)]),
+            Claims.of([*map(known, images)], without=withheld),
         )
 
     @cached_property
@@ -112,7 +117,23 @@ class Gallery:
         image = torch.cat(parts)
         text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
         claims = retriever.text_features(self.claims.texts) if self.claims.names else text[:0]
-        return Searched(self, image, text, (image @ claims.T).numpy())
+        tau = retriever.card.temperature or retriever.model.tau
+        return Searched(self, image, text, (image @ claims.T).numpy(), tau)
+
+
+class Asked(NamedTuple):
+    """Claims as the verifier asks them, each against swaps of it.
+
+    Args:
+        cosines: [n, 1 + swaps], of the claim and of its swaps.
+        true: [n]: which hold.
+        pictures, names: [n]: about which picture and which object, by their places.
+    """
+
+    cosines: NDArray[np.float64]
+    true: NDArray[np.bool_]
+    pictures: NDArray[np.int64]
+    names: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -123,12 +144,14 @@ class Searched:
         gallery: what was searched.
         image, text: [images, d] and [rows + swaps, d].
         claimed: [images, claims] cosines.
+        tau: the verifier's temperature.
     """
 
     gallery: Gallery
     image: Tensor
     text: Tensor
     claimed: NDArray[np.float32]
+    tau: float
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
@@ -175,10 +198,47 @@ class Searched:
             self.claims_auroc(np.arange(len(self.gallery.images))),
         )
 
-    def claims_auroc(self, pictures: NDArray[np.int64]) -> float:
-        """Return the AUROC of claims that hold of pictures, repeated or not, against those that don't; NaN without."""
-        scores, claims = self.claimed[pictures], self.gallery.claims
-        return auroc(scores[claims.true[pictures]], scores[claims.false[pictures]])
+    def claims_auroc(self, pictures: NDArray[np.int64], about: NDArray[np.bool_] | None = None) -> float:
+        """Return the AUROC of claims that hold of pictures, repeated or not, against those that don't; NaN without.
+
+        Args:
+            pictures: by their places.
+            about: [claims]: which are asked; None for all.
+        """
+        at = np.ix_(pictures, np.flatnonzero(np.ones(self.claimed.shape[1], bool) if about is None else about))
+        scores, claims = self.claimed[at], self.gallery.claims
+        return auroc(scores[claims.true[at]], scores[claims.false[at]])
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Claims of which is known whether they hold, against the swaps that the verifier draws.
+
+        As there, a swap is drawn by its name, here among the objects that the picture is known not to show.
+        """
+        claims, cosines, found = self.gallery.claims, [], []
+        at = {name: k for k, name in enumerate(claims.names)}
+        for picture, (scores, true, false) in enumerate(zip(self.claimed, claims.true, claims.false, strict=True)):
+            absent = [name for name in claims.names if false[at[name]]]
+            for name in claims.names:
+                swaps = drawn(name, [other for other in absent if other != name], SWAPS)
+                if len(swaps) == SWAPS and (true[at[name]] or false[at[name]]):
+                    cosines.append(scores[[at[name], *map(at.__getitem__, swaps)]].astype(np.float64))
+                    found.append((true[at[name]], picture, at[name]))
+        columns = np.array(found, dtype=np.int64).reshape(len(found), 3)
+        return Asked(np.array(cosines).reshape(len(found), 1 + SWAPS), columns[:, 0] > 0, columns[:, 1], columns[:, 2])
+
+    def verified(self, pictures: NDArray[np.int64]) -> tuple[float, float]:
+        """Return (AUROC, Brier score) of the verifier's probabilities on claims of pictures; NaN without any."""
+        times = np.bincount(pictures, minlength=len(self.gallery.images))[self.asked.pictures]
+        if not times.any():
+            return float("nan"), float("nan")
+        p, true = np.repeat(self._probability, times), np.repeat(self.asked.true, times)
+        return auroc(p[true], p[~true]), float(((p - true) ** 2).mean())
+
+    @cached_property
+    def _probability(self) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = softmax(self.asked.cosines / self.tau, axis=1)[:, 0]
+        return found
 
     def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
         """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""

@@ -15,7 +15,7 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.retrieval.metrics import AT
 
 TASK = "retrieval"
-HEADLINES = ("i2t_r1", "t2i_r1", "swap_auroc", "claims_auroc")
+HEADLINES = ("verifier_auroc", "brier", "i2t_r1", "t2i_r1", "swap_auroc", "claims_auroc")
 """What an adapter must win by."""
 
 DRAWS = 300
@@ -25,6 +25,24 @@ Found = Mapping[str, Sequence[Searched]]
 
 Measure = Callable[[Searched, NDArray[np.int64], NDArray[np.int64]], float]
 """(one training, pictures drawn, their captions) -> a figure."""
+
+
+def of_claims(novel: NDArray[np.bool_]) -> dict[str, Measure]:
+    """Return the figures of claims by name: the verifier's AUROC and Brier score, of objects trained on and of others.
+
+    Args:
+        novel: [claims]: about which objects no claim was trained.
+    """
+
+    def about(which: NDArray[np.bool_]) -> Measure:
+        return lambda found, pictures, _: found.claims_auroc(pictures, which)
+
+    return {
+        "verifier_auroc": lambda found, pictures, _: found.verified(pictures)[0],
+        "brier": lambda found, pictures, _: found.verified(pictures)[1],
+        "claims_auroc_base": about(~novel),
+        "claims_auroc_novel": about(novel),
+    }
 
 
 def measures(kinds: Sequence[str]) -> dict[str, Measure]:
@@ -54,13 +72,16 @@ def measures(kinds: Sequence[str]) -> dict[str, Measure]:
     return named
 
 
-def rows_of(model: str, ours: str, found: Found, *, draws: int = DRAWS) -> list[dict[str, Any]]:
+def rows_of(
+    model: str, ours: str, found: Found, *, more: Mapping[str, Measure] | None = None, draws: int = DRAWS
+) -> list[dict[str, Any]]:
     """Return rows in long form: each figure of each method, and `ours` less each other method.
 
     Args:
         model: name of the CLIP.
         ours: the method that is compared with all others.
         found: of all methods, with as many trainings each; an untrained method's is repeated.
+        more: further figures, shown first.
         draws: of the bootstrap over pictures and trainings.
     """
     gallery = found[ours][0].gallery
@@ -68,7 +89,7 @@ def rows_of(model: str, ours: str, found: Found, *, draws: int = DRAWS) -> list[
     kinds = sorted(set(gallery.kinds.tolist()))
     pictures = len(gallery.images)
     rows: list[dict[str, Any]] = []
-    for metric, measure in measures(kinds).items():
+    for metric, measure in {**(more or {}), **measures(kinds)}.items():
         figures: dict[str, Figure] = {method: partial(_over, measure, captions, each) for method, each in found.items()}
         trainings = len(found[ours])
         for method, figure in figures.items():

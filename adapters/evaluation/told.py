@@ -7,7 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-LESS_IS_BETTER = ("mae",)
+LESS_IS_BETTER = ("mae", "brier")
 
 
 def verdicts(rows: Sequence[Row], ours: str) -> list[str]:
@@ -47,6 +47,8 @@ def markdown(rows: Sequence[Row], ours: str, lead: str) -> str:
 def _cell(row: Row | None) -> str:
     if row is None or row["value"] is None:
         return "–"
+    if row["value"] >= 1000:
+        return f"{row['value']:,.0f}"
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

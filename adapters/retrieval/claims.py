@@ -7,7 +7,7 @@ trained on nor measured. Where a caption names what facts call absent, one of th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
@@ -70,9 +70,9 @@ class Claims:
     false: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, pictures: Sequence[Known], most: int = MOST) -> Claims:
-        """Return the claims about objects that some of these pictures show."""
-        counts = Counter(name for there, _ in pictures for name in sorted(there))
+    def of(cls, pictures: Sequence[Known], most: int = MOST, without: Collection[str] = ()) -> Claims:
+        """Return the claims about objects that some of these pictures show, but for those that are kept back."""
+        counts = Counter(name for there, _ in pictures for name in sorted(there) if name not in without)
         names = tuple(sorted(name for name, _ in counts.most_common(most)))
 
         def table(which: int) -> NDArray[np.bool_]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import CaptionData, FactsData
-from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
+from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.prompts import DualPromptConfig, configuration, layers_of
 from lvlm_guard.adapters.retrieval.bank import WordBank
@@ -27,14 +28,13 @@ from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.negatives import fit_tau
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.selection import UNTUNED, Candidate, selected
-from lvlm_guard.adapters.training.checkpoint import CANDIDATES, TRAINING, Measured, finish, finished, put
+from lvlm_guard.adapters.training.checkpoint import CANDIDATES, TRAINING, Measured, finish, finished, learning, put
 from lvlm_guard.adapters.training.features import AT_ONCE, Features
 from lvlm_guard.adapters.training.recipe import Recipe, about
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
 from lvlm_guard.adapters.training.trainer import Advance, train
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.platt import platt
-from lvlm_guard.verify.check import SWAPS, drawn
 
 WORLD = "the embedded world"  # as its store is described
 
@@ -53,6 +53,7 @@ class Plan:
         losses: what is learnt by; its temperature is left aside for `tau`.
         alike: pairs of one category that a batch takes together; 1 takes them as they come.
         tau: temperature; None for the CLIP's own. A wrong one makes losses of cosines far too sharp or flat.
+        withheld: objects about which no claim is trained, chosen by or calibrated on, to see what is learnt of others.
     """
 
     clip: str = "embedded"
@@ -64,6 +65,7 @@ class Plan:
     losses: LossStack = field(default_factory=LossStack)
     alike: int = 1
     tau: float | None = None
+    withheld: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.alike < 1:
@@ -101,6 +103,7 @@ class Pictures:
         clip: str,
         *,
         validation: int | None = None,
+        withheld: Sequence[str] = (),
         advance: Advance = lambda _: None,
         device: str = "cpu",
     ) -> Pictures:
@@ -110,6 +113,7 @@ class Pictures:
             data: rows of both parts.
             clip: as of `Plan`.
             validation: most pictures that candidates are measured on; None for all.
+            withheld: as of `Plan`.
             advance: told how many pictures were read.
             device: where the frozen features are computed.
 
@@ -124,7 +128,7 @@ class Pictures:
         pixels = Features([*learnt.images, *wanted], data.load, plain.image_inputs, advance)
         learnt, held_out = learnt.without(pixels.bad), held_out.without(pixels.bad)
         gone = {bad.image for bad in pixels.bad}
-        gallery = Gallery.of(held_out, bank, len([image for image in wanted if image not in gone]))
+        gallery = Gallery.of(held_out, bank, len([image for image in wanted if image not in gone]), withheld)
         encoder = Encoder(plain.model)
         keys = learnt.images
         parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
@@ -151,6 +155,12 @@ def bank_of(data: CaptionData) -> WordBank:
         if row.category:
             kinds.setdefault(row.meta or "thing", []).append(row.category)
     return WordBank.general().with_categories(kinds) if kinds else WordBank.general()
+
+
+def withheld(data: CaptionData, share: float) -> tuple[str, ...]:
+    """Return a share of the objects that the training pictures are known to show, the same ones each time."""
+    names = {name for image in data.part("train").images for name in data.objects(image)[0]}
+    return tuple(sorted(sorted(names, key=lambda name: sha256(name.encode()).digest())[: int(share * len(names))]))
 
 
 def fit(
@@ -193,7 +203,9 @@ def fit(
         pictures.bank,
         pictures.frozen,
         plan.alike,
+        plan.withheld,
     )
+    begun = time.monotonic()
     measured, history = train(task, recipe, place, advance, device=device, workers=workers, report_to=report_to)
     if state.is_main_process:
         best = _choose(task, place, measured, recipe, pictures.untuned)
@@ -206,6 +218,8 @@ def fit(
             "averaged": best.averaged,
             "figures": flat(best.figures, claims="claims" in plan.losses.active),
             "untuned": pictures.untuned,
+            "parameters": sum(parameter.numel() for parameter in learning(task.model).values()),
+            "seconds": time.monotonic() - begun,
         }
         finish(place, told, note, history)
     state.wait_for_everyone()
@@ -284,22 +298,5 @@ def calibrate(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features
     with suppress(KnobError):  # nothing to fit to
         calibration = platt(scores, labels, balanced=True)
     with suppress(KnobError):
-        temperature = fit_tau(*against_swaps(found))
+        temperature = fit_tau(found.asked.cosines, found.asked.true)
     retriever.card = replace(retriever.card, calibration=calibration, temperature=temperature)
-
-
-def against_swaps(found: Searched) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return cosines of claims and the swaps that the verifier sets against them, [n, 1 + swaps], and which hold.
-
-    As there, a swap is drawn by its name, here among the objects that the picture is known not to show.
-    """
-    claims, rows, labels = found.gallery.claims, [], []
-    at = {name: k for k, name in enumerate(claims.names)}
-    for cosines, true, false in zip(found.claimed.astype(np.float64), claims.true, claims.false, strict=True):
-        absent = [name for name in claims.names if false[at[name]]]
-        for name in claims.names:
-            swaps = drawn(name, [other for other in absent if other != name], SWAPS)
-            if len(swaps) == SWAPS and (true[at[name]] or false[at[name]]):
-                rows.append(cosines[[at[name], *map(at.__getitem__, swaps)]])
-                labels.append(true[at[name]])
-    return np.array(rows).reshape(len(rows), 1 + SWAPS), np.array(labels, dtype=np.bool_)

@@ -75,6 +75,7 @@ class PairBatches:
         recipe: how.
         bank: makes swaps where rows have none.
         alike: pairs of one category that a batch takes together, so that what it sets apart is alike.
+        withheld: objects that no claim is about.
     """
 
     shares = True
@@ -87,8 +88,10 @@ class PairBatches:
         recipe: Recipe,
         bank: WordBank,
         alike: int = 1,
+        withheld: Sequence[str] = (),
     ) -> None:
         self.data, self.source, self.recipe, self.bank, self.alike = data, source, recipe, bank, alike
+        self.withheld = withheld
         self.size = min(recipe.batch, len(data.rows))
         self.each = max(1, len(data.rows) // self.size)
         names = dict.fromkeys(row.category for row in data.rows if row.category)
@@ -115,7 +118,7 @@ class PairBatches:
             own = self._swapped(k)
             swaps.append([own[int(place)] for place in rng.permutation(len(own))[:NEGATIVES]])
         captions = [row.caption for row in rows]
-        made = Claims.of([self.known(row.image) for row in rows] if self.judging else [], CLAIMS)
+        made = Claims.of([self.known(row.image) for row in rows] if self.judging else [], CLAIMS, self.withheld)
         return Pairs(
             [row.image for row in rows],
             pixels,
@@ -181,7 +184,7 @@ class RetrievalTask:
         bank: makes swaps where rows have none.
         frozen: features of the untuned CLIP for the training pictures; needed for word weights, for terms that
             hold on to them, and instead of pixels where no prompt changes the pictures' side. None: of none.
-        alike: as of `PairBatches`.
+        alike, withheld: as of `PairBatches`.
     """
 
     keeps_all = True
@@ -197,12 +200,13 @@ class RetrievalTask:
         bank: WordBank,
         frozen: Features | None,
         alike: int = 1,
+        withheld: Sequence[str] = (),
     ) -> None:
         self.retriever, self.model = retriever, retriever.model
         self.gallery, self.pixels, self.losses, self.frozen = gallery, pixels, losses, frozen
         config = retriever.config
         self.still = config is not None and config.vision_slots == 0
-        self.batches = PairBatches(train, None if self.still else pixels, losses, recipe, bank, alike)
+        self.batches = PairBatches(train, None if self.still else pixels, losses, recipe, bank, alike, withheld)
         judging = self.batches.judging
         if (self.still or retriever.card.strength > 0 or losses.needs_frozen or judging) and frozen is None:
             raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
@@ -274,7 +278,7 @@ class RetrievalTask:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
         assert self.frozen is not None
         images = images[:UNDECIDED]
-        made = Claims.of([self.batches.known(image) for image in images])
+        made = Claims.of([self.batches.known(image) for image in images], without=self.batches.withheld)
         if not made.telling:
             raise TrainingError(
                 f"Of the first {len(images)} pictures no object is known to be in some and absent in others, so there "

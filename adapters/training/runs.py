@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -27,7 +28,7 @@ from lvlm_guard.adapters.presets import BASELINES, PRESETS
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.checkpoint import CURVE, DONE, TRAINING, read_json, write_json
+from lvlm_guard.adapters.training.checkpoint import BEGUN, CURVE, DONE, TRAINING, read_json, write_json
 from lvlm_guard.adapters.training.curves import write_report
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
@@ -73,8 +74,13 @@ class Call:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise TrainingError(f"seeds are {list(self.seeds)}: give one or more different numbers.")
         if self.start_over and PartialState(cpu=self.device == "cpu").is_main_process:
-            for folder in (*self.folders, *(self.out / "baselines").glob("*/*")):
-                shutil.rmtree(folder / TRAINING, ignore_errors=True)
+            below = (
+                (self.out / "baselines").glob(f"*/*/{TRAINING}"),
+                *(self.out.glob(f"{d}{TRAINING}") for d in ("*/", "*/*/")),
+            )
+            for place in (*(folder / TRAINING for folder in self.folders), *(path for each in below for path in each)):
+                if any((place / mark).exists() for mark in (BEGUN, DONE)):  # no folder of another's that is called so
+                    shutil.rmtree(place, ignore_errors=True)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -126,6 +132,67 @@ def train_dual_prompt(
     return _write(call, report)
 
 
+def train_claims(
+    call: Call, data: CaptionData, chosen: Mapping[str, tuple[dual_prompt.Plan, Recipe]], validation: int | None
+) -> dict[str, Any]:
+    """Train presets for claims on the same data, each in its folder, and put them in one table; returns the report.
+
+    Args:
+        chosen: preset -> what is trained and how; all on one CLIP. The first is the one that others are compared with.
+        validation: most pictures that candidates are measured on; None for all.
+    """
+    call = call.told()
+    learnt, held_out = data.parted()
+    (ours, (plan, recipe)), *_ = chosen.items()
+    with call.progress("reading pictures", len(learnt.images) + len(held_out.images[:validation])) as advance:
+        pictures = dual_prompt.Pictures.read(
+            data, plan.clip, validation=validation, withheld=plan.withheld, advance=advance
+        )
+    _skipped(call, pictures.pixels)
+    folders = {name: adapter_folders(call.out / name, call.seeds) for name in chosen}
+    trained = {
+        name: _fitted(call, dual_prompt.fit, own, pictures, how, folders[name], f" {name}")
+        for name, (own, how) in chosen.items()
+    }
+    report = _report(call, "train claims", ours, data, plan.to_dict(), recipe)
+    report |= {
+        "adapters": [str(folder) for each in folders.values() for folder in each],
+        "presets": {name: {"plan": own.to_dict(), "recipe": how.to_dict()} for name, (own, how) in chosen.items()},
+        "measures": ["score", "claims", "t2i_r1", "auroc"],
+        "lead": "A CLIP that judges whether a claim holds of a picture.",
+    }
+    if call.compare and call.main:
+        report |= _compare_claims(call, data, plan, trained, folders, pictures)
+    return _write(call, report, [folder for each in folders.values() for folder in each])
+
+
+def _compare_claims(
+    call: Call,
+    data: CaptionData,
+    plan: dual_prompt.Plan,
+    trained: Mapping[str, Sequence[Any]],
+    folders: Mapping[str, Sequence[Path]],
+    pictures: dual_prompt.Pictures,
+) -> dict[str, Any]:
+    ours = next(iter(trained))
+    plain, gallery, pixels = _tested(call, data, plan, pictures)
+    found = {name: [gallery.searched(one, pixels) for one in each] for name, each in trained.items()}
+    found["clip"] = [gallery.searched(plain, pixels)] * len(call.seeds)
+    novel = np.isin(gallery.claims.names, plan.withheld)
+    rows = of_retrieval.rows_of(plan.clip, ours, found, more=of_retrieval.of_claims(novel))
+    for figure in ("parameters", "seconds"):
+        for name in found:
+            notes = [read_json(folder / TRAINING / DONE) or {} for folder in folders.get(name, ())]
+            told = [float(note[figure]) for note in notes if figure in note] or [0.0]
+            ends = float(np.mean(told)), min(told), max(told)
+            rows.append(of_retrieval.row(plan.clip, name, "training", figure, ends, len(told)))
+    return {
+        "rows": rows,
+        "withheld": list(plan.withheld),
+        "gallery": {"pictures": len(gallery.images), "captions": len(gallery.rows), "swaps": len(gallery.swaps)},
+    }
+
+
 def _fitted(
     call: Call, fit: Any, plan: Any, pictures: Any, recipe: Recipe, folders: Sequence[Path], what: str = ""
 ) -> list[Any]:
@@ -157,16 +224,7 @@ def _compare_retrieval(
     baselines: Mapping[str, Sequence[Any]],
     pictures: dual_prompt.Pictures,
 ) -> dict[str, Any]:
-    plain = untuned(plan.clip, configuration="clip")
-    dual_prompt.calibrate(plain, pictures.gallery, pictures.pixels)
-    plain.save_pretrained(call.out / "baselines" / "clip")
-    part = data.part("test")
-    keys = part.images[: call.pictures]
-    with call.progress("reading test pictures", len(keys)) as advance:
-        pixels = Features(keys, part.load, plain.image_inputs, advance)
-    gone = {bad.image for bad in pixels.bad}
-    rows = [row for row in part.rows if row.image in set(keys) - gone]
-    gallery = Gallery.of(part.with_rows(rows), pictures.bank)
+    plain, gallery, pixels = _tested(call, data, plan, pictures)
     found: dict[str, list[Searched]] = {"dual-prompt": [gallery.searched(one, pixels) for one in trained]}
     found["clip"] = [gallery.searched(plain, pixels)] * len(call.seeds)
     found |= {name: [gallery.searched(one, pixels) for one in each] for name, each in baselines.items()}
@@ -177,6 +235,22 @@ def _compare_retrieval(
         "weighting": "none: captions without word weights, one feature each",
         "gallery": {"pictures": len(gallery.images), "captions": len(gallery.rows), "swaps": len(gallery.swaps)},
     }
+
+
+def _tested(
+    call: Call, data: CaptionData, plan: dual_prompt.Plan, pictures: dual_prompt.Pictures
+) -> tuple[Any, Gallery, Features]:
+    """Return CLIP as it is, calibrated and saved, and the gallery of the test part with its pixels."""
+    plain = untuned(plan.clip, configuration="clip")
+    dual_prompt.calibrate(plain, pictures.gallery, pictures.pixels)
+    plain.save_pretrained(call.out / "baselines" / "clip")
+    part = data.part("test")
+    keys = part.images[: call.pictures]
+    with call.progress("reading test pictures", len(keys)) as advance:
+        pixels = Features(keys, part.load, plain.image_inputs, advance)
+    gone = {bad.image for bad in pixels.bad}
+    rows = [row for row in part.rows if row.image in set(keys) - gone]
+    return plain, Gallery.of(part.with_rows(rows), pictures.bank), pixels
 
 
 def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) -> dict[str, Any]:
@@ -257,10 +331,11 @@ def _report(call: Call, command: str, method: str, data: Any, plan: dict[str, An
     }
 
 
-def _write(call: Call, report: dict[str, Any]) -> dict[str, Any]:
+def _write(call: Call, report: dict[str, Any], folders: Sequence[Path] | None = None) -> dict[str, Any]:
     state = PartialState()
     if call.main:
-        notes = [read_json(folder / TRAINING / DONE) or {} for folder in call.folders]
+        folders = call.folders if folders is None else folders
+        notes = [read_json(folder / TRAINING / DONE) or {} for folder in folders]
         report["kept"] = [{key: note.get(key) for key in ("kept", "averaged", "figures")} for note in notes]
         report = json.loads(json.dumps(report, default=str))
         write_json(call.out / "report.json", report)
@@ -268,9 +343,14 @@ def _write(call: Call, report: dict[str, Any]) -> dict[str, Any]:
         if report["rows"]:
             (call.out / "report.md").write_text(markdown(report["rows"], report["method"], lead), encoding="utf-8")
         curves = {
-            f"Seed {seed}": [json.loads(line) for line in (folder / TRAINING / CURVE).read_text().splitlines()]
-            for seed, folder in zip(call.seeds, call.folders, strict=True)
+            _named(call, folder): [json.loads(line) for line in (folder / TRAINING / CURVE).read_text().splitlines()]
+            for folder in folders
         }
         write_report(call.out, report, curves)
     state.wait_for_everyone()
     return report
+
+
+def _named(call: Call, folder: Path) -> str:
+    where = folder.relative_to(call.out).as_posix()
+    return f"Seed {call.seeds[0]}" if where == "." else where.replace("seed-", "seed ").capitalize()

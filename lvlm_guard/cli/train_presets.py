@@ -15,7 +15,7 @@ from lvlm_guard.cli.trained import needs_extra
 def presets(json: Json = False) -> None:
     """List published works that can be trained by name, and what of them is not exact.
 
-    [bold]Example:[/bold] lvlm-guard train dual-prompt --preset promptsrc --data facts.jsonl
+    [bold]Example:[/bold] lvlm-guard train claims --preset promptsrc --data facts.jsonl
     """
     quiet_libraries()
     needs_extra()

@@ -202,4 +202,6 @@ def finish(call: Any, report: dict[str, Any], json: bool) -> None:
 def _cell(row: dict[str, Any]) -> str:
     if row["value"] is None:
         return ""
+    if row["value"] >= 1000:
+        return f"{row['value']:,.0f}"
     return escape(f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")

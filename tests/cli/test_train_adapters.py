@@ -113,6 +113,33 @@ def test_presets_are_listed_with_what_they_lack_and_trained_by_name(run, caption
     assert "Did you mean 'promptsrc'" in refused.err
 
 
+def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip(run, captioned, tmp_path):
+    out = tmp_path / "out"
+    call = ("train", "claims", "--data", captioned, "--on-bad", "skip", "--out", out, *SMALL, "--depth", 1, "--compare")
+    ran = run(*call, "--preset", "coop", "--preset", "maple", "--json")
+    assert ran.code == 0, ran.err
+    told = ran.object
+    found = {(row["method"], row["metric"]): row["value"] for row in told["rows"]}
+    named = (
+        "verifier_auroc",
+        "brier",
+        "claims_auroc_base",
+        "claims_auroc_novel",
+        "swap_auroc_colour",
+        "i2t_r1",
+        "t2i_r1",
+    )
+    for metric in (*named, "parameters", "seconds"):
+        for method in ("coop", "maple", "clip"):
+            assert (method, metric) in found, metric
+    assert found["maple", "parameters"] > found["coop", "parameters"] > found["clip", "parameters"] == 0
+    assert told["withheld"]
+    assert told["presets"]["maple"]["plan"]["losses"]["claims"] == 1
+    assert load_adapter(out / "coop").card.configuration == "coop"
+    assert run(*call, "--preset", "coop", "--preset", "maple", "--json").object["rows"] == told["rows"]
+    assert run(*call, "--preset", "coop", "--preset", "coop").code == 2
+
+
 def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, valued, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {valued}\non-bad: skip\nsteps: 4\nbatch: 4\nmeasure-every: 2\nwidth: 16\nheads: 2\n")

@@ -1,0 +1,136 @@
+"""`lvlm-guard train claims`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lvlm_guard.cli.console import quiet_libraries, usage
+from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.trained import (
+    Accumulate,
+    Batch,
+    Clip,
+    Columns,
+    Config,
+    Data,
+    Images,
+    MeasureEvery,
+    OnBad,
+    Patience,
+    Pictures,
+    Precision,
+    ReportTo,
+    SaveEvery,
+    Seeds,
+    StartOver,
+    TestPictures,
+    TrainDevice,
+    Workers,
+    asked,
+    finish,
+    length,
+    needs_extra,
+    read_facts,
+)
+
+
+def claims(
+    preset: Annotated[
+        list[str] | None, typer.Option(help="A published work; `train presets` lists them. Repeatable. [default: dcar]")
+    ] = None,
+    data: Data = "embedded",
+    clip: Clip = "embedded",
+    out: Annotated[Path, typer.Option(help="A folder in it for each preset; goes on where it stopped.")] = Path(
+        "claims"
+    ),
+    images: Images = None,
+    columns: Columns = None,
+    on_bad: OnBad = "raise",
+    pictures: Pictures = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: the work's]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 160]")] = None,
+    batch: Batch = None,
+    accumulate: Accumulate = 1,
+    rate: Annotated[
+        float | None, typer.Option("--rate", "--lr", min=1e-9, help="Peak learning rate. [default: the work's]")
+    ] = None,
+    weight: Annotated[float, typer.Option(min=0, help="Of the loss on claims, beside the work's own losses.")] = 1.0,
+    novel: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of objects about which no claim is trained.")
+    ] = 0.25,
+    depth: Annotated[int | None, typer.Option(min=1, help="Layers with prompts. [default: the work's]")] = None,
+    validation: Annotated[
+        int | None, typer.Option(min=2, help="Validation pictures to measure on. [default: all; embedded 200]")
+    ] = None,
+    measure_every: MeasureEvery = None,
+    patience: Patience = 0,
+    save_every: SaveEvery = 50,
+    precision: Precision = "auto",
+    seeds: Seeds = "0",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure all presets, and CLIP as it is, on the test part.")
+    ] = False,
+    test_pictures: TestPictures = None,
+    workers: Workers = 0,
+    report_to: ReportTo = "none",
+    config: Config = None,
+    device: TrainDevice = "auto",
+    start_over: StartOver = False,
+    json: Json = False,
+) -> None:
+    """Train published ways of adapting CLIP to judge claims: "a photo of a dog".
+
+    Facts say which claims hold of which pictures and which don't; what they don't say is unknown. Each preset has its
+    own losses, rate and length. Stopped at any moment, the same command goes on.
+
+    [bold]Example:[/bold] lvlm-guard train claims --preset maple --preset promptsrc --data facts.jsonl --compare
+    """
+    quiet_libraries()
+    needs_extra()
+    world = data == "embedded"
+    presets, room, training, recipes = (
+        import_module(f"lvlm_guard.adapters.{name}")
+        for name in ("presets", "training.runs", "training.dual_prompt", "training.recipe")
+    )
+    names = preset or ["dcar"]
+    if len(set(names)) < len(names):
+        raise usage(f"--preset {', '.join(names)}: give each once.")
+    works = [presets.preset(name) for name in names]  # a wrong name is found before anything is read
+    call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (400 if world else None))
+    facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
+    plans = {}
+    for work in works:
+        plan = replace(work.plan, clip=clip, losses=replace(work.plan.losses, claims=weight))
+        plans[work.name] = plan if depth is None else replace(plan, depth=depth)
+        facts = training.fitting(plans[work.name], facts)
+        if work.lacks:
+            call.told().echo(f"{work.name} (arXiv:{work.identifier}) is not exact here: {work.lacks}.")
+    withheld = training.withheld(facts.captions, novel)
+    chosen: dict[str, Any] = {}
+    for work in works:
+        long = length(
+            facts.captions, batch, epochs or (None if world else work.epochs), steps, 160 if world else None, accumulate
+        )
+        chosen[work.name] = (
+            replace(plans[work.name], withheld=withheld),
+            recipes.Recipe(
+                steps=long.steps,
+                batch=long.batch,
+                accumulate=accumulate,
+                rate=rate or work.rate,
+                optimizer=work.optimizer,
+                measure_every=measure_every or (max(1, long.steps // 4) if world else long.epoch),
+                patience=patience,
+                save_every=save_every,
+                precision="bfloat16" if world and precision == "auto" else precision,
+            ),
+        )
+    finish(call, room.train_claims(call, facts.captions, chosen, validation or (200 if world else None)), json)
+
+
+COMMAND = claims
