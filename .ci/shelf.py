@@ -31,7 +31,11 @@ TRIES: dict[str, tuple[str, ...]] = {
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
-    "train": ("lvlm-guard train dual-prompt --help", IMPORTS.format("lvlm_guard.adapters.training")),
+    "train": (
+        "lvlm-guard train presets",
+        "lvlm-guard train dual-prompt --help",
+        IMPORTS.format("lvlm_guard.adapters.training"),
+    ),
 }
 """What is tried in an environment with the core alone, and with each extra."""
 

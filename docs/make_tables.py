@@ -185,7 +185,7 @@ def bench_table(result: dict[str, Any]) -> str:
             steps = found[method, execution, task, batch, "global_forwards"]["value"]
             cells.append(
                 f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}]; {local:.1f} more forwards beside "
-                f"{steps:.1f}, {masks:.1f} masks"
+                f"{steps:.1f}, {masks:.1f} second pictures"
             )
         lines.append(f"| {method} | {execution} | " + " | ".join(cells) + " |")
     lines += ["", f"`lvlm-guard bench --threads 1` on {machine(result['environment'])}."]
