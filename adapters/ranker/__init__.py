@@ -25,14 +25,4 @@ if TYPE_CHECKING:
     from lvlm_guard.adapters.ranker.ranker import Ranker as Ranker
     from lvlm_guard.adapters.ranker.settings import RankerSettings as RankerSettings
 
-__getattr__, __dir__ = late(
-    __name__,
-    {
-        "ClipRanker": "model",
-        "Ranker": "ranker",
-        "RankerCard": "card",
-        "RankerSettings": "settings",
-        "adapted": "adapter",
-        "lora_config": "adapter",
-    },
-)
+__getattr__, __dir__ = late(__name__)

@@ -30,21 +30,4 @@ if TYPE_CHECKING:
     from lvlm_guard.adapters.retrieval.swaps import hard_negatives as hard_negatives
     from lvlm_guard.adapters.retrieval.swaps import swaps_of as swaps_of
 
-__getattr__, __dir__ = late(
-    __name__,
-    {
-        "Candidate": "selection",
-        "DualPromptRetriever": "retriever",
-        "RetrievalFigures": "metrics",
-        "RetrievalModel": "model",
-        "RetrieverCard": "card",
-        "Swap": "swaps",
-        "WordBank": "bank",
-        "caption_inputs": "captions",
-        "hard_negatives": "swaps",
-        "make": "folder",
-        "retrieval_figures": "metrics",
-        "selected": "selection",
-        "swaps_of": "swaps",
-    },
-)
+__getattr__, __dir__ = late(__name__)

@@ -1,7 +1,7 @@
 """What a decoding method is: the branches it needs, when they matter, how their logits are assembled.
 
 A method is a frozen dataclass of its knobs that derives from `Method`, in a file of its own, with one
-line in `lvlm_guard.methods.REGISTRY` (or an entry point `lvlm_guard.methods` of another package). It
+line in `lvlm_guard/methods/__init__.py` (or an entry point `lvlm_guard.methods` of another package). It
 has no loop, no cache and no state: the engine asks it these questions at every step.
 """
 

@@ -148,6 +148,15 @@ class Decoder:
         logits: Tensor = self.head(self.norm(hidden) if norm else hidden)
         return logits
 
+    def words(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Return the logits of some tokens [n] that the head reads from normed states, [..., D] -> [..., n]."""
+        head = self.head
+        if type(head) is nn.Linear and head.weight.device == hidden.device:  # else it may be offloaded, or no matrix
+            chosen = tokens.to(hidden.device)
+            return nn.functional.linear(hidden, head.weight[chosen], None if head.bias is None else head.bias[chosen])
+        logits: Tensor = head(hidden)
+        return logits[..., tokens.to(logits.device)]
+
 
 @contextmanager
 def tapped(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:

@@ -48,17 +48,4 @@ REGISTRY = Registry(
     },
 )
 
-__getattr__, __dir__ = late(
-    __name__,
-    {
-        "BlipITM": "blip_itm",
-        "ClaimFinder": "claims",
-        "Match": "match",
-        "Matcher": "match",
-        "Vocabulary": "vocabulary",
-        "keep_mask": "relevance",
-        "load_matcher": "loading",
-        "local_view": "match",
-    },
-    present=["REGISTRY"],
-)
+__getattr__, __dir__ = late(__name__, present=["REGISTRY"])

@@ -1,15 +1,16 @@
 """Decoding methods, one file each: a frozen dataclass of knobs, its branches, its assembly.
 
-A new method is one module here, one test module, and one line below (and one for type checkers); a
-method of another package is an entry point in the group `lvlm_guard.methods` and touches nothing here.
-Methods never import each other. `methods.AGLA`, `methods.Vote`, ... are the classes; `REGISTRY` lists the
-names.
+A new method is one module here, called as the method is, one test module, and one line below, which type checkers
+and `REGISTRY` both read; a method of another package is an entry point in the group `lvlm_guard.methods` and touches
+nothing here. Methods never import each other. `methods.AGLA`, `methods.Vote`, ... are the classes; `REGISTRY` lists
+the names.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lvlm_guard.late import stated
 from lvlm_guard.registry import Registry
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lvlm_guard.methods.icd import ICD as ICD
     from lvlm_guard.methods.m3id import M3ID as M3ID
     from lvlm_guard.methods.pai import PAI as PAI
+    from lvlm_guard.methods.revisit import ReVisiT as ReVisiT
     from lvlm_guard.methods.ritual import RITUAL as RITUAL
     from lvlm_guard.methods.rudder import RUDDER as RUDDER
     from lvlm_guard.methods.vcd import VCD as VCD
@@ -32,23 +34,7 @@ if TYPE_CHECKING:
 REGISTRY = Registry(
     "method",
     "lvlm_guard.methods",
-    {
-        "agla": "lvlm_guard.methods.agla:AGLA",
-        "apc": "lvlm_guard.methods.apc:APC",
-        "deco": "lvlm_guard.methods.deco:DeCo",
-        "dola": "lvlm_guard.methods.dola:DoLa",
-        "flb": "lvlm_guard.methods.flb:FLB",
-        "focus": "lvlm_guard.methods.focus:Focus",
-        "iat": "lvlm_guard.methods.iat:IAT",
-        "icd": "lvlm_guard.methods.icd:ICD",
-        "m3id": "lvlm_guard.methods.m3id:M3ID",
-        "pai": "lvlm_guard.methods.pai:PAI",
-        "ritual": "lvlm_guard.methods.ritual:RITUAL",
-        "rudder": "lvlm_guard.methods.rudder:RUDDER",
-        "vcd": "lvlm_guard.methods.vcd:VCD",
-        "vista": "lvlm_guard.methods.vista:VISTA",
-        "vote": "lvlm_guard.methods.vote:Vote",
-    },
+    {module.rpartition(".")[2]: f"{module}:{kind}" for kind, module in stated(__name__).items()},
 )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_beta, cut, divergence
+from lvlm_guard.engine.assembly import check_beta, cut, divergence, swapped_divergence
 from lvlm_guard.engine.method import Method, Step
 from lvlm_guard.errors import KnobError
 
@@ -33,8 +33,7 @@ class DoLa(Method):
 
     Args:
         candidates: "low" (every second layer of the first half, for long answers), "high" (of the second half, for
-        short
-            ones), or counts of layers below the state that is read: 0 for the embeddings, n for the output of the n-th.
+            short ones), or counts of layers below the state that is read, 0 for the embeddings.
         beta: plausibility cut, the release's relative_top, 0 to 1.
         mode: "paper", or "official" for the published code's choice of the layer.
 
@@ -56,9 +55,7 @@ class DoLa(Method):
         if isinstance(self.candidates, list):
             object.__setattr__(self, "candidates", tuple(self.candidates))
         if not isinstance(self.candidates, tuple) and self.candidates not in ("low", "high"):
-            raise KnobError(
-                f"candidates is {self.candidates!r}: give 'low', 'high' or counts of layers, such as (2, 4)."
-            )
+            raise KnobError(f"candidates is {self.candidates!r}: give 'low', 'high' or counts, such as (2, 4).")
 
     def uncut(self) -> DoLa:
         """Return the method with beta 0."""
@@ -106,7 +103,8 @@ class DoLa(Method):
             return cut(step.logits, step.logits, keep)
         states = [step.hidden(state - 1) if state else _embedded(step) for state in self._states(step.call)]
         early = step.call.decoder.lens(torch.stack(states), norm=False).to(step.logits.dtype)  # [J, R, V]
-        apart = [(official if self.mode == "official" else divergence)(step.logits, each) for each in early]
+        measure = swapped_divergence if self.mode == "official" else divergence
+        apart = [measure(step.logits, each) for each in early]
         chosen = torch.stack(apart).argmax(0)
         rows = torch.arange(len(chosen), device=chosen.device)
         contrasted = step.logits.log_softmax(-1) - early[chosen, rows].log_softmax(-1)
@@ -119,10 +117,3 @@ def _embedded(step: Step) -> Tensor:
     last = [(step.prefix(row) or step.call.ids[0][request].tolist())[-1] for row, request in enumerate(step.request)]
     found: Tensor = step.call.model.get_input_embeddings()(torch.tensor(last, device=step.logits.device))
     return found
-
-
-def official(logits: Tensor, early: Tensor) -> Tensor:
-    """Return what the release calls the Jensen-Shannon divergence: KL from the middle, the mean over the vocabulary."""
-    p, q = logits.softmax(-1), early.softmax(-1)
-    middle = (p + q) / 2
-    return ((middle * (middle / p).log()).mean(-1) + (middle * (middle / q).log()).mean(-1)) / 2

@@ -27,19 +27,4 @@ if TYPE_CHECKING:
     from lvlm_guard.verify.verdict import Verdict as Verdict
     from lvlm_guard.verify.verifier import Verifier as Verifier
 
-__getattr__, __dir__ = late(
-    __name__,
-    {
-        "Candidate": "ranking",
-        "Checked": "check",
-        "Mention": "naming",
-        "Thresholds": "verdict",
-        "Verdict": "verdict",
-        "Verifier": "verifier",
-        "mentions": "naming",
-        "ranked": "choosing",
-        "rerank": "ranking",
-        "verify": "check",
-        "verify_answer": "check",
-    },
-)
+__getattr__, __dir__ = late(__name__)

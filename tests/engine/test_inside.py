@@ -26,7 +26,7 @@ INSIDE = {
     "icd": {"beta": 0.05}, "m3id": {"gate": None, "lam": 0.3},
     "pai": {"alpha": 0.8, "gamma": 1.5, "beta": 0.05, "start": 1}, "iat": {"alpha": 2.0, "layers_to": 1.0},
     "dola": {"beta": 0.01, "candidates": (1, 2)}, "deco": {"alpha": 2.0},
-    "rudder": {"alpha": 1.0, "relative": True}, "vista": {"lam": 0.5},
+    "rudder": {"alpha": 1.0, "relative": True}, "vista": {"lam": 0.5}, "revisit": {"beta": 1e-3, "early": "all"},
 }  # fmt: skip
 LATER = ("qwen2_5_vl", "qwen3_vl", "internvl", "gemma3")
 FAMILIES = ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lvlm_guard import methods
+from lvlm_guard.engine.assembly import swapped_divergence
 from lvlm_guard.engine.method import Step
 from lvlm_guard.errors import KnobError
-from lvlm_guard.methods.dola import official
 from lvlm_guard.methods.rudder import direction
 from lvlm_guard.methods.vista import steered
 
@@ -73,7 +73,7 @@ def test_dola():
     close(probabilities(found), [0.861631, 0.095471, 0.042898, 0])
     logits, early = [-1.7, -1.4, 1.6, 0.7], [[1.2, -2, -4.2, 5], [3.2, -1.2, -1.5, -1.3]]
     rows = [torch.tensor([each], dtype=torch.float64) for each in (logits, *early)]
-    close([float(official(rows[0], each)) for each in rows[1:]], [0.346115, 0.305536])
+    close([float(swapped_divergence(rows[0], each)) for each in rows[1:]], [0.346115, 0.305536])
     p, first, second = (each.log_softmax(-1)[0] for each in rows)
     for mode, chosen in (("paper", second), ("official", first)):  # they choose different layers
         found = assembled(methods.DoLa(candidates=(1, 2), mode=mode, beta=0.0), None, logits=logits, early=early)

@@ -1,0 +1,120 @@
+"""ReVisiT: let the image token that agrees best with the next word have its say.
+
+Source: Cho and Kim, "Revisit What You See: Revealing Visual Semantics in Vision Tokens to Guide LVLM Decoding", ACL
+2026, arXiv:2506.09522; bscho333/ReVisiT at b382967 (Apache-2.0; written from the formulas). Of the prompt's image
+positions the states h_c after some layers are kept. Within what the plausibility constraint on l keeps,
+
+    p = softmax(l),  q_c = softmax(head(h_c)),  s = log p + log q_c*,  c* = argmin over c of divergence(p, q_c)
+
+Where p and q agree, this is plain decoding at temperature 1/2. Differs from the release in `mode="paper"`: the
+divergence is Jensen-Shannon's, as the paper says (there the arguments of KL are swapped), and every state is read
+through the final norm (there only the last layer's is). `mode="official"` has the release's two. In both, rows choose
+for themselves, and the embeddings, which the release reads where the head is not tied to them, are no candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.assembly import check_beta, cut, divergence, swapped_divergence
+from lvlm_guard.engine.method import Single, Step
+from lvlm_guard.engine.steering import Pass, tapped
+from lvlm_guard.errors import KnobError
+
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+
+
+@dataclass(frozen=True)
+class ReVisiT(Single):
+    """log p + log q of the best image token within the plausibility constraint; one forward, no second branch.
+
+    Args:
+        early: whose states are candidates: "last" (the last layer's, for LLaVA-1.5 in the release), "all" (every second
+            layer's and the last, for Qwen2.5-VL), or counts of layers, 1 for the output of the first.
+        beta: plausibility cut, 0 to 1; 1e-5 in the release.
+        mode: "paper", or "official" for the published code's divergence and reading of earlier layers.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "revisit"
+    paper: ClassVar[str] = "arXiv:2506.09522"
+    cost: ClassVar[str] = "a head over the image tokens, of the plausible words, at undecided steps"
+    early: Literal["last", "all"] | tuple[int, ...] = "last"
+    beta: float = 1e-5
+    mode: Literal["paper", "official"] = "paper"
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        if self.mode not in ("paper", "official"):
+            raise KnobError(f"mode is {self.mode!r}: give 'paper' or 'official'.")
+        if isinstance(self.early, list):
+            object.__setattr__(self, "early", tuple(self.early))
+        if not isinstance(self.early, tuple) and self.early not in ("last", "all"):
+            raise KnobError(f"early is {self.early!r}: give 'last', 'all' or counts of layers, such as (16, 32).")
+
+    def uncut(self) -> ReVisiT:
+        """Return the method with beta 0."""
+        return replace(self, beta=0.0)
+
+    def matched_temperature(self) -> float | None:
+        """Return 1/2, which it comes to where the image token says what the model says."""
+        return 0.5
+
+    @classmethod
+    def changes(cls) -> str:
+        """Return "logits": it looks at states and changes none."""
+        return "logits"
+
+    def layers(self, call: Call) -> Sequence[int]:
+        """Return the layers whose states are candidates, at least one."""
+        depth = len(call.decoder)
+        counts = {"last": [depth], "all": [*range(2, depth, 2), depth]}
+        return [count - 1 for count in (counts[self.early] if isinstance(self.early, str) else self.early)]
+
+    def check(self, call: Call) -> None:
+        """Raise where the picture's tokens are not known, `KnobError` where there is no such layer."""
+        _ = call.image_positions
+        depth = len(call.decoder)
+        if not self.early or not all(0 <= layer < depth for layer in self.layers(call)):
+            raise KnobError(f"early is {self.early}, but this model has {depth} layers: give counts from 1 to {depth}.")
+
+    @contextmanager
+    def around(self, passed: Pass) -> Iterator[None]:
+        """Keep the states of the image positions, as the head reads them, when the prompt is read."""
+        decoder, layers, shown = passed.call.decoder, self.layers(passed.call), passed.call.image_positions
+        kept: dict[int, list[Tensor]] = passed.call.memory.setdefault(self.name, {})
+        fresh = {request: passed.request.index(request) for request in set(passed.request)}
+        last = len(decoder) - 1
+
+        def see(index: int, given: Tensor) -> None:
+            for request, row in fresh.items():
+                states = given[row, : passed.prompt][shown[request].to(given.device)]
+                plain = self.mode == "official" and layers[index] != last
+                kept.setdefault(request, []).append(states if plain else decoder.norm(states))
+
+        if passed.from_the_start():
+            kept.clear()
+        with tapped([decoder.layers[layer] for layer in layers] if passed.done == 0 else [], see):
+            yield
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the product of the two readings within the constraint."""
+        keep, measure = step.plausible(self.beta), swapped_divergence if self.mode == "official" else divergence
+        assembled, kept = step.logits.clone(), step.call.memory[self.name]
+        for row in (keep.sum(-1) > 1).nonzero().flatten().tolist():
+            states = [each for each in kept[step.request[row]] if len(each)]
+            if states:
+                words = keep[row].nonzero().flatten()
+                p = step.logits[row, words].log_softmax(-1)
+                read = torch.cat([step.call.decoder.words(each, words).to(p) for each in states]).log_softmax(-1)
+                assembled[row, words] = p + read[measure(p[None], read).argmin()]
+        return cut(assembled, step.logits, keep)

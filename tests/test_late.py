@@ -1,0 +1,27 @@
+"""The one list of a package's late names: the lines that type checkers read."""
+
+from pathlib import Path
+
+import pytest
+
+from lvlm_guard import matching, methods, verify
+from lvlm_guard.late import stated
+
+
+@pytest.mark.parametrize("package", [matching, methods, verify])
+def test_every_name_that_type_checkers_are_told_is_there(package):
+    names = stated(package.__name__)
+    assert names
+    for name, module in names.items():
+        assert getattr(package, name).__module__.startswith(module.rpartition(".")[0])
+        assert name in dir(package)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = package.nothing
+
+
+def test_a_method_is_one_module_and_one_line():
+    folder = Path(methods.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert modules == {name for name in methods.REGISTRY.names() if methods.REGISTRY.where(name).startswith("lvlm_")}
+    lines = (folder / "__init__.py").read_text().splitlines()
+    assert all(sum(f"methods.{module} " in line for line in lines) == 1 for module in modules)
