@@ -31,6 +31,8 @@ TRIES: dict[str, tuple[str, ...]] = {
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
+    "quant": (IMPORTS.format("bitsandbytes, accelerate"),),
+    "site": ("mkdocs --version", IMPORTS.format("material, mkdocstrings")),
     "train": (
         "lvlm-guard train presets",
         "lvlm-guard train dual-prompt --help",
@@ -39,8 +41,8 @@ TRIES: dict[str, tuple[str, ...]] = {
 }
 """What is tried in an environment with the core alone, and with each extra."""
 
-RESOLVED = ("serve", "serve-cpu", "quant", "site")
-"""Extras that are resolved, not installed: a GPU's, those of gigabytes, and what `make site` tries already."""
+RESOLVED = ("serve", "serve-cpu")
+"""Extras that are resolved, not installed: vLLM for a GPU, and for CPUs, which `make test-serve` installs and tests."""
 
 
 def guarded_answer() -> str:

@@ -17,5 +17,6 @@ How it is measured:
 - `workloads`: what is asked: captions and yes/no questions, of the embedded world or of a folder's pictures.
 - `shapes`: random models of real proportions (`--shape 1b`).
 - `measure`: `Bench`, the arms and their order.
+- `peers`: another package's methods beside ours (`--peers`).
 - `intervals`, `memory`: the arithmetic, and the peak of memory.
 """

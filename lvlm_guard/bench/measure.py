@@ -13,6 +13,7 @@ from PIL import Image
 
 from lvlm_guard.bench.intervals import median_interval, median_ratio
 from lvlm_guard.bench.memory import peak_meter
+from lvlm_guard.bench.peers import peer
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -46,11 +47,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to answer; `method` None is plain `generate()`."""
+    """One way to answer; `method` None is plain `generate()`, or another package's `peer` of that name."""
 
     name: str
     execution: Execution = "auto"
     method: Method | None = None
+    peer: str = ""
 
 
 @dataclass
@@ -131,22 +133,34 @@ class Bench:
         self.warm = warm
         self.tick = tick
         self._numbers = itertools.count(1)
+        self.raised: dict[str, str] = {}
+        """What peers raised, by their arm's name; they are not measured."""
 
     def run(self, workloads: Sequence[Workload], arms: Sequence[Arm]) -> list[Row]:
         """Return the rows of all workloads; they have "batch" and "execution" beside the long form's keys.
 
-        The first arm must be the plain one.
+        The first arm must be the plain one. A peer that raises on a workload is left out of it, see `raised`.
         """
         # before any guard, which brings the matcher into memory for good
         plain_peaks = [self._peak(workload, arms[0]) for workload in workloads]
         rows: list[Row] = []
         for workload, plain_peak in zip(workloads, plain_peaks, strict=True):
-            peaks = [plain_peak, *(self._peak(workload, arm) for arm in arms[1:])]
-            timed = self._time(workload, arms)
-            for arm, peak in zip(arms, peaks, strict=True):
+            able = [arm for arm in arms if not arm.peer or self._answers(workload, arm)]
+            peaks = [plain_peak, *(self._peak(workload, arm) for arm in able[1:])]
+            timed = self._time(workload, able)
+            for arm, peak in zip(able, peaks, strict=True):
                 rows += self._rows(workload, arm, timed[arm], timed[arms[0]])
                 rows.append(self._row(workload, arm, "peak_memory_mib", peak))
         return rows
+
+    def _answers(self, workload: Workload, arm: Arm) -> bool:
+        """Return whether a peer can answer at all; what it raises is any error, and is kept in `raised`."""
+        try:
+            self._call(workload, arm, 0)
+        except Exception as error:
+            self.raised[arm.name] = f"{type(error).__name__}: {error}"
+            return False
+        return True
 
     def _rows(self, workload: Workload, arm: Arm, mine: Timed, plain: Timed) -> list[Row]:
         rates = np.array(mine.tokens) / np.array(mine.generate)
@@ -155,14 +169,13 @@ class Bench:
             self._row(workload, arm, "tokens_per_s", *median_interval(rates)),
             self._row(workload, arm, "seconds_per_call", *median_interval(each)),
         ]
-        if arm.method is None:
+        if arm.method is None and not arm.peer:
             return rows
-        return [
-            self._row(workload, arm, "time_ratio", *median_ratio(mine.generate, plain.generate)),
-            self._row(workload, arm, "request_ratio", *median_ratio(mine.request, plain.request)),
-            *rows,
-            *self._counts(workload, arm),
-        ]
+        rows.insert(0, self._row(workload, arm, "request_ratio", *median_ratio(mine.request, plain.request)))
+        if arm.peer:
+            return rows
+        ratio = self._row(workload, arm, "time_ratio", *median_ratio(mine.generate, plain.generate))
+        return [ratio, *rows, *self._counts(workload, arm)]
 
     def _row(
         self,
@@ -183,7 +196,7 @@ class Bench:
             "high": high,
             "n": self.blocks * workload.calls * workload.batch,
             "batch": workload.batch,
-            "execution": "plain" if arm.method is None else arm.execution,
+            "execution": arm.execution if arm.method is not None else "peer" if arm.peer else "plain",
         }
 
     def _time(self, workload: Workload, arms: Sequence[Arm]) -> dict[Arm, Timed]:
@@ -211,6 +224,8 @@ class Bench:
         self._put_on(arm)
         pictures = [stamped(picture, next(self._numbers)) for picture in workload.pictures(call)]
         prompts = workload.prompts(call)
+        if arm.peer:
+            return self._asked_of_peer(workload, arm, pictures, prompts)
         self._wait()
         began = time.perf_counter()
         inputs = self._inputs(pictures, prompts)
@@ -220,6 +235,19 @@ class Bench:
         self._wait()
         end = time.perf_counter()
         return end - ready, end - began, self._tokens(sequences, inputs["input_ids"].shape[1])
+
+    def _asked_of_peer(
+        self, workload: Workload, arm: Arm, pictures: list[Image.Image], prompts: list[str]
+    ) -> tuple[float, float, int]:
+        """Answer once through another package, whose request can't be told from its decoding."""
+        answer = peer(arm.peer, self.model, self.processor, workload.new_tokens)
+        self._wait()
+        began = time.perf_counter()
+        texts = answer(pictures, prompts)
+        self._wait()
+        seconds = time.perf_counter() - began
+        tokens = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return seconds, seconds, sum(len(one) + 1 for one in tokens)  # and the end of the text
 
     def _counts(self, workload: Workload, arm: Arm) -> list[Row]:
         """Return the mean counts of a call, from untimed calls."""

@@ -27,6 +27,9 @@ def bench(
     shape: Annotated[
         str, typer.Option(help="A random model and matcher of real proportions instead: 1b (LLaVA-1.5's, 5 GB).")
     ] = "",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Measure mitigv's implementation of each method beside ours, if installed.")
+    ] = False,
     images: Annotated[
         Path | None, typer.Option(help="Pictures for a model other than embedded; else drawn scenes.", metavar="FOLDER")
     ] = None,
@@ -59,7 +62,7 @@ def bench(
     """
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
     if server:
-        others = {"executions", "batches", "threads", "device", "dtype", "images", "shape"}
+        others = {"executions", "batches", "threads", "device", "dtype", "images", "shape", "peers"}
         _refuse(given & others, "not for --server")
         guards = _listed(methods, None) if "methods" in given and methods != "all" else []
         asked = model if "model" in given else "", tuple(guards)
@@ -84,7 +87,8 @@ def bench(
     quiet_libraries()
     import torch
 
-    from lvlm_guard.bench.measure import Bench, arms_of
+    from lvlm_guard.bench.measure import Arm, Bench, arms_of
+    from lvlm_guard.bench.peers import peer_name, peers_of
     from lvlm_guard.bench.shapes import random_matcher, random_pair, shape_of
     from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
     from lvlm_guard.methods import REGISTRY
@@ -107,10 +111,15 @@ def bench(
     else:
         lvlm, processor = load_model(model, device=device, dtype=dtype)
     arms = arms_of(chosen, chosen_executions)  # type: ignore[arg-type]
+    if peers:
+        arms += [Arm(peer_name(name), peer=name) for name in peers_of(names)]
     unmeasured = 1
     say(f"Measuring {len(arms)} ways to answer on {len(workloads)} workloads, {blocks} blocks each. Ctrl-C stops.")
     with progress("blocks", len(workloads) * (blocks + unmeasured)) as tick:
-        rows = Bench(lvlm, processor, model, blocks=blocks, warm=unmeasured, tick=tick).run(workloads, arms)
+        measured = Bench(lvlm, processor, model, blocks=blocks, warm=unmeasured, tick=tick)
+        rows = measured.run(workloads, arms)
+    for name, error in measured.raised.items():
+        say(f"{name} raised {error}")
     if busy > BUSY:
         say(
             f"The machine was busy when this began (load {busy:.1f}): ratios hold better than times, but measure again."
@@ -180,7 +189,7 @@ def _table(rows: list[dict[str, Any]], task: str, batch: int) -> Table:
         table.add_row(
             method,
             execution,
-            _ratio(found.get("time_ratio")),
+            _ratio(found.get("time_ratio")) if execution != "peer" else "–",
             _ratio(found.get("request_ratio")),
             f"{1000 * found['seconds_per_call']['value']:.1f}",
             f"{found['tokens_per_s']['value']:.0f}",
