@@ -9,7 +9,7 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 - `call`: what one `generate()` call is about: its pictures, questions, image tensors.
 - `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
 - `lagging`: a branch that runs only when it matters and then catches up (`lazy`). `auto` begins so, then stacks.
-- `steering`: layers read, edited, or given other attention scores inside a model call; `combined`: several methods.
+- `steering`: layers read or edited inside a model call; `attention`: their attention; `combined`: several methods.
 - `hiding`: a branch that reads the model's own cache without some of the picture.
 - `reading`: how the plain model reads rows for another branch.
 - `session`: one `generate()` call, step by step.

@@ -197,7 +197,7 @@ class Call:
             layers: decoder layers whose outputs are wanted.
 
         Returns:
-            The last position's logits, [B, V], and the layers' outputs, [B, T, D].
+            The logits, [B, T, V], and the layers' outputs, [B, T, D].
         """
         inputs = {key: on(value, self.device, self.dtype) for key, value in made.items() if isinstance(value, Tensor)}
         inputs |= self.family.replayed(self.model, inputs, inputs["input_ids"], inputs["attention_mask"])
@@ -206,7 +206,7 @@ class Call:
         plain: Any = plain_class(self.model)
         with torch.no_grad(), within(self.model, None), deltas_kept(self.model), tapped(modules, given.__setitem__):
             out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
-        return out.logits[:, -1], given
+        return out.logits, given
 
     def without_pictures(self) -> dict[str, Any]:
         """Return the prompts without their pictures' tokens, padded on the left, [B, T'].

@@ -1,28 +1,22 @@
-"""What acts inside a model call: the decoder's layers read, edited, or given other attention scores.
+"""What acts inside a model call: the decoder's layers, read or edited (their attention: `engine/attention.py`).
 
 Everything here holds for one model call of one branch, in this thread: hooks are on for that call alone and inert for
 other threads. What is changed is at positions that predict a token of the answer (`Pass.count`), or at all that the
 call reads. A position's change may depend on the tokens before it, never on how many of them a call reads, so that
 drafts, chunks and catching up compute the same.
-
-Attention goes through transformers' `AttentionInterface`: its functions are wrapped while a call rescores, whatever the
-kernel, and the few rows that are rescored are computed again from the same queries, keys and values.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
@@ -84,6 +78,18 @@ class Pass:
                 "already. Pass the conversation without past_key_values, or use a method without a calibration."
             )
         return self.done == 0
+
+
+def check_span(low: float, high: float, names: str = "layers_from, layers_to") -> None:
+    """Raise `KnobError` unless two shares of the depth lie in order between 0 and 1."""
+    if not 0 <= low < high <= 1:
+        raise KnobError(f"{names} are {low!r}, {high!r}: give shares of the depth, the first one less, from 0 to 1.")
+
+
+def span(low: float, high: float, depth: int) -> range:
+    """Return the layers between two shares of the depth, at least one."""
+    first = min(round(low * depth), depth - 1)
+    return range(first, max(round(high * depth), first + 1))
 
 
 class Decoder:
@@ -209,152 +215,3 @@ def edited(
             handle = module.register_forward_hook(lambda _, __, output, index=index: hook(index, output))
             stack.callback(handle.remove)
         yield
-
-
-@dataclass
-class Rows:
-    """Attention scores of the last `n` positions of a call, as what rescores them sees them.
-
-    Args:
-        index: place of the layer in the sequence.
-        first: position of the first column in the rows; above 0 where a sliding window has let go of those before.
-        scores: scaled, before mask and softmax, [R, heads, n, columns], float32 or wider.
-        closed: what a position can't see, [R or 1, 1, n, columns] bool.
-        values: of the columns, [R, heads, columns, size].
-    """
-
-    index: int
-    first: int
-    scores: Tensor
-    closed: Tensor
-    values: Tensor
-
-    def weights(self) -> Tensor:
-        """Return the attention weights, [R, heads, n, columns]."""
-        return self.scores.masked_fill(self.closed, -torch.inf).softmax(-1)
-
-
-@dataclass
-class _Plan:
-    layers: dict[nn.Module, int]
-    change: Callable[[Rows], Tensor | None]
-    passed: Pass
-    seen: set[int]
-
-
-_PLAN: ContextVar[_Plan | None] = ContextVar("lvlm_guard_attention", default=None)
-_LOCK = threading.Lock()
-_WRAPPED: dict[str, int] = {}  # by the kernel's name: how many calls rescore now
-
-
-@contextmanager
-def rescored(
-    passed: Pass, decoder: Decoder, layers: Sequence[int], change: Callable[[Rows], Tensor | None]
-) -> Iterator[None]:
-    """Give some layers other attention scores at the positions that predict a token of the answer.
-
-    Args:
-        passed: the model call.
-        decoder: whose layers.
-        layers: their numbers.
-        change: makes the new scores [R, heads, n, columns], masked afterwards; None leaves the layer's output as the
-            kernel gave it, bit for bit (for one who only looks).
-
-    Raises:
-        UnsupportedModelError: a layer has no softmax attention, or one that transformers' interface does not show.
-    """
-    if passed.count == 0:
-        yield
-        return
-    modules = {decoder.attention(layer): index for index, layer in enumerate(layers)}
-    plan = _Plan(modules, change, passed, set())
-    configs = [getattr(module, "config", None) for module in modules]  # linear attention has none, and is refused below
-    names = {str(getattr(config, "_attn_implementation", "eager")) for config in configs}
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_wrapped(name))
-        stack.callback(_PLAN.reset, _PLAN.set(plan))
-        yield
-        if len(plan.seen) < len(modules):
-            missing = next(
-                layer for layer, module in zip(layers, modules, strict=True) if modules[module] not in plan.seen
-            )
-            raise UnsupportedModelError(
-                f"The attention of layer {missing} ({type(decoder.attention(missing)).__name__}) does not go through "
-                "transformers' AttentionInterface, so its scores can't be changed. Use a method that assembles logits, "
-                "such as 'agla'."
-            )
-
-
-@contextmanager
-def _wrapped(name: str) -> Iterator[None]:
-    """Wrap one of transformers' attention functions as long as any call rescores."""
-    with _LOCK:
-        if not _WRAPPED.get(name):
-            kernel = ALL_ATTENTION_FUNCTIONS.get(name)
-            ALL_ATTENTION_FUNCTIONS[name] = lambda module, *args, **kwargs: _attend(kernel, module, *args, **kwargs)
-        _WRAPPED[name] = _WRAPPED.get(name, 0) + 1
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _WRAPPED[name] -= 1
-            if not _WRAPPED[name]:
-                del ALL_ATTENTION_FUNCTIONS[name]
-
-
-def _attend(
-    kernel: Callable[..., Any] | None,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> Any:
-    kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward  # eager is each family's own
-    output, *rest = kernel(module, query, key, value, attention_mask, **kwargs)
-    plan = _PLAN.get()
-    if plan is None or module not in plan.layers:
-        return output, *rest
-    plan.seen.add(plan.layers[module])
-    for name in ("s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} computes attention with {name!r}, which this method does not know. Use one "
-                "that assembles logits, such as 'agla'."
-            )
-    n, groups = plan.passed.count, query.shape[1] // key.shape[1]
-    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    scores = (query[:, :, -n:].to(wide) @ key.transpose(2, 3).to(wide)) * scale
-    if kwargs.get("softcap") is not None:
-        scores = (scores / kwargs["softcap"]).tanh() * kwargs["softcap"]
-    first = plan.passed.ids.shape[1] - scores.shape[-1]
-    rows = Rows(
-        plan.layers[module], first, scores, _closed(attention_mask, scores, kwargs.get("sliding_window")), value
-    )
-    changed = plan.change(rows)
-    if changed is None:
-        return output, *rest
-    rows.scores = changed
-    new = (rows.weights() @ value.to(wide)).transpose(1, 2).to(output.dtype)  # [R, n, heads, size]
-    if plan.passed.guarded is not None:
-        new = torch.where(plan.passed.guarded[:, None, None, None], new, output[:, -n:])
-    return torch.cat([output[:, :-n], new], 1), *rest
-
-
-def _closed(mask: Tensor | None, scores: Tensor, window: int | None) -> Tensor:
-    """Return what the last rows can't see, [R or 1, 1, n, columns] bool, of any mask that a kernel takes."""
-    n, columns = scores.shape[2:]
-    if mask is not None and mask.ndim == 4:
-        rows = mask[:, :, -n:, :columns]
-        return ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
-    place = torch.arange(columns, device=scores.device)
-    at = place[-n:, None]
-    closed = place > at
-    if window is not None:
-        closed |= place <= at - window
-    closed = closed[None, None]
-    return closed if mask is None else closed | ~mask[:, None, None, -columns:].bool()

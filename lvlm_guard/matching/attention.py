@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.engine.steering import Pass, Rows, rescored
+from lvlm_guard.engine.attention import Rows, attending
+from lvlm_guard.engine.steering import Pass
 from lvlm_guard.errors import UnsupportedCallError
 from lvlm_guard.matching.match import Match, Matcher
 
@@ -52,7 +53,7 @@ def attended(call: Call) -> list[Tensor]:
         looked.add_(rows.weights()[:, :, -1].mean(1).to(looked))
 
     passed = Pass(call, ids, 0, ids.shape[1], list(range(len(ids))), made["attention_mask"].to(ids.device))
-    with rescored(passed, decoder, layers, look):
+    with attending(passed, decoder, layers, look):
         call.run(made)
     pictures = ids == call.family.image_token_id(call.model.config)
     return [row[shown] / len(layers) for row, shown in zip(looked, pictures, strict=True)]

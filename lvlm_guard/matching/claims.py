@@ -266,6 +266,12 @@ def _runs(text: str, words: list[re.Match[str]], most: int) -> Iterable[str]:
         yield " ".join(word.group() for word in words[start:])
 
 
+def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> list[int]:
+    """Return the token that each word begins with behind a blank, of each word once."""
+    each = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in dict.fromkeys(words)]
+    return [next(piece for piece in pieces if WORD.search(str(tokenizer.decode([piece])))) for pieces in each]
+
+
 @lru_cache(maxsize=8)
 def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
     """Return the pieces of a tokenizer, read once."""

@@ -61,6 +61,12 @@ class Vocabulary:
         """
         return _spellings(self, by_word)
 
+    def words_in(self, text: str) -> list[str]:
+        """Return the spellings that a text holds, in order; of those within one another the longest."""
+        known = self.spellings()
+        most = 1 + max(spelling.count(" ") for spelling in known)
+        return [spelling for *_, spelling in named(text, list(WORD.finditer(text)), known.get, most)]
+
     @classmethod
     def of(cls, objects: Objects) -> Vocabulary:
         """Return the vocabulary that a user asked for.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lvlm_guard.methods.ritual import RITUAL as RITUAL
     from lvlm_guard.methods.rudder import RUDDER as RUDDER
     from lvlm_guard.methods.vcd import VCD as VCD
+    from lvlm_guard.methods.vga import VGA as VGA
     from lvlm_guard.methods.vista import VISTA as VISTA
     from lvlm_guard.methods.vote import Vote as Vote
 

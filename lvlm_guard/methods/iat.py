@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.attention import Rows, attending
 from lvlm_guard.engine.method import Steering
-from lvlm_guard.engine.steering import Pass, Rows, rescored
-from lvlm_guard.errors import KnobError
+from lvlm_guard.engine.steering import Pass, check_span, span
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -49,21 +49,12 @@ class IAT(Steering):
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
-        if not 0 <= self.layers_from < self.layers_to <= 1:
-            raise KnobError(
-                f"layers_from is {self.layers_from!r} and layers_to {self.layers_to!r}: give shares of the depth, "
-                "0 <= layers_from < layers_to <= 1."
-            )
+        check_span(self.layers_from, self.layers_to)
 
     def check(self, call: Call) -> None:
         """Raise `UnsupportedModelError` where the model's layers can't be found."""
-        for layer in self.steered(len(call.decoder)):
+        for layer in span(self.layers_from, self.layers_to, len(call.decoder)):
             call.decoder.attention(layer)
-
-    def steered(self, depth: int) -> range:
-        """Return the layers that are steered, at least one."""
-        start = min(round(self.layers_from * depth), depth - 1)
-        return range(start, max(round(self.layers_to * depth), start + 1))
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
         """Raise the scores of the answer's tokens."""
@@ -75,4 +66,4 @@ class IAT(Steering):
             return rows.scores + self.alpha * rows.scores.abs() * answered
 
         decoder = passed.call.decoder
-        return rescored(passed, decoder, self.steered(len(decoder)), raised)
+        return attending(passed, decoder, span(self.layers_from, self.layers_to, len(decoder)), raised)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
+from lvlm_guard.engine.attention import Rows, attending
 from lvlm_guard.engine.method import Branch, Constrained, Step
-from lvlm_guard.engine.steering import Pass, Rows, rescored
+from lvlm_guard.engine.steering import Pass
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class PAI(Constrained):
             return rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, rows.first :]
 
         decoder = passed.call.decoder
-        return rescored(passed, decoder, range(self.start, len(decoder)), raised)
+        return attending(passed, decoder, range(self.start, len(decoder)), raised)
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, or there is no text branch."""

@@ -24,7 +24,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from lvlm_guard.engine.assembly import check_alpha
 from lvlm_guard.engine.method import Steering, Step
-from lvlm_guard.engine.steering import Pass, edited
+from lvlm_guard.engine.steering import Pass, check_span, edited
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -58,11 +58,7 @@ class VISTA(Steering):
         check_alpha(self.lam, "lam (lambda)")
         if not 0 <= self.alpha <= 1:
             raise KnobError(f"alpha is {self.alpha!r}, but it is the late layers' share of the logits: give 0 to 1.")
-        if not 0 <= self.late_from < self.late_to <= 1:
-            raise KnobError(
-                f"late_from is {self.late_from!r} and late_to {self.late_to!r}: give shares of the depth, "
-                "0 <= late_from < late_to <= 1."
-            )
+        check_span(self.late_from, self.late_to, "late_from, late_to")
 
     @property
     def assembles(self) -> bool:

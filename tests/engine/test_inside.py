@@ -16,8 +16,9 @@ from matchers import Brightness
 from transformers import LlavaForConditionalGeneration, MistralConfig
 
 from lvlm_guard import guard, methods, unguard
+from lvlm_guard.engine.attention import attending
 from lvlm_guard.engine.method import Branch, Method
-from lvlm_guard.engine.steering import Decoder, edited, rescored
+from lvlm_guard.engine.steering import Decoder, edited
 from lvlm_guard.errors import KnobError, UnknownNameError, UnsupportedCallError, UnsupportedModelError
 
 NO_PICTURES = list(range(4, 12))  # random models would answer with pictures' placeholders
@@ -27,6 +28,7 @@ INSIDE = {
     "pai": {"alpha": 0.8, "gamma": 1.5, "beta": 0.05, "start": 1}, "iat": {"alpha": 2.0, "layers_to": 1.0},
     "dola": {"beta": 0.01, "candidates": (1, 2)}, "deco": {"alpha": 2.0},
     "rudder": {"alpha": 1.0, "relative": True}, "vista": {"lam": 0.5}, "revisit": {"beta": 1e-3, "early": "all"},
+    "vga": {"beta": 3.0, "layers_to": 1.0},
 }  # fmt: skip
 LATER = ("qwen2_5_vl", "qwen3_vl", "internvl", "gemma3")
 FAMILIES = ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
@@ -89,6 +91,7 @@ def test_it_depends_on_the_tokens_alone_and_acts(pair, name):
 OFF = {
     "icd": {"alpha": 0.0, "beta": 0.0}, "m3id": {"lam": 0.0}, "pai": {"alpha": 0.0, "gamma": 1.0},
     "iat": {"alpha": 0.0}, "rudder": {"alpha": 0.0}, "vista": {"lam": 0.0, "alpha": 0.0}, "deco": {"alpha": 0.0},
+    "vga": {"beta": 0.0},
 }  # fmt: skip
 
 
@@ -102,7 +105,7 @@ def test_off_is_plain_bit_for_bit(pair, name):
         assert all(torch.equal(a, b.to(a)) for a, b in zip(guarded.logits, plain.logits, strict=True))
 
 
-@pytest.mark.parametrize("name", ["pai", "iat"])
+@pytest.mark.parametrize("name", ["pai", "iat", "vga"])
 def test_past_a_sliding_window_the_same_columns_are_rescored(name):
     config, processor = tiny.make("llava")[0].config, any_families.make("llava")[1]
     config.text_config = MistralConfig(**any_families.text(processor.tokenizer, sliding_window=24))
@@ -119,7 +122,7 @@ def test_past_a_sliding_window_the_same_columns_are_rescored(name):
     unguard(model)
 
 
-@pytest.mark.parametrize("name", ["pai", "iat"])
+@pytest.mark.parametrize("name", ["pai", "iat", "vga"])
 def test_attention_is_rescored_alike_under_every_kernel(name):
     found = []
     for kernel in ("sdpa", "eager"):
@@ -225,7 +228,7 @@ def test_rows_without_a_picture_stay_plain_when_others_are_steered():
     )
     inputs = inputs.to(torch.float64)
     plain = model.generate(**inputs, **RUN, guard=False)
-    for name in ("pai", "rudder", "vista", "iat"):
+    for name in ("pai", "rudder", "vista", "iat", "vga"):
         found = model.generate(**inputs, **RUN, guard=made(name))
         assert found[1].tolist() == plain[1].tolist(), name
         assert found[0].tolist() != plain[0].tolist(), name
@@ -267,7 +270,7 @@ def test_attention_that_the_interface_does_not_show_is_refused():
 
     with (
         pytest.raises(UnsupportedModelError, match="does not go through"),
-        rescored(Passed(), decoder, [1], lambda rows: None),
+        attending(Passed(), decoder, [1], lambda rows: None),
     ):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
 

@@ -1,0 +1,195 @@
+"""A layer's attention, looked at or changed at the few positions that predict a token of the answer.
+
+Attention goes through transformers' `AttentionInterface`: its functions are wrapped while a call needs it, whatever the
+kernel. Either the scores are changed, and the few rows computed again from the same queries, keys and values; or what
+the heads give is, from what the kernel gave and the values.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lvlm_guard.engine.steering import Decoder, Pass
+from lvlm_guard.errors import UnsupportedModelError
+
+
+@dataclass
+class Rows:
+    """The attention of the last `n` positions of a call.
+
+    Args:
+        index: place of the layer in the sequence.
+        first: position of the first column in the rows; above 0 where a sliding window has let go of those before.
+        closed: what a position can't see, [R or 1, 1, n, columns] bool.
+        given: what the heads give, before they are joined, [R, heads, n, size], float32 or wider.
+        values: of the columns, [R, heads or fewer, columns, size]: neighbouring heads may share theirs.
+        score: computes `scores`.
+    """
+
+    index: int
+    first: int
+    closed: Tensor
+    given: Tensor
+    values: Tensor
+    score: Callable[[], Tensor]
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Scaled, before mask and softmax, [R, heads, n, columns]."""
+        return self.score()
+
+    def weights(self, scores: Tensor | None = None) -> Tensor:
+        """Return the attention weights, [R, heads, n, columns], of other scores where given."""
+        return (self.scores if scores is None else scores).masked_fill(self.closed, -torch.inf).softmax(-1)
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Return the values by some weights, [R, heads or 1, n, columns] -> [R, heads, n, size]."""
+        shared, values = self.given.shape[1] // self.values.shape[1], self.values.to(weights.dtype)
+        if weights.shape[1] == 1:
+            return (weights @ values).repeat_interleave(shared, 1)
+        return weights @ values.repeat_interleave(shared, 1)
+
+
+@dataclass
+class _Plan:
+    layers: dict[nn.Module, int]
+    of: Literal["scores", "heads"]
+    change: Callable[[Rows], Tensor | None]
+    passed: Pass
+    seen: set[int]
+
+
+_PLAN: ContextVar[_Plan | None] = ContextVar("lvlm_guard_attention", default=None)
+_LOCK = threading.Lock()
+_WRAPPED: dict[str, int] = {}  # by the kernel's name: how many calls need it now
+
+
+@contextmanager
+def attending(
+    passed: Pass,
+    decoder: Decoder,
+    layers: Sequence[int],
+    change: Callable[[Rows], Tensor | None],
+    of: Literal["scores", "heads"] = "scores",
+) -> Iterator[None]:
+    """Change some layers' attention at the positions that predict a token of the answer.
+
+    Args:
+        passed: the model call.
+        decoder: whose layers.
+        layers: their numbers.
+        change: makes the new scores [R, heads, n, columns], masked afterwards, or what the heads give
+            [R, heads, n, size]; None leaves the layer's output as the kernel gave it, bit for bit (for one who looks).
+        of: which of the two.
+
+    Raises:
+        UnsupportedModelError: a layer has no softmax attention, or one that transformers' interface does not show.
+    """
+    if passed.count == 0:
+        yield
+        return
+    modules = {decoder.attention(layer): index for index, layer in enumerate(layers)}
+    plan = _Plan(modules, of, change, passed, set())
+    configs = [getattr(module, "config", None) for module in modules]  # linear attention has none, and is refused below
+    names = {str(getattr(config, "_attn_implementation", "eager")) for config in configs}
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_wrapped(name))
+        stack.callback(_PLAN.reset, _PLAN.set(plan))
+        yield
+        if len(plan.seen) < len(modules):
+            missing = next(
+                layer for layer, module in zip(layers, modules, strict=True) if modules[module] not in plan.seen
+            )
+            raise UnsupportedModelError(
+                f"The attention of layer {missing} ({type(decoder.attention(missing)).__name__}) does not go through "
+                "transformers' AttentionInterface, so its scores can't be changed. Use a method that assembles logits, "
+                "such as 'agla'."
+            )
+
+
+@contextmanager
+def _wrapped(name: str) -> Iterator[None]:
+    """Wrap one of transformers' attention functions as long as any call needs it."""
+    with _LOCK:
+        if not _WRAPPED.get(name):
+            kernel = ALL_ATTENTION_FUNCTIONS.get(name)
+            ALL_ATTENTION_FUNCTIONS[name] = lambda module, *args, **kwargs: _attend(kernel, module, *args, **kwargs)
+        _WRAPPED[name] = _WRAPPED.get(name, 0) + 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _WRAPPED[name] -= 1
+            if not _WRAPPED[name]:
+                del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _attend(
+    kernel: Callable[..., Any] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Any:
+    kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward  # eager is each family's own
+    output, *rest = kernel(module, query, key, value, attention_mask, **kwargs)
+    plan = _PLAN.get()
+    if plan is None or module not in plan.layers:
+        return output, *rest
+    plan.seen.add(plan.layers[module])
+    n, wide = plan.passed.count, torch.promote_types(query.dtype, torch.float32)
+
+    def score() -> Tensor:
+        for name in ("s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} computes attention with {name!r}, which this method does not know. Use "
+                    "one that assembles logits, such as 'agla'."
+                )
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3).to(wide)
+        scores: Tensor = (query[:, :, -n:].to(wide) @ keys) * (kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        if kwargs.get("softcap") is not None:
+            scores = (scores / kwargs["softcap"]).tanh() * kwargs["softcap"]
+        return scores
+
+    closed = _closed(attention_mask, n, key, kwargs.get("sliding_window"))
+    given = output[:, -n:].transpose(1, 2).to(wide)
+    first = plan.passed.ids.shape[1] - key.shape[2]
+    rows = Rows(plan.layers[module], first, closed, given, value, score)
+    changed = plan.change(rows)
+    if changed is None:
+        return output, *rest
+    heads = rows.mixed(rows.weights(changed)) if plan.of == "scores" else changed
+    new = heads.transpose(1, 2).to(output.dtype)  # [R, n, heads, size]
+    if plan.passed.guarded is not None:
+        new = torch.where(plan.passed.guarded[:, None, None, None], new, output[:, -n:])
+    return torch.cat([output[:, :-n], new], 1), *rest
+
+
+def _closed(mask: Tensor | None, n: int, key: Tensor, window: int | None) -> Tensor:
+    """Return what the last n rows can't see, [R or 1, 1, n, columns] bool, of any mask that a kernel takes."""
+    columns = key.shape[2]
+    if mask is not None and mask.ndim == 4:
+        rows = mask[:, :, -n:, :columns]
+        return ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
+    place = torch.arange(columns, device=key.device)
+    at = place[-n:, None]
+    closed = place > at
+    if window is not None:
+        closed |= place <= at - window
+    closed = closed[None, None]
+    return closed if mask is None else closed | ~mask[:, None, None, -columns:].bool()
