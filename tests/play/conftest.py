@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,13 @@ class Playground:
         return [path for path in self.home.rglob("*") if path.is_file()]
 
 
-@pytest.fixture(scope="session")
-def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
-    """A playground with the embedded model, in empty folders."""
-    pytest.importorskip("gradio", reason="make test-play has it")
-    home, beside = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("beside")
+@contextmanager
+def opened(folder: Path, *options: str) -> Iterator[Playground]:
+    """Start a playground with these options, in empty folders, until the block ends."""
+    home, beside = folder / "home", folder / "beside"
     log, written = beside / "connected", beside / "written"
+    for path in (home, beside):
+        path.mkdir()
     for path in (log, written):
         path.touch()
     (beside / "sitecustomize.py").write_text(WATCHED.format(log=str(log), written=str(written)), encoding="utf-8")
@@ -81,12 +83,26 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]
         "XDG_CACHE_HOME": str(home),
         "MPLCONFIGDIR": str(beside),  # gradio imports matplotlib, which writes a list of this machine's fonts
     }
-    command = [sys.executable, "-m", "lvlm_guard", "play", "--port", "0", "--json"]
+    command = [sys.executable, "-m", "lvlm_guard", "play", "--port", "0", "--json", *options]
     with subprocess.Popen(command, cwd=home, env=env, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Playground(_address(process), home, log, written)
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="session")
+def open_playground() -> Callable[..., AbstractContextManager[Playground]]:
+    """What starts a playground with options."""
+    pytest.importorskip("gradio", reason="make test-play has it")
+    return opened
+
+
+@pytest.fixture(scope="session")
+def playground(tmp_path_factory: pytest.TempPathFactory, open_playground: Any) -> Iterator[Playground]:
+    """A playground with the embedded model."""
+    with open_playground(tmp_path_factory.mktemp("playground")) as started:
+        yield started
 
 
 def _address(process: Any) -> str:

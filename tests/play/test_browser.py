@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import os
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from openai_endpoint import OpenAIEndpoint, load
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -139,6 +141,37 @@ def test_an_answer_is_seen_as_it_grows(visit):
     seen = [text.rstrip("▍") for text in someone.page.evaluate("window.seen")]
     assert seen
     assert all(text.startswith("the") for text in seen)
+
+
+def test_stop_ends_an_answer_in_the_middle_and_the_next_question_is_answered(browser, open_playground, tmp_path):
+    def slowly(request, reply):
+        reply.pace = 0.5 * (request.number == 0)
+        return reply
+
+    with (
+        OpenAIEndpoint(load()) as server,
+        server.faulty(slowly),
+        open_playground(tmp_path, "--server", server.url) as slow,
+    ):
+        someone = Visitor(browser, slow.url)
+        someone.begin(3)
+        someone.choose("greedy")
+        someone.ask()
+        expect(someone.page.locator(".card.growing .tokens")).to_contain_text("the")
+        with someone.page.expect_response("**/reset"):  # gradio takes no click before
+            someone.page.get_by_role("button", name="Stop").click()
+        expect(someone.status).to_contain_text("Stopped")
+        expect(someone.page.get_by_role("button", name="Stop")).to_be_disabled()
+        someone.ask()
+        someone.done()
+        assert someone.said()[0].startswith("the image shows")
+        someone.context.close()
+        for _ in range(100):  # the server sees it at its next word
+            if server.given_up:
+                break
+            time.sleep(0.1)
+        assert server.given_up == 1
+        assert len(server.seen) == 2
 
 
 def test_a_press_on_a_verdict_shows_where_the_matcher_looked_and_the_slider_sets_how_much_of_it(visit):

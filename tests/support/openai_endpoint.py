@@ -56,6 +56,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     kind: str = "application/json"
     wait: float = 0.0
+    pace: float = 0.0  # seconds between the events of a stream
 
 
 Fault = Callable[[Request, Reply], Reply]
@@ -85,7 +86,7 @@ class OpenAIEndpoint:
         self.key, self.usual = key, {"vote": {"objects": NOUNS}} | (usual or {})
         self.seen: list[Request] = []
         self.sockets: list[socket.socket] = []
-        self.at_once, self.most_at_once = 0, 0
+        self.at_once, self.most_at_once, self.given_up = 0, 0, 0
         self._counting, self._computing = threading.Lock(), threading.Lock()
         self.fault: Fault | None = None
 
@@ -112,11 +113,14 @@ class OpenAIEndpoint:
                     self.send_response(reply.status)
                     for name, value in (reply.headers | {"Content-Type": reply.kind}).items():
                         self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(raw)))
+                    self.send_header("Content-Length", str(len(raw) + 2 * bool(reply.pace)))
                     self.end_headers()
-                    self.wfile.write(raw)
+                    for event in raw.split(b"\n\n") if reply.pace else ():
+                        self.wfile.write(event + b"\n\n")
+                        time.sleep(reply.pace)
+                    self.wfile.write(b"" if reply.pace else raw)
                 except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client gave up
+                    endpoint.given_up += 1
 
             def log_message(self, *_: Any) -> None:
                 pass
