@@ -163,6 +163,12 @@ class Call:
         tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
         return tokenizer
 
+    @cached_property
+    def ends(self) -> set[int]:
+        """The tokens that end an answer."""
+        ends: Any = self.model.generation_config.eos_token_id
+        return set(ends) if isinstance(ends, list) else {ends}
+
     @property
     def device(self) -> torch.device:
         """Where a branch's inputs go: to the model, or with the prompt where its first weights are offloaded."""

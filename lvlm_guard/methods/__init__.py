@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lvlm_guard.methods.agla import AGLA as AGLA
     from lvlm_guard.methods.apc import APC as APC
     from lvlm_guard.methods.deco import DeCo as DeCo
+    from lvlm_guard.methods.dlc import DLC as DLC
     from lvlm_guard.methods.dola import DoLa as DoLa
     from lvlm_guard.methods.flb import FLB as FLB
     from lvlm_guard.methods.focus import Focus as Focus

@@ -78,15 +78,18 @@ class Silent(Brightness):
     def __call__(self, images, texts):
         return [Match(torch.ones(8, 8), 0.0, share=1.0) for _ in images]
 
+    def knows(self, claims):
+        return [False] * len(claims)
+
     def support(self, image, claims):
         return torch.full((len(claims),), ABSTAIN)
 
 
-@pytest.mark.parametrize("name", ["agla", "focus", "vote"])
+@pytest.mark.parametrize("name", ["agla", "focus", "vote", "dlc"])
 def test_where_the_matcher_abstains_the_answer_is_the_plain_one(pair, name):
     model, _ = pair
     knobs = {"matcher": Silent()} | ({"ends": 0.0} if name == "vote" else {})
-    how = {"max_new_tokens": STEPS, "do_sample": False}
+    how = {"max_new_tokens": 2 * STEPS, "do_sample": False}
     # both readings are of the whole picture: l + alpha * l
     frame = {"frame": "original"} if name == "agla" else {}
     guarded = model.generate(**asked(pair), guard=methods.REGISTRY.get(name)(**knobs, **frame), **how)
