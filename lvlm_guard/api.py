@@ -116,6 +116,7 @@ def guard(
             "custom_generate folder, or a library that patches models), which hides the guarded one. Take it off first "
             "(`del model.generate`), or load without trust_remote_code."
         )
+    chosen.check_model(inner)
     family = proven(Family.of(inner, processor), inner, processor, check)
     # nothing raises from here on, so that a call that fails leaves the pair guarded as it was
     pair: Any = processor  # the two change class in place, which no type can say

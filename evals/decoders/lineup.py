@@ -55,9 +55,10 @@ def decoders_of(
     takes).
     """
     own: dict[str, Any] = {}
-    for name in methods_of(settings.methods):
+    for name in methods_of(settings.methods, settings.knobs):
         knobs = dict(settings.knobs.get(name, {}))
         own[name] = resolve(name, knobs)
+        own[name].ready()
         if objects is not None and hasattr(own[name], "objects") and "objects" not in knobs:
             own[name] = replace(own[name], objects=tuple(objects))
     _check(settings, own)
@@ -106,17 +107,35 @@ def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def methods_of(wanted: Iterable[str]) -> list[str]:
-    """Return the registered names of the methods that `Settings.methods` asks for; `resolve` raises on one unknown."""
+def methods_of(wanted: Iterable[str], knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+    """Return the registered names of the methods that `Settings.methods` asks for; `resolve` raises on one unknown.
+
+    "all" leaves out experiments, and methods whose statistics are not among the knobs.
+    """
     known = methods.REGISTRY.names()
     beside = {f"{name}{suffix}": name for name in known for suffix in ("-sample", "-random")}
     found: list[str] = []
     for name in wanted:
         if name == ALL:
-            found += [n for n in known if n != APC and not getattr(methods.REGISTRY.get(n), "experimental", False)]
+            kinds = {name: methods.REGISTRY.get(name) for name in known if name != APC}
+            lacking = {name for name in kinds if kinds[name].needs_statistics and not (knobs or {}).get(name)}
+            found += [name for name, kind in kinds.items() if not kind.experimental and name not in lacking]
         elif name not in _NAMES:
             found.append(name if name in known else beside.get(name, name))
     return list(dict.fromkeys(found))
+
+
+def left_out(settings: Settings) -> list[str]:
+    """Return sentences on the methods that "all" does not stand for, since nobody gave their statistics."""
+    if ALL not in settings.methods:
+        return []
+    there = methods_of(settings.methods, settings.knobs)
+    lacking = [n for n in methods.REGISTRY.names() if n not in there and methods.REGISTRY.get(n).needs_statistics]
+    return [
+        f"{name} is left out: it needs statistics of the model. Gather them by `lvlm-guard calibrate {name}`, and give "
+        f"--knob {name}.statistics=FILE"
+        for name in lacking
+    ]
 
 
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:

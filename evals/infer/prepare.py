@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.lineup import decoders_of, understood
+from lvlm_guard.evals.decoders.lineup import decoders_of, left_out, understood
 from lvlm_guard.evals.decoders.matchers import load_matchers, load_usual
 from lvlm_guard.evals.infer.generate import Asker, adapter_name
 from lvlm_guard.evals.spec.items import EvalTask
@@ -84,6 +84,8 @@ def prepare_run(
     model, processor = load_model(
         settings.model, device=device or settings.device, dtype=settings.dtype, revision=settings.revision or None
     )
+    for method in (run for d in decoders for run in d.runs if run):
+        method.check_model(model)
     adapters = {adapter_name(d.name, seed): place for d in decoders for seed, place in enumerate(d.adapters)}
     model, processor = guard(with_adapters(model, adapters) if adapters else model, processor)
     matcher = load_usual(decoders, model)
@@ -91,6 +93,7 @@ def prepare_run(
     if matcher is not None or loaded:
         decoders = decoders_of(settings, matcher, objects, loaded)
     decoders, flags = understood(decoders, processor.tokenizer)
+    flags += left_out(settings)
     asker = Asker(model, processor, matcher, {d.name: d for d in decoders}, settings.execution, loaded)
     return Prepared(settings, laid, decoders, asker, matcher.version if matcher else "", flags, where_of(model))
 

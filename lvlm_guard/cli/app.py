@@ -8,6 +8,7 @@ import typer
 
 from lvlm_guard import __version__
 from lvlm_guard.cli.bench import bench
+from lvlm_guard.cli.calibrate import calibrate
 from lvlm_guard.cli.console import reporting
 from lvlm_guard.cli.demo import demo
 from lvlm_guard.cli.doctor import doctor
@@ -47,6 +48,6 @@ def _all_commands(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(training, name="train")
-for command in (demo, generate, mask, bench, doctor, methods, maskd, play):
+for command in (demo, generate, mask, bench, doctor, methods, calibrate, maskd, play):
     app.command(command.__name__)(reporting(command))
 app.command("serve", context_settings=PASSED_ON)(reporting(serve))

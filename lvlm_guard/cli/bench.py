@@ -96,7 +96,8 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    names = REGISTRY.names() if methods == "all" else _listed(methods, None)
+    ready = [name for name in REGISTRY.names() if not REGISTRY.get(name).needs_statistics]
+    names = ready if methods == "all" else _listed(methods, None)
     chosen = [method_of(name, None) for name in names]
     busy = _load()
     if model == "embedded" and images is None and not shape:

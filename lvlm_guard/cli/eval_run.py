@@ -239,7 +239,7 @@ def _knobs(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, 
         method, dot, name = left.strip().partition(".")
         if not equals or not dot:
             raise usage(f"--knob {pair!r}: write METHOD.NAME=VALUE, such as agla.alpha=1.5.")
-        if method not in methods:
+        if method not in methods and "all" not in methods:
             raise usage(f"--knob {pair!r}: {method!r} is none of --methods {','.join(methods)}.")
         given.setdefault(method, {})[name] = knob_value(method, name, text.strip())
     return given

@@ -205,7 +205,7 @@ class Call:
         Returns:
             The logits, [B, T, V], and the layers' outputs, [B, T, D].
         """
-        inputs = {key: on(value, self.device, self.dtype) for key, value in made.items() if isinstance(value, Tensor)}
+        inputs = self.moved(made)
         inputs |= self.family.replayed(self.model, inputs, inputs["input_ids"], inputs["attention_mask"])
         given: list[Tensor] = [torch.empty(0)] * len(layers)
         modules = [self.decoder.layers[layer] for layer in layers]
@@ -213,6 +213,10 @@ class Call:
         with torch.no_grad(), within(self.model, None), deltas_kept(self.model), tapped(modules, given.__setitem__):
             out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
         return out.logits, given
+
+    def moved(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors of what a processor made, where the model is and in its precision."""
+        return {key: on(value, self.device, self.dtype) for key, value in made.items() if isinstance(value, Tensor)}
 
     def without_pictures(self) -> dict[str, Any]:
         """Return the prompts without their pictures' tokens, padded on the left, [B, T'].

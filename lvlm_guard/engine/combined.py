@@ -82,6 +82,11 @@ class Combined(Method):
         """Return the branches of the part that assembles."""
         return self._assembling.branches()
 
+    def check_model(self, model: Any) -> None:
+        """Raise where a part can't guard this model."""
+        for part in self.parts:
+            part.check_model(model)
+
     def check(self, call: Call) -> None:
         """Raise where a part can't guard this call."""
         for part in self.parts:

@@ -111,6 +111,7 @@ class Method(ABC):
         paper: where it is published, "ours" where nowhere else.
         cost: what it costs beside the plain answer, in a few words.
         experimental: True where evaluations of "all" methods leave it out.
+        needs_statistics: True where they must be gathered first, on pictures of the user's: `engine/measured.py`.
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
         sampled: whether evaluations draw its answers too, beside greedy ones; False where nobody publishes it so.
@@ -120,6 +121,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     cost: ClassVar[str] = ""
     experimental: ClassVar[bool] = False
+    needs_statistics: ClassVar[bool] = False
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
 
@@ -152,6 +154,12 @@ class Method(ABC):
     def branches(self) -> tuple[Branch, ...]:
         """Return the branches beside the global one; none for a method that only reweighs logits."""
         return ()
+
+    def ready(self) -> None:  # noqa: B027 - optional hook
+        """Raise a `GuardError` where it can guard no model as it is: it lacks its statistics."""
+
+    def check_model(self, model: Any) -> None:  # noqa: B027 - optional hook
+        """Raise a `GuardError` where this model can't be guarded, whatever the call: `guard()` asks."""
 
     def check(self, call: Call) -> None:  # noqa: B027 - optional hook
         """Raise a `GuardError` where this call can't be guarded: no question, no matcher to be had.

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "maskd", "play", "eval", "train")
+COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "calibrate", "maskd", "play", "eval", "train")
 EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce")
 TRAIN = ("distill",)
 HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm", "gradio")

@@ -12,6 +12,7 @@ import any_families
 import pytest
 import tiny
 import torch
+from drawn_statistics import drawn
 from matchers import Brightness
 from transformers import LlavaForConditionalGeneration, MistralConfig
 
@@ -20,6 +21,7 @@ from lvlm_guard.engine.attention import attending
 from lvlm_guard.engine.method import Branch, Method
 from lvlm_guard.engine.steering import Decoder, edited
 from lvlm_guard.errors import KnobError, UnknownNameError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.methods.revis import moved
 
 NO_PICTURES = list(range(4, 12))  # random models would answer with pictures' placeholders
 RUN = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "suppress_tokens": NO_PICTURES}
@@ -29,6 +31,7 @@ INSIDE = {
     "dola": {"beta": 0.01, "candidates": (1, 2)}, "deco": {"alpha": 2.0},
     "rudder": {"alpha": 1.0, "relative": True}, "vista": {"lam": 0.5}, "revisit": {"beta": 1e-3, "early": "all"},
     "vga": {"beta": 3.0, "layers_to": 1.0},
+    "revis": {"alpha": 1.0, "tau": -0.2},
 }  # fmt: skip
 LATER = ("qwen2_5_vl", "qwen3_vl", "internvl", "gemma3")
 FAMILIES = ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
@@ -66,13 +69,16 @@ def drafts(model):
     return assistant
 
 
-def made(name, **knobs):
-    return methods.REGISTRY.get(name)(**(INSIDE[name] | knobs))
+def made(name, pair=None, **knobs):
+    kind = methods.REGISTRY.get(name)
+    if kind.needs_statistics:
+        knobs["statistics"] = drawn(name, pair[0])
+    return kind(**(INSIDE[name] | knobs))
 
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_it_depends_on_the_tokens_alone_and_acts(pair, name):
-    method = made(name)
+    method = made(name, pair)
     tokens, trace = answer(pair, method)
     assert trace.guarded
     assert len(trace.steps[0]) == 6
@@ -88,17 +94,34 @@ def test_it_depends_on_the_tokens_alone_and_acts(pair, name):
     assert beams == answer(pair, method, num_beams=2, use_cache=False)[0]
 
 
+def test_what_moves_the_last_layer_is_read_by_norm_and_head(pair):
+    method, seen = made("revis", pair, layer=-1), []
+    model, tensors = pair[0], drawn("revis", pair[0]).tensors
+    last = len(Decoder(model).layers) - 1
+    steered = model.generate(
+        **asked(pair), **RUN, guard=method, return_dict_in_generate=True, output_logits=True
+    ).logits[0]
+    answer(pair, Probe(read=(last,), seen=seen))
+    step = seen[0][0]
+    by_hand = step.call.decoder.lens(moved(step.hidden(last), tensors["u"][-1], method.alpha, method.tau))
+    assert not torch.allclose(step.logits, by_hand, atol=1e-3)
+    scale = (step.logits / step.call.decoder.lens(step.hidden(last))).nanmedian()  # some multiply or cap their logits
+    if float(scale) == pytest.approx(1.0):
+        torch.testing.assert_close(steered.to(by_hand), by_hand)
+
+
 OFF = {
     "icd": {"alpha": 0.0, "beta": 0.0}, "m3id": {"lam": 0.0}, "pai": {"alpha": 0.0, "gamma": 1.0},
     "iat": {"alpha": 0.0}, "rudder": {"alpha": 0.0}, "vista": {"lam": 0.0, "alpha": 0.0}, "deco": {"alpha": 0.0},
     "vga": {"beta": 0.0},
+    "revis": {"alpha": 0.0},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_off_is_plain_bit_for_bit(pair, name):
     inputs, run = asked(pair), RUN | {"return_dict_in_generate": True, "output_logits": True}
-    guarded = pair[0].generate(**inputs, **run, guard=methods.REGISTRY.get(name)(**OFF[name]))
+    guarded = pair[0].generate(**inputs, **run, guard=made(name, pair, **OFF[name]))
     plain = pair[0].generate(**asked(pair), **run, guard=False)
     assert torch.equal(guarded.sequences, plain.sequences)
     if name not in ("m3id", "deco"):  # log-probabilities; a cut

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import tiny
+from drawn_statistics import drawn
 from matchers import Brightness
 
 from lvlm_guard import guard, methods
 from lvlm_guard.errors import KnobError, UnknownNameError
 from lvlm_guard.evals.decoders.decoder import Decoder
-from lvlm_guard.evals.decoders.lineup import decoders_of, understood
+from lvlm_guard.evals.decoders.lineup import decoders_of, left_out, understood
 from lvlm_guard.evals.decoders.matchers import RandomMap
 from lvlm_guard.evals.infer.generate import Asker, prepare
 from lvlm_guard.evals.infer.prepare import prepare_run
@@ -135,11 +136,26 @@ def test_a_prompt_control_is_greedy_plain_decoding_of_the_longer_prompt():
 
 def test_all_stands_for_every_method_that_is_no_experiment(monkeypatch):
     compared = {d.method for d in lineup(methods=("all",), controls=False).values()} - {None}
-    tried = {name for name in methods.REGISTRY.names() if not methods.REGISTRY.get(name).experimental}
-    assert compared == tried - {"apc"}
-    assert "vga" not in tried
+    kinds = {name: methods.REGISTRY.get(name) for name in methods.REGISTRY.names() if name != "apc"}
+    assert compared == {name for name, kind in kinds.items() if not kind.experimental and not kind.needs_statistics}
+    assert "vga" not in compared
     monkeypatch.setattr(methods.VCD, "experimental", True, raising=False)
     assert {d.method for d in lineup(methods=("all",), controls=False).values()} == compared - {"vcd"} | {None}
+
+
+def test_a_method_without_its_statistics_is_left_out_of_all_and_refused_by_name(tmp_path):
+    model, _ = tiny.make("llava")
+    file = tmp_path / "revis.safetensors"
+    drawn("revis", model).save(file)
+    (sentence,) = [told for told in left_out(Settings(methods=("all",))) if told.startswith("revis")]
+    assert "lvlm-guard calibrate revis" in sentence
+    assert left_out(Settings(methods=("agla",))) == []
+    given = {"revis": {"statistics": str(file)}}
+    found = lineup(methods=("all",), knobs=given, controls=False)["revis"]
+    assert found.describe()["knobs"]["statistics"] == f"revis.safetensors:{drawn('revis', model).digest}"
+    assert not [told for told in left_out(Settings(methods=("all",), knobs=given)) if told.startswith("revis")]
+    with pytest.raises(KnobError, match=r"--knob revis\.statistics="):
+        lineup(methods=("revis",))
 
 
 def test_controls_can_be_asked_for_one_by_one():

@@ -10,6 +10,7 @@ from lvlm_guard import methods
 from lvlm_guard.engine.assembly import swapped_divergence
 from lvlm_guard.engine.method import Step
 from lvlm_guard.errors import KnobError
+from lvlm_guard.methods.revis import moved, orthogonal
 from lvlm_guard.methods.rudder import direction
 from lvlm_guard.methods.vista import steered
 
@@ -125,6 +126,15 @@ def test_vista():
     close(found.tolist(), [2.15, 1.56, 0.15, -1.6])
 
 
+def test_revis():
+    u = orthogonal(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))
+    close(u.tolist(), [0, 4])
+    h = torch.tensor([3.0, 1.0])
+    close(moved(h, u, 1.6, -0.5).tolist(), [3, 7.4])
+    close(moved(h, u, 1.6, -0.31).tolist(), [3, 1])  # its risk is -.316228
+    assert torch.equal(moved(h, u, 1.6, 1.0), h)
+
+
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [
@@ -132,7 +142,7 @@ def test_vista():
         ("m3id", {"first": 2}), ("pai", {"gamma": 0.5}), ("pai", {"start": -1}), ("iat", {"layers_from": 0.9}),
         ("dola", {"candidates": "middle"}), ("dola", {"mode": "mine"}), ("deco", {"top_p": 0}),
         ("deco", {"layers_to": 2}), ("rudder", {"floor": 2}), ("rudder", {"alpha": -1}), ("vista", {"alpha": 2}),
-        ("vista", {"late_from": 1.0}),
+        ("vista", {"late_from": 1.0}), ("revis", {"k": 2}), ("revis", {"tau": -2}),
     ],
 )  # fmt: skip
 def test_a_knob_out_of_range_is_an_error_that_says_what_to_give(name, knobs):

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import tiny
 import torch
+from drawn_statistics import drawn
 from matchers import Brightness
 
 from lvlm_guard import guard, methods, unguard
@@ -16,9 +17,11 @@ NAMES = [name for name in methods.REGISTRY.names() if methods.REGISTRY.where(nam
 STEPS = 6
 
 
-def made(name):
+def made(name, model):
     """A method under which every branch is wanted."""
     wanted = {"beta": 0.01, "matcher": Brightness(), "objects": ("dog", "cat")}
+    if methods.REGISTRY.get(name).needs_statistics:
+        wanted["statistics"] = drawn(name, model)
     return methods.REGISTRY.get(name)(**{key: wanted[key] for key in wanted if key in defaults_of(name)})
 
 
@@ -59,14 +62,14 @@ def test_its_tokens_do_not_depend_on_how_its_branches_run(pair, name):
             if name == "focus" and how == {"use_cache": False}:
                 continue  # it reads the model's own cache
             torch.manual_seed(5)
-            answers.append(model.generate(**inputs, guard=made(name), max_new_tokens=STEPS, **mode, **how))
+            answers.append(model.generate(**inputs, guard=made(name, model), max_new_tokens=STEPS, **mode, **how))
         assert all(torch.equal(answers[0], answer) for answer in answers[1:]), mode
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_request_in_a_batch_is_answered_as_alone(pair, name):
     model, _ = pair
-    how = {"guard": made(name), "max_new_tokens": STEPS, "do_sample": False}
+    how = {"guard": made(name, model), "max_new_tokens": STEPS, "do_sample": False}
     together = model.generate(**asked(pair), **how)[:, -STEPS:]
     for row in (0, 1):
         assert torch.equal(model.generate(**asked(pair, slice(row, row + 1)), **how)[0, -STEPS:], together[row])

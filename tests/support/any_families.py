@@ -608,7 +608,8 @@ def holes(name: str) -> dict[str, str]:
     from lvlm_guard.errors import GuardError
 
     found = {}
-    model, processor = guard(*make(name), "agla", **_loose("agla", Brightness()))
+    pair = make(name)
+    model, processor = guard(*pair, "agla", **_loose("agla", Brightness(), pair[0]))
     text = model._lvlm_guard.family.asked(processor, "Is there a dog? Is there a dog?", 1)
     inputs = processor(images=[tiny.picture(1, 96, 48)], text=[text], return_tensors="pt")
     for mode, how in MODES.items():
@@ -650,7 +651,8 @@ def working(name: str) -> tuple[list[str], dict[str, str]]:
     with wide_windows():
         wide = make(name)
     for method in methods.REGISTRY.names():
-        model, processor = guard(*(wide if method == "focus" else pair), method, **_loose(method, Brightness()))
+        chosen = wide if method == "focus" else pair
+        model, processor = guard(*chosen, method, **_loose(method, Brightness(), chosen[0]))
         family = model._lvlm_guard.family
         prompts = [family.asked(processor, f"Is there a {thing}?", 1) for thing in ("dog", "red traffic light")]
 
@@ -672,11 +674,15 @@ def working(name: str) -> tuple[list[str], dict[str, str]]:
     return found, without
 
 
-def _loose(method: str, matcher: Any) -> dict[str, Any]:
+def _loose(method: str, matcher: Any, model: Any) -> dict[str, Any]:
     """Knobs under which every branch is wanted."""
+    from drawn_statistics import drawn
+
+    from lvlm_guard import methods
     from lvlm_guard.knobs import defaults_of
 
-    return {key: value for key, value in {"beta": 0.01, "matcher": matcher}.items() if key in defaults_of(method)}
+    own = {"statistics": drawn(method, model)} if methods.REGISTRY.get(method).needs_statistics else {}
+    return own | {key: value for key, value in {"beta": 0.01, "matcher": matcher}.items() if key in defaults_of(method)}
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

@@ -1,0 +1,229 @@
+"""Gather a method's statistics picture by picture into a folder, so that a run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lvlm_guard import __version__
+from lvlm_guard.engine.active import within
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.measured import Measured, Statistics, identity
+from lvlm_guard.engine.subclass import plain_class
+from lvlm_guard.engine.trace import GuardTrace
+from lvlm_guard.errors import GuardError, ImageError, KnobError
+from lvlm_guard.families.family import Family
+from lvlm_guard.files import whole
+from lvlm_guard.images import load_image
+from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
+from lvlm_guard.progress import progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROMPT = "Please describe this image in detail."
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass
+class Subject:
+    """The plain model as a calibration questions it: a picture and a prompt at a time.
+
+    Args:
+        model: any; its answers are plain here, guarded or not.
+        processor: the model's.
+        prompt: that asks for a caption.
+        max_new_tokens: of a caption.
+        spec: of the matcher that judges captions, as `load_matcher` takes it.
+        vocabulary: the objects that it judges.
+    """
+
+    model: Any
+    processor: Any
+    prompt: str = PROMPT
+    max_new_tokens: int = 128
+    spec: Any = None
+    vocabulary: Vocabulary | None = None
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """The matcher, loaded once it is asked for."""
+        found = load_matcher(self.spec, model=self.model)
+        found.require_support()
+        return found
+
+    @property
+    def objects(self) -> Vocabulary:
+        """The objects, COCO's where none are given."""
+        return self.vocabulary or Vocabulary.of(None)
+
+    def call(self, picture: Image, answer: Sequence[int] = ()) -> tuple[Call, dict[str, Any]]:
+        """Return the prompt with its picture and the tokens of an answer, and what the model reads of it."""
+        family = Family.of(self.model, self.processor) if self._family is None else self._family
+        self._family = family
+        text = [family.asked(self.processor, self.prompt, 1)]
+        bos = self.processor.tokenizer.bos_token
+        how = {"return_tensors": "pt", "add_special_tokens": not (bos and text[0].startswith(bos))}
+        made = dict(family.process(self.processor, [[picture]], text, (), how))
+        said = torch.tensor([list(answer)], dtype=made["input_ids"].dtype)
+        ids = torch.cat([made["input_ids"], said], 1)
+        mask = torch.cat([made["attention_mask"], torch.ones_like(said)], 1)
+        made |= {"input_ids": ids, "attention_mask": mask}
+        trace = GuardTrace("", {}, "single", True)
+        there = ids.to(self.model.device), mask.to(self.model.device)
+        return Call(self.model, family, self.processor, None, None, [True], trace, there, self.model.dtype), made
+
+    _family: Family | None = None
+
+    def caption(self, picture: Image, seen: bool = True) -> list[int]:
+        """Return the tokens of the model's greedy answer, its end left out.
+
+        Args:
+            picture: of the prompt.
+            seen: whether the model sees it; otherwise its tokens are taken out of the prompt.
+        """
+        call, made = self.call(picture)
+        inputs = call.moved(made if seen else call.without_pictures())
+        with within(self.model, None):
+            plain: Any = plain_class(self.model)
+            out = plain.generate(self.model, **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [token for token in out[0, inputs["input_ids"].shape[1] :].tolist() if token not in special]
+
+    def tokens(self, text: str) -> list[int]:
+        """Return a text as an answer's tokens."""
+        found: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def states(self, picture: Image, answer: Sequence[int], seen: bool = True) -> Tensor:
+        """Return every layer's output at the last token of prompt and answer, [L, D] float32.
+
+        Args:
+            picture: of the prompt.
+            answer: tokens.
+            seen: whether the picture's tokens stand in the prompt.
+        """
+        call, made = self.call(picture, answer)
+        layers = range(len(call.decoder))
+        given = call.run(made if seen else call.without_pictures(), layers)[1]
+        return torch.stack([each[0, -1].float().cpu() for each in given])
+
+
+def kind_of(method: str) -> type[Measured]:
+    """Return a method's class; raises `UnknownNameError`, or `KnobError` where it needs no statistics."""
+    from lvlm_guard.methods import REGISTRY
+
+    kind = REGISTRY.get(method)
+    if not (isinstance(kind, type) and issubclass(kind, Measured)):
+        those = [name for name in REGISTRY.names() if getattr(REGISTRY.get(name), "needs_statistics", False)]
+        raise KnobError(f"{method} needs no statistics: use it as it is. Those that do: {', '.join(those) or 'none'}.")
+    return kind
+
+
+def pictures_in(folder: Path, least: int, most: int) -> list[Path]:
+    """Return picture files of a folder and those below it, by name.
+
+    Raises:
+        ImageError: there are fewer than `least`, or some can't be read; the message names them.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())[:most]
+    if len(found) < least:
+        raise ImageError(
+            f"{str(folder)!r} holds {len(found)} pictures ({', '.join(sorted(ENDINGS))}), but at least {least} are "
+            "needed. Give a folder with more; the more, the steadier the statistics."
+        )
+    broken = []
+    for path in found:
+        try:
+            load_image(path)
+        except (GuardError, OSError) as error:
+            broken.append(f"{path}: {error}")
+    if broken:
+        more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
+        raise ImageError(
+            f"{len(broken)} of {len(found)} pictures can't be read{more}; take them out of the folder. "
+            + " ".join(broken[:5])
+        )
+    return found
+
+
+def calibrate(
+    subject: Subject,
+    method: str,
+    pictures: Sequence[Path],
+    out: Path,
+    *,
+    start_over: bool = False,
+    echo: Callable[[str], object],
+) -> Statistics:
+    """Gather a method's statistics, and write them into one file.
+
+    Each picture's part lies in `OUT.parts` until the file is whole, so that the same call goes on after any end.
+
+    Args:
+        subject: the model.
+        method: registered name of a method that needs statistics.
+        pictures: files, see `pictures_in`.
+        out: the file.
+        start_over: drop what an earlier run left.
+        echo: where progress goes.
+
+    Raises:
+        KnobError: the method needs none, its pictures tell too little, or the parts are of other settings.
+        WeightsError: `out` is there, and holds something else.
+    """
+    kind, parts = kind_of(method), out.with_name(out.name + ".parts")
+    asked = {"method": method, **identity(subject.model), "prompt": subject.prompt} | {
+        "max_new_tokens": str(subject.max_new_tokens)
+    }
+    if start_over:
+        shutil.rmtree(parts, ignore_errors=True)
+        out.unlink(missing_ok=True)
+    if out.exists():
+        found = Statistics.read(out)
+        if any(found.told.get(key) != value for key, value in asked.items()):
+            raise KnobError(f"{str(out)!r} is there already, of other settings: {_again(found.told, asked)}")
+        return found
+    begun = parts / "asked.json"
+    if begun.exists() and (before := json.loads(begun.read_text(encoding="utf-8"))) != asked:
+        raise KnobError(f"{str(parts)!r} was begun with other settings: {_again(before, asked)}")
+    with whole(begun) as part:
+        part.write_text(json.dumps(asked), encoding="utf-8")
+    observed = []
+    with progress("pictures", len(pictures), echo) as tick:
+        for path in pictures:
+            kept = parts / f"{hashlib.sha256(path.read_bytes()).hexdigest()[:24]}.safetensors"
+            if not kept.exists():
+                with whole(kept) as part:
+                    seen = {key: value.contiguous() for key, value in kind.observe(subject, load_image(path)).items()}
+                    save_file(seen, part)
+            observed.append(load_file(kept))
+            tick(1)
+    versions = {"lvlm_guard": __version__, "torch": torch.__version__, "transformers": _transformers()}
+    told = asked | versions | {"pictures": str(len(pictures))}
+    found = Statistics(kind.conclude(observed), told, out.name)
+    found.save(out)
+    shutil.rmtree(parts)
+    return found
+
+
+def _again(before: dict[str, str] | Any, asked: dict[str, str]) -> str:
+    differ = [key for key, value in asked.items() if before.get(key) != value]
+    told = ", ".join(f"{key} {before.get(key)!r}, now {asked[key]!r}" for key in differ)
+    return f"{told}. Give another --out, or --start-over."
+
+
+def _transformers() -> str:
+    import transformers
+
+    return transformers.__version__
