@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lvlm_guard.calibration import Subject
-    from lvlm_guard.engine.call import Call
 
 REFUSALS = (
     "I cannot see any image.", "There is no image to describe.", "No image was provided.", "I can't view the image.",
@@ -70,17 +69,12 @@ class REVIS(Measured):
         if not 0 <= self.k <= 1 or not (self.tau is None or -1 <= self.tau <= 1):
             raise KnobError(f"k is {self.k!r} and tau {self.tau!r}: give a share, 0 to 1, and a cosine, -1 to 1.")
 
-    def check(self, call: Call) -> None:
-        """Raise where there are no statistics of this model, or no such layer."""
-        super().check(call)
-        call.decoder.within([self.layer or 0])
-
     def around(self, passed: Pass) -> AbstractContextManager[None]:
-        """Move one layer's states."""
-        found, layers = self.measured().tensors, passed.call.decoder.layers
-        layer = int(found["layer"]) if self.layer is None else self.layer
+        """Move one layer's states; raises `KnobError` where there is no such layer."""
+        found, decoder = self.measured().tensors, passed.call.decoder
+        (layer,) = decoder.within([int(found["layer"]) if self.layer is None else self.layer])
         tau = float(found["risk"][:, layer].quantile(self.k)) if self.tau is None else self.tau
-        there = [layers[layer]] if self.alpha > 0 else []
+        there = [decoder.layers[layer]] if self.alpha > 0 else []
         return edited(there, lambda _, h: moved(h, found["u"][layer].to(h.device), self.alpha, tau), passed)
 
     @classmethod
