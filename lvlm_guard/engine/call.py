@@ -89,7 +89,7 @@ class Pictures:
                 f"guard_views is a {type(found).__name__}, not what the guarded processor gave. Pass on all that it "
                 "returns, unchanged: model.generate(**inputs)."
             )
-        texts = [text for part in parts for text in ([part.text] if isinstance(part.text, str) else part.text)]
+        texts = [text for part in parts for text in part.prompts()]
         places = count()
         rows = [[replace(view, index=next(places)) for view in row] for part in parts for row in part.rows]
         given = any(part.given for part in parts)
@@ -107,6 +107,10 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def prompts(self) -> list[str]:
+        """Return the prompts, one a request."""
+        return [self.text] if isinstance(self.text, str) else self.text
 
     def views(self) -> list[View]:
         """Return every picture's view, request after request."""
@@ -247,8 +251,7 @@ class Call:
         Raises:
             MissingViewError, UnsupportedCallError: see `opening`.
         """
-        text = self.pictures.text
-        prompts = [change(prompt, index) for index, prompt in enumerate([text] if isinstance(text, str) else text)]
+        prompts = [change(prompt, index) for index, prompt in enumerate(self.pictures.prompts())]
         seen = [[view.image for view in row] for row in self.pictures.rows]
         settings = self.pictures.kwargs | {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         made = dict(self.family.process(self.processor, seen, prompts, self.pictures.args, settings))
@@ -370,6 +373,21 @@ class Call:
         if not (same and self._tensors is None) and not _same_layout(made, self.tensors):
             raise self._otherwise("the second view")
         return made
+
+
+def replaced(prompt: str, question: str, by: str) -> str:
+    """Return a prompt with another text in its question's place.
+
+    Raises:
+        UnsupportedCallError: the prompt does not hold the question.
+    """
+    before, found, behind = prompt.rpartition(question)
+    if not (found and question):
+        raise UnsupportedCallError(
+            f"The prompt does not hold the question {question!r}, whose place this method must know. Leave guard_text "
+            "out, or give the question as the prompt has it."
+        )
+    return before + by + behind
 
 
 def device_of(model: PreTrainedModel, prompt: Tensor | None = None) -> torch.device:

@@ -27,6 +27,7 @@ from lvlm_guard.errors import LogitsError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching.asking import Asked, asked, object_of
 from lvlm_guard.matching.match import ABSTAIN, Match, Matcher
 from lvlm_guard.matching.memory import Recent, digest
+from lvlm_guard.matching.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -151,10 +152,11 @@ class DetectorMatcher(Matcher):
         told = [self._holds(seen, asked(claim, self.known)) for seen, claim in zip(found, claims, strict=True)]
         return torch.tensor(told, dtype=torch.float32).clamp(EDGE, 1 - EDGE)
 
-    def objects(self, image: Image.Image, at: float = 0.5) -> list[str]:
-        """Return the objects that a picture holds with a probability of `at` or more, by name."""
+    def objects(self, image: Image.Image, at: float = 0.5, among: Vocabulary | None = None) -> list[str]:
+        """Return the objects that a picture holds with a probability of `at` or more; None: among all that it knows."""
         (seen,) = self.boxes([image])
-        return sorted(name for name in self.known if self.probability(seen, name) >= at)
+        names = self.known if among is None else self.known & {*among.names}
+        return sorted(name for name in names if self.probability(seen, name) >= at)
 
     def probability(self, seen: Mapping[str, Boxes], name: str, k: int = 1) -> float:
         """Return the probability that there are k or more of an object."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.images import squash
 from lvlm_guard.matching.relevance import keep_mask, keep_share
+from lvlm_guard.matching.vocabulary import Vocabulary, claim_about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,6 +105,22 @@ class Matcher(ABC):
             f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one "
             "that has `support(image, claims)`, such as the default `blip-itm`."
         )
+
+    def objects(self, image: Image.Image, at: float = 0.5, among: Vocabulary | None = None) -> list[str]:
+        """Return the objects of a vocabulary that a picture holds with a probability of `at` or more, by name.
+
+        Args:
+            image: RGB.
+            at: above 0 to 1; what the matcher abstains on is never returned.
+            among: None for COCO's categories.
+
+        Raises:
+            UnsupportedCallError: this matcher gives maps only.
+        """
+        claims = {claim_about(name): name for name in (among or Vocabulary.of(None)).names}
+        known = [claim for claim, knows in zip(claims, self.knows(list(claims)), strict=True) if knows]
+        p = self.support(image, known).tolist() if known else []
+        return [claims[claim] for claim, held in zip(known, p, strict=True) if held >= at]
 
     side: int | None = None
     """Pixels of the square that every picture is squashed to (`lvlm_guard.images.squash`) before anything else is done

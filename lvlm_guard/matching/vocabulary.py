@@ -193,6 +193,16 @@ def plural(word: str) -> str:
     return head + blank + last
 
 
+TEMPLATE = "is there {article} {object} in the image?"
+"""The claim about an object that matchers know best; {article} is its "a" or "an"."""
+
+
+@lru_cache(maxsize=4096)
+def claim_about(name: str, template: str = TEMPLATE) -> str:
+    """Return the claim that the picture holds an object."""
+    return template.format(article=article(name), object=name)
+
+
 def article(name: str) -> str:
     """Return "a" or "an" before a noun, by its first letters."""
     vowel = name[:1].lower() in "aeiou" and name[:1] != ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lvlm_guard.methods.iat import IAT as IAT
     from lvlm_guard.methods.icd import ICD as ICD
     from lvlm_guard.methods.m3id import M3ID as M3ID
+    from lvlm_guard.methods.marine import MARINE as MARINE
     from lvlm_guard.methods.pai import PAI as PAI
     from lvlm_guard.methods.revis import REVIS as REVIS
     from lvlm_guard.methods.revisit import ReVisiT as ReVisiT

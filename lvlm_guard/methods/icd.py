@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.call import replaced
 from lvlm_guard.engine.method import Branch, Contrast
-from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -76,11 +77,5 @@ class ICD(Contrast):
             return prompt
         if self.place == "system":
             return f"{self.disturbance} {prompt}"
-        before, found, behind = prompt.rpartition(question)
-        if not (found and question):
-            raise UnsupportedCallError(
-                f"The prompt does not hold the question {question!r}, beside which the disturbance belongs. Leave "
-                "guard_text out, or give place='system'."
-            )
-        both = (self.disturbance, found) if self.place == "prefix" else (found, self.disturbance)
-        return before + " ".join(both) + behind
+        both = (self.disturbance, question) if self.place == "prefix" else (question, self.disturbance)
+        return replaced(prompt, question, " ".join(both))

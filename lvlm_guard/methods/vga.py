@@ -12,7 +12,7 @@ At each position that predicts a token, of each head's output z before the heads
     d = sum G_i v_i,  c = (1 + cos(z, d)) / 2 by its mean over the heads,  z + beta * used * max(0, 2 - c) * d
 
 `used` is the share of image positions with G > 1e-8. Differs from the release, as far as known: the prompt's last one
-is steered too, objects are COCO's (there noun chunks), and G does not fade after the words of an answer (its PVG).
+is steered too, objects are of a list (there noun chunks), and G does not fade after the words of an answer (its PVG).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class VGA(Steering):
 
     Args:
         beta: strength, >= 0; .2 for captions and .25 for yes/no questions in the release.
-        objects: whose image tokens are chosen, as `vote` takes them; None for COCO's that the question names, if any.
+        objects: what a question may name: None for COCO's 80 categories, names, or the path of a list.
         layers_from, layers_to: shares of the depth, 0 to 1; the release has layers 2 to 15 of LLaVA-1.5's 32.
 
     Raises:
@@ -97,8 +97,8 @@ class VGA(Steering):
         found, listed = torch.zeros(shown.shape, device=shown.device), Vocabulary.of(self.objects)
         for request, row in enumerate(call.requests()):
             if row:
-                words = listed.words_in(row[0].text) if self.objects is None else listed.names
-                tokens, seen = first_tokens(call.tokenizer, words), logits[request, there[request]]
+                tokens = first_tokens(call.tokenizer, listed.words_in(row[0].text))
+                seen = logits[request, there[request]]
                 made = torch.cat([spoken(some.float(), tokens) for some in seen.split(256)])
                 best = (made / made.sum(0)).nan_to_num().amax(-1)
                 found[request, shown[request]] = (best / best.sum()).nan_to_num().to(found)

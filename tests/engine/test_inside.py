@@ -32,6 +32,7 @@ INSIDE = {
     "rudder": {"alpha": 1.0, "relative": True}, "vista": {"lam": 0.5}, "revisit": {"beta": 1e-3, "early": "all"},
     "vga": {"beta": 3.0, "layers_to": 1.0},
     "revis": {"alpha": 1.0, "tau": -0.2},
+    "marine": {"finds": lambda image: ["dog", "cat"]},
 }  # fmt: skip
 LATER = ("qwen2_5_vl", "qwen3_vl", "internvl", "gemma3")
 FAMILIES = ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
@@ -113,8 +114,7 @@ def test_what_moves_the_last_layer_is_read_by_norm_and_head(pair):
 OFF = {
     "icd": {"alpha": 0.0, "beta": 0.0}, "m3id": {"lam": 0.0}, "pai": {"alpha": 0.0, "gamma": 1.0},
     "iat": {"alpha": 0.0}, "rudder": {"alpha": 0.0}, "vista": {"lam": 0.0, "alpha": 0.0}, "deco": {"alpha": 0.0},
-    "vga": {"beta": 0.0},
-    "revis": {"alpha": 0.0},
+    "vga": {"beta": 0.0}, "marine": {"gamma": 0.0, "finds": lambda image: ["dog"]}, "revis": {"alpha": 0.0},
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ STEPS = 6
 
 def made(name, model):
     """A method under which every branch is wanted."""
-    wanted = {"beta": 0.01, "matcher": Brightness(), "objects": ("dog", "cat")}
+    wanted = {"beta": 0.01, "matcher": Brightness(), "objects": ("dog", "cat"), "at": 0.01}
     if methods.REGISTRY.get(name).needs_statistics:
         wanted["statistics"] = drawn(name, model)
     return methods.REGISTRY.get(name)(**{key: wanted[key] for key in wanted if key in defaults_of(name)})
@@ -88,7 +88,7 @@ class Silent(Brightness):
         return torch.full((len(claims),), ABSTAIN)
 
 
-@pytest.mark.parametrize("name", ["agla", "focus", "vote", "dlc"])
+@pytest.mark.parametrize("name", ["agla", "focus", "vote", "dlc", "marine"])
 def test_where_the_matcher_abstains_the_answer_is_the_plain_one(pair, name):
     model, _ = pair
     knobs = {"matcher": Silent()} | ({"ends": 0.0} if name == "vote" else {})

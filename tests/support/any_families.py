@@ -682,7 +682,8 @@ def _loose(method: str, matcher: Any, model: Any) -> dict[str, Any]:
     from lvlm_guard.knobs import defaults_of
 
     own = {"statistics": drawn(method, model)} if methods.REGISTRY.get(method).needs_statistics else {}
-    return own | {key: value for key, value in {"beta": 0.01, "matcher": matcher}.items() if key in defaults_of(method)}
+    wanted = {"beta": 0.01, "matcher": matcher, "at": 0.01}
+    return own | {key: value for key, value in wanted.items() if key in defaults_of(method)}
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

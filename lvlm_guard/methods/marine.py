@@ -1,0 +1,120 @@
+"""MARINE: mix in what the model says once it is told which objects a detector finds in the picture.
+
+Source: Zhao et al., "Mitigating Object Hallucination in Large Vision-Language Models via Image-Grounded Guidance", ICML
+2025, arXiv:2402.08680; Linxi-ZHAO/MARINE at 13b91b9 (no licence file; written from the formula):
+
+    s = log_softmax((1 - gamma) * lp + gamma * lp_told)
+
+`lp_told` reads the same picture under a prompt that lists the objects before the question; where none is found, the
+answer is plain. Equal branches change nothing. Differs from the release: it lists what DETR (above .95) and RAM++
+(above .68) agree on, in one of four sentences at random, and its sentences for POPE forbid all else. Here a matcher
+says which objects of a list are there (`matcher="detector"` is nearest to the paper), in one sentence; what it
+abstains on is not listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.engine.call import replaced
+from lvlm_guard.engine.method import Branch, Method, Step
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching import Vocabulary, load_matcher
+from lvlm_guard.matching.views import matcher_of
+from lvlm_guard.matching.vocabulary import Objects
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lvlm_guard.engine.call import Call
+
+
+@dataclass(frozen=True)
+class MARINE(Method):
+    """Two branches, (1 - gamma) * lp + gamma * lp_told.
+
+    Args:
+        gamma: share of the branch that is told, 0 to 1; .7 in the release.
+        at: how probable an object must be to be listed, above 0 to 1; .95 is the release's threshold of DETR's scores.
+        objects: what is looked for: None for COCO's 80 categories, names, or the path of a list.
+        template: what is put before the question; {objects} is the list.
+        finds: a detector of the caller's own, picture -> names; then no matcher is asked.
+        matcher: a registered name ("detector"), a hub id or folder, a matcher, or None for the model's default.
+
+    Raises:
+        KnobError: a knob is out of range.
+    """
+
+    name: ClassVar[str] = "marine"
+    paper: ClassVar[str] = "arXiv:2402.08680"
+    cost: ClassVar[str] = "a matcher over a list of objects, a second branch where any is found"
+    asks_about_pictures: ClassVar[bool] = True
+    gamma: float = 0.7
+    at: float = 0.95
+    objects: Objects = None
+    template: str = "This image contains {objects}. Based on this, "
+    finds: Callable[[Image], Sequence[str]] | None = None
+    matcher: Any = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.gamma <= 1 and 0 < self.at <= 1):
+            raise KnobError(f"gamma is {self.gamma!r}, at {self.at!r}: give a share 0 to 1, and a probability above 0.")
+        if "{objects}" not in self.template:
+            raise KnobError(f"The template {self.template!r} has no place for the list: give one with {{objects}}.")
+        if isinstance(self.objects, list):
+            object.__setattr__(self, "objects", tuple(self.objects))
+        Vocabulary.of(self.objects)
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Return the branch that is told: the same picture under a longer prompt."""
+        return (Branch("told", prompt=self._prompt),)
+
+    def check(self, call: Call) -> None:
+        """Raise where a question's place in its prompt is not known, or no matcher can be asked."""
+        call.require_text()
+        for prompt, row in zip(call.pictures.prompts(), call.requests(), strict=True):
+            if row:
+                replaced(prompt, row[0].text, "")
+        if self.finds is None:
+            matcher_of(call, self.matcher).require_support()
+
+    def found(self, call: Call) -> list[list[str]]:
+        """Return the objects of each request's pictures, by name, looked for once a call."""
+        if self.name not in call.memory:
+            matcher: Any = None if self.finds else load_matcher(self.matcher, model=call.model)
+            listed, seen = Vocabulary.of(self.objects), []
+            finds = self.finds or (lambda image: matcher.objects(image, self.at, listed))
+            for row in call.requests():
+                seen.append(list(dict.fromkeys(name for view in row for name in finds(view.image))))
+            call.memory[self.name] = seen
+        names: list[list[str]] = call.memory[self.name]
+        return names
+
+    def _prompt(self, call: Call) -> dict[str, Any]:
+        found, rows = self.found(call), call.requests()
+
+        def told(prompt: str, request: int) -> str:
+            if not found[request]:
+                return prompt
+            question, listed = rows[request][0].text, ", ".join(found[request])
+            return replaced(prompt, question, self.template.replace("{objects}", listed) + question)
+
+        return call.rewritten(told)
+
+    def decided(self, step: Step) -> Tensor:
+        """Where no object is found, or the branch weighs nothing."""
+        found = self.found(step.call) if self.gamma > 0 else []
+        return torch.tensor([not (found and found[r]) for r in step.request], device=step.logits.device)
+
+    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the mixture; the plain logits where nothing is found."""
+        if branches is None or self.gamma == 0:
+            return step.logits
+        lp, told = step.logits.log_softmax(-1), branches[0].to(step.logits.dtype).log_softmax(-1)
+        mixed = ((1 - self.gamma) * lp + self.gamma * told).log_softmax(-1)
+        return torch.where(self.decided(step)[:, None], step.logits, mixed)
