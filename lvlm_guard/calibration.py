@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from lvlm_guard import __version__
 from lvlm_guard.engine.active import within
+from lvlm_guard.engine.attention import Rows, attending
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.measured import Measured, Statistics, identity
+from lvlm_guard.engine.steering import Pass
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import GuardError, ImageError, KnobError
@@ -26,6 +29,8 @@ from lvlm_guard.families.family import Family
 from lvlm_guard.files import whole
 from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
+from lvlm_guard.matching.claims import pieces_of
+from lvlm_guard.matching.vocabulary import WORD, article, named
 from lvlm_guard.progress import progress
 
 if TYPE_CHECKING:
@@ -118,6 +123,42 @@ class Subject:
         given = call.run(made if seen else call.without_pictures(), layers)[1]
         return torch.stack([each[0, -1].float().cpu() for each in given])
 
+    def paid(self, picture: Image, answer: Sequence[int]) -> Tensor:
+        """Return the mean attention to the answer so far, where each of its tokens is predicted, [n + 1, L, H] float32.
+
+        The last one is behind the answer; at the first there is nothing to pay attention to, so it is 0.
+        """
+        call, made = self.call(picture, answer)
+        ids, found = made["input_ids"].to(call.device), [torch.empty(0)] * len(call.decoder)
+        passed = Pass(call, ids, 0, ids.shape[1] - len(answer), [0])
+
+        def look(rows: Rows) -> None:
+            found[rows.index] = rows.paid(rows.since(passed.prompt))[0].T.float().cpu()
+
+        with attending(passed, call.decoder, range(len(call.decoder)), look):
+            call.run(made)
+        return torch.stack(found, 1)
+
+    def mentions(self, picture: Image, answer: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return where an answer names objects, and how likely they are there.
+
+        Returns:
+            The token at which each name begins, above 0, [m] int64, and the matcher's probability of it, [m]. Objects
+            that the matcher does not know are left out.
+        """
+        pieces = pieces_of(self.processor.tokenizer)
+        ends = [len(pieces.joined(answer[: end + 1])) for end in range(len(answer))]
+        text, spellings = pieces.joined(answer), self.objects.spellings()
+        words = list(WORD.finditer(text))
+        most = 1 + max(spelling.count(" ") for spelling in spellings)
+        runs = named(text, words, spellings.get, most)
+        found = [(bisect(ends, words[first].start()), min(spellings[spelling])) for first, _, spelling in runs]
+        claims = [f"is there {article(name)} {name} in the image?" for _, name in found]
+        known = self.matcher.knows(claims)
+        kept = [i for i, (at, _) in enumerate(found) if at > 0 and known[i]]
+        support = self.matcher.support(picture, [claims[i] for i in kept]) if kept else torch.empty(0)
+        return torch.tensor([found[i][0] for i in kept], dtype=torch.int64), support.float()
+
 
 def kind_of(method: str) -> type[Measured]:
     """Return a method's class; raises `UnknownNameError`, or `KnobError` where it needs no statistics."""
@@ -184,7 +225,9 @@ def calibrate(
     """
     kind, parts = kind_of(method), out.with_name(out.name + ".parts")
     asked = {"method": method, **identity(subject.model), "prompt": subject.prompt} | {
-        "max_new_tokens": str(subject.max_new_tokens)
+        "max_new_tokens": str(subject.max_new_tokens),
+        "matcher": str(subject.spec or "usual"),
+        "objects": hashlib.sha256(repr(subject.objects).encode()).hexdigest()[:12],
     }
     if start_over:
         shutil.rmtree(parts, ignore_errors=True)

@@ -5,13 +5,16 @@ import shutil
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from matchers import Brightness
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.calibration import Subject, calibrate, kind_of, pictures_in
-from lvlm_guard.engine.measured import Statistics
+from lvlm_guard.engine.measured import Statistics, paired
 from lvlm_guard.errors import ImageError, KnobError, UnsupportedModelError, WeightsError
-from lvlm_guard.methods.revis import REVIS
+from lvlm_guard.matching import Vocabulary
+from lvlm_guard.methods.revis import REFUSALS, REVIS
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +109,6 @@ def test_without_statistics_or_with_others_a_model_is_not_guarded(pair, folder, 
         with pytest.raises(WeightsError, match=words):
             guard(*pair, "revis", statistics=str(tmp_path / f"{wrong}.safetensors"))
     shutil.copy(next(tmp_path.glob("revis*")), tmp_path / "foreign.safetensors")
-    from safetensors.torch import save_file
-
     save_file(load_file(out), tmp_path / "foreign.safetensors")
     with pytest.raises(WeightsError, match="holds no statistics"):
         guard(*pair, "revis", statistics=str(tmp_path / "foreign.safetensors"))
@@ -136,10 +137,6 @@ def test_revis_gathers_what_its_formulas_say(pair, folder, tmp_path):
     paths = pictures_in(folder, 8, 100)
     found = gathered(pair, folder, tmp_path / "x.safetensors").tensors
     raw, prior = [], []
-    from PIL import Image
-
-    from lvlm_guard.methods.revis import REFUSALS
-
     for path in paths:
         picture = Image.open(path).convert("RGB")
         true, made_up = subject.caption(picture), subject.caption(picture, seen=False)
@@ -155,3 +152,50 @@ def test_revis_gathers_what_its_formulas_say(pair, folder, tmp_path):
     assert float(found["risk"].abs().max()) <= 1 + 1e-6
     assert 0 <= int(found["layer"]) < 3
     assert methods.REVIS.summary(found)
+
+
+def test_vti_gathers_what_its_formulas_say(pair, folder, tmp_path):
+    subject = Subject(*pair, prompt="What is there?", max_new_tokens=5)
+    paths = pictures_in(folder, 8, 100)
+    found = calibrate(subject, "vti", paths, tmp_path / "vti.safetensors", echo=print).tensors["text"]
+    f = []
+    for path in paths:
+        picture = Image.open(path).convert("RGB")
+        answers = [subject.caption(picture, seen=seen) for seen in (True, False)]
+        f.append(subject.states(picture, answers[0]) - subject.states(picture, answers[1]))
+    rest = found - sum(f) / len(f)
+    assert float(rest.norm()) == pytest.approx(1.0, abs=1e-3)
+    along = torch.stack([((each - sum(f) / len(f)) * rest).sum() for each in f])
+    assert float(along[along.abs().argmax()]) > 0
+
+
+def test_attention_and_mentions_are_found_where_the_answer_names_objects(pair):
+    model, processor = tiny.make("llava", dtype=torch.float32, attention="eager")
+    subject = Subject(
+        model, processor, "What is there?", spec=Brightness(), vocabulary=Vocabulary.of(("dog", "hot dog", "cat"))
+    )
+    picture, text = tiny.picture(3, 40, 40), "dog with a hot dog, cats"
+    answer = subject.tokens(text)
+    at, probability = subject.mentions(picture, answer)
+    assert at.tolist() == [text.index("hot"), text.index("cats")], "bytes; the first token has nothing before it"
+    claims = ["is there a hot dog in the image?", "is there a cat in the image?"]
+    assert probability.tolist() == Brightness().support(picture, claims).tolist()
+    found, made = subject.paid(picture, answer), subject.call(picture, answer)[1]
+    prompt = made["input_ids"].shape[1] - len(answer)
+    attentions = torch.stack(model(**made, output_attentions=True).attentions)[:, 0]  # [L, H, T, T]
+    for token in (1, 5, len(answer)):
+        row = attentions[:, :, prompt - 1 + token, prompt : prompt + token]
+        torch.testing.assert_close(found[token], row.mean(-1), rtol=1e-4, atol=1e-6)
+    assert not found[0].any()
+
+
+def test_mentions_are_compared_where_they_are_as_far_into_their_answers():
+    at = torch.tensor([2] * 10 + [40] * 2 + [2] * 3 + [40] * 30)
+    real = torch.arange(45) < 12
+    level = 1 / at.float()[:, None]  # falls as the answer grows, whatever is named
+    (first, second), pairs = paired(level, at, torch.stack([real, ~real]), 5)
+    assert pairs == 5
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first, torch.tensor([(3 / 2 + 2 / 40) / 5]))
+    with pytest.raises(KnobError, match="name 12 objects that are there and 33 that are not, 5 of each"):
+        paired(level, at, torch.stack([real, ~real]), 6)

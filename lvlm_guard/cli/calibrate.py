@@ -28,7 +28,7 @@ def calibrate(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Gather the statistics that a method needs (revis, ...), on your own pictures; no labels are needed.
+    """Gather the statistics that a method needs (revis, vti, adaiat), on your own pictures; no labels are needed.
 
     They are of one model, and lie in one file: guard(model, processor, "revis", statistics=FILE), --knob
     statistics=FILE, or eval run --knob revis.statistics=FILE.

@@ -53,6 +53,14 @@ class Rows:
         """Return the attention weights, [R, heads, n, columns], of other scores where given."""
         return (self.scores if scores is None else scores).masked_fill(self.closed, -torch.inf).softmax(-1)
 
+    def since(self, position: int) -> Tensor:
+        """Mark the columns from a position of the rows on, [columns] bool."""
+        return torch.arange(self.first, self.first + self.closed.shape[-1], device=self.closed.device) >= position
+
+    def paid(self, columns: Tensor) -> Tensor:
+        """Return the mean weight of those marked columns [columns] that a position sees, [R, heads, n]; 0 for none."""
+        return (self.weights() * columns).sum(-1) / (columns & ~self.closed).sum(-1).clamp(min=1)
+
     def mixed(self, weights: Tensor) -> Tensor:
         """Return the values by some weights, [R, heads or 1, n, columns] -> [R, heads, n, size]."""
         shared, values = self.given.shape[1] // self.values.shape[1], self.values.to(weights.dtype)

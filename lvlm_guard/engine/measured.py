@@ -139,6 +139,39 @@ def _how(method: str) -> str:
     )
 
 
+def paired(values: Tensor, at: Tensor, kinds: Tensor, fewest: int) -> tuple[Tensor, int]:
+    """Return the mean of two kinds of mentions, weighed so that both stand as far into their answers.
+
+    Places are compared within a sixth of their distance from the answer's start, each as often as it has pairs.
+
+    Args:
+        values: of each mention, [m, ...].
+        at: its token in the answer, 1 or more, [m].
+        kinds: which mentions are of which kind, [2, m] bool.
+        fewest: pairs that are needed.
+
+    Returns:
+        The means, [2, ...], and how many pairs they rest on.
+
+    Raises:
+        KnobError: there are too few.
+    """
+    bins = (4 * at.log2()).long()
+    here = (bins == bins.unique()[:, None])[:, None] & kinds  # [places, 2, m]
+    counts = here.sum(-1)
+    pairs = counts.amin(-1)
+    total = int(pairs.sum())
+    if total < fewest:
+        first, second = kinds.sum(-1).tolist()
+        raise KnobError(
+            f"The captions name {first} objects that are there and {second} that are not, {total} of each as far into "
+            f"their captions as one of the other; {fewest} are needed. Add pictures to the folder (what was gathered "
+            "is kept), or judge by another --matcher or --objects, with --start-over."
+        )
+    means = here.float() @ values.flatten(1) / counts.clamp(min=1)[..., None]  # [places, 2, ...]
+    return (means * (pairs / total)[:, None, None]).sum(0).view(2, *values.shape[1:]), total
+
+
 class Measured(Steering):
     """A steering method that needs statistics. Subclasses are dataclasses with a field `statistics`, None by default.
 

@@ -14,6 +14,7 @@ from lvlm_guard.late import stated
 from lvlm_guard.registry import Registry
 
 if TYPE_CHECKING:
+    from lvlm_guard.methods.adaiat import AdaIAT as AdaIAT
     from lvlm_guard.methods.agla import AGLA as AGLA
     from lvlm_guard.methods.apc import APC as APC
     from lvlm_guard.methods.deco import DeCo as DeCo
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from lvlm_guard.methods.vga import VGA as VGA
     from lvlm_guard.methods.vista import VISTA as VISTA
     from lvlm_guard.methods.vote import Vote as Vote
+    from lvlm_guard.methods.vti import VTI as VTI
 
 REGISTRY = Registry(
     "method",

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha
@@ -62,8 +61,7 @@ class IAT(Steering):
             return nullcontext()
 
         def raised(rows: Rows) -> Tensor:
-            answered = torch.arange(rows.first, passed.ids.shape[1], device=rows.scores.device) >= passed.prompt
-            return rows.scores + self.alpha * rows.scores.abs() * answered
+            return rows.scores + self.alpha * rows.scores.abs() * rows.since(passed.prompt)
 
         decoder = passed.call.decoder
         return attending(passed, decoder, span(self.layers_from, self.layers_to, len(decoder)), raised)

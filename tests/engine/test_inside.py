@@ -31,8 +31,8 @@ INSIDE = {
     "dola": {"beta": 0.01, "candidates": (1, 2)}, "deco": {"alpha": 2.0},
     "rudder": {"alpha": 1.0, "relative": True}, "vista": {"lam": 0.5}, "revisit": {"beta": 1e-3, "early": "all"},
     "vga": {"beta": 3.0, "layers_to": 1.0},
-    "revis": {"alpha": 1.0, "tau": -0.2},
     "marine": {"finds": lambda image: ["dog", "cat"]},
+    "revis": {"alpha": 1.0, "tau": -0.2}, "vti": {"alpha": 4.0}, "adaiat": {"layers_from": 0.0, "layers_to": 1.0},
 }  # fmt: skip
 LATER = ("qwen2_5_vl", "qwen3_vl", "internvl", "gemma3")
 FAMILIES = ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
@@ -115,6 +115,7 @@ OFF = {
     "icd": {"alpha": 0.0, "beta": 0.0}, "m3id": {"lam": 0.0}, "pai": {"alpha": 0.0, "gamma": 1.0},
     "iat": {"alpha": 0.0}, "rudder": {"alpha": 0.0}, "vista": {"lam": 0.0, "alpha": 0.0}, "deco": {"alpha": 0.0},
     "vga": {"beta": 0.0}, "marine": {"gamma": 0.0, "finds": lambda image: ["dog"]}, "revis": {"alpha": 0.0},
+    "vti": {"alpha": 0.0}, "adaiat": {"alpha": 0.0},
 }  # fmt: skip
 
 
@@ -152,7 +153,9 @@ def test_attention_is_rescored_alike_under_every_kernel(name):
         model, processor = any_families.make("llava", dtype=torch.float32, attention=kernel)
         guarded = guard(model, processor, methods.AGLA(matcher=Brightness()), check="never")
         inputs = asked(guarded, (0,))
-        out = model.generate(**inputs, **RUN, guard=made(name), output_logits=True, return_dict_in_generate=True)
+        out = model.generate(
+            **inputs, **RUN, guard=made(name, guarded), output_logits=True, return_dict_in_generate=True
+        )
         found.append((out.sequences, torch.stack(out.logits)))
     assert torch.equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)

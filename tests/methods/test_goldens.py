@@ -10,6 +10,7 @@ from lvlm_guard import methods
 from lvlm_guard.engine.assembly import swapped_divergence
 from lvlm_guard.engine.method import Step
 from lvlm_guard.errors import KnobError
+from lvlm_guard.methods import adaiat, vti
 from lvlm_guard.methods.revis import moved, orthogonal
 from lvlm_guard.methods.rudder import direction
 from lvlm_guard.methods.vista import steered
@@ -135,6 +136,29 @@ def test_revis():
     assert torch.equal(moved(h, u, 1.6, 1.0), h)
 
 
+def test_vti():
+    f = torch.tensor([[1.0, 0.0], [2.0, 0.0], [6.0, 0.0]])
+    close(vti.direction(f).tolist(), [4, 0])
+    close(vti.direction(-f).tolist(), [-4, 0])  # the most extreme one's part along u is positive
+    x = torch.tensor([3.0, 4.0])
+    close(vti.turned(x, torch.tensor([1.0, 0.0]), 0.9).tolist(), [3.265634, 3.786243])
+    assert float(vti.turned(x, torch.tensor([0.0, 7.0]), 50.0).norm()) == pytest.approx(5.0)
+
+
+def test_adaiat():
+    row, answer = torch.tensor([0.5, 0.2, 0.2, 0.1]), torch.tensor([0, 0, 1, 1])
+    for paper, expected in (
+        (False, [0.263158, 0.105263, 0.421053, 0.210526]),
+        (True, [0.135135, 0.054054, 0.540541, 0.27027]),
+    ):
+        factor = adaiat.factors(torch.tensor(0.15), torch.tensor(0.1), 6.0, paper)
+        close((row.log() + factor.log() * answer).softmax(-1).tolist(), expected)
+    close(float(adaiat.threshold(torch.tensor(0.25), torch.tensor(0.1), 0.5)), 0.175)
+    assert float(adaiat.factors(torch.tensor(0.5), torch.tensor(1.0), 6.0)) == pytest.approx(1e-3)  # 1 - 3 is no weight
+    same = torch.rand(5)
+    close(adaiat.factors(same, same, 6.0).tolist(), [1.0] * 5)
+
+
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [
@@ -143,6 +167,7 @@ def test_revis():
         ("dola", {"candidates": "middle"}), ("dola", {"mode": "mine"}), ("deco", {"top_p": 0}),
         ("deco", {"layers_to": 2}), ("rudder", {"floor": 2}), ("rudder", {"alpha": -1}), ("vista", {"alpha": 2}),
         ("vista", {"late_from": 1.0}), ("revis", {"k": 2}), ("revis", {"tau": -2}),
+        ("vti", {"alpha": -1}), ("adaiat", {"layers_from": 0.9}), ("adaiat", {"mode": "mine"}),
     ],
 )  # fmt: skip
 def test_a_knob_out_of_range_is_an_error_that_says_what_to_give(name, knobs):

@@ -17,7 +17,15 @@ def _revis(layers: int, size: int, heads: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-DRAWN = {"revis": _revis}
+def _vti(layers: int, size: int, heads: int) -> dict[str, Tensor]:
+    return {"text": torch.randn(layers, size)}
+
+
+def _adaiat(layers: int, size: int, heads: int) -> dict[str, Tensor]:
+    return {"real": torch.rand(layers, heads) / 4, "hallucinated": torch.rand(layers, heads) / 4}
+
+
+DRAWN = {"adaiat": _adaiat, "revis": _revis, "vti": _vti}
 
 
 def drawn(name: str, model: Any) -> Statistics:
