@@ -1,16 +1,126 @@
-"""Any adapter folder of this package, loaded by what lies in it."""
+"""Adapter folders: the package's own, the card beside PEFT's files, and any of them loaded by what lies in it.
+
+Models that PEFT wraps are told apart without peft here: a CLIP as it is needs none.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from dataclasses import asdict, fields
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
-from lvlm_guard.adapters.tuned import require_peft
-from lvlm_guard.errors import WeightsError
+from lvlm_guard.errors import GuardError, MissingExtraError, WeightsError
+from lvlm_guard.files import whole
 from lvlm_guard.weights import how_to_fetch, read
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+HERE = Path(__file__).parent
+
+TINY = HERE / "clip" / "tiny"
+"""The embedded tiny CLIP: a real `CLIPModel` with processor, trained on the embedded world in minutes. It knows objects
+well, colours and numbers weakly, and hardly which colour belongs to which object, as CLIP does: that is the room
+adapters have. `python -m embedded_training.clip` trains it again, `python -m embedded_training.clip_accept` measures
+it."""
+
+ADAPTERS = HERE / "embedded"
+"""The adapters that the embedded model comes with, trained on the embedded world by the commands in their reports.
+`load_adapter("embedded-dual-prompt")` and `load_adapter("embedded-ranker")` load them; "embedded-clip" is the tiny CLIP
+as it is, calibrated."""
+
+
+def is_tuned(model: Any) -> TypeGuard[PeftModel]:
+    """Tell whether PEFT wraps a model."""
+    peft = sys.modules.get("peft")  # who has such a model has imported it
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def require_peft() -> None:
+    """Raise `MissingExtraError` where peft can't be imported."""
+    try:
+        import_module("peft")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"This adapter needs peft, which can't be imported ({error}). Install it: pip install 'lvlm-guard[train]'."
+        ) from error
+
+
+class Card:
+    """A frozen dataclass that lies in a file beside PEFT's own."""
+
+    file: ClassVar[str]
+    format: ClassVar[int] = 1
+    kind: ClassVar[str]
+    """What the folder is of, as `lvlm-guard train` calls it."""
+
+    @classmethod
+    def _made(cls, told: dict[str, Any]) -> Self:
+        """Return the card from what its file holds."""
+        return cls(**told)
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all; return its path."""
+        own: Any = self  # a dataclass in every subclass, which no type can say
+        path = Path(folder) / self.file
+        with whole(path) as part:
+            part.write_text(
+                json.dumps({"format": self.format, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8"
+            )
+        return path
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read the file of a folder.
+
+        Raises:
+            WeightsError: it is missing or damaged, or of another release.
+        """
+        path = Path(folder) / cls.file
+        own: Any = cls
+        try:
+            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            form = told.pop("format")
+            unknown = set(told) - {known.name for known in fields(own)}
+            if form != cls.format or unknown:
+                raise WeightsError(
+                    f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
+                    f"{cls.format}. Update lvlm-guard, or train the adapter again."
+                )
+            return cls._made(told)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{str(folder)!r} is no folder of a {cls.kind}: {cls.file} is missing. Give the folder that "
+                f"`lvlm-guard train {cls.kind}` wrote."
+            ) from error
+        except WeightsError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, GuardError) as error:
+            raise WeightsError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Copy the folder again, or train again."
+            ) from error
+
+
+def write_adapter(model: PeftModel, backbone: str, folder: str | os.PathLike[str]) -> None:
+    """Write PEFT's own files, which name the backbone as the card does: a path of this machine helps nobody else."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = backbone
+    # PEFT would ask the hub whether embeddings changed; those of a CLIP never do here
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def pair(value: Any) -> tuple[float, float] | None:
+    """Return two numbers that JSON holds as a list, or None."""
+    if value is None:
+        return None
+    a, b = value
+    return float(a), float(b)
+
 
 KINDS = {
     "guard_dual_prompt.json": "lvlm_guard.adapters.retrieval:DualPromptRetriever",
@@ -54,8 +164,6 @@ def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
     Raises:
         WeightsError: it can't be had.
     """
-    from lvlm_guard.adapters.embedded import ADAPTERS
-
     name = str(source)
     own = ADAPTERS / name.removeprefix("embedded-")
     if name.startswith("embedded-") and own.is_dir() and not Path(name).is_dir():

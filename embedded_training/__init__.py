@@ -2,7 +2,7 @@
 
 Run in a checkout, at its root. `python -m embedded_training` (or `make train-embedded`) trains the LLaVA and the
 BLIP-ITM of `lvlm_guard.embedded`, `python -m embedded_training.export` writes their folders, `python -m
-embedded_training.clip` trains the CLIP of `lvlm_guard.adapters.clip`. What they are measured by is in the package:
+embedded_training.clip` trains the CLIP of `lvlm_guard/adapters/clip`. What they are measured by is in the package:
 `lvlm_guard.embedded.accept`; the CLIP's measure is `embedded_training.clip_accept`.
 
 - `loop`: optimiser, schedule, progress, and a state file that survives a kill; `towers`: the first stage of all.

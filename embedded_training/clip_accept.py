@@ -19,9 +19,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from lvlm_guard.adapters.clip import TINY
-from lvlm_guard.adapters.ranker.metrics import auroc
-from lvlm_guard.adapters.retrieval.metrics import AT, ranks
+from lvlm_guard.adapters.evaluation.metrics import AT, auroc, ranks
+from lvlm_guard.adapters.loading import TINY
 from lvlm_guard.adapters.world import captions
 from lvlm_guard.adapters.world.pictures import Pictures
 from lvlm_guard.embedded import world

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedded_training.clip_parts import PATCH
 from lvlm_guard.adapters.world.pictures import scene
-from lvlm_guard.adapters.world.words import COLOURS, Group, listing
+from lvlm_guard.adapters.world.scenes import COLOURS, Group, listing
 from lvlm_guard.embedded import text, world
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
 from lvlm_guard.embedded.world import SIZE

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 
 from lvlm_guard.adapters.data import RankData
-from lvlm_guard.adapters.ranker.settings import RankerSettings
+from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.training import ranker
-from lvlm_guard.adapters.training.checkpoint import learning
 from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.trainer import train
 from lvlm_guard.adapters.world import ranks
 from lvlm_guard.adapters.world.pictures import Pictures

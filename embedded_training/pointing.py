@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.adapters.evaluation.bootstrap import Interval, interval
+from lvlm_guard.adapters.evaluation.metrics import auroc
+from lvlm_guard.adapters.evaluation.retrieval import Interval, interval
 from lvlm_guard.adapters.loading import load_adapter
 from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
-from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.world.pictures import COUNTED, scene
 from lvlm_guard.adapters.world.scenes import drawing
 from lvlm_guard.cli.console import print_json

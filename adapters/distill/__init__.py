@@ -3,10 +3,9 @@
 Three stages, each of which goes on where it stopped:
 
 - `teacher`: the guarded model answers about pictures without labels; `answers` keeps what it says, as it comes.
-- `training`: a stock PEFT LoRA learns those answers, on transformers' Trainer; `examples` draws them, `rows`
-  lays them out, `loss` compares, `state` is what it leaves on disk.
+- `training`: a stock PEFT LoRA learns those answers, on transformers' Trainer; `rows` lays them out.
 - `drift`: on pictures that were not used, how far the tuned model agrees with its teacher, and what it changed
-  where the guard changes nothing; `page` is the report.
+  where the guard changes nothing; `card` and the report.
 
 What comes out is a tuned model and is called so: nothing guards its answers any more. `run` does all of it.
 """

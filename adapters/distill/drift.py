@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson
-from lvlm_guard.adapters.distill.loss import log_probs, plain_log_probs
-from lvlm_guard.adapters.distill.pictures import Pictures
+from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
 from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.settings import Lessons
 from lvlm_guard.adapters.distill.teacher import GREEDY, ends_of
+from lvlm_guard.adapters.distill.training import log_probs, plain_log_probs
 from lvlm_guard.engine.trace import answers_of
 from lvlm_guard.pretrained import ask
 

@@ -14,15 +14,14 @@ from accelerate import PartialState
 
 import lvlm_guard
 from lvlm_guard.adapters.distill import drift
-from lvlm_guard.adapters.distill.answers import AnswerFile, summary
+from lvlm_guard.adapters.distill.answers import AnswerFile, Pictures, pictures_of, summary
 from lvlm_guard.adapters.distill.card import card
-from lvlm_guard.adapters.distill.pictures import Pictures, pictures_of
-from lvlm_guard.adapters.distill.repeats import without_repeats
+from lvlm_guard.adapters.distill.rows import without_repeats
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.checkpoint import TRAINING, read_json, write_json
+from lvlm_guard.adapters.training.recipe import TRAINING, read_json, write_json
 from lvlm_guard.api import guard, unguard
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.pretrained import load_model

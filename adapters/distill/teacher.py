@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from lvlm_guard.adapters.distill.answers import Answer, AnswerFile, Lesson
-from lvlm_guard.adapters.distill.pictures import Pictures
+from lvlm_guard.adapters.distill.answers import Answer, AnswerFile, Lesson, Pictures
 from lvlm_guard.adapters.distill.settings import Lessons
 from lvlm_guard.api import resolve
 from lvlm_guard.engine.method import Method

@@ -1,26 +1,154 @@
-"""Stage 2: a stock PEFT LoRA learns the teacher's answers, on the package's trainer."""
+"""Which answers a training step sees: each example is drawn from its own number, so a resumed run sees the same.
+
+How far the student is from its teacher, token by token.
+
+Stage 2: a stock PEFT LoRA learns the teacher's answers, on the package's trainer.
+"""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL.Image import Image
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from lvlm_guard.adapters.distill.examples import Examples
-from lvlm_guard.adapters.distill.layers import target_modules
-from lvlm_guard.adapters.distill.loss import balanced, distance, log_probs, plain_log_probs
-from lvlm_guard.adapters.distill.pictures import Pictures
+from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
 from lvlm_guard.adapters.distill.rows import Layout, Rows
-from lvlm_guard.adapters.distill.settings import Recipe
-from lvlm_guard.adapters.training.checkpoint import TRAINING, finish, finished
+from lvlm_guard.adapters.distill.settings import Recipe, target_modules
+from lvlm_guard.adapters.training.recipe import TRAINING, finish, finished
 from lvlm_guard.adapters.training.trainer import ResumableTrainer, arguments
+
+YES, HARD_NO = 0.4, 0.2  # shares of questions that were answered yes; and no, though there was reason to doubt
+DOUBT = 0.05  # the matcher's probability above which there was
+
+
+class Examples:
+    """A map-style data set: item i is a picture and answers about it.
+
+    Args:
+        lines: of the answer file, failed pictures left out.
+        pictures: loads them.
+        questions: about one picture, in one item.
+        size: how many items there are; pictures come again, in another order, once all have been seen.
+        seed: of every draw.
+    """
+
+    def __init__(self, lines: Sequence[str], pictures: Pictures, questions: int, size: int, seed: int) -> None:
+        self._lines, self._pictures = lines, pictures
+        self._questions, self._size, self._seed = questions, size, seed
+        self._order: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> tuple[Image, list[Answer]]:
+        lesson = Lesson.of(self._lines[self._place(index)])
+        rng = np.random.default_rng([self._seed, 1, index])
+        return self._pictures.load(lesson.picture), chosen(lesson.answers, self._questions, rng)
+
+    def _place(self, index: int) -> int:
+        round_, place = divmod(index, len(self._lines))
+        if self._order[0] != round_:
+            self._order = round_, np.random.default_rng([self._seed, 0, round_]).permutation(len(self._lines))
+        return int(self._order[1][place])
+
+
+def chosen(answers: Sequence[Answer], questions: int, rng: np.random.Generator) -> list[Answer]:
+    """Return one free answer, and some about objects: 40 % yes, 20 % no where there was reason to doubt, the rest any.
+
+    There was reason to doubt where the guard had a choice, or the matcher gave more than .05. A kind that a
+    picture does not have is made up for from the rest. No answer comes twice.
+    """
+    free = [answer for answer in answers if answer.object is None]
+    rest = [answer for answer in answers if answer.object is not None]
+    taken = [free[int(rng.integers(len(free)))]] if free else []
+    kinds = rng.random(min(questions, len(rest)))
+    for u in kinds:
+        pool = rest
+        if u < YES:
+            pool = [answer for answer in rest if answer.yes]
+        elif u < YES + HARD_NO:
+            pool = [answer for answer in rest if not answer.yes and doubtful(answer)]
+        pool = pool or rest
+        one = pool[int(rng.integers(len(pool)))]
+        rest.remove(one)
+        taken.append(one)
+    return taken
+
+
+def doubtful(answer: Answer) -> bool:
+    """Tell whether there was reason to doubt an answer."""
+    return bool(answer.open) or (answer.support or 0.0) > DOUBT
+
+
+def log_probs(model: Any, rows: Rows, caller: Any = None) -> Tensor:
+    """Return the log-probabilities of all tokens at each of the N answer steps, [N, V] float32.
+
+    Args:
+        model: whose signature counts: the PEFT model, or the plain one.
+        rows: a batch on the model's device.
+        caller: what is called instead, such as the model in a wrapper of several GPUs.
+    """
+    inputs, place = dict(rows.inputs), rows.place
+    if "logits_to_keep" in _parameters(model):
+        kept, place = rows.place.unique(return_inverse=True)
+        inputs["logits_to_keep"] = kept
+    logits = (caller or model)(**inputs, use_cache=False, return_dict=True).logits
+    found: Tensor = logits[rows.row, place].float().log_softmax(-1)
+    return found
+
+
+def plain_log_probs(model: Any, rows: Rows) -> Tensor:
+    """Return the same without the adapter that a PEFT model has, and without a gradient."""
+    with torch.no_grad(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        return log_probs(model, rows)
+
+
+def _parameters(model: Any) -> Any:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inspect.signature(base.forward).parameters
+
+
+def distance(student: Tensor, rows: Rows, plain: Tensor | None, soft: bool) -> Tensor:
+    """Return the Kullback-Leibler divergence from the target to the student at each step, [N] nats.
+
+    The target of an open step is the guard's distribution (`soft`) or the token that it took; that of a step that
+    the plain model had decided is the plain model's distribution (`plain`), or its token. The divergence
+    from a single token is its negative log-probability.
+
+    Args:
+        student: log-probabilities, [N, V].
+        plain: the plain model's, [N, V]; None: its token alone.
+    """
+    loss = -student.gather(-1, rows.token[:, None]).squeeze(-1)
+    if soft:
+        p = rows.soft / rows.soft.sum(-1, keepdim=True).clamp(min=1e-9)
+        cross = -(p * student.gather(-1, rows.soft_ids)).sum(-1)
+        loss = torch.where(rows.open, cross - torch.special.entr(p).sum(-1), loss)
+    if plain is not None:
+        # a token that can't come has log-probability -inf in both, and adds nothing
+        terms = plain.exp() * (plain - student)
+        loss = torch.where(rows.open, loss, terms.nan_to_num(nan=0.0).sum(-1))
+    return loss
+
+
+def balanced(loss: Tensor, first: Tensor) -> Tensor:
+    """Return the mean over the first tokens of answers about objects, plus that over all others.
+
+    Otherwise the few tokens that say yes or no would drown among those of descriptions.
+    """
+    parts = [loss[which].mean() for which in (first, ~first) if bool(which.any())]
+    return torch.stack(parts).sum()
 
 
 def train(

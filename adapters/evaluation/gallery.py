@@ -15,11 +15,10 @@ from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.ranker.metrics import auroc
+from lvlm_guard.adapters.evaluation.metrics import RetrievalFigures, auroc, ranks, recall, swap_auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
-from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, swap_auroc
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.swaps import hard_negatives
 from lvlm_guard.adapters.training.features import AT_ONCE, Features

@@ -10,8 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.adapters.losses.precision import unchanged
-from lvlm_guard.adapters.losses.terms import TAU, agreement, anchoring, claims, consistency, contrastive, hard_negative
+from lvlm_guard.adapters.losses.terms import (
+    TAU,
+    agreement,
+    anchoring,
+    claims,
+    consistency,
+    contrastive,
+    hard_negative,
+    unchanged,
+)
 from lvlm_guard.errors import GuardError, KnobError
 
 

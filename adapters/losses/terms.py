@@ -1,7 +1,7 @@
-"""The terms. Features are [n, d]; similarities are cosines, not yet divided by the temperature.
+"""The terms, each pure. Features are [n, d]; similarities are cosines, not yet divided by the temperature.
 
 Everything is computed in float32 (float64 stays), also under autocast: sums of exponentials at a temperature of 0.01
-overflow in half precision.
+overflow in half precision, and bfloat16 is too coarse for differences of near-equal pictures.
 """
 
 from __future__ import annotations
@@ -9,6 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize, softplus
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return a half-precision tensor as float32, any other as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def unchanged(tensor: Tensor) -> torch.autocast:
+    """Return a context in which autocast leaves dtypes alone, on the device of a tensor."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
 
 TAU = 0.01  # CLIP's temperature after its pretraining, 1 / exp(logit_scale)
 

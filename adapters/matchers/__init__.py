@@ -4,8 +4,6 @@ Each is one file and a subclass of `lvlm_guard.matching.Matcher`, so that AGLA c
 `lvlm_guard.verify` judges by it. A name alone stands for the adapter that a model's config names, and for the embedded
 model for the adapters of this package; else a folder is given: `methods.AGLA(matcher="my-adapter")`.
 
-- `wording`: what a question claims, as a caption or as the name of an object.
-- `places`: where the adapter of a name lies for a model.
-- `held`: one caller at a time.
-- `clip`, `dual_prompt`, `ranker`: the matchers.
+- `held`: where the adapter of a name lies, what a question claims, one caller at a time.
+- `clip`, `ranker`: the matchers.
 """

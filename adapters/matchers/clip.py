@@ -5,6 +5,8 @@ layers: in each the attention times the gradient of the cosine, rectified, avera
 behind the other (Chefer et al., arXiv:2103.15679). What goes by way of prompts is left out, since they show nothing.
 
 Ours: how many layers. One alone is at its highest beside the object more often.
+
+`dual-prompt`: a CLIP with DCAR's dual prompts as matcher; what `lvlm-guard train dual-prompt` writes.
 """
 
 from __future__ import annotations
@@ -19,10 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.embedded import ADAPTERS
-from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, required
-from lvlm_guard.adapters.matchers.places import place_for
-from lvlm_guard.adapters.matchers.wording import caption_of
+from lvlm_guard.adapters.loading import ADAPTERS
+from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, place_for, required
 from lvlm_guard.adapters.retrieval.card import FILE
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.adapters.retrieval.folder import untuned
@@ -262,3 +262,13 @@ def _digest(retriever: DualPromptRetriever, layers: int) -> str:
         if "dual_prompt_" in name or name.endswith("_projection.weight"):
             told.update(value.detach().float().cpu().numpy().tobytes())
     return str(told.hexdigest())
+
+
+class DualPromptMatcher(ClipMatcher):
+    """As `ClipMatcher`, on a trained retriever; any CLIP's folder that is none is matched untuned.
+
+    The maps and cosines are without word weights, which would need a text pass for each pair.
+    """
+
+    name = "dual-prompt"
+    otherwise = None

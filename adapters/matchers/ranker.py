@@ -15,11 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.embedded import ADAPTERS
-from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, required
-from lvlm_guard.adapters.matchers.places import place_for
-from lvlm_guard.adapters.matchers.wording import object_of, objects_in
-from lvlm_guard.adapters.ranker.calibration import absence
+from lvlm_guard.adapters.loading import ADAPTERS
+from lvlm_guard.adapters.matchers.held import (
+    EDGE,
+    MATCH_BYTES,
+    AdapterMatcher,
+    object_of,
+    objects_in,
+    place_for,
+    required,
+)
+from lvlm_guard.adapters.ranker.card import absence
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import UnsupportedModelError

@@ -6,15 +6,15 @@ Importing this registers the tuner with PEFT under `DUAL_PROMPT`, so that `get_p
 
 from importlib.util import find_spec
 
-from lvlm_guard.adapters.tuned import require_peft
+from lvlm_guard.adapters.loading import require_peft
 
 if find_spec("peft") is None:
     require_peft()
 
-from lvlm_guard.adapters.prompts.config import DualPromptConfig
-from lvlm_guard.adapters.prompts.configurations import (
+from lvlm_guard.adapters.prompts.config import (
     CONFIGURATIONS,
     WORDS,
+    DualPromptConfig,
     configuration,
     coop,
     dual_prompt,

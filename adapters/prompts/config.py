@@ -1,19 +1,48 @@
-"""What a set of learnable prompts is made of: where they enter, how deep, how many, and how they start.
+"""What a set of learnable prompts is made of: where they enter, how deep, how many, how they start; and published ones.
 
 Sources of the pieces: CoOp (arXiv:2109.01134, shallow text), VPT (arXiv:2203.12119, vision), MaPLe
-(arXiv:2210.03117, deep and coupled), DCAR (arXiv:2508.04028, dual prompts).
+(arXiv:2210.03117, deep and coupled), DCAR (arXiv:2508.04028, dual prompts). A published way is a function and its line
+in `CONFIGURATIONS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
-from lvlm_guard.adapters.prompts.peft_type import add_member
-from lvlm_guard.errors import KnobError, did_you_mean
+from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def add_member(kind: Any, name: str) -> Any:
+    """Return the member of a string enum whose name and value are `name`; adds it where it is not there yet.
+
+    Args:
+        kind: an enum whose members are strings equal to their names, as PEFT's are.
+        name: of the member, upper case.
+    """
+    if name in kind.__members__:
+        return kind[name]
+    member: Any = str.__new__(kind, name)
+    member._name_ = name
+    member._value_ = name
+    member.__objclass__ = kind
+    member._sort_order_ = len(kind._member_names_)
+    type.__setattr__(kind, name, member)  # the enum's own __setattr__ refuses members
+    kind._member_map_[name] = member
+    kind._member_names_.append(name)
+    kind._value2member_map_[name] = member
+    hashable = getattr(kind, "_hashable_values_", None)  # Python 3.12 and later look values up here too
+    if hashable is not None:
+        hashable.append(name)
+    return member
+
 
 NAME = "DUAL_PROMPT"
 CHOICES = {
@@ -21,7 +50,17 @@ CHOICES = {
     "coupling": ("none", "t2v"),
     "prompt_mode": ("replace", "residual"),
     "init": ("words", "normal"),
+    "attention": ("full", "decoupled", "approximate"),
 }
+NEEDED = {
+    "recurrent": ("text", "both"),
+    "experts": ("text", "both"),
+    "joint": ("both",),
+    "mutual": ("both",),
+    "style": ("vision", "both"),
+    "clusters": ("vision", "both"),
+}
+"""Sides without which a producer has nothing to do."""
 
 add_member(PeftType, NAME)
 
@@ -46,7 +85,16 @@ class DualPromptConfig(PeftConfig):
             words, so that depth 1 starts as the hand-written prompt; "normal" draws from N(0, 0.02), as all others do.
         placeholder_ids: the n_ctx token ids that stand right after BOS in every caption and are overwritten; empty
             for "vision". `placeholders(tokenizer, n_ctx)` gives those of "a photo of a".
-        target_modules: leave it out; it follows from `sides` and `depth`.
+        fixed: places among the placeholders whose words stay, the others are overwritten: an attribute's name between
+            prompts (ATPrompt, arXiv:2412.09442).
+        producer: what makes prompts of the layers' tables: "tables" takes them as they are; `PRODUCERS` has the others.
+        experts: sets of prompts of the producers "experts" and "clusters".
+        attention: "full"; "decoupled" scales what patches and prompts say to each other in the vision encoder by
+            1 + `eta` (DPL, arXiv:2308.10061); "approximate" has no prompt tokens and adds after each attention what it
+            would gather from n_ctx of them, by matrices of rank `eta` (APT, arXiv:2306.15706).
+        eta: as said; 0 is off.
+        head: what is done with features, by option; see `FeatureHead`.
+        target_modules: leave it out; it follows from the rest.
 
     Raises:
         KnobError: a value outside its range, or options that mean nothing together.
@@ -60,6 +108,12 @@ class DualPromptConfig(PeftConfig):
     prompt_mode: str = "replace"
     init: str = "words"
     placeholder_ids: list[int] = field(default_factory=list)
+    fixed: list[int] = field(default_factory=list)
+    producer: str = "tables"
+    experts: int = 1
+    attention: str = "full"
+    eta: float = 0.0
+    head: dict[str, Any] = field(default_factory=dict)
     target_modules: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,10 +142,13 @@ class DualPromptConfig(PeftConfig):
             raise KnobError(f"coupling_rank={self.coupling_rank} is of coupling='t2v', which is off: leave it out.")
         if self.prompt_mode == "residual" and self.init == "normal":
             raise KnobError("prompt_mode='residual' starts at zero, so init='normal' means nothing: leave it out.")
+        self._check_pieces()
         self._check_placeholders()
         layers = "|".join(str(layer) for layer in range(self.depth))
         towers = "|".join(f"{side}_model" for side in ("text", "vision") if self.sides in (side, "both"))
         targets = rf".*({towers})\.encoder\.layers\.({layers})"
+        if self.headed:
+            targets += r"|.*(visual|text)_projection"
         if self.target_modules not in (None, targets):
             raise KnobError(
                 f"target_modules is {self.target_modules!r}, but it follows from sides={self.sides!r} and "
@@ -99,11 +156,52 @@ class DualPromptConfig(PeftConfig):
             )
         self.target_modules = targets
 
+    def _check_pieces(self) -> None:
+        from lvlm_guard.adapters.prompts.heads import check
+        from lvlm_guard.adapters.prompts.producers import PRODUCERS
+
+        check(self.head)
+        if self.producer != "tables" and self.producer not in PRODUCERS:
+            raise KnobError(
+                f"producer is {self.producer!r}. {did_you_mean(self.producer, PRODUCERS)}Give 'tables' or one of "
+                f"{', '.join(PRODUCERS)}."
+            )
+        needed = NEEDED.get(self.producer, ())
+        if self.sides not in (*needed, *(("text", "vision", "both") if not needed else ())):
+            raise KnobError(
+                f"producer={self.producer!r} needs sides={' or '.join(needed)}, but sides={self.sides!r}: give those."
+            )
+        if self.producer in ("joint", "mutual") and self.coupling != "none":
+            raise KnobError(f"producer={self.producer!r} couples the sides itself: give coupling='none'.")
+        if self.experts < 1 or (self.experts > 1 and self.producer not in ("experts", "clusters")):
+            raise KnobError(f"experts is {self.experts!r} with producer={self.producer!r}: it needs one that has some.")
+        if "top" in self.head and self.experts == 1:
+            raise KnobError("head top chooses among experts, of which there is one: leave it out.")
+        off = self.attention == "full"
+        if self.eta < 0 or off != (self.eta == 0) or (self.attention == "approximate" and self.eta % 1):
+            raise KnobError(
+                f"attention={self.attention!r} with eta={self.eta!r}: eta is 0 for full attention, else above it; "
+                "approximate attention has a rank."
+            )
+        if self.attention == "decoupled" and self.sides == "text":
+            raise KnobError("attention='decoupled' is of the vision encoder: give sides='vision' or 'both'.")
+        if self.attention == "approximate" and (self.coupling != "none" or self.producer != "tables"):
+            raise KnobError("attention='approximate' has no prompt tokens: give coupling='none' and no producer.")
+
+    @property
+    def headed(self) -> bool:
+        """Whether features are changed behind the towers."""
+        return bool(self.head) or (self.producer == "experts" and self.experts > 1)
+
     def _check_placeholders(self) -> None:
+        if self.attention == "approximate":
+            if self.placeholder_ids:
+                raise KnobError("attention='approximate' has no slots: leave placeholder_ids out.")
+            return
         if self.sides == "vision":
             if self.placeholder_ids:
                 raise KnobError("placeholder_ids are the slots of text prompts, but sides='vision': leave them out.")
-        elif len(self.placeholder_ids) != self.n_ctx:
+        elif len(self.placeholder_ids) - len(set(self.fixed) & set(range(len(self.placeholder_ids)))) != self.n_ctx:
             raise KnobError(
                 f"placeholder_ids has {len(self.placeholder_ids)} ids for n_ctx={self.n_ctx} prompts: each needs one "
                 "token that it overwrites, or it would overwrite words of the caption. "
@@ -113,4 +211,108 @@ class DualPromptConfig(PeftConfig):
     @property
     def vision_slots(self) -> int:
         """How many tokens stand after an image's patches; every consumer of patch tokens drops them."""
-        return 0 if self.sides == "text" else self.n_ctx
+        return 0 if self.sides == "text" or self.attention == "approximate" else self.n_ctx
+
+
+WORDS = "a photo of a"  # CoOp's, MaPLe's and CLIP's own hand-written prompt
+
+
+def placeholders(tokenizer: PreTrainedTokenizerBase, n_ctx: int, words: str = WORDS) -> list[int]:
+    """Return the n_ctx token ids that captions carry after BOS; the words are repeated where they are too few.
+
+    Raises:
+        KnobError: the tokenizer does not know the words, or makes nothing of them.
+    """
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    # CLIP's own tokenizer spells any text in pieces and uses its end token as the unknown one
+    if not ids or (unknown is not None and unknown in ids):
+        raise KnobError(
+            f"This tokenizer does not know all of the words {words!r}, so the prompts would start from its unknown "
+            "token. Give words=... that it knows."
+        )
+    return [int(ids[i % len(ids)]) for i in range(n_ctx)]
+
+
+def coop(tokenizer: PreTrainedTokenizerBase, *, n_ctx: int = 4, words: str = WORDS, **options: Any) -> DualPromptConfig:
+    """CoOp (Zhou et al., IJCV 2022, arXiv:2109.01134): text prompts before the first layer, no more."""
+    return DualPromptConfig(
+        **{
+            "sides": "text",
+            "depth": 1,
+            "n_ctx": n_ctx,
+            "coupling": "none",
+            "placeholder_ids": placeholders(tokenizer, n_ctx, words),
+            **options,
+        }
+    )
+
+
+def vpt(
+    tokenizer: PreTrainedTokenizerBase | None = None, *, n_ctx: int = 4, depth: int = 9, **options: Any
+) -> DualPromptConfig:
+    """VPT (Jia et al., ECCV 2022, arXiv:2203.12119): vision prompts; depth=1 is VPT-shallow. Needs no tokenizer."""
+    return DualPromptConfig(**{"sides": "vision", "depth": depth, "n_ctx": n_ctx, "coupling": "none", **options})
+
+
+def maple(
+    tokenizer: PreTrainedTokenizerBase, *, n_ctx: int = 2, depth: int = 9, words: str = WORDS, **options: Any
+) -> DualPromptConfig:
+    """MaPLe (Khattak et al., CVPR 2023, arXiv:2210.03117): deep text prompts, and vision prompts made of them."""
+    return DualPromptConfig(
+        **{
+            "sides": "both",
+            "depth": depth,
+            "n_ctx": n_ctx,
+            "coupling": "t2v",
+            "placeholder_ids": placeholders(tokenizer, n_ctx, words),
+            **options,
+        }
+    )
+
+
+def independent(
+    tokenizer: PreTrainedTokenizerBase, *, n_ctx: int = 4, depth: int = 9, words: str = WORDS, **options: Any
+) -> DualPromptConfig:
+    """PromptSRC's prompts (Khattak et al., ICCV 2023, arXiv:2307.06948): deep ones on both sides, uncoupled."""
+    return maple(tokenizer, n_ctx=n_ctx, depth=depth, words=words, **{"coupling": "none", **options})
+
+
+def dual_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_ctx: int = 4,
+    depth: int = 9,
+    coupling_rank: int = 16,
+    words: str = WORDS,
+    **options: Any,
+) -> DualPromptConfig:
+    """DCAR's dual prompts (arXiv:2508.04028): as MaPLe, with four prompts and a coupling of low rank.
+
+    The paper's code was not published; depth, number and rank are ours. coupling_rank=0 gives the full matrix, which
+    has 3.5 M parameters on ViT-B instead of 0.19 M.
+    """
+    return maple(tokenizer, n_ctx=n_ctx, depth=depth, words=words, coupling_rank=coupling_rank, **options)
+
+
+CONFIGURATIONS: Mapping[str, Callable[..., DualPromptConfig]] = {
+    "coop": coop,
+    "vpt": vpt,
+    "maple": maple,
+    "independent": independent,
+    "dual-prompt": dual_prompt,
+}
+
+
+def configuration(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> DualPromptConfig:
+    """Return a named configuration for a model's tokenizer; `options` are those of `DualPromptConfig`, and `words`.
+
+    Raises:
+        UnknownNameError: none has this name.
+    """
+    if name not in CONFIGURATIONS:
+        raise UnknownNameError(
+            f"No prompt configuration is called {name!r}. {did_you_mean(name, CONFIGURATIONS)}Known: "
+            f"{', '.join(CONFIGURATIONS)}; or build a DualPromptConfig."
+        )
+    return CONFIGURATIONS[name](tokenizer, **options)

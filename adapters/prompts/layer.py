@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, normalize
 from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard.adapters.prompts.config import DualPromptConfig
+from lvlm_guard.adapters.prompts.producers import Context, Prompts
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
 
 STD = 0.02  # of prompts that start at random; MaPLe's and PromptSRC's releases
@@ -19,6 +24,104 @@ NO_MERGE = (
     "Prompts are tokens of their own, no change of the weights, so they can't be merged into CLIP. Keep the adapter "
     "beside the model (`save_pretrained`), or take it off: `unload()`."
 )
+
+_RUNNING = threading.local()
+"""Of each thread: how often adapters are off, what towers were called with, and the prompts of the forward."""
+
+
+class Tied:
+    """What the wrapped layers of one CLIP know of each other.
+
+    Args:
+        towers: side -> encoder with its embeddings and pooling.
+    """
+
+    def __init__(self, towers: dict[str, Any]) -> None:
+        self.towers = towers
+        self.projections: dict[str, Any] = {}
+        self.layers: dict[str, dict[int, PromptLayer]] = {"text": {}, "vision": {}}
+        self.hooks: list[RemovableHandle] = []
+
+    @property
+    def off(self) -> bool:
+        """Whether this thread runs the untuned CLIP."""
+        return getattr(_RUNNING, "off", 0) > 0
+
+    @contextmanager
+    def untuned(self) -> Iterator[None]:
+        """Be the untuned CLIP in this thread, without gradients."""
+        _RUNNING.off = getattr(_RUNNING, "off", 0) + 1
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            _RUNNING.off -= 1
+
+    @property
+    def current(self) -> DualPromptConfig | None:
+        """The configuration of the adapter in use."""
+        for layers in self.layers.values():
+            if 0 in layers and (name := layers[0].current) is not None:
+                return layers[0].configs[name]
+        return None
+
+    def frozen(self, side: str) -> Tensor:
+        """Return the untuned CLIP's normalised features of what a side's running forward reads, [batch, d]."""
+        args, kwargs = _RUNNING.called[id(self), side]
+        projection = self.projections[side]
+        with self.untuned():
+            seen = self.towers[side](*args, **kwargs)
+            return normalize(getattr(projection, "base_layer", projection)(seen.pooler_output).float(), dim=-1)
+
+    def begin(self, side: str, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Note what a tower is called with; of a text side with experts each caption is read by each of them."""
+        config = self.current
+        if config is None:
+            return None
+        if config.head.get("residual") or config.producer == "clusters":
+            _RUNNING.called = {**getattr(_RUNNING, "called", {}), (id(self), side): (args, kwargs)}
+        if side != "text" or config.producer != "experts":
+            return None
+        times = config.experts
+        return tuple(_repeated(value, times) for value in args), {k: _repeated(v, times) for k, v in kwargs.items()}
+
+    def tables(self, name: str) -> Prompts:
+        """Return the prompts that layers hold, [1, depth, n_ctx, width] of each side."""
+        return {
+            side: torch.stack([layer.prompts(name) for _, layer in sorted(layers.items()) if name in layer.configs])[
+                None
+            ]
+            for side, layers in self.layers.items()
+            if any(name in layer.configs for layer in layers.values())
+        }
+
+    def producer(self, name: str) -> Any:
+        """Return the module that makes an adapter's prompts."""
+        held = (layers[0].dual_prompt_made for layers in self.layers.values() if 0 in layers)
+        return next(made[name] for made in held if name in made)
+
+
+def _repeated(value: Any, times: int) -> Any:
+    return value.repeat(times, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+
+
+class Approximate(nn.Module):
+    """What attention would gather from n prompts, of low rank: softmax(q K^T) V with K = A B and V = A' B'.
+
+    Source: APT (arXiv:2306.15706), P18; the form of the low rank is ours. Starts at 0.
+    """
+
+    def __init__(self, n: int, rank: int, width: int) -> None:
+        super().__init__()
+        self.key_in, self.key_out = (nn.Parameter(torch.randn(s) * STD) for s in ((n, rank), (rank, width)))
+        self.value_in = nn.Parameter(torch.randn(n, rank) * STD)
+        self.value_out = nn.Parameter(torch.zeros(rank, width))
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Return what is added to the attention's output for queries [batch, tokens, width]."""
+        keys, values = self.key_in @ self.key_out, self.value_in @ self.value_out
+        weights = (queries.to(keys.dtype) @ keys.T * keys.shape[-1] ** -0.5).softmax(-1)
+        return (weights @ values).to(queries.dtype)
 
 
 class PromptLayer(nn.Module, BaseTunerLayer):
@@ -34,14 +137,19 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     # ctx: a layer's prompts [n_ctx, width]; w, u and b: the coupling, F = w or w u with w [vision, text] or
     # [vision, rank], u [rank, text], b [vision]
-    adapter_layer_names = ("dual_prompt_ctx", "dual_prompt_w", "dual_prompt_u", "dual_prompt_b")
+    # made: the producer, on the first layer of a side alone; near: approximate attention
+    adapter_layer_names = (
+        "dual_prompt_ctx", "dual_prompt_w", "dual_prompt_u", "dual_prompt_b", "dual_prompt_made", "dual_prompt_near",
+    )  # fmt: skip
     other_param_names = ("configs",)
     dual_prompt_ctx: nn.ParameterDict
     dual_prompt_w: nn.ParameterDict
     dual_prompt_u: nn.ParameterDict
     dual_prompt_b: nn.ParameterDict
+    dual_prompt_made: nn.ModuleDict
+    dual_prompt_near: nn.ModuleDict
     base_layer: Any
-    text_layer: PromptLayer | None
+    tied: Tied
     check: RemovableHandle  # of `require_slots`, on the first text layer alone
 
     def __init__(self, base: nn.Module, side: str, index: int) -> None:
@@ -50,10 +158,9 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         self.side = side
         self.index = index
         self.configs: dict[str, DualPromptConfig] = {}
-        for name in self.adapter_layer_names:
+        for name in self.adapter_layer_names[:4]:
             setattr(self, name, nn.ParameterDict())
-        # outside of torch's registry: this layer must not own the text layer's tensors
-        object.__setattr__(self, "text_layer", None)
+        self.dual_prompt_made, self.dual_prompt_near = nn.ModuleDict(), nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
@@ -87,13 +194,28 @@ class PromptLayer(nn.Module, BaseTunerLayer):
             self.dual_prompt_ctx[name] = draw(config.n_ctx, width, **to) * STD
         self.configs[name] = config
 
+    def approximate(self, name: str, config: DualPromptConfig) -> None:
+        """Make the tensors of an adapter without prompt tokens."""
+        attention = self.base_layer.self_attn
+        made = Approximate(config.n_ctx, int(config.eta), self.base_layer.embed_dim)
+        self.dual_prompt_near[name] = made.to(next(self.base_layer.parameters()).device)
+        if not hasattr(self, "near"):
+            self.near = attention.register_forward_hook(self._gather, with_kwargs=True)
+        self.configs[name] = config
+
+    def _gather(self, attention: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        name = self.current
+        if name not in self.dual_prompt_near:
+            return output
+        read = kwargs.get("hidden_states", args[0] if args else None)
+        return (output[0] + self.dual_prompt_near[name](attention.q_proj(read)), *output[1:])
+
     def prompts(self, name: str) -> Tensor:
         """Return this layer's prompts of an adapter, [n_ctx, width]."""
         if name in self.dual_prompt_ctx:
             own: Tensor = self.dual_prompt_ctx[name]
             return own
-        assert self.text_layer is not None  # the tuner ties the two when it has wrapped them
-        text: Tensor = self.text_layer.dual_prompt_ctx[name]
+        text: Tensor = self.tied.layers["text"][self.index].dual_prompt_ctx[name]
         if name in self.dual_prompt_u:
             text = linear(text, self.dual_prompt_u[name])
         return linear(text, self.dual_prompt_w[name], self.dual_prompt_b[name])
@@ -101,7 +223,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
     @property
     def current(self) -> str | None:
         """The adapter whose prompts are put in; None where they are off or lie in other layers."""
-        if self.disable_adapters:
+        if self.disable_adapters or self.tied.off:
             return None
         return next((name for name in self.active_adapters if name in self.configs), None)
 
@@ -134,14 +256,44 @@ class PromptLayer(nn.Module, BaseTunerLayer):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer on hidden states [batch, tokens, width] with the slots filled."""
         name = self.current
-        if name is not None:
+        if name is not None and name not in self.dual_prompt_near:
             hidden_states = self._filled(hidden_states, name)
+            if self.configs[name].attention == "decoupled" and self.side == "vision":
+                args, kwargs = (), kwargs | {"attention_mask": self._scaled(hidden_states, self.configs[name])}
         return self.base_layer(hidden_states, *args, **kwargs)
 
+    def _scaled(self, h: Tensor, config: DualPromptConfig) -> Tensor:
+        """Return what is added to attention's logits, so that 1 + eta multiplies it between patches and prompts."""
+        prompt = torch.arange(h.shape[1], device=h.device) >= h.shape[1] - config.n_ctx
+        return (prompt[:, None] ^ prompt[None]).to(h.dtype)[None, None] * math.log1p(config.eta)
+
+    def _made(self, name: str, h: Tensor) -> Tensor:
+        """Return the prompts of each row of this layer's inputs, [batch, n_ctx, width]."""
+        config = self.configs[name]
+        if config.producer == "tables":
+            return self.prompts(name).expand(len(h), -1, -1)
+        producer = self.tied.producer(name)
+        key = id(self.tied), name, self.side
+        if self.index == 0:
+            context = Context(self.side, lambda: self.tied.frozen(self.side))
+            made = producer(self.tied.tables(name), context)[self.side]
+            _RUNNING.made = {**getattr(_RUNNING, "made", {}), key: made}
+        groups = _RUNNING.made[key][:, self.index]
+        if self.index == config.depth - 1:
+            del _RUNNING.made[key]  # whose graph would be kept
+        shift = producer.shift(self.side, h)
+        each: Tensor = groups.repeat_interleave(len(h) // len(groups), 0)
+        return each if shift is None else each + shift
+
     def _filled(self, h: Tensor, name: str) -> Tensor:
-        prompts = self.prompts(name).to(h.dtype).expand(len(h), -1, -1)
+        prompts = self._made(name, h).to(h.dtype)
         n, residual = prompts.shape[1], self.configs[name].prompt_mode == "residual"
         if self.side == "text":
+            fixed = self.configs[name].fixed
+            if fixed:
+                places = [1 + k for k in range(n + len(fixed)) if k not in fixed]
+                slots = h[:, places] + prompts if residual else prompts
+                return h.index_copy(1, torch.tensor(places, device=h.device), slots)
             slots = h[:, 1 : 1 + n] + prompts if residual else prompts
             return torch.cat([h[:, :1], slots, h[:, 1 + n :]], 1)
         if self.index == 0:
@@ -159,7 +311,10 @@ class PromptLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's looks for a `weight`, which an encoder layer has not
         there = device or next(self.base_layer.parameters()).device
-        for dictionary in self.adapter_layer_names:
+        for dictionary in self.adapter_layer_names[:4]:
             held = getattr(self, dictionary)
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name] = nn.Parameter(held[adapter_name].to(there), held[adapter_name].requires_grad)
+        for modules in (self.dual_prompt_made, self.dual_prompt_near):
+            if adapter_name in modules and not any(p.device.type == "meta" for p in modules[adapter_name].parameters()):
+                modules[adapter_name].to(there)

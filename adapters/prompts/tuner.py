@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +16,14 @@ from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.prompts.config import NAME, DualPromptConfig
-from lvlm_guard.adapters.prompts.layer import NO_MERGE, PromptLayer
+from lvlm_guard.adapters.prompts.heads import HeadLayer
+from lvlm_guard.adapters.prompts.layer import NO_MERGE, PromptLayer, Tied
+from lvlm_guard.adapters.prompts.producers import PRODUCERS
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
 PREFIX = "dual_prompt_"
+TOWERS = ("text_model", "vision_model")
+PROJECTIONS = {"text_projection": "text", "visual_projection": "vision"}
 ABOVE_LORA = "second time|Already found a `peft_config`"  # PEFT's warnings where a LoRA lies below on purpose
 
 
@@ -93,6 +99,18 @@ class DualPromptModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if current_key.endswith("_projection"):
+            head = (
+                target
+                if isinstance(target, HeadLayer)
+                else HeadLayer(target, PROJECTIONS[current_key.rpartition(".")[2]])
+            )
+            head.add(adapter_name, peft_config)
+            if adapter_name not in self.active_adapters:
+                head.requires_grad_(False)
+            if head is not target:
+                setattr(parent, target_name, head)
+            return
         tower, _, index = current_key.partition(".encoder.layers.")
         side = "text" if tower.endswith("text_model") else "vision"
         layer = target if isinstance(target, PromptLayer) else PromptLayer(target, side, int(index))
@@ -100,8 +118,20 @@ class DualPromptModel(BaseTuner):
         width = text.config.hidden_size if text is not None else 0
         start = None
         if side == "text" and layer.index == 0 and peft_config.init == "words" and peft_config.prompt_mode == "replace":
-            start = _embedded(self.model.get_submodule(tower).embeddings, peft_config.placeholder_ids)
-        layer.add(adapter_name, peft_config, width, start)
+            start = _embedded(self.model.get_submodule(tower).embeddings, peft_config)
+        if peft_config.attention == "approximate":
+            layer.approximate(adapter_name, peft_config)
+        else:
+            layer.add(adapter_name, peft_config, width, start)
+        if (
+            peft_config.producer != "tables"
+            and layer.index == 0
+            and side == ("vision" if text is None or peft_config.sides == "vision" else "text")
+        ):
+            config = self.model.config
+            widths = {"text": width, "vision": config.vision_config.hidden_size, "joint": config.projection_dim}
+            made = PRODUCERS[peft_config.producer](peft_config, widths)
+            layer.dual_prompt_made[adapter_name] = made.to(next(layer.base_layer.parameters()).device)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         if layer is not target:
@@ -115,10 +145,22 @@ class DualPromptModel(BaseTuner):
         """Wrap the layers, then let each vision layer see the text layer of the same index."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         wrapped = [module for module in model.modules() if isinstance(module, PromptLayer)]
-        text = {layer.index: layer for layer in wrapped if layer.side == "text"}
+        if any(hasattr(layer, "tied") and layer.tied.hooks for layer in wrapped):
+            tied = next(layer.tied for layer in wrapped if hasattr(layer, "tied"))
+        else:
+            towers = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in TOWERS}
+            tied = Tied({name.rpartition(".")[2][:-6]: module for name, module in towers.items()})
+            for side, tower in tied.towers.items():
+                hook = tower.register_forward_pre_hook(partial(tied.begin, side), with_kwargs=True)
+                tied.hooks.append(hook)
         for layer in wrapped:
-            if layer.side == "vision":
-                object.__setattr__(layer, "text_layer", text.get(layer.index))
+            tied.layers[layer.side][layer.index] = layer
+            layer.tied = tied
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] in PROJECTIONS:
+                tied.projections[PROJECTIONS[name.rpartition(".")[2]]] = module
+            if isinstance(module, HeadLayer):
+                module.tied = tied
 
     def _unload_and_optionally_merge(  # type: ignore[override]  # annotated None by PEFT, which returns the model too
         self, merge: bool = True, *args: Any, **kwargs: Any
@@ -126,11 +168,14 @@ class DualPromptModel(BaseTuner):
         if merge:
             raise UnsupportedCallError(NO_MERGE)
         # ours alone: PEFT's would take the LoRA off too that lies beside
-        for name, layer in [(n, m) for n, m in self.model.named_modules() if isinstance(m, PromptLayer)]:
+        for name, layer in [(n, m) for n, m in self.model.named_modules() if isinstance(m, PromptLayer | HeadLayer)]:
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer.base_layer)
-            if hasattr(layer, "check"):
-                layer.check.remove()
+            for hook in (
+                *layer.tied.hooks,
+                *(getattr(layer, held) for held in ("check", "near") if hasattr(layer, held)),
+            ):
+                hook.remove()
         if vars(self.model).get("peft_config") is self.peft_config:
             del self.model.peft_config
         plain: nn.Module = self.model
@@ -145,8 +190,8 @@ class DualPromptModel(BaseTuner):
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         # PEFT's takes the tensors of every tuner that it finds in the model, a LoRA's too
-        end = f".{adapter_name}"
-        return {key: value for key, value in state_dict.items() if f".{PREFIX}" in key and key.endswith(end)}
+        ours = re.compile(rf"\.{PREFIX}\w+\.{re.escape(adapter_name)}(\.|$)")
+        return {key: value for key, value in state_dict.items() if ours.search(key)}
 
 
 def _encoder(model: nn.Module, side: str, missing_ok: bool = False) -> Any:
@@ -161,10 +206,11 @@ def _encoder(model: nn.Module, side: str, missing_ok: bool = False) -> Any:
     )
 
 
-def _embedded(embeddings: Any, ids: list[int]) -> Tensor:
-    """Return embedding + position of tokens that stand right after BOS, [n, width]."""
+def _embedded(embeddings: Any, config: Any) -> Tensor:
+    """Return embedding + position of the placeholders that stand right after BOS and are overwritten, [n, width]."""
+    ids = config.placeholder_ids
     with torch.no_grad():
         at = embeddings.token_embedding.weight.device
         words = embeddings.token_embedding.weight[torch.tensor(ids, device=at)]
         start: Tensor = words + embeddings.position_embedding.weight[1 : 1 + len(ids)]
-    return start
+    return start[[k for k in range(len(ids)) if k not in config.fixed]]

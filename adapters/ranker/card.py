@@ -1,17 +1,127 @@
-"""`guard_ranker.json`: what a ranker's folder must say beside PEFT's own files, to be used rightly."""
+"""What a ranker is made of, how its scores become answers, and `guard_ranker.json`, which says so in its folder."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
-from lvlm_guard.adapters.card import Card, pair
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lvlm_guard.adapters.backbone import Trunk
 from lvlm_guard.adapters.data.views import COUNTS
-from lvlm_guard.adapters.ranker.settings import RankerSettings
-from lvlm_guard.adapters.ranker.trunk import Trunk
+from lvlm_guard.adapters.loading import Card, pair
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
+from lvlm_guard.matching.platt import platt
+
+Ties = Literal["half", "drop", "published"]
+Pool = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class RankerSettings:
+    """Sizes and choices; the defaults are ours for a ViT-B/16, about 18 million parameters (69 width²).
+
+    Args:
+        width: of every token inside (the release: 768).
+        heads: of all attentions; divides the width.
+        fusion_layers: layers that look at the text.
+        post_layers: layers after the fusion, which look at the picture alone.
+        prompts: learnable vectors before the text; 0 for none.
+        relations: learnable queries by which two pictures are compared.
+        dropout: in the post layers, while training.
+        ties: what a pair of equal values is told: "half" (neither is more), "drop" (nothing), "published" (the
+            release's target: 0 for both, and for each picture with itself).
+        regression_weight: of the score's loss beside the pairs'.
+        pool: how a picture's tokens become one for its score. The release's "sum" makes it depend on the resolution.
+        mask_text: whether padding after the text is hidden; the release looks at it.
+        pair_norm: whether the pair's difference is normalised first, as in the release. That turns the tiny difference
+            of two pictures that are nearly equal into a full-size one.
+
+    Raises:
+        KnobError: a size that is none, or an unknown choice.
+    """
+
+    width: int = 512
+    heads: int = 8
+    fusion_layers: int = 2
+    post_layers: int = 2
+    prompts: int = 32
+    relations: int = 16
+    dropout: float = 0.1
+    ties: Ties = "half"
+    regression_weight: float = 0.2
+    pool: Pool = "mean"
+    mask_text: bool = True
+    pair_norm: bool = False
+
+    def __post_init__(self) -> None:
+        low = {"width": 1, "heads": 1, "fusion_layers": 1, "post_layers": 0, "prompts": 0, "relations": 1}
+        for name, least in low.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise KnobError(f"{name} is {value!r}: give a whole number of {least} or more.")
+        if self.width % self.heads:
+            raise KnobError(
+                f"width {self.width} can't be shared out among {self.heads} heads: give a multiple of them."
+            )
+        if not 0 <= self.dropout < 1:
+            raise KnobError(f"dropout is {self.dropout}: give a share from 0 to below 1.")
+        if not self.regression_weight >= 0:
+            raise KnobError(f"regression_weight is {self.regression_weight}: give 0 or more.")
+        for name, choices in (("ties", get_args(Ties)), ("pool", get_args(Pool))):
+            if getattr(self, name) not in choices:
+                raise KnobError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(choices)}.")
+
+
+def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:
+    """Fit P(none) = sigmoid(a - b * score) on validation scores; return (a, b).
+
+    Targets are Platt's, so that scores which separate present from absent have a finite fit.
+
+    Args:
+        scores: [N].
+        values: [N]; 0 is absent, above 0 is present.
+
+    Raises:
+        KnobError: one of the two is missing, a number is not finite, or all scores are equal.
+    """
+    s, y = np.asarray(scores, float), np.asarray(values, float)
+    if s.ndim != 1 or s.shape != y.shape or not (np.isfinite(s).all() and np.isfinite(y).all()):
+        raise KnobError(f"Give a finite score and value for each picture; got shapes {s.shape} and {y.shape}.")
+    absent = y <= 0
+    if absent.all() or not absent.any():
+        raise KnobError(
+            f"{int(absent.sum())} of {len(y)} validation pictures have the value 0: absence is calibrated on pictures "
+            "with and without the object. Add the missing kind to the validation split."
+        )
+    spread = float(s.std())
+    if not spread > 1e-12 * max(1.0, float(np.abs(s).max())):
+        raise KnobError("All validation scores are equal, so they say nothing of absence: train the ranker first.")
+    slope, offset = platt(-s, absent)
+    return offset, slope
+
+
+def absence(score: float, calibration: tuple[float, float]) -> float:
+    """Return P(none), 0 to 1, of a score under a calibration (a, b)."""
+    a, b = calibration
+    x = a - b * score
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def count_is_doubtful(said: float, score: float, error: float) -> bool:
+    """Return whether a number in a text is further from the score than the ranker errs.
+
+    Args:
+        said: the number.
+        score: of the picture.
+        error: mean absolute error on validation; the bound is 1.5 times it, and 1 at least.
+    """
+    return abs(said - score) > max(1.0, 1.5 * error)
+
 
 FILE = "guard_ranker.json"
 

@@ -8,17 +8,24 @@ and own softmax average `content`, that one softmax gives picture i the share si
 
 The release's logits depend on the order of the arguments (a bias, and a readout that is no odd function). Here the
 difference A_ij - A_ji goes through an odd function, and the lower half of the table is the negated upper half.
+
+The ranker's loss: which of two pictures shows more, and how much each shows. In float32 or wider.
+
+Source: arXiv:2412.06760 and its release, whose target for pairs is repaired here (`ties`): with antisymmetric logits, a
+loss that wants "not more" from both sides of a tie, and from each picture against itself, never reaches its minimum.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
-from lvlm_guard.adapters.losses.precision import full, unchanged
-from lvlm_guard.adapters.ranker.readout import Readout
-from lvlm_guard.adapters.ranker.settings import RankerSettings
+from lvlm_guard.adapters.losses.terms import full, unchanged
+from lvlm_guard.adapters.ranker.card import RankerSettings, Ties
 
 AT_ONCE = 2**24
 """Numbers in one tensor of pairs, 64 MB; tables that need more are computed by rows, in training twice."""
@@ -50,6 +57,29 @@ def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tens
     share = torch.sigmoid(evidence[:, None] - other_evidence[None])  # [I, J, H, Q]
     gathered = torch.einsum("ijht,ihte->ijhe", share, content)
     return (gathered - torch.einsum("ijht,jhte->ijhe", 1 - share, other_content)).flatten(2)
+
+
+class Readout(nn.Module):
+    """Layers of Linear, LayerNorm and ReLU, then one number, which is computed in full precision.
+
+    Args:
+        width: of the vectors.
+        layers: before the number.
+        bias: of the number.
+    """
+
+    def __init__(self, width: int, layers: int, bias: bool) -> None:
+        super().__init__()
+        each = [(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU()) for _ in range(layers)]
+        self.layers = nn.Sequential(*(part for parts in each for part in parts))
+        self.number = nn.Linear(width, 1, bias=bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return a number for each vector: [..., width] to [...], float32 or wider."""
+        hidden = self.layers(vectors)
+        with unchanged(hidden):
+            bias = None if self.number.bias is None else full(self.number.bias)
+            return nn.functional.linear(full(hidden), full(self.number.weight), bias).squeeze(-1)
 
 
 class PairHead(nn.Module):
@@ -120,3 +150,56 @@ class PairHead(nn.Module):
     def _read(self, moved: Tensor) -> Tensor:
         number: Tensor = self.readout(moved if self.norm is None else self.norm(moved))
         return number
+
+
+class RankerLoss(NamedTuple):
+    """The whole loss and its two terms, scalars; total = pair + weight * log(1 + regression)."""
+
+    total: Tensor
+    pair: Tensor
+    regression: Tensor
+
+
+def pair_loss(logits: Tensor, values: Tensor, ties: Ties = "half") -> Tensor:
+    """Return the mean binary cross-entropy over ordered pairs of two pictures.
+
+    Args:
+        logits: [K, K], above 0 where the row's picture shows more.
+        values: [K], of the pictures.
+        ties: what equal values are told; see `RankerSettings`.
+
+    Returns:
+        A scalar; 0 where there is no pair.
+    """
+    logits, values = full(logits), full(values)
+    difference = values[:, None] - values[None]
+    used = ~torch.eye(len(values), dtype=torch.bool, device=values.device)
+    target = (difference > 0).to(logits.dtype)
+    if ties == "published":
+        used = torch.ones_like(used)
+    elif ties == "drop":
+        used = used & (difference != 0)
+    else:
+        target = target.masked_fill(difference == 0, 0.5)
+    with unchanged(logits):
+        each = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (each * used).sum() / used.sum().clamp(min=1)
+
+
+def ranker_loss(
+    scores: Tensor, logits: Tensor, values: Tensor, *, ties: Ties = "half", regression_weight: float = 0.2
+) -> RankerLoss:
+    """Return the loss of one group under one instruction.
+
+    Args:
+        scores: [K].
+        logits: [K, K].
+        values: [K], in the units of the scores.
+        ties: see `RankerSettings`.
+        regression_weight: of the scores' term.
+    """
+    pair = pair_loss(logits, values, ties)
+    scores, values = full(scores), full(values)
+    with unchanged(scores):
+        regression = smooth_l1_loss(scores, values.to(scores.dtype), beta=1.0)
+    return RankerLoss(pair + regression_weight * torch.log1p(regression), pair, regression)

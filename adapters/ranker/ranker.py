@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.backbone import Inputs
-from lvlm_guard.adapters.ranker.adapter import load, save
-from lvlm_guard.adapters.ranker.calibration import absence, count_is_doubtful
-from lvlm_guard.adapters.ranker.card import RankerCard
+from lvlm_guard.adapters.ranker.card import RankerCard, absence, count_is_doubtful
+from lvlm_guard.adapters.ranker.model import load, save
 from lvlm_guard.errors import LogitsError, UnsupportedCallError
 
 AT_ONCE = 64

@@ -2,11 +2,10 @@
 
 Read in this order:
 
-- `captions`, `word_weights`: captions with room for prompts, weights of their words for a picture.
-- `model`: these and the CLIP as one module to train; `retriever`: `DualPromptRetriever`, which takes pictures and
-  words; `two_stage`: costly scores for the best only; `card`, `folder`: on disk.
-- `bank`, `inflection`, `swaps`: captions in which a category or an attribute is exchanged.
-- `metrics`, `selection`: recall, AUROC, and which epoch is kept.
+- `encoding`: captions with room for prompts, and features.
+- `model`: weights of words for a picture and the CLIP as one module to train; `retriever`: `DualPromptRetriever`, which
+  takes pictures and words; `card`, `folder`: on disk.
+- `bank`, `claims`, `swaps`: captions in which a category or an attribute is exchanged.
 """
 
 from __future__ import annotations
@@ -17,15 +16,11 @@ from lvlm_guard.late import late
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.retrieval.bank import WordBank as WordBank
-    from lvlm_guard.adapters.retrieval.captions import caption_inputs as caption_inputs
     from lvlm_guard.adapters.retrieval.card import RetrieverCard as RetrieverCard
+    from lvlm_guard.adapters.retrieval.encoding import caption_inputs as caption_inputs
     from lvlm_guard.adapters.retrieval.folder import make as make
-    from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures as RetrievalFigures
-    from lvlm_guard.adapters.retrieval.metrics import retrieval_figures as retrieval_figures
     from lvlm_guard.adapters.retrieval.model import RetrievalModel as RetrievalModel
     from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever as DualPromptRetriever
-    from lvlm_guard.adapters.retrieval.selection import Candidate as Candidate
-    from lvlm_guard.adapters.retrieval.selection import selected as selected
     from lvlm_guard.adapters.retrieval.swaps import Swap as Swap
     from lvlm_guard.adapters.retrieval.swaps import hard_negatives as hard_negatives
     from lvlm_guard.adapters.retrieval.swaps import swaps_of as swaps_of

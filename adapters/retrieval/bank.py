@@ -1,4 +1,6 @@
-"""Which words may stand for each other in a caption, and which must not: what swaps are made from.
+"""What a word must look like where another one stood: its case, and the article before it.
+
+Which words may stand for each other in a caption, and which must not: what swaps are made from.
 
 The package's own list names COCO's 80 categories with their synonyms, and colours, materials, numbers, sizes and
 states. The embedded world has its own, made of the words it is drawn from. A user's is a JSON file like
@@ -17,7 +19,45 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.vocabulary import Vocabulary, plural, spelled
+from lvlm_guard.matching.vocabulary import Vocabulary, article, plural, spelled
+
+VERBS = {"is": "are", "was": "were", "has": "have"}
+SINGULAR = {"a", "an", "one", "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
+
+
+def cased(word: str, like: str, spelling: str) -> str:
+    """Return a word in the case of the text it replaces: upper, every word's first letter, the first letter, or as is.
+
+    Args:
+        word: that comes in.
+        like: the text that goes out.
+        spelling: how the list spells what goes out; where the text does so too, the new word is left as listed.
+    """
+    if like == spelling or not like:
+        return word
+    if like.isupper():
+        return word.upper() if len(like) > 2 else word  # "TV" is no shouting
+    if like.istitle() and " " in like:
+        return word.title()
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word
+
+
+def with_article(before: str, word: str) -> str:
+    """Return "a", "an", "A" or "An" for an article that stands before another word now; other words as they are."""
+    if before.lower() not in ("a", "an"):
+        return before
+    new = article(word)
+    return new.capitalize() if before[:1].isupper() else new
+
+
+def agreeing(verb: str, is_plural: bool) -> str:
+    """Return is, was or has in the number of its noun, in its case; other words as they are."""
+    pairs = VERBS if is_plural else {many: one for one, many in VERBS.items()}
+    new = pairs.get(verb.lower())
+    if new is None:
+        return verb
+    return new.capitalize() if verb[:1].isupper() else new
+
 
 ONE = "one"
 
@@ -82,7 +122,7 @@ class WordBank:
     @classmethod
     def world(cls) -> WordBank:
         """Return the list of the embedded world: its objects, colours and numbers, in its spelling."""
-        from lvlm_guard.adapters.world.words import COLOURS, METAS, NUMBERS
+        from lvlm_guard.adapters.world.scenes import COLOURS, METAS, NUMBERS
 
         values = {"colour": [[colour] for colour in COLOURS], "number": [[n] for n in NUMBERS if n != "no"]}
         return cls(METAS, attributes=values, counting_articles=True)

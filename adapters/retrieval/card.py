@@ -7,8 +7,8 @@ from math import isfinite
 from typing import Any, Literal, Self, get_args
 
 from lvlm_guard.adapters.backbone import Frame
-from lvlm_guard.adapters.card import Card, pair
-from lvlm_guard.adapters.retrieval.captions import TooLong
+from lvlm_guard.adapters.loading import Card, pair
+from lvlm_guard.adapters.retrieval.encoding import TooLong
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 
 FILE = "guard_dual_prompt.json"

@@ -1,4 +1,4 @@
-"""Claims that an object is in a picture, as the guard asks them of a matcher, and of which pictures they hold.
+"""Claims: found in captions, asked of a matcher as it knows them best, and what they stand against.
 
 An object is there where facts or a caption say so, and absent where facts say so; all else is unknown, and is neither
 trained on nor measured. Where a caption names what facts call absent, one of them errs, and it is unknown too.
@@ -6,19 +6,158 @@ trained on nor measured. Where a caption names what facts call absent, one of th
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
-from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.parsing import parse
-from lvlm_guard.matching.vocabulary import article
+from lvlm_guard.adapters.retrieval.bank import ONE, SINGULAR, VERBS, Named, Valued, WordBank
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.vocabulary import JOIN, WORD, article, named, spelled
+
+_LINK = re.compile(r"[\s,]*(?:and[\s,]+)?")
+NEGATIONS = {"no", "not", "without", "never", "neither", "nor"}
+NEEDS_NOUN = {"number", "material"}  # "one of them", "made of glass": else no attribute of a thing
+
+
+@dataclass(frozen=True)
+class Found:
+    """A category or a value at a place of a caption.
+
+    Args:
+        start, end: in characters.
+        text: what stands there.
+        before, after: the words next to it, "" at the ends.
+        category: what is named, or None.
+        value: what is said, or None.
+    """
+
+    start: int
+    end: int
+    text: str
+    before: str
+    after: str
+    category: Named | None = None
+    value: Valued | None = None
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A category with the values said of it: "two red dogs"."""
+
+    noun: Found
+    values: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What was found: nouns with their values, and values said of words that the bank does not know.
+
+    `names` are all categories that a word stands for, also one that only says of which kind the next noun is.
+    """
+
+    phrases: tuple[Phrase, ...]
+    loose: tuple[Found, ...]
+    names: frozenset[str]
+
+
+def parse(text: str, bank: WordBank) -> Parsed:
+    """Return what a caption names and says; what stands after a negation is left out."""
+    found = list(_found(text, bank))
+    phrases: list[Phrase] = []
+    loose: list[Found] = []
+    pending: list[Found] = []
+    names: set[str] = set()
+    for i, item in enumerate(found):
+        linked = i + 1 < len(found) and _LINK.fullmatch(text, item.end, found[i + 1].start)
+        if item.value is not None and (item.category is None or _is_said_of_noun(text, found, i)):
+            pending.append(item)
+            if not linked:
+                loose += pending
+                pending = []
+            continue
+        if item.category is not None:
+            names.add(item.category.name)
+            if _begins_compound(text, found, i):
+                continue
+            phrases.append(Phrase(item, tuple(pending)))
+        pending = []
+    loose += pending
+    kept = [phrase for phrase in phrases if _first(phrase).before.lower() not in NEGATIONS]
+    free = [item for item in loose if item.value and _kind(item) not in NEEDS_NOUN and item.category is None]
+    return Parsed(tuple(kept), tuple(item for item in free if item.before.lower() not in NEGATIONS), frozenset(names))
+
+
+def is_plural(phrase: Phrase, bank: WordBank) -> bool:
+    """Whether a noun stands for several; for words like "sheep" its neighbours tell."""
+    named = phrase.noun.category
+    assert named is not None
+    if spelled(bank.plural(named.word)) != spelled(named.word):
+        return named.is_plural
+    first = _first(phrase)
+    numbers = [v.text.lower() for v in phrase.values if v.value and v.value.attribute == "number"]
+    if numbers:
+        return numbers[0] != ONE
+    if named.name in bank.plural_only or phrase.noun.after.lower() in VERBS.values():
+        return True
+    return first.before.lower() not in SINGULAR
+
+
+def _first(phrase: Phrase) -> Found:
+    return phrase.values[0] if phrase.values else phrase.noun
+
+
+def _kind(item: Found) -> str:
+    assert item.value is not None
+    return item.value.attribute.split("/")[0]
+
+
+def _is_said_of_noun(text: str, found: list[Found], i: int) -> bool:
+    """Whether a word that is both, like "orange", stands right before a noun, or before values of one."""
+    while i + 1 < len(found) and JOIN.fullmatch(text, found[i].end, found[i + 1].start):
+        i += 1
+        if found[i].category is not None:
+            return True
+    return False
+
+
+def _begins_compound(text: str, found: list[Found], i: int) -> bool:
+    """Whether a noun stands right before another, as in "tv remote", and so only says what kind that one is of."""
+    following = found[i + 1] if i + 1 < len(found) else None
+    return (
+        following is not None
+        and following.category is not None
+        and following.value is None
+        and JOIN.fullmatch(text, found[i].end, following.start) is not None
+    )
+
+
+def _found(text: str, bank: WordBank) -> Iterator[Found]:
+    words = list(WORD.finditer(text))
+
+    def known(spelling: str) -> bool:
+        return spelling in bank.categories or spelling in bank.values
+
+    for first, behind, spelling in named(text, words, known, bank.longest):
+        start, end = words[first].start(), words[behind - 1].end()
+        yield Found(
+            start,
+            end,
+            text[start:end],
+            words[first - 1].group() if first else "",
+            words[behind].group() if behind < len(words) else "",
+            bank.categories.get(spelling),
+            bank.values.get(spelling),
+        )
+
 
 TEMPLATE = "a photo of {article} {object}"
 """The sentence about an object that CLIP knows best (arXiv:2103.00020)."""
@@ -95,3 +234,31 @@ class Claims:
         """Return the scores [pictures, names] of what is known, flat, and which of them are true."""
         known = self.true | self.false
         return scores[known].astype(np.float64), self.true[known]
+
+
+COLDEST, HOTTEST = 1e-3, 10.0
+"""Bounds of a fitted temperature; CLIP's own is 0.01."""
+
+
+def fit_tau(scores: NDArray[np.float64], true: NDArray[np.bool_]) -> float:
+    """Return the temperature at which softmax(scores / tau) gives claims their probability, by maximum likelihood.
+
+    Args:
+        scores: [n, 1 + swaps] cosines: of a claim, then of its swaps.
+        true: [n], which claims hold; true and false ones count alike, however many there are of each.
+
+    Raises:
+        KnobError: a kind of claim is missing, or there is no swap.
+    """
+    if scores.ndim != 2 or scores.shape[1] < 2 or not true.any() or true.all():
+        raise KnobError(
+            f"A temperature can't be fitted to scores of shape {scores.shape}, of which {int(true.sum())} claims hold: "
+            "give true and false claims, each with a swap or more."
+        )
+    counts = np.where(true, 1 / true.sum(), 1 / (~true).sum())
+
+    def loss(log_tau: float) -> float:
+        log_p = log_softmax(scores / np.exp(log_tau), axis=1)[:, 0]
+        return float(-(counts * np.where(true, log_p, np.log(-np.expm1(np.minimum(log_p, -1e-12))))).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded").x))

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Inputs, load_backbone, name_of, place_of
-from lvlm_guard.adapters.card import write_adapter
+from lvlm_guard.adapters.loading import is_tuned, require_peft, write_adapter
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.tuned import is_tuned, require_peft
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 from lvlm_guard.weights import read
 

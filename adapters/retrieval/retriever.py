@@ -12,13 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.backbone import Inputs
-from lvlm_guard.adapters.retrieval.captions import CaptionInputs, caption_inputs
+from lvlm_guard.adapters.loading import is_tuned
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
-from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, Encoder, WordWeigher
-from lvlm_guard.adapters.retrieval.model import RetrievalModel
-from lvlm_guard.adapters.retrieval.two_stage import again
-from lvlm_guard.adapters.retrieval.word_weights import scaled
-from lvlm_guard.adapters.tuned import is_tuned
+from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, CaptionInputs, Encoder, WordWeigher, caption_inputs
+from lvlm_guard.adapters.retrieval.model import RetrievalModel, again, scaled
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
 if TYPE_CHECKING:

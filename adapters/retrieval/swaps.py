@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.retrieval.bank import ONE, WordBank
-from lvlm_guard.adapters.retrieval.inflection import agreeing, cased, with_article
-from lvlm_guard.adapters.retrieval.parsing import Found, Phrase, is_plural, parse
+from lvlm_guard.adapters.retrieval.bank import ONE, WordBank, agreeing, cased, with_article
+from lvlm_guard.adapters.retrieval.claims import Found, Phrase, is_plural, parse
 from lvlm_guard.matching.vocabulary import WORD, spelled
 
 CATEGORY = "category"

@@ -19,18 +19,26 @@ from torch import Tensor
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import CaptionData, FactsData
 from lvlm_guard.adapters.evaluation.gallery import Gallery
+from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.prompts import DualPromptConfig, configuration, layers_of
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.captions import budget
-from lvlm_guard.adapters.retrieval.encoding import Encoder
+from lvlm_guard.adapters.retrieval.claims import fit_tau
+from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
-from lvlm_guard.adapters.retrieval.negatives import fit_tau
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.retrieval.selection import UNTUNED, Candidate, selected
-from lvlm_guard.adapters.training.checkpoint import CANDIDATES, TRAINING, Measured, finish, finished, learning, put
 from lvlm_guard.adapters.training.features import AT_ONCE, Features
-from lvlm_guard.adapters.training.recipe import Recipe, about
+from lvlm_guard.adapters.training.recipe import (
+    CANDIDATES,
+    TRAINING,
+    Measured,
+    Recipe,
+    about,
+    finish,
+    finished,
+    learning,
+    put,
+)
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
 from lvlm_guard.adapters.training.trainer import Advance, train
 from lvlm_guard.errors import KnobError

@@ -15,18 +15,13 @@ from torch import Tensor
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
 from lvlm_guard.adapters.data import RankData
-from lvlm_guard.adapters.evaluation.lists import Lists
-from lvlm_guard.adapters.ranker.adapter import Tuning, adapted, card_of
-from lvlm_guard.adapters.ranker.calibration import fit_absence
-from lvlm_guard.adapters.ranker.card import RankerCard
-from lvlm_guard.adapters.ranker.model import ClipRanker
+from lvlm_guard.adapters.evaluation.ranking import Lists
+from lvlm_guard.adapters.ranker.card import RankerCard, RankerSettings, fit_absence
+from lvlm_guard.adapters.ranker.model import ClipRanker, Tuning, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
-from lvlm_guard.adapters.ranker.settings import RankerSettings
-from lvlm_guard.adapters.training.aligned import align
-from lvlm_guard.adapters.training.checkpoint import CANDIDATES, TRAINING, finish, finished, put
 from lvlm_guard.adapters.training.features import Features
-from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe, about
+from lvlm_guard.adapters.training.ranking import RankingTask, align
+from lvlm_guard.adapters.training.recipe import CANDIDATES, TRAINING, Recipe, about, finish, finished, put
 from lvlm_guard.adapters.training.trainer import Advance, best_of, train
 from lvlm_guard.errors import KnobError
 

@@ -1,12 +1,70 @@
-"""What decides a training, besides its data and its model."""
+"""What decides a training besides its data, what the trainer asks of a thing to train, and what it leaves on disk."""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.errors import KnobError
+from lvlm_guard.files import whole
+
+Figures = Mapping[str, float]
+"""What a measurement found, by name."""
+
+
+class Batches(Protocol):
+    """Batches by number; picklable, so that worker processes can make them, however they are started."""
+
+    shares: bool
+    """Whether processes make each batch together, each its share; else each makes batches of its own."""
+
+    def batch(self, number: int, share: int = 0, of: int = 1) -> Any:
+        """Return batch `number`, which depends on the number and the seed alone.
+
+        Args:
+            number: of the batch.
+            share: which pictures of it this process reads, every `of`-th from this one, where they are shared.
+            of: processes.
+        """
+
+
+class Task(Protocol):
+    """Batches, a loss, and a measure."""
+
+    @property
+    def batches(self) -> Batches:
+        """What makes its batches."""
+
+    keeps_all: bool
+    """Whether the weights of every measurement are wanted at the end, or those of the best alone."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch, and what it is made of.
+
+        Args:
+            model: `self.model`, wrapped for distributed training where it is; call it once.
+            batch: of `batches`.
+        """
+
+    def measure(self) -> Figures:
+        """Return figures on validation."""
+
+    def better(self, figures: Figures, best: Figures | None) -> bool:
+        """Return whether a measurement is chosen over the best so far."""
+
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -93,3 +151,122 @@ def about(what: str, plan: dict[str, Any], recipe: Recipe, data: Any, device: st
         "data": {"data": data.name, "digest": data.digest},
         "processes": PartialState(cpu=device == "cpu").num_processes,
     }
+
+
+TRAINING = "training"
+"""The folder of a training, below its adapter's."""
+
+BEGUN, DONE, CURVE, CANDIDATES = "begun.json", "training.json", "curve.jsonl", "candidates"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement: after how many steps, and what it found."""
+
+    step: int
+    figures: dict[str, float]
+
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what learns, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of what learns, on the CPU."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in learning(model).items()}
+
+
+@torch.no_grad()
+def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model the weights of `weights_of`.
+
+    Raises:
+        TrainingError: they are another model's.
+    """
+    there = learning(model)
+    if set(there) != set(weights) or any(there[name].shape != weights[name].shape for name in there):
+        raise TrainingError(
+            "The saved state has other weights than the model that is trained: it is of another configuration or "
+            "release. Give another --out, or --start-over."
+        )
+    for name, parameter in there.items():
+        parameter.copy_(weights[name])
+
+
+def finished(folder: Path, told: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds the result of this training, and note that it begins where it doesn't.
+
+    Args:
+        folder: of the training.
+        told: what it is: recipe, data, processes.
+
+    Raises:
+        TrainingError: the folder holds another training, finished or not.
+    """
+    told = json.loads(json.dumps(dict(told), default=str))
+    done = read_json(folder / DONE)
+    begun = read_json(folder / BEGUN) if done is None else {key: done.get(key) for key in told}
+    if begun is not None and begun != told:
+        raise TrainingError(
+            f"{folder} holds another training ({_differing(begun, told)}). Give another --out, or --start-over to drop "
+            "it (of a distillation --retrain, which keeps the answers)."
+        )
+    if done is None:
+        write_json(folder / BEGUN, told)
+    return done is not None
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = (
+        {
+            key: value
+            for name, part in told.items()
+            for key, value in (part if isinstance(part, dict) else {name: part}).items()
+        }
+        for told in (before, now)
+    )
+    return ", ".join(f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k))[
+        :400
+    ]
+
+
+def finish(
+    folder: Path, told: Mapping[str, Any], note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> None:
+    """Note that a training is over and what it found, and drop what only served to go on; its history stays."""
+    with whole(folder / CURVE) as part:
+        part.write_text("".join(json.dumps(_without_epoch(entry)) + "\n" for entry in history), encoding="utf-8")
+    write_json(folder / DONE, {**told, **note})
+    drop(folder)
+
+
+def _without_epoch(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "epoch"}  # of a data set that is cut to the steps
+
+
+def drop(folder: Path) -> None:
+    """Remove the checkpoints of a training."""
+    for place in (*folder.glob("checkpoint-*"), folder / CANDIDATES):
+        shutil.rmtree(place, ignore_errors=True)
+    (folder / BEGUN).unlink(missing_ok=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole: its state is written last."""
+    found = [path for path in folder.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
+    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds; None where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all, its folder made if need be."""
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")

@@ -14,16 +14,14 @@ from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
+from lvlm_guard.adapters.evaluation.metrics import AT, Candidate, RetrievalFigures
 from lvlm_guard.adapters.losses import LossInputs, LossStack
-from lvlm_guard.adapters.losses.precision import unchanged
+from lvlm_guard.adapters.losses.terms import unchanged
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
-from lvlm_guard.adapters.retrieval.metrics import AT, RetrievalFigures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.retrieval.selection import Candidate
 from lvlm_guard.adapters.training.features import Features
-from lvlm_guard.adapters.training.recipe import Recipe
-from lvlm_guard.adapters.training.task import Figures
+from lvlm_guard.adapters.training.recipe import Figures, Recipe
 from lvlm_guard.adapters.training.trainer import gathered, share_of
 from lvlm_guard.matching.platt import platt
 

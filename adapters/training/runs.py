@@ -22,17 +22,15 @@ from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation import ranking as of_rankings
 from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
-from lvlm_guard.adapters.evaluation.lists import Lists
-from lvlm_guard.adapters.evaluation.told import markdown
+from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.presets import BASELINES, PRESETS
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.checkpoint import BEGUN, CURVE, DONE, TRAINING, read_json, write_json
-from lvlm_guard.adapters.training.curves import write_report
+from lvlm_guard.adapters.training.curves import markdown, write_report
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.recipe import BEGUN, CURVE, DONE, TRAINING, Recipe, read_json, write_json
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 Echo = Callable[[str], object]

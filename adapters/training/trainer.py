@@ -24,9 +24,18 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.checkpoint import CANDIDATES, Measured, last_checkpoint, learning, put, weights_of
-from lvlm_guard.adapters.training.recipe import Recipe
-from lvlm_guard.adapters.training.task import Batches, Figures, Task
+from lvlm_guard.adapters.training.recipe import (
+    CANDIDATES,
+    Batches,
+    Figures,
+    Measured,
+    Recipe,
+    Task,
+    last_checkpoint,
+    learning,
+    put,
+    weights_of,
+)
 from lvlm_guard.files import whole
 
 LOG_EVERY = 10

@@ -6,7 +6,6 @@ number, and sets of pictures have an order (how many, how large, how bright). `f
 picture is drawn from its split's seed and its number alone, so nothing is stored and no two splits share a scene.
 """
 
-from lvlm_guard.adapters.world.facts import ORDERS, captions, facts, ranks
-from lvlm_guard.adapters.world.pictures import Pictures
+from lvlm_guard.adapters.world.pictures import ORDERS, Pictures, captions, facts, ranks
 
 __all__ = ["ORDERS", "Pictures", "captions", "facts", "ranks"]

@@ -149,7 +149,7 @@ def distill(
     if world and measure:
         report["rows"] += measured(done, lessons, report, device)
     room.keep_report(done)
-    page = import_module("lvlm_guard.adapters.distill.page").write_report(out_, report, report["call"])
+    page = import_module("lvlm_guard.adapters.distill.card").write_report(out_, report, report["call"])
     if json:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json("train distill", report["rows"], **rest)

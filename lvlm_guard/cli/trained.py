@@ -190,7 +190,7 @@ def finish(call: Any, report: dict[str, Any], json: bool) -> None:
         for metric in dict.fromkeys(row["metric"] for row in report["rows"]):
             shown.add_row(metric, *(_cell(found[method, metric]) for method in methods))
         out().print(shown)
-        told = import_module("lvlm_guard.adapters.evaluation.told")
+        told = import_module("lvlm_guard.adapters.training.curves")
         for line in told.verdicts(report["rows"], ours):
             out().print(escape(line), soft_wrap=True)
     for folder, kept in zip(report["adapters"], report["kept"], strict=True):

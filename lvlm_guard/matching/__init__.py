@@ -42,7 +42,7 @@ REGISTRY = Registry(
         "attention": "lvlm_guard.matching.attention:Attention",
         "blip-itm": "lvlm_guard.matching.blip_itm:BlipITM",
         "clip": "lvlm_guard.adapters.matchers.clip:ClipMatcher",
-        "dual-prompt": "lvlm_guard.adapters.matchers.dual_prompt:DualPromptMatcher",
+        "dual-prompt": "lvlm_guard.adapters.matchers.clip:DualPromptMatcher",
         "detector": "lvlm_guard.matching.detector:DetectorMatcher",
         "ranker": "lvlm_guard.adapters.matchers.ranker:RankerMatcher",
     },

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.adapters.loading import ADAPTERS
 
 Run = Callable[..., Any]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lvlm_guard import guard, methods
-from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.embedded.world import CAPTION_PROMPT, scenes
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError, WeightsError
 from lvlm_guard.evals.decoders.lineup import decoders_of

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.parsing import parse
+from lvlm_guard.adapters.retrieval.claims import parse
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.verify import mentions

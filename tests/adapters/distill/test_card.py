@@ -4,8 +4,7 @@ import copy
 
 import pytest
 
-from lvlm_guard.adapters.distill.card import card, side_by_side
-from lvlm_guard.adapters.distill.page import write_report
+from lvlm_guard.adapters.distill.card import card, side_by_side, write_report
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
 
 

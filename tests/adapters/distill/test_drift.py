@@ -7,7 +7,7 @@ import torch
 
 from lvlm_guard.adapters.distill.answers import AnswerFile
 from lvlm_guard.adapters.distill.drift import Compared, compare, ratio_interval, rows_of
-from lvlm_guard.adapters.distill.layers import target_modules
+from lvlm_guard.adapters.distill.settings import target_modules
 from lvlm_guard.pretrained import ask, load_model
 
 

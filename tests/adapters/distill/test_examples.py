@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson
-from lvlm_guard.adapters.distill.examples import Examples, chosen
-from lvlm_guard.adapters.distill.pictures import Pictures
+from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
+from lvlm_guard.adapters.distill.training import Examples, chosen
 
 
 def question(name, text, open_=(), support=None):

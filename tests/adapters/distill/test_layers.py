@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import nn
 
-from lvlm_guard.adapters.distill.layers import target_modules
+from lvlm_guard.adapters.distill.settings import target_modules
 from lvlm_guard.errors import UnsupportedModelError
 
 LANGUAGE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

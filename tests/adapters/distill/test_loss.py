@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lvlm_guard.adapters.distill.loss import balanced, distance
 from lvlm_guard.adapters.distill.rows import Rows
+from lvlm_guard.adapters.distill.training import balanced, distance
 
 STUDENT = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.1, 0.3, 0.6]], dtype=torch.float64)
 PLAIN = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.4, 0.4], [1.0, 0.0, 0.0]], dtype=torch.float64)

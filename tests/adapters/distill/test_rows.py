@@ -6,8 +6,8 @@ import tiny
 import torch
 
 from lvlm_guard.adapters.distill.answers import Answer
-from lvlm_guard.adapters.distill.loss import log_probs
 from lvlm_guard.adapters.distill.rows import Layout, packable
+from lvlm_guard.adapters.distill.training import log_probs
 from lvlm_guard.errors import TextError
 from lvlm_guard.pretrained import ask
 

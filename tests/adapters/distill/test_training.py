@@ -10,14 +10,12 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson
-from lvlm_guard.adapters.distill.loss import log_probs, plain_log_probs
-from lvlm_guard.adapters.distill.pictures import Pictures
+from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
 from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.settings import Recipe
-from lvlm_guard.adapters.distill.training import train
+from lvlm_guard.adapters.distill.training import log_probs, plain_log_probs, train
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.checkpoint import last_checkpoint
+from lvlm_guard.adapters.training.recipe import last_checkpoint
 from lvlm_guard.pretrained import load_model
 
 RECIPE = Recipe(steps=9, batch=2, questions=2, rate=5e-3, rank=2, alpha=4, projector=True, save_every=3)
@@ -215,7 +213,7 @@ def test_recipes_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_embedded_models_adapter_has_the_size_that_was_stated():
-    from lvlm_guard.adapters.distill.layers import target_modules
+    from lvlm_guard.adapters.distill.settings import target_modules
 
     model, _ = load_model()
     config = peft.LoraConfig(r=16, target_modules=target_modules(model, projector=True))

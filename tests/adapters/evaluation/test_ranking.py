@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.errors import DataError
-from lvlm_guard.adapters.evaluation.lists import Lists
-from lvlm_guard.adapters.evaluation.ranking import counted, linear_probe, rows_of, zero_shot
+from lvlm_guard.adapters.evaluation.ranking import Lists, counted, linear_probe, rows_of, zero_shot
 from lvlm_guard.adapters.world.pictures import Pictures
 
 

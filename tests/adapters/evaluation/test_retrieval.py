@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow, Facts
 from lvlm_guard.adapters.evaluation import retrieval
-from lvlm_guard.adapters.evaluation.bootstrap import interval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
-from lvlm_guard.adapters.evaluation.told import markdown, verdicts
-from lvlm_guard.adapters.ranker.metrics import auroc
+from lvlm_guard.adapters.evaluation.metrics import auroc
+from lvlm_guard.adapters.evaluation.retrieval import interval
 from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.training.curves import markdown, verdicts
 from lvlm_guard.adapters.world.pictures import Pictures
 
 ROWS = [

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from trainings import RANKER
 
-from lvlm_guard.adapters.matchers.clip import ClipMatcher
-from lvlm_guard.adapters.matchers.dual_prompt import DualPromptMatcher
+from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
 from lvlm_guard.adapters.prompts import dual_prompt
 from lvlm_guard.adapters.ranker.ranker import Ranker

@@ -13,9 +13,9 @@ from scipy import stats
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.matchers.dual_prompt import DualPromptMatcher
+from lvlm_guard.adapters.evaluation.metrics import auroc
+from lvlm_guard.adapters.matchers.clip import DualPromptMatcher
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
-from lvlm_guard.adapters.ranker.metrics import auroc
 from lvlm_guard.adapters.world import captions
 from lvlm_guard.adapters.world.pictures import COUNTED, plan, scene
 from lvlm_guard.embedded.world import CAPTION_PROMPT

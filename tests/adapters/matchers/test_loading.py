@@ -8,11 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.clip import TINY
-from lvlm_guard.adapters.embedded import ADAPTERS
-from lvlm_guard.adapters.matchers.clip import ClipMatcher
-from lvlm_guard.adapters.matchers.dual_prompt import DualPromptMatcher
-from lvlm_guard.adapters.matchers.places import place_for
+from lvlm_guard.adapters.loading import ADAPTERS, TINY
+from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
+from lvlm_guard.adapters.matchers.held import place_for
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever

@@ -21,7 +21,7 @@ from lvlm_guard.adapters.prompts import (
     placeholders,
     vpt,
 )
-from lvlm_guard.adapters.prompts.peft_type import add_member
+from lvlm_guard.adapters.prompts.config import add_member
 from lvlm_guard.errors import KnobError, TextError, UnknownNameError, UnsupportedModelError
 
 TOKENIZER = tiny_clip.tokenizer()

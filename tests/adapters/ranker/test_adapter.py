@@ -15,9 +15,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from lvlm_guard.adapters.ranker.adapter import adapted, card_of, load, lora_config, save
 from lvlm_guard.adapters.ranker.card import FILE, RankerCard
-from lvlm_guard.adapters.ranker.model import ClipRanker
+from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of, load, lora_config, save
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError, WeightsError
 
 Make = Callable[..., ClipRanker]
@@ -25,7 +24,7 @@ Group = Callable[..., dict[str, Tensor]]
 
 ANSWER = """
 import sys, torch
-from lvlm_guard.adapters.ranker.adapter import load
+from lvlm_guard.adapters.ranker.model import load
 folder, inputs, out = sys.argv[1:]
 model, _ = load(folder)
 with torch.inference_mode():

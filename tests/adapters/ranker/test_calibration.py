@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lvlm_guard.adapters.ranker.calibration import absence, count_is_doubtful, fit_absence
+from lvlm_guard.adapters.ranker.card import absence, count_is_doubtful, fit_absence
 from lvlm_guard.errors import KnobError
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from lvlm_guard.adapters.ranker.metrics import (
+from lvlm_guard.adapters.evaluation.metrics import (
     RankingFigures,
     auroc,
     better,

@@ -17,9 +17,8 @@ from transformers import (
     ViTConfig,
 )
 
-from lvlm_guard.adapters.ranker.adapter import adapted
-from lvlm_guard.adapters.ranker.model import ClipRanker
-from lvlm_guard.adapters.ranker.trunk import trunk_of
+from lvlm_guard.adapters.backbone import trunk_of
+from lvlm_guard.adapters.ranker.model import ClipRanker, adapted
 from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 
 Make = Callable[..., ClipRanker]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lvlm_guard.adapters.backbone import Inputs
-from lvlm_guard.adapters.ranker.adapter import adapted, card_of
+from lvlm_guard.adapters.ranker.model import adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker, Ranking
 from lvlm_guard.errors import LogitsError, TextError, UnsupportedCallError
 

@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, ranks, recall, retrieval_figures, swap_auroc
-from lvlm_guard.adapters.retrieval.selection import Candidate, selected
+from lvlm_guard.adapters.evaluation.metrics import (
+    Candidate,
+    RetrievalFigures,
+    ranks,
+    recall,
+    retrieval_figures,
+    selected,
+    swap_auroc,
+)
 from lvlm_guard.errors import KnobError
 
 GOLDEN = np.array([[0.9, 0.1, 0.3], [0.2, 0.4, 0.5], [0.6, 0.2, 0.7]])

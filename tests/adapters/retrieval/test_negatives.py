@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lvlm_guard.adapters.retrieval.negatives import fit_tau
+from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.errors import KnobError
 
 

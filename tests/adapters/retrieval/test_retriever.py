@@ -17,10 +17,10 @@ from torch.nn.functional import normalize
 
 import lvlm_guard.adapters as adapters
 from lvlm_guard.adapters.backbone import Inputs
+from lvlm_guard.adapters.evaluation.metrics import retrieval_figures
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.prompts import coop, dual_prompt
 from lvlm_guard.adapters.retrieval.folder import make
-from lvlm_guard.adapters.retrieval.metrics import retrieval_figures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError, WeightsError
 

@@ -17,11 +17,10 @@ from scipy import stats
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, RankData
-from lvlm_guard.adapters.evaluation.lists import Lists
-from lvlm_guard.adapters.ranker.metrics import RankingFigures
-from lvlm_guard.adapters.ranker.settings import RankerSettings
+from lvlm_guard.adapters.evaluation.metrics import RankingFigures, RetrievalFigures, retrieval_figures
+from lvlm_guard.adapters.evaluation.ranking import Lists
+from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.retrieval.folder import untuned
-from lvlm_guard.adapters.retrieval.metrics import RetrievalFigures, retrieval_figures
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.features import Features

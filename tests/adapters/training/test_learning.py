@@ -18,10 +18,9 @@ from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.checkpoint import learning
 from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
 from lvlm_guard.errors import KnobError
 

@@ -16,8 +16,7 @@ from PIL import Image
 from lvlm_guard.adapters.data import open_facts
 from lvlm_guard.adapters.world import captions, ranks
 from lvlm_guard.adapters.world.pictures import SPLITS, Pictures, plan, scene
-from lvlm_guard.adapters.world.scenes import _places, drawing
-from lvlm_guard.adapters.world.words import COLOURS, META_OF, METAS, Group, listing
+from lvlm_guard.adapters.world.scenes import COLOURS, META_OF, METAS, Group, _places, drawing, listing
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.errors import UnknownNameError
 

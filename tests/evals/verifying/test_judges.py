@@ -9,7 +9,7 @@ import torch
 from matchers import Brightness
 from PIL import Image
 
-from lvlm_guard.adapters.clip import TINY
+from lvlm_guard.adapters.loading import TINY
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.evals.spec.settings import Settings

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 import lvlm_guard
-from lvlm_guard.adapters.embedded import ADAPTERS
+from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.errors import GuardError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.generate import prepare

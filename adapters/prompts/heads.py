@@ -1,0 +1,163 @@
+"""What becomes of a tower's feature: adapters behind it, the frozen feature beside it, several features in one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from lvlm_guard.errors import KnobError
+
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.prompts.config import DualPromptConfig
+
+OPTIONS = {
+    "image": (0.0, 1.0),
+    "text": (0.0, 1.0),
+    "residual": (0.0, math.inf),
+    "top": (1, math.inf),
+    "guided": (0, 1),
+}
+"""Keys of `DualPromptConfig.head` and their bounds."""
+
+ROUTING = 0.01
+"""Temperature of the router, MoCoOp's."""
+
+
+def check(options: dict[str, Any]) -> None:
+    """Raise `KnobError` where the options of a head are unknown or out of bounds."""
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise KnobError(f"head has no option {name!r}: give {', '.join(OPTIONS)}.")
+        low, high = OPTIONS[name]
+        if not low <= value <= high:
+            raise KnobError(f"head {name} is {value!r}: give {low} to {high}.")
+
+
+def routed(scores: Tensor, top: int, tau: float = ROUTING) -> Tensor:
+    """Return weights of experts: a softmax over the best `top` of scores [..., experts], 0 elsewhere.
+
+    Source: MoCoOp (arXiv:2409.12011), P12.
+    """
+    best = scores.topk(top, -1)
+    return torch.zeros_like(scores).scatter(-1, best.indices, (best.values / tau).softmax(-1))
+
+
+class FeatureHead(nn.Module):
+    """Changes the features of one side.
+
+    - "image", "text" m: f <- (1 - m) f + m MLP(f), a bottleneck of a quarter: CLIP-Adapter (arXiv:2110.04544), P24.
+    - "residual" w: f <- norm(f) + w norm(f0), f0 the frozen feature: HiCroPL (arXiv:2507.14976), P25.
+    - experts E: a text's feature is those by each expert one behind the other, a picture's is its own as often, so that
+      their cosine is the mean over experts: an ensemble of logits (MSGCoOp, P13). "top" k instead weighs experts by
+      the picture: w = softmax of its best k cosines with each expert's key (MoCoOp, P12); the cosine is then the
+      weighted one divided by sqrt(E), which `gain` says.
+
+    Args:
+        config: of the adapter.
+        side: "text" or "vision".
+        d: width of features.
+    """
+
+    def __init__(self, config: DualPromptConfig, side: str, d: int) -> None:
+        super().__init__()
+        told = config.head
+        self.share: float = told.get("text" if side == "text" else "image", 0.0)
+        self.residual: float = told.get("residual", 0.0)
+        self.side, self.experts = side, config.experts if config.producer == "experts" else 1
+        self.top: int = told.get("top", 0) if self.experts > 1 else 0
+        if self.share:
+            self.mlp = nn.Sequential(nn.Linear(d, max(1, d // 4)), nn.ReLU(), nn.Linear(max(1, d // 4), d))
+        if self.top and side == "vision":
+            self.keys = nn.Parameter(normalize(torch.randn(self.experts, d), dim=-1))
+
+    @property
+    def gain(self) -> float:
+        """What cosines are multiplied by."""
+        return self.experts**-0.5 if self.top else 1.0
+
+    def forward(self, f: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
+        """Return features for those of the tower, [batch, d] or of each expert [experts * batch, d]."""
+        dtype, f = f.dtype, f.float()
+        if self.share:
+            f = (1 - self.share) * f + self.share * self.mlp(f)
+        if self.residual:
+            f0 = normalize(frozen().float(), dim=-1)
+            f = normalize(f, dim=-1) + self.residual * f0.repeat(len(f) // len(f0), 1)
+        if self.experts > 1:
+            f = self._joined(normalize(f, dim=-1))
+        return f.to(dtype)
+
+    def _joined(self, f: Tensor) -> Tensor:
+        if self.side == "text":
+            joined = f.unflatten(0, (self.experts, -1)).transpose(0, 1).flatten(1) * self.experts**-0.5
+            return torch.cat([joined, torch.zeros_like(joined[:, :1])], 1) if self.top else joined
+        if not self.top:
+            return f.repeat(1, self.experts) * self.experts**-0.5
+        weights = routed(f @ normalize(self.keys, dim=-1).T, min(self.top, self.experts))
+        # what is missing to length 1 stands in a place where texts have nothing
+        rest = (1 - weights.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
+        return torch.cat([(weights[..., None] * f[:, None]).flatten(1), rest], 1)
+
+
+def single(features: Tensor, experts: int, d: int) -> Tensor:
+    """Return features [n, d] of joined ones, the mean of experts; [n, experts, d] are `parted`."""
+    return features if experts == 1 else normalize(parted(features, experts, d).sum(1), dim=-1)
+
+
+def parted(features: Tensor, experts: int, d: int) -> Tensor:
+    """Return the normalised features by each expert, [n, experts, d], of joined ones."""
+    return features[:, : experts * d].unflatten(1, (experts, d)) * experts**0.5
+
+
+class HeadLayer(nn.Module, BaseTunerLayer):
+    """Wraps a tower's projection; without an active head it is that projection, bit for bit.
+
+    Args:
+        base: the projection, a Linear.
+        side: "text" or "vision".
+    """
+
+    adapter_layer_names = ("dual_prompt_head",)
+    other_param_names = ("configs",)
+    base_layer: Any
+    tied: Any
+
+    def __init__(self, base: nn.Module, side: str) -> None:
+        super().__init__()
+        self.base_layer, self.side = base, side
+        self.configs: dict[str, DualPromptConfig] = {}
+        self.dual_prompt_head = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the projection."""
+        held: Tensor = self.base_layer.weight
+        return held
+
+    def add(self, name: str, config: DualPromptConfig) -> None:
+        """Make room for an adapter."""
+        head = FeatureHead(config, self.side, self.base_layer.out_features)
+        self.dual_prompt_head[name] = head.to(self.weight.device)
+        self.configs[name] = config
+
+    @property
+    def current(self) -> FeatureHead | None:
+        """The head in use."""
+        if self.disable_adapters or self.tied.off:
+            return None
+        name = next((name for name in self.active_adapters if name in self.configs), None)
+        return None if name is None else self.dual_prompt_head[name]  # type: ignore[return-value]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the features of pooled states [batch, width]."""
+        f: Tensor = self.base_layer(hidden)
+        head = self.current
+        return f if head is None else head(f, lambda: self.tied.frozen(self.side))

@@ -1,0 +1,214 @@
+"""Where the prompts of a forward come from: the tables that layers hold, or what a module makes of them.
+
+A producer is called once for a tower's forward. A new one is a class here, registered by `@producer(name)`; its tensors
+are saved and restored by PEFT with the tables. Each starts as the tables alone, unless its docstring says otherwise.
+Marked [R]: the formula is our reconstruction, since none was published or read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.prompts.config import DualPromptConfig
+
+Prompts = dict[str, Tensor]
+"""Side ("text", "vision") -> [groups, depth, n_ctx, width]; of 1, of as many as there are experts, or of each row."""
+
+PRODUCERS: dict[str, type[Producer]] = {}
+SMALL = 0.02
+
+
+@dataclass(frozen=True)
+class Context:
+    """What prompts may depend on.
+
+    Args:
+        side: whose forward it is.
+        frozen: gives the normalised features of the untuned CLIP for what this forward reads, [batch, d].
+    """
+
+    side: str
+    frozen: Callable[[], Tensor]
+
+
+class Producer(nn.Module):
+    """Makes prompts of tables.
+
+    Args:
+        config: of the adapter.
+        widths: of the encoders by side; of "joint" the width of features.
+    """
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__()
+        self.config, self.widths = config, widths
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of a forward, for `context.side` at least; `base` holds the tables, of one group."""
+        raise NotImplementedError
+
+    def shift(self, side: str, hidden: Tensor) -> Tensor | None:
+        """Return what is added to a layer's prompts for its inputs [batch, tokens, width], [batch, n_ctx, width]."""
+        return None
+
+
+def producer(name: str) -> Callable[[type[Producer]], type[Producer]]:
+    """Register a producer, so that `DualPromptConfig(producer=name)` knows it."""
+
+    def registered(made: type[Producer]) -> type[Producer]:
+        PRODUCERS[name] = made
+        return made
+
+    return registered
+
+
+@producer("recurrent")
+class Recurrent(Producer):
+    """v + LSTM(v), a bidirectional LSTM over the prompts of a layer: PRE (arXiv:2309.07760), P6."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        half = widths["text"] // 2
+        self.lstm = nn.LSTM(widths["text"], half, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(2 * half, widths["text"])
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return text prompts through the encoder."""
+        v = base["text"][0]
+        return base | {"text": (v + self.out(self.lstm(v)[0]))[None]}
+
+
+@producer("joint")
+class Joint(Producer):
+    """One self-attention over text and vision prompts of a layer side by side, shared by all layers: TuneVLSeg's
+    shared attention (arXiv:2410.05239), P4, sizes [R]."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        both = widths["text"] + widths["vision"]
+        self.norm = nn.LayerNorm(both)
+        self.attention = nn.MultiheadAttention(both, 1, batch_first=True)
+        nn.init.zeros_(self.attention.out_proj.weight)
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of both sides, each changed by the other's."""
+        both = torch.cat([base["text"][0], base["vision"][0]], -1)
+        read = self.norm(both)
+        made = both + self.attention(read, read, read, need_weights=False)[0]
+        text, vision = made.split([self.widths["text"], self.widths["vision"]], -1)
+        return {"text": text[None], "vision": vision[None]}
+
+
+@producer("mutual")
+class Mutual(Producer):
+    """Text prompts lead vision prompts in the first half of the layers, and follow them in the second: HiCroPL
+    (arXiv:2507.14976), P5. A layer's prompts are pooled to one proxy by attention; those of the layers up to it are
+    what the other side's prompts attend to. Functional: the release writes mapped prompts into its parameters at each
+    call, so that its mapper has no gradient and prompts drift."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        self.half = max(1, config.depth // 2)
+        self.query = nn.ParameterDict({s: torch.randn(widths[s]) * SMALL for s in ("text", "vision")})
+        self.enter = nn.ModuleDict(
+            {"text": nn.Linear(widths["vision"], widths["text"]), "vision": nn.Linear(widths["text"], widths["vision"])}
+        )
+        self.attention = nn.ModuleDict(
+            {s: nn.MultiheadAttention(widths[s], _heads(widths[s]), batch_first=True) for s in ("text", "vision")}
+        )
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of both sides."""
+        made = {side: list(tables[0]) for side, tables in base.items()}
+        for layer in range(self.config.depth):
+            leads, follows = ("text", "vision") if layer < self.half else ("vision", "text")
+            proxies = torch.stack([self._proxy(leads, table) for table in made[leads][: layer + 1]])
+            read = self.enter[follows](proxies)[None]
+            own = made[follows][layer][None]
+            made[follows][layer] = (own + self.attention[follows](own, read, read, need_weights=False)[0])[0]
+        return {side: torch.stack(tables)[None] for side, tables in made.items()}
+
+    def _proxy(self, side: str, table: Tensor) -> Tensor:
+        weights = (table @ self.query[side] * table.shape[-1] ** -0.5).softmax(0)
+        return weights @ table
+
+
+@producer("style")
+class Style(Producer):
+    """Vision slots that follow the style of what a layer reads: mean and deviation of its patch tokens through a
+    linear map: AD-CLIP's style (arXiv:2308.05659), which makes text prompts of it; on the vision side here, P11 [R]."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        self.read = nn.Linear(2 * widths["vision"], widths["vision"])
+        nn.init.zeros_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the tables."""
+        return base
+
+    def shift(self, side: str, hidden: Tensor) -> Tensor | None:
+        """Return one vector for all slots of a picture."""
+        if side != "vision":
+            return None
+        patches = hidden[:, 1:].to(self.read.weight.dtype)
+        style = torch.cat([patches.mean(1), patches.std(1, correction=0)], -1)
+        return self.read(style)[:, None].expand(-1, self.config.n_ctx, -1)
+
+
+@producer("clusters")
+class Clusters(Producer):
+    """Vision prompts of the nearest of some centres of frozen features, all starting from shared ones: DAM-VP
+    (arXiv:2303.08138), P14 [R]. `centres` are set before training; without it all pictures belong to the first."""
+
+    centres: Tensor
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        self.own = nn.Parameter(torch.zeros(config.experts, config.depth, config.n_ctx, widths["vision"]))
+        self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of each picture's cluster."""
+        nearest = torch.cdist(context.frozen().to(self.centres), self.centres).argmin(1)
+        return base | {"vision": base["vision"] + self.own[nearest]}
+
+
+@producer("experts")
+class Experts(Producer):
+    """Several sets of text prompts around the shared ones: MoCoOp (arXiv:2409.12011) and MSGCoOp (arXiv:2507.21786),
+    P12 and P13. A text has a feature by each, see `FeatureHead`."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        shape = (config.experts, config.depth, config.n_ctx, widths["text"])
+        # equal experts would have equal gradients for ever
+        self.own = nn.Parameter(torch.randn(shape) * SMALL * (config.experts > 1))
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of each expert."""
+        return base | {"text": base["text"] + self.own}
+
+
+def _heads(width: int) -> int:
+    return next(heads for heads in (8, 4, 2, 1) if width % heads == 0)
+
+
+def k_means(features: Tensor, k: int, *, steps: int = 20, seed: int = 0) -> Tensor:
+    """Return k centres of features [n, d], by Lloyd's algorithm from k of them drawn by a seed."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = features[torch.randperm(len(features), generator=rng)[:k]].clone()
+    for _ in range(steps):
+        nearest = torch.cdist(features, centres).argmin(1)
+        for place in nearest.unique():
+            centres[place] = features[nearest == place].mean(0)
+    return centres
