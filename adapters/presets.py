@@ -1,13 +1,14 @@
 """Published ways to adapt CLIP as configuration: which prompts, which losses, how fast, and what is not exact.
 
-All learn from pairs of pictures and captions, where most of the works learn classes of a picture from its label: the
-captions of a batch stand for the classes. That is true of each, and not said again in `lacks`.
+They lie in `presets.toml`, a few lines each; `lvlm-guard train presets` lists them.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lvlm_guard.adapters.losses import LossStack
@@ -47,77 +48,23 @@ class Preset:
         """Whether nothing of the work is lacking."""
         return not self.lacks
 
+    @classmethod
+    def read(cls, name: str, told: Mapping[str, Any]) -> Preset:
+        """Return a preset from its table in the file."""
+        own = {key: told[key] for key in ("paper", "identifier", "piece", "optimizer", "rate", "epochs") if key in told}
+        plan = {key: value for key, value in told.items() if key not in (*own, "row", "lacks", "losses")}
+        losses = LossStack(**{"hard_negative": 0.0, "alpha": 0.0, **told.get("losses", {})})
+        return cls(name=name, row=told.get("row"), lacks=told.get("lacks", ""), plan=Plan(losses=losses, **plan), **own)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the preset as JSON data, its plan left out."""
         told = {name: value for name, value in asdict(self).items() if name != "plan"}
         return told | {"exact": self.exact}
 
 
-ALONE = LossStack(hard_negative=0.0, alpha=0.0)
-"""CLIP's contrastive loss and nothing else."""
-
 PRESETS: Mapping[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "coop",
-            "Learning to Prompt for Vision-Language Models",
-            "2109.01134",
-            None,
-            "P1, L0",
-            "",
-            Plan(prompts="coop", losses=ALONE),
-            rate=2e-3,
-            epochs=50,
-        ),
-        Preset(
-            "maple",
-            "MaPLe: Multi-modal Prompt Learning",
-            "2210.03117",
-            11,
-            "P2, P3, L0",
-            "",
-            Plan(prompts="maple", losses=ALONE),
-        ),
-        Preset(
-            "promptsrc",
-            "Self-regulating Prompts: Foundational Model Adaptation without Forgetting",
-            "2307.06948",
-            58,
-            "P2, L0, L2, L3, L7",
-            "texts are held to the frozen feature of their own caption, not to the mean over 60 templates of a class",
-            Plan(
-                prompts="independent",
-                losses=LossStack(
-                    hard_negative=0.0, alpha=0.0, anchoring_text=25.0, anchoring_image=10.0, agreement=1.0
-                ),
-            ),
-            rate=2.5e-3,
-            epochs=20,
-        ),
-        Preset(
-            "coprompt",
-            "Consistency-guided Prompt Learning for Vision-Language Models",
-            "2306.01195",
-            41,
-            "P2, P3, L0, L1",
-            "no feature adapters (P24), and the teacher sees the same picture and caption, not an augmented one",
-            Plan(prompts="maple", losses=LossStack(hard_negative=0.0, alpha=0.0, consistency=8.0)),
-            epochs=8,
-        ),
-        Preset(
-            "dcar",
-            "DCAR: dual prompts for fine-grained image-text retrieval (no method code was published)",
-            "2508.04028",
-            35,
-            "P2, P3, L0, D3",
-            "no category block, which won nothing; the word weights of its loss are off unless --lambda asks for them",
-            Plan(),
-            optimizer="adamw",
-            rate=1e-3,
-            epochs=10,
-        ),
-    )
+    name: Preset.read(name, told)
+    for name, told in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
 """By name, the simplest first. A work that is not here needs a piece that is not built yet."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.evaluation.metrics import RetrievalFigures, auroc, ranks, recall, swap_auroc
+from lvlm_guard.adapters.losses.terms import TAU
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
@@ -150,7 +151,7 @@ class Searched:
     image: Tensor
     text: Tensor
     claimed: NDArray[np.float32]
-    tau: float
+    tau: float = TAU
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:

@@ -1,26 +1,36 @@
-"""Weighted terms in one loss, checked before the first step and at every step."""
+"""Weighted terms in one loss, checked before the first step and at every step.
+
+A term is a function with `@term(name, needs)`: what it needs of a batch is asked for before the first step.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.losses.terms import (
     TAU,
     agreement,
+    aligned,
     anchoring,
     claims,
     consistency,
     contrastive,
+    diversity,
+    entropy,
     hard_negative,
+    shift,
     unchanged,
 )
-from lvlm_guard.errors import GuardError, KnobError
+from lvlm_guard.errors import GuardError, KnobError, did_you_mean
+
+Rule = Literal["sum", "aligned"]
 
 
 class LossError(GuardError):
@@ -44,6 +54,9 @@ class LossInputs:
         swaps: [n, s] cosines of image i with every swap of the batch; -inf where it says what caption i says.
         image, text: [n, d] adapted features.
         frozen_image, frozen_text: [n, d] features of the frozen backbone for the same pictures and captions.
+        experts: [n, e, d] normalised features of each caption by each expert.
+        prototypes: [n, d], the mean frozen feature of pictures that show what picture i shows.
+        centre: [d], the mean frozen feature of all pictures.
     """
 
     scores: Tensor | None = None
@@ -60,6 +73,9 @@ class LossInputs:
     text: Tensor | None = None
     frozen_image: Tensor | None = None
     frozen_text: Tensor | None = None
+    experts: Tensor | None = None
+    prototypes: Tensor | None = None
+    centre: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,15 +92,28 @@ class LossValue:
 
 
 FEATURES = ("image", "text", "frozen_image", "frozen_text")
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "contrastive": ("scores",),
-    "hard_negative": ("scores", "negatives"),
-    "claims": ("claims", "claimed", "refuted"),
-    "consistency": FEATURES,
-    "anchoring_text": ("text", "frozen_text"),
-    "anchoring_image": ("image", "frozen_image"),
-    "agreement": FEATURES,
-}
+
+Compute = Callable[["LossStack", Any], Tensor]
+
+
+class Term(NamedTuple):
+    """A term: the fields of `LossInputs` that it needs, and how it is computed of the stack and these."""
+
+    needs: tuple[str, ...]
+    compute: Compute
+
+
+TERMS: dict[str, Term] = {}
+
+
+def term(name: str, needs: Sequence[str]) -> Callable[[Compute], Compute]:
+    """Register a term, so that `LossStack(more={name: weight})` knows it."""
+
+    def registered(compute: Compute) -> Compute:
+        TERMS[name] = Term(tuple(needs), compute)
+        return compute
+
+    return registered
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,10 @@ class LossStack:
         alpha: extra weight of negatives of the same category in the contrastive term.
         negclip: whether that term sets every image against the swaps of all captions of the batch too (NegCLIP,
             arXiv:2210.01936), not only against its own caption's.
+        more: weights of further terms by name: "shift", "entropy", "guidance", "diversity", "directional", or any that
+            `term` registered.
+        rule: how gradients of terms are put together: "sum"; "aligned" takes from those of all other terms what
+            opposes that of "agreement" with the frozen backbone (GLAD, arXiv:2507.13089).
         tau: temperature of every term.
 
     Raises:
@@ -117,63 +150,83 @@ class LossStack:
     agreement: float = 0.0
     alpha: float = 0.5
     negclip: bool = False
+    more: Mapping[str, float] = field(default_factory=dict)
+    rule: Rule = "sum"
     tau: float = TAU
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        numbers = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("more", "rule")}
+        for name, value in {**numbers, **self.more}.items():
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise KnobError(f"{field.name} is {value!r}: give a finite number of at least 0.")
+                raise KnobError(f"{name} is {value!r}: give a finite number of at least 0.")
+        for name in self.more:
+            if name not in TERMS or name in numbers:
+                raise KnobError(f"more has no term {name!r}. {did_you_mean(name, TERMS)}Known: {', '.join(TERMS)}.")
+        if self.rule not in get_args(Rule) or (self.rule == "aligned" and not self.agreement):
+            raise KnobError(f"rule is {self.rule!r}: give 'sum', or 'aligned' with a weight of agreement.")
         if self.tau == 0:
             raise KnobError(f"tau is 0: give a temperature above it; CLIP's is {TAU}.")
         if not self.active:
-            raise KnobError(f"Every term has weight 0, so nothing would be learned: give one of {', '.join(NEEDS)}.")
+            raise KnobError(f"Every term has weight 0, so nothing would be learned: give one of {', '.join(TERMS)}.")
 
     @property
     def active(self) -> tuple[str, ...]:
         """The terms that count."""
-        return tuple(name for name in NEEDS if getattr(self, name) > 0)
+        return tuple(name for name in TERMS if self.weight(name) > 0)
+
+    def weight(self, name: str) -> float:
+        """Return the weight of a term."""
+        return float(self.more[name] if name in self.more else getattr(self, name, 0.0))
 
     @property
     def needs(self) -> frozenset[str]:
         """The fields of `LossInputs` without which a term that counts can't be computed; ask before the first step."""
         swaps = ("swaps",) if self.negclip and self.contrastive > 0 else ()
-        return frozenset([*swaps, *(field for name in self.active for field in NEEDS[name])])
+        return frozenset([*swaps, *(needed for name in self.active for needed in TERMS[name].needs)])
 
     @property
     def needs_frozen(self) -> bool:
         """Whether features of the frozen backbone are needed."""
-        return bool(self.needs & {"frozen_image", "frozen_text"})
+        return bool(self.needs & {"frozen_image", "frozen_text", "prototypes", "centre"})
 
-    def __call__(self, given: LossInputs) -> LossValue:
+    def __call__(self, given: LossInputs, learning: Sequence[nn.Parameter] = ()) -> LossValue:
         """Return the loss of a batch.
+
+        Args:
+            given: of the batch.
+            learning: what is trained; needed by the rule "aligned" alone.
 
         Raises:
             KnobError: what a term needs was not given.
             LossError: a term is NaN or infinite; the message names it.
         """
-        missing = sorted(field for field in self.needs if getattr(given, field) is None)
+        missing = sorted(name for name in self.needs if getattr(given, name) is None)
         if missing:
             raise KnobError(
                 f"The loss needs {', '.join(missing)}, which the batch does not bring: give them, or set the weight of "
-                f"{', '.join(n for n in self.active if set(NEEDS[n]) & set(missing))} to 0."
+                f"{', '.join(n for n in self.active if set(TERMS[n].needs) & set(missing))} to 0."
             )
-        first = next(value for value in (getattr(given, field) for field in self.needs) if value is not None)
+        first = next(value for value in (getattr(given, name) for name in self.needs) if value is not None)
         with unchanged(first):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
-            values = {name: _TERMS[name](self, given) for name in self.active}
+            values = {name: TERMS[name].compute(self, given) for name in self.active}
         logged = {name: float(value.detach()) for name, value in values.items()}
         bad = {name: value for name, value in logged.items() if not math.isfinite(value)}
         if bad:
             raise LossError(_not_finite(bad, given))
-        return LossValue(torch.stack([getattr(self, name) * value for name, value in values.items()]).sum(), logged)
+        weighed = {name: self.weight(name) * value for name, value in values.items()}
+        general = weighed.get("agreement")
+        if self.rule == "aligned" and general is not None and len(weighed) > 1 and general.requires_grad:
+            task = torch.stack([value for name, value in weighed.items() if name != "agreement"]).sum()
+            return LossValue(aligned(task, general, learning), logged)
+        return LossValue(torch.stack([*weighed.values()]).sum(), logged)
 
 
 def _not_finite(bad: dict[str, float], given: LossInputs) -> str:
     broken = [
-        field.name
-        for field in fields(given)
-        if isinstance(value := getattr(given, field.name), Tensor)
-        and not bool((value.isfinite() | (value.isneginf() if field.name == "swaps" else False)).all())
+        one.name
+        for one in fields(given)
+        if isinstance(value := getattr(given, one.name), Tensor)
+        and not bool((value.isfinite() | (value.isneginf() if one.name == "swaps" else False)).all())
     ]
     named = ", ".join(f"{name} ({value})" for name, value in bad.items())
     cause = (
@@ -188,35 +241,69 @@ def _not_finite(bad: dict[str, float], given: LossInputs) -> str:
     )
 
 
-def _scores_of(stack: LossStack, image: Any, text: Any) -> Tensor:
-    from torch.nn.functional import normalize
-
+def _logits(stack: LossStack, image: Any, text: Any) -> Tensor:
     return (normalize(image.float(), dim=-1) @ normalize(text.float(), dim=-1).T) / stack.tau
 
 
-# what a term is computed of; `needs` has been asked before
-_TERMS: Mapping[str, Callable[[LossStack, Any], Tensor]] = {
-    "contrastive": lambda stack, given: contrastive(
-        given.scores,
-        tau=stack.tau,
-        categories=given.categories,
-        same=given.same,
-        alpha=stack.alpha,
-        swaps=given.swaps if stack.negclip else None,
-    ),
-    "hard_negative": lambda stack, given: hard_negative(
-        given.scores.diagonal() if given.positive is None else given.positive,
-        given.negatives,
-        tau=stack.tau,
-        present=given.present,
-    ),
-    "claims": lambda stack, given: claims(given.claims, given.claimed, given.refuted, tau=stack.tau),
-    "consistency": lambda _, given: (
-        consistency(given.image, given.frozen_image) + consistency(given.text, given.frozen_text)
-    ),
-    "anchoring_text": lambda _, given: anchoring(given.text, given.frozen_text),
-    "anchoring_image": lambda _, given: anchoring(given.image, given.frozen_image),
-    "agreement": lambda stack, given: agreement(
-        _scores_of(stack, given.image, given.text), _scores_of(stack, given.frozen_image, given.frozen_text)
-    ),
-}
+@term("contrastive", ["scores"])
+def _contrastive(stack: LossStack, given: Any) -> Tensor:
+    swaps = given.swaps if stack.negclip else None
+    more = {"categories": given.categories, "same": given.same, "alpha": stack.alpha, "swaps": swaps}
+    return contrastive(given.scores, tau=stack.tau, **more)
+
+
+@term("hard_negative", ["scores", "negatives"])
+def _hard_negative(stack: LossStack, given: Any) -> Tensor:
+    positive = given.scores.diagonal() if given.positive is None else given.positive
+    return hard_negative(positive, given.negatives, tau=stack.tau, present=given.present)
+
+
+@term("claims", ["claims", "claimed", "refuted"])
+def _claims(stack: LossStack, given: Any) -> Tensor:
+    return claims(given.claims, given.claimed, given.refuted, tau=stack.tau)
+
+
+@term("consistency", FEATURES)
+def _consistency(_: LossStack, given: Any) -> Tensor:
+    return consistency(given.image, given.frozen_image) + consistency(given.text, given.frozen_text)
+
+
+@term("anchoring_text", ["text", "frozen_text"])
+def _anchoring_text(_: LossStack, given: Any) -> Tensor:
+    return anchoring(given.text, given.frozen_text)
+
+
+@term("anchoring_image", ["image", "frozen_image"])
+def _anchoring_image(_: LossStack, given: Any) -> Tensor:
+    return anchoring(given.image, given.frozen_image)
+
+
+@term("agreement", FEATURES)
+def _agreement(stack: LossStack, given: Any) -> Tensor:
+    frozen = _logits(stack, given.frozen_image, given.frozen_text)
+    return agreement(_logits(stack, given.image, given.text), frozen)
+
+
+@term("shift", FEATURES)
+def _shift(_: LossStack, given: Any) -> Tensor:
+    return shift(given.image, given.frozen_image, given.text, given.frozen_text)
+
+
+@term("entropy", ["claims"])
+def _entropy(stack: LossStack, given: Any) -> Tensor:
+    return entropy(given.claims / stack.tau)
+
+
+@term("guidance", ["experts", "frozen_text"])
+def _guidance(_: LossStack, given: Any) -> Tensor:
+    return consistency(given.experts.mean(1), given.frozen_text)
+
+
+@term("diversity", ["experts"])
+def _diversity(_: LossStack, given: Any) -> Tensor:
+    return diversity(given.experts)
+
+
+@term("directional", ["image", "prototypes", "centre"])
+def _directional(_: LossStack, given: Any) -> Tensor:
+    return consistency(given.image - given.centre, given.prototypes - given.centre)

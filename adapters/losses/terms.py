@@ -6,6 +6,8 @@ overflow in half precision, and bfloat16 is too coarse for differences of near-e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize, softplus
@@ -136,6 +138,73 @@ def agreement(logits: Tensor, frozen: Tensor) -> Tensor:
     """
     target = log_softmax(_precise(frozen), -1)
     return kl_div(log_softmax(_precise(logits), -1), target, reduction="sum", log_target=True) / logits.numel()
+
+
+def shift(image: Tensor, frozen_image: Tensor, text: Tensor, frozen_text: Tensor) -> Tensor:
+    """Return the mean of | ||f - f0|| - ||t - t0|| | over pairs, [n, d] each: both sides are to move equally far.
+
+    Source: RESTORE (arXiv:2403.06136); the form is ours, after its description.
+    """
+    moved = [_length(_precise(a) - _precise(b)) for a, b in ((image, frozen_image), (text, frozen_text))]
+    return (moved[0] - moved[1]).abs().mean()
+
+
+def _length(x: Tensor) -> Tensor:
+    # the norm has no slope at 0, where training begins
+    return (x.square().sum(-1) + 1e-12).sqrt()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the mean entropy of rows of logits [n, m] less the entropy of their mean: confident, and balanced.
+
+    Source: AD-CLIP (arXiv:2308.05659) and TFUP (arXiv:2404.16339); the two together are ours.
+    """
+    p = log_softmax(_precise(logits), -1).exp()
+
+    def of(shares: Tensor) -> Tensor:
+        return -(shares * shares.clamp(min=torch.finfo(shares.dtype).tiny).log()).sum(-1)
+
+    return of(p).mean() - of(p.mean(0))
+
+
+def diversity(features: Tensor) -> Tensor:
+    """Return the mean squared cosine of pairs of experts' features [n, e, d]; 0 for one expert.
+
+    Source: MSGCoOp (arXiv:2507.21786).
+    """
+    f = normalize(_precise(features), dim=-1)
+    e = f.shape[1]
+    first, second = torch.triu_indices(e, e, 1)
+    return (f[:, first] * f[:, second]).sum(-1).square().mean() if e > 1 else f.sum() * 0
+
+
+def ordered(better: Tensor, worse: Tensor, margin: float) -> Tensor:
+    """Return the mean of max(0, margin - (better - worse)) over scores [n] of pairs in order.
+
+    Source: CLIP-LIT (arXiv:2303.17569), margins .9 between the ends of a chain and .2 between its steps.
+    """
+    return (margin - (_precise(better) - _precise(worse))).clamp(min=0).mean()
+
+
+def aligned(task: Tensor, general: Tensor, learning: Sequence[Tensor]) -> Tensor:
+    """Return a scalar of the value task + general whose gradient has no part of the task's that opposes the general.
+
+    The task's gradient g is replaced by g - min(0, g.h) / h.h h, h the general gradient, over all parameters together.
+    Source: GLAD (arXiv:2507.13089) after ProGrad (arXiv:2205.14865); which loss is general is the caller's.
+
+    Args:
+        task, general: losses of one graph.
+        learning: the parameters.
+    """
+    flat = []
+    for loss in (task, general):
+        slopes = torch.autograd.grad(loss, list(learning), retain_graph=True, allow_unused=True)
+        pairs = zip(learning, slopes, strict=True)
+        flat.append(torch.cat([(torch.zeros_like(p) if slope is None else slope).flatten() for p, slope in pairs]))
+    g, h = flat
+    kept = g - (g @ h).clamp(max=0) / h.square().sum().clamp(min=torch.finfo(h.dtype).tiny) * h + h
+    steered = (torch.cat([parameter.flatten() for parameter in learning]) * kept).sum()
+    return (task + general).detach() + steered - steered.detach()  # that value, and that gradient
 
 
 def _precise(values: Tensor) -> Tensor:

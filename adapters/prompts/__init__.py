@@ -13,6 +13,7 @@ if find_spec("peft") is None:
 
 from lvlm_guard.adapters.prompts.config import (
     CONFIGURATIONS,
+    SHALLOW,
     WORDS,
     DualPromptConfig,
     configuration,
@@ -29,6 +30,7 @@ register()
 
 __all__ = [
     "CONFIGURATIONS",
+    "SHALLOW",
     "WORDS",
     "DualPromptConfig",
     "DualPromptModel",

@@ -7,7 +7,8 @@ in `CONFIGURATIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +215,8 @@ class DualPromptConfig(PeftConfig):
         return 0 if self.sides == "text" or self.attention == "approximate" else self.n_ctx
 
 
+ATTRIBUTES = ("color", "shape", "size", "material", "texture", "red", "two")
+
 WORDS = "a photo of a"  # CoOp's, MaPLe's and CLIP's own hand-written prompt
 
 
@@ -295,8 +298,46 @@ def dual_prompt(
     return maple(tokenizer, n_ctx=n_ctx, depth=depth, words=words, coupling_rank=coupling_rank, **options)
 
 
+def attributes(
+    tokenizer: PreTrainedTokenizerBase, *, words: str = WORDS, names: Sequence[str] = ATTRIBUTES, **options: Any
+) -> DualPromptConfig:
+    """ATPrompt (arXiv:2412.09442): two prompts, an attribute's name, two, another's, two, then the caption.
+
+    Args:
+        tokenizer: of the CLIP.
+        words: that prompts start from.
+        names: of attributes; the first two that the tokenizer knows are taken.
+
+    Raises:
+        KnobError: the tokenizer does not know two of them.
+    """
+    found = []
+    for name in names:
+        with suppress(KnobError):
+            found.append(placeholders(tokenizer, len(tokenizer(name, add_special_tokens=False)["input_ids"]), name))
+    if len(found) < 2:
+        raise KnobError(f"This tokenizer does not know two of the attributes {', '.join(names)}: give names it knows.")
+    four = placeholders(tokenizer, 4, words)
+    ids = [*four[:2], *found[0], *four[2:], *found[1], *four[:2]]
+    fixed = [*range(2, 2 + len(found[0])), *range(4 + len(found[0]), 4 + len(found[0]) + len(found[1]))]
+    return coop(tokenizer, **{"n_ctx": 6, "placeholder_ids": ids, "fixed": fixed, **options})
+
+
+def approximate(
+    tokenizer: PreTrainedTokenizerBase | None = None, *, n_ctx: int = 4, depth: int = 9, **options: Any
+) -> DualPromptConfig:
+    """APT (arXiv:2306.15706): what attention would gather from prompts, without any in the sequence. No tokenizer."""
+    given = {"sides": "both", "coupling": "none", "attention": "approximate", "eta": 4}
+    return DualPromptConfig(**{"n_ctx": n_ctx, "depth": depth, **given, **options})
+
+
+SHALLOW = ("coop", "attributes")
+"""Configurations of one layer."""
+
 CONFIGURATIONS: Mapping[str, Callable[..., DualPromptConfig]] = {
     "coop": coop,
+    "attributes": attributes,
+    "approximate": approximate,
     "vpt": vpt,
     "maple": maple,
     "independent": independent,

@@ -79,7 +79,7 @@ class FeatureHead(nn.Module):
     @property
     def gain(self) -> float:
         """What cosines are multiplied by."""
-        return self.experts**-0.5 if self.top else 1.0
+        return 1 / math.sqrt(self.experts) if self.top else 1.0
 
     def forward(self, f: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
         """Return features for those of the tower, [batch, d] or of each expert [experts * batch, d]."""
@@ -95,13 +95,14 @@ class FeatureHead(nn.Module):
 
     def _joined(self, f: Tensor) -> Tensor:
         if self.side == "text":
-            joined = f.unflatten(0, (self.experts, -1)).transpose(0, 1).flatten(1) * self.experts**-0.5
+            scale = 1 / math.sqrt(self.experts)
+            joined: Tensor = f.reshape(self.experts, -1, f.shape[-1]).transpose(0, 1).flatten(1) * scale
             return torch.cat([joined, torch.zeros_like(joined[:, :1])], 1) if self.top else joined
         if not self.top:
-            return f.repeat(1, self.experts) * self.experts**-0.5
+            return f.repeat(1, self.experts) / math.sqrt(self.experts)
         weights = routed(f @ normalize(self.keys, dim=-1).T, min(self.top, self.experts))
         # what is missing to length 1 stands in a place where texts have nothing
-        rest = (1 - weights.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
+        rest = (1 - weights.square().sum(-1, keepdim=True)).clamp(min=1e-12).sqrt()
         return torch.cat([(weights[..., None] * f[:, None]).flatten(1), rest], 1)
 
 
@@ -112,7 +113,7 @@ def single(features: Tensor, experts: int, d: int) -> Tensor:
 
 def parted(features: Tensor, experts: int, d: int) -> Tensor:
     """Return the normalised features by each expert, [n, experts, d], of joined ones."""
-    return features[:, : experts * d].unflatten(1, (experts, d)) * experts**0.5
+    return features[:, : experts * d].reshape(len(features), experts, d) * math.sqrt(experts)
 
 
 class HeadLayer(nn.Module, BaseTunerLayer):

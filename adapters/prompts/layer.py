@@ -121,7 +121,8 @@ class Approximate(nn.Module):
         """Return what is added to the attention's output for queries [batch, tokens, width]."""
         keys, values = self.key_in @ self.key_out, self.value_in @ self.value_out
         weights = (queries.to(keys.dtype) @ keys.T * keys.shape[-1] ** -0.5).softmax(-1)
-        return (weights @ values).to(queries.dtype)
+        made: Tensor = (weights @ values).to(queries.dtype)
+        return made
 
 
 class PromptLayer(nn.Module, BaseTunerLayer):
@@ -205,7 +206,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     def _gather(self, attention: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         name = self.current
-        if name not in self.dual_prompt_near:
+        if name is None or name not in self.dual_prompt_near:
             return output
         read = kwargs.get("hidden_states", args[0] if args else None)
         return (output[0] + self.dual_prompt_near[name](attention.q_proj(read)), *output[1:])

@@ -116,7 +116,7 @@ class Mutual(Producer):
 
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
-        self.half = max(1, config.depth // 2)
+        self.turn = max(1, config.depth // 2)
         self.query = nn.ParameterDict({s: torch.randn(widths[s]) * SMALL for s in ("text", "vision")})
         self.enter = nn.ModuleDict(
             {"text": nn.Linear(widths["vision"], widths["text"]), "vision": nn.Linear(widths["text"], widths["vision"])}
@@ -129,7 +129,7 @@ class Mutual(Producer):
         """Return the prompts of both sides."""
         made = {side: list(tables[0]) for side, tables in base.items()}
         for layer in range(self.config.depth):
-            leads, follows = ("text", "vision") if layer < self.half else ("vision", "text")
+            leads, follows = ("text", "vision") if layer < self.turn else ("vision", "text")
             proxies = torch.stack([self._proxy(leads, table) for table in made[leads][: layer + 1]])
             read = self.enter[follows](proxies)[None]
             own = made[follows][layer][None]
@@ -137,7 +137,7 @@ class Mutual(Producer):
         return {side: torch.stack(tables)[None] for side, tables in made.items()}
 
     def _proxy(self, side: str, table: Tensor) -> Tensor:
-        weights = (table @ self.query[side] * table.shape[-1] ** -0.5).softmax(0)
+        weights: Tensor = (table @ self.query[side] * table.shape[-1] ** -0.5).softmax(0)
         return weights @ table
 
 
@@ -162,7 +162,8 @@ class Style(Producer):
             return None
         patches = hidden[:, 1:].to(self.read.weight.dtype)
         style = torch.cat([patches.mean(1), patches.std(1, correction=0)], -1)
-        return self.read(style)[:, None].expand(-1, self.config.n_ctx, -1)
+        made: Tensor = self.read(style)
+        return made[:, None].expand(-1, self.config.n_ctx, -1)
 
 
 @producer("clusters")

@@ -117,7 +117,8 @@ class DualPromptModel(BaseTuner):
         text = _encoder(self.model, "text", missing_ok=True)
         width = text.config.hidden_size if text is not None else 0
         start = None
-        if side == "text" and layer.index == 0 and peft_config.init == "words" and peft_config.prompt_mode == "replace":
+        words = peft_config.init == "words" and peft_config.prompt_mode == "replace" and peft_config.placeholder_ids
+        if side == "text" and layer.index == 0 and words:
             start = _embedded(self.model.get_submodule(tower).embeddings, peft_config)
         if peft_config.attention == "approximate":
             layer.approximate(adapter_name, peft_config)

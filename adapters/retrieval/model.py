@@ -130,8 +130,14 @@ class RetrievalModel(nn.Module):
 
     @property
     def tau(self) -> float:
-        """The backbone's temperature, 1 / exp(logit_scale): 0.01 for CLIP."""
-        return float(torch.exp(-self.base.logit_scale.detach().float()))
+        """The temperature of its cosines, the backbone's 1 / exp(logit_scale) mostly: 0.01 for CLIP."""
+        return self.gain * float(torch.exp(-self.base.logit_scale.detach().float()))
+
+    @property
+    def gain(self) -> float:
+        """What an adapter multiplies all cosines by; 1 but for some with several features of a text."""
+        head = getattr(self.base.text_projection, "current", None)
+        return 1.0 if head is None else float(head.gain)
 
     @property
     def device(self) -> torch.device:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from lvlm_guard.adapters.data import CaptionData, FactsData
 from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossStack
-from lvlm_guard.adapters.prompts import DualPromptConfig, configuration, layers_of
+from lvlm_guard.adapters.prompts import SHALLOW, DualPromptConfig, configuration, layers_of
+from lvlm_guard.adapters.prompts.producers import Clusters, k_means
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
@@ -41,10 +43,11 @@ from lvlm_guard.adapters.training.recipe import (
 )
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
 from lvlm_guard.adapters.training.trainer import Advance, train
-from lvlm_guard.errors import KnobError
+from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.matching.platt import platt
 
 WORLD = "the embedded world"  # as its store is described
+LORA = "lora"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,12 @@ class Plan:
 
     Args:
         clip: "embedded", a folder or a hub id.
-        prompts: a named configuration of `lvlm_guard.adapters.prompts`.
-        depth, n_ctx: of the prompts; None for the configuration's own, as far as the CLIP has layers.
+        prompts: a named configuration of `lvlm_guard.adapters.prompts`, or "lora": a stock LoRA of q and v.
+        depth: layers with prompts; None for `reach`, or as many as the CLIP has.
+        n_ctx: prompts of a layer; None for the configuration's own.
+        reach: of the prompts where no depth is given.
+        options: further fields of `DualPromptConfig`.
+        init: folders of adapters whose mean is started from.
         coupling_rank: None for the configuration's own.
         strength: lambda of the word weights, by which L_cate alone is learnt: selection, calibration and matching
             never weigh words, so it is 0 unless asked for.
@@ -69,6 +76,9 @@ class Plan:
     depth: int | None = None
     n_ctx: int | None = None
     coupling_rank: int | None = None
+    reach: int = 9
+    options: Mapping[str, Any] = field(default_factory=dict)
+    init: tuple[str, ...] = ()
     strength: float = 0.0
     losses: LossStack = field(default_factory=LossStack)
     alike: int = 1
@@ -149,8 +159,7 @@ def fitting(plan: Plan, facts: FactsData) -> FactsData:
     if facts.store.describe() == WORLD:  # made for a tiny context
         return facts
     clip, inputs = parts(plan.clip)
-    config = _prompts(plan, clip, inputs)
-    most = budget(inputs.context, len(config.placeholder_ids))
+    most = budget(inputs.context, 0 if plan.prompts == LORA else len(_prompts(plan, clip, inputs).placeholder_ids))
     return facts.fitting(lambda text: len(inputs.tokenizer(text, add_special_tokens=False)["input_ids"]), most)
 
 
@@ -237,22 +246,56 @@ def fit(
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     """Return an untrained retriever."""
     clip, inputs = parts(plan.clip)
-    return make(
-        clip,
-        inputs,
-        config=_prompts(plan, clip, inputs),
-        strength=plan.strength,
-        weighting="two-stage" if plan.strength > 0 else "none",
-        configuration=plan.prompts,
-    )
+    if plan.prompts == LORA:
+        from peft import LoraConfig, get_peft_model
+
+        rank = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+        made = make(get_peft_model(clip, rank), inputs, configuration=LORA)
+    else:
+        made = make(
+            clip,
+            inputs,
+            config=_prompts(plan, clip, inputs),
+            strength=plan.strength,
+            weighting="two-stage" if plan.strength > 0 else "none",
+            configuration=plan.prompts,
+        )
+        for module in made.model.modules():
+            if isinstance(module, Clusters):
+                module.centres = k_means(pictures.frozen(pictures.train.images), module.config.experts)
+    if plan.init:
+        start(made, plan.init)
+    return made
+
+
+def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
+    """Give a retriever the mean weights of adapters of the same configuration.
+
+    Raises:
+        WeightsError: a folder holds no adapter, or one of another configuration.
+    """
+    from peft.utils import set_peft_model_state_dict
+
+    files = [Path(folder) / "adapter_model.safetensors" for folder in folders]
+    missing = [str(file.parent) for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(f"{missing[0]} holds no adapter to start from: give a folder that `lvlm-guard train` wrote.")
+    sources = [load_file(file) for file in files]
+    clip: Any = retriever.model.clip
+    there = {key: value.shape for key, value in get_peft_model_state_dict(clip).items()}
+    for folder, source in zip(folders, sources, strict=True):
+        if {key: value.shape for key, value in source.items()} != there:
+            raise WeightsError(f"{folder} holds an adapter of other prompts than those to be trained: give such a one.")
+    mean = {key: torch.stack([source[key].float() for source in sources]).mean(0) for key in there}
+    set_peft_model_state_dict(clip, mean)
 
 
 def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
     given = {"n_ctx": plan.n_ctx, "depth": plan.depth, "coupling_rank": plan.coupling_rank}
     options = {name: value for name, value in given.items() if value is not None}
-    if plan.depth is None and plan.prompts != "coop":
-        options["depth"] = min(9, layers_of(clip, "text"), layers_of(clip, "vision"))  # the papers' 9 of 12
-    return configuration(plan.prompts, inputs.tokenizer, **options)
+    if plan.depth is None and plan.prompts not in SHALLOW:
+        options["depth"] = min(plan.reach, layers_of(clip, "text"), layers_of(clip, "vision"))
+    return configuration(plan.prompts, inputs.tokenizer, **options, **plan.options)
 
 
 def _choose(

@@ -17,11 +17,12 @@ from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
 from lvlm_guard.adapters.evaluation.metrics import AT, Candidate, RetrievalFigures
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.losses.terms import unchanged
+from lvlm_guard.adapters.prompts.heads import parted, single
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training.features import Features
-from lvlm_guard.adapters.training.recipe import Figures, Recipe
+from lvlm_guard.adapters.training.recipe import Figures, Recipe, learning
 from lvlm_guard.adapters.training.trainer import gathered, share_of
 from lvlm_guard.matching.platt import platt
 
@@ -203,12 +204,15 @@ class RetrievalTask:
         self.retriever, self.model = retriever, retriever.model
         self.gallery, self.pixels, self.losses, self.frozen = gallery, pixels, losses, frozen
         config = retriever.config
-        self.still = config is not None and config.vision_slots == 0
+        self.still = config is not None and config.sides == "text" and not config.headed
+        self.experts = config.experts if config is not None and config.producer == "experts" else 1
+        self.width = int(self.model.base.config.projection_dim)
         self.batches = PairBatches(train, None if self.still else pixels, losses, recipe, bank, alike, withheld)
         judging = self.batches.judging
         if (self.still or retriever.card.strength > 0 or losses.needs_frozen or judging) and frozen is None:
             raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
-        self.undecided = self._undecided(train.images) if judging else 0.0
+        self.undecided = self._undecided(train.images) * self.model.gain if judging else 0.0
+        self.prototypes = self._prototypes(train.images) if "prototypes" in losses.needs else {}
 
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         """Return DCAR's loss, or what the stack was told, over the pairs of all processes."""
@@ -244,8 +248,9 @@ class RetrievalTask:
                 "scores": image @ text.T,
                 "categories": batch.categories.to(device),
                 "same": batch.true.to(device),
-                "image": image,
-                "text": text,
+                "image": single(image, self.experts, self.width),
+                "text": single(text, self.experts, self.width),
+                "experts": parted(text, self.experts, self.width),
             }
             if weighed:
                 given["positive"] = (image * own).sum(-1)
@@ -264,13 +269,31 @@ class RetrievalTask:
             if self.losses.needs_frozen:
                 given["frozen_image"] = frozen
                 given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
-            value = self.losses(LossInputs(**given))
+            if self.prototypes and frozen is not None:
+                given["centre"] = self.prototypes[""].to(device)
+                shown = [self.prototypes.get(key, row.cpu()) for key, row in zip(batch.keys, frozen, strict=True)]
+                given["prototypes"] = torch.stack(shown).to(device)
+            value = self.losses(LossInputs(**given), [*learning(self.model).values()])
         return value.total, value.terms
 
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
         figures = self.gallery.searched(self.retriever, self.pixels).figures()
         return flat(figures, claims=self.batches.judging)
+
+    def _prototypes(self, images: Sequence[str]) -> dict[str, Tensor]:
+        """Return for each picture the mean frozen feature of those that show one of its objects; "": of all."""
+        assert self.frozen is not None
+        features, found = self.frozen(images), dict[str, Tensor]()
+        shown = [self.batches.known(image)[0] for image in images]
+        of = {
+            name: features[[k for k, names in enumerate(shown) if name in names]].mean(0)
+            for name in {name for names in shown for name in names}
+        }
+        for image, names in zip(images, shown, strict=True):
+            if names:
+                found[image] = torch.stack([of[name] for name in sorted(names)]).mean(0)
+        return found | {"": features.mean(0)}
 
     def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""

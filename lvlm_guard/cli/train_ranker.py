@@ -120,7 +120,7 @@ def ranker(
     world = data == "embedded"
     room, training, recipes, settings = (
         import_module(f"lvlm_guard.adapters.{name}")
-        for name in ("training.runs", "training.ranker", "training.recipe", "ranker.settings")
+        for name in ("training.runs", "training.ranker", "training.recipe", "ranker.card")
     )
     call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (500 if world else None))
     facts = read_facts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from lvlm_guard.adapters.losses import (
     consistency,
     contrastive,
     hard_negative,
+    term,
 )
+from lvlm_guard.adapters.losses.stack import TERMS
+from lvlm_guard.adapters.losses.terms import aligned, diversity, entropy, ordered, shift
 from lvlm_guard.errors import GuardError, KnobError
 
 SCORES = torch.tensor([[0.30, 0.20], [0.10, 0.25]])
@@ -104,8 +108,8 @@ def test_feature_terms_give_the_specified_values_and_zero_where_nothing_changed(
     assert agreement(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item() == pytest.approx(
         0.0413039, abs=1e-6
     )
-    for term in (consistency, anchoring, agreement):
-        assert term(b, b).item() == pytest.approx(0, abs=1e-6)
+    for held in (consistency, anchoring, agreement):
+        assert held(b, b).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_terms_are_computed_in_float32_for_half_precision_scores():
@@ -222,3 +226,59 @@ def test_terms_of_features_are_not_rounded_to_bfloat16_under_autocast():
     exact = stack(LossInputs(**features)).total
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(stack(LossInputs(**features)).total, exact)
+
+
+def test_further_terms_have_the_specified_values():
+    f, f0 = torch.tensor([[1.0, 0]]), normalize(torch.tensor([[1.0, 1]]), dim=-1)
+    assert shift(f, f0, f, f0) == 0
+    assert shift(f, f0, f, f) > 0.7
+    experts = normalize(torch.tensor([[[1.0, 0], [1, 1], [0, 1]]]), dim=-1)
+    torch.testing.assert_close(diversity(experts), torch.tensor(1 / 3))
+    assert diversity(torch.eye(3)[None]) == 0
+    assert ordered(torch.tensor([0.95]), torch.tensor([0.2]), 0.9) == pytest.approx(0.15, abs=1e-6)
+    sure = torch.tensor([[20.0, 0], [0, 20]])
+    assert entropy(sure) == pytest.approx(-math.log(2), abs=1e-6)
+    assert entropy(sure[:1].repeat(2, 1)) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_aligned_gradient_never_opposes_the_general_one_and_is_the_sum_where_they_agree():
+    torch.manual_seed(0)
+    for _ in range(5):
+        p = torch.randn(6, requires_grad=True)
+        a, b = torch.randn(6), torch.randn(6)
+        value = aligned((p * a).sum(), (p * b).sum(), [p])
+        torch.testing.assert_close(value, (p * (a + b)).sum())
+        (given,) = torch.autograd.grad(value, p)
+        assert (given - b) @ b > -1e-5
+        if a @ b >= 0:
+            torch.testing.assert_close(given, a + b)
+
+
+def test_a_term_from_outside_is_weighed_as_ours_and_asks_for_what_it_needs():
+    @term("twice", ["text"])
+    def twice(_, given):
+        return 2 * given.text.sum()
+
+    try:
+        stack = LossStack(contrastive=0, hard_negative=0, more={"twice": 3.0})
+        assert stack.needs == {"text"}
+        assert stack(LossInputs(text=torch.ones(1, 2))).total == 12
+        with pytest.raises(KnobError, match="text"):
+            stack(LossInputs())
+        with pytest.raises(KnobError, match="Did you mean 'twice'"):
+            LossStack(more={"twic": 1.0})
+    finally:
+        del TERMS["twice"]
+
+
+def test_a_stack_that_aligns_has_the_gradients_of_both_losses_without_what_opposes():
+    b = batch()
+    image = b.image.clone().requires_grad_(True)
+    given = replace(b, image=image, scores=image @ b.text.T)
+    sums = LossStack(hard_negative=0, alpha=0, agreement=1.0, tau=0.5)
+    steers = replace(sums, rule="aligned")
+    assert float(steers(given, [image]).total) == pytest.approx(float(sums(given).total), abs=1e-4)
+    (g,) = torch.autograd.grad(steers(given, [image]).total, image)
+    assert g.isfinite().all()
+    with pytest.raises(KnobError, match="agreement"):
+        LossStack(rule="aligned")

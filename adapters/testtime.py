@@ -1,0 +1,178 @@
+"""Adapting at test time: features that are remembered, negatives that claims stand against, tuning on one picture.
+
+Pure functions on features and scores, so that they work for any matcher; a state belongs to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from lvlm_guard.errors import KnobError
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Remembered features with the classes they were taken for.
+
+    Source: TFUP (arXiv:2404.16339), E4; constants are those of cache adapters (Tip-Adapter, arXiv:2111.03930).
+
+    Args:
+        keys: [k, d] normalised.
+        values: [k, classes], one-hot pseudo-labels.
+        shares: [k, classes], the probabilities that CLIP gave them.
+        beta: sharpness of the affinity.
+        weight: of the remembered in the sum; 0 is CLIP.
+    """
+
+    keys: Tensor
+    values: Tensor
+    shares: Tensor
+    beta: float = 5.5
+    weight: float = 1.0
+
+    def affinity(self, features: Tensor) -> Tensor:
+        """Return exp(-beta (1 - cos)), [n, k]."""
+        return torch.exp(-self.beta * (1 - features @ self.keys.T))
+
+    def __call__(self, features: Tensor, p: Tensor) -> Tensor:
+        """Return scores of classes [n, classes], CLIP's probabilities p and what is remembered of pictures alike.
+
+        An affinity counts as far as CLIP's probabilities are alike too.
+        """
+        if self.weight == 0:
+            return p
+        alike = normalize(p, dim=-1) @ normalize(self.shares, dim=-1).T
+        return p + self.weight * (self.affinity(features) * alike) @ self.values
+
+
+def cache(features: Tensor, p: Tensor, *, most: int = 16, **options: float) -> Cache:
+    """Return what to remember of pictures without labels: of each pseudo-class those that CLIP is surest of.
+
+    Those that are sure and near the mean of their class alike: confidence times the cosine with its prototype.
+
+    Args:
+        features: [n, d] normalised.
+        p: [n, classes] CLIP's probabilities.
+        most: of a class.
+        options: `beta` and `weight` of `Cache`.
+    """
+    best, label = p.max(1)
+    kept = []
+    for name in label.unique():
+        own = torch.nonzero(label == name)[:, 0]
+        proto = normalize(features[own].mean(0), dim=0)
+        worth = best[own] * (features[own] @ proto)
+        kept.append(own[worth.argsort(descending=True)[:most]])
+    chosen = torch.cat(kept)
+    values = one_hot(label[chosen], p.shape[1]).to(p)
+    return Cache(features[chosen], values, p[chosen], **options)
+
+
+def against(positive: Tensor, negative: Tensor, tau: float = 0.01) -> Tensor:
+    """Return sum exp(s+ / tau) / (sum exp(s+ / tau) + sum exp(s- / tau)) over the last dimension, in [0, 1].
+
+    Source: NegLabel (arXiv:2403.20078), on which LAPT (arXiv:2407.08966) is trained, E5. With a claim and its synonyms
+    as positives and swaps as negatives it says that the claim holds rather than one of those (E6).
+    """
+    return torch.sigmoid(torch.logsumexp(positive / tau, -1) - torch.logsumexp(negative / tau, -1))
+
+
+def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int, quantile: float = 0.5) -> list[str]:
+    """Return k names of a list that are farthest from all positives, but not the very farthest share.
+
+    Source: NegLabel (arXiv:2403.20078): a low quantile of similarity; what lies farthest of all is mostly no word.
+
+    Args:
+        positive: [p, d] normalised features of what is asked.
+        names: of the list.
+        features: [n, d] of them.
+        k: how many.
+        quantile: of the similarity to the nearest positive, above which names are too near.
+
+    Raises:
+        KnobError: names and features do not fit, or the quantile is outside 0 to 1.
+    """
+    if len(names) != len(features) or not 0 <= quantile <= 1:
+        raise KnobError(
+            f"{len(names)} names with {len(features)} features, quantile {quantile}: give one each, 0 to 1."
+        )
+    near = (features @ positive.T).amax(1)
+    limit = near.quantile(quantile) if len(near) else near.new_zeros(())
+    order = [int(place) for place in near.argsort(descending=True) if near[place] <= limit]
+    return [names[place] for place in order[:k]]
+
+
+def confident(logits: Tensor, share: float = 0.1) -> Tensor:
+    """Return the places of the views whose predictions have the lowest entropy, at least one.
+
+    Source: TPT (arXiv:2209.07511). Args: logits [views, classes]; the share that is kept.
+    """
+    return _entropy(logits.log_softmax(-1)).argsort()[: max(1, int(share * len(logits)))]
+
+
+def faithful(logits: Tensor, share: float = 0.8) -> Tensor:
+    """Return the places of the views whose logits are most like the first view's, which is always among them.
+
+    Source: DiffTPT (arXiv:2308.06038), whose views are generated by a diffusion model.
+    """
+    alike = torch.cosine_similarity(logits, logits[:1], dim=-1)
+    alike[0] = torch.inf
+    return alike.argsort(descending=True)[: max(1, int(share * len(logits)))]
+
+
+def spread(logits: Tensor) -> Tensor:
+    """Return the entropy of the mean prediction of views [views, classes], in nats."""
+    mean = logits.log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(logits))))
+    return _entropy(mean)
+
+
+def tune(
+    views: Tensor,
+    model: Any,
+    logits: Callable[[Tensor], Tensor],
+    *,
+    steps: int = 1,
+    rate: float = 5e-3,
+    share: float = 0.1,
+    alike: float = 1.0,
+) -> Tensor:
+    """Return the logits of the first view after tuning on all of them; what was tuned is as it was afterwards.
+
+    Minimises the entropy of the mean prediction of confident views. Source: TPT (arXiv:2209.07511); with `alike` .8 and
+    `share` .3 DiffTPT's selection (arXiv:2308.06038).
+
+    Args:
+        views: of one picture, the first as it is, [views, 3, side, side].
+        model: whose learnable parameters are tuned.
+        logits: views -> [views, classes], with gradients.
+        steps, rate: of AdamW.
+        share: of views that are kept as confident.
+        alike: of views that are kept as like the first before that.
+    """
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in learnt]
+    optimizer = torch.optim.AdamW(learnt, lr=rate)
+    try:
+        for _ in range(steps):
+            found = logits(views)
+            found = found[faithful(found.detach(), alike)] if alike < 1 else found
+            optimizer.zero_grad()
+            spread(found[confident(found.detach(), share)]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return logits(views[:1])[0]
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(learnt, before, strict=True):
+                parameter.copy_(value)
+        optimizer.zero_grad()
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    return -(log_p.exp() * log_p).sum(-1)

@@ -1,0 +1,186 @@
+"""Every preset keeps the promises of an adapter, on a tiny random CLIP."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_clip
+import torch
+from PIL import Image
+from transformers import CLIPModel
+
+from lvlm_guard.adapters.data.dataset import FactsData
+from lvlm_guard.adapters.data.facts import CaptionRow, Facts
+from lvlm_guard.adapters.data.pictures import InMemory
+from lvlm_guard.adapters.presets import PRESETS
+from lvlm_guard.adapters.training import dual_prompt
+from lvlm_guard.adapters.training.recipe import Recipe, learning
+from lvlm_guard.adapters.training.retrieval import RetrievalTask
+
+THINGS = ("dog", "cat", "car", "bus")
+COLOURS = ("red", "blue", "green")
+
+
+def some_facts():
+    rng = np.random.default_rng(0)
+    pictures, facts = {}, []
+    for k in range(12):
+        thing, colour, key = THINGS[k % 4], COLOURS[k % 3], f"{k}.png"
+        pictures[key] = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+        said = CaptionRow(key, f"a {colour} {thing}", category=thing, negatives=(f"a {colour} horse",))
+        split = "val" if k >= 8 else "train"
+        objects = {name: float(name == thing) for name in THINGS}
+        facts.append(Facts(key, captions=(replace(said, split=split),), objects=objects, split=split))
+    return FactsData(tuple(facts), InMemory(pictures), "twelve pictures", exhaustive=THINGS)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    place = tmp_path_factory.mktemp("clip")
+    for part in (tiny_clip.clip(), tiny_clip.tokenizer(), tiny_clip.image_processor()):
+        part.save_pretrained(place)
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def pictures(clip):
+    return dual_prompt.Pictures.read(some_facts().captions, clip)
+
+
+@pytest.fixture(scope="module")
+def trained(clip, pictures):
+    """Preset -> its task after a step, with the gradients of the next."""
+    found = {}
+
+    def one(name):
+        if name not in found:
+            torch.manual_seed(0)
+            plan = replace(PRESETS[name].plan, clip=clip)
+            plan = replace(plan, losses=replace(plan.losses, claims=1.0, tau=1.0))
+            task = RetrievalTask(
+                dual_prompt.build(plan, pictures), pictures.train, pictures.gallery, pictures.pixels, plan.losses,
+                Recipe(steps=2, batch=8, rate=1e-2), pictures.bank, pictures.frozen,
+            )  # fmt: skip
+            optimizer = torch.optim.AdamW(learning(task.model).values(), lr=1e-2)
+            for step in range(2):
+                optimizer.zero_grad()
+                task.loss(task.model, task.batches.batch(step))[0].backward()
+                if step == 0:
+                    optimizer.step()
+            found[name] = task
+        return found[name]
+
+    return one
+
+
+def features(task, clip=None):
+    model = task.model.clip if clip is None else clip
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    texts = task.retriever.text_inputs(["a red dog", "a blue cat"])
+    pixels = task.pixels(["0.png", "9.png"])
+    with torch.no_grad():
+        said = base.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        return said.pooler_output, base.get_image_features(pixel_values=pixels).pooler_output
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_gradients_reach_every_learnable_tensor_and_nothing_else(name, trained):
+    task = trained(name)
+    for parameter, value in task.model.named_parameters():
+        if value.requires_grad:
+            assert value.grad is not None, parameter
+            assert value.grad.isfinite().all(), parameter
+            assert value.grad.abs().max() > 0, parameter
+        else:
+            assert value.grad is None, parameter
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_off_is_plain_clip_bit_for_bit_and_on_is_not(name, trained, clip):
+    task = trained(name)
+    plain = features(task, CLIPModel.from_pretrained(clip).eval())
+    with task.model.clip.disable_adapter():
+        off = features(task)
+    assert all(torch.equal(a, b) for a, b in zip(off, plain, strict=True))
+    on = features(task)
+    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(on, plain, strict=True))
+    bare = copy.deepcopy(task.model.clip).unload()
+    assert all(torch.equal(a, b) for a, b in zip(features(task, bare), plain, strict=True))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_forwards_agree_and_change_no_tensor_and_a_caption_does_not_depend_on_its_batch(name, trained):
+    task = trained(name)
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    first, second = features(task), features(task)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(before[key], value) for key, value in task.model.state_dict().items())
+    alone = task.retriever.text_features(["a blue cat"])
+    torch.testing.assert_close(alone, task.retriever.text_features(["a red dog", "a blue cat"])[1:], atol=1e-5, rtol=0)
+    picture = task.pixels(["9.png"])
+    both = task.model.encode_image(task.pixels(["0.png", "9.png"]))
+    torch.testing.assert_close(task.model.encode_image(picture), both[1:], atol=1e-5, rtol=0)
+
+
+def test_peft_alone_restores_every_preset_in_a_new_process(trained, clip, tmp_path):
+    for name in PRESETS:
+        task = trained(name)
+        task.model.clip.save_pretrained(tmp_path / name)
+        texts = task.retriever.text_inputs(["a red dog", "a blue cat"])
+        pixels = task.pixels(["0.png", "9.png"])
+        torch.save(
+            {"ids": texts.input_ids, "mask": texts.attention_mask, "pixels": pixels, "expected": features(task)},
+            tmp_path / name / "batch.pt",
+        )
+    script = """
+import sys, torch, lvlm_guard.adapters
+from pathlib import Path
+from peft import PeftModel
+from transformers import CLIPModel
+torch.set_num_threads(int(sys.argv[3]))
+for place in sorted(Path(sys.argv[2]).iterdir()):
+    told = torch.load(place / "batch.pt")
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(sys.argv[1]), str(place)).get_base_model().eval()
+    with torch.no_grad():
+        text = model.get_text_features(input_ids=told["ids"], attention_mask=told["mask"]).pooler_output
+        image = model.get_image_features(pixel_values=told["pixels"]).pooler_output
+    pairs = zip((text, image), told["expected"])
+    same = all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in pairs)  # memory is laid out otherwise there
+    print(place.name, "same" if same else "OTHER")
+"""
+    call = [sys.executable, "-c", script, clip, str(tmp_path), str(torch.get_num_threads())]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(f"{name} same" for name in PRESETS)
+
+
+def test_a_mean_of_adapters_is_started_from_and_other_prompts_are_refused(clip, pictures, tmp_path):
+    from lvlm_guard.errors import WeightsError
+
+    plan = replace(PRESETS["mvlpt"].plan, clip=clip)
+    torch.manual_seed(1)
+    sources = [dual_prompt.build(plan, pictures) for _ in range(2)]
+    for k, source in enumerate(sources):
+        source.save_pretrained(tmp_path / str(k))
+    made = dual_prompt.build(replace(plan, init=(str(tmp_path / "0"), str(tmp_path / "1"))), pictures)
+    first, second, mean = (learning(one.model) for one in (*sources, made))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2)
+    with pytest.raises(WeightsError, match="other prompts"):
+        dual_prompt.build(replace(PRESETS["maple"].plan, clip=clip, init=(str(tmp_path / "0"),)), pictures)
+    with pytest.raises(WeightsError, match="no adapter"):
+        dual_prompt.build(replace(plan, init=(str(tmp_path / "nowhere"),)), pictures)
+
+
+def test_every_preset_names_its_work_and_what_it_lacks():
+    for name, preset in PRESETS.items():
+        assert preset.paper, name
+        assert len(preset.identifier) == 10, name
+        assert preset.piece, name
+        assert Path(name).name == name
