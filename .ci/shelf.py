@@ -30,6 +30,7 @@ TRIES: dict[str, tuple[str, ...]] = {
     "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms.manifest"),),
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
+    "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.run"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
     "quant": (IMPORTS.format("bitsandbytes, accelerate"),),
     "site": ("mkdocs --version", IMPORTS.format("material, mkdocstrings")),

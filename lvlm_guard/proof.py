@@ -4,6 +4,8 @@ X-AGLA: on; alpha=2; beta=0.5; mask=VERSION          X-<METHOD>: "on", "off" or 
 X-VOTE: on; lam=1; beta=0.1; scores=VERSION; claims=objects      what was voted on: objects, question, question+objects
 "lvlm_guard": {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "VERSION", "notes": [TEXT]}
                                        method null: none ran; notes: what kept the matcher from saying all it could
+X-CHECK: verify; scores=VERSION        `NAME-verify`, `NAME-best`: of an answer that no guard touched
+"lvlm_guard": {"method": null, "check": "verify", "scores": "VERSION", "verdicts": [...]}
 
 The plain model is `NAME`, the guarded ones are `NAME-agla`, `NAME-vote`, and so on. A guarded name that answers without
 saying so, in a header or its body, may have answered plainly: that is an error, never an answer.
@@ -24,6 +26,9 @@ MATCHED = {"agla": "mask", "vote": "scores"}
 
 KINDS = ("objects", "question", "question+objects")
 """What `vote` can have voted on."""
+
+CHECKS, CHECK = ("verify", "best"), "x-check"
+"""What is done to finished answers of a model that nobody guards, and the header that says so. Checks are no guards."""
 
 Pairs = list[tuple[str, float | str]]
 """Knobs and their values, and the version of what a matcher gave."""

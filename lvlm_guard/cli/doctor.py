@@ -216,6 +216,7 @@ def _fits(version: str, wanted: str) -> bool:
 def _extras() -> Iterator[Finding]:
     for extra, does in (
         ("eval", "evaluation on lmms-eval"),
+        ("check", "checks of any endpoint's answers"),
         ("serve", "the vLLM server (GPU)"),
         ("serve-cpu", "the vLLM server (CPU)"),
         ("quant", "quantised models, device maps"),

@@ -10,6 +10,7 @@ import typer
 
 from lvlm_guard.cli.console import print_json, quiet_libraries, say
 from lvlm_guard.cli.options import Json, Model
+from lvlm_guard.errors import KnobError
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Of the command: what is not ours is vLLM's."""
@@ -20,8 +21,17 @@ def serve(
     model: Model = "embedded",
     guards: Annotated[
         str | None,
-        typer.Option(help="Of agla, vcd, apc, vote. [default: agla,vote where the model has a twin, else vote]"),
+        typer.Option(
+            help="Of agla, vcd, apc, vote [default: agla,vote where the model has a twin, else vote]; of verify, best "
+            "before an --upstream [default: both].",
+            show_default=False,
+        ),
     ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible endpoint, whose answers are checked instead.", metavar="URL"),
+    ] = None,
+    upstream_concurrency: Annotated[int, typer.Option(min=1, help="Chats that it is asked at one time.")] = 64,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
     served_model_name: Annotated[
@@ -57,6 +67,10 @@ def serve(
     the matcher service, asks questions that show that the guards act, and only then opens the guarded names.
     Every other option is vLLM's: --tensor-parallel-size 2, --max-model-len 4096, ...
 
+    With --upstream https://HOST/v1 no model is started, and nothing can be guarded: NAME passes through, NAME-verify
+    says which objects in an answer the picture supports, NAME-best is the best of several answers. The endpoint's key
+    is read from LVLM_GUARD_UPSTREAM_KEY.
+
     The API key is read from VLLM_API_KEY alone: --api-key would be seen by every user of the machine.
     agla, vcd and apc need a twin engine, which doubles each step and the KV cache; --guards vote does not.
     With --json one object is printed when the server is open.
@@ -64,8 +78,16 @@ def serve(
     [bold]Example:[/bold] lvlm-guard serve --model llava-hf/llava-1.5-7b-hf --max-model-len 4096
     """
     quiet_libraries()
+    if upstream is not None:
+        if getattr(context.get_parameter_source("model"), "name", "") == "COMMANDLINE":
+            raise KnobError(
+                "--upstream has its own models, so --model is not loaded: --served-model-name NAME names one."
+            )
+        import_module("lvlm_guard.serve.launch.installed").check_front()
     settings = import_module("lvlm_guard.serve.launch.settings").ServeSettings(
         model=model,
+        upstream=upstream,
+        upstream_at_once=upstream_concurrency,
         guards=None if guards is None else tuple(_listed([guards])),
         host=host,
         port=port,
@@ -85,7 +107,7 @@ def serve(
 
     def ready(server: Any) -> None:
         if json:
-            print_json("serve", [{**asdict(server), "model": model}])
+            print_json("serve", [{**asdict(server), "model": upstream or model}])
         else:
             say(welcome(server))
 
@@ -97,10 +119,13 @@ def _listed(given: Any) -> list[str]:
 
 
 def welcome(server: Any) -> str:
-    """Return what is said of a server that is open (`lvlm_guard.serve.launch.server.Ready`), with an example."""
+    """Return what is said of a server that is open (`lvlm_guard.serve.launch.parts.Ready`), with an example."""
+    from lvlm_guard.proof import CHECKS
+
     guarded = next(name for name in server.names if name.endswith("-" + server.guards[0]))
+    act = "checks {} are there" if set(server.guards) <= set(CHECKS) else "guards {} act"
     return (
-        f"The guards {', '.join(server.guards)} act. Models at {server.url}/v1: {', '.join(server.names)}. "
+        f"The {act.format(', '.join(server.guards))}. Models at {server.url}/v1: {', '.join(server.names)}. "
         "Ctrl-C stops all of it. Try it:\n\n"
         "from base64 import b64encode\n"
         "from openai import OpenAI\n\n"

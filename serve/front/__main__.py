@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-APP = "lvlm_guard.serve.front.app:create"
+APP = "lvlm_guard.serve.front.checking:create"
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 
 import anyio
 import httpx
-from starlette.middleware.cors import CORSMiddleware
 
-from lvlm_guard.proof import MATCHED, header_of
+from lvlm_guard.proof import CHECK
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front import answers
 from lvlm_guard.serve.front.answers import Header, MarkedStream, Proof
@@ -27,7 +26,7 @@ from lvlm_guard.serve.front.guards import KNOBS, Arguments, Guards, Matching, me
 from lvlm_guard.serve.front.metrics import FrontMetrics, process_metrics
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.places import Hosts
-from lvlm_guard.serve.front.reading import Addresses, Read, Readers, Rules, with_guard
+from lvlm_guard.serve.front.reading import VIEWED, Addresses, Read, Readers, Rules, with_fields
 from lvlm_guard.serve.front.routes import CHAT, KEYED, METRICS, MODELS, READY, Key, route_of
 from lvlm_guard.serve.front.settings import KEY, FrontSettings
 from lvlm_guard.serve.front.upstream import Once, Upstream, kind_of, passed_on, shown
@@ -64,7 +63,8 @@ class Front:
     ) -> None:
         self.settings = it = settings or FrontSettings.from_environment()
         self.metrics = metrics or process_metrics()
-        self._names = Names(it.names, it.guards)
+        self._refused = Proof("", it.guards).refused() + [(CHECK.encode(), b"refused")] * bool(it.checks)
+        self._names = Names(it.names, (*it.guards, *it.checks))
         self._key = Key(os.environ.get(KEY, "") if key is None else key)
         self._fetcher = fetcher or Fetcher(Hosts(it.image_hosts), most_bytes=it.most_bytes, seconds=it.fetch_seconds)
         self._bodies = Bodies(it.most_body, it.most_held, it.body_seconds)
@@ -83,7 +83,7 @@ class Front:
             matching = MaskdClient(it.maskd_url, it.maskd_seconds)
         self._guards = Guards(matching, self.metrics)
         self._gate = Gate(it.opened, it.token)
-        self._upstream = Upstream(it.upstream, it.upstream_key)
+        self._upstream = Upstream(it.upstream, it.upstream_key, it.upstream_at_once)
         self._most = {"plain": it.plain_at_once, "guarded": it.guarded_at_once}
         self._now = {"plain": 0, "guarded": 0}
 
@@ -99,10 +99,10 @@ class Front:
             if route in KEYED:
                 self._key.check(scope)
             if route == ("POST", CHAT):
-                guards = Proof("", self.settings.guards).refused()
+                guards = self._refused
                 return await self._while_there(scope, receive, send)
             status, headers, raw = await self._told(route[1])
-            await _reply(send, status, headers, raw)
+            await reply(send, status, headers, raw)
         except Refused as refused:
             await self._refuse(send, refused, guards)
         except Gone:
@@ -151,7 +151,7 @@ class Front:
     async def _refuse(self, send: Send, refused: Refused, guards: Sequence[Header]) -> None:
         self.metrics.refused.labels(str(refused.status), refused.reason).inc()
         headers, raw = answers.error(refused.status, refused.message, refused.retry_after, guards)
-        await _reply(send, refused.status, headers, raw)
+        await reply(send, refused.status, headers, raw)
 
     async def _while_there(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a chat, and stop when its client leaves."""
@@ -191,7 +191,8 @@ class Front:
         if method is not None:
             with self._place("guarded"):
                 made = await self._guards.arguments(method, read.views, read.question, seen, chosen)
-            body = with_guard(body, made.xargs, made.views)
+            more = {"vllm_xargs": made.xargs} | ({"mm_processor_kwargs": made.views} if made.views else {})
+            body = with_fields(body, more)
         proof = Proof(
             read.name,
             self.settings.guards,
@@ -204,12 +205,8 @@ class Front:
         )
         asking = self._upstream.post(CHAT, Once(body, release), passed_on(headers))
         del raw[:], read, body, made
-        answer = await asking
-        try:
+        async with asking as answer:
             await self._pass_on(answer, proof, send)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await answer.aclose()
 
     async def _read(self, raw: list[bytes], headers: Sequence[Header]) -> tuple[Read, str, Matching | None]:
         """Return what was asked, which matcher its pictures were prepared for, and what answers in its place."""
@@ -224,7 +221,7 @@ class Front:
                     continue
                 guarded = self._names.meant(read.name)[1] is not None
                 chosen = self._gate.check(headers, read.name) if guarded else None
-                if read.guard not in MATCHED or seen is not None:
+                if read.guard not in VIEWED or seen is not None:
                     return read, "" if seen is None else seen[0], chosen
                 seen = await self._guards.seen(chosen)
 
@@ -246,19 +243,19 @@ class Front:
     async def _pass_on(self, answer: httpx.Response, proof: Proof, send: Send) -> None:
         kind = kind_of(answer)
         if answer.status_code != 200:
-            await _reply(send, answer.status_code, [*shown(answer), *proof.refused()], await _whole(answer))
+            await reply(send, answer.status_code, [*shown(answer), *proof.refused()], await whole(answer))
         elif kind == "text/event-stream":
             await self._stream(answer, proof, send)
         else:
             try:
                 if kind != "application/json":
                     raise ValueError(kind)
-                raw = proof.marked(await _whole(answer))
+                raw = proof.marked(await whole(answer))
             except ValueError as error:
                 message = "The engine's answer can't say which guard made it, so it is not given. Is it another vLLM?"
                 raise Refused(502, message, None, "engine") from error
             self._count(proof)
-            await _reply(send, 200, [*shown(answer), *proof.headers()], raw)
+            await reply(send, 200, [*shown(answer), *proof.headers()], raw)
 
     async def _stream(self, answer: httpx.Response, proof: Proof, send: Send) -> None:
         self._count(proof)
@@ -270,12 +267,15 @@ class Front:
                 if events := marked.feed(piece):
                     await send({"type": "http.response.body", "body": events, "more_body": True})
         except httpx.HTTPError:
-            # an event that says so, and a body without an end: no client takes it for the whole answer
-            self.metrics.broken.inc()
-            _, said = answers.error(502, "The engine was lost in the middle of the answer.")
-            await send({"type": "http.response.body", "body": b"data: " + said + b"\n\n", "more_body": True})
+            await self._broken(send, "The engine was lost in the middle of the answer.")
         else:
             await send({"type": "http.response.body", "body": marked.rest()})
+
+    async def _broken(self, send: Send, why: str) -> None:
+        """Send an event that says so, and no end of the body: no client takes it for the whole answer."""
+        self.metrics.broken.inc()
+        _, said = answers.error(502, why)
+        await send({"type": "http.response.body", "body": b"data: " + said + b"\n\n", "more_body": True})
 
     def _count(self, proof: Proof) -> None:
         self.metrics.answered.labels(proof.method or "none").inc()
@@ -283,27 +283,16 @@ class Front:
             self.metrics.unneeded.inc()
 
 
-def create() -> CORSMiddleware:
-    """Return the app of a front's process, whose settings are in the environment."""
-    front = Front()
-    told = [header_of(guard) for guard in front.settings.guards]
-    return CORSMiddleware(
-        front,
-        allow_origins=front.settings.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=[*told, "retry-after"],
-    )
-
-
-async def _whole(answer: httpx.Response) -> bytes:
+async def whole(answer: httpx.Response) -> bytes:
+    """Return an answer's body; raises `Refused` (502) where it does not end."""
     try:
         return await answer.aread()
     except httpx.HTTPError as error:
         raise Refused(502, "The engine was lost in the middle of the answer.", None, "engine") from error
 
 
-async def _reply(send: Send, status: int, headers: Sequence[Header], raw: bytes) -> None:
+async def reply(send: Send, status: int, headers: Sequence[Header], raw: bytes) -> None:
+    """Send a whole answer."""
     length = (b"content-length", str(len(raw)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": raw})

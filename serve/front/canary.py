@@ -44,6 +44,8 @@ class Chosen:
         """Return a version of its own."""
         return "canary", None
 
+    health = seen
+
     async def mask(self, image: bytes, question: str) -> Mask:
         """Return a mask that keeps all, or nothing."""
         return Mask(pack_mask(np.full((SIDE, SIDE), self.share >= 0.5)), "canary")

@@ -54,6 +54,10 @@ class Matching(Protocol):
         """Return the matcher's version and the side of its square; raise MaskdError."""
         ...
 
+    async def health(self) -> Seen:
+        """Return what `seen` does, asked anew."""
+        ...
+
     async def mask(self, image: bytes, question: str) -> Mask:
         """Return the mask of a picture for a question; raise MaskdError or Refused."""
         ...
@@ -118,6 +122,22 @@ class Guards:
         with _told():
             return await (chosen or self._service()).seen()
 
+    async def support(
+        self, check: str, views: Sequence[bytes], version: str, claims: Sequence[str]
+    ) -> dict[str, float]:
+        """Return how far pictures support claims, 0 to 1, as the matcher of a version says.
+
+        Raises:
+            Refused: as of `arguments`.
+        """
+        with _told():
+            return (await self._support(check, self._service(), version, views, claims))[0]
+
+    async def check_well(self) -> None:
+        """Ask the matcher service how it is; raises `Refused` (503) where it is not well."""
+        with _told():
+            await self._service().health()
+
     async def arguments(
         self,
         method: Method,
@@ -151,12 +171,16 @@ class Guards:
     async def _votes(
         self, vote: Vote, views: Sequence[bytes], question: str, service: Matching, version: str
     ) -> Arguments:
-        claims = claims_of(question)
-        given = await self._all("vote", service, version, [service.scores(view, claims) for view in views])
-        # with several pictures a claim holds as well as in the one that supports it best
-        best = {claim: max(one.scores[claim] for one in given) for claim in claims}
+        best, given = await self._support("vote", service, version, views, claims_of(question))
         xargs = ballot_arguments(vote, question, best)
         return Arguments(xargs, {}, given[0].version, kinds_of(question), _notes(given))
+
+    async def _support(
+        self, guard: str, service: Matching, version: str, views: Sequence[bytes], claims: Sequence[str]
+    ) -> tuple[dict[str, float], list[Scores]]:
+        given = await self._all(guard, service, version, [service.scores(view, claims) for view in views])
+        # with several pictures a claim holds as well as in the one that supports it best
+        return {claim: max(one.scores[claim] for one in given) for claim in claims}, given
 
     def _service(self) -> Matching:
         if self._matching is None:
@@ -196,7 +220,7 @@ def _told() -> Iterator[None]:
         again = error.retry_after or AGAIN
         raise Refused(
             503,
-            "The matcher service gave nothing that guards this answer, and an unguarded one is not given instead. "
+            "The matcher service gave nothing to guard or check this answer by, and no other one is given instead. "
             f"Ask again in {again:g} seconds.",
             again,
             "matcher",

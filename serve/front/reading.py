@@ -18,7 +18,7 @@ import anyio
 from anyio import to_process
 from PIL import Image
 
-from lvlm_guard.proof import MATCHED
+from lvlm_guard.proof import CHECKS, MATCHED
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.pictures import is_address, look_at, of_url
@@ -26,6 +26,9 @@ from lvlm_guard.serve.front.requests import asked
 
 MIB = 1 << 20
 _Made = TypeVar("_Made")
+
+VIEWED = frozenset({*MATCHED, *CHECKS})
+"""Guards and checks whose pictures the matcher is shown."""
 
 Seen = tuple[str, int | None]
 """Version of a matcher, and the side of the square that it squashes pictures to; None: it sees them otherwise."""
@@ -121,7 +124,7 @@ def _read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, byt
     for part in it.chat.pictures:
         url = part["url"]
         data = fetched[url] if url in fetched else of_url(url, rules.most_bytes)
-        matched = seen is not None and it.guard in MATCHED
+        matched = seen is not None and it.guard in VIEWED
         side = seen[1] if seen is not None and matched else None
         picture = look_at(data, most_bytes=rules.most_bytes, most_pixels=rules.most_pixels, side=side)
         part["url"] = picture.url
@@ -207,13 +210,6 @@ def _limit_memory(mib: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def with_guard(body: bytes, xargs: Mapping[str, Any], views: Mapping[str, Any]) -> bytes:
-    """Return a body with the guard's arguments, of which the front is the only author.
-
-    Args:
-        body: of `Read`, which holds neither.
-        xargs: its `vllm_xargs`.
-        views: its `mm_processor_kwargs`; empty: none.
-    """
-    more = {"vllm_xargs": xargs} | ({"mm_processor_kwargs": views} if views else {})
-    return body[:-1] + b"," + json.dumps(more).encode()[1:]
+def with_fields(body: bytes, more: Mapping[str, Any]) -> bytes:
+    """Return a body of `Read`, which has none of them, with fields of which the front is the only author."""
+    return body[:-1] + b"," + json.dumps(more).encode()[1:] if more else body

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lvlm_guard.errors import did_you_mean
-from lvlm_guard.proof import MATCHED
+from lvlm_guard.proof import CHECKS, MATCHED
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL, OPENAI, VLLM, WHY_NEUTRAL
 from lvlm_guard.serve.front.messages import Conversation, conversation, question_of
@@ -18,6 +18,44 @@ NEEDS_PICTURE = frozenset({"agla", "vcd", "vote"})
 """Guards that have nothing to do for a text alone; APC's cut needs no picture."""
 
 _LONGEST = 64  # of a name that is looked for among the known ones
+
+
+ANSWERS = "lvlm_guard_n"
+"""Field of a request to `NAME-best`: how many answers one is chosen from."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a client of `NAME-best` wants what is chosen; the engine is asked in the front's own way.
+
+    Args:
+        answers: one is chosen from.
+        stream: whether it is streamed, `usage` whether with what it cost.
+        logprobs: whether its log-probabilities are told.
+        seed: of the first answer; None: whatever the engine takes.
+    """
+
+    answers: int = 4
+    stream: bool = False
+    usage: bool = False
+    logprobs: bool = False
+    seed: int | None = None
+
+    @classmethod
+    def taken(cls, body: dict[str, Any]) -> Wanted:
+        """Take it out of a body.
+
+        Raises:
+            Refused: 400, a field is of another kind.
+        """
+        taken = {name: body.pop(name, None) for name in (ANSWERS, "n", "stream", "stream_options", "logprobs", "seed")}
+        answers = cls.answers if taken[ANSWERS] is None else taken[ANSWERS]
+        options, seed = taken["stream_options"] or {}, taken["seed"]
+        if taken["n"] not in (None, 1):
+            raise Refused(400, f"best gives one answer, so n can't be {taken['n']!r:.40}: {ANSWERS} says of how many.")
+        if type(answers) is not int or answers < 1 or type(seed) not in (int, type(None)) or type(options) is not dict:
+            raise Refused(400, f"{ANSWERS} is a whole number from 1, seed a whole number, stream_options an object.")
+        return cls(answers, bool(taken["stream"]), bool(options.get("include_usage")), bool(taken["logprobs"]), seed)
 
 
 @dataclass(frozen=True)
@@ -62,6 +100,10 @@ def asked(
     plain, guard = names.meant(body.get("model"))
     _check_fields(body, guard)
     knobs = body.pop("vllm_xargs", None)
+    if guard in CHECKS:
+        if knobs is not None:
+            raise Refused(400, f"{guard} has no knobs: leave vllm_xargs out.")
+        knobs = Wanted.taken(body) if guard == "best" else None
     chat = conversation(body.get("messages"))
     if len(chat.pictures) > most_pictures:
         raise Refused(400, f"The request has {len(chat.pictures)} pictures; {most_pictures} at most are taken.")
@@ -69,6 +111,8 @@ def asked(
     body |= {"model": plain, "messages": chat.messages}
     if special_tokens:
         body.setdefault("add_special_tokens", True)
+    if guard in CHECKS and not chat.pictures:
+        raise Refused(400, f"The prompt has no picture that {guard} could check an answer by: ask the model {plain!r}.")
     if guard in NEEDS_PICTURE and not chat.pictures:
         return Asked(
             body, name, None, knobs, chat, "", f"the prompt has no picture, so there is nothing for {guard} to guard"
@@ -112,10 +156,10 @@ def _check_fields(body: dict[str, Any], guard: str | None) -> None:
             continue
         if name in CLOSED:
             raise Refused(400, f"{name} is not allowed here: {CLOSED[name]}. Leave it out.")
-        if name not in OPENAI and name not in VLLM:
+        if name not in OPENAI and name not in VLLM and (name, guard) != (ANSWERS, "best"):
             near = did_you_mean(name, OPENAI | VLLM) if len(name) <= _LONGEST else ""
             raise Refused(400, f"{name!r:.80} is no field that is served here. {near}Leave it out.")
-        if guard is not None and name in NEUTRAL and value not in NEUTRAL[name]:
+        if guard not in (None, *CHECKS) and name in NEUTRAL and value not in NEUTRAL[name]:
             raise Refused(
                 400, f"{name} can't be used with {guard}: {WHY_NEUTRAL[name]}. Leave it out, or ask the plain model."
             )

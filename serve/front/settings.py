@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
+from lvlm_guard.proof import CHECKS
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.guards import KNOBS
 
@@ -26,7 +27,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 LIMITS = (
     "most_body", "most_bytes", "most_pixels", "most_held", "most_memory", "body_seconds", "fetch_seconds",
-    "maskd_seconds", "reading_seconds", "plain_at_once", "guarded_at_once", "readers",
+    "maskd_seconds", "reading_seconds", "plain_at_once", "guarded_at_once", "readers", "most_answers",
 )  # fmt: skip
 """Settings that `lvlm-guard serve --limit NAME=NUMBER` takes."""
 
@@ -38,9 +39,11 @@ class FrontSettings:
     Args:
         names: plain names of the model, as the engine serves them.
         guards: methods that the engine was built for.
-        upstream: of the engine: http://HOST:PORT, or the path of its socket.
+        checks: of answers of an engine that nobody guards, instead of guards.
+        upstream: of the engine: http://HOST:PORT, the path of its socket, or what `upstream.Upstream` takes.
         upstream_key: that the engine asks for.
-        maskd_url: base address of the matcher service; needed for agla and vote.
+        upstream_at_once: chats that it is asked at one time; 0 for any number.
+        maskd_url: base address of the matcher service; needed for agla, vote and checks.
         image_hosts: hosts that pictures may be fetched from, as `places.Hosts` reads them.
         origins: of pages whose scripts may ask (CORS).
         most_pictures: in one request; more than 1 needs vLLM's --limit-mm-per-prompt.
@@ -56,6 +59,7 @@ class FrontSettings:
         plain_at_once: requests to plain names that are prepared at one time; more are told to come back.
         guarded_at_once: the same of guarded names.
         readers: processes that read requests.
+        most_answers: that one is chosen from.
         drop: pieces of a message that are no part of its question, such as the model's image token.
         opened: file whose existence opens the guarded names; "" for always.
         token: of the canary, which asks before.
@@ -68,8 +72,10 @@ class FrontSettings:
 
     names: tuple[str, ...]
     guards: tuple[str, ...]
+    checks: tuple[str, ...] = ()
     upstream: str = "http://127.0.0.1:1"
     upstream_key: str = field(default="", repr=False)
+    upstream_at_once: Annotated[int, Field(ge=0)] = 0
     maskd_url: str | None = None
     image_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ("*",)
@@ -86,19 +92,18 @@ class FrontSettings:
     plain_at_once: Count = 256
     guarded_at_once: Count = 128
     readers: Count = 2
+    most_answers: Count = 16
     drop: tuple[str, ...] = ("<image>",)
     opened: str = ""
     token: str = field(default="", repr=False)
     special_tokens: bool = False
 
     def __post_init__(self) -> None:
-        for guard in self.guards:
-            if guard not in KNOBS:
-                raise ServeError(
-                    f"The guard {guard!r} can't be served. {did_you_mean(guard, KNOBS)}Known: {', '.join(KNOBS)}."
-                )
-        if {"agla", "vote"} & set(self.guards) and not self.maskd_url:
-            raise ServeError("agla and vote need the matcher service: give its address, maskd_url.")
+        for name, known in [*((guard, KNOBS) for guard in self.guards), *((check, CHECKS) for check in self.checks)]:
+            if name not in known:
+                raise ServeError(f"{name!r} can't be served. {did_you_mean(name, known)}Known: {', '.join(known)}.")
+        if {"agla", "vote", *CHECKS} & {*self.guards, *self.checks} and not self.maskd_url:
+            raise ServeError("agla, vote and checks need the matcher service: give its address, maskd_url.")
 
     def to_json(self) -> str:
         """Return the settings for the environment variable `VARIABLE`."""

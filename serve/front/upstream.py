@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
 import httpx
 
 from lvlm_guard.serve.errors import Refused
@@ -41,12 +45,16 @@ class Upstream:
     """One engine.
 
     Args:
-        url: http://HOST:PORT, or the path of its socket.
+        url: http://HOST:PORT, the path of its socket, or the `base_url` that OpenAI's clients take, such as
+            https://HOST/v1.
         key: that it asks for; "" for none.
+        at_once: chats that it is asked at one time, further ones wait; 0 for any number.
     """
 
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, key: str = "", at_once: int = 0) -> None:
         on_socket = url.startswith("/")
+        self._rooted = not on_socket and bool(urlsplit(url).path.strip("/"))
+        self._places: AbstractAsyncContextManager[Any] = asyncio.Semaphore(at_once) if at_once else nullcontext()
         # an answer can take as long as the model takes; who is gone is noticed otherwise
         timeout = httpx.Timeout(None, connect=5.0, write=60.0)
         # vLLM closes connections that were idle for 5 s
@@ -60,14 +68,23 @@ class Upstream:
             trust_env=False,
         )
 
-    async def post(self, path: str, body: Once, headers: dict[str, str]) -> httpx.Response:
-        """Return an answer whose body has not come yet; it has to be closed.
+    @asynccontextmanager
+    async def post(self, path: str, body: Once, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """Give an answer whose body has not come yet.
 
         Raises:
             Refused: 503, the engine is not there; 502, it gave no answer.
         """
         sent = {"Content-Type": "application/json", "Content-Length": str(body.length), **headers}
-        return await self._send(self._http.build_request("POST", path, headers=sent, content=body))
+        asking = self._http.build_request("POST", self._path(path), headers=sent, content=body)
+        del body
+        async with self._places:
+            answer = await self._send(asking)
+            try:
+                yield answer
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await answer.aclose()
 
     async def get(self, path: str, seconds: float = 10.0) -> httpx.Response:
         """Return an answer, whole.
@@ -75,7 +92,7 @@ class Upstream:
         Raises:
             Refused: as of `post`.
         """
-        answer = await self._send(self._http.build_request("GET", path, timeout=seconds))
+        answer = await self._send(self._http.build_request("GET", self._path(path), timeout=seconds))
         try:
             await answer.aread()
         except httpx.HTTPError as error:
@@ -87,6 +104,9 @@ class Upstream:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+    def _path(self, path: str) -> str:
+        return path.removeprefix("/v1") if self._rooted else path
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:

@@ -25,6 +25,9 @@ PLUGIN = "lvlm_guard"
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 """A twin engine on a CUDA GPU: eager prefill, whole decode steps as graphs; see `refuse.WHY["compilation"]`."""
 
+UPSTREAM_KEY = "LVLM_GUARD_UPSTREAM_KEY"
+"""Environment variable of the key that an endpoint asks for whose answers are checked."""
+
 PATIENCE = 30
 """Seconds that running requests get to end."""
 
@@ -117,7 +120,8 @@ def command(
 
 def for_front(settings: FrontSettings, counts: Path) -> dict[str, str]:
     """Return the environment of the front; its processes keep what they count in an empty folder."""
-    return {**os.environ, VARIABLE: settings.to_json(), SHARED: str(counts)}
+    inherited = {name: value for name, value in os.environ.items() if name != UPSTREAM_KEY}
+    return {**inherited, VARIABLE: settings.to_json(), SHARED: str(counts)}
 
 
 def front_command(passed: Passed, fd: int, workers: int) -> list[str]:
@@ -172,8 +176,8 @@ def environment(key: str, checkpoint: Checkpoint, machine: Machine, counts: Path
 
 
 def for_matcher() -> dict[str, str]:
-    """Return the environment of the matcher service: it needs neither key nor token."""
-    return {name: value for name, value in os.environ.items() if name not in (KEY, VARIABLE)}
+    """Return the environment of the matcher service: it needs neither keys nor token."""
+    return {name: value for name, value in os.environ.items() if name not in (KEY, VARIABLE, UPSTREAM_KEY)}
 
 
 def adapters(passed: Passed) -> list[str]:

@@ -6,8 +6,10 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from lvlm_guard.serve.launch.checking import CheckingServer
 from lvlm_guard.serve.launch.child import Keeper
-from lvlm_guard.serve.launch.server import Ready, Say, Server, Stopped
+from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Stopped
+from lvlm_guard.serve.launch.server import Server
 from lvlm_guard.serve.launch.settings import ServeSettings
 from lvlm_guard.serve.launch.signals import taken
 
@@ -21,7 +23,7 @@ def serve(settings: ServeSettings, ready: Callable[[Ready], None], say: Say) -> 
         say: tells the operator what is no result.
 
     Raises:
-        MissingExtraError: vLLM is not installed.
+        MissingExtraError: vLLM, or what the front is made of, is not installed.
         GuardError: an option would break a guard; a part can't be started, or a guard does not act; vLLM died.
         OSError: the address is taken.
         KeyboardInterrupt: Ctrl-C, once everything is stopped.
@@ -31,7 +33,9 @@ def serve(settings: ServeSettings, ready: Callable[[Ready], None], say: Say) -> 
         keeper = Keeper()
         stack.callback(keeper.close)
         try:
-            Server(settings, say, stack, keeper, signals).run(ready)
+            made = CheckingServer if settings.upstream is not None else Server
+            server: Parts = made(settings, say, stack, keeper, signals)
+            server.run(ready)
         except Stopped:
             if signals.came[0] == signal.SIGINT:
                 raise KeyboardInterrupt from None

@@ -14,7 +14,9 @@ class ServeSettings:
 
     Args:
         model: "embedded", a folder, or a hub id.
-        guards: methods to serve; None: agla and vote where the model has a twin, else vote.
+        upstream: address of an endpoint whose answers are checked; None: a model is served.
+        upstream_at_once: chats that it is asked at one time.
+        guards: methods to serve; None: agla and vote where the model has a twin, else vote; checks of an upstream.
         host: address to listen on.
         port: 0 for any free one.
         names: plain names of the model; (): how the user called it.
@@ -33,6 +35,8 @@ class ServeSettings:
     """
 
     model: str = "embedded"
+    upstream: str | None = None
+    upstream_at_once: int = 64
     guards: tuple[str, ...] | None = None
     host: str = "127.0.0.1"
     port: int = 8000

@@ -112,16 +112,19 @@ class MaskdClient:
         Raises:
             MaskdError: it does not answer, or is not well.
         """
-        if self.known is None:
-            said = await self._answer("GET", "/health", None)
-            side, version = said.get("side"), said.get("version")
-            if not isinstance(version, str) or not (side is None or (isinstance(side, int) and 1 <= side <= 4096)):
-                raise self._broken(f"its health says {said!r:.200}")
-            if version != self._version:
-                self._known.clear()
-                self._version = version
-            self._side = version, side
-        return self._side  # type: ignore[return-value]  # known by now
+        return self.known or await self.health()
+
+    async def health(self) -> tuple[str, int | None]:
+        """Return what `seen` does, asked anew; raises as it does."""
+        said = await self._answer("GET", "/health", None)
+        side, version = said.get("side"), said.get("version")
+        if not isinstance(version, str) or not (side is None or (isinstance(side, int) and 1 <= side <= 4096)):
+            raise self._broken(f"its health says {said!r:.200}")
+        if version != self._version:
+            self._known.clear()
+            self._version = version
+        self._side = version, side
+        return self._side
 
     @property
     def known(self) -> tuple[str, int | None] | None:

@@ -91,7 +91,7 @@ def maskd(
     except ImportError as error:
         raise MissingExtraError(
             f"The matcher service needs {error.name}, which is not installed: "
-            "pip install 'lvlm-guard[serve]' with a GPU, pip install 'lvlm-guard[serve-cpu]' without."
+            "pip install 'lvlm-guard[check]'; the extras serve and serve-cpu bring it too."
         ) from error
     _check(settings)
     if settings.objects is not None:

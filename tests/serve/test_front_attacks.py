@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from front_attacks import of_frames
 from front_server import data_url, turn
 from front_site import CHAT, IMAGE, INNER, KEY, Site
 
@@ -18,21 +17,6 @@ from front_site import CHAT, IMAGE, INNER, KEY, Site
 def site() -> Iterator[Site]:
     with ExitStack() as stack:
         yield Site(stack, body_seconds=5.0)
-
-
-def of_frames(count: int) -> bytes:
-    """Return a TIFF of a single pixel whose header names it so many times."""
-    frame = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
-    frame += [(277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, 1)]
-    size = 2 + 12 * len(frame) + 4
-    held = io.BytesIO()
-    held.write(b"II*\0" + struct.pack("<I", 8))
-    for number in range(count):
-        held.write(struct.pack("<H", len(frame)))
-        for tag, kind, many, value in frame:
-            held.write(struct.pack("<HHII", tag, kind, many, value))
-        held.write(struct.pack("<I", 8 + (number + 1) * size if number < count - 1 else 0))
-    return held.getvalue()
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-agla", "tiny-vote"])

@@ -29,8 +29,8 @@ from lvlm_guard.serve.launch.command import (
 )
 from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed, pinned
+from lvlm_guard.serve.launch.parts import Ready
 from lvlm_guard.serve.launch.passed import Passed
-from lvlm_guard.serve.launch.server import Ready
 
 CPU, CUDA = Machine(cpu=True, cuda=False), Machine(cpu=False, cuda=True)
 LLAVA, QWEN = "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
@@ -269,7 +269,8 @@ def test_a_server_that_no_guard_was_tried_with_is_refused(monkeypatch: pytest.Mo
 def test_the_matcher_service_gets_neither_key_nor_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     monkeypatch.setenv("LVLM_GUARD_FRONT", "token")
-    assert not {"secret", "token"} & set(for_matcher().values())
+    monkeypatch.setenv("LVLM_GUARD_UPSTREAM_KEY", "upstream's")
+    assert not {"secret", "token", "upstream's"} & set(for_matcher().values())
 
 
 def test_guards_follow_from_the_model_and_those_without_a_twin_are_refused() -> None:

@@ -197,19 +197,30 @@ class OpenAIEndpoint:
             name = ""  # nothing to guard: answered plainly, and said to be
         method = resolve(name, self.usual.get(name, {}) | knobs) if name else None
         with self._computing:
-            text, tokens, ended, asked, logprobs = self._generate(body, method)
+            made = [
+                self._generate(body | {"seed": body["seed"] + i} if i else body, method)
+                for i in range(body.get("n") or 1)
+            ]
+        text, tokens, asked = made[0][0], sum(one[1] for one in made), made[0][3]
         shown = {knob: getattr(method, knob) for knob in SHOWN.get(name, ())} | ({"mask": "blip-v1"} if name else {})
         headers = {"X-AGLA": "off"}
         if name:
             headers = {f"X-{name.upper()}": "; ".join(["on", *(f"{k}={v}" for k, v in shown.items())])}
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length", "logprobs": logprobs}
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": said},
+                "finish_reason": "stop" if ended else "length",
+                "logprobs": logprobs,
+            }
+            for i, (said, _, ended, _, logprobs) in enumerate(made)
+        ]
         told = {
             "id": "chatcmpl-1",
             "object": "chat.completion",
             "created": 0,
             "model": next(iter(self.names)),  # the first served name, as vLLM does
-            "choices": [choice],
+            "choices": choices,
             "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
             "lvlm_guard": {"method": name or None, "knobs": shown},
         }
@@ -235,14 +246,14 @@ class OpenAIEndpoint:
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_scores=True,
+                output_logits=True,
                 **drawn,
             )
         answer = made.sequences[0, start:].tolist()
         length, ended = answer_length(answer, {self.model.generation_config.eos_token_id})
         text = self.processor.decode(answer, skip_special_tokens=True)
-        told = (
-            self._logprobs(answer[:length], made.scores, body.get("top_logprobs", 0)) if body.get("logprobs") else None
-        )
+        steps = made.logits if drawn else made.scores  # a draw's scores hold the token that was drawn alone
+        told = self._logprobs(answer[:length], steps, body.get("top_logprobs", 0)) if body.get("logprobs") else None
         return f" {text}", length, ended, start, told  # vLLM leaves the space before a first word
 
     def _logprobs(self, answer: list[int], scores: Any, top: int) -> dict[str, Any]:
