@@ -30,6 +30,8 @@ TRIES: dict[str, tuple[str, ...]] = {
     "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms.manifest"),),
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
+    "batch": ("lvlm-guard batch --help", IMPORTS.format("lvlm_guard.batch.run, pyarrow, openai")),
+    "ray": (IMPORTS.format("ray.data, lvlm_guard.batch.on_ray"),),
     "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.run"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
     "quant": (IMPORTS.format("bitsandbytes, accelerate"),),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lvlm_guard import __version__
+from lvlm_guard.cli.batch import batch
 from lvlm_guard.cli.bench import bench
 from lvlm_guard.cli.calibrate import calibrate
 from lvlm_guard.cli.console import reporting
@@ -48,6 +49,6 @@ def _all_commands(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(training, name="train")
-for command in (demo, generate, mask, bench, doctor, methods, calibrate, maskd, play):
+for command in (demo, generate, mask, batch, bench, doctor, methods, calibrate, maskd, play):
     app.command(command.__name__)(reporting(command))
 app.command("serve", context_settings=PASSED_ON)(reporting(serve))

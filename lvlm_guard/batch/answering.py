@@ -1,0 +1,152 @@
+"""Rows answered by a guarded model in this process; an answer is kept with the proof that it was guarded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from lvlm_guard.batch.plan import How
+from lvlm_guard.batch.rows import Row
+from lvlm_guard.errors import GuardError, UnprovedError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lvlm_guard.engine.trace import GuardTrace
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of a row.
+
+    Args:
+        text: of the answer; None where there is an error.
+        error: why there is no answer.
+        method: that guarded it, and with which knobs, the matcher's version among them.
+        knobs: of the method.
+        tokens: of the answer that were assembled: all of it, its end included.
+        trace: what the guard did, in numbers.
+    """
+
+    text: str | None = None
+    error: str | None = None
+    method: str | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    trace: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str | None:
+        """Of method and knobs; equal for answers that were guarded alike."""
+        if self.method is None:
+            return None
+        told = json.dumps([self.method, self.knobs], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+class Local:
+    """A guarded model.
+
+    Args:
+        how: it answers.
+        device: it runs on.
+
+    Raises:
+        GuardError: it can't be loaded or guarded.
+    """
+
+    def __init__(self, how: How, device: str = "auto") -> None:
+        from lvlm_guard.api import guard, resolve
+        from lvlm_guard.pretrained import load_model
+
+        self._how = how
+        loaded = load_model(how.model, device=device, dtype=how.dtype, adapter=how.adapter, revision=how.revision)
+        self._model, self._processor = guard(*loaded, resolve(how.method, how.knobs), execution=how.execution)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Answered]:
+        """Return what became of rows, in order.
+
+        Raises:
+            UnprovedError: an answer was not guarded.
+        """
+        found: list[Answered] = [Answered(error=row.error) for row in rows]
+        waiting: list[tuple[int, Row, list[Image]]] = []
+        for place, row in enumerate(rows):
+            if not row.error:
+                try:
+                    waiting.append((place, row, row.images()))
+                except GuardError as error:
+                    found[place] = Answered(error=str(error))
+            if len(waiting) == self._how.batch or (waiting and place == len(rows) - 1):
+                for (where, _, _), one in zip(waiting, self._answers(waiting), strict=True):
+                    found[where] = one
+                waiting = []
+        return found
+
+    def _answers(self, asked: Sequence[tuple[int, Row, list[Image]]]) -> list[Answered]:
+        """Answer together; where that fails, each alone, so that the fault stays with its own row."""
+        import torch
+
+        try:
+            return self._together([row.prompt for _, row, _ in asked], [images for _, _, images in asked])
+        except UnprovedError:
+            raise
+        except (GuardError, torch.OutOfMemoryError) as error:
+            if len(asked) == 1:
+                return [Answered(error=f"{type(error).__name__}: {error}")]
+        with suppress(RuntimeError, AssertionError):
+            torch.cuda.empty_cache()
+        return [one for each in asked for one in self._answers([each])]
+
+    def _together(self, prompts: list[str], pictures: list[list[Image]]) -> list[Answered]:
+        from lvlm_guard.pretrained import ask, spoken
+
+        inputs = ask(self._processor, pictures, prompts).to(self._model.device, dtype=self._model.dtype)
+        settings: dict[str, Any] = {"max_new_tokens": self._how.max_new_tokens, "do_sample": False}
+        settings |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        output = self._model.generate(**inputs, **settings, return_dict_in_generate=True)
+        trace: GuardTrace = output.guard
+        if not trace.guarded or len(trace.steps) != len(prompts):
+            raise UnprovedError(f"generate() did not guard all of {len(prompts)} answers: {trace.notes}")
+        starts = [0, *accumulate(map(len, pictures))]
+        start = inputs["input_ids"].shape[1]
+        return [
+            Answered(
+                spoken(self._processor, row[: len(steps)]).strip(),
+                None,
+                trace.method,
+                trace.knobs,
+                len(steps),
+                told(trace, number, range(starts[number], starts[number + 1])),
+            )
+            for number, (row, steps) in enumerate(zip(output.sequences[:, start:].tolist(), trace.steps, strict=True))
+        ]
+
+
+def told(trace: GuardTrace, number: int, pictures: range) -> dict[str, Any]:
+    """Return a trace in a few numbers.
+
+    Args:
+        trace: of a batch.
+        number: of the answer in it.
+        pictures: the indices of its pictures.
+    """
+    steps = trace.steps[number]
+    apart = [step.divergence for step in steps if step.divergence is not None]
+    return {
+        "execution": trace.execution,
+        "decided": sum(step.decided for step in steps),
+        "overruled": sum(step.overruled is not None for step in steps),
+        "divergence": sum(apart) / len(apart) if apart else None,
+        "matches": [
+            {"score": match.get("score"), "kept": match.get("kept")}
+            for match in trace.matches
+            if match.get("image") in pictures
+        ],
+        "notes": trace.notes,
+    }
