@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import logging
 import os
 import platform
 import sys
@@ -108,10 +109,11 @@ def quiet_libraries() -> None:
     """Keep transformers' and the hub's progress bars and advice out of our output; their errors stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
-    from transformers.utils import logging
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def installed(package: str) -> str | None:
