@@ -8,7 +8,7 @@ probability that each claim holds (`vote` asks for it). Read in this order:
 - `text`, `relevance`: AGLA's arithmetic without any model: text preparation, GradCAM, heat map, mask.
 - `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
 - `attention`: the model's own attention, which `focus` may take instead of a matcher.
-- `detector`, `asking`: closed-set detectors, and what a text asks of them.
+- `detector`, `open_detector`, `asking`: detectors of a set of labels, or of any phrase, and what a text asks of them.
 - `combined`: several matchers as one ("detector+blip-itm").
 - `foreign`: any callable of the caller's own as a matcher.
 - `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
@@ -44,6 +44,7 @@ REGISTRY = Registry(
         "clip": "lvlm_guard.adapters.matchers.clip:ClipMatcher",
         "dual-prompt": "lvlm_guard.adapters.matchers.clip:DualPromptMatcher",
         "detector": "lvlm_guard.matching.detector:DetectorMatcher",
+        "open-detector": "lvlm_guard.matching.open_detector:OpenDetector",
         "ranker": "lvlm_guard.adapters.matchers.ranker:RankerMatcher",
     },
 )

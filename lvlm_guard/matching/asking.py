@@ -33,6 +33,9 @@ _COUNT = re.compile(
     rf"{_WHERE}\s*[?.!]*\s*",
     re.IGNORECASE,
 )
+LONGEST = 4
+"""Words of a thing that an open-vocabulary detector is asked about."""
+
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _NUMBERS = {word: number for number, word in enumerate(_WORDS)} | {"zero": 0}
 
@@ -70,22 +73,23 @@ class Asked:
 
 
 @lru_cache(maxsize=4096)
-def asked(text: str, known: frozenset[str]) -> Asked:
+def asked(text: str, known: frozenset[str], anything: bool = False) -> Asked:
     """Return what a text asks.
 
     Args:
         text: a claim or a question.
         known: the objects that can be told: names of COCO's vocabulary, or others by their own.
+        anything: whether anything of up to four words can be told, where a text asks whether, or how many, are there.
     """
     spellings = _spellings(known)
     found = _THERE.fullmatch(text)
     if found:
-        name, exact = spellings.get(spelled(found["name"] or found["shown"]), (None, False))
+        name, exact = _named(found["name"] or found["shown"], spellings, anything)
         if name is not None:
             return Asked("exists" if exact else "needs", (name,))
     found = _COUNT.fullmatch(text)
     if found and (number := _number(found["number"])) is not None:
-        name, exact = spellings.get(spelled(found["name"]), (None, False))
+        name, exact = _named(found["name"], spellings, anything)
         if name is not None:
             rule = (found["rule"] or "").strip().lower()
             if not exact:
@@ -95,6 +99,14 @@ def asked(text: str, known: frozenset[str]) -> Asked:
     most = 1 + max((spelling.count(" ") for spelling in spellings), default=0)
     needed = dict.fromkeys(spellings[spelling][0] for *_, spelling in named(text, words, spellings.get, most))
     return Asked("needs", tuple(needed)) if needed else Asked("nothing")
+
+
+def _named(text: str, spellings: Mapping[str, tuple[str, bool]], anything: bool) -> tuple[str | None, bool]:
+    """Return the object that is asked about, and whether the words mean no less; None: nobody can tell."""
+    name, exact = spellings.get(spelled(text), (None, False))
+    if anything and not exact and 0 < len(spelled(text).split()) <= LONGEST:
+        return spelled(text), True
+    return name, exact
 
 
 def object_of(label: str) -> str | None:

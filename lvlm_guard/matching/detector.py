@@ -89,11 +89,14 @@ class DetectorMatcher(Matcher):
                 f"The labels of {name!r} ({', '.join(map(str, told.values()))[:80]}) name no object: "
                 "set config.id2label to the names that it was trained on."
             )
-        self.known = frozenset(self._columns)
-        own = getattr(model.config, "lvlm_guard", None) or {}
-        self.platt = tuple(own.get("platt") or (1.0, -_logit(CUSTOMARY)))
+        self._settle(frozenset(self._columns), name, CUSTOMARY)
+
+    def _settle(self, known: frozenset[str], name: str, customary: float) -> None:
+        self.known = known
+        own = getattr(self.model.config, "lvlm_guard", None) or {}
+        self.platt = tuple(own.get("platt") or (1.0, -_logit(customary)))
         self.missed = float(own.get("missed", MISSED))
-        self._name = f"{name}:{_digest(model)}" + ("" if "platt" in own else ":uncalibrated")
+        self._name = f"{name}:{_digest(self.model)}" + ("" if "platt" in own else ":uncalibrated")
         self._found: Recent[bytes, Mapping[str, Boxes]] = Recent(256)
 
     @classmethod
@@ -140,7 +143,11 @@ class DetectorMatcher(Matcher):
 
     def knows(self, claims: Sequence[str]) -> list[bool]:
         """Return for which claims it has an answer: those that name a known object."""
-        return [asked(claim, self.known).kind != "nothing" for claim in claims]
+        return [self.asked(claim).kind != "nothing" for claim in claims]
+
+    def asked(self, text: str) -> Asked:
+        """Return what a text asks of it."""
+        return asked(text, self.known)
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """Return the probability that each claim holds, [n]; `ABSTAIN` where it does not know."""
@@ -148,14 +155,15 @@ class DetectorMatcher(Matcher):
 
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the probability that claim i holds in image i, [n]; one pass a distinct picture."""
-        found = self.boxes(images)
-        told = [self._holds(seen, asked(claim, self.known)) for seen, claim in zip(found, claims, strict=True)]
+        wanted = [self.asked(claim) for claim in claims]
+        found = self.boxes(images, [each.objects for each in wanted])
+        told = [self._holds(seen, each) for seen, each in zip(found, wanted, strict=True)]
         return torch.tensor(told, dtype=torch.float32).clamp(EDGE, 1 - EDGE)
 
     def objects(self, image: Image.Image, at: float = 0.5, among: Vocabulary | None = None) -> list[str]:
         """Return the objects that a picture holds with a probability of `at` or more; None: among all that it knows."""
-        (seen,) = self.boxes([image])
         names = self.known if among is None else self.known & {*among.names}
+        (seen,) = self.boxes([image], [tuple(names)])
         return sorted(name for name in names if self.probability(seen, name) >= at)
 
     def probability(self, seen: Mapping[str, Boxes], name: str, k: int = 1) -> float:
@@ -184,10 +192,11 @@ class DetectorMatcher(Matcher):
 
         Where an object is unknown or not found, the map is constant and keeps the whole picture, and a note says so.
         """
-        return [self._match(seen, text) for seen, text in zip(self.boxes(images), texts, strict=True)]
+        wanted = [self.asked(text) for text in texts]
+        found = self.boxes(images, [each.objects for each in wanted])
+        return [self._match(seen, each) for seen, each in zip(found, wanted, strict=True)]
 
-    def _match(self, seen: Mapping[str, Boxes], text: str) -> Match:
-        wanted = asked(text, self.known)
+    def _match(self, seen: Mapping[str, Boxes], wanted: Asked) -> Match:
         counts = max(1, wanted.number)
         found = [self.probability(seen, name, counts) for name in wanted.objects]
         if not found or min(found) < FOUND:
@@ -211,8 +220,14 @@ class DetectorMatcher(Matcher):
         scaled: Tensor = shown / shown.max()
         return scaled
 
-    def boxes(self, images: Sequence[Image.Image]) -> list[Mapping[str, Boxes]]:
+    def boxes(
+        self, images: Sequence[Image.Image], names: Sequence[Sequence[str]] | None = None
+    ) -> list[Mapping[str, Boxes]]:
         """Return each picture's objects with their boxes; each distinct picture is looked at once.
+
+        Args:
+            images: the pictures.
+            names: of each the objects that are asked for; what a closed set finds does not depend on them.
 
         Raises:
             LogitsError: the detector's scores hold NaN.
@@ -237,17 +252,22 @@ class DetectorMatcher(Matcher):
             raise LogitsError("The detector's scores hold NaN: its weights overflow. Load it in float32.")
         softmax = logits.shape[-1] == self.model.config.num_labels + 1
         scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
-        middle, size = places[:, :2], places[:, 2:]
-        corners = torch.cat([middle - size / 2, middle + size / 2], -1).clamp(0, 1)
-        seen = {}
-        for name, columns in self._columns.items():
-            best = scores[:, columns].amax(-1)
-            order = best.argsort(descending=True, stable=True)
-            order = order[best[order] >= LEAST]
-            kept = suppressed(corners[order])[:BOXES]
-            if len(kept):
-                seen[name] = Boxes(best[order[kept]], corners[order[kept]])
-        return seen
+        corners = corners_of(places)
+        return {name: best(scores[:, columns].amax(-1), corners) for name, columns in self._columns.items()}
+
+
+def corners_of(places: Tensor) -> Tensor:
+    """Return left, top, right and bottom of middles and sizes, in shares of the picture, [n, 4]."""
+    middle, size = places[:, :2], places[:, 2:]
+    return torch.cat([middle - size / 2, middle + size / 2], -1).clamp(0, 1)
+
+
+def best(scores: Tensor, corners: Tensor) -> Boxes:
+    """Return the boxes that are kept of an object, by their scores [n] and corners [n, 4]."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= LEAST]
+    kept = order[suppressed(corners[order])[:BOXES]]
+    return Boxes(scores[kept], corners[kept])
 
 
 def suppressed(boxes: Tensor, overlap: float = OVERLAP) -> Tensor:
@@ -276,9 +296,9 @@ def _digest(model: PreTrainedModel) -> str:
     """Return what tells weights, labels and calibration: the heads of the last layers, and the config's own."""
     import hashlib
 
-    own = getattr(model.config, "lvlm_guard", None)
+    own = sorted((getattr(model.config, "lvlm_guard", None) or {}).items())  # a saved config has another order
     told = hashlib.blake2b(f"{model.config.id2label} {own}".encode(), digest_size=6)
     for name, value in sorted(model.state_dict().items()):
-        if "class" in name or "score_head" in name:
+        if any(part in name for part in ("class", "score_head", "bbox_embed")):
             told.update(value.detach().float().cpu().numpy().tobytes())
     return told.hexdigest()

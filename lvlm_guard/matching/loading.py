@@ -39,6 +39,9 @@ DETECTORS = frozenset(
 # fmt: on
 """Model types of `AutoModelForObjectDetection` that answer with `logits` and `pred_boxes`."""
 
+OPEN_DETECTORS = frozenset(["grounding-dino", "mm-grounding-dino", "owlv2", "owlvit"])
+"""Model types of `AutoModelForZeroShotObjectDetection` that `open-detector` reads."""
+
 _lock = RLock()
 _held: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
 """What is shared, by whom it is for: a model, and goes with it, or the whole process (`REGISTRY`)."""
@@ -118,6 +121,8 @@ def held_in(place: str) -> str | None:
     except (OSError, ValueError):
         return None  # what reads it as a BLIP says what is amiss
     kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind in OPEN_DETECTORS:
+        return "open-detector"
     return "detector" if kind in DETECTORS else {"clip": "clip", "blip": "blip-itm"}.get(str(kind))
 
 

@@ -175,5 +175,6 @@ def test_boxes_are_those_of_the_post_processing_and_a_folder_answers_alike(kind,
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = load_matcher(str(tmp_path))
+    assert again.version.partition(":")[2] == matcher.version.partition(":")[2]
     claims = ["is there a dog?", "are there two people?", "is there a couch?"]
     torch.testing.assert_close(again.support(picture, claims), matcher.support(picture, claims))
