@@ -175,7 +175,22 @@ class ClipMatcher(AdapterMatcher):
         model = self.retriever.model
         said = self._text_features(texts).to(model.device)
         pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype)
-        kept: list[Tensor] = []
+        seen, scores, shown = self._shown(pixels, said)
+        for key, row in zip(keys, seen.detach().cpu(), strict=True):
+            self._images.put(key, row.clone())  # so that claims about it need the tower no more
+        cam = shown.view(-1, self._cells, self._cells)
+        constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
+        maps = heat_map(cam, self.side).cpu()
+        cosines = scores.detach().float().cpu()
+        if not bool(torch.isfinite(cosines).all()):
+            raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
+        calibrated = self.retriever.card.calibration is not None
+        scored = self._probability(cosines) if calibrated else cosines
+        return [Match(maps[k].clone(), float(scored[k]), _note(calibrated, constant[k])) for k in range(len(maps))]
+
+    def _shown(self, pixels: Tensor, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features of pictures [n, d], their cosines with texts [n], and what each patch shows [n, patches]."""
+        model, kept = self.retriever.model, list[Tensor]()
         hooks = [self._layers[0].register_forward_pre_hook(_begin)]
         hooks += [
             layer.self_attn.register_forward_hook(lambda _module, _args, output: kept.append(output[1]))
@@ -189,17 +204,7 @@ class ClipMatcher(AdapterMatcher):
         finally:
             for hook in hooks:
                 hook.remove()
-        for key, row in zip(keys, seen.detach().cpu(), strict=True):
-            self._images.put(key, row.clone())  # so that claims about it need the tower no more
-        cam = gathered(kept, slopes, self._cells**2).view(-1, self._cells, self._cells)
-        constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
-        maps = heat_map(cam, self.side).cpu()
-        cosines = scores.detach().float().cpu()
-        if not bool(torch.isfinite(cosines).all()):
-            raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
-        calibrated = self.retriever.card.calibration is not None
-        scored = self._probability(cosines) if calibrated else cosines
-        return [Match(maps[k].clone(), float(scored[k]), _note(calibrated, constant[k])) for k in range(len(maps))]
+        return seen, scores, gathered(kept, slopes, self._cells**2)
 
     def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [digest(image) for image in images]
@@ -259,7 +264,7 @@ def _digest(retriever: DualPromptRetriever, layers: int) -> str:
     """Return what tells the weights and settings: the card, and every tensor beside the CLIP, or the CLIP's heads."""
     told: Any = hashlib.blake2b(f"{retriever.card!r}, map of {layers} layers".encode(), digest_size=6)
     for name, value in sorted(retriever.model.state_dict().items()):
-        if "dual_prompt_" in name or name.endswith("_projection.weight"):
+        if "dual_prompt_" in name or "_model.head." in name or name.endswith("_projection.weight"):
             told.update(value.detach().float().cpu().numpy().tobytes())
     return str(told.hexdigest())
 

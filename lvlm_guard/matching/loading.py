@@ -123,7 +123,7 @@ def held_in(place: str) -> str | None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind in OPEN_DETECTORS:
         return "open-detector"
-    return "detector" if kind in DETECTORS else {"clip": "clip", "blip": "blip-itm"}.get(str(kind))
+    return "detector" if kind in DETECTORS else {"clip": "clip", "siglip": "siglip", "blip": "blip-itm"}.get(str(kind))
 
 
 def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
