@@ -10,8 +10,8 @@ How it is measured:
 - A block's times are summed, guarded over plain is one ratio a block, and the value is the median over
   blocks with a 95 % bootstrap interval. Blocks rather than calls, because most yes/no questions are
   decided without the second view: a median over calls would show their cost alone.
-- The plain arm is plain: model and processor without a guard. `time_ratio` is of `generate()`;
-  `request_ratio` counts the processor too.
+- The plain arm is plain: model and processor without a guard. Each guarded one has copies that share the weights and
+  are guarded once, as a user's are. `time_ratio` is of `generate()`; `request_ratio` counts the processor too.
 - Counts of forwards and masks come from untimed calls of the same kind: a timed call keeps no trace.
 
 - `workloads`: what is asked: captions and yes/no questions, of the embedded world or of a folder's pictures.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +109,7 @@ class Bench:
     """Measures arms on one model.
 
     Args:
-        model: not guarded; it is guarded and freed between calls, outside the clock.
+        model: not guarded; each guarded arm has a copy of its own, which shares the weights.
         processor: likewise.
         name: of the model, in the rows.
         blocks: repetitions that count, per workload.
@@ -133,6 +134,7 @@ class Bench:
         self.warm = warm
         self.tick = tick
         self._numbers = itertools.count(1)
+        self._guarded: dict[Arm, tuple[Any, Any]] = {}
         self.raised: dict[str, str] = {}
         """What peers raised, by their arm's name; they are not measured."""
 
@@ -221,17 +223,17 @@ class Bench:
 
     def _call(self, workload: Workload, arm: Arm, call: int) -> tuple[float, float, int]:
         """Answer once; returns seconds of generate(), with the processor, and the number of new tokens."""
-        self._put_on(arm)
+        model, processor = self._pair(arm)
         pictures = [stamped(picture, next(self._numbers)) for picture in workload.pictures(call)]
         prompts = workload.prompts(call)
         if arm.peer:
             return self._asked_of_peer(workload, arm, pictures, prompts)
         self._wait()
         began = time.perf_counter()
-        inputs = self._inputs(pictures, prompts)
+        inputs = self._inputs(processor, pictures, prompts)
         self._wait()
         ready = time.perf_counter()
-        sequences = self.model.generate(**inputs, max_new_tokens=workload.new_tokens, do_sample=False)
+        sequences = model.generate(**inputs, max_new_tokens=workload.new_tokens, do_sample=False)
         self._wait()
         end = time.perf_counter()
         return end - ready, end - began, self._tokens(sequences, inputs["input_ids"].shape[1])
@@ -251,13 +253,13 @@ class Bench:
 
     def _counts(self, workload: Workload, arm: Arm) -> list[Row]:
         """Return the mean counts of a call, from untimed calls."""
-        self._put_on(arm)
+        model, processor = self._pair(arm)
         names = ("global_forwards", "local_forwards", "local_tokens", "masks")
         sums = dict.fromkeys(names, 0)
         calls = min(self.blocks * workload.calls, 96)
         for call in range(calls):
-            inputs = self._inputs(workload.pictures(call), workload.prompts(call))
-            output = self.model.generate(
+            inputs = self._inputs(processor, workload.pictures(call), workload.prompts(call))
+            output = model.generate(
                 **inputs, max_new_tokens=workload.new_tokens, do_sample=False, return_dict_in_generate=True
             )
             for name in names:
@@ -266,24 +268,29 @@ class Bench:
 
     def _peak(self, workload: Workload, arm: Arm) -> float:
         """Return the process's peak memory (the device's on CUDA) over one call, in MiB."""
-        self._put_on(arm)
         self._call(workload, arm, 0)  # loads what is loaded once
         read = peak_meter(self.model.device)
         self._call(workload, arm, 0)
         return read()
 
-    def _put_on(self, arm: Arm) -> None:
-        from lvlm_guard.api import guard, unguard
+    def _pair(self, arm: Arm) -> tuple[Any, Any]:
+        """Return the model and the processor of an arm: as they came, or copies that share their weights, guarded once.
 
-        unguard(self.model)
-        unguard(self.processor)
-        if arm.method is not None:
-            guard(self.model, self.processor, arm.method, execution=arm.execution)
+        A user guards once too: to guard before each call would empty what Python keeps of a class, and time that.
+        """
+        from lvlm_guard.api import guard
 
-    def _inputs(self, pictures: list[Image.Image], prompts: list[str]) -> Any:
+        if arm.method is None:
+            return self.model, self.processor
+        if arm not in self._guarded:
+            copies = copy.copy(self.model), copy.copy(self.processor)
+            self._guarded[arm] = guard(*copies, arm.method, execution=arm.execution)
+        return self._guarded[arm]
+
+    def _inputs(self, processor: Any, pictures: list[Image.Image], prompts: list[str]) -> Any:
         from lvlm_guard.pretrained import ask
 
-        inputs = ask(self.processor, [[picture] for picture in pictures], prompts)
+        inputs = ask(processor, [[picture] for picture in pictures], prompts)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def _tokens(self, sequences: Any, prompt: int) -> int:

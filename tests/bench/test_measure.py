@@ -133,13 +133,18 @@ def test_counts_are_those_of_the_traces(measured: tuple[Bench, list[dict[str, An
     assert found["question", "vote", "auto", "local_forwards"] == 0
 
 
-def test_the_model_is_left_guarded_by_the_last_arm_only_and_can_be_freed(
+def test_each_arm_has_a_pair_of_its_own_that_shares_the_weights_and_the_plain_one_stays_plain(
     measured: tuple[Bench, list[dict[str, Any]]],
 ) -> None:
     bench, _ = measured
-    bench._put_on(Arm("greedy"))
-    assert type(bench.model).__name__ == "LlavaForConditionalGeneration"
-    assert "_lvlm_guard" not in vars(bench.model)
+    plain, _ = bench._pair(Arm("greedy"))
+    assert plain is bench.model
+    assert type(plain).__name__ == "LlavaForConditionalGeneration"
+    assert "_lvlm_guard" not in vars(plain)
+    pairs = [bench._pair(arm) for arm in arms_of([AGLA, methods.Vote()], ["auto", "batched"])[1:]]
+    assert len({id(model) for model, _ in pairs}) == 3
+    assert all(model.lm_head.weight is plain.lm_head.weight for model, _ in pairs)
+    assert all("_lvlm_guard" in vars(model) for model, _ in pairs)
 
 
 def test_each_timed_call_sees_a_new_picture(measured: tuple[Bench, list[dict[str, Any]]]) -> None:
@@ -148,9 +153,9 @@ def test_each_timed_call_sees_a_new_picture(measured: tuple[Bench, list[dict[str
     seen: list[bytes] = []
     inner = bench._inputs
 
-    def spy(pictures: list[Image.Image], prompts: list[str]) -> Any:
+    def spy(processor: Any, pictures: list[Image.Image], prompts: list[str]) -> Any:
         seen.extend(picture.tobytes() for picture in pictures)
-        return inner(pictures, prompts)
+        return inner(processor, pictures, prompts)
 
     bench._inputs = spy  # type: ignore[method-assign]
     try:
