@@ -13,6 +13,7 @@ probability that each claim holds (`vote` asks for it). Read in this order:
 - `foreign`: any callable of the caller's own as a matcher.
 - `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
 - `vocabulary`, `claims`: which objects a half-written answer is about to name (no model, no torch).
+- `polling`: a call's matcher, asked about each text once; `voting`: what its answers weigh, here and in serving.
 - `memory`: bounded caches keyed by content.
 
 Other packages bring matchers by the entry point `lvlm_guard.matchers`: a subclass of `Matcher`.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 
 from lvlm_guard.matching.vocabulary import Vocabulary
 
@@ -48,3 +50,23 @@ def yes_no_claim(question: str) -> str | None:
     if " or " in re.sub(r"\b(yes or no|or not|or more|or less)\b", "", plain):
         return None
     return asked
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer may claim.
+
+    Args:
+        yes: what "yes" would claim; None where the question wants no yes or no.
+        objects: whether it may name objects too, or alone.
+    """
+
+    yes: str | None
+    objects: bool
+
+
+@lru_cache(maxsize=1024)
+def wanted(question: str, claim: str | None = None) -> Wanted:
+    """Return what the answer to a question may claim; `claim` is what "yes" would, where the caller says so."""
+    yes = claim or yes_no_claim(question)
+    return Wanted(yes, yes is None or not (claim or wants_nothing_else(question)))

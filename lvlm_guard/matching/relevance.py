@@ -193,3 +193,17 @@ def _best(relevance: Tensor, last: Callable[[int], int]) -> Tensor:
         )
     # the value ranked `index` from the top is the (pixels - index)-th smallest; no full sort is needed
     return relevance >= relevance.flatten().kthvalue(pixels - last(pixels)).values
+
+
+def kept_tokens(relevance: Tensor, share: float) -> Tensor:
+    """Mark the most relevant share of a picture's tokens, [n] bool: at least one, the earlier of equals.
+
+    Args:
+        relevance: [n]; infinite for tokens that show nothing of the picture, which stay and are not counted.
+        share: above 0 to 1.
+    """
+    kept = relevance.isinf()
+    counted = (~kept).nonzero().flatten()
+    best = relevance[counted].argsort(descending=True, stable=True)[: max(round(len(counted) * share), 1)]
+    kept[counted[best]] = True
+    return kept

@@ -197,6 +197,18 @@ TEMPLATE = "is there {article} {object} in the image?"
 """The claim about an object that matchers know best; {article} is its "a" or "an"."""
 
 
+def check_template(template: str) -> None:
+    """Raise `KnobError` unless a claim about an object can be made of a template."""
+    try:
+        if "dog" not in template.format(article="a", object="dog"):
+            raise KeyError("object")
+    except (KeyError, IndexError, ValueError) as error:
+        raise KnobError(
+            f"The template {template!r} can't be filled in ({error}): write {{object}}, and {{article}} where its 'a' "
+            f"or 'an' belongs, such as {TEMPLATE!r}."
+        ) from error
+
+
 @lru_cache(maxsize=4096)
 def claim_about(name: str, template: str = TEMPLATE) -> str:
     """Return the claim that the picture holds an object."""

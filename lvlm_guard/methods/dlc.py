@@ -29,7 +29,7 @@ from lvlm_guard.engine.method import Single, Step
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.claims import pieces_of
 from lvlm_guard.matching.polling import Poll
-from lvlm_guard.matching.questions import wants_nothing_else, yes_no_claim
+from lvlm_guard.matching.questions import wanted
 from lvlm_guard.matching.views import matcher_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def _said(step: Step, row: int, tokens: list[int]) -> tuple[int, list[str], dict
     """Return the request, its running text at the last steps, and place -> what a token makes of it, and is alone."""
     call, request, prefix = step.call, step.request[row], step.prefix(row)
     pieces, views = pieces_of(call.tokenizer), call.requests()[request]
-    question = yes_no_claim(views[0].text) if views and wants_nothing_else(views[0].text) else None
+    asked = wanted(views[0].text if views else "")
+    question = None if asked.objects else asked.yes
     if not views or not call.ends.isdisjoint(prefix) or (question is None and len(prefix) < WINDOW):
         return request, [], {}
     steps = range(max(WINDOW, len(prefix) - WINDOW + 1), len(prefix) + 1)

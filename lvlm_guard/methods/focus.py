@@ -23,6 +23,7 @@ from lvlm_guard.engine.method import Branch, Complement
 from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import Attention, attended
 from lvlm_guard.matching.cells import token_relevance
+from lvlm_guard.matching.relevance import kept_tokens
 from lvlm_guard.matching.views import check_share, matcher_of, matches_of
 
 if TYPE_CHECKING:
@@ -116,17 +117,3 @@ class Focus(Complement):
             if kept:
                 hides[request, places] = ~torch.cat(kept).to(places.device)
         return hides
-
-
-def kept_tokens(relevance: Tensor, share: float) -> Tensor:
-    """Mark the most relevant share of a picture's tokens, [n] bool: at least one, the earlier of equals.
-
-    Args:
-        relevance: [n]; infinite for tokens that show nothing of the picture, which stay and are not counted.
-        share: above 0 to 1.
-    """
-    kept = relevance.isinf()
-    counted = (~kept).nonzero().flatten()
-    best = relevance[counted].argsort(descending=True, stable=True)[: max(round(len(counted) * share), 1)]
-    kept[counted[best]] = True
-    return kept

@@ -12,7 +12,6 @@ sampler's random stream is left alone. `mode="official"` reproduces the release 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_alpha, check_beta
 from lvlm_guard.engine.method import Branch, Contrast
+from lvlm_guard.engine.pixels import noise, units
 from lvlm_guard.errors import KnobError, MissingViewError, UnsupportedCallError
 
 if TYPE_CHECKING:
@@ -33,48 +33,6 @@ def kept_share(step: int) -> float:
     """Return the share of the picture's variance left after `step` diffusion steps (0.7448 at 500)."""
     rate = torch.sigmoid(torch.linspace(-6, 6, SCHEDULE, dtype=torch.float64)) * (5e-3 - 1e-5) + 1e-5
     return float(torch.cumprod(1 - rate, dim=0)[step])
-
-
-def _generator(seed: int, pixels: Tensor) -> torch.Generator:
-    """Return a generator that the seed and the picture fix, so that batching changes no picture's noise."""
-    digest = hashlib.blake2b(pixels.detach().float().cpu().numpy().tobytes(), digest_size=7)
-    digest.update(str(seed).encode())
-    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))
-
-
-def units(tensors: dict[str, Tensor]) -> list[Tensor]:
-    """Return the pixels as views of their tensors that depend on no neighbour in the batch.
-
-    A unit is a picture where patches come with a grid [pictures, 3], and else what stands under one index of the
-    first axis, without the zeros that pad it to its neighbours' tiles and sizes.
-    """
-    found = []
-    for key, pixels in tensors.items():
-        if not pixels.is_floating_point() or "mask" in key:
-            continue
-        grids = [grid.prod(-1) for name, grid in tensors.items() if name.endswith("grid_thw")]
-        if grids and int(grids[0].sum()) == len(pixels):
-            found += list(pixels.split(grids[0].tolist()))
-            continue
-        padded = pixels.ndim > 4 or len(tensors) > 1
-        for unit in pixels.split(1):
-            for axis in range(1, unit.ndim) if padded else ():
-                used = unit.transpose(0, axis).flatten(1).abs().amax(-1).nonzero()
-                unit = unit.narrow(axis, 0, int(used.max()) + 1 if len(used) else 1)
-            found.append(unit)
-    return found
-
-
-def _normal(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw standard normal noise for one unit, in float32 on the generator's device.
-
-    A still picture stands in two time slices of its patches [patches, 3 * 2 * side * side]; both get the same.
-    """
-    side = (pixels.shape[-1] / 6) ** 0.5
-    if pixels.ndim == 2 and side == int(side):
-        one = torch.randn(len(pixels), 3, 1, int(side) ** 2, generator=generator, device=generator.device)
-        return one.expand(-1, -1, 2, -1).reshape(pixels.shape)
-    return torch.randn(pixels.shape, generator=generator, device=generator.device)
 
 
 @dataclass(frozen=True)
@@ -138,6 +96,5 @@ class VCD(Contrast):
                 "pictures, such as 'agla'."
             )
         for pixels in found:
-            noise = _normal(pixels, _generator(self.seed, pixels)).to(pixels.device)
-            pixels.copy_(kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise)
+            pixels.copy_(kept**0.5 * pixels.float() + (1 - kept) ** 0.5 * noise(pixels, self.seed))
         return changed

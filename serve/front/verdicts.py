@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 
-from lvlm_guard.methods.vote import Vote, claim_about
+from lvlm_guard.matching.vocabulary import claim_about
+from lvlm_guard.methods.vote import Vote
 from lvlm_guard.proof import FIELD
 from lvlm_guard.serve.front.guards import Guards
 from lvlm_guard.serve.vote.ballot import served_vocabulary

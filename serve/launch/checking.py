@@ -13,7 +13,8 @@ import httpx
 from PIL import Image
 
 from lvlm_guard.errors import KnobError, did_you_mean
-from lvlm_guard.methods.vote import Vote, claim_about
+from lvlm_guard.matching.vocabulary import claim_about
+from lvlm_guard.methods.vote import Vote
 from lvlm_guard.proof import CHECKS
 from lvlm_guard.serve.errors import MaskdError, ServeError
 from lvlm_guard.serve.front.names import Names

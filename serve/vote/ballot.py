@@ -19,8 +19,10 @@ from lvlm_guard.engine.assembly import check_alpha, check_beta
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.claims import Choice
-from lvlm_guard.matching.questions import wants_nothing_else, yes_no_claim
-from lvlm_guard.methods.vote import Vote, claim_about, log_odds, odds_of
+from lvlm_guard.matching.questions import wanted, yes_no_claim
+from lvlm_guard.matching.vocabulary import claim_about
+from lvlm_guard.matching.voting import QUESTION, odds_of
+from lvlm_guard.methods.vote import Vote
 from lvlm_guard.serve.engine.arguments import OTHERS, TWIN
 from lvlm_guard.serve.errors import ServeError, WireError
 from lvlm_guard.serve.wire import MOST_SCORES, pack_scores, unpack_scores
@@ -52,17 +54,20 @@ class Ballot:
     Args:
         lam: weight of the votes.
         beta: plausibility cut.
-        support: object -> probability that the picture holds it; empty where a yes/no question is all that is asked.
-        yes: log-odds (nats) of the question, for the tokens that start "yes"; None where none is asked.
+        support: object, or `QUESTION` where a yes/no question is asked, -> probability that it holds.
     """
 
     lam: float
     beta: float
     support: Mapping[str, float]
-    yes: float | None
+
+    @property
+    def objects(self) -> bool:
+        """Whether objects are voted on."""
+        return not self.support.keys() <= {QUESTION}
 
     def votes(self, choice: Choice) -> list[tuple[int, float]]:
-        """Return each token's vote on objects, weighed, in nats."""
+        """Return each token's vote, weighed, in nats."""
         votes = [(token, self.lam * odds) for token, (_, odds) in odds_of(choice, self.support, Vote.again).items()]
         return votes + [(token, self.lam * Vote.ends) for token in choice.ends]
 
@@ -83,17 +88,15 @@ def claims_of(question: str) -> tuple[str, ...]:
     Args:
         question: the last user turn's text.
     """
-    asked = yes_no_claim(question)
-    if asked is None:
-        return tuple(_claims(_served()))
-    return (asked,) if wants_nothing_else(question) else tuple(dict.fromkeys((asked, *_claims(_served()))))
+    asked = wanted(question)
+    objects = _claims(_served()) if asked.objects else ()
+    return tuple(dict.fromkeys(([] if asked.yes is None else [asked.yes]) + [*objects]))
 
 
 def kinds_of(question: str) -> str:
     """Return what kinds of claims a question's answer is voted on: "objects", "question" or "question+objects"."""
-    if yes_no_claim(question) is None:
-        return "objects"
-    return "question" if wants_nothing_else(question) else "question+objects"
+    asked = wanted(question)
+    return "+".join(["question"] * (asked.yes is not None) + ["objects"] * asked.objects)
 
 
 def ballot_arguments(vote: Vote, question: str, scores: Mapping[str, float]) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def ballot_arguments(vote: Vote, question: str, scores: Mapping[str, float]) -> 
         question: the last user turn's text.
         scores: of `claims_of(question)`.
     """
-    asked = yes_no_claim(question)
+    asked = wanted(question).yes
     made: dict[str, Any] = {"guard": Vote.name, "guard_lam": vote.lam, "guard_beta": vote.beta}
     made["guard_scores"] = pack_scores(list(scores), list(scores.values()))
     return made if asked is None else made | {"guard_claim": asked}
@@ -147,22 +150,21 @@ def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
     scores = given["guard_scores"]
     if not isinstance(scores, str):
         unpack_scores(scores)  # says what is wrong
-    return Ballot(lam, beta, *_read(scores, given.get("guard_claim"), _served()))
+    return Ballot(lam, beta, _read(scores, given.get("guard_claim"), _served()))
 
 
 @lru_cache(maxsize=64)
-def _read(text: str, asked: Any, objects: Listed) -> tuple[Mapping[str, float], float | None]:
-    """Return the support of objects, and the log-odds of the question.
+def _read(text: str, asked: Any, objects: Listed) -> Mapping[str, float]:
+    """Return the support of objects and of the question.
 
     A request is read where it is admitted and again where it is taken into a batch, which may be one process.
     """
     scores, claims = unpack_scores(text), _claims(objects)
     if asked is None or (isinstance(asked, str) and asked in scores and yes_no_claim(asked) == asked):
-        yes, own = (None, set()) if asked is None else (log_odds(scores[asked]), {asked})
-        if scores.keys() == claims.keys() | own:
-            return {name: scores[claim] for claim, name in claims.items()}, yes
-        if own and scores.keys() == own:
-            return {}, yes
+        own = {} if asked is None else {QUESTION: asked}
+        for named in ({name: claim for claim, name in claims.items()} | own, own):
+            if named and scores.keys() == set(named.values()):
+                return {name: scores[claim] for name, claim in named.items()}
     missing, foreign = claims.keys() - scores.keys(), scores.keys() - claims.keys()
     raise WireError(
         f"guard_scores are of {len(scores)} claims, which are neither a yes/no question nor the server's vocabulary "

@@ -1,7 +1,7 @@
 """One step of `vote` over a batch: which rows are undecided, what their survivors name, and the votes.
 
-The same rule as `lvlm_guard.methods.Vote` (its functions, and the same trie), with the scores given by each
-request instead of asked from a matcher.
+The same rule as `lvlm_guard.methods.Vote` (by `lvlm_guard.matching.voting`), with the scores given by each request
+instead of asked from a matcher.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import cut, plausible
-from lvlm_guard.matching.claims import finder_of
-from lvlm_guard.matching.questions import YES
-from lvlm_guard.methods.vote import undecided, voted
+from lvlm_guard.matching.voting import QUESTION, Naming, undecided, voted
 from lvlm_guard.serve.allowed import guard_allowed
 from lvlm_guard.serve.overruled import preferred_others
 
@@ -42,8 +40,7 @@ class Counting:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
-        self._objects = finder_of(tokenizer, vocabulary)
-        self._yes = finder_of(tokenizer, YES)
+        self._naming = Naming(tokenizer, vocabulary)
 
     def __call__(
         self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes, seen: Seen | None = None
@@ -84,15 +81,10 @@ class Counting:
         if survivors:
             answers = prefixes([rows[i] for i in survivors])
             for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
-                votes += [(i, *vote) for vote in self._votes(ballots[rows[i]], answer, tokens)]
+                ballot = ballots[rows[i]]
+                choice = self._naming.choice(answer, tokens, ballot.objects, QUESTION in ballot.support)
+                votes += [(i, *vote) for vote in ballot.votes(choice)]
         assembled = cut(voted(plain, votes), plain, keep)
         if seen is not None:
             seen(rows, preferred_others(assembled, plain) if votes else None)
         logits[index] = assembled
-
-    def _votes(self, ballot: Ballot, answer: Sequence[int], tokens: list[int]) -> list[tuple[int, float]]:
-        """Return the votes on a row's survivors, in nats."""
-        votes = dict(ballot.votes(self._objects.choice(answer, tokens))) if ballot.support else {}
-        if ballot.yes is not None:
-            votes |= dict.fromkeys(self._yes.reachable(answer, tokens), ballot.lam * ballot.yes)
-        return list(votes.items())

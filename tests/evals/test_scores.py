@@ -24,7 +24,7 @@ from lvlm_guard.evals.infer.prepare import prepare_run
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import load_matcher, local_view
-from lvlm_guard.methods.vote import log_odds
+from lvlm_guard.matching.voting import log_odds
 
 WORDS = {"yes": (60, 70, 71), "no": (61, 80)}  # a tiny model's tokens say nothing: any will do
 

@@ -17,8 +17,7 @@ from lvlm_guard.engine.call import Call
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import attended
 from lvlm_guard.matching.cells import token_relevance
-from lvlm_guard.matching.relevance import keep_share
-from lvlm_guard.methods.focus import kept_tokens
+from lvlm_guard.matching.relevance import keep_share, kept_tokens
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
 OTHERS = (

@@ -6,9 +6,10 @@ import torch
 
 from lvlm_guard import guard, methods
 from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.pixels import units
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import KnobError
-from lvlm_guard.methods.vcd import kept_share, units
+from lvlm_guard.methods.vcd import kept_share
 
 FACTORS = 0.863017, 0.505175  # of signal and noise at step 500, measured on the authors' code
 

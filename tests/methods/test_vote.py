@@ -17,7 +17,7 @@ from lvlm_guard.errors import KnobError, MissingViewError, TextError, Unsupporte
 from lvlm_guard.matching import Matcher
 from lvlm_guard.matching.claims import Choice
 from lvlm_guard.matching.vocabulary import plural
-from lvlm_guard.methods.vote import odds_of
+from lvlm_guard.matching.voting import odds_of
 
 STEPS = 10
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

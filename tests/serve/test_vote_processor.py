@@ -16,7 +16,8 @@ from lvlm_guard.errors import GuardError, LogitsError
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.claims import FAR, finder_of
 from lvlm_guard.matching.questions import yes_no_claim
-from lvlm_guard.methods.vote import claim_about
+from lvlm_guard.matching.vocabulary import claim_about
+from lvlm_guard.matching.voting import QUESTION
 from lvlm_guard.serve.vote import ballot as reading
 from lvlm_guard.serve.vote.ballot import Ballot, ballot_arguments, ballot_of, claims_of, kinds_of
 from lvlm_guard.serve.vote.counting import Counting
@@ -84,9 +85,11 @@ ballots = st.builds(
     Ballot,
     lam=st.sampled_from([0.0, 0.5, 1.0, 4.0]),
     beta=st.sampled_from([0.001, 0.05, 0.5, 1.0]),
-    support=st.fixed_dictionaries({name: st.sampled_from([0.001, 0.3, 0.5, 0.92]) for name in ("cat", "car", "dog")}),
-    yes=st.none() | st.sampled_from([-6.9, 3.0]),
-) | st.builds(Ballot, lam=st.just(1.0), beta=st.just(0.05), support=st.just({}), yes=st.sampled_from([-6.9, 3.0]))
+    support=st.fixed_dictionaries(
+        {name: st.sampled_from([0.001, 0.3, 0.5, 0.92]) for name in ("cat", "car", "dog")},
+        optional={QUESTION: st.sampled_from([0.001, 0.95])},
+    ),
+) | st.builds(Ballot, lam=st.just(1.0), beta=st.just(0.05), support=st.just({QUESTION: 0.95}))
 logits_of_rows = st.lists(st.tuples(st.integers(0, 2**32), st.none() | ballots), min_size=1, max_size=6)
 
 
@@ -105,7 +108,7 @@ def by_the_formula(logits, ballot):
     if sum(keep) > 1:
         for token, kept in enumerate(keep):
             piece = TOKENIZER.decode([token])
-            if kept and ballot.support and piece.lower() in ("t", "r"):
+            if kept and ballot.objects and piece.lower() in ("t", "r"):
                 p = ballot.support["cat" if piece.lower() == "t" else "car"]
                 z[token] += ballot.lam * math.log(p / (1 - p))
     return torch.tensor(keep), z
@@ -149,7 +152,7 @@ def test_what_a_grammar_forbids_stays_forbidden_and_something_allowed_wins(seed,
 
 
 def test_a_row_with_nothing_allowed_does_not_stop_its_neighbours():
-    ballot = Ballot(1.0, 0.5, {"cat": 0.7, "car": 0.7, "dog": 0.7}, None)
+    ballot = Ballot(1.0, 0.5, {"cat": 0.7, "car": 0.7, "dog": 0.7})
     logits = rows_of([1, 2])
     logits[0] = -math.inf
     out = counting()(logits.clone(), {0: ballot, 1: ballot}, lambda rows: [WORD for _ in rows])
@@ -161,7 +164,7 @@ def test_a_row_with_nothing_allowed_does_not_stop_its_neighbours():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_broken_logits_under_a_guard_are_an_error(bad):
-    ballot = Ballot(1.0, 0.5, {"cat": 0.7, "car": 0.7, "dog": 0.7}, None)
+    ballot = Ballot(1.0, 0.5, {"cat": 0.7, "car": 0.7, "dog": 0.7})
     logits = rows_of([1, 2])
     logits[0, 7] = bad
     with pytest.raises(LogitsError, match="NaN or infinity"):
@@ -187,8 +190,8 @@ def test_a_question_asks_for_itself_and_free_text_for_the_vocabulary(served):
 def test_a_caption_is_never_voted_on_by_nothing_but_a_yes_no_question(served, question):
     """The review's attack: a caption under `X-VOTE: on` in which no token but "yes" was ever voted on."""
     ballot = ballot_of(ballot_arguments(methods.Vote(), question, dict.fromkeys(claims_of(question), 0.9)))
-    assert ballot.support.keys() == set(NAMES)
-    assert ballot.yes == pytest.approx(math.log(9))
+    assert ballot.support.keys() == {QUESTION, *NAMES}
+    assert ballot.support[QUESTION] == pytest.approx(0.9)
     assert kinds_of(question) == "question+objects"
 
 
@@ -198,7 +201,8 @@ def test_the_claim_of_a_yes_no_question_is_known_for_one(question):
     claim = yes_no_claim(question)
     if claim is not None:
         ballot = ballot_of({"guard": "vote", "guard_claim": claim, "guard_scores": pack_scores([claim], [0.9])})
-        assert ballot.yes == pytest.approx(math.log(9))
+        assert ballot.support == {QUESTION: pytest.approx(0.9)}
+        assert not ballot.objects
 
 
 def test_plain_requests_and_other_guards_carry_no_ballot():
