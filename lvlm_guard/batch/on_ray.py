@@ -7,6 +7,7 @@ answers and the model at the same paths.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,14 @@ def on_ray(plan: Plan, out: Path, workers: int, device: str, at_once: int) -> It
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the command has one
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         gpus = bool(ray.cluster_resources().get("GPU")) and not plan.how.server
         made = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             Actor,
             batch_size=1,
-            concurrency=workers,
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_gpus=int(gpus),
             fn_constructor_args=(plan, out, device, at_once),
         )
