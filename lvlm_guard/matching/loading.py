@@ -57,8 +57,8 @@ def load_matcher(
     """Return a matcher; the same one for the same weights, device and dtype in one process.
 
     Args:
-        spec: a registered name ("blip-itm", "dual-prompt"), a folder or hub id of a BLIP image-text retrieval model, a
-            folder of an adapter, of a CLIP or of a detector, several with "+" between them ("detector+blip-itm"),
+        spec: a registered name ("blip-itm", "dual-prompt"), a folder or hub id of a BLIP image-text retrieval model,
+            a CLIP, a SigLIP or a detector, a folder of an adapter, several with "+" between them ("detector+blip-itm"),
             "embedded" for the matcher in this package, "embedded-dual-prompt", "embedded-ranker" and "embedded-clip"
             for its adapters, a matcher, any callable `(images, texts) -> list[Match]`, or None for `blip-itm`.
         model: the model it will guard; decides the device where none is given, and for `blip-itm` the weights:
@@ -93,7 +93,7 @@ def load_matcher(
     where = device_of(model) if device is None else device
     if text == "embedded":
         return shared_blip(_embedded(), where, dtype)
-    kind = held_in(text)
+    kind = held_in(text) or (_on_hub(text) if "/" in text and not Path(text).exists() else None)
     if kind is not None and kind != "blip-itm":
         return _shared_adapter(kind, text, where)
     if isinstance(spec, PathLike) or "/" in text or Path(text).is_dir():
@@ -120,6 +120,23 @@ def held_in(place: str) -> str | None:
         config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # what reads it as a BLIP says what is amiss
+    return _read_by(config)
+
+
+def _on_hub(place: str) -> str | None:
+    """Return the registered name of the matcher that a hub id holds; None where that can't be had."""
+    from transformers.utils.hub import cached_file
+
+    quiet = ("missing_entries", "gated_repo", "connection_errors")
+    try:
+        found = cached_file(place, "config.json", **{f"_raise_exceptions_for_{what}": False for what in quiet})
+        return None if found is None else _read_by(json.loads(Path(found).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _read_by(config: Any) -> str | None:
+    """Return the registered name of the matcher that reads a model by its config; None of others."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind in OPEN_DETECTORS:
         return "open-detector"
@@ -127,7 +144,7 @@ def held_in(place: str) -> str | None:
 
 
 def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
-    source = "embedded" if text.startswith(_EMBEDDED) and not Path(text).is_dir() else str(Path(text).resolve())
+    source = str(Path(text).resolve()) if Path(text).is_dir() else "embedded" if text.startswith(_EMBEDDED) else text
     matcher: Matcher = _shared(
         REGISTRY, (name, source, device), lambda: REGISTRY.get(name).from_pretrained(source, device=device)
     )

@@ -103,3 +103,16 @@ def test_a_folder_answers_alike_and_what_it_cannot_read_is_refused(matcher, tmp_
         SiglipMatcher.from_pretrained(tmp_path / "clip")
     with pytest.raises(WeightsError, match="hf download"):
         SiglipMatcher.from_pretrained("nobody/nothing")
+
+
+def test_a_hub_id_is_read_by_what_its_config_says(tmp_path, monkeypatch):
+    place = tmp_path / "models--some--siglip"
+    for part in (model(platt=[9.0, -2.5]), TOKENIZER, PROCESSOR):
+        part.save_pretrained(place / "snapshots" / ("a" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+    for name, value in (("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    assert isinstance(load_matcher("some/siglip"), SiglipMatcher)
+    with pytest.raises(WeightsError, match="some/other"):
+        load_matcher("some/other")
