@@ -96,8 +96,10 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    ready = [name for name in REGISTRY.names() if not REGISTRY.get(name).needs_statistics]
-    names = ready if methods == "all" else _listed(methods, None)
+    lacking = [name for name in REGISTRY.names() if REGISTRY.get(name).needs_statistics] if methods == "all" else []
+    names = [n for n in REGISTRY.names() if n not in lacking] if methods == "all" else _listed(methods, None)
+    if lacking:
+        say(f"Left out, since they need statistics of the model: {', '.join(lacking)}.")
     chosen = [method_of(name, None) for name in names]
     busy = _load()
     if model == "embedded" and images is None and not shape:
