@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lvlm_guard.engine.call import replaced
@@ -29,8 +30,6 @@ from lvlm_guard.matching.views import matcher_of
 from lvlm_guard.matching.vocabulary import Objects
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lvlm_guard.engine.call import Call
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import get_type_hints
 
 import pytest
 import tiny
@@ -50,6 +51,7 @@ def test_a_method_says_what_it_is(name):
     assert set(kind.changes().split(", ")) <= {"logits", "pictures", "prompt", "cache", "states"}
     assert dataclasses.is_dataclass(kind)
     assert hash(kind()) == hash(kind())
+    assert get_type_hints(kind), "the page in the browser reads the knobs' types"
 
 
 @pytest.mark.parametrize("name", NAMES)
