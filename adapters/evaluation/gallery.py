@@ -116,9 +116,9 @@ class Gallery:
         parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
         image = torch.cat(parts)
         text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
-        claims = retriever.text_features(self.claims.texts) if self.claims.names else text[:0]
+        claimed = retriever.cosines(image, self.claims.texts) if self.claims.names else image @ text[:0].T
         tau = retriever.card.temperature or retriever.model.tau
-        return Searched(self, image, text, (image @ claims.T).numpy(), tau)
+        return Searched(self, image, text, claimed.numpy(), tau)
 
 
 class Asked(NamedTuple):

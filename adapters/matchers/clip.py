@@ -143,7 +143,7 @@ class ClipMatcher(AdapterMatcher):
         """
         read = [_read(text) for text in texts]
         with self._alone():
-            return self._image_features(images) @ self._text_features(read).T
+            return self.retriever.cosines(self._image_features(images), read, self._text_features(read))
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """Return the calibrated probability that each claim holds in the picture, [n] float32 in (0, 1).
@@ -165,8 +165,11 @@ class ClipMatcher(AdapterMatcher):
         if not claims:
             return torch.empty(0)
         with self._alone():
-            texts = self._text_features([_read(claim) for claim in claims])
-            return self._probability((self._image_features(images) * texts).sum(-1))
+            read = [_read(claim) for claim in claims]
+            texts, seen = self._text_features(read), self._image_features(images)
+            if self.retriever.memory is not None:
+                return self._probability(self.retriever.cosines(seen, read, texts).diagonal())
+            return self._probability((seen * texts).sum(-1))
 
     def _probability(self, scores: Tensor) -> Tensor:
         return self.retriever.probability(scores).clamp(EDGE, 1 - EDGE)

@@ -10,13 +10,16 @@ states. The embedded world has its own, made of the words it is drawn from. A us
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from torch import stack
+from torch.nn.functional import normalize
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.vocabulary import Vocabulary, article, plural, spelled
@@ -200,6 +203,90 @@ class WordBank:
             or bool({a} & {spelled(word) for word in self.synonyms.get(other, ())})
             or bool({b} & {spelled(word) for word in self.synonyms.get(one, ())})
         )
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What may be said of things instead of their name, and what tells two of them apart.
+
+    Args:
+        classes: name -> sentences about it (CuPL, arXiv:2209.03320); an LLM's or one's own.
+        pairs: "one|other" -> [(a sentence about the one, about the other)] (FuDD, arXiv:2311.07593).
+    """
+
+    classes: Mapping[str, Sequence[str]]
+    pairs: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> Sentences:
+        """Read {"classes": {"horse": ["..."]}, "pairs": {"horse|zebra": [{"a": "...", "b": "..."}]}}.
+
+        Raises:
+            KnobError: the file can't be read, or holds something else.
+        """
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            classes = {str(name): tuple(map(str, said)) for name, said in read["classes"].items()}
+            pairs = {
+                name: tuple((str(p["a"]), str(p["b"])) for p in each) for name, each in read.get("pairs", {}).items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KnobError(
+                f"Sentences could not be read from {str(path)!r} ({error!r}). Give a JSON object such as "
+                '{"classes": {"horse": ["a large animal with a mane"]}}.'
+            ) from error
+        return cls(classes, pairs)
+
+    @classmethod
+    def of(cls, bank: WordBank) -> Sentences:
+        """Return what a word bank says: a photo of the thing, of its synonyms, and of its kind."""
+        made = {}
+        for name, kind in bank.meta_of.items():
+            said = [f"a photo of {article(word)} {word}" for word in (name, *bank.synonyms.get(name, ()))]
+            made[name] = (*said, f"{said[0]}, {article(kind)} {kind}")
+        return cls(made)
+
+    def features(self, names: Sequence[str], encode: Callable[[Sequence[str]], Any], plain: str) -> Any:
+        """Return a feature of each name, [n, d]: the normalised mean of those of its sentences; D1.
+
+        Args:
+            names: with or without sentences.
+            encode: texts -> normalised features [m, d].
+            plain: the template for names without a sentence, {article} and {object} in it.
+        """
+        said = [[*self.classes.get(name, ())] or [plain.format(article=article(name), object=name)] for name in names]
+        found = encode([text for each in said for text in each]).split([len(each) for each in said])
+        return stack([normalize(each.mean(0), dim=0) for each in found]) if len(found) else encode([])
+
+    def told_apart(
+        self, image: Any, names: Sequence[str], scores: Any, encode: Callable[[Sequence[str]], Any], k: int = 10
+    ) -> list[int]:
+        """Return which name each picture shows, by what tells the best k apart pair by pair; D2 (arXiv:2311.07593).
+
+        A name's feature among the k is the mean of its side's sentences over all pairs. Without a pair's sentences, or
+        with k = 1, the first choice stays.
+
+        Args:
+            image: [n, d] normalised.
+            names: m.
+            scores: [n, m] of the first stage.
+            encode: as of `features`.
+        """
+        chosen = []
+        for row, seen in zip(scores, image, strict=True):
+            best = [int(place) for place in row.argsort(descending=True)[:k]]
+            said: dict[int, list[str]] = {place: [] for place in best}
+            for one in best:
+                for other in best:
+                    for a, b in self.pairs.get(f"{names[one]}|{names[other]}", ()):
+                        said[one].append(a)
+                        said[other].append(b)
+            if not all(said.values()):
+                chosen.append(best[0])
+                continue
+            worth = [float(seen @ normalize(encode(said[place]).mean(0), dim=0)) for place in best]
+            chosen.append(best[worth.index(max(worth))])
+        return chosen
 
 
 def _checked(read: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal, Self, get_args
 
@@ -31,6 +32,8 @@ class RetrieverCard(Card):
         calibration: (a, b), P(match) = sigmoid(a * S + b), fitted on validation; None: not calibrated.
         configuration: the name of what was trained, for the reader.
         frame: how pictures of any shape become the CLIP's square.
+        templates: sentences of a claim about an object, instead of "a photo of a dog"; {article} and {object} in each.
+        sentences: object -> sentences that stand for the claim about it, beside those.
         temperature: of the softmax over a claim and its swaps, fitted on validation; None: the CLIP's own.
 
     Raises:
@@ -53,6 +56,8 @@ class RetrieverCard(Card):
     configuration: str = ""
     frame: Frame = "squashed"
     temperature: float | None = None
+    templates: tuple[str, ...] = ()
+    sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
@@ -82,4 +87,6 @@ class RetrieverCard(Card):
 
     @classmethod
     def _made(cls, told: dict[str, Any]) -> Self:
-        return cls(**told | {"calibration": pair(told.get("calibration"))})
+        said = {name: tuple(each) for name, each in told.get("sentences", {}).items()}
+        more = {"templates": tuple(told.get("templates", ())), "sentences": said}
+        return cls(**told | more | {"calibration": pair(told.get("calibration"))})

@@ -171,6 +171,14 @@ def claim(name: str) -> str:
     return TEMPLATE.format(article=article(name), object=name)
 
 
+def claimed(text: str) -> str | None:
+    """Return the object that a claim is about; None for another text."""
+    found = CLAIM.fullmatch(text.strip())
+    return None if found is None else found[1]
+
+
+CLAIM = re.compile(r"a photo of an? (\w[\w -]*)")
+
 Known = tuple[AbstractSet[str], AbstractSet[str]]
 """(objects that are there, objects that are absent)"""
 

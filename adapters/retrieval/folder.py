@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Inputs, load_backbone, name_of, place_of
 from lvlm_guard.adapters.loading import is_tuned, require_peft, write_adapter
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
-from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 from lvlm_guard.weights import read
 
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from lvlm_guard.adapters.prompts import DualPromptConfig
+
+
+MEMORY = "guard_memory.safetensors"
+"""What is remembered beside the adapter, where there is something."""
 
 
 def make(
@@ -97,6 +104,10 @@ def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path
     model = retriever.model
     if is_tuned(model.clip):
         write_adapter(model.clip, retriever.card.backbone, place)
+    if retriever.memory is not None:
+        held = retriever.memory
+        kept = {name: tensor.contiguous() for name, tensor in held.tensors.items()}
+        save_file(kept, place / MEMORY, {"kind": held.kind, "names": json.dumps(held.names)})
     return replace(retriever.card, adapter=is_tuned(model.clip)).write(place)
 
 
@@ -127,7 +138,17 @@ def load(
             absent="Give the folder that save_pretrained wrote.",
         )
     whole = RetrievalModel(adapted)
-    return DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, inputs)
+    made = DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, inputs)
+    if (place / MEMORY).is_file():
+        made.remember(_memory(place / MEMORY))
+    return made
+
+
+def _memory(path: Path) -> Memory:
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Memory(told["kind"], tuple(json.loads(told["names"])), tensors)
 
 
 def _adapter(clip: Any, place: Path, trainable: bool) -> PeftModel:

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.loading import is_tuned
 from lvlm_guard.adapters.retrieval.card import RetrieverCard
+from lvlm_guard.adapters.retrieval.claims import claimed
 from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, CaptionInputs, Encoder, WordWeigher, caption_inputs
 from lvlm_guard.adapters.retrieval.model import RetrievalModel, again, scaled
+from lvlm_guard.adapters.testtime import Cache
 from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.matching.vocabulary import article
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.prompts import DualPromptConfig
@@ -37,6 +41,38 @@ class WordWeight(NamedTuple):
     factor: float
 
 
+class Memory(NamedTuple):
+    """What is kept beside a CLIP to score claims by, without training.
+
+    - "cache": pictures with pseudo-labels (TFUP, arXiv:2404.16339); `keys`, `values`, `shares`, `text`, see `Cache`.
+    - "negatives": of each object features [names, k, d] of what it stands against (arXiv:2407.08966).
+
+    Args:
+        kind: of the two.
+        names: objects that it knows.
+        tensors: by name.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    tensors: dict[str, Tensor]
+
+    def scored(self, image: Tensor, scores: Tensor, names: Sequence[str | None], tau: float) -> Tensor:
+        """Return scores [n, m] with those of known claims changed: log-probabilities or log-odds times tau."""
+        places = [(column, self.names.index(name)) for column, name in enumerate(names) if name in self.names]
+        if not places:
+            return scores
+        columns, known = map(list, zip(*places, strict=True))
+        if self.kind == "cache":
+            held = Cache(*(self.tensors[part] for part in ("keys", "values", "shares")))
+            p = (image @ self.tensors["text"].T / tau).softmax(-1)
+            changed = tau * held(image, p).clamp(min=1e-12).log()[:, known]
+        else:
+            far = torch.einsum("nd,mkd->nmk", image, self.tensors["negatives"][known])
+            changed = scores[:, columns] - tau * (far / tau).logsumexp(-1)
+        return scores.index_copy(1, torch.tensor(columns), changed)
+
+
 class DualPromptRetriever:
     """Scores pictures against captions with a CLIP, its prompts and its word weights.
 
@@ -51,6 +87,7 @@ class DualPromptRetriever:
 
     def __init__(self, model: RetrievalModel, card: RetrieverCard, inputs: Inputs) -> None:
         self.model, self.card, self.inputs = model.eval(), card, inputs
+        self.memory: Memory | None = None
         self._encoder = Encoder(self.model)
         self._weigher = WordWeigher(self._encoder, inputs.tokenizer)
 
@@ -86,8 +123,39 @@ class DualPromptRetriever:
         return self._encoder.images(self.image_inputs(images))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return normalised features of captions without word weights, [m, d]."""
-        return self._encoder.texts(self.text_inputs(texts))
+        """Return normalised features of captions without word weights, [m, d].
+
+        A claim ("a photo of a dog") has the mean feature of what the card says instead of it, if it does.
+        """
+        if not self.card.templates and not self.card.sentences:
+            return self._encoder.texts(self.text_inputs(texts))
+        said = [self._said(text) for text in texts]
+        found = self._encoder.texts(self.text_inputs([one for each in said for one in each]))
+        return torch.stack([normalize(part.mean(0), dim=0) for part in found.split([len(each) for each in said])])
+
+    def _said(self, text: str) -> tuple[str, ...]:
+        name = claimed(text)
+        if name is None:
+            return (text,)
+        made = tuple(one.format(article=article(name), object=name) for one in self.card.templates)
+        return (*made, *self.card.sentences.get(name, ())) or (text,)
+
+    def remember(self, memory: Memory | None) -> None:
+        """Score claims with what is remembered beside their cosines."""
+        self.memory = memory
+
+    def cosines(self, image: Tensor, texts: Sequence[str], text: Tensor | None = None) -> Tensor:
+        """Return scores [n, m] of features of pictures [n, d] with texts: cosines, changed for claims by the memory.
+
+        Args:
+            image: normalised.
+            texts: m.
+            text: their features where they are there already.
+        """
+        scores = image @ (self.text_features(texts) if text is None else text).T
+        if self.memory is None:
+            return scores
+        return self.memory.scored(image, scores, [claimed(one) for one in texts], self.model.tau)
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, weighting: Literal["none", "pairwise"] = "none"

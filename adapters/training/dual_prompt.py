@@ -30,6 +30,7 @@ from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training.features import AT_ONCE, Features
+from lvlm_guard.adapters.training.free import adapted
 from lvlm_guard.adapters.training.recipe import (
     CANDIDATES,
     TRAINING,
@@ -63,6 +64,10 @@ class Plan:
         options: further fields of `DualPromptConfig`.
         init: folders of adapters whose mean is started from.
         coupling_rank: None for the configuration's own.
+        free: nothing is trained: "sentences", "search", "cache" or "negatives", see `training.free`.
+        search: of "search": "proposer" (edits, climbing, history, feedback), "fitness" (auroc, mixed), "budget".
+        bank: file of "sentences"; None for what the word bank says.
+        proposer: command that writes prompts: the message on its input, a prompt a line on its output.
         strength: lambda of the word weights, by which L_cate alone is learnt: selection, calibration and matching
             never weigh words, so it is 0 unless asked for.
         losses: what is learnt by; its temperature is left aside for `tau`.
@@ -79,6 +84,10 @@ class Plan:
     reach: int = 9
     options: Mapping[str, Any] = field(default_factory=dict)
     init: tuple[str, ...] = ()
+    free: str = ""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    bank: str = ""
+    proposer: str = ""
     strength: float = 0.0
     losses: LossStack = field(default_factory=LossStack)
     alike: int = 1
@@ -159,7 +168,9 @@ def fitting(plan: Plan, facts: FactsData) -> FactsData:
     if facts.store.describe() == WORLD:  # made for a tiny context
         return facts
     clip, inputs = parts(plan.clip)
-    most = budget(inputs.context, 0 if plan.prompts == LORA else len(_prompts(plan, clip, inputs).placeholder_ids))
+    most = budget(
+        inputs.context, 0 if plan.prompts == LORA or plan.free else len(_prompts(plan, clip, inputs).placeholder_ids)
+    )
     return facts.fitting(lambda text: len(inputs.tokenizer(text, add_special_tokens=False)["input_ids"]), most)
 
 
@@ -206,6 +217,8 @@ def fit(
         return DualPromptRetriever.from_pretrained(folder)
     torch.manual_seed(recipe.seed)
     retriever = build(plan, pictures)
+    if plan.free:
+        return _without_training(plan, pictures, recipe, folder, told, retriever, advance)
     losses = replace(plan.losses, tau=plan.tau or retriever.model.tau)
     if device == "cpu" or not torch.cuda.is_available():
         # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
@@ -243,9 +256,38 @@ def fit(
     return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
 
 
+def _without_training(
+    plan: Plan,
+    pictures: Pictures,
+    recipe: Recipe,
+    folder: Path,
+    told: Mapping[str, Any],
+    retriever: DualPromptRetriever,
+    advance: Advance,
+) -> DualPromptRetriever:
+    """Adapt by what needs no gradients, keep it where it is better on validation, and save it."""
+    state, begun = PartialState(), time.monotonic()
+    if state.is_main_process:
+        found = adapted(plan, pictures, retriever, recipe.seed)
+        figures = pictures.gallery.searched(retriever, pictures.pixels).figures()
+        best = selected([Candidate(UNTUNED, unflat(pictures.untuned), claims=True), Candidate(0, figures, claims=True)])
+        if best.epoch == UNTUNED:
+            retriever = untuned(plan.clip, configuration=plan.free)
+        calibrate(retriever, pictures.gallery, pictures.pixels)
+        retriever.save_pretrained(folder)
+        note = {"kept": best.epoch, "averaged": False, "figures": flat(best.figures, claims=True), "found": found}
+        seconds = time.monotonic() - begun
+        finish(folder / TRAINING, told, {**note, "untuned": pictures.untuned, "parameters": 0, "seconds": seconds}, [])
+    advance(recipe.steps)
+    state.wait_for_everyone()
+    return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
+
+
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     """Return an untrained retriever."""
     clip, inputs = parts(plan.clip)
+    if plan.free:
+        return make(clip, inputs, configuration=plan.free)
     if plan.prompts == LORA:
         from peft import LoraConfig, get_peft_model
 

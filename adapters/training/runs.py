@@ -334,7 +334,7 @@ def _write(call: Call, report: dict[str, Any], folders: Sequence[Path] | None = 
     if call.main:
         folders = call.folders if folders is None else folders
         notes = [read_json(folder / TRAINING / DONE) or {} for folder in folders]
-        report["kept"] = [{key: note.get(key) for key in ("kept", "averaged", "figures")} for note in notes]
+        report["kept"] = [{key: note.get(key) for key in ("kept", "averaged", "figures", "found")} for note in notes]
         report = json.loads(json.dumps(report, default=str))
         write_json(call.out / "report.json", report)
         lead = f"{report['call']}\n\nSeeds {report['seeds']}, {report['environment'].get('machine', '')}."

@@ -63,6 +63,17 @@ def claims(
     novel: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of objects about which no claim is trained.")
     ] = 0.25,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(help="Adapters of the same prompts whose mean is started from. Repeatable.", metavar="FOLDER"),
+    ] = None,
+    bank: Annotated[str, typer.Option(help="JSON file of sentences about objects, for cupl.", metavar="FILE")] = "",
+    proposer: Annotated[
+        str,
+        typer.Option(
+            help="Command of an LLM for ipo and glov: message in, prompts out, one a line.", metavar="COMMAND"
+        ),
+    ] = "",
     depth: Annotated[int | None, typer.Option(min=1, help="Layers with prompts. [default: the work's]")] = None,
     validation: Annotated[
         int | None, typer.Option(min=2, help="Validation pictures to measure on. [default: all; embedded 200]")
@@ -105,7 +116,8 @@ def claims(
     facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
     plans = {}
     for work in works:
-        plan = replace(work.plan, clip=clip, losses=replace(work.plan.losses, claims=weight))
+        given = {"init": tuple(init or ()), "bank": bank, "proposer": proposer}
+        plan = replace(work.plan, clip=clip, losses=replace(work.plan.losses, claims=weight), **given)
         plans[work.name] = plan if depth is None else replace(plan, depth=depth)
         facts = training.fitting(plans[work.name], facts)
         if work.lacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,18 +14,25 @@ import pytest
 import tiny_clip
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 from transformers import CLIPModel
 
 from lvlm_guard.adapters.data.dataset import FactsData
 from lvlm_guard.adapters.data.facts import CaptionRow, Facts
 from lvlm_guard.adapters.data.pictures import InMemory
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.presets import PRESETS
+from lvlm_guard.adapters.retrieval.bank import Sentences
 from lvlm_guard.adapters.training import dual_prompt
+from lvlm_guard.adapters.training.free import adapted
 from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
+from lvlm_guard.errors import KnobError, WeightsError
 
 THINGS = ("dog", "cat", "car", "bus")
 COLOURS = ("red", "blue", "green")
+TRAINED = [name for name, preset in PRESETS.items() if not preset.plan.free]
+FREE = [name for name, preset in PRESETS.items() if preset.plan.free]
 
 
 def some_facts():
@@ -89,7 +97,7 @@ def features(task, clip=None):
         return said.pooler_output, base.get_image_features(pixel_values=pixels).pooler_output
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradients_reach_every_learnable_tensor_and_nothing_else(name, trained):
     task = trained(name)
     for parameter, value in task.model.named_parameters():
@@ -101,7 +109,7 @@ def test_gradients_reach_every_learnable_tensor_and_nothing_else(name, trained):
             assert value.grad is None, parameter
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_off_is_plain_clip_bit_for_bit_and_on_is_not(name, trained, clip):
     task = trained(name)
     plain = features(task, CLIPModel.from_pretrained(clip).eval())
@@ -114,7 +122,7 @@ def test_off_is_plain_clip_bit_for_bit_and_on_is_not(name, trained, clip):
     assert all(torch.equal(a, b) for a, b in zip(features(task, bare), plain, strict=True))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_forwards_agree_and_change_no_tensor_and_a_caption_does_not_depend_on_its_batch(name, trained):
     task = trained(name)
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
@@ -129,7 +137,7 @@ def test_two_forwards_agree_and_change_no_tensor_and_a_caption_does_not_depend_o
 
 
 def test_peft_alone_restores_every_preset_in_a_new_process(trained, clip, tmp_path):
-    for name in PRESETS:
+    for name in TRAINED:
         task = trained(name)
         task.model.clip.save_pretrained(tmp_path / name)
         texts = task.retriever.text_inputs(["a red dog", "a blue cat"])
@@ -157,12 +165,71 @@ for place in sorted(Path(sys.argv[2]).iterdir()):
     call = [sys.executable, "-c", script, clip, str(tmp_path), str(torch.get_num_threads())]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == sorted(f"{name} same" for name in PRESETS)
+    assert sorted(done.stdout.splitlines()) == sorted(f"{name} same" for name in TRAINED)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_needs_no_training_changes_claims_alone_is_restored_and_off_is_plain_clip(name, clip, pictures, tmp_path):
+    plan = replace(PRESETS[name].plan, clip=clip, proposer="printf 'red {object}\\nnonsense\\nthe small {object}\\n'")
+    plan = replace(plan, search={**plan.search, "budget": 12} if plan.search else {})
+    made = dual_prompt.build(plan, pictures)
+    found = adapted(plan, pictures, made, seed=0)
+    assert found
+    assert not learning(made.model)
+    plain = dual_prompt.untuned(clip)
+    texts, claims = ["a red dog", "a blue cat"], ["a photo of a dog", "a photo of a cat", "a photo of a bus"]
+    image = pictures.frozen(pictures.train.images)
+    assert torch.equal(made.cosines(image, texts), plain.cosines(image, texts))
+    changed = made.cosines(image, claims)
+    assert changed.isfinite().all()
+    searched = "prompt" in found and found["prompt"] == "a photo of {article} {object}"
+    assert searched or not torch.allclose(changed, plain.cosines(image, claims), atol=1e-4)
+    assert torch.equal(changed, made.cosines(image, claims))
+    made.save_pretrained(tmp_path)
+    again = dual_prompt.DualPromptRetriever.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.cosines(image, claims), changed)
+    bare = replace(again.card, templates=(), sentences={})
+    again.card, again.memory = bare, None
+    assert torch.equal(again.cosines(image, claims), plain.cosines(image, claims))
+
+
+def test_a_search_reports_what_it_tried_its_best_and_a_bound_above_its_error(clip, pictures):
+    plan = replace(PRESETS["pacbayes"].plan, clip=clip, search={"proposer": "edits", "budget": 20})
+    made = dual_prompt.build(plan, pictures)
+    found = adapted(plan, pictures, made, seed=0)
+    assert found["tried"] == 20
+    assert made.card.templates == (found["prompt"],)
+    assert found["error"] < found["bound"] <= 1
+    with pytest.raises(KnobError, match="--proposer"):
+        adapted(replace(plan, search={"proposer": "history"}), pictures, made, seed=0)
+    with pytest.raises(TrainingError, match="failed"):
+        adapted(replace(plan, search={"proposer": "history"}, proposer="false"), pictures, made, seed=0)
+
+
+def test_sentences_are_averaged_in_any_order_and_pairs_tell_the_best_apart(clip, tmp_path):
+    plain = dual_prompt.untuned(clip)
+    encode, names = plain.text_features, ["dog", "cat", "bus"]
+    one = Sentences({"dog": ("a red dog", "a small dog")})
+    other = Sentences({"dog": ("a small dog", "a red dog")})
+    found = one.features(names, encode, "a photo of {article} {object}")
+    torch.testing.assert_close(found, other.features(names, encode, "a photo of {article} {object}"))
+    torch.testing.assert_close(found[1:], encode(["a photo of a cat", "a photo of a bus"]))
+    image = normalize(torch.randn(5, found.shape[1], generator=torch.Generator().manual_seed(0)), dim=-1)
+    scores = image @ found.T
+    first = scores.argmax(1).tolist()
+    assert one.told_apart(image, names, scores, encode, k=2) == first
+    said = {f"{a}|{b}": [{"a": f"a red {a}", "b": f"a blue {b}"}] for a in names for b in names if a != b}
+    (tmp_path / "bank.json").write_text(json.dumps({"classes": {}, "pairs": said}))
+    pairs = Sentences.from_file(tmp_path / "bank.json")
+    assert pairs.told_apart(image, names, scores, encode, k=1) == first
+    top = scores.topk(2, 1).indices.tolist()
+    chosen = pairs.told_apart(image, names, scores, encode, k=2)
+    assert all(place in best for place, best in zip(chosen, top, strict=True))
+    with pytest.raises(KnobError, match="could not be read"):
+        Sentences.from_file(tmp_path / "none.json")
 
 
 def test_a_mean_of_adapters_is_started_from_and_other_prompts_are_refused(clip, pictures, tmp_path):
-    from lvlm_guard.errors import WeightsError
-
     plan = replace(PRESETS["mvlpt"].plan, clip=clip)
     torch.manual_seed(1)
     sources = [dual_prompt.build(plan, pictures) for _ in range(2)]

@@ -1,0 +1,188 @@
+"""Ways to adapt a CLIP without gradients: other sentences for a claim, or remembered pictures and negatives beside it.
+
+What is found lies in the retriever's card and, where it is tensors, beside it; matchers and tables read it from there.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvlm_guard.adapters import search as searching
+from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.adapters.evaluation.metrics import auroc
+from lvlm_guard.adapters.retrieval.bank import Sentences
+from lvlm_guard.adapters.retrieval.claims import TEMPLATE, Claims, known_of
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
+from lvlm_guard.adapters.testtime import cache, mine
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.platt import platt
+from lvlm_guard.matching.vocabulary import article
+
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan
+
+WORDS = (
+    "photo",
+    "picture",
+    "image",
+    "of",
+    "the",
+    "in",
+    "with",
+    "this",
+    "is",
+    "there",
+    "scene",
+    "small",
+    "large",
+    "only",
+)
+"""Words that edits draw from, as far as the tokenizer knows them."""
+
+SEEDS = (TEMPLATE, "{article} {object}", "there is {article} {object} in the picture", "the {object}")
+MINUTES = 10
+"""That a proposer may think."""
+
+Found = dict[str, Any]
+
+
+def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed: int) -> Found:
+    """Adapt an untuned retriever in place by what the plan says; return what is to be told of it.
+
+    Raises:
+        TrainingError: facts tell of no objects.
+        KnobError: the plan names an unknown way, or one that needs a proposer which is not given.
+    """
+    if plan.free not in WAYS:
+        raise KnobError(f"There is no training-free way {plan.free!r}: give one of {', '.join(WAYS)}.")
+    known = known_of(pictures.train, pictures.bank)
+    made = Claims.of([known(image) for image in pictures.train.images], without=plan.withheld)
+    if not made.telling:
+        raise TrainingError("Facts tell of no object that is in some pictures and absent in others; see --data.")
+    return WAYS[plan.free](plan, pictures, retriever, made, np.random.default_rng(seed))
+
+
+def _described(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    sentences = Sentences.from_file(plan.bank) if plan.bank else Sentences.of(pictures.bank)
+    retriever.card = replace(retriever.card, sentences={name: tuple(said) for name, said in sentences.classes.items()})
+    return {"sentences": sum(map(len, sentences.classes.values()))}
+
+
+def _searched(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    image = pictures.frozen(pictures.train.images)
+
+    def scored(prompt: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        texts = [prompt.format(article=article(name), object=name) for name in made.names]
+        return made.judged((image @ retriever.text_features(texts).T).numpy())
+
+    def logits(prompt: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        scores, true = scored(prompt)
+        slope, offset = platt(scores, true, balanced=True)
+        return slope * scores + offset, true
+
+    def ranked(prompts: Sequence[str]) -> list[float]:
+        return [float(auroc(s[t], s[~t])) for s, t in map(scored, prompts)]
+
+    def calibrated(prompts: Sequence[str]) -> list[float]:
+        return [searching.mixed(s, t) for s, t in map(logits, prompts)]
+
+    words = [word for word in WORDS if _known(retriever, word)]
+    seeds = [seed for seed in SEEDS if _known(retriever, seed.format(article="a", object=made.names[0]))]
+    how = dict(plan.search)
+    budget, proposer = int(how.get("budget", 64)), how.get("proposer", "edits")
+    history = searching.search(
+        seeds, _proposer(plan, proposer, words, pictures), calibrated if how.get("fitness") == "mixed" else ranked,
+        budget, rng,
+    )  # fmt: skip
+    best = history.best
+    retriever.card = replace(retriever.card, templates=(best,))
+    scores, true = logits(best)
+    err = float(np.mean([(scores[true] <= 0).mean(), (scores[~true] > 0).mean()]))
+    # a uniform prior over words of the vocabulary, which every prompt of the search is of
+    nats = len(best.split()) * float(np.log(len(retriever.inputs.tokenizer)))
+    told: Found = {"prompt": best, "fitness": history.fitness[best], "tried": len(history.fitness)}
+    return told | {"error": err, "bound": searching.bound(err, len(pictures.train.images), nats), "nats": nats}
+
+
+def _proposer(plan: Plan, name: str, words: Sequence[str], pictures: Pictures) -> searching.Propose:
+    if name in ("edits", "climbing"):
+        return searching.edits(words) if name == "edits" else searching.climbing(words)
+    if not plan.proposer:
+        raise KnobError(
+            "This work's prompts are written by an LLM: give one, --proposer 'COMMAND' (message in, lines out)."
+        )
+    captions = [row.caption for row in pictures.train.rows[:5]] if name == "history" else []
+    return searching.chatting(asking(plan.proposer), k=10 if captions else 5, worst=not captions, captions=captions)
+
+
+def asking(command: str) -> Callable[[str], str]:
+    """Return a chat that runs a command of the user's: the message on its input, the reply on its output.
+
+    Raises (when asked):
+        TrainingError: it fails, or thinks longer than ten minutes.
+    """
+
+    def chat(message: str) -> str:
+        try:
+            call = {"input": message, "text": True, "capture_output": True, "check": True, "timeout": 60 * MINUTES}
+            return str(subprocess.run(command, shell=True, **call).stdout)  # type: ignore[call-overload]
+        except (OSError, subprocess.SubprocessError) as error:
+            raise TrainingError(f"The proposer {command!r} failed: {error}.") from error
+
+    return chat
+
+
+def _remembered(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    image, text = pictures.frozen(pictures.train.images), retriever.text_features(made.texts)
+    held = cache(image, (image @ text.T / retriever.model.tau).softmax(-1))
+    tensors = {"keys": held.keys, "values": held.values, "shares": held.shares, "text": text}
+    retriever.remember(Memory("cache", made.names, tensors))
+    return {"remembered": len(held.keys)}
+
+
+def _negated(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    words = [name for name in pictures.bank.meta_of if _known(retriever, name)]
+    said = retriever.text_features([TEMPLATE.format(article=article(word), object=word) for word in words])
+    # of each claim what is far from it and of its own: the rest of the list, however true of the picture
+    own = retriever.text_features(made.texts)
+    names = {name: mine(own[k : k + 1], words, said, len(words) // 2) for k, name in enumerate(made.names)}
+    most = min(map(len, names.values()))
+    tensors = {"negatives": torch.stack([_rows(said, words, names[name][:most]) for name in made.names])}
+    retriever.remember(Memory("negatives", made.names, tensors))
+    return {"negatives": most}
+
+
+def _rows(features: Tensor, words: Sequence[str], names: Sequence[str]) -> Tensor:
+    return features[[words.index(name) for name in names]]
+
+
+def _known(retriever: DualPromptRetriever, text: str) -> bool:
+    tokenizer = retriever.inputs.tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return bool(ids) and (tokenizer.unk_token_id == tokenizer.eos_token_id or tokenizer.unk_token_id not in ids)
+
+
+Way = Callable[["Plan", "Pictures", DualPromptRetriever, Claims, np.random.Generator], Found]
+WAYS: Mapping[str, Way] = {
+    "sentences": _described,
+    "search": _searched,
+    "cache": _remembered,
+    "negatives": _negated,
+}
+"""What `Plan.free` may be."""
