@@ -21,8 +21,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from lvlm_guard.adapters.evaluation.metrics import AT, auroc, ranks
 from lvlm_guard.adapters.loading import TINY
-from lvlm_guard.adapters.world import captions
-from lvlm_guard.adapters.world.pictures import Pictures
+from lvlm_guard.adapters.world import Pictures, captions
 from lvlm_guard.embedded import world
 from lvlm_guard.embedded.text import article
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedded_training.clip_parts import PATCH
-from lvlm_guard.adapters.world.pictures import scene
+from lvlm_guard.adapters.world import scene
 from lvlm_guard.adapters.world.scenes import COLOURS, Group, listing
 from lvlm_guard.embedded import text, world
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS

@@ -26,8 +26,7 @@ from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.trainer import train
-from lvlm_guard.adapters.world import ranks
-from lvlm_guard.adapters.world.pictures import Pictures
+from lvlm_guard.adapters.world import Pictures, ranks
 from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.cli.console import print_json
 

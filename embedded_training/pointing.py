@@ -21,7 +21,7 @@ from lvlm_guard.adapters.evaluation.metrics import auroc
 from lvlm_guard.adapters.evaluation.retrieval import Interval, interval
 from lvlm_guard.adapters.loading import load_adapter
 from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
-from lvlm_guard.adapters.world.pictures import COUNTED, scene
+from lvlm_guard.adapters.world import COUNTED, scene
 from lvlm_guard.adapters.world.scenes import drawing
 from lvlm_guard.cli.console import print_json
 from lvlm_guard.embedded.catalog import CLASSES, TOPICS

@@ -14,15 +14,15 @@ from scipy.special import softmax
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.evaluation.metrics import RetrievalFigures, auroc, ranks, recall, swap_auroc
-from lvlm_guard.adapters.losses.terms import TAU
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.swaps import hard_negatives
-from lvlm_guard.adapters.training.features import AT_ONCE, Features
+from lvlm_guard.adapters.terms import TAU
 from lvlm_guard.verify.check import SWAPS, drawn
 
 NEGATIVES = 4

@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.loading import ADAPTERS
-from lvlm_guard.adapters.matchers.held import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, place_for, required
-from lvlm_guard.adapters.retrieval.card import FILE
+from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, place_for, required
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
-from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.adapters.retrieval.folder import FILE, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import LogitsError
 from lvlm_guard.matching.loading import device_of

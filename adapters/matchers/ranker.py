@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.loading import ADAPTERS
-from lvlm_guard.adapters.matchers.held import (
+from lvlm_guard.adapters.matchers import (
     EDGE,
     MATCH_BYTES,
     AdapterMatcher,

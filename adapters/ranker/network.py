@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lvlm_guard.adapters.losses.terms import full
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.pair_head import PairHead, Readout
+from lvlm_guard.adapters.terms import full
 from lvlm_guard.errors import UnsupportedCallError
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
-from lvlm_guard.adapters.losses.terms import full, unchanged
 from lvlm_guard.adapters.ranker.card import RankerSettings, Ties
+from lvlm_guard.adapters.terms import full, unchanged
 
 AT_ONCE = 2**24
 """Numbers in one tensor of pairs, 64 MB; tables that need more are computed by rows, in training twice."""

@@ -16,8 +16,8 @@ from lvlm_guard.late import late
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.retrieval.bank import WordBank as WordBank
-    from lvlm_guard.adapters.retrieval.card import RetrieverCard as RetrieverCard
     from lvlm_guard.adapters.retrieval.encoding import caption_inputs as caption_inputs
+    from lvlm_guard.adapters.retrieval.folder import RetrieverCard as RetrieverCard
     from lvlm_guard.adapters.retrieval.folder import make as make
     from lvlm_guard.adapters.retrieval.model import RetrievalModel as RetrievalModel
     from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever as DualPromptRetriever

@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.loading import is_tuned
-from lvlm_guard.adapters.retrieval.card import RetrieverCard
 from lvlm_guard.adapters.retrieval.claims import claimed
 from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, CaptionInputs, Encoder, WordWeigher, caption_inputs
 from lvlm_guard.adapters.retrieval.model import RetrievalModel, again, scaled
@@ -24,6 +23,7 @@ from lvlm_guard.matching.vocabulary import article
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.prompts import DualPromptConfig
+    from lvlm_guard.adapters.retrieval.folder import RetrieverCard
 
 
 class Ranked(NamedTuple):
@@ -64,7 +64,7 @@ class Memory(NamedTuple):
             return scores
         columns, known = map(list, zip(*places, strict=True))
         if self.kind == "cache":
-            held = Cache(*(self.tensors[part] for part in ("keys", "values", "shares")))
+            held = Cache(self.tensors["keys"], self.tensors["values"], self.tensors["shares"])
             p = (image @ self.tensors["text"].T / tau).softmax(-1)
             changed = tau * held(image, p).clamp(min=1e-12).log()[:, known]
         else:

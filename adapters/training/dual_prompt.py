@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import CaptionData, FactsData
+from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossStack
@@ -29,7 +30,6 @@ from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.training.features import AT_ONCE, Features
 from lvlm_guard.adapters.training.free import adapted
 from lvlm_guard.adapters.training.recipe import (
     CANDIDATES,

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
 from lvlm_guard.adapters.data import RankData
+from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.ranker.card import RankerCard, RankerSettings, fit_absence
 from lvlm_guard.adapters.ranker.model import ClipRanker, Tuning, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
-from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask, align
 from lvlm_guard.adapters.training.recipe import CANDIDATES, TRAINING, Recipe, about, finish, finished, put
 from lvlm_guard.adapters.training.trainer import Advance, best_of, train

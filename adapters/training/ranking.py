@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.data import RankData
+from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, better
 from lvlm_guard.adapters.evaluation.ranking import Lists, Scored
 from lvlm_guard.adapters.ranker.groups import GroupSampler
 from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.ranker import Ranker
-from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.recipe import Figures, Recipe
 from lvlm_guard.errors import UnsupportedModelError
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
 from lvlm_guard.adapters.evaluation.metrics import AT, Candidate, RetrievalFigures
 from lvlm_guard.adapters.losses import LossInputs, LossStack
-from lvlm_guard.adapters.losses.terms import unchanged
 from lvlm_guard.adapters.prompts.heads import parted, single
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.training.features import Features
+from lvlm_guard.adapters.terms import unchanged
 from lvlm_guard.adapters.training.recipe import Figures, Recipe, learning
 from lvlm_guard.adapters.training.trainer import gathered, share_of
 from lvlm_guard.matching.platt import platt

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import lvlm_guard
 from lvlm_guard.adapters.data import CaptionData, RankData
+from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.distill.run import adapter_folders
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation import ranking as of_rankings
@@ -28,7 +29,6 @@ from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.curves import markdown, write_report
-from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import BEGUN, CURVE, DONE, TRAINING, Recipe, read_json, write_json
 

@@ -4,8 +4,293 @@ The drawings are those of `lvlm_guard.embedded`; here they may be tinted and rep
 number, and sets of pictures have an order (how many, how large, how bright). `facts(kind)` gives what
 `lvlm_guard.adapters.data` reads from anywhere else, `captions(split)` and `ranks(split, by=...)` its two views. Every
 picture is drawn from its split's seed and its number alone, so nothing is stored and no two splits share a scene.
+
+Pictures of the world by key, their captions with four that are wrong each, and what is known of them.
 """
 
-from lvlm_guard.adapters.world.pictures import ORDERS, Pictures, captions, facts, ranks
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from lvlm_guard.adapters.data.dataset import FactsData
+from lvlm_guard.adapters.data.facts import CaptionRow, Facts
+from lvlm_guard.adapters.data.views import COUNTS, CaptionData, RankData
+from lvlm_guard.adapters.world.scenes import (
+    COLOURS,
+    ITEMS,
+    LUMA,
+    META_OF,
+    METAS,
+    MOST,
+    NUMBERS,
+    Group,
+    Scene,
+    cast,
+    colour,
+    draw,
+    listing,
+)
+from lvlm_guard.embedded.catalog import CLASSES
+from lvlm_guard.errors import UnknownNameError, did_you_mean
 
 __all__ = ["ORDERS", "Pictures", "captions", "facts", "ranks"]
+
+
+SPLITS = {"train": 101, "val": 202, "test": 303, "pretrain": 404}
+"""Seeds. "pretrain" is what the tiny CLIP saw; an adapter trains on "train"."""
+
+
+COUNTED = ("car", "boat", "dog", "bird", "sheep", "apple", "carrot", "cup", "book", "phone", "ball", "umbrella")
+"""What sets ordered by count or size are about; the other objects stand beside them, and test what is unseen."""
+
+LARGEST, SMALLEST = 64, 16  # sides of the object in a set ordered by size
+LIGHT = (0.25, 1.0)  # what all colours are multiplied with in a set ordered by brightness
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn, known before it is drawn.
+
+    Args:
+        groups: the first is what an ordered set is about.
+        side: of the first group's drawings in pixels; None for sizes at random.
+    """
+
+    groups: tuple[Group, ...]
+    side: int | None = None
+
+
+def _captioned(rng: np.random.Generator) -> Plan:
+    return Plan(tuple(cast(rng)))
+
+
+def _counted(rng: np.random.Generator) -> Plan:
+    name = COUNTED[int(rng.integers(len(COUNTED)))]
+    groups = [Group(name, int(rng.integers(1, MOST + 1)), colour(rng))]
+    others = [other for other in CLASSES if other != name]
+    for k in rng.permutation(len(others))[: int(rng.integers(0, 3))]:
+        count = min(int(rng.integers(1, MOST // 2 + 1)), ITEMS - sum(group.count for group in groups))
+        if count:
+            groups.append(Group(others[int(k)], count, colour(rng)))
+    return Plan(tuple(groups))
+
+
+def _sized(rng: np.random.Generator) -> Plan:
+    name = COUNTED[int(rng.integers(len(COUNTED)))]
+    side = int(rng.integers(SMALLEST // 4, LARGEST // 4 + 1)) * 4
+    return Plan((Group(name, 1, colour(rng)),), side)
+
+
+KINDS: dict[str, Callable[[np.random.Generator], Plan]] = {
+    "captions": _captioned,
+    "count": _counted,
+    "size": _sized,
+    "brightness": _captioned,
+}
+"""What scenes are for, and how one is planned."""
+
+
+def plan(kind: str, split: str, index: int) -> Plan:
+    """Return what scene number `index` shows, without drawing it, in a twentieth of the time.
+
+    Raises:
+        UnknownNameError: there is no such kind or split.
+    """
+    return _planned(kind, split, index)[0]
+
+
+def _planned(kind: str, split: str, index: int) -> tuple[Plan, np.random.Generator]:
+    known(kind, KINDS, "kind of scene")
+    known(split, SPLITS, "split")
+    rng = np.random.default_rng((SPLITS[split], list(KINDS).index(kind), index))
+    return KINDS[kind](rng), rng
+
+
+def scene(kind: str, split: str, index: int) -> Scene:
+    """Draw scene number `index`, the same whenever it is asked for.
+
+    Args:
+        kind: one of `KINDS`.
+        split: one of `SPLITS`.
+
+    Raises:
+        UnknownNameError: there is no such kind or split.
+    """
+    planned, rng = _planned(kind, split, index)
+    drawn = draw(rng, planned.groups, side=planned.side)
+    if kind != "brightness":
+        return drawn
+    light = rng.uniform(*LIGHT)
+    return Scene((drawn.image * light).astype(np.uint8), drawn.groups, drawn.owner, drawn.sides)
+
+
+def known(name: str, names: Collection[str], what: str) -> None:
+    """Raise `UnknownNameError` where `name` is none of `names`."""
+    if name not in names:
+        raise UnknownNameError(
+            f"The world has no {what} {name!r}. {did_you_mean(name, names)}Known: {', '.join(names)}."
+        )
+
+
+class Pictures:
+    """The world's pictures by key, "count/train/17": a store as `lvlm_guard.adapters.data` reads them from."""
+
+    def load(self, key: str) -> Image.Image:
+        """Return a picture, RGB 96 x 96.
+
+        Raises:
+            UnknownNameError: the key is none of this world.
+        """
+        kind, _, rest = key.partition("/")
+        split, _, index = rest.partition("/")
+        if not index.isdecimal():
+            raise UnknownNameError(
+                f"{key!r} is no picture of the world. Its keys are KIND/SPLIT/NUMBER: count/train/17."
+            )
+        return Image.fromarray(scene(kind, split, int(index)).image)
+
+    def describe(self) -> str:
+        """Return what the store is, for messages."""
+        return "the embedded world"
+
+
+EXCHANGED = ("category", "colour", "number", "exchange")
+"""An object by another of its kind; a colour or number by another; two objects' colours by each other."""
+
+SIZES = {"train": 4000, "val": 500, "test": 1000}
+"""Pictures of a split, one caption each, where nobody says how many."""
+
+
+def row(split: str, index: int) -> CaptionRow:
+    """Return the caption of picture `index` of a split; raises `UnknownNameError`."""
+    groups = plan("captions", split, index).groups
+    rng = np.random.default_rng((index, len(split), 1))
+    said = [groups[int(k)] for k in rng.permutation(len(groups))]
+    first = said[0]
+    attributes = {"number": NUMBERS[first.count]} | ({"colour": first.colour} if first.colour else {})
+    wrong = _swaps(rng, said)
+    return CaptionRow(
+        image=f"captions/{split}/{index}",
+        caption=_told(said),
+        category=first.name,
+        meta=META_OF[first.name],
+        attributes=attributes,
+        negatives=tuple(text for _, text in wrong),
+        kinds=tuple(kind for kind, _ in wrong),
+        split=split if split in SIZES else None,
+    )
+
+
+def _told(groups: Sequence[Group]) -> str:
+    return listing([group.phrase() for group in groups])
+
+
+def _swaps(rng: np.random.Generator, said: Sequence[Group]) -> list[tuple[str, str]]:
+    """Return (kind, caption), one of every kind that these groups allow, filled up to four with category swaps."""
+    made: list[tuple[str, str]] = []
+    while len(made) < len(EXCHANGED):
+        kind = EXCHANGED[len(made)]
+        text = _swapped(rng, said, kind)
+        if text is None:
+            kind, text = "category", _swapped(rng, said, "category")
+        if text is not None and text not in {other for _, other in made}:
+            made.append((kind, text))
+    return made
+
+
+def _swapped(rng: np.random.Generator, said: Sequence[Group], kind: str) -> str | None:
+    groups = list(said)
+    if kind == "exchange":
+        return _exchanged(rng, groups)
+    able = [k for k, group in enumerate(groups) if kind != "colour" or group.colour]
+    if not able:
+        return None
+    k = able[int(rng.integers(len(able)))]
+    group = groups[k]
+    if kind == "category":
+        names = [name for name in METAS[META_OF[group.name]] if name not in {other.name for other in said}]
+        groups[k] = replace(group, name=_pick(rng, names))
+    elif kind == "colour":
+        groups[k] = replace(group, colour=_pick(rng, [colour for colour in COLOURS if colour != group.colour]))
+    else:
+        groups[k] = replace(group, count=int(_pick(rng, [str(n) for n in range(1, MOST + 1) if n != group.count])))
+    return _told(groups)
+
+
+def _exchanged(rng: np.random.Generator, groups: list[Group]) -> str | None:
+    """Exchange the colours of two groups: the same words, a different picture."""
+    pairs = [
+        (a, b)
+        for a in range(len(groups))
+        for b in range(a)
+        if groups[a].colour and groups[b].colour and groups[a].colour != groups[b].colour
+    ]
+    if not pairs:
+        return None
+    a, b = pairs[int(rng.integers(len(pairs)))]
+    groups[a], groups[b] = replace(groups[a], colour=groups[b].colour), replace(groups[b], colour=groups[a].colour)
+    return _told(groups)
+
+
+def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
+    return values[int(rng.integers(len(values)))]
+
+
+ORDERS = {
+    "count": COUNTS,
+    "size": "Rank the size of the {object}.",
+    "brightness": "Rank the brightness of the {object}.",
+}
+"""What pictures are ordered by, and how that is asked for."""
+
+WHOLE = "image"  # the "object" of a value that is the whole picture's
+
+
+def facts(kind: str = "captions", split: str | None = None, n: int | None = None) -> FactsData:
+    """Return what is known of a split's pictures.
+
+    Args:
+        kind: "captions": a caption that names all there is, and counts; "count": 0 to 6 of each of 54 objects, all
+            exhaustive; "size": the side of the object's drawing, 16 to 64 pixels; "brightness": the picture's mean
+            luma, 0 to 10.
+        split: "train", "val" or "test"; None for the three together, marked in the facts.
+        n: pictures of each split; None for 4 000, 500 and 1 000.
+
+    Raises:
+        UnknownNameError: there is no such split or kind.
+    """
+    known(kind, KINDS, "kind of facts")
+    found = [_facts(kind, name, i) for name in ([split] if split else SIZES) for i in range(n or SIZES.get(name, 1000))]
+    where = f"the embedded world's {kind}{f' ({split})' if split else ''}"
+    exhaustive = CLASSES if kind in ("captions", "count") else ()
+    return FactsData(found, Pictures(), where, exhaustive, ORDERS.get(kind, COUNTS))
+
+
+def captions(split: str | None = None, n: int | None = None) -> CaptionData:
+    """Return captions of a split, with what is known of their pictures; see `facts`."""
+    return facts("captions", split, n).captions
+
+
+def ranks(split: str | None = None, by: str = "count", n: int | None = None) -> RankData:
+    """Return values of a split's pictures; see `facts`."""
+    known(by, ORDERS, "order")
+    return facts(by, split, n).ranks
+
+
+def _facts(kind: str, split: str, index: int) -> Facts:
+    image, marked = f"{kind}/{split}/{index}", split if split in SIZES else None
+    if kind == "brightness":
+        light = float((scene(kind, split, index).image.astype(np.float32) @ LUMA).mean()) / 25.5
+        return Facts(image, objects={WHOLE: round(light, 4)}, split=marked)
+    planned = plan(kind, split, index)
+    if kind == "size":
+        return Facts(image, objects={planned.groups[0].name: float(planned.side or 0)}, split=marked)
+    counts = {group.name: float(group.count) for group in planned.groups}
+    if kind == "count":
+        return Facts(image, objects=counts, split=marked)
+    tints = {group.name: (group.colour,) for group in planned.groups if group.colour}
+    return Facts(image, (row(split, index),), counts, tints, split=marked)

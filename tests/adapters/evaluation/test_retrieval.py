@@ -17,7 +17,7 @@ from lvlm_guard.adapters.evaluation.metrics import auroc
 from lvlm_guard.adapters.evaluation.retrieval import interval
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.training.curves import markdown, verdicts
-from lvlm_guard.adapters.world.pictures import Pictures
+from lvlm_guard.adapters.world import Pictures
 
 ROWS = [
     CaptionRow("a", "a red dog", "dog", negatives=("a blue dog", "a red cat"), kinds=("colour", "category")),

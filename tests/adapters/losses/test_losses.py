@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
 from lvlm_guard.adapters.losses import (
+    TERMS,
     LossError,
     LossInputs,
     LossStack,
@@ -23,8 +24,7 @@ from lvlm_guard.adapters.losses import (
     hard_negative,
     term,
 )
-from lvlm_guard.adapters.losses.stack import TERMS
-from lvlm_guard.adapters.losses.terms import aligned, diversity, entropy, ordered, shift
+from lvlm_guard.adapters.terms import aligned, diversity, entropy, ordered, shift
 from lvlm_guard.errors import GuardError, KnobError
 
 SCORES = torch.tensor([[0.30, 0.20], [0.10, 0.25]])

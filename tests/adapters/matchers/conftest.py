@@ -17,8 +17,7 @@ from lvlm_guard.adapters.prompts import dual_prompt
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.training import ranker
-from lvlm_guard.adapters.world import ranks
-from lvlm_guard.adapters.world.pictures import scene
+from lvlm_guard.adapters.world import ranks, scene
 
 CALIBRATION = (9.0, -2.5)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lvlm_guard.adapters.matchers import caption_of, object_of, objects_in
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
-from lvlm_guard.adapters.matchers.held import caption_of, object_of, objects_in
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.matching.relevance import heat_map

@@ -9,8 +9,8 @@ import pytest
 
 from lvlm_guard.adapters import load_adapter
 from lvlm_guard.adapters.loading import ADAPTERS, TINY
+from lvlm_guard.adapters.matchers import place_for
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
-from lvlm_guard.adapters.matchers.held import place_for
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever

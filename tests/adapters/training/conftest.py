@@ -11,8 +11,7 @@ from trainings import RANKER
 
 from lvlm_guard.adapters.data import CaptionData, FactsData, RankData
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.world import facts, ranks
-from lvlm_guard.adapters.world.pictures import Pictures
+from lvlm_guard.adapters.world import Pictures, facts, ranks
 
 
 @pytest.fixture(autouse=True)

@@ -17,19 +17,18 @@ from scipy import stats
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, RankData
+from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, RetrievalFigures, retrieval_figures
 from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
 from lvlm_guard.adapters.training.trainer import train
-from lvlm_guard.adapters.world import captions, ranks
-from lvlm_guard.adapters.world.pictures import COUNTED, Pictures
+from lvlm_guard.adapters.world import COUNTED, Pictures, captions, ranks
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,11 @@ from PIL import Image
 from trainings import DUAL, RANKER, recipe
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow, RankData
-from lvlm_guard.adapters.data.pictures import Bad, InMemory
+from lvlm_guard.adapters.data.pictures import Bad, Features, InMemory
 from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.features import Features
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.retrieval import RetrievalTask

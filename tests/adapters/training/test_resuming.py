@@ -88,7 +88,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         from lvlm_guard.adapters.training import ranker
         from lvlm_guard.adapters.training.recipe import Recipe
         from lvlm_guard.adapters.world import ranks
-        from lvlm_guard.adapters.world.pictures import Pictures
+        from lvlm_guard.adapters.world import Pictures
         torch.set_num_threads(1)
         rows = [*ranks("train", n=40).rows, *ranks("val", n=60).rows]
         data = RankData(rows, Pictures(), "counts", exhaustive=sorted({row.object for row in rows})).teaching("skip")

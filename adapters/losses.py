@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvlm_guard.adapters.losses.terms import (
+from lvlm_guard.adapters.terms import (
     TAU,
     agreement,
     aligned,
@@ -29,6 +29,21 @@ from lvlm_guard.adapters.losses.terms import (
     unchanged,
 )
 from lvlm_guard.errors import GuardError, KnobError, did_you_mean
+
+__all__ = [
+    "TERMS",
+    "LossError",
+    "LossInputs",
+    "LossStack",
+    "LossValue",
+    "agreement",
+    "anchoring",
+    "claims",
+    "consistency",
+    "contrastive",
+    "hard_negative",
+    "term",
+]
 
 Rule = Literal["sum", "aligned"]
 
