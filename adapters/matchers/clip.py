@@ -184,6 +184,8 @@ class ClipMatcher(AdapterMatcher):
         constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
         maps = heat_map(cam, self.side).cpu()
         cosines = scores.detach().float().cpu()
+        if self.retriever.memory is not None:
+            cosines = self.retriever.cosines(seen.detach().cpu(), texts, said.cpu()).diagonal()
         if not bool(torch.isfinite(cosines).all()):
             raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
         calibrated = self.retriever.card.calibration is not None
@@ -268,6 +270,8 @@ def _digest(retriever: DualPromptRetriever, layers: int) -> str:
     for name, value in sorted(retriever.model.state_dict().items()):
         if "dual_prompt_" in name or "_model.head." in name or name.endswith("_projection.weight"):
             told.update(value.detach().float().cpu().numpy().tobytes())
+    for name, value in sorted(retriever.memory.tensors.items() if retriever.memory is not None else ()):
+        told.update(name.encode() + value.float().numpy().tobytes())
     return str(told.hexdigest())
 
 

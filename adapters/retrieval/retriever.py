@@ -176,7 +176,7 @@ class DualPromptRetriever:
             raise KnobError(f"weighting is {weighting!r}: give 'none' or 'pairwise'; 'two-stage' is of `rank`.")
         pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
         if weighting == "none" or self.card.strength == 0:
-            return self._encoder.images(pixels) @ self._encoder.texts(inputs).T
+            return self.cosines(self._encoder.images(pixels), texts)
         rows, columns = (grid.flatten() for grid in torch.meshgrid(
             torch.arange(len(images)), torch.arange(len(texts)), indexing="ij"
         ))  # fmt: skip

@@ -23,6 +23,7 @@ from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation import ranking as of_rankings
 from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
+from lvlm_guard.adapters.evaluation.metrics import UNTUNED
 from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.presets import BASELINES, PRESETS
 from lvlm_guard.adapters.retrieval.encoding import Encoder
@@ -178,10 +179,11 @@ def _compare_claims(
     found["clip"] = [gallery.searched(plain, pixels)] * len(call.seeds)
     novel = np.isin(gallery.claims.names, plan.withheld)
     rows = of_retrieval.rows_of(plan.clip, ours, found, more=of_retrieval.of_claims(novel))
-    for figure in ("parameters", "seconds"):
+    # where training helped none on validation, the untuned CLIP's figures stand in the row
+    for figure in ("kept", "parameters", "seconds"):
         for name in found:
-            notes = [read_json(folder / TRAINING / DONE) or {} for folder in folders.get(name, ())]
-            told = [float(note[figure]) for note in notes if figure in note] or [0.0]
+            notes = [read_json(folder / TRAINING / DONE) for folder in folders.get(name, ())]
+            told = [float(note["kept"] != UNTUNED if figure == "kept" else note[figure]) for note in notes] or [0.0]
             ends = float(np.mean(told)), min(told), max(told)
             rows.append(of_retrieval.row(plan.clip, name, "training", figure, ends, len(told)))
     return {

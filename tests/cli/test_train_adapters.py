@@ -129,7 +129,7 @@ def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip
         "i2t_r1",
         "t2i_r1",
     )
-    for metric in (*named, "parameters", "seconds"):
+    for metric in (*named, "kept", "parameters", "seconds"):
         for method in ("coop", "maple", "clip"):
             assert (method, metric) in found, metric
     assert found["maple", "parameters"] > found["coop", "parameters"] > found["clip", "parameters"] == 0
