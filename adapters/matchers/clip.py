@@ -142,7 +142,7 @@ class ClipMatcher(AdapterMatcher):
         """
         read = [_read(text) for text in texts]
         with self._alone():
-            return self.retriever.cosines(self._image_features(images), read, self._text_features(read))
+            return self._cosines(self._image_features(images), read, self._text_features(read))
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """Return the calibrated probability that each claim holds in the picture, [n] float32 in (0, 1).
@@ -166,8 +166,8 @@ class ClipMatcher(AdapterMatcher):
         with self._alone():
             read = [_read(claim) for claim in claims]
             texts, seen = self._text_features(read), self._image_features(images)
-            if self.retriever.memory is not None:
-                return self._probability(self.retriever.cosines(seen, read, texts).diagonal())
+            if self._memory is not None:
+                return self._probability(self._cosines(seen, read, texts).diagonal())
             return self._probability((seen * texts).sum(-1))
 
     def _probability(self, scores: Tensor) -> Tensor:
@@ -184,8 +184,8 @@ class ClipMatcher(AdapterMatcher):
         constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
         maps = heat_map(cam, self.side).cpu()
         cosines = scores.detach().float().cpu()
-        if self.retriever.memory is not None:
-            cosines = self.retriever.cosines(seen.detach().cpu(), texts, said.cpu()).diagonal()
+        if self._memory is not None:
+            cosines = self._cosines(seen.detach().cpu(), texts, said.cpu()).diagonal()
         if not bool(torch.isfinite(cosines).all()):
             raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
         calibrated = self.retriever.card.calibration is not None
@@ -209,6 +209,13 @@ class ClipMatcher(AdapterMatcher):
             for hook in hooks:
                 hook.remove()
         return seen, scores, gathered(kept, slopes, self._cells**2)
+
+    @property
+    def _memory(self) -> Any:
+        return getattr(self.retriever, "memory", None)  # encoders of other families have none
+
+    def _cosines(self, image: Tensor, texts: Sequence[str], text: Tensor) -> Tensor:
+        return image @ text.T if self._memory is None else self.retriever.cosines(image, texts, text)
 
     def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [digest(image) for image in images]
@@ -270,7 +277,8 @@ def _digest(retriever: DualPromptRetriever, layers: int) -> str:
     for name, value in sorted(retriever.model.state_dict().items()):
         if "dual_prompt_" in name or "_model.head." in name or name.endswith("_projection.weight"):
             told.update(value.detach().float().cpu().numpy().tobytes())
-    for name, value in sorted(retriever.memory.tensors.items() if retriever.memory is not None else ()):
+    memory = getattr(retriever, "memory", None)
+    for name, value in sorted(memory.tensors.items() if memory is not None else ()):
         told.update(name.encode() + value.float().numpy().tobytes())
     return str(told.hexdigest())
 
