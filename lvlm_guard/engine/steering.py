@@ -66,6 +66,20 @@ class Pass:
         rows = prompts[self.rows.to(prompts.device)].to(self.ids.device)
         return torch.nn.functional.pad(rows, (0, self.ids.shape[1] - rows.shape[1]))
 
+    def prompts(self, given: Tensor) -> Tensor:
+        """Return the prompts' states [R, prompt, D] of what a layer gives in a call that reads from the start.
+
+        Raises:
+            UnsupportedModelError: it gives fewer; layers that take others' keys and values may skip a prompt.
+        """
+        if given.shape[1] < self.prompt:
+            raise UnsupportedModelError(
+                f"A layer of this {type(self.call.model).__name__} gives states of {given.shape[1]} of the prompt's "
+                f"{self.prompt} tokens, and this method learns from all of them. Name an earlier layer, or use one "
+                "that assembles logits, such as 'agla'."
+            )
+        return given[:, : self.prompt]
+
     def from_the_start(self) -> bool:
         """Tell whether this call reads the whole prompt.
 

@@ -6,10 +6,9 @@ Source: Zhao et al., "Mitigating Object Hallucination in Large Vision-Language M
     s = log_softmax((1 - gamma) * lp + gamma * lp_told)
 
 `lp_told` reads the same picture under a prompt that lists the objects before the question; where none is found, the
-answer is plain. Equal branches change nothing. Differs from the release: it lists what DETR (above .95) and RAM++
-(above .68) agree on, in one of four sentences at random, and its sentences for POPE forbid all else. Here a matcher
-says which objects of a list are there (`matcher="detector"` is nearest to the paper), in one sentence; what it
-abstains on is not listed.
+answer is plain, and the trace says so. Differs from the release: it lists what DETR (above .95) and RAM++ (above .68)
+agree on, in one of four sentences at random, and its sentences for POPE forbid all else. Here a matcher says which of
+some objects are there (`matcher="detector"` is nearest to the paper); what it abstains on is not listed.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class MARINE(Method):
 
     Args:
         gamma: share of the branch that is told, 0 to 1; .7 in the release.
-        at: how probable an object must be to be listed, above 0 to 1; .95 is the release's threshold of DETR's scores.
+        at: how probable a listed object must be, above 0 to 1; .95 is of DETR's scores, and seldom reached by BLIP's.
         objects: what is looked for: None for COCO's 80 categories, names, or the path of a list.
         template: what is put before the question; {objects} is the list.
         finds: a detector of the caller's own, picture -> names; then no matcher is asked.
@@ -62,7 +61,7 @@ class MARINE(Method):
 
     def __post_init__(self) -> None:
         if not (0 <= self.gamma <= 1 and 0 < self.at <= 1):
-            raise KnobError(f"gamma is {self.gamma!r}, at {self.at!r}: give a share 0 to 1, and a probability above 0.")
+            raise KnobError(f"gamma is {self.gamma!r}, at {self.at!r}: give 0 to 1, and above 0 to 1.")
         if "{objects}" not in self.template:
             raise KnobError(f"The template {self.template!r} has no place for the list: give one with {{objects}}.")
         if isinstance(self.objects, list):
@@ -91,6 +90,7 @@ class MARINE(Method):
             for row in call.requests():
                 seen.append(list(dict.fromkeys(name for view in row for name in finds(view.image))))
             call.memory[self.name] = seen
+            call.trace.note(f"objects found: {'; '.join(', '.join(names) or 'none' for names in seen)}")
         names: list[list[str]] = call.memory[self.name]
         return names
 

@@ -97,7 +97,7 @@ class ReVisiT(Single):
 
         def see(index: int, given: Tensor) -> None:
             for request, row in fresh.items():
-                states = given[row, : passed.prompt][shown[request].to(given.device)]
+                states = passed.prompts(given)[row][shown[request].to(given.device)]
                 plain = self.mode == "official" and layers[index] != last
                 kept.setdefault(request, []).append(states if plain else decoder.norm(states))
 

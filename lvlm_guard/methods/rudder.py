@@ -77,7 +77,7 @@ class RUDDER(Steering):
 
         def learn(_: int, given: Tensor) -> None:
             if reads:
-                memory["rudder"] = self._direction(given[:, : passed.prompt].float(), passed)
+                memory["rudder"] = self._direction(passed.prompts(given).float(), passed)
 
         def steer(_: int, given: Tensor) -> Tensor | None:
             if self.alpha == 0:

@@ -271,6 +271,14 @@ def test_what_cannot_be_steered_is_refused(pair):
         pair[0].generate(**inputs, **RUN, guard=made("dola", candidates=(40,)))
 
 
+@pytest.mark.parametrize("name", ["revisit", "rudder"])
+def test_layers_that_skip_the_prompt_are_refused_by_who_learns_from_it(name):
+    pair = guard(*any_families.make("gemma4", dtype=torch.float64), methods.AGLA(matcher=Brightness()), check="never")
+    with pytest.raises(UnsupportedModelError, match="gives states of 1 of the prompt's"):
+        answer(pair, methods.REGISTRY.get(name)())
+    unguard(pair[0])
+
+
 def test_a_prompt_half_of_which_is_cached_is_refused_by_who_learns_from_it(pair):
     first = asked(pair, (0,))
     out = pair[0].generate(**first, **RUN, guard=False, return_dict_in_generate=True)

@@ -71,6 +71,7 @@ def test_gamma_zero_and_a_picture_in_which_nothing_is_found_are_plain_bit_for_bi
         found = pair[0].generate(**asked(pair), guard=method, **HOW)
         assert all(torch.equal(a, b.to(a)) for a, b in zip(found.logits, plain.logits, strict=True))
         assert found.guard.local_forwards == 0
+    assert found.guard.notes == ["objects found: none; none"]
     dark = tiny.picture(1)  # of a batch, the row about which nothing is found is plain, the other is not
     some = methods.MARINE(finds=lambda image: [] if image.tobytes() == dark.tobytes() else ["dog"])
     found = pair[0].generate(**asked(pair), guard=some, **HOW)

@@ -674,6 +674,11 @@ def working(name: str) -> tuple[list[str], dict[str, str]]:
     return found, without
 
 
+def two_animals(image: Any) -> list[str]:
+    """What a detector might find in any picture."""
+    return ["dog", "cat"]
+
+
 def _loose(method: str, matcher: Any, model: Any) -> dict[str, Any]:
     """Knobs under which every branch is wanted."""
     from drawn_statistics import drawn
@@ -682,7 +687,7 @@ def _loose(method: str, matcher: Any, model: Any) -> dict[str, Any]:
     from lvlm_guard.knobs import defaults_of
 
     own = {"statistics": drawn(method, model)} if methods.REGISTRY.get(method).needs_statistics else {}
-    wanted = {"beta": 0.01, "matcher": matcher, "at": 0.01}
+    wanted = {"beta": 0.01, "matcher": matcher, "finds": two_animals}
     return own | {key: value for key, value in wanted.items() if key in defaults_of(method)}
 
 
