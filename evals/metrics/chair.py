@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score
 from lvlm_guard.evals.metrics.objects import Dialect, Found, ObjectWords, Vocabulary, coco_words, vocabulary_words
 from lvlm_guard.evals.spec import jsonl
@@ -68,6 +69,13 @@ class Caption(NamedTuple):
         """Word, object and token index of each object word whose object is not in the picture."""
         named = zip(self.found.words, self.found.nodes, self.found.indices, strict=True)
         return [(word, node, index) for word, node, index in named if node not in self.truth]
+
+    @property
+    def spans(self) -> list[tuple[str, int, int]]:
+        """The object of each object word, and where the word stands: start and end, in characters."""
+        places, found = tokens.spans(self.caption), self.found
+        each = zip(found.nodes, found.indices, found.widths, strict=True)
+        return [(node, places[at][0], places[at + width - 1][1]) for node, at, width in each]
 
     @property
     def recalled(self) -> frozenset[str]:

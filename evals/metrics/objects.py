@@ -32,6 +32,7 @@ class Found(NamedTuple):
     words: tuple[str, ...]  # for objects, in the singular, in order, repeats included
     nodes: tuple[str, ...]  # the object that each stands for
     indices: tuple[int, ...]  # of each one's first token
+    widths: tuple[int, ...]  # tokens of each one, 1 or 2
     tokens: tuple[str, ...]  # the caption as it was read: singular words, double words as one
 
 
@@ -47,20 +48,19 @@ class ObjectWords(NamedTuple):
     def find(self, caption: str) -> Found:
         """Return the objects that a caption names."""
         single = [self.singular(token) for token in self.split(caption)]
-        read: list[tuple[str, int]] = []  # with the place of the first token
+        read: list[tuple[str, int, int]] = []  # with the place of the first token, and how many
         at = 0
         while at < len(single):
             pair = " ".join(single[at : at + 2])
-            read.append((self.double.get(pair, single[at]), at))
-            at += 2 if pair in self.double else 1
-        emitted, kept = tuple(word for word, _ in read), read
+            read.append((self.double.get(pair, single[at]), at, 1 + (pair in self.double)))
+            at += read[-1][2]
+        emitted, kept = tuple(word for word, _, _ in read), read
         if "toilet" in emitted:  # the seat of the toilet is no chair
-            kept = [(word, at) for word, at in read if word != "seat"]
+            kept = [one for one in read if one[0] != "seat"]
             if self.official:
-                kept = [(word, at) for (word, _), (_, at) in zip(kept, read, strict=False)]
-        named = [(word, self.nodes[word], at) for word, at in kept if word in self.nodes]
-        words, nodes, indices = zip(*named, strict=True) if named else ((), (), ())
-        return Found(words, nodes, indices, emitted)
+                kept = [(word, *where) for (word, *_), (_, *where) in zip(kept, read, strict=False)]
+        named = [(word, self.nodes[word], *where) for word, *where in kept if word in self.nodes]
+        return Found(*(zip(*named, strict=True) if named else [()] * 4), emitted)
 
 
 @cache

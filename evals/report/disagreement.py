@@ -12,7 +12,7 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-from lvlm_guard.evals.metrics import chair, pope, tokens
+from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.report.layout import JUDGED, Task
 from lvlm_guard.evals.report.saved import Item, Run, Said
 from lvlm_guard.evals.spec.items import YES_NO
@@ -209,25 +209,9 @@ def sign(said: Sequence[Judged]) -> tuple[str, str]:
 def pieces(caption: chair.Caption) -> Iterator[tuple[str, str]]:
     """Yield a caption piece by piece, as the model wrote it, each with the absent object that it names, or ""."""
     text, done = caption.caption, 0
-    for start, end, node in absent_spans(caption):
-        yield text[done:start], ""
-        yield text[start:end], node
-        done = end
-    yield text[done:], ""
-
-
-def absent_spans(caption: chair.Caption) -> Iterator[tuple[int, int, str]]:
-    """Return where the words for absent objects stand in a caption: start, end, object; in order."""
-    places, done = tokens.spans(caption.caption), 0
-    for word, node, index in caption.hallucinated:
-        if index >= len(places):
-            continue
-        start, end = places[index]
-        # "hot dog" is read as one word, "passenger jet" as jet: the second token belongs to the object too
-        first, after = caption.caption[start:end].lower(), places[index + 1] if index + 1 < len(places) else (end, end)
-        second = caption.caption[after[0] : after[1]].lower()
-        if " " in word or (first[:3] != word[:3] and second[:3] == word[:3]):
-            end = after[1]
-        if start >= done:
-            yield start, end, node
+    for node, start, end in caption.spans:
+        if node not in caption.truth and start >= done:
+            yield text[done:start], ""
+            yield text[start:end], node
             done = end
+    yield text[done:], ""

@@ -23,7 +23,7 @@ from results import results
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair
-from lvlm_guard.evals.report.disagreement import absent_spans, pieces
+from lvlm_guard.evals.report.disagreement import pieces
 from lvlm_guard.evals.report.layout import Results, interval, written
 from lvlm_guard.evals.report.page import charts, write_report
 from lvlm_guard.evals.report.saved import Run
@@ -257,13 +257,13 @@ CAPTIONS = ("a Dog.", "hot dogs, a wine glass", "İstanbul: a cat's cup", "cups/
 def test_marking_changes_no_letter_of_a_caption(text: str) -> None:
     (caption,) = chair.compare([{"image_id": 0, "caption": text}], {0: []}, vocabulary=runs.NOUNS)
     assert "".join(piece for piece, _ in pieces(caption)) == text
-    for start, end, node in absent_spans(caption):
+    for node, start, end in caption.spans:
         assert node in text[start:end].lower()
 
 
 def test_words_of_two_tokens_are_marked_whole() -> None:
     (caption,) = chair.compare([{"image_id": 0, "caption": "A hot dog near two passenger jets."}], {0: []})
-    assert [caption.caption[start:end] for start, end, _ in absent_spans(caption)] == ["hot dog", "passenger jets"]
+    assert [piece for piece, absent in pieces(caption) if absent] == ["hot dog", "passenger jets"]
 
 
 def sweep_run(tmp_path: Path, knobs: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]) -> Run:

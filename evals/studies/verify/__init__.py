@@ -9,7 +9,7 @@ other weights, code or versions, or on another device, is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,6 @@ import torch
 import lvlm_guard
 from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of
-from lvlm_guard.evals.decoders.logits import odds_of
 from lvlm_guard.evals.decoders.matchers import check_matchers, load_matchers
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
@@ -30,7 +29,7 @@ from lvlm_guard.evals.infer.prepare import Prepared, where_of
 from lvlm_guard.evals.infer.ranks import one_thread
 from lvlm_guard.evals.infer.record import environment
 from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took
-from lvlm_guard.evals.spec.answers import SCHEMA, Answer, table_of
+from lvlm_guard.evals.spec.answers import SCHEMA
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
@@ -72,10 +71,18 @@ def verify_run(
     raises.
     """
     folder, matchers = Path(out), settings.matchers
-    for name in matchers:
-        if name in (*BASELINES, TOKEN, REFERENCE):
-            raise DataError(f"--matcher {name}: {name!r} is the name of a baseline here; give another one.")
+    if taken := [name for name in matchers if name in (*BASELINES, TOKEN, REFERENCE)]:
+        raise DataError(f"--matcher {taken[0]}: {taken[0]!r} is the name of a baseline here; give another one.")
     check_matchers(matchers)
+    plain = replace(settings, matchers={})
+
+    def asked(part: str, task: EvalTask, decoders: list[Decoder], who: Any, version: str = "", **by: Any) -> pa.Table:
+        prepared = Prepared(replace(plain, **by), [task], decoders, who, version, where=where)
+        how = {"bar": bar, "started_over": started_over, "command": COMMAND, "beside": CODE}
+        ask(prepared.settings, folder / part, prepared=prepared, echo=lambda told: echo(f"{part}: {told}"), **how)
+        seconds = pq.read_table(folder / part / COSTLY, columns=["seconds"])["seconds"]
+        return pq.read_table(folder / part / ANSWERS).append_column("seconds", seconds)
+
     with one_thread(settings.model == EMBEDDED):
         task, *others = tasks_of(settings)
         if others or task.kind != "chair":
@@ -84,41 +91,44 @@ def verify_run(
         model, processor = load_model(
             settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
         )
-        judges = _judges(settings, clip, model, Vocabulary.of(task.vocabulary))
-        how = {"bar": bar, "started_over": started_over}
-        asking = _Asking(folder, replace(settings, matchers={}), where_of(model), echo, how)
-        plain = decoders_of(replace(asking.settings, controls=False))
-        said = asking("descriptions", task, plain, _Describer(model, processor), REFERENCE)
+        judges, where = _judges(settings, clip, model, Vocabulary.of(task.vocabulary)), where_of(model)
+        greedy = decoders_of(replace(plain, controls=False))
+        said = asked("descriptions", task, greedy, _Describer(model, processor), REFERENCE)
         texts, pieces = (said[column].to_pylist() for column in ("text", "proof"))
         named = mentions_of(task, list(zip(texts, map(json.loads, pieces), strict=True)))
-        answers = [asking.judge(judge, named) for judge in judges] if named.items else []
-        verifiers, table = _verifiers(judges), _together(judges, answers, named)
+        check_told_apart(named)
+        answers = []
+        for judge in judges:
+            name = judge.name or "baselines"
+            part = f"verifiers/{name}-{sha256(judge.place.encode()).hexdigest()[:8]}"
+            by = {"matchers": {name: (judge.place,)}, "batch": MANY}
+            answers.append(asked(part, named, judge.decoders, judge, judge.matcher.version, **by))
+        table, verifiers = _together(judges, answers), _verifiers(judges)
         results = results_of(named, table, verifiers, matchers)
         pq.write_table(table, folder / ANSWERS)
-        where = {**asking.where, "threads": torch.get_num_threads()}
-    pictures, true = len(task.items), {item.key: item.truth == "yes" for item in named.items}
-    places = [
-        {"from": judge.place, "version": judge.matcher.version, "seconds": _seconds(mine) / pictures}
-        for judge, mine in zip(judges, answers, strict=True)
-    ]
+        where |= {"threads": str(torch.get_num_threads())}
+    pictures, true = len(task.items), [item.truth == "yes" for item in named.items]
+    places: dict[str, list[dict[str, Any]]] = {}
+    for judge, mine in zip(judges, answers, strict=True):
+        told = {"from": judge.place, "version": judge.matcher.version, "seconds": _seconds(mine) / pictures}
+        places.setdefault(judge.name, []).append(told)
     report: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "model": settings.model}
     report |= {"task": task.describe(), "settings": settings.to_dict()}
     report["counts"] = {
         "pictures": pictures,
         "pictures_with_mentions": len({item.picture for item in named.items}),
         "mentions": len(true),
-        "hallucinated": len(true) - sum(true.values()),
+        "hallucinated": true.count(False),
         "empty": sum(not text.strip() for text in texts),
-        "cut": sum(not ended for ended in said["ended"].to_pylist()),
+        "cut": said["ended"].to_pylist().count(False),
     }
     report["bootstrap"] = {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"}
     report["verifiers"] = [
         {"name": d.name, "about": d.about, "role": d.role, "trainings": d.seeds, "judged": d.name in matchers}
         for d in verifiers
     ]
-    by_name = [(judge.name, place) for judge, place in zip(judges, places, strict=True)]
-    report["matchers"] = {name: [place for whose, place in by_name if whose == name] for name in matchers}
-    report |= {"clip": places[0], "seconds_a_description": _seconds(said) / pictures, **results}
+    (report["clip"],) = places.pop("")
+    report |= {"matchers": places, "seconds_a_description": _seconds(said) / pictures, **results}
     report["rows"] = [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]]
     report |= {"environment": environment() | where, "call": line}
     report["remarks"] = remarks(report)
@@ -140,33 +150,6 @@ def _judges(settings: Settings, place: str, model: Any, vocabulary: Vocabulary) 
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """How everything in the folder of a study is asked."""
-
-    folder: Path
-    settings: Settings  # of the model
-    where: dict[str, str]  # device and number format
-    echo: Callable[[str], object]
-    how: Mapping[str, Any]  # further arguments of `ask`
-
-    def judge(self, judge: Judge, named: EvalTask) -> pa.Table:
-        """Return a judge's verdicts on mentions."""
-        name = judge.name or "baselines"
-        part, by = f"verifiers/{name}-{sha256(judge.place.encode()).hexdigest()[:8]}", {name: (judge.place,)}
-        return self(part, named, judge.decoders, judge, judge.matcher.version, matchers=by, batch=MANY)
-
-    def __call__(
-        self, part: str, task: EvalTask, decoders: list[Decoder], answerer: Any, version: str, **by: Any
-    ) -> pa.Table:
-        """Return the answers to a task with "seconds", asked for where they are not in the folder."""
-        settings, how = replace(self.settings, **by), {**self.how, "command": COMMAND, "beside": CODE}
-        who = Prepared(settings, [task], decoders, answerer, version, where=self.where)
-        folder = ask(settings, self.folder / part, prepared=who, echo=lambda line: self.echo(f"{part}: {line}"), **how)
-        seconds = pq.read_table(folder / COSTLY, columns=["seconds"])["seconds"]
-        return pq.read_table(folder / ANSWERS).append_column("seconds", seconds)
-
-
-@dataclass(frozen=True)
 class _Describer:
     model: Any
     processor: Any
@@ -183,26 +166,28 @@ def _seconds(answers: pa.Table) -> float:
 def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
     """Return all verifiers, the baselines first; trainings of one name are seeds of one verifier."""
     found: dict[str, Decoder] = {}
-    for one in judges:
-        for decoder in one.decoders:
-            places = (*found[decoder.name].matchers, one.place) if decoder.name in found else (one.place,)
-            found[decoder.name] = replace(decoder, seeds=len(places), matchers=places)
-        if not one.name:
-            about = "the model's own probability of the word"
-            found[TOKEN] = Decoder(TOKEN, about, (), role="control", baseline=CALIBRATED)
+    for one in (decoder for judge in judges for decoder in judge.decoders):
+        places = (*(found[one.name].matchers if one.name in found else ()), *one.matchers)
+        found[one.name] = replace(one, seeds=len(places), matchers=places)
     return list(found.values())
 
 
-def _together(judges: Sequence[Judge], answers: Sequence[pa.Table], named: EvalTask) -> pa.Table:
-    own = []
-    for item in named.items:
-        p, known = item.tags["probability"], (named.name, named.split, item.key, item.picture)
-        own.append(Answer(*known, TOKEN, "control", f"p {p:.6f}", CALIBRATED, score=odds_of(p), mass=1.0))
-    tables, place = [table_of(own)], SCHEMA.get_field_index("seed")
-    for judge, mine in zip(judges, answers, strict=False):  # none where nothing is named
+def _together(judges: Sequence[Judge], answers: Sequence[pa.Table]) -> pa.Table:
+    seed, tables = SCHEMA.get_field_index("seed"), []
+    for judge, mine in zip(judges, answers, strict=True):
         seeds = pa.array([judge.training] * len(mine), pa.int32())
-        tables.append(mine.select(SCHEMA.names).set_column(place, SCHEMA.field("seed"), seeds))
+        tables.append(mine.select(SCHEMA.names).set_column(seed, SCHEMA.field("seed"), seeds))
     return pa.concat_tables(tables).combine_chunks()
+
+
+def check_told_apart(named: EvalTask) -> None:
+    """Raise `DataError` where nothing is named, or there is nothing to tell apart."""
+    true = {item.truth == "yes" for item in named.items}
+    if not true:
+        raise DataError("No description names an object, so there is nothing to verify.")
+    if len(true) == 1:
+        how = "true" if true.pop() else "hallucinated"
+        raise DataError(f"All {len(named.items)} mentions are {how}, so there is nothing to tell apart: more pictures.")
 
 
 def results_of(
@@ -210,15 +195,9 @@ def results_of(
 ) -> dict[str, Any]:
     """Return `stats.score`'s results: each figure with its interval, and differences on the same draws.
 
-    Each verifier less calibrated CLIP, and each matcher less the other baselines. Raises `DataError` where nothing is
-    named, or there is nothing to tell apart.
+    Each verifier less calibrated CLIP, and each matcher less the other baselines.
     """
-    true = [item.truth == "yes" for item in named.items]
-    if not true:
-        raise DataError("No description names an object, so there is nothing to verify.")
-    if len(set(true)) == 1:
-        how = "true" if true[0] else "hallucinated"
-        raise DataError(f"All {len(true)} mentions are {how}, so there is nothing to tell apart: give more pictures.")
+    check_told_apart(named)
     items = ({"task": named.name, "split": named.split} | item.describe() for item in named.items)
     pairs = [(name, other) for name in matchers for other in (*BASELINES[1:], TOKEN)]
     found = score_answers(table, items, [named.describe()], [d.describe() for d in verifiers], pairs=pairs)

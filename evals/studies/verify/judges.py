@@ -1,4 +1,4 @@
-"""Who says how probable it is that an object is in a picture: matchers, and detectors on an untuned CLIP.
+"""Who says how probable it is that an object is in a picture: matchers, and what is known without one.
 
 Each is asked about mentions of one picture (items whose question is the object and whose prompt is the sentence that
 holds it) and gives one answer a mention and column, worded as `metrics.yes_no.Mentions` reads it.
@@ -26,13 +26,11 @@ CALIBRATED, SENTENCE, FINE, TOKEN = "calibrated-clip", "clip-sentence", "f-clips
 BASELINES = (CALIBRATED, SENTENCE, FINE)
 """What a matcher must beat before it is anybody's default (adapters.md 4.6, numbers 1 to 3)."""
 
-VERDICT, SCORE = "", ".score"
-"""Columns of a matcher; a column's name follows the matcher's."""
 
-
-def probable(p: float, doubtful: bool) -> Said:
-    """Return the answer of a verifier that gives a probability and marks what it doubts."""
-    return Said(f"{'no' if doubtful else 'yes'} {p:.6f}", score=odds_of(p), mass=1.0)
+def probable(p: float, doubtful: bool | None) -> Said:
+    """Return the answer of a verifier that gives a probability and marks what it doubts; None: it marks nothing."""
+    word = {True: "no", False: "yes", None: "p"}[doubtful]
+    return Said(f"{word} {p:.6f}", score=odds_of(p), mass=1.0)
 
 
 @dataclass(eq=False)
@@ -42,9 +40,9 @@ class Judge:
     matcher: Matcher  # that judges
     vocabulary: Vocabulary  # all that could be named; swaps are drawn from it
     place: str = ""  # registered name, folder or hub id that it is from
-    name: str = ""  # of the matcher in the run; "" for the CLIP of the baselines
+    name: str = ""  # of the matcher in the run; "" for the baselines
     training: int = 0  # its number among those of that name
-    columns: dict[str, str] = field(init=False)  # column -> what it is, for people
+    columns: dict[str, str] = field(init=False)  # name of who answers -> what it is, for people
 
     @property
     def calibrated(self) -> bool:
@@ -59,23 +57,22 @@ class Judge:
     def decoders(self) -> list[Decoder]:
         """Its columns as who answers."""
         found = []
-        for column, about in self.columns.items():
-            best, name = column == CALIBRATED, self.name + column
-            role: Any = "matcher" if self.name else "reference" if best else "control"
-            known = {"role": role, "baseline": None if best else CALIBRATED, "matchers": (self.place,)}
-            found.append(Decoder(name, about, (), **known))
+        for name, about in self.columns.items():
+            role: Any = "matcher" if self.name else "reference" if name == CALIBRATED else "control"
+            beside = None if name == CALIBRATED else CALIBRATED
+            found.append(Decoder(name, about, (), role=role, baseline=beside, matchers=(self.place,)))
         return found
 
     def ask_all(self, jobs: Iterable[Job], took: Took) -> None:
         """Answer all of some jobs, as an `Asker` does."""
         for job in jobs:
-            found: dict[str, list[Said]] = {self.name + column: [] for column in self.columns}
+            found: dict[str, list[Said]] = {column: [] for column in self.columns}
             for _, group in groupby(job.items, key=lambda item: item.picture):
                 mine, began = list(group), time.perf_counter()
                 columns = self(mine[0].pictures()[0], mine)
                 seconds = (time.perf_counter() - began) / len(mine) / len(columns)
                 for column, said in columns.items():
-                    found[self.name + column] += (replace(one, seconds=seconds) for one in said)
+                    found[column] += (replace(one, seconds=seconds) for one in said)
             for who in job.todo:
                 took(job, who, found[who[0]])
 
@@ -101,22 +98,22 @@ class MatcherJudge(Judge):
     def __post_init__(self) -> None:
         if not self.matcher.compares:
             self.matcher.require_support()
-        self.columns = {VERDICT: "verdict by its own probability"}
-        if self.matcher.compares:
-            own = {SCORE: "its own probability"} if self.scores and self.calibrated else {}
-            self.columns = {VERDICT: "verdict by counterfactual swaps"} | own
+        how = "counterfactual swaps" if self.matcher.compares else "its own probability"
+        self.columns = {self.name: f"verdict by {how}"}
+        if self.matcher.compares and self.scores and self.calibrated:
+            self.columns[f"{self.name}.score"] = "its own probability"
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
-        return {column: self.verdicts(image, items, 0 if column == SCORE else SWAPS) for column in self.columns}
+        return {column: self.verdicts(image, items, SWAPS * (column == self.name)) for column in self.columns}
 
 
 @dataclass(eq=False)
 class ClipJudge(Judge):
-    """What an untuned CLIP says, as published detectors read it.
+    """What an untuned CLIP says, as published detectors read it, and the model's own probability of the word.
 
-    Columns: its Platt-scaled score, where it is calibrated, else S(object), the cosine of the picture and "a photo of a
-    dog"; S of the sentence that holds the mention: the detector of CLIP-guided decoding (Deng et al.,
-    arXiv:2402.15300); and F-CLIPScore (Oh and Hwang, arXiv:2502.20034), which for one mention is the mean of S of the
+    Columns: the CLIP's Platt-scaled score, where it is calibrated, else S(object), the cosine of the picture and "a
+    photo of a dog"; S of the sentence that holds the mention: the detector of CLIP-guided decoding (Deng et al.,
+    arXiv:2402.15300); F-CLIPScore (Oh and Hwang, arXiv:2502.20034), which for one mention is the mean of S of the
     sentence and S of the noun. Raises `UnsupportedCallError` where the matcher does not compare texts.
     """
 
@@ -129,6 +126,7 @@ class ClipJudge(Judge):
             CALIBRATED: f"untuned CLIP, {how}",
             SENTENCE: "CLIP-guided decoding's detector: S(sentence), untuned CLIP",
             FINE: "F-CLIPScore: mean of S(sentence) and S(noun), untuned CLIP",
+            TOKEN: "the model's own probability of the word",
         }
 
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
@@ -139,7 +137,8 @@ class ClipJudge(Judge):
         fine = [(a + b) / 2 for a, b in zip(nouns, sentences, strict=True)]
         scores = {CALIBRATED: nouns, SENTENCE: sentences, FINE: fine}
         found = {column: [Said(f"{s:.6f}", score=s) for s in each] for column, each in scores.items()}
-        return found | ({CALIBRATED: self.verdicts(image, items, 0)} if self.calibrated else {})
+        found |= {CALIBRATED: self.verdicts(image, items, 0)} if self.calibrated else {}
+        return found | {TOKEN: [probable(item.tags["probability"], None) for item in items]}
 
     def _cosine(self, image: Image, sentence: str) -> float:
         """Return S of a sentence; one that is too long for the CLIP is cut, as CLIPScore does."""

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from lvlm_guard.evals.infer.generate import answer_length, prepare
-from lvlm_guard.evals.metrics import chair, tokens
-from lvlm_guard.evals.metrics.objects import coco_words, vocabulary_words
+from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 from lvlm_guard.pretrained import spoken
 from lvlm_guard.verify.choosing import sentences
@@ -42,20 +41,12 @@ def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) 
     found = []
     for row, each in zip(answers.tolist(), log_probs, strict=True):
         length, ended = answer_length(row, set(eos if isinstance(eos, list) else [eos]))
-        text, pieces = _pieces(processor, row[:length], each)
+        text, pieces = spoken(processor, row[:length]), list[Piece]()
+        for place, log_prob in enumerate(each[:length], 1):  # a token writes what the text is longer by
+            start, end = pieces[-1][1] if pieces else 0, min(len(spoken(processor, row[:place])), len(text))
+            pieces += [(start, end, round(log_prob, 6))] if end > start else []
         found.append(Said(text, length, ended, seconds, forwards=length / len(items), proof=json.dumps(pieces)))
     return found
-
-
-def _pieces(processor: Any, ids: Sequence[int], log_probs: Sequence[float]) -> tuple[str, list[Piece]]:
-    """Return a text and its tokens' places: a token writes what its text is longer by, whatever the tokenizer."""
-    text, pieces, start = spoken(processor, ids), list[Piece](), 0
-    for place in range(len(ids)):
-        end = min(len(spoken(processor, ids[: place + 1])), len(text))
-        if end > start:
-            pieces.append((start, end, round(log_probs[place], 6)))
-            start = end
-    return text, pieces
 
 
 def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]) -> EvalTask:
@@ -66,28 +57,19 @@ def mentions_of(task: EvalTask, described: Sequence[tuple[str, Sequence[Piece]]]
     given all before them. A verdict is of an object and not of a word: repeats would count one verdict several times.
     `described` are a description of each item, in order, and its pieces. Raises `DataError` of an unknown object.
     """
-    reader = coco_words() if task.vocabulary is None else vocabulary_words(task.vocabulary)
     rows = [{"image_id": place, "caption": text} for place, (text, _) in enumerate(described)]
     truths = {place: [str(name) for name in item.truth] for place, item in enumerate(task.items)}
     read = chair.compare(rows, truths, vocabulary=task.vocabulary)
     found = []
     for item, caption, (text, pieces) in zip(task.items, read, described, strict=True):
-        places, singular = tokens.spans(text), [reader.singular(token) for token in tokens.words(text)]
-        first: dict[str, int] = {}
-        for node, index in zip(caption.found.nodes, caption.found.indices, strict=True):
-            first.setdefault(node, index)
-        for node, index in first.items():
-            double = " ".join(singular[index : index + 2]) in reader.double and index + 1 < len(places)
-            start, end = places[index][0], places[index + double][1]
+        first = {node: (start, end) for node, start, end in reversed(caption.spans)}
+        for node in dict.fromkeys(caption.found.nodes):
+            start, end = first[node]
             p = math.exp(sum(log_prob for begin, stop, log_prob in pieces if begin < end and stop > start))
-            known: dict[str, Any] = {
-                "question": node,
-                "truth": "yes" if node in caption.truth else "no",
-                "rows": (task.name,),
-            }
             tags = {"word": text[start:end], "probability": p}
-            key, sentence = f"{item.key} {node}", _sentence(text, start)
-            found.append(Item(key, item.picture, sentence, item.images, **known, tags=tags))
+            truth, key = "yes" if node in caption.truth else "no", f"{item.key} {node}"
+            asked = (item.picture, _sentence(text, start), item.images, node, truth, (task.name,), tags)
+            found.append(Item(key, *asked))
     return EvalTask("mentions", "mentions", found, task.max_new_tokens, split=task.split, about=task.about)
 
 

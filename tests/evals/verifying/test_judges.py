@@ -22,7 +22,7 @@ IMAGE = Image.new("RGB", (96, 96), "orange")
 
 
 def mention(name: str, sentence: str) -> Item:
-    return Item(name, "0", sentence, (IMAGE,), question=name, truth="yes")
+    return Item(name, "0", sentence, (IMAGE,), question=name, truth="yes", tags={"probability": 0.5})
 
 
 def test_a_sentence_beyond_the_clips_length_is_cut_and_still_scored() -> None:
