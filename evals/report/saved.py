@@ -26,6 +26,7 @@ from lvlm_guard.evals.report.layout import Results
 from lvlm_guard.evals.spec import jsonl
 
 ASKED, ITEMS, ANSWERS, RESULTS = "asked.json", "items.jsonl", "answers.parquet", "results.json"
+EVIDENCE, INDEX, PICTURES = "evidence", "index.json", ("picture", "map", "local")
 NEEDED: dict[str, dict[str, type]] = {
     ASKED: {"settings": dict, "tasks": list},
     RESULTS: {"rows": list, "verdicts": list, "void": list, "decoders": list, "tasks": list},

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lvlm_guard.evals.report import disagreement, layout
 from lvlm_guard.evals.report.disagreement import disagreements
-from lvlm_guard.evals.report.evidence import collected
 from lvlm_guard.evals.report.page import charts
-from lvlm_guard.evals.report.saved import Run, read_run
+from lvlm_guard.evals.report.saved import EVIDENCE, INDEX, PICTURES, Run, read_run
 from lvlm_guard.evals.report.terminal import explained, sentences
 from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.report.html import UNWRITABLE
+from lvlm_guard.report.pictures import Picture, panel
 
 REPORT = "report.html"
 
@@ -50,7 +52,7 @@ def render(run: Run) -> str:
         sentences=sentences(results) if results else [],
         sweeps=list(charts.sweeps(results)) if results else [],
         galleries={task: (f"pictures-{n}", one) for n, (task, one) in enumerate(found.items()) if one.shown},
-        evidence=collected(run.folder),
+        evidence=_collected(run.folder),
     )
 
 
@@ -74,6 +76,34 @@ def page_environment() -> Environment:
         "readings": layout.SHOWN["readings"],
     }
     return made
+
+
+class Evidence(NamedTuple):
+    """What was collected of a run: what the maps are, and the entry of each task and item."""
+
+    folder: Path
+    about: str = ""
+    entries: Mapping[tuple[str, str], Mapping[str, Any]] = {}
+
+    def panel(self, task: str, key: str) -> str:
+        """Return an item's pictures as markup, "" without any; a file that is gone is left out."""
+        found = []
+        for view in self.entries.get((task, key), {}).get("views", ()):
+            kept = f", {view['kept']:.0%} kept" if view.get("kept") is not None else ""
+            for what, title in zip(PICTURES, ("Picture", "Relevance", f"Local view{kept}"), strict=True):
+                path = self.folder / Path(view.get(what) or "none").name
+                if path.is_file():
+                    found.append(Picture(path, title, view.get("note", "") if what == "map" else ""))
+        return panel(found) if found else ""
+
+
+def _collected(folder: Path) -> Evidence:
+    """Return what was collected of the run in a folder, nothing where that can't be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        index = json.loads((folder / EVIDENCE / INDEX).read_text(encoding="utf-8"))
+        entries = {(entry["task"], entry["key"]): entry for entry in index["items"]}
+        return Evidence(folder / EVIDENCE, str(index["maps"]), entries)
+    return Evidence(folder / EVIDENCE)
 
 
 def _clean(value: Any) -> Any:

@@ -11,7 +11,7 @@ differs from the authors' release is told beside the figures.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.report.page import write_report
-from lvlm_guard.evals.report.saved import ASKED, Run, read_run
+from lvlm_guard.evals.report.saved import Run, read_run
 from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.stats.validity import Allowed
 from lvlm_guard.evals.studies.reproduce.figures import PUBLISHED, figures
-from lvlm_guard.evals.studies.reproduce.grid import COMMAND, TABLE, Cell, dry_run, missing, plan, sentences
+from lvlm_guard.evals.studies.reproduce.grid import COMMAND, TABLE, dry_run, missing, plan, sentences
 
 FILE = "reproduction.json"
 
@@ -73,11 +73,16 @@ def reproduce(
             saved = read_run(folder)
             if report:
                 write_report(folder)
-        scored = saved.scored or {}
+        scored = saved.results.data
         void += [f"{cell.name}: {sentence}" for sentence in scored["void"]]
         if not scored["void"]:
             runs.append((cell, saved))
-            notes += _warned(cell, saved, scored["warnings"])
+            # what is amiss with its questions or pictures, and the first of its other warnings
+            of_data = [told for task in saved.asked["tasks"] for told in task["about"].get("warnings", ())]
+            notes += of_data
+            if others := [told for told in scored["warnings"] if told not in of_data]:
+                more = f" (and {len(others) - 1} more, see its report)" if others[1:] else ""
+                notes.append(f"{cell.name}: {others[0]}{more}")
     told = {"command": COMMAND, "version": lvlm_guard.__version__, "rows": figures(runs)}
     told |= {"status": "void" if void else "complete", "void": void, "notes": list(dict.fromkeys(notes))}
     found: dict[str, Any] = finite(told | {"cells": [cell.name for cell in cells]})
@@ -87,23 +92,12 @@ def reproduce(
 
 def _finished(folder: Path, settings: Settings) -> Run | None:
     """Return a cell's run where it is complete and of the same settings."""
-    if not (folder / ASKED).exists():
-        return None
     try:
         saved = read_run(folder)
-    except DataError:  # damaged: asked again, which refuses what it can't go on with
+    except DataError:  # not there, or damaged: asked again, which refuses what it can't go on with
         return None
     same = saved.asked["settings"] == json.loads(json.dumps(settings.to_dict()))
     return saved if same and saved.status == "complete" else None
-
-
-def _warned(cell: Cell, saved: Run, warnings: Sequence[str]) -> Iterator[str]:
-    """Yield what is amiss with a cell's questions or pictures, and the first of its other warnings."""
-    of_data = [told for task in saved.asked["tasks"] for told in task["about"].get("warnings", ())]
-    yield from of_data
-    if others := [told for told in warnings if told not in of_data]:
-        more = f" (and {len(others) - 1} more, see its report)" if others[1:] else ""
-        yield f"{cell.name}: {others[0]}{more}"
 
 
 __all__ = ["dry_run", "reproduce", "sentences"]

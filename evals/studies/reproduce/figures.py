@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lvlm_guard.evals.report.layout import p_text
+from lvlm_guard.evals.report.layout import number, p_text
 from lvlm_guard.evals.report.saved import Run
 from lvlm_guard.evals.report.terminal import Column, fitted
 from lvlm_guard.evals.stats.bootstrap import Estimate, difference, estimate
@@ -99,14 +99,12 @@ def _rows(where: dict[str, Any], together: Sequence[_Drawn]) -> Iterator[Row]:
         drawn[method] = np.mean([np.concatenate([f[..., :1], t], -1) for f, t in zip(each, turned, strict=True)], 0)
         beside[method] = look_up(where["model"], where["data"], where["kind"], method, metric)
         yield _row(where | {"method": method}, estimate(drawn[method]), beside[method])
-    for ours, theirs in DIFFERENCES:
-        if ours in drawn and theirs in drawn:
-            found, (a, b) = difference(drawn[ours], drawn[theirs]), (beside[ours], beside[theirs])
-            gain = None
-            if a and b:
-                note, apart = f"{a['note']} {b['note']}".strip(), a["published"] - b["published"]
-                gain = a | {"published": round(apart, 6), "note": note}
-            yield _row(where | {"method": f"{ours}-{theirs}"}, found, gain) | {"p_value": found.p}
+    for ours, theirs in (pair for pair in DIFFERENCES if drawn.keys() >= {*pair}):
+        found, (a, b), gain = difference(drawn[ours], drawn[theirs]), (beside[ours], beside[theirs]), None
+        if a and b:
+            apart = round(a["published"] - b["published"], 6)
+            gain = a | {"published": apart, "note": f"{a['note']} {b['note']}".strip()}
+        yield _row(where | {"method": f"{ours}-{theirs}"}, found, gain) | {"p_value": found.p}
 
 
 def _row(told: Mapping[str, Any], found: Estimate, beside: Mapping[str, Any] | None) -> Row:
@@ -117,19 +115,12 @@ def _row(told: Mapping[str, Any], found: Estimate, beside: Mapping[str, Any] | N
     return row | {**beside, "inside": known and row["low"] <= beside["published"] <= row["high"]}
 
 
-CAPTION = (
-    "Measured in percent with its 95 % interval over pictures; p of a difference: where its interval would touch zero. "
-    "All are sampled at temperature 1, “as sharp” at the lower temperature that sharpens as AGLA does. "
-)
-
-
 def dry_run_table(found: Mapping[str, Any], width: int = 120) -> Table:
     """Return the runs of the grid and how long they take."""
-    told = {"run": "{name}", "questions or captions": "{items:,}", "answers": "{answers:,}", "hours": "{hours:.2f}"}
-    ranks = (0, 2, 1, 0)
+    told = (("run", "{name}", 0), ("questions or captions", "{items:,}", 2), ("answers", "{answers:,}", 1))
     columns = [
         Column(title, [form.format(**cell) for cell in found["cells"]], rank, text=title == "run")
-        for (title, form), rank in zip(told.items(), ranks, strict=True)
+        for title, form, rank in (*told, ("hours", "{hours:.2f}", 0))
     ]
     return fitted(columns, width, title="AGLA's paper: the runs")
 
@@ -160,24 +151,18 @@ def _table(model: str, name: str, rows: Sequence[Row], width: int) -> Table:
     for rank, (metric, title) in enumerate(TABLE["columns"][name].items()):
         columns.append(Column(title, [line.get(metric, "–") for line in lines.values()], rank))
     paired = any(row["published"] is not None for row in rows)
-    beside = "“publ.”: measured minus it in brackets, in points; * outside the interval."
-    caption = CAPTION + (beside if paired else "Nothing published is set beside it.")
     title = f"{name}, {model}: measured{' beside published' if paired else ''}"
-    return fitted(columns, width, title=title, caption=caption)
+    return fitted(columns, width, title=title, caption=TABLE["captions"]["paired" if paired else "alone"])
 
 
 def _cell(row: Row) -> str:
-    sign = "+" if "p_value" in row else ""
-    scale, digits = (1, 1) if row["metric"] == "length" else (100, 2)  # in words; all else are shares
-
-    def number(value: float) -> str:
-        return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"
-
     if row["value"] is None:
         return "–"
-    p = f" {p_text(row['p_value'])}" if sign else ""
-    text = f"{number(row['value'])}{p}\n[{number(row['low'])}, {number(row['high'])}]"
-    if row["published"] is not None:
-        apart = f"{100 * (row['value'] - row['published']):+.2f}{'' if row['inside'] else '*'}"
-        text += f"\npubl. {number(row['published'])} ({apart})"
-    return text.replace("-", "−")
+    signed, (scale, digits) = "p_value" in row, (1, 1) if row["metric"] == "length" else (100, 2)  # words; shares
+    known = {name: scale * row[name] for name in ("value", "low", "high", "published") if row[name] is not None}
+    told = {name: number(value, signed=signed, digits=digits) for name, value in known.items()}
+    text = f"{told['value']} {p_text(row.get('p_value'))}".rstrip() + f"\n[{told['low']}, {told['high']}]"
+    if "published" in told:
+        apart = number(known["value"] - known["published"], signed=True, digits=2)
+        text += f"\npubl. {told['published']} ({apart}{'' if row['inside'] else '*'})"
+    return text

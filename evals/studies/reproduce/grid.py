@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from jinja2 import Template
 
 import lvlm_guard
 from lvlm_guard.cli.console import finite
@@ -217,15 +218,5 @@ def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings |
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """Return what a dry run tells, in sentences."""
-    answers, hours = sum(cell["answers"] for cell in found["cells"]), found["hours"]
-    took = f"{hours:.0f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
-    told = [f"{len(found['cells'])} runs, {answers:,} answers, about {took}."]
-    if all(cell["model"] == EMBEDDED for cell in found["cells"]):
-        return [*told, "No downloads.", "Hours are estimates for two cores.", TABLE["unpublished"]]
-    by_hand = [one for one in found["downloads"] if one["by_hand"] and not one["there"]]
-    told.append(f"To get: {len(by_hand)} downloads, {sum(one['gb'] for one in by_hand):.1f} GB. Sizes are rounded.")
-    told += ["- {gb:.1f} GB: {what}: {place}".format(**one) for one in by_hand]
-    told += ["- here already: {what}: {place}".format(**one) for one in found["downloads"] if one["there"]]
-    if files := sum(not one["by_hand"] for one in found["downloads"]):
-        told.append(f"{files} question files are fetched when they are needed, less than a megabyte each.")
-    return [*told, TABLE["assumed"].format(**TABLE["seconds"], **TABLE["tokens"])]
+    told = Template(TABLE["dry_run"], trim_blocks=True).render(found, table=TABLE, embedded=EMBEDDED)
+    return told.splitlines()
