@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 APC, MATCHED, MATCHER = "apc", "sample-matched", "matcher"
 ALL = "all"  # every method that is no experiment
-_PLAINLY = (False,)
+_PLAINLY, _BESIDE = (False,), ("sample", "random")
 
 _GREEDY = Decoder(REFERENCE, "plain, greedy", _PLAINLY, role="reference", baseline=None)
 _SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _PLAINLY, SAMPLED, role="plain")
@@ -113,7 +113,7 @@ def methods_of(wanted: Iterable[str], knobs: Mapping[str, Mapping[str, Any]] | N
     "all" leaves out experiments, and methods whose statistics are not among the knobs.
     """
     known = methods.REGISTRY.names()
-    beside = {f"{name}{suffix}": name for name in known for suffix in ("-sample", "-random")}
+    beside = {f"{name}-{end}": name for name in known for end in _BESIDE}
     found: list[str] = []
     for name in wanted:
         if name == ALL:
@@ -208,9 +208,7 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
     """Yield what stands beside a method's greedy decoder: sampled, with a random map, and its matcher alone."""
     runs = decoder.runs
     method, trained = runs[0], _trained(len(runs))
-    sampled, random = (
-        _named(f"{decoder.method}-{end}", decoder.point, decoder.matcher) for end in ("sample", "random")
-    )
+    sampled, random = (_named(f"{decoder.method}-{end}", decoder.point, decoder.matcher) for end in _BESIDE)
     seeds = len(runs) if len(runs) > 1 else settings.seeds
     asked = settings.controls and not settings.sweep
     # of several matchers the usual one alone: what sampling does is no matter of the matcher

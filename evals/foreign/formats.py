@@ -150,9 +150,8 @@ def _score(at: str, row: Row) -> float | None:
     except (TypeError, ValueError):
         score = math.nan
     if math.isnan(score):
-        raise DataError(
-            f"{at} has the score {value!r}: it must be a number, ln p(yes) - ln p(no) at the first answer token, nats."
-        )
+        told = "it must be a number, ln p(yes) - ln p(no) at the first answer token, nats"
+        raise DataError(f"{at} has the score {value!r}: {told}.")
     if after is None and math.isinf(score):
         told = "only one taken after a plausibility cut is infinite: name the field 'score_cut' in every row."
         raise DataError(f"{at} has the score {score}: {told}")

@@ -73,9 +73,8 @@ class Questions:
             kind, question = fit[met[who] % len(fit)]
             met[who] += 1
             item = f"{kind}/{question.question_id}" if self.several else str(question.question_id)
-            yield answer._replace(
-                item=item, picture=question.image, question=question.text, label=question.label, kinds=kind
-            )
+            answer = answer._replace(picture=question.image, question=question.text, label=question.label)
+            yield answer._replace(item=item, kinds=kind)
         short = next((count for who, count in met.items() if len(who) == 2 and count < len(self.asked)), None)
         if short:
             told = "Which ones are missing can't be known: ask all again, or write 'question_id' beside each."
@@ -154,11 +153,10 @@ def gather(
     neither is a method's own. Raises `DataError` of a wrong label, an answer that stands twice or is missing, decoders
     that were asked different things, scores before and after a cut in one table, or an unknown baseline.
     """
-    table = pa.Table.from_batches(
-        [batch for at, (name, given) in enumerate(files.items()) for batch in _batches(at, name, given)], OWN
-    )
-    table = table.append_column("row", pa.array(np.arange(len(table))))
     listed = list(files)
+    batches = [batch for at, name in enumerate(listed) for batch in _batches(at, name, files[name])]
+    table = pa.Table.from_batches(batches, OWN)
+    table = table.append_column("row", pa.array(np.arange(len(table))))
 
     def place(row: int) -> str:
         return f"line {table['line'][row]} of {listed[table['file'][row].as_py()]}"
@@ -168,9 +166,8 @@ def gather(
     unscored = _check_scores(table, place)
     items, names = table["item"].take(first), pa.array([decoder["name"] for decoder in decoders])
     columns = {name: table[name] for name in KEPT}
-    columns["score"] = pc.if_else(
-        pc.is_in(table["decoder"], pa.array(list(unscored), pa.string())), None, table["score"]
-    )
+    without = pc.is_in(table["decoder"], pa.array(list(unscored), pa.string()))
+    columns["score"] = pc.if_else(without, None, table["score"])
     at = pc.index_in(table["decoder"], names)
     for name in ("role", "baseline"):
         columns[name] = pa.array([decoder[name] for decoder in decoders], pa.string()).take(at)

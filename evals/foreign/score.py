@@ -94,9 +94,7 @@ def with_objects(captions: Mapping[str, Iterable[Given]], annotations: Path | No
         if (objects := known(item)) is None:
             raise DataError("Nothing says what is in the pictures: give --annotations, COCO's or CHAIR's ground truth.")
         truths[item] = json.dumps(sorted(objects))
-    return {
-        name: [caption._replace(truth=truths[caption.item]) for caption in those] for name, those in captions.items()
-    }
+    return {name: [each._replace(truth=truths[each.item]) for each in those] for name, those in captions.items()}
 
 
 def shortened(caption: Given, words: int) -> Given:
@@ -223,9 +221,8 @@ def score_files(
     """
     data = data or Data()
     if task not in TASKS:
-        raise DataError(
-            f"--task {task!r} is none of files of answers. {did_you_mean(task, TASKS)}There are {', '.join(TASKS)}."
-        )
+        near = f"{did_you_mean(task, TASKS)}There are {', '.join(TASKS)}."
+        raise DataError(f"--task {task!r} is none of files of answers. {near}")
     read_as, uses = TASKS[task]
     for name in (f.name for f in fields(data) if f.name not in (*uses, "baseline") and getattr(data, f.name)):
         raise DataError(f"--{name} is not for --task {task}, and would do nothing: leave it out.")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class Asker:
             self._answers(task, items, self.decoders[todo[0][0]], todo[0][1])  # a first call is slow: not measured
         for name, seed in todo:
             decoder = self.decoders[name]
-            self._forget()
+            for matcher in filter(None, (self.matcher, *self.matchers.values())):
+                matcher.forget()
             peak, began = peak_meter(self.model.device), time.perf_counter()
             said = self._answers(task, items, decoder, seed)
             cost: dict[str, Any] = {"seconds": (time.perf_counter() - began) / len(items), "peak_mib": round(peak(), 1)}
@@ -78,10 +80,6 @@ class Asker:
                 said = [replace(one, score=s, mass=mass) for one, (s, mass) in zip(said, scored, strict=True)]
             found.append([replace(one, **cost) for one in said])
         return found
-
-    def _forget(self) -> None:
-        for matcher in filter(None, (self.matcher, *self.matchers.values())):
-            matcher.forget()
 
     def _answers(self, task: EvalTask, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Said]:
         if not decoder.runs:
@@ -137,9 +135,8 @@ class Asker:
             if same == asked:
                 return scored
         first = FirstToken(self.words)
-        self._generate(
-            self._inputs[0], decoder, seed, guard=asked[0], **PLAIN, logits_processor=[first], max_new_tokens=1
-        )
+        once = {**PLAIN, "logits_processor": [first], "max_new_tokens": 1}
+        self._generate(self._inputs[0], decoder, seed, guard=asked[0], **once)
         scored = first.scored or [(None, None)] * len(items)
         self._scored[:] = [*known, (tuple(items), asked, scored)]
         return scored
@@ -148,7 +145,8 @@ class Asker:
         """Return how many characters of each text its first `LIMITS` tokens say; answers [R, T]."""
         starts = [self.processor.batch_decode(answers[:, :limit], skip_special_tokens=True) for limit in LIMITS]
         # half a character at a cut is none of a text's
-        return [tuple(_in_common(start[i], text) for start in starts) for i, text in enumerate(texts)]
+        both = [[[start[i], text] for start in starts] for i, text in enumerate(texts)]
+        return [tuple(len(commonprefix(pair)) for pair in of) for of in both]  # noqa: RUF071 - of texts, not of paths
 
     def _adapted(self, decoder: Decoder, seed: int) -> AbstractContextManager[object]:
         if decoder.adapters:
@@ -185,10 +183,6 @@ def until(text: str, stops: Sequence[str]) -> str:
 def answer_length(tokens: Sequence[int], ends: set[int]) -> tuple[int, bool]:
     """Return how many tokens an answer has, its end-of-text included, and whether it has one."""
     return next(((count, True) for count, token in enumerate(tokens, 1) if token in ends), (len(tokens), False))
-
-
-def _in_common(one: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def matcher_answers(matcher: Matcher, items: Sequence[Item]) -> list[Said]:

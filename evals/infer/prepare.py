@@ -34,10 +34,9 @@ class Prepared:
     def describe(self) -> dict[str, Any]:
         """Return who answers, and what a reader has to know of it."""
         settings = self.settings
+        off = "plain sampling, moved thresholds and the methods' controls were switched off"
         told = {
-            "--no-controls: plain sampling, moved thresholds and the methods' controls were switched off.": (
-                not settings.controls
-            ),
+            f"--no-controls: {off}.": not settings.controls,
             f"--limit {settings.limit}: the first pictures of each task only.": settings.limit is not None,
             f"--preset {settings.preset}: prompt and sampling of that publication.": settings.preset,
         }

@@ -53,8 +53,8 @@ class Place:
         return cls(int(rank), int(world), int(os.environ.get("LOCAL_RANK") or 0))
 
     def device(self, wanted: str) -> str:
-        """Return the device of this rank: "auto" is a GPU of its own where there are several."""
-        if wanted != "auto" or self.world == 1:
+        """Return the device of this rank: "auto" and "cuda" are a GPU of its own where there are several."""
+        if wanted not in ("auto", "cuda") or self.world == 1:
             return wanted
         import torch
 

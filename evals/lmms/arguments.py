@@ -5,7 +5,6 @@ lmms-eval turns `revision=12e4567` into the number infinity, and takes any name.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lvlm_guard import __version__, methods
 from lvlm_guard.engine.session import EXECUTIONS
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import REFERENCE
+from lvlm_guard.evals.infer.ranks import Place
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.knobs import defaults_of, read_knob
@@ -85,13 +85,12 @@ def read(given: Mapping[str, Any]) -> Arguments:
             text = isinstance(value, str)
             knobs[knob] = read_knob(knob, value.strip(), defaults[knob]) if text else value
         else:
-            raise KnobError(
-                f"--model_args has {name!r}, which is no argument of lvlm_guard and no knob of {method!r}. "
-                + did_you_mean(name.rpartition(".")[2], [*OWN, *defaults])
-                + f"Arguments: {', '.join(OWN)}. Knobs of {method}: {', '.join(defaults) or 'none'}."
-            )
+            near = did_you_mean(name.rpartition(".")[2], [*OWN, *defaults])
+            told = f"Arguments: {', '.join(OWN)}. Knobs of {method}: {', '.join(defaults) or 'none'}."
+            strange = f"--model_args has {name!r}, which is no argument of lvlm_guard and no knob of {method!r}"
+            raise KnobError(f"{strange}. {near}{told}")
     made = {SETTINGS[name]: own.pop(name) for name in list(own) if name in SETTINGS}
-    made["device"], knobbed = _of_rank(made.get("device", "auto")), {method: knobs} if knobs else {}
+    made["device"], knobbed = Place.here().device(made.get("device", "auto")), {method: knobs} if knobs else {}
     settings = Settings(**made, tasks=(), methods=(method,), knobs=knobbed, controls=False, seeds=1)
     return Arguments(settings, **own)
 
@@ -114,12 +113,3 @@ def _own(name: str, value: Any) -> Any:
     if name == "code" and value not in ("", code_name()):
         raise KnobError(f"code is {value!r}, but the code that runs is {code_name()}: no cache may mix both.")
     return value
-
-
-def _of_rank(device: str) -> str:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device

@@ -25,6 +25,7 @@ REFUSED = {
 }
 """Tasks whose scores would mislead, and why."""
 
+_NLTK = "The task {} (this package's `chair` does not)"
 SPACY_MODELS = ("en_core_web_md", "en_core_web_lg")  # those with word vectors
 _TASK = re.compile(r"^task\s*:\s*[\"']?([\w.+-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 
@@ -82,9 +83,8 @@ def load(name: str, include: tuple[str, ...], own: list[str]) -> dict[str, Any]:
         with quiet():
             loaded = _flat(manager.load_task_or_group([name], task_type="chat"))
     except ModuleNotFoundError as error:
-        raise DataError(
-            f"The task {name} needs the package {error.name}, which is not installed: pip install {error.name}."
-        ) from error
+        told = f"the package {error.name}, which is not installed: pip install {error.name}"
+        raise DataError(f"The task {name} needs {told}.") from error
     except Exception as error:
         raise DataError(_no_data(name, error)) from error
     for each, task in loaded.items():
@@ -105,14 +105,11 @@ def _check_scoring(name: str, task: Any) -> None:
         told = f"an outside judge ({judge}), whose failures lmms-eval takes for wrong answers"
         raise DataError(f"The task {name} is scored by {told}: run it in stock lmms-eval with --model lvlm_guard.")
     code = getattr(task.config.process_results, "__code__", None)
-    # by the code that scores, whatever the task is called
-    needs = {"coco_cap_chair": _needs_nltk, "amber_g": _needs_spacy}
-    if code is not None and (check := needs.get(Path(code.co_filename).parent.name)):
-        check(name)
-
-
-def _needs_nltk(task: str) -> None:
-    tokens.check(f"The task {task} (this package's `chair` does not)")
+    scorer = Path(code.co_filename).parent.name if code else ""  # whatever the task is called
+    if scorer == "coco_cap_chair":
+        tokens.check(_NLTK.format(name))
+    elif scorer == "amber_g":
+        _needs_spacy(name)
 
 
 def _needs_spacy(task: str) -> None:
@@ -121,7 +118,7 @@ def _needs_spacy(task: str) -> None:
     if lacking:
         how = f"pip install spacy && python -m spacy download {SPACY_MODELS[0]}"
         raise DataError(f"The task {task} is scored with spaCy's word vectors, and {lacking}: {how}.")
-    _needs_nltk(task)
+    tokens.check(_NLTK.format(task))
 
 
 def _manager(name: str, include: tuple[str, ...], own: list[str]) -> Any:

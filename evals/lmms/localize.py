@@ -26,16 +26,14 @@ POPE_FIELDS = {"question_id", "image", "text", "label"}
 
 
 class Localized(NamedTuple):
-    """A task that was written: its name for `--tasks`, its folder for `--include_path`, its YAML and parquet files, and
-    sentences that a user should read.
-    """
+    """A task that was written."""
 
-    name: str
-    folder: Path
-    task: Path
-    data: Path
+    name: str  # for `--tasks`
+    folder: Path  # for `--include_path`
+    task: Path  # its YAML file
+    data: Path  # its parquet file
     documents: int
-    notes: list[str]
+    notes: list[str]  # sentences that a user should read
 
 
 def localize(

@@ -178,9 +178,8 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raise NotImplementedError: an answer is made in one turn."""
-        raise NotImplementedError(
-            "lvlm_guard answers in one turn: tasks of several rounds (generate_until_multi_round) are not supported."
-        )
+        told = "tasks of several rounds (generate_until_multi_round) are not supported"
+        raise NotImplementedError(f"lvlm_guard answers in one turn: {told}.")
 
 
 def _tell(line: str) -> None:

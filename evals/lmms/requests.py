@@ -59,10 +59,9 @@ def read_generation(given: Mapping[str, Any], task: str) -> Generation:
         return float(value) if least is None else int(value)
 
     if strange := [name for name in given if name not in KEYS]:
-        raise refused(
-            f"the generation argument {strange[0]!r} is not understood. {did_you_mean(strange[0], KEYS)}lvlm_guard "
-            f"honours {', '.join(KEYS)}; leave others out of generation_kwargs and --gen_kwargs."
-        )
+        known_ones = f"lvlm_guard honours {', '.join(KEYS)}; leave others out of generation_kwargs and --gen_kwargs."
+        near = did_you_mean(strange[0], KEYS)
+        raise refused(f"the generation argument {strange[0]!r} is not understood. {near}{known_ones}")
     until = known.get("until", ())
     stops = (until,) if isinstance(until, str) else tuple(until)
     if not all(isinstance(stop, str) for stop in stops):
@@ -74,16 +73,12 @@ def read_generation(given: Mapping[str, Any], task: str) -> Generation:
     if not sample:
         return Generation(tokens, stops, num_beams=beams)
     if beams > 1:
-        raise refused(
-            f"do_sample=True with num_beams={beams} is not supported: sample with num_beams=1, or search with "
-            "do_sample=False."
-        )
+        how = "sample with num_beams=1, or search with do_sample=False"
+        raise refused(f"do_sample=True with num_beams={beams} is not supported: {how}.")
     temperature, top_p = number("temperature", 1), number("top_p", 1)
     if not temperature > 0:
-        raise refused(
-            f"do_sample=True with temperature={temperature:g} is no distribution to draw from: give a temperature "
-            "above 0, or do_sample=False for greedy answers."
-        )
+        how = "give a temperature above 0, or do_sample=False for greedy answers"
+        raise refused(f"do_sample=True with temperature={temperature:g} is no distribution to draw from: {how}.")
     if not 0 < top_p <= 1:
         raise refused(f"top_p is {top_p:g}: give a share above 0 and up to 1.")
     return Generation(tokens, stops, True, temperature, top_p, number("top_k", 0, 0))
@@ -120,9 +115,8 @@ class Request:
             elif part["type"] == "text":
                 texts.append(part["text"])
             else:
-                raise UnsupportedCallError(
-                    f"Document {self.doc_id} of {self.task} has a {part['type']}: lvlm_guard answers about pictures."
-                )
+                at = f"Document {self.doc_id} of {self.task}"
+                raise UnsupportedCallError(f"{at} has a {part['type']}: lvlm_guard answers about pictures.")
         key = str(self.doc_id)
         return Item(key, f"{self.task} {key}", "\n".join(texts), tuple(pictures), talk=lambda: talk)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,9 +168,8 @@ def _objects(key: ImageId, names: Iterable[str], reader: ObjectWords) -> frozens
             near = (
                 "".join(f"; did you mean {one!r}?" for one in get_close_matches(str(name), sorted(nodes), n=1)) or "."
             )
-            raise DataError(
-                f"The ground truth of picture {key} names {name!r}, which is none of the {len(nodes)} objects{near}"
-            )
+            told = f"names {name!r}, which is none of the {len(nodes)} objects{near}"
+            raise DataError(f"The ground truth of picture {key} {told}")
     return frozenset(nodes.get(name) or reader.nodes[name] for name in names)
 
 
@@ -191,17 +189,12 @@ def read_objects(path: str | Path) -> dict[ImageId, frozenset[str]]:
         names = table["categories"]
         return {image_id(key): frozenset(names[i] for i in indices) for key, indices in table["images"].items()}
     except (KeyError, TypeError, IndexError, AttributeError):
-        raise DataError(
-            f"{path} is no ground truth: it needs 'categories' (names) and 'images' (id -> indices of names)."
-        ) from None
+        told = "it needs 'categories' (names) and 'images' (id -> indices of names)"
+        raise DataError(f"{path} is no ground truth: {told}.") from None
 
 
 _CUT = COLUMNS.names.index("cut")
 SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wordnet"}  # of a dialect's metrics
-
-
-def _where_counted(score: Score) -> Score:
-    return replace(score, of=lambda c: np.where(c[..., 0] > 0, score.of(c), np.nan))
 
 
 class Chair(Metric):
@@ -248,6 +241,6 @@ class Chair(Metric):
             if limit is None or self.lengths_known:
                 for metric in SCORES if dialect == blocks[0][0] else DIALECTAL:
                     name = metric + (SUFFIX[dialect] if metric in DIALECTAL else "") + (f"@{limit}" if limit else "")
-                    score, columns = _where_counted(SCORES[metric]), slice(start, start + width)
-                    found[name] = score.at(columns, limit=limit, dialect=dialect)
+                    columns = slice(start, start + width)
+                    found[name] = SCORES[metric].where_counted().at(columns, limit=limit, dialect=dialect)
         return found

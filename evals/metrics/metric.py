@@ -56,6 +56,10 @@ class Score:
         """Return the same score of counts that stand in other columns."""
         return replace(self, of=lambda counts: self.of(counts[..., columns]), **changes)
 
+    def where_counted(self) -> Score:
+        """Return the same score, not defined where the first count is 0."""
+        return replace(self, of=lambda counts: np.where(counts[..., 0] > 0, self.of(counts), np.nan))
+
 
 @dataclass
 class Items:

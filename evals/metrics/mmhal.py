@@ -23,9 +23,8 @@ from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric
 from lvlm_guard.evals.spec import jsonl
 
 ITEMS, HIGHEST, HALLUCINATED_BELOW = 96, 6, 3
-TYPES = str.split(
-    "attribute adversarial comparison counting relation environment holistic other"
-)  # row i is of i mod 8
+# row i is of the type i mod 8
+TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 _RATING = re.compile(r"rating\W{0,6}?(\d+)\b")
 
 
@@ -112,9 +111,8 @@ class MMHal(Verdicts):
         replies = [read_reply(path) for path in (task.get("about") or {}).get("verdicts", ())]
         self.verdicts = {reply.answers_sha256: reply.verdicts for reply in replies}
         judges = {(*(str(one.judge[field]) for field in ("model", "date")), one.prompt_sha256) for one in replies}
-        self.warnings += sorted(
-            f"{self.name}: judged by {model} on {date}, prompt {prompt[:16]}." for model, date, prompt in judges
-        )
+        told = self.name + ": judged by {} on {}, prompt {:.16}."
+        self.warnings += sorted(told.format(*judge) for judge in judges)
         if len({(model, prompt) for model, _, prompt in judges}) > 1:
             raise DataError(f"Verdicts of different judges do not compare: {' '.join(self.warnings)}")
 

@@ -58,9 +58,10 @@ class ObjectWords(NamedTuple):
         if "toilet" in emitted:  # the seat of the toilet is no chair
             kept = [one for one in read if one[0] != "seat"]
             if self.official:
-                kept = [(word, *where) for (word, *_), (_, *where) in zip(kept, read, strict=False)]
-        named = [(word, self.nodes[word], *where) for word, *where in kept if word in self.nodes]
-        return Found(*(zip(*named, strict=True) if named else [()] * 4), emitted)
+                kept = [(word, at, width) for (word, _, _), (_, at, width) in zip(kept, read, strict=False)]
+        named = [(word, self.nodes[word], at, width) for word, at, width in kept if word in self.nodes]
+        words, nodes, indices, widths = zip(*named, strict=True) if named else ((), (), (), ())
+        return Found(words, nodes, indices, widths, emitted)
 
 
 @cache

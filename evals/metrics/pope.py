@@ -35,7 +35,10 @@ def read(answer: str, reading: Reading = "word", label: Answer | None = None) ->
     text = answer.lower()
     match reading:
         case "word":
-            return _first_word(text)
+            first = _WORD.search(text)
+            if first is not None and first.group() not in _READ:
+                first = _DECISIVE.search(_SENTENCE_END.split(text, maxsplit=1)[0])
+            return _READ[first.group()] if first else None
         case "official":
             # NO, "No!", "no;", Not, isn't and the empty answer all read as yes, "Yes, there is no doubt" as no
             tokens = answer.split(".", 1)[0].replace(",", "").split(" ")
@@ -51,11 +54,3 @@ def read(answer: str, reading: Reading = "word", label: Answer | None = None) ->
             searched = text[:4] if reading == "mme" else text
             return "yes" if "yes" in searched else "no" if "no" in searched else None
     raise DataError(f"No reading is called {reading!r}. Known: {', '.join(get_args(Reading))}.")
-
-
-def _first_word(text: str) -> Answer | None:
-    first = _WORD.search(text)
-    if first is None or first.group() in _READ:
-        return _READ[first.group()] if first else None
-    found = _DECISIVE.search(_SENTENCE_END.split(text, maxsplit=1)[0])
-    return _READ[found.group()] if found else None

@@ -50,9 +50,8 @@ class Stock(Metric):
         numbers = self._numbers(batch.places[order].tolist(), [batch.texts[i] for i in order])
         self._metrics = self._metrics or list(numbers)
         if differing := sorted(set(numbers) ^ set(self._metrics)):
-            raise DataError(
-                f"{self.name}: some decoders have {', '.join(differing)}, others lack it: they can't be compared."
-            )
+            told = f"some decoders have {', '.join(differing)}, others lack it"
+            raise DataError(f"{self.name}: {told}: they can't be compared.")
         table = np.stack([numbers[metric] for metric in self._metrics], axis=-1)
         return np.hstack([np.nan_to_num(table), np.isfinite(table)])[np.argsort(order)]
 
@@ -157,9 +156,8 @@ def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Seque
     groups = min(len(number), FEWEST if slow else GROUPS)
     picture = np.array([number[name] for name in pictures])
     group = (picture % groups).tolist()
-    without = np.array(
-        [_score(aggregate, [v for v, of in zip(values, group, strict=True) if of != out]) for out in range(groups)]
-    )
+    kept = ([v for v, of in zip(values, group, strict=True) if of != out] for out in range(groups))
+    without = np.array([_score(aggregate, each) for each in kept])
     without[np.isnan(without)] = whole
     influence = (groups - 1) * (without.mean() - without)
     # a group's influence is its pictures' together; each gets a share whose square sums to that of the group

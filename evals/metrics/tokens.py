@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -59,30 +59,27 @@ REPAIRED |= {f"{word}s": word for word in ("tie", "canoe", "doggie", "collie")}
 """Object words whose singular Pattern gets wrong: bus -> bu, ties -> ty, canoes -> cano, collies as it is."""
 
 
-@cache
-def _tables() -> dict[str, Any]:
-    tables = json.loads(files("lvlm_guard.evals").joinpath("data/singular_rules.json").read_bytes())
-    return {**tables, "rules": [(re.compile(pattern), replacement) for pattern, replacement in tables["rules"]]}
+_TABLES: dict[str, Any] = json.loads(files("lvlm_guard.evals").joinpath("data/singular_rules.json").read_bytes())
+_RULES = [(re.compile(pattern), replacement) for pattern, replacement in _TABLES["rules"]]
 
 
 @lru_cache(maxsize=65536)
 def singular(word: str) -> str:
     """Return what Pattern's `singularize(word)` returns, slips included."""
-    tables, lower = _tables(), word.lower()
-    first, *others = word.split("-")
-    if others and others[0] in tables["plural_prepositions"]:
+    lower, (first, *others) = word.lower(), word.split("-")
+    if others and others[0] in _TABLES["plural_prepositions"]:
         return "-".join([singular(first), *others])
     if word.endswith("'"):
         return singular(word[:-1]) + "'s"
     # a reversed test, as published: the entry has to end with the word, so short tails ("is", "as") stay
-    if any(entry.endswith(lower) for entry in (*tables["uninflected"], *tables["uncountable"])):
+    if any(entry.endswith(lower) for entry in (*_TABLES["uninflected"], *_TABLES["uncountable"])):
         return word
-    if lower.endswith(tuple(f"{entry}s" for entry in tables["ie"])):
+    if lower.endswith(tuple(f"{entry}s" for entry in _TABLES["ie"])):
         return word  # meant to be cut, but the published code returns it as it is
-    for plural, ending in tables["irregular"]:
+    for plural, ending in _TABLES["irregular"]:
         if lower.endswith(plural):
             return re.sub(f"(?i){plural}$", ending, word)
-    changed = (rule.subn(replacement, word) for rule, replacement in tables["rules"])
+    changed = (rule.subn(replacement, word) for rule, replacement in _RULES)
     return next((found for found, times in changed if times), word)
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
@@ -165,49 +165,6 @@ class Mme(YesNo):
         }
 
 
-SPLITS = ("random", "popular", "adversarial")
-"""The kinds of POPE's questions that RePOPE labels; answers are stored, and no question is asked again."""
-
-
-class Asked(NamedTuple):
-    """A question of POPE as it was asked, or as RePOPE labels it."""
-
-    split: str  # "random"
-    question_id: int  # in that split
-    image: str  # file name
-    text: str
-    label: pope.Answer | None = None
-
-
-def labels(asked: Iterable[Asked], repope: Mapping[str, Mapping[int, Asked]]) -> list[pope.Answer | None]:
-    """Return RePOPE's label of each question, in their order; None where RePOPE dropped it as ambiguous.
-
-    `asked` are the questions whose answers are stored, of the splits in `repope` (split -> question id -> label).
-    Raises `DataError` (a picture or text is not the one that RePOPE labels ("imange" is "image"), a split is unknown, a
-    question is there twice, or RePOPE labels a question that was not asked).
-    """
-    found: dict[tuple[str, int], pope.Answer | None] = {}
-    for one in asked:
-        what = f"Question {one.question_id} of POPE {one.split}"
-        if one.split not in repope:
-            raise DataError(f"RePOPE has no split {one.split!r}: it labels COCO's {', '.join(repope)}.")
-        if (one.split, one.question_id) in found:
-            raise DataError(f"{what} was asked twice: which answer counts?")
-        theirs = repope[one.split].get(one.question_id, one)
-        wanted, text = (said.text.replace("imange", "image").strip() for said in (theirs, one))
-        # a stored prompt may go on after the question
-        if one.image != theirs.image or wanted not in text:
-            there = f"{theirs.text!r} of {theirs.image} in RePOPE"
-            raise DataError(f"{what} is {one.text!r} of {one.image} here, and {there}: these are other questions.")
-        found[one.split, one.question_id] = theirs.label
-    left = {(split, number) for split, of_split in repope.items() for number in of_split} - found.keys()
-    if left:
-        split, number = min(left)
-        told = f"{len(left)} questions of RePOPE were not answered, the first of them {number} of {split}"
-        raise DataError(f"{told}: its scores are of all. Ask POPE's three files for COCO whole (no --limit).")
-    return list(found.values())
-
-
 class RePope(YesNo):
     """POPE's answers under RePOPE's labels; its script leaves unread answers out."""
 
@@ -231,37 +188,25 @@ class Mentions(YesNo):
 
     def read(self, text: str, case: int) -> Sequence[float]:
         """Return the counts of an answer, and its gap among those of its bin."""
-        word, p = _read(text)
-        gaps = np.where((np.arange(BINS) == _bins(p)) & bool(word), p - case, 0.0)
+        word, _, number = text.rpartition(" ")
+        p = float(number)
+        bin_of = min(int(p * BINS), BINS - 1)  # the last one holds 1 too
+        gaps = [p - case if word and bin_of == at else 0.0 for at in range(BINS)]
         said = counts("yes" if word == "yes" else "no" if word == "no" else None, bool(case))
         return [*said, bool(word), (p - case) ** 2 if word else 0, *gaps]
 
     def scores(self) -> dict[str, Score]:
         """Return the scores of probabilities, and of marks as signs of hallucination: NaN where nothing marks."""
+        told, gaps = CLAIMS.names.index("told"), slice(len(CLAIMS.names), len(CLAIMS.names) + BINS)
         return {
             "hallucinated": CLAIMS.ratio("label_no / n", "", once=True),
             "brier": CLAIMS.ratio("error / told", "lower", np.nan),
-            "calibration_error": Score(_calibration_error, "lower", compared=False),
+            "calibration_error": Score(
+                lambda c: share(np.abs(c[..., gaps]).sum(-1), c[..., told], np.nan), "lower", False
+            ),
             "marked": CLAIMS.ratio("tn fn / n -unreadable", "", np.nan, compared=False),
             "mark_precision": CLAIMS.ratio("tn / tn fn", empty=np.nan, compared=False),
-            "mark_recall": Score(_mark_recall, compared=False),
+            "mark_recall": Score(
+                lambda c: np.where(CLAIMS.sum(c, "n -unreadable") > 0, OF_NO["recall"].of(c), np.nan), compared=False
+            ),
         }
-
-
-def _mark_recall(c: Array) -> Array:
-    return np.where(CLAIMS.sum(c, "n -unreadable") > 0, OF_NO["recall"].of(c), np.nan)
-
-
-def _calibration_error(c: Array) -> Array:
-    gaps = c[..., len(CLAIMS.names) : len(CLAIMS.names) + BINS]
-    return share(np.abs(gaps).sum(-1), CLAIMS.sum(c, "told"), np.nan)
-
-
-def _read(text: str) -> tuple[str, float]:
-    """Return the word before the number, "" for none, and the number."""
-    word, _, number = text.rpartition(" ")
-    return word, float(number)
-
-
-def _bins(p: ArrayLike) -> NDArray[np.int64]:
-    return np.minimum((np.asarray(p, float) * BINS).astype(np.int64), BINS - 1)  # the last one holds 1 too

@@ -133,10 +133,8 @@ def _rescore(found: Checked, run: Run, given: Mapping[str, float]) -> None:
         others = [task for task in run.results.tasks if task["name"] not in asked]
         skipped = {row for task in others for row in (*run.results.row_tasks(task), task["name"])}
         _compare(found, {name: [row for row in written[name] if row["task"] not in skipped] for name in HELD}, again)
-        found.warnings.extend(
-            f"{task['name']} was scored by labels that are not in the folder: its scores were not checked."
-            for task in others
-        )
+        told = "was scored by labels that are not in the folder: its scores were not checked"
+        found.warnings.extend(f"{task['name']} {told}." for task in others)
 
 
 def _compare(found: Checked, written: Row, again: Row) -> None:
@@ -201,10 +199,8 @@ def _check_stock(found: Checked, allowed: Allowed) -> Checked:
                 found.wrong.append(str(error))
                 continue
             _judge(found, model, task, wanted, settings[task].get("max_new_tokens"), rows, allowed)
-    found.wrong.extend(
-        f"{path.relative_to(folder)} has no results beside it: lmms-eval ended early. Run it again."
-        for path in sorted(samples)
-    )
+    told = "has no results beside it: lmms-eval ended early. Run it again"
+    found.wrong.extend(f"{path.relative_to(folder)} {told}." for path in sorted(samples))
     return found
 
 

@@ -65,7 +65,8 @@ def collect(answerer: object, tasks: Sequence[EvalTask], run: Run) -> Path:
                     name = f"{len(entries)}-{place}-{what}.jpg"
                     fitted(view[what], largest=LARGEST).save(folder / name, format="jpeg", quality=88, optimize=True)
                     view[what] = name
-            entries.append({"task": one.task, "key": one.key, "views": views} | ({"problem": problem} if problem else {}))
+            told = {"problem": problem} if problem else {}
+            entries.append({"task": one.task, "key": one.key, "views": views} | told)
         index = {"maps": about, "items": entries}
         return write_lines(folder / INDEX, [json.dumps(index, indent=1, ensure_ascii=False)])
 

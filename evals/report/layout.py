@@ -60,10 +60,6 @@ class Results:
         """Return the row of a decoder's difference to a baseline, by default the reference."""
         return self._at.get((row, decoder, baseline or self.baselines.get(decoder, self.reference), metric))
 
-    def label_yes(self, row: str) -> float | None:
-        """Return the share of the labels that are yes."""
-        return next((r["value"] for r in self.rows if (r["task"], r["metric"]) == (row, "label_yes")), None)
-
     def lines(self, task: Task) -> list[Mapping[str, Any]]:
         """Return the decoders that have results in a task, in order."""
         known = {r["decoder"] for r in self._of(*self.row_tasks(task))}
@@ -77,11 +73,6 @@ class Results:
         """Return the metrics of a result row, those at a token limit left out."""
         own = (r["metric"] for r in self._of(row) if r.get("limit") is None)
         return [metric for metric in dict.fromkeys(own) if metric not in SHOWN["costs"]]
-
-    def limits(self, row: str, metric: str) -> list[int]:
-        """Return the token limits at which a metric was measured."""
-        found = {r["limit"] for r in self._of(row) if r.get("limit") and r["metric"] == f"{metric}@{r['limit']}"}
-        return sorted(found)
 
     def verdicts(self) -> list[Mapping[str, Any]]:
         """Return the verdicts on what a run is about, each on all items of a task."""
@@ -104,10 +95,7 @@ class Results:
         known = [column.metric for column in self._columns(task) if column.shows == "difference" and not column.rank]
         if not known or not rows:
             return []
-        return [
-            *((rows[-1], metric) for metric in known),
-            *((row, known[0]) for row in self._parts(rows, known[0])[:1]),
-        ]
+        return [(rows[-1], metric) for metric in known] + [(row, known[0]) for row in self._parts(rows, known[0])[:1]]
 
     def columns(self, task: Task) -> Iterator[Column]:
         """Yield the columns of a task's table, its cost last."""
@@ -131,13 +119,12 @@ class Results:
             found = (v["verdict"] for v in self.data["verdicts"] if (v["task"], v["decoder"]) == (column.row, decoder))
             return Cell(next(found, ""))
         if column.shows == "label":
-            share = self.label_yes(column.row)
+            share = next((r["value"] for r in self._of(column.row) if r["metric"] == "label_yes"), None)
             return Cell("–" if row is None or share is None else number(row["value"] - share, signed=True))
         if column.shows == "flips":
             turned = [self.difference(column.row, decoder, metric) for metric in ("n2p", "p2n")]
-            return Cell(
-                "/".join("–" if one is None else f"{one['value']:.0f}" for one in turned) if any(turned) else ""
-            )
+            told = ["–" if one is None else f"{one['value']:.0f}" for one in turned]
+            return Cell("/".join(told) if any(turned) else "")
         if column.shows == "difference":
             return Cell(written(row), interval(row), self.difference(column.row, decoder, column.metric))
         return Cell(written(row))
@@ -152,7 +139,11 @@ class Results:
         known = {metric: how for metric, how in SHOWN.get(kind, {}).items() if metric in there}
         own = [metric for metric in there if metric not in SHOWN["readings"]]
         known = known or {metric: ("difference", rank) for rank, metric in enumerate(own[:MOST])}
-        return [Column(_heading(metric, shows), whole, metric, shows, rank) for metric, (shows, rank) in known.items()]
+        heads = {"label": "yes −\nlabels", "flips": "N2P/\nP2N"}
+        return [
+            Column(heads.get(shows, title(metric).replace(" ", "\n", 1)), whole, metric, shows, rank)
+            for metric, (shows, rank) in known.items()
+        ]
 
     def _parts(self, rows: Sequence[str], metric: str) -> list[str]:
         """Return the result rows of parts of a task, the one that is hardest for the reference first."""
@@ -172,10 +163,6 @@ def _owned(rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[str]]:
         owner = owners.get(row, owner)
         found.setdefault(owner, []).append(row)
     return found
-
-
-def _heading(metric: str, shows: Shows) -> str:
-    return {"label": "yes −\nlabels", "flips": "N2P/\nP2N"}.get(shows, title(metric).replace(" ", "\n", 1))
 
 
 Row = Mapping[str, Any]

@@ -85,9 +85,8 @@ def read(
             first = seen.setdefault(key, number)
             if first != number:
                 told = ", ".join(f"{field} {value!r}" for field, value in zip(unique, key, strict=True))
-                raise DataError(
-                    f"{path} has {told} more than once, in lines {first} and {number}: they can't be told apart."
-                )
+                told += f" more than once, in lines {first} and {number}: they can't be told apart"
+                raise DataError(f"{path} has {told}.")
         found.append((number, row))
     if not found:
         raise DataError(f"{path} holds no {what}.")

@@ -111,9 +111,8 @@ class Measured:
                 tables[name, number] = np.hstack([counts, *([self._turned(row, runs)] if tally.metric.ranked else [])])
         drawn = self.draws.sums(tables)
         each = {name: [(name, number) for number in range(len(own))] for name, own in self._trainings.items()}
-        swapped = self.draws.swapped(
-            {name: np.mean([tables[one] for one in own], axis=0) for name, own in each.items()}
-        )
+        means = {name: np.mean([tables[one] for one in own], axis=0) for name, own in each.items()}
+        swapped = self.draws.swapped(means)
         for name, own in each.items():
             self._swapped[row, name] = swapped[name]
             self._sums[row, name] = np.stack([drawn[one] for one in own])

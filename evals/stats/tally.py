@@ -105,7 +105,7 @@ class Tally:
             blank = np.array([not text or text.isspace() for text in said], bool)
             given.note("empty", self._keys(places[blank]))
             cut = np.flatnonzero(~ended[chosen])
-            given.note("cut", self._keys(places[cut]), [_tail(said[i]) for i in cut[:SHOWN].tolist()])
+            given.note("cut", self._keys(places[cut]), [short(said[i], 40, end=True) for i in cut[:SHOWN].tolist()])
             if self.metric.whole or run[0] in self.keep:
                 given.texts.update(zip(places.tolist(), said, strict=True))
             if not self.metric.whole:
@@ -204,15 +204,12 @@ def summed(rows: Array, at: Places, n: int) -> Array:
     return found
 
 
-def short(text: str, most: int = 80) -> str:
-    """Return a text on one line, in quotes, its end left out where it is long."""
+def short(text: str, most: int = 80, end: bool = False) -> str:
+    """Return a text on one line, in quotes, its end (with `end` its beginning) left out where it is long."""
     flat = " ".join(text.split())
-    return f'"{flat if len(flat) <= most else flat[: most - 3] + "..."}"'
-
-
-def _tail(text: str, most: int = 40) -> str:
-    flat = " ".join(text.split())
-    return f'"{flat if len(flat) <= most else "..." + flat[3 - most :]}"'
+    if len(flat) > most:
+        flat = f"...{flat[3 - most :]}" if end else f"{flat[: most - 3]}..."
+    return f'"{flat}"'
 
 
 def _numbers(rows: pa.RecordBatch, column: str) -> NDArray[Any]:
@@ -263,9 +260,8 @@ def tallies_of(
         of.pictures.append(row["picture"])
         of.truths.append(row.get("truth"))
         of.rows.append(tuple(dict.fromkeys(row.get("rows") or (row["task"],))))
-    found = {
-        name: Tally(task, name[1], listed[name], keep) for task in tasks for name in listed if name[0] == task["name"]
-    }
+    named = [(task, name) for task in tasks for name in listed if name[0] == task["name"]]
+    found = {name: Tally(task, name[1], listed[name], keep) for task, name in named}
     for name, batch in split_up(answers):
         if name not in found:
             raise DataError(f"There are answers to {name[0]} ({name[1]}), of which no item is listed.")

@@ -36,9 +36,8 @@ class Allowed:
     def __post_init__(self) -> None:
         for name, share in asdict(self).items():
             if not 0 <= share <= 1:
-                raise DataError(
-                    f"The allowed share of {name} answers lies between 0 and 1 (0.05 for 5 %); got {share}."
-                )
+                told = f"answers lies between 0 and 1 (0.05 for 5 %); got {share}"
+                raise DataError(f"The allowed share of {name} {told}.")
 
 
 def validity(

@@ -104,10 +104,8 @@ def _as_rows(tally: Tally, decoder: str, counted: bool = False) -> list[dict[str
     one, keys, truths = tally.of(decoder)[0], tally.items.keys, tally.items.truths
     score, mass = ([None if np.isnan(x) else float(x) for x in each] for each in (one.score, one.mass))
     places = np.repeat(np.arange(len(keys)), np.where(tally.whole, _counts(tally) if counted else 1, 0)).tolist()
-    return [
-        {"item": keys[at], "text": one.texts[at], "score": score[at], "mass": mass[at], "truth": truths[at]}
-        for at in places
-    ]
+    columns: dict[str, Any] = {"item": keys, "text": one.texts, "score": score, "mass": mass, "truth": truths}
+    return [{name: column[at] for name, column in columns.items()} for at in places]
 
 
 Word = Literal["ranks better", "moves the threshold", "sharper", "ranks worse", "not told apart"]

@@ -93,9 +93,8 @@ def amber(settings: Settings) -> list[EvalTask]:
 def rows_of(annotation: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the result rows that a question counts in; raises `DataError` where it is no yes/no question."""
     if annotation["type"] not in BLOCKS:
-        raise DataError(
-            f"AMBER's question {annotation['id']} is of the type {annotation['type']!r}: no yes/no question."
-        )
+        told = f"is of the type {annotation['type']!r}: no yes/no question"
+        raise DataError(f"AMBER's question {annotation['id']} {told}.")
     return "amber", *(f"amber_{block}" for block in BLOCKS[annotation["type"]])
 
 

@@ -8,12 +8,12 @@ user's.
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def fetch(file: Published, folder: str = "pope", option: str = "--questions") ->
     """
     # the digest keeps two files of one name apart
     path = cache_folder() / folder / file.sha256[:8] / file.name
-    if path.is_file() and _sha256(path.read_bytes()) == file.sha256:
+    if path.is_file() and sha256(path.read_bytes()).hexdigest() == file.sha256:
         return path
     try:
         with urllib.request.urlopen(file.url, timeout=SECONDS) as answer:
@@ -82,7 +82,7 @@ def fetch(file: Published, folder: str = "pope", option: str = "--questions") ->
     except (OSError, ValueError) as error:
         why = f"{file.name} can't be fetched ({getattr(error, 'reason', error)})"
         raise DataError(f"{why}. Get {file.url} elsewhere, put it at {path}, or give it with {option}.") from error
-    if (digest := _sha256(content)) != file.sha256:
+    if (digest := sha256(content).hexdigest()) != file.sha256:
         told = f"{len(content)} bytes that are not the published file (SHA-256 {digest[:16]}, not {file.sha256[:16]})"
         raise DataError(f"{file.url} gave {told}. Get it another way, and give it with {option}.")
     try:
@@ -116,10 +116,6 @@ def given(test: str, settings: Settings) -> list[Path]:
     return found
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def check_split(test: str, settings: Settings) -> None:
     """Raise `DataError` where a run would choose settings on a published test."""
     if settings.split == "val" and benchmarks().get(test, {}).get("test_only"):
@@ -147,16 +143,13 @@ def made(
     kept = list(of)[: settings.limit]
     lacking = [picture for picture in kept if not of[picture][0].images]
     found = find_pictures(lacking, settings.images, name, told.get("pictures", ""), places) if lacking else {}
-    shown = [
-        item if item.images else replace(item, images=(found[picture],)) for picture in kept for item in of[picture]
-    ]
-    tokens = told["tokens"]
-    if settings.preset == PAPER and told.get("paper_tokens"):  # AGLA's runs (its repository at efa1263)
-        tokens = 256 if "instructblip" in settings.model.lower() else 1024
+    shown = [replace(item, images=item.images or (found[picture],)) for picture in kept for item in of[picture]]
+    tokens = settings.max_new_tokens or told["tokens"]
+    if not settings.max_new_tokens and settings.preset == PAPER and told.get("paper_tokens"):
+        tokens = 256 if "instructblip" in settings.model.lower() else 1024  # AGLA's runs (its repository at efa1263)
     prompt = told.get("prompt", shown[0].prompt if shown else "")
     start = {"source": told["source"].format(items=len(shown)), "protocol": told["protocol"], "prompt": prompt}
-    tokens, about = settings.max_new_tokens or tokens, start | dict(about or {})
-    return EvalTask(name, told["kind"], shown, tokens, split=settings.split, about=about)
+    return EvalTask(name, told["kind"], shown, tokens, split=settings.split, about=start | dict(about or {}))
 
 
 def find_pictures(
@@ -173,14 +166,17 @@ def find_pictures(
     root = check_folder(folder, task, data_set)
     inside = [root / part for part in FOLDERS if (root / part).is_dir()]
     found: dict[str, Path] = {}
+    broken: list[Path] = []
     for name in wanted:
         if path := next((p for part in inside for place in places(name) if (p := part / place).is_file()), None):
             found[name] = path
-    missing = [name for name in wanted if name not in found]
-    if missing:
+            try:
+                Image.open(path).close()
+            except (UnidentifiedImageError, OSError, ValueError):
+                broken.append(path)
+    if missing := [name for name in wanted if name not in found]:
         told = f"{len(missing)} of {len(wanted)} pictures of {task} are not in {folder}; the first is {missing[0]}"
         raise DataError(f"{told}. {benchmarks()['pictures'][data_set]}.")
-    broken = [path for path in found.values() if not _is_picture(path)]
     if broken:
         told = f"{len(broken)} of {len(wanted)} pictures of {task} are empty or no pictures; the first is {broken[0]}"
         raise DataError(f"{told} ({broken[0].stat().st_size} bytes): get them again.")
@@ -195,11 +191,3 @@ def check_folder(folder: str, task: str, data_set: str) -> Path:
     if not Path(folder).is_dir():
         raise DataError(f"--images {folder} is no folder: the pictures of {task} are looked for there.")
     return Path(folder)
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except (UnidentifiedImageError, OSError, ValueError):
-        return False

@@ -19,7 +19,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +46,10 @@ Asked = dict[str, str]
 Part = Literal["instances", "captions"]
 
 SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip (241 MB)"
+
+_PICTURES = json.loads(files("lvlm_guard.evals").joinpath("data/test_pictures.json").read_bytes())
+TESTED: dict[str, frozenset[int | str]] = {name: frozenset(numbers) for name, numbers in _PICTURES.items()}
+"""Published test -> ids of its pictures (of AGLA's captions the beginnings of `digest`s)."""
 
 FIRST_OF_VAL = "8"
 """Digests beginning with this digit or a later one are the validation half: half of all pictures."""
@@ -93,8 +96,7 @@ def truth_of(annotations: str | Path, images: str = "") -> Truth:
         if key not in annotated or key not in said:
             return None
         _, categories = annotated[key]
-        strange = next((category for category in categories if category not in words.nodes), None)
-        if strange is not None:
+        for strange in (category for category in categories if category not in words.nodes):
             raise DataError(f"The annotations name {strange!r}, which is none of CHAIR's 80 objects.")
         return {words.nodes[name] for name in categories}.union(*(words.find(caption).nodes for caption in said[key]))
 
@@ -138,9 +140,8 @@ def _table(path: Path, what: str, needs: str) -> Iterator[dict[str, Any]]:
     try:
         yield table
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} holds no {what} as COCO has them ({type(error).__name__}: {error}): it needs {needs}."
-        ) from None
+        told = f"holds no {what} as COCO has them ({type(error).__name__}: {error})"
+        raise DataError(f"{path} {told}: it needs {needs}.") from None
 
 
 def of_published_test(name: str) -> bool:
@@ -148,10 +149,10 @@ def of_published_test(name: str) -> bool:
 
     GQA's pictures carry other numbers than COCO's, so a picture that is in both is known by one name only.
     """
-    number, tests = image_id(name), _tests()
+    number = image_id(name)
     if "COCO_" not in name:
-        return number in tests["gqa"]
-    return number in tests["coco"] or number in tests["aokvqa"] or digest(number)[:8] in tests["agla_chair"]
+        return number in TESTED["gqa"]
+    return number in TESTED["coco"] | TESTED["aokvqa"] or digest(number)[:8] in TESTED["agla_chair"]
 
 
 def in_val_half(name: str) -> bool:
@@ -164,20 +165,12 @@ def digest(number: int | str) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-@cache
-def _tests() -> dict[str, frozenset[int | str]]:
-    text = files("lvlm_guard.evals").joinpath("data/test_pictures.json").read_text(encoding="utf-8")
-    return {name: frozenset(numbers) for name, numbers in json.loads(text).items()}
-
-
 def chair(settings: Settings) -> list[EvalTask]:
     """Return the pictures to caption, with the objects in them."""
     lists = _lists(settings)
     if settings.preset == PAPER and settings.split == "test" and not lists:
         lists = [fetch(AGLA_PICTURES, "chair")]
-    listed: Asked = {}
-    for path in lists:
-        listed |= read_list(path)
+    listed: Asked = {name: prompt for path in lists for name, prompt in read_list(path).items()}
     check_folder(settings.images, "chair", "coco")
     truth = truth_of(settings.annotations, settings.images)
     warnings: list[str] = []
@@ -211,8 +204,7 @@ def read_list(path: Path) -> Asked:
 def _lists(settings: Settings) -> list[Path]:
     """Return the files of `--questions` that are lists of pictures; raises `DataError` at others that no task asks."""
     given = list(map(Path, settings.questions))
-    lost = next((path for path in given if not path.exists()), None)
-    if lost is not None:
+    for lost in (path for path in given if not path.exists()):
         raise DataError(f"--questions {lost} is not there.")
     lists = [path for path in given if path.is_file() and list_of_pictures(path)]
     strange = [path for path in given if path not in lists]

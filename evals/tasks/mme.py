@@ -49,9 +49,8 @@ def _lines(path: Path) -> list[tuple[str, str, Answer]]:
         parts = [part.strip() for part in line.rstrip().split("\t")]
         if line.strip():
             if len(parts) < 3 or parts[2].lower() not in answers:
-                raise DataError(
-                    f"Line {number} of {path} is not `picture, question, Yes or No` in tabs: {line[:80]!r}."
-                )
+                told = f"is not `picture, question, Yes or No` in tabs: {line[:80]!r}"
+                raise DataError(f"Line {number} of {path} {told}.")
             found.append((parts[0], parts[1], answers[parts[2].lower()]))
     if not found:
         raise DataError(f"{path} holds no question.")

@@ -35,9 +35,8 @@ def mmhal(settings: Settings) -> list[EvalTask]:
         raise DataError("mmhal is judged as a whole, by the digest of all answers: leave out --limit.")
     files = given("mmhal", settings)
     if len(files) > 1:
-        raise DataError(
-            f"mmhal asks the questions of one file, and {len(files)} are given: {', '.join(map(str, files))}."
-        )
+        told = f"{len(files)} are given: {', '.join(map(str, files))}"
+        raise DataError(f"mmhal asks the questions of one file, and {told}.")
     items = []
     for n, row in enumerate(template(files[0])):
         picture, rows = str(row["image_src"]).rpartition("/")[2], ("mmhal", f"mmhal_{row['question_type'].lower()}")

@@ -13,15 +13,15 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.yes_no import SPLITS, Asked, labels
+from lvlm_guard.evals.metrics.pope import Answer
 from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.tasks.benchmark import copied, published
-from lvlm_guard.evals.tasks.pope.questions import identify, read_questions
+from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, identify, read_questions
 
 FETCH = "fetch"
 """In place of a folder: fetch the files."""
@@ -32,7 +32,7 @@ FILES = {Path(path).stem.rpartition("_")[2]: file for path, file in published("r
 Batches = Iterable[pa.RecordBatch]
 
 
-def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[str, dict[int, Asked]]:
+def repope_labels(folder: str | Path, splits: Sequence[str] = KINDS) -> dict[str, dict[int, Question]]:
     """Return RePOPE's labels, by split and question id.
 
     `folder` is a copy of the repository or of its folder "annotations"; "fetch" fetches the files. Raises `DataError`
@@ -48,42 +48,60 @@ def repope_labels(folder: str | Path, splits: Sequence[str] = SPLITS) -> dict[st
         if digest != wanted.sha256:
             told = f"(SHA-256 {digest[:16]}, should be {wanted.sha256[:16]}): scores would compare with none of a paper"
             raise DataError(f"{path} is not RePOPE's file at the commit bcf22e5 {told}.")
-        found[split] = {
-            q.question_id: Asked(split, q.question_id, q.image, q.text, q.label) for q in read_questions(path)
-        }
+        found[split] = {question.question_id: question for question in read_questions(path)}
     return found
 
 
-class Rescored(NamedTuple):
-    """A run, with the task "repope" after its own, and a `note` on what was left out."""
+def labels(asked: Iterable[Question], repope: Mapping[str, Mapping[int, Question]]) -> list[Answer | None]:
+    """Return RePOPE's label of each question, in their order; None where RePOPE dropped it as ambiguous.
 
-    tasks: list[dict[str, Any]]
-    items: list[Mapping[str, Any]]
-    answers: Batches
-    note: str
+    `asked` are the questions whose answers are stored, their `split` a kind of POPE's ("random"), one in `repope`
+    (split -> question id -> as RePOPE has it). Raises `DataError` (a picture or text is not the one that RePOPE labels
+    ("imange" is "image"), a split is unknown, a question is there twice, or RePOPE labels one that was not asked).
+    """
+    found: dict[tuple[str, int], Answer | None] = {}
+    for one in asked:
+        what = f"Question {one.question_id} of POPE {one.split}"
+        if one.split not in repope:
+            raise DataError(f"RePOPE has no split {one.split!r}: it labels COCO's {', '.join(repope)}.")
+        if (one.split, one.question_id) in found:
+            raise DataError(f"{what} was asked twice: which answer counts?")
+        label = repope[one.split].get(one.question_id)
+        theirs = label or one
+        wanted, text = (said.text.replace("imange", "image").strip() for said in (theirs, one))
+        # a stored prompt may go on after the question
+        if one.image != theirs.image or wanted not in text:
+            there = f"{theirs.text!r} of {theirs.image} in RePOPE"
+            raise DataError(f"{what} is {one.text!r} of {one.image} here, and {there}: these are other questions.")
+        found[one.split, one.question_id] = label and label.label
+    if left := {(split, number) for split, of_split in repope.items() for number in of_split} - found.keys():
+        split, number = min(left)
+        told = f"{len(left)} questions of RePOPE were not answered, the first of them {number} of {split}"
+        raise DataError(f"{told}: its scores are of all. Ask POPE's three files for COCO whole (no --limit).")
+    return list(found.values())
 
 
 def rescored(
     folder: str | Path, tasks: Sequence[Mapping[str, Any]], items: Iterable[Mapping[str, Any]], answers: Batches
-) -> Rescored:
+) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]], Batches, str]:
     """Return a run with the task "repope": the answers to POPE's questions about COCO, under the labels in `folder`.
 
-    `tasks`, `items`, `answers` are as `stats.score.score_answers` takes them. Raises `DataError` where there are no
-    such answers, they do not fit RePOPE's questions, or the labels can't be had.
+    `tasks`, `items`, `answers` are as `stats.score.score_answers` takes them, and so they are returned, with a note on
+    what was left out. Raises `DataError` where there are no such answers, they do not fit RePOPE's questions, or the
+    labels can't be had.
     """
     listed = list(items)
     rows = [
-        (row, Asked(kind.removeprefix("pope_"), int(number), str(row["picture"]), str(row["question"])))
+        (row, Question(int(n), str(row["picture"]), str(row["question"]), row["truth"], kind.removeprefix("pope_")))
         for row in listed
         if row["split"] == "test" and (tags := row.get("tags") or {}).get("data_set") == "coco"
-        for kind, number in tags.get("ids", {}).items()
-        if kind.removeprefix("pope_") in SPLITS
+        for kind, n in tags.get("ids", {}).items()
+        if kind.removeprefix("pope_") in KINDS
     ]
     if not rows:
-        raise DataError(
-            "RePOPE labels POPE's questions about COCO (random, popular, adversarial), and none of them was asked here."
-        )
-    splits = [split for split in SPLITS if any(one.split == split for _, one in rows)]
+        asked_here = f"POPE's questions about COCO ({', '.join(KINDS)}), and none of them was asked here"
+        raise DataError(f"RePOPE labels {asked_here}.")
+    splits = [split for split in KINDS if any(one.split == split for _, one in rows)]
     told = labels((one for _, one in rows), repope_labels(folder, splits))
     of = next(task for task in tasks if task["name"] == rows[0][0]["task"])
     named = {"task": "repope", "kind": "repope"}
@@ -106,7 +124,7 @@ def rescored(
     asked["rows"] = [f"repope_{split}" for split in splits]
     dropped = f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous"
     note = f"{dropped}: they count under POPE's labels alone. Fewer than half of RePOPE's labels are yes."
-    return Rescored([*map(dict, tasks), asked], [*listed, *made.values(), *held], _Copied(answers, copies), note)
+    return [*map(dict, tasks), asked], [*listed, *made.values(), *held], _Copied(answers, copies), note
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,6 @@ class StockItem(Item):
         return [load_image(one) for one in self.source.doc_to_visual(self.source.eval_docs[int(self.key)])]
 
 
-@dataclass(frozen=True)
-class StockTask(EvalTask):
-    """A task of lmms-eval; its own `source` scores."""
-
-    source: Any = None
-
-
 def stock_tasks(name: str, settings: Settings) -> list[EvalTask]:
     """Return the tasks of lmms-eval that a name stands for, several of a group; raises as `lmms.index.load`."""
     bare = name.removeprefix(STOCK)
@@ -58,7 +51,7 @@ def stock_tasks(name: str, settings: Settings) -> list[EvalTask]:
     return [_made(STOCK + each if name != bare else each, task, settings) for each, task in tasks.items()]
 
 
-def _made(name: str, task: Any, settings: Settings) -> StockTask:
+def _made(name: str, task: Any, settings: Settings) -> EvalTask:
     if task.OUTPUT_TYPE != "generate_until":
         raise DataError(f"{name} asks for {task.OUTPUT_TYPE}: only tasks that generate one answer can be run.")
     if task.config.repeats > 1:
@@ -89,7 +82,7 @@ def _made(name: str, task: Any, settings: Settings) -> StockTask:
         "include": list(settings.include),
         "warnings": [longer] if limit != asked.max_new_tokens else [],
     }
-    return StockTask(name, "stock", items, limit, until=asked.until, about=about, source=task)
+    return EvalTask(name, "stock", items, limit, until=asked.until, about=about)
 
 
 def generation(name: str, wanted: Mapping[str, Any]) -> Generation:

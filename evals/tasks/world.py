@@ -81,11 +81,10 @@ def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> 
     if found < pictures:
         there = f"the split {name!r} has {found} scenes with three objects in view"
         raise DataError(f"{pictures} pictures were asked for, but {there}: ask for fewer.")
-    texts = {noun: world.question(noun) for noun in NOUNS}
-    told = ((n, q, NOUNS[q.asked]) for n, q in enumerate(asked, 1))
-    questions = [
-        WorldQuestion(n, q.scene, q.mode, noun, texts[noun], LABELS[q.present], q.assumed) for n, q, noun in told
-    ]
+    questions = []
+    for n, q in enumerate(asked, 1):
+        noun, label = NOUNS[q.asked], LABELS[q.present]
+        questions.append(WorldQuestion(n, q.scene, q.mode, noun, world.question(noun), label, q.assumed))
     return WorldPope(drawn, questions)
 
 

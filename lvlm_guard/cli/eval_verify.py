@@ -74,8 +74,7 @@ def verify(
     if json:
         print_object(report)
         return
-    said = import_module("lvlm_guard.evals.studies.verify.report")
-    out().print(escape(said.lead(report)))
+    out().print(escape(room.lead(report)))
     for table in import_module("lvlm_guard.evals.report.terminal").tables(report, out().width):
         out().print(table)
     for sentence in report["remarks"]:

@@ -172,10 +172,7 @@ def reproduce(
     [bold]Example:[/bold] lvlm-guard eval reproduce agla --dry-run
     """
     quiet_libraries()
-    room, drawn = (
-        import_module("lvlm_guard.evals.studies.reproduce"),
-        import_module("lvlm_guard.evals.studies.reproduce.figures"),
-    )
+    room = import_module("lvlm_guard.evals.studies.reproduce")
     base = import_module("lvlm_guard.evals.spec.settings").Settings(
         images=str(images or ""),
         annotations=str(annotations or ""),
@@ -193,7 +190,7 @@ def reproduce(
         if json:
             print_object(planned)
             return
-        shown.print(drawn.dry_run_table(planned, shown.width))
+        shown.print(room.dry_run_table(planned, shown.width))
         for sentence in room.sentences(planned):
             shown.print(escape(sentence))
         return

@@ -11,10 +11,12 @@ import pytest
 from captions import read_captions
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics import chair, mmhal, opope, pope, yes_no
+from lvlm_guard.evals.metrics import chair, mmhal, opope, pope
 from lvlm_guard.evals.metrics.metric import Batch, Items, metric_of
 from lvlm_guard.evals.metrics.objects import coco_words
-from lvlm_guard.evals.tasks.pope.questions import read_questions
+from lvlm_guard.evals.tasks.pope.questions import Question, read_questions
+from lvlm_guard.evals.tasks.repope import labels as relabelled
+from lvlm_guard.evals.tasks.repope import repope_labels
 from tests.support import pope_scores
 
 DATA = Path(__file__).parents[1] / "data"
@@ -89,20 +91,20 @@ def test_template_answers_score_on_pope_as_repopes_script_scored_them(split):
 
 
 ASKED = [
-    yes_no.Asked("random", n, f"{n}.jpg", f"Is there an {what} in the imange?")
+    Question(n, f"{n}.jpg", f"Is there an {what} in the imange?", "yes", "random")
     for n, what in enumerate(["apple", "orange", "oven"], 1)
 ]
 LABELS = {
     "random": {
-        n: yes_no.Asked("random", n, f"{n}.jpg", f"Is there an {what} in the image?", label)
+        n: Question(n, f"{n}.jpg", f"Is there an {what} in the image?", label)
         for n, what, label in [(1, "apple", "no"), (3, "oven", "yes")]
     }
 }
 
 
 def test_labels_join_by_split_and_id_whatever_the_misspelling_and_dropped_questions_are_left_out():
-    assert yes_no.labels(ASKED, LABELS) == ["no", None, "yes"]
-    assert yes_no.labels(ASKED[::-1], LABELS) == ["yes", None, "no"]
+    assert relabelled(ASKED, LABELS) == ["no", None, "yes"]
+    assert relabelled(ASKED[::-1], LABELS) == ["yes", None, "no"]
 
 
 @pytest.mark.parametrize(
@@ -120,13 +122,11 @@ def test_labels_join_by_split_and_id_whatever_the_misspelling_and_dropped_questi
 )
 def test_answers_that_do_not_fit_repope_are_refused(asked, message):
     with pytest.raises(DataError, match=message):
-        yes_no.labels(asked, LABELS)
+        relabelled(asked, LABELS)
 
 
 def real_repope():
     """The published labels, where LVLM_GUARD_REPOPE names their folder: they have no licence, so none are here."""
-    from lvlm_guard.evals.tasks.repope import repope_labels
-
     folder = os.environ.get("LVLM_GUARD_REPOPE")
     if not folder:
         pytest.skip("RePOPE states no licence and is not shipped: name its folder in LVLM_GUARD_REPOPE")
@@ -137,7 +137,7 @@ def real_repope():
 def test_template_answers_score_on_repope_as_its_script_scored_them(split):
     labels, gold = real_repope()[split], REPOPE["splits"][split]
     asked = questions(split)
-    told = yes_no.labels([yes_no.Asked(split, q.question_id, q.image, q.text) for q in asked], {split: labels})
+    told = relabelled([q._replace(split=split) for q in asked], {split: labels})
     kept = [(q, label) for q, label in zip(asked, told, strict=True) if label]
     assert (len(kept), told.count(None)) == (gold["rows"], gold["dropped_yes"] + gold["dropped_no"])
     for name, answer in (("templates_repope", template), ("pope_labels_as_answers_on_repope", lambda q: q.label)):

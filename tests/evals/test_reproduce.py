@@ -21,8 +21,16 @@ from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.validity import Allowed
-from lvlm_guard.evals.studies.reproduce import dry_run, reproduce, sentences
-from lvlm_guard.evals.studies.reproduce.figures import FILE, PUBLISHED, dry_run_table, look_up, reproduce_tables
+from lvlm_guard.evals.studies.reproduce import (
+    FILE,
+    PUBLISHED,
+    dry_run,
+    dry_run_table,
+    look_up,
+    reproduce,
+    reproduce_tables,
+    sentences,
+)
 from lvlm_guard.evals.studies.reproduce.grid import TABLE, Cell, missing, plan
 from lvlm_guard.evals.tasks.world import NOUNS, picture, world_pope
 from tests.support import pope_scores

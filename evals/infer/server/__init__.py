@@ -62,28 +62,17 @@ def server_run(
 
 
 def _refuse(settings: Settings) -> None:
-    own = next((name for name in ("device", "dtype", "execution") if getattr(settings, name) != "auto"), None)
-    here = next((name for name in settings.methods if name == MATCHER or name.endswith("-random")), None)
-    for given, why in (
-        (own, f"{own} is the server's own: leave out --{own}, or --server."),
-        (
-            settings.adapters,
-            "A server loads its adapters itself: serve the model with --lora-modules NAME=DIR and give that name as "
-            "--model. --adapter is for a model in this process.",
-        ),
-        (
-            settings.matchers,
-            "A server asks the matcher that it was started with: serve with each and compare the runs by `lvlm-guard "
-            "eval compare`. --matcher is for a model in this process.",
-        ),
-        (
-            here,
-            f"{here!r} needs the matcher itself, and a server's can't be reached from here: leave it out of "
-            "--methods, or ask a model in this process (without --server).",
-        ),
-    ):
-        if given:
-            raise DataError(why)
+    for own in (name for name in ("device", "dtype", "execution") if getattr(settings, name) != "auto"):
+        raise DataError(f"{own} is the server's own: leave out --{own}, or --server.")
+    if settings.adapters:
+        told = "A server loads its adapters itself: serve the model with --lora-modules NAME=DIR and give that name as"
+        raise DataError(f"{told} --model. --adapter is for a model in this process.")
+    if settings.matchers:
+        told = "A server asks the matcher that it was started with: serve with each and compare the runs by"
+        raise DataError(f"{told} `lvlm-guard eval compare`. --matcher is for a model in this process.")
+    for here in (name for name in settings.methods if name == MATCHER or name.endswith("-random")):
+        told = "needs the matcher itself, and a server's can't be reached from here: leave it out of --methods"
+        raise DataError(f"{here!r} {told}, or ask a model in this process (without --server).")
 
 
 def _with_knobs(settings: Settings, known: Knobs) -> Settings:
@@ -127,22 +116,16 @@ def _flags(asker: ServerAsker, settings: Settings, decoders: Sequence[Decoder], 
     left = [f"{name}-random" for name, method in own.items() if hasattr(method, "matcher") and method.branches()]
     left += [MATCHER for method in own.values() if hasattr(method, "matcher") and not method.branches()][:1]
     left += [] if any(d.method == APC for d in decoders) else [APC]
+    silent, guarded = not asker.tells, any(d.method for d in decoders)
+    drawn, unended = any(d.sampled for d in decoders), any(one.choices[0].finish_reason is None for one in replies)
     told = {
         f"Asked at {asker.endpoint.url}: weights, number format and default sampling are the server's own. Seconds "
         "hold the network; model calls, masks and memory are not measured.": True,
         f"Controls that this server can't be asked for were left out: {', '.join(left)}.": settings.controls and left,
-        "The server tells no log-probabilities: without scores there is no AUROC, matched accuracy or tilt.": (
-            not asker.tells
-        ),
-        "Scores are the server's log-probabilities, a guard's behind its plausibility cut.": (
-            asker.tells and any(d.method for d in decoders)
-        ),
-        "Samples are drawn by the server, with a seed a document; they repeat as far as it heeds `seed`.": (
-            any(d.sampled for d in decoders)
-        ),
+        "The server tells no log-probabilities: without scores there is no AUROC, matched accuracy or tilt.": silent,
+        "Scores are the server's log-probabilities, a guard's behind its plausibility cut.": not silent and guarded,
+        "Samples are drawn by the server, with a seed a document; they repeat as far as it heeds `seed`.": drawn,
         "The server tells no usage: tokens are counted in words.": any(one.usage is None for one in replies),
-        "The server does not say why an answer ended: one as long as the limit is taken to be cut.": (
-            any(one.choices[0].finish_reason is None for one in replies)
-        ),
+        "The server does not say why an answer ended: one as long as the limit is taken to be cut.": unended,
     }
     return [sentence for sentence, holds in told.items() if holds]

@@ -63,12 +63,9 @@ class ServerAsker:
         be seen from here: NaN or None. Seconds are those of the request, divided by the requests in flight. Raises
         `RunError` where the server is down, refuses the key, has lost the model, or does not prove a guard.
         """
+        units = ((job, who, talks) for job in jobs for talks in [dict[str, Talk]()] for who in job.todo)
         try:
-            asyncio.run(
-                self._queue(
-                    ((job, who, talks) for job in jobs for talks in [dict[str, Talk]()] for who in job.todo), took
-                )
-            )
+            asyncio.run(self._queue(units, took))
         except BaseExceptionGroup as group:  # the first that failed; the others were cancelled
             raise group.exceptions[0] from None
 
@@ -107,12 +104,8 @@ class ServerAsker:
                     # decoders ask about an item one after another: its picture is encoded once
                     if decoder.prompt_suffix not in talks:
                         talks[decoder.prompt_suffix] = await asyncio.to_thread(_talk, decoder, item)
-                    talk = talks[decoder.prompt_suffix]
-                    took(
-                        job,
-                        (name, seed),
-                        [await self._said(client, self.lines[name], job.task, talk, document_seed(seed, item.key))],
-                    )
+                    asked = job.task, talks[decoder.prompt_suffix], document_seed(seed, item.key)
+                    took(job, (name, seed), [await self._said(client, self.lines[name], *asked)])
 
             for _ in range(self.at_once):
                 group.create_task(work())
@@ -136,18 +129,12 @@ class ServerAsker:
         whole = spoken.removeprefix(" ")
         text = until(whole, task.until)
         score, mass, censored = (odds(spelt[0]) if spelt and task.kind in YES_NO else None) or (None, None, False)
-        return Said(
-            text,
-            tokens,
-            not at_limit or text != whole,
-            seconds / self.at_once,
-            **_UNSEEN,
-            score=score,
-            mass=mass,
-            censored=censored,
-            cut_at=cut_at(spelt, spoken, text, LIMITS) if task.kind in CAPTIONS else None,
-            proof=json.dumps({"method": proof.method, "knobs": dict(proof.knobs)}, sort_keys=True) if proof else None,
-        )
+        more: dict[str, Any] = {"score": score, "mass": mass, "censored": censored}
+        if task.kind in CAPTIONS:
+            more["cut_at"] = cut_at(spelt, spoken, text, LIMITS)
+        if proof:
+            more["proof"] = json.dumps({"method": proof.method, "knobs": dict(proof.knobs)}, sort_keys=True)
+        return Said(text, tokens, not at_limit or text != whole, seconds / self.at_once, **_UNSEEN | more)
 
     def _body(self, line: Line, task: EvalTask, seed: int) -> dict[str, Any]:
         body = {**line.body, "max_tokens": task.max_new_tokens}

@@ -53,12 +53,9 @@ class Endpoint:
             from openai import AsyncOpenAI, OpenAI
         except ImportError as error:
             raise MissingExtraError("Asking a server needs openai: pip install 'lvlm-guard[eval]'.") from error
-        made: dict[str, Any] = {
-            "api_key": os.environ.get(KEY) or NO_KEY,
-            "timeout": self.timeout,
-            "max_retries": self.retries,
-        }
-        return (OpenAI if synchronous else AsyncOpenAI)(base_url=self.url, **made)
+        made: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
+        kind = OpenAI if synchronous else AsyncOpenAI
+        return kind(base_url=self.url, api_key=os.environ.get(KEY) or NO_KEY, **made)
 
     @cached_property
     def served(self) -> dict[str, str]:

@@ -218,5 +218,5 @@ def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings |
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """Return what a dry run tells, in sentences."""
-    told = Template(TABLE["dry_run"], trim_blocks=True).render(found, table=TABLE, embedded=EMBEDDED)
-    return told.splitlines()
+    template = Template(TABLE["dry_run"], trim_blocks=True)
+    return str(template.render(found, table=TABLE, embedded=EMBEDDED)).splitlines()

@@ -1,15 +1,15 @@
 """How well verifiers tell objects that are in a picture from hallucinated ones, on the plain model's own descriptions.
 
 `mentions`: what the model says, and which objects it names; `judges`: matchers, and published detectors on an untuned
-CLIP, asked about each mention; `report`: the figures in words. Descriptions and each verifier's verdicts
-are runs on the spine of all runs, in folders of their own: what is on disk is not asked again, and what was answered by
-other weights, code or versions, or on another device, is refused.
+CLIP, asked about each mention. Descriptions and each verifier's verdicts are runs on the spine of all runs, in folders
+of their own: what is on disk is not asked again, and what was answered by other weights, code or versions, or on
+another device, is refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +29,7 @@ from lvlm_guard.evals.infer.prepare import Prepared, where_of
 from lvlm_guard.evals.infer.ranks import one_thread
 from lvlm_guard.evals.infer.record import environment
 from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took
+from lvlm_guard.evals.report.layout import Results, said
 from lvlm_guard.evals.spec.answers import SCHEMA
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.jsonl import write_lines
@@ -37,7 +38,6 @@ from lvlm_guard.evals.stats.bootstrap import DRAWS
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.studies.verify.judges import BASELINES, CALIBRATED, TOKEN, ClipJudge, Judge, MatcherJudge
 from lvlm_guard.evals.studies.verify.mentions import describe, mentions_of
-from lvlm_guard.evals.studies.verify.report import remarks
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.pretrained import load_model
@@ -78,7 +78,7 @@ def verify_run(
 
     def asked(part: str, task: EvalTask, decoders: list[Decoder], who: Any, version: str = "", **by: Any) -> pa.Table:
         prepared = Prepared(replace(plain, **by), [task], decoders, who, version, where=where)
-        how = {"bar": bar, "started_over": started_over, "command": COMMAND, "beside": CODE}
+        how: dict[str, Any] = {"bar": bar, "started_over": started_over, "command": COMMAND, "beside": CODE}
         ask(prepared.settings, folder / part, prepared=prepared, echo=lambda told: echo(f"{part}: {told}"), **how)
         seconds = pq.read_table(folder / part / COSTLY, columns=["seconds"])["seconds"]
         return pq.read_table(folder / part / ANSWERS).append_column("seconds", seconds)
@@ -93,8 +93,8 @@ def verify_run(
         )
         judges, where = _judges(settings, clip, model, Vocabulary.of(task.vocabulary)), where_of(model)
         greedy = decoders_of(replace(plain, controls=False))
-        said = asked("descriptions", task, greedy, _Describer(model, processor), REFERENCE)
-        texts, pieces = (said[column].to_pylist() for column in ("text", "proof"))
+        described = asked("descriptions", task, greedy, _Describer(model, processor), REFERENCE)
+        texts, pieces = (described[column].to_pylist() for column in ("text", "proof"))
         named = mentions_of(task, list(zip(texts, map(json.loads, pieces), strict=True)))
         check_told_apart(named)
         answers = []
@@ -110,8 +110,8 @@ def verify_run(
     pictures, true = len(task.items), [item.truth == "yes" for item in named.items]
     places: dict[str, list[dict[str, Any]]] = {}
     for judge, mine in zip(judges, answers, strict=True):
-        told = {"from": judge.place, "version": judge.matcher.version, "seconds": _seconds(mine) / pictures}
-        places.setdefault(judge.name, []).append(told)
+        version, seconds = judge.matcher.version, _seconds(mine) / pictures
+        places.setdefault(judge.name, []).append({"from": judge.place, "version": version, "seconds": seconds})
     report: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "model": settings.model}
     report |= {"task": task.describe(), "settings": settings.to_dict()}
     report["counts"] = {
@@ -120,7 +120,7 @@ def verify_run(
         "mentions": len(true),
         "hallucinated": true.count(False),
         "empty": sum(not text.strip() for text in texts),
-        "cut": said["ended"].to_pylist().count(False),
+        "cut": described["ended"].to_pylist().count(False),
     }
     report["bootstrap"] = {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"}
     report["verifiers"] = [
@@ -128,7 +128,7 @@ def verify_run(
         for d in verifiers
     ]
     (report["clip"],) = places.pop("")
-    report |= {"matchers": places, "seconds_a_description": _seconds(said) / pictures, **results}
+    report |= {"matchers": places, "seconds_a_description": _seconds(described) / pictures, **results}
     report["rows"] = [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]]
     report |= {"environment": environment() | where, "call": line}
     report["remarks"] = remarks(report)
@@ -204,3 +204,64 @@ def results_of(
     shared = [row | {"decoder": REFERENCE} for row in found["rows"] if row["metric"] == "hallucinated"]
     kept = [row for row in found["rows"] if row["metric"] in METRICS and row["value"] is not None]
     return found | {"rows": sorted(kept, key=lambda row: METRICS.index(row["metric"])) + shared, "warnings": []}
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """Return what the figures say, verdicts on each matcher first, and what limits them."""
+    results, row, counts = Results(report), report["task"]["name"], report["counts"]
+    matchers = [one for one in report["verifiers"] if one["judged"]]
+    told = [_verdict(results, row, one["name"]) for one in matchers]
+    told += [sentence for one in matchers if (sentence := _marks(results, row, one, counts))]
+    if results.value(row, CALIBRATED, "brier") is None:
+        why = f"The CLIP {report['clip']['from']!r} is not calibrated, so its cosine stands for its probability"
+        told.append(f"{why}. `lvlm-guard train dual-prompt --compare` writes a calibrated one to OUT/baselines/clip.")
+    versions = {name: [one["version"] for one in of] for name, of in report["matchers"].items() if name != "blip-itm"}
+    usual = report["clip"]["version"]
+    if single := [name for name, of in versions.items() if len(of) == 1 and of != [usual]]:
+        why = f"{', '.join(single)}: one training each, so their intervals hold the luck of the pictures alone"
+        told.append(f"{why}; give --matcher NAME=FOLDER once for each seed.")
+    if counts["cut"] or counts["empty"]:
+        told.append(f"{counts['cut']} descriptions were cut at the token limit and {counts['empty']} are empty.")
+    about = report["task"]["about"]
+    return [*told, *about.get("warnings", ()), *([about["limits"]] if about.get("limits") else [])]
+
+
+def _verdict(results: Results, row: str, name: str) -> str:
+    ways: dict[str, list[str]] = {"beats": [], "is worse than": [], "is not told apart from": []}
+    for other in BASELINES:
+        found = results.difference(row, name, "auroc", other)
+        if found is not None and found["value"] is not None:
+            clear = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
+            way = "is not told apart from" if not clear else "beats" if found["value"] > 0 else "is worse than"
+            ways[way].append(f"{other} ({said({**found, 'p': None})})")
+    parts = ", ".join(f"{way} {' and '.join(others)}" for way, others in ways.items() if others)
+    falls_short = ways["is worse than"] or ways["is not told apart from"]
+    end = ": not all that it must beat, so it should not be the default verifier here." if falls_short else "."
+    return f"AUROC: {name} {parts}{end}"
+
+
+def _marks(results: Results, row: str, one: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    metrics = ("marked", "mark_precision", "mark_recall")
+    marked, precision, recall = (results.value(row, one["name"], metric) for metric in metrics)
+    if marked is None or recall is None:
+        return ""
+    if precision is None:
+        return f"{one['name']} marks no mention as doubtful."
+    trained = f" (mean of {one['trainings']} trainings)" if one["trainings"] > 1 else ""
+    return (
+        f"{one['name']} marks {marked['value'] * marked['n']:.0f} of {marked['n']} mentions as doubtful{trained}: "
+        f"{precision['value']:.1%} of the marks are on hallucinated ones ("
+        f"{counts['hallucinated'] / counts['mentions']:.1%} of all are), and {recall['value']:.1%} of those are marked."
+    )
+
+
+def lead(report: Mapping[str, Any]) -> str:
+    """Return how much was asked, in a few sentences."""
+    counts = report["counts"]
+    return (
+        f"{report['model']} described {counts['pictures']} pictures of {report['task']['name']} "
+        f"({report['task']['split']}), greedy and unguarded. It named {counts['mentions']} objects on "
+        f"{counts['pictures_with_mentions']} of them, each counted where a description names it first; "
+        f"{counts['hallucinated']} are not there. All verifiers were asked about the same mentions. 95 % intervals: "
+        f"{report['bootstrap']['draws']} bootstrap draws of {report['bootstrap']['unit']}."
+    )
