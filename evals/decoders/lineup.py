@@ -141,22 +141,20 @@ def left_out(settings: Settings) -> list[str]:
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:
     there, matched = ", ".join(own), [name for name, method in own.items() if hasattr(method, "matcher")]
     known = sorted({f.name for method in own.values() for f in dataclasses.fields(method)})
-    strange = [name for name in settings.knobs if name not in own]
-    wrong = [f"There are knobs for {name!r}, none of the methods of this run ({there}): add it." for name in strange]
-    for knob in settings.sweep:
-        if knob not in known:
-            wrong.append(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
-    if settings.matchers and not matched:
+    for name in (name for name in settings.knobs if name not in own):
+        raise KnobError(f"There are knobs for {name!r}, none of the methods of this run ({there}): add it.")
+    for knob in (knob for knob in settings.sweep if knob not in known):
+        raise KnobError(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")
+    if not settings.matchers:
+        return
+    if not matched:
         told = f"--matcher {', '.join(settings.matchers)}: no method of this run ({there or 'none'}) has a matcher"
-        wrong.append(f"{told}. Add one that has to --methods, such as agla or vote.")
-    for name in matched if settings.matchers else ():
-        if "matcher" in settings.knobs.get(name, {}):
-            wrong.append(f"{name} is given a matcher by --knob and by --matcher: leave one of them out.")
-    if matched and settings.matchers and settings.sweep:
+        raise KnobError(f"{told}. Add one that has to --methods, such as agla or vote.")
+    for name in (name for name in matched if "matcher" in settings.knobs.get(name, {})):
+        raise KnobError(f"{name} is given a matcher by --knob and by --matcher: leave one of them out.")
+    if settings.sweep:
         knob = f"{matched[0]}.matcher={next(iter(settings.matchers.values()))[0]}"
-        wrong.append(f"A sweep chooses the settings of one matcher: give --knob {knob}, and leave --matcher out.")
-    if wrong:
-        raise KnobError(wrong[0])
+        raise KnobError(f"A sweep chooses the settings of one matcher: give --knob {knob}, and leave --matcher out.")
 
 
 def _controls(settings: Settings, own: Mapping[str, Method]) -> Iterator[Decoder]:
