@@ -81,10 +81,8 @@ def decoders_of(
 
 
 def understood(decoders: Sequence[Decoder], tokenizer: PreTrainedTokenizerBase) -> tuple[list[Decoder], list[str]]:
-    """Return the decoders whose prompts a model can read, and sentences on those that it can't.
-
-    A closed vocabulary reads an unknown word as a hole: what a model says after that is no control of anything.
-    """
+    """Return the decoders whose prompts a model can read, and sentences on those that it can't. A closed vocabulary
+    reads an unknown word as a hole: what a model says after that is no control of anything."""
     kept, flags = [], []
     for d in decoders:
         ids = tokenizer(d.prompt_suffix.lower(), add_special_tokens=False)["input_ids"]

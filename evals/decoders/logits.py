@@ -41,10 +41,8 @@ def spellings(tokenizer: PreTrainedTokenizerBase) -> Words:
 
 @dataclass(eq=False)
 class FirstToken(LogitsProcessor):
-    """Records the score of each row at the first answer token and changes nothing; pass it as `logits_processor`.
-
-    It has to come before whatever cuts or draws, so that the logits are those that a method samples from.
-    """
+    """Records the score of each row at the first answer token and changes nothing; pass it as `logits_processor`. It
+    has to come before whatever cuts or draws, so that the logits are those that a method samples from."""
 
     words: Words
     scored: list[Scored] | None = None
@@ -57,10 +55,8 @@ class FirstToken(LogitsProcessor):
 
 
 def first_token_scores(logits: Tensor, words: Words) -> list[Scored]:
-    """Return s = logsumexp(z[yes]) - logsumexp(z[no]) and the probability of both words together, a row each.
-
-    `logits` are z, [R, V], before any cut. A vocabulary without one of the words gives no scores.
-    """
+    """Return s = logsumexp(z[yes]) - logsumexp(z[no]) and the probability of both words together, a row each. `logits`
+    are z, [R, V], before any cut. A vocabulary without one of the words gives no scores."""
     z = upcast(logits)  # half precision makes ties
     yes, no = ([token for token in words[word] if token < z.shape[-1]] for word in ("yes", "no"))
     if not yes or not no:

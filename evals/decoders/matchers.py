@@ -50,9 +50,7 @@ def check_matchers(matchers: Named) -> None:
 
 def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[str, Matcher]:
     """Return the matchers at some places, each loaded once; `matchers` are those that are compared, `model` is guarded.
-
-    Raises `WeightsError` or `UnsupportedModelError` where one can't be had, `KnobError` at the same weights twice.
-    """
+    Raises `WeightsError` or `UnsupportedModelError` where one can't be had, `KnobError` at the same weights twice."""
     loaded = {place: load_matcher(place, model=model) for place in dict.fromkeys(places)}
     _refuse_twice(matchers, {place: matcher.version for place, matcher in loaded.items()})
     return loaded
@@ -79,10 +77,8 @@ def _refuse_twice(matchers: Named, weights: Mapping[str, str]) -> None:
 
 @dataclass(eq=False)
 class RandomMap(Matcher):
-    """A matcher whose relevance map is noise, one for each (picture, text, seed); its scores are the real ones.
-
-    What AGLA gains with it is the gain of any second, partly blacked view; the rest is the map's merit.
-    """
+    """A matcher whose relevance map is noise, one for each (picture, text, seed); its scores are the real ones. What
+    AGLA gains with it is the gain of any second, partly blacked view; the rest is the map's merit."""
 
     matcher: Matcher
     seed: int = 0

@@ -104,10 +104,8 @@ def shortened(caption: Given, words: int) -> Given:
 
 
 def cut_as_short(captions: Sequence[Given], baseline: str) -> tuple[list[Given], dict[str, str]]:
-    """Return each decoder's captions and the baseline's, picture by picture cut to the shorter of the two.
-
-    Also returns, of these decoders, the baseline's -> the other's whose control it is.
-    """
+    """Return each decoder's captions and the baseline's, picture by picture cut to the shorter of the two. Also
+    returns, of these decoders, the baseline's -> the other's whose control it is."""
     plain = {(caption.item, caption.seed): caption for caption in captions if caption.decoder == baseline}
     made: list[Given] = []
     controls: dict[str, str] = {}
@@ -216,9 +214,7 @@ def score_files(
     files: Mapping[str, Path], task: str, data: Data | None = None, allowed: Allowed | None = None
 ) -> dict[str, Any]:
     """Score files of answers, by the name of the decoder where they have none; returns as `stats.score.score_answers`.
-
-    Raises `DataError` where there is no such task in `TASKS`, or files can't be scored; it names file and line.
-    """
+    Raises `DataError` where there is no such task in `TASKS`, or files can't be scored; it names file and line."""
     data = data or Data()
     if task not in TASKS:
         near = f"{did_you_mean(task, TASKS)}There are {', '.join(TASKS)}."

@@ -105,10 +105,8 @@ def ask(
 
 
 def asked_of(tasks: Sequence[EvalTask], decoders: Sequence[Mapping[str, Any]]) -> list[Asked]:
-    """Return what is asked of which decoders, as they describe themselves: each task, then its calibration items.
-
-    Those only choose a control and a threshold, for which one seed of each decoder does.
-    """
+    """Return what is asked of which decoders, as they describe themselves: each task, then its calibration items. Those
+    only choose a control and a threshold, for which one seed of each decoder does."""
     asking, found = [d for d in decoders if not d["derive"]], []
     for part, calibrates in ((part, part is not task) for task in tasks for part in task.parts()):
         able = asking if part.kind in (*YES_NO, "mentions") else [d for d in asking if not d["yes_no_only"]]

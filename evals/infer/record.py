@@ -100,9 +100,7 @@ def begin(
     beside: Sequence[str] = (),
 ) -> Note:
     """Note what this run is, or find that the folder has it already; returns the note. Arguments as `infer.ask.ask`'s.
-
-    Raises `DataError` (the folder holds another run), `RunError` (a process works in it, or the disk is full).
-    """
+    Raises `DataError` (the folder holds another run), `RunError` (a process works in it, or the disk is full)."""
     parts = [part for task in tasks for part in task.parts()]
     decides = _plain(
         settings=settings.to_dict(),

@@ -71,10 +71,8 @@ Took = Callable[[Job, Who, Sequence[Said]], object]
 
 
 class Answers:
-    """The answers in a folder to what is `asked`, in the table's order.
-
-    A block has `batch` items; another size may end in other bits, so it is another run.
-    """
+    """The answers in a folder to what is `asked`, in the table's order. A block has `batch` items; another size may end
+    in other bits, so it is another run."""
 
     def __init__(self, folder: Path, asked: Sequence[Asked], batch: int) -> None:
         self.folder, self.asked, self.batch = folder, asked, batch
@@ -170,10 +168,8 @@ class Answers:
                 shard.close()
 
     def add(self, job: Job, who: Who, said: Sequence[Said]) -> None:
-        """Write the answers of a decoder and seed to a block, at once.
-
-        Raises `RunError` where the disk is full or can't be written to; what was written before is kept.
-        """
+        """Write the answers of a decoder and seed to a block, at once. Raises `RunError` where the disk is full or
+        can't be written to; what was written before is kept."""
         assert self._shard is not None
         decoder = self.asked[job.part].pairs[who]
         known = {"task": job.task.name, "split": job.task.split, "decoder": who[0], "seed": who[1]}

@@ -50,10 +50,8 @@ def _texts(folder: Path) -> dict[Path, str]:
 
 
 def stock_task(name: str) -> tuple[Path, str]:
-    """Return the file of a task of lmms-eval, and the split that it asks.
-
-    Raises `UnknownNameError`, or `DataError` where its data can't be others.
-    """
+    """Return the file of a task of lmms-eval, and the split that it asks. Raises `UnknownNameError`, or `DataError`
+    where its data can't be others."""
     files = stock_files()
     _check_allowed(name)
     if name not in files:

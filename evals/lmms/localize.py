@@ -107,10 +107,8 @@ def _with_pictures(source: Path, rows: list[dict[str, Any]], root: Path) -> list
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as parquet that `datasets`, and so lmms-eval, reads; `image` is {"bytes": ..., "path": ...}.
-
-    A picture with a path alone stays where it is. (`Dataset.to_parquet` would copy it into the file.)
-    """
+    """Write rows as parquet that `datasets`, and so lmms-eval, reads; `image` is {"bytes": ..., "path": ...}. A picture
+    with a path alone stays where it is. (`Dataset.to_parquet` would copy it into the file.)"""
     import datasets
 
     listed = [dict(row) for row in rows]

@@ -39,9 +39,7 @@ SCRIPT = ("accuracy", "precision", "recall", "f1")
 
 def official(counts: Array, small: float = SMALL) -> Array:
     """Return the `SCRIPT`'s scores as it prints them, percent, [..., 4], of sums of `yes_no.COLUMNS`, as it reads.
-
-    Denominators start at `small`, which is three times `SMALL` for attributes: these are summed of three types.
-    """
+    Denominators start at `small`, which is three times `SMALL` for attributes: these are summed of three types."""
     tp, _, tn, fn, n, _, _, no = np.moveaxis(np.asarray(counts, float), -1, 0)
     pairs = ((tp + tn, n), (tn, tn + fn), (tn, no))
     accuracy, precision, recall = (np.round(100 * part / (whole + small), 1) for part, whole in pairs)
@@ -152,11 +150,8 @@ def shares(c: Array, small: float = 0.0) -> Array:
 
 
 class AmberCaptions(Metric):
-    """Captions of AMBER's pictures; truths are {"truth": [...], "hallu": [...]}.
-
-    The task's "about" has "association" and "safe_words"; with "similarity" (`MODEL`, or the path of a table) the
-    published scores stand beside ours.
-    """
+    """Captions of AMBER's pictures; truths are {"truth": [...], "hallu": [...]}. The task's "about" has "association"
+    and "safe_words"; with "similarity" (`MODEL`, or the path of a table) the published scores stand beside ours."""
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)

@@ -103,9 +103,7 @@ def variety(caption: str) -> tuple[float, bool, float]:
 
 def prefix(text: str, cut_at: Sequence[int], limit: int) -> str:
     """Return what of a caption stood after its first `limit` tokens; raises `DataError` where that is not known.
-
-    `cut_at` are the characters after each of `LIMITS` tokens, as the table of answers has them.
-    """
+    `cut_at` are the characters after each of `LIMITS` tokens, as the table of answers has them."""
     if limit not in LIMITS or len(cut_at) != len(LIMITS):
         raise DataError(f"Captions are cut at {', '.join(map(str, LIMITS))} tokens, not at {limit} by {list(cut_at)}.")
     end = cut_at[LIMITS.index(limit)]
@@ -199,9 +197,7 @@ SUFFIX = {"vocabulary": "", "ours": "", "pattern": "_official", "wordnet": "_wor
 
 class Chair(Metric):
     """Captions at every limit of tokens that a run gives, in the dialects that the task names ("about", "dialects").
-
-    Truths are names of objects. With a vocabulary there are no dialects.
-    """
+    Truths are names of objects. With a vocabulary there are no dialects."""
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         super().__init__(task, items)

@@ -83,9 +83,7 @@ class Batch:
 
 class Metric:
     """Scores the answers to one task: as `EvalTask.describe()` has it ("name", "kind", "vocabulary", "about" ...).
-
-    Raises `DataError` (an item has no truth that answers can be held against).
-    """
+    Raises `DataError` (an item has no truth that answers can be held against)."""
 
     joined: ClassVar[bool] = False  # several row tasks also stand together, as "pope_all"
     ranked: ClassVar[bool] = False  # answers have a score of yes (`ranking`)

@@ -55,10 +55,8 @@ def answers_digest(answers: Sequence[str]) -> str:
 
 
 def read_reply(path: str | Path) -> Reply:
-    """Read a file with the fields of `Reply`; raises `DataError` where one lacks, or there are not 96 verdicts.
-
-    A verdict is a text or a chat completion.
-    """
+    """Read a file with the fields of `Reply`; raises `DataError` where one lacks, or there are not 96 verdicts. A
+    verdict is a text or a chat completion."""
     table = jsonl.document(path)
     jsonl.check_fields(table, Reply._fields, str(path), "file of verdicts")
     jsonl.check_fields(table["judge"], ("model", "date"), f"'judge' of {path}", "judge")

@@ -94,10 +94,8 @@ def synonym_lines() -> list[str]:
 
 
 def vocabulary_words(vocabulary: Vocabulary) -> ObjectWords:
-    """Return a vocabulary of your own; raises `DataError` where there is no noun, or one is empty or has more words.
-
-    A token that is a noun of it is taken as it is, so nouns that end in s ("wineglass") are not cut.
-    """
+    """Return a vocabulary of your own; raises `DataError` where there is no noun, or one is empty or has more words. A
+    token that is a noun of it is taken as it is, so nouns that end in s ("wineglass") are not cut."""
     pairs = vocabulary if isinstance(vocabulary, Mapping) else {word: word for word in vocabulary}
     table = {" ".join(word.lower().split()): node for word, node in pairs.items()}
     if not table:

@@ -23,10 +23,8 @@ CELLS = 2**17  # draws x questions worked on at once: what a core's cache holds
 
 
 class Ranked(NamedTuple):
-    """What a ranking gives, one number a draw, [D]; NaN where a class is missing, or all or none are called yes.
-
-    The tilt is the midpoint d between the scores on either side of the border: its distance from 0 is the model's bias.
-    """
+    """What a ranking gives, one number a draw, [D]; NaN where a class is missing, or all or none are called yes. The
+    tilt is the midpoint d between the scores on either side of the border: its distance from 0 is the model's bias."""
 
     auroc: Array  # P(s+ > s-) + P(s+ = s-) / 2
     k: Array  # how many questions are called yes
@@ -56,10 +54,8 @@ class Ranking:
         self._values = values[order][starts]
 
     def __call__(self, weights: Array, half: bool = False) -> Ranked:
-        """Return the figures of each draw; `weights` [D, pictures] are how often each picture was drawn.
-
-        As many questions are called yes as labels say (all that fits unbalanced ones), or `half`, half to even.
-        """
+        """Return the figures of each draw; `weights` [D, pictures] are how often each picture was drawn. As many
+        questions are called yes as labels say (all that fits unbalanced ones), or `half`, half to even."""
         step = max(1, CELLS // max(1, len(self._yes)))
         parts = [self._part(weights[i : i + step], half) for i in range(0, len(weights), step)]
         return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))

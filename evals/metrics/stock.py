@@ -41,10 +41,8 @@ class Stock(Metric):
         self._undefined: set[str] = set()
 
     def count(self, batch: Batch) -> Array:
-        """Return a number for each metric, and whether the answer has it, [B, 2 metrics].
-
-        Raises `DataError` where the task's own scoring fails, or gives other metrics than before.
-        """
+        """Return a number for each metric, and whether the answer has it, [B, 2 metrics]. Raises `DataError` where the
+        task's own scoring fails, or gives other metrics than before."""
         # a score may depend on the order; lmms-eval's is that of the documents
         order = sorted(range(len(batch.places)), key=lambda i: int(self.items.keys[batch.places[i]]))
         numbers = self._numbers(batch.places[order].tolist(), [batch.texts[i] for i in order])
@@ -110,9 +108,7 @@ def check_scorable(name: str, source: Any) -> None:
 
 def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> dict[str, list[Any]]:
     """Return what a task makes of each answer, as lmms-eval's evaluator does: metric -> a result or None for each.
-
-    `source` is lmms-eval's task, `keys` are its documents, in order, each with its answer.
-    """
+    `source` is lmms-eval's task, `keys` are its documents, in order, each with its answer."""
     from lmms_eval.api.instance import Instance
     from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
 

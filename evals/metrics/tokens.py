@@ -29,10 +29,8 @@ _APART = (  # what is set apart, in this order; the period is the sentence's own
 
 
 def words(caption: str) -> list[str]:
-    """Return the lower-cased words and marks of a caption, in order.
-
-    Inner hyphens, slashes, periods and apostrophes stay: "o'clock" yields no clock.
-    """
+    """Return the lower-cased words and marks of a caption, in order. Inner hyphens, slashes, periods and apostrophes
+    stay: "o'clock" yields no clock."""
     found: list[str] = []
     for sentence in _SENTENCE.split(caption.lower().strip()):
         for pattern, replacement in _APART:

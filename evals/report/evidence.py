@@ -35,10 +35,8 @@ Views = list[dict[str, Any]]
 
 
 def collect_for(folder: str | Path) -> Path:
-    """Load the model of a finished run, and collect the pictures of its report; returns the index.
-
-    Raises `DataError` where the folder holds no finished run, `VoidRunError`, and `WeightsError` without the model.
-    """
+    """Load the model of a finished run, and collect the pictures of its report; returns the index. Raises `DataError`
+    where the folder holds no finished run, `VoidRunError`, and `WeightsError` without the model."""
     run = finished(folder)
     prepared = prepare_run(Settings.of(run.asked["settings"]))
     return collect(prepared.answerer, prepared.tasks, run)

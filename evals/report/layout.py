@@ -38,10 +38,8 @@ class Cell(NamedTuple):
 
 
 class Results:
-    """The contents of `results.json`, looked up by columns.
-
-    `baselines`: decoder -> whom its differences are shown to, where that is not the reference.
-    """
+    """The contents of `results.json`, looked up by columns. `baselines`: decoder -> whom its differences are shown to,
+    where that is not the reference."""
 
     def __init__(self, data: Mapping[str, Any], baselines: Mapping[str, str] | None = None) -> None:
         self.data, self.baselines = data, baselines or {}

@@ -28,10 +28,8 @@ SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence me
 
 
 def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = "", caption: str = "") -> list[Table]:
-    """Return a table for each task; narrower terminals get fewer columns, never cut ones. None of a void run.
-
-    `about`: what the tables are of, else the model; `caption`: what stands below, else what the figures are.
-    """
+    """Return a table for each task; narrower terminals get fewer columns, never cut ones. None of a void run. `about`:
+    what the tables are of, else the model; `caption`: what stands below, else what the figures are."""
     known = results if isinstance(results, Results) else Results(results)
     about, found = about or known.data.get("settings", {}).get("model", ""), []
     for task in known.tasks if not known.data["void"] else ():

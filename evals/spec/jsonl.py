@@ -50,9 +50,7 @@ def _lines(file: IO[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
 
 def numbered(path: str | Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and value of each row of a file: JSON lines, or one JSON list, .gz too; or a table, by its name.
-
-    Raises `DataError` (it can't be read; a line is no JSON or no UTF-8; or it is the last, and was cut short).
-    """
+    Raises `DataError` (it can't be read; a line is no JSON or no UTF-8; or it is the last, and was cut short)."""
     if Path(path).suffix.lower() in TABLES:
         yield from rows_of(Path(path))
         return
@@ -142,10 +140,8 @@ WIDEST = 2**24
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row with its line, or its number where there are no lines; an empty cell is an empty text.
-
-    Raises `DataError` where the table can't be read, or a row has more or fewer cells than the head.
-    """
+    """Yield each row with its line, or its number where there are no lines; an empty cell is an empty text. Raises
+    `DataError` where the table can't be read, or a row has more or fewer cells than the head."""
     what, lines = TABLES[path.suffix.lower()]
     names: list[str] = []
     try:

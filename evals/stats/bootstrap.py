@@ -37,10 +37,8 @@ BOLD = 5
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score or difference and its interval, None where not defined; a difference's two-sided p-value.
-
-    `trainings` are the fewest of a side that has several; 1 where nothing was trained.
-    """
+    """A score or difference and its interval, None where not defined; a difference's two-sided p-value. `trainings` are
+    the fewest of a side that has several; 1 where nothing was trained."""
 
     value: float | None
     low: float | None = None
@@ -57,9 +55,7 @@ class Estimate:
 
 class Draws:
     """Pictures drawn again: `draws` samples of as many, with replacement, the same for all that is measured on them.
-
-    Raises `DataError` (there is no picture).
-    """
+    Raises `DataError` (there is no picture)."""
 
     def __init__(self, pictures: int, *, draws: int = DRAWS, seed: int = 0) -> None:
         if pictures < 1:
@@ -122,10 +118,8 @@ class Draws:
 
 @np.errstate(invalid="ignore")  # a tilt may be infinite, and two of them have no difference: NaN
 def estimate(figure: ArrayLike) -> Estimate:
-    """Return the value of a figure and its 95 % interval.
-
-    `figure` is [1 + draws]; or [T, 1 + draws] of T trainings, whose mean is the value.
-    """
+    """Return the value of a figure and its 95 % interval. `figure` is [1 + draws]; or [T, 1 + draws] of T trainings,
+    whose mean is the value."""
     table = np.atleast_2d(np.asarray(figure, np.float64))
     return _estimate(table.mean(0), [table] if len(table) > 1 else [])
 

@@ -177,10 +177,8 @@ def cost_rows(
     reference: str,
     draws: int = DRAWS,
 ) -> Iterator[Row]:
-    """Yield seconds an answer, their ratio to the reference's on the same pictures, and peak memory.
-
-    `costs` are of `spec.answers.COSTS`; those of tasks and splits that `tallies` lacks are passed over.
-    """
+    """Yield seconds an answer, their ratio to the reference's on the same pictures, and peak memory. `costs` are of
+    `spec.answers.COSTS`; those of tasks and splits that `tallies` lacks are passed over."""
     spent: dict[tuple[str, str], dict[str, Array]] = {}  # task -> decoder -> [P, 2], seconds and answers
     peaks: dict[tuple[tuple[str, str], str], float] = {}
     for name, batch in split_up(costs):

@@ -44,9 +44,7 @@ def validity(
     tallies: Iterable[Tally], decoders: Sequence[Mapping[str, Any]], reference: str, allowed: Allowed | None = None
 ) -> tuple[list[str], list[str]]:
     """Judge the answers of a run, all counted; `reference` is the decoder that plain, greedy decoding is called.
-
-    Returns sentences that make the run void, so that its scores mean nothing (exit code 3), and warnings.
-    """
+    Returns sentences that make the run void, so that its scores mean nothing (exit code 3), and warnings."""
     allowed, tallies = allowed or Allowed(), list(tallies)
     void: list[str] = []
     warnings: list[str] = []

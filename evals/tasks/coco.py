@@ -105,10 +105,8 @@ def truth_of(annotations: str | Path, images: str = "") -> Truth:
 
 
 def annotation_file(given: str | Path, part: Part, task: str) -> Path:
-    """Return COCO's file of instances or of captions for a task; raises `DataError` where it is not there.
-
-    `given` (`--annotations`) is the file, its neighbour, the folder of both (val2014 is taken), or the one above that.
-    """
+    """Return COCO's file of instances or of captions for a task; raises `DataError` where it is not there. `given`
+    (`--annotations`) is the file, its neighbour, the folder of both (val2014 is taken), or the one above that."""
     path, usual = Path(given), f"{part}_val2014.json"
     tried = [path / usual, path / "annotations" / usual]
     if path.is_file():
@@ -145,10 +143,8 @@ def _table(path: Path, what: str, needs: str) -> Iterator[dict[str, Any]]:
 
 
 def of_published_test(name: str) -> bool:
-    """Whether POPE (COCO, A-OKVQA, GQA) or AGLA's captions are tested on a picture of this file name.
-
-    GQA's pictures carry other numbers than COCO's, so a picture that is in both is known by one name only.
-    """
+    """Whether POPE (COCO, A-OKVQA, GQA) or AGLA's captions are tested on a picture of this file name. GQA's pictures
+    carry other numbers than COCO's, so a picture that is in both is known by one name only."""
     number = image_id(name)
     if "COCO_" not in name:
         return number in TESTED["gqa"]

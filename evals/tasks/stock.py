@@ -86,10 +86,8 @@ def _made(name: str, task: Any, settings: Settings) -> EvalTask:
 
 
 def generation(name: str, wanted: Mapping[str, Any]) -> Generation:
-    """Return what a task's generation arguments ask for; raises as `read_generation`.
-
-    Sampling and beams are a `DataError`: a run compares decoders, so none of its answers would be stock's.
-    """
+    """Return what a task's generation arguments ask for; raises as `read_generation`. Sampling and beams are a
+    `DataError`: a run compares decoders, so none of its answers would be stock's."""
     asked = read_generation(wanted, name)
     if asked.do_sample or asked.num_beams > 1:
         what = "sampling" if asked.do_sample else f"{asked.num_beams} beams"

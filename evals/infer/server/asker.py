@@ -70,10 +70,8 @@ class ServerAsker:
             raise group.exceptions[0] from None
 
     def probe(self, name: str) -> Any:
-        """Ask a decoder about a small picture, note what its answer proves, and return the chat completion.
-
-        Raises `RunError` where it can't be asked, or does not prove its guard.
-        """
+        """Ask a decoder about a small picture, note what its answer proves, and return the chat completion. Raises
+        `RunError` where it can't be asked, or does not prove its guard."""
         import openai
 
         line = self.lines[name]

@@ -112,10 +112,8 @@ class NoChatError(Exception):
 
 
 async def chat(client: Any, model: str, messages: Talk, body: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
-    """Return the `ChatCompletion` that an `AsyncOpenAI` got, and its headers; raises whatever that raises.
-
-    `messages` are of `messages_of`; `body` holds further fields, sent as they are.
-    """
+    """Return the `ChatCompletion` that an `AsyncOpenAI` got, and its headers; raises whatever that raises. `messages`
+    are of `messages_of`; `body` holds further fields, sent as they are."""
     create = client.chat.completions.with_raw_response.create
     raw = await create(model=model, messages=messages, extra_body=dict(body))
     told = raw.parse()

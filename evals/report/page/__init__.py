@@ -32,10 +32,8 @@ REPORT = "report.html"
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a run, whatever its status; returns its path.
-
-    Raises `DataError` where the folder holds no run that can be read, `RunError` where the file can't be written.
-    """
+    """Write `report.html` into the folder of a run, whatever its status; returns its path. Raises `DataError` where the
+    folder holds no run that can be read, `RunError` where the file can't be written."""
     run = read_run(folder)
     return write_lines(run.folder / REPORT, [render(run)])
 

@@ -128,10 +128,8 @@ def look_up(model: str, data: str, kind: str, method: str, metric: str) -> dict[
 
 
 def figures(runs: Sequence[tuple[Cell, Run]]) -> list[Row]:
-    """Return the figures of finished cells: each data set, and the mean over the three where all are there.
-
-    Intervals (95 %) draw pictures, of each data set for itself; differences are paired.
-    """
+    """Return the figures of finished cells: each data set, and the mean over the three where all are there. Intervals
+    (95 %) draw pictures, of each data set for itself; differences are paired."""
     found: list[Row] = []
     for model, mode in dict.fromkeys((cell.model, cell.mode) for cell, _ in runs):
         mine = [(cell, _drawn(run)) for cell, run in runs if (cell.model, cell.mode) == (model, mode)]
@@ -153,10 +151,8 @@ _Drawn = tuple[Measured, dict[str, str]]
 
 
 def _drawn(run: Run) -> _Drawn:
-    """Return a run's figures; all methods are sampled, as in the paper.
-
-    "matched" is sampling at the lower temperature that is as sharp as AGLA, which tells what the local view adds.
-    """
+    """Return a run's figures; all methods are sampled, as in the paper. "matched" is sampling at the lower temperature
+    that is as sharp as AGLA, which tells what the local view adds."""
     (task,), decoders = run.asked["tasks"], run.asked["decoders"]
     table = run.answers(task=task["name"], split=task["split"])
     (tally,) = tallies_of(table, run.items[task["name"]].values(), [task], frozenset()).values()

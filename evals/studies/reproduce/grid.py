@@ -190,9 +190,7 @@ def cached(hub: str) -> bool:
 
 def missing(cells: Sequence[Cell]) -> list[str]:
     """Say what the cells need and this machine lacks, all of it: weights, question files, pictures, annotations.
-
-    Question files that are not at hand are fetched, weights are not: no run begins with 30 GB unasked.
-    """
+    Question files that are not at hand are fetched, weights are not: no run begins with 30 GB unasked."""
     told = "The weights of {place} are not here ({gb:g} GB): get them with `hf download {place}`."
     found = [told.format(**one) for one in downloads(cells) if one["there"] is False]
     for cell in {(cell.settings.tasks[0], cell.model): cell for cell in reversed(cells)}.values():
@@ -204,10 +202,8 @@ def missing(cells: Sequence[Cell]) -> list[str]:
 
 
 def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings | None = None) -> dict[str, Any]:
-    """Return, as JSON data, the runs, what they need, and the estimated hours; arguments and errors as `plan`'s.
-
-    "gb" is of what is not known to be here.
-    """
+    """Return, as JSON data, the runs, what they need, and the estimated hours; arguments and errors as `plan`'s. "gb"
+    is of what is not known to be here."""
     cells = plan(model, only, base)
     needs, told = downloads(cells), {"command": COMMAND, "version": lvlm_guard.__version__, "dry_run": True}
     told |= {"hours": sum(cell.hours for cell in cells), "gb": sum(one["gb"] for one in needs if not one["there"])}

@@ -193,10 +193,8 @@ def check_told_apart(named: EvalTask) -> None:
 def results_of(
     named: EvalTask, table: pa.Table, verifiers: Sequence[Decoder], matchers: Iterable[str]
 ) -> dict[str, Any]:
-    """Return `stats.score`'s results: each figure with its interval, and differences on the same draws.
-
-    Each verifier less calibrated CLIP, and each matcher less the other baselines.
-    """
+    """Return `stats.score`'s results: each figure with its interval, and differences on the same draws. Each verifier
+    less calibrated CLIP, and each matcher less the other baselines."""
     check_told_apart(named)
     items = ({"task": named.name, "split": named.split} | item.describe() for item in named.items)
     pairs = [(name, other) for name in matchers for other in (*BASELINES[1:], TOKEN)]

@@ -25,9 +25,7 @@ it, under the plain model."""
 
 def describe(model: Any, processor: Any, task: EvalTask, items: Sequence[Item]) -> list[Said]:
     """Return the greedy descriptions of some items by a plain model, made in one batch; `proof` holds their pieces.
-
-    Raises `ImageError` where a picture is missing or damaged.
-    """
+    Raises `ImageError` where a picture is missing or damaged."""
     began = time.perf_counter()
     inputs = prepare(processor, items).to(model.device, model.dtype)
     options = {**GREEDY, "max_new_tokens": task.max_new_tokens}
