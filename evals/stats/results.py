@@ -77,7 +77,10 @@ class Measured:
         self.places = {row: at for row, at in tally.places.items() if len(at)}
         self.scores: dict[str, Score] = dict(tally.metric.scores())
         self.figures: dict[tuple[str, str, str], Array] = {}  # row, decoder, metric -> [T, 1 + draws]
-        self._trainings = {name: _by_training(tally.of(name), d) for name, d in self.decoders.items()}
+        self._trainings: dict[str, list[list[Given]]] = {}  # runs of one training are means over seeds
+        for name, d in self.decoders.items():
+            several = max(len(d.get("adapters") or ()), len(d.get("matchers") or ())) > 1
+            self._trainings[name] = [[run] for run in tally.of(name)] if several else [tally.of(name)]
         self._sums: dict[tuple[str, str], Array] = {}  # row, decoder -> [T, 1 + draws, k]
         self._swapped: dict[tuple[str, str], Array] = {}  # row, decoder -> [draws, k]
         self._parts: dict[str, list[str]] = {row: [row] for row in self.places}
@@ -142,7 +145,11 @@ class Measured:
         bounds = {name: sum(run.censored for run in tally.of(name)) for name in usable}
         told = "scores are bounds: the server hid yes or no."
         self.warnings += [f"{name} on {tally.name}: {n} {told}" for name, n in bounds.items() if n]
-        _check_kinds(tally, usable)
+        after = {name: any(np.isinf(one.score[tally.whole]).any() for one in tally.of(name)) for name in usable}
+        if len(set(after.values())) > 1:
+            cut, uncut = (", ".join(name for name in after if after[name] == is_cut) for is_cut in (True, False))
+            told = f"both kinds of score: those of {cut} are after a cut (some are infinite), those of {uncut} before"
+            raise DataError(f"{tally.name} has {told}. Give those before the cut for all, or leave them out.")
         for row, at in self.places.items():
             # sampling draws answers, not scores: seeds share them
             keys = {name: [[run.score[at].tobytes() for run in runs] for runs in of] for name, of in usable.items()}
@@ -225,12 +232,6 @@ def right_of(tally: Tally, decoder: str) -> list[NDArray[np.bool_]]:
     return [given.said == tally.yes for given in tally.of(decoder)]
 
 
-def _by_training(runs: Sequence[Given], decoder: Decoder) -> list[list[Given]]:
-    """Return the runs of each training of an adapter or matcher; runs of one training are means over seeds."""
-    several = max(len(decoder.get("adapters") or ()), len(decoder.get("matchers") or ())) > 1
-    return [[run] for run in runs] if several else [list(runs)]
-
-
 def _why_not_ranked(tally: Tally, decoder: str) -> str | None:
     """Return why a decoder's scores can't be ranked; "" where they can, None where it has none."""
     given = tally.of(decoder)
@@ -248,14 +249,6 @@ def _why_not_ranked(tally: Tally, decoder: str) -> str | None:
     else:
         return ""
     return f"{decoder} on {tally.name}: {why}, so there is no AUROC, no matched accuracy and no tilt (n/a)."
-
-
-def _check_kinds(tally: Tally, decoders: Iterable[str]) -> None:
-    after = {name: any(np.isinf(one.score[tally.whole]).any() for one in tally.of(name)) for name in decoders}
-    if len(set(after.values())) > 1:
-        cut, uncut = (", ".join(name for name in after if after[name] == is_cut) for is_cut in (True, False))
-        told = f"both kinds of score: those of {cut} are after a cut (some are infinite), those of {uncut} before"
-        raise DataError(f"{tally.name} has {told}. Give those before the cut for all, or leave them out.")
 
 
 def _mean_mass(given: Sequence[Given], at: Places | slice = slice(None)) -> float | None:

@@ -198,15 +198,13 @@ def cost_rows(
                 peaks[name, run[0]] = max(float(known.max()), peaks.get((name, run[0]), -np.inf))
     for name, tables in spent.items():
         for told in (d for d in decoders if d["name"] in tables):
-            mine = tables[told["name"]]
+            mine, peak = tables[told["name"]], peaks.get((name, told["name"]))
             n = int(mine[:, 1].sum())
-            found = {"seconds": Estimate(float(mine[:, 0].sum() / n))}
-            if reference in tables and (ratio := _ratio(mine, tables[reference], draws)):
-                found["time_ratio"] = ratio
-            if (name, told["name"]) in peaks:
-                found["peak_memory_mib"] = Estimate(peaks[name, told["name"]])
-            for metric, value in found.items():
-                yield row_of(tallies[name], told, metric, value, n)
+            ratio = _ratio(mine, tables[reference], draws) if reference in tables else None
+            found = {"seconds": Estimate(float(mine[:, 0].sum() / n)), "time_ratio": ratio}
+            for metric, value in (found | {"peak_memory_mib": peak and Estimate(peak)}).items():
+                if value is not None:
+                    yield row_of(tallies[name], told, metric, value, n)
 
 
 def _ratio(ours: Array, theirs: Array, draws: int) -> Estimate | None:

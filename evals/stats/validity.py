@@ -60,7 +60,11 @@ def validity(
             for sentence, fatal in _answers(place, tally, given, decoder, allowed):
                 (void if fatal else warnings).append(sentence)
             if tally in tests:
-                warnings += [*_one_word(place, tally, given), *_unreadable(place, given)]
+                warnings += _one_word(place, tally, given)
+                (found, first), total = _faults(given, "unreadable"), _answered(given)
+                if found > UNREADABLE * total:
+                    told = f"{found} of {total} answers can be read as neither yes nor no and count as wrong ({first})"
+                    warnings.append(f"{place}: {told}.")
         if tally in tests:
             warnings += _few(tally)
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
@@ -112,9 +116,8 @@ def _answers(
 
 def _judged(sentence: str, found: int, total: int, allowed: float) -> tuple[str, bool]:
     fatal = found > allowed * total
-    if allowed == 0:
-        return f"{sentence}.", True
-    return f"{sentence}, {'more than' if fatal else 'within'} the allowed share of {allowed:g}.", fatal
+    told = f", {'more than' if fatal else 'within'} the allowed share of {allowed:g}" if allowed else ""
+    return f"{sentence}{told}.", fatal
 
 
 def _faults(given: Sequence[Given], fault: Fault, between: str = "; ") -> tuple[int, str]:
@@ -138,12 +141,6 @@ def _one_word(place: str, tally: Tally, given: Sequence[Given]) -> Iterator[str]
         yield f"{place}: all {len(said)} answers are {what}, whatever was asked."
 
 
-def _unreadable(place: str, given: Sequence[Given]) -> Iterator[str]:
-    (found, first), total = _faults(given, "unreadable"), _answered(given)
-    if found > UNREADABLE * total:
-        yield f"{place}: {found} of {total} answers can be read as neither yes nor no and count as wrong ({first})."
-
-
 def _few(tally: Tally) -> Iterator[str]:
     row, n = min(((row, len(at)) for row, at in tally.rows.items()), key=lambda pair: pair[1], default=("", FEW))
     if n < FEW and tally.metric.ranked:
@@ -159,9 +156,8 @@ def _idle(decoder: Mapping[str, Any], plain: str | None, tallies: Sequence[Tally
     if not decoder.get("method") or name == plain or (decoder.get("point") or {}).get("alpha") == 0:
         return
     pairs = [pair for tally in tallies for pair in zip(tally.of(name), tally.of(plain or ""), strict=False)]
-    same = [ours.text == theirs.text for ours, theirs in pairs]
-    both = [(ours.there > 0) & (theirs.there > 0) for ours, theirs in pairs]
-    n = sum(int(there.sum()) for there in both)
-    if n and all(alike[there].all() for alike, there in zip(same, both, strict=True)):
+    both = [(a.text == b.text)[(a.there > 0) & (b.there > 0)] for a, b in pairs]  # whether answers are the same
+    n = sum(map(len, both))
+    if n and all(same.all() for same in both):
         told = f"{name} answered all {n} items exactly as {plain} did: the guard changed nothing"
         yield f"{told}. Check its knobs and its matcher before reading anything into the table."

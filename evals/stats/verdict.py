@@ -68,8 +68,7 @@ def controls_of(fitted: Tally | None, decoders: Sequence[Decoder]) -> tuple[list
     """
     accuracy = {}
     if fitted is not None and fitted.metric.ranked:
-        whole = fitted.whole
-        counts = _counts(fitted)[whole]
+        whole, counts = fitted.whole, _counts(fitted)[fitted.whole]
         for name in fitted.decoders():
             seeds = [np.average(right[whole], weights=counts) for right in right_of(fitted, name)]
             accuracy[name] = float(np.mean(seeds))
@@ -179,16 +178,11 @@ def _down(row: Row) -> bool:
 
 
 def _gain(row: Row) -> str:
-    value, low, high = (_signed(row[name]) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    text = f"{abs(value):.3f}"
-    sign = "−" if value < 0 and float(text) else "+" if float(text) else "±"
-    return sign + (text[1:] if text.startswith("0") else text)
+    told = []
+    for value in (row[name] for name in ("value", "low", "high")):
+        text = "n/a" if value is None else f"{value:+.3f}".replace("-", "−").replace("0.", ".", 1)
+        told.append(text if text[1:] != ".000" else "±.000")
+    return f"{told[0]} [{told[1]}, {told[2]}]"
 
 
 OLM_MASS, OLM_GAP = 0.2, 0.5
@@ -220,19 +214,16 @@ def derive(decoder: Mapping[str, Any], greedy: Sequence[Row], calibration: Seque
     """
     name, shift = decoder["name"], 0.0
     scores, masses = _scores(name, greedy)
-    if decoder["derive"] == "tilt":
-        if not calibration:
-            raise DataError(f"{name} is left out: there are no calibration items to fit it on.")
-        shift = threshold(_scores(name, calibration)[0], sum(row["truth"] == "yes" for row in calibration))
-        texts = ["yes" if yes else "no" for yes in scores > shift]
-    elif decoder["derive"] == "olm":
+    if decoder["derive"] == "olm":
         turned = olm_says_yes(scores, masses)
         texts = ["Yes" if yes else str(row["text"]) for yes, row in zip(turned, greedy, strict=True)]
+    elif not calibration:
+        raise DataError(f"{name} is left out: there are no calibration items to fit it on.")
     else:
-        raise DataError(f"{name}: {decoder['derive']!r} is no way of deriving answers; there are tilt and olm.")
-    own = {"decoder": name, "role": decoder["role"], "baseline": decoder["baseline"]}
+        shift = threshold(_scores(name, calibration)[0], sum(row["truth"] == "yes" for row in calibration))
+        texts = ["yes" if yes else "no" for yes in scores > shift]
     told = zip(greedy, texts, (scores - shift).tolist(), strict=True)
-    return [{**row, **own, "text": text, "score": score} for row, text, score in told]
+    return [{**row, "text": text, "score": score} for row, text, score in told]
 
 
 def _scores(name: str, rows: Sequence[Row]) -> tuple[Array, Array]:

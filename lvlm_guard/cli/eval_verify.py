@@ -74,7 +74,7 @@ def verify(
     if json:
         print_object(report)
         return
-    out().print(escape(room.lead(report)))
+    out().print(escape(room.sentences(report)[0]))
     for table in import_module("lvlm_guard.evals.report.terminal").tables(report, out().width):
         out().print(table)
     for sentence in report["remarks"]:

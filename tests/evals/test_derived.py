@@ -72,7 +72,6 @@ def test_tilt_asked_of_the_items_it_was_fitted_on_has_the_matched_accuracy():
     answers = derive(TILT, rows(), rows())
     expected = GOLDEN["matched_labels"]
     assert counts(answers) == ([expected[k] for k in ("tp", "fp", "tn", "fn")], 0)
-    assert {(row["decoder"], row["role"], row["baseline"]) for row in answers} == {("tilt", "control", "greedy")}
     for row, greedy in zip(answers, rows(), strict=True):
         assert row["score"] == pytest.approx(greedy["score"] - GOLDEN["tilt_labels"])
         assert (row["score"] > 0) == (row["text"] == "yes")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jinja2 import Template
 
 import lvlm_guard
 from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
@@ -44,6 +46,9 @@ from lvlm_guard.pretrained import load_model
 
 COMMAND = "eval verify"
 MANY = 64  # mentions of a block
+SEED = SCHEMA.get_field_index("seed")
+_Answered = tuple[pa.Table, float]
+"""Answers, and the seconds that they took, a picture that was described."""
 CODE = ("verify", *(f"evals/studies/verify/{name}.py" for name in ("judges", "mentions")))
 """What decides answers beside the code that decides those of all runs; to mend what scores and reports costs none."""
 
@@ -76,46 +81,43 @@ def verify_run(
     check_matchers(matchers)
     plain = replace(settings, matchers={})
 
-    def asked(part: str, task: EvalTask, decoders: list[Decoder], who: Any, version: str = "", **by: Any) -> pa.Table:
+    def asked(part: str, task: EvalTask, decoders: list[Decoder], who: Any, version: str, **by: Any) -> _Answered:
         prepared = Prepared(replace(plain, **by), [task], decoders, who, version, where=where)
         how: dict[str, Any] = {"bar": bar, "started_over": started_over, "command": COMMAND, "beside": CODE}
         ask(prepared.settings, folder / part, prepared=prepared, echo=lambda told: echo(f"{part}: {told}"), **how)
-        seconds = pq.read_table(folder / part / COSTLY, columns=["seconds"])["seconds"]
-        return pq.read_table(folder / part / ANSWERS).append_column("seconds", seconds)
+        costs = pq.read_table(folder / part / COSTLY, columns=["seconds"])["seconds"]
+        return pq.read_table(folder / part / ANSWERS), float(costs.to_numpy().sum()) / len(tasks[0].items)
 
     with one_thread(settings.model == EMBEDDED):
-        task, *others = tasks_of(settings)
-        if others or task.kind != "chair":
+        tasks = tasks_of(settings)
+        if [task.kind for task in tasks] != ["chair"]:
             told = f"{', '.join(settings.tasks)} is not one task of captions whose objects are known"
             raise DataError(f"{told}: give world_chair, or chair (with --images and --annotations).")
-        model, processor = load_model(
-            settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision or None
-        )
+        (task,), how = tasks, {"device": settings.device, "dtype": settings.dtype}
+        model, processor = load_model(settings.model, **how, revision=settings.revision or None)
         judges, where = _judges(settings, clip, model, Vocabulary.of(task.vocabulary)), where_of(model)
         greedy = decoders_of(replace(plain, controls=False))
-        described = asked("descriptions", task, greedy, _Describer(model, processor), REFERENCE)
+        described, took = asked("descriptions", task, greedy, _Describer(model, processor), REFERENCE)
         texts, pieces = (described[column].to_pylist() for column in ("text", "proof"))
         named = mentions_of(task, list(zip(texts, map(json.loads, pieces), strict=True)))
         check_told_apart(named)
-        answers = []
+        tables, places = [], dict[str, list[dict[str, Any]]]()
         for judge in judges:
-            name = judge.name or "baselines"
-            part = f"verifiers/{name}-{sha256(judge.place.encode()).hexdigest()[:8]}"
-            by = {"matchers": {name: (judge.place,)}, "batch": MANY}
-            answers.append(asked(part, named, judge.decoders, judge, judge.matcher.version, **by))
-        table, verifiers = _together(judges, answers), _verifiers(judges)
+            name, version = judge.name or "baselines", judge.matcher.version
+            part, by = f"verifiers/{name}-{sha256(judge.place.encode()).hexdigest()[:8]}", {name: (judge.place,)}
+            mine, seconds = asked(part, named, judge.decoders, judge, version, matchers=by, batch=MANY)
+            seeds = pa.array([judge.training] * len(mine), pa.int32())
+            tables.append(mine.set_column(SEED, SCHEMA.field("seed"), seeds))
+            places.setdefault(judge.name, []).append({"from": judge.place, "version": version, "seconds": seconds})
+        table, verifiers = pa.concat_tables(tables).combine_chunks(), _verifiers(judges)
         results = results_of(named, table, verifiers, matchers)
         pq.write_table(table, folder / ANSWERS)
         where |= {"threads": str(torch.get_num_threads())}
-    pictures, true = len(task.items), [item.truth == "yes" for item in named.items]
-    places: dict[str, list[dict[str, Any]]] = {}
-    for judge, mine in zip(judges, answers, strict=True):
-        version, seconds = judge.matcher.version, _seconds(mine) / pictures
-        places.setdefault(judge.name, []).append({"from": judge.place, "version": version, "seconds": seconds})
+    true = [item.truth == "yes" for item in named.items]
     report: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "model": settings.model}
     report |= {"task": task.describe(), "settings": settings.to_dict()}
     report["counts"] = {
-        "pictures": pictures,
+        "pictures": len(task.items),
         "pictures_with_mentions": len({item.picture for item in named.items}),
         "mentions": len(true),
         "hallucinated": true.count(False),
@@ -128,10 +130,10 @@ def verify_run(
         for d in verifiers
     ]
     (report["clip"],) = places.pop("")
-    report |= {"matchers": places, "seconds_a_description": _seconds(described) / pictures, **results}
+    report |= {"matchers": places, "seconds_a_description": took, **results}
     report["rows"] = [{"model": settings.model, "method": row["decoder"]} | row for row in results["rows"]]
     report |= {"environment": environment() | where, "call": line}
-    report["remarks"] = remarks(report)
+    report["remarks"] = sentences(report)[1:]
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     echo(f"Report: {write_lines(folder / 'report.json', [text])}")
     return report
@@ -159,10 +161,6 @@ class _Describer:
             took(job, job.todo[0], describe(self.model, self.processor, job.task, job.items))
 
 
-def _seconds(answers: pa.Table) -> float:
-    return float(answers["seconds"].to_numpy().sum())
-
-
 def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
     """Return all verifiers, the baselines first; trainings of one name are seeds of one verifier."""
     found: dict[str, Decoder] = {}
@@ -170,14 +168,6 @@ def _verifiers(judges: Sequence[Judge]) -> list[Decoder]:
         places = (*(found[one.name].matchers if one.name in found else ()), *one.matchers)
         found[one.name] = replace(one, seeds=len(places), matchers=places)
     return list(found.values())
-
-
-def _together(judges: Sequence[Judge], answers: Sequence[pa.Table]) -> pa.Table:
-    seed, tables = SCHEMA.get_field_index("seed"), []
-    for judge, mine in zip(judges, answers, strict=True):
-        seeds = pa.array([judge.training] * len(mine), pa.int32())
-        tables.append(mine.select(SCHEMA.names).set_column(seed, SCHEMA.field("seed"), seeds))
-    return pa.concat_tables(tables).combine_chunks()
 
 
 def check_told_apart(named: EvalTask) -> None:
@@ -204,24 +194,20 @@ def results_of(
     return found | {"rows": sorted(kept, key=lambda row: METRICS.index(row["metric"])) + shared, "warnings": []}
 
 
-def remarks(report: Mapping[str, Any]) -> list[str]:
-    """Return what the figures say, verdicts on each matcher first, and what limits them."""
-    results, row, counts = Results(report), report["task"]["name"], report["counts"]
-    matchers = [one for one in report["verifiers"] if one["judged"]]
-    told = [_verdict(results, row, one["name"]) for one in matchers]
-    told += [sentence for one in matchers if (sentence := _marks(results, row, one, counts))]
-    if results.value(row, CALIBRATED, "brier") is None:
-        why = f"The CLIP {report['clip']['from']!r} is not calibrated, so its cosine stands for its probability"
-        told.append(f"{why}. `lvlm-guard train dual-prompt --compare` writes a calibrated one to OUT/baselines/clip.")
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """Return the study in words: how much was asked, verdicts on each matcher, and what limits them."""
+    results, task = Results(report), report["task"]["name"]
     versions = {name: [one["version"] for one in of] for name, of in report["matchers"].items() if name != "blip-itm"}
-    usual = report["clip"]["version"]
-    if single := [name for name, of in versions.items() if len(of) == 1 and of != [usual]]:
-        why = f"{', '.join(single)}: one training each, so their intervals hold the luck of the pictures alone"
-        told.append(f"{why}; give --matcher NAME=FOLDER once for each seed.")
-    if counts["cut"] or counts["empty"]:
-        told.append(f"{counts['cut']} descriptions were cut at the token limit and {counts['empty']} are empty.")
-    about = report["task"]["about"]
-    return [*told, *about.get("warnings", ()), *([about["limits"]] if about.get("limits") else [])]
+    template = Template(Path(__file__).with_name("report.jinja").read_text(encoding="utf-8"), trim_blocks=True)
+    told = template.render(
+        report,
+        verdict=partial(_verdict, results, task),
+        value=partial(results.value, task),
+        calibrated=CALIBRATED,
+        shown=repr,
+        single=[name for name, of in versions.items() if len(of) == 1 and of != [report["clip"]["version"]]],
+    )
+    return [line for line in str(told).splitlines() if line]
 
 
 def _verdict(results: Results, row: str, name: str) -> str:
@@ -236,30 +222,3 @@ def _verdict(results: Results, row: str, name: str) -> str:
     falls_short = ways["is worse than"] or ways["is not told apart from"]
     end = ": not all that it must beat, so it should not be the default verifier here." if falls_short else "."
     return f"AUROC: {name} {parts}{end}"
-
-
-def _marks(results: Results, row: str, one: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    metrics = ("marked", "mark_precision", "mark_recall")
-    marked, precision, recall = (results.value(row, one["name"], metric) for metric in metrics)
-    if marked is None or recall is None:
-        return ""
-    if precision is None:
-        return f"{one['name']} marks no mention as doubtful."
-    trained = f" (mean of {one['trainings']} trainings)" if one["trainings"] > 1 else ""
-    return (
-        f"{one['name']} marks {marked['value'] * marked['n']:.0f} of {marked['n']} mentions as doubtful{trained}: "
-        f"{precision['value']:.1%} of the marks are on hallucinated ones ("
-        f"{counts['hallucinated'] / counts['mentions']:.1%} of all are), and {recall['value']:.1%} of those are marked."
-    )
-
-
-def lead(report: Mapping[str, Any]) -> str:
-    """Return how much was asked, in a few sentences."""
-    counts = report["counts"]
-    return (
-        f"{report['model']} described {counts['pictures']} pictures of {report['task']['name']} "
-        f"({report['task']['split']}), greedy and unguarded. It named {counts['mentions']} objects on "
-        f"{counts['pictures_with_mentions']} of them, each counted where a description names it first; "
-        f"{counts['hallucinated']} are not there. All verifiers were asked about the same mentions. 95 % intervals: "
-        f"{report['bootstrap']['draws']} bootstrap draws of {report['bootstrap']['unit']}."
-    )
