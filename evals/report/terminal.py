@@ -7,9 +7,10 @@ print(*sentences(results), sep="\\n")
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -19,12 +20,6 @@ from rich.text import Text
 from lvlm_guard.evals.report.layout import JUDGED, Cell, Results, Task, interval, judged, said, title, written
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
-EFFECTS = {
-    "good": "names fewer absent objects",
-    "bad": "names more absent objects",
-    "": "has no clear effect on absent objects",
-}
-SHORTER = 0.05  # a change of a caption's length, as a share, that a sentence mentions
 
 
 def tables(results: Results | Mapping[str, Any], width: int = 120, about: str = "", caption: str = "") -> list[Table]:
@@ -93,43 +88,18 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
     known = results if isinstance(results, Results) else Results(results)
     if known.data["void"]:
         return []
-    told = [f"{v['decoder']} on {v['task']}: {v['verdict']}. {v['sentence']}" for v in known.verdicts()]
-    for task in known.tasks:
-        told += [*_captions(known, task), *_matchers(known, task)]
-    told += [check["sentence"] for check in known.data.get("checks", ()) if check["passed"]]
-    told += [task["about"]["limits"] for task in known.tasks if task.get("about", {}).get("limits")]
-    return list(dict.fromkeys(told))
+    methods = {decoder["name"]: decoder["method"] for decoder in known.decoders if decoder["role"] == "method"}
+    return worded("sentences", results=known, methods=methods, roles=JUDGED)
 
 
-def _captions(results: Results, task: Task) -> Iterator[str]:
-    lines = [decoder["name"] for decoder in results.lines(task) if decoder["role"] in JUDGED]
-    for row in results.row_tasks(task):
-        for name in lines:
-            wrong, recall = (results.difference(row, name, metric) for metric in ("chair_i", "object_recall"))
-            if wrong is not None and recall is not None:
-                told = f"{name} on {row}: {EFFECTS[judged(wrong)]}, CHAIR_i {said(wrong)}; object recall {said(recall)}"
-                yield f"{told}{''.join(_beside(results, row, name))}."
-
-
-def _beside(results: Results, row: str, decoder: str) -> Iterator[str]:
-    """Say whether it says less, which alone lowers CHAIR, or repeats itself: CHAIR_i counts each time it names one."""
-    for metric in ("length", "repeats"):
-        ours, plain = (results.value(row, name, metric) for name in (decoder, results.reference))
-        if ours is None or plain is None or not plain["value"]:
-            continue
-        change = ours["value"] / plain["value"] - 1
-        if metric == "repeats":
-            told = f"{ours['value']:.0%} of its object words repeat one of the same caption"
-            yield f"; {told} ({results.reference}: {plain['value']:.0%})"
-        elif abs(change) >= SHORTER:
-            yield f"; its captions are {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
-
-
-def _matchers(results: Results, task: Task) -> Iterator[str]:
-    """Say how a method with one matcher differs from itself with another, by what the task is first judged by."""
-    methods = {decoder["name"]: decoder["method"] for decoder in results.decoders if decoder["role"] == "method"}
-    for ours, theirs in results.pairs(task):
-        if ours in methods and methods.get(theirs) == methods[ours]:
-            for row, metric in results.main(task):
-                if difference := results.difference(row, ours, metric, theirs):
-                    yield f"{ours} − {theirs} on {row}: {title(metric)} {said(difference)}."
+def worded(name: str, **data: Any) -> list[str]:
+    """Return what the text template NAME.txt.jinja says of data, each sentence once."""
+    made = Environment(
+        loader=PackageLoader("lvlm_guard.evals.report.page"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals |= {"judged": judged, "said": said, "title": title}
+    lines = made.get_template(f"{name}.txt.jinja").render(data).split("\n")
+    return [line for line in dict.fromkeys(lines) if line]

@@ -10,7 +10,7 @@ the first, in the order of the test scenes, that meet stated rules, failures inc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.pretrained import spoken
-from lvlm_guard.report import Picture, TokenMark, legend, overlay, panel, token_marks, token_strip
+from lvlm_guard.report import Picture, legend, overlay, panel, token_marks, token_strip
 
 SETTINGS = Settings(batch=MANY)
 QUICK = replace(SETTINGS, limit=24, captions=24, seeds=1)
@@ -61,9 +61,9 @@ def run(out: str | Path = "demo-out", settings: Settings = SETTINGS, **how: Any)
 
 def _write(saved: Run, prepared: Prepared) -> Path:
     page = page_environment().get_template("demo.html.jinja")
-    shown, results = list(_examples(saved, prepared)), saved.results
-    told = {"run": saved, "results": results, "sentences": sentences(results), "legend": Markup(str(legend()))}
-    return write_lines(saved.folder / "demo.html", [page.render(examples=shown, **told)])
+    told = {"run": saved, "results": saved.results, "sentences": sentences(saved.results), "exp": math.exp}
+    text = page.render(examples=list(_examples(saved, prepared)), legend=Markup(str(legend())), **told)
+    return write_lines(saved.folder / "demo.html", [text])
 
 
 def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
@@ -117,18 +117,7 @@ def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, A
         "viewed": view.match is not None,
         "pictures": Markup(str(panel(pictures))),
         "strip": Markup(str(token_strip(marks))),
-        "why": _overruled(marks) if task.kind == "chair" else _weighed(marks[0]) if marks else "",
+        "caption": task.kind == "chair",
+        "marks": marks,
+        "overruled": [mark for mark in marks if mark.overruled is not None],
     }
-
-
-def _overruled(marks: Sequence[TokenMark]) -> str:
-    changed = [f"{(m.overruled or '').strip()} → {m.text.strip()}" for m in marks if m.overruled is not None]
-    return f"Overruled: {'; '.join(changed) or 'nothing'}." if marks else ""
-
-
-def _weighed(token: TokenMark) -> str:
-    views = {"global": "the whole picture", "local": "the local view", "assembled": "both together"}
-    found = [(words, token.log_prob.get(name)) for name, words in views.items()]
-    told = ", ".join(f"{words} {math.exp(value):.2f}" for words, value in found if value is not None)
-    decided = " No other word was plausible enough, so the guard had no say." if token.decided else ""
-    return f"Probability of “{token.text.strip()}”: {told}.{decided}"

@@ -85,8 +85,8 @@ def amber(settings: Settings) -> list[EvalTask]:
     items = []
     for query, known in _given(settings).asked(captions=False):
         key, question, tags = str(query["id"]), query["query"], {"type": known["type"]}
-        prompt = question + STOCK_SUFFIX
-        items.append(Item(key, query["image"], prompt, (), question, known["truth"], rows_of(known), tags))
+        asked = question + STOCK_SUFFIX, (), question, known["truth"], rows_of(known), tags
+        items.append(Item(key, query["image"], *asked))
     return [made("amber", settings, items)]
 
 

@@ -76,19 +76,16 @@ def write_requests(folder: str | Path, prompt: str) -> list[Path]:
     (folder / "requests").mkdir(exist_ok=True)
     written = []
     for (decoder, seed), texts in answers.items():
-        lost = [item["item"] for item in items if item["item"] not in texts]
-        if lost:
-            raise DataError(f"{decoder} has no answer to question {lost[0]} of mmhal: a judge is asked of all or none.")
-        digests = {
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
-            "answers_sha256": judged.answers_digest([texts[item["item"]] for item in items]),
-        }
-        written.append(folder / "requests" / f"{numbers[decoder]}-{seed}.jsonl")
-        with open(written[-1], "w", encoding="utf-8", newline="\n") as file:
-            for item in items:
-                asked = _filled(prompt, item["tags"] | {"model_answer": texts[item["item"]]})
-                body = {"temperature": 0, "messages": [{"role": "user", "content": asked}]}
-                file.write(json.dumps({"custom_id": item["item"], **digests, "body": body}, ensure_ascii=False) + "\n")
+        for lost in (item["item"] for item in items if item["item"] not in texts):
+            raise DataError(f"{decoder} has no answer to question {lost} of mmhal: a judge is asked of all or none.")
+        told = {"prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}
+        told["answers_sha256"] = judged.answers_digest([texts[item["item"]] for item in items])
+        rows = []
+        for item in items:
+            asked = _filled(prompt, item["tags"] | {"model_answer": texts[item["item"]]})
+            body = {"temperature": 0, "messages": [{"role": "user", "content": asked}]}
+            rows.append(json.dumps({"custom_id": item["item"], **told, "body": body}, ensure_ascii=False))
+        written.append(jsonl.write_lines(folder / "requests" / f"{numbers[decoder]}-{seed}.jsonl", rows))
     return written
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jinja2 import Template
 
 import lvlm_guard
 from lvlm_guard.evals.decoders.decoder import REFERENCE, Decoder
@@ -32,6 +31,7 @@ from lvlm_guard.evals.infer.ranks import one_thread
 from lvlm_guard.evals.infer.record import environment
 from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took
 from lvlm_guard.evals.report.layout import Results, said
+from lvlm_guard.evals.report.terminal import worded
 from lvlm_guard.evals.spec.answers import SCHEMA
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.jsonl import write_lines
@@ -198,16 +198,15 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     """Return the study in words: how much was asked, verdicts on each matcher, and what limits them."""
     results, task = Results(report), report["task"]["name"]
     versions = {name: [one["version"] for one in of] for name, of in report["matchers"].items() if name != "blip-itm"}
-    template = Template(Path(__file__).with_name("report.jinja").read_text(encoding="utf-8"), trim_blocks=True)
-    told = template.render(
-        report,
+    return worded(
+        "verify",
+        **report,
         verdict=partial(_verdict, results, task),
         value=partial(results.value, task),
         calibrated=CALIBRATED,
         shown=repr,
         single=[name for name, of in versions.items() if len(of) == 1 and of != [report["clip"]["version"]]],
     )
-    return [line for line in str(told).splitlines() if line]
 
 
 def _verdict(results: Results, row: str, name: str) -> str:

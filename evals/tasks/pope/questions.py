@@ -177,16 +177,13 @@ class QuestionFile:
     def warnings(self, paper: bool) -> list[str]:
         """Return what to know before its numbers are compared with published ones."""
         name, adversarial = self.path.name, (self.data_set, self.row) == ("coco", "pope_adversarial")
-        found = []
         if self.published is None and self.data_set and not any(q.split == "val" for q in self.questions):
             known = f"the published files for {self.data_set} (SHA-256 {_digest(self.path)})"
-            found.append(f"{name} is none of {known}: its numbers do not compare with published ones.")
-        elif self.published == MISSPELT and not paper:
-            told = "AGLA's and VCD's copy, where 57 questions end in 'imange'; without --questions the repaired one is"
-            found.append(f"{name} is {told} fetched.")
-        elif paper and adversarial and self.published != MISSPELT:
-            found.append(f"{name} is not AGLA's copy, where 57 questions end in 'imange'.")
-        return found
+            return [f"{name} is none of {known}: its numbers do not compare with published ones."]
+        copy = "copy, where 57 questions end in 'imange'"
+        if self.published == MISSPELT and not paper:
+            return [f"{name} is AGLA's and VCD's {copy}; without --questions the repaired one is fetched."]
+        return [f"{name} is not AGLA's {copy}."] if paper and adversarial and self.published != MISSPELT else []
 
 
 def identify(path: str | Path) -> str | None:
@@ -213,17 +210,14 @@ def files_of(task: str, settings: Settings) -> list[QuestionFile]:
     Of a folder, files of data sets that the run does not ask are left out; one that is named itself and that no task
     asks is a `DataError`, as is RePOPE's.
     """
-    named: dict[Path, None] = {}
-    found: dict[Path, None] = {}
-    for path in map(Path, settings.questions):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*pope*.json*") if _word(p, KINDS) and _digest(p) not in REPOPE)
-            if not inside:
-                raise DataError(f"{path} holds no question file, named like coco_pope_random.json: name them.")
-            found |= dict.fromkeys(inside)
-        elif not list_of_pictures(path):
-            named[path] = None
-    given = list(named | found)
+    paths = list(map(Path, settings.questions))
+    named = [path for path in paths if not path.is_dir() and not list_of_pictures(path)]
+    given = dict.fromkeys(named)
+    for folder in (path for path in paths if path.is_dir()):
+        inside = sorted(p for p in folder.rglob("*pope*.json*") if _word(p, KINDS) and _digest(p) not in REPOPE)
+        if not inside:
+            raise DataError(f"{folder} holds no question file, named like coco_pope_random.json: name them.")
+        given |= dict.fromkeys(inside)
     files = [described(path, len(given)) for path in given]
     mine = [file for file in files if _asked_by(file, settings, file.path in named) == task]
     both = [f for f in mine if f.published and f.published.startswith("coco adversarial")]
@@ -239,9 +233,8 @@ def list_of_pictures(path: Path) -> bool:
         row = next((row for _, row in numbered(path)), None)
     except DataError:
         return False
-    if not isinstance(row, dict) or "image" not in row or "label" in row:
-        return False
-    return not str(row.get("text", "")).rstrip().endswith("?")
+    listed = isinstance(row, dict) and "image" in row and "label" not in row
+    return listed and not str(row.get("text", "")).rstrip().endswith("?")
 
 
 def described(path: Path, files: int) -> QuestionFile:
@@ -264,9 +257,9 @@ def _asked_by(file: QuestionFile, settings: Settings, named: bool) -> str:
     tasks = [task for task in settings.tasks if task in ("pope", *(f"pope_{name}" for name in DATA_SETS))]
     if own in tasks or "pope" in tasks:
         return own if own in tasks else "pope"
-    if not file.data_set and len(tasks) == 1:
-        return tasks[0]
     if not file.data_set:
+        if len(tasks) == 1:
+            return tasks[0]
         told = f"which of {', '.join(tasks)} {file.path} is for: name it like coco_{file.path.name}"
         raise DataError(f"Neither content nor name tells {told}.")
     if named:

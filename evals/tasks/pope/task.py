@@ -98,7 +98,6 @@ def _of_files(name: str, data_set: str, files: Sequence[QuestionFile], settings:
     for file in files:
         if (other := taken.setdefault(file.row, file)) is not file:
             raise DataError(f"{name} has two files for {file.row}: {other.path} and {file.path}. Give one of them.")
-    for file in files:
         _check_split(file, settings)
     about = {
         "source": f"POPE, {TITLES.get(data_set, 'own questions')}",
@@ -175,8 +174,7 @@ def opope(settings: Settings) -> list[EvalTask]:
 def truths_of(files: Sequence[QuestionFile]) -> dict[str, dict[str, list[list[str]]]]:
     """Return what captions of a picture are asked: its file name -> kind of questions -> [object, "yes" or "no"]."""
     truths: dict[str, dict[str, list[list[str]]]] = {}
-    for file in files:
-        for question in file.questions:
-            asked = truths.setdefault(question.image, {}).setdefault(file.kind or "own", [])
-            asked.append([asked_object(question.text), question.label])
+    for kind, question in ((file.kind or "own", question) for file in files for question in file.questions):
+        of_kind = truths.setdefault(question.image, {}).setdefault(kind, [])
+        of_kind.append([asked_object(question.text), question.label])
     return truths
