@@ -23,8 +23,6 @@ PAPER = "paper-agla"  # the preset under which methods are sampled, as in the pa
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way of answering."""
-
     name: str  # as in result rows
     about: str  # what it is, in a few words, for tables
     runs: tuple[Any, ...]  # `guard=` of each seed's calls, the first again after the last; (): no model is asked

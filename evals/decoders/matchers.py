@@ -96,11 +96,9 @@ class RandomMap(Matcher):
         ]
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """Return what the real matcher says."""
         return self.matcher.support(image, claims)
 
     def forget(self) -> None:
-        """Let the real matcher forget."""
         self.matcher.forget()
 
     def _noise(self, image: Image.Image, text: str, like: Tensor) -> Tensor:

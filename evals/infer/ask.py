@@ -130,8 +130,6 @@ def _check(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that has begun, as this process sees it."""
-
     folder: Path
     settings: Settings
     tasks: Sequence[EvalTask]

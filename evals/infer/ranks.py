@@ -185,7 +185,6 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Ask this rank's share of a folder's questions."""
     Thread(target=_end_with_parent, daemon=True).start()
     from lvlm_guard.evals.infer.ask import ask
     from lvlm_guard.evals.infer.record import read_note

@@ -194,7 +194,6 @@ def _versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def _plain(**told: Any) -> Note:
-    """Return JSON data as it will be read."""
     plain: Note = json.loads(json.dumps(told, default=str))
     return plain
 

@@ -62,7 +62,6 @@ class Job:
 
     @property
     def size(self) -> int:
-        """How many answers it asks for."""
         return len(self.items) * len(self.todo)
 
 

@@ -26,8 +26,6 @@ POPE_FIELDS = {"question_id", "image", "text", "label"}
 
 
 class Localized(NamedTuple):
-    """A task that was written."""
-
     name: str  # for `--tasks`
     folder: Path  # for `--include_path`
     task: Path  # its YAML file
@@ -119,6 +117,5 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file as Python data."""
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows

@@ -25,7 +25,6 @@ MEANS = ("accuracy", "yes_ratio", "unreadable", "chair_s", "length")
 
 
 def visual(document: Mapping[str, Any]) -> list[Image]:
-    """Return a document's picture."""
     return [document["image"].convert("RGB")]
 
 
@@ -45,7 +44,6 @@ def chair_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[s
 
 
 def chair_target(document: Mapping[str, Any]) -> str:
-    """Return what is in view."""
     return ", ".join(document["gt_object"])
 
 

@@ -40,8 +40,6 @@ Direction = Literal["higher", "lower", ""]  # which way is better; "" where neit
 
 @dataclass(frozen=True)
 class Score:
-    """One score of a kind."""
-
     of: Callable[[Array], Array]  # counts summed over pictures, [..., k] -> [...]; NaN where it is not defined
     direction: Direction = "higher"
     compared: bool = True  # differences between decoders are result rows too

@@ -49,7 +49,6 @@ class Checked:
         return "void" if self.void else "wrong" if self.wrong else "ok"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was found as JSON data."""
         told = {"command": "eval check", "version": lvlm_guard.__version__, "outcome": self.outcome}
         return told | vars(self) | {"folder": str(self.folder)}
 

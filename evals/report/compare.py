@@ -23,7 +23,7 @@ from rich.table import Table
 import lvlm_guard
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.report import terminal
-from lvlm_guard.evals.report.layout import Mark, Results, Row, judged, p_text, said, title
+from lvlm_guard.evals.report.layout import Mark, Results, Row, judged
 from lvlm_guard.evals.report.saved import Run, finished
 from lvlm_guard.evals.stats.results import Measured, with_holm
 from lvlm_guard.evals.stats.score import VERDICTS
@@ -83,7 +83,6 @@ class Comparison:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as JSON data, its results in long rows."""
         told: dict[str, Any] = {"command": "eval compare", "version": lvlm_guard.__version__}
         told |= {"a": str(self.a.folder), "b": str(self.b.folder), "tasks": self.results.tasks}
         told |= {name: getattr(self, name) for name in ("pairs", "differs", "left_out", "warnings", "rows")}
@@ -154,7 +153,7 @@ def remarks(found: Comparison) -> list[str]:
     differences of their metric.
     """
     told = [
-        (_clear(row), _sentence(found, row, pair))
+        (_clear(row), row, pair)
         for task in found.results.tasks
         for row_task in found.results.row_tasks(task)
         for pair in found.pairs
@@ -162,38 +161,15 @@ def remarks(found: Comparison) -> list[str]:
         if (row := found.results.difference(row_task, f"b: {pair[1]}", metric)) is not None
     ]
     shown = told if len(told) <= MANY else [one for one in told if one[0]]
-    sentences = [sentence for _, sentence in shown]
-    if len(shown) < len(told):
-        sentences.append(f"No clear difference in the other {len(told) - len(shown)}.")
-    moved = [c for c in found.changed if c.changed]
-    sentences += [f"{_named(c.a, c.b)} on {c.task}: {c.changed} of {c.n} answers changed." for c in moved]
-    if len(moved) < len(found.changed):
-        sentences.append(f"No answer changed in the other {len(found.changed) - len(moved)} pairs of decoder and task.")
-    return [*sentences, *(f"a and b differ: {one}" for one in found.differs), *found.left_out, *found.warnings]
-
-
-def _named(a: str, b: str) -> str:
-    return a if a == b else f"{a} → {b}"
+    return terminal.worded(
+        "compare", found=found, shown=shown, quiet=len(told) - len(shown), beside=BESIDE, tells=TELLS
+    )
 
 
 def _clear(row: Row) -> Mark:
     """Return "good" or "bad" for a difference that is clear after the adjustment for how many there are."""
     p = row.get("p_holm")
     return judged(row) if p is None or p < CLEAR else ""
-
-
-def _sentence(found: Comparison, row: Row, pair: Pair) -> str:
-    b, adjusted = f"b: {pair[1]}", row.get("p_holm")
-    beside = {metric: found.results.difference(row["task"], b, metric) for metric in (*BESIDE, "yes_ratio")}
-    yes = beside.pop("yes_ratio")
-    told = f"{row['fixed']} fixed, {row['broken']} broken, " if "fixed" in row else ""
-    told += f"{title(row['metric'])} {said(row)}"
-    told += f" (adjusted {p_text(adjusted)})" if adjusted not in (None, row["p"]) else ""
-    told += f": {TELLS[_clear(row)]}"
-    told += "".join(f", {title(metric)} {said(other)}" for metric, other in beside.items() if other is not None)
-    if yes is not None and yes["bold"]:
-        told += f". It says yes {'less' if yes['value'] < 0 else 'more'} often ({said(yes)})"
-    return f"{_named(*pair)} on {row['task']}: {told}."
 
 
 def _common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:

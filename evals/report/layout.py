@@ -20,8 +20,6 @@ JUDGED = ("method", "adapter")  # roles whose gain is what a run is about
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures."""
-
     title: str
     row: str  # the result row ("pope_all")
     metric: str
@@ -51,7 +49,6 @@ class Results:
         self._at = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in self.rows}
 
     def value(self, row: str, decoder: str, metric: str) -> Row | None:
-        """Return the row of a decoder's value."""
         return self._at.get((row, decoder, None, metric))
 
     def difference(self, row: str, decoder: str, metric: str, baseline: str = "") -> Row | None:
@@ -83,7 +80,6 @@ class Results:
         return list(dict.fromkeys((r["decoder"], r["baseline"]) for r in there))
 
     def costs(self, task: Task) -> list[str]:
-        """Return what is known of a task's costs."""
         known = {r["metric"] for r in self._of(task["name"])}
         return [metric for metric in SHOWN["costs"] if metric in known]
 

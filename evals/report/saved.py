@@ -41,8 +41,6 @@ Said = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is on disk."""
-
     folder: Path
     asked: dict[str, Any]  # what `asked.json` holds
     scored: dict[str, Any] | None  # what `results.json` holds; None before it is scored

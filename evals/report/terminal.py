@@ -17,7 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lvlm_guard.evals.report.layout import JUDGED, Cell, Results, Task, interval, judged, said, title, written
+from lvlm_guard.evals.report.layout import JUDGED, Cell, Results, Task, interval, judged, p_text, said, title, written
 
 STYLES = {"good": "bold green", "bad": "bold red", "": ""}
 
@@ -100,6 +100,6 @@ def worded(name: str, **data: Any) -> list[str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"judged": judged, "said": said, "title": title}
+    made.globals |= {one.__name__: one for one in (judged, p_text, said, title)}
     lines = made.get_template(f"{name}.txt.jinja").render(data).split("\n")
     return [line for line in dict.fromkeys(lines) if line]

@@ -48,7 +48,6 @@ class Answer:
     proof: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as plain data, in the table's order."""
         return {name: getattr(self, name) for name in SCHEMA.names}
 
 

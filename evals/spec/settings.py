@@ -45,7 +45,6 @@ class Settings:
     matchers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON data."""
         return asdict(self)
 
     @classmethod

@@ -103,7 +103,6 @@ class Measured:
         return found
 
     def tasks(self) -> list[str]:
-        """Return the row tasks."""
         return [self._named[row] for row in self._parts]
 
     def _draw_counts(self, row: str) -> None:

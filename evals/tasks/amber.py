@@ -81,7 +81,6 @@ class Amber:
 
 
 def amber(settings: Settings) -> list[EvalTask]:
-    """Return AMBER's yes/no questions."""
     items = []
     for query, known in _given(settings).asked(captions=False):
         key, question, tags = str(query["id"]), query["query"], {"type": known["type"]}

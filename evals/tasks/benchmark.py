@@ -45,7 +45,6 @@ class Published:
 
     @property
     def name(self) -> str:
-        """Its file name."""
         return self.url.rpartition("/")[2]
 
 
@@ -62,7 +61,6 @@ def published(test: str) -> dict[str, Published]:
 
 
 def cache_folder() -> Path:
-    """Return the folder that fetched files are kept in."""
     return caches() / "lvlm-guard"
 
 

@@ -22,7 +22,6 @@ NEEDS = ("question", "answer", "question_id", "image")
 
 
 def dash_b(settings: Settings) -> list[EvalTask]:
-    """Return DASH-B's questions."""
     rows = [(f"Line {n} of {p}", row) for p in given("dash_b", settings) for n, row in read(p, NEEDS, what="question")]
     items: dict[str, Item] = {}
     for at, row in rows:

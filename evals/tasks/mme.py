@@ -42,7 +42,6 @@ def mme_hallucination(settings: Settings) -> list[EvalTask]:
 
 
 def _lines(path: Path) -> list[tuple[str, str, Answer]]:
-    """Return picture, question and right answer of each line."""
     answers: dict[str, Answer] = {"yes": "yes", "no": "no"}
     found = []
     for number, line in enumerate(content(path).decode("utf-8-sig").split("\n"), 1):

@@ -37,7 +37,6 @@ class StockItem(Item):
     source: Any = None
 
     def pictures(self) -> list[Image]:
-        """Return the pictures that the task shows, RGB."""
         return [load_image(one) for one in self.source.doc_to_visual(self.source.eval_docs[int(self.key)])]
 
 
@@ -149,7 +148,6 @@ def _prompt(task: Any, docs: Any, place: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a target as JSON data."""
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -32,8 +32,6 @@ LIMITS: str = benchmarks()["world"]["limits"]
 
 
 class WorldQuestion(NamedTuple):
-    """One question about a scene."""
-
     question_id: int  # from 1
     picture: int  # index of the scene in its split
     kind: str

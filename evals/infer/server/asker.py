@@ -47,8 +47,6 @@ class Line:
 
 @dataclass
 class ServerAsker:
-    """Asks an endpoint."""
-
     endpoint: Endpoint
     at_once: int = 1  # requests in flight
     lines: dict[str, Line] = field(default_factory=dict)  # how each decoder is asked, by its name

@@ -104,7 +104,6 @@ def reproduce(
 
 
 def _finished(folder: Path, settings: Settings) -> Run | None:
-    """Return a cell's run where it is complete and of the same settings."""
     try:
         saved = read_run(folder)
     except DataError:  # not there, or damaged: asked again, which refuses what it can't go on with

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jinja2 import Template
 
 import lvlm_guard
 from lvlm_guard.cli.console import finite
@@ -25,6 +24,7 @@ from lvlm_guard.evals.decoders.decoder import PAPER, Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import usual_batch
+from lvlm_guard.evals.report.terminal import worded
 from lvlm_guard.evals.spec import jsonl
 from lvlm_guard.evals.spec.items import Kind
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
@@ -41,8 +41,6 @@ HUB = {name: model["hub"] for name, model in TABLE["models"].items()}
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid."""
-
     model: str  # its name in the published tables, or "embedded"
     task: str  # "pope" or "chair"
     data: str  # "coco", "aokvqa", "gqa", or "world"
@@ -213,6 +211,4 @@ def dry_run(model: str | None = None, only: Sequence[str] = (), base: Settings |
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """Return what a dry run tells, in sentences."""
-    template = Template(TABLE["dry_run"], trim_blocks=True)
-    return str(template.render(found, table=TABLE, embedded=EMBEDDED)).splitlines()
+    return worded("dry_run", **found, table=TABLE, embedded=EMBEDDED)

@@ -35,8 +35,6 @@ def probable(p: float, doubtful: bool | None) -> Said:
 
 @dataclass(eq=False)
 class Judge:
-    """Whoever is asked about mentions."""
-
     matcher: Matcher  # that judges
     vocabulary: Vocabulary  # all that could be named; swaps are drawn from it
     place: str = ""  # registered name, folder or hub id that it is from

@@ -151,8 +151,6 @@ REPOPE = tuple(file.sha256[:16] for file in published("repope").values())
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """A question file."""
-
     path: Path
     data_set: str  # "" where neither content nor name tells
     row: str  # what its questions count in
