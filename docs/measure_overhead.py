@@ -23,8 +23,7 @@ import torch
 from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.cli.console import print_json, quiet_libraries
 from lvlm_guard.evals.decoders.decoder import PLAIN, Decoder
-from lvlm_guard.evals.infer.generate import Asker, prepare
-from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
+from lvlm_guard.evals.infer.generate import Asker, Prepared, prepare, prepare_run
 from lvlm_guard.evals.infer.store import ANSWERS, Answers, Asked, Job
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.settings import Settings

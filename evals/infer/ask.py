@@ -18,7 +18,7 @@ from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.decoders.matchers import check_matchers
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import record
-from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
+from lvlm_guard.evals.infer.generate import Prepared, prepare_run
 from lvlm_guard.evals.infer.ranks import KEPT, Place, one_thread, run_ranks, usual_workers
 from lvlm_guard.evals.infer.store import Answers, Asked, Job, Who
 from lvlm_guard.evals.spec.answers import CALIBRATED

@@ -24,8 +24,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.infer.generate import Asker
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import Asker, prepare_run
 from lvlm_guard.evals.infer.record import environment, weights_of
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 from lvlm_guard.evals.lmms.requests import Request, read_requests

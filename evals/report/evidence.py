@@ -20,8 +20,7 @@ from lvlm_guard.engine.trace import SecondView
 from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.decoders.decoder import PLAIN
 from lvlm_guard.evals.errors import disk_trouble
-from lvlm_guard.evals.infer.generate import Asker, prepare
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import Asker, prepare, prepare_run
 from lvlm_guard.evals.report.disagreement import disagreements
 from lvlm_guard.evals.report.saved import EVIDENCE, INDEX, PICTURES, Run, finished
 from lvlm_guard.evals.spec.items import EvalTask, Item

@@ -21,8 +21,7 @@ from lvlm_guard.embedded.text import article
 from lvlm_guard.evals.decoders.decoder import PLAIN, REFERENCE
 from lvlm_guard.evals.errors import VoidRunError
 from lvlm_guard.evals.infer.ask import MANY, ask
-from lvlm_guard.evals.infer.generate import Asker, prepare
-from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
+from lvlm_guard.evals.infer.generate import Asker, Prepared, prepare, prepare_run
 from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.report.page import page_environment
 from lvlm_guard.evals.report.saved import Run, read_run

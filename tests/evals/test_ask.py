@@ -21,7 +21,7 @@ from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import ask as asking
 from lvlm_guard.evals.infer import record
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.prepare import Prepared
+from lvlm_guard.evals.infer.generate import Prepared
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.spec.answers import table_of
 from lvlm_guard.evals.spec.items import YES_NO

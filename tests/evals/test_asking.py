@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lvlm_guard.errors import GuardError
-from lvlm_guard.evals.infer.generate import answer_length, matcher_answers, prepare, until
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import answer_length, matcher_answers, prepare, prepare_run, until
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 

@@ -13,8 +13,7 @@ from lvlm_guard.errors import KnobError, UnknownNameError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.lineup import decoders_of, left_out, understood
 from lvlm_guard.evals.decoders.matchers import RandomMap
-from lvlm_guard.evals.infer.generate import Asker, prepare
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import Asker, prepare, prepare_run
 from lvlm_guard.evals.spec.answers import ROLES
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings

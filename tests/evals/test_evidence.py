@@ -15,8 +15,7 @@ from PIL import Image
 from lvlm_guard.errors import GuardError
 from lvlm_guard.evals.decoders.decoder import PLAIN
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.generate import prepare
-from lvlm_guard.evals.infer.prepare import Prepared, prepare_run
+from lvlm_guard.evals.infer.generate import Prepared, prepare, prepare_run
 from lvlm_guard.evals.report.disagreement import disagreements, judge, watched
 from lvlm_guard.evals.report.evidence import collect, collect_for
 from lvlm_guard.evals.report.saved import Run, read_run

@@ -16,7 +16,7 @@ from lvlm_guard.errors import GuardError, KnobError, UnknownNameError, WeightsEr
 from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import prepare_run
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.world import NOUNS

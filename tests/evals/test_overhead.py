@@ -1,7 +1,7 @@
 """The overhead is measured on the same questions, one a picture, and told in rows; how large it is, is no test."""
 
 from docs.measure_overhead import overhead
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import prepare_run
 from lvlm_guard.evals.spec.settings import Settings
 
 

@@ -19,8 +19,7 @@ from lvlm_guard.evals.decoders.decoder import SAMPLED, Decoder
 from lvlm_guard.evals.decoders.logits import first_token_scores, odds_of, spellings
 from lvlm_guard.evals.decoders.matchers import RandomMap
 from lvlm_guard.evals.infer import generate
-from lvlm_guard.evals.infer.generate import Asker, matcher_answers, prepare
-from lvlm_guard.evals.infer.prepare import prepare_run
+from lvlm_guard.evals.infer.generate import Asker, matcher_answers, prepare, prepare_run
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import load_matcher, local_view

@@ -26,7 +26,7 @@ from lvlm_guard.evals.decoders.lineup import decoders_of
 from lvlm_guard.evals.decoders.matchers import check_matchers, load_matchers
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
-from lvlm_guard.evals.infer.prepare import Prepared, where_of
+from lvlm_guard.evals.infer.generate import Prepared, where_of
 from lvlm_guard.evals.infer.ranks import one_thread
 from lvlm_guard.evals.infer.record import environment
 from lvlm_guard.evals.infer.store import ANSWERS, COSTLY, Job, Took

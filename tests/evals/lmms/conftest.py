@@ -33,7 +33,7 @@ def evaluate(tmp_path_factory):
 @pytest.fixture(scope="session")
 def own():
     """The answers of this package's own asker to the same questions: decoder -> seed -> task -> key -> text."""
-    from lvlm_guard.evals.infer.prepare import prepare_run
+    from lvlm_guard.evals.infer.generate import prepare_run
     from lvlm_guard.evals.spec.settings import Settings
     from tests.support.world_files import CAPTIONS, PICTURES
 

@@ -161,7 +161,7 @@ def test_lmms_eval_runs_the_task_with_the_stock_prompt_and_scores(evaluate, ques
 
 
 def own_answers(questions, images):
-    from lvlm_guard.evals.infer.prepare import prepare_run
+    from lvlm_guard.evals.infer.generate import prepare_run
     from lvlm_guard.evals.spec.items import EvalTask, Item
     from lvlm_guard.evals.spec.settings import Settings
 
