@@ -218,11 +218,9 @@ def _decoders(names: list[str], baseline: str | None, controls: Mapping[str, str
 def _checked(table: pa.Table, place: Place) -> pa.ChunkedArray:
     runs = table.group_by(["decoder", "seed", "item"]).aggregate([("row", "min"), ("row", "max")]).sort_by("row_min")
     for one in runs.filter(pc.not_equal(runs["row_min"], runs["row_max"])).slice(0, 1).to_pylist():
-        raise DataError(
-            f"{one['decoder']!r} answers {one['item']!r} twice, in {place(one['row_min'])} and "
-            f"{place(one['row_max'])}: which one counts? Take one out, or say what tells them apart: 'seed', "
-            "'decoder', or 'category' for kinds of questions."
-        )
+        both = f"in {place(one['row_min'])} and {place(one['row_max'])}"
+        told = "Take one out, or say what tells them apart: 'seed', 'decoder', or 'category' for kinds of questions."
+        raise DataError(f"{one['decoder']!r} answers {one['item']!r} twice, {both}: which one counts? {told}")
     items = table.group_by("item").aggregate([("row", "min")]).sort_by("row_min")
     of = pc.index_in(table["item"], items["item"])
     for field in ("label", "picture"):
@@ -238,11 +236,9 @@ def _checked(table: pa.Table, place: Place) -> pa.ChunkedArray:
     if fewest["item_count"] < len(items):
         mine = pc.and_(pc.equal(runs["decoder"], fewest["decoder"]), pc.equal(runs["seed"], fewest["seed"]))
         lacking = items.filter(pc.invert(pc.is_in(items["item"], runs["item"].filter(mine))))
-        raise DataError(
-            f"{fewest['decoder']!r} has no answer to {len(lacking)} of {len(items)} questions; the first is "
-            f"{lacking['item'][0].as_py()!r}, answered in {place(lacking['row_min'][0].as_py())}. Paired tests need "
-            "the same questions: ask the rest, or take them out for all."
-        )
+        told = f"{lacking['item'][0].as_py()!r}, answered in {place(lacking['row_min'][0].as_py())}"
+        told = f"no answer to {len(lacking)} of {len(items)} questions; the first is {told}. Paired tests need the same"
+        raise DataError(f"{fewest['decoder']!r} has {told} questions: ask the rest, or take them out for all.")
     return items["row_min"]
 
 
@@ -251,11 +247,9 @@ def _check_scores(table: pa.Table, place: Place) -> dict[str, str]:
     cut, has = table["after_cut"], pc.is_valid(table["score"])
     before, after = (table["row"].filter(rows) for rows in (pc.and_(has, pc.invert(cut)), cut))
     if len(before) and len(after):
-        raise DataError(
-            f"{place(before[0].as_py())} has 'score', {place(after[0].as_py())} has 'score_cut': scores before and "
-            "after a plausibility cut can't stand in one table. Score the files apart, or store that before the cut "
-            "in all."
-        )
+        both = f"{place(before[0].as_py())} has 'score', {place(after[0].as_py())} has 'score_cut'"
+        told = "scores before and after a plausibility cut can't stand in one table. Score the files apart, or store"
+        raise DataError(f"{both}: {told} that before the cut in all.")
     notes: dict[str, str] = {}
     if len(after):
         notes[""] = "Scores are those after a plausibility cut: AUROC compares with no table of scores before it."

@@ -150,14 +150,10 @@ def disagreements(run: Run, limit: int = LIMIT) -> dict[str, Disagreement]:
     chosen = _in_turn(list(heaps["changed"].values()), limit, _in_turn(first, limit, {}))
     for task in run.asked["tasks"]:
         keys = [key for name, key in chosen if name == task["name"]]
-        found[task["name"]].shown = list(_shown(run, task, keys, reference, names))
+        for item, answers in run.by_item(task["name"], ("text", "ended"), keys):
+            said = _judged(task, item, answers)
+            found[task["name"]].shown.append(Shown(task["name"], item, said, standings(said, reference, names)))
     return found
-
-
-def _shown(run: Run, task: Task, keys: list[str], reference: str, names: Sequence[str]) -> Iterator[Shown]:
-    for item, answers in run.by_item(task["name"], ("text", "ended"), keys):
-        said = _judged(task, item, answers)
-        yield Shown(task["name"], item, said, standings(said, reference, names))
 
 
 def _judged(task: Task, item: Item, answers: Said) -> dict[str, list[Judged]]:

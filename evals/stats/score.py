@@ -53,7 +53,12 @@ def score(
         told = "it is no run, or not all of it was asked. `lvlm-guard eval ask` makes one, and goes on with one."
         raise DataError(f"{folder} holds no {missing[0]}: {told}")
     asked, note = json.loads((folder / ASKED).read_text(encoding="utf-8")), ""
-    tasks: Sequence[Described] = [_with_told(task, folder, dialects) for task in asked["tasks"]]
+    tasks: Sequence[Described] = [task | {"about": dict(task.get("about") or {})} for task in asked["tasks"]]
+    for task in tasks:  # what only scoring knows
+        if task["kind"] == "mmhal":
+            task["about"]["verdicts"] = [str(path) for path in sorted((folder / VERDICTS).glob("*.json"))]
+        if task["kind"] == "chair" and not task.get("vocabulary"):
+            task["about"]["dialects"] = list(dict.fromkeys(("ours", "pattern", *dialects)))
     answers, items, costs = stored(folder)
     if repope is not None:
         from lvlm_guard.evals.tasks.repope import rescored
@@ -73,16 +78,6 @@ def stored(folder: Path) -> tuple[Answers, Iterable[Described], Answers]:
     costs = folder / COSTLY
     items = (row for _, row in jsonl.numbered(folder / ITEMS))
     return Stored(folder / ANSWERS), items, Stored(costs, COSTS) if costs.exists() else ()
-
-
-def _with_told(task: Described, folder: Path, dialects: Sequence[str]) -> Described:
-    """Return a task with what only scoring knows: verdicts in the run's folder (MMHal-Bench), CHAIR's dialects."""
-    about = dict(task.get("about") or {})
-    if task["kind"] == "mmhal":
-        about["verdicts"] = [str(path) for path in sorted((folder / VERDICTS).glob("*.json"))]
-    if task["kind"] == "chair" and not task.get("vocabulary"):
-        about["dialects"] = list(dict.fromkeys(("ours", "pattern", *dialects)))
-    return {**task, "about": about}
 
 
 def score_answers(

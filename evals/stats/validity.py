@@ -61,12 +61,16 @@ def validity(
                 (void if fatal else warnings).append(sentence)
             if tally in tests:
                 warnings += _one_word(place, tally, given)
-                (found, first), total = _faults(given, "unreadable"), _answered(given)
-                if found > UNREADABLE * total:
-                    told = f"{found} of {total} answers can be read as neither yes nor no and count as wrong ({first})"
+                (lost, first), total = _faults(given, "unreadable"), _answered(given)
+                if lost > UNREADABLE * total:
+                    told = f"{lost} of {total} answers can be read as neither yes nor no and count as wrong ({first})"
                     warnings.append(f"{place}: {told}.")
-        if tally in tests:
-            warnings += _few(tally)
+        row, n = min(((row, len(at)) for row, at in tally.rows.items()), key=lambda pair: pair[1], default=("", FEW))
+        if tally in tests and n < FEW and tally.metric.ranked:
+            needed = detectable(n)
+            found = f"only one of {100 * needed:.1f} points or more" if needed < CHANGED else "none"
+            told = f"{tally.name}: {n} questions in {row} are few. Of accuracy differences, if {CHANGED:.0%} of the"
+            warnings.append(f"{told} answers change, {found} would be found with 80 % power, at best.")
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
     for decoder in decoders:
         warnings += _idle(decoder, plain if decoder.get("sampled") else reference, tests)
@@ -139,15 +143,6 @@ def _one_word(place: str, tally: Tally, given: Sequence[Given]) -> Iterator[str]
     if np.all(said == said[0]) and not (ranked and said[0] < 0):
         what = {1: "yes", 0: "no"}[int(said[0])] if ranked else "the same"
         yield f"{place}: all {len(said)} answers are {what}, whatever was asked."
-
-
-def _few(tally: Tally) -> Iterator[str]:
-    row, n = min(((row, len(at)) for row, at in tally.rows.items()), key=lambda pair: pair[1], default=("", FEW))
-    if n < FEW and tally.metric.ranked:
-        needed = detectable(n)
-        found = f"only one of {100 * needed:.1f} points or more" if needed < CHANGED else "none"
-        told = f"{tally.name}: {n} questions in {row} are few. Of accuracy differences, if {CHANGED:.0%} of the answers"
-        yield f"{told} change, {found} would be found with 80 % power, at best."
 
 
 def _idle(decoder: Mapping[str, Any], plain: str | None, tallies: Sequence[Tally]) -> Iterator[str]:

@@ -98,28 +98,23 @@ def _of_files(name: str, data_set: str, files: Sequence[QuestionFile], settings:
     for file in files:
         if (other := taken.setdefault(file.row, file)) is not file:
             raise DataError(f"{name} has two files for {file.row}: {other.path} and {file.path}. Give one of them.")
-        _check_split(file, settings)
+        n, marked = len(file.questions), sum(q.split == "val" for q in file.questions)
+        if settings.split == "test" and marked:
+            told = f"{marked} questions marked for choosing settings ('split': 'val'): they are no test"
+            raise DataError(f"{file.path} has {told}. Give --split val, or other questions.")
+        if settings.split == "val" and marked < n:
+            told = f"is not marked for choosing settings: {n - marked} of {n} questions lack 'split': 'val'"
+            how = "Give others, written by `write_questions(path, questions, split='val')`, or --annotations for COCO"
+            raise DataError(f"{file.path} {told}. {how}.")
+        if tested := list(dict.fromkeys(q.image for q in file.questions if marked and of_published_test(q.image))):
+            told = f"{len(tested)} of its pictures are those of a published test; the first is {tested[0]}"
+            raise DataError(f"{file.path} is marked 'val', but {told}. Choose settings on others.")
     about = {
         "source": f"POPE, {TITLES.get(data_set, 'own questions')}",
         "questions": [file.describe() for file in files],
         "warnings": [warning for file in files for warning in file.warnings(settings.preset == PAPER)],
     }
     return _of_questions(name, data_set, {row: file.questions for row, file in taken.items()}, about, settings)
-
-
-def _check_split(file: QuestionFile, settings: Settings) -> None:
-    n, marked = len(file.questions), sum(q.split == "val" for q in file.questions)
-    if settings.split == "test" and marked:
-        told = f"{marked} questions marked for choosing settings ('split': 'val'): they are no test"
-        raise DataError(f"{file.path} has {told}. Give --split val, or other questions.")
-    if settings.split == "val" and marked < n:
-        told = f"is not marked for choosing settings: {n - marked} of {n} questions lack 'split': 'val'"
-        how = "Give others, written by `write_questions(path, questions, split='val')`, or --annotations for COCO"
-        raise DataError(f"{file.path} {told}. {how}.")
-    tested = list(dict.fromkeys(q.image for q in file.questions if marked and of_published_test(q.image)))
-    if tested:
-        told = f"{len(tested)} of its pictures are those of a published test; the first is {tested[0]}"
-        raise DataError(f"{file.path} is marked 'val', but {told}. Choose settings on others.")
 
 
 def _built(name: str, settings: Settings, pictures: int) -> EvalTask:
