@@ -76,10 +76,8 @@ def odds_of(p: float) -> float:
 @dataclass(eq=False)
 class DocumentSampler(LogitsProcessor):
     """Draws each row's next token with a random stream of its own; pass it as `logits_processor` with do_sample=False.
-
     By the Gumbel-max trick (Gumbel 1954; Maddison et al., NeurIPS 2014) the largest of scores + Gumbel noise is
-    distributed as softmax(scores). The noise of a token depends on (seed, key, step), not on a batch's other rows.
-    """
+    distributed as softmax(scores). The noise of a token depends on (seed, key, step), not on a batch's other rows."""
 
     seed: int  # of the run
     keys: Sequence[str]  # name of each row's document, [R]

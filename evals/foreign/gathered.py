@@ -54,11 +54,9 @@ class Questions:
         ]
 
     def join(self, name: str, given: Iterable[Given]) -> Iterator[Given]:
-        """Yield the answers of a file with picture, label, kind and a key that is unique among the questions.
-
-        Raises `DataError` (an answer is to no question, or to another one than its id says; or there are fewer answers
-        without ids than questions).
-        """
+        """Yield the answers of a file with picture, label, kind and a key that is unique among the questions. Raises
+        `DataError` (an answer is to no question, or to another one than its id says; or there are fewer answers without
+        ids than questions)."""
         met: Counter[tuple[str, ...]] = Counter()
         for answer in given:
             who: tuple[str, ...] = (answer.decoder, str(answer.seed))
@@ -98,8 +96,7 @@ def _same(answer: Given, question: Question) -> bool:
     return (not asked or text in asked) and answer.picture in ("", question.image) and label in (None, question.label)
 
 
-Place = Callable[[int], str]
-"""Names where a row of the table stands."""
+Place = Callable[[int], str]  # names where a row of the table stands
 
 
 @dataclass(frozen=True)

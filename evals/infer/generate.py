@@ -68,11 +68,9 @@ class Asker:
                 took(job, who, *self.ask(job.task, job.items, [who]))
 
     def ask(self, task: EvalTask, items: Sequence[Item], todo: Sequence[Who]) -> list[list[Said]]:
-        """Return the answers of each (decoder, seed) to some items of a task, all in one batch.
-
-        Each starts from the pictures and with an empty memory of matches, so that what one decoder has prepared does
-        not make the next one look cheap. Raises whatever generate() or the processor does: no answer stands for that.
-        """
+        """Return the answers of each (decoder, seed) to some items of a task, all in one batch. Each starts from the
+        pictures and with an empty memory of matches, so that what one decoder has prepared does not make the next one
+        look cheap. Raises whatever generate() or the processor does: no answer stands for that."""
         found = []
         if not self._warm and self.decoders[todo[0][0]].runs:
             self._warm.append(todo[0][0])
@@ -134,10 +132,8 @@ class Asker:
 
     def _scores(self, items: Sequence[Item], decoder: Decoder, seed: int) -> list[Scored]:
         """Return the scores of a method that cuts or has a second branch, with all of it run for every question.
-
         Decoders of one method share them, greedy, sampled and every cut, as long as they are asked about one block. It
-        is the block just answered: its inputs, and what the matcher said of its pictures, are there.
-        """
+        is the block just answered: its inputs, and what the matcher said of its pictures, are there."""
         asked = (decoder.guard(seed).uncut(), decoder.prompt_suffix)
         known = [one for one in self._scored if len(one[0]) == len(items) and all(map(operator.is_, one[0], items))]
         for _, same, scored in known:
@@ -227,15 +223,11 @@ class Prepared:
             f"--limit {settings.limit}: the first pictures of each task only.": settings.limit is not None,
             f"--preset {settings.preset}: prompt and sampling of that publication.": settings.preset,
         }
-        return {
-            "decoders": [d.describe() for d in self.decoders],
-            "matcher": self.matcher,
-            "where": self.where,
-            # ids of the tokens that count as yes and as no in the scores of questions
-            "words": dict(self.answerer.words) if isinstance(self.answerer, Asker) else {},
-            "flags": [*(sentence for sentence, holds in told.items() if holds), *self.flags],
-            "warnings": self.warnings(),
-        }
+        found = {"decoders": [d.describe() for d in self.decoders], "matcher": self.matcher, "where": self.where}
+        # ids of the tokens that count as yes and as no in the scores of questions
+        found["words"] = dict(self.answerer.words) if isinstance(self.answerer, Asker) else {}
+        found["flags"] = [*(sentence for sentence, holds in told.items() if holds), *self.flags]
+        return found | {"warnings": self.warnings()}
 
     def warnings(self) -> list[str]:
         """Return what may be wrong with the answers, in sentences."""
@@ -250,11 +242,9 @@ class Prepared:
 def prepare_run(
     settings: Settings, tasks: Sequence[EvalTask] | None = None, device: str = "", concurrency: int = 1
 ) -> Prepared:
-    """Lay out the tasks, then load the model; whatever is amiss with the data is found first.
-
-    `tasks` are those of the run where they are at hand, `device` this process's where it is another than the settings',
-    `concurrency` the requests in flight at a server. Raises what tasks, methods, model and matcher raise.
-    """
+    """Lay out the tasks, then load the model; whatever is amiss with the data is found first. `tasks` are those of the
+    run where they are at hand, `device` this process's where it is another than the settings', `concurrency` the
+    requests in flight at a server. Raises what tasks, methods, model and matcher raise."""
     laid = list(tasks) if tasks is not None else tasks_of(settings)
     if settings.server:
         from lvlm_guard.evals.infer.server import server_run

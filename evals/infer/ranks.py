@@ -126,11 +126,9 @@ def run_ranks(
     echo: Callable[[str], object],
     patience: float = PATIENCE,
 ) -> None:
-    """Start as many ranks over a folder that has its `asked.json`, and wait for them.
-
-    `answered` is told how many answers have come, `echo` of a rank that ends early while the others go on. Raises
-    `RunError` (one ended early, or answered nothing for `patience` seconds; the message has its last words).
-    """
+    """Start as many ranks over a folder that has its `asked.json`, and wait for them. `answered` is told how many
+    answers have come, `echo` of a rank that ends early while the others go on. Raises `RunError` (one ended early, or
+    answered nothing for `patience` seconds; the message has its last words)."""
     failed: list[str] = []
     with ExitStack() as stack:
         working = []

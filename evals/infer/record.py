@@ -50,11 +50,9 @@ Note = dict[str, Any]
 
 @contextmanager
 def hold(folder: Path, rank: int = 0, world: int = 1, wait: float = 5.0) -> Iterator[None]:
-    """Hold a rank's place in a folder, so that no two processes ever ask the same questions for it.
-
-    Ranks of another world size keep it out as well. Raises `RunError` where one is at work there, after some seconds'
-    wait for a process that is just ending.
-    """
+    """Hold a rank's place in a folder, so that no two processes ever ask the same questions for it. Ranks of another
+    world size keep it out as well. Raises `RunError` where one is at work there, after some seconds' wait for a process
+    that is just ending."""
     with ExitStack() as stack:
         try:
             stack.enter_context(_lock(folder, f".rank-{rank}.lock").acquire(timeout=wait))
@@ -126,30 +124,20 @@ def begin(
             (folder / name).unlink(missing_ok=True)
         for name in ("answers", "evidence"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        note = {
-            "command": command,
-            "version": lvlm_guard.__version__,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            **decides,
-            "tasks": [task.describe() for task in tasks],
-            "environment": environment(),
-        }
-        rows = (
-            {"task": part.name, "split": part.split, "kind": part.kind} | item.describe()
-            for part in parts
-            for item in part.items
-        )
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"command": command, "version": lvlm_guard.__version__, "started": started, **decides}
+        note |= {"tasks": [task.describe() for task in tasks], "environment": environment()}
+        named = (({"task": part.name, "split": part.split, "kind": part.kind}, part.items) for part in parts)
+        rows = (known | item.describe() for known, items in named for item in items)
         write_lines(folder / ITEMS, (json.dumps(row, default=str) for row in rows))
         write_lines(folder / ASKED, [json.dumps(note, indent=1, ensure_ascii=False)])
         return note
 
 
 def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
-    """Note who answers too (`Prepared.describe()`), known once the model is loaded or the server was asked.
-
-    It follows from the settings, but for what a hub's model has become since, a rank's device, or a server's knobs.
-    Returns the note; raises `DataError` where answers in the folder were made by others.
-    """
+    """Note who answers too (`Prepared.describe()`), known once the model is loaded or the server was asked. It follows
+    from the settings, but for what a hub's model has become since, a rank's device, or a server's knobs. Returns the
+    note; raises `DataError` where answers in the folder were made by others."""
     answering = _plain(**answering)
     with alone(folder):
         note = read_note(folder)
@@ -213,10 +201,8 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str =
 
 def code_digest(*, adapters: bool = True, beside: Iterable[str] = ()) -> str:
     """Return a digest of the source that decides answers, so that those of other code are not taken for this code's.
-
     What scores, reports, serves, trains or prints is left out: to mend it costs no run. `adapters`: whether their room
-    decides, too; `beside`: folders and files below the package that decide as well, as of a study.
-    """
+    decides, too; `beside`: folders and files below the package that decide as well, as of a study."""
     root = Path(lvlm_guard.__file__).parent
     core = (path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_ASKING)
     deciding = {path for path in core if path.stem not in MAKING}

@@ -30,8 +30,7 @@ ANSWERS, COSTLY, SHARDS = "answers.parquet", "costs.parquet", "answers"
 STALE = ("results.json", "report.html")  # made from a table that another one replaces
 BATCH = 8192  # rows of a row group
 
-Who = tuple[str, int]
-"""A decoder's name and one of its seeds."""
+Who = tuple[str, int]  # a decoder's name and one of its seeds
 
 _MISSING, _FAILED, _GOOD = range(3)  # what is known of an answer; more beats less
 _BYTES = 40  # bits of a line's place that say where in its shard it begins
@@ -65,8 +64,7 @@ class Job:
         return len(self.items) * len(self.todo)
 
 
-Took = Callable[[Job, Who, Sequence[Said]], object]
-"""Is handed the answers of a decoder and seed to a job."""
+Took = Callable[[Job, Who, Sequence[Said]], object]  # is handed the answers of a decoder and seed to a job
 
 
 class Answers:
@@ -133,11 +131,9 @@ class Answers:
                     self._known[at], self._places[at] = known, (number << _BYTES) | (file.tell() - len(line))
 
     def jobs(self, rank: int = 0, world: int = 1) -> Iterator[Job]:
-        """Yield what a rank has left to ask, block after block; every decoder is asked before the next block.
-
-        Ranks share all blocks, not the open ones, so that they agree without a word. Whoever is asked first about new
-        pictures is slower, so the order turns from block to block.
-        """
+        """Yield what a rank has left to ask, block after block; every decoder is asked before the next block. Ranks
+        share all blocks, not the open ones, so that they agree without a word. Whoever is asked first about new
+        pictures is slower, so the order turns from block to block."""
         number = count()
         for at, part in enumerate(self.asked):
             known = self._known[self._first[at] : self._first[at + 1]].reshape(-1, max(1, len(part.pairs)))

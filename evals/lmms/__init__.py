@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAME = "lvlm_guard"
-"""What lmms-eval calls the model (`--model`)."""
+NAME = "lvlm_guard"  # what lmms-eval calls the model (`--model`)
 
 TASKS = Path(__file__).parent / "tasks"
 """The folder for `--include_path` that holds `lvlm_guard_world_pope` and `lvlm_guard_world_chair`."""

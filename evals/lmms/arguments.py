@@ -59,11 +59,9 @@ def parse(text: str) -> dict[str, str]:
 
 
 def read(given: Mapping[str, Any]) -> Arguments:
-    """Return arguments from texts, or from values as Python has them.
-
-    A knob may be written with its method ("vcd.seed=3"), and must be where it has the name of an argument. Raises
-    `UnknownNameError` (no such method), or `KnobError` of the argument or knob that is unknown, missing or wrong.
-    """
+    """Return arguments from texts, or from values as Python has them. A knob may be written with its method
+    ("vcd.seed=3"), and must be where it has the name of an argument. Raises `UnknownNameError` (no such method), or
+    `KnobError` of the argument or knob that is unknown, missing or wrong."""
     known = [REFERENCE, *methods.REGISTRY.names()]
     for name in ("pretrained", "method"):
         if not given.get(name):

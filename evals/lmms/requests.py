@@ -86,11 +86,9 @@ def read_generation(given: Mapping[str, Any], task: str) -> Generation:
 
 @dataclass(frozen=True)
 class Request:
-    """One document to be answered.
-
-    `repeat`: how many times it was asked before in this run (`--repeats`); each has a seed of its own. `say` makes a
-    document's chat messages, as lmms-eval writes them, and `documents` are all of the split.
-    """
+    """One document to be answered. `repeat`: how many times it was asked before in this run (`--repeats`); each has a
+    seed of its own. `say` makes a document's chat messages, as lmms-eval writes them, and `documents` are all of the
+    split."""
 
     task: str
     split: str

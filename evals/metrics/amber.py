@@ -83,21 +83,17 @@ class Words:
 
 def match_official(nouns: Texts, truth: Texts, traps: Texts, words: Words, similar: Similar) -> list[int]:
     """Return the `COUNTS` of a caption as AMBER's script has them, `similar` telling whether two words are alike.
-
     `nouns` are in their dictionary form, in order, repeats included, not lower-cased; `truth` and `traps` what is
-    annotated in the picture, and what a model may be tempted to name.
-    """
+    annotated in the picture, and what a model may be tempted to name."""
     named = [noun for noun in nouns if noun in words.vocabulary]
     # associates stand first: a truth word that is also an associate of another credits that other one
     return _match(named, (truth, traps), words.associates, similar, words.safe)
 
 
 def match_lexical(caption: str, truth: Texts, traps: Texts, words: Words) -> list[int]:
-    """Return the `COUNTS` of a caption by equal words, each credited to a word itself before its associates.
-
-    Words of the vocabulary count whatever part of speech they are, but for `NO_NOUNS` and AMBER's safe words; those are
-    left out of what is annotated too. Annotated words count once each.
-    """
+    """Return the `COUNTS` of a caption by equal words, each credited to a word itself before its associates. Words of
+    the vocabulary count whatever part of speech they are, but for `NO_NOUNS` and AMBER's safe words; those are left out
+    of what is annotated too. Annotated words count once each."""
     singular = (word if word in words.lexical else tokens.repaired(word) for word in tokens.words(caption))
     named = [word for word in singular if word in words.lexical]
     kept = [list(dict.fromkeys(word.lower() for word in of if word not in words.safe)) for of in (truth, traps)]
@@ -180,11 +176,9 @@ class AmberCaptions(Metric):
 
 
 def similar_of(source: str | Path) -> Similar:
-    """Return how words are compared: by spaCy's vectors (`MODEL`), or a table; raises `DataError` where they lack.
-
-    A table is a JSON list of [word, word, cosine], one for each pair above `ALIKE`. A word is alike to itself; pairs
-    hold both ways.
-    """
+    """Return how words are compared: by spaCy's vectors (`MODEL`), or a table; raises `DataError` where they lack. A
+    table is a JSON list of [word, word, cosine], one for each pair above `ALIKE`. A word is alike to itself; pairs hold
+    both ways."""
     tokens.check("AMBER's published score of captions")
     if str(source) == MODEL:
         return cache(lambda a, b: bool(vectors()(a).similarity(vectors()(b)) > ALIKE))

@@ -90,11 +90,9 @@ def counts(c: Caption) -> list[float]:
 
 
 def variety(caption: str) -> tuple[float, bool, float]:
-    """Return Distinct-1, whether there are words that it is of, and how much loops.
-
-    Distinct-1 (Li et al., NAACL 2016, arXiv:1510.03055) is the share of different words, which falls with length by
-    itself: compare it at one limit. Loops are the share of runs of four words that stood before.
-    """
+    """Return Distinct-1, whether there are words that it is of, and how much loops. Distinct-1 (Li et al., NAACL 2016,
+    arXiv:1510.03055) is the share of different words, which falls with length by itself: compare it at one limit. Loops
+    are the share of runs of four words that stood before."""
     words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", caption.lower())
     fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     distinct = len(set(words)) / len(words) if words else 0.0

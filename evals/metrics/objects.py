@@ -67,10 +67,8 @@ class ObjectWords(NamedTuple):
 @cache
 def coco_words(dialect: str = "ours") -> ObjectWords:
     """Return the 80 COCO objects, with synonyms; raises `DataError` of a dialect that is unknown or lacks its data.
-
     "pattern" keeps the published slips: bus, ties, canoes, doggies and collies are not found, nor iPhone, "motor bike"
-    and cheesecake. "wordnet" finds buses and ties, but no men, and reads verbs as objects.
-    """
+    and cheesecake. "wordnet" finds buses and ties, but no men, and reads verbs as objects."""
     if dialect not in DIALECTS:
         near = "".join(f"; did you mean {name!r}?" for name in get_close_matches(dialect, DIALECTS, n=1)) or "."
         raise DataError(f"CHAIR has no dialect {dialect!r}{near} Known: {', '.join(DIALECTS)}.")

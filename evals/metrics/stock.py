@@ -134,10 +134,8 @@ def stock_results(source: Any, keys: Sequence[str], answers: Sequence[str]) -> d
 
 def spread(aggregate: Callable[..., Any], values: Sequence[Any], pictures: Sequence[str]) -> list[float]:
     """Return a number for each value: their mean is `aggregate(values)`, their spread over pictures that score's.
-
     `aggregate` is a task's own function of all results. Where it divides by zero (CHAIR_i of captions that name
-    nothing) they are NaN; raises `DataError` where it gives no number.
-    """
+    nothing) they are NaN; raises `DataError` where it gives no number."""
     began = time.monotonic()
     whole = _score(aggregate, values)
     slow = (time.monotonic() - began) * GROUPS > PATIENCE

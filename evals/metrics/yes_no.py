@@ -179,10 +179,8 @@ probability less truth."""
 
 class Mentions(YesNo):
     """Claims that an object is in a picture, each judged by verifiers: how probable, and which are marked as doubtful.
-
     An answer is "yes 0.8123" (supported, its probability) or "no 0.0312" (marked); "p 0.8123" is a probability that
-    marks nothing, "0.2871" a score that is none. Brier 1950; expected calibration error: Naeini et al., AAAI 2015.
-    """
+    marks nothing, "0.2871" a score that is none. Brier 1950; expected calibration error: Naeini et al., AAAI 2015."""
 
     joined = False
 

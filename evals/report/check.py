@@ -60,11 +60,9 @@ def sentences(found: Checked) -> list[str]:
 
 
 def check(folder: str | Path, *, allow_empty: float | None = None, allow_truncated: float | None = None) -> Checked:
-    """Check a finished run, or an `--output_path` of lmms-eval with `--log_samples`.
-
-    `allow_empty` and `allow_truncated` are shares of answers, 0 to 1; None: what the run itself allowed, for
-    lmms-eval none. Raises `DataError` of a folder that is not there or holds neither, and of a share outside 0 to 1.
-    """
+    """Check a finished run, or an `--output_path` of lmms-eval with `--log_samples`. `allow_empty` and
+    `allow_truncated` are shares of answers, 0 to 1; None: what the run itself allowed, for lmms-eval none. Raises
+    `DataError` of a folder that is not there or holds neither, and of a share outside 0 to 1."""
     place = Path(folder)
     if not place.is_dir():
         raise DataError(f"{place} is no folder: give the --out folder of a run, or lmms-eval's --output_path.")
@@ -189,15 +187,13 @@ def _check_stock(found: Checked, allowed: Allowed) -> Checked:
         for task, wanted in sizes.items():
             file = path.with_name(f"{path.name.removesuffix(end)}{middle}{task}.jsonl")
             samples.discard(file)
-            if not file.exists():
-                found.wrong.append(f"{name}: {file.name} is missing. Run lmms-eval with --log_samples.")
-                continue
             try:
+                if not file.exists():
+                    raise DataError(f"{name}: {file.name} is missing. Run lmms-eval with --log_samples.")
                 rows = [row for _, row in jsonl.read(file, ("doc_id", "filtered_resps"), what="sample of lmms-eval")]
+                _judge(found, model, task, wanted, settings[task].get("max_new_tokens"), rows, allowed)
             except DataError as error:
                 found.wrong.append(str(error))
-                continue
-            _judge(found, model, task, wanted, settings[task].get("max_new_tokens"), rows, allowed)
     told = "has no results beside it: lmms-eval ended early. Run it again"
     found.wrong.extend(f"{path.relative_to(folder)} {told}." for path in sorted(samples))
     return found

@@ -29,8 +29,7 @@ from lvlm_guard.evals.stats.results import Measured, with_holm
 from lvlm_guard.evals.stats.score import VERDICTS
 from lvlm_guard.evals.stats.tally import Tally, tallies_of
 
-Pair = tuple[str, str]
-"""A decoder of the first run, and the one of the second that it is compared with."""
+Pair = tuple[str, str]  # a decoder of the first run, and the one of the second that it is compared with
 
 _ASKED = ("picture", "prompt", "truth", "rows")  # of an item; its key pairs it
 _PROTOCOL = ("kind", "split", "max_new_tokens", "until", "vocabulary", "n", "pictures")
@@ -73,8 +72,7 @@ class Comparison:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows, with one column more than a run's, "run": "a" or "b" for values, "b-a" for differences, whose
-        decoder is b's and whose baseline is a's.
-        """
+        decoder is b's and whose baseline is a's."""
         found = []
         for row in self.results.rows:
             baseline = row["baseline"] and row["baseline"][3:]  # "a: NAME"
@@ -147,11 +145,9 @@ def tables(found: Comparison, width: int = 120) -> list[Table]:
 
 
 def remarks(found: Comparison) -> list[str]:
-    """Return what a reader must know beside the tables: what each difference tells, and what else differs.
-
-    Of many differences only the clear ones are told one by one: those that stay so when p is adjusted (Holm) for all
-    differences of their metric.
-    """
+    """Return what a reader must know beside the tables: what each difference tells, and what else differs. Of many
+    differences only the clear ones are told one by one: those that stay so when p is adjusted (Holm) for all
+    differences of their metric."""
     told = [
         (_clear(row), row, pair)
         for task in found.results.tasks
@@ -173,9 +169,8 @@ def _clear(row: Row) -> Mark:
 
 
 def _common_tasks(a: Run, b: Run) -> list[dict[str, Any]]:
-    """Return the tasks that both asked, as they were scored; raises `DataError` where there is none, or what differs
-    in one of the same name.
-    """
+    """Return the tasks that both asked, as they were scored; raises `DataError` where there is none, or what differs in
+    one of the same name."""
     ours, theirs = ({task["name"]: task for task in run.asked["tasks"]} for run in (a, b))
     common = [name for name in ours if name in theirs]
     if not common:

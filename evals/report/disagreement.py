@@ -17,8 +17,7 @@ from lvlm_guard.evals.report.layout import JUDGED, Task
 from lvlm_guard.evals.report.saved import Item, Run, Said
 from lvlm_guard.evals.spec.items import YES_NO
 
-Place = tuple[int, str, str]
-"""The how-manieth question about its picture an item is, its task, its key."""
+Place = tuple[int, str, str]  # the how-manieth question about its picture an item is, its task, its key
 
 Standing = Literal["broken", "fixed", "unreadable", "changed"]
 STANDINGS: tuple[Standing, ...] = get_args(Standing)
@@ -100,11 +99,9 @@ def watched(decoders: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def standings(said: Mapping[str, Sequence[Judged]], reference: str, names: Iterable[str]) -> dict[str, Standing]:
-    """Return what became of an item under each decoder, those alone for which it is worth a look.
-
-    "broken": the reference was better; "fixed": the decoder is; "unreadable": neither, and one of the two can't
-    be read; "changed": a caption that names other objects of the picture, or an answer that only its task can judge.
-    """
+    """Return what became of an item under each decoder, those alone for which it is worth a look. "broken": the
+    reference was better; "fixed": the decoder is; "unreadable": neither, and one of the two can't be read; "changed": a
+    caption that names other objects of the picture, or an answer that only its task can judge."""
     plain = said.get(reference)
     found = {name: _standing(plain, said[name]) for name in names if plain and said.get(name)}
     return {name: standing for name, standing in found.items() if standing is not None}
@@ -176,8 +173,7 @@ def _in_turn(
     return taken
 
 
-SIGNS = {"unreadable": "?", "wrong": "✗", "right": "✓"}
-"""Of several answers the first of these is shown."""
+SIGNS = {"unreadable": "?", "wrong": "✗", "right": "✓"}  # of several answers the first of these is shown
 
 
 def here(found: Disagreement, name: str, standing: Standing) -> int:

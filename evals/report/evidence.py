@@ -29,8 +29,7 @@ from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.report.pictures import fitted, overlay
 
 LARGEST = 320  # longest side of a written picture
-Views = list[dict[str, Any]]
-"""Of an item, each picture with what the matcher made of it."""
+Views = list[dict[str, Any]]  # of an item, each picture with what the matcher made of it
 
 
 def collect_for(folder: str | Path) -> Path:

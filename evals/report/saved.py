@@ -35,8 +35,7 @@ NEEDED: dict[str, dict[str, type]] = {
 
 Status = Literal["complete", "void", "unscored", "stopped"]
 Item = dict[str, Any]
-Said = dict[str, list[dict[str, Any]]]
-"""Decoder -> its answers to an item, one a seed."""
+Said = dict[str, list[dict[str, Any]]]  # decoder -> its answers to an item, one a seed
 
 
 @dataclass(frozen=True)

@@ -94,12 +94,8 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
 
 def worded(name: str, **data: Any) -> list[str]:
     """Return what the text template NAME.txt.jinja says of data, each sentence once."""
-    made = Environment(
-        loader=PackageLoader("lvlm_guard.evals.report.page"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("lvlm_guard.evals.report.page")
+    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.globals |= {one.__name__: one for one in (judged, p_text, said, title)}
     lines = made.get_template(f"{name}.txt.jinja").render(data).split("\n")
     return [line for line in dict.fromkeys(lines) if line]

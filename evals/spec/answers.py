@@ -14,11 +14,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 """What a decoder stands for: greedy, plain sampling, a control of a method's gain, the matcher's own answer, a guard,
 or an adapter that is asked plainly."""
 
-CALIBRATED: tuple[Role, ...] = ("reference", "plain", "control")
-"""Roles that answer a task's calibration items too."""
+CALIBRATED: tuple[Role, ...] = ("reference", "plain", "control")  # roles that answer a task's calibration items too
 
-LIMITS = (32, 64, 128, 256, 512)
-"""Token limits at which captions are scored beside their whole."""
+LIMITS = (32, 64, 128, 256, 512)  # token limits at which captions are scored beside their whole
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from lvlm_guard.evals.errors import DataError, disk_trouble
 from lvlm_guard.files import whole
 
 Row = dict[str, Any]
-LONGEST = 2**24
-"""Bytes of a line: a longer one is no row, but a file without line ends, which need not fit into memory."""
+LONGEST = 2**24  # bytes of a line: a longer one is no row, but a file without line ends, which need not fit into memory
 
 
 def _lines(file: IO[bytes], name: str | Path) -> Iterator[tuple[int, Any]]:
@@ -135,8 +134,7 @@ def _opened(path: str | Path) -> Iterator[io.BufferedReader]:
         raise DataError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-WIDEST = 2**24
-"""Characters of a cell."""
+WIDEST = 2**24  # characters of a cell
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -31,8 +31,7 @@ K = TypeVar("K", bound=Hashable)
 DRAWS = 2000
 LEVEL = 0.95  # coverage of intervals
 CELLS = 2**20  # draws x pictures held at once: 8 MB
-BOLD = 5
-"""Trainings from which on a difference may be called one: below, an interval that covers says little else."""
+BOLD = 5  # trainings from which on a difference may be called one: below, an interval that covers says little else
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ Decoder = Mapping[str, Any]
 
 RANKINGS = {metric: Score(np.asarray, direction) for metric, direction in RANKED.items()}
 """What is measured of scores rather than counts."""
-TOLD = Score(np.asarray, "", compared=False)
-"""What is told of answers beside their scores."""
+TOLD = Score(np.asarray, "", compared=False)  # what is told of answers beside their scores
 LEAST_MASS = 0.5  # mean share of the probability on yes and no below which scores do not cover what a model says
-CENSORED = 0.01
-"""Share of scores of which a server told too little, from which on they are not ranked."""
+CENSORED = 0.01  # share of scores of which a server told too little, from which on they are not ranked
 
 
 def find(rows: Iterable[Row], decoder: str, task: str, metric: str, baseline: str | None = None) -> Row | None:
@@ -58,12 +56,9 @@ def with_holm(rows: Iterable[Row], family: Callable[[Row], Hashable | None], sev
 
 
 class Measured:
-    """One task as every decoder did it, on the same drawn pictures.
-
-    `decoders` are in the order of the rows, those without an answer left out; answers turn from the `reference`'s (N2P,
-    P2N); `owners` are row task -> how many tasks have it: a name that several share is told apart as
-    "chair@world_chair".
-    """
+    """One task as every decoder did it, on the same drawn pictures. `decoders` are in the order of the rows, those
+    without an answer left out; answers turn from the `reference`'s (N2P, P2N); `owners` are row task -> how many tasks
+    have it: a name that several share is told apart as "chair@world_chair"."""
 
     def __init__(
         self, tally: Tally, decoders: Sequence[Decoder], reference: str, owners: Mapping[str, int], draws: int = DRAWS

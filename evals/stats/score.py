@@ -197,7 +197,8 @@ def cost_rows(
             n = int(mine[:, 1].sum())
             ratio = _ratio(mine, tables[reference], draws) if reference in tables else None
             found = {"seconds": Estimate(float(mine[:, 0].sum() / n)), "time_ratio": ratio}
-            for metric, value in (found | {"peak_memory_mib": peak and Estimate(peak)}).items():
+            found["peak_memory_mib"] = None if peak is None else Estimate(peak)
+            for metric, value in found.items():
                 if value is not None:
                     yield row_of(tallies[name], told, metric, value, n)
 

@@ -51,11 +51,9 @@ class Given:
 
 
 class Tally:
-    """One task (as `EvalTask.describe()` has it) and split: what was asked, and what was answered.
-
-    Another split than the task's own is of items to calibrate on, which are no results. The texts of decoders in `keep`
-    are kept, since others derive their answers from them.
-    """
+    """One task (as `EvalTask.describe()` has it) and split: what was asked, and what was answered. Another split than
+    the task's own is of items to calibrate on, which are no results. The texts of decoders in `keep` are kept, since
+    others derive their answers from them."""
 
     def __init__(self, task: Mapping[str, Any], split: str, items: Items, keep: frozenset[str] = frozenset()) -> None:
         self.task, self.split, self.items, self.name, self.keep = task, split, items, str(task["name"]), keep
@@ -219,10 +217,8 @@ def _numbers(rows: pa.RecordBatch, column: str) -> NDArray[Any]:
 BATCH = 2**15  # rows worked on at once
 UNREAD = ("picture", "role", "baseline", "proof")  # columns that no score needs
 
-Answers = Iterable[Any]
-"""A table, or batches of its rows."""
-Tallies = dict[tuple[str, str], Tally]
-"""By task and split."""
+Answers = Iterable[Any]  # a table, or batches of its rows
+Tallies = dict[tuple[str, str], Tally]  # by task and split
 
 
 @dataclass(frozen=True)
@@ -248,11 +244,9 @@ def tallies_of(
     tasks: Sequence[Mapping[str, Any]],
     keep: frozenset[str] = frozenset(),
 ) -> Tallies:
-    """Count answers: task and split -> tally, in the order of the tasks; items of others are passed over.
-
-    Arguments as of `score.score_answers`, `keep` as of `Tally`. Raises `DataError` where an answer stands twice or
-    belongs to no item, or an item can't be scored.
-    """
+    """Count answers: task and split -> tally, in the order of the tasks; items of others are passed over. Arguments as
+    of `score.score_answers`, `keep` as of `Tally`. Raises `DataError` where an answer stands twice or belongs to no
+    item, or an item can't be scored."""
     listed: dict[tuple[str, str], Items] = {}
     for row in items:
         of = listed.setdefault((row["task"], row["split"]), Items())

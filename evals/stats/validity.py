@@ -78,11 +78,9 @@ def validity(
 
 
 def detectable(n: int, changed: float = CHANGED) -> float:
-    """Return the smallest accuracy difference that n paired questions show with 80 % power at the 5 % level.
-
-    Questions are taken as independent (several about one picture are not, so more are needed); `changed` is the share
-    of the answers that differ between the two runs.
-    """
+    """Return the smallest accuracy difference that n paired questions show with 80 % power at the 5 % level. Questions
+    are taken as independent (several about one picture are not, so more are needed); `changed` is the share of the
+    answers that differ between the two runs."""
     return float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * math.sqrt(changed / n)
 
 

@@ -61,11 +61,9 @@ def pairs_of(decoders: Sequence[Decoder], reference: str) -> list[Pair]:
 
 
 def controls_of(fitted: Tally | None, decoders: Sequence[Decoder]) -> tuple[list[Pair], dict[str, str]]:
-    """Return with which controls decoders are compared, and decoder -> its best control.
-
-    A control of a decoder is of the same decoding, greedy or sampled, and no other decoder's alone. The best is right
-    most often on calibration items, `fitted`; the first of equals. Without them there is none: all are compared with.
-    """
+    """Return with which controls decoders are compared, and decoder -> its best control. A control of a decoder is of
+    the same decoding, greedy or sampled, and no other decoder's alone. The best is right most often on calibration
+    items, `fitted`; the first of equals. Without them there is none: all are compared with."""
     accuracy = {}
     if fitted is not None and fitted.metric.ranked:
         whole, counts = fitted.whole, _counts(fitted)[fitted.whole]
@@ -96,8 +94,7 @@ def _counts(tally: Tally) -> NDArray[np.int64]:
 
 def _as_rows(tally: Tally, decoder: str, counted: bool = False) -> list[dict[str, Any]]:
     """Return a decoder's answers to the items that all answered, as `derive` takes them; `counted`: an item as often as
-    it counts, so that shares are those of the scores.
-    """
+    it counts, so that shares are those of the scores."""
     if not tally.of(decoder):
         return []
     one, keys, truths = tally.of(decoder)[0], tally.items.keys, tally.items.truths
@@ -111,16 +108,14 @@ Word = Literal["ranks better", "moves the threshold", "sharper", "ranks worse", 
 
 GAINS = {"accuracy": "Accuracy", "accuracy_matched": "at the matched yes ratio", "auroc": "AUROC"}
 MARGIN = 0.02  # a wide interval is no pass: all of it must lie above -2 points
-CHECKS = {"mmstar": "average", "lmms:mmstar": "average"}
-"""Task -> the metric that must not fall."""
+CHECKS = {"mmstar": "average", "lmms:mmstar": "average"}  # task -> the metric that must not fall
 
 
 def verdicts(
     rows: Sequence[Row], decoders: Sequence[Mapping[str, Any]], reference: str, controls: Mapping[tuple[str, str], str]
 ) -> Iterator[Row]:
     """Yield the verdicts of all decoders but plain ones: {"task", "decoder", "role", "verdict", "best_control",
-    "sentence"}; `controls` are (row task, decoder) -> its best control.
-    """
+    "sentence"}; `controls` are (row task, decoder) -> its best control."""
     plain = next((d["name"] for d in decoders if d.get("role") == "plain"), None)
     by = {(r["task"], r["decoder"], r["baseline"], r["metric"]): r for r in rows}
     for task in dict.fromkeys(row["task"] for row in rows if row["metric"] == "auroc"):

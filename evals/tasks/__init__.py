@@ -18,8 +18,7 @@ from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks.benchmark import check_split
 from lvlm_guard.registry import Registry
 
-STOCK = "lmms:"
-"""Prefix of a task of lmms-eval that has the name of one here."""
+STOCK = "lmms:"  # prefix of a task of lmms-eval that has the name of one here
 
 _MAKERS = {
     "pope.task": "pope_coco pope_aokvqa pope_gqa pope opope",

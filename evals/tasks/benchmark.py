@@ -29,8 +29,7 @@ from lvlm_guard.files import caches, whole
 STOCK_SUFFIX = "\nAnswer the question using a single word or phrase."
 """What follows yes/no questions in lmms-eval's tasks."""
 
-SECONDS = 30.0
-"""How long a server may stay silent."""
+SECONDS = 30.0  # how long a server may stay silent
 
 FOLDERS = ("", "val2014", "train2014", "images", "coco/val2014", "coco/train2014", "gqa", "gqa/images")
 """Where a picture may lie below `--images`, so that one folder can serve several data sets."""
@@ -65,11 +64,9 @@ def cache_folder() -> Path:
 
 
 def fetch(file: Published, folder: str = "pope", option: str = "--questions") -> Path:
-    """Return a published file, from `folder` of the cache or fetched into it.
-
-    `option` is where a user can give the file instead. Raises `DataError` where it can't be fetched (and says where to
-    put it by hand), or another file came.
-    """
+    """Return a published file, from `folder` of the cache or fetched into it. `option` is where a user can give the
+    file instead. Raises `DataError` where it can't be fetched (and says where to put it by hand), or another file
+    came."""
     # the digest keeps two files of one name apart
     path = cache_folder() / folder / file.sha256[:8] / file.name
     if path.is_file() and sha256(path.read_bytes()).hexdigest() == file.sha256:
@@ -129,11 +126,9 @@ def made(
     name: str = "",
     places: Callable[[str], Iterable[str]] = lambda picture: [picture],
 ) -> EvalTask:
-    """Return a test as a task, picture by picture: of the first `limit` pictures, each with its file.
-
-    `test` is as in `benchmarks.toml`; pictures of `items` that have none are looked for, as `find_pictures` does with
-    `places`; `about` is what a report says beside source, protocol and prompt, or instead.
-    """
+    """Return a test as a task, picture by picture: of the first `limit` pictures, each with its file. `test` is as in
+    `benchmarks.toml`; pictures of `items` that have none are looked for, as `find_pictures` does with `places`; `about`
+    is what a report says beside source, protocol and prompt, or instead."""
     told, name = benchmarks()[test], name or test
     of: dict[str, list[Item]] = {}
     for item in items:
@@ -154,11 +149,8 @@ def find_pictures(
     names: Iterable[str], folder: str, task: str, data_set: str, places: Callable[[str], Iterable[str]]
 ) -> dict[str, Path]:
     """Return the file of each picture, in `folder` (`--images`) or `FOLDERS` below it; `places` are paths of a name
-    there.
-
-    `data_set` is one of "pictures" in `benchmarks.toml`; "": COCO's or GQA's, as the names tell. Raises `DataError`
-    where no folder was given, pictures are missing, or a file is none.
-    """
+    there. `data_set` is one of "pictures" in `benchmarks.toml`; "": COCO's or GQA's, as the names tell. Raises
+    `DataError` where no folder was given, pictures are missing, or a file is none."""
     wanted = list(dict.fromkeys(names))
     data_set = data_set or ("coco" if any("COCO_" in name for name in wanted) else "gqa")
     root = check_folder(folder, task, data_set)

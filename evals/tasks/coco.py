@@ -34,14 +34,11 @@ from lvlm_guard.evals.tasks.benchmark import FOLDERS, check_folder, fetch, made,
 from lvlm_guard.evals.tasks.pope.questions import list_of_pictures
 
 PROMPT = "Please describe this image in detail."
-PICTURES, VAL2014 = 500, 40504
-"""Pictures that are captioned, and those of COCO val2014."""
+PICTURES, VAL2014 = 500, 40504  # pictures that are captioned, and those of COCO val2014
 
-AGLA_PICTURES = published("chair_agla")["chair.jsonl"]
-"""The 100 pictures of COCO val2014 that AGLA captions."""
+AGLA_PICTURES = published("chair_agla")["chair.jsonl"]  # the 100 pictures of COCO val2014 that AGLA captions
 
-Asked = dict[str, str]
-"""File name of each picture to caption -> the prompt."""
+Asked = dict[str, str]  # file name of each picture to caption -> the prompt
 
 Part = Literal["instances", "captions"]
 
@@ -51,8 +48,7 @@ _PICTURES = json.loads(files("lvlm_guard.evals").joinpath("data/test_pictures.js
 TESTED: dict[str, frozenset[int | str]] = {name: frozenset(numbers) for name, numbers in _PICTURES.items()}
 """Published test -> ids of its pictures (of AGLA's captions the beginnings of `digest`s)."""
 
-FIRST_OF_VAL = "8"
-"""Digests beginning with this digit or a later one are the validation half: half of all pictures."""
+FIRST_OF_VAL = "8"  # digests beginning with this digit or a later one are the validation half: half of all pictures
 
 
 @dataclass(frozen=True)
@@ -73,11 +69,9 @@ class Truth:
 
 
 def truth_of(annotations: str | Path, images: str = "") -> Truth:
-    """Return the truth that `--annotations` gives, of the pictures in `--images`; raises `DataError`.
-
-    With COCO's own files a picture's objects are those annotated in it and those that people name in it, whose captions
-    are read with the published script's slips repaired, as a model's are.
-    """
+    """Return the truth that `--annotations` gives, of the pictures in `--images`; raises `DataError`. With COCO's own
+    files a picture's objects are those annotated in it and those that people name in it, whose captions are read with
+    the published script's slips repaired, as a model's are."""
     path = Path(annotations)
     if annotations and path.is_file() and not path.name.startswith(("instances", "captions")):
         objects = read_objects(path)

@@ -58,10 +58,8 @@ def template(path: str | Path) -> list[dict[str, Any]]:
 
 def write_requests(folder: str | Path, prompt: str) -> list[Path]:
     """Write what a judge is to be asked of a run's answers: `requests/NUMBER-SEED.jsonl`, one file a decoder and seed.
-
     `prompt` is the judge's, with `FIELDS` in braces; the authors' is in their evaluation script (GPL-3.0, which is why
-    none is here). Raises `DataError` where mmhal was not asked, an answer is missing, or the prompt lacks a field.
-    """
+    none is here). Raises `DataError` where mmhal was not asked, an answer is missing, or the prompt lacks a field."""
     folder = Path(folder)
     items = [row for _, row in jsonl.numbered(folder / "items.jsonl") if row["kind"] == "mmhal"]
     if not items:

@@ -23,8 +23,7 @@ from lvlm_guard.evals.spec.jsonl import content
 from lvlm_guard.evals.tasks.benchmark import copied, published
 from lvlm_guard.evals.tasks.pope.questions import KINDS, Question, identify, read_questions
 
-FETCH = "fetch"
-"""In place of a folder: fetch the files."""
+FETCH = "fetch"  # in place of a folder: fetch the files
 
 FILES = {Path(path).stem.rpartition("_")[2]: file for path, file in published("repope").items()}
 """Split of POPE -> RePOPE's labels of it."""
@@ -33,11 +32,9 @@ Batches = Iterable[pa.RecordBatch]
 
 
 def repope_labels(folder: str | Path, splits: Sequence[str] = KINDS) -> dict[str, dict[int, Question]]:
-    """Return RePOPE's labels, by split and question id.
-
-    `folder` is a copy of the repository or of its folder "annotations"; "fetch" fetches the files. Raises `DataError`
-    where a file can't be had, or is not RePOPE's at the pinned commit.
-    """
+    """Return RePOPE's labels, by split and question id. `folder` is a copy of the repository or of its folder
+    "annotations"; "fetch" fetches the files. Raises `DataError` where a file can't be had, or is not RePOPE's at the
+    pinned commit."""
     found = {}
     for split in splits:
         wanted = FILES[split]

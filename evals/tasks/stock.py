@@ -63,10 +63,9 @@ def _made(name: str, task: Any, settings: Settings) -> EvalTask:
         of.setdefault(picture, []).append(place)
     chosen = {place: picture for picture in list(of)[: settings.limit] for place in of[picture]}
     _check_shown(name, task, docs, list(chosen))
-    items = []
+    items, told = [], ("question_id", "category", "image_source")
     for place, picture in chosen.items():
         doc = docs[place]
-        told = ("question_id", "category", "image_source")
         tags = {field: doc[field] for field in told if isinstance(doc.get(field), str | int)}
         prompt, truth, talk = _prompt(task, docs, place), _plain(task.doc_to_target(doc)), partial(_talk, task, place)
         items.append(StockItem(str(place), picture, prompt, (), "", truth, (name,), tags, talk, source=task))

@@ -139,5 +139,4 @@ def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
 
 
 world_pope_real_task = partial(world_pope_task, real=True)
-world_chair_real_task = partial(world_chair_task, real=True)
-"""The same on photographs."""
+world_chair_real_task = partial(world_chair_task, real=True)  # the same on photographs

@@ -22,8 +22,7 @@ from lvlm_guard.evals.infer.server.asker import Line, ServerAsker
 from lvlm_guard.evals.infer.server.endpoint import Endpoint
 from lvlm_guard.evals.spec.settings import Settings
 
-Knobs = Mapping[str, Mapping[str, Any]]
-"""Method -> with which knobs its guard runs at the server if none are sent."""
+Knobs = Mapping[str, Mapping[str, Any]]  # method -> with which knobs its guard runs at the server if none are sent
 
 
 def server_run(

@@ -17,8 +17,7 @@ from lvlm_guard.evals.errors import DataError, RunError
 
 KEY = "OPENAI_API_KEY"
 NO_KEY = "EMPTY"  # what vLLM's documentation sends where no key is asked for
-Talk = list[dict[str, Any]]
-"""Chat messages, as `Item.conversation` returns them, or as the wire has them."""
+Talk = list[dict[str, Any]]  # chat messages, as `Item.conversation` returns them, or as the wire has them
 
 CUT = -9999.0  # what vLLM tells of a token that a guard has cut
 MARKS = " \t\r\n▁ĠĊ"
@@ -150,11 +149,9 @@ def spelled(choice: Any) -> Sequence[Any]:
 
 
 def odds(token: Any) -> tuple[float, float, bool] | None:
-    """Return the log-odds of yes at a token, the share of yes and no there, and whether one of them was not told.
-
-    Of a word that is not among the likeliest, the smallest log-probability that was told is the most there can be: it
-    counts as that. None where nothing was told.
-    """
+    """Return the log-odds of yes at a token, the share of yes and no there, and whether one of them was not told. Of a
+    word that is not among the likeliest, the smallest log-probability that was told is the most there can be: it counts
+    as that. None where nothing was told."""
     told = [(one.token, one.logprob) for one in token.top_logprobs or ()]
     if told and (token.token, token.logprob) not in told:
         told.append((token.token, token.logprob))

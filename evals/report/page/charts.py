@@ -114,10 +114,9 @@ def _sweep(
     grids = []
     for others in product(*(knobs[knob] for knob in rest)):
         fixed = dict(zip(rest, others, strict=True))
-        lines = [
-            [_at(points, fixed | {across: column} | ({down: line} if down else {})) for column in knobs[across]]
-            for line in knobs.get(down, [""])
-        ]
+        own = [(p, row) for p, row in points if all(p.get(knob) == value for knob, value in fixed.items())]
+        here = {(p.get(across), p.get(down) if down else ""): row["value"] for p, row in own}
+        lines = [[here.get((column, line)) for column in knobs[across]] for line in knobs.get(down, [""])]
         drawn = value_grid(
             lines,
             [_text(column) for column in knobs[across]],
@@ -143,10 +142,6 @@ def _sweep(
         inside = sum(top["low"] <= value <= top["high"] for value in values if value != top["value"])
         told += f". {inside} more lie within its interval: the optimum is not sharp" if inside else ""
     return Sweep(grids, f"{told}.")
-
-
-def _at(points: Sequence[tuple[Mapping[str, Any], Row]], wanted: Mapping[str, Any]) -> float | None:
-    return next((row["value"] for point, row in points if all(point.get(k) == v for k, v in wanted.items())), None)
 
 
 def _values(points: Sequence[Mapping[str, Any]], knob: str) -> list[Any]:

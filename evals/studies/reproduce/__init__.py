@@ -113,11 +113,9 @@ def _finished(folder: Path, settings: Settings) -> Run | None:
 
 
 def look_up(model: str, data: str, kind: str, method: str, metric: str) -> dict[str, Any] | None:
-    """Return a figure of one of the paper's models, or None where none is published.
-
-    It has "published" (a share, 0 to 1), "source", and "note": what is wrong with it, as printed. Arguments are as
-    `Cell` has them, data "mean" over the three, too; `method` also "regular", "vcd", "dola", "opera".
-    """
+    """Return a figure of one of the paper's models, or None where none is published. It has "published" (a share, 0 to
+    1), "source", and "note": what is wrong with it, as printed. Arguments are as `Cell` has them, data "mean" over the
+    three, too; `method` also "regular", "vcd", "dola", "opera"."""
     wanted = {"model": model, "data": data, "kind": kind, "method": method}
     for row in PUBLISHED["rows"]:
         if metric in row and wanted.items() <= row.items():

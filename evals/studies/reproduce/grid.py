@@ -61,9 +61,8 @@ def plan(model: str | None = None, only: Sequence[str] = (), base: Settings | No
     files, seeds, limits, device, dtype, execution and batch; the rest is the grid's.
     """
     known = [part for parts in PARTS for part in parts]
-    for name in only:
-        if name not in known:
-            raise DataError(f"The grid has no part {name!r}. {did_you_mean(name, known)}Known: {', '.join(known)}.")
+    for name in (name for name in only if name not in known):
+        raise DataError(f"The grid has no part {name!r}. {did_you_mean(name, known)}Known: {', '.join(known)}.")
     chosen = [[name for name in only if name in parts] for parts in PARTS]
     cells = []
     for (name, place), (asked, run), mode in product(_models(model), TABLE["runs"].items(), MODES):
@@ -82,9 +81,9 @@ def _models(model: str | None) -> list[tuple[str, str]]:
         return [pair for pair in known.items() if model in pair or (model is None and pair[0] != EMBEDDED)]
     if config := _config(model):
         names, kind = {one["type"]: name for name, one in TABLE["models"].items()}, config.get("model_type")
-        if kind in names:
-            return [(names[kind], model)]
-        raise DataError(f"{model} holds a model of the type {kind!r}: the paper's are {', '.join(names)}.")
+        if kind not in names:
+            raise DataError(f"{model} holds a model of the type {kind!r}: the paper's are {', '.join(names)}.")
+        return [(names[kind], model)]
     there = [*known, *HUB.values()]
     near = did_you_mean(model, there)
     raise DataError(f"{model!r} is no model of the paper, nor a folder of one. {near}Known: {', '.join(there)}.")
@@ -151,11 +150,9 @@ def _cell(model: str, run: Mapping[str, Any], mode: str, settings: Settings) -> 
 
 
 def downloads(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return what the cells need, each once; nothing for the embedded model.
-
-    Each has "what", "place", "gb" (10^9 bytes, about), "by_hand" (whether the user has to get it), and "there" (whether
-    it is here already; None: that depends on where the user keeps it).
-    """
+    """Return what the cells need, each once; nothing for the embedded model. Each has "what", "place", "gb" (10^9
+    bytes, about), "by_hand" (whether the user has to get it), and "there" (whether it is here already; None: that
+    depends on where the user keeps it)."""
     real = [cell for cell in cells if cell.model != EMBEDDED]
     places = [cell.settings.model for cell in real]
     wanted = [place for place in places if place in TABLE["downloads"]]

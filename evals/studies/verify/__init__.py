@@ -47,8 +47,7 @@ from lvlm_guard.pretrained import load_model
 COMMAND = "eval verify"
 MANY = 64  # mentions of a block
 SEED = SCHEMA.get_field_index("seed")
-_Answered = tuple[pa.Table, float]
-"""Answers, and the seconds that they took, a picture that was described."""
+_Answered = tuple[pa.Table, float]  # answers, and the seconds that they took, a picture that was described
 CODE = ("verify", *(f"evals/studies/verify/{name}.py" for name in ("judges", "mentions")))
 """What decides answers beside the code that decides those of all runs; to mend what scores and reports costs none."""
 

@@ -42,11 +42,9 @@ class Question(NamedTuple):
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """Read a question file (JSON lines, or one JSON list, .gz too; or a table).
-
-    Raises `DataError`, which names the line: it is no JSON, lacks a field, has a label other than yes and no, or
-    repeats an id; or a question has both labels.
-    """
+    """Read a question file (JSON lines, or one JSON list, .gz too; or a table). Raises `DataError`, which names the
+    line: it is no JSON, lacks a field, has a label other than yes and no, or repeats an id; or a question has both
+    labels."""
     if not Path(path).is_file():
         raise DataError(f"There is no question file {path}. Published files: github.com/RUCAIBox/POPE, folder output.")
     questions: list[Question] = []
@@ -203,11 +201,9 @@ def published_files(data_set: str, paper: bool) -> list[QuestionFile]:
 
 
 def files_of(task: str, settings: Settings) -> list[QuestionFile]:
-    """Return the files of `--questions` that a task asks: random, popular, adversarial, others.
-
-    Of a folder, files of data sets that the run does not ask are left out; one that is named itself and that no task
-    asks is a `DataError`, as is RePOPE's.
-    """
+    """Return the files of `--questions` that a task asks: random, popular, adversarial, others. Of a folder, files of
+    data sets that the run does not ask are left out; one that is named itself and that no task asks is a `DataError`,
+    as is RePOPE's."""
     paths = list(map(Path, settings.questions))
     named = [path for path in paths if not path.is_dir() and not list_of_pictures(path)]
     given = dict.fromkeys(named)
@@ -231,8 +227,9 @@ def list_of_pictures(path: Path) -> bool:
         row = next((row for _, row in numbered(path)), None)
     except DataError:
         return False
-    listed = isinstance(row, dict) and "image" in row and "label" not in row
-    return listed and not str(row.get("text", "")).rstrip().endswith("?")
+    if not isinstance(row, dict) or "image" not in row or "label" in row:
+        return False
+    return not str(row.get("text", "")).rstrip().endswith("?")
 
 
 def described(path: Path, files: int) -> QuestionFile:
