@@ -23,7 +23,6 @@ from lvlm_guard.weights import weights_digest
 
 DEFAULT = "blip-itm"  # of a method that names no matcher
 CELL = 16  # pixels of the map a random cell covers: the patch of every BLIP, so that both maps are equally smooth
-
 Named = Mapping[str, Iterable[str]]  # as `Settings.matchers`: name -> registered names and folders, one a training
 
 

@@ -33,7 +33,6 @@ ASKED, ITEMS = "asked.json", "items.jsonl"
 MADE = ("answers.parquet", "costs.parquet", "results.json", "report.html", ITEMS, ASKED)
 DECIDES = ("settings", "questions", "code", "weights", "packages")  # known before a model is loaded
 ANSWERING = ("decoders", "matcher", "where")  # known once it is
-
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "peft")  # that decide answers
 BESIDE = ("scipy", "pyarrow", "openai", "lmms-eval", "datasets")  # that are told beside them
 ASKING = ("spec", "infer", "decoders", "tasks")  # packages of this room that decide answers

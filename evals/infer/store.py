@@ -29,9 +29,7 @@ from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 ANSWERS, COSTLY, SHARDS = "answers.parquet", "costs.parquet", "answers"
 STALE = ("results.json", "report.html")  # made from a table that another one replaces
 BATCH = 8192  # rows of a row group
-
 Who = tuple[str, int]  # a decoder's name and one of its seeds
-
 _MISSING, _FAILED, _GOOD = range(3)  # what is known of an answer; more beats less
 _BYTES = 40  # bits of a line's place that say where in its shard it begins
 

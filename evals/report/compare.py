@@ -30,7 +30,6 @@ from lvlm_guard.evals.stats.score import VERDICTS
 from lvlm_guard.evals.stats.tally import Tally, tallies_of
 
 Pair = tuple[str, str]  # a decoder of the first run, and the one of the second that it is compared with
-
 _ASKED = ("picture", "prompt", "truth", "rows")  # of an item; its key pairs it
 _PROTOCOL = ("kind", "split", "max_new_tokens", "until", "vocabulary", "n", "pictures")
 _OWN = {"tasks", "methods", "knobs", "questions", "images", "annotations", "include"}  # told elsewhere, or mere paths

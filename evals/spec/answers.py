@@ -15,7 +15,6 @@ ROLES: tuple[Role, ...] = get_args(Role)
 or an adapter that is asked plainly."""
 
 CALIBRATED: tuple[Role, ...] = ("reference", "plain", "control")  # roles that answer a task's calibration items too
-
 LIMITS = (32, 64, 128, 256, 512)  # token limits at which captions are scored beside their whole
 
 

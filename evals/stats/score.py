@@ -129,18 +129,11 @@ def score_answers(
     checks = list(capability(rows, reference))
     warnings += [check["sentence"] for check in checks if not check["passed"]]
     work = [row for tally in tests.values() for row in work_rows(tally, decoders)]
-    return {
-        "identity": identity(),
-        "reference": reference,
-        "rows": rows,
-        "verdicts": list(verdicts(rows, decoders, reference, controls)),
-        "checks": checks,
-        "costs": [*work, *cost_rows(costs, tests, decoders, reference, draws)],
-        "void": void,
-        "warnings": list(dict.fromkeys([*told, *warnings])),
-        "tasks": [dict(task) for task in tasks],
-        "decoders": decoders,
-    }
+    found: dict[str, Any] = {"identity": identity(), "reference": reference, "rows": rows}
+    found |= {"verdicts": list(verdicts(rows, decoders, reference, controls)), "checks": checks}
+    found |= {"costs": [*work, *cost_rows(costs, tests, decoders, reference, draws)], "void": void}
+    found |= {"warnings": list(dict.fromkeys([*told, *warnings])), "tasks": [dict(task) for task in tasks]}
+    return found | {"decoders": decoders}
 
 
 def identity() -> str:

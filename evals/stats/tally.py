@@ -216,7 +216,6 @@ def _numbers(rows: pa.RecordBatch, column: str) -> NDArray[Any]:
 
 BATCH = 2**15  # rows worked on at once
 UNREAD = ("picture", "role", "baseline", "proof")  # columns that no score needs
-
 Answers = Iterable[Any]  # a table, or batches of its rows
 Tallies = dict[tuple[str, str], Tally]  # by task and split
 

@@ -35,9 +35,7 @@ from lvlm_guard.evals.tasks.pope.questions import list_of_pictures
 
 PROMPT = "Please describe this image in detail."
 PICTURES, VAL2014 = 500, 40504  # pictures that are captioned, and those of COCO val2014
-
 AGLA_PICTURES = published("chair_agla")["chair.jsonl"]  # the 100 pictures of COCO val2014 that AGLA captions
-
 Asked = dict[str, str]  # file name of each picture to caption -> the prompt
 
 Part = Literal["instances", "captions"]
@@ -178,7 +176,7 @@ def chair(settings: Settings) -> list[EvalTask]:
     about = {
         "source": f"COCO, {len(asked)} pictures: {how}",
         "truth": truth.source,
-        "pictures": hashlib.sha256("\n".join(sorted(asked)).encode()).hexdigest()[:16],
+        "pictures": digest("\n".join(sorted(asked)))[:16],
         "warnings": warnings,
     }
     task = made("chair", replace(settings, limit=None), items, about)

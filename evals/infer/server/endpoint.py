@@ -18,7 +18,6 @@ from lvlm_guard.evals.errors import DataError, RunError
 KEY = "OPENAI_API_KEY"
 NO_KEY = "EMPTY"  # what vLLM's documentation sends where no key is asked for
 Talk = list[dict[str, Any]]  # chat messages, as `Item.conversation` returns them, or as the wire has them
-
 CUT = -9999.0  # what vLLM tells of a token that a guard has cut
 MARKS = " \t\r\n▁ĠĊ"
 """What may stand around the word of a token: blanks, and the marks of a word's start that some servers leave."""

@@ -14,24 +14,13 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from lvlm_guard.evals.report.layout import JUDGED, Results, Row, Task, digits, interval, judged, title, written
+from lvlm_guard.evals.report.layout import JUDGED, SHOWN, Results, Row, Task, digits, interval, judged, title, written
 from lvlm_guard.report.grid import value_grid
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
-INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD = (f"#0{i}0{i}0{i}" for i in range(1, 8))
-_COLOURS = (INK, SOFT, LINE, GOOD, BAD, ACCENT, CARD)
-_NAMES = dict(zip(_COLOURS, ("ink", "soft", "line", "good", "bad", "accent", "card"), strict=True))
-_STYLE: dict[Any, Any] = (
-    {"svg.fonttype": "none", "svg.hashsalt": "lvlm-guard"}  # text stays text, in the page's own font
-    | {"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.facecolor": "none"}
-    | {"text.color": INK, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": INK}
-    | dict.fromkeys(("axes.edgecolor", "grid.color"), LINE)
-    | dict.fromkeys(("axes.grid", "axes.axisbelow"), True)
-    | dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False)
-    | dict.fromkeys(("xtick.bottom", "ytick.left", "legend.frameon"), False)
-)
-_MARKS = {"good": GOOD, "bad": BAD, "": ACCENT}
-_DASHED: dict[str, Any] = {"color": SOFT, "linewidth": 1, "linestyle": (0, (4, 3))}
+COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "soft", "line", "good", "bad", "accent", "card"), 1)}
+_STYLE: dict[Any, Any] = {name: COLOURS.get(value, value) for name, value in SHOWN["chart"].items()}
+_DASHED: dict[str, Any] = {"color": COLOURS["soft"], "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
 def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
@@ -47,7 +36,7 @@ def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) 
     text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # the same in every chart, and a page's ids are its own
     text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text))
-    for colour, own in _NAMES.items():
+    for own, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{own})")
     head = f'<svg class="chart" role="img" aria-label="{escape(name)}" '
     style = f'style="max-width: {size[0] * 96:.0f}px; min-width: {min(size[0] * 80, 860):.0f}px"'
@@ -69,12 +58,12 @@ def differences(results: Results, task: Task) -> Markup:
                 change = results.difference(row, decoder["name"], metric)
                 if change is None or change["value"] is None:
                     continue
-                colour = _MARKS[judged(change)]
+                colour = COLOURS[judged(change) or "accent"]
                 if change["low"] is not None:
                     axes.plot([change["low"], change["high"]], [place, place], color=colour, linewidth=2)
-                face = colour if decoder["role"] in JUDGED else CARD
+                face = colour if decoder["role"] in JUDGED else COLOURS["card"]
                 axes.plot(change["value"], place, "o", color=colour, markerfacecolor=face, markersize=6)
-            axes.set_title(f"{title(metric)}\n{row}", color=INK)
+            axes.set_title(f"{title(metric)}\n{row}", color=COLOURS["ink"])
             axes.grid(visible=False, axis="y")
             axes.margins(x=0.08)
         drawn[0].set_yticks(range(len(lines)), [decoder["name"] for decoder in lines])

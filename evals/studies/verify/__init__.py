@@ -115,14 +115,10 @@ def verify_run(
     true = [item.truth == "yes" for item in named.items]
     report: dict[str, Any] = {"command": COMMAND, "version": lvlm_guard.__version__, "model": settings.model}
     report |= {"task": task.describe(), "settings": settings.to_dict()}
-    report["counts"] = {
-        "pictures": len(task.items),
-        "pictures_with_mentions": len({item.picture for item in named.items}),
-        "mentions": len(true),
-        "hallucinated": true.count(False),
-        "empty": sum(not text.strip() for text in texts),
-        "cut": described["ended"].to_pylist().count(False),
-    }
+    met, cut = len({item.picture for item in named.items}), described["ended"].to_pylist().count(False)
+    counts = {"pictures": len(task.items), "pictures_with_mentions": met, "mentions": len(true)}
+    counts |= {"hallucinated": true.count(False), "empty": sum(not text.strip() for text in texts), "cut": cut}
+    report["counts"] = counts
     report["bootstrap"] = {"draws": DRAWS, "seed": 0, "unit": "pictures, and trainings where there are several"}
     report["verifiers"] = [
         {"name": d.name, "about": d.about, "role": d.role, "trainings": d.seeds, "judged": d.name in matchers}
