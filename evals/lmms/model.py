@@ -158,8 +158,8 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         if not self.arguments.store:
             return None
         settings, model = self.arguments.settings, self._asker.model
-        decides = {"settings": settings.to_dict() | {"device": self.device.type}, "dtype": str(model.dtype)}
-        decides |= {"knobs": dict(self._chosen.knobs), "matcher": self._prepared.matcher, "code": code_name()}
+        decides: dict[str, Any] = {"dtype": str(model.dtype), "knobs": dict(self._chosen.knobs), "code": code_name()}
+        decides |= {"settings": settings.to_dict() | {"device": self.device.type}, "matcher": self._prepared.matcher}
         decides |= {"weights": weights_digest(weights_of(settings)), "environment": environment() | {"commit": None}}
         decides |= {"loaded": getattr(model.config, "_commit_hash", None)}
         return Store(Path(self.arguments.store), json.loads(json.dumps(decides, default=str)), self.rank)

@@ -171,3 +171,11 @@ def test_folders_without_a_run_are_told_what_to_give(run: Run, tmp_path: Path) -
         made = run("eval", command, tmp_path / "none")
         assert made.code == 1
         assert "is no folder" in made.err
+
+
+def test_a_reproduced_cell_prints_what_was_measured(run: Run, tmp_path: Path) -> None:
+    grid = ("--model", "embedded", "--only", "chair,paper", "--limit", 2, "--seeds", 1, "--workers", 1)
+    made = run("eval", "reproduce", "agla", *grid, "--out", tmp_path)
+    assert made.code == 0
+    assert "CHAIR, embedded: measured" in made.out
+    assert "Nothing published is set beside it" in " ".join(made.out.split())

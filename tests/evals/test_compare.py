@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import subprocess
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from runs import captions, decoder, pope, saved
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from terminals import printed
 
 from lvlm_guard.evals.errors import DataError, VoidRunError
 from lvlm_guard.evals.metrics import mmhal
@@ -43,11 +42,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def shown(found: Comparison, width: int) -> str:
-    text = io.StringIO()
-    console = Console(file=text, width=width, color_system=None)
-    for table in compare_table.tables(found, width):
-        console.print(table)
-    return text.getvalue()
+    return printed(compare_table.tables(found, width), width)
 
 
 def difference(found: Comparison, a: str, b: str, metric: str, task: str = "pope_random") -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """Rows are what the scorers say of the answers; differences are what scipy and statsmodels say."""
 
 import json
-import subprocess
-import sys
-from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import scoring
 from scipy import stats
@@ -15,12 +11,11 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import chair, pope
-from lvlm_guard.evals.spec.answers import COSTS, table_of
+from lvlm_guard.evals.spec.answers import table_of
 from lvlm_guard.evals.stats import bootstrap
 from lvlm_guard.evals.stats import score as module
 from lvlm_guard.evals.stats.results import find
-from lvlm_guard.evals.stats.score import identity, score, score_answers
-from lvlm_guard.evals.stats.tally import Stored
+from lvlm_guard.evals.stats.score import score_answers
 from tests.support import pope_scores
 
 WORDS = ("Yes", "No", "yes, a dog", "There is not a dog", "", "cannot say", "Yes. No.")
@@ -158,22 +153,8 @@ def test_neither_the_order_of_answers_nor_that_of_items_matters():
     assert scoring.scored(items[::-1], shuffled, told, allowed=EASY, draws=60)["rows"] == one["rows"]
 
 
-def questions(n=240, seed=3, tilt=0.0, noise=1.0, name="greedy", rows=("pope_random", "pope_popular")):
-    """Items and one decoder's scored answers: those of the second kind are harder."""
-    truth, luck = np.random.default_rng(seed), np.random.default_rng([seed, len(name)])
-    yes = truth.random(n) < 0.5
-    base = np.where(yes, 1.0, -1.0) * np.where(np.arange(n) % 2, 0.5, 2.0) + truth.normal(size=n) * 0.8
-    items = [scoring.item(i, i // 6, "yes" if yes[i] else "no", [rows[i % 2]]) for i in range(n)]
-    scores = base + noise * luck.normal(size=n) + tilt
-    answers = [
-        scoring.answer(item, name, "Yes" if s > 0 else "No", score=float(s), mass=0.9)
-        for item, s in zip(items, scores, strict=True)
-    ]
-    return items, answers, scores, yes
-
-
 def test_ranked_metrics_are_scikit_learns_and_all_is_the_mean_over_kinds_and_never_pooled():
-    items, answers, scores, yes = questions()
+    items, answers, scores, yes = scoring.questions()
     rows = scoring.scored(items, answers, [scoring.decoder("greedy")], draws=300)["rows"]
     each = [roc_auc_score(yes[kind::2], scores[kind::2].astype(np.float32)) for kind in (0, 1)]
     for task, expected in zip(("pope_random", "pope_popular"), each, strict=True):
@@ -188,7 +169,7 @@ def test_ranked_metrics_are_scikit_learns_and_all_is_the_mean_over_kinds_and_nev
 
 
 def test_the_drawn_ranking_is_that_of_pictures_written_out():
-    items, answers, scores, yes = questions(60, rows=("quiz", "quiz"))
+    items, answers, scores, yes = scoring.questions(60, rows=("quiz", "quiz"))
     row = find(
         scoring.scored(items, answers, [scoring.decoder("greedy")], draws=200)["rows"], "greedy", "quiz", "auroc"
     )
@@ -218,7 +199,7 @@ def test_answers_that_turned_are_counted_against_greedy():
     ],
 )
 def test_scores_that_can_not_be_ranked_give_no_auroc_and_a_warning(change, told):
-    items, answers, *_ = questions()
+    items, answers, *_ = scoring.questions()
     every = change.pop("every", 0)
     rows = [one.to_dict() | (change if (i % every == 0 if every else i < 3) else {}) for i, one in enumerate(answers)]
     found = scoring.scored(items, rows, [scoring.decoder("greedy")], draws=20)
@@ -230,7 +211,7 @@ def test_scores_that_can_not_be_ranked_give_no_auroc_and_a_warning(change, told)
 
 
 def test_few_censored_scores_are_ranked_and_their_number_told():
-    items, answers, *_ = questions()
+    items, answers, *_ = scoring.questions()
     rows = [one.to_dict() | {"censored": i < 2} for i, one in enumerate(answers)]
     found = scoring.scored(items, rows, [scoring.decoder("greedy")], draws=20)
     assert find(found["rows"], "greedy", "pope_all", "auroc")["value"] > 0.5
@@ -238,7 +219,7 @@ def test_few_censored_scores_are_ranked_and_their_number_told():
 
 
 def test_without_one_class_auroc_and_balanced_accuracy_are_not_there_and_a_warning_says_why():
-    items, answers, *_ = questions()
+    items, answers, *_ = scoring.questions()
     only = [(item, one) for item, one in zip(items, answers, strict=True) if item["truth"] == "no"]
     found = scoring.scored([i for i, _ in only], [a for _, a in only], [scoring.decoder("greedy")], draws=20)
     for metric in ("auroc", "accuracy_matched", "balanced_accuracy"):
@@ -248,8 +229,8 @@ def test_without_one_class_auroc_and_balanced_accuracy_are_not_there_and_a_warni
 
 
 def test_scores_before_and_after_a_cut_are_not_compared():
-    items, answers, *_ = questions()
-    _, cut, *_ = questions(name="agla")
+    items, answers, *_ = scoring.questions()
+    _, cut, *_ = scoring.questions(name="agla")
     rows = [one.to_dict() | ({"score": float("-inf")} if i < 9 else {}) for i, one in enumerate(cut)]
     told = [scoring.decoder("greedy"), scoring.decoder("agla")]
     with pytest.raises(DataError, match="both kinds of score: those of agla are after a cut"):
@@ -317,95 +298,3 @@ def test_a_kind_that_is_unknown_is_named_with_those_that_are():
     items = [scoring.item(0, 0, "yes")]
     with pytest.raises(DataError, match="answered by agla, which is none of the listed"):
         scoring.scored(items, [scoring.answer(items[0], "agla", "Yes")], [scoring.decoder("greedy")])
-
-
-def folder(path, items, answers, decoders):
-    path.mkdir()
-    pq.write_table(table_of(answers), path / "answers.parquet")
-    lines = [json.dumps(item | {"tags": {"note": "a\u2028b"}}, ensure_ascii=False) for item in items]
-    (path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    task = {"name": "quiz", "kind": "pope", "split": "test", "max_new_tokens": 4, "about": {}}
-    note = {"settings": {"model": "m"}, "tasks": [task], "decoders": decoders, "identity": "a1"}
-    (path / "asked.json").write_text(json.dumps(note))
-    return path
-
-
-def test_a_folder_is_scored_as_its_answers_are_and_keeps_what_it_asked(tmp_path):
-    items, answers, *_ = questions()
-    told = [scoring.decoder("greedy")]
-    found = score(folder(tmp_path / "run", items, answers, told))
-    in_hand = scoring.scored(items, answers, told)
-    assert found["rows"] == in_hand["rows"]
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
-    assert (found["settings"], found["asked"], found["identity"]) == ({"model": "m"}, "a1", identity())
-    (tmp_path / "run" / "answers.parquet").unlink()
-    with pytest.raises(DataError, match=r"holds no answers\.parquet"):
-        score(tmp_path / "run")
-
-
-def test_work_that_a_server_does_not_tell_has_no_row_and_results_are_strict_json(tmp_path):
-    items, answers, *_ = questions()
-    unseen = dict.fromkeys(("forwards", "local_forwards", "local_tokens", "masks"), float("nan"))
-    path = folder(tmp_path / "run", items, [replace(one, **unseen) for one in answers], [scoring.decoder("greedy")])
-    score(path)
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    found = json.loads((path / "results.json").read_text(), parse_constant=refuse)
-    assert [row["metric"] for row in found["costs"]] == ["tokens"]
-
-
-def test_a_table_that_is_torn_is_named(tmp_path):
-    path = tmp_path / "answers.parquet"
-    path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"answers\.parquet can't be read"):
-        list(Stored(path))
-
-
-def test_times_are_compared_on_the_same_pictures():
-    items, answers, *_ = questions(60)
-    _, others, *_ = questions(60, name="agla")
-    rows = [
-        {"task": "quiz", "split": "test", "item": one.item, "decoder": one.decoder, "seed": 0, "peak_mib": 5.0}
-        | {"seconds": (1 + int(one.item) // 6) * (3.0 if one.decoder == "agla" else 1.0)}
-        for one in [*answers, *others]
-    ]
-    told = [scoring.decoder("greedy"), scoring.decoder("agla")]
-    costs = COSTS.empty_table().from_pylist(rows, schema=COSTS)
-    found = scoring.scored(items, [*answers, *others], told, costs=costs, draws=100)["costs"]
-    ratio = find(found, "agla", "quiz", "time_ratio")
-    assert (ratio["value"], ratio["low"], ratio["high"]) == pytest.approx((3.0, 3.0, 3.0))
-    assert find(found, "greedy", "quiz", "seconds")["value"] == pytest.approx(5.5)
-    assert find(found, "agla", "quiz", "peak_memory_mib")["value"] == 5.0
-    assert find(found, "agla", "quiz", "tokens")["value"] == 0.0
-
-
-def test_requests_that_failed_are_not_counted_as_answers_that_took_no_time():
-    items, answers, *_ = questions(200)
-    answers[0] = replace(answers[0], text="", failed="answered 400", score=None)
-    rows = [
-        {"task": "quiz", "split": "test", "item": one.item, "decoder": "greedy", "seed": 0, "peak_mib": None}
-        | {"seconds": 0.0 if one.failed else 2.0}
-        for one in answers
-    ]
-    costs = COSTS.empty_table().from_pylist(rows, schema=COSTS)
-    found = scoring.scored(items, answers, [scoring.decoder("greedy")], costs=costs, draws=50)["costs"]
-    seconds = find(found, "greedy", "quiz", "seconds")
-    assert (seconds["value"], seconds["n"]) == (2.0, 199)
-
-
-def test_scoring_loads_neither_torch_nor_transformers_nor_lmms_eval(tmp_path):
-    items, answers, *_ = questions(24)
-    path = folder(tmp_path / "run", items, answers, [scoring.decoder("greedy"), scoring.decoder("tilt", derive="tilt")])
-    code = (
-        f"import sys; from lvlm_guard.evals.stats.score import score; score({str(path)!r}); "
-        "print([m for m in ('torch', 'transformers', 'lmms_eval') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_identity_of_scoring_is_that_of_its_code():
-    assert identity() == identity()
-    assert len(identity()) == 16

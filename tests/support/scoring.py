@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lvlm_guard.evals.spec.answers import Answer, table_of
 from lvlm_guard.evals.stats.score import score_answers
 from lvlm_guard.evals.stats.validity import Allowed as Allowed
@@ -69,3 +71,24 @@ def of_texts(
             for s, text in enumerate(of_item)
         ]
     return scored(items, answers, decoders, **more)
+
+
+def questions(
+    n: int = 240,
+    seed: int = 3,
+    tilt: float = 0.0,
+    noise: float = 1.0,
+    name: str = "greedy",
+    rows: Sequence[str] = ("pope_random", "pope_popular"),
+) -> Any:
+    """Items and one decoder's scored answers: those of the second kind are harder."""
+    truth, luck = np.random.default_rng(seed), np.random.default_rng([seed, len(name)])
+    yes = truth.random(n) < 0.5
+    base = np.where(yes, 1.0, -1.0) * np.where(np.arange(n) % 2, 0.5, 2.0) + truth.normal(size=n) * 0.8
+    items = [item(i, i // 6, "yes" if yes[i] else "no", [rows[i % 2]]) for i in range(n)]
+    scores = base + noise * luck.normal(size=n) + tilt
+    answers = [
+        answer(item, name, "Yes" if s > 0 else "No", score=float(s), mass=0.9)
+        for item, s in zip(items, scores, strict=True)
+    ]
+    return items, answers, scores, yes
