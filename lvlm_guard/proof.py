@@ -24,6 +24,9 @@ FIELD = "lvlm_guard"  # of an answer's body
 MATCHED = {"agla": "mask", "vote": "scores"}
 """Method -> what it takes from a matcher, whose version is told beside the knobs."""
 
+KNOBS = {"agla": ("alpha", "beta"), "vcd": ("alpha", "beta"), "apc": ("beta",), "vote": ("lam", "beta")}
+"""Methods that a server guards by, and the knobs of each that a request may set; the others are the operator's."""
+
 KINDS = ("objects", "question", "question+objects")
 """What `vote` can have voted on."""
 

@@ -17,14 +17,11 @@ from lvlm_guard.play.backend import GREEDY, Asked, Offered, offered_methods
 from lvlm_guard.play.judging import Judge, objects_of
 from lvlm_guard.play.local import STEP
 from lvlm_guard.pretrained import EMBEDDED
-from lvlm_guard.proof import FIELD, check, proof_of
+from lvlm_guard.proof import FIELD, KNOBS, check, proof_of
 from lvlm_guard.report.answer import Said
 
 KEY = "OPENAI_API_KEY"
 SECONDS = 120.0  # of one answer
-
-SERVED = ("alpha", "beta", "lam")
-"""Knobs that a client may set at a server; the others are the operator's."""
 
 
 class ServerError(GuardError):
@@ -73,7 +70,7 @@ class Remote:
             )
         self.embedded = self.name == EMBEDDED
         self.methods = {
-            name: Offered(one.does, {k: v for k, v in one.knobs.items() if k in SERVED})
+            name: Offered(one.does, {k: v for k, v in one.knobs.items() if k in KNOBS.get(name, ())})
             for name, one in known.items()
             if name == GREEDY or f"{self.name}-{name}" in names
         }

@@ -17,6 +17,7 @@ from lvlm_guard.errors import did_you_mean
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.apc import APC
 from lvlm_guard.methods.vcd import VCD
+from lvlm_guard.proof import KNOBS
 from lvlm_guard.serve.errors import ServeError
 
 GUARD = "guard"
@@ -26,9 +27,6 @@ TWIN: dict[str, type[Method]] = {"agla": AGLA, "vcd": VCD, "apc": APC}
 
 OTHERS = ("vote",)
 """Methods of a logits processor of their own, which the twin engine passes by."""
-
-KNOBS = {"agla": ("alpha", "beta"), "vcd": ("alpha", "beta"), "apc": ("beta",)}
-"""The knobs that a request may set; each travels as `guard_` and its name."""
 
 
 def method_of(extra: Mapping[str, Any] | None) -> Method | None:

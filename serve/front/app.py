@@ -16,13 +16,13 @@ from typing import Any
 import anyio
 import httpx
 
-from lvlm_guard.proof import CHECK
+from lvlm_guard.proof import CHECK, KNOBS
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front import answers
 from lvlm_guard.serve.front.answers import Header, MarkedStream, Proof
 from lvlm_guard.serve.front.canary import Gate
 from lvlm_guard.serve.front.fetching import Fetcher
-from lvlm_guard.serve.front.guards import KNOBS, Arguments, Guards, Matching, method_of
+from lvlm_guard.serve.front.guards import Arguments, Guards, Matching, method_of
 from lvlm_guard.serve.front.metrics import FrontMetrics, process_metrics
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.places import Hosts

@@ -15,16 +15,13 @@ from lvlm_guard.errors import KnobError, did_you_mean
 from lvlm_guard.methods import REGISTRY
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.vote import Vote
-from lvlm_guard.serve.engine import arguments
+from lvlm_guard.proof import KNOBS
 from lvlm_guard.serve.engine.arguments import request_arguments, view_arguments
 from lvlm_guard.serve.errors import MaskdError, Refused
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.reading import Seen
 from lvlm_guard.serve.maskd.client import Mask, Scores
 from lvlm_guard.serve.vote.ballot import LEAST_BETA, MOST_LAM, ballot_arguments, claims_of, kinds_of
-
-KNOBS = {**arguments.KNOBS, Vote.name: ("lam", "beta")}
-"""The knobs that a request may set, of each guard that can be served."""
 
 AGAIN = 30.0
 """Seconds after which to ask again where the matcher service is broken, not busy."""

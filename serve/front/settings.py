@@ -12,9 +12,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lvlm_guard.errors import did_you_mean
-from lvlm_guard.proof import CHECKS
+from lvlm_guard.proof import CHECKS, KNOBS
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.front.guards import KNOBS
 
 VARIABLE = "LVLM_GUARD_FRONT"
 """Environment variable that holds the settings as JSON."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lvlm_guard.errors import did_you_mean
+from lvlm_guard.proof import KNOBS
 from lvlm_guard.serve.engine.plugin import MODULES
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.front.guards import KNOBS
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 
 

@@ -10,9 +10,10 @@ from front_server import data_url, picture, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lvlm_guard.proof import KNOBS
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL
-from lvlm_guard.serve.front.guards import KNOBS, method_of
+from lvlm_guard.serve.front.guards import method_of
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.requests import Asked, asked
 

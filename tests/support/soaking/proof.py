@@ -8,9 +8,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from lvlm_guard.methods import REGISTRY
-from lvlm_guard.proof import MATCHED, in_headers
+from lvlm_guard.proof import KNOBS, MATCHED, in_headers
 from lvlm_guard.serve.errors import Unproved
-from lvlm_guard.serve.front.guards import KNOBS
 
 
 @dataclass(frozen=True)
