@@ -19,12 +19,12 @@ from torch import Tensor
 from lvlm_guard import __version__
 from lvlm_guard.engine.active import within
 from lvlm_guard.engine.attention import Rows, attending
-from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.call import Call, device_of
 from lvlm_guard.engine.measured import Measured, Statistics, identity
 from lvlm_guard.engine.steering import Pass
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.engine.trace import GuardTrace
-from lvlm_guard.errors import GuardError, ImageError, KnobError
+from lvlm_guard.errors import GuardError, ImageError, KnobError, UnsupportedModelError
 from lvlm_guard.families.family import Family
 from lvlm_guard.files import whole
 from lvlm_guard.images import load_image
@@ -61,6 +61,11 @@ class Subject:
     vocabulary: Vocabulary | None = None
 
     @cached_property
+    def family(self) -> Family:
+        """The model's family; raises `UnsupportedModelError` where it is none that can be guarded."""
+        return Family.of(self.model, self.processor)
+
+    @cached_property
     def matcher(self) -> Matcher:
         """The matcher, loaded once it is asked for."""
         found = load_matcher(self.spec, model=self.model)
@@ -74,8 +79,7 @@ class Subject:
 
     def call(self, picture: Image, answer: Sequence[int] = ()) -> tuple[Call, dict[str, Any]]:
         """Return the prompt with its picture and the tokens of an answer, and what the model reads of it."""
-        family = Family.of(self.model, self.processor) if self._family is None else self._family
-        self._family = family
+        family, device = self.family, device_of(self.model)
         text = [family.asked(self.processor, self.prompt, 1)]
         bos = self.processor.tokenizer.bos_token
         how = {"return_tensors": "pt", "add_special_tokens": not (bos and text[0].startswith(bos))}
@@ -84,11 +88,10 @@ class Subject:
         ids = torch.cat([made["input_ids"], said], 1)
         mask = torch.cat([made["attention_mask"], torch.ones_like(said)], 1)
         made |= {"input_ids": ids, "attention_mask": mask}
+        made.pop("labels", None)  # PaliGemma's
         trace = GuardTrace("", {}, "single", True)
-        there = ids.to(self.model.device), mask.to(self.model.device)
+        there = ids.to(device), mask.to(device)
         return Call(self.model, family, self.processor, None, None, [True], trace, there, self.model.dtype), made
-
-    _family: Family | None = None
 
     def caption(self, picture: Image, seen: bool = True) -> list[int]:
         """Return the tokens of the model's greedy answer, its end left out.
@@ -247,9 +250,9 @@ def calibrate(
         for path in pictures:
             kept = parts / f"{hashlib.sha256(path.read_bytes()).hexdigest()[:24]}.safetensors"
             if not kept.exists():
+                seen = _observed(kind, subject, path)
                 with whole(kept) as part:
-                    seen = {key: value.contiguous() for key, value in kind.observe(subject, load_image(path)).items()}
-                    save_file(seen, part)
+                    save_file({key: value.contiguous() for key, value in seen.items()}, part)
             observed.append(load_file(kept))
             tick(1)
     versions = {"lvlm_guard": __version__, "torch": torch.__version__, "transformers": _transformers()}
@@ -258,6 +261,19 @@ def calibrate(
     found.save(out)
     shutil.rmtree(parts)
     return found
+
+
+def _observed(kind: type[Measured], subject: Subject, path: Path) -> dict[str, Tensor]:
+    try:
+        return kind.observe(subject, load_image(path))
+    except (GuardError, torch.OutOfMemoryError):
+        raise
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # of families that take other inputs
+        name = plain_class(subject.model).__name__
+        raise UnsupportedModelError(
+            f"A {name} can't be questioned as {kind.name} needs it ({type(error).__name__}: {error}; at {path}). Use a "
+            "method without statistics."
+        ) from error
 
 
 def _again(before: dict[str, str] | Any, asked: dict[str, str]) -> str:

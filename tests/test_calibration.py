@@ -2,6 +2,7 @@
 
 import shutil
 
+import any_families
 import pytest
 import tiny
 import torch
@@ -130,6 +131,22 @@ def test_bad_pictures_and_other_settings_are_refused_before_anything_is_lost(pai
     assert Statistics.read(out).digest == found.digest
     with pytest.raises(KnobError, match=r"agla needs no statistics.*revis"):
         kind_of("agla")
+
+
+def test_a_model_that_takes_other_inputs_is_refused_with_what_it_said(folder, tmp_path):
+    subject = Subject(*tiny.make("instructblip", dtype=torch.float32), prompt="What is there?", max_new_tokens=3)
+    with pytest.raises(UnsupportedModelError, match=r"InstructBlip\w+ can't be questioned as vti needs it \(TypeError"):
+        calibrate(subject, "vti", pictures_in(folder, 8, 100), tmp_path / "vti.safetensors", echo=print)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "smolvlm"])
+def test_other_families_are_questioned_too(name):
+    subject = Subject(*any_families.make(name), prompt="What is there?", max_new_tokens=4)
+    picture = tiny.picture(1, 64, 64)
+    told = REVIS.observe(subject, picture)
+    assert all(bool(torch.isfinite(each).all()) and each.any() for each in told.values())
+    assert subject.paid(picture, subject.caption(picture))[1:].all()
 
 
 def test_revis_gathers_what_its_formulas_say(pair, folder, tmp_path):

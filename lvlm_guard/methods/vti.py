@@ -12,7 +12,8 @@ instead). Statistics are gathered by `lvlm-guard calibrate vti`.
 
 Ours, unvalidated: no labels. The model's own caption of a picture stands for the true one, its caption without having
 seen it for the hallucinated one; in the paper a language model altered captions. The image tower is not steered, which
-the release too has off by default: its directions belong to token positions of one resolution.
+the release too has off by default: its directions belong to token positions of one resolution, and generate() encodes
+pictures before the model calls in which a method acts.
 """
 
 from __future__ import annotations
