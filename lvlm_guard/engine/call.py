@@ -253,7 +253,9 @@ class Call:
         """
         prompts = [change(prompt, index) for index, prompt in enumerate(self.pictures.prompts())]
         seen = [[view.image for view in row] for row in self.pictures.rows]
-        settings = self.pictures.kwargs | {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        settings = self.pictures.kwargs | {"padding": True, "return_tensors": "pt"}
+        if self.tokenizer.padding_side != "left":  # said only where it must be: a Q-Former pads its text on the right
+            settings["padding_side"] = "left"
         made = dict(self.family.process(self.processor, seen, prompts, self.pictures.args, settings))
         if len(made["input_ids"]) > 1 and not bool(made["attention_mask"][:, -1].all()):
             raise self._otherwise("another prompt")

@@ -38,6 +38,7 @@ def decoding_class(base: type[Any]) -> type[Any]:
 
     class Decoding(base):  # type: ignore[misc]  # the base is only known at run time
         main_input_name = "input_ids"
+        makes_positions = True  # its generate() does, of which the outer forward's signature tells nothing
 
         @property
         def generation_config(self) -> Any:
@@ -66,7 +67,7 @@ def decoding_class(base: type[Any]) -> type[Any]:
                 self._preprocess_accelerate()
             if kwargs.get("attention_mask") is None:
                 kwargs["attention_mask"] = torch.ones_like(ids)
-            if kwargs.get("position_ids") is None:  # generate() makes them by the signature of the outer forward
+            if kwargs.get("position_ids") is None:
                 kwargs["position_ids"] = self._prepare_position_ids_for_generation(ids, kwargs)
             return GenerationMixin.generate(self, inputs, *args, **kwargs)
 

@@ -244,7 +244,7 @@ class Family:
         }
         along = [key for key in known if key not in self.image_keys]
         known |= grown({key: known[key] for key in along}, ids.shape[1]) | {"attention_mask": mask}
-        if "position_ids" in signature(model.forward).parameters:
+        if "position_ids" in signature(model.forward).parameters or getattr(model, "makes_positions", False):
             with deltas_kept(model):
                 positions = model._prepare_position_ids_for_generation(ids, known)
             along.append("position_ids")  # one row may have stood for all

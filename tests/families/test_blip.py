@@ -5,6 +5,7 @@
 
 import json
 
+import any_families
 import pytest
 import tiny
 import torch
@@ -335,3 +336,18 @@ def test_half_precision_answers(folder):
         for execution in ("lazy", "batched")
     ]
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("name", ["blip_2", "instructblip"])
+def test_another_prompt_is_read_in_a_batch_as_alone_though_padding_stands_behind_the_picture(name):
+    small = name == "instructblip"
+    model, processor = tiny.make(name) if small else any_families.make(name, dtype=torch.float64)
+    guard(model, processor, methods.MARINE(finds=lambda image: ["dog"]), check="never")
+    questions, pictures = ["Is there a dog?", "Is there a red traffic light?"], [tiny.picture(1), tiny.picture(2)]
+    how = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    found = []
+    for rows in (slice(0, 2), slice(0, 1), slice(1, 2)):
+        inputs = processor(images=pictures[rows], text=questions[rows], padding=True, return_tensors="pt")
+        found.append(torch.stack(model.generate(**inputs.to(torch.float64), **how).logits, 1))
+    torch.testing.assert_close(found[0], torch.cat(found[1:]), rtol=0, atol=1e-5)
+    unguard(model)
