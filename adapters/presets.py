@@ -54,7 +54,9 @@ class Preset:
         own = {key: told[key] for key in ("paper", "identifier", "piece", "optimizer", "rate", "epochs") if key in told}
         plan = {key: value for key, value in told.items() if key not in (*own, "row", "lacks", "losses")}
         losses = LossStack(**{"hard_negative": 0.0, "alpha": 0.0, **told.get("losses", {})})
-        return cls(name=name, row=told.get("row"), lacks=told.get("lacks", ""), plan=Plan(losses=losses, **plan), **own)
+        lacks = told.get("lacks", "")
+        made = Plan(losses=losses, work=name, lacks=lacks, **plan)
+        return cls(name=name, row=told.get("row"), lacks=lacks, plan=made, **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the preset as JSON data, its plan left out."""

@@ -47,7 +47,8 @@ class RetrieverCard(Card):
         top: how many are ranked again.
         too_long: what becomes of captions beyond the encoder's length: "raise" or "truncate".
         calibration: (a, b), P(match) = sigmoid(a * S + b), fitted on validation; None: not calibrated.
-        configuration: the name of what was trained, for the reader.
+        configuration: the name of what was trained, for the reader: a preset's, or a configuration of prompts.
+        lacks: what of a published work is not exact here.
         frame: how pictures of any shape become the CLIP's square.
         templates: sentences of a claim about an object, instead of "a photo of a dog"; {article} and {object} in each.
         sentences: object -> sentences that stand for the claim about it, beside those.
@@ -71,6 +72,7 @@ class RetrieverCard(Card):
     too_long: TooLong = "raise"
     calibration: tuple[float, float] | None = None
     configuration: str = ""
+    lacks: str = ""
     frame: Frame = "squashed"
     temperature: float | None = None
     templates: tuple[str, ...] = ()

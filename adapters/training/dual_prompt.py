@@ -64,6 +64,7 @@ class Plan:
         options: further fields of `DualPromptConfig`.
         init: folders of adapters whose mean is started from.
         coupling_rank: None for the configuration's own.
+        work, lacks: the preset that this is of and what of the work is not exact, for the card.
         free: nothing is trained: "sentences", "search", "cache" or "negatives", see `training.free`.
         search: of "search": "proposer" (edits, climbing, history, feedback), "fitness" (auroc, mixed), "budget".
         bank: file of "sentences"; None for what the word bank says.
@@ -84,6 +85,8 @@ class Plan:
     reach: int = 9
     options: Mapping[str, Any] = field(default_factory=dict)
     init: tuple[str, ...] = ()
+    work: str = ""
+    lacks: str = ""
     free: str = ""
     search: Mapping[str, Any] = field(default_factory=dict)
     bank: str = ""
@@ -97,6 +100,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.alike < 1:
             raise KnobError(f"alike is {self.alike}: give the number of pairs of one category in a batch, 1 or more.")
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What the card says of it."""
+        return {"configuration": self.work or self.free or self.prompts, "lacks": self.lacks}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data."""
@@ -240,7 +248,7 @@ def fit(
     if state.is_main_process:
         best = _choose(task, place, measured, recipe, pictures.untuned)
         if best.epoch == UNTUNED:
-            retriever = untuned(plan.clip, configuration=plan.prompts)
+            retriever = untuned(plan.clip, **plan.named)
         calibrate(retriever, pictures.gallery, pictures.pixels)
         retriever.save_pretrained(folder)
         note = {
@@ -272,7 +280,7 @@ def _without_training(
         figures = pictures.gallery.searched(retriever, pictures.pixels).figures()
         best = selected([Candidate(UNTUNED, unflat(pictures.untuned), claims=True), Candidate(0, figures, claims=True)])
         if best.epoch == UNTUNED:
-            retriever = untuned(plan.clip, configuration=plan.free)
+            retriever = untuned(plan.clip, **plan.named)
         calibrate(retriever, pictures.gallery, pictures.pixels)
         retriever.save_pretrained(folder)
         note = {"kept": best.epoch, "averaged": False, "figures": flat(best.figures, claims=True), "found": found}
@@ -287,12 +295,12 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     """Return an untrained retriever."""
     clip, inputs = parts(plan.clip)
     if plan.free:
-        return make(clip, inputs, configuration=plan.free)
+        return make(clip, inputs, **plan.named)
     if plan.prompts == LORA:
         from peft import LoraConfig, get_peft_model
 
         rank = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
-        made = make(get_peft_model(clip, rank), inputs, configuration=LORA)
+        made = make(get_peft_model(clip, rank), inputs, **plan.named)
     else:
         made = make(
             clip,
@@ -300,7 +308,7 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
             config=_prompts(plan, clip, inputs),
             strength=plan.strength,
             weighting="two-stage" if plan.strength > 0 else "none",
-            configuration=plan.prompts,
+            **plan.named,
         )
         for module in made.model.modules():
             if isinstance(module, Clusters):

@@ -147,14 +147,15 @@ def test_peft_alone_restores_every_preset_in_a_new_process(trained, clip, tmp_pa
             tmp_path / name / "batch.pt",
         )
     script = """
-import sys, torch, lvlm_guard.adapters
+import copy, sys, torch, lvlm_guard.adapters
 from pathlib import Path
 from peft import PeftModel
 from transformers import CLIPModel
 torch.set_num_threads(int(sys.argv[3]))
+plain = CLIPModel.from_pretrained(sys.argv[1])
 for place in sorted(Path(sys.argv[2]).iterdir()):
     told = torch.load(place / "batch.pt")
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(sys.argv[1]), str(place)).get_base_model().eval()
+    model = PeftModel.from_pretrained(copy.deepcopy(plain), str(place)).get_base_model().eval()
     with torch.no_grad():
         text = model.get_text_features(input_ids=told["ids"], attention_mask=told["mask"]).pooler_output
         image = model.get_image_features(pixel_values=told["pixels"]).pooler_output

@@ -116,7 +116,7 @@ def test_presets_are_listed_with_what_they_lack_and_trained_by_name(run, caption
 def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip(run, captioned, tmp_path):
     out = tmp_path / "out"
     call = ("train", "claims", "--data", captioned, "--on-bad", "skip", "--out", out, *SMALL, "--depth", 1, "--compare")
-    ran = run(*call, "--preset", "coop", "--preset", "maple", "--json")
+    ran = run(*call, "--preset", "maple", "--preset", "pacbayes", "--json")
     assert ran.code == 0, ran.err
     told = ran.object
     found = {(row["method"], row["metric"]): row["value"] for row in told["rows"]}
@@ -130,13 +130,15 @@ def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip
         "t2i_r1",
     )
     for metric in (*named, "kept", "parameters", "seconds"):
-        for method in ("coop", "maple", "clip"):
+        for method in ("maple", "pacbayes", "clip"):
             assert (method, metric) in found, metric
-    assert found["maple", "parameters"] > found["coop", "parameters"] > found["clip", "parameters"] == 0
+    assert found["maple", "parameters"] > found["pacbayes", "parameters"] == found["clip", "parameters"] == 0
     assert told["withheld"]
     assert told["presets"]["maple"]["plan"]["losses"]["claims"] == 1
-    assert load_adapter(out / "coop").card.configuration == "coop"
-    assert run(*call, "--preset", "coop", "--preset", "maple", "--json").object["rows"] == told["rows"]
+    assert load_adapter(out / "maple").card.configuration == "maple"
+    searched = load_adapter(out / "pacbayes").card
+    assert (searched.configuration, searched.lacks[:9]) == ("pacbayes", "the prior")
+    assert run(*call, "--preset", "maple", "--preset", "pacbayes", "--json").object["rows"] == told["rows"]
     assert run(*call, "--preset", "coop", "--preset", "coop").code == 2
 
 
