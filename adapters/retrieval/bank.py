@@ -18,7 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import stack
+from torch import stack, zeros
 from torch.nn.functional import normalize
 
 from lvlm_guard.errors import KnobError
@@ -258,35 +258,17 @@ class Sentences:
         found = encode([text for each in said for text in each]).split([len(each) for each in said])
         return stack([normalize(each.mean(0), dim=0) for each in found]) if len(found) else encode([])
 
-    def told_apart(
-        self, image: Any, names: Sequence[str], scores: Any, encode: Callable[[Sequence[str]], Any], k: int = 10
-    ) -> list[int]:
-        """Return which name each picture shows, by what tells the best k apart pair by pair; D2 (arXiv:2311.07593).
-
-        A name's feature among the k is the mean of its side's sentences over all pairs. Without a pair's sentences, or
-        with k = 1, the first choice stays.
-
-        Args:
-            image: [n, d] normalised.
-            names: m.
-            scores: [n, m] of the first stage.
-            encode: as of `features`.
-        """
-        chosen = []
-        for row, seen in zip(scores, image, strict=True):
-            best = [int(place) for place in row.argsort(descending=True)[:k]]
-            said: dict[int, list[str]] = {place: [] for place in best}
-            for one in best:
-                for other in best:
-                    for a, b in self.pairs.get(f"{names[one]}|{names[other]}", ()):
-                        said[one].append(a)
-                        said[other].append(b)
-            if not all(said.values()):
-                chosen.append(best[0])
-                continue
-            worth = [float(seen @ normalize(encode(said[place]).mean(0), dim=0)) for place in best]
-            chosen.append(best[worth.index(max(worth))])
-        return chosen
+    def sides(self, names: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> Any:
+        """Return what is said of each name as against each other, [names, names, d]; 0 where nothing is; D2."""
+        width = encode([next(iter(names))]).shape[1]
+        found = zeros(len(names), len(names), width)
+        for one, name in enumerate(names):
+            for other, against in enumerate(names):
+                said = [a for a, _ in self.pairs.get(f"{name}|{against}", ())]
+                said += [b for _, b in self.pairs.get(f"{against}|{name}", ())]
+                if said and one != other:
+                    found[one, other] = normalize(encode(said).mean(0), dim=0)
+        return found
 
 
 def _checked(read: dict[str, Any]) -> dict[str, Any]:

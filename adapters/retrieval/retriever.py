@@ -41,10 +41,17 @@ class WordWeight(NamedTuple):
     factor: float
 
 
+NEAR = 10
+"""Objects that are told apart; FuDD's analysis takes so many, its main table all."""
+
+
 class Memory(NamedTuple):
     """What is kept beside a CLIP to score claims by, without training.
 
     - "cache": pictures with pseudo-labels (TFUP, arXiv:2404.16339); `keys`, `values`, `shares`, `text`, see `Cache`.
+    - "pairs": what tells two objects apart (FuDD, arXiv:2311.07593): `sides` [names, names, d], what is said of the
+      first as against the second, 0 where nothing is. Of a picture's best `NEAR` objects each is scored by the mean of
+      its sides against the others; the rest keep their cosines.
     - "negatives": of each object features [names, k, d] of what it stands against (arXiv:2407.08966).
 
     Args:
@@ -67,10 +74,19 @@ class Memory(NamedTuple):
             held = Cache(self.tensors["keys"], self.tensors["values"], self.tensors["shares"])
             p = (image @ self.tensors["text"].T / tau).softmax(-1)
             changed = tau * held(image, p).clamp(min=1e-12).log()[:, known]
+        elif self.kind == "pairs":
+            changed = self._told_apart(image, scores[:, columns], self.tensors["sides"][known][:, known])
         else:
             far = torch.einsum("nd,mkd->nmk", image, self.tensors["negatives"][known])
             changed = scores[:, columns] - tau * (far / tau).logsumexp(-1)
         return scores.index_copy(1, torch.tensor(columns), changed)
+
+    @staticmethod
+    def _told_apart(image: Tensor, scores: Tensor, sides: Tensor) -> Tensor:
+        best = torch.zeros_like(scores).scatter(1, scores.topk(min(NEAR, scores.shape[1]), 1).indices, 1.0)
+        said = torch.einsum("nb,abd->nad", best, sides)  # of b itself nothing is said
+        new = torch.einsum("nd,nad->na", image, normalize(said, dim=-1))
+        return torch.where((best > 0) & (said.square().sum(-1) > 0), new, scores)
 
 
 class DualPromptRetriever:

@@ -65,7 +65,7 @@ class Plan:
         init: folders of adapters whose mean is started from.
         coupling_rank: None for the configuration's own.
         work, lacks: the preset that this is of and what of the work is not exact, for the card.
-        free: nothing is trained: "sentences", "search", "cache" or "negatives", see `training.free`.
+        free: nothing is trained: "sentences", "pairs", "search", "cache" or "negatives", see `training.free`.
         search: of "search": "proposer" (edits, climbing, history, feedback), "fitness" (auroc, mixed), "budget".
         bank: file of "sentences"; None for what the word bank says.
         proposer: command that writes prompts: the message on its input, a prompt a line on its output.

@@ -78,6 +78,17 @@ def _described(
     return {"sentences": sum(map(len, sentences.classes.values()))}
 
 
+def _told_apart(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    sentences = Sentences.from_file(plan.bank) if plan.bank else Sentences({})
+    if not sentences.pairs:
+        raise KnobError('This work needs sentences that tell two objects apart: give --bank FILE with "pairs" in it.')
+    sides = sentences.sides(made.names, retriever.text_features)
+    retriever.remember(Memory("pairs", made.names, {"sides": sides}))
+    return {"pairs": int((sides.square().sum(-1) > 0).sum())}
+
+
 def _searched(
     plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
 ) -> Found:
@@ -181,6 +192,7 @@ def _known(retriever: DualPromptRetriever, text: str) -> bool:
 Way = Callable[["Plan", "Pictures", DualPromptRetriever, Claims, np.random.Generator], Found]
 WAYS: Mapping[str, Way] = {
     "sentences": _described,
+    "pairs": _told_apart,
     "search": _searched,
     "cache": _remembered,
     "negatives": _negated,
