@@ -245,9 +245,18 @@ def test_what_would_break_a_guard_is_refused_before_anything_starts(
     assert "Starting vLLM" not in told
 
 
-def test_a_file_of_options_can_not_leave_the_front_out(served: Callable[..., Served], tmp_path: Path) -> None:
-    (tmp_path / "options.yaml").write_text("middleware: mine.Front\n")
-    server = served("--guards", "vote", "--config", str(tmp_path / "options.yaml"))
+@pytest.mark.parametrize(
+    ("option", "guard", "why"),
+    [
+        ("middleware: mine.Front", "vote", "would go around the guard"),
+        ("compilation-config: '{\"mode\": 0, \"cudagraph_mm_encoder\": true}'", "agla", "leave the second view out"),
+    ],
+)
+def test_a_file_of_options_can_leave_neither_the_front_nor_the_second_view_out(
+    served: Callable[..., Served], tmp_path: Path, option: str, guard: str, why: str
+) -> None:
+    (tmp_path / "options.yaml").write_text(f"{option}\n")
+    server = served("--guards", guard, "--config", str(tmp_path / "options.yaml"))
     assert server.ended() == 1
-    assert "would go around the guard" in server.log.read_text()
+    assert why in server.log.read_text()
     assert server.left() == []

@@ -58,6 +58,7 @@ def test_the_engine_that_the_server_starts_is_not_refused(checkpoints: Any, fami
         ({"pipeline_parallel_size": 2}, "Pipeline"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}}, "Speculat"),
         ({"kv_cache_dtype": "fp8_e5m2"}, "quantised KV cache"),
+        ({"compilation_config": {"mode": 0, "cudagraph_mm_encoder": True}}, "leave the second view out"),
     ],
 )
 def test_an_engine_that_would_break_a_guard_is_refused(checkpoints: Any, options: dict[str, Any], said: str) -> None:
