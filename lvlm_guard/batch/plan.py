@@ -101,7 +101,8 @@ def plan_of(given: Sequence[Path], out: Path, how: How, rows: int) -> Plan:
                 "command to go on, or another --out."
             )
     else:
-        if out.exists() and any(out.iterdir()):
+        # a plan that another process is writing, or was killed over, is no stranger's file
+        if out.exists() and any(not file.name.endswith(".part") for file in out.iterdir() if file != place):
             raise KnobError(f"{out} is not empty and holds no {PLAN}: give a folder of its own.")
         cuts = [(file, *one) for file in files for one in cut(file, rows)]
         pieces = [asdict(Piece(number, *one)) for number, one in enumerate(cuts)]

@@ -154,6 +154,8 @@ def run(
     there = sum(piece.count for piece in plan.pieces if done(piece, out))
     told = {"rows": rows, "done": there, "now": now, "errors": errors, "finished": there == rows}
     if told["finished"]:
+        for left in out.glob("*.part"):  # of processes that were killed
+            left.unlink(missing_ok=True)
         with whole(out / DONE, shared=True) as part:
             part.write_text(json.dumps({"rows": rows, "files": len(plan.pieces)}), encoding="utf-8")
     return told

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 from lvlm_guard import guard
 from lvlm_guard.batch.answering import Answered, Local
-from lvlm_guard.batch.plan import How, plan_of
+from lvlm_guard.batch.plan import PLAN, How, plan_of
 from lvlm_guard.batch.rows import cut, read, row_of
-from lvlm_guard.batch.run import Share, answer, here
+from lvlm_guard.batch.run import Share, answer, here, run
 from lvlm_guard.cli.app import app
 from lvlm_guard.errors import KnobError, UnprovedError
 from lvlm_guard.pretrained import ask, load_model
@@ -151,6 +151,19 @@ def test_another_command_data_set_or_a_foreign_folder_is_refused(done: tuple[Pat
     damaged.write_bytes(as_tar(tmp_path / "tar", rows(3)).read_bytes()[:700])
     with pytest.raises(KnobError, match="damaged"):
         list(cut(str(damaged), 6))
+
+
+def test_a_plan_that_was_never_finished_or_is_being_made_by_another_process_stands_in_nobody_s_way(
+    done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    torn = tmp_path / "out" / f"{PLAN}.4711.part"
+    torn.parent.mkdir()
+    torn.write_text('{"how": ')
+    plan = plan_of([done[0]], tmp_path / "out", HOW, 6)
+    assert plan.pieces == plan_of([done[0]], done[1], HOW, 6).pieces
+    told = run(plan, tmp_path / "out", lambda: here(plan, tmp_path / "out", Share(), "cpu", 1), print, False)
+    assert told == {"rows": 20, "done": 20, "now": 20, "errors": 3, "finished": True}
+    assert list(torn.parent.glob("*.part")) == []
 
 
 def test_what_is_there_is_not_answered_again_and_a_file_cut_short_is(done: tuple[Path, Path], tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_what_would_break_a_guard_is_refused_before_anything_starts(
     ("option", "guard", "why"),
     [
         ("middleware: mine.Front", "vote", "would go around the guard"),
-        ("compilation-config: '{\"mode\": 0, \"cudagraph_mm_encoder\": true}'", "agla", "leave the second view out"),
+        ('compilation-config: \'{"mode": 0, "cudagraph_mm_encoder": true}\'', "agla", "leave the second view out"),
     ],
 )
 def test_a_file_of_options_can_leave_neither_the_front_nor_the_second_view_out(
