@@ -27,6 +27,7 @@ from lvlm_guard.errors import LogitsError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching.asking import Asked, asked, object_of
 from lvlm_guard.matching.match import ABSTAIN, Match, Matcher
 from lvlm_guard.matching.memory import Recent, digest
+from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.matching.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ REACH = 0.05
 FOUND = 0.25
 """Probability from which an object's boxes make a map."""
 EDGE = 1e-6
+LEAST_SURE = 1e-4
+"""Scores are clipped to it before their log-odds are scaled."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class DetectorMatcher(Matcher):
     def _settle(self, known: frozenset[str], name: str, customary: float) -> None:
         self.known = known
         own = getattr(self.model.config, "lvlm_guard", None) or {}
-        self.platt = tuple(own.get("platt") or (1.0, -_logit(customary)))
+        self.platt = tuple(own.get("platt") or (1.0, -log_odds(customary, LEAST_SURE)))
         self.missed = float(own.get("missed", MISSED))
         self._name = f"{name}:{_digest(self.model)}" + ("" if "platt" in own else ":uncalibrated")
         self._found: Recent[bytes, Mapping[str, Boxes]] = Recent(256)
@@ -172,7 +175,7 @@ class DetectorMatcher(Matcher):
             return 1.0
         scores = seen[name].scores.tolist() if name in seen else []
         a, b = self.platt
-        odds = a * _logit(scores[k - 1] if k <= len(scores) else 0.0) + b
+        odds = a * log_odds(scores[k - 1] if k <= len(scores) else 0.0, LEAST_SURE) + b
         p = 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
         return max(p, self.missed / (1 + self.missed)) if k == 1 else p
 
@@ -209,7 +212,7 @@ class DetectorMatcher(Matcher):
     def _map(self, boxes: Boxes) -> Tensor:
         """Return an object's map, [SIDE, SIDE]: falling with the distance from its boxes, so that no share ties."""
         a, b = self.platt
-        p = (a * boxes.scores.clamp(1e-4, 1 - 1e-4).logit() + b).sigmoid()
+        p = (a * boxes.scores.clamp(LEAST_SURE, 1 - LEAST_SURE).logit() + b).sigmoid()
         kept = p >= p[0] / 2
         at = (torch.arange(SIDE) + 0.5) / SIDE
         left, top, right, bottom = boxes.boxes[kept].T[..., None]
@@ -285,11 +288,6 @@ def suppressed(boxes: Tensor, overlap: float = OVERLAP) -> Tensor:
         if not bool((inner > overlap * (area[kept] + area[index] - inner)).any()):
             kept.append(index)
     return torch.tensor(kept, dtype=torch.long)
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p) - math.log1p(-p)
 
 
 def _digest(model: PreTrainedModel) -> str:

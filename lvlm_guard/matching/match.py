@@ -91,7 +91,8 @@ class Matcher(ABC):
     def knows(self, claims: Sequence[str]) -> list[bool]:
         """Return on which claims it has an opinion; on the others `support` gives `ABSTAIN`.
 
-        `vote` then gives no vote, AGLA and `focus` keep the whole picture, and a verifier says "unsure".
+        `vote` then gives no vote, AGLA and `focus` keep the whole picture, `dlc` counts the claim as neither better nor
+        worse, `marine` does not list its object, and a verifier says "unsure".
         """
         return [True] * len(claims)
 

@@ -1,4 +1,4 @@
-"""Platt scaling: from scores on any scale to probabilities."""
+"""Platt scaling: from scores on any scale to probabilities, and from those to log-odds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvlm_guard.errors import KnobError
+
+CLIP = 1e-3
+"""Probabilities are clipped to [CLIP, 1 - CLIP], so that one vote weighs 6.9 nats at most."""
+
+
+def log_odds(p: float, least: float = CLIP) -> float:
+    """Return the log-odds of a probability, nats, once clipped to [least, 1 - least]."""
+    p = min(max(p, least), 1 - least)
+    return math.log(p) - math.log1p(-p)
 
 
 def platt(scores: NDArray[np.float64], labels: NDArray[np.bool_], *, balanced: bool = False) -> tuple[float, float]:

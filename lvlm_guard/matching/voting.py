@@ -5,7 +5,6 @@ Shared by the method `vote`, which asks a matcher (`Ballot`), and its serving tw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lvlm_guard.matching.claims import Choice, finder_of
 from lvlm_guard.matching.match import ABSTAIN
+from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.matching.polling import Poll
 from lvlm_guard.matching.questions import YES, wanted
 from lvlm_guard.matching.vocabulary import TEMPLATE, Vocabulary, claim_about
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 
 QUESTION = ""
 """Stands among the objects for a yes/no question itself."""
-
-CLIP = 1e-3
-"""Probabilities are clipped to [CLIP, 1 - CLIP], so that one vote weighs 6.9 nats at most."""
-
-
-def log_odds(p: float) -> float:
-    """Return how much a probability votes for, in nats, once clipped."""
-    p = min(max(p, CLIP), 1 - CLIP)
-    return math.log(p) - math.log1p(-p)
 
 
 def odds_of(choice: Choice, support: Mapping[str, float], again: float) -> dict[int, tuple[str, float]]:

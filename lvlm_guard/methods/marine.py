@@ -60,8 +60,8 @@ class MARINE(Method):
     matcher: Any = None
 
     def __post_init__(self) -> None:
-        if not (0 <= self.gamma <= 1 and 0 < self.at <= 1):
-            raise KnobError(f"gamma is {self.gamma!r}, at {self.at!r}: give 0 to 1, and above 0 to 1.")
+        if not (0 <= self.gamma <= 1 and 0 < self.at <= 1 and (self.finds is None or callable(self.finds))):
+            raise KnobError(f"{self.gamma=}, {self.at=}, {self.finds=}: give 0 to 1, above 0 to 1, a function or None.")
         if "{objects}" not in self.template:
             raise KnobError(f"The template {self.template!r} has no place for the list: give one with {{objects}}.")
         if isinstance(self.objects, list):

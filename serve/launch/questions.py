@@ -17,8 +17,8 @@ from itertools import pairwise
 from typing import Any
 
 from lvlm_guard.matching.claims import finder_of
+from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.matching.questions import YES
-from lvlm_guard.matching.voting import log_odds
 from lvlm_guard.serve.launch.canary import CAPTION, Canary, CanaryError, Tokens
 from lvlm_guard.serve.vote.ballot import LEAST_BETA
 

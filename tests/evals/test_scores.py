@@ -23,7 +23,7 @@ from lvlm_guard.evals.infer.generate import Asker, matcher_answers, prepare, pre
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.matching import load_matcher, local_view
-from lvlm_guard.matching.voting import log_odds
+from lvlm_guard.matching.platt import log_odds
 
 WORDS = {"yes": (60, 70, 71), "no": (61, 80)}  # a tiny model's tokens say nothing: any will do
 

@@ -95,7 +95,7 @@ def test_any_matcher_says_which_objects_of_a_list_are_there(pair):
 
 
 def test_what_it_cannot_do_is_an_error_before_the_first_token(pair):
-    for knobs in ({"gamma": 1.5}, {"at": 0.0}, {"template": "Look."}, {"objects": ()}):
+    for knobs in ({"gamma": 1.5}, {"at": 0.0}, {"template": "Look."}, {"objects": ()}, {"finds": "dog"}):
         with pytest.raises(KnobError):
             methods.MARINE(**knobs)
 

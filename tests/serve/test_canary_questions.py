@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from lvlm_guard import embedded
 from lvlm_guard.engine.assembly import complement, contrast, cut, plausible
-from lvlm_guard.matching.voting import log_odds
+from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.serve.front.app import Front
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.settings import FrontSettings

@@ -21,7 +21,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdateBuilder, MoveDirectionality
 
 from lvlm_guard.errors import GuardError
-from lvlm_guard.matching.voting import log_odds
+from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.serve.vote.processor import VoteProcessor
 from lvlm_guard.serve.wire import pack_scores
 
