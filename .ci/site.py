@@ -41,6 +41,8 @@ REFERENCE = {
     "verify": "engineers: whether what an answer names is there",
     "adapters": "trainers: adapters read back from their folders",
     "engine": "authors of a method",
+    "evals.spec.items": "authors of an evaluation's task",
+    "evals.metrics.metric": "authors of a score",
     "errors": "engineers: what a guarded call may raise",
     "report": "those who draw what a guard did",
 }
@@ -54,7 +56,7 @@ LOADED = re.compile(
 
 def public_names(package: str) -> list[str]:
     """Return the names that a package shows: its `__all__`, or what its first file imports as itself, or defines."""
-    path = ROOT / "lvlm_guard" / package if package != "lvlm_guard" else ROOT / "lvlm_guard"
+    path = ROOT / "lvlm_guard" / package.replace(".", "/") if package != "lvlm_guard" else ROOT / "lvlm_guard"
     tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):

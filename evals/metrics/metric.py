@@ -40,6 +40,8 @@ Direction = Literal["higher", "lower", ""]  # which way is better; "" where neit
 
 @dataclass(frozen=True)
 class Score:
+    """A figure that is made of a task's counts, and how a report treats it."""
+
     of: Callable[[Array], Array]  # counts summed over pictures, [..., k] -> [...]; NaN where it is not defined
     direction: Direction = "higher"
     compared: bool = True  # differences between decoders are result rows too

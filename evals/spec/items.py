@@ -27,6 +27,8 @@ CAPTIONS: tuple[Kind, ...] = ("chair", "amber_captions")
 
 @dataclass(frozen=True)
 class Item:
+    """One thing that is asked, of one picture or several."""
+
     key: str  # within its task: seeds, resuming and pairing go by it; for a task of lmms-eval, the doc id
     picture: str  # its name, the unit of the statistics: questions about one picture share it
     prompt: str  # the user's turn as the model reads it, a request for the answer's format included
@@ -79,6 +81,7 @@ class EvalTask:
         return self.items[number * batch : (number + 1) * batch]
 
     def blocks(self, batch: int) -> range:
+        """Return the numbers of its blocks."""
         return range(-(-len(self.items) // batch))
 
     def digest(self) -> str:
