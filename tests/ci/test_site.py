@@ -44,7 +44,7 @@ def test_links_are_fitted_to_the_site_and_lead_to_what_there_is():
 
 
 def test_every_page_of_docs_and_every_readers_page_is_in_the_sites_navigation():
-    listed = set(re.findall(r"[\w/]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
+    listed = set(re.findall(r"[\w./]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
     wanted = {path.name for path in (ROOT / "docs").glob("*.md")} | {page for page, _ in site.PAGES.values()}
     assert listed == wanted | {f"reference/{package}.md" for package in site.REFERENCE}
 
