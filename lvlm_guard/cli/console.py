@@ -53,6 +53,7 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is, and it advises
         try:
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -109,11 +110,10 @@ def quiet_libraries() -> None:
     """Keep transformers' and the hub's progress bars and advice out of our output; their errors stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging as advice
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    advice.set_verbosity_error()
+    advice.disable_progress_bar()
 
 
 def installed(package: str) -> str | None:
