@@ -5,8 +5,12 @@
         > docs/results/real.json
     lvlm-guard eval run --split val --methods focus --no-controls --limit 80 --captions 160 \
         --sweep share=0.1,0.25,0.4,0.5 --sweep beta=0.1,0.5 --json > docs/results/focus_share.json
+    lvlm-guard eval run --methods all ... --json > drawn.json, and on world_pope_real,world_chair_real > real.json
+    python docs/method_tables.py drawn.json real.json > docs/results/methods.json
     python docs/vote_tables.py ... > docs/results/vote_named.json
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
+    lvlm-guard bench --peers --methods vcd,icd,m3id,pai,vista,agla --executions auto --threads 1 --json \
+        > docs/results/peers.json
     OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json                   (at 166b566, before the proxy)
     python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json                   (the same)
@@ -36,11 +40,11 @@ from typing import Any
 
 from adapter_tables import adapter_table, distilled_table, guard_table, loop_table, verify_table
 from machines import machine
+from method_tables import methods_table, which_table
 from real_tables import TABLES as REAL
 from rows import by_columns, short, value
 from serve_tables import serve_table, soak_table
 from vote_tables import vote_named_table
-from which_table import which_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -51,6 +55,7 @@ PAGES = (
     ROOT / "docs" / "trainer.md",
     ROOT / "docs" / "real_models.md",
     ROOT / "docs" / "which_method.md",
+    ROOT / "docs" / "coming_from.md",
 )
 ABOUT = {
     "greedy": "plain, greedy",
@@ -192,6 +197,30 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def peers_table(result: dict[str, Any]) -> str:
+    """Return the table of a request's time over plain generate()'s, ours beside another package's."""
+    found = {
+        (row["method"], row["task"], row["batch"]): f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for row in result["rows"]
+        if row["metric"] == "request_ratio"
+    }
+    work = list(dict.fromkeys(key[1:] for key in found))
+    titles = [f"{task}s, {'one by one' if batch == 1 else f'{batch} at once'}" for task, batch in work]
+    theirs = {name.rsplit(" ", 1)[1]: name for name, *_ in found if " " in name}
+    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(work) + 1) + "|"]
+    for method, other in theirs.items():
+        for name, said in ((method, f"`{method}`"), (other, other)):
+            lines.append("| " + " | ".join([said, *(found.get((name, *at), "–") for at in work)]) + " |")
+    asked = ",".join(dict.fromkeys(name for name, *_ in found if " " not in name))
+    lines += [
+        "",
+        "A request's time, the processor included, over plain generate()'s: `lvlm-guard bench --peers --methods "
+        f"{asked} --executions auto --threads 1`, interleaved in one run, on "
+        f"{machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
 def overhead_table(result: dict[str, Any]) -> str:
     """Return the table of what the harness costs: medians of its time over a bare loop's."""
     found = {(r["task"], r["method"], r["batch"]): r for r in result["rows"] if r["metric"] == "harness_ratio"}
@@ -207,11 +236,13 @@ def filled(text: str) -> str:
     """Return a text whose marked places hold the tables of docs/results."""
     tables = (
         ("demo", demo_table),
-        ("demo which", which_table),
+        ("methods", methods_table),
+        ("methods which", which_table),
         ("real", real_table),
         ("focus_share", share_table),
         ("vote_named", vote_named_table),
         ("bench", bench_table),
+        ("peers", peers_table),
         ("overhead", overhead_table),
         ("serve", serve_table),
         ("serve_vote", serve_table),

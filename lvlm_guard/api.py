@@ -12,6 +12,7 @@ from lvlm_guard.engine.session import EXECUTIONS, Execution
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import KnobError, UnsupportedModelError, did_you_mean
 from lvlm_guard.families.family import Family
+from lvlm_guard.methods import DEFAULT
 from lvlm_guard.pair import guard_off, install
 from lvlm_guard.proving.proofs import Check, proven
 
@@ -75,7 +76,7 @@ def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
 def guard(
     model: M,
     processor: P,
-    method: Given = "agla",
+    method: Given = DEFAULT,
     *,
     execution: Execution = "auto",
     check: Check = "unknown",
@@ -87,8 +88,9 @@ def guard(
         model: a transformers model of a supported family; PEFT-wrapped, quantised, compiled and
             dispatched ones too.
         processor: the processor that belongs to it.
-        method: a registered name, a method with its knobs, such as `methods.AGLA(alpha=1.5)`, or several that act
-            together, "agla+rudder" or a list: at most one may assemble logits.
+        method: a registered name, such as "agla" for the paper's, a method with its knobs, such as
+            `methods.AGLA(alpha=1.5)`, or several that act together, "agla+rudder" or a list: at most one may assemble
+            logits. `methods.DEFAULT` where none is given, which docs/which_method.md chooses by measurement.
         execution: how the method's branches are run: "auto", "lazy" (only when they matter) or
             "batched" (stacked with the global one). The tokens are the same.
         check: whether to prove first that a second branch is right on this model: "always", "unknown" (where neither

@@ -23,6 +23,7 @@ from lvlm_guard.cli.options import (
     method_of,
     pictures_of,
 )
+from lvlm_guard.methods import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ def generate(
     adapter: Annotated[
         str | None, typer.Option(help="A PEFT adapter to put over the model: a folder or a hub id.", metavar="DIR")
     ] = None,
-    method: Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")] = "agla",
+    method: Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")] = DEFAULT,
     knob: Knobs = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answer plainly too, and show both.")] = False,
     report: Annotated[

@@ -11,9 +11,10 @@ import torch
 from lvlm_guard import guard
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import TextError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.methods import DEFAULT
 
 
-def generate(model, processor=None, images=None, text=None, method="agla", guard_text=None, **arguments):
+def generate(model, processor=None, images=None, text=None, method=DEFAULT, guard_text=None, **arguments):
     """Answer as `model.generate()` does, guarded.
 
     Args:

@@ -45,18 +45,19 @@ def test_compare_gives_transformers_own_answer_and_the_guarded_one(
     whole = made.object
     assert set(whole) >= {"command", "version", "environment", "rows"}
     assert (whole["command"], whole["version"]) == ("generate", __version__)
-    greedy, agla = whole["rows"]
-    assert (greedy["method"], agla["method"]) == ("greedy", "agla")
+    greedy, vote = whole["rows"]
+    assert (greedy["method"], vote["method"]) == ("greedy", "vote")
     assert greedy["answer"] == plain(world(3), CAPTION_PROMPT)
     assert greedy["trace"] is None
-    assert agla["trace"]["guarded"]
-    assert len(agla["trace"]["steps"][0]) == agla["tokens"]
+    assert vote["trace"]["guarded"]
+    assert len(vote["trace"]["steps"][0]) == vote["tokens"]
 
 
 def test_the_guarded_answer_is_what_the_python_api_gives(run: Run) -> None:
     from lvlm_guard.pretrained import ask, load_model
 
-    made = run("generate", "--json", "--image", "world:5", "--knob", "alpha=3", "--knob", "beta=0.05").object
+    knobs = ("--method", "agla", "--knob", "alpha=3", "--knob", "beta=0.05")
+    made = run("generate", "--json", "--image", "world:5", *knobs).object
     model, processor = guard(*load_model(), "agla", alpha=3.0, beta=0.05)
     inputs = ask(processor, [[world(5)]], [CAPTION_PROMPT])
     out = model.generate(**inputs, max_new_tokens=64, do_sample=False)
@@ -67,7 +68,9 @@ def test_the_guarded_answer_is_what_the_python_api_gives(run: Run) -> None:
 
 def test_the_three_executions_say_the_same(run: Run) -> None:
     said = {
-        run("generate", "--json", "--image", "world:2", "--execution", execution).object["rows"][0]["answer"]
+        run("generate", "--json", "--image", "world:2", "--method", "agla", "--execution", execution).object["rows"][0][
+            "answer"
+        ]
         for execution in ("auto", "lazy", "batched")
     }
     assert len(said) == 1
@@ -76,7 +79,7 @@ def test_the_three_executions_say_the_same(run: Run) -> None:
 def test_a_seed_fixes_a_sampled_answer(run: Run) -> None:
     options = ("generate", "--json", "--compare", "--sample", "--temperature", "2", "--seed")
     one, again, other = (run(*options, seed).object["rows"] for seed in (1, 1, 2))
-    assert [row["method"] for row in one] == ["sample", "agla"]
+    assert [row["method"] for row in one] == ["sample", "vote"]
     assert [row["answer"] for row in one] == [row["answer"] for row in again]
     assert one[0]["answer"] != other[0]["answer"]
 
@@ -84,13 +87,14 @@ def test_a_seed_fixes_a_sampled_answer(run: Run) -> None:
 def test_without_any_option_the_embedded_model_describes_a_scene(run: Run) -> None:
     made = run("generate")
     assert made.code == 0
-    for part in ("world:0", CAPTION_PROMPT, "agla", "overruled"):
+    for part in ("world:0", CAPTION_PROMPT, "vote", "overruled"):
         assert part in made.out
     assert "knows only its own world" not in made.out
 
 
 def test_several_pictures_go_into_one_prompt(run: Run) -> None:
-    made = run("generate", "--json", "--image", "world:1", "--image", "world:2", "--knob", "beta=0").object
+    two = ("--image", "world:1", "--image", "world:2")
+    made = run("generate", "--json", *two, "--method", "agla", "--knob", "beta=0").object
     assert made["rows"][0]["trace"]["masks"] == 2
 
 
@@ -103,7 +107,8 @@ def test_other_methods_answer_too(run: Run, method: str) -> None:
 
 def test_a_report_shows_both_answers_and_what_the_guard_looked_at(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "new" / "answer.html"
-    made = run("generate", "--compare", "--knob", "beta=0", "--image", "world:6", "--report", page)
+    asked = ("generate", "--method", "agla", "--knob", "beta=0", "--image", "world:6")
+    made = run(*asked, "--compare", "--report", page)
     assert made.code == 0
     written = page.read_text(encoding="utf-8")
     root = ElementTree.fromstring(written.removeprefix("<!DOCTYPE html>\n"))
@@ -112,7 +117,7 @@ def test_a_report_shows_both_answers_and_what_the_guard_looked_at(run: Run, tmp_
     assert all(source.startswith("data:image/") for source in pictures)
     assert [heading.text for heading in root.iter("h3")] == ["greedy", "agla"]
     assert "://" not in written
-    said = run("generate", "--json", "--knob", "beta=0", "--image", "world:6").object["rows"][0]["answer"]
+    said = run(*asked, "--json").object["rows"][0]["answer"]
     strip = root.findall(".//p[@class='tokens']")[-1]
     words = " ".join((token.text or "").strip() for token in strip if token.text != "[end]")
     assert words == said
@@ -153,7 +158,8 @@ def test_a_picture_of_any_shape_and_mode_is_answered_and_guarded(
 ) -> None:
     file = tmp_path / "p.tiff"
     Image.new(mode, size).save(file)
-    made = run("generate", "--json", "--image", file, "--prompt", QUESTION, "--knob", "beta=0")
+    asked = ("--prompt", QUESTION, "--method", "agla", "--knob", "beta=0")
+    made = run("generate", "--json", "--image", file, *asked)
     assert made.code == 0
     trace = made.object["rows"][0]["trace"]
     assert trace["guarded"]
@@ -176,11 +182,11 @@ def test_words_that_the_model_has_not_are_named(run: Run) -> None:
     ("arguments", "code", "message"),
     [
         (["--method", "agle"], 2, "Did you mean 'agla'"),
-        (["--knob", "alpha=-1"], 2, "alpha is -1"),
+        (["--method", "agla", "--knob", "alpha=-1"], 2, "alpha is -1"),
         (["--knob", "beta=1.5"], 2, "beta is 1.5"),
-        (["--knob", "alpha=much"], 2, "give a number"),
-        (["--knob", "alhpa=1"], 2, "Did you mean 'alpha'"),
-        (["--knob", "alpha"], 2, "NAME=VALUE"),
+        (["--knob", "lam=much"], 2, "give a number"),
+        (["--method", "agla", "--knob", "alhpa=1"], 2, "Did you mean 'alpha'"),
+        (["--knob", "lam"], 2, "NAME=VALUE"),
         (["--image", "none.png"], 1, "No picture at 'none.png'"),
         (["--image", "world:100000"], 2, "world:0 to world:"),
         (["--model", "llava-hf/none"], 2, "--prompt"),

@@ -108,7 +108,7 @@ def test_what_is_no_method_raises(pair):
 
 
 def test_missing_weights_are_said_before_the_first_token():
-    pair = guard(*tiny.make("llava"))
+    pair = guard(*tiny.make("llava"), "agla")
     inputs = ask(pair, ("What?", 1))
     with pytest.raises(WeightsError, match="Salesforce/blip-itm-large-coco"):
         pair[0].generate(**inputs, **RUN)
