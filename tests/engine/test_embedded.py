@@ -18,7 +18,7 @@ VOTE = methods.Vote(objects=tuple(world.CLASSES))
 @pytest.fixture(scope="module")
 def pair():
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float64).eval()
-    return guard(model, AutoProcessor.from_pretrained(MODEL))
+    return guard(model, AutoProcessor.from_pretrained(MODEL), "agla")
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,10 @@ def test_the_objects_are_the_same_and_instances_of_their_classes():
     assert not [name for name in {**vars(model), **vars(processor)} if "guard" in name]
 
 
-def test_agla_is_the_default_with_the_papers_settings():
-    model, _ = guard(*tiny.make("llava"))
+def test_without_a_name_it_is_the_method_that_the_docs_table_chooses_and_agla_by_name_has_the_papers_settings():
+    model, processor = guard(*tiny.make("llava"))
+    assert model._lvlm_guard.method == methods.Vote()
+    guard(model, processor, "agla")
     method = model._lvlm_guard.method
     assert (method.name, method.alpha, method.beta, method.mode) == ("agla", 2.0, 0.5, "paper")
 

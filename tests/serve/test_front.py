@@ -22,6 +22,7 @@ from front_site import CHAT, GUARDS, IMAGE, KEY, QUESTION, Site
 from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 
+from lvlm_guard.matching.voting import QUESTION as ASKED
 from lvlm_guard.proof import check, proof_of
 from lvlm_guard.serve.front.app import Front
 from lvlm_guard.serve.front.metrics import FrontMetrics
@@ -102,7 +103,7 @@ def test_vote_gets_the_scores_of_the_question_or_of_the_vocabulary(site: Site, q
     assert scores == {claim: expected_score(IMAGE, claim) for claim in claims_of(question)}
     ballot = ballot_of(sent["vllm_xargs"])
     assert ballot is not None
-    assert (ballot.lam, ballot.yes is None) == (0.5, question != QUESTION)
+    assert (ballot.lam, ASKED in ballot.support) == (0.5, question == QUESTION)
 
 
 @pytest.mark.parametrize(("n", "usage"), [(1, False), (3, True)])

@@ -103,7 +103,7 @@ def test_a_row_of_a_prompt_that_is_read_in_chunks_draws_no_token():
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 2**32), st.booleans()), min_size=1, max_size=6), st.sampled_from([0.05, 0.5]))
 def test_vote_flags_the_rows_whose_best_token_its_votes_changed(drawn, beta):
-    ballot = Ballot(4.0, beta, {"cat": 0.99, "car": 0.01, "dog": 0.5}, None)
+    ballot = Ballot(4.0, beta, {"cat": 0.99, "car": 0.01, "dog": 0.5})
     logits = torch.stack([torch.randn(SIZE, generator=torch.Generator().manual_seed(seed)) * 2 for seed, _ in drawn])
     told = {}
 
