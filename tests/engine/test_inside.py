@@ -6,7 +6,7 @@ method does at a position may then depend on nothing but the tokens before it.
 
 import copy
 import dataclasses
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import any_families
 import pytest
@@ -273,10 +273,21 @@ def test_what_cannot_be_steered_is_refused(pair):
 
 @pytest.mark.parametrize("name", ["revisit", "rudder"])
 def test_layers_that_skip_the_prompt_are_refused_by_who_learns_from_it(name):
-    pair = guard(*any_families.make("gemma4", dtype=torch.float64), methods.AGLA(matcher=Brightness()), check="never")
-    with pytest.raises(UnsupportedModelError, match="gives states of 1 of the prompt's"):
+    model, _ = pair = guard(
+        *any_families.make("gemma4", dtype=torch.float64), methods.AGLA(matcher=Brightness()), check="never"
+    )
+    lengths = []
+    last = model.get_decoder().layers[-1]
+    watched = last.register_forward_hook(
+        lambda _module, _given, states: lengths.append((states[0] if isinstance(states, tuple) else states).shape[-2])
+    )
+    answer(pair, methods.APC())
+    watched.remove()
+    with ExitStack() as refused:
+        if lengths[0] == 1:  # newer releases of transformers; older ones run the whole prompt through
+            refused.enter_context(pytest.raises(UnsupportedModelError, match="gives states of 1 of the prompt's"))
         answer(pair, methods.REGISTRY.get(name)())
-    unguard(pair[0])
+    unguard(model)
 
 
 def test_a_prompt_half_of_which_is_cached_is_refused_by_who_learns_from_it(pair):
