@@ -139,7 +139,7 @@ def test_while_the_matcher_is_dead_guarded_names_answer_503_and_after_it_they_an
         assert errors
         assert {error.status for error in errors} == {503}
         assert all(error.retry_after >= 1 for error in errors)
-        assert "unguarded one is not given" in errors[0].message
+        assert "no other one is given instead" in errors[0].message
         assert fresh.outcomes[guard][-1][1] == "answer"
         # what the front remembers is still answered, and as before
         assert not same.errors(guard)
