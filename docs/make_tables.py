@@ -42,7 +42,7 @@ from adapter_tables import adapter_table, distilled_table, guard_table, loop_tab
 from machines import machine
 from method_tables import methods_table, which_table
 from real_tables import TABLES as REAL
-from rows import by_columns, short, value
+from rows import by_columns, captions, questions, short, time, times_of, value
 from serve_tables import serve_table, soak_table
 from vote_tables import vote_named_table
 
@@ -79,7 +79,7 @@ ABOUT = {
 def demo_table(result: dict[str, Any]) -> str:
     """Return the table of decoders."""
     rows = by_columns(result["rows"] + result["differences"])
-    times = {(r["task"], r["decoder"]): r["value"] for r in result["costs"] if r["metric"] == "time_ratio"}
+    times = times_of(result["costs"])
     verdicts = {v["decoder"]: v["verdict"] for v in result["verdicts"] if v["task"] == "pope_all"}
     lines = [
         "| decoder | POPE accuracy | at the labels' share of yes | AUROC | share of yes | verdict | CHAIR_i (less is "
@@ -87,20 +87,8 @@ def demo_table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for decoder, about in ABOUT.items():
-        length = rows.get(("chair", decoder, None, "length"))
-        cells = [
-            about,
-            *(value(rows, decoder, "pope_all", metric) for metric in ("accuracy", "accuracy_matched", "auroc")),
-            short(rows["pope_all", decoder, None, "yes_ratio"]["value"]),
-            verdicts.get(decoder, ""),
-            *(value(rows, decoder, "chair", metric) for metric in ("chair_i", "object_recall", "f1")),
-            "–" if length is None else f"{length['value']:.1f}",
-            "–" if length is None else short(rows["chair", decoder, None, "repeats"]["value"]),
-            ", ".join(
-                f"{times[task, decoder]:.2f}" if (task, decoder) in times else "–"
-                for task in ("world_pope", "world_chair")
-            ),
-        ]
+        verdict = verdicts.get(decoder, "")
+        cells = [about, *questions(rows, decoder, verdict), *captions(rows, decoder), time(times, decoder)]
         lines.append("| " + " | ".join(cells) + " |")
     asked, best = {task["name"]: task for task in result["tasks"]}, result["verdicts"]
     control = {v["decoder"]: v["best_control"] for v in best if v["task"] == "pope_all"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from machines import machine
-from rows import Rows, by_columns, short, value
+from rows import Rows, by_columns, captions, questions, short, time, times_of
 
 QUESTIONS, RANKED = ("pope_all", "accuracy_matched"), ("pope_all", "auroc")
 ABSENT, THERE = ("chair", "chair_i"), ("chair", "object_recall")
@@ -89,7 +89,7 @@ def _written(setting: Any) -> str:
 
 def _rows(run: dict[str, Any]) -> list[str]:
     rows = by_columns(run["rows"])
-    times = {(r["task"].split("_real")[0], r["decoder"]): r["value"] for r in run["costs"]}
+    times = times_of(run["costs"])
     verdicts = {v["decoder"]: v for v in run["verdicts"] if v["task"] == "pope_all"}
     lines = [COLUMNS, "|---" * COLUMNS.count("| ") + "|"]
     for decoder in run["decoders"]:
@@ -98,19 +98,12 @@ def _rows(run: dict[str, Any]) -> list[str]:
             continue
         verdict = verdicts.get(name, {"verdict": "", "best_control": None})
         over = rows.get(("pope_all", name, verdict["best_control"], "accuracy")) if verdict["best_control"] else None
-        captioned = ("chair", name, None, "length") in rows
         cells = [
             f"`{name}`" if decoder["role"] == "method" else name,
-            *(value(rows, name, "pope_all", metric) for metric in ("accuracy", "accuracy_matched", "auroc")),
-            short(rows["pope_all", name, None, "yes_ratio"]["value"]),
-            verdict["verdict"],
+            *questions(rows, name, verdict["verdict"]),
             "–" if over is None or decoder["role"] != "method" else f"{_less(over)} ({verdict['best_control']})",
-            *(value(rows, name, "chair", metric) for metric in ("chair_i", "object_recall", "f1")),
-            f"{rows['chair', name, None, 'length']['value']:.1f}" if captioned else "–",
-            short(rows["chair", name, None, "repeats"]["value"]) if captioned else "–",
-            ", ".join(
-                f"{times[task, name]:.2f}" if (task, name) in times else "–" for task in ("world_pope", "world_chair")
-            ),
+            *captions(rows, name),
+            time(times, name),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

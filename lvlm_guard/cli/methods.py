@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lvlm_guard.cli.console import out, print_json, quiet_libraries
+from lvlm_guard.cli.console import out, print_json
 from lvlm_guard.cli.options import Json
 from lvlm_guard.errors import MissingExtraError
 
@@ -25,7 +25,6 @@ def methods(json: Json = False) -> None:
 
     [bold]Example:[/bold] lvlm-guard methods --json
     """
-    quiet_libraries()
     rows = found()
     if json:
         print_json("methods", rows)
