@@ -42,6 +42,7 @@ def trimmed(result: dict[str, Any]) -> dict[str, Any]:
         "version": result["version"],
         "environment": result["environment"],
         "settings": result["settings"],
+        "allowed": result["allowed"],
         "decoders": [{key: d[key] for key in ("name", "role", "method", "sampled")} for d in result["decoders"]],
         "tasks": [{key: task[key] for key in ("name", "n", "pictures", "calibration")} for task in result["tasks"]],
         "rows": rows,
@@ -59,18 +60,21 @@ def methods_table(result: dict[str, Any]) -> str:
         run = result[kind]
         asked = {task["name"]: task for task in run["tasks"]}
         pope, chair = (next(task for name, task in asked.items() if part in name) for part in ("pope", "chair"))
-        knobs = "".join(
-            f" --knob {method}.{knob}={_written(setting)}"
-            for method, knobs in run["settings"]["knobs"].items()
+        settings = run["settings"]
+        options = [f"--allow-truncated {run['allowed']['truncated']}"]
+        options += [f"--{name} {settings[name]}" for name in ("seeds", "limit", "captions") if settings[name]]
+        options += [
+            f"--knob {method}.{knob}={_written(setting)}"
+            for method, knobs in settings["knobs"].items()
             for knob, setting in knobs.items()
-        )
+        ]
         parts += [
             f"**{title}**: {pope['pictures']} pictures × 18 questions and {chair['n']} captions.",
             "",
             *_rows(run),
             "",
-            f"`lvlm-guard eval run --methods all --tasks {','.join(asked)}{knobs}`, {run['settings']['seeds']} seed "
-            "for what is sampled. " + " ".join(run["flags"] + run["warnings"]),
+            f"`lvlm-guard eval run --methods all --tasks {','.join(asked)} {' '.join(options)}`. "
+            + " ".join(run["flags"] + run["warnings"]),
             "",
         ]
     return "\n".join(
@@ -78,7 +82,9 @@ def methods_table(result: dict[str, Any]) -> str:
             *parts,
             "After a value its paired difference to greedy with its 95 % interval by bootstrap over pictures, bold "
             "where it excludes zero; accuracy over the best control of the same decoding, which was "
-            f"chosen on validation questions; one training of the model; on {machine(result['drawn']['environment'])}.",
+            "chosen on validation questions; one training of the model. The files of statistics: `python "
+            "docs/world_pictures.py pictures 200`, then `lvlm-guard calibrate NAME --images pictures --out "
+            f"NAME.safetensors` for each. On {machine(result['drawn']['environment'])}.",
         ]
     )
 
