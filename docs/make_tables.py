@@ -24,6 +24,8 @@
     python docs/adapter_tables.py < all.json > docs/results/matchers.json
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json
+    lvlm-guard eval run --split val --methods vote --no-controls --limit 80 --captions 160 --adapter ... --json
+        (its rows of the table's columns) > docs/results/fresh.json
     OMP_NUM_THREADS=1 python -m embedded_training.overhead --json > docs/results/training.json
     NLTK_DATA=... python docs/real_tables.py > docs/results/real_captions.json
     python docs/make_tables.py
@@ -139,6 +141,17 @@ def real_table(result: dict[str, Any]) -> str:
 
 def share_table(result: dict[str, Any]) -> str:
     """Return the table of focus's knobs on the validation split."""
+    return validation_table(result, "--methods focus", "--sweep share=0.1,0.25,0.4,0.5 --sweep beta=0.1,0.5")
+
+
+def fresh_table(result: dict[str, Any]) -> str:
+    """Return the table of students that learnt what is named again, and of those that did not."""
+    adapters = " ".join(f"--adapter {adapter}" for adapter in result["settings"]["adapters"])
+    return validation_table(result, "--methods vote", adapters)
+
+
+def validation_table(result: dict[str, Any], methods: str, more: str) -> str:
+    """Return a table of decoders on 80 pictures and 160 captions of the validation split, without controls."""
     rows = by_columns(result["rows"])
     shown = [("pope_all", metric) for metric in ("accuracy_matched", "auroc")]
     shown += [("chair", metric) for metric in ("chair_i", "object_recall", "repeats")]
@@ -153,9 +166,9 @@ def share_table(result: dict[str, Any]) -> str:
     named, settings = {task["name"]: task for task in result["tasks"]}, result["settings"]
     lines += [
         "",
-        "`lvlm-guard eval run --split val --methods focus --no-controls --limit 80 --captions 160 --sweep "
-        f"share=0.1,0.25,0.4,0.5 --sweep beta=0.1,0.5`: {named['world_pope']['pictures']} pictures × 18 questions and "
-        f"{named['world_chair']['n']} captions of the {settings['split']} split, greedy, one training of the model; "
+        f"`lvlm-guard eval run --split val {methods} --no-controls --limit 80 --captions 160 {more}`: "
+        f"{named['world_pope']['pictures']} pictures × 18 questions and {named['world_chair']['n']} captions of the "
+        f"{settings['split']} split, greedy, one training of the model; "
         "after a value its paired difference to greedy, bold where its 95 % interval excludes zero, on "
         f"{machine(result['environment'])}.",
     ]
@@ -228,6 +241,7 @@ def filled(text: str) -> str:
         ("methods which", which_table),
         ("real", real_table),
         ("focus_share", share_table),
+        ("fresh", fresh_table),
         ("vote_named", vote_named_table),
         ("bench", bench_table),
         ("peers", peers_table),
