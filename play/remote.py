@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lvlm_guard.errors import GuardError, KnobError, MissingExtraError
+from lvlm_guard.images import data_url
 from lvlm_guard.matching import load_matcher
 from lvlm_guard.play import snippet
 from lvlm_guard.play.backend import GREEDY, Asked, Offered, offered_methods
@@ -145,11 +144,8 @@ def _base(address: str) -> str:
 
 
 def _messages(asked: Asked) -> Any:
-    written = io.BytesIO()
-    asked.picture.save(written, "PNG", compress_level=1)
-    url = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
     parts: list[Mapping[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": data_url(asked.picture)}},
         {"type": "text", "text": asked.prompt},
     ]
     return [{"role": "user", "content": parts}]

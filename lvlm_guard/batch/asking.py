@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ from lvlm_guard.batch.answering import Answered
 from lvlm_guard.batch.plan import How
 from lvlm_guard.batch.rows import Row
 from lvlm_guard.errors import GuardError, KnobError, MissingExtraError
+from lvlm_guard.images import data_url
 from lvlm_guard.proof import FIELD, check, proof_of
 
 KEY = "OPENAI_API_KEY"
@@ -57,9 +56,11 @@ class Served:
         if row.error:
             return Answered(error=row.error)
         try:
-            parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in _urls(row)]
+            # made here, so that what is wrong with a picture costs no request
+            urls = [data_url(image) for image in row.images()]
         except GuardError as error:
             return Answered(error=str(error))
+        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         name = f"{how.model}-{how.method}"
         knobs = {"vllm_xargs": {f"{how.method}_{knob}": value for knob, value in how.knobs.items()}}
         try:
@@ -83,13 +84,3 @@ class Served:
         tokens = answer.usage.completion_tokens if answer.usage else 0
         text = (answer.choices[0].message.content or "").strip()
         return Answered(text, None, proof.method, dict(proof.knobs), tokens, {"notes": list(proof.notes)})
-
-
-def _urls(row: Row) -> list[str]:
-    """Return a row's pictures as PNG in data URLs, read here so that what is wrong with one costs no request."""
-    urls = []
-    for image in row.images():
-        written = io.BytesIO()
-        image.save(written, "PNG", compress_level=1)
-        urls.append(f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}")
-    return urls

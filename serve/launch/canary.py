@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import time
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from typing import Any
 import httpx
 from PIL import Image, ImageDraw
 
+from lvlm_guard.images import data_url
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.canary import HEADER
 
@@ -142,10 +141,7 @@ def _drawn() -> dict[str, Any]:
     draw = ImageDraw.Draw(image)
     draw.rectangle((20, 30, 110, 120), fill=(200, 60, 40))
     draw.ellipse((120, 90, 205, 200), fill=(40, 120, 210))
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "image_url", "image_url": {"url": data_url(image, compress_level=6)}}
 
 
 _PICTURE = _drawn()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from math import exp, isfinite, log
 from typing import Any
 from urllib.parse import urlsplit
 
 from lvlm_guard.errors import MissingExtraError, did_you_mean
 from lvlm_guard.evals.errors import DataError, RunError
+from lvlm_guard.images import data_url
 
 KEY = "OPENAI_API_KEY"
 NO_KEY = "EMPTY"  # what vLLM's documentation sends where no key is asked for
@@ -129,9 +128,7 @@ def messages_of(talk: Talk) -> Talk:
     def wired(part: Mapping[str, Any]) -> dict[str, Any]:
         if part["type"] != "image":
             return dict(part)
-        file = BytesIO()
-        part.get("image", part.get("url")).save(file, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        url = data_url(part.get("image", part.get("url")), compress_level=6)
         return {"type": "image_url", "image_url": {"url": url}}
 
     made = []
