@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.evaluation.metrics import RetrievalFigures, auroc, ranks, recall, swap_auroc
+from lvlm_guard.adapters.evaluation.metrics import Judged, RetrievalFigures, ranks, recall, swap_auroc
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
@@ -205,9 +205,12 @@ class Searched:
             pictures: by their places.
             about: [claims]: which are asked; None for all.
         """
-        at = np.ix_(pictures, np.flatnonzero(np.ones(self.claimed.shape[1], bool) if about is None else about))
-        scores, claims = self.claimed[at], self.gallery.claims
-        return auroc(scores[claims.true[at]], scores[claims.false[at]])
+        key = "claims" if about is None else f"claims {about.tobytes()!r}"
+        if key not in self._held:
+            claims = self.gallery.claims
+            asked = (claims.true | claims.false) & (True if about is None else about)
+            self._held[key] = Judged(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
+        return self._judged(key).auroc(self._times(pictures, len(self.gallery.images)))
 
     @cached_property
     def asked(self) -> Asked:
@@ -229,11 +232,13 @@ class Searched:
 
     def verified(self, pictures: NDArray[np.int64]) -> tuple[float, float]:
         """Return (AUROC, Brier score) of the verifier's probabilities on claims of pictures; NaN without any."""
-        times = np.bincount(pictures, minlength=len(self.gallery.images))[self.asked.pictures]
-        if not times.any():
+        times = self._times(pictures, len(self.gallery.images))
+        p, true, of = self._probability, self.asked.true, self.asked.pictures
+        if not times[of].any():
             return float("nan"), float("nan")
-        p, true = np.repeat(self._probability, times), np.repeat(self.asked.true, times)
-        return auroc(p[true], p[~true]), float(((p - true) ** 2).mean())
+        if "verified" not in self._held:
+            self._held["verified"] = Judged(p, true, of)
+        return self._judged("verified").auroc(times), float(np.average((p - true) ** 2, weights=times[of]))
 
     @cached_property
     def _probability(self) -> NDArray[np.float64]:
@@ -242,16 +247,13 @@ class Searched:
 
     def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
         """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""
-        place, of, true = self._sorted(kind)
-        times = np.bincount(rows, minlength=len(self.gallery.rows)).astype(np.float64)
-        wrong = np.bincount(place, weights=times[of], minlength=int(place.max(initial=-1)) + 1)
-        own = times * (np.bincount(of, minlength=len(times)) > 0)
-        if not own.any() or not wrong.any():
-            return float("nan")
-        # of each swap's score how many swaps lie below it, and of equal ones a half
-        below = np.concatenate([[0.0], np.cumsum(wrong)])
-        low, high = true
-        return float((own * (below[low] + below[high])).sum() / 2 / (own.sum() * wrong.sum()))
+        if (key := f"swaps {kind}") not in self._held:
+            fits = self._of_kind(kind)
+            of = self.gallery.swap_of[fits]
+            own = np.unique(of)
+            scores = np.concatenate([self.true[own], self.swapped[fits]])
+            self._held[key] = Judged(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
+        return self._judged(key).auroc(self._times(rows, len(self.gallery.rows)))
 
     def above(self, rows: NDArray[np.int64], kind: str) -> float:
         """Return the share of captions that score above all their swaps of a kind; NaN without any."""
@@ -261,14 +263,12 @@ class Searched:
     def _of_kind(self, kind: str) -> NDArray[np.bool_]:
         return np.ones(len(self.swapped), bool) if not kind else np.asarray(self.gallery.kinds == kind)
 
-    def _sorted(self, kind: str) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
-        """Return each swap's place among the scores of swaps and its caption, and where captions would stand."""
-        if kind not in self._held:
-            fits = self._of_kind(kind)
-            scores, place = np.unique(self.swapped[fits], return_inverse=True)
-            between = tuple(np.searchsorted(scores, self.true, side) for side in ("left", "right"))
-            self._held[kind] = place, self.gallery.swap_of[fits], between
-        found: tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[np.int64], ...]] = self._held[kind]
+    @staticmethod
+    def _times(drawn: NDArray[np.int64], of: int) -> NDArray[np.int64]:
+        return np.bincount(drawn, minlength=of)
+
+    def _judged(self, key: str) -> Judged:
+        found: Judged = self._held[key]
         return found
 
     def _won(self, kind: str) -> NDArray[np.float64]:

@@ -229,7 +229,7 @@ def rows_of(
         for method, figure in each.items():
             if method != ours and metric in HEADLINES:
                 ends = interval(less(each[ours], figure), trainings, n, draws=draws)
-                rows.append(row(model, f"{ours}-{method}", TASK, metric, ends, n))
+                rows.append(row(model, f"{ours}-{method}", TASK, metric, ends, n, baseline=method))
     return rows
 
 

@@ -6,15 +6,19 @@ Retrieval among hard negatives: a trained retriever beside what it must beat, on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.metrics import AT
+from lvlm_guard.adapters.retrieval.claims import Claims, fit_tau
 
 Picked = NDArray[np.int64]
 Figure = Callable[[Picked, Picked], float]
@@ -40,12 +44,23 @@ def interval(figure: Figure, trainings: int, pictures: int, *, draws: int = 1000
         draws: of the bootstrap.
         seed: of the draws.
     """
-    whole = figure(np.arange(trainings), np.arange(pictures))
+    return ends_of(np.array([figure(*drawn) for drawn in _drawn(trainings, pictures, draws, seed)]))
+
+
+def _drawn(trainings: int, pictures: int, draws: int, seed: int = 0) -> Iterator[tuple[Picked, Picked]]:
+    """Yield all trainings and pictures, then draws of them."""
+    yield np.arange(trainings), np.arange(pictures)
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield rng.integers(0, trainings, trainings), rng.integers(0, pictures, pictures)
+
+
+def ends_of(figures: NDArray[np.float64]) -> Interval:
+    """Return a figure with its 95 % interval from its value on everything, then on draws."""
+    whole = float(figures[0])
     if math.isnan(whole):
         return Interval(whole, whole, whole)
-    rng = np.random.default_rng(seed)
-    drawn = [figure(rng.integers(0, trainings, trainings), rng.integers(0, pictures, pictures)) for _ in range(draws)]
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    low, high = np.nanquantile(figures[1:], (0.025, 0.975))
     return Interval(whole, float(low), float(high))
 
 
@@ -55,10 +70,17 @@ def less(one: Figure, other: Figure) -> Figure:
 
 
 TASK = "retrieval"
+REAL = "retrieval_real"  # on grounds cut from photographs
+PROBE = "linear-probe"
 HEADLINES = ("verifier_auroc", "brier", "i2t_r1", "t2i_r1", "swap_auroc", "claims_auroc")
 """What an adapter must win by."""
 
+OF_CLAIMS = ("verifier_auroc", "brier", "claims_auroc", "claims_auroc_base")
+"""What a linear probe has figures of."""
+
 DRAWS = 300
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Of the squared weights of a linear probe, per picture."""
 
 Found = Mapping[str, Sequence[Searched]]
 """Method -> what each of its trainings makes of the gallery."""
@@ -83,6 +105,55 @@ def of_claims(novel: NDArray[np.bool_]) -> dict[str, Measure]:
         "claims_auroc_base": about(~novel),
         "claims_auroc_novel": about(novel),
     }
+
+
+def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Callable[[Searched], Searched]:
+    """Return what asks a logistic regression per object about claims, instead of the text.
+
+    It knows the objects that it learnt alone: of others it says the mean of what it says of those.
+
+    Args:
+        features: [pictures, d], of the untuned CLIP's images.
+        claims: what is known of these pictures; what is unknown is not learnt from.
+        penalty: of the squared weights.
+    """
+    known = torch.from_numpy(claims.true | claims.false)
+    true = torch.from_numpy(claims.true).float()
+    weights = torch.zeros(features.shape[1] + 1, len(claims.names), requires_grad=True)
+    inputs = _with_bias(features)
+    solver = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        wrong = binary_cross_entropy_with_logits(inputs @ weights, true, known.float(), reduction="sum")
+        total: Tensor = wrong / len(features) + penalty * weights[:-1].square().sum()
+        total.backward()
+        return total
+
+    solver.step(loss)
+
+    def probed(found: Searched) -> Searched:
+        logits = (_with_bias(found.image) @ weights.detach()).numpy()
+        said = dict(zip(claims.names, logits.T, strict=True))
+        mean = logits.mean(1)
+        columns = [said.get(name, mean) for name in found.gallery.claims.names]
+        return replace(found, claimed=np.stack(columns, 1))
+
+    return probed
+
+
+def _with_bias(features: Tensor) -> Tensor:
+    return torch.cat([features.float(), torch.ones(len(features), 1)], 1)
+
+
+def best_probe(features: Tensor, claims: Claims, validation: Searched) -> Callable[[Searched], Searched]:
+    """Return the linear probe whose claims are told apart best on validation, by its temperature there."""
+    probes = [linear_probe(features, claims, penalty) for penalty in PENALTIES]
+    everything = np.arange(len(validation.gallery.images))
+    best = max(probes, key=lambda probe: probe(validation).claims_auroc(everything))
+    asked = best(validation).asked
+    tau = fit_tau(asked.cosines, asked.true)
+    return lambda found: replace(best(found), tau=tau)
 
 
 def measures(kinds: Sequence[str]) -> dict[str, Measure]:
@@ -113,15 +184,26 @@ def measures(kinds: Sequence[str]) -> dict[str, Measure]:
 
 
 def rows_of(
-    model: str, ours: str, found: Found, *, more: Mapping[str, Measure] | None = None, draws: int = DRAWS
+    model: str,
+    ours: str,
+    found: Found,
+    *,
+    more: Mapping[str, Measure] | None = None,
+    task: str = TASK,
+    baseline: str | None = None,
+    draws: int = DRAWS,
 ) -> list[dict[str, Any]]:
     """Return rows in long form: each figure of each method, and `ours` less each other method.
+
+    A linear probe says nothing of captions, so that only the figures of claims are told of it.
 
     Args:
         model: name of the CLIP.
         ours: the method that is compared with all others.
         found: of all methods, with as many trainings each; an untrained method's is repeated.
         more: further figures, shown first.
+        task: that the rows are of.
+        baseline: the method that all others are compared with too; None for none.
         draws: of the bootstrap over pictures and trainings.
     """
     gallery = found[ours][0].gallery
@@ -129,15 +211,23 @@ def rows_of(
     kinds = sorted(set(gallery.kinds.tolist()))
     pictures = len(gallery.images)
     rows: list[dict[str, Any]] = []
+    trainings = len(found[ours])
+    draws_of = [*_drawn(trainings, pictures, draws)]
+    pairs = [(ours, other) for other in found if other != ours]
+    pairs += [(one, baseline) for one in found if baseline and one not in (ours, baseline)]
     for metric, measure in {**(more or {}), **measures(kinds)}.items():
-        figures: dict[str, Figure] = {method: partial(_over, measure, captions, each) for method, each in found.items()}
-        trainings = len(found[ours])
-        for method, figure in figures.items():
-            rows.append(_row(model, method, metric, interval(figure, trainings, pictures, draws=draws), pictures))
-        for method, figure in figures.items():
-            if method != ours and metric in HEADLINES:
-                ends = interval(less(figures[ours], figure), trainings, pictures, draws=draws)
-                rows.append(_row(model, f"{ours}-{method}", metric, ends, pictures))
+        # the same draws for all, so that a difference is that of figures which are there already
+        figures = {
+            method: np.array([_over(measure, captions, each, *drawn) for drawn in draws_of])
+            for method, each in found.items()
+            if method != PROBE or metric in OF_CLAIMS
+        }
+        for method, values in figures.items():
+            rows.append(row(model, method, task, metric, ends_of(values), pictures))
+        for one, other in pairs:
+            if metric in HEADLINES and {one, other} <= figures.keys():
+                values = figures[one] - figures[other]
+                rows.append(row(model, f"{one}-{other}", task, metric, ends_of(values), pictures, baseline=other))
     return rows
 
 
@@ -172,12 +262,16 @@ def _captions(gallery: Gallery) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(gallery.image_of == k) for k in range(len(gallery.images))]
 
 
-def _row(model: str, method: str, metric: str, ends: tuple[float, float, float], n: int) -> dict[str, Any]:
-    return row(model, method, TASK, metric, ends, n)
-
-
-def row(model: str, method: str, task: str, metric: str, ends: tuple[float, float, float], n: int) -> dict[str, Any]:
-    """Return one row in long form; a figure that is undefined is null."""
+def row(
+    model: str,
+    method: str,
+    task: str,
+    metric: str,
+    ends: tuple[float, float, float],
+    n: int,
+    baseline: str | None = None,
+) -> dict[str, Any]:
+    """Return one row in long form; a figure that is undefined is null, one of a difference names what it is less."""
     value, low, high = (None if math.isnan(number) else round(number, 6) for number in ends)
     return {
         "model": model,
@@ -188,4 +282,4 @@ def row(model: str, method: str, task: str, metric: str, ends: tuple[float, floa
         "low": low,
         "high": high,
         "n": n,
-    }
+    } | ({"baseline": baseline} if baseline else {})

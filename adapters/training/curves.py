@@ -17,13 +17,14 @@ Row = Mapping[str, Any]
 LESS_IS_BETTER = ("mae", "brier")
 
 
-def verdicts(rows: Sequence[Row], ours: str) -> list[str]:
+def verdicts(rows: Sequence[Row]) -> list[str]:
     """Return a line for each difference: won, lost, or not decided by these pictures."""
     found = []
     for row in rows:
-        if not row["method"].startswith(f"{ours}-") or row["value"] is None:
+        other = row.get("baseline")
+        if not other or row["value"] is None:
             continue
-        other = row["method"].removeprefix(f"{ours}-")
+        ours = row["method"].removesuffix(f"-{other}")
         sign = -1 if row["metric"] in LESS_IS_BETTER else 1
         worst, best = sorted((sign * row["low"], sign * row["high"]))
         said = (
@@ -39,16 +40,17 @@ def verdicts(rows: Sequence[Row], ours: str) -> list[str]:
     return found
 
 
-def markdown(rows: Sequence[Row], ours: str, lead: str) -> str:
-    """Return a table of all methods with 95 % intervals, and the verdicts."""
-    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if not name.startswith(f"{ours}-")]
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells = {(row["method"], row["metric"]): row for row in rows}
-    lines = [lead, "", f"| | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
-    for metric in metrics:
-        each = [cells.get((method, metric)) for method in methods]
-        lines.append(f"| {metric} | {' | '.join(_cell(one) for one in each)} |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(rows, ours)), ""])
+def markdown(rows: Sequence[Row], lead: str) -> str:
+    """Return a table of all methods with 95 % intervals for each task, and the verdicts."""
+    lines = [lead]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        cells = {(row["method"], row["metric"]): row for row in rows if row["task"] == task and not row.get("baseline")}
+        methods, metrics = ([*dict.fromkeys(key[k] for key in cells)] for k in (0, 1))
+        lines += ["", f"| {task} | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
+        for metric in metrics:
+            each = [cells.get((method, metric)) for method in methods]
+            lines.append(f"| {metric} | {' | '.join(_cell(one) for one in each)} |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(rows)), ""])
 
 
 def _cell(row: Row | None) -> str:
@@ -100,8 +102,8 @@ def write_report(folder: Path, report: Mapping[str, Any], curves: Mapping[str, S
     ours = report["method"]
     parts = [_curves(name, curve, report["measures"]) for name, curve in curves.items()]
     rows = report.get("rows") or []
-    if rows:
-        parts.insert(0, _compared(rows, ours, report))
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    parts[:0] = [_compared([row for row in rows if row["task"] == task], task, ours, report) for task in tasks]
     settings = {key: report[key] for key in ("plan", "recipe", "data", "seeds", "kept", "environment") if key in report}
     return write_page(
         folder / "report.html",
@@ -131,34 +133,42 @@ def _curves(name: str, curve: Sequence[Mapping[str, Any]], measures: Sequence[st
     return section(name, *drawn)
 
 
-def _compared(rows: Sequence[Mapping[str, Any]], ours: str, report: Mapping[str, Any]) -> Html:
-    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if not name.startswith(f"{ours}-")]
-    cells = {(row["method"], row["metric"]): row for row in rows}
+def _compared(rows: Sequence[Mapping[str, Any]], task: str, ours: str, report: Mapping[str, Any]) -> Html:
+    own = [row for row in rows if not row.get("baseline")]
+    methods = [*dict.fromkeys(row["method"] for row in own)]
+    cells = {(row["method"], row["metric"]): row for row in own}
+    unknown = dict.fromkeys(("value", "low", "high"))
     body = [
         (
             metric,
-            *(with_interval(*(cells[method, metric][end] for end in ("value", "low", "high"))) for method in methods),
+            *(with_interval(*(cells.get((method, metric), unknown)[end] for end in unknown)) for method in methods),
         )
-        for metric in dict.fromkeys(row["metric"] for row in rows)
+        for metric in dict.fromkeys(row["metric"] for row in own)
     ]
-    differences = [row for row in rows if row["method"].startswith(f"{ours}-") and row["value"] is not None]
-    plot = [
-        dot_plot(
-            [
-                Interval(f"{row['metric']}: {row['method']}", row["value"], row["low"], row["high"])
-                for row in differences
-            ],
-            title=f"{ours} less each other method",
-            axis="difference",
-            reference=0.0,
-            digits=3,
-            signed=True,
-        )
+    differences = [
+        row for row in rows if row.get("baseline") and row["value"] is not None and row["method"].startswith(f"{ours}-")
     ]
+    plot = (
+        [
+            dot_plot(
+                [
+                    Interval(f"{row['metric']}: {row['method']}", row["value"], row["low"], row["high"])
+                    for row in differences
+                ],
+                title=f"{ours} less each other method",
+                axis="difference",
+                reference=0.0,
+                digits=3,
+                signed=True,
+            )
+        ]
+        if differences
+        else []
+    )
     return section(
-        "Beside others, on held-out pictures",
+        f"Beside others, on held-out pictures: {task}",
         table(("", *methods), body),
-        *(plot if differences else []),
-        tag("ul", *(tag("li", line) for line in verdicts(rows, ours))),
+        *plot,
+        tag("ul", *(tag("li", line) for line in verdicts(rows))),
         lead=f"Means over {len(report['seeds'])} trainings; 95 % intervals by bootstrap over pictures and trainings.",
     )

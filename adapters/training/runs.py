@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 import lvlm_guard
+from lvlm_guard.adapters import world
 from lvlm_guard.adapters.data import CaptionData, RankData
 from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.distill.run import adapter_folders
@@ -26,12 +27,15 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED
 from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.presets import BASELINES, PRESETS
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.claims import Claims, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.curves import markdown, write_report
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import BEGUN, CURVE, DONE, TRAINING, Recipe, read_json, write_json
+from lvlm_guard.errors import GuardError
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 Echo = Callable[[str], object]
@@ -175,13 +179,32 @@ def _compare_claims(
 ) -> dict[str, Any]:
     ours = next(iter(trained))
     plain, gallery, pixels = _tested(call, data, plan, pictures)
-    found = {name: [gallery.searched(one, pixels) for one in each] for name, each in trained.items()}
-    found["clip"] = [gallery.searched(plain, pixels)] * len(call.seeds)
-    novel = np.isin(gallery.claims.names, plan.withheld)
-    rows = of_retrieval.rows_of(plan.clip, ours, found, more=of_retrieval.of_claims(novel))
+    learnt = pictures.train
+    known = known_of(learnt, pictures.bank)
+    probe = of_retrieval.best_probe(
+        pictures.frozen(learnt.images),
+        Claims.of([known(image) for image in learnt.images], without=plan.withheld),
+        pictures.gallery.searched(plain, pictures.pixels),
+    )
+
+    def judged(gallery: Gallery, pixels: Features, task: str) -> list[dict[str, Any]]:
+        found = {name: [gallery.searched(one, pixels) for one in each] for name, each in trained.items()}
+        found["clip"] = [gallery.searched(plain, pixels)] * len(call.seeds)
+        found[of_retrieval.PROBE] = [probe(found["clip"][0])] * len(call.seeds)
+        novel = np.isin(gallery.claims.names, plan.withheld)
+        more = of_retrieval.of_claims(novel)
+        return of_retrieval.rows_of(plan.clip, ours, found, more=more, task=task, baseline="clip")
+
+    rows = judged(gallery, pixels, of_retrieval.TASK)
+    if data.store.describe() == dual_prompt.WORLD:
+        try:
+            real = _read(call, world.captions("test_real", call.pictures), pictures.bank, plain)
+            rows += judged(*real, of_retrieval.REAL)
+        except GuardError as error:
+            call.echo(f"Left out: {error}")
     # where training helped none on validation, the untuned CLIP's figures stand in the row
     for figure in ("kept", "parameters", "seconds"):
-        for name in found:
+        for name in (*trained, "clip"):
             notes = [read_json(folder / TRAINING / DONE) for folder in folders.get(name, ())]
             told = [float(note["kept"] != UNTUNED if figure == "kept" else note[figure]) for note in notes] or [0.0]
             ends = float(np.mean(told)), min(told), max(told)
@@ -244,13 +267,16 @@ def _tested(
     plain = untuned(plan.clip, configuration="clip")
     dual_prompt.calibrate(plain, pictures.gallery, pictures.pixels)
     plain.save_pretrained(call.out / "baselines" / "clip")
-    part = data.part("test")
+    return plain, *_read(call, data.part("test"), pictures.bank, plain)
+
+
+def _read(call: Call, part: CaptionData, bank: WordBank, plain: Any) -> tuple[Gallery, Features]:
     keys = part.images[: call.pictures]
     with call.progress("reading test pictures", len(keys)) as advance:
         pixels = Features(keys, part.load, plain.image_inputs, advance)
     gone = {bad.image for bad in pixels.bad}
     rows = [row for row in part.rows if row.image in set(keys) - gone]
-    return plain, Gallery.of(part.with_rows(rows), pictures.bank), pixels
+    return Gallery.of(part.with_rows(rows), bank), pixels
 
 
 def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) -> dict[str, Any]:
@@ -341,7 +367,7 @@ def _write(call: Call, report: dict[str, Any], folders: Sequence[Path] | None = 
         write_json(call.out / "report.json", report)
         lead = f"{report['call']}\n\nSeeds {report['seeds']}, {report['environment'].get('machine', '')}."
         if report["rows"]:
-            (call.out / "report.md").write_text(markdown(report["rows"], report["method"], lead), encoding="utf-8")
+            (call.out / "report.md").write_text(markdown(report["rows"], lead), encoding="utf-8")
         curves = {
             _named(call, folder): [json.loads(line) for line in (folder / TRAINING / CURVE).read_text().splitlines()]
             for folder in folders

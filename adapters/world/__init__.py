@@ -40,8 +40,8 @@ from lvlm_guard.errors import UnknownNameError, did_you_mean
 __all__ = ["ORDERS", "Pictures", "captions", "facts", "ranks"]
 
 
-SPLITS = {"train": 101, "val": 202, "test": 303, "pretrain": 404}
-"""Seeds. "pretrain" is what the tiny CLIP saw; an adapter trains on "train"."""
+SPLITS = {"train": 101, "val": 202, "test": 303, "pretrain": 404, "test_real": 505}
+"""Seeds. "pretrain" is what the tiny CLIP saw; an adapter trains on "train". Grounds of "test_real" are photographs."""
 
 
 COUNTED = ("car", "boat", "dog", "bird", "sheep", "apple", "carrot", "cup", "book", "phone", "ball", "umbrella")
@@ -121,7 +121,7 @@ def scene(kind: str, split: str, index: int) -> Scene:
         UnknownNameError: there is no such kind or split.
     """
     planned, rng = _planned(kind, split, index)
-    drawn = draw(rng, planned.groups, side=planned.side)
+    drawn = draw(rng, planned.groups, side=planned.side, photographs="test" if split == "test_real" else "")
     if kind != "brightness":
         return drawn
     light = rng.uniform(*LIGHT)

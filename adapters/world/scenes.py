@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lvlm_guard.embedded.catalog import CLASSES, N_PROPS, TOPICS
+from lvlm_guard.embedded.photographs import ground
 from lvlm_guard.embedded.sprites import SIZES, glyph
 from lvlm_guard.embedded.world import SIZE, background
 from lvlm_guard.matching.vocabulary import article, plural
@@ -139,7 +140,12 @@ def colour(rng: np.random.Generator) -> str | None:
 
 
 def draw(
-    rng: np.random.Generator, groups: Sequence[Group], *, side: int | None = None, prop_rate: float = PROP_RATE
+    rng: np.random.Generator,
+    groups: Sequence[Group],
+    *,
+    side: int | None = None,
+    prop_rate: float = PROP_RATE,
+    photographs: str = "",
 ) -> Scene:
     """Draw groups at free places.
 
@@ -147,6 +153,10 @@ def draw(
         groups: what to draw; at most `ITEMS` items together.
         side: of every drawing of the first group, in pixels up to 64; None for sizes at random.
         prop_rate: how often a prop stands beside them.
+        photographs: the part of the photographs that the ground is cut from, "val" or "test"; "": it is drawn.
+
+    Raises:
+        GuardError: the photographs are not installed.
     """
     total = sum(group.count for group in groups)
     sizes = _sizes(rng, total)
@@ -155,7 +165,8 @@ def draw(
     if rng.random() < prop_rate:
         items.append((-1, 1, int(rng.integers(N_PROPS))))
         sides.append(SIZES[0] if total > 4 or side is not None else SIZES[1])
-    image = background(rng, int(rng.integers(len(TOPICS))))
+    topic = int(rng.integers(len(TOPICS)))
+    image = ground(rng, photographs, SIZE) if photographs else background(rng, topic)
     owner = np.full((SIZE, SIZE), -1, np.int8)
     order = sorted(range(len(items)), key=lambda k: -sides[k])
     largest = [0] * len(groups)

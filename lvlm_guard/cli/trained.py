@@ -174,6 +174,10 @@ def length(
     return Length(size, epoch, steps or (epochs * epoch if epochs else usual))
 
 
+MOST_COLUMNS = 8
+"""Of a table on a terminal; wider ones are in the report."""
+
+
 def finish(call: Any, report: dict[str, Any], json: bool) -> None:
     """Print what a training found."""
     if not call.main:
@@ -182,25 +186,25 @@ def finish(call: Any, report: dict[str, Any], json: bool) -> None:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json(report["command"], report["rows"], **rest)
         return
-    ours = report["method"]
-    if report["rows"]:
-        methods = [name for name in dict.fromkeys(row["method"] for row in report["rows"]) if f"{ours}-" not in name]
-        found = {(row["method"], row["metric"]): row for row in report["rows"]}
-        shown = Table("", *methods, box=None)
-        for metric in dict.fromkeys(row["metric"] for row in report["rows"]):
-            shown.add_row(metric, *(_cell(found[method, metric]) for method in methods))
-        out().print(shown)
-        told = import_module("lvlm_guard.adapters.training.curves")
-        for line in told.verdicts(report["rows"], ours):
-            out().print(escape(line), soft_wrap=True)
+    own = [row for row in report["rows"] if not row.get("baseline")]
+    for task in dict.fromkeys(row["task"] for row in own):
+        found = {(row["method"], row["metric"]): row for row in own if row["task"] == task}
+        methods, metrics = ([*dict.fromkeys(key[k] for key in found)] for k in (0, 1))
+        shown = Table(task, *methods, box=None)
+        for metric in metrics:
+            shown.add_row(metric, *(_cell(found.get((method, metric))) for method in methods))
+        if len(methods) <= MOST_COLUMNS:
+            out().print(shown)
+    for line in import_module("lvlm_guard.adapters.training.curves").verdicts(report["rows"]):
+        out().print(escape(line), soft_wrap=True)
     for folder, kept in zip(report["adapters"], report["kept"], strict=True):
         note = "  (no epoch was better than the untuned CLIP, which is kept)" if kept["kept"] == -1 else ""
         out().print(f"adapter  {escape(folder)}{note}", soft_wrap=True)
     out().print(f"report   {escape(str(call.out / 'report.html'))}", soft_wrap=True)
 
 
-def _cell(row: dict[str, Any]) -> str:
-    if row["value"] is None:
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
         return ""
     if row["value"] >= 1000:
         return f"{row['value']:,.0f}"

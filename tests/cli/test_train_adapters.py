@@ -133,6 +133,13 @@ def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip
         for method in ("maple", "pacbayes", "clip"):
             assert (method, metric) in found, metric
     assert found["maple", "parameters"] > found["pacbayes", "parameters"] == found["clip", "parameters"] == 0
+    assert {metric for method, metric in found if method == "linear-probe"} == {
+        "verifier_auroc",
+        "brier",
+        "claims_auroc",
+        "claims_auroc_base",
+    }
+    assert {row["baseline"] for row in told["rows"] if row["method"].startswith("pacbayes-")} == {"clip"}
     assert told["withheld"]
     assert told["presets"]["maple"]["plan"]["losses"]["claims"] == 1
     assert load_adapter(out / "maple").card.configuration == "maple"

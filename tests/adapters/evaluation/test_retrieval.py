@@ -16,6 +16,7 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.metrics import auroc
 from lvlm_guard.adapters.evaluation.retrieval import interval
 from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.claims import Claims
 from lvlm_guard.adapters.training.curves import markdown, verdicts
 from lvlm_guard.adapters.world import Pictures
 
@@ -175,22 +176,52 @@ def test_rows_hold_every_method_and_the_differences_of_ours() -> None:
     assert by_name["theirs", "i2t_r1"]["value"] == 0.0
     assert by_name["ours-theirs", "t2i_r1"]["value"] == 1.0
     assert by_name["ours", "accuracy_category"]["value"] == 1.0
-    assert all(set(row) == {"model", "method", "task", "metric", "value", "low", "high", "n"} for row in rows)
-    told = markdown(rows, "ours", "lead")
+    assert by_name["ours-theirs", "t2i_r1"]["baseline"] == "theirs"
+    assert all(
+        set(row) - {"baseline"} == {"model", "method", "task", "metric", "value", "low", "high", "n"} for row in rows
+    )
+    told = markdown(rows, "lead")
     assert "| i2t_r1 | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |" in told
     assert "i2t_r1: ours beats theirs" in told
 
 
 def test_a_difference_whose_interval_holds_zero_is_no_win_and_less_error_is_one() -> None:
-    row = {"model": "m", "method": "ours-theirs", "task": "t", "n": 5}
+    row = {"model": "m", "method": "ours-theirs", "baseline": "theirs", "task": "t", "n": 5}
     lines = verdicts(
         [
             row | {"metric": "srcc", "value": 0.1, "low": -0.05, "high": 0.2},
             row | {"metric": "srcc", "value": -0.1, "low": -0.2, "high": -0.05},
             row | {"metric": "mae", "value": -0.1, "low": -0.2, "high": -0.05},
-        ],
-        "ours",
+        ]
     )
     assert "does not win here: no difference" in lines[0]
     assert "does not win here: theirs is better" in lines[1]
     assert "ours beats theirs" in lines[2]
+
+
+def test_a_linear_probe_tells_the_objects_it_learnt_apart_and_says_the_mean_of_others() -> None:
+    rng = np.random.default_rng(0)
+    names = ("cat", "dog", "fox")
+    true = rng.random((200, 3)) < 0.4
+    features = torch.from_numpy(np.concatenate([true + rng.normal(0, 0.3, (200, 3)), rng.random((200, 5))], 1)).float()
+    of = gallery([CaptionRow(f"{k}", f"a thing {k}") for k in range(200)])
+    of = replace(of, claims=Claims(names, true, ~true))
+    plain = replace(searched(np.zeros((200, 200)).tolist(), of), image=features)
+    learnt = Claims(names[:2], true[:, :2], ~true[:, :2])
+    found = retrieval.linear_probe(features, learnt, 1e-3)(plain)
+    at = np.arange(200)
+    assert all(found.claims_auroc(at, np.array(names) == name) > 0.95 for name in names[:2])
+    assert np.allclose(found.claimed[:, 2], found.claimed[:, :2].mean(1))
+
+
+def test_a_linear_probe_does_not_learn_from_what_is_unknown() -> None:
+    rng = np.random.default_rng(1)
+    features, true = torch.from_numpy(rng.normal(size=(50, 4))).float(), rng.random((50, 1)) < 0.5
+    of = gallery([CaptionRow(f"{k}", f"a thing {k}") for k in range(50)])
+    of = replace(of, claims=Claims(("cat",), true, ~true))
+    plain = replace(searched(np.zeros((50, 50)).tolist(), of), image=features)
+    some = np.arange(50)[:, None] < 30
+    half = retrieval.linear_probe(features, Claims(("cat",), true & some, ~true & some), 1e-2)(plain)
+    flipped = true ^ ~some  # other labels where nothing is known
+    same = retrieval.linear_probe(features, Claims(("cat",), flipped & some, ~flipped & some), 1e-2)(plain)
+    assert np.array_equal(half.claimed, same.claimed)

@@ -208,3 +208,18 @@ def test_phrases_agree_in_number_and_article() -> None:
     assert Group("sheep", 2, "red").phrase(colour=False) == "two sheep"
     assert listing(["a cat"]) == "a cat"
     assert listing(["a cat", "two dogs", "an apple"]) == "a cat, two dogs and an apple"
+
+
+def test_photographs_lie_behind_the_scenes_of_the_split_that_is_named_so() -> None:
+    first = scene("captions", "test_real", 0)
+    assert np.array_equal(first.image, scene("captions", "test_real", 0).image)
+    assert [row.split for row in captions("test_real", 3).rows] == [None] * 3
+
+    def detail(split: str) -> float:
+        """Mean difference of neighbouring pixels of the ground: drawn grounds have the same noise everywhere."""
+        scenes = [scene("captions", split, k) for k in range(20)]
+        return float(
+            np.std([np.abs(np.diff(s.image.astype(float), axis=1))[s.owner[:, 1:] < 0].mean() for s in scenes])
+        )
+
+    assert detail("test_real") > 2 * detail("test")
