@@ -189,9 +189,10 @@ def bench_table(result: dict[str, Any]) -> str:
             masks = found[method, execution, task, batch, "masks"]["value"]
             local = found[method, execution, task, batch, "local_forwards"]["value"]
             steps = found[method, execution, task, batch, "global_forwards"]["value"]
+            token = found[method, execution, task, batch, "token_time_ratio"]["value"]
             cells.append(
-                f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}]; {local:.1f} more forwards beside "
-                f"{steps:.1f}, {masks:.1f} second pictures"
+                f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}], a token {token:.2f}; "
+                f"{local:.1f} more forwards beside {steps:.1f}, {masks:.1f} second pictures"
             )
         lines.append(f"| {method} | {execution} | " + " | ".join(cells) + " |")
     lines += ["", f"`lvlm-guard bench --threads 1` on {machine(result['environment'])}."]

@@ -11,7 +11,8 @@ How it is measured:
   blocks with a 95 % bootstrap interval. Blocks rather than calls, because most yes/no questions are
   decided without the second view: a median over calls would show their cost alone.
 - The plain arm is plain: model and processor without a guard. Each guarded one has copies that share the weights and
-  are guarded once, as a user's are. `time_ratio` is of `generate()`; `request_ratio` counts the processor too.
+  are guarded once, as a user's are. `time_ratio` is of `generate()`, `token_time_ratio` of its time a new token (a
+  method that says more takes longer), `request_ratio` counts the processor too.
 - Counts of forwards and masks come from untimed calls of the same kind: a timed call keeps no trace.
 
 - `workloads`: what is asked: captions and yes/no questions, of the embedded world or of a folder's pictures.

@@ -177,7 +177,9 @@ class Bench:
         if arm.peer:
             return rows
         ratio = self._row(workload, arm, "time_ratio", *median_ratio(mine.generate, plain.generate))
-        return [ratio, *rows, *self._counts(workload, arm)]
+        spent = (np.array(each.generate) / np.array(each.tokens) for each in (mine, plain))
+        ratio_of_a_token = self._row(workload, arm, "token_time_ratio", *median_ratio(*spent))
+        return [ratio, ratio_of_a_token, *rows, *self._counts(workload, arm)]
 
     def _row(
         self,

@@ -22,7 +22,7 @@ from lvlm_guard.engine.active import ACTIVE, within
 from lvlm_guard.engine.call import VIEWS, Call, Pictures
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import Execution, Session
-from lvlm_guard.engine.subclass import once_per_class, plain_class, shown_with
+from lvlm_guard.engine.subclass import once_per_class, plain_class, shown_with, signed_as
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -144,7 +144,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 "the model with `lvlm-guard serve`, or unguard(model) first for plain answers."
             )
 
-        @functools.wraps(base.prepare_inputs_for_generation)  # generate() reads its signature
+        @signed_as(base.prepare_inputs_for_generation)  # generate() reads its signature
         def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             session = session_of(self)
             if session is not None:

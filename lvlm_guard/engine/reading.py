@@ -101,6 +101,11 @@ class Reading:
         return self.branch.around(prepared.passed(call, done, self.first, self.request))
 
 
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Tell whether two sets of tensors are the same."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 class Reader:
     """The plain model, called for the other branches of one guarded call.
 
@@ -136,7 +141,9 @@ class Reader:
             hidden = self._hidden(branch.hides(call), call, prepared)
             return Reading(branch, {}, hidden.first, rows, hidden.read, hidden)
         if branch.prompt is not None:
-            return self._own_prompt(branch, branch.prompt(call), call, expand, rows)
+            return self._own_prompt(branch, branch.prompt(call), call, prepared, rows)
+        if branch.pixels is None and (encoded := self._encoded(call, prepared)):
+            return Reading(branch, encoded, self._first, rows)
         view: dict[str, Any] = dict(branch.pixels(call)) if branch.pixels else dict(call.tensors)
         if view.keys() < self.call.tensors.keys():  # it changes some of them alone
             view = call.tensors | view
@@ -144,6 +151,16 @@ class Reader:
         afresh = blocks.only_rows(self._afresh, chosen, len(self.prompt))
         _, view = self._expanded(self.prompt[requests], view, afresh, expand)
         return Reading(branch, view, self._first, rows)
+
+    def _encoded(self, call: Call, prepared: Prepared) -> dict[str, Any]:
+        """Return the global branch's encoded pictures, for R rows; empty where there are none for these requests.
+
+        A branch that sees the same pictures need not encode them again.
+        """
+        if call is not self.call or self._afresh or not prepared.arguments.get(blocks.ENCODED):
+            return {}
+        keys = {blocks.ENCODED, *call.family.image_keys}
+        return {key: value for key, value in prepared.arguments.items() if key in keys}
 
     def _expanded(
         self, prompt: Tensor, view: dict[str, Any], along: dict[str, Any], expand: int
@@ -157,15 +174,22 @@ class Reader:
         )
         return ids, dict(expanded)
 
-    def _own_prompt(self, branch: Branch, made: dict[str, Any], call: Call, expand: int, rows: list[int]) -> Reading:
+    def _own_prompt(
+        self, branch: Branch, made: dict[str, Any], call: Call, prepared: Prepared, rows: list[int]
+    ) -> Reading:
         ids, mask = (made[key].to(self.call.device) for key in ("input_ids", blocks.MASK))
-        view = call.images_of(made)
+        view, encoded = call.images_of(made), self._encoded(call, prepared)
         if branch.pixels is not None:
             view |= branch.pixels(call)
+        if branch.pixels is None and encoded and equal(view, call.tensors):
+            view = {}
+        else:
+            encoded = {}
         along = call.family.replayed(call.model, made, ids, mask)
-        ids, view = self._expanded(ids, view, along | {blocks.MASK: mask}, expand)
-        own = OwnPrompt(ids, view.pop(blocks.MASK), self.prompt.shape[1])
-        return Reading(branch, view, ids.shape[1], rows, own.read)
+        expand = len(rows) // len(ids)
+        ids, expanded = self._expanded(ids, view, along | {blocks.MASK: mask}, expand)
+        own = OwnPrompt(ids, expanded.pop(blocks.MASK), self.prompt.shape[1])
+        return Reading(branch, expanded | encoded, ids.shape[1], rows, own.read)
 
     def _hidden(self, hides: Tensor, call: Call, prepared: Prepared) -> Hidden:
         rows, length = len(prepared.ids), self.prompt.shape[1]
@@ -209,7 +233,7 @@ class Reader:
     def _read(self, prepared: Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
         model: Any = self.call.model
         ids = prepared.ids
-        pictures = {"mm_encoder_outputs", *self.call.family.image_keys}  # of the global branch
+        pictures = {blocks.ENCODED, *self.call.family.image_keys}  # of the global branch
         arguments = {key: value for key, value in prepared.arguments.items() if key not in pictures} | view
         if cache is not None:
             arguments[blocks.CACHE] = cache

@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 POSITIONS, TYPES, MASK = "position_ids", "mm_token_type_ids", "attention_mask"
+ENCODED = "mm_encoder_outputs"  # pictures that generate() encoded before it expanded the rows
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 """What this release of transformers calls the cache among a model's arguments; renamed in 5.24."""
 
@@ -130,7 +131,7 @@ def stack(
     for key, value in inputs.items():
         if key == CACHE:
             continue
-        if key == "mm_encoder_outputs":
+        if key == ENCODED:
             stacked[key] = _stack_encoded(value, [view[key] for view in views])
         elif isinstance(value, dict):  # masks of a model with several kinds of attention
             stacked[key] = {name: _repeat(name, mask, len(views), rows) for name, mask in value.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,7 @@ class Session:
         self._global: Any = None  # generate()'s cache
         self._longest = 0
         self._rows_of: dict[tuple[int, int], list[int]] = {}
-        self._may_join = False
+        self._may_join: Callable[[], bool] = lambda: False
         self._eager = call.family.proof.way is None  # the branches run from the first step on, wanted or not
         self._idle = True  # no branch has run yet
         self._lagging = [Lagging(call.family.proof.crops) for _ in self.branches]
@@ -137,38 +138,43 @@ class Session:
     def _choose(self, config: Any, cache: Any) -> str:
         if not self.branches:
             return "single"
-        impossible = None
-        if "batched" not in self.method.executions:
-            impossible = f"{self.method.name} leaves its branch idle most of the time"
-        elif self._steers or self._layers:
-            impossible = f"{self.method.name} acts inside the global branch alone"
-        elif not all(branch.stacks for branch in self.branches):
-            impossible = f"{self.method.name} reads a prompt of its own, or steers its branch"
-        elif self._cached:
-            impossible = "past_key_values holds the global branch alone"
-        elif not self.call.family.proof.stacks:
-            impossible = f"a {type(self.call.model).__name__} was not proven to stack its branches"
-        elif not blocks.stackable(cache, self.call.model.config):
-            impossible = f"a {type(cache).__name__} can't be stacked"
-        elif config.prefill_chunk_size is not None:
-            impossible = "the prompt is read in chunks"
+        joins = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
+        if self.execution == "auto":
+            # stacked later, if at all: a DynamicCache grows, so that the lagging branches' rows can be appended to it
+            if joins and not (config.output_hidden_states or config.output_attentions):
+                self._may_join = functools.cache(lambda: self._unstackable(config, cache) is None)
+            return "lazy"
+        if self.execution == "lazy":
+            return "lazy"
+        impossible = self._unstackable(config, cache)
         if impossible:
-            if self.execution == "batched":
-                self.trace.note(f"Ran lazy instead of batched: {impossible}.")
+            self.trace.note(f"Ran lazy instead of batched: {impossible}.")
             return "lazy"
-        if self.execution == "auto" and (config.output_hidden_states or config.output_attentions):
-            return "lazy"
-        # stacked later: a DynamicCache grows, so that the lagging branches' rows can be appended to it
-        self._may_join = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
-        if self.execution == "batched" and (self._may_join or cache is None):
+        if joins or cache is None:
             self._eager = True  # each branch reads the prompt by itself, in shapes of its own; then their rows join
+            self._may_join = lambda: joins
             return "lazy"
-        if self.execution == "batched" and any(branch.hides for branch in self.branches):
+        if any(branch.hides for branch in self.branches):
             kind = type(cache).__name__
             self.trace.note(f"Ran lazy instead of batched: a branch that hides can't be stacked on a {kind}.")
             return "lazy"
-        self._may_join &= self.execution == "auto"
-        return self.execution if self.execution == "batched" else "lazy"
+        return "batched"
+
+    def _unstackable(self, config: Any, cache: Any) -> str | None:
+        """Return why branches can't be stacked, or None."""
+        if "batched" not in self.method.executions:
+            return f"{self.method.name} leaves its branch idle most of the time"
+        if self._steers or self._layers:
+            return f"{self.method.name} acts inside the global branch alone"
+        if not all(branch.stacks for branch in self.branches):
+            return f"{self.method.name} reads a prompt of its own, or steers its branch"
+        if self._cached:
+            return "past_key_values holds the global branch alone"
+        if not self.call.family.proof.stacks:
+            return f"a {type(self.call.model).__name__} was not proven to stack its branches"
+        if not blocks.stackable(cache, self.call.model.config):
+            return f"a {type(cache).__name__} can't be stacked"
+        return "the prompt is read in chunks" if config.prefill_chunk_size is not None else None
 
     def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
         """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
@@ -209,7 +215,10 @@ class Session:
         if self._whole_prefill is not None:
             return plain(inputs)
         if self.execution != "batched":
-            with self._acting(inputs):
+            if self._steers or self._layers:
+                with self._acting(inputs):
+                    outputs = plain(inputs)
+            else:
                 outputs = plain(inputs)
             outputs.logits = self._assembled(outputs.logits, None)
             return outputs
@@ -218,9 +227,6 @@ class Session:
     @contextmanager
     def _acting(self, inputs: dict[str, Any]) -> Iterator[None]:
         """Steer the global branch's call, and keep what the method reads of its layers."""
-        if not (self._steers or self._layers):
-            yield
-            return
         assert self.prepared is not None
         rows, length = self.prepared.ids.shape
         done = length - inputs["input_ids"].shape[1]
@@ -389,7 +395,7 @@ class Session:
             return self._for_few(prepared, step, part, requests, needed)
         branches = zip(self._opened(prepared), self._lagging, strict=True)
         others = tuple(self._catch_up(reading, lagging, prepared, needed) for reading, lagging in branches)
-        if self._may_join and prepared.ids.shape[1] + 1 < self._longest:
+        if prepared.ids.shape[1] + 1 < self._longest and self._may_join():
             self._join()
         return others, None
 
@@ -448,7 +454,6 @@ class Session:
         blocks.append(self._global, caches)
         self._cache = blocks.in_blocks(self._global, 1 + len(self.branches))
         self._lagging = []
-        self._may_join = False
         self.trace.execution = "batched" if self._asked == "batched" else "joined"
         self.execution = "batched"
 

@@ -54,6 +54,18 @@ def shown_with(below: Callable[..., Any]) -> Callable[[F], F]:
     return showing
 
 
+def signed_as(below: Callable[..., Any]) -> Callable[[F], F]:
+    """As `functools.wraps`, with a signature that is read once: generate() asks for it in each call."""
+
+    def signed(method: F) -> F:
+        told: Any = functools.wraps(below)(method)
+        told.__signature__ = inspect.signature(below)
+        wrapped: F = told
+        return wrapped
+
+    return signed
+
+
 def _reduced(self: Any, protocol: Any) -> Any:
     """Return what pickle and copy make the object from: its class, which no module holds, is made again."""
     makers: list[Any] = []

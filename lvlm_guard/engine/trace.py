@@ -137,6 +137,7 @@ class Recorder:
         self._records: list[_Record] = []
         self._longer: dict[tuple[int, int], int] = {}  # (beginning, token) -> beginning; -1, -2, ... begin requests
         self._where: dict[int, tuple[int, int]] = {}  # beginning -> record and row
+        self._last: dict[tuple[int, int], tuple[list[int], int]] = {}  # (row, request) -> what it began with last
 
     def add(
         self,
@@ -148,10 +149,14 @@ class Recorder:
     ) -> None:
         """Keep a step of R rows; `ran` [R] tells for which of them the branches ran, where not for all."""
         for row, request in enumerate(step.request):
-            beginning = -1 - request
-            for token in step.prefix(row):
-                beginning = self._longer.setdefault((beginning, token), len(self._longer))
-            self._where[beginning] = (len(self._records), row)
+            prefix = step.prefix(row)
+            before, at = self._last.get((row, request), ([], -1 - request))
+            if prefix[: len(before)] != before:  # another beam's
+                before, at = [], -1 - request
+            for token in prefix[len(before) :]:
+                at = self._longer.setdefault((at, token), len(self._longer))
+            self._last[row, request] = prefix, at
+            self._where[at] = (len(self._records), row)
         if not self.keep or decided is None:
             return
         kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices

@@ -7,12 +7,14 @@ APC alone reaches is no merit of a second branch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_beta, cut
+from lvlm_guard.engine.assembly import DEPTH, check_beta
 from lvlm_guard.engine.method import Single, Step
 
 
@@ -41,4 +43,7 @@ class APC(Single):
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the global logits with the implausible tokens pushed down."""
-        return cut(step.logits, step.logits, step.plausible(self.beta))
+        if self.beta == 0:
+            return step.logits
+        # no survivor lies lower than ln(beta) below the best, so that there is no need to look for the lowest
+        return torch.where(step.plausible(self.beta), step.logits, step.logits + (math.log(self.beta) - DEPTH))

@@ -12,6 +12,7 @@ sampling as sharp: where l still equals f, FLB is a lower temperature.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -56,9 +57,9 @@ class FLB(Single):
         """Return 1 / (1 + gamma), which it comes to where l stays f."""
         return 1 / (1 + self.gamma)
 
-    def weight(self, t: Tensor) -> Tensor:
+    def weight(self, t: int) -> float:
         """Return the weight of the first logits at token t, 1 for the first one."""
-        return self.gamma * (1 - torch.exp(-self.lam * (t.double() - 1)))
+        return self.gamma * (1 - math.exp(-self.lam * (t - 1)))
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the boosted logits within the constraint; keeps each request's first ones for the call.
@@ -67,11 +68,15 @@ class FLB(Single):
             UnsupportedCallError: an answer's first token was never seen.
         """
         first: dict[int, Tensor] = step.call.memory.setdefault(self.name, {})
-        for row in (step.t == 1).nonzero().flatten().tolist():
-            first[step.request[row]] = step.logits[row].clone()
+        places = [len(step.prefix(row)) + 1 for row in range(len(step.request))]
+        for row, (request, t) in enumerate(zip(step.request, places, strict=True)):
+            if t == 1:
+                first[request] = step.logits[row].clone()
         if not first.keys() >= set(step.request):
             raise UnsupportedCallError("FLB adds an answer's first logits, and this call did not begin with them.")
-        boost = torch.stack([first[request] for request in step.request])
-        weight = self.weight(step.t).to(boost.dtype)[:, None]
-        assembled = step.logits + torch.where(weight > 0, weight * boost, 0.0)  # a forbidden token's -inf times 0
+        assembled, weights = step.logits, [self.weight(t) for t in places]
+        if any(weights):
+            boost = torch.stack([first[request] for request in step.request])
+            weight = boost.new_tensor(weights)[:, None]
+            assembled = assembled + torch.where(weight > 0, weight * boost, 0.0)  # a forbidden token's -inf times 0
         return cut(assembled, step.logits, step.plausible(self.beta))

@@ -114,9 +114,20 @@ def test_rows_have_the_long_form_and_say_what_they_are(measured: tuple[Bench, li
     assert len({(r["method"], r["task"], r["batch"], r["execution"], r["metric"]) for r in rows}) == len(rows)
     metrics = {row["metric"] for row in rows if row["method"] == "agla"}
     assert metrics >= {
-        "time_ratio", "tokens_per_s", "local_forwards", "global_forwards", "masks", "peak_memory_mib", "local_tokens",
+        "time_ratio", "token_time_ratio", "tokens_per_s", "local_forwards", "global_forwards", "masks",
+        "peak_memory_mib", "local_tokens",
     }  # fmt: skip
     assert not [row for row in rows if row["method"] == "greedy" and row["metric"] == "time_ratio"]
+    found = {(row["method"], row["execution"], row["task"], row["metric"]): row["value"] for row in rows}
+    ratio, plain, guarded = (
+        found[key]
+        for key in (
+            ("agla", "auto", "caption", "token_time_ratio"),
+            ("greedy", "plain", "caption", "tokens_per_s"),
+            ("agla", "auto", "caption", "tokens_per_s"),
+        )
+    )
+    assert ratio == pytest.approx(plain / guarded, rel=0.2)  # medians of two blocks
     for row in rows:
         assert row["value"] >= 0
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"]

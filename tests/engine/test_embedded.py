@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lvlm_guard import guard, methods
 from lvlm_guard.embedded import MODEL, world
+from lvlm_guard.engine.reading import encodes_first
 from lvlm_guard.matching import load_matcher, local_view
 
 CAPTION = f"USER: <image>\n{world.CAPTION_PROMPT} ASSISTANT:"
@@ -126,3 +127,20 @@ def test_photographs_of_any_size_and_mode_are_answered(pair, name):
             "yes",
             "no",
         }
+
+
+@pytest.mark.parametrize(
+    ("method", "encoded"), [(methods.ICD(), 1), (methods.M3ID(), 1), (methods.VCD(), 2)], ids=lambda m: str(m)[:4]
+)
+def test_the_same_pictures_under_another_prompt_are_encoded_once(pair, pictures, method, encoded):
+    model, _ = pair
+    if not encodes_first(model):
+        pytest.skip("this release of transformers encodes pictures within the model call")
+    calls = []
+    with model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1)):
+        out = model.generate(
+            **inputs_of(pair, pictures[:3]), max_new_tokens=12, num_beams=2, do_sample=False, guard=method,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+    assert out.guard.local_forwards
+    assert len(calls) == encoded
