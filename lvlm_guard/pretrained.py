@@ -48,7 +48,7 @@ def load_model(
         KnobError: no such device or dtype, or a revision of what has none.
     """
     where = usable_device(device)
-    wanted = _dtype(name, dtype, where)
+    wanted = dtype_of(name, dtype)
     place = str(embedded.MODEL) if name == EMBEDDED else name
     if name == EMBEDDED and not (embedded.MODEL / "config.json").is_file():
         raise WeightsError(
@@ -200,7 +200,8 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, dtype: str, device: torch.device) -> torch.dtype | str:
+def dtype_of(name: str, dtype: str) -> torch.dtype | str:
+    """Return a dtype by name; "auto" is the checkpoint's, and the embedded model's float32. Raises `KnobError`."""
     if dtype == "auto":
         return torch.float32 if name == EMBEDDED else "auto"
     if dtype not in DTYPES:

@@ -59,7 +59,7 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]
 
 
-def random_pair(shape: Shape, seed: int = 0) -> tuple[Any, Any]:
+def random_pair(shape: Shape, seed: int = 0, dtype: torch.dtype | str = torch.float32) -> tuple[Any, Any]:
     """Return a LLaVA of this shape with random weights, and a processor with the embedded model's words."""
     from transformers import (
         AutoProcessor,
@@ -106,7 +106,7 @@ def random_pair(shape: Shape, seed: int = 0) -> tuple[Any, Any]:
     model.generation_config.eos_token_id = text.eos_token_id
     model.generation_config.pad_token_id = text.pad_token_id
     model.generation_config.suppress_tokens = [token, text.eos_token_id]  # answers as long as they may be
-    return model, processor
+    return model.to(dtype=dtype), processor
 
 
 def random_matcher(shape: Shape, seed: int = 0) -> Any:

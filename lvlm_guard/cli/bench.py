@@ -92,7 +92,7 @@ def bench(
     from lvlm_guard.bench.shapes import random_matcher, random_pair, shape_of
     from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
     from lvlm_guard.methods import REGISTRY
-    from lvlm_guard.pretrained import load_model
+    from lvlm_guard.pretrained import EMBEDDED, dtype_of, load_model, usable_device
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -107,9 +107,12 @@ def bench(
     else:
         workloads = picture_workloads(folder_pictures(images) if images else made_pictures(), sizes, max_new_tokens)
     if shape:
-        _refuse(given & {"model", "device", "dtype"}, "not for --shape")
-        model, (lvlm, processor) = shape, random_pair(shape_of(shape))
+        _refuse(given & {"model"}, "not for --shape")
+        where = usable_device(device)
+        model, (lvlm, processor) = shape, random_pair(shape_of(shape), dtype=dtype_of(EMBEDDED, dtype))
         matcher = random_matcher(shape_of(shape))
+        lvlm.to(where)
+        matcher.model.to(where)
         chosen = [replace(method, matcher=matcher) if hasattr(method, "matcher") else method for method in chosen]
     else:
         lvlm, processor = load_model(model, device=device, dtype=dtype)
