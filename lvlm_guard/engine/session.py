@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
 FEW = 3  # few requests want a branch: no more than one in so many
+EARLY = 1  # tokens within which an answer that has one undecided token has it
 
 
 class Session:
@@ -387,10 +388,11 @@ class Session:
         Returns:
             Their last `needed` logits, [R / needed, needed, V] each, and for which rows they ran (None: all).
             The first time, where few requests want them, only those are matched, encoded and read, and
-            nothing is kept: yes/no answers have one undecided token, and mostly few rows of a batch have it.
+            nothing is kept: yes/no answers have one undecided token, their first, and mostly few rows of a batch have
+            it. Where a later token is the first undecided one, more follow.
         """
         requests = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
-        first, self._idle = self._idle, False
+        first, self._idle = self._idle and prepared.ids.shape[1] - self.prompt.shape[1] < EARLY, False
         if first and FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
             return self._for_few(prepared, step, part, requests, needed)
         branches = zip(self._opened(prepared), self._lagging, strict=True)

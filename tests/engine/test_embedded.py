@@ -144,3 +144,16 @@ def test_the_same_pictures_under_another_prompt_are_encoded_once(pair, pictures,
         )  # fmt: skip
     assert out.guard.local_forwards
     assert len(calls) == encoded
+
+
+def test_captions_open_the_branch_once_for_all_and_only_questions_for_few(pair, pictures):
+    model, _ = pair
+    out = model.generate(
+        **inputs_of(pair, pictures[:8]), max_new_tokens=30, do_sample=False, return_dict_in_generate=True
+    )
+    wanted = [
+        next(k for k, step in enumerate([*steps, None]) if step is None or not step.decided)
+        for steps in out.guard.steps
+    ]
+    assert min(wanted) > 0  # none at the first token, as in questions
+    assert out.guard.masks == 8  # and not once more for those that came first
