@@ -28,6 +28,13 @@ P = TypeVar("P")
 Given = str | Method | type[Method] | Sequence[Method]
 
 
+def parts_of(name: str) -> list[str]:
+    """Return the names of the methods that a name stands for: several where it is a combination, "agla+rudder"."""
+    from lvlm_guard.methods import REGISTRY
+
+    return [name] if name in REGISTRY.names() else [part.strip() for part in name.split("+")]
+
+
 def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
     """Return a method from its name, its class, or itself; "agla+rudder", or a list of methods, is a combination.
 
@@ -37,13 +44,13 @@ def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
     """
     from lvlm_guard.methods import REGISTRY
 
-    if isinstance(method, str) and "+" in method and method not in REGISTRY.names():
+    if isinstance(method, str) and len(parts := parts_of(method)) > 1:
         if knobs:
             raise KnobError(
                 f"Knobs were given beside {method!r}, whose parts may share their names: give the methods themselves, "
                 "such as [methods.AGLA(alpha=1.0), methods.RUDDER(relative=True)]."
             )
-        return Combined(tuple(resolve(part.strip()) for part in method.split("+")))
+        return Combined(tuple(map(resolve, parts)))
     if isinstance(method, list | tuple):
         if knobs:
             raise KnobError("Knobs were given beside a list of methods: give them to the methods themselves.")

@@ -22,10 +22,14 @@ class Registry:
         kind: what a name stands for, used in messages: "method", "matcher", "family".
         group: the entry-point group in which other packages register theirs.
         builtin: name to "module:attribute".
+        refused: name to why there is none of this name, for those that users ask for.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+    def __init__(
+        self, kind: str, group: str, builtin: Mapping[str, str], refused: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
+        self._refused = refused or {}
         self.group = group
         self._builtin = dict(builtin)
 
@@ -43,6 +47,8 @@ class Registry:
             return self._builtin[name]
         if name in self._found:
             return self._found[name].value
+        if name in self._refused:
+            raise UnknownNameError(f"There is no {self.kind} {name!r}: {self._refused[name]}")
         raise UnknownNameError(
             f"No {self.kind} is called {name!r}. "
             + did_you_mean(name, self.names())

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard import methods
-from lvlm_guard.api import resolve
+from lvlm_guard.api import parts_of, resolve
 from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import PAPER, REFERENCE, SAMPLED, Decoder
@@ -56,11 +56,15 @@ def decoders_of(
     """
     own: dict[str, Any] = {}
     for name in methods_of(settings.methods, settings.knobs):
-        knobs = dict(settings.knobs.get(name, {}))
-        own[name] = resolve(name, knobs)
-        own[name].ready()
-        if objects is not None and hasattr(own[name], "objects") and "objects" not in knobs:
-            own[name] = replace(own[name], objects=tuple(objects))
+        parts = []
+        for part in parts_of(name):
+            knobs = dict(settings.knobs.get(part, {}))
+            method: Any = resolve(part, knobs)
+            method.ready()
+            if objects is not None and hasattr(method, "objects") and "objects" not in knobs:
+                method = replace(method, objects=tuple(objects))
+            parts.append(method)
+        own[name] = parts[0] if len(parts) == 1 else resolve(parts)
     _check(settings, own)
     made = [_GREEDY]
     for name, places in adapters_of(settings).items():
@@ -139,7 +143,8 @@ def left_out(settings: Settings) -> list[str]:
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:
     there, matched = ", ".join(own), [name for name, method in own.items() if hasattr(method, "matcher")]
     known = sorted({f.name for method in own.values() for f in dataclasses.fields(method)})
-    for name in (name for name in settings.knobs if name not in own):
+    parts = [part for name in own for part in parts_of(name)]
+    for name in (name for name in settings.knobs if name not in parts):
         raise KnobError(f"There are knobs for {name!r}, none of the methods of this run ({there}): add it.")
     for knob in (knob for knob in settings.sweep if knob not in known):
         raise KnobError(f"No method of this run has a knob {knob!r} to sweep. They have: {', '.join(known)}.")

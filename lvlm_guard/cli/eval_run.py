@@ -233,13 +233,15 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _knobs(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    from lvlm_guard.api import parts_of
+
     given: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         left, equals, text = pair.partition("=")
         method, dot, name = left.strip().partition(".")
         if not equals or not dot:
             raise usage(f"--knob {pair!r}: write METHOD.NAME=VALUE, such as agla.alpha=1.5.")
-        if method not in methods and "all" not in methods:
+        if "all" not in methods and not any(method in parts_of(each) for each in methods):
             raise usage(f"--knob {pair!r}: {method!r} is none of --methods {','.join(methods)}.")
         given.setdefault(method, {})[name] = knob_value(method, name, text.strip())
     return given

@@ -53,23 +53,30 @@ WORLD_ONLY = (
 
 
 def method_of(name: str, knobs: Sequence[str] | None) -> Any:
-    """Return a method from its name and NAME=VALUE texts.
+    """Return a method from its name and NAME=VALUE texts; of a combination ("agla+rudder") METHOD.NAME=VALUE.
 
     Raises:
         UnknownNameError: no method has this name.
         KnobError: no such knob, or a value that it can't take.
     """
-    from lvlm_guard.api import resolve
+    from lvlm_guard.api import parts_of, resolve
     from lvlm_guard.knobs import defaults_of, read_knob
 
-    defaults = defaults_of(name)
-    given: dict[str, Any] = {}
+    parts = parts_of(name)
+    defaults, given = {part: defaults_of(part) for part in parts}, {part: dict[str, Any]() for part in parts}
     for pair in knobs or ():
-        knob, equals, value = pair.partition("=")
+        left, equals, value = pair.partition("=")
         if not equals:
             raise usage(f"--knob {pair!r} has no value: write NAME=VALUE, such as alpha=1.5.")
-        given[knob.strip()] = read_knob(knob.strip(), value.strip(), defaults.get(knob.strip()))
-    return resolve(name, given)
+        part, dot, knob = left.strip().rpartition(".")
+        if not dot and len(parts) > 1:
+            raise usage(f"--knob {pair!r}: whose of {name}? Write METHOD.NAME=VALUE, such as {parts[0]}.{pair}.")
+        if dot and part not in parts:
+            raise usage(f"--knob {pair!r}: {part!r} is none of {', '.join(parts)}.")
+        own = part or name
+        given[own][knob] = read_knob(knob, value.strip(), defaults[own].get(knob))
+    made = [resolve(part, given[part]) for part in parts]
+    return made[0] if len(made) == 1 else resolve(made)
 
 
 def knob_value(method: str, knob: str, text: str) -> Any:

@@ -41,6 +41,13 @@ REGISTRY = Registry(
     "method",
     "lvlm_guard.methods",
     {module.rpartition(".")[2]: f"{module}:{kind}" for kind, module in stated(__name__).items()},
+    {
+        "opera": "its retrospection takes tokens back that beam search has chosen, for which it would need a decoding "
+        "loop of its own, and its penalty alone would be another method. Answers of OPERA's own code are scored by "
+        "`lvlm-guard eval score`.",
+        "resdec": "its paper (arXiv:2602.01047) leaves open what decides its figures, and no code was published.",
+        "kvsmooth": "its paper (arXiv:2602.04268) leaves open what decides its figures, and no code was published.",
+    },
 )
 
 DEFAULT = "vote"

@@ -78,6 +78,23 @@ def test_progress_without_a_terminal_is_a_line_each_tenth(capsys: pytest.Capture
     assert lines[0].startswith("answers: 4 of 40")
 
 
+def test_a_combination_takes_the_knobs_of_each_of_its_methods() -> None:
+    both = method_of("agla+rudder", ["agla.alpha=1.5", "agla.beta=0.2"])
+    assert (both.name, both.parts[0].alpha, both.parts[0].beta) == ("agla+rudder", 1.5, 0.2)
+    assert method_of("agla", ["agla.alpha=1.5"]) == method_of("agla", ["alpha=1.5"])
+    for knob, said in (("alpha=1", "agla.alpha=1"), ("vcd.alpha=1", "none of agla, rudder")):
+        with pytest.raises(typer.BadParameter, match=said):
+            method_of("agla+rudder", [knob])
+    with pytest.raises(KnobError, match="both assemble logits"):
+        method_of("agla+vcd", None)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("opera", "takes tokens back"), ("kvsmooth", "leaves open")])
+def test_a_method_that_cannot_be_had_says_why(name: str, reason: str) -> None:
+    with pytest.raises(UnknownNameError, match=reason):
+        method_of(name, None)
+
+
 def test_knobs_are_read_as_the_type_of_their_default() -> None:
     made = method_of("agla", ["alpha=1", "mode=official", "matcher=none", "beta=.25"])
     assert (made.alpha, made.mode, made.matcher, made.beta) == (1.0, "official", None, 0.25)

@@ -50,6 +50,15 @@ def test_every_table_has_plain_decoding_cuts_prompts_and_moved_thresholds_beside
     assert {d.role for d in found.values()} < set(ROLES)
 
 
+def test_a_combination_is_a_method_and_takes_the_knobs_of_its_parts():
+    found = lineup(methods=("agla+rudder", "rudder"), knobs={"agla": {"alpha": 1.5}})
+    (both,) = found["agla+rudder"].runs
+    assert [part.name for part in both.parts] == ["agla", "rudder"]
+    assert both.parts[0].alpha == 1.5
+    with pytest.raises(KnobError, match="vcd"):
+        lineup(methods=("agla+rudder",), knobs={"vcd": {"alpha": 1.5}})
+
+
 def test_a_cut_alone_is_sampled_for_each_cut_of_the_run_s_methods():
     # the first method's cut stood for all of them once, as if it were AGLA's
     found = lineup(methods=("vcd", "agla"), knobs={"vcd": {"beta": 0.2}})
