@@ -37,8 +37,8 @@ Matchers = Annotated[
     list[str] | None,
     typer.Option(
         "--matcher",
-        help="A matcher by its registered name, or the folder of an adapter under a name of your own. Several of one "
-        "NAME are its training seeds. Repeatable.",
+        help="A matcher by its registered name, several with '+' between them, or a folder under a name of your own. "
+        "Several of one NAME are its training seeds. Repeatable.",
         metavar="NAME[=FOLDER]",
     ),
 ]
@@ -104,8 +104,10 @@ def matchers_of(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
     for text in texts or ():
         left, equals, right = text.partition("=")
         name, place = (left.strip(), right.strip()) if equals else (PurePath(text).name, text.strip())
-        if not place or not re.fullmatch(r"[\w.-]+", name):
-            raise usage(f"--matcher {text!r}: write NAME or NAME=FOLDER, the name of letters, digits, '-' and '.'.")
+        if not place or not re.fullmatch(r"[\w.+-]+", name):
+            raise usage(
+                f"--matcher {text!r}: write NAME or NAME=FOLDER, the name of letters, digits, '-', '+' and '.'."
+            )
         if place in found.get(name, ()):
             raise usage(f"--matcher {text!r} is given twice: several of one name are different trainings.")
         found[name] = (*found.get(name, ()), place)

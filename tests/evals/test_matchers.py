@@ -14,6 +14,7 @@ from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.embedded.world import CAPTION_PROMPT, scenes
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError, WeightsError
 from lvlm_guard.evals.decoders.lineup import decoders_of
+from lvlm_guard.evals.decoders.matchers import check_matchers
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.generate import prepare_run
@@ -125,6 +126,12 @@ def test_a_matcher_given_as_a_knob_has_its_controls_too():
     found = {d.name: d for d in prepare_run(replace(settings, knobs=knobs)).decoders}
     assert {"agla-random", "matcher"} <= found.keys()
     assert found["agla-random"].guard(0).matcher.matcher.version == load_matcher("embedded-clip").version
+
+
+def test_matchers_that_are_combined_are_one():
+    check_matchers({"both": ("blip-itm+embedded-clip",), "blip-itm": ("blip-itm",)})
+    with pytest.raises(WeightsError, match="there is no folder 'blip-itm\\+nothing'"):
+        check_matchers({"both": ("blip-itm+nothing",)})
 
 
 @pytest.mark.parametrize(
