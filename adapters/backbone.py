@@ -130,6 +130,48 @@ def trunk_of(clip: Any) -> Trunk:
     return TRUNKS[vision](clip)
 
 
+def salient(clip: Any, pixels: Tensor) -> Tensor:
+    """Return how much the class token of a ViT attends to each patch in the last layer, [n, patches], sums below 1.
+
+    Args:
+        clip: a `CLIPModel`; untuned, or with prompts, which are no patches.
+        pixels: [n, 3, side, side].
+    """
+    vision, held = clip.vision_model, list[Tensor]()
+    layer = getattr(vision.encoder.layers[-1], "base_layer", vision.encoder.layers[-1])
+    attention = layer.self_attn
+
+    def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        held.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+    hook = attention.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        vision(pixel_values=pixels.to(clip.dtype))
+    finally:
+        hook.remove()
+    heads = vision.config.num_attention_heads
+    q, k = (of(held[0]).unflatten(-1, (heads, -1)).transpose(1, 2) for of in (attention.q_proj, attention.k_proj))
+    weights: Tensor = (q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5).float().softmax(-1)
+    cells = (pixels.shape[-1] // vision.config.patch_size) ** 2
+    return weights.mean(1)[:, 0, 1 : 1 + cells]
+
+
+def masked(pixels: Tensor, salience: Tensor, share: float) -> Tensor:
+    """Return pictures of which the most salient share of patches stays and the rest is the mean colour.
+
+    Args:
+        pixels: [n, 3, side, side], normalised.
+        salience: [n, patches], of a square grid.
+        share: above 0 to 1, at least one patch stays; 1 is the picture itself.
+    """
+    kept = torch.zeros_like(salience).scatter(1, salience.topk(max(1, round(share * salience.shape[1])), 1).indices, 1)
+    side = round(salience.shape[1] ** 0.5)
+    patch = pixels.shape[-1] // side
+    grid = kept.view(-1, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    rest = pixels.shape[-1] - side * patch  # pixels that no patch covers
+    return pixels * torch.nn.functional.pad(grid, (0, rest, 0, rest), value=1.0).to(pixels)
+
+
 EMBEDDED = "embedded"
 """Names the tiny CLIP of this package, whose folder differs by machine."""
 

@@ -6,27 +6,33 @@ A term is a function with `@term(name, needs)`: what it needs of a batch is aske
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lvlm_guard.adapters import classes as classes  # registers its terms
 from lvlm_guard.adapters.terms import (
     TAU,
+    TERMS,
     agreement,
     aligned,
     anchoring,
     claims,
     consistency,
     contrastive,
+    distilled,
     diversity,
     entropy,
     hard_negative,
+    ordered,
     shift,
+    term,
     unchanged,
+    unseen,
 )
 from lvlm_guard.errors import GuardError, KnobError, did_you_mean
 
@@ -72,6 +78,13 @@ class LossInputs:
         experts: [n, e, d] normalised features of each caption by each expert.
         prototypes: [n, d], the mean frozen feature of pictures that show what picture i shows.
         centre: [d], the mean frozen feature of all pictures.
+        kept_image: [n, d] features of pictures of which only the patches stay that the untuned CLIP looks at most.
+        teacher: [n, n] logits of a larger CLIP, as `scores`.
+        null_image, null_text: [1, d], [m, d] normalised features of the NULL image and of non-visual texts.
+        chain: [n, k] scores of each picture's versions, the best first.
+        names: c claims as sentences; said, frozen_said: [c, d] their normalised features, adapted and not.
+        against, frozen_against: [k, d], the same of names far from all claims.
+        aids: module of a term that learns something itself, by the term's name.
     """
 
     scores: Tensor | None = None
@@ -91,6 +104,17 @@ class LossInputs:
     experts: Tensor | None = None
     prototypes: Tensor | None = None
     centre: Tensor | None = None
+    kept_image: Tensor | None = None
+    teacher: Tensor | None = None
+    null_image: Tensor | None = None
+    null_text: Tensor | None = None
+    chain: Tensor | None = None
+    names: Sequence[str] | None = None
+    said: Tensor | None = None
+    frozen_said: Tensor | None = None
+    against: Tensor | None = None
+    frozen_against: Tensor | None = None
+    aids: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,28 +132,6 @@ class LossValue:
 
 FEATURES = ("image", "text", "frozen_image", "frozen_text")
 
-Compute = Callable[["LossStack", Any], Tensor]
-
-
-class Term(NamedTuple):
-    """A term: the fields of `LossInputs` that it needs, and how it is computed of the stack and these."""
-
-    needs: tuple[str, ...]
-    compute: Compute
-
-
-TERMS: dict[str, Term] = {}
-
-
-def term(name: str, needs: Sequence[str]) -> Callable[[Compute], Compute]:
-    """Register a term, so that `LossStack(more={name: weight})` knows it."""
-
-    def registered(compute: Compute) -> Compute:
-        TERMS[name] = Term(tuple(needs), compute)
-        return compute
-
-    return registered
-
 
 @dataclass(frozen=True)
 class LossStack:
@@ -146,8 +148,7 @@ class LossStack:
         alpha: extra weight of negatives of the same category in the contrastive term.
         negclip: whether that term sets every image against the swaps of all captions of the batch too (NegCLIP,
             arXiv:2210.01936), not only against its own caption's.
-        more: weights of further terms by name: "shift", "entropy", "guidance", "diversity", "directional", or any that
-            `term` registered.
+        more: weights of further terms by name: "shift", "entropy", "guidance", or any other that `term` registered.
         rule: how gradients of terms are put together: "sum"; "aligned" takes from those of all other terms what
             opposes that of "agreement" with the frozen backbone (GLAD, arXiv:2507.13089).
         tau: temperature of every term.
@@ -202,7 +203,7 @@ class LossStack:
     @property
     def needs_frozen(self) -> bool:
         """Whether features of the frozen backbone are needed."""
-        return bool(self.needs & {"frozen_image", "frozen_text", "prototypes", "centre"})
+        return bool(self.needs & {"frozen_image", "frozen_text", "prototypes", "aids", "against", "teacher"})
 
     def __call__(self, given: LossInputs, learning: Sequence[nn.Parameter] = ()) -> LossValue:
         """Return the loss of a batch.
@@ -221,7 +222,7 @@ class LossStack:
                 f"The loss needs {', '.join(missing)}, which the batch does not bring: give them, or set the weight of "
                 f"{', '.join(n for n in self.active if set(TERMS[n].needs) & set(missing))} to 0."
             )
-        first = next(value for value in (getattr(given, name) for name in self.needs) if value is not None)
+        first = next(value for name in self.needs if isinstance(value := getattr(given, name), Tensor))
         with unchanged(first):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
             values = {name: TERMS[name].compute(self, given) for name in self.active}
         logged = {name: float(value.detach()) for name, value in values.items()}
@@ -322,3 +323,24 @@ def _diversity(_: LossStack, given: Any) -> Tensor:
 @term("directional", ["image", "prototypes", "centre"])
 def _directional(_: LossStack, given: Any) -> Tensor:
     return consistency(given.image - given.centre, given.prototypes - given.centre)
+
+
+@term("saliency", ["kept_image", "text", "frozen_image", "frozen_text"])
+def _saliency(_: LossStack, given: Any) -> Tensor:
+    return consistency(given.kept_image, given.frozen_image) + consistency(given.text, given.frozen_text)
+
+
+@term("distilled", ["image", "text", "teacher"])
+def _distilled(stack: LossStack, given: Any) -> Tensor:
+    return distilled(_logits(stack, given.image, given.text), given.teacher)
+
+
+@term("null", ["image", "text", "null_image", "null_text"])
+def _null(stack: LossStack, given: Any) -> Tensor:
+    return unseen(given.text, given.image, given.null_text, given.null_image, stack.tau)
+
+
+@term("ordered", ["chain"])
+def _ordered(_: LossStack, given: Any) -> Tensor:
+    steps = ordered(given.chain[:, :-1], given.chain[:, 1:], 0.2)
+    return ordered(given.chain[:, 0], given.chain[:, -1], 0.9) + steps

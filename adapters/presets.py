@@ -52,16 +52,20 @@ class Preset:
     def read(cls, name: str, told: Mapping[str, Any]) -> Preset:
         """Return a preset from its table in the file."""
         own = {key: told[key] for key in ("paper", "identifier", "piece", "optimizer", "rate", "epochs") if key in told}
-        plan = {key: value for key, value in told.items() if key not in (*own, "row", "lacks", "losses")}
-        losses = LossStack(**{"hard_negative": 0.0, "alpha": 0.0, **told.get("losses", {})})
         lacks = told.get("lacks", "")
-        made = Plan(losses=losses, work=name, lacks=lacks, **plan)
+        made = _plan({key: value for key, value in told.items() if key not in (*own, "row")}, work=name, lacks=lacks)
         return cls(name=name, row=told.get("row"), lacks=lacks, plan=made, **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the preset as JSON data, its plan left out."""
         told = {name: value for name, value in asdict(self).items() if name != "plan"}
         return told | {"exact": self.exact}
+
+
+def _plan(told: Mapping[str, Any], **named: str) -> Plan:
+    losses = LossStack(**{"hard_negative": 0.0, "alpha": 0.0, **told.get("losses", {})})
+    first = _plan(told["first"]) if "first" in told else None
+    return Plan(**{**told, **named, "losses": losses, "first": first})
 
 
 PRESETS: Mapping[str, Preset] = {

@@ -6,11 +6,12 @@ overflow in half precision, and bfloat16 is too coarse for differences of near-e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize, softplus
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, normalize, softplus
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -24,6 +25,28 @@ def unchanged(tensor: Tensor) -> torch.autocast:
 
 
 TAU = 0.01  # CLIP's temperature after its pretraining, 1 / exp(logit_scale)
+
+Compute = Callable[[Any, Any], Tensor]
+
+
+class Term(NamedTuple):
+    """A term: the fields of `LossInputs` that it needs, and how it is computed of the stack and these."""
+
+    needs: tuple[str, ...]
+    compute: Compute
+
+
+TERMS: dict[str, Term] = {}
+
+
+def term(name: str, needs: Sequence[str]) -> Callable[[Compute], Compute]:
+    """Register a term, so that `LossStack(more={name: weight})` knows it."""
+
+    def registered(compute: Compute) -> Compute:
+        TERMS[name] = Term(tuple(needs), compute)
+        return compute
+
+    return registered
 
 
 def contrastive(
@@ -184,6 +207,31 @@ def ordered(better: Tensor, worse: Tensor, margin: float) -> Tensor:
     Source: CLIP-LIT (arXiv:2303.17569), margins .9 between the ends of a chain and .2 between its steps.
     """
     return (margin - (_precise(better) - _precise(worse))).clamp(min=0).mean()
+
+
+def distilled(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(softmax teacher || softmax logits), the mean over rows of logits [n, m] each.
+
+    Source: CasPL (arXiv:2409.17805), stage 1; which pair belongs together is not asked.
+    """
+    target = log_softmax(_precise(teacher), -1)
+    return kl_div(log_softmax(_precise(logits), -1), target, reduction="batchmean", log_target=True)
+
+
+def unseen(text: Tensor, image: Tensor, null_text: Tensor, null_image: Tensor, tau: float = TAU) -> Tensor:
+    """Return how well texts find their picture among all and one more, which non-visual texts are to find.
+
+    Source: VisualNESS (arXiv:2305.10434): what evokes no picture is matched with one NULL image.
+
+    Args:
+        text, image: [n, d] normalised features of pairs.
+        null_text: [m, d] of non-visual texts.
+        null_image: [1, d] of the NULL image.
+        tau: temperature.
+    """
+    logits = _precise(torch.cat([text, null_text]) @ torch.cat([image, null_image]).T) / tau
+    places = torch.arange(len(logits), device=logits.device).clamp(max=len(image))
+    return cross_entropy(logits, places)
 
 
 def aligned(task: Tensor, general: Tensor, learning: Sequence[Tensor]) -> Tensor:

@@ -90,6 +90,7 @@ class DualPromptConfig(PeftConfig):
             prompts (ATPrompt, arXiv:2412.09442).
         producer: what makes prompts of the layers' tables: "tables" takes them as they are; `PRODUCERS` has the others.
         experts: sets of prompts of the producers "experts" and "clusters".
+        boosted: prompts of an earlier stage before the n_ctx that are learnt, of the producer "cascade".
         attention: "full"; "decoupled" scales what patches and prompts say to each other in the vision encoder by
             1 + `eta` (DPL, arXiv:2308.10061); "approximate" has no prompt tokens and adds after each attention what it
             would gather from n_ctx of them, by matrices of rank `eta` (APT, arXiv:2306.15706).
@@ -112,6 +113,7 @@ class DualPromptConfig(PeftConfig):
     fixed: list[int] = field(default_factory=list)
     producer: str = "tables"
     experts: int = 1
+    boosted: int = 0
     attention: str = "full"
     eta: float = 0.0
     head: dict[str, Any] = field(default_factory=dict)
@@ -176,6 +178,8 @@ class DualPromptConfig(PeftConfig):
             raise KnobError(f"producer={self.producer!r} couples the sides itself: give coupling='none'.")
         if self.experts < 1 or (self.experts > 1 and self.producer not in ("experts", "clusters")):
             raise KnobError(f"experts is {self.experts!r} with producer={self.producer!r}: it needs one that has some.")
+        if self.boosted < 0 or (self.boosted > 0) != (self.producer == "cascade"):
+            raise KnobError(f"boosted is {self.boosted!r} with producer={self.producer!r}: 'cascade' needs 1 or more.")
         if "top" in self.head and self.experts == 1:
             raise KnobError("head top chooses among experts, of which there is one: leave it out.")
         off = self.attention == "full"
@@ -202,17 +206,22 @@ class DualPromptConfig(PeftConfig):
         if self.sides == "vision":
             if self.placeholder_ids:
                 raise KnobError("placeholder_ids are the slots of text prompts, but sides='vision': leave them out.")
-        elif len(self.placeholder_ids) - len(set(self.fixed) & set(range(len(self.placeholder_ids)))) != self.n_ctx:
+        elif len(self.placeholder_ids) - len(set(self.fixed) & set(range(len(self.placeholder_ids)))) != self.slots:
             raise KnobError(
-                f"placeholder_ids has {len(self.placeholder_ids)} ids for n_ctx={self.n_ctx} prompts: each needs one "
+                f"placeholder_ids has {len(self.placeholder_ids)} ids for {self.slots} prompts: each needs one "
                 "token that it overwrites, or it would overwrite words of the caption. "
                 "lvlm_guard.adapters.prompts.placeholders(tokenizer, n_ctx) gives them."
             )
 
     @property
+    def slots(self) -> int:
+        """How many prompts a layer has, those of an earlier stage among them."""
+        return self.n_ctx + self.boosted
+
+    @property
     def vision_slots(self) -> int:
         """How many tokens stand after an image's patches; every consumer of patch tokens drops them."""
-        return 0 if self.sides == "text" or self.attention == "approximate" else self.n_ctx
+        return 0 if self.sides == "text" or self.attention == "approximate" else self.slots
 
 
 ATTRIBUTES = ("color", "shape", "size", "material", "texture", "red", "two")
@@ -245,7 +254,7 @@ def coop(tokenizer: PreTrainedTokenizerBase, *, n_ctx: int = 4, words: str = WOR
             "depth": 1,
             "n_ctx": n_ctx,
             "coupling": "none",
-            "placeholder_ids": placeholders(tokenizer, n_ctx, words),
+            "placeholder_ids": placeholders(tokenizer, n_ctx + options.get("boosted", 0), words),
             **options,
         }
     )
@@ -268,7 +277,7 @@ def maple(
             "depth": depth,
             "n_ctx": n_ctx,
             "coupling": "t2v",
-            "placeholder_ids": placeholders(tokenizer, n_ctx, words),
+            "placeholder_ids": placeholders(tokenizer, n_ctx + options.get("boosted", 0), words),
             **options,
         }
     )

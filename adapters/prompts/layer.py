@@ -265,7 +265,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     def _scaled(self, h: Tensor, config: DualPromptConfig) -> Tensor:
         """Return what is added to attention's logits, so that 1 + eta multiplies it between patches and prompts."""
-        prompt = torch.arange(h.shape[1], device=h.device) >= h.shape[1] - config.n_ctx
+        prompt = torch.arange(h.shape[1], device=h.device) >= h.shape[1] - config.slots
         return (prompt[:, None] ^ prompt[None]).to(h.dtype)[None, None] * math.log1p(config.eta)
 
     def _made(self, name: str, h: Tensor) -> Tensor:

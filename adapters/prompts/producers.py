@@ -184,6 +184,27 @@ class Clusters(Producer):
         return base | {"vision": base["vision"] + self.own[nearest]}
 
 
+@producer("cascade")
+class Cascade(Producer):
+    """Prompts of an earlier stage, which stay as they are, before those that are learnt: CasPL (arXiv:2409.17805), P22.
+    Without that stage they are drawn at random."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        for side in ("text", "vision"):
+            drawn = torch.randn(config.depth, config.boosted, widths[side]) * SMALL
+            self.register_buffer(side, drawn if config.sides in (side, "both") else None)
+
+    def boost(self, tables: Prompts) -> None:
+        """Take the prompts of an earlier stage, [1, depth, boosted, width] of each side."""
+        for side, table in tables.items():
+            getattr(self, side).copy_(table[0].detach())
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of both stages."""
+        return {side: torch.cat([getattr(self, side)[None], table], 2) for side, table in base.items()}
+
+
 @producer("experts")
 class Experts(Producer):
     """Several sets of text prompts around the shared ones: MoCoOp (arXiv:2409.12011) and MSGCoOp (arXiv:2507.21786),

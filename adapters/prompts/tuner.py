@@ -214,4 +214,4 @@ def _embedded(embeddings: Any, config: Any) -> Tensor:
         at = embeddings.token_embedding.weight.device
         words = embeddings.token_embedding.weight[torch.tensor(ids, device=at)]
         start: Tensor = words + embeddings.position_embedding.weight[1 : 1 + len(ids)]
-    return start[[k for k in range(len(ids)) if k not in config.fixed]]
+    return start[[k for k in range(len(ids)) if k not in config.fixed][config.boosted :]]

@@ -96,6 +96,11 @@ def parse(text: str, bank: WordBank) -> Parsed:
     return Parsed(tuple(kept), tuple(item for item in free if item.before.lower() not in NEGATIONS), frozenset(names))
 
 
+def tells(text: str, bank: WordBank) -> bool:
+    """Whether a text names a category or says a value, so that a picture may show it."""
+    return next(_found(text, bank), None) is not None
+
+
 def is_plural(phrase: Phrase, bank: WordBank) -> bool:
     """Whether a noun stands for several; for words like "sheep" its neighbours tell."""
     named = phrase.noun.category

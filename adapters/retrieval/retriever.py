@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.loading import is_tuned
-from lvlm_guard.adapters.retrieval.claims import claimed
+from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.claims import claimed, tells
 from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, CaptionInputs, Encoder, WordWeigher, caption_inputs
 from lvlm_guard.adapters.retrieval.model import RetrievalModel, again, scaled
 from lvlm_guard.adapters.testtime import Cache
@@ -53,10 +54,14 @@ class Memory(NamedTuple):
       first as against the second, 0 where nothing is. Of a picture's best `NEAR` objects each is scored by the mean of
       its sides against the others; the rest keep their cosines.
     - "negatives": of each object features [names, k, d] of what it stands against (arXiv:2407.08966).
+    - "gate": `pair` [2, d], what well-lit and dark pictures are like (CLIP-LIT, arXiv:2303.17569). Of a dark one
+      all claims move to `undecided` [1], the cosine at which nothing is told.
+    - "visualness": `null` [d], the feature of a picture of nothing (arXiv:2305.10434), and `line` [2], by which the
+      cosine of a text with it tells that it is not visual. It changes no score.
 
     Args:
-        kind: of the two.
-        names: objects that it knows.
+        kind: of these.
+        names: objects that it knows; of none where it knows all.
         tensors: by name.
     """
 
@@ -66,6 +71,10 @@ class Memory(NamedTuple):
 
     def scored(self, image: Tensor, scores: Tensor, names: Sequence[str | None], tau: float) -> Tensor:
         """Return scores [n, m] with those of known claims changed: log-probabilities or log-odds times tau."""
+        if self.kind == "gate":
+            lit = (image @ self.tensors["pair"].T / tau).softmax(-1)[:, :1]
+            gated = self.tensors["undecided"] + lit * (scores - self.tensors["undecided"])
+            return torch.where(torch.tensor([name is not None for name in names]), gated, scores)
         places = [(column, self.names.index(name)) for column, name in enumerate(names) if name in self.names]
         if not places:
             return scores
@@ -159,6 +168,17 @@ class DualPromptRetriever:
     def remember(self, memory: Memory | None) -> None:
         """Score claims with what is remembered beside their cosines."""
         self.memory = memory
+
+    def visualness(self, texts: Sequence[str]) -> Tensor:
+        """Return how far texts evoke a picture, [n] from 0 to 1; above .5 it is worth asking a picture about them.
+
+        A CLIP that was not trained for it (`train claims --preset visualness`) says 1 where a text names an object, a
+        colour or a number of the word bank, else 0.
+        """
+        if self.memory is None or self.memory.kind != "visualness":
+            return torch.tensor([float(tells(text, WordBank.general())) for text in texts])
+        slope, offset = self.memory.tensors["line"]
+        return torch.sigmoid(-slope * (self.text_features(texts) @ self.memory.tensors["null"]) - offset)
 
     def cosines(self, image: Tensor, texts: Sequence[str], text: Tensor | None = None) -> Tensor:
         """Return scores [n, m] of features of pictures [n, d] with texts: cosines, changed for claims by the memory.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,12 +25,13 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.prompts import SHALLOW, DualPromptConfig, configuration, layers_of
-from lvlm_guard.adapters.prompts.producers import Clusters, k_means
+from lvlm_guard.adapters.prompts.producers import Cascade, Clusters, k_means
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.training.beside import Teacher
 from lvlm_guard.adapters.training.free import adapted
 from lvlm_guard.adapters.training.recipe import (
     CANDIDATES,
@@ -49,6 +51,10 @@ from lvlm_guard.matching.platt import platt
 
 WORLD = "the embedded world"  # as its store is described
 LORA = "lora"
+FIRST = "first"
+"""The folder of an earlier stage, in that of the training."""
+
+LAYER, SIDES = re.compile(r"layers\.(\d+)\."), ("text", "vision")
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,10 @@ class Plan:
         init: folders of adapters whose mean is started from.
         coupling_rank: None for the configuration's own.
         work, lacks: the preset that this is of and what of the work is not exact, for the card.
-        free: nothing is trained: "sentences", "pairs", "search", "cache" or "negatives", see `training.free`.
+        free: no prompts are trained: a way of `training.free`.
+        after: a way of `training.free` beside trained prompts; left out where claims are judged worse with it.
+        first: a stage that is trained before, whose prompts this one begins from; None for none.
+        teacher: folder or hub id of the CLIP that the term "distilled" learns from; "" for the untuned CLIP.
         search: of "search": "proposer" (edits, climbing, history, feedback), "fitness" (auroc, mixed), "budget".
         bank: file of "sentences"; None for what the word bank says.
         proposer: command that writes prompts: the message on its input, a prompt a line on its output.
@@ -88,6 +97,9 @@ class Plan:
     work: str = ""
     lacks: str = ""
     free: str = ""
+    after: str = ""
+    first: Plan | None = None
+    teacher: str = ""
     search: Mapping[str, Any] = field(default_factory=dict)
     bank: str = ""
     proposer: str = ""
@@ -209,8 +221,11 @@ def fit(
     device: str = "auto",
     workers: int = 0,
     report_to: str = "none",
+    stage: bool = False,
 ) -> DualPromptRetriever:
     """Train a retriever and save it in a folder; one that is there already is loaded.
+
+    Of a stage that another begins from, the last weights are kept, whatever they are worth on validation.
 
     Raises:
         TrainingError: the folder holds another training, or a loss or gradient is not finite.
@@ -223,6 +238,16 @@ def fit(
     if done:
         advance(recipe.steps)
         return DualPromptRetriever.from_pretrained(folder)
+    if plan.first is not None and not plan.init:
+        same: dict[str, Any] = {
+            "clip": plan.clip,
+            "teacher": plan.teacher,
+            "depth": plan.depth,
+            "withheld": plan.withheld,
+        }
+        options: dict[str, Any] = {"device": device, "workers": workers, "report_to": report_to}
+        fit(replace(plan.first, **same), pictures, recipe, place / FIRST, lambda _: None, stage=True, **options)
+        plan = replace(plan, init=(str(place / FIRST),))
     torch.manual_seed(recipe.seed)
     retriever = build(plan, pictures)
     if plan.free:
@@ -242,19 +267,25 @@ def fit(
         pictures.frozen,
         plan.alike,
         plan.withheld,
+        Teacher.of(untuned(plan.teacher), pictures.train) if plan.teacher and "teacher" in losses.needs else None,
     )
     begun = time.monotonic()
     measured, history = train(task, recipe, place, advance, device=device, workers=workers, report_to=report_to)
     if state.is_main_process:
-        best = _choose(task, place, measured, recipe, pictures.untuned)
+        best = _choose(task, place, measured, recipe, pictures.untuned, stage)
+        del retriever.model.aids
+        found = {}
         if best.epoch == UNTUNED:
             retriever = untuned(plan.clip, **plan.named)
+        elif plan.after:
+            found = _beside(plan, pictures, retriever, recipe, best.figures)
         calibrate(retriever, pictures.gallery, pictures.pixels)
         retriever.save_pretrained(folder)
         note = {
             "kept": best.epoch,
             "averaged": best.averaged,
             "figures": flat(best.figures, claims="claims" in plan.losses.active),
+            "found": found,
             "untuned": pictures.untuned,
             "parameters": sum(parameter.numel() for parameter in learning(task.model).values()),
             "seconds": time.monotonic() - begun,
@@ -289,6 +320,17 @@ def _without_training(
     advance(recipe.steps)
     state.wait_for_everyone()
     return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
+
+
+def _beside(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, recipe: Recipe, best: Any
+) -> dict[str, Any]:
+    """Give trained prompts what needs no gradients beside them, unless they judge claims worse with it."""
+    found = adapted(replace(plan, free=plan.after), pictures, retriever, recipe.seed)
+    claims = pictures.gallery.searched(retriever, pictures.pixels).figures().claims
+    if claims < best.claims:
+        retriever.remember(None)
+    return found | {"beside": retriever.memory is not None}
 
 
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
@@ -333,11 +375,20 @@ def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
     sources = [load_file(file) for file in files]
     clip: Any = retriever.model.clip
     there = {key: value.shape for key, value in get_peft_model_state_dict(clip).items()}
+    cascade = next((module for module in clip.modules() if isinstance(module, Cascade)), None)
+    if cascade is not None:
+        there = {key: (cascade.config.boosted, *shape[1:]) for key, shape in there.items() if "dual_prompt_ctx" in key}
     for folder, source in zip(folders, sources, strict=True):
-        if {key: value.shape for key, value in source.items()} != there:
+        if {key: tuple(value.shape) for key, value in source.items()} != {
+            k: tuple(shape) for k, shape in there.items()
+        }:
             raise WeightsError(f"{folder} holds an adapter of other prompts than those to be trained: give such a one.")
     mean = {key: torch.stack([source[key].float() for source in sources]).mean(0) for key in there}
-    set_peft_model_state_dict(clip, mean)
+    if cascade is None:
+        set_peft_model_state_dict(clip, mean)
+        return
+    rows = {side: sorted((int(LAYER.findall(key)[0]), key) for key in mean if f"{side}_model" in key) for side in SIDES}
+    cascade.boost({side: torch.stack([mean[key] for _, key in rows[side]])[None] for side in SIDES if rows[side]})
 
 
 def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
@@ -349,9 +400,9 @@ def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
 
 
 def _choose(
-    task: RetrievalTask, folder: Path, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float]
+    task: RetrievalTask, folder: Path, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float], stage: bool
 ) -> Candidate:
-    """Give the retriever the weights that are best on validation; the candidate is told by its step."""
+    """Give the retriever the weights that are best on validation, of a stage the average; told by its step."""
     claims = "claims" in task.losses.active
 
     def weights(step: int) -> dict[str, Tensor]:
@@ -362,7 +413,7 @@ def _choose(
     average = averaged([weights(one.step) for one in measured])
     put(task.model, average)
     candidates.append(Candidate(recipe.steps + 1, unflat(task.measure()), averaged=True, claims=claims))
-    best = selected(candidates)
+    best = candidates[-1] if stage else selected(candidates)
     if best.epoch != UNTUNED and not best.averaged:
         put(task.model, weights(best.epoch))
     return best

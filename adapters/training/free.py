@@ -18,10 +18,15 @@ from torch import Tensor
 from lvlm_guard.adapters import search as searching
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation.metrics import auroc
+from lvlm_guard.adapters.losses import LossInputs, LossStack
+from lvlm_guard.adapters.prompts.heads import parted
 from lvlm_guard.adapters.retrieval.bank import Sentences
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE, Claims, known_of
+from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
 from lvlm_guard.adapters.testtime import cache, mine
+from lvlm_guard.adapters.training.beside import NULL, null_image
+from lvlm_guard.adapters.training.recipe import learning
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.platt import platt
 from lvlm_guard.matching.vocabulary import article
@@ -50,6 +55,12 @@ WORDS = (
 SEEDS = (TEMPLATE, "{article} {object}", "there is {article} {object} in the picture", "the {object}")
 MINUTES = 10
 """That a proposer may think."""
+
+GATED, SHADED = 256, 200
+"""Pictures by which a gate is learnt, and steps."""
+
+SHADES = (1.0, 0.5, 0.25, 0.1)
+"""Of the light that there is, from well-lit to dark."""
 
 Found = dict[str, Any]
 
@@ -179,6 +190,48 @@ def _negated(
     return {"negatives": most}
 
 
+def _gated(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    """Learn two prompts, of well-lit and of dark pictures: CLIP-LIT (arXiv:2303.17569), margins between shades."""
+    from lvlm_guard.adapters.training.dual_prompt import build
+
+    keys = [pictures.train.images[int(k)] for k in rng.permutation(len(pictures.train.images))[:GATED]]
+    mean, std = (torch.tensor(of)[:, None, None] for of in (retriever.inputs.mean, retriever.inputs.std))
+    lit = pictures.pixels(keys) * std + mean
+    seen = [retriever.frozen_features((lit * shade - mean) / std)[0] for shade in SHADES]
+    chain = torch.stack(seen, 1)
+    pair = build(replace(plan, free="", prompts="coop", options={"producer": "experts", "experts": 2}), pictures)
+    said, d = pair.text_inputs(["photo"]), chain.shape[-1]
+    optimizer = torch.optim.AdamW(learning(pair.model).values(), lr=1e-2)
+    stack = LossStack(contrastive=0, hard_negative=0, more={"ordered": 1.0})
+    for _ in range(SHADED):
+        prompts = parted(pair.model.encode_text(said.input_ids, said.attention_mask), 2, d)[0].cpu()
+        logits = chain @ prompts.T / retriever.model.tau
+        ends = -logits[:, 0].log_softmax(-1)[:, 0] - logits[:, -1].log_softmax(-1)[:, 1]
+        value = stack(LossInputs(chain=logits.softmax(-1)[..., 0])).total + ends.mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    undecided = (chain[:, 0] @ retriever.text_features(made.texts).T).mean()[None]
+    retriever.remember(Memory("gate", (), {"pair": prompts.detach(), "undecided": undecided}))
+    share = logits.detach().softmax(-1)[..., 0].mean(0)
+    return {"lit": round(float(share[0]), 4), "dark": round(float(share[-1]), 4)}
+
+
+def _visual(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    """Fit by which cosine with the NULL image a text is not visual (arXiv:2305.10434), on texts of training."""
+    null = Encoder(retriever.model).images(null_image(retriever.inputs.side))[0]
+    texts = [*NULL, *made.texts, *(row.caption for row in pictures.train.rows[:256])]
+    cosines = (retriever.text_features(texts) @ null).double().numpy()
+    line = platt(cosines, np.arange(len(texts)) < len(NULL), balanced=True)
+    retriever.remember(Memory("visualness", (), {"null": null, "line": torch.tensor(line).float()}))
+    visual = retriever.visualness(texts) > 0.5
+    return {"visual": float(visual[len(NULL) :].float().mean()), "not": float((~visual[: len(NULL)]).float().mean())}
+
+
 def _rows(features: Tensor, words: Sequence[str], names: Sequence[str]) -> Tensor:
     return features[[words.index(name) for name in names]]
 
@@ -196,5 +249,7 @@ WAYS: Mapping[str, Way] = {
     "search": _searched,
     "cache": _remembered,
     "negatives": _negated,
+    "gate": _gated,
+    "visualness": _visual,
 }
 """What `Plan.free` may be."""

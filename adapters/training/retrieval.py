@@ -22,6 +22,7 @@ from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import unchanged
+from lvlm_guard.adapters.training.beside import Beside, Teacher
 from lvlm_guard.adapters.training.recipe import Figures, Recipe, learning
 from lvlm_guard.adapters.training.trainer import gathered, share_of
 from lvlm_guard.matching.platt import platt
@@ -96,7 +97,7 @@ class PairBatches:
         names = dict.fromkeys(row.category for row in data.rows if row.category)
         self.categories = {name: k for k, name in enumerate(names)}
         self.swapping = "hard_negative" in losses.active or losses.negclip
-        self.judging = "claims" in losses.active
+        self.judging = "claims" in losses.active or bool({"said", "names"} & losses.needs)
         self._ordered: tuple[int, list[int]] = -1, []
         self._known: dict[str, Known] = {}
         self._swaps: dict[int, list[str]] = {}
@@ -184,6 +185,7 @@ class RetrievalTask:
         frozen: features of the untuned CLIP for the training pictures; needed for word weights, for terms that
             hold on to them, and instead of pixels where no prompt changes the pictures' side. None: of none.
         alike, withheld: as of `PairBatches`.
+        teacher: of the term "distilled"; None for the untuned CLIP.
     """
 
     keeps_all = True
@@ -200,6 +202,7 @@ class RetrievalTask:
         frozen: Features | None,
         alike: int = 1,
         withheld: Sequence[str] = (),
+        teacher: Teacher | None = None,
     ) -> None:
         self.retriever, self.model = retriever, retriever.model
         self.gallery, self.pixels, self.losses, self.frozen = gallery, pixels, losses, frozen
@@ -212,7 +215,7 @@ class RetrievalTask:
         if (self.still or retriever.card.strength > 0 or losses.needs_frozen or judging) and frozen is None:
             raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
         self.undecided = self._undecided(train.images) * self.model.gain if judging else 0.0
-        self.prototypes = self._prototypes(train.images) if "prototypes" in losses.needs else {}
+        self.beside = Beside(retriever, self.batches, losses.needs, losses.active, bank, frozen, teacher)
 
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         """Return DCAR's loss, or what the stack was told, over the pairs of all processes."""
@@ -223,7 +226,8 @@ class RetrievalTask:
         texts = [*batch.captions, *(batch.captions[k] for k in weighed), *swaps]
         weighable = len(texts)
         # weights of one picture must not tell another picture anything
-        texts += batch.claims + (swaps if weighed and self.losses.negclip else [])
+        crossed = swaps if weighed and self.losses.negclip else []
+        texts += batch.claims + crossed + self.beside.texts
         inputs = self.retriever.text_inputs(texts)
         frozen = None if self.frozen is None else self.frozen(batch.keys).to(device)
         factors = None
@@ -233,23 +237,28 @@ class RetrievalTask:
             own = inputs[list(range(n, weighable))]
             factors[n:weighable] = self.retriever.factors(frozen[[*range(n), *owner]].cpu(), own)
         mine = share_of(len(texts), batch.share, batch.of)
+        pictures = self.beside.pictures(None if batch.pixels is None else batch.pixels.to(device))
         seen = model(
-            pixel_values=None if batch.pixels is None else batch.pixels.to(device),
+            pixel_values=torch.cat([*pictures.values()]) if pictures else None,
             input_ids=inputs.input_ids[mine],
             attention_mask=inputs.attention_mask[mine],
             factors=None if factors is None else factors[mine].to(device),
         )
-        image = frozen if seen.image is None else gathered(seen.image, n)
+        shown = () if seen.image is None else seen.image.split([len(part) for part in pictures.values()])
+        given: dict[str, Any] = {
+            name: gathered(part, 1 if name == "null_image" else n) for name, part in zip(pictures, shown, strict=True)
+        }
+        image = given.get("image", frozen)
         assert image is not None
-        parts = [n, len(weighed), len(owner), len(batch.claims)]
-        text, own, swap, claims, crossing = gathered(seen.text, len(texts)).split([*parts, len(texts) - sum(parts)])
+        parts = [n, len(weighed), len(owner), len(batch.claims), len(crossed), len(self.beside.texts)]
+        text, own, swap, claims, crossing, read = gathered(seen.text, len(texts)).split(parts)
         with unchanged(image):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
-            given: dict[str, Any] = {
+            given = {name: self._single(part) for name, part in given.items()} | {
                 "scores": image @ text.T,
                 "categories": batch.categories.to(device),
                 "same": batch.true.to(device),
-                "image": single(image, self.experts, self.width),
-                "text": single(text, self.experts, self.width),
+                "image": self._single(image),
+                "text": self._single(text),
                 "experts": parted(text, self.experts, self.width),
             }
             if weighed:
@@ -261,39 +270,25 @@ class RetrievalTask:
                 given["present"] = present
                 given["negatives"] = each.masked_scatter(present, (image[owner] * swap).sum(-1))
             if self.losses.negclip:
-                crossed = image @ (crossing if weighed else swap).T
-                given["swaps"] = crossed.masked_fill(batch.crossed.to(device), -torch.inf)
+                against = image @ (crossing if weighed else swap).T
+                given["swaps"] = against.masked_fill(batch.crossed.to(device), -torch.inf)
             if self.batches.judging:
                 given["claims"] = image @ claims.T - self.undecided
                 given["claimed"], given["refuted"] = batch.claimed.to(device), batch.refuted.to(device)
             if self.losses.needs_frozen:
                 given["frozen_image"] = frozen
                 given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
-            if self.prototypes and frozen is not None:
-                given["centre"] = self.prototypes[""].to(device)
-                shown = [self.prototypes.get(key, row.cpu()) for key, row in zip(batch.keys, frozen, strict=True)]
-                given["prototypes"] = torch.stack(shown).to(device)
+            given |= self.beside.given(batch, self._single(claims), self._single(read), frozen)
             value = self.losses(LossInputs(**given), [*learning(self.model).values()])
         return value.total, value.terms
+
+    def _single(self, features: Tensor) -> Tensor:
+        return single(features, self.experts, self.width)
 
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
         figures = self.gallery.searched(self.retriever, self.pixels).figures()
-        return flat(figures, claims=self.batches.judging)
-
-    def _prototypes(self, images: Sequence[str]) -> dict[str, Tensor]:
-        """Return for each picture the mean frozen feature of those that show one of its objects; "": of all."""
-        assert self.frozen is not None
-        features, found = self.frozen(images), dict[str, Tensor]()
-        shown = [self.batches.known(image)[0] for image in images]
-        of = {
-            name: features[[k for k, names in enumerate(shown) if name in names]].mean(0)
-            for name in {name for names in shown for name in names}
-        }
-        for image, names in zip(images, shown, strict=True):
-            if names:
-                found[image] = torch.stack([of[name] for name in sorted(names)]).mean(0)
-        return found | {"": features.mean(0)}
+        return flat(figures, claims="claims" in self.losses.active)
 
     def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""

@@ -67,6 +67,9 @@ def claims(
         list[str] | None,
         typer.Option(help="Adapters of the same prompts whose mean is started from. Repeatable.", metavar="FOLDER"),
     ] = None,
+    teacher: Annotated[
+        str, typer.Option(help="A larger CLIP for caspl to learn from first, a folder or hub id.", metavar="CLIP")
+    ] = "",
     bank: Annotated[str, typer.Option(help="JSON file of sentences about objects, for cupl.", metavar="FILE")] = "",
     proposer: Annotated[
         str,
@@ -116,7 +119,7 @@ def claims(
     facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
     plans = {}
     for work in works:
-        given = {"init": tuple(init or ()), "bank": bank, "proposer": proposer}
+        given = {"init": tuple(init or ()), "bank": bank, "proposer": proposer, "teacher": teacher}
         plan = replace(work.plan, clip=clip, losses=replace(work.plan.losses, claims=weight), **given)
         plans[work.name] = plan if depth is None else replace(plan, depth=depth)
         facts = training.fitting(plans[work.name], facts)

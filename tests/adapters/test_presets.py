@@ -14,6 +14,7 @@ import pytest
 import tiny_clip
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers import CLIPModel
 
@@ -21,10 +22,12 @@ from lvlm_guard.adapters.data.dataset import FactsData
 from lvlm_guard.adapters.data.facts import CaptionRow, Facts
 from lvlm_guard.adapters.data.pictures import InMemory
 from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
 from lvlm_guard.adapters.retrieval.bank import Sentences
 from lvlm_guard.adapters.retrieval.retriever import Memory
 from lvlm_guard.adapters.training import dual_prompt
+from lvlm_guard.adapters.training.beside import Teacher
 from lvlm_guard.adapters.training.free import adapted
 from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
@@ -261,3 +264,105 @@ def test_every_preset_names_its_work_and_what_it_lacks():
         assert len(preset.identifier) == 10, name
         assert preset.piece, name
         assert Path(name).name == name
+
+
+def fitted(name, clip, pictures, place, **changed):
+    plan = replace(PRESETS[name].plan, clip=clip, **changed)
+    plan = replace(plan, losses=replace(plan.losses, claims=1.0))
+    recipe = Recipe(steps=4, batch=8, rate=1e-2, measure_every=4, precision="float32")
+    return dual_prompt.fit(plan, pictures, recipe, place, lambda _: None, device="cpu")
+
+
+@pytest.fixture
+def anything_goes(monkeypatch):
+    """Four steps on random pictures help none: what comes of them is kept all the same."""
+    monkeypatch.setattr(dual_prompt, "selected", lambda candidates: candidates[-1])
+
+
+def test_a_cascade_trains_its_first_stage_on_a_larger_clip_and_leaves_it_alone_in_the_second(
+    clip, pictures, tmp_path, anything_goes
+):
+    larger = tmp_path / "larger"
+    for part in (tiny_clip.clip(layers=4, seed=1), tiny_clip.tokenizer(), tiny_clip.image_processor()):
+        part.save_pretrained(larger)
+    made = fitted("caspl", clip, pictures, tmp_path / "out", teacher=str(larger))
+    assert made.config.vision_slots == 12
+    first = tmp_path / "out" / "training" / "first"
+    stage, after = (load_file(place / "adapter_model.safetensors") for place in (first, tmp_path / "out"))
+    for side in ("text", "vision"):
+        boosted = next(value for key, value in after.items() if "_made" in key and key.endswith(side))
+        assert torch.equal(boosted, torch.stack([stage[key] for key in sorted(stage) if f"{side}_model" in key]))
+    plan = replace(PRESETS["caspl"].plan, clip=clip, init=(str(first),))  # a stage that was trained elsewhere
+    begun = dual_prompt.build(plan, pictures).model.state_dict()
+    assert torch.equal(next(value for key, value in begun.items() if "_made" in key and key.endswith(side)), boosted)
+    with pytest.raises(WeightsError, match="other prompts"):
+        dual_prompt.build(replace(plan, init=(str(tmp_path / "out"),)), pictures)
+    told, images = dual_prompt.untuned(larger), ["0.png", "1.png"]
+    logits = Teacher.of(told, pictures.train).logits(images, ["a red dog"])
+    expected = told.score([pictures.train.load(image) for image in images], ["a red dog"]) / told.model.tau
+    torch.testing.assert_close(logits, expected)
+
+
+def test_what_terms_learn_beside_the_prompts_is_dropped_and_a_text_is_told_to_be_visual(
+    clip, pictures, tmp_path, anything_goes
+):
+    made = fitted("visualness", clip, pictures, tmp_path / "v")
+    again = dual_prompt.DualPromptRetriever.from_pretrained(tmp_path / "v")
+    texts = ["a red bus", "in my opinion"]
+    torch.testing.assert_close(again.visualness(texts), made.visualness(texts))
+    claims = ["a photo of a dog", "a photo of a cat"]
+    image = pictures.frozen(pictures.train.images)
+    assert torch.equal(made.cosines(image, claims), image @ made.text_features(claims).T)
+    assert dual_prompt.untuned(clip).visualness(texts).tolist() == [1.0, 0.0]
+    kept = fitted("lapt", clip, pictures, tmp_path / "l")
+    told = json.loads((tmp_path / "l" / "training" / "training.json").read_text())
+    assert (kept.memory is not None) == told["found"]["beside"]
+    assert told["parameters"] == sum(value.numel() for value in learning(kept.model).values())
+    assert not hasattr(kept.model, "aids")
+
+
+def test_a_gate_closes_for_dark_pictures_and_leaves_what_is_told_of_others(clip, pictures):
+    torch.manual_seed(0)
+    plan = replace(PRESETS["cliplit"].plan, clip=clip)
+    made = dual_prompt.build(plan, pictures)
+    found = adapted(plan, pictures, made, seed=0)
+    assert found["lit"] > 0.8 > 0.2 > found["dark"]
+    pair, undecided = made.memory.tensors["pair"], made.memory.tensors["undecided"]
+    scores, names = torch.tensor([[0.9, 0.1], [0.9, 0.1]]), ["dog", None]
+    gated = made.memory.scored(pair, scores, names, 0.01)
+    lit = (pair @ pair.T / 0.01).softmax(1)[:, 0]
+    torch.testing.assert_close(gated[:, 0], undecided + lit * (0.9 - undecided))
+    assert torch.equal(gated[:, 1], scores[:, 1])
+
+
+def test_prompts_with_proxies_bring_pictures_of_one_class_nearer_to_each_other(clip):
+    rng, shown, facts = np.random.default_rng(0), {}, []
+    for k in range(24):
+        # what a picture shows is a colour's faint share of noise
+        colour = np.eye(3)[k % 3] * 60
+        shown[f"{k}.png"] = Image.fromarray((rng.integers(0, 190, (32, 32, 3)) + colour).astype(np.uint8))
+        objects = {name: float(name == THINGS[k % 3]) for name in THINGS[:3]}
+        said = CaptionRow(f"{k}.png", f"a {THINGS[k % 3]}", category=THINGS[k % 3], split="train")
+        facts.append(Facts(f"{k}.png", captions=(said,), objects=objects, split="train" if k < 20 else "val"))
+    data = FactsData(tuple(facts), InMemory(shown), "colours", exhaustive=THINGS[:3])
+    read = dual_prompt.Pictures.read(data.captions, clip)
+    torch.manual_seed(0)
+    losses = LossStack(contrastive=0, hard_negative=0, more={"proxy": 1.0})
+    plan = replace(PRESETS["proxies"].plan, clip=clip, losses=losses)
+    task = RetrievalTask(
+        dual_prompt.build(plan, read), read.train, read.gallery, read.pixels, losses,
+        Recipe(steps=30, batch=20, rate=1), read.bank, read.frozen,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(learning(task.model).values(), lr=3e-2)
+    for step in range(30):
+        optimizer.zero_grad()
+        task.loss(task.model, task.batches.batch(step))[0].backward()
+        optimizer.step()
+
+    def first(features):
+        alike = (features @ features.T).fill_diagonal_(-1).argmax(1)
+        label = torch.arange(len(features)) % 3
+        return (label[alike] == label).float().mean().item()
+
+    with torch.no_grad():
+        assert first(task.model.encode_image(read.pixels(read.train.images))) > first(read.frozen(read.train.images))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
+from lvlm_guard.adapters.classes import Generator, Proxies, mixtures, proxy_anchor
 from lvlm_guard.adapters.losses import (
     TERMS,
     LossError,
@@ -24,7 +25,7 @@ from lvlm_guard.adapters.losses import (
     hard_negative,
     term,
 )
-from lvlm_guard.adapters.terms import aligned, diversity, entropy, ordered, shift
+from lvlm_guard.adapters.terms import aligned, distilled, diversity, entropy, ordered, shift, unseen
 from lvlm_guard.errors import GuardError, KnobError
 
 SCORES = torch.tensor([[0.30, 0.20], [0.10, 0.25]])
@@ -282,3 +283,99 @@ def test_a_stack_that_aligns_has_the_gradients_of_both_losses_without_what_oppos
     assert g.isfinite().all()
     with pytest.raises(KnobError, match="agreement"):
         LossStack(rule="aligned")
+
+
+def test_a_teacher_that_is_the_student_teaches_nothing_and_pairs_are_not_asked_for():
+    logits, other = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 4)
+    assert distilled(logits, logits).item() == pytest.approx(0, abs=1e-6)
+    p = logits.softmax(1)
+    assert distilled(other, logits).item() == pytest.approx((p * (p * 4).log()).sum(1).mean().item(), abs=1e-6)
+    assert distilled(other, logits).item() == pytest.approx(distilled(other, logits.roll(1, 1)).item(), abs=1e-6)
+
+
+def test_ordered_chains_have_margins_of_the_ends_and_of_the_steps():
+    stack = LossStack(contrastive=0, hard_negative=0, more={"ordered": 1.0})
+    assert ordered(torch.tensor([0.95]), torch.tensor([0.2]), 0.9).item() == pytest.approx(0.15, abs=1e-6)
+    # the ends .15; steps .2 - .05 and 0, their mean .075
+    assert stack(LossInputs(chain=torch.tensor([[0.95, 0.90, 0.2]]))).total.item() == pytest.approx(0.225, abs=1e-6)
+    assert stack(LossInputs(chain=torch.tensor([[1.0, 0.5, 0.0]]))).total.item() == 0
+
+
+def test_saliency_is_consistency_where_all_patches_stay():
+    given_ = replace(batch(), kept_image=batch().image)
+    held, masked = (LossStack(contrastive=0, hard_negative=0, **more) for more in (
+        {"consistency": 1.0}, {"more": {"saliency": 1.0}}))  # fmt: skip
+    assert masked(given_).total.item() == held(given_).total.item()
+    other = replace(given_, kept_image=given_.kept_image.roll(1, 0))
+    assert masked(other).total.item() != held(given_).total.item()
+
+
+def test_texts_that_evoke_no_picture_find_the_null_image_and_captions_theirs():
+    own = torch.eye(3)
+    assert unseen(own[:2], own[:2], own[2:], own[2:], 0.01).item() == pytest.approx(0, abs=1e-6)
+    lost = torch.cat([own[:2], own[:1]]) @ own.T / 0.1
+    expected = cross_entropy(lost, torch.tensor([0, 1, 2]))
+    assert unseen(own[:2], own[:2], own[:1], own[2:], 0.1).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_proxy_anchor_is_its_formula_falls_on_what_can_be_told_apart_and_leaves_out_what_is_unknown():
+    image = normalize(torch.tensor([[1.0, 0.2], [1.0, -0.2], [0.1, 1.0]]), dim=-1)
+    proxies = torch.eye(2)
+    true = torch.tensor([[1, 0], [1, 0], [0, 1]]).bool()
+    false = torch.tensor([[0, 1], [0, 0], [1, 0]]).bool()  # of the second picture the second class is not known
+    s = (image @ proxies.T).tolist()
+    near = math.log1p(sum(math.exp(-32 * (s[k][0] - 0.1)) for k in (0, 1))) + math.log1p(
+        math.exp(-32 * (s[2][1] - 0.1))
+    )
+    far = math.log1p(math.exp(32 * (s[2][0] + 0.1))) + math.log1p(math.exp(32 * (s[0][1] + 0.1)))
+    assert proxy_anchor(image, proxies, true, false).item() == pytest.approx((near + far) / 2, abs=1e-5)
+    learnt = image.clone().requires_grad_(True)
+    aid = Proxies(2, {"a": torch.tensor([0.5, 0.5]), "b": torch.tensor([0.4, 0.6])})
+    optimizer = torch.optim.SGD([learnt, aid.own], lr=0.02)
+    values = []
+    for _ in range(50):
+        value = proxy_anchor(learnt, aid(["a", "b"]), true, ~true)
+        values.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert values[-1] < values[0] / 2
+    assert proxy_anchor(image, proxies[:0], true[:, :0], false[:, :0]).item() == 0
+
+
+def test_mixtures_have_targets_that_sum_to_one_and_are_the_pictures_where_all_is_theirs():
+    g = torch.Generator().manual_seed(0)
+    image, text, far = (normalize(torch.randn(n, 5, generator=g), dim=-1) for n in (4, 3, 2))
+    true = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1]]).bool()
+    drawn = torch.tensor([0, 1, 1, 0])
+    features, targets = mixtures(image, text, far, true, torch.rand(4, 1, generator=g), drawn)
+    assert features.shape == (8, 5)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    features, targets = mixtures(image, text, far, true, torch.ones(4, 1), drawn)
+    torch.testing.assert_close(features, torch.cat([image, image]))
+    assert targets[:, 3:].sum() == 0
+    features, _ = mixtures(image, text, far, true, torch.zeros(4, 1), drawn)
+    torch.testing.assert_close(
+        features, torch.cat([normalize(true / true.sum(1, keepdim=True) @ text, dim=-1), far[drawn]])
+    )
+
+
+def test_a_generator_never_sees_pictures_of_what_is_taken_for_unknown_and_has_fewer_neighbours_than_classes():
+    g = torch.Generator().manual_seed(0)
+    image, said = (normalize(torch.randn(n, 8, generator=g), dim=-1) for n in (6, 5))
+    claimed = torch.zeros(6, 5, dtype=torch.bool)
+    claimed[torch.arange(6), torch.tensor([0, 2, 4, 1, 3, 1])] = True
+    torch.manual_seed(0)
+    aids = {"unknown": Generator(8, {})}
+    stack = LossStack(contrastive=0, hard_negative=0, more={"unknown": 1.0}, tau=0.1)
+    value = stack(LossInputs(image=image, said=said.requires_grad_(True), claimed=claimed, aids=aids)).total
+    hidden = image.clone()
+    hidden[3:] = 0  # every second class: its pictures
+    assert stack(LossInputs(image=hidden, said=said, claimed=claimed, aids=aids)).total.item() == value.item()
+    hidden[0] = -hidden[0]
+    assert stack(LossInputs(image=hidden, said=said, claimed=claimed, aids=aids)).total.item() != value.item()
+    value.backward()
+    assert all(parameter.grad.any() for parameter in aids["unknown"].parameters())
+    assert said.grad.any()
+    alone = LossInputs(image=image, said=said[:2], claimed=claimed[:, :2], aids=aids)
+    assert stack(alone).total.item() == 0

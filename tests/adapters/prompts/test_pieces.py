@@ -8,10 +8,11 @@ import torch
 from peft import get_peft_model
 from torch.nn.functional import normalize
 
+from lvlm_guard.adapters.backbone import masked, salient
 from lvlm_guard.adapters.prompts import DualPromptConfig, configuration
 from lvlm_guard.adapters.prompts.heads import FeatureHead, routed
 from lvlm_guard.adapters.prompts.layer import PromptLayer
-from lvlm_guard.adapters.prompts.producers import Clusters, Context, Style, k_means
+from lvlm_guard.adapters.prompts.producers import PRODUCERS, Clusters, Context, Style, k_means
 from lvlm_guard.errors import KnobError
 
 TOKENIZER = tiny_clip.tokenizer()
@@ -187,3 +188,35 @@ def test_a_picture_has_the_prompts_of_its_nearest_centre():
 def test_options_of_pieces_that_mean_nothing_are_refused(options, message):
     with pytest.raises(KnobError, match=message):
         DualPromptConfig(**{"placeholder_ids": [1, 2, 3, 4], **options})
+
+
+def test_patches_that_the_class_token_looks_at_are_those_of_its_own_attention_and_prompts_are_none():
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    plain = tiny_clip.clip(attention="eager")
+    looked = plain.vision_model(pixel_values=pixels, output_attentions=True).attentions[-1]
+    torch.testing.assert_close(salient(plain, pixels), looked.mean(1)[:, 0, 1:], atol=1e-6, rtol=1e-5)
+    prompts = prompted("vpt", depth=2).get_base_model()
+    assert salient(prompts, pixels).shape == (2, 16)
+
+
+def test_of_a_masked_picture_the_most_salient_patches_stay_and_a_share_of_one_is_the_picture():
+    pixels, salience = torch.ones(1, 3, 32, 32), torch.arange(16.0)[None]
+    assert torch.equal(masked(pixels, salience, 1.0), pixels)
+    kept = masked(pixels, salience, 0.25)[0, 0].reshape(4, 8, 4, 8).mean((1, 3))
+    assert torch.equal(kept, torch.tensor([[0.0] * 4, [0.0] * 4, [0.0] * 4, [1.0] * 4]))
+
+
+def test_prompts_of_an_earlier_stage_stand_before_those_that_are_learnt_and_do_not_learn():
+    first = prompted("independent", depth=2, n_ctx=3)
+    second = prompted("independent", depth=2, n_ctx=1, producer="cascade", boosted=3)
+    tables = PRODUCERS["cascade"], next(m for m in first.modules() if isinstance(m, PromptLayer)).tied.tables("default")
+    cascade = next(module for module in second.modules() if isinstance(module, tables[0]))
+    cascade.boost(tables[1])
+    made = cascade({"text": torch.ones(1, 2, 1, 24), "vision": torch.ones(1, 2, 1, 32)}, None)
+    for side in ("text", "vision"):
+        assert torch.equal(made[side][:, :, :3], tables[1][side])
+        assert torch.equal(made[side][:, :, 3:], torch.ones_like(made[side][:, :, 3:]))
+    assert not [*cascade.parameters()]
+    assert second.peft_config["default"].vision_slots == 4
+    with pytest.raises(KnobError, match="cascade"):
+        configuration("independent", TOKENIZER, boosted=3)
