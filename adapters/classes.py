@@ -113,7 +113,7 @@ def mixtures(
 @term("proxy", ["image", "names", "claimed", "refuted", "aids"])
 def _proxy(_: Any, given: Any) -> Tensor:
     aid = given.aids["proxy"]
-    value = proxy_anchor(given.image, aid(given.names), given.claimed, given.refuted)
+    value: Tensor = proxy_anchor(given.image, aid(given.names), given.claimed, given.refuted)
     return value + 0 * aid.own.sum()  # also where a batch has no claim
 
 

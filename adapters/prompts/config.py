@@ -208,7 +208,7 @@ class DualPromptConfig(PeftConfig):
                 raise KnobError("placeholder_ids are the slots of text prompts, but sides='vision': leave them out.")
         elif len(self.placeholder_ids) - len(set(self.fixed) & set(range(len(self.placeholder_ids)))) != self.slots:
             raise KnobError(
-                f"placeholder_ids has {len(self.placeholder_ids)} ids for {self.slots} prompts: each needs one "
+                f"placeholder_ids has {len(self.placeholder_ids)} ids for n_ctx={self.slots} prompts: each needs one "
                 "token that it overwrites, or it would overwrite words of the caption. "
                 "lvlm_guard.adapters.prompts.placeholders(tokenizer, n_ctx) gives them."
             )
