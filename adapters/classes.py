@@ -112,7 +112,7 @@ def mixtures(
 
 @term("proxy", ["image", "names", "claimed", "refuted", "aids"])
 def _proxy(_: Any, given: Any) -> Tensor:
-    aid = given.aids["proxy"]
+    aid: Proxies = given.aids["proxy"]
     value: Tensor = proxy_anchor(given.image, aid(given.names), given.claimed, given.refuted)
     return value + 0 * aid.own.sum()  # also where a batch has no claim
 

@@ -6,6 +6,9 @@ behind the other (Chefer et al., arXiv:2103.15679). What goes by way of prompts 
 
 Ours: how many layers. One alone is at its highest beside the object more often.
 
+Two other maps, `mapped`: "text" is the attention of the text over the patches as the tower projects them, "saliency"
+that of the class token over them in the last layer, whatever the text (DiSa, arXiv:2505.19373).
+
 `dual-prompt`: a CLIP with DCAR's dual prompts as matcher; what `lvlm-guard train dual-prompt` writes.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from lvlm_guard.adapters.backbone import salient
 from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, place_for, required
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
@@ -72,6 +78,7 @@ class ClipMatcher(AdapterMatcher):
         self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
         self._images: Recent[bytes, Tensor] = Recent(FEATURES)
         self._texts: Recent[str, Tensor] = Recent(TEXTS)
+        self._map = ""
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> ClipMatcher:
@@ -103,6 +110,21 @@ class ClipMatcher(AdapterMatcher):
     def device(self) -> torch.device:
         """Where the CLIP is."""
         return self.retriever.model.device
+
+    def mapped(self, how: str) -> ClipMatcher:
+        """Return this matcher with another map, "text" or "saliency"; it shares everything else."""
+        if how not in ("text", "saliency") or type(self)._shown is not ClipMatcher._shown:
+            super().mapped(how)
+        other = copy(self)
+        other._version, other._map, other._matches = f"{self._version}@{how}", how, Recent(MATCH_BYTES)
+        return other
+
+    def knows(self, claims: Sequence[str]) -> list[bool]:
+        """Return whether claims evoke a picture, of a CLIP that was trained to tell (`train claims`, visualness)."""
+        if self._memory is None or self._memory.kind != "visualness" or not claims:
+            return [True] * len(claims)
+        with self._alone():
+            return [bool(v > 0.5) for v in self.retriever.visualness([_read(claim) for claim in claims])]
 
     def forget(self) -> None:
         """Drop the matches and the features of pictures that are remembered."""
@@ -195,6 +217,9 @@ class ClipMatcher(AdapterMatcher):
     def _shown(self, pixels: Tensor, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features of pictures [n, d], their cosines with texts [n], and what each patch shows [n, patches]."""
         model, kept = self.retriever.model, list[Tensor]()
+        if self._map:
+            seen = model.encode_image(pixels)
+            return seen, (seen * said).sum(-1), self._looked(pixels, said)
         hooks = [self._layers[0].register_forward_pre_hook(_begin)]
         hooks += [
             layer.self_attn.register_forward_hook(lambda _module, _args, output: kept.append(output[1]))
@@ -209,6 +234,18 @@ class ClipMatcher(AdapterMatcher):
             for hook in hooks:
                 hook.remove()
         return seen, scores, gathered(kept, slopes, self._cells**2)
+
+    def _looked(self, pixels: Tensor, said: Tensor) -> Tensor:
+        base = self.retriever.model.base
+        if self._map == "saliency":
+            return salient(base, pixels)
+        vision, projection = base.vision_model, getattr(base.visual_projection, "base_layer", base.visual_projection)
+        states = vision(pixel_values=pixels).last_hidden_state[:, 1 : 1 + self._cells**2]
+        patches = normalize(projection(vision.post_layernorm(states)).float(), dim=-1)
+        weights: Tensor = ((patches @ said[:, : patches.shape[-1], None])[..., 0] / self.retriever.model.tau).softmax(
+            -1
+        )
+        return weights
 
     @property
     def _memory(self) -> Any:

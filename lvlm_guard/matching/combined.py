@@ -3,17 +3,22 @@
 "detector+blip-itm" asks a detector and BLIP-ITM. On a claim that none of them knows it abstains, as they do. The
 map is that of the first matcher that knows what the text asks; the last one's where none does. Each should be
 calibrated: a mean of log-odds on different scales is one matcher's opinion and another's noise.
+
+"2*blip-itm+1*clip@saliency" weighs them: log-odds and maps are weighted means, and a part that gives maps only has no
+say in the odds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from lvlm_guard.errors import KnobError
+from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.matching.match import ABSTAIN, Match, Matcher
 
 
@@ -22,25 +27,38 @@ class Combined(Matcher):
 
     Args:
         parts: two or more, the one whose maps come first at the front.
+        weights: of each, above 0, for weighted means of odds and of maps; None for equal odds and the first's map.
 
     Raises:
-        KnobError: fewer than two.
+        KnobError: fewer than two, or weights that are none.
     """
 
-    def __init__(self, parts: Sequence[Matcher]) -> None:
+    def __init__(self, parts: Sequence[Matcher], weights: Sequence[float] | None = None) -> None:
         if len(parts) < 2:
             raise KnobError("Matchers are combined of two or more: write 'detector+blip-itm'.")
-        self.parts = tuple(parts)
+        if weights is not None and (len(weights) != len(parts) or not all(0 < w < math.inf for w in weights)):
+            raise KnobError(f"The weights of {len(parts)} matchers are {list(weights)}: give each a number above 0.")
+        self.parts, self.weights = tuple(parts), None if weights is None else tuple(weights)
 
     @property
     def version(self) -> str:
-        """The parts' versions."""
-        return "+".join(part.version for part in self.parts)
+        """The parts' versions, with their weights."""
+        named = [part.version for part in self.parts]
+        return "+".join(
+            named if self.weights is None else [f"{w:g}*{n}" for w, n in zip(self.weights, named, strict=True)]
+        )
 
     def require_support(self) -> None:
-        """Raise `UnsupportedCallError` where a part gives maps only."""
-        for part in self.parts:
-            part.require_support()
+        """Raise `UnsupportedCallError` where a part gives maps only, of weighted ones where all do."""
+        if self.weights is None or not self._judging():
+            for part in self.parts:
+                part.require_support()
+
+    def _judging(self) -> list[tuple[Matcher, float]]:
+        """Return the parts that give probabilities, with their weights."""
+        if self.weights is None:
+            return [(part, 1.0) for part in self.parts]
+        return [(part, w) for part, w in zip(self.parts, self.weights, strict=True) if _gives_support(part)]
 
     def expect(self, pictures: int) -> None:
         """Make room for a call's pictures in each part."""
@@ -63,17 +81,24 @@ class Combined(Matcher):
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the combined probability that claim i holds in image i, [n]; a part is asked what it knows alone."""
         odds, opinions = torch.zeros(len(claims), dtype=torch.float64), torch.zeros(len(claims), dtype=torch.float64)
-        for part in self.parts:
+        for part, weight in self._judging():
             known = [index for index, knows in enumerate(part.knows(claims)) if knows]
             if known:
                 p = part.support_pairs([images[i] for i in known], [claims[i] for i in known])
-                odds[known] += p.double().logit()
-                opinions[known] += 1
-        mean = (odds / opinions.clamp(min=1)).sigmoid()
+                odds[known] += weight * p.double().logit()
+                opinions[known] += weight
+        mean = (odds / opinions.where(opinions > 0, 1)).sigmoid()
         return torch.where(opinions > 0, mean, ABSTAIN).float()
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i, by the first part that knows what the text asks."""
+        """Match image i with text i, by the first part that knows what the text asks; weighted ones by all that do."""
+        if self.weights is not None:
+            told = [(part(images, texts), part.knows(texts)) for part in self.parts]
+            return [
+                _mean([(found[i], w) for (found, knows), w in zip(told, self.weights, strict=True) if knows[i]])
+                or told[-1][0][i]
+                for i in range(len(texts))
+            ]
         known = [part.knows(texts) for part in self.parts[:-1]]
         chosen = [next((k for k, knows in enumerate(known) if knows[i]), len(known)) for i in range(len(texts))]
         found: dict[int, Match] = {}
@@ -82,3 +107,31 @@ class Combined(Matcher):
             if mine:
                 found |= dict(zip(mine, part([images[i] for i in mine], [texts[i] for i in mine]), strict=True))
         return [found[i] for i in range(len(texts))]
+
+
+def _gives_support(part: Matcher) -> bool:
+    try:
+        part.require_support()
+    except UnsupportedCallError:
+        return False
+    return True
+
+
+def _mean(found: Sequence[tuple[Match, float]]) -> Match | None:
+    """Return the weighted mean of matches, smaller maps enlarged to the largest, whatever their order; None of none."""
+    if not found:
+        return None
+    size = max(tuple(match.relevance.shape) for match, _ in found)
+    total = math.fsum(w for _, w in found)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        pairs = [(value, w) for value, (_, w) in zip(values, found, strict=True) if value is not None]
+        return math.fsum(v * w for v, w in pairs) / math.fsum(w for _, w in pairs) if pairs else None
+
+    maps = [
+        interpolate(match.relevance[None, None].double(), size, mode="bilinear")[0, 0] * w / total for match, w in found
+    ]
+    notes = sorted({match.note for match, _ in found if match.note})
+    score, share = mean([match.score for match, _ in found]), mean([match.share for match, _ in found])
+    assert score is not None
+    return Match(torch.stack(maps).sum(0).float(), score, "; ".join(notes) or None, share=share)

@@ -59,6 +59,7 @@ def load_matcher(
     Args:
         spec: a registered name ("blip-itm", "dual-prompt"), a folder or hub id of a BLIP image-text retrieval model,
             a CLIP, a SigLIP or a detector, a folder of an adapter, several with "+" between them ("detector+blip-itm"),
+            weighted ones too ("2*blip-itm+1*clip"), a CLIP's other map behind an "@" ("clip@text", "clip@saliency"),
             "embedded" for the matcher in this package, "embedded-dual-prompt", "embedded-ranker" and "embedded-clip"
             for its adapters, a matcher, any callable `(images, texts) -> list[Match]`, or None for `blip-itm`.
         model: the model it will guard; decides the device where none is given, and for `blip-itm` the weights:
@@ -86,8 +87,14 @@ def load_matcher(
         )
     text = str(spec)
     if "+" in text and not Path(text).exists():
-        parts = [load_matcher(part, model=model, device=device, dtype=dtype) for part in text.split("+")]
-        return Combined(parts)
+        weighed = [part.rpartition("*")[::2] for part in text.split("+")]
+        parts = [load_matcher(name, model=model, device=device, dtype=dtype) for _, name in weighed]
+        return Combined(parts, [_number(w) for w, _ in weighed] if any(w for w, _ in weighed) else None)
+    if "@" in text and not Path(text).exists():
+        name, _, how = text.rpartition("@")
+        plain = load_matcher(name, model=model, device=device, dtype=dtype)
+        other: Matcher = _shared(plain, ("map", how), lambda: plain.mapped(how))
+        return other
     if text in REGISTRY.names():
         return _registered(text, model)
     where = device_of(model) if device is None else device
@@ -105,6 +112,13 @@ def load_matcher(
         return shared_blip(text, where, dtype)
     REGISTRY.where(text)  # says which names there are
     raise AssertionError("unreachable")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text or 1)
+    except ValueError:
+        raise KnobError(f"{text!r} is no weight of a matcher: write '2*blip-itm+1*clip'.") from None
 
 
 def held_in(place: str) -> str | None:

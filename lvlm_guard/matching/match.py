@@ -154,6 +154,16 @@ class Matcher(ABC):
         each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]
         return torch.cat(each) if each else torch.empty(0)
 
+    def mapped(self, how: str) -> Matcher:
+        """Return this matcher with another map, "text" or "saliency".
+
+        Raises:
+            UnsupportedCallError: it has none but its own.
+        """
+        raise UnsupportedCallError(
+            f"The matcher {self.version!r} has no map {how!r}: 'text' and 'saliency' are CLIPs'."
+        )
+
     def expect(self, pictures: int) -> None:
         """Make room for what is computed of so many pictures: those of one call, so that it encodes each once."""
         return  # nothing, where nothing is remembered

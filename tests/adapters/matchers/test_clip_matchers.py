@@ -11,6 +11,7 @@ from PIL import Image
 from lvlm_guard.adapters.matchers import caption_of, object_of, objects_in
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
 from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.adapters.retrieval.retriever import Memory
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.matching.relevance import heat_map
 from lvlm_guard.matching.vocabulary import Vocabulary
@@ -167,3 +168,42 @@ def test_free_text_is_about_the_objects_of_a_vocabulary_that_it_names() -> None:
     assert words("What colour are the dogs beside the bus?") == ["dog", "bus"]
     assert words("Is there a zeppelin in the image?") == ["zeppelin"]
     assert words("Describe the image.") == []
+
+
+def test_other_maps_are_the_class_tokens_attention_and_that_of_the_text_over_projected_patches(
+    matcher: ClipMatcher, images: list[Image.Image]
+) -> None:
+    (own,) = matcher(images[:1], ["a photo of a dog"])
+    model, retriever = matcher.retriever.model, matcher.retriever
+    seen = model.base.vision_model(pixel_values=retriever.image_inputs(images[:1]), output_attentions=True)
+    salient = matcher.mapped("saliency")
+    (match,), (same,) = salient(images[:1], ["a photo of a dog"]), salient(images[:1], ["a red cat"])
+    looked = seen.attentions[-1].mean(1)[:, 0, 1:65].detach().view(1, 8, 8)
+    assert torch.allclose(match.relevance, heat_map(looked, 96)[0], atol=1e-3)
+    assert torch.equal(match.relevance, same.relevance)
+    assert match.score == pytest.approx(own.score, abs=1e-5)
+    (by_text,) = matcher.mapped("text")(images[:1], ["a photo of a dog"])
+    states = model.base.vision_model.post_layernorm(seen.last_hidden_state[:, 1:65])
+    patches = torch.nn.functional.normalize(model.base.visual_projection(states), dim=-1)
+    cosines = patches @ retriever.text_features(["a photo of a dog"])[0]
+    expected = (cosines / model.tau).softmax(-1).detach().view(1, 8, 8)
+    assert torch.allclose(by_text.relevance, heat_map(expected, 96)[0], atol=1e-3)
+    assert len({matcher.version, salient.version, matcher.mapped("text").version}) == 3
+    (again,) = matcher(images[:1], ["a photo of a dog"])
+    assert torch.equal(again.relevance, own.relevance)
+    with pytest.raises(UnsupportedCallError, match="has no map"):
+        matcher.mapped("segments")
+
+
+def test_a_clip_that_tells_what_evokes_a_picture_abstains_on_what_does_not(
+    matcher: ClipMatcher, images: list[Image.Image]
+) -> None:
+    assert matcher.knows(["in my opinion", "a dog"]) == [True, True]
+    told, opinion = matcher.retriever.text_features(["a dog", "in my opinion"])
+    line = torch.tensor([200.0, -100.0 * float(1 + told @ opinion)])  # halfway between the two
+    matcher.retriever.remember(Memory("visualness", (), {"null": opinion, "line": line}))
+    try:
+        assert matcher.knows(["in my opinion", "a dog"]) == [False, True]
+        assert matcher.knows([]) == []
+    finally:
+        matcher.retriever.remember(None)
