@@ -122,7 +122,14 @@ def _number(text: str) -> float:
 
 
 def held_in(place: str) -> str | None:
-    """Return the registered name of the matcher that a folder holds or an "embedded..." names; None of others."""
+    """Return the registered name of the matcher that a folder holds or an "embedded..." names; None of others.
+
+    A weight before it and a map behind it are of a combination and of a CLIP: "2*FOLDER@saliency".
+    """
+    if not Path(place).exists() and ("*" in place or "@" in place):
+        place = place.rpartition("*")[2]
+        place = place.rpartition("@")[0] or place
+        return place if place in REGISTRY.names() else held_in(place)
     if place == "embedded":
         return "blip-itm"
     if place.startswith(_EMBEDDED) and place.removeprefix(_EMBEDDED) in _MARKS.values():

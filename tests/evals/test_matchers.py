@@ -130,6 +130,9 @@ def test_a_matcher_given_as_a_knob_has_its_controls_too():
 
 def test_matchers_that_are_combined_are_one():
     check_matchers({"both": ("blip-itm+embedded-clip",), "blip-itm": ("blip-itm",)})
+    check_matchers(
+        {"weighed": ("2*blip-itm+1*embedded-clip@text", "blip-itm+clip"), "mine": ("embedded-clip@saliency",)}
+    )
     with pytest.raises(WeightsError, match="there is no folder 'blip-itm\\+nothing'"):
         check_matchers({"both": ("blip-itm+nothing",)})
 
