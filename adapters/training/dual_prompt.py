@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from peft import get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training.beside import Teacher
-from lvlm_guard.adapters.training.free import adapted
+from lvlm_guard.adapters.training.free import adapted, ready
 from lvlm_guard.adapters.training.recipe import (
     CANDIDATES,
     TRAINING,
@@ -334,7 +335,8 @@ def _beside(
 
 
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
-    """Return an untrained retriever."""
+    """Return an untrained retriever; raises as `ready`."""
+    ready(plan)
     clip, inputs = parts(plan.clip)
     if plan.free:
         return make(clip, inputs, **plan.named)
@@ -368,11 +370,7 @@ def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
     """
     from peft.utils import set_peft_model_state_dict
 
-    files = [Path(folder) / "adapter_model.safetensors" for folder in folders]
-    missing = [str(file.parent) for file in files if not file.is_file()]
-    if missing:
-        raise WeightsError(f"{missing[0]} holds no adapter to start from: give a folder that `lvlm-guard train` wrote.")
-    sources = [load_file(file) for file in files]
+    sources = [load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME) for folder in folders]
     clip: Any = retriever.model.clip
     there = {key: value.shape for key, value in get_peft_model_state_dict(clip).items()}
     cascade = next((module for module in clip.modules() if isinstance(module, Cascade)), None)

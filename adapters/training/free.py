@@ -8,11 +8,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from lvlm_guard.adapters import search as searching
@@ -27,7 +29,7 @@ from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
 from lvlm_guard.adapters.testtime import cache, mine
 from lvlm_guard.adapters.training.beside import NULL, null_image
 from lvlm_guard.adapters.training.recipe import learning
-from lvlm_guard.errors import KnobError
+from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.matching.platt import platt
 from lvlm_guard.matching.vocabulary import article
 
@@ -92,9 +94,8 @@ def _described(
 def _told_apart(
     plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
 ) -> Found:
-    sentences = Sentences.from_file(plan.bank) if plan.bank else Sentences({})
-    if not sentences.pairs:
-        raise KnobError('This work needs sentences that tell two objects apart: give --bank FILE with "pairs" in it.')
+    ready(plan)
+    sentences = Sentences.from_file(plan.bank)
     sides = sentences.sides(made.names, retriever.text_features)
     retriever.remember(Memory("pairs", made.names, {"sides": sides}))
     return {"pairs": int((sides.square().sum(-1) > 0).sum())}
@@ -138,13 +139,36 @@ def _searched(
     return told | {"error": err, "bound": searching.bound(err, len(pictures.train.images), nats), "nats": nats}
 
 
+LLM = ("history", "feedback")
+"""Proposers that ask a command of the user's."""
+
+
+def ready(plan: Plan) -> None:
+    """Raise what is lacking before anything is read, not hours later when this plan's turn comes.
+
+    Raises:
+        KnobError: an LLM writes the prompts, and none is given; the file of sentences can't be read, or lacks pairs.
+        WeightsError: a folder to start from holds no adapter.
+    """
+    sentences = Sentences.from_file(plan.bank) if plan.bank else Sentences({})
+    name = plan.work or "this work"
+    if plan.free == "pairs" and not sentences.pairs:
+        raise KnobError(
+            f'Of {name} there must be sentences that tell two objects apart: give --bank FILE with "pairs".'
+        )
+    if plan.search.get("proposer") in LLM and not plan.proposer:
+        raise KnobError(
+            f"The prompts of {name} are written by an LLM: give one, --proposer 'COMMAND' (message in, lines out)."
+        )
+    for folder in plan.init:
+        if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise WeightsError(f"{folder} holds no adapter to start from: give a folder that `lvlm-guard train` wrote.")
+
+
 def _proposer(plan: Plan, name: str, words: Sequence[str], pictures: Pictures) -> searching.Propose:
     if name in ("edits", "climbing"):
         return searching.edits(words) if name == "edits" else searching.climbing(words)
-    if not plan.proposer:
-        raise KnobError(
-            "This work's prompts are written by an LLM: give one, --proposer 'COMMAND' (message in, lines out)."
-        )
+    ready(plan)
     captions = [row.caption for row in pictures.train.rows[:5]] if name == "history" else []
     return searching.chatting(asking(plan.proposer), k=10 if captions else 5, worst=not captions, captions=captions)
 

@@ -107,19 +107,21 @@ def claims(
     quiet_libraries()
     needs_extra()
     world = data == "embedded"
-    presets, room, training, recipes = (
+    presets, room, training, recipes, free = (
         import_module(f"lvlm_guard.adapters.{name}")
-        for name in ("presets", "training.runs", "training.dual_prompt", "training.recipe")
+        for name in ("presets", "training.runs", "training.dual_prompt", "training.recipe", "training.free")
     )
     names = preset or ["dcar"]
     if len(set(names)) < len(names):
         raise usage(f"--preset {', '.join(names)}: give each once.")
     works = [presets.preset(name) for name in names]  # a wrong name is found before anything is read
+    given = {"init": tuple(init or ()), "bank": bank, "proposer": proposer, "teacher": teacher}
+    for work in works:
+        free.ready(replace(work.plan, **given))  # so is what its turn would lack, hours later
     call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (400 if world else None))
     facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
     plans = {}
     for work in works:
-        given = {"init": tuple(init or ()), "bank": bank, "proposer": proposer, "teacher": teacher}
         plan = replace(work.plan, clip=clip, losses=replace(work.plan.losses, claims=weight), **given)
         plans[work.name] = plan if depth is None else replace(plan, depth=depth)
         facts = training.fitting(plans[work.name], facts)

@@ -147,6 +147,10 @@ def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip
     assert (searched.configuration, searched.lacks[:9]) == ("pacbayes", "the prior")
     assert run(*call, "--preset", "maple", "--preset", "pacbayes", "--json").object["rows"] == told["rows"]
     assert run(*call, "--preset", "coop", "--preset", "coop").code == 2
+    # what the last one lacks is said before the first one is trained
+    lacking = run(*call, "--preset", "restore", "--preset", "ipo")
+    assert (lacking.code, (out / "restore").exists()) == (2, False)
+    assert "--proposer" in lacking.err
 
 
 def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, valued, tmp_path):
