@@ -118,6 +118,9 @@ def trunk_of(clip: Any) -> Trunk:
     Raises:
         UnsupportedModelError: it is no CLIP, or has towers that can't be read.
     """
+    own = getattr(clip, "trunk", None)
+    if isinstance(own, Trunk):
+        return own
     config = getattr(clip, "config", None)
     vision = getattr(getattr(config, "vision_config", None), "model_type", None)
     text = getattr(getattr(config, "text_config", None), "model_type", None)
@@ -186,7 +189,8 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
     """Return a CLIP in evaluation mode, in float32.
 
     Args:
-        source: "embedded", a folder or hub id of a `CLIPModel` or of a `VisionTextDualEncoderModel` with a ConvNeXt.
+        source: "embedded", a folder or hub id of a `CLIPModel` or of a `VisionTextDualEncoderModel` with a ConvNeXt, or
+            one of open_clip, see `open_clip`.
         revision: of a hub id.
 
     Raises:
@@ -195,7 +199,11 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
     """
     import transformers
 
+    from lvlm_guard.adapters import open_clip
+
     place = place_of(str(source))
+    if open_clip.is_one(place):
+        return open_clip.load(place)
     at = {} if revision is None else {"revision": revision}
     config = _read(place, lambda: transformers.AutoConfig.from_pretrained(place, **at))
     if config.model_type not in CLASSES:
@@ -278,8 +286,10 @@ class Inputs:
 
         place = str(source or clip.name_or_path)
         at = {} if revision is None else {"revision": revision}
+        tokenizer = tokenizer or getattr(clip, "tokenizer", None)
         tokenizer = tokenizer or _read(place, lambda: AutoTokenizer.from_pretrained(place, **at))
-        pixels = image_processor or _read(place, lambda: AutoImageProcessor.from_pretrained(place, **at))
+        pixels = image_processor or getattr(clip, "image_processor", None)
+        pixels = pixels or _read(place, lambda: AutoImageProcessor.from_pretrained(place, **at))
         trunk = trunk_of(clip)
         return cls(tokenizer, trunk.side, tuple(pixels.image_mean), tuple(pixels.image_std), trunk.context)
 

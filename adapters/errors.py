@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lvlm_guard.errors import GuardError
+from collections.abc import Mapping, Sequence
+
+from lvlm_guard.errors import GuardError, KnobError
 
 
 class DataError(GuardError):
@@ -11,3 +13,25 @@ class DataError(GuardError):
 
 class TrainingError(GuardError):
     """Training can't begin or go on as asked; the last good state is on disk."""
+
+
+def check(
+    settings: object,
+    least: Mapping[str, float] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    error: type[GuardError] = KnobError,
+) -> None:
+    """Raise an error where a field of some settings is out of its range.
+
+    Args:
+        least: field -> the least that it may be; a whole number where the bound is one.
+        choices: field -> what it may be.
+    """
+    for name, bound in (least or {}).items():
+        value = getattr(settings, name)
+        whole = isinstance(bound, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= bound:
+            raise error(f"{name} is {value!r}: give {'a whole number of ' if whole else ''}{bound:g} or more.")
+    for name, known in (choices or {}).items():
+        if getattr(settings, name) not in known:
+            raise error(f"{name} is {getattr(settings, name)!r}: give one of {', '.join(known)}.")

@@ -183,35 +183,33 @@ def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
 
 
 def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
+    """Return the `PeftModel` of PEFT's own folder, on the model given, else on the one that its config names."""
     require_peft()
-    from peft import PeftModel
-
-    loaded = read(
-        f"The adapter {str(place)!r}",
-        str(place),
-        lambda: PeftModel.from_pretrained(model if model is not None else _backbone(place), str(place)),
-        damaged="The folder is incomplete or damaged, or its backbone is another than the one given.",
-        absent="Give the folder that save_pretrained wrote.",
-    )
-    return loaded.eval() if device is None else loaded.eval().to(device)
-
-
-def _backbone(place: Path) -> Any:
-    """Return the model that an adapter's config names, of the class that the config names, else of the checkpoint's."""
     import transformers
+    from peft import PeftModel
 
     config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
     named = config.get("base_model_name_or_path")
-    if not named:
+    if model is None and not named:
         raise WeightsError(
             f"The adapter {str(place)!r} does not say which model it was trained on: give it, load(folder, model=...)."
         )
     kind = (config.get("auto_mapping") or {}).get("base_model_class") or "AutoModel"
     loader = getattr(transformers, kind, transformers.AutoModel)
-    return read(
-        f"The backbone {named!r}",
-        named,
-        lambda: loader.from_pretrained(named),
-        damaged="The folder is incomplete or damaged.",
-        absent=f"{how_to_fetch(named, 'load(folder, model=CLIPModel.from_pretrained(DIR))')}",
+    backbone = model
+    if backbone is None:
+        backbone = read(
+            f"The backbone {named!r}",
+            named,
+            lambda: loader.from_pretrained(named),
+            damaged="The folder is incomplete or damaged.",
+            absent=how_to_fetch(named, "load(folder, model=CLIPModel.from_pretrained(DIR))"),
+        )
+    loaded = read(
+        f"The adapter {str(place)!r}",
+        str(place),
+        lambda: PeftModel.from_pretrained(backbone, str(place)),
+        damaged="The folder is incomplete or damaged, or its backbone is another than the one given.",
+        absent="Give the folder that save_pretrained wrote.",
     )
+    return loaded.eval() if device is None else loaded.eval().to(device)

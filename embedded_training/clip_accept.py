@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
+from lvlm_guard.adapters.data.world import captions
 from lvlm_guard.adapters.evaluation.metrics import AT, auroc, ranks
 from lvlm_guard.adapters.loading import TINY
-from lvlm_guard.adapters.world import Pictures, captions
 from lvlm_guard.embedded import world
+from lvlm_guard.embedded.captioned import Pictures
 from lvlm_guard.embedded.text import article
 
 DRAWS = 1000  # of the bootstrap

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from lvlm_guard.adapters.world.scenes import COLOURS, METAS, NUMBERS
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.embedded.text import CAPTION_PROMPT, caption, question
+from lvlm_guard.embedded.tinted import COLOURS, METAS, NUMBERS
 from lvlm_guard.embedded.world import SIZE
 from lvlm_guard.matching.vocabulary import plural
 

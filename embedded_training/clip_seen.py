@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedded_training.clip_parts import PATCH
-from lvlm_guard.adapters.world import scene
-from lvlm_guard.adapters.world.scenes import COLOURS, Group, listing
 from lvlm_guard.embedded import text, world
+from lvlm_guard.embedded.captioned import scene
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
+from lvlm_guard.embedded.tinted import COLOURS, Group, listing
 from lvlm_guard.embedded.world import SIZE
 
 NAMED = 0.25  # how often a caption says the number, how often the colour, of a group it names

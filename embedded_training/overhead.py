@@ -21,14 +21,15 @@ from typing import Any
 import torch
 
 from lvlm_guard.adapters.data import RankData
+from lvlm_guard.adapters.data.world import ranks
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe, learning
-from lvlm_guard.adapters.training.trainer import train
-from lvlm_guard.adapters.world import Pictures, ranks
+from lvlm_guard.adapters.training.tasks import train
 from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.cli.console import print_json
+from lvlm_guard.embedded.captioned import Pictures
 
 
 class Unmeasured(RankingTask):

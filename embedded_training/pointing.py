@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lvlm_guard.adapters.evaluation.metrics import auroc
-from lvlm_guard.adapters.evaluation.retrieval import Interval, interval
+from lvlm_guard.adapters.evaluation.table import Interval, interval
 from lvlm_guard.adapters.loading import load_adapter
 from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
-from lvlm_guard.adapters.world import COUNTED, scene
-from lvlm_guard.adapters.world.scenes import drawing
 from lvlm_guard.cli.console import print_json
+from lvlm_guard.embedded.captioned import COUNTED, scene
 from lvlm_guard.embedded.catalog import CLASSES, TOPICS
+from lvlm_guard.embedded.tinted import drawing
 from lvlm_guard.embedded.world import SIZE, background
 from lvlm_guard.matching import Matcher, load_matcher
 from lvlm_guard.matching.vocabulary import article

@@ -1,4 +1,4 @@
-"""Published layouts as facts.
+"""Published layouts as facts; `root` is everywhere where the pictures' paths start, `split` the one of all pictures.
 
 COCO: instance annotations count each of the listed categories, and a picture without a box of one has none; captions
 come from the file of captions. A crowd box marks objects that nobody counted, so there are some; the published
@@ -26,6 +26,16 @@ from lvlm_guard.adapters.data.pictures import Files
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.errors import did_you_mean
 
+NEEDED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "instances": {
+        "images": ("id", "file_name"),
+        "categories": ("id", "name"),
+        "annotations": ("image_id", "category_id"),
+    },
+    "captions": {"images": ("id", "file_name"), "annotations": ("image_id", "caption")},
+}
+"""Of COCO's files: the lists, and the keys of their entries."""
+
 
 def coco(
     instances: str | Path | None,
@@ -40,71 +50,50 @@ def coco(
     Args:
         instances: "instances_*.json"; None: nothing is known of objects but what captions say.
         captions: "captions_*.json"; None: none.
-        split: of all pictures.
         crowd: what a crowd box makes of its category's count.
-        root: where the pictures' paths start.
 
     Raises:
         DataError: a file is no such annotations, or none was given.
     """
-    if instances is None and captions is None:
-        raise DataError("Give COCO's instances, its captions, or both.")
     told: dict[str, dict[str, Any]] = {}
     exhaustive: list[str] = []
-    for path, part in ((instances, "instances"), (captions, "captions")):
-        if path is None:
-            continue
-        found = _annotations(Path(path), part)
-        for image in found["images"]:
-            told.setdefault(str(image["file_name"]), {"captions": []})
+    given = {part: Path(path) for part, path in (("instances", instances), ("captions", captions)) if path is not None}
+    if not given:
+        raise DataError("Give COCO's instances, its captions, or both.")
+    for part, path in given.items():
+        found = _annotations(path, part)
         files = {image["id"]: str(image["file_name"]) for image in found["images"]}
+        told |= {file: {"captions": []} for file in files.values() if file not in told}
         if part == "instances":
             names = {entry["id"]: str(entry["name"]) for entry in found["categories"]}
             exhaustive = list(names.values())
-            for file, objects in _counted(found["annotations"], names, files, crowd, Path(path)).items():
-                told[file]["objects"] = objects
-        else:
-            for entry in found["annotations"]:
-                told[_file(files, entry, Path(path))]["captions"].append(str(entry["caption"]))
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        crowds: dict[str, set[str]] = defaultdict(set)
+        for entry in found["annotations"]:
+            file = _listed(files, entry["image_id"], "an annotation is of the picture", path)
+            if part == "captions":
+                told[file]["captions"].append(str(entry["caption"]))
+                continue
+            name = _listed(names, entry["category_id"], "a box is of the category", path)
+            if not entry.get("iscrowd"):
+                counts[file][name] += 1
+            elif crowd == "present":
+                crowds[file].add(name)
+        for file in {**counts, **crowds}:
+            told[file]["objects"] = {**counts[file], **dict.fromkeys(sorted(crowds[file]), PRESENT)}
     facts = [facts_of({"image": file, "split": split, **each}, f"picture {file}") for file, each in told.items()]
     return FactsData(facts, Files(root), str(instances or captions), exhaustive)
 
 
-def _counted(
-    boxes: Sequence[Mapping[str, Any]],
-    names: Mapping[Any, str],
-    files: Mapping[Any, str],
-    crowd: str,
-    path: Path,
-) -> dict[str, dict[str, Any]]:
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    crowds: dict[str, set[str]] = defaultdict(set)
-    for box in boxes:
-        name = names.get(box["category_id"])
-        if name is None:
-            raise DataError(f"{path}: a box is of the category {box['category_id']!r}, which is not listed.")
-        file = _file(files, box, path)
-        if not box.get("iscrowd"):
-            counts[file][name] += 1
-        elif crowd == "present":
-            crowds[file].add(name)
-    return {file: {**counts[file], **dict.fromkeys(sorted(crowds[file]), PRESENT)} for file in {**counts, **crowds}}
-
-
-def _file(files: Mapping[Any, str], entry: Mapping[str, Any], path: Path) -> str:
-    if entry["image_id"] not in files:
-        raise DataError(f"{path}: an annotation is of the picture {entry['image_id']!r}, which is not listed.")
-    return files[entry["image_id"]]
+def _listed(known: Mapping[Any, str], key: Any, what: str, path: Path) -> str:
+    if key not in known:
+        raise DataError(f"{path}: {what} {key!r}, which is not listed.")
+    return known[key]
 
 
 def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = _json(path)
-    needed: dict[str, Sequence[str]] = {"images": ("id", "file_name")}
-    if what == "instances":
-        needed |= {"categories": ("id", "name"), "annotations": ("image_id", "category_id")}
-    else:
-        needed |= {"annotations": ("image_id", "caption")}
-    for part, keys in needed.items():
+    for part, keys in NEEDED[what].items():
         listed = found.get(part) if isinstance(found, dict) else None
         if not isinstance(listed, list) or (not listed and part != "annotations"):
             raise DataError(f"{path} has no list {part!r}: it is no COCO-style file of {what}.")
@@ -115,13 +104,7 @@ def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def dcar(path: str | Path, *, meta: str | None = None, split: str | None = None, root: Path = Path()) -> FactsData:
-    """Return the facts of DCAR's layout.
-
-    Args:
-        path: the file.
-        meta: what all pictures are of: "cat".
-        split: of all pictures.
-        root: where the pictures' paths start.
+    """Return the facts of DCAR's layout; `meta` is what all pictures are of: "cat".
 
     Raises:
         DataError: the file is none of this layout.
@@ -137,12 +120,8 @@ def _dcar_row(entry: Any, where: str, meta: str | None, split: str | None) -> Fa
     if not isinstance(entry, Mapping) or "positive" not in entry or not {"file_name", "file_path"} & entry.keys():
         raise DataError(f"{where}: expected are file_name, file_path, positive, negative; got {str(entry)[:80]}.")
     negative = entry.get("negative") or []
-    caption = {
-        "text": entry["positive"],
-        "category": entry.get("class_name"),
-        "meta": meta,
-        "negatives": [negative] if isinstance(negative, str) else negative,
-    }
+    negatives = [negative] if isinstance(negative, str) else negative
+    caption = {"text": entry["positive"], "category": entry.get("class_name"), "meta": meta, "negatives": negatives}
     place = PurePosixPath(str(entry.get("file_path") or "").replace("\\", "/"))
     name = str(entry.get("file_name") or "")
     # in some of the files `file_path` is the picture's folder, in others all of its path
@@ -177,12 +156,10 @@ def values(
     Args:
         object: what the values are of: "age".
         instruction: what the ranker is asked.
-        image: the column of the pictures' names.
-        value: the column of their values.
+        image, value: the columns of the pictures' names and of their values.
         train_ids: a file of picture names, with or without ending, one a line; those are of the split "train", all
             others "test". None: no picture has a split.
         suffix: put behind the names, where the table leaves the ending away: ".jpg".
-        root: where the pictures' paths start.
 
     Raises:
         DataError: a column is missing, a value is no number, or no picture has an id of the fold.
@@ -203,10 +180,8 @@ def values(
 
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not path.is_file():
-        raise DataError(f"There is no table {str(path)!r}.")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        try:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             head = lines.readline()
             lines.seek(0)
             table = csv.DictReader(lines, delimiter="\t" if "\t" in head else ",", strict=True)
@@ -223,10 +198,8 @@ def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str,
                         f"{path}, line {number}: {len(columns)} columns are expected, as in the first line."
                     )
                 yield f"{path}, line {number}", found
-        except csv.Error as error:
-            raise DataError(f"{path}: no table: {error}.") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read as a table, in UTF-8: {error}.") from error
 
 
 def _json(path: Path) -> Any:

@@ -66,12 +66,10 @@ class FactsData:
         """The values of objects; raises `DataError` where there is none. What nobody counted is unknown."""
         rows: list[RankRow] = []
         for facts in self.facts:
-            rows += [
-                RankRow(facts.image, name, None if value == SOME else value, facts.weights.get(name), facts.split)
-                for name, value in facts.objects.items()
-            ]
-            if not facts.objects and self.exhaustive:  # so that the picture is known to hold none of anything
-                rows.append(RankRow(facts.image, next(iter(self.exhaustive)), 0.0, split=facts.split))
+            values = {name: None if value == SOME else value for name, value in facts.objects.items()}
+            if not values and self.exhaustive:  # so that the picture is known to hold none of anything
+                values = {next(iter(self.exhaustive)): 0.0}
+            rows += [RankRow(facts.image, n, v, facts.weights.get(n), facts.split) for n, v in values.items()]
         return RankData(rows, self.store, self.name, self.exhaustive, self.template, self.on_bad, self.dropped)
 
     def parted(self, share: float = SHARE, seed: int = 0) -> FactsData:
@@ -82,18 +80,13 @@ class FactsData:
         Raises:
             DataError: there are too few pictures to cut.
         """
-        there = {facts.split for facts in self.facts}
-        bounds, low = {}, 0.0
-        for split in ("val", "test"):
-            if split not in there:
-                bounds[split] = low, low + share
-                low += share
+        cut = [split for split in ("val", "test") if split not in {facts.split for facts in self.facts}]
 
         def part(facts: Facts) -> str:
             if facts.split in ("val", "test"):
                 return facts.split
             place = _place(facts.image, seed)
-            return next((split for split, (low, high) in bounds.items() if low <= place < high), "train")
+            return next((split for k, split in enumerate(cut) if k * share <= place < (k + 1) * share), "train")
 
         made = [replace(facts, split=part(facts)) for facts in self.facts]
         missing = {"train", "val"} - {facts.split for facts in made}
@@ -157,29 +150,24 @@ class FactsData:
     def summary(self) -> str:
         """Return what the data holds, in a few lines, before hours are spent on it."""
         parts = Counter(facts.split or "no split" for facts in self.facts)
-        told = [
-            f"{self.name}: {len(self.facts):,} pictures "
-            f"({', '.join(f'{parts[split]:,} {split}' for split in (*SPLITS, 'no split') if parts[split])})"
-        ]
+        shares = ", ".join(f"{parts[split]:,} {split}" for split in (*SPLITS, "no split") if parts[split])
+        told = [f"{self.name}: {len(self.facts):,} pictures ({shares})"]
         captions = [row for facts in self.facts for row in facts.captions]
         if captions:
             longest = max(len(row.caption.split()) for row in captions)
             told.append(f"  {len(captions):,} captions of up to {longest} words")
-        states = Counter(
-            (name, "unknown" if state is None else "absent" if state == 0 else "there")
-            for facts in self.facts
-            for name, state in facts.objects.items()
-        )
-        if states or self.exhaustive:
-            often = Counter({name: count for (name, state), count in states.items() if state == "there"})
-            sums = Counter[str]()
-            for (_, state), count in states.items():
-                sums[state] += count
-            sums["absent"] += sum(name not in facts.objects for facts in self.facts for name in self.exhaustive)
-            shown = ", ".join(f"{name} {count:,}" for name, count in often.most_common(8))
-            told.append(f"  {len(often):,} objects: {shown}{', ...' if len(often) > 8 else ''}")
+        often, states = Counter[str](), Counter[str]()
+        for facts in self.facts:
+            for name, state in facts.objects.items():
+                states["unknown" if state is None else "there" if state else "absent"] += 1
+                often[name] += bool(state)
+            states["absent"] += sum(name not in facts.objects for name in self.exhaustive)
+        if states.total() or self.exhaustive:
+            shown = [f"{name} {count:,}" for name, count in often.most_common(9) if count]
+            many = f"  {sum(count > 0 for count in often.values()):,} objects: {', '.join(shown[:8])}"
+            told.append(many + (", ..." if len(shown) > 8 else ""))
             told.append(
-                "  " + ", ".join(f"{count:,} {state}" for state, count in sums.items()) + "; all others unknown"
+                "  " + ", ".join(f"{count:,} {state}" for state, count in states.items()) + "; all others unknown"
             )
         told += [f"  left out: {count:,} {reason}" for reason, count in self.dropped.items() if count]
         return "\n".join(told)

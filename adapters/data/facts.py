@@ -114,10 +114,10 @@ def facts_of(found: Any, where: str) -> Facts:
     captions = given.get("captions") or ()
     if isinstance(captions, str | Mapping) or not isinstance(captions, Iterable):
         raise DataError(f'{where}: "captions" must be a list, also if it is one; got {str(captions)[:60]!r}.')
-    attributes = _mapping(given.get("attributes"), "attributes", where)
-    weights = {
-        k: number(v, f"weight of {k}", where) for k, v in _mapping(given.get("weights"), "weights", where).items()
-    }
+    objects, attributes, weights = (
+        _mapping(given.get(key), key, where) for key in ("objects", "attributes", "weights")
+    )
+    weights = {name: number(value, f"weight of {name}", where) for name, value in weights.items()}
     if any(weight <= 0 for weight in weights.values()):
         raise DataError(
             f"{where}: a weight is {min(weights.values()):g}; it says how often a picture is drawn: above 0."
@@ -125,7 +125,7 @@ def facts_of(found: Any, where: str) -> Facts:
     return Facts(
         image,
         tuple(_caption(one, image, split, where) for one in captions),
-        {name: _state(value, name, where) for name, value in _mapping(given.get("objects"), "objects", where).items()},
+        {name: _state(value, name, where) for name, value in objects.items()},
         {name: _texts(values, f"attributes of {name}", where) for name, values in attributes.items()},
         weights,
         split,
@@ -151,13 +151,8 @@ def merged(one: Facts, other: Facts, where: str) -> Facts:
         name: tuple(dict.fromkeys((*one.attributes.get(name, ()), *other.attributes.get(name, ()))))
         for name in (*one.attributes, *other.attributes)
     }
-    return replace(
-        one,
-        captions=tuple(captions.values()),
-        objects=objects,
-        attributes=attributes,
-        weights={**one.weights, **other.weights},
-    )
+    weights = {**one.weights, **other.weights}
+    return replace(one, captions=tuple(captions.values()), objects=objects, attributes=attributes, weights=weights)
 
 
 def _agreed(one: State, other: State, name: str, image: str, where: str) -> State:
@@ -205,21 +200,21 @@ def _caption(found: Any, image: str, split: str | None, where: str) -> CaptionRo
         return CaptionRow(image, _text(found, "captions", where), split=split)
     names = ("text", "category", "meta", "attributes", "negatives", "kinds")
     given = _known_keys(found, names, f"{where}, a caption")
-    row = CaptionRow(
+    said = {key: _text(given[key], key, where) for key in ("category", "meta") if given.get(key) is not None}
+    negatives, kinds = (_texts(given.get(key) or (), key, where) for key in ("negatives", "kinds"))
+    attributes = {k: _text(v, k, where) for k, v in _mapping(given.get("attributes"), "attributes", where).items()}
+    if kinds and len(kinds) != len(negatives):
+        raise DataError(f'{where}: {len(kinds)} "kinds" for {len(negatives)} "negatives": give one for each, or none.')
+    text = _text(given.get("text"), "text", where)
+    return CaptionRow(
         image,
-        _text(given.get("text"), "text", where),
-        category=None if given.get("category") is None else _text(given["category"], "category", where),
-        meta=None if given.get("meta") is None else _text(given["meta"], "meta", where),
-        attributes={k: _text(v, k, where) for k, v in _mapping(given.get("attributes"), "attributes", where).items()},
-        negatives=_texts(given.get("negatives") or (), "negatives", where),
-        kinds=_texts(given.get("kinds") or (), "kinds", where),
+        text,
+        attributes=attributes,
+        negatives=negatives,
+        kinds=kinds,
         split=split,
+        **said,
     )
-    if row.kinds and len(row.kinds) != len(row.negatives):
-        raise DataError(
-            f'{where}: {len(row.kinds)} "kinds" for {len(row.negatives)} "negatives": give one for each, or none.'
-        )
-    return row
 
 
 def _state(found: Any, name: str, where: str) -> State:

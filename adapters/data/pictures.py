@@ -39,11 +39,11 @@ class Files:
     root: Path
 
     def load(self, key: str) -> Image.Image:
-        """Return a picture; raises `ImageError`."""
+        """See `Store`; raises `ImageError`."""
         return load_image(self.root / key)
 
     def describe(self) -> str:
-        """Return where the pictures are."""
+        """See `Store`."""
         return str(self.root)
 
 
@@ -54,24 +54,19 @@ class InMemory:
     pictures: Mapping[str, Image.Image]
 
     def load(self, key: str) -> Image.Image:
-        """Return a picture; raises `ImageError`."""
+        """See `Store`; raises `ImageError`."""
         if key not in self.pictures:
             raise ImageError(f"There is no picture {key!r} among the {len(self.pictures)} given.")
         return load_image(self.pictures[key])
 
     def describe(self) -> str:
-        """Return where the pictures are."""
+        """See `Store`."""
         return "memory"
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A picture that can't be read, in the place of what would have been loaded.
-
-    Args:
-        image: its key.
-        reason: the reader's message.
-    """
+    """A picture that can't be read, by its key, with the reader's message, in place of what would have been loaded."""
 
     image: str
     reason: str
@@ -133,15 +128,14 @@ class Features:
             self.bad += [picture for picture in pictures.values() if isinstance(picture, Bad)]
             read = {key: picture for key, picture in pictures.items() if not isinstance(picture, Bad)}
             if read:
-                made = encode(list(read.values()))
+                made, at = encode(list(read.values())), len(self._rows)
+                self._rows |= {key: at + k for k, key in enumerate(read)}
                 if self._file is None and made[0].nbytes * len(keys) > room:
                     self._map(len(keys), made.shape[1:])
-                at = len(self._rows)
-                self._rows |= {key: at + k for k, key in enumerate(read)}
-                if self._file is not None:
-                    self._held[at : at + len(made)] = made.half().numpy()
-                else:
+                if self._file is None:
                     parts.append(made)
+                else:
+                    self._held[at : at + len(made)] = made.half().numpy()
             advance(len(pictures))
         if parts:
             self._held = torch.cat(parts)
@@ -167,27 +161,14 @@ class Features:
     @classmethod
     def held(cls, keys: Sequence[str], rows: Tensor) -> Features:
         """Return features that are made already: rows [n, ...] of n pictures."""
-        made = cls((), _none, _nothing)
+        made = cls((), lambda key: Bad(key, "never read"), lambda _: rows)
         made._rows, made._held = {key: number for number, key in enumerate(keys)}, rows
         return made
 
     def __call__(self, keys: Sequence[str]) -> Tensor:
-        """Return the rows of pictures, [n, ...] float32.
-
-        Raises:
-            TrainingError: a picture is not among those that were read.
-        """
+        """Return the rows of pictures, [n, ...] float32; raises `TrainingError` where one was not read."""
         missing = [key for key in keys if key not in self._rows]
         if missing:
             raise TrainingError(f"The picture {missing[0]!r} is not among the {len(self._rows)} that were read.")
-        places = [self._rows[key] for key in keys]
-        rows = self._held[places]
+        rows = self._held[[self._rows[key] for key in keys]]
         return rows if isinstance(rows, Tensor) else torch.from_numpy(np.asarray(rows)).float()
-
-
-def _none(key: str) -> Bad:
-    return Bad(key, "it was not among those that were read")
-
-
-def _nothing(_: Sequence[Image.Image]) -> Tensor:
-    return torch.empty(0)

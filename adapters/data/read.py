@@ -64,7 +64,7 @@ def open_facts(
             "a data set; this source takes no such argument."
         )
     if name.partition(":")[0] == WORLD:
-        from lvlm_guard.adapters.world import facts
+        from lvlm_guard.adapters.data.world import facts
 
         return facts(name.partition(":")[2] or "captions")
     if lines:
@@ -73,7 +73,7 @@ def open_facts(
 
 
 def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
-    header: dict[str, Any] = {}
+    header: Mapping[str, Any] = {}
     found: list[Facts] = []
     for where, line in _parsed(path):
         if isinstance(line, Mapping) and line.keys() & set(HEADER):
@@ -86,7 +86,7 @@ def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
     return FactsData(found, Files(root), name, exhaustive, template, on_bad)
 
 
-def _header(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _header(found: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     strange = [name for name in found if name not in HEADER]
     if strange:
         raise DataError(f"{where}: a header holds {' and '.join(map(repr, HEADER))}, not {strange[0]!r}.")
@@ -95,7 +95,7 @@ def _header(found: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise DataError(f'{where}: "exhaustive" must be a list of objects\' names; got {objects!r}.')
     if not isinstance(found.get("instruction", ""), str):
         raise DataError(f'{where}: "instruction" must be a sentence; got {found["instruction"]!r}.')
-    return dict(found)
+    return found
 
 
 def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
@@ -130,7 +130,7 @@ class Column:
     name: str
 
     def load(self, key: str) -> Image.Image:
-        """Return a picture; raises `ImageError`."""
+        """See `Store`; raises `ImageError`."""
         part, _, number = key.rpartition("/")
         found = self.parts[part][int(number)][self.column]
         if isinstance(found, Mapping):
@@ -140,7 +140,7 @@ class Column:
         return load_image(found)
 
     def describe(self) -> str:
-        """Return the data set's name."""
+        """See `Store`."""
         return self.name
 
 
@@ -173,31 +173,27 @@ def _row(
     row: Mapping[str, Any], columns: Mapping[str, str], key: str, split: str | None, where: str, labels: Any
 ) -> Facts:
     """Return the facts of a data set's row; arrow gives every row all keys that any row has, so null says nothing."""
-    given: dict[str, Any] = {"image": key, "split": split}
     told: Mapping[str, Any] = row["json"] if isinstance(row.get("json"), Mapping) else row
+    given: dict[str, Any] = {"split": split}
     given |= {ours: told[columns.get(ours, ours)] for ours in KEYS if told.get(columns.get(ours, ours)) is not None}
     given["image"] = key
     for name in ("objects", "attributes", "weights"):
         if isinstance(given.get(name), Mapping):
-            given[name] = {key: value for key, value in given[name].items() if value is not None}
-    if isinstance(given.get("captions"), str):
-        given["captions"] = [given["captions"]]
-    given["captions"] = [_without_null(caption) for caption in given.get("captions") or ()]
+            given[name] = _without_null(given[name])
+    said = given.get("captions") or ()
+    captions = [said] if isinstance(said, str) else [_without_null(caption) for caption in said]
     if isinstance(row.get("txt"), str):
-        given["captions"] += [line for line in row["txt"].splitlines() if line.strip()]
+        captions += [line for line in row["txt"].splitlines() if line.strip()]
     if labels and row.get("label") is not None:
-        category = labels[row["label"]]
-        given["captions"] = [
-            {"text": caption, "category": category} if isinstance(caption, str) else {"category": category} | caption
-            for caption in given["captions"]
-        ]
+        category = {"category": labels[row["label"]]}
+        captions = [category | ({"text": one} if isinstance(one, str) else one) for one in captions]
     if given["split"] not in SPLITS:
         given["split"] = _SPLIT.get(str(given["split"]))
-    return facts_of(given, where)
+    return facts_of(given | {"captions": captions}, where)
 
 
-def _without_null(caption: Any) -> Any:
-    return {key: value for key, value in caption.items() if value is not None} if isinstance(caption, dict) else caption
+def _without_null(told: Any) -> Any:
+    return {key: value for key, value in told.items() if value is not None} if isinstance(told, Mapping) else told
 
 
 def _loaded(name: str) -> dict[str, Any]:
@@ -219,10 +215,9 @@ def _loaded(name: str) -> dict[str, Any]:
     try:
         if shards:
             at = str(path / "*.tar") if path.is_dir() else name
-            found = datasets.load_dataset("webdataset", data_files={"train": at})
             # one part is a way of reading here, and no word on what is trained on
-            found = {"shards": found["train"]}
-        elif name.startswith(HUB):
+            return {"shards": datasets.load_dataset("webdataset", data_files={"train": at})["train"]}
+        if name.startswith(HUB):
             found = datasets.load_dataset(name.removeprefix(HUB))
         elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(name)
@@ -241,10 +236,8 @@ def _undecoded(parts: Mapping[str, Any], column: str) -> dict[str, Any]:
     """Return the pictures' column alone, as bytes or paths: our reader is stricter than the library's."""
     from datasets import Image as ImageFeature
 
-    alone = {part: data.select_columns([column]) for part, data in parts.items()}
-    return {
-        part: data.cast_column(column, ImageFeature(decode=False))
-        if isinstance(data.features[column], ImageFeature)
-        else data
-        for part, data in alone.items()
-    }
+    found = {part: data.select_columns([column]) for part, data in parts.items()}
+    for part, data in found.items():
+        if isinstance(data.features[column], ImageFeature):
+            found[part] = data.cast_column(column, ImageFeature(decode=False))
+    return found

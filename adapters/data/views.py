@@ -82,15 +82,12 @@ class Rows(Generic[Row]):
         if gone >= set(self.images):
             raise DataError(f"{self.name}: none of its {len(gone)} pictures can be read. {bad[0].reason}")
         dropped = {**self.dropped, "pictures that can't be read": len(gone)}
-        return self._replaced(rows=[row for row in self.rows if row.image not in gone], dropped=dropped)
+        return self.with_rows([row for row in self.rows if row.image not in gone], dropped=dropped)
 
-    def with_rows(self, rows: Sequence[Row]) -> Self:
+    def with_rows(self, rows: Sequence[Row], **changed: Any) -> Self:
         """Return the same store with other rows."""
-        return self._replaced(rows=tuple(rows))
-
-    def _replaced(self, **changed: Any) -> Self:
         own: Any = self  # a dataclass in every subclass, which no type can say
-        made: Self = replace(own, **changed)
+        made: Self = replace(own, rows=tuple(rows), **changed)
         return made
 
 
@@ -128,9 +125,8 @@ class CaptionData(Rows[CaptionRow]):
                 f"{self.name} holds no caption. One picture a line is expected; see lvlm_guard.adapters.data."
             )
         dropped = Counter(self.dropped)
-        object.__setattr__(
-            self, "rows", tuple(_cleaned(row, self.captions_of[row.image], dropped) for row in self.rows)
-        )
+        cleaned = tuple(_cleaned(row, self.captions_of[row.image], dropped) for row in self.rows)
+        object.__setattr__(self, "rows", cleaned)
         object.__setattr__(self, "dropped", dict(dropped))
 
     @cached_property
@@ -202,7 +198,15 @@ class RankData(Rows[RankRow]):
             raise DataError(
                 f"{self.name} holds no value. One picture a line is expected; see lvlm_guard.adapters.data."
             )
-        _check_template(self.template, self.name)
+        try:
+            named = {found for _, found, _, _ in Formatter().parse(self.template) if found is not None}
+        except ValueError as error:
+            named = {str(error)}
+        if named - {"object"} or not self.template.strip():
+            raise DataError(
+                f"{self.name}: the instruction {self.template!r} can't be filled in. It is a sentence that may hold "
+                f"{{object}} and no other braces: {COUNTS!r}."
+            )
 
     def instruction(self, name: str) -> str:
         """Return what the ranker is asked for an object."""
@@ -267,15 +271,3 @@ class RankData(Rows[RankRow]):
         # rows of others may be what makes a picture known to hold none of an exhaustive object; they stay as unknown
         rows = [row if row.object in names else replace(row, value=None) for row in self.rows]
         return replace(self, rows=rows, exhaustive=[n for n in self.exhaustive if n in names], dropped=dropped)
-
-
-def _check_template(template: str, name: str) -> None:
-    try:
-        named = {found for _, found, _, _ in Formatter().parse(template) if found is not None}
-    except ValueError as error:
-        named = {str(error)}
-    if named - {"object"} or not template.strip():
-        raise DataError(
-            f"{name}: the instruction {template!r} can't be filled in. It is a sentence that may hold {{object}} and "
-            f"no other braces: {COUNTS!r}."
-        )

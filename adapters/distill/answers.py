@@ -1,7 +1,4 @@
-"""Where the pictures come from: a folder, or scenes of the embedded world. Labels are never read.
-
-What the teacher said, on disk: one JSON line a picture, appended as it comes.
-"""
+"""Where the pictures come from, whose labels are never read, and what the teacher said of them, on disk."""
 
 from __future__ import annotations
 
@@ -39,12 +36,12 @@ class Pictures:
 
 
 def pictures_of(lessons: Lessons) -> Pictures:
-    """Return the pictures of some lessons, the same ones each time.
+    """Return the pictures of some lessons, the same ones each time: a folder's, or scenes of the embedded world.
 
     Raises:
         TrainingError: the folder is missing or holds too few.
     """
-    return _world(lessons) if not lessons.images else _folder(lessons, Path(lessons.images))
+    return _folder(lessons, Path(lessons.images)) if lessons.images else _world(lessons)
 
 
 def _world(lessons: Lessons) -> Pictures:
@@ -55,31 +52,24 @@ def _world(lessons: Lessons) -> Pictures:
     if count > most:
         raise TrainingError(f"The embedded world has {most} training scenes beside those held out: ask for fewer.")
     drawn = scenes("train", count + lessons.held_out).image
-    names = tuple(f"train:{number}" for number in range(len(drawn)))
-    place = dict(zip(names, drawn, strict=True))
+    place = {f"train:{number}": image for number, image in enumerate(drawn)}
+    names = tuple(place)
     return Pictures(names[:count], names[count:], lambda name: Image.fromarray(place[name]))
 
 
 def _folder(lessons: Lessons, folder: Path) -> Pictures:
     if not folder.is_dir():
         raise TrainingError(f"{folder} is no folder: give one that holds pictures (--images).")
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
+    there = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = sorted(path.relative_to(folder).as_posix() for path in there)
     if len(found) <= lessons.held_out:
         raise TrainingError(
             f"{folder} holds {len(found)} pictures ({', '.join(sorted(SUFFIXES))}), of which {lessons.held_out} would "
             "be held out, so that there is none to learn from. Give more pictures, or a smaller --held-out."
         )
-    order = np.random.default_rng(lessons.seed).permutation(len(found))
-    names = [found[place] for place in order]
-    return Pictures(
-        tuple(names[lessons.held_out :][: lessons.pictures]),
-        tuple(names[: lessons.held_out]),
-        lambda name: load_image(folder / name),
-    )
+    names = tuple(found[place] for place in np.random.default_rng(lessons.seed).permutation(len(found)))
+    learnt, held_out = names[lessons.held_out :], names[: lessons.held_out]
+    return Pictures(learnt[: lessons.pictures], held_out, lambda name: load_image(folder / name))
 
 
 @dataclass(frozen=True)
@@ -123,8 +113,7 @@ class Lesson:
 
     def line(self) -> str:
         """Return the lesson as its line of the file."""
-        told = {"picture": self.picture, "answers": [asdict(answer) for answer in self.answers], "failed": self.failed}
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")) + "\n"
 
     @classmethod
     def of(cls, line: str) -> Lesson:
@@ -134,26 +123,29 @@ class Lesson:
 
 
 class AnswerFile:
-    """The lessons of one part ("train", "held-out"), in one file for each process that answers.
+    """The lessons of one part ("train", "held-out"): a JSON line a picture, appended as it comes.
 
     Args:
-        folder: of the files.
+        folder: of the files, one for each process that answers.
         part: their first name.
         process: number of this process, whose file is written to; all are read.
+
+    Raises (whatever it does):
+        TrainingError: a file can't be read or written, or a line is no lesson.
     """
 
     def __init__(self, folder: Path, part: str, process: int = 0) -> None:
         self.folder, self.part = folder, part
         self._own = folder / f"{part}-{process}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(self._own)
+        there = self._own.read_bytes() if self._own.exists() else b""
+        end = there.rfind(b"\n") + 1
+        if end < len(there):  # a last line that a killed process left unfinished
+            with self._own.open("r+b") as file:
+                file.truncate(end)
 
     def lines(self) -> Iterator[str]:
-        """Yield every line, file after file.
-
-        Raises:
-            TrainingError: a file can't be read.
-        """
+        """Yield every line, file after file."""
         for path in sorted(self.folder.glob(f"{self.part}-*.jsonl")):
             try:
                 with path.open(encoding="utf-8") as file:
@@ -164,11 +156,7 @@ class AnswerFile:
                 ) from error
 
     def lessons(self) -> Iterator[Lesson]:
-        """Yield every lesson.
-
-        Raises:
-            TrainingError: a line is none.
-        """
+        """Yield every lesson."""
         for number, line in enumerate(self.lines(), 1):
             try:
                 yield Lesson.of(line)
@@ -179,11 +167,7 @@ class AnswerFile:
                 ) from error
 
     def add(self, lessons: Sequence[Lesson]) -> None:
-        """Append lessons.
-
-        Raises:
-            TrainingError: the system refuses.
-        """
+        """Append lessons."""
         try:
             with self._own.open("a", encoding="utf-8") as file:
                 file.write("".join(lesson.line() for lesson in lessons))
@@ -192,22 +176,6 @@ class AnswerFile:
                 f"{self._own} can't be written ({error.strerror or error}). What was answered before is kept; make "
                 "room, and the same command goes on from there."
             ) from error
-
-    def clear(self) -> None:
-        """Delete the files."""
-        for path in self.folder.glob(f"{self.part}-*.jsonl"):
-            path.unlink()
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a killed process left unfinished."""
-    if not path.exists():
-        return
-    whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with path.open("r+b") as file:
-            file.truncate(end)
 
 
 def summary(lessons: Iterator[Lesson]) -> dict[str, Any]:

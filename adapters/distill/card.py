@@ -1,7 +1,4 @@
-"""The README of an adapter: what it is, what it is not, and how it is used.
-
-The report of a distillation as one page: plain, distilled and guarded side by side, drift, and how it was made.
-"""
+"""The README of an adapter: what it is, what it is not, how it is used; and the report of a distillation as a page."""
 
 from __future__ import annotations
 
@@ -11,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.report import Html, note, page, section, table, tag, with_interval, write_page
+
+Report = Mapping[str, Any]
+Row = Mapping[str, Any] | None
 
 NAMES = {
     "pope_random": "POPE random", "pope_popular": "popular", "pope_adversarial": "adversarial", "pope_all": "all",
@@ -23,139 +23,112 @@ _DRIFT = {
     ("untouched", "kl"): "divergence there, nats a token",
     ("decided", "kl"): "divergence at all steps without a choice, nats a token",
 }
+_COUNTS = {
+    "pictures": "pictures", "failed": "pictures that can't be read", "answers": "answers",
+    "yes": "yes, of an object", "open": "with a choice for the guard", "changed": "that the guard changed",
+    "tokens": "tokens",
+}  # fmt: skip
 
-
-def card(report: Mapping[str, Any]) -> str:
-    """Return the README.md of an adapter, from its report."""
-    lessons, recipe = report["lessons"], report["recipe"]
-    model = lessons["model"]
-    base = "lvlm_guard/embedded/llava" if model == "embedded" else model
-    pictures = f"a folder of {report['answers']['train']['pictures']} pictures"
-    if not lessons["images"]:
-        pictures = f"{report['answers']['train']['pictures']} training scenes of lvlm-guard's embedded world"
-    projector = " and of the projector" if recipe["projector"] else ""
-    return f"""---
-library_name: peft
-base_model: {base}
-tags: [lora, distillation, hallucination]
----
-# A LoRA distilled from `{model}` under the guard `{lessons["method"]}`
-
-A tuned model: its weights were trained on what `{model}` answered while lvlm-guard's method
-`{lessons["method"]}` steered its decoding. **Nothing guards its answers any more**: no picture is matched and no token
-is checked when it speaks, and on pictures unlike those it learnt from it may have learnt nothing. It costs what
-the plain model costs.
-
-- Learnt from: {pictures}, without labels; {report["answers"]["train"]["answers"]} answers, of which the
-  guard had changed {report["answers"]["train"]["changed"]}.
-- LoRA of rank {recipe["rank"]}, alpha {recipe["alpha"]}, on every linear layer of the language model{projector};
-  {recipe["steps"]} steps of {recipe["batch"] * recipe["accumulate"]} pictures, AdamW at {recipe["rate"]:g}.
-- Made by `lvlm-guard train distill` {report["version"]}; its report (report.html, report.json) has every setting.
-
-{_measured(report)}
-## Use
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-
-model = AutoModelForImageTextToText.from_pretrained("{base}")
-model = PeftModel.from_pretrained(model, "THIS_FOLDER")  # then generate() as ever
-merged = model.merge_and_unload()                        # or a plain model with the change inside
-```
-
-{_vllm(recipe, base)}
-"""
-
-
-def _vllm(recipe: Mapping[str, Any], base: str) -> str:
-    if recipe["projector"]:
-        return """In vLLM serve the merged model: `merged.save_pretrained(DIR)`, its processor too; `vllm serve DIR`.
-With `--enable-lora` vLLM 0.32 leaves this adapter's part for the projector out without a word, and with
-`--enable-tower-connector-lora` it fails on LLaVA's image tower."""
-    return f"""In vLLM:
+SERVED = """In vLLM:
 
 ```bash
-vllm serve {base} --enable-lora --max-lora-rank {max(16, recipe["rank"])} --lora-modules distilled=THIS_FOLDER
+vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules distilled=THIS_FOLDER
 ```"""
+MERGED = """In vLLM serve the merged model: `merged.save_pretrained(DIR)`, its processor too; `vllm serve DIR`.
+With `--enable-lora` vLLM 0.32 leaves this adapter's part for the projector out without a word, and with
+`--enable-tower-connector-lora` it fails on LLaVA's image tower."""
 
 
-def _measured(report: Mapping[str, Any]) -> str:
-    lines = ["| measured | plain | distilled | guarded | distilled - plain, 95 % |", "|---|---|---|---|---|"]
-    lines += [
+def card(report: Report) -> str:
+    """Return the README.md of an adapter, from its report."""
+    lessons, recipe, answers = report["lessons"], report["recipe"], report["answers"]["train"]
+    base = "lvlm_guard/embedded/llava" if lessons["model"] == "embedded" else lessons["model"]
+    pictures = f"a folder of {answers['pictures']} pictures"
+    if not lessons["images"]:
+        pictures = f"{answers['pictures']} training scenes of lvlm-guard's embedded world"
+    lines = [
         f"| {what} | {_short(plain)} | {_short(tuned)} | {_short(guarded)} | {_ends(difference)} |"
         for what, plain, tuned, guarded, difference in side_by_side(report)
     ]
-    return "\n".join(lines) + "\n"
+    vllm = MERGED if recipe["projector"] else SERVED.format(base=base, rank=max(16, recipe["rank"]))
+    told = {**lessons, **answers, **recipe, "batch": recipe["batch"] * recipe["accumulate"], "pictures": pictures}
+    told |= {"projector": " and of the projector" if recipe["projector"] else "", "version": report["version"]}
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    return template.format(**told, base=base, measured="\n".join(lines), vllm=vllm)
 
 
-def side_by_side(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, Any]]:
+def side_by_side(report: Report) -> list[tuple[str, Row, Row, Row, Row]]:
     """Return (what, plain, distilled, guarded, difference) of what was measured; each a row of the report or None."""
     found = {(row["method"], row["task"], row["metric"]): row for row in report["rows"]}
-    guarded = report["lessons"]["method"]
-    lines: list[tuple[str, Any, Any, Any, Any]] = []
-    tasks = [(f"pope_{kind}", "accuracy") for kind in ("random", "popular", "adversarial", "all")]
-    tasks += [("chair", metric) for metric in ("chair_s", "chair_i", "object_recall", "length")]
-    for task, metric in tasks:
-        if ("distilled", task, metric) in found:
-            what = NAMES.get(task if metric == "accuracy" else metric, f"{task} {metric}")
-            plain, tuned, taught = (found.get((method, task, metric)) for method in ("greedy", "distilled", guarded))
-            lines.append((what, plain, tuned, taught, found.get(("distilled-greedy", task, metric))))
-    for kind in _KINDS:
-        task = f"held_out_{kind}"
-        if ("distilled", task, "agreement") in found:
-            plain, tuned = (found.get((method, task, "agreement")) for method in ("greedy", "distilled"))
-            lines.append((f"answers word for word as the guarded model: {_KINDS[kind]}", plain, tuned, None, None))
+    methods = ("greedy", "distilled", report["lessons"]["method"], "distilled-greedy")
+    lines: list[tuple[str, Row, Row, Row, Row]] = []
+
+    def add(what: str, task: str, metric: str) -> None:
+        plain, tuned, taught, difference = (found.get((method, task, metric)) for method in methods)
+        if tuned is not None:
+            lines.append((what, plain, tuned, taught, difference))
+
+    for kind in ("random", "popular", "adversarial", "all"):
+        add(NAMES[f"pope_{kind}"], f"pope_{kind}", "accuracy")
+    for metric in ("chair_s", "chair_i", "object_recall", "length"):
+        add(NAMES[metric], "chair", metric)
+    for kind, of in _KINDS.items():
+        add(f"answers word for word as the guarded model: {of}", f"held_out_{kind}", "agreement")
         for (part, metric), what in _DRIFT.items():
-            if (row := found.get(("distilled", f"{part}_{kind}", metric))) is not None:
-                lines.append((f"{what}: {_KINDS[kind]}", None, row, None, None))
+            add(f"{what}: {of}", f"{part}_{kind}", metric)
     return lines
 
 
-def _short(row: Mapping[str, Any] | None) -> str:
+def _short(row: Row) -> str:
     return "" if row is None else f"{row['value']:.3f}"
 
 
-def _ends(row: Mapping[str, Any] | None) -> str:
+def _ends(row: Row) -> str:
     return "" if row is None or row["low"] is None else f"{row['value']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def write_report(folder: Path, report: Mapping[str, Any], command: str) -> Path:
+def write_report(folder: Path, report: Report, command: str) -> Path:
     """Write report.html from a report's data; returns its path."""
-    lessons, answers = report["lessons"], report["answers"]["train"]
-    return write_page(
-        folder / "report.html",
-        page(
-            f"Distilling {lessons['method']} into {lessons['model']}",
-            note(
-                "The distilled model is a tuned model, asked plainly. Nothing guards its answers, and on other "
-                "pictures than those it learnt from it must be measured anew."
-            ),
-            section("Plain, distilled, guarded", _scores(report), *_seeds(report), lead=_lead(report)),
-            section("What the teacher said", _answers(report), lead=_said(answers, lessons["method"])),
-            section("Settings", tag("pre", json.dumps(_settings(report), indent=1)), *_remarks(report)),
-            lead=f"A LoRA that answers plainly as the model does under {lessons['method']}.",
-            foot=f"lvlm-guard {report['version']}: {command}",
+    method, answers = report["lessons"]["method"], report["answers"]
+    lead = "On pictures that were not learnt from; 95 % intervals by bootstrap over pictures."
+    if len(report["seeds"]) > 1:
+        lead += (
+            f" The distilled figures are means over {len(report['seeds'])} trainings; where answers are scored against "
+            "labels, these are drawn beside the pictures."
+        )
+    said = (
+        f"{method} answered {answers['train']['answers']} prompts about {answers['train']['pictures']} pictures. The "
+        "plain model had decided most answers, word for word; in the others the guard had a choice, and in some it "
+        "chose otherwise."
+    )
+    counts = [(told, *(str(part[key]) for part in answers.values())) for key, told in _COUNTS.items()]
+    settings = {key: report[key] for key in ("lessons", "knobs", "recipe", "seeds", "environment") if key in report}
+    made = page(
+        f"Distilling {method} into {report['lessons']['model']}",
+        note(
+            "The distilled model is a tuned model, asked plainly. Nothing guards its answers, and on other "
+            "pictures than those it learnt from it must be measured anew."
         ),
+        section("Plain, distilled, guarded", _scores(report), *_seeds(report), lead=lead),
+        section("What the teacher said", table(("", *answers), counts), lead=said),
+        section(
+            "Settings",
+            tag("pre", json.dumps(settings, indent=1)),
+            *(tag("p", remark) for remark in report.get("remarks", ())),
+        ),
+        lead=f"A LoRA that answers plainly as the model does under {method}.",
+        foot=f"lvlm-guard {report['version']}: {command}",
     )
+    return write_page(folder / "report.html", made)
 
 
-def _lead(report: Mapping[str, Any]) -> str:
-    seeds = len(report["seeds"])
-    many = (
-        f" The distilled figures are means over {seeds} trainings; where answers are scored against labels, these are "
-        "drawn beside the pictures."
-        if seeds > 1
-        else ""
-    )
-    return "On pictures that were not learnt from; 95 % intervals by bootstrap over pictures." + many
+def _scores(report: Report) -> Html:
+    def value(row: Row, signed: bool = False) -> object:
+        return None if row is None else with_interval(row["value"], row["low"], row["high"], signed=signed)
 
-
-def _scores(report: Mapping[str, Any]) -> Html:
     header = ("measured", "plain, greedy", "distilled, plain greedy", report["lessons"]["method"], "distilled − plain")
     body = [
-        (what, *(_value(row) for row in three), _value(difference, signed=True))
-        for what, *three, difference in side_by_side(report)
+        (what, *map(value, three), value(difference, signed=True)) for what, *three, difference in side_by_side(report)
     ]
     return table(
         header,
@@ -165,44 +138,14 @@ def _scores(report: Mapping[str, Any]) -> Html:
     )
 
 
-def _seeds(report: Mapping[str, Any]) -> list[Html]:
+def _seeds(report: Report) -> list[Html]:
     rows = report.get("by_seed") or []
     if len({row["seed"] for row in rows}) < 2:
         return []
-    metrics = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     found = {(row["seed"], row["task"], row["metric"]): row["value"] for row in rows}
     body = [
-        (f"{task} {metric}", *(found.get((seed, task, metric)) for seed in report["seeds"])) for task, metric in metrics
+        (f"{task} {metric}", *(found.get((seed, task, metric)) for seed in report["seeds"]))
+        for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in rows)
     ]
-    return [
-        table(("distilled", *(f"seed {seed}" for seed in report["seeds"])), body, caption="Each training by itself")
-    ]
-
-
-def _value(row: Mapping[str, Any] | None, signed: bool = False) -> object:
-    return None if row is None else with_interval(row["value"], row["low"], row["high"], signed=signed)
-
-
-def _said(answers: Mapping[str, Any], method: str) -> str:
-    return (
-        f"{method} answered {answers['answers']} prompts about {answers['pictures']} pictures. The plain model had "
-        "decided most answers, word for word; in the others the guard had a choice, and in some it chose otherwise."
-    )
-
-
-def _answers(report: Mapping[str, Any]) -> Html:
-    names = {
-        "pictures": "pictures", "failed": "pictures that can't be read", "answers": "answers",
-        "yes": "yes, of an object", "open": "with a choice for the guard", "changed": "that the guard changed",
-        "tokens": "tokens",
-    }  # fmt: skip
-    parts = report["answers"]
-    return table(("", *parts), [(told, *(str(part[key]) for part in parts.values())) for key, told in names.items()])
-
-
-def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: report[key] for key in ("lessons", "knobs", "recipe", "seeds", "environment") if key in report}
-
-
-def _remarks(report: Mapping[str, Any]) -> list[Html]:
-    return [tag("p", remark) for remark in report.get("remarks", ())]
+    named = ("distilled", *(f"seed {seed}" for seed in report["seeds"]))
+    return [table(named, body, caption="Each training by itself")]

@@ -80,21 +80,22 @@ def compare(
         changed = [pair for pair in asked if pair[1].changed]
         with student.disable_adapter():
             plain = iter(_said(student, processor, lessons, images, changed, at_once))
-        divergence = _divergence(student, layout, [(images[one.picture], one.answers) for one in part])
+        divergence = [one for lesson in part for one in _divergence(student, layout, images[lesson.picture], lesson)]
         for (name, answer), tokens, kl in zip(asked, tuned, divergence, strict=True):
-            as_before = next(plain) == answer.tokens if answer.changed else True
-            same = tokens == answer.tokens
-            kind = _kind(answer, lessons)
-            decided = len(answer.tokens) - len(answer.open)
-            found.append(Compared(name, kind, not answer.open, as_before, same, kl, decided))
+            kind = "caption" if answer.prompt in lessons.free else "other"
+            found.append(
+                Compared(
+                    name,
+                    kind if answer.object is None else "question",
+                    untouched=not answer.open,
+                    plain=next(plain) == answer.tokens if answer.changed else True,
+                    tuned=tokens == answer.tokens,
+                    kl=kl,
+                    decided=len(answer.tokens) - len(answer.open),
+                )
+            )
         advance(min(few, len(held_out) - start))
     return found
-
-
-def _kind(answer: Answer, lessons: Lessons) -> str:
-    if answer.object is not None:
-        return "question"
-    return "caption" if answer.prompt in lessons.free else "other"
 
 
 def _said(
@@ -113,30 +114,24 @@ def _said(
         block = order[start : start + at_once]
         prompts = [asked[place][1].prompt for place in block]
         inputs = ask(processor, [[images[asked[place][0]]] for place in block], prompts)
+        given = inputs["input_ids"]
         with torch.inference_mode():
-            out = student.generate(
-                **inputs.to(student.device, student.dtype), **GREEDY, max_new_tokens=lessons.max_new_tokens
-            )
+            inputs = inputs.to(student.device, student.dtype)
+            out = student.generate(**inputs, **GREEDY, max_new_tokens=lessons.max_new_tokens)
         # InstructBLIP's stock generate() gives the answer alone, all others the prompt before it
-        prompt = inputs["input_ids"].shape[1]
-        whole = out.shape[1] > prompt and torch.equal(out[:, :prompt].cpu(), inputs["input_ids"].cpu())
-        tokens = answers_of(out, prompt if whole else 0, ends)
-        found |= dict(zip(block, tokens, strict=True))
+        prompt = given.shape[1]
+        whole = out.shape[1] > prompt and torch.equal(out[:, :prompt].cpu(), given.cpu())
+        found |= dict(zip(block, answers_of(out, prompt if whole else 0, ends), strict=True))
     return [found[place] for place in range(len(asked))]
 
 
-def _divergence(student: Any, layout: Layout, examples: Sequence[Any]) -> list[float]:
+def _divergence(student: Any, layout: Layout, image: Any, lesson: Lesson) -> list[float]:
     """Return the divergence of each answer over its decided steps, in nats."""
-    if not examples:
-        return []
-    sums: list[float] = []
-    for image, answers in examples:
-        rows = layout.rows([(image, answers)]).to(student.device)
-        with torch.inference_mode():
-            plain, tuned = plain_log_probs(student, rows), log_probs(student, rows)
-        each = (plain.exp() * (plain - tuned)).nan_to_num(nan=0.0).sum(-1).clamp(min=0).masked_fill(rows.open, 0.0)
-        sums += [float(part.sum()) for part in each.cpu().split([len(answer.tokens) for answer in answers])]
-    return sums
+    rows = layout.rows([(image, lesson.answers)]).to(student.device)
+    with torch.inference_mode():
+        plain, tuned = plain_log_probs(student, rows), log_probs(student, rows)
+    each = (plain.exp() * (plain - tuned)).nan_to_num(nan=0.0).sum(-1).clamp(min=0).masked_fill(rows.open, 0.0)
+    return [float(part.sum()) for part in each.cpu().split([len(answer.tokens) for answer in lesson.answers])]
 
 
 def rows_of(model: str, method: str, seeds: Sequence[Sequence[Compared]]) -> list[Row]:

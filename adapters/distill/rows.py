@@ -1,10 +1,4 @@
-"""What a teacher names again, left out of what is learnt from it.
-
-A guard that keeps a model from naming what is not there lets it name a thing twice where it goes on listing: the only
-noun left that is true. A student that learns to say the same names fewer things, so where the guard's distribution held
-enough for words that name nothing again, those alone are the lesson. Ours.
-
-Prompts and answers as the model's inputs, and where in its logits each answer token is told.
+"""Prompts and answers as the model's inputs, and where in its logits each answer token is told.
 
 One picture's prompts begin alike: with the picture. Where a model's positions and picture features do not depend
 on the text, its row holds that beginning once and then every prompt and answer after it, which do not see each
@@ -37,25 +31,18 @@ if TYPE_CHECKING:
 def without_repeats(
     lines: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, least: float
 ) -> Iterator[str]:
-    """Yield the lines of an answer file with `unrepeated` descriptions.
-
-    Args:
-        lines: as `Lesson.line` writes them.
-        tokenizer: of the model that answered.
-        vocabulary: of objects.
-        least: see `unrepeated`.
-    """
-    for line in lines:
-        lesson = Lesson.of(line)
-        answers = [
-            answer if answer.object is not None else unrepeated(answer, tokenizer, vocabulary, least)
-            for answer in lesson.answers
-        ]
+    """Yield the lines of an answer file with `unrepeated` descriptions; see there."""
+    for lesson in map(Lesson.of, lines):
+        answers = [a if a.object is not None else unrepeated(a, tokenizer, vocabulary, least) for a in lesson.answers]
         yield replace(lesson, answers=answers).line()
 
 
 def unrepeated(answer: Answer, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, least: float) -> Answer:
     """Return an answer whose distributions hold no token that can only name an object that it has named before.
+
+    A guard that keeps a model from naming what is not there lets it name a thing twice where it goes on listing: the
+    only noun left that is true. A student that learns to say the same names fewer things, so where the guard's
+    distribution held enough for words that name nothing again, those alone are the lesson. Ours.
 
     Args:
         answer: with the guard's distribution at each step where it had a choice.
@@ -106,16 +93,18 @@ class Rows:
 
     def to(self, device: Any) -> Rows:
         """Return the same on a device."""
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        moved["inputs"] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-        return Rows(**moved)
+        told = [value.to(device) for value in vars(self).values() if isinstance(value, Tensor)]
+        return Rows({k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}, *told)
+
+
+def _attention(model: Any) -> str | None:
+    found: str | None = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None)
+    return found
 
 
 def packable(model: Any) -> bool:
     """Tell whether one row may hold all texts about a picture."""
-    config = model.config
-    attention = getattr(config.get_text_config(decoder=True), "_attn_implementation", None)
-    return config.model_type in PACKED and attention in MASKED
+    return model.config.model_type in PACKED and _attention(model) in MASKED
 
 
 class Layout:
@@ -138,7 +127,7 @@ class Layout:
                 "places in a prompt can't be told. Fetch the model and its processor again."
             )
         self.image_token = token
-        self.bool_mask = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None) == "sdpa"
+        self.bool_mask = _attention(model) == "sdpa"
 
     def rows(self, examples: Sequence[Example]) -> Rows:
         """Return the batch of some pictures and answers about them."""

@@ -14,14 +14,14 @@ from accelerate import PartialState
 
 import lvlm_guard
 from lvlm_guard.adapters.distill import drift
-from lvlm_guard.adapters.distill.answers import AnswerFile, Pictures, pictures_of, summary
+from lvlm_guard.adapters.distill.answers import AnswerFile, pictures_of, summary
 from lvlm_guard.adapters.distill.card import card
 from lvlm_guard.adapters.distill.rows import without_repeats
 from lvlm_guard.adapters.distill.settings import Lessons, Recipe
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.recipe import TRAINING, read_json, write_json
+from lvlm_guard.adapters.training.recipe import TRAINING, adapter_folders, differing, read_json, write_json
 from lvlm_guard.api import guard, unguard
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.pretrained import load_model
@@ -46,11 +46,6 @@ class Distilled:
     adapters: tuple[Path, ...]
     report: dict[str, Any] = field(default_factory=dict)
     main: bool = True
-
-
-def adapter_folders(out: Path, seeds: Sequence[int]) -> tuple[Path, ...]:
-    """Return where the adapters lie: in the folder itself, or in one below it for each of several seeds."""
-    return (out,) if len(seeds) == 1 else tuple(out / f"seed-{seed}" for seed in seeds)
 
 
 def distill(
@@ -89,7 +84,7 @@ def distill(
         raise TrainingError(f"seeds are {list(seeds)}: give one or more different numbers.")
     state = PartialState(cpu=device == "cpu")
     if not state.is_main_process:  # one process tells
-        echo, progress = _nothing, _unseen
+        echo, progress = (lambda _: None), (lambda *_: nullcontext(lambda _: None))
     method = method_of(lessons)
     pictures = pictures_of(lessons)
     if state.is_main_process:
@@ -97,7 +92,9 @@ def distill(
     state.wait_for_everyone()
     model, processor = load_model(lessons.model, device=device, dtype=lessons.dtype, revision=lessons.revision or None)
     files = {part: AnswerFile(out / "answers", part, state.process_index) for part in (TRAIN, HELD_OUT)}
-    todo = {part: _todo(files[part], names) for part, names in _parts(pictures)}
+    answered = {part: {lesson.picture for lesson in file.lessons()} for part, file in files.items()}
+    wanted = {TRAIN: pictures.learnt, HELD_OUT: pictures.held_out}
+    todo = {part: [name for name in names if name not in answered[part]] for part, names in wanted.items()}
     if any(todo.values()):
         teacher = Teacher(*guard(model, processor, method), method, lessons, at_once)
         for part, names in todo.items():
@@ -135,23 +132,15 @@ def distill(
     report = {
         "command": "train distill",
         "version": lvlm_guard.__version__,
-        "lessons": lessons.to_dict(),
+        "lessons": asdict(lessons),
         "knobs": method.knobs(),
-        "recipe": recipe.to_dict(),
+        "recipe": asdict(recipe),
         "seeds": list(seeds),
         "adapters": [str(folder) for folder in folders],
         "answers": counted,
         "rows": drift.rows_of(lessons.model, lessons.method, compared),
     }
     return Distilled(out, folders, json.loads(json.dumps(report, default=str)), state.is_main_process)
-
-
-def _nothing(_: object) -> None:
-    pass
-
-
-def _unseen(_: str, __: int) -> AbstractContextManager[Callable[[int], object]]:
-    return nullcontext(_nothing)
 
 
 def keep_report(done: Distilled) -> None:
@@ -161,30 +150,16 @@ def keep_report(done: Distilled) -> None:
         (folder / "README.md").write_text(card(done.report), encoding="utf-8")
 
 
-def _parts(pictures: Pictures) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return (TRAIN, pictures.learnt), (HELD_OUT, pictures.held_out)
-
-
-def _todo(file: AnswerFile, names: Sequence[str]) -> list[str]:
-    done = {lesson.picture for lesson in file.lessons()}
-    return [name for name in names if name not in done]
-
-
 def _begin(out: Path, lessons: Lessons, start_over: bool, retrain: bool) -> None:
     """Note what this distillation is, or find that the folder has it already."""
-    told = json.loads(json.dumps(lessons.to_dict(), default=str))
-    note = out / BEGUN
-    if note.exists() and not start_over:
-        before = json.loads(note.read_text(encoding="utf-8"))
-        differing = [
-            f"{key} ({before.get(key)!r}, now {value!r})" for key, value in told.items() if before.get(key) != value
-        ]
-        if differing:
-            raise TrainingError(
-                f"{out} holds a distillation with other {', '.join(differing)[:300]}, whose answers can't be mixed "
-                "with these. Give another --out, or --start-over to drop it."
-            )
-    elif (out / "answers").exists() and not start_over:
+    told = json.loads(json.dumps(asdict(lessons), default=str))
+    before = None if start_over else read_json(out / BEGUN)
+    if before is not None and (other := differing({key: before.get(key) for key in told}, told)):
+        raise TrainingError(
+            f"{out} holds a distillation with other {other}, whose answers can't be mixed with these. Give another "
+            "--out, or --start-over to drop it."
+        )
+    if before is None and (out / "answers").exists() and not start_over:
         raise TrainingError(f"{out} holds answers of an unknown distillation: give another --out, or --start-over.")
     if start_over:
         shutil.rmtree(out / "answers", ignore_errors=True)
@@ -192,7 +167,7 @@ def _begin(out: Path, lessons: Lessons, start_over: bool, retrain: bool) -> None
         for folder in (out, *out.glob("seed-*")):
             shutil.rmtree(folder / TRAINING, ignore_errors=True)
             (folder / COMPARED).unlink(missing_ok=True)
-    write_json(note, told)
+    write_json(out / BEGUN, told)
 
 
 def _say(counted: dict[str, dict[str, Any]], echo: Callable[[str], object]) -> None:

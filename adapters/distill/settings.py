@@ -1,18 +1,15 @@
-"""Which layers the LoRA adapts: every linear layer of the language model, and of what feeds it the picture.
-
-What decides a distillation: what the teacher is asked, and how the LoRA learns it.
-"""
+"""What decides a distillation: what the teacher is asked, how the LoRA learns it, and which layers it adapts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.pretrained import EMBEDDED
@@ -23,7 +20,7 @@ HEADS = ("lm_head", "embed_out")
 
 
 def target_modules(model: Any, projector: bool) -> str:
-    """Return PEFT's `target_modules` for a model, as one regular expression over full module names.
+    """Return PEFT's `target_modules` for every linear layer of the language model, as one regular expression.
 
     Args:
         model: not wrapped yet.
@@ -32,32 +29,24 @@ def target_modules(model: Any, projector: bool) -> str:
     Raises:
         UnsupportedModelError: no part of the model has a name that is known.
     """
-    language = _linear(model, LANGUAGE)
-    if not language:
+    found: dict[str, set[str]] = {}
+    for name, module in model.named_modules():
+        path = name.split(".")
+        part = next((one for one in path if one in (*LANGUAGE, *(PROJECTORS if projector else ()))), None)
+        if part is not None and isinstance(module, nn.Linear) and path[-1] not in HEADS:
+            found.setdefault(part, set()).add(path[-1])
+    if not found.keys() & set(LANGUAGE):
         raise UnsupportedModelError(
             f"In this {type(model).__name__} no linear layer lies in a part called {' or '.join(LANGUAGE)}, so it is "
-            "not known what to adapt. Add its name to LANGUAGE in lvlm_guard/adapters/distill/layers.py."
+            "not known what to adapt. Add its name to LANGUAGE in lvlm_guard/adapters/distill/settings.py."
         )
-    found = _linear(model, PROJECTORS) if projector else {}
-    return "|".join(_pattern(part, leaves) for part, leaves in sorted((language | found).items()))
+    return "|".join(_pattern(part, leaves) for part, leaves in sorted(found.items()))
 
 
 def _pattern(part: str, leaves: set[str]) -> str:
     if leaves == {part}:  # a projector of one layer
         return rf"(.*\.)?{part}"
     return rf"(.*\.)?{part}\.(.*\.)?({'|'.join(sorted(leaves))})"
-
-
-def _linear(model: Any, parts: tuple[str, ...]) -> dict[str, set[str]]:
-    """Return part -> last names of its linear layers."""
-    found: dict[str, set[str]] = {}
-    for name, module in model.named_modules():
-        path = name.split(".")
-        part = next((one for one in path if one in parts), None)
-        if part is None or not isinstance(module, nn.Linear) or path[-1] in HEADS:
-            continue
-        found.setdefault(part, set()).add(path[-1])
-    return found
 
 
 DESCRIBE = (
@@ -94,6 +83,9 @@ class Lessons:
         seed: draws which pictures are held out, and which objects are asked about.
         revision: of a hub id.
         dtype: of the model's weights.
+
+    Raises:
+        TrainingError: there would be nothing to ask, to learn from or to measure on.
     """
 
     model: str = EMBEDDED
@@ -144,10 +136,6 @@ class Lessons:
         """The objects that are asked about."""
         return Vocabulary.of(self.objects or None).names
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the lessons as JSON data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -168,6 +156,9 @@ class Recipe:
             left out of a description's lesson; above 1 nothing is left out. With `soft`.
         checkpointing: recompute activations instead of keeping them: slower, less memory.
         save_every: steps between checkpoints.
+
+    Raises:
+        TrainingError: a value outside its range.
     """
 
     steps: int = 500
@@ -185,18 +176,9 @@ class Recipe:
     save_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "rank", "save_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}: give 1 or more.")
-        if not self.fresh >= 0:
-            raise TrainingError(f"fresh is {self.fresh}: give a share, 0 to 1, or more to learn all repeats.")
-        if self.questions < 0:
-            raise TrainingError(f"{self.questions} questions of a picture in a step: give 0 or more.")
+        least = {"steps": 1, "batch": 1, "accumulate": 1, "rank": 1, "save_every": 1, "questions": 0, "fresh": 0.0}
+        check(self, least, error=TrainingError)
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise TrainingError(
                 f"The learning rate is {self.rate}: give a positive number, such as 2e-4 for a 7B model."
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON data."""
-        return asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lvlm_guard.engine.trace import answers_of
 from lvlm_guard.errors import ImageError, UnsupportedCallError
 from lvlm_guard.matching import Matcher, load_matcher
 from lvlm_guard.matching.vocabulary import article
+from lvlm_guard.methods import REGISTRY
 from lvlm_guard.pretrained import ask, spoken
 
 GREEDY = {
@@ -41,10 +43,9 @@ def method_of(lessons: Lessons) -> Method:
     Raises:
         UnknownNameError, KnobError: see `api.resolve`.
     """
-    knobs = dict(lessons.knobs)
-    if "objects" in _fields(lessons.method) and lessons.objects:
-        knobs.setdefault("objects", lessons.objects)
-    return resolve(lessons.method, knobs)
+    takes_objects = "objects" in {field.name for field in fields(REGISTRY.get(lessons.method))}
+    objects = {"objects": lessons.objects} if takes_objects and lessons.objects else {}
+    return resolve(lessons.method, {**objects, **lessons.knobs})
 
 
 def ends_of(model: Any) -> set[int]:
@@ -52,14 +53,6 @@ def ends_of(model: Any) -> set[int]:
     inner = getattr(getattr(model, "language_model", None), "generation_config", None)
     ends = (inner or model.generation_config).eos_token_id
     return set(ends) if isinstance(ends, list) else {ends}
-
-
-def _fields(method: str) -> set[str]:
-    from dataclasses import fields
-
-    from lvlm_guard.methods import REGISTRY
-
-    return {f.name for f in fields(REGISTRY.get(method))}
 
 
 class Teacher:
@@ -100,9 +93,8 @@ class Teacher:
         """
         few = max(1, self.at_once // 16)
         for start in range(0, len(names), few):
-            part = names[start : start + few]
+            part, failed = names[start : start + few], dict[str, str]()
             images: dict[str, Image] = {}
-            failed: dict[str, str] = {}
             for name in part:
                 try:
                     images[name] = pictures.load(name)
@@ -116,16 +108,14 @@ class Teacher:
 
     def _answers(self, images: dict[str, Image], other: Sequence[str]) -> dict[str, list[Answer]]:
         asked = [(name, one) for name in images for one in self.asked(name, images[name], other)]
-        # answers of one length end together: captions are not kept waiting for by yes and no
-        asked.sort(key=lambda pair: pair[1][1] is not None)
         found: dict[str, list[Answer]] = {name: [] for name in images}
-        for start in range(0, len(asked), self.at_once):
-            for free in (True, False):
-                block = [pair for pair in asked[start : start + self.at_once] if (pair[1][1] is None) == free]
-                if block:
-                    said = self._generate([images[name] for name, _ in block], [one for _, one in block])
-                    for (name, _), answer in zip(block, said, strict=True):
-                        found[name].append(answer)
+        for free in (True, False):  # answers of one length end together: captions don't keep yes and no waiting
+            some = [pair for pair in asked if (pair[1][1] is None) == free]
+            for start in range(0, len(some), self.at_once):
+                block = some[start : start + self.at_once]
+                said = self._generate([images[name] for name, _ in block], [one for _, one in block])
+                for (name, _), answer in zip(block, said, strict=True):
+                    found[name].append(answer)
         if self.matcher is not None:
             self.matcher.forget()
         return found
@@ -136,21 +126,17 @@ class Teacher:
         Where not all objects are asked about, half of them are those that the matcher finds best supported: among
         these are the ones that the model will name, rightly or not. The rest is drawn.
         """
-        lessons = self.lessons
-        rng = np.random.default_rng([lessons.seed, *name.encode()])
+        lessons, rng = self.lessons, np.random.default_rng([self.lessons.seed, *name.encode()])
         free = [lessons.free[int(rng.integers(len(lessons.free)))]] if lessons.free else []
         names = list(lessons.names) if lessons.templates else []
         if lessons.questions < len(names):
             drawn = [names[place] for place in rng.permutation(len(names))]
-            likely = sorted(drawn, key=lambda one: -(self.support(image, names).get(one) or 0.0))
+            support = self.support(image, names)
+            likely = sorted(drawn, key=lambda one: -support.get(one, 0.0))
             names = list(dict.fromkeys([*likely[: lessons.questions // 2], *drawn]))[: lessons.questions]
-        templates = [
-            lessons.templates[int(place)] for place in rng.integers(len(lessons.templates) or 1, size=len(names))
-        ]
-        return [
-            *((prompt, None) for prompt in (*free, *other)),
-            *((filled(template, one), one) for template, one in zip(templates, names, strict=True)),
-        ]
+        places = rng.integers(len(lessons.templates) or 1, size=len(names))
+        asked = [(filled(lessons.templates[int(place)], one), one) for place, one in zip(places, names, strict=True)]
+        return [*((prompt, None) for prompt in (*free, *other)), *asked]
 
     def support(self, image: Image, names: Sequence[str]) -> dict[str, float]:
         """Return the matcher's probability that each object is in the picture; {} where there is none to ask."""
@@ -164,50 +150,37 @@ class Teacher:
 
     def _generate(self, images: Sequence[Image], asked: Sequence[Asked]) -> list[Answer]:
         inputs = ask(self.processor, [[image] for image in images], [prompt for prompt, _ in asked])
-        start = inputs["input_ids"].shape[1]
+        how = {"max_new_tokens": self.lessons.max_new_tokens, "return_dict_in_generate": True, "output_logits": True}
         with torch.inference_mode():
-            out = self.model.generate(
-                **inputs.to(self.model.device, self.model.dtype),
-                **GREEDY,
-                guard=self.method,
-                max_new_tokens=self.lessons.max_new_tokens,
-                return_dict_in_generate=True,
-                output_logits=True,
+            inputs = inputs.to(self.model.device, self.model.dtype)
+            out = self.model.generate(**inputs, **GREEDY, **how, guard=self.method)
+        tokens = answers_of(out.sequences, inputs["input_ids"].shape[1], ends_of(self.model))
+        known: dict[int, dict[str, float]] = {}
+        for image in images:
+            if id(image) not in known:
+                names = [name for one, (_, name) in zip(images, asked, strict=True) if one is image and name]
+                known[id(image)] = self.support(image, names)
+        answers = []
+        for row, ((prompt, name), steps) in enumerate(zip(asked, out.guard.steps, strict=True)):
+            support = known[id(images[row])].get(name or "")
+            open_ = [t for t, step in enumerate(steps) if not step.decided]
+            answers.append(
+                Answer(
+                    prompt=prompt,
+                    object=name,
+                    support=None if support is None else round(support, 5),
+                    tokens=tokens[row],
+                    text=spoken(self.processor, tokens[row]).strip(),
+                    open=open_,
+                    changed=[t for t, step in enumerate(steps) if step.overruled is not None],
+                    soft=[_soft(out.logits[t][row]) for t in open_],
+                )
             )
-        tokens = answers_of(out.sequences, start, ends_of(self.model))
-        supports = self._supports(images, asked)
-        return [
-            self._read(one, asked[row], supports[row], [step[row] for step in out.logits], out.guard.steps[row])
-            for row, one in enumerate(tokens)
-        ]
+        return answers
 
-    def _supports(self, images: Sequence[Image], asked: Sequence[Asked]) -> list[float | None]:
-        by_image: dict[int, dict[str, float]] = {}
-        for image, (_, name) in zip(images, asked, strict=True):
-            if name is not None and id(image) not in by_image:
-                names = [other for one, (_, other) in zip(images, asked, strict=True) if one is image and other]
-                by_image[id(image)] = self.support(image, names)
-        return [
-            by_image[id(image)].get(name) if name is not None else None
-            for image, (_, name) in zip(images, asked, strict=True)
-        ]
 
-    def _read(
-        self, tokens: list[int], asked: Asked, support: float | None, logits: Sequence[torch.Tensor], steps: Any
-    ) -> Answer:
-        open_ = [t for t, step in enumerate(steps) if not step.decided]
-        soft = []
-        for t in open_:
-            p, ids = logits[t].float().softmax(-1).topk(min(SOFT, logits[t].shape[-1]))
-            kept = p >= LEAST
-            soft.append((ids[kept].tolist(), [round(value, 5) for value in p[kept].tolist()]))
-        return Answer(
-            prompt=asked[0],
-            object=asked[1],
-            support=None if support is None else round(support, 5),
-            tokens=tokens,
-            text=spoken(self.processor, tokens).strip(),
-            open=open_,
-            changed=[t for t, step in enumerate(steps) if step.overruled is not None],
-            soft=soft,
-        )
+def _soft(logits: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Return the most likely tokens of a step, and their probabilities."""
+    p, ids = logits.float().softmax(-1).topk(min(SOFT, logits.shape[-1]))
+    kept = p >= LEAST
+    return ids[kept].tolist(), [round(value, 5) for value in p[kept].tolist()]

@@ -1,8 +1,6 @@
-"""Which answers a training step sees: each example is drawn from its own number, so a resumed run sees the same.
+"""Stage 2: a stock PEFT LoRA learns the teacher's answers, token by token, on the package's trainer.
 
-How far the student is from its teacher, token by token.
-
-Stage 2: a stock PEFT LoRA learns the teacher's answers, on the package's trainer.
+Which answers a step sees is drawn from the example's own number, so a resumed run sees the same.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +70,17 @@ def chosen(answers: Sequence[Answer], questions: int, rng: np.random.Generator) 
     free = [answer for answer in answers if answer.object is None]
     rest = [answer for answer in answers if answer.object is not None]
     taken = [free[int(rng.integers(len(free)))]] if free else []
-    kinds = rng.random(min(questions, len(rest)))
-    for u in kinds:
+    for u in rng.random(min(questions, len(rest))):
         pool = rest
         if u < YES:
             pool = [answer for answer in rest if answer.yes]
         elif u < YES + HARD_NO:
-            pool = [answer for answer in rest if not answer.yes and doubtful(answer)]
+            pool = [a for a in rest if not a.yes and (a.open or (a.support or 0.0) > DOUBT)]
         pool = pool or rest
         one = pool[int(rng.integers(len(pool)))]
         rest.remove(one)
         taken.append(one)
     return taken
-
-
-def doubtful(answer: Answer) -> bool:
-    """Tell whether there was reason to doubt an answer."""
-    return bool(answer.open) or (answer.support or 0.0) > DOUBT
 
 
 def log_probs(model: Any, rows: Rows, caller: Any = None) -> Tensor:
@@ -100,7 +92,8 @@ def log_probs(model: Any, rows: Rows, caller: Any = None) -> Tensor:
         caller: what is called instead, such as the model in a wrapper of several GPUs.
     """
     inputs, place = dict(rows.inputs), rows.place
-    if "logits_to_keep" in _parameters(model):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:
         kept, place = rows.place.unique(return_inverse=True)
         inputs["logits_to_keep"] = kept
     logits = (caller or model)(**inputs, use_cache=False, return_dict=True).logits
@@ -112,11 +105,6 @@ def plain_log_probs(model: Any, rows: Rows) -> Tensor:
     """Return the same without the adapter that a PEFT model has, and without a gradient."""
     with torch.no_grad(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
         return log_probs(model, rows)
-
-
-def _parameters(model: Any) -> Any:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(base.forward).parameters
 
 
 def distance(student: Tensor, rows: Rows, plain: Tensor | None, soft: bool) -> Tensor:
@@ -181,7 +169,7 @@ def train(
         TrainingError: the loss or a gradient is not finite, or the folder holds another training.
         KeyboardInterrupt: after the step in progress was finished and saved.
     """
-    place, told = folder / TRAINING, {"recipe": recipe.to_dict(), "seed": seed}
+    place, told = folder / TRAINING, {"recipe": asdict(recipe), "seed": seed}
     set_seed(seed)
     lora = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, target_modules=target_modules(model, recipe.projector), lora_dropout=0.0
@@ -197,8 +185,8 @@ def train(
         advance(recipe.steps)
         return student.eval()
     size = recipe.steps * recipe.batch * recipe.accumulate * settings.world_size
-    examples = Examples(lines, pictures, recipe.questions, size, seed)
-    trainer = Distiller(recipe, student, settings, examples, partial(_collate, Layout(model, processor)), advance)
+    examples, layout = Examples(lines, pictures, recipe.questions, size, seed), Layout(model, processor)
+    trainer = Distiller(recipe, student, settings, examples, lambda some: {"rows": layout.rows(some)}, 1.0, advance)
     history = trainer.run()
     if trainer.is_world_process_zero():
         student.save_pretrained(str(folder))
@@ -211,18 +199,10 @@ def train(
 
 
 class Distiller(ResumableTrainer):
-    """A trainer whose loss compares with a teacher's answers.
+    """A trainer whose loss compares with a teacher's answers; further arguments as of `ResumableTrainer`."""
 
-    Args:
-        recipe: of the training.
-        student: a PEFT model.
-        args, dataset, collate, advance: as of `ResumableTrainer`.
-    """
-
-    def __init__(
-        self, recipe: Recipe, student: Any, args: TrainingArguments, dataset: Examples, collate: Any, advance: Any
-    ) -> None:
-        super().__init__(student, args, dataset, collate, 1.0, advance)  # type: ignore[arg-type]
+    def __init__(self, recipe: Recipe, student: Any, *args: Any) -> None:
+        super().__init__(student, *args)
         self.recipe, self.student = recipe, student
 
     def compute_loss(
@@ -239,15 +219,10 @@ class Distiller(ResumableTrainer):
         return loss
 
 
-def _collate(layout: Layout, examples: Sequence[Any]) -> dict[str, Rows]:
-    return {"rows": layout.rows(examples)}
-
-
 def _settings(place: Path, recipe: Recipe, seed: int, device: torch.device) -> TrainingArguments:
     # the option's name up to transformers 5.23, and after
     known = TrainingArguments.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    more: dict[str, Any] = {recompute: True} if recipe.checkpointing else {}
     return arguments(
         place,
         use_cpu=device.type == "cpu",
@@ -260,5 +235,5 @@ def _settings(place: Path, recipe: Recipe, seed: int, device: torch.device) -> T
         warmup_steps=min(20, recipe.steps // 10),
         seed=seed,
         save_steps=recipe.save_every,
-        **more,
+        **({recompute: True} if recipe.checkpointing else {}),
     )

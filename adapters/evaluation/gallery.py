@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.evaluation.metrics import Judged, RetrievalFigures, ranks, recall, swap_auroc
+from lvlm_guard.adapters.evaluation.metrics import Judged, auroc, ranks, recall
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
@@ -109,6 +109,14 @@ class Gallery:
             relevant[image, : len(self.rows)] |= texts == texts[number]
         return relevant
 
+    @cached_property
+    def _rows(self) -> list[NDArray[np.int64]]:
+        return [np.flatnonzero(self.image_of == k) for k in range(len(self.images))]
+
+    def rows_of(self, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of the captions of pictures, repeated or not."""
+        return np.concatenate([self._rows[k] for k in pictures])
+
     @torch.no_grad()
     def searched(self, retriever: DualPromptRetriever, pixels: Features) -> Searched:
         """Return what a retriever makes of it, without word weights."""
@@ -181,22 +189,16 @@ class Searched:
         rows = len(self.gallery.rows)
         return ranks(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T)
 
-    def figures(self) -> RetrievalFigures:
-        """Return recall both ways, the verifier's AUROC and that of claims."""
-        own: list[list[float]] = [[] for _ in self.gallery.rows]
-        kinds: list[list[str]] = [[] for _ in self.gallery.rows]
-        for row, score, kind in zip(self.gallery.swap_of, self.swapped, self.gallery.kinds, strict=True):
-            own[row].append(float(score))
-            kinds[row].append(str(kind))
-        pooled, by_kind = swap_auroc(self.true, own, kinds) if len(self.swapped) else (float("nan"), {})
+    def figures(self) -> dict[str, float]:
+        """Return recall both ways, the verifier's AUROC and that of claims; see `metrics.Figures`."""
         rows = len(self.gallery.rows)
-        return RetrievalFigures(
-            recall(self.scores, self.gallery.truth),
-            recall(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T),
-            pooled,
-            by_kind,
-            self.claims_auroc(np.arange(len(self.gallery.images))),
-        )
+        ways = {
+            "i2t": recall(self.scores, self.gallery.truth),
+            "t2i": recall(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T),
+        }
+        found = {f"{way}_r{k}": share for way, shares in ways.items() for k, share in shares.items()}
+        everything = np.arange(len(self.gallery.images))
+        return found | {"auroc": auroc(self.true, self.swapped), "claims": self.claims_auroc(everything)}
 
     def claims_auroc(self, pictures: NDArray[np.int64], about: NDArray[np.bool_] | None = None) -> float:
         """Return the AUROC of claims that hold of pictures, repeated or not, against those that don't; NaN without.

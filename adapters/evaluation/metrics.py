@@ -12,15 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lvlm_guard.errors import KnobError
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class RankingFigures:
         srcc: Spearman's, ties at their average rank.
         pair_accuracy: share of pairs of unequal values whose scores are in their order.
         absence_auroc: probability that a picture with a value above 0 scores higher than one with 0; ties count half.
-        cyclic_triples: share of triples of pictures that the pair logits order in a circle.
     """
 
     mae: float
@@ -43,16 +39,14 @@ class RankingFigures:
     srcc: float
     pair_accuracy: float
     absence_auroc: float
-    cyclic_triples: float = math.nan
 
 
-def ranking_figures(scores: ArrayLike, values: ArrayLike, logits: ArrayLike | None = None) -> RankingFigures:
+def ranking_figures(scores: ArrayLike, values: ArrayLike) -> RankingFigures:
     """Return the figures of pictures under one instruction.
 
     Args:
         scores: [K], in the units of the values.
         values: [K].
-        logits: [K, K], antisymmetric; None leaves the triples out.
 
     Raises:
         KnobError: there is no picture, or the shapes differ, or a number is not finite.
@@ -68,7 +62,6 @@ def ranking_figures(scores: ArrayLike, values: ArrayLike, logits: ArrayLike | No
         srcc=float(stats.spearmanr(s, y).statistic) if varied else math.nan,
         pair_accuracy=pair_accuracy(s, y),
         absence_auroc=auroc(s[y > 0], s[y == 0]),
-        cyclic_triples=math.nan if logits is None else cyclic_triples(logits),
     )
 
 
@@ -82,11 +75,11 @@ def mean_figures(each: Mapping[str, RankingFigures]) -> RankingFigures:
     return RankingFigures(**{field.name: mean(field.name) for field in fields(RankingFigures)})
 
 
-def better(figures: RankingFigures, best: RankingFigures | None) -> bool:
+def better(figures: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
     """Return whether a model is chosen over the best so far: by SRCC, ties by the smaller error; NaN is worst."""
 
-    def rank(of: RankingFigures) -> tuple[float, float]:
-        return (-math.inf if math.isnan(of.srcc) else of.srcc), -of.mae
+    def rank(of: Mapping[str, float]) -> tuple[float, float]:
+        return (-math.inf if math.isnan(of["srcc"]) else of["srcc"]), -of["mae"]
 
     return best is None or rank(figures) > rank(best)
 
@@ -131,35 +124,12 @@ class Judged:
         return float((above * (np.cumsum(below) - below / 2)).sum() / total) if total else math.nan
 
 
-def cyclic_triples(logits: ArrayLike) -> float:
-    """Return the share of triples that are ordered in a circle (a over b over c over a); NaN below three pictures."""
-    over: NDArray[Any] = (np.asarray(logits, float) > 0).astype(np.float64)
-    n = len(over)
-    if n < 3:
-        return math.nan
-    return float(np.einsum("ij,ji->", over @ over, over) / 3 / math.comb(n, 3))
-
-
 AT = (1, 5, 10)
+"""Places within which recall is counted."""
 
-
-@dataclass(frozen=True)
-class RetrievalFigures:
-    """Recall at 1, 5 and 10, both ways, and how well true captions stand above their swaps.
-
-    Args:
-        image_to_text: K -> share of images one of whose captions is among the first K.
-        text_to_image: K -> share of captions whose image is among the first K.
-        auroc: of the verifier, true captions against swaps; NaN where it was not measured.
-        auroc_by_kind: the same for each kind of swap.
-        claims: AUROC of claims that an object is in a picture, true ones against others; NaN where there are none.
-    """
-
-    image_to_text: Mapping[int, float]
-    text_to_image: Mapping[int, float]
-    auroc: float = float("nan")
-    auroc_by_kind: Mapping[str, float] | None = None
-    claims: float = float("nan")
+Figures = Mapping[str, float]
+"""Of retrieval: `i2t_r1` .. `t2i_r10`, recall both ways; `auroc`, of the verifier, true captions against swaps;
+`claims`, of claims that an object is in a picture, true ones against others. NaN where there is none."""
 
 
 def ranks(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.int64]:
@@ -194,52 +164,6 @@ def recall(scores: ArrayLike, relevant: ArrayLike, at: Sequence[int] = AT) -> di
     return {k: float((places <= k).mean()) for k in at}
 
 
-def retrieval_figures(
-    image_to_text: ArrayLike, text_to_image: ArrayLike | None, image_of: Sequence[int], at: Sequence[int] = AT
-) -> RetrievalFigures:
-    """Return recall both ways.
-
-    Args:
-        image_to_text: [images, captions], scores by which each image ranks the captions.
-        text_to_image: [captions, images], scores by which each caption ranks the images; None for the transpose.
-        image_of: [captions], the row of each caption's image; -1 for a swap, which is in the gallery of captions but
-            asks for no image.
-        at: the Ks.
-
-    Raises:
-        KnobError: an image has no caption, or as in `ranks`.
-    """
-    rows = np.asarray(image_to_text, float)
-    columns = rows.T if text_to_image is None else np.asarray(text_to_image, float)
-    of = np.asarray(image_of)
-    if of.shape != (rows.shape[1],) or (of.size and (of.max() >= len(rows) or of.min() < -1)):
-        raise KnobError(
-            f"image_of must say for each of the {rows.shape[1]} captions which of the {len(rows)} images it is of, or "
-            "-1 for none."
-        )
-    relevant = of[None] == np.arange(len(rows))[:, None]
-    true = of >= 0
-    return RetrievalFigures(recall(rows, relevant, at), recall(columns[true], relevant.T[true], at))
-
-
-def swap_auroc(
-    true: ArrayLike, swaps: Sequence[Sequence[float]], kinds: Sequence[Sequence[str]] | None = None
-) -> tuple[float, dict[str, float]]:
-    """Return (AUROC of true captions against all swaps, the same for each kind of swap); NaN where there is none.
-
-    Args:
-        true: [n], score of image i with its caption.
-        swaps: for each image the scores of its caption's swaps.
-        kinds: what was exchanged in each of them.
-    """
-    pooled = [score for each in swaps for score in each]
-    by_kind: dict[str, list[float]] = {}
-    for scores, names in zip(swaps, kinds or [], strict=kinds is not None):
-        for score, name in zip(scores, names, strict=True):
-            by_kind.setdefault(name, []).append(score)
-    return auroc(true, pooled), {name: auroc(true, found) for name, found in sorted(by_kind.items())}
-
-
 UNTUNED = -1
 """The epoch of the backbone as it was."""
 
@@ -256,7 +180,7 @@ class Candidate:
     """
 
     epoch: int
-    figures: RetrievalFigures
+    figures: Figures
     averaged: bool = False
     claims: bool = False
 
@@ -266,10 +190,11 @@ class Candidate:
 
         And 100 times that of claims, where they were trained.
         """
-        both = [way[k] for way in (self.figures.image_to_text, self.figures.text_to_image) for k in AT]
-        verifier = 0.0 if math.isnan(self.figures.auroc) else self.figures.auroc
-        claims = self.figures.claims if self.claims and not math.isnan(self.figures.claims) else 0.0
-        return 100 * (sum(both) / len(both) + verifier + claims)
+        found = [value for name, value in self.figures.items() if name[:4] in ("i2t_", "t2i_")]
+        verifier, claims = (
+            0.0 if math.isnan(self.figures[name]) else self.figures[name] for name in ("auroc", "claims")
+        )
+        return 100 * (sum(found) / len(found) + verifier + (claims if self.claims else 0.0))
 
 
 def selected(candidates: Sequence[Candidate]) -> Candidate:
@@ -289,15 +214,13 @@ def selected(candidates: Sequence[Candidate]) -> Candidate:
         raise KnobError(
             "The untuned backbone (epoch -1) is not among the candidates: measure it too, it may be the best."
         )
-    if len({math.isnan(candidate.figures.auroc) for candidate in candidates}) > 1:
+    if len({math.isnan(candidate.figures["auroc"]) for candidate in candidates}) > 1:
         raise KnobError("Some candidates have a verifier's AUROC and some have not, so their scores don't compare.")
     kept = [candidate for candidate in candidates if not _loses(candidate, untuned)]
     return max(kept, key=lambda candidate: (candidate.score, -candidate.epoch))
 
 
 def _loses(candidate: Candidate, untuned: Candidate) -> bool:
-    one, plain = candidate.figures, untuned.figures
-    pairs = [(one.text_to_image[1], plain.text_to_image[1]), (one.auroc, plain.auroc)]
-    if candidate.claims:
-        pairs.append((one.claims, plain.claims))
-    return any(ours < theirs for ours, theirs in pairs)  # what is not known is NaN, and loses nothing
+    asked = ("t2i_r1", "auroc", "claims") if candidate.claims else ("t2i_r1", "auroc")
+    # what is not known is NaN, and loses nothing
+    return any(candidate.figures[name] < untuned.figures[name] for name in asked)

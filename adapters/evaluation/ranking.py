@@ -1,15 +1,12 @@
-"""Pictures under one instruction each, with their values: what rankings are measured on.
-
-Ranking: a trained ranker beside zero-shot CLIP and a linear probe, on pictures that none has seen.
-"""
+"""Ranking: lists of pictures under one instruction each, and a trained ranker beside zero-shot CLIP and a probe."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,8 +17,9 @@ from torch import Tensor
 from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.adapters.evaluation import table
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, mean_figures, ranking_figures
-from lvlm_guard.adapters.evaluation.retrieval import Figure, Picked, interval, less, row
+from lvlm_guard.adapters.evaluation.table import Measure, Picked
 from lvlm_guard.matching.vocabulary import article, plural
 
 LEAST = 8  # pictures of an object, below which a correlation is luck
@@ -47,16 +45,13 @@ class Lists:
     instructions: Mapping[str, str]
 
     @classmethod
-    def of(
-        cls, data: RankData, *, least: int = LEAST, zeros: float = ZEROS, readable: Collection[str] | None = None
-    ) -> Lists:
+    def of(cls, data: RankData, *, least: int = LEAST, zeros: float = ZEROS) -> Lists:
         """Return the lists of a data set; where most pictures hold none of an object, only some of those are taken.
 
         Args:
             data: values of pictures.
             least: pictures with a value other than 0 that an object must have.
             zeros: most of a list may be pictures of value 0.
-            readable: pictures that can be read; None for all.
 
         Raises:
             DataError: no object has enough pictures of unequal value.
@@ -65,9 +60,8 @@ class Lists:
         values: dict[str, Values] = {}
         for name in data.objects:
             images, found = data.values(name)
-            kept = [k for k, image in enumerate(images) if readable is None or image in readable]
-            shown = [k for k in kept if found[k] != 0]
-            none = sorted((k for k in kept if found[k] == 0), key=lambda k: _place(images[k], name))
+            shown = [k for k, value in enumerate(found) if value != 0]
+            none = sorted((k for k, value in enumerate(found) if value == 0), key=lambda k: _place(images[k], name))
             chosen = sorted([*shown, *none[: round(len(shown) * zeros / (1 - zeros))]])
             if len(shown) >= least and np.ptp(found[chosen]) > 0:
                 keys[name] = tuple(images[k] for k in chosen)
@@ -113,7 +107,6 @@ def _place(image: str, name: str) -> bytes:
 TASK = "ranking"
 METRICS = ("srcc", "plcc", "mae", "accuracy", "pair_accuracy", "absence_auroc")
 HEADLINES = ("srcc", "accuracy", "mae")
-"""What an adapter must win by; of the last, less is better."""
 
 DRAWS = 200
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -196,41 +189,23 @@ def linear_probe(lists: Lists, train: Lists, validation: Lists, features: Callab
 def rows_of(
     model: str, ours: str, lists: Lists, found: Mapping[str, Sequence[Scored]], *, draws: int = DRAWS
 ) -> list[dict[str, Any]]:
-    """Return rows in long form: each figure of each method, and `ours` less each other method.
-
-    Args:
-        model: name of the CLIP.
-        ours: the method that is compared with all others.
-        lists: what was scored.
-        found: method -> the scores of each of its trainings, as many for all; an untrained method's is repeated.
-        draws: of the bootstrap over pictures and trainings.
-    """
+    """Return rows in long form, see `table.rows_of`; `found` are the scores of each training of a method."""
     images = lists.images
-    n = len(images)
-    drawn: dict[bytes, dict[int, RankingFigures]] = {}
+    by_id = {id(scored): scored for each in found.values() for scored in each}
 
-    def figures(method: str, training: int, pictures: Picked) -> RankingFigures:
-        held = drawn.setdefault(pictures.tobytes(), {})
-        key = id(found[method][training])  # an untrained method's scores are the same ones each time
-        if key not in held:
-            times = Counter(images[int(k)] for k in pictures)
-            held[key] = lists.figures(found[method][training], lists.picked(times))
-        return held[key]
+    @cache  # of an untrained method's scores, which are the same ones each time, and of all metrics
+    def figures(scored: int, pictures: bytes) -> RankingFigures:
+        times = Counter(images[k] for k in np.frombuffer(pictures, np.int64).tolist())
+        return lists.figures(by_id[scored], lists.picked(times))
 
-    def over(method: str, metric: str, trainings: Picked, pictures: Picked) -> float:
-        return float(np.mean([getattr(figures(method, int(t), pictures), metric) for t in trainings]))
+    def measure(metric: str) -> Measure[Scored]:
+        def one(scored: Scored, pictures: Picked) -> float:
+            return float(getattr(figures(id(scored), pictures.tobytes()), metric))
 
-    rows = []
-    trainings = len(found[ours])
-    for metric in METRICS:
-        each: dict[str, Figure] = {method: partial(over, method, metric) for method in found}
-        for method, figure in each.items():
-            rows.append(row(model, method, TASK, metric, interval(figure, trainings, n, draws=draws), n))
-        for method, figure in each.items():
-            if method != ours and metric in HEADLINES:
-                ends = interval(less(each[ours], figure), trainings, n, draws=draws)
-                rows.append(row(model, f"{ours}-{method}", TASK, metric, ends, n, baseline=method))
-    return rows
+        return one
+
+    named = {metric: measure(metric) for metric in METRICS}
+    return table.rows_of(model, ours, TASK, found, named, len(images), headlines=HEADLINES, draws=draws)
 
 
 def by_object(lists: Lists, found: Sequence[Scored]) -> dict[str, dict[str, float]]:

@@ -4,10 +4,7 @@ Each is one file and a subclass of `lvlm_guard.matching.Matcher`, so that AGLA c
 `lvlm_guard.verify` judges by it. A name alone stands for the adapter that a model's config names, and for the embedded
 model for the adapters of this package; else a folder is given: `methods.AGLA(matcher="my-adapter")`.
 
-- `held`: where the adapter of a name lies, what a question claims, one caller at a time.
-- `clip`, `ranker`: the matchers.
-
-What the matchers share: where the adapter of a name lies, what a question claims, and one caller at a time.
+Here is what they share: where the adapter of a name lies, what a question claims, and one caller at a time.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ class AdapterMatcher(Matcher):
 
     @property
     def version(self) -> str:
-        """Name and a digest of what was trained."""
+        """See `Matcher`."""
         return self._version
 
     @property

@@ -6,8 +6,7 @@ its release. What differs from the release, and why, stands where it differs. Re
 - `card`: sizes, a switch for each repair of the release, and what lies on disk.
 - `pair_head` and its losses; `network`: fusion, trunk and readout, from tokens to scores.
 - `model`: `ClipRanker`, a CLIP's tower and the network, and both as a PEFT adapter.
-- `groups`: what is learnt from. `ranker`: `Ranker`, which takes pictures and words.
-- `open_clip`: converts ConvNeXt CLIPs of open_clip into a model of transformers.
+- `ranker`: `Ranker`, which takes pictures and words.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from lvlm_guard.adapters.backbone import Trunk
 from lvlm_guard.adapters.data.views import COUNTS
+from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, pair
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
 from lvlm_guard.matching.platt import platt
@@ -59,22 +60,15 @@ class RankerSettings:
     pair_norm: bool = False
 
     def __post_init__(self) -> None:
-        low = {"width": 1, "heads": 1, "fusion_layers": 1, "post_layers": 0, "prompts": 0, "relations": 1}
-        for name, least in low.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise KnobError(f"{name} is {value!r}: give a whole number of {least} or more.")
+        least = {"width": 1, "heads": 1, "fusion_layers": 1, "post_layers": 0, "prompts": 0, "relations": 1}
+        choices = {"ties": get_args(Ties), "pool": get_args(Pool)}
+        check(self, least | {"regression_weight": 0.0, "dropout": 0.0}, choices)
         if self.width % self.heads:
             raise KnobError(
                 f"width {self.width} can't be shared out among {self.heads} heads: give a multiple of them."
             )
-        if not 0 <= self.dropout < 1:
+        if not self.dropout < 1:
             raise KnobError(f"dropout is {self.dropout}: give a share from 0 to below 1.")
-        if not self.regression_weight >= 0:
-            raise KnobError(f"regression_weight is {self.regression_weight}: give 0 or more.")
-        for name, choices in (("ties", get_args(Ties)), ("pool", get_args(Pool))):
-            if getattr(self, name) not in choices:
-                raise KnobError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(choices)}.")
 
 
 def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:

@@ -1,13 +1,10 @@
-"""`ClipRanker`: a CLIP and the ranker that stands on its tokens, as one model that PEFT can wrap.
-
-A ranker as a PEFT adapter: stock LoRA on the CLIP, and the ranker as a module that is saved beside it.
-"""
+"""`ClipRanker`: a CLIP and the ranker that stands on its tokens, as one model that PEFT can wrap."""
 
 from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -68,30 +65,16 @@ class ClipRanker(CLIPPreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the weights on disk are a CLIP's; a trained ranker is an adapter
-        cls, source: str | os.PathLike[str], *, settings: RankerSettings | None = None, revision: str | None = None
+        cls, source: str | os.PathLike[str], *, settings: RankerSettings | None = None
     ) -> ClipRanker:
-        """Return an untrained ranker on a pretrained CLIP; a trained one is loaded by `Ranker.from_pretrained`.
-
-        Args:
-            source: folder or hub id of the CLIP.
-            settings: of the ranker.
-            revision: of a hub id.
-
-        Raises:
-            WeightsError: it can't be had.
-            UnsupportedModelError: it is no CLIP that can be read.
-        """
-        return cls(load_backbone(source, revision=revision), settings)
+        """Return an untrained ranker on a CLIP's folder or hub id, errors as of `load_backbone`."""
+        return cls(load_backbone(source), settings)
 
     def save_pretrained(self, *_: Any, **__: Any) -> None:
-        """Refuse: without the adapter around it a ranker's folder could not be read.
-
-        Raises:
-            UnsupportedCallError: always; `adapter.adapted` wraps a ranker, and `adapter.save` writes it.
-        """
+        """Raise `UnsupportedCallError`: without the adapter around it a ranker's folder could not be read."""
         raise UnsupportedCallError(
             "A ranker is saved as a PEFT adapter: wrap it before training, model = adapted(ranker), then "
-            "adapter.save(model, card, folder)."
+            "save(model, card, folder)."
         )
 
     def train(self, mode: bool = True) -> ClipRanker:
@@ -110,11 +93,11 @@ class ClipRanker(CLIPPreTrainedModel):
         return not any(weight.requires_grad for tower in towers for weight in tower.parameters())
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Return the trunk's tokens of pictures, [K, P, image_width], from pixels [K, 3, height, width]."""
+        """See `Trunk`."""
         return self.trunk.image_tokens(pixel_values.to(self.clip.dtype))
 
     def text_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the trunk's tokens of texts, [N, T, text_width], and where they are, [N, T] bool."""
+        """See `Trunk`."""
         return self.trunk.text_tokens(input_ids, attention_mask)
 
     def forward(
@@ -162,16 +145,7 @@ class ClipRanker(CLIPPreTrainedModel):
         return RankerOutput(loss=loss, scores=scores, logits=logits)
 
     def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return CLIP's own cosine of each picture with each text, [K, N]; the ranker takes no part.
-
-        Raises:
-            UnsupportedModelError: the CLIP was converted without its image projection, see `open_clip`.
-        """
-        if not (getattr(self.clip.config, "lvlm_guard", None) or {}).get("pooled", True):
-            raise UnsupportedModelError(
-                f"{self.name_or_path!r} was converted from an open_clip model whose image projection has no place in "
-                'it, so it has tokens but no cosine. Rank with it, or take a ConvNeXt CLIP without "_d" in its name.'
-            )
+        """Return CLIP's own cosine of each picture with each text, [K, N]; the ranker takes no part."""
         texts = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         images = self.clip.get_image_features(pixel_values=pixel_values.to(self.clip.dtype)).pooler_output
         return torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T
@@ -182,8 +156,11 @@ Tuning = Literal["frozen", "tuned"]
 UNUSED = r"clip\.visual_projection"
 """A layer that the ranker never asks: PEFT needs one to adapt also where nothing of the CLIP shall learn."""
 
-TOWERS = r"clip\.(vision|text)_model\..*\.(q_proj|v_proj|pwconv1|pwconv2)"
-"""Queries and values of attention; in a ConvNeXt its blocks' two matrices."""
+TOWERS = (
+    r"clip\.(vision|text)_model\..*\.(q_proj|v_proj|pwconv1|pwconv2)"
+    r"|clip\.model\.(visual|transformer|text)\..*\.(fc1|fc2|c_fc|c_proj)"
+)
+"""Queries and values of attention; in a ConvNeXt, and of open_clip, its blocks' two matrices."""
 
 
 def lora_config(trunk: Tuning = "frozen", rank: int = 8) -> LoraConfig:
@@ -216,12 +193,7 @@ def adapted(model: ClipRanker, trunk: Tuning = "frozen", rank: int = 8) -> PeftM
 
 
 def card_of(model: Any, **known: Any) -> RankerCard:
-    """Return the card of a ranker, wrapped by PEFT or not.
-
-    Args:
-        model: the ranker.
-        known: further fields of `RankerCard`.
-    """
+    """Return the card of a ranker, wrapped by PEFT or not; `known` are further fields of it."""
     trunk = model.trunk
     about = {"backbone": str(model.name_or_path), "image_width": trunk.image_width, "text_width": trunk.text_width}
     return RankerCard(**{**about, "settings": model.settings, **known})
@@ -234,11 +206,7 @@ def save(model: PeftModel, card: RankerCard, folder: str | os.PathLike[str]) -> 
 
 
 def load(
-    folder: str | os.PathLike[str],
-    backbone: Any = None,
-    *,
-    trainable: bool = False,
-    revision: str | None = None,
+    folder: str | os.PathLike[str], backbone: Any = None, *, trainable: bool = False
 ) -> tuple[PeftModel, RankerCard]:
     """Load a ranker on the CLIP that it was trained on.
 
@@ -246,7 +214,6 @@ def load(
         folder: as `save` wrote it.
         backbone: the CLIP, or its folder or hub id where it lies elsewhere now; None for the one the card names.
         trainable: whether training goes on.
-        revision: of a hub id.
 
     Returns:
         The PEFT model in evaluation mode (training mode where trainable), and the card.
@@ -261,7 +228,7 @@ def load(
     card = RankerCard.read(folder)
     clip = card.backbone if backbone is None else backbone
     if isinstance(clip, str | os.PathLike):
-        clip = load_backbone(clip, revision=revision)
+        clip = load_backbone(clip)
     elif isinstance(clip, ClipRanker):
         raise UnsupportedModelError("The backbone is a ranker already: give the CLIP below it.")
     card.require(trunk_of(clip), str(getattr(clip, "name_or_path", "") or type(clip).__name__))
@@ -275,11 +242,6 @@ def load(
     )
     _freeze_unused(wrapped)
     return wrapped.train(trainable), card
-
-
-def calibrated(card: RankerCard, calibration: tuple[float, float], mae: float) -> RankerCard:
-    """Return the card with what validation told: (a, b) of `fit_absence`, and the mean absolute error."""
-    return replace(card, calibration=calibration, mae=mae)
 
 
 def _freeze_unused(model: Any) -> None:

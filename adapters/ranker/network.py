@@ -1,13 +1,7 @@
-"""Attention of one set of tokens to another.
-
-The fusion of a picture's tokens with a text's, and the encoder after it.
+"""The ranker itself: from the tokens of pictures and of one instruction to scores and pair logits.
 
 The release's fusion has three faults that are not repeated here: its learnable prompts are one number each, spread over
 the width, which a LayerNorm makes zero; its projection starts as memory finds it; padding takes part in the text.
-
-From a vector to a number.
-
-The ranker itself: from the tokens of pictures and of one instruction to scores and pair logits.
 """
 
 from __future__ import annotations
@@ -188,14 +182,7 @@ class RankerNetwork(nn.Module):
         pairs: bool = True,
         kept: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Score pictures under an instruction.
-
-        Args:
-            image: [K, P, image_width].
-            text: [1, T, text_width]; or [K, T, text_width], one for each picture, where no pairs are asked for.
-            mask: [1 or K, T] bool, False on padding.
-            pairs: whether pairs are compared.
-            kept: see `Fusion`.
+        """Score pictures under an instruction, or each under its own where no pairs are asked for; see `Fusion`.
 
         Returns:
             Scores [K] and logits [K, K], float32 or wider; None for the logits where no pairs are asked for.

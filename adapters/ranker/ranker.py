@@ -56,17 +56,11 @@ class Ranker:
         device: str | torch.device | None = None,
         inputs: Inputs | None = None,
     ) -> Ranker:
-        """Load a ranker.
+        """Load a ranker, arguments and errors as of `model.load`.
 
         Args:
-            folder: as `save_pretrained` wrote it.
-            model: the CLIP, or its folder or hub id; None for the one the card names.
             device: where it runs; None is the CPU.
             inputs: of the CLIP; None for those that lie with it.
-
-        Raises:
-            WeightsError: something can't be had.
-            UnsupportedModelError: the CLIP is of other sizes than the one it was trained on.
         """
         wrapped, card = load(folder, model)
         if inputs is None:
@@ -100,11 +94,8 @@ class Ranker:
         if not images:
             rows, columns = self.model.trunk.grid(self.inputs.side, self.inputs.side)
             return torch.empty(0, rows * columns, self.model.trunk.image_width)
-        parts = [
-            self.model.image_tokens(self.inputs.pixels(images[at : at + AT_ONCE]).to(self.model.device))
-            for at in range(0, len(images), AT_ONCE)
-        ]
-        return torch.cat(parts)
+        parts = [images[at : at + AT_ONCE] for at in range(0, len(images), AT_ONCE)]
+        return torch.cat([self.model.image_tokens(self.inputs.pixels(part).to(self.model.device)) for part in parts])
 
     @torch.no_grad()
     def rank_tokens(self, image_tokens: Tensor, instruction: str) -> Ranking:

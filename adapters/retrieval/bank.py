@@ -125,7 +125,7 @@ class WordBank:
     @classmethod
     def world(cls) -> WordBank:
         """Return the list of the embedded world: its objects, colours and numbers, in its spelling."""
-        from lvlm_guard.adapters.world.scenes import COLOURS, METAS, NUMBERS
+        from lvlm_guard.embedded.tinted import COLOURS, METAS, NUMBERS
 
         values = {"colour": [[colour] for colour in COLOURS], "number": [[n] for n in NUMBERS if n != "no"]}
         return cls(METAS, attributes=values, counting_articles=True)

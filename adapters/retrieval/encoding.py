@@ -33,10 +33,6 @@ class CaptionInputs:
     attention_mask: Tensor
     words: Tensor
 
-    def to(self, device: torch.device | str) -> CaptionInputs:
-        """Return the same on a device."""
-        return CaptionInputs(self.input_ids.to(device), self.attention_mask.to(device), self.words.to(device))
-
     def __getitem__(self, rows: Tensor | slice | list[int]) -> CaptionInputs:
         """Return some of the captions."""
         return CaptionInputs(self.input_ids[rows], self.attention_mask[rows], self.words[rows])
@@ -80,34 +76,28 @@ def caption_inputs(
             "with the CLIP."
         )
     most = budget(length, len(placeholder_ids))
-    rows = [
-        _pieces(ids, text, most, length, len(placeholder_ids), too_long)
-        for ids, text in zip(tokenizer(list(texts), add_special_tokens=False)["input_ids"], texts, strict=True)
-    ]
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    for pieces, text in zip(rows, texts, strict=True):
+        if not pieces:
+            raise TextError(f"The caption {text!r} is empty. Say what the picture shows.")
+        if len(pieces) > most and too_long == "raise":
+            raise TextError(
+                f"A caption has {len(pieces)} word pieces, but {most} is the most: this CLIP reads {length} tokens, of "
+                f"which BOS, EOS and {len(placeholder_ids)} prompts take {length - most}. Shorten it, or give "
+                f"too_long='truncate'. It begins: {text[:60]!r}."
+            )
     head = [begin, *placeholder_ids]
-    width = max(map(len, rows)) + len(head) + 1
+    width = max(min(len(pieces), most) for pieces in rows) + len(head) + 1
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     words = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
-        sequence = torch.tensor([*head, *row, end])
+        sequence = torch.tensor([*head, *row[:most], end])
         ids[i, : len(sequence)] = sequence
         mask[i, : len(sequence)] = 1
-        words[i, len(head) : len(head) + len(row)] = True
+        words[i, len(head) : len(sequence) - 1] = True
     return CaptionInputs(ids, mask, words)
-
-
-def _pieces(ids: list[int], text: str, most: int, length: int, slots: int, too_long: TooLong) -> list[int]:
-    if not ids:
-        raise TextError(f"The caption {text!r} is empty. Say what the picture shows.")
-    if len(ids) > most and too_long == "raise":
-        raise TextError(
-            f"A caption has {len(ids)} word pieces, but {most} is the most: this CLIP reads {length} tokens, of which "
-            f"BOS, EOS and {slots} prompts take {length - most}. Shorten it, or give too_long='truncate'. It begins: "
-            f"{text[:60]!r}."
-        )
-    return ids[:most]
 
 
 AT_ONCE = 64

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Frame, Inputs, load_backbone, name_of, place_of
+from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, is_tuned, pair, require_peft, write_adapter
 from lvlm_guard.adapters.retrieval.encoding import TooLong
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
@@ -81,12 +82,7 @@ class RetrieverCard(Card):
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
             raise KnobError(f"strength is {self.strength!r}: give a finite number of at least 0; 0 is off.")
-        if self.weighting not in get_args(Weighting):
-            raise KnobError(f"weighting is {self.weighting!r}: give one of {', '.join(get_args(Weighting))}.")
-        if self.too_long not in get_args(TooLong):
-            raise KnobError(f"too_long is {self.too_long!r}: give 'raise' or 'truncate'.")
-        if self.top < 1:
-            raise KnobError(f"top is {self.top}: give at least 1.")
+        check(self, {"top": 1}, {"weighting": get_args(Weighting), "too_long": get_args(TooLong)})
         if self.frame not in get_args(Frame):
             raise KnobError(f"frame is {self.frame!r}: this release reads pictures {' or '.join(get_args(Frame))}.")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
@@ -115,13 +111,7 @@ MEMORY = "guard_memory.safetensors"
 """What is remembered beside the adapter, where there is something."""
 
 
-def make(
-    clip: Any,
-    inputs: Inputs,
-    *,
-    config: DualPromptConfig | None = None,
-    **card: Any,
-) -> DualPromptRetriever:
+def make(clip: Any, inputs: Inputs, *, config: DualPromptConfig | None = None, **card: Any) -> DualPromptRetriever:
     """Return a retriever that is ready to train, or the untuned baseline.
 
     Args:
@@ -134,32 +124,25 @@ def make(
         UnsupportedModelError: the model is no CLIP.
         KnobError: an option outside its range.
     """
-    if not is_tuned(clip):
-        clip.requires_grad_(False)
-    base: Any = clip.get_base_model() if is_tuned(clip) else clip
+    base: Any = clip.get_base_model() if is_tuned(clip) else clip.requires_grad_(False)
     _require_clip(base)
-    settings = RetrieverCard(
-        **{
-            "backbone": name_of(base),
-            "text_width": base.config.text_config.hidden_size,
-            "image_width": base.config.vision_config.hidden_size,
-            "adapter": config is not None or is_tuned(clip),
-            **card,
-        }
-    )
-    if config is not None and is_tuned(clip):
-        raise KnobError(
-            "A retriever's folder holds one adapter, so prompts beside a LoRA would lose it when saved: merge the LoRA "
-            "first (merge_and_unload), or use lvlm_guard.adapters.prompts.add_prompts and save the two by hand."
-        )
-    prompted = clip if config is None else _prompted(clip, config)
-    return DualPromptRetriever(RetrievalModel(prompted), settings, inputs)
+    settings = {
+        "backbone": name_of(base),
+        "text_width": base.config.text_config.hidden_size,
+        "image_width": base.config.vision_config.hidden_size,
+        "adapter": config is not None or is_tuned(clip),
+    }
+    made = RetrieverCard(**settings | card)
+    if config is not None:
+        if is_tuned(clip):
+            raise KnobError(
+                "A retriever's folder holds one adapter, so prompts beside a LoRA would lose it when saved: merge the "
+                "LoRA first (merge_and_unload), or use lvlm_guard.adapters.prompts.add_prompts and save both by hand."
+            )
+        from lvlm_guard.adapters.prompts import add_prompts
 
-
-def _prompted(clip: Any, config: DualPromptConfig) -> PeftModel:
-    from lvlm_guard.adapters.prompts import add_prompts
-
-    return add_prompts(clip, config)
+        clip = add_prompts(clip, config)
+    return DualPromptRetriever(RetrievalModel(clip), made, inputs)
 
 
 def untuned(source: str | os.PathLike[str] = EMBEDDED, **card: Any) -> DualPromptRetriever:

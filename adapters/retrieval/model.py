@@ -1,4 +1,4 @@
-"""How much each word of a caption is about this picture: by what changes when the picture is a blank one.
+"""The trainable part of a retriever as one module, and how much each word of a caption is about a picture.
 
 Source: DCAR (arXiv:2508.04028): w = |S(word, blank) - S(word, picture)|. How w, which is of the size 0.01 to 0.1,
 becomes a factor of the word's embedding is ours, see `scaled`.
@@ -6,9 +6,6 @@ becomes a factor of the word's embedding is ours, see `scaled`.
 A weighted caption has one feature for each picture. Weights made from a caption's own picture and used against
 others would give the answer away, so every weight here belongs to a pair and is used for that pair alone.
 
-Ranks all candidates cheaply, then the best of them again by a costly score, without mixing the two scales.
-
-The trainable part of a retriever as one module: what a training loop wraps, moves, and takes gradients of.
 """
 
 from __future__ import annotations

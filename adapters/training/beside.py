@@ -106,7 +106,7 @@ class Beside:
 
     def _mine(self, bank: WordBank) -> None:
         names = dict.fromkeys([*bank.meta_of, *WordBank.general().meta_of])
-        texts = [claim(name) for name in names if name not in self.batches.withheld]
+        texts = [claim(name) for name in names if name not in self.batches.plan.withheld]
         texts = [text for text in texts if text not in self.means]
         _, far = self.retriever.frozen_features(texts=texts)
         _, said = self.retriever.frozen_features(texts=[*self.means])

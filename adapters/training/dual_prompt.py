@@ -6,7 +6,8 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,12 @@ from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.training.beside import Teacher
+from lvlm_guard.adapters.training import tasks
 from lvlm_guard.adapters.training.free import adapted, ready
-from lvlm_guard.adapters.training.recipe import (
-    CANDIDATES,
-    TRAINING,
-    Measured,
-    Recipe,
-    about,
-    finish,
-    finished,
-    learning,
-    put,
-)
-from lvlm_guard.adapters.training.retrieval import RetrievalTask, flat, unflat
-from lvlm_guard.adapters.training.trainer import Advance, train
+from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe, about, learning, put
+from lvlm_guard.adapters.training.retrieval import RetrievalTask, scored
+from lvlm_guard.adapters.training.tasks import Measured
+from lvlm_guard.adapters.training.trainer import Advance
 from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.matching.platt import platt
 
@@ -119,10 +111,6 @@ class Plan:
         """What the card says of it."""
         return {"configuration": self.work or self.free or self.prompts, "lacks": self.lacks}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Pictures:
@@ -181,7 +169,7 @@ class Pictures:
         keys = learnt.images
         parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
         features = Features.held(keys, torch.cat(parts))
-        return cls(learnt, gallery, pixels, features, flat(gallery.searched(plain, pixels).figures()), bank)
+        return cls(learnt, gallery, pixels, features, scored(gallery.searched(plain, pixels).figures()), bank)
 
 
 def fitting(plan: Plan, facts: FactsData) -> FactsData:
@@ -218,109 +206,56 @@ def fit(
     recipe: Recipe,
     folder: Path,
     advance: Advance,
-    *,
     device: str = "auto",
-    workers: int = 0,
-    report_to: str = "none",
     stage: bool = False,
+    **how: Any,
 ) -> DualPromptRetriever:
-    """Train a retriever and save it in a folder; one that is there already is loaded.
+    """Train a retriever and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`.
 
     Of a stage that another begins from, the last weights are kept, whatever they are worth on validation.
-
-    Raises:
-        TrainingError: the folder holds another training, or a loss or gradient is not finite.
-        KeyboardInterrupt: after the step in progress was saved.
     """
-    place, told = folder / TRAINING, about("dual-prompt", plan.to_dict(), recipe, pictures.train, device)
-    state = PartialState()
-    with state.main_process_first():
-        done = finished(place, told)
-    if done:
-        advance(recipe.steps)
-        return DualPromptRetriever.from_pretrained(folder)
+    told = about("dual-prompt", plan, recipe, pictures.train, device)
+    learn = partial(_learnt, plan, pictures, recipe, advance, stage=stage, device=device, **how)
+    return tasks.fit(DualPromptRetriever, told, recipe, folder, advance, learn)
+
+
+def _learnt(
+    plan: Plan, pictures: Pictures, recipe: Recipe, advance: Advance, place: Path, stage: bool, **how: Any
+) -> tuple[DualPromptRetriever, dict[str, Any], list[dict[str, Any]]]:
     if plan.first is not None and not plan.init:
-        same: dict[str, Any] = {
-            "clip": plan.clip,
-            "teacher": plan.teacher,
-            "depth": plan.depth,
-            "withheld": plan.withheld,
-        }
-        options: dict[str, Any] = {"device": device, "workers": workers, "report_to": report_to}
-        fit(replace(plan.first, **same), pictures, recipe, place / FIRST, lambda _: None, stage=True, **options)
+        same = {name: getattr(plan, name) for name in ("clip", "teacher", "depth", "withheld")}
+        fit(replace(plan.first, **same), pictures, recipe, place / FIRST, lambda _: None, stage=True, **how)
         plan = replace(plan, init=(str(place / FIRST),))
-    torch.manual_seed(recipe.seed)
-    retriever = build(plan, pictures)
+        torch.manual_seed(recipe.seed)
+    retriever, main, begun = build(plan, pictures), PartialState().is_main_process, time.monotonic()
+    note: dict[str, Any] = {"untuned": pictures.untuned, "parameters": 0, "found": {}}
+    history: list[dict[str, Any]] = []
     if plan.free:
-        return _without_training(plan, pictures, recipe, folder, told, retriever, advance)
-    losses = replace(plan.losses, tau=plan.tau or retriever.model.tau)
-    if device == "cpu" or not torch.cuda.is_available():
-        # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
-        retriever.model.base.set_attn_implementation("eager")
-    task = RetrievalTask(
-        retriever,
-        pictures.train,
-        pictures.gallery,
-        pictures.pixels,
-        losses,
-        recipe,
-        pictures.bank,
-        pictures.frozen,
-        plan.alike,
-        plan.withheld,
-        Teacher.of(untuned(plan.teacher), pictures.train) if plan.teacher and "teacher" in losses.needs else None,
-    )
-    begun = time.monotonic()
-    measured, history = train(task, recipe, place, advance, device=device, workers=workers, report_to=report_to)
-    if state.is_main_process:
-        best = _choose(task, place, measured, recipe, pictures.untuned, stage)
-        del retriever.model.aids
-        found = {}
-        if best.epoch == UNTUNED:
-            retriever = untuned(plan.clip, **plan.named)
-        elif plan.after:
-            found = _beside(plan, pictures, retriever, recipe, best.figures)
-        calibrate(retriever, pictures.gallery, pictures.pixels)
-        retriever.save_pretrained(folder)
-        note = {
-            "kept": best.epoch,
-            "averaged": best.averaged,
-            "figures": flat(best.figures, claims="claims" in plan.losses.active),
-            "found": found,
-            "untuned": pictures.untuned,
-            "parameters": sum(parameter.numel() for parameter in learning(task.model).values()),
-            "seconds": time.monotonic() - begun,
-        }
-        finish(place, told, note, history)
-    state.wait_for_everyone()
-    return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
-
-
-def _without_training(
-    plan: Plan,
-    pictures: Pictures,
-    recipe: Recipe,
-    folder: Path,
-    told: Mapping[str, Any],
-    retriever: DualPromptRetriever,
-    advance: Advance,
-) -> DualPromptRetriever:
-    """Adapt by what needs no gradients, keep it where it is better on validation, and save it."""
-    state, begun = PartialState(), time.monotonic()
-    if state.is_main_process:
-        found = adapted(plan, pictures, retriever, recipe.seed)
-        figures = pictures.gallery.searched(retriever, pictures.pixels).figures()
-        best = selected([Candidate(UNTUNED, unflat(pictures.untuned), claims=True), Candidate(0, figures, claims=True)])
-        if best.epoch == UNTUNED:
-            retriever = untuned(plan.clip, **plan.named)
-        calibrate(retriever, pictures.gallery, pictures.pixels)
-        retriever.save_pretrained(folder)
-        note = {"kept": best.epoch, "averaged": False, "figures": flat(best.figures, claims=True), "found": found}
-        seconds = time.monotonic() - begun
-        finish(folder / TRAINING, told, {**note, "untuned": pictures.untuned, "parameters": 0, "seconds": seconds}, [])
-    advance(recipe.steps)
-    state.wait_for_everyone()
-    return retriever if state.is_main_process else DualPromptRetriever.from_pretrained(folder)
+        if main:
+            note["found"] = adapted(plan, pictures, retriever, recipe.seed)
+            figures = pictures.gallery.searched(retriever, pictures.pixels).figures()
+            plain = Candidate(UNTUNED, pictures.untuned, claims=True)
+            best = selected([plain, Candidate(0, figures, claims=True)])
+        advance(recipe.steps)
+    else:
+        if how["device"] == "cpu" or not torch.cuda.is_available():
+            # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
+            retriever.model.base.set_attn_implementation("eager")
+        task = RetrievalTask(retriever, pictures, plan, recipe)
+        measured, history = tasks.train(task, recipe, place, advance, **how)
+        if main:
+            best = _choose(task, place, measured, recipe, pictures.untuned, stage)
+            note["parameters"] = sum(parameter.numel() for parameter in learning(task.model).values())
+            del retriever.model.aids
+            if plan.after and best.epoch != UNTUNED:
+                note["found"] = _beside(plan, pictures, retriever, recipe, best.figures)
+    if not main:
+        return retriever, {}, []
+    if best.epoch == UNTUNED:
+        retriever = untuned(plan.clip, **plan.named)
+    calibrate(retriever, pictures.gallery, pictures.pixels)
+    note |= {"kept": best.epoch, "averaged": best.averaged, "figures": scored(best.figures, claims=best.claims)}
+    return retriever, note | {"seconds": time.monotonic() - begun}, history
 
 
 def _beside(
@@ -328,8 +263,8 @@ def _beside(
 ) -> dict[str, Any]:
     """Give trained prompts what needs no gradients beside them, unless they judge claims worse with it."""
     found = adapted(replace(plan, free=plan.after), pictures, retriever, recipe.seed)
-    claims = pictures.gallery.searched(retriever, pictures.pixels).figures().claims
-    if claims < best.claims:
+    claims = pictures.gallery.searched(retriever, pictures.pixels).figures()["claims"]
+    if claims < best["claims"]:
         retriever.remember(None)
     return found | {"beside": retriever.memory is not None}
 
@@ -406,11 +341,11 @@ def _choose(
     def weights(step: int) -> dict[str, Tensor]:
         return load_file(folder / CANDIDATES / f"{step}.safetensors")
 
-    candidates = [Candidate(UNTUNED, unflat(plain), claims=claims)]
-    candidates += [Candidate(one.step, unflat(one.figures), claims=claims) for one in measured]
+    candidates = [Candidate(UNTUNED, plain, claims=claims)]
+    candidates += [Candidate(one.step, one.figures, claims=claims) for one in measured]
     average = averaged([weights(one.step) for one in measured])
     put(task.model, average)
-    candidates.append(Candidate(recipe.steps + 1, unflat(task.measure()), averaged=True, claims=claims))
+    candidates.append(Candidate(recipe.steps + 1, task.measure(), averaged=True, claims=claims))
     best = candidates[-1] if stage else selected(candidates)
     if best.epoch != UNTUNED and not best.averaged:
         put(task.model, weights(best.epoch))

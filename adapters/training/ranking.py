@@ -1,79 +1,123 @@
-"""Where a ranker starts: at what its CLIP already knows of which image token shows what a text names.
+"""What a ranker learns by: groups of pictures under one instruction, some of which show none of what it asks for.
 
-Ours, not the paper's: from random weights the fusion must first find out which direction of an image token belongs to
-which word, for every object, from pair losses alone. CLIP's own projections say it, for patch tokens too, if less well
-than for the class token. So the ranker's entries and the first queries and keys of its cross-attention are made of
-them; all of it is trained on.
-
-What a ranker learns by: groups of pictures under one instruction.
+The release draws negatives from all rows but the chosen ones, so that pictures which hold the object under another row
+are told they hold none, and keeps the group's order in a counter of the data set, which mixes instructions under other
+batch sizes or several workers. Here a negative is a picture whose own value for the object is 0, and groups come whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.data import RankData
+from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.data.pictures import Features
-from lvlm_guard.adapters.evaluation.metrics import RankingFigures, better
+from lvlm_guard.adapters.evaluation.metrics import better
 from lvlm_guard.adapters.evaluation.ranking import Lists, Scored
-from lvlm_guard.adapters.ranker.groups import GroupSampler
-from lvlm_guard.adapters.ranker.model import ClipRanker
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.training.recipe import Figures, Recipe
-from lvlm_guard.errors import UnsupportedModelError
-
-SHARP = 2.0
-"""Factor of queries and of keys, so that attention begins to choose; ours."""
+from lvlm_guard.errors import KnobError
 
 
-@torch.no_grad()
-def align(model: ClipRanker) -> None:
-    """Make queries of image tokens and keys of text tokens alike where CLIP's own features are.
+class Member(NamedTuple):
+    """A picture in a group: its name, what the group is about, and the picture's value."""
+
+    image: str
+    object: str
+    value: float
+
+
+class Groups:
+    """Draws groups. The object is drawn uniformly, then its pictures without replacement, by their weight.
+
+    An object whose pictures all have the same value is left out. Group n depends on the seed and n alone.
+
+    Args:
+        rows: values of pictures. A missing row means unknown, except for the objects in `exhaustive`.
+        size: pictures in a group; fewer where an object has fewer.
+        negatives: share of a group drawn from pictures without the object, as far as there are any.
+        exhaustive: objects that a picture does not show unless a row says so.
+        seed: of the draws.
 
     Raises:
-        UnsupportedModelError: the CLIP has no projections of the two sides into one space.
+        KnobError: a size or share that is none, a weight that is not above 0, several values of a picture, or no object
+            has two pictures of unequal value.
     """
-    clip, fusion = model.clip, model.ranker.fusion
-    image, text = getattr(clip, "visual_projection", None), getattr(clip, "text_projection", None)
-    norm = getattr(clip.vision_model, "post_layernorm", None)
-    if image is None or text is None or norm is None or image.weight.shape[1] != model.trunk.image_width:
-        raise UnsupportedModelError(
-            "A ranker can start aligned on a ViT CLIP alone, whose projections fit its tokens: give --start random."
-        )
-    width = model.settings.width
-    joint = image.weight.shape[0]
-    common = _orthogonal(width, joint)
-    seen = common @ (image.weight * norm.weight)
-    said = common @ text.weight
-    with_image, with_text = (_entered(entry, to) for entry, to in ((fusion.in_image, seen), (fusion.in_text, said)))
-    for layer in fusion.layers:
-        turned = SHARP * _orthogonal(width, width)
-        attention: Any = layer.cross_attention
-        attention.q_proj.weight.copy_(turned @ with_image)
-        attention.q_proj.bias.zero_()
-        attention.k_proj.weight.copy_(turned @ with_text)
 
+    def __init__(
+        self,
+        rows: Sequence[RankRow],
+        size: int = 64,
+        *,
+        negatives: float = 0.2,
+        exhaustive: Collection[str] = (),
+        seed: int = 0,
+    ) -> None:
+        if size < 2 or not 0 <= negatives < 1:
+            raise KnobError(
+                f"A group has {size} pictures, {negatives} of them negatives: give 2 pictures or more, and a share "
+                "from 0 to below 1."
+            )
+        if any(row.weight is not None and not row.weight > 0 for row in rows):
+            raise KnobError("A row's weight is not above 0: give a positive one, or leave the row out.")
+        self.size, self.negatives, self.seed = size, negatives, seed
+        self._shown: dict[str, list[Member]] = {}
+        self._chance: dict[str, NDArray[np.float64]] = {}
+        self._without: dict[str, list[Member]] = {}
+        pictures = list(dict.fromkeys(row.image for row in rows))
+        about: dict[str, list[RankRow]] = {}
+        for row in rows:
+            about.setdefault(row.object, []).append(row)
+        for name, its in about.items():
+            self._add(name, its, pictures if name in exhaustive else [])
+        self.objects = [name for name in about if self._teaches(name)]
+        if not self.objects:
+            raise KnobError(
+                "No object has two pictures of unequal value, so there is nothing to order: give more values for each "
+                "object, or name it as exhaustive so that pictures without a row count as showing none."
+            )
+        self.epoch = max(1, -(-sum(len(self._shown[name]) for name in self.objects) // size))
+        """Groups that cover the rows once."""
 
-def _entered(entry: nn.Module, projection: Tensor) -> Tensor:
-    """Put a projection into an entry; return what is left to do behind it: nothing, or all where it is none."""
-    if isinstance(entry, nn.Linear):
-        entry.weight.copy_(projection)
-        entry.bias.zero_()
-        return torch.eye(len(projection))
-    return projection
+    def _add(self, name: str, rows: Sequence[RankRow], pictures: Sequence[str]) -> None:
+        values = {row.image: row.value for row in rows}
+        for row in rows:
+            if values[row.image] != row.value:
+                raise KnobError(f"{row.image!r} has several values for {name!r}: give one.")
+        weights = {row.image: row.weight for row in rows}
+        shown = [Member(image, name, value) for image, value in values.items() if value]
+        often = Counter(member.value for member in shown)
+        # a given weight counts alone: the released ones are inverse frequencies already
+        given = [(weights[member.image], often[member.value]) for member in shown]
+        chance = np.array([1 / times if weight is None else weight for weight, times in given])
+        absent = [image for image, value in values.items() if value == 0]
+        absent += [image for image in pictures if image not in values]
+        self._shown[name], self._without[name] = shown, [Member(image, name, 0.0) for image in absent]
+        self._chance[name] = chance / chance.sum() if shown else chance
 
+    def _teaches(self, name: str) -> bool:
+        with_none = bool(self._without[name]) and self.negatives > 0
+        return len({member.value for member in self._shown[name]}) + with_none > 1
 
-def _orthogonal(rows: int, columns: int) -> Tensor:
-    made: Tensor = nn.init.orthogonal_(torch.empty(rows, columns))
-    return made
-
-
-FIGURES = ("srcc", "mae", "plcc", "accuracy", "pair_accuracy", "absence_auroc")
+    def group(self, number: int) -> list[Member]:
+        """Return group `number`."""
+        rng = np.random.default_rng([self.seed, *divmod(number, self.epoch)])
+        name = self.objects[int(rng.integers(len(self.objects)))]
+        shown, without = self._shown[name], self._without[name]
+        none = min(len(without), round(self.size * self.negatives))
+        some = min(len(shown), self.size - none)
+        members = []
+        if some:
+            members = [shown[int(k)] for k in rng.choice(len(shown), some, replace=False, p=self._chance[name])]
+        members += [without[int(k)] for k in (rng.choice(len(without), none, replace=False) if none else [])]
+        return [members[int(k)] for k in rng.permutation(len(members))]
 
 
 @dataclass(frozen=True)
@@ -92,7 +136,7 @@ class Group:
 
 
 class GroupBatches:
-    """Makes groups of pictures under one instruction.
+    """Makes groups to train on.
 
     Args:
         data: to train on.
@@ -105,17 +149,13 @@ class GroupBatches:
 
     def __init__(self, data: RankData, source: Features, recipe: Recipe, negatives: float = 0.2) -> None:
         self.data, self.source = data, source
-        self.groups = GroupSampler(
-            data.rows, recipe.batch, negatives=negatives, exhaustive=data.exhaustive, seed=recipe.seed
-        )
+        self.groups = Groups(data.rows, recipe.batch, negatives=negatives, exhaustive=data.exhaustive, seed=recipe.seed)
 
     def batch(self, number: int, share: int = 0, of: int = 1) -> Group:
         """Return group `number`, whole."""
-        self.groups.set_epoch(number // len(self.groups))
-        members = self.groups.group(number % len(self.groups))
-        seen = self.source([member.image for member in members])
+        members = self.groups.group(number)
         values = torch.tensor([member.value for member in members])
-        return Group(seen, self.data.instruction(members[0].object), values)
+        return Group(self.source([m.image for m in members]), self.data.instruction(members[0].object), values)
 
 
 class RankingTask:
@@ -123,11 +163,9 @@ class RankingTask:
 
     Args:
         ranker: to train, with the scales of its instructions in its card.
-        data: to train on.
         lists: of validation.
-        seen: tokens where the trunk is frozen, else pixels, of the pictures of both.
-        recipe: how; its `batch` is a group's size.
-        negatives: share of a group without the object.
+        seen: of the pictures of both.
+        data, recipe, negatives: as of `GroupBatches`.
     """
 
     keeps_all = False
@@ -159,17 +197,12 @@ class RankingTask:
 
     def measure(self) -> Figures:
         """Return the mean figures over the validation's lists."""
-        figures = self.lists.figures(self.scored(self.lists))
-        return {name: float(getattr(figures, name)) for name in FIGURES}
+        return asdict(self.lists.figures(self.scored(self.lists)))
 
     def better(self, figures: Figures, best: Figures | None) -> bool:
         """Return whether the order is better: by SRCC, ties by MAE."""
-        return better(_named(figures), None if best is None else _named(best))
+        return better(figures, best)
 
     @torch.inference_mode()
     def _tokens(self, pixels: Tensor) -> Tensor:
         return torch.cat([self.model.image_tokens(part.to(self.model.device)) for part in pixels.split(64)])
-
-
-def _named(figures: Figures) -> RankingFigures:
-    return RankingFigures(**{name: figures[name] for name in FIGURES}, cyclic_triples=np.nan)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import whole
 
@@ -109,24 +109,13 @@ class Recipe:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 1),
-            ("batch", 2),
-            ("accumulate", 1),
-            ("measure_every", 1),
-            ("patience", 0),
-            ("save_every", 1),
-        ):
-            if getattr(self, name) < least:
-                raise KnobError(f"{name} is {getattr(self, name)}: give {least} or more.")
+        least = {"steps": 1, "batch": 2, "accumulate": 1, "measure_every": 1, "patience": 0, "save_every": 1}
+        check(self, least, {"optimizer": get_args(Optimizer), "precision": get_args(Precision)})
         for name in ("rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise KnobError(f"{name} is {getattr(self, name)}: give a finite number above 0.")
         if not 0 <= self.warm < 1 or not 0 <= self.decay < math.inf:
             raise KnobError(f"warm is {self.warm} and decay {self.decay}: give a share below 1, and 0 or more.")
-        for name, choices in (("optimizer", get_args(Optimizer)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                raise KnobError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(choices)}.")
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -135,23 +124,6 @@ class Recipe:
             return self.rate * (step + 1) / warm
         return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON data."""
-        return asdict(self)
-
-
-def about(what: str, plan: dict[str, Any], recipe: Recipe, data: Any, device: str) -> dict[str, Any]:
-    """Return what tells a training from another: what, how, on which data, in how many processes."""
-    from accelerate import PartialState
-
-    return {
-        "what": what,
-        "plan": plan,
-        "recipe": recipe.to_dict(),
-        "data": {"data": data.name, "digest": data.digest},
-        "processes": PartialState(cpu=device == "cpu").num_processes,
-    }
-
 
 TRAINING = "training"
 """The folder of a training, below its adapter's."""
@@ -159,12 +131,22 @@ TRAINING = "training"
 BEGUN, DONE, CURVE, CANDIDATES = "begun.json", "training.json", "curve.jsonl", "candidates"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A measurement: after how many steps, and what it found."""
+def adapter_folders(out: Path, seeds: Sequence[int]) -> tuple[Path, ...]:
+    """Return where the adapters lie: in the folder itself, or in one below it for each of several seeds."""
+    return (out,) if len(seeds) == 1 else tuple(out / f"seed-{seed}" for seed in seeds)
 
-    step: int
-    figures: dict[str, float]
+
+def about(what: str, plan: Any, recipe: Recipe, data: Any, device: str) -> dict[str, Any]:
+    """Return what tells a training from another: what, how, on which data, in how many processes."""
+    from accelerate import PartialState
+
+    return {
+        "what": what,
+        "plan": asdict(plan),
+        "recipe": asdict(recipe),
+        "data": {"data": data.name, "digest": data.digest},
+        "processes": PartialState(cpu=device == "cpu").num_processes,
+    }
 
 
 def learning(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -174,16 +156,12 @@ def learning(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of what learns, on the CPU."""
-    return {name: parameter.detach().cpu().clone() for name, parameter in learning(model).items()}
+    return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in learning(model).items()}
 
 
 @torch.no_grad()
 def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a model the weights of `weights_of`.
-
-    Raises:
-        TrainingError: they are another model's.
-    """
+    """Give a model the weights of `weights_of`; raises `TrainingError` where they are another model's."""
     there = learning(model)
     if set(there) != set(weights) or any(there[name].shape != weights[name].shape for name in there):
         raise TrainingError(
@@ -209,7 +187,7 @@ def finished(folder: Path, told: Mapping[str, Any]) -> bool:
     begun = read_json(folder / BEGUN) if done is None else {key: done.get(key) for key in told}
     if begun is not None and begun != told:
         raise TrainingError(
-            f"{folder} holds another training ({_differing(begun, told)}). Give another --out, or --start-over to drop "
+            f"{folder} holds another training ({differing(begun, told)}). Give another --out, or --start-over to drop "
             "it (of a distillation --retrain, which keeps the answers)."
         )
     if done is None:
@@ -217,36 +195,27 @@ def finished(folder: Path, told: Mapping[str, Any]) -> bool:
     return done is not None
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    old, new = (
-        {
-            key: value
-            for name, part in told.items()
-            for key, value in (part if isinstance(part, dict) else {name: part}).items()
-        }
-        for told in (before, now)
-    )
-    return ", ".join(f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k))[
-        :400
-    ]
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in what two notes differ, within 400 characters; "" in nothing."""
+
+    def flat(told: Mapping[str, Any]) -> dict[str, Any]:
+        parts = [part if isinstance(part, dict) else {name: part} for name, part in told.items()]
+        return {key: value for part in parts for key, value in part.items()}
+
+    old, new = flat(before), flat(now)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in names)[:400]
 
 
 def finish(
     folder: Path, told: Mapping[str, Any], note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> None:
     """Note that a training is over and what it found, and drop what only served to go on; its history stays."""
+    # an epoch here is of a data set that is cut to the steps, and says nothing
+    lines = [{key: value for key, value in entry.items() if key != "epoch"} for entry in history]
     with whole(folder / CURVE) as part:
-        part.write_text("".join(json.dumps(_without_epoch(entry)) + "\n" for entry in history), encoding="utf-8")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     write_json(folder / DONE, {**told, **note})
-    drop(folder)
-
-
-def _without_epoch(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "epoch"}  # of a data set that is cut to the steps
-
-
-def drop(folder: Path) -> None:
-    """Remove the checkpoints of a training."""
     for place in (*folder.glob("checkpoint-*"), folder / CANDIDATES):
         shutil.rmtree(place, ignore_errors=True)
     (folder / BEGUN).unlink(missing_ok=True)

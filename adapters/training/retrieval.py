@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,18 +14,22 @@ from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, Gallery, swapped
-from lvlm_guard.adapters.evaluation.metrics import AT, Candidate, RetrievalFigures
-from lvlm_guard.adapters.losses import LossInputs, LossStack
+from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, swapped
+from lvlm_guard.adapters.evaluation.metrics import Candidate
+from lvlm_guard.adapters.losses import LossInputs
 from lvlm_guard.adapters.prompts.heads import parted, single
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
+from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import unchanged
 from lvlm_guard.adapters.training.beside import Beside, Teacher
 from lvlm_guard.adapters.training.recipe import Figures, Recipe, learning
-from lvlm_guard.adapters.training.trainer import gathered, share_of
+from lvlm_guard.adapters.training.tasks import gathered, share_of
 from lvlm_guard.matching.platt import platt
+
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan
 
 CLAIMS = 64
 """Objects asked about in a batch: those that its pictures show most."""
@@ -71,33 +75,21 @@ class PairBatches:
     Args:
         data: to train on.
         source: pixels of its pictures; None where their features are frozen.
-        losses: what is learnt by, which decides what a batch holds.
+        plan: its losses decide what a batch holds.
         recipe: how.
         bank: makes swaps where rows have none.
-        alike: pairs of one category that a batch takes together, so that what it sets apart is alike.
-        withheld: objects that no claim is about.
     """
 
     shares = True
 
-    def __init__(
-        self,
-        data: CaptionData,
-        source: Features | None,
-        losses: LossStack,
-        recipe: Recipe,
-        bank: WordBank,
-        alike: int = 1,
-        withheld: Sequence[str] = (),
-    ) -> None:
-        self.data, self.source, self.recipe, self.bank, self.alike = data, source, recipe, bank, alike
-        self.withheld = withheld
+    def __init__(self, data: CaptionData, source: Features | None, plan: Plan, recipe: Recipe, bank: WordBank) -> None:
+        self.data, self.source, self.plan, self.recipe, self.bank = data, source, plan, recipe, bank
         self.size = min(recipe.batch, len(data.rows))
         self.each = max(1, len(data.rows) // self.size)
         names = dict.fromkeys(row.category for row in data.rows if row.category)
         self.categories = {name: k for k, name in enumerate(names)}
-        self.swapping = "hard_negative" in losses.active or losses.negclip
-        self.judging = "claims" in losses.active or bool({"said", "names"} & losses.needs)
+        self.swapping = "hard_negative" in plan.losses.active or plan.losses.negclip
+        self.judging = "claims" in plan.losses.active or bool({"said", "names"} & plan.losses.needs)
         self._ordered: tuple[int, list[int]] = -1, []
         self._known: dict[str, Known] = {}
         self._swaps: dict[int, list[str]] = {}
@@ -118,7 +110,7 @@ class PairBatches:
             own = self._swapped(k)
             swaps.append([own[int(place)] for place in rng.permutation(len(own))[:NEGATIVES]])
         captions = [row.caption for row in rows]
-        made = Claims.of([self.known(row.image) for row in rows] if self.judging else [], CLAIMS, self.withheld)
+        made = Claims.of([self.known(row.image) for row in rows] if self.judging else [], CLAIMS, self.plan.withheld)
         return Pairs(
             [row.image for row in rows],
             pixels,
@@ -161,11 +153,12 @@ class PairBatches:
         if self._ordered[0] != epoch:
             rng = np.random.default_rng((self.recipe.seed, epoch))
             order = [int(k) for k in rng.permutation(len(self.data.rows))]
-            if self.alike > 1:
+            alike = self.plan.alike
+            if alike > 1:
                 of: dict[str | None, list[int]] = {}
                 for k in order:
                     of.setdefault(self.data.rows[k].category, []).append(k)
-                cut = [mine[at : at + self.alike] for mine in of.values() for at in range(0, len(mine), self.alike)]
+                cut = [mine[at : at + alike] for mine in of.values() for at in range(0, len(mine), alike)]
                 order = [k for which in rng.permutation(len(cut)) for k in cut[which]]
             self._ordered = epoch, order
         return self._ordered[1]
@@ -176,46 +169,29 @@ class RetrievalTask:
 
     Args:
         retriever: to train.
-        train: pairs.
-        gallery: of validation.
-        pixels: of the pictures of both.
-        losses: what is learnt by.
+        pictures: what it learns from and is measured on. Their frozen features serve word weights, terms that hold on
+            to them, and instead of pixels where no prompt changes the pictures' side.
+        plan: what is learnt by.
         recipe: how.
-        bank: makes swaps where rows have none.
-        frozen: features of the untuned CLIP for the training pictures; needed for word weights, for terms that
-            hold on to them, and instead of pixels where no prompt changes the pictures' side. None: of none.
-        alike, withheld: as of `PairBatches`.
-        teacher: of the term "distilled"; None for the untuned CLIP.
     """
 
     keeps_all = True
 
-    def __init__(
-        self,
-        retriever: DualPromptRetriever,
-        train: CaptionData,
-        gallery: Gallery,
-        pixels: Features,
-        losses: LossStack,
-        recipe: Recipe,
-        bank: WordBank,
-        frozen: Features | None,
-        alike: int = 1,
-        withheld: Sequence[str] = (),
-        teacher: Teacher | None = None,
-    ) -> None:
+    def __init__(self, retriever: DualPromptRetriever, pictures: Pictures, plan: Plan, recipe: Recipe) -> None:
         self.retriever, self.model = retriever, retriever.model
-        self.gallery, self.pixels, self.losses, self.frozen = gallery, pixels, losses, frozen
-        config = retriever.config
+        self.gallery, self.pixels, self.frozen = pictures.gallery, pictures.pixels, pictures.frozen
+        self.losses = replace(plan.losses, tau=plan.tau or retriever.model.tau)
+        config, images = retriever.config, pictures.train.images
         self.still = config is not None and config.sides == "text" and not config.headed
         self.experts = config.experts if config is not None and config.producer == "experts" else 1
         self.width = int(self.model.base.config.projection_dim)
-        self.batches = PairBatches(train, None if self.still else pixels, losses, recipe, bank, alike, withheld)
-        judging = self.batches.judging
-        if (self.still or retriever.card.strength > 0 or losses.needs_frozen or judging) and frozen is None:
-            raise TrainingError("This training needs features of the untuned CLIP, and none were given.")
-        self.undecided = self._undecided(train.images) * self.model.gain if judging else 0.0
-        self.beside = Beside(retriever, self.batches, losses.needs, losses.active, bank, frozen, teacher)
+        source = None if self.still else pictures.pixels
+        self.batches = PairBatches(pictures.train, source, plan, recipe, pictures.bank)
+        self.undecided = self._undecided(images) * self.model.gain if self.batches.judging else 0.0
+        distilled = bool(plan.teacher) and "teacher" in self.losses.needs
+        teacher = Teacher.of(untuned(plan.teacher), pictures.train) if distilled else None
+        active = self.losses.active
+        self.beside = Beside(retriever, self.batches, self.losses.needs, active, pictures.bank, self.frozen, teacher)
 
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         """Return DCAR's loss, or what the stack was told, over the pairs of all processes."""
@@ -229,10 +205,9 @@ class RetrievalTask:
         crossed = swaps if weighed and self.losses.negclip else []
         texts += batch.claims + crossed + self.beside.texts
         inputs = self.retriever.text_inputs(texts)
-        frozen = None if self.frozen is None else self.frozen(batch.keys).to(device)
+        frozen = self.frozen(batch.keys).to(device)
         factors = None
         if weighed:
-            assert frozen is not None
             factors = torch.ones(inputs.input_ids.shape)
             own = inputs[list(range(n, weighable))]
             factors[n:weighable] = self.retriever.factors(frozen[[*range(n), *owner]].cpu(), own)
@@ -249,7 +224,6 @@ class RetrievalTask:
             name: gathered(part, 1 if name == "null_image" else n) for name, part in zip(pictures, shown, strict=True)
         }
         image = given.get("image", frozen)
-        assert image is not None
         parts = [n, len(weighed), len(owner), len(batch.claims), len(crossed), len(self.beside.texts)]
         text, own, swap, claims, crossing, read = gathered(seen.text, len(texts)).split(parts)
         with unchanged(image):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
@@ -288,13 +262,12 @@ class RetrievalTask:
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
         figures = self.gallery.searched(self.retriever, self.pixels).figures()
-        return flat(figures, claims="claims" in self.losses.active)
+        return scored(figures, claims="claims" in self.losses.active)
 
     def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
-        assert self.frozen is not None
         images = images[:UNDECIDED]
-        made = Claims.of([self.batches.known(image) for image in images], without=self.batches.withheld)
+        made = Claims.of([self.batches.known(image) for image in images], without=self.batches.plan.withheld)
         if not made.telling:
             raise TrainingError(
                 f"Of the first {len(images)} pictures no object is known to be in some and absent in others, so there "
@@ -312,15 +285,6 @@ class RetrievalTask:
         return best is None or figures["score"] > best["score"]
 
 
-def flat(figures: RetrievalFigures, *, claims: bool = False) -> dict[str, float]:
-    """Return figures by name, and the score by which candidates are chosen; `claims`: those count in it."""
-    ways = {"i2t": figures.image_to_text, "t2i": figures.text_to_image}
-    made = {f"{way}_r{k}": found[k] for way, found in ways.items() for k in AT}
-    score = Candidate(0, figures, claims=claims).score
-    return made | {"auroc": figures.auroc, "claims": figures.claims, "score": score}
-
-
-def unflat(made: Figures) -> RetrievalFigures:
-    """Return what `flat` made flat."""
-    i2t, t2i = ({k: made[f"{way}_r{k}"] for k in AT} for way in ("i2t", "t2i"))
-    return RetrievalFigures(i2t, t2i, made["auroc"], claims=made["claims"])
+def scored(figures: Figures, *, claims: bool = False) -> dict[str, float]:
+    """Return figures with the score by which candidates are chosen; `claims`: those count in it."""
+    return {**figures, "score": Candidate(0, figures, claims=claims).score}

@@ -147,7 +147,7 @@ def claims(
                 precision="bfloat16" if world and precision == "auto" else precision,
             ),
         )
-    finish(call, room.train_claims(call, facts.captions, chosen, validation or (200 if world else None)), json)
+    finish(call, room.train_retrievers(call, facts.captions, chosen, validation or (200 if world else None)), json)
 
 
 COMMAND = claims

@@ -159,8 +159,8 @@ def dual_prompt(
         save_every=save_every,
         precision="bfloat16" if world and precision == "auto" else precision,
     )
-    report = room.train_dual_prompt(call, facts.captions, plan, recipe, validation or (200 if world else None))
-    finish(call, report, json)
+    most = validation or (200 if world else None)
+    finish(call, room.train_retrievers(call, facts.captions, {"dual-prompt": (plan, recipe)}, most), json)
 
 
 COMMAND = dual_prompt

@@ -160,7 +160,7 @@ def ranker(
 
 
 def _counted() -> list[str]:
-    return list(import_module("lvlm_guard.adapters.world").COUNTED)
+    return list(import_module("lvlm_guard.embedded.captioned").COUNTED)
 
 
 COMMAND = ranker

@@ -186,26 +186,16 @@ def finish(call: Any, report: dict[str, Any], json: bool) -> None:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json(report["command"], report["rows"], **rest)
         return
-    own = [row for row in report["rows"] if not row.get("baseline")]
-    for task in dict.fromkeys(row["task"] for row in own):
-        found = {(row["method"], row["metric"]): row for row in own if row["task"] == task}
-        methods, metrics = ([*dict.fromkeys(key[k] for key in found)] for k in (0, 1))
+    told = import_module("lvlm_guard.report.comparison")
+    for task, (methods, figures) in told.compared(report["rows"]).items():
         shown = Table(task, *methods, box=None)
-        for metric in metrics:
-            shown.add_row(metric, *(_cell(found.get((method, metric))) for method in methods))
+        for metric, each in figures.items():
+            shown.add_row(metric, *(escape(told.cell(row)) for row in each))
         if len(methods) <= MOST_COLUMNS:
             out().print(shown)
-    for line in import_module("lvlm_guard.adapters.training.curves").verdicts(report["rows"]):
+    for line in told.verdicts(report["rows"]):
         out().print(escape(line), soft_wrap=True)
     for folder, kept in zip(report["adapters"], report["kept"], strict=True):
         note = "  (no epoch was better than the untuned CLIP, which is kept)" if kept["kept"] == -1 else ""
         out().print(f"adapter  {escape(folder)}{note}", soft_wrap=True)
     out().print(f"report   {escape(str(call.out / 'report.html'))}", soft_wrap=True)
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["value"] is None:
-        return ""
-    if row["value"] >= 1000:
-        return f"{row['value']:,.0f}"
-    return escape(f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")

@@ -74,11 +74,8 @@ def trained(clip, pictures):
         if name not in found:
             torch.manual_seed(0)
             plan = replace(PRESETS[name].plan, clip=clip)
-            plan = replace(plan, losses=replace(plan.losses, claims=1.0, tau=1.0))
-            task = RetrievalTask(
-                dual_prompt.build(plan, pictures), pictures.train, pictures.gallery, pictures.pixels, plan.losses,
-                Recipe(steps=2, batch=8, rate=1e-2), pictures.bank, pictures.frozen,
-            )  # fmt: skip
+            plan = replace(plan, losses=replace(plan.losses, claims=1.0), tau=1.0)
+            task = RetrievalTask(dual_prompt.build(plan, pictures), pictures, plan, Recipe(steps=2, batch=8, rate=1e-2))
             optimizer = torch.optim.AdamW(learning(task.model).values(), lr=1e-2)
             for step in range(2):
                 optimizer.zero_grad()
@@ -348,11 +345,8 @@ def test_prompts_with_proxies_bring_pictures_of_one_class_nearer_to_each_other(c
     read = dual_prompt.Pictures.read(data.captions, clip)
     torch.manual_seed(0)
     losses = LossStack(contrastive=0, hard_negative=0, more={"proxy": 1.0})
-    plan = replace(PRESETS["proxies"].plan, clip=clip, losses=losses)
-    task = RetrievalTask(
-        dual_prompt.build(plan, read), read.train, read.gallery, read.pixels, losses,
-        Recipe(steps=30, batch=20, rate=1), read.bank, read.frozen,
-    )  # fmt: skip
+    plan = replace(PRESETS["proxies"].plan, clip=clip, losses=losses, tau=losses.tau)
+    task = RetrievalTask(dual_prompt.build(plan, read), read, plan, Recipe(steps=30, batch=20, rate=1))
     optimizer = torch.optim.AdamW(learning(task.model).values(), lr=3e-2)
     for step in range(30):
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.world import captions, facts
+from lvlm_guard.adapters.data.world import captions, facts
 
 PARTS = {"train": 16, "val": 10, "test": 10}
 SMALL = ("--steps", 2, "--batch", 4, "--measure-every", 2)

@@ -71,7 +71,7 @@ def test_other_lessons_in_the_same_folder_are_refused_and_another_recipe_trains_
     answers = (out / "answers" / "train-0.jsonl").stat().st_mtime_ns
     ran = run(*call, "--method", "agla")
     assert ran.code == 1
-    assert "method ('vote', now 'agla')" in ran.err
+    assert "method 'vote', now 'agla'" in ran.err
     ran = run(*call, "--hard")
     assert ran.code == 1
     assert "soft True, now False" in ran.err

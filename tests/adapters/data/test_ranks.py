@@ -8,7 +8,7 @@ from PIL import Image
 from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.data.pictures import InMemory
 from lvlm_guard.adapters.errors import DataError
-from lvlm_guard.adapters.ranker.groups import GroupSampler
+from lvlm_guard.adapters.training.ranking import Groups
 
 ROWS = [
     RankRow("a", "dog", 2),
@@ -56,7 +56,8 @@ def counted(n: int = 60) -> RankData:
 def test_groups_hold_one_instruction_and_call_nothing_unknown_or_shown_a_zero() -> None:
     found = counted()
     truth = {name: known(found, name) for name in found.objects}
-    for group in GroupSampler(found.rows, 16, negatives=0.25, batches=40, exhaustive=found.exhaustive, seed=1):
+    groups = Groups(found.rows, 16, negatives=0.25, exhaustive=found.exhaustive, seed=1)
+    for group in map(groups.group, range(40)):
         assert len({member.object for member in group}) == 1
         assert len({member.image for member in group}) == len(group) == 16
         assert sum(member.value == 0 for member in group) == 4

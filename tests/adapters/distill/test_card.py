@@ -1,6 +1,7 @@
 """The card and the page of an adapter say what was measured, and never that it is guarded."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 
@@ -15,9 +16,9 @@ def row(method, task, metric, value, low=None, high=None):
 COUNTED = {"pictures": 7, "failed": 1, "answers": 99, "yes": 20, "open": 30, "changed": 11, "tokens": 300}
 REPORT = {
     "version": "0.1.0",
-    "lessons": Lessons().to_dict(),
+    "lessons": asdict(Lessons()),
     "knobs": {"lam": 1.0},
-    "recipe": Recipe().to_dict(),
+    "recipe": asdict(Recipe()),
     "seeds": [0, 1],
     "answers": {"train": COUNTED, "held-out": COUNTED},
     "by_seed": [

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import peft
 import pytest
@@ -76,7 +77,7 @@ def test_every_matrix_of_the_adapter_learns_and_nothing_else_changes_by_a_bit(un
 
 
 def test_the_student_comes_nearer_to_its_teacher(tmp_path):
-    longer = Recipe(**{**RECIPE.to_dict(), "steps": 30})
+    longer = replace(RECIPE, steps=30)
     trained(tmp_path, longer)
     lines = map(json.loads, (tmp_path / "training" / "curve.jsonl").read_text().splitlines())
     curve = [entry["loss"] for entry in lines if "loss" in entry]
@@ -168,11 +169,11 @@ def test_a_finished_adapter_is_loaded_and_not_trained_again(unbroken):
 
 def test_another_recipe_in_the_same_folder_is_refused_with_what_differs(unbroken):
     with pytest.raises(TrainingError, match=r"rate 0\.005, now 0\.01.*--retrain"):
-        trained(unbroken[0], Recipe(**{**RECIPE.to_dict(), "rate": 0.01}))
+        trained(unbroken[0], replace(RECIPE, rate=0.01))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path):
-    wild = Recipe(**{**RECIPE.to_dict(), "rate": 1e30, "steps": 60})
+    wild = replace(RECIPE, rate=1e30, steps=60)
     with pytest.raises(TrainingError, match=r"(loss|gradient) is NaN or infinite at step \d+.*--retrain"):
         trained(tmp_path, wild)
     last = last_checkpoint(tmp_path / "training")
@@ -183,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path):
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "instructblip"])
 def test_every_family_learns(family, tmp_path):
-    short = Recipe(**{**RECIPE.to_dict(), "steps": 2, "save_every": 2})
+    short = replace(RECIPE, steps=2, save_every=2)
     student, _ = trained(tmp_path, short, family=family)
     assert all(bool(tensor.any()) for tensor in weights(student).values())
 
@@ -192,14 +193,14 @@ def test_every_family_learns(family, tmp_path):
     "options", [{"soft": False}, {"keep": False}, {"accumulate": 2}, {"projector": False}, {"questions": 0}]
 )
 def test_every_option_trains_and_changes_what_is_learnt(options, unbroken, tmp_path):
-    found = weights(trained(tmp_path, Recipe(**{**RECIPE.to_dict(), **options}))[0])
+    found = weights(trained(tmp_path, replace(RECIPE, **options))[0])
     known = unbroken[1]
     assert found.keys() <= known.keys()
     assert any(not torch.equal(found[name], known[name]) for name in found)
 
 
 def test_recomputed_activations_give_nearly_the_same_adapter(unbroken, tmp_path):
-    found = weights(trained(tmp_path, Recipe(**{**RECIPE.to_dict(), "checkpointing": True}))[0])
+    found = weights(trained(tmp_path, replace(RECIPE, checkpointing=True))[0])
     for name, tensor in unbroken[1].items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-3)
 
@@ -209,7 +210,7 @@ def test_recomputed_activations_give_nearly_the_same_adapter(unbroken, tmp_path)
 )
 def test_recipes_that_make_no_sense_are_refused(wrong):
     with pytest.raises(TrainingError):
-        Recipe(**{**RECIPE.to_dict(), **wrong})
+        replace(RECIPE, **wrong)
 
 
 def test_the_embedded_models_adapter_has_the_size_that_was_stated():

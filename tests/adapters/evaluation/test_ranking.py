@@ -12,7 +12,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.evaluation.ranking import Lists, counted, linear_probe, rows_of, zero_shot
-from lvlm_guard.adapters.world import Pictures
+from lvlm_guard.embedded.captioned import Pictures
 
 
 def data(n: int, names: Sequence[str] = ("dog",), offset: int = 0) -> RankData:

@@ -14,11 +14,11 @@ from lvlm_guard.adapters.data import CaptionData, CaptionRow, Facts
 from lvlm_guard.adapters.evaluation import retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.metrics import auroc
-from lvlm_guard.adapters.evaluation.retrieval import interval
+from lvlm_guard.adapters.evaluation.table import interval
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims
-from lvlm_guard.adapters.training.curves import markdown, verdicts
-from lvlm_guard.adapters.world import Pictures
+from lvlm_guard.embedded.captioned import Pictures
+from lvlm_guard.report import markdown, verdicts
 
 ROWS = [
     CaptionRow("a", "a red dog", "dog", negatives=("a blue dog", "a red cat"), kinds=("colour", "category")),
@@ -64,10 +64,10 @@ def test_pictures_search_among_swaps_and_captions_among_pictures_alone() -> None
     assert found.image_places.tolist() == [2, 1]  # the first is beaten by "a blue dog"
     assert found.text_places.tolist() == [1, 1]
     figures = found.figures()
-    assert figures.image_to_text[1] == 0.5
-    assert figures.text_to_image[1] == 1.0
+    assert figures["i2t_r1"] == 0.5
+    assert figures["t2i_r1"] == 1.0
     # true .5 .7 against .6 .2 .3: of six pairs one is lost
-    assert figures.auroc == pytest.approx(5 / 6)
+    assert figures["auroc"] == pytest.approx(5 / 6)
     assert found.above(np.array([0]), "colour") == 0.0
     assert found.above(np.array([0, 1]), "category") == 1.0
     assert math.isnan(found.above(np.array([1]), "colour"))
@@ -84,7 +84,7 @@ def test_claims_hold_of_pictures_any_of_whose_captions_names_the_object() -> Non
     )
     # true .9 .3 .8 against .1 .2 .4 .0 .5 .0: of eighteen pairs two are lost
     assert found.claims_auroc(np.arange(3)) == pytest.approx(16 / 18)
-    assert found.figures().claims == pytest.approx(16 / 18)
+    assert found.figures()["claims"] == pytest.approx(16 / 18)
     assert found.claims_auroc(np.array([0, 0])) == 1.0
     assert math.isnan(found.claims_auroc(np.array([2])))
     assert not gallery([CaptionRow("a", "a dog"), CaptionRow("b", "two dogs")]).claims.telling

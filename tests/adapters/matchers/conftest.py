@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from trainings import RANKER
 
+from lvlm_guard.adapters.data.world import ranks
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
 from lvlm_guard.adapters.prompts import dual_prompt
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
 from lvlm_guard.adapters.training import ranker
-from lvlm_guard.adapters.world import ranks, scene
+from lvlm_guard.embedded.captioned import scene
 
 CALIBRATION = (9.0, -2.5)
 

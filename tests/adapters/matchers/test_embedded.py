@@ -13,10 +13,11 @@ from scipy import stats
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.adapters import load_adapter
+from lvlm_guard.adapters.data.world import captions
 from lvlm_guard.adapters.evaluation.metrics import auroc
 from lvlm_guard.adapters.matchers.clip import DualPromptMatcher
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
-from lvlm_guard.adapters.world import COUNTED, captions, plan, scene
+from lvlm_guard.embedded.captioned import COUNTED, plan, scene
 from lvlm_guard.embedded.world import CAPTION_PROMPT
 from lvlm_guard.matching import Matcher, load_matcher
 from lvlm_guard.matching.vocabulary import article

@@ -17,7 +17,7 @@ import torch
 
 from embedded_training.pointing import CANVASES, MATCHERS, Pointed, among, main, pasted, pointed
 from lvlm_guard.adapters.matchers.clip import gathered
-from lvlm_guard.adapters.world import COUNTED
+from lvlm_guard.embedded.captioned import COUNTED
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.matching import Matcher, load_matcher
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from torch.utils.data import DataLoader, Dataset
 
-from lvlm_guard.adapters.ranker.groups import GroupSampler, Member
+from lvlm_guard.adapters.training.ranking import Groups, Member
 from lvlm_guard.errors import KnobError
 
 
@@ -28,6 +27,11 @@ def two_objects() -> list[Row]:
     return rows + [Row(f"{i}.jpg", name, 0) for i in range(15, 20) for name in ("dog", "cat")]
 
 
+def drawn(rows: list[Row], count: int, **options: Any) -> list[list[Member]]:
+    groups = Groups(rows, **options)  # type: ignore[arg-type]
+    return [groups.group(number) for number in range(count)]
+
+
 def truth(rows: list[Row]) -> dict[tuple[str, str], float]:
     return {(row.image, row.object): row.value for row in rows}
 
@@ -37,7 +41,7 @@ def test_a_negative_is_a_picture_whose_own_value_is_zero(exhaustive: tuple[str, 
     rows = two_objects()
     known = truth(rows)
     seen = Counter()
-    for group in GroupSampler(rows, size=10, negatives=0.4, batches=200, exhaustive=exhaustive):
+    for group in drawn(rows, 200, size=10, negatives=0.4, exhaustive=exhaustive):
         assert len({member.object for member in group}) == 1
         assert len({member.image for member in group}) == len(group)
         for member in group:
@@ -49,63 +53,46 @@ def test_a_negative_is_a_picture_whose_own_value_is_zero(exhaustive: tuple[str, 
 
 def test_a_missing_row_is_unknown_unless_the_object_is_exhaustive() -> None:
     rows = [row for row in two_objects() if row.value]
-    images = {m.image for group in GroupSampler(rows, size=12, batches=50) for m in group if m.object == "dog"}
+    images = {m.image for group in drawn(rows, 50, size=12) for m in group if m.object == "dog"}
     assert images == {f"{i}.jpg" for i in range(10)}
-    told = GroupSampler(rows, size=12, batches=50, exhaustive=["dog"])
+    told = drawn(rows, 50, size=12, exhaustive=["dog"])
     without = {m.image for group in told for m in group if m.object == "dog" and m.value == 0}
     assert without == {f"{i}.jpg" for i in range(10, 15)}
 
 
 def test_the_share_of_negatives_is_kept() -> None:
-    for group in GroupSampler(two_objects(), size=10, negatives=0.2, batches=20):
+    for group in drawn(two_objects(), 20, size=10, negatives=0.2):
         assert sum(member.value == 0 for member in group) == 2
         assert len(group) == 10
 
 
 def test_rare_values_are_drawn_as_often_as_common_ones_where_no_weight_is_given() -> None:
     rows = [Row(f"{i}.jpg", "dog", 1) for i in range(90)] + [Row(f"{i}.jpg", "dog", 2) for i in range(90, 100)]
-    drawn = Counter(m.value for group in GroupSampler(rows, size=2, batches=2000) for m in group[:1])
-    assert drawn[2] / drawn.total() == pytest.approx(0.5, abs=0.04)
+    often = Counter(m.value for group in drawn(rows, 2000, size=2) for m in group[:1])
+    assert often[2] / often.total() == pytest.approx(0.5, abs=0.04)
 
 
 def test_given_weights_that_are_inverse_frequencies_already_are_not_divided_by_frequency_again() -> None:
     rows = [Row(f"{i}.jpg", "dog", 1, 1 / 90) for i in range(90)]
     rows += [Row(f"{i}.jpg", "dog", 2, 1 / 10) for i in range(90, 100)]
-    drawn = Counter(m.value for group in GroupSampler(rows, size=2, batches=2000) for m in group[:1])
-    assert drawn[2] / drawn.total() == pytest.approx(0.5, abs=0.04)
+    often = Counter(m.value for group in drawn(rows, 2000, size=2) for m in group[:1])
+    assert often[2] / often.total() == pytest.approx(0.5, abs=0.04)
 
 
-class Named(Dataset[Member]):
-    def __getitem__(self, member: Any) -> Any:
-        return member
+def test_groups_are_drawn_from_seed_and_number_alone_so_that_a_run_can_go_on() -> None:
+    first = drawn(two_objects(), 9, size=8, seed=1)
+    assert [Groups(two_objects(), size=8, seed=1).group(n) for n in (8, 0, 5)] == [first[8], first[0], first[5]]
+    assert first[:3] != first[3:6]
+    assert drawn(two_objects(), 9, size=8, seed=2) != first
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_and_order_of_loading_do_not_mix_instructions(workers: int) -> None:
-    sampler = GroupSampler(two_objects(), size=8, batches=6, seed=3)
-    loader = DataLoader(Named(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
-    assert list(loader) == [sampler.group(n) for n in range(6)]
+def test_an_epoch_covers_the_rows_once() -> None:
+    assert Groups(two_objects(), size=8).epoch == 3
 
 
-def test_an_epoch_is_drawn_from_seed_and_number_alone_so_that_a_run_can_go_on() -> None:
-    sampler = GroupSampler(two_objects(), size=8, batches=4, seed=1)
-    first = list(sampler)
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    sampler.set_epoch(0)
-    assert [sampler.group(n) for n in range(4)] == first
-    assert list(GroupSampler(two_objects(), size=8, batches=4, seed=2)) != first
-
-
-def test_an_epoch_covers_the_rows_once_by_default() -> None:
-    assert len(GroupSampler(two_objects(), size=8)) == 3
-
-
-def test_an_object_with_one_sample_is_left_out_and_named() -> None:
-    sampler = GroupSampler([*two_objects(), Row("99.jpg", "car", 2)], size=8, batches=30)
-    assert sampler.left_out == ["car"]
-    assert {member.object for group in sampler for member in group} == {"dog", "cat"}
+def test_an_object_with_one_sample_is_left_out() -> None:
+    groups = drawn([*two_objects(), Row("99.jpg", "car", 2)], 30, size=8)
+    assert {member.object for group in groups for member in group} == {"dog", "cat"}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +105,8 @@ def test_an_object_with_one_sample_is_left_out_and_named() -> None:
         ([Row("a", "dog", 1, 0.0), Row("b", "dog", 2)], {}, "weight is not above 0"),
         (two_objects(), {"size": 1}, "give 2 pictures"),
         (two_objects(), {"negatives": 1.0}, "give 2 pictures"),
-        (two_objects(), {"batches": 0}, "give 2 pictures"),
     ],
 )
 def test_rows_that_teach_nothing_and_sizes_that_are_none_are_refused(rows: Any, options: Any, why: str) -> None:
     with pytest.raises(KnobError, match=why):
-        GroupSampler(rows, **options)
+        Groups(rows, **options)

@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 
 from lvlm_guard.adapters.evaluation.metrics import (
     Candidate,
-    RetrievalFigures,
     ranks,
     recall,
-    retrieval_figures,
     selected,
-    swap_auroc,
 )
 from lvlm_guard.errors import KnobError
 
@@ -25,16 +22,9 @@ GOLDEN = np.array([[0.9, 0.1, 0.3], [0.2, 0.4, 0.5], [0.6, 0.2, 0.7]])
 
 
 def test_recall_gives_the_specified_values():
-    figures = retrieval_figures(GOLDEN, None, [0, 1, 2], at=(1, 2))
-    assert figures.image_to_text == pytest.approx({1: 2 / 3, 2: 1})
-    assert figures.text_to_image == {1: 1, 2: 1}
-
-
-def test_auroc_gives_the_specified_value_pooled_and_by_kind():
-    pooled, by_kind = swap_auroc([0.9, 0.6, 0.6], [[0.6], [0.2], []], [["colour"], ["category"], []])
-    assert pooled == pytest.approx(0.8333333)
-    assert by_kind == pytest.approx({"category": 1.0, "colour": (1 + 0.5 + 0.5) / 3})
-    assert math.isnan(swap_auroc([0.9], [[]])[0])
+    own = np.eye(3, dtype=bool)
+    assert recall(GOLDEN, own, at=(1, 2)) == pytest.approx({1: 2 / 3, 2: 1})
+    assert recall(GOLDEN.T, own, at=(1, 2)) == {1: 1, 2: 1}
 
 
 def test_equal_scores_count_against_the_model():
@@ -43,17 +33,10 @@ def test_equal_scores_count_against_the_model():
 
 
 def test_any_of_several_captions_is_a_hit_and_they_do_not_stand_in_each_others_way():
-    scores = [[0.9, 0.8, 0.1, 0.2], [0.3, 0.2, 0.1, 0.7]]
-    figures = retrieval_figures(scores, None, [0, 0, 1, 1], at=(1,))
-    assert figures.image_to_text[1] == 1
-    assert figures.text_to_image[1] == 3 / 4  # caption 2 prefers neither image: a tie, so no hit
-
-
-def test_swaps_fill_the_gallery_of_captions_but_ask_for_no_image():
-    scores = np.array([[0.5, 0.6, 0.1], [0.1, 0.2, 0.9]])
-    figures = retrieval_figures(scores, None, [0, -1, 1], at=(1, 2))
-    assert figures.image_to_text == {1: 0.5, 2: 1}
-    assert figures.text_to_image == {1: 1, 2: 1}
+    scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.3, 0.2, 0.1, 0.7]])
+    own = np.array([[True, True, False, False], [False, False, True, True]])
+    assert recall(scores, own, at=(1,)) == {1: 1}
+    assert recall(scores.T, own.T, at=(1,)) == {1: 3 / 4}  # caption 2 prefers neither image: a tie, so no hit
 
 
 @given(seed=st.integers(0, 200), queries=st.integers(1, 5), candidates=st.integers(1, 6))
@@ -96,16 +79,12 @@ def test_scores_that_have_no_order_are_refused(scores, relevant, message):
         ranks(scores, relevant)
 
 
-@pytest.mark.parametrize("image_of", [[0, 1], [0, 1, 5], [0, 1, -2]])
-def test_captions_of_images_that_are_not_there_are_refused(image_of):
-    with pytest.raises(KnobError, match="image_of must say for each of the 3 captions"):
-        retrieval_figures(GOLDEN, None, image_of)
-
-
 def candidate(epoch, i2t, t2i, auroc=0.8):
-    return Candidate(
-        epoch, RetrievalFigures(dict(zip((1, 5, 10), i2t, strict=True)), dict(zip((1, 5, 10), t2i, strict=True)), auroc)
-    )
+    ways = {"i2t": i2t, "t2i": t2i}
+    figures = {
+        f"{way}_r{k}": share for way, shares in ways.items() for k, share in zip((1, 5, 10), shares, strict=True)
+    }
+    return Candidate(epoch, figures | {"auroc": auroc, "claims": math.nan})
 
 
 UNTUNED = candidate(-1, (0.27, 0.54, 0.67), (0.21, 0.45, 0.59))
@@ -128,7 +107,7 @@ def test_a_higher_score_does_not_help_a_candidate_that_tells_fewer_swaps_or_clai
     assert worse.score > UNTUNED.score
     assert selected([UNTUNED, worse]) is UNTUNED
     plain, judged = (
-        replace(one, claims=True, figures=replace(one.figures, claims=auroc))
+        replace(one, claims=True, figures=one.figures | {"claims": auroc})
         for one, auroc in ((UNTUNED, 0.8), (candidate(1, (0.9, 0.9, 0.9), (0.9, 0.9, 0.9)), 0.7))
     )
     assert selected([plain, judged]) is plain

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.swaps import hard_negatives, swaps_of
-from lvlm_guard.adapters.world.scenes import COLOURS, METAS, NUMBERS, Group, listing
+from lvlm_guard.embedded.tinted import COLOURS, METAS, NUMBERS, Group, listing
 from lvlm_guard.errors import KnobError
 
 GENERAL, WORLD = WordBank.general(), WordBank.world()

@@ -10,8 +10,9 @@ import torch
 from trainings import RANKER
 
 from lvlm_guard.adapters.data import CaptionData, FactsData, RankData
+from lvlm_guard.adapters.data.world import facts, ranks
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.world import Pictures, facts, ranks
+from lvlm_guard.embedded.captioned import Pictures
 
 
 @pytest.fixture(autouse=True)

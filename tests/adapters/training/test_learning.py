@@ -46,16 +46,7 @@ def test_everything_that_learns_has_a_gradient_and_nothing_else_changes(
 ) -> None:
     torch.manual_seed(0)
     retriever = dual_prompt.build(plan, caption_pictures)
-    task = RetrievalTask(
-        retriever,
-        caption_pictures.train,
-        caption_pictures.gallery,
-        caption_pictures.pixels,
-        plan.losses,
-        recipe(),
-        caption_pictures.bank,
-        caption_pictures.frozen,
-    )
+    task = RetrievalTask(retriever, caption_pictures, plan, recipe())
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     names = learning(task.model)
     optimizer = torch.optim.AdamW(list(names.values()), lr=1e-2)

@@ -19,7 +19,7 @@ from lvlm_guard.adapters.retrieval.model import Features
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.ranking import GroupBatches
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
-from lvlm_guard.adapters.training.trainer import Numbered
+from lvlm_guard.adapters.training.tasks import Numbered
 from lvlm_guard.errors import KnobError
 
 TAU = 0.06
@@ -28,19 +28,10 @@ NAMES = ("dog", "cat", "bus", "cup")
 
 def task(pictures: dual_prompt.Pictures, losses: LossStack, *, strength: float = 0.0, alike: int = 1) -> RetrievalTask:
     torch.manual_seed(0)
-    retriever = dual_prompt.build(replace(DUAL, strength=strength, losses=losses), pictures)
+    plan = replace(DUAL, strength=strength, losses=losses, alike=alike, tau=TAU)
+    retriever = dual_prompt.build(plan, pictures)
     retriever.model.eval()
-    return RetrievalTask(
-        retriever,
-        pictures.train,
-        pictures.gallery,
-        pictures.pixels,
-        losses,
-        recipe(),
-        pictures.bank,
-        pictures.frozen,
-        alike,
-    )
+    return RetrievalTask(retriever, pictures, plan, recipe())
 
 
 def named(caption: str) -> set[str]:
@@ -55,7 +46,7 @@ def named(caption: str) -> set[str]:
 def test_every_picture_is_set_against_the_swaps_of_all_captions(
     caption_pictures: dual_prompt.Pictures, strength: float
 ) -> None:
-    made = task(caption_pictures, LossStack(hard_negative=0, alpha=0, negclip=True, tau=TAU), strength=strength)
+    made = task(caption_pictures, LossStack(hard_negative=0, alpha=0, negclip=True), strength=strength)
     batch = made.batches.batch(0)
     loss, terms = made.loss(made.model, batch)
     image = made.retriever.image_features([caption_pictures.train.load(key) for key in batch.keys])
@@ -76,7 +67,7 @@ def test_every_picture_is_set_against_the_swaps_of_all_captions(
 def test_claims_are_about_what_captions_of_the_batch_name_and_undecided_where_the_untuned_clip_is(
     caption_pictures: dual_prompt.Pictures,
 ) -> None:
-    made = task(caption_pictures, LossStack(contrastive=0, hard_negative=0, claims=1.0, tau=TAU))
+    made = task(caption_pictures, LossStack(contrastive=0, hard_negative=0, claims=1.0))
     batch = made.batches.batch(0)
     objects = sorted(set().union(*map(named, batch.captions)))
     assert batch.claims == [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in objects]
@@ -113,7 +104,7 @@ def test_pairs_of_a_category_come_together_and_an_epoch_still_takes_each_once(
 
 
 def test_a_batch_that_names_no_object_makes_no_claims_and_trains_on(caption_pictures: dual_prompt.Pictures) -> None:
-    made = task(caption_pictures, LossStack(claims=1.0, tau=TAU))
+    made = task(caption_pictures, LossStack(claims=1.0))
     batch = made.batches.batch(0)
     none = replace(batch, claims=[], claimed=batch.claimed[:, :0], refuted=batch.refuted[:, :0])
     loss, terms = made.loss(made.model, none)
@@ -137,12 +128,11 @@ def test_another_caption_of_a_picture_is_never_a_negative_of_it(caption_pictures
         for k in range(5)
     ]
     five = replace(caption_pictures, train=CaptionData(rows, caption_pictures.train.store, "five"))
-    losses = LossStack(hard_negative=0, alpha=0, negclip=True, tau=TAU)
+    plan = replace(DUAL, losses=LossStack(hard_negative=0, alpha=0, negclip=True), tau=TAU)
     torch.manual_seed(0)
-    retriever = dual_prompt.build(replace(DUAL, losses=losses), five)
+    retriever = dual_prompt.build(plan, five)
     retriever.model.eval()
-    given = (five.gallery, five.pixels, losses, recipe(batch=20), five.bank, five.frozen)
-    made = RetrievalTask(retriever, five.train, *given)
+    made = RetrievalTask(retriever, five, plan, recipe(batch=20))
     batch = made.batches.batch(0)
     assert sorted(batch.captions) == sorted(row.caption for row in rows)
     own = [{row.caption for row in rows if row.image == key} for key in batch.keys]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.world import Pictures
+from lvlm_guard.embedded.captioned import Pictures
 
 pytestmark = pytest.mark.slow
 

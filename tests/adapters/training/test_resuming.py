@@ -17,7 +17,7 @@ import pytest
 from trainings import DUAL, RANKER, recipe
 
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training import dual_prompt, ranker
+from lvlm_guard.adapters.training import dual_prompt, ranker, tasks
 from lvlm_guard.adapters.training.recipe import last_checkpoint
 from lvlm_guard.errors import GuardError
 
@@ -87,8 +87,8 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         from lvlm_guard.adapters.ranker.card import RankerSettings
         from lvlm_guard.adapters.training import ranker
         from lvlm_guard.adapters.training.recipe import Recipe
-        from lvlm_guard.adapters.world import ranks
-        from lvlm_guard.adapters.world import Pictures
+        from lvlm_guard.adapters.data.world import ranks
+        from lvlm_guard.embedded.captioned import Pictures
         torch.set_num_threads(1)
         rows = [*ranks("train", n=40).rows, *ranks("val", n=60).rows]
         data = RankData(rows, Pictures(), "counts", exhaustive=sorted({row.object for row in rows})).teaching("skip")
@@ -144,7 +144,7 @@ def test_killed_between_an_early_stop_and_its_end_a_training_does_not_go_on_past
 ) -> None:
     early = recipe(steps=12, measure_every=2, patience=1, rate=1e-9)  # nothing changes, so nothing gets better
     with monkeypatch.context() as patched:
-        patched.setattr(ranker, "finish", lambda *_: crash())
+        patched.setattr(tasks, "finish", lambda *_: crash())
         with pytest.raises(RuntimeError, match="went away"):
             ranker.fit(RANKER, ranked_pictures, early, tmp_path, nothing)
     last = last_checkpoint(tmp_path / "training")

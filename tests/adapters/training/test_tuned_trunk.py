@@ -17,7 +17,7 @@ from lvlm_guard.adapters.data import open_facts
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.recipe import Recipe, last_checkpoint
-from lvlm_guard.adapters.world import Pictures
+from lvlm_guard.embedded.captioned import Pictures
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 LOADS = """
 import sys, torch
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.world import Pictures
+from lvlm_guard.embedded.captioned import Pictures
 torch.set_num_threads(1)
 images = [Pictures().load(f"brightness/test/{k}") for k in range(5)]
 torch.save(tuple(load_adapter(sys.argv[1]).rank(images, sys.argv[2])), sys.argv[3])

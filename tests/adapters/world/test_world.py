@@ -14,16 +14,17 @@ import pytest
 from PIL import Image
 
 from lvlm_guard.adapters.data import open_facts
-from lvlm_guard.adapters.world import SPLITS, Pictures, captions, plan, ranks, scene
-from lvlm_guard.adapters.world.scenes import COLOURS, META_OF, METAS, Group, _places, drawing, listing
+from lvlm_guard.adapters.data.world import captions, ranks
+from lvlm_guard.embedded.captioned import SPLITS, Pictures, plan, scene
 from lvlm_guard.embedded.catalog import CLASSES
+from lvlm_guard.embedded.tinted import COLOURS, META_OF, METAS, Group, _places, drawing, listing
 from lvlm_guard.errors import UnknownNameError
 
 NUMBER = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 # SHA-256 of the first 30 pictures that the shipped tiny CLIP was trained on.
 PRETRAINED_ON = "1c5bf86753cb79dc1de273198c6ad750a78c9f967082f21702a4c01aa7f61ae4"
 HASH = (
-    "import hashlib; from lvlm_guard.adapters.world import scene; h = hashlib.sha256();"
+    "import hashlib; from lvlm_guard.embedded.captioned import scene; h = hashlib.sha256();"
     "[h.update(scene('captions', 'pretrain', i).image.tobytes()) for i in range(30)]; print(h.hexdigest())"
 )
 

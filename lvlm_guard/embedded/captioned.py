@@ -1,25 +1,21 @@
-"""The embedded world with colours, counts and order: what adapters train on when nothing can be downloaded.
+"""Scenes with colours, counts and order, their captions with four that are wrong each, and what is known of them.
 
-The drawings are those of `lvlm_guard.embedded`; here they may be tinted and repeated, captions name colour and
-number, and sets of pictures have an order (how many, how large, how bright). `facts(kind)` gives what
-`lvlm_guard.adapters.data` reads from anywhere else, `captions(split)` and `ranks(split, by=...)` its two views. Every
-picture is drawn from its split's seed and its number alone, so nothing is stored and no two splits share a scene.
-
-Pictures of the world by key, their captions with four that are wrong each, and what is known of them.
+Here drawings may be tinted and repeated, captions name colour and number, and sets of pictures have an order (how many,
+how large, how bright). Every picture is drawn from its split's seed and its number alone, so nothing is stored and no
+two splits share a scene. What is known is told as a line of facts, which `lvlm_guard.adapters.data.world` reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.adapters.data.dataset import FactsData
-from lvlm_guard.adapters.data.facts import CaptionRow, Facts
-from lvlm_guard.adapters.data.views import COUNTS, CaptionData, RankData
-from lvlm_guard.adapters.world.scenes import (
+from lvlm_guard.embedded.catalog import CLASSES
+from lvlm_guard.embedded.tinted import (
     COLOURS,
     ITEMS,
     LUMA,
@@ -34,11 +30,7 @@ from lvlm_guard.adapters.world.scenes import (
     draw,
     listing,
 )
-from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.errors import UnknownNameError, did_you_mean
-
-__all__ = ["ORDERS", "Pictures", "captions", "facts", "ranks"]
-
 
 SPLITS = {"train": 101, "val": 202, "test": 303, "pretrain": 404, "test_real": 505}
 """Seeds. "pretrain" is what the tiny CLIP saw; an adapter trains on "train". Grounds of "test_real" are photographs."""
@@ -165,24 +157,20 @@ SIZES = {"train": 4000, "val": 500, "test": 1000}
 """Pictures of a split, one caption each, where nobody says how many."""
 
 
-def row(split: str, index: int) -> CaptionRow:
-    """Return the caption of picture `index` of a split; raises `UnknownNameError`."""
+def caption(split: str, index: int) -> dict[str, Any]:
+    """Return the caption of picture `index` of a split as facts hold it; raises `UnknownNameError`."""
     groups = plan("captions", split, index).groups
     rng = np.random.default_rng((index, len(split), 1))
     said = [groups[int(k)] for k in rng.permutation(len(groups))]
-    first = said[0]
-    attributes = {"number": NUMBERS[first.count]} | ({"colour": first.colour} if first.colour else {})
-    wrong = _swaps(rng, said)
-    return CaptionRow(
-        image=f"captions/{split}/{index}",
-        caption=_told(said),
-        category=first.name,
-        meta=META_OF[first.name],
-        attributes=attributes,
-        negatives=tuple(text for _, text in wrong),
-        kinds=tuple(kind for kind, _ in wrong),
-        split=split if split in SIZES else None,
-    )
+    first, wrong = said[0], _swaps(rng, said)
+    return {
+        "text": _told(said),
+        "category": first.name,
+        "meta": META_OF[first.name],
+        "attributes": {"number": NUMBERS[first.count]} | ({"colour": first.colour} if first.colour else {}),
+        "negatives": [text for _, text in wrong],
+        "kinds": [kind for kind, _ in wrong],
+    }
 
 
 def _told(groups: Sequence[Group]) -> str:
@@ -240,57 +228,24 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-ORDERS = {
-    "count": COUNTS,
-    "size": "Rank the size of the {object}.",
-    "brightness": "Rank the brightness of the {object}.",
-}
-"""What pictures are ordered by, and how that is asked for."""
-
 WHOLE = "image"  # the "object" of a value that is the whole picture's
 
 
-def facts(kind: str = "captions", split: str | None = None, n: int | None = None) -> FactsData:
-    """Return what is known of a split's pictures.
+def told(kind: str, split: str, index: int) -> dict[str, Any]:
+    """Return what is known of a picture as a line of facts; raises `UnknownNameError`.
 
-    Args:
-        kind: "captions": a caption that names all there is, and counts; "count": 0 to 6 of each of 54 objects, all
-            exhaustive; "size": the side of the object's drawing, 16 to 64 pixels; "brightness": the picture's mean
-            luma, 0 to 10.
-        split: "train", "val" or "test"; None for the three together, marked in the facts.
-        n: pictures of each split; None for 4 000, 500 and 1 000.
-
-    Raises:
-        UnknownNameError: there is no such split or kind.
+    Of "captions" a caption that names all there is, and counts; of "count" 0 to 6 of each of 54 objects; of "size" the
+    side of the object's drawing, 16 to 64 pixels; of "brightness" the picture's mean luma, 0 to 10.
     """
-    known(kind, KINDS, "kind of facts")
-    found = [_facts(kind, name, i) for name in ([split] if split else SIZES) for i in range(n or SIZES.get(name, 1000))]
-    where = f"the embedded world's {kind}{f' ({split})' if split else ''}"
-    exhaustive = CLASSES if kind in ("captions", "count") else ()
-    return FactsData(found, Pictures(), where, exhaustive, ORDERS.get(kind, COUNTS))
-
-
-def captions(split: str | None = None, n: int | None = None) -> CaptionData:
-    """Return captions of a split, with what is known of their pictures; see `facts`."""
-    return facts("captions", split, n).captions
-
-
-def ranks(split: str | None = None, by: str = "count", n: int | None = None) -> RankData:
-    """Return values of a split's pictures; see `facts`."""
-    known(by, ORDERS, "order")
-    return facts(by, split, n).ranks
-
-
-def _facts(kind: str, split: str, index: int) -> Facts:
-    image, marked = f"{kind}/{split}/{index}", split if split in SIZES else None
+    line: dict[str, Any] = {"image": f"{kind}/{split}/{index}", "split": split if split in SIZES else None}
     if kind == "brightness":
         light = float((scene(kind, split, index).image.astype(np.float32) @ LUMA).mean()) / 25.5
-        return Facts(image, objects={WHOLE: round(light, 4)}, split=marked)
+        return line | {"objects": {WHOLE: round(light, 4)}}
     planned = plan(kind, split, index)
     if kind == "size":
-        return Facts(image, objects={planned.groups[0].name: float(planned.side or 0)}, split=marked)
-    counts = {group.name: float(group.count) for group in planned.groups}
-    if kind == "count":
-        return Facts(image, objects=counts, split=marked)
-    tints = {group.name: (group.colour,) for group in planned.groups if group.colour}
-    return Facts(image, (row(split, index),), counts, tints, split=marked)
+        return line | {"objects": {planned.groups[0].name: planned.side}}
+    line["objects"] = {group.name: group.count for group in planned.groups}
+    if kind == "captions":
+        tints = {group.name: [group.colour] for group in planned.groups if group.colour}
+        line |= {"captions": [caption(split, index)], "attributes": tints}
+    return line

@@ -1,6 +1,4 @@
-"""The words of captions: colours, numbers, kinds of objects, and phrases such as "three red dogs".
-
-Scenes of tinted and repeated objects, 96 x 96, and how they are drawn.
+"""Scenes of tinted and repeated objects, 96 x 96, how they are drawn, and their words: "three red dogs".
 
 Unlike the scenes of `lvlm_guard.embedded.world` nothing overlaps, so that a count is what can be counted, and each
 object appears in one colour only, so that a caption with another colour or number is wrong.

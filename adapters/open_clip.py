@@ -1,0 +1,145 @@
+"""CLIPs of open_clip, by the extra `open-clip`, with the parts that a ranker asks of transformers' CLIPs.
+
+They are named as open_clip names them, "hf-hub:laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup" (the
+release's), or by a folder in its layout. Tokens of pictures and texts are those of the last blocks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard.adapters.backbone import Trunk
+from lvlm_guard.errors import MissingExtraError
+from lvlm_guard.weights import how_to_fetch, read
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+CONFIG = "open_clip_config.json"
+
+
+def is_one(place: str) -> bool:
+    """Return whether a place is of open_clip: a hub id that says so, or a folder in its layout alone."""
+    folder = Path(place)
+    return place.startswith(HUB) or ((folder / CONFIG).is_file() and not (folder / "config.json").is_file())
+
+
+def load(place: str) -> OpenClip:
+    """Return a CLIP with its tokenizer, in evaluation mode.
+
+    Raises:
+        MissingExtraError: open_clip is not installed.
+        WeightsError: it can't be had.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{place!r} is a CLIP of open_clip, which can't be imported ({error}). Install it: "
+            "pip install 'lvlm-guard[open-clip]'."
+        ) from error
+    from transformers import AutoTokenizer
+
+    name = place if place.startswith(HUB) else FOLDER + place
+    bare = place.removeprefix(HUB)
+    model, tokenizer = read(
+        f"The open_clip model {place!r}",
+        bare,
+        lambda: (open_clip.create_model(name, require_pretrained=True), AutoTokenizer.from_pretrained(bare)),
+        damaged="The folder is incomplete or damaged.",
+        absent=how_to_fetch(bare, "--clip DIR"),
+    )
+    return OpenClip(model, place, tokenizer, open_clip.get_model_preprocess_cfg(model)).eval()
+
+
+class OpenClip(nn.Module):
+    """A CLIP of open_clip under the names that transformers gives the parts of one.
+
+    Args:
+        model: of open_clip.
+        name: where it was loaded from.
+        tokenizer: of it, as transformers reads it.
+        pixels: open_clip's "mean" and "std" of pixels in [0, 1].
+    """
+
+    def __init__(self, model: Any, name: str, tokenizer: Any, pixels: dict[str, Any]) -> None:
+        from transformers import CLIPConfig
+
+        super().__init__()
+        self.model, self.name_or_path, self.tokenizer = model, name, tokenizer
+        self.image_processor = SimpleNamespace(image_mean=pixels["mean"], image_std=pixels["std"])
+        self.visual_projection = nn.Linear(1, 1, bias=False)  # never asked: PEFT needs a layer to adapt
+        text = getattr(model, "text", model)
+        side = model.visual.image_size
+        sizes = {"hidden_size": len(text.ln_final.weight), "max_position_embeddings": text.context_length}
+        self.side: int = side if isinstance(side, int) else side[0]
+        self.config = CLIPConfig(text_config=sizes, vision_config={"image_size": self.side})
+        self.trunk = OpenClipTrunk(self)
+
+    @property
+    def vision_model(self) -> nn.Module:
+        """The image tower."""
+        tower: nn.Module = self.model.visual
+        return tower
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The text tower's layers."""
+        tower: nn.Module = getattr(self.model, "text", self.model).transformer
+        return tower
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        own: torch.dtype = next(self.model.parameters()).dtype
+        return own
+
+    def last(self, **given: Tensor) -> Tensor:
+        """Return what the last block makes of an `image`, [K, width, rows, columns], or a `text`, [N, T, width]."""
+        side = next(iter(given))
+        asked = {f"{side}_indices": 1, "normalize_intermediates": True, "intermediates_only": True}
+        found: Tensor = self.model.forward_intermediates(**given, **asked)[f"{side}_intermediates"][-1]
+        return found
+
+    def filled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return ids filled up with 0 to all that the text tower reads, as open_clip's own tokenizer does."""
+        ids = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, 0)
+        return nn.functional.pad(ids, (0, self.trunk.context - ids.shape[-1]))
+
+    def get_image_features(self, pixel_values: Tensor) -> Any:
+        """Return pictures' features, not normalised, under `pooler_output`."""
+        return SimpleNamespace(pooler_output=self.model.encode_image(pixel_values))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        """Return texts' features, not normalised, under `pooler_output`."""
+        return SimpleNamespace(pooler_output=self.model.encode_text(self.filled(input_ids, attention_mask)))
+
+
+class OpenClipTrunk(Trunk):
+    """Tokens of an `OpenClip`."""
+
+    clip: OpenClip
+
+    def __init__(self, clip: OpenClip) -> None:
+        super().__init__(clip)
+        self.side = clip.side
+        with torch.no_grad():
+            blank = clip.last(image=torch.zeros(1, 3, self.side, self.side, dtype=clip.dtype))
+        _, self.image_width, self._rows, self._columns = blank.shape
+
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """See `Trunk`."""
+        return self.clip.last(image=pixel_values).flatten(2).transpose(1, 2)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """See `Trunk`."""
+        return height * self._rows // self.side, width * self._columns // self.side
+
+    def text_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Trunk`."""
+        states = self.clip.last(text=self.clip.filled(input_ids, attention_mask))[:, : input_ids.shape[-1]]
+        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return states, kept.bool()

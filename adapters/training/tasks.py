@@ -1,0 +1,324 @@
+"""Trains a task: its batches, its loss, and what it measures on the way; from nothing, or from where it stopped.
+
+Batch n depends on the seed and n alone and every step seeds what it draws, so a training that was killed ends in the
+weights of one that was not. On several processes a batch is either made by all of them together, or each makes batches
+of its own; both ways a pass over the data is as many batches as on one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from lvlm_guard.adapters.training.recipe import (
+    CANDIDATES,
+    TRAINING,
+    Batches,
+    Figures,
+    Recipe,
+    Task,
+    finish,
+    finished,
+    last_checkpoint,
+    learning,
+    put,
+    weights_of,
+)
+from lvlm_guard.adapters.training.trainer import WEIGHTS, Advance, ResumableTrainer, arguments
+from lvlm_guard.files import whole
+
+VALIDATION = "val_"
+"""What names of measured figures begin with in the history."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement: after how many steps, and what it found."""
+
+    step: int
+    figures: dict[str, float]
+
+
+class Adapter(Protocol):
+    """What a training makes."""
+
+    def save_pretrained(self, folder: Path) -> Path:
+        """Write it into a folder."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Load it from one."""
+
+
+Made = TypeVar("Made", bound=Adapter)
+
+
+def fit(
+    kind: type[Made],
+    told: Mapping[str, Any],
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    learn: Callable[[Path], tuple[Made, Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+) -> Made:
+    """Train an adapter and save it in a folder; one that is there already is loaded.
+
+    Args:
+        kind: of the adapter.
+        told: what tells this training from others, see `recipe.about`.
+        recipe: how.
+        folder: of the adapter.
+        advance: told how many steps were done.
+        learn: trains in the folder that it is given; returns the adapter, what is noted of it, and the history. Of
+            several processes the main one's are kept.
+
+    Raises:
+        TrainingError: the folder holds another training, or a loss or gradient is not finite.
+        KeyboardInterrupt: after the step in progress was saved.
+    """
+    place, state = folder / TRAINING, PartialState()
+    with state.main_process_first():
+        done = finished(place, told)
+    if done:
+        advance(recipe.steps)
+        return kind.from_pretrained(folder)
+    torch.manual_seed(recipe.seed)
+    made, note, history = learn(place)
+    if state.is_main_process:
+        made.save_pretrained(folder)
+        finish(place, told, note, history)
+    state.wait_for_everyone()
+    return made if state.is_main_process else kind.from_pretrained(folder)
+
+
+class TaskTrainer(ResumableTrainer):
+    """The trainer of a task.
+
+    Args:
+        task: moved to its device here.
+        recipe: how.
+        folder: of checkpoints and candidates.
+        advance: told how many steps were done.
+        device: "cpu", or "auto".
+        workers: processes that make batches.
+        report_to: trackers that `transformers` knows: "tensorboard", "wandb", ...
+    """
+
+    def __init__(
+        self, task: Task, recipe: Recipe, folder: Path, advance: Advance, device: str, workers: int, report_to: str
+    ) -> None:
+        args = arguments(
+            folder,
+            use_cpu=device == "cpu",
+            max_steps=recipe.steps,
+            learning_rate=recipe.rate,
+            seed=recipe.seed,
+            save_steps=recipe.save_every,
+            dataloader_num_workers=workers,
+            report_to=report_to,
+        )
+        shared = task.batches.shares
+        micro = recipe.accumulate if shared else -(-recipe.accumulate // args.world_size)
+        args.gradient_accumulation_steps = micro
+        dataset = Numbered(task.batches, recipe.steps * micro, args.world_size)
+        self.task, self.recipe, self.candidates = task, recipe, folder / CANDIDATES
+        super().__init__(task.model, args, dataset, alone, recipe.clip, advance)
+        self.add_callback(_Measure(self))
+        auto = self.args.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.half = auto if recipe.precision == "auto" else recipe.precision == "bfloat16"
+
+    def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+        """Return AdamW or SGD, without decay of what is no matrix."""
+        recipe, parameters = self.recipe, list(learning(self.learner).values())
+        matrices, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        both = ({"params": matrices, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0})
+        groups = [group for group in both if group["params"]]
+        self.optimizer = (
+            torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9)
+            if recipe.optimizer == "sgd"
+            else torch.optim.AdamW(groups, lr=recipe.rate)
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the recipe's rate as a schedule."""
+        recipe = self.recipe
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.create_optimizer(), lambda step: recipe.rate_at(step) / recipe.rate
+        )
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the loss of a batch; raises `TrainingError` where it is not finite."""
+        # of the batch alone: nothing has to be remembered over a kill, and whichever process takes it draws the same
+        torch.manual_seed(self.recipe.seed * 1_000_003 + inputs["number"])
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half):
+            loss, terms = self.task.loss(model, inputs["batch"])
+        if not math.isfinite(value := float(loss.detach())):
+            raise self.refused("The loss")
+        self.told |= {"loss": value, "rate": self.recipe.rate_at(self.state.global_step), **terms}
+        return loss
+
+    def measured(self) -> list[Measured]:
+        """Return the measurements of the history."""
+        found = []
+        for entry in self.state.log_history:
+            figures = {k.removeprefix(VALIDATION): v for k, v in entry.items() if k.startswith(VALIDATION)}
+            known = {name: math.nan if value is None else value for name, value in figures.items()}
+            found += [Measured(int(entry["step"]), known)] if figures else []
+        return found
+
+    def over(self) -> bool:
+        """Return whether the best measurement is so old that training ends."""
+        measured = self.measured()
+        best = best_of(self.task, measured)
+        since = sum(one.step > best.step for one in measured) if best else 0
+        return bool(self.recipe.patience) and since >= self.recipe.patience
+
+    def measure(self) -> None:
+        """Measure and keep the candidate, in the main process; all processes have it in their history."""
+        told: list[Any] = [None]
+        if self.is_world_process_zero():
+            self.task.model.eval()
+            figures: Figures = dict(self.task.measure())
+            best = best_of(self.task, self.measured())
+            if self.task.keeps_all or self.task.better(figures, None if best is None else best.figures):
+                self._keep_candidate()
+            told = [figures]
+        if self.args.world_size > 1:
+            broadcast_object_list(told)
+        self.log({VALIDATION + name: None if math.isnan(value) else value for name, value in told[0].items()})  # type: ignore[misc]
+
+    def _keep_candidate(self) -> None:
+        place = self.candidates / f"{self.state.global_step}.safetensors"
+        with whole(place) as part:
+            save_file(weights_of(self.task.model), part)
+        for other in () if self.task.keeps_all else self.candidates.glob("*.safetensors"):
+            if other != place:
+                other.unlink()
+
+
+class _Measure(TrainerCallback):
+    """Measures after every so many steps and after the last, and ends training where it has grown no better."""
+
+    def __init__(self, trainer: TaskTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self._trainer.recipe.measure_every == 0 or state.global_step >= state.max_steps:
+            self._trainer.measure()
+            control.should_save = True
+            control.should_training_stop |= self._trainer.over()
+
+
+class Numbered(Dataset[Any]):
+    """Batches of a task by their number, for all processes.
+
+    Args:
+        batches: makes them.
+        count: that each process takes.
+        world: processes; of every so many items each takes one.
+    """
+
+    def __init__(self, batches: Batches, count: int, world: int) -> None:
+        self.batches, self.count, self.world = batches, count, world
+
+    def __len__(self) -> int:
+        return self.count * self.world
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, share = divmod(index, self.world) if self.batches.shares else (index, 0)
+        return {"number": number, "batch": self.batches.batch(number, share, self.world)}
+
+
+def alone(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the one item of a list."""
+    return items[0]
+
+
+def best_of(task: Task, measured: list[Measured]) -> Measured | None:
+    """Return the best measurement, of equal ones the earliest; None of none."""
+    best: Measured | None = None
+    for one in measured:
+        if task.better(one.figures, None if best is None else best.figures):
+            best = one
+    return best
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    report_to: str = "none",
+) -> tuple[list[Measured], list[dict[str, Any]]]:
+    """Train a task to the end; return its measurements and its history. Arguments and errors as of `TaskTrainer`."""
+    trainer = TaskTrainer(task, recipe, folder, advance, device, workers, report_to)
+    last = last_checkpoint(folder)
+    if last is not None:  # killed between its last checkpoint and what follows on training
+        state = type(trainer.state).load_from_json(str(last / "trainer_state.json"))
+        trainer.state.log_history = state.log_history
+        if state.global_step >= recipe.steps or trainer.over():
+            put(task.model, load_file(last / WEIGHTS))
+            task.model.to(trainer.args.device).eval()
+            advance(state.global_step)
+            return trainer.measured(), trainer.state.log_history
+    history = trainer.run()
+    measured = trainer.measured()
+    trainer.accelerator.free_memory()
+    task.model.eval()
+    return measured, history
+
+
+def gathered(part: Tensor, total: int) -> Tensor:
+    """Return the rows of all processes in their order, with gradients, from each one's every n-th row.
+
+    The gradient of each row is the sum over processes; averaged by distributed training, parameters have the gradient
+    of the whole batch.
+
+    Args:
+        part: [ceil(total / processes), d], padded where there are fewer.
+        total: rows of all.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return part
+    everyones: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
+    return everyones.transpose(0, 1).reshape(-1, part.shape[-1])[:total]
+
+
+class _Gathered(torch.autograd.Function):
+    """The tensors of all processes, [processes, ...]; torch's own is deprecated in new releases."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, part.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        everyones = gradients[0].contiguous()
+        torch.distributed.all_reduce(everyones)
+        return everyones[torch.distributed.get_rank()]
+
+
+def share_of(total: int, index: int, world: int) -> list[int]:
+    """Return the rows that a process takes of `total`: every n-th, the first again where there are fewer."""
+    each = -(-total // world)
+    return [k if k < total else 0 for k in (index + step * world for step in range(each))]
