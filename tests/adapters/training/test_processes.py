@@ -85,3 +85,19 @@ def test_two_processes_train_a_retriever_and_its_baselines_on_the_batches_of_one
         if (places[0] / "adapter_model.safetensors").exists():
             same(*places)
     load_adapter(tmp_path / "two").score([Pictures().load("captions/test/0")], ["a dog"])
+
+
+def test_two_processes_learn_by_further_pictures_texts_and_modules_what_one_does(written: Path, tmp_path: Path) -> None:
+    presets = ("proxies", "visualness", "disa", "ogen", "lapt")
+    given = ["claims", *(word for name in presets for word in ("--preset", name)), "--weight", "0.5"]
+    given += ["--data", str(written / "captions.jsonl"), "--steps", "3", "--batch", "5", "--measure-every", "3"]
+    given += ["--precision", "float32", "--novel", "0"]
+    for processes, out in ((2, "two"), (1, "one")):
+        launched(processes, tmp_path / out, *given)
+    for name in presets:
+        curves = [
+            (tmp_path / out / name / "training" / "curve.jsonl").read_text().splitlines() for out in ("one", "two")
+        ]
+        first, second = ([json.loads(line) for line in lines if '"loss"' in line][-1] for lines in curves)
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4), name
+        assert second["norm"] == pytest.approx(first["norm"], rel=1e-2), name
