@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lvlm_guard.adapters.loading import TINY
 from lvlm_guard.errors import TextError, UnsupportedModelError, WeightsError
@@ -141,19 +142,16 @@ def salient(clip: Any, pixels: Tensor) -> Tensor:
         pixels: [n, 3, side, side].
     """
     vision, held = clip.vision_model, list[Tensor]()
-    layer = getattr(vision.encoder.layers[-1], "base_layer", vision.encoder.layers[-1])
-    attention = layer.self_attn
-
-    def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        held.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-
-    hook = attention.register_forward_pre_hook(keep, with_kwargs=True)
+    attention = getattr(vision.encoder.layers[-1], "base_layer", vision.encoder.layers[-1]).self_attn
+    hooks = [
+        of.register_forward_hook(lambda *told: held.append(told[-1])) for of in (attention.q_proj, attention.k_proj)
+    ]
     try:
         vision(pixel_values=pixels.to(clip.dtype))
     finally:
-        hook.remove()
-    heads = vision.config.num_attention_heads
-    q, k = (of(held[0]).unflatten(-1, (heads, -1)).transpose(1, 2) for of in (attention.q_proj, attention.k_proj))
+        for hook in hooks:
+            hook.remove()
+    q, k = (of.unflatten(-1, (vision.config.num_attention_heads, -1)).transpose(1, 2) for of in held)
     weights: Tensor = (q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5).float().softmax(-1)
     cells = (pixels.shape[-1] // vision.config.patch_size) ** 2
     return weights.mean(1)[:, 0, 1 : 1 + cells]
@@ -169,10 +167,7 @@ def masked(pixels: Tensor, salience: Tensor, share: float) -> Tensor:
     """
     kept = torch.zeros_like(salience).scatter(1, salience.topk(max(1, round(share * salience.shape[1])), 1).indices, 1)
     side = round(salience.shape[1] ** 0.5)
-    patch = pixels.shape[-1] // side
-    grid = kept.view(-1, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    rest = pixels.shape[-1] - side * patch  # pixels that no patch covers
-    return pixels * torch.nn.functional.pad(grid, (0, rest, 0, rest), value=1.0).to(pixels)
+    return pixels * interpolate(kept.view(-1, 1, side, side), pixels.shape[-2:]).to(pixels)
 
 
 EMBEDDED = "embedded"

@@ -14,7 +14,6 @@ from lvlm_guard.adapters.data import CaptionData
 from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import claim
-from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.testtime import mine
 
@@ -50,10 +49,7 @@ class Teacher(NamedTuple):
     @classmethod
     def of(cls, retriever: DualPromptRetriever, train: CaptionData) -> Teacher:
         """Return a teacher that has read the pictures."""
-        encoder = Encoder(retriever.model)
-        return cls(
-            retriever, Features(train.images, train.load, lambda read: encoder.images(retriever.image_inputs(read)))
-        )
+        return cls(retriever, Features(train.images, train.load, retriever.image_features))
 
     def logits(self, images: Sequence[str], captions: Sequence[str]) -> Tensor:
         """Return its logits of pictures with captions, [n, m]."""
@@ -91,7 +87,6 @@ class Beside:
         if needs & {"prototypes", "aids", "against"}:
             assert frozen is not None  # asked for by `LossStack.needs_frozen`
             self._look(batches.data.images, frozen)
-        self.tau = float(torch.exp(-self.base.logit_scale.detach().float()))
         width = int(self.base.config.projection_dim)
         self.aids = nn.ModuleDict({name: AIDS[name](width, self.means) for name in terms if name in AIDS})
         retriever.model.aids = self.aids
@@ -105,9 +100,8 @@ class Beside:
         self.centre = features.mean(0)
 
     def _mine(self, bank: WordBank) -> None:
-        names = dict.fromkeys([*bank.meta_of, *WordBank.general().meta_of])
-        texts = [claim(name) for name in names if name not in self.batches.plan.withheld]
-        texts = [text for text in texts if text not in self.means]
+        names = {*bank.meta_of, *WordBank.general().meta_of} - {*self.batches.plan.withheld}
+        texts = sorted({claim(name) for name in names} - self.means.keys())
         _, far = self.retriever.frozen_features(texts=texts)
         _, said = self.retriever.frozen_features(texts=[*self.means])
         self.against = mine(said, texts, far, FAR)
@@ -142,10 +136,9 @@ class Beside:
                 made["null_image"] = self.retriever.frozen_features(self.null)[0].to(read)
         if "prototypes" in needs:
             made |= {"prototypes": self._shown(batch.keys, frozen), "centre": self.centre.to(frozen)}
-        if "teacher" in needs and self.teacher is not None:
-            made["teacher"] = self.teacher.logits(batch.keys, batch.captions).to(read)
-        elif "teacher" in needs:
-            made["teacher"] = frozen @ self._frozen(batch.captions, read).T / self.tau
+        if "teacher" in needs:
+            plain = self.base.logit_scale.detach().exp() * frozen @ self._frozen(batch.captions, read).T
+            made["teacher"] = self.teacher.logits(batch.keys, batch.captions).to(read) if self.teacher else plain
         if self.against:
             made |= {"against": read[-len(self.against) :], "frozen_against": self._frozen(self.against, read)}
             made["frozen_said"] = self._frozen(batch.claims, read) if batch.claims else said

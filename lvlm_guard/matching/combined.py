@@ -50,15 +50,20 @@ class Combined(Matcher):
 
     def require_support(self) -> None:
         """Raise `UnsupportedCallError` where a part gives maps only, of weighted ones where all do."""
-        if self.weights is None or not self._judging():
-            for part in self.parts:
-                part.require_support()
+        self._judging()
 
     def _judging(self) -> list[tuple[Matcher, float]]:
-        """Return the parts that give probabilities, with their weights."""
-        if self.weights is None:
-            return [(part, 1.0) for part in self.parts]
-        return [(part, w) for part, w in zip(self.parts, self.weights, strict=True) if _gives_support(part)]
+        """Return the parts that give probabilities, with their weights; raises as `require_support`."""
+        found, refused = list[tuple[Matcher, float]](), None
+        for part, weight in zip(self.parts, self.weights or [1.0] * len(self.parts), strict=True):
+            try:
+                part.require_support()
+                found.append((part, weight))
+            except UnsupportedCallError as error:
+                refused = error
+        if refused is not None and (self.weights is None or not found):
+            raise refused
+        return found
 
     def expect(self, pictures: int) -> None:
         """Make room for a call's pictures in each part."""
@@ -109,29 +114,13 @@ class Combined(Matcher):
         return [found[i] for i in range(len(texts))]
 
 
-def _gives_support(part: Matcher) -> bool:
-    try:
-        part.require_support()
-    except UnsupportedCallError:
-        return False
-    return True
-
-
 def _mean(found: Sequence[tuple[Match, float]]) -> Match | None:
     """Return the weighted mean of matches, smaller maps enlarged to the largest, whatever their order; None of none."""
     if not found:
         return None
     size = max(tuple(match.relevance.shape) for match, _ in found)
     total = math.fsum(w for _, w in found)
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        pairs = [(value, w) for value, (_, w) in zip(values, found, strict=True) if value is not None]
-        return math.fsum(v * w for v, w in pairs) / math.fsum(w for _, w in pairs) if pairs else None
-
-    maps = [
-        interpolate(match.relevance[None, None].double(), size, mode="bilinear")[0, 0] * w / total for match, w in found
-    ]
+    maps = [interpolate(match.relevance[None, None].double(), size, mode="bilinear")[0, 0] * w for match, w in found]
+    score = math.fsum(match.score * w for match, w in found) / total
     notes = sorted({match.note for match, _ in found if match.note})
-    score, share = mean([match.score for match, _ in found]), mean([match.share for match, _ in found])
-    assert score is not None
-    return Match(torch.stack(maps).sum(0).float(), score, "; ".join(notes) or None, share=share)
+    return Match((torch.stack(maps).sum(0) / total).float(), score, "; ".join(notes) or None)
