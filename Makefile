@@ -13,6 +13,7 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' p
 SERVE := .venv-serve
 TESTS ?= tests/serve
 SOAK  ?= 600
+KILLS ?= 50
 
 # gradio 6 holds Pillow below 13, so the page in the browser is tested beside the newest Pillow, not instead of it
 PLAY := .venv-play
@@ -28,7 +29,7 @@ INSTALL = $(BIN)/python -m pip install -q
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest test-serve test-play test-ray lint workflows soak requests site dist shelf release train-embedded clean
+.PHONY: help demo test test-fast test-oldest test-serve test-play test-ray lint workflows soak requests kills site dist shelf release train-embedded clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -72,6 +73,10 @@ soak: $(SERVE)/.ready  ## ask a server for SOAK=600 seconds, every answer checke
 requests:  ## soak for 2.5 hours, which must be 100,000 checked answers at least
 	@$(MAKE) soak SOAK=9000
 	@$(SERVE)/bin/python .ci/answers.py runs/soak.json 100000
+
+kills: $(SERVE)/.ready  ## kill -9 a server's processes at random, KILLS=50 times under traffic; goes on from runs/kills.jsonl
+	@mkdir -p runs
+	@PYTHONPATH=tests/support $(SERVE)/bin/python -m soaking.kills --kills $(KILLS) > runs/kills.json
 
 dist: $(READY)  ## build the wheel and the source archive in isolation, and check them
 	@rm -rf dist

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,17 +61,17 @@ class Processes:
         mib: dict[str, float] = {}
         for process in [self._root, *self._root.children(recursive=True)]:
             try:
-                role = self._role(" ".join([process.name(), *process.cmdline()]))
-                if process == self._root:
-                    role = "serve"
+                role = "serve" if process == self._root else role_of(process)
                 mib[role] = mib.get(role, 0.0) + process.memory_info().rss / MIB
             except self._gone:
                 continue
         return Sample(time.monotonic(), mib)
 
-    @staticmethod
-    def _role(command: str) -> str:
-        return next((role for sign, role in _ROLES.items() if sign in command), "other")
+
+def role_of(process: Any) -> str:
+    """Return what a process (`psutil.Process`) that `serve` started does."""
+    command = " ".join([process.name(), *process.cmdline()])
+    return next((role for sign, role in _ROLES.items() if sign in command), "other")
 
 
 def slopes(samples: list[Sample], skip: float) -> dict[str, float]:

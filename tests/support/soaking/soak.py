@@ -93,6 +93,8 @@ class Soak:
         processes: whose memory is watched; None: none.
         seed: of what is asked when.
         tick: told of seconds that have passed.
+        heard: told of each right answer that came whole: its question, when it was asked (monotonic), how long it took.
+        patience: seconds that a client waits after an error, at most, whatever the server says.
     """
 
     def __init__(
@@ -104,9 +106,11 @@ class Soak:
         processes: Processes | None = None,
         seed: int = 0,
         tick: Callable[[int], object] = lambda count: None,
+        heard: Callable[[Chat, float, float], object] = lambda chat, asked, seconds: None,
+        patience: float = 5.0,
     ) -> None:
         self._endpoint, self._cases, self._at_once, self._processes = endpoint, cases, at_once, processes
-        self._random, self._tick = random.Random(seed), tick
+        self._random, self._tick, self._heard, self._patience = random.Random(seed), tick, heard, patience
         self._number = 0
         self.found = Found()
 
@@ -120,47 +124,55 @@ class Soak:
         began = time.monotonic()
         watching = asyncio.create_task(self._watch(began))
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._at_once):
-                    group.create_task(self._client(began + seconds))
+            await self.ask_while(lambda: time.monotonic() < began + seconds)
         finally:
             watching.cancel()
-            self.found.seconds = time.monotonic() - began
+            self.found.seconds += time.monotonic() - began
         self.found.rest["after"] = await self._resting()
 
-    async def _client(self, end: float) -> None:
-        while time.monotonic() < end:
+    async def ask_while(self, goes_on: Callable[[], bool]) -> None:
+        """Ask as long as something holds, whether the server is there or not."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._at_once):
+                group.create_task(self._client(goes_on))
+
+    async def _client(self, goes_on: Callable[[], bool]) -> None:
+        while goes_on():
             case = self._random.choice(self._cases)
             self._number += 1
             chat = case.anew(self._number) if self._random.random() < ANEW else case.chat
             stream = self._random.random() > WHOLE
             leave = self._random.uniform(0, MOST_PATIENCE) if self._random.random() < LEAVE else None
+            asked = time.monotonic()
             try:
-                self._compare(case, await self._endpoint.ask(chat, stream=stream, leave=leave))
+                said = await self._endpoint.ask(chat, stream=stream, leave=leave)
+                if self._compare(case, said) and said.finish != "left":
+                    self._heard(chat, asked, said.seconds)
             except Unproved as error:
                 self.found.unguarded += 1
                 self.found.tell(str(error))
             except Refused as error:
                 self.found.errors[error.status] += 1
                 self.found.tell(f"{chat.name}: {error.status} {error.message}")
-                await asyncio.sleep(min(error.retry_after or 0.1, 5.0))
+                await asyncio.sleep(min(error.retry_after or 0.1, self._patience))
             except ServeError as error:
                 self.found.errors[0] += 1
                 self.found.tell(f"{chat.name}: {error}")
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(min(0.5, self._patience))
 
-    def _compare(self, case: Case, said: Said) -> None:
+    def _compare(self, case: Case, said: Said) -> bool:
+        """Count an answer; returns whether it is the right one."""
         if said.finish == "left":
             self.found.left += 1
-            if case.expected is not None and not case.expected.begins(said.text, said.ids):
-                self._wrong(case.chat, said, case.expected)
-            return
-        self.found.answers[case.chat.guard or "plain"] += 1
-        made = Expected(said.text.strip(), said.ids, said.finish)
-        if case.expected is None:
-            case.expected = made
-        elif made != case.expected:
+            right = case.expected is None or case.expected.begins(said.text, said.ids)
+        else:
+            self.found.answers[case.chat.guard or "plain"] += 1
+            made = Expected(said.text.strip(), said.ids, said.finish)
+            case.expected = case.expected or made
+            right = made == case.expected
+        if not right and case.expected is not None:
             self._wrong(case.chat, said, case.expected)
+        return right
 
     def _wrong(self, chat: Chat, said: Said, expected: Expected) -> None:
         self.found.wrong += 1
