@@ -10,40 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
-from typing import Any, Protocol
+from typing import Any
 
 import httpcore
 
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.front.addresses import Address, is_public
-from lvlm_guard.serve.front.places import PORTS, Hosts, Place, is_address
+from lvlm_guard.serve.front.places import PORTS, Hosts, Place, is_public
 
 MOST_REDIRECTS = 3
 _HEADERS = ((b"User-Agent", b"lvlm-guard"), (b"Accept", b"image/*"), (b"Accept-Encoding", b"identity"))
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
-class Resolver(Protocol):
-    """Gives the addresses of a name."""
-
-    async def resolve(self, host: str, port: int) -> list[str]:
-        """Return the addresses of a name as text.
-
-        Raises:
-            OSError: it has none.
-        """
-        ...
-
-
-class SystemResolver:
-    """This machine's resolver."""
-
-    async def resolve(self, host: str, port: int) -> list[str]:
-        """Return what `getaddrinfo` says."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [str(address[0]) for *_, address in found]
+async def system(host: str, port: int) -> list[str]:
+    """Return the addresses of a name as this machine's resolver has them; raises `OSError` where it has none."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
 class Fetcher:
@@ -53,9 +37,8 @@ class Fetcher:
         hosts: that may be asked.
         most_bytes: of a picture.
         seconds: for one picture, redirects included.
-        resolver: of names.
+        resolve: gives the addresses of a name, as `system` does.
         network: what opens connections; it is given addresses alone, never names.
-        certificates: what TLS trusts; None: what this machine trusts.
     """
 
     def __init__(
@@ -64,16 +47,11 @@ class Fetcher:
         *,
         most_bytes: int,
         seconds: float,
-        resolver: Resolver | None = None,
+        resolve: Callable[[str, int], Awaitable[list[str]]] = system,
         network: httpcore.AsyncNetworkBackend | None = None,
-        certificates: ssl.SSLContext | None = None,
     ) -> None:
-        self.hosts = hosts
-        self.most_bytes = most_bytes
-        self.seconds = seconds
-        self._resolver = resolver or SystemResolver()
-        self._network = network or httpcore.AnyIOBackend()
-        self._certificates = certificates
+        self.hosts, self.most_bytes, self.seconds = hosts, most_bytes, seconds
+        self._resolve, self._network = resolve, network
 
     async def fetch(self, url: str) -> bytes:
         """Return what is at a URL.
@@ -99,18 +77,16 @@ class Fetcher:
         """Return the content, or where it has moved."""
         address = await self._checked(place)
         default = place.port == PORTS[place.scheme]
-        host = place.host if default else f"{place.host}:{place.port}"
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._certificates,
-            max_connections=1,
-            network_backend=_Pinned(self._network, place.host, str(address)),
-        )
-        limits: dict[str, Any] = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.seconds)}
+        name = place.host if default else f"{place.host}:{place.port}"
+        # the name is for the certificate and for the host alone: whatever it means by now, nobody looks it up again
+        pinned: dict[str, Any] = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.seconds)}
+        pinned["sni_hostname"] = place.host
         target = httpcore.URL(
-            scheme=place.scheme.encode(), host=place.host.encode(), port=place.port, target=place.target.encode()
+            scheme=place.scheme.encode(), host=address.encode(), port=place.port, target=place.target.encode()
         )
-        headers = [(b"Host", host.encode()), *_HEADERS]
-        async with pool, pool.stream("GET", target, headers=headers, extensions=limits) as answer:
+        headers = [(b"Host", name.encode()), *_HEADERS]
+        pool = httpcore.AsyncConnectionPool(max_connections=1, network_backend=self._network)
+        async with pool, pool.stream("GET", target, headers=headers, extensions=pinned) as answer:
             said = {name.lower(): value for name, value in answer.headers}
             if answer.status in _REDIRECTS:
                 return place.joined(said.get(b"location", b"").decode("ascii", "replace"))
@@ -128,19 +104,16 @@ class Fetcher:
                     raise self._too_large()
             return bytes(content)
 
-    async def _checked(self, place: Place) -> Address:
+    async def _checked(self, place: Place) -> str:
         """Return the address to connect to, after every check."""
-        direct = is_address(place.host)
-        if direct or not self.hosts.take(place):
+        if not self.hosts.take(place):
             raise Refused(
                 400,
-                f"Pictures are not fetched from {place.host[:80]!r}: "
-                + ("an address is no name of the operator's list. " if direct else "it is not on the list. ")
-                + "Send the picture itself as data:image/png;base64,..., or ask the operator to allow the host "
-                "(--image-host).",
+                f"Pictures are not fetched from {place.host[:80]!r}: it is not on the operator's list. Send the picture "
+                "itself as data:image/png;base64,..., or ask the operator to allow the host by name (--image-host).",
             )
-        addresses = [ip_address(text) for text in await self._resolver.resolve(place.host, place.port)]
-        if not addresses or not all(map(is_public, addresses)):
+        addresses = await self._resolve(place.host, place.port)
+        if not addresses or not all(is_public(ip_address(one)) for one in addresses):
             # which address, and why, would tell a client what the inner network's names mean
             raise Refused(
                 400, f"Pictures are not fetched from {place.host[:80]!r}: its name leads to no public address."
@@ -151,26 +124,6 @@ class Fetcher:
         return Refused(
             413, f"The picture at this address is larger than {self.most_bytes:,} bytes: send a smaller one."
         )
-
-
-class _Pinned(httpcore.AsyncNetworkBackend):
-    """Connects to one address that was checked, whatever its host's name means by now."""
-
-    def __init__(self, network: httpcore.AsyncNetworkBackend, host: str, address: str) -> None:
-        self._network = network
-        self._host = host
-        self._address = address
-
-    async def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        if host != self._host:
-            raise httpcore.ConnectError("another host than the one that was checked")
-        return await self._network.connect_tcp(self._address, port, *args, **kwargs)
-
-    async def connect_unix_socket(self, path: str, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        raise httpcore.ConnectError("a picture is not fetched from a socket of this machine")
-
-    async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)
 
 
 def _failed(why: str) -> Refused:

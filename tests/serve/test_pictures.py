@@ -131,7 +131,7 @@ def fetcher(
     port: int, table: Table | None = None, hosts: Hosts = HOSTS, seconds: float = 5
 ) -> tuple[Fetcher, Loopback]:
     network = Loopback(port)
-    return Fetcher(hosts, most_bytes=10_000, seconds=seconds, resolver=table or Table(), network=network), network
+    return Fetcher(hosts, most_bytes=10_000, seconds=seconds, resolve=(table or Table()).resolve, network=network), network
 
 
 def refused(one: Fetcher, url: str) -> Refused:
@@ -270,7 +270,7 @@ def test_tls_is_checked_against_the_name_and_not_the_address() -> None:
             assert (host, port) == (PUBLIC, 443)
             return Stream([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"])
 
-    one = Fetcher(HOSTS, most_bytes=10, seconds=1, resolver=Table(), network=Network())
+    one = Fetcher(HOSTS, most_bytes=10, seconds=1, resolve=Table().resolve, network=Network())
     assert asyncio.run(one.fetch("https://pictures.test/a")) == b"ok"
     assert names == ["pictures.test"]
 
