@@ -83,7 +83,7 @@ def serve(
             raise KnobError(
                 "--upstream has its own models, so --model is not loaded: --served-model-name NAME names one."
             )
-        import_module("lvlm_guard.serve.launch.installed").check_front()
+        import_module("lvlm_guard.serve.sockets").check_installed("Checking answers")
     settings = import_module("lvlm_guard.serve.launch.settings").ServeSettings(
         model=model,
         upstream=upstream,

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvlm_guard.engine.method import Method
-from lvlm_guard.errors import did_you_mean
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.apc import APC
 from lvlm_guard.methods.vcd import VCD
 from lvlm_guard.proof import KNOBS
+from lvlm_guard.serve import knobs
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.knobs import GUARD, named
 
-GUARD = "guard"
 MASK, NOISE = "guard_mask", "guard_noise"
 TWIN: dict[str, type[Method]] = {"agla": AGLA, "vcd": VCD, "apc": APC}
 """The methods of the twin engine."""
@@ -36,28 +36,10 @@ def method_of(extra: Mapping[str, Any] | None) -> Method | None:
         extra: `SamplingParams.extra_args`.
 
     Raises:
-        ServeError: the method is unknown, or an argument is not one of its knobs.
-        KnobError: a knob is out of range.
+        GuardError: the method is unknown, or an argument is no knob of it or out of range.
     """
-    given = {name: value for name, value in (extra or {}).items() if name.startswith(GUARD)}
-    if (name := given.pop(GUARD, None)) in OTHERS:
-        return None
-    if name is None:
-        if given:
-            raise ServeError(f"{min(given)} without {GUARD!r}: say which method it is for.")
-        return None
-    if name not in TWIN:
-        known = [*TWIN, *OTHERS]
-        raise ServeError(f"No guard is called {name!r}. {did_you_mean(str(name), known)}Known: {', '.join(known)}.")
-    knobs = {}
-    for argument, value in given.items():
-        known = [f"{GUARD}_{knob}" for knob in KNOBS[name]]
-        if argument not in known:
-            raise ServeError(f"{argument} is no knob of {name}. It has: {', '.join(known)}.")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ServeError(f"{argument} is {value!r}: give a number.")
-        knobs[argument.removeprefix(f"{GUARD}_")] = float(value)
-    return TWIN[name](**knobs)
+    asked = named(extra)
+    return None if asked is None or asked[0] in OTHERS else knobs.method_of(*asked)
 
 
 def request_arguments(method: Method) -> dict[str, str | float]:
@@ -70,8 +52,7 @@ def request_arguments(method: Method) -> dict[str, str | float]:
         raise ServeError(f"The twin engine has no method {method.name!r}; it has {', '.join(TWIN)}.")
     if getattr(method, "mode", "paper") != "paper":
         raise ServeError(f"{method.name} with mode={method.mode!r} can't be served: leave mode out.")  # type: ignore[attr-defined]
-    knobs = {f"{GUARD}_{knob}": getattr(method, knob) for knob in KNOBS[method.name]}
-    return {GUARD: method.name, **knobs}
+    return {GUARD: method.name} | {f"{GUARD}_{knob}": getattr(method, knob) for knob in KNOBS[method.name]}
 
 
 def view_arguments(method: Method, masks: Sequence[str] = ()) -> dict[str, Any]:

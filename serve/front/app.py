@@ -24,9 +24,8 @@ from lvlm_guard.serve.front.canary import Gate
 from lvlm_guard.serve.front.fetching import Fetcher
 from lvlm_guard.serve.front.guards import Arguments, Guards, Matching, method_of
 from lvlm_guard.serve.front.metrics import FrontMetrics, process_metrics
-from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.places import Hosts
-from lvlm_guard.serve.front.reading import VIEWED, Addresses, Read, Readers, Rules, with_fields
+from lvlm_guard.serve.front.reading import VIEWED, Addresses, Read, Readers, with_fields
 from lvlm_guard.serve.front.routes import CHAT, KEYED, METRICS, MODELS, READY, Key, route_of
 from lvlm_guard.serve.front.settings import KEY, FrontSettings
 from lvlm_guard.serve.front.upstream import Once, Upstream, kind_of, passed_on, shown
@@ -64,21 +63,11 @@ class Front:
         self.settings = it = settings or FrontSettings.from_environment()
         self.metrics = metrics or process_metrics()
         self._refused = Proof("", it.guards).refused() + [(CHECK.encode(), b"refused")] * bool(it.checks)
-        self._names = Names(it.names, (*it.guards, *it.checks))
+        self._names = it.every_name
         self._key = Key(os.environ.get(KEY, "") if key is None else key)
         self._fetcher = fetcher or Fetcher(Hosts(it.image_hosts), most_bytes=it.most_bytes, seconds=it.fetch_seconds)
         self._bodies = Bodies(it.most_body, it.most_held, it.body_seconds)
-        rules = Rules(
-            self._names,
-            it.most_pictures,
-            it.most_bytes,
-            it.most_pixels,
-            it.most_memory,
-            it.reading_seconds,
-            it.drop,
-            it.special_tokens,
-        )
-        self._readers = Readers(rules, it.readers)
+        self._readers = Readers(it)
         if matching is None and it.maskd_url:
             matching = MaskdClient(it.maskd_url, it.maskd_seconds)
         self._guards = Guards(matching, self.metrics)

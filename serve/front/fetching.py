@@ -109,8 +109,8 @@ class Fetcher:
         if not self.hosts.take(place):
             raise Refused(
                 400,
-                f"Pictures are not fetched from {place.host[:80]!r}: it is not on the operator's list. Send the picture "
-                "itself as data:image/png;base64,..., or ask the operator to allow the host by name (--image-host).",
+                f"Pictures are not fetched from {place.host[:80]!r}: it is not on the operator's list. Send the "
+                "picture itself as data:image/png;base64,..., or ask the operator to allow the host (--image-host).",
             )
         addresses = await self._resolve(place.host, place.port)
         if not addresses or not all(is_public(ip_address(one)) for one in addresses):

@@ -8,64 +8,30 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from lvlm_guard.engine.method import Method
-from lvlm_guard.errors import KnobError, did_you_mean
-from lvlm_guard.methods import REGISTRY
+from lvlm_guard.errors import KnobError
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.vote import Vote
-from lvlm_guard.proof import KNOBS
+from lvlm_guard.serve import knobs
 from lvlm_guard.serve.engine.arguments import request_arguments, view_arguments
 from lvlm_guard.serve.errors import MaskdError, Refused
+from lvlm_guard.serve.front.canary import Chosen
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.reading import Seen
-from lvlm_guard.serve.maskd.client import Mask, Scores
-from lvlm_guard.serve.vote.ballot import LEAST_BETA, MOST_LAM, ballot_arguments, claims_of, kinds_of
+from lvlm_guard.serve.maskd.client import Mask, MaskdClient, Scores
+from lvlm_guard.serve.vote.ballot import ballot_arguments, claims_of, kinds_of
 
 AGAIN = 30.0
 """Seconds after which to ask again where the matcher service is broken, not busy."""
-
-_LONGEST = 64  # of a name that is looked for among the known ones
 
 _Given = TypeVar("_Given", Mask, Scores)
 
 log = logging.getLogger(__name__)
 
-
-class Matching(Protocol):
-    """What of `lvlm_guard.serve.maskd.client.MaskdClient` is used; masks and scores come checked.
-
-    `hits` of the questions `asked` were answered from memory.
-    """
-
-    hits: int
-    asked: int
-
-    @property
-    def known(self) -> Seen | None:
-        """What `seen` would say, where nobody need be asked."""
-        ...
-
-    async def seen(self) -> Seen:
-        """Return the matcher's version and the side of its square; raise MaskdError."""
-        ...
-
-    async def health(self) -> Seen:
-        """Return what `seen` does, asked anew."""
-        ...
-
-    async def mask(self, image: bytes, question: str) -> Mask:
-        """Return the mask of a picture for a question; raise MaskdError or Refused."""
-        ...
-
-    async def scores(self, image: bytes, claims: Sequence[str]) -> Scores:
-        """Return how far a picture supports each claim; raise MaskdError or Refused."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        ...
+Matching = MaskdClient | Chosen
+"""What is asked for masks and scores; they come checked. `hits` of the questions `asked` were answered from memory."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +195,7 @@ def _notes(given: Sequence[Mask | Scores]) -> tuple[str, ...]:
 
 
 def method_of(guard: str | None, xargs: object) -> Method | None:
-    """Return a guard with the knobs that a request gives, checked by the method itself; None for no guard.
+    """Return a guard with the knobs that a request gives; None for no guard.
 
     Raises:
         Refused: 400, something else than a knob in its range is given.
@@ -237,24 +203,11 @@ def method_of(guard: str | None, xargs: object) -> Method | None:
     given = {} if xargs is None else xargs
     if not isinstance(given, dict):
         raise Refused(400, "vllm_xargs is no object: give the guard's knobs, such as {'agla_alpha': 1.5}.")
-    known = {f"{guard}_{knob}": knob for knob in KNOBS[guard]} if guard is not None else {}
-    for name, value in given.items():
-        if name not in known:
-            near = did_you_mean(name, known) if len(name) <= _LONGEST else ""
-            takes = (
-                f"{guard} takes {', '.join(known)}." if known else "the plain model has no knobs; name a guarded one."
-            )
-            raise Refused(400, f"vllm_xargs can't hold {name!r:.80}: {near}{takes}")
-        if type(value) not in (int, float) or not abs(value) <= MOST_LAM:
-            raise Refused(400, f"vllm_xargs.{name} is {value!r:.40}: give a number up to {MOST_LAM:g}.")
     if guard is None:
+        if given:
+            raise Refused(400, f"vllm_xargs can't hold {min(given)!r:.80}: the plain model has no knobs.")
         return None
     try:
-        method: Method = REGISTRY.get(guard)(**{known[name]: float(value) for name, value in given.items()})
+        return knobs.method_of(guard, given, guard)
     except KnobError as error:
-        raise Refused(400, str(error)) from error
-    if isinstance(method, Vote) and method.beta < LEAST_BETA:
-        raise Refused(
-            400, f"vote_beta is {method.beta:g}, which keeps too many tokens to look up: give {LEAST_BETA:g} to 1."
-        )
-    return method
+        raise Refused(400, f"vllm_xargs: {error}") from error

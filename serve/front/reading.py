@@ -9,7 +9,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,9 @@ from PIL import Image
 
 from lvlm_guard.proof import CHECKS, MATCHED
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.pictures import is_address, look_at, of_url
-from lvlm_guard.serve.front.requests import asked
+from lvlm_guard.serve.front.requests import Meant, asked
+from lvlm_guard.serve.front.settings import FrontSettings
 
 MIB = 1 << 20
 _Made = TypeVar("_Made")
@@ -34,52 +34,17 @@ Seen = tuple[str, int | None]
 """Version of a matcher, and the side of the square that it squashes pictures to; None: it sees them otherwise."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a request may hold.
-
-    Args:
-        names: of the models.
-        most_pictures: in one request.
-        most_bytes: of one picture's file.
-        most_pixels: of one picture.
-        most_memory: MiB that reading one request may take.
-        seconds: that it may take.
-        drop: pieces of a message that are no part of its question.
-        special_tokens: `add_special_tokens` where a request does not say.
-    """
-
-    names: Names
-    most_pictures: int
-    most_bytes: int
-    most_pixels: int
-    most_memory: int
-    seconds: float
-    drop: tuple[str, ...]
-    special_tokens: bool
-
-
-@dataclass(frozen=True)
-class Read:
+@dataclass(frozen=True, kw_only=True)
+class Read(Meant):
     """A request that was read.
 
     Args:
         body: what the engine gets, but for the guard: a JSON object.
-        name: of the model as the client wrote it.
-        guard: that has to guard it; None for none.
-        knobs: what it says of the guard's knobs, unread.
-        question: the last user message's; "" where it has none.
         views: what the matcher is sent of each picture; () where it is not asked, or what it sees was not known.
-        unguarded: why a guarded name is answered plainly; "" where it is not.
     """
 
     body: bytes
-    name: str
-    guard: str | None
-    knobs: object
-    question: str
     views: tuple[bytes, ...] = ()
-    unguarded: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +54,7 @@ class Addresses:
     urls: tuple[str, ...]
 
 
-def read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
+def read(raw: bytes, rules: FrontSettings, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
     """Read a request.
 
     Args:
@@ -103,16 +68,16 @@ def read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, byte
     """
     _limit_memory(rules.most_memory)
     try:
-        with within(rules.seconds):
+        with within(rules.reading_seconds):
             return _read(raw, rules, seen, fetched)
     except MemoryError as error:
         raise Refused(413, f"Reading the request took more than {rules.most_memory} MiB: send less.") from error
 
 
-def _read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
+def _read(raw: bytes, rules: FrontSettings, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
     it = asked(
         raw,
-        rules.names,
+        rules.every_name,
         most_pictures=rules.most_pictures,
         drop=rules.drop,
         special_tokens=rules.special_tokens,
@@ -131,19 +96,19 @@ def _read(raw: bytes, rules: Rules, seen: Seen | None, fetched: Mapping[str, byt
         if matched:
             views.append(picture.view)
     body = json.dumps(it.body, ensure_ascii=False, allow_nan=False).encode()
-    return Read(body, it.name, it.guard, it.knobs, it.question, tuple(views), it.unguarded)
+    told = {one.name: getattr(it, one.name) for one in fields(Meant)}
+    return Read(**told, body=body, views=tuple(views))
 
 
 class Readers:
     """Processes that read requests, a fixed number at once; one that takes too long ends.
 
     Args:
-        rules: what requests may hold.
-        processes: at most.
+        rules: what requests may hold, and how many processes there are.
     """
 
-    def __init__(self, rules: Rules, processes: int) -> None:
-        self._rules, self._processes = rules, processes
+    def __init__(self, rules: FrontSettings) -> None:
+        self._rules, self._processes = rules, rules.readers
         self._turn: anyio.CapacityLimiter | None = None
 
     async def warm(self) -> None:
@@ -166,8 +131,8 @@ class Readers:
                 raise Refused(503, "The server is too busy to read requests. Ask again later.", 5) from error
             raise Refused(
                 413,
-                f"Reading the request took more than {self._rules.seconds:g} seconds, or ended what reads it: send "
-                "smaller or other pictures.",
+                f"Reading the request took more than {self._rules.reading_seconds:g} seconds, or ended what reads it: "
+                "send smaller or other pictures.",
                 None,
                 "reading",
             ) from None

@@ -58,27 +58,36 @@ class Wanted:
         return cls(answers, bool(taken["stream"]), bool(options.get("include_usage")), bool(taken["logprobs"]), seed)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request that may be answered.
+@dataclass(frozen=True, kw_only=True)
+class Meant:
+    """What a request asks for.
 
     Args:
-        body: what the engine gets, but for pictures and guard; its `model` is the plain name.
         name: of the model as the client wrote it.
         guard: that has to guard it; None for none.
         knobs: what it says of the guard's knobs, unread.
-        chat: messages and pictures.
         question: that the matcher is asked about; "" where it is not asked.
         unguarded: why a guarded name is answered plainly; "" where it is not.
     """
 
-    body: dict[str, Any]
     name: str
     guard: str | None
     knobs: object
-    chat: Conversation
     question: str = ""
     unguarded: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Meant):
+    """A request that may be answered.
+
+    Args:
+        body: what the engine gets, but for pictures and guard; its `model` is the plain name.
+        chat: messages and pictures.
+    """
+
+    body: dict[str, Any]
+    chat: Conversation
 
 
 def asked(
@@ -114,9 +123,8 @@ def asked(
     if guard in CHECKS and not chat.pictures:
         raise Refused(400, f"The prompt has no picture that {guard} could check an answer by: ask the model {plain!r}.")
     if guard in NEEDS_PICTURE and not chat.pictures:
-        return Asked(
-            body, name, None, knobs, chat, "", f"the prompt has no picture, so there is nothing for {guard} to guard"
-        )
+        why = f"the prompt has no picture, so there is nothing for {guard} to guard"
+        return Asked(body=body, name=name, guard=None, knobs=knobs, chat=chat, unguarded=why)
     question = question_of(chat.last, drop) if guard in MATCHED else ""
     if guard in MATCHED and not question:
         raise Refused(
@@ -124,7 +132,7 @@ def asked(
             f"The last user message has no text, so {guard} does not know what to look for in the picture. Put the "
             f"question into it, or ask the plain model {plain!r}.",
         )
-    return Asked(body, name, guard, knobs, chat, question)
+    return Asked(body=body, name=name, guard=guard, knobs=knobs, chat=chat, question=question)
 
 
 def _object(raw: bytes) -> dict[str, Any]:

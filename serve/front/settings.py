@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from lvlm_guard.errors import did_you_mean
 from lvlm_guard.proof import CHECKS, KNOBS
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.front.names import Names
 
 VARIABLE = "LVLM_GUARD_FRONT"
 """Environment variable that holds the settings as JSON."""
@@ -103,6 +104,11 @@ class FrontSettings:
                 raise ServeError(f"{name!r} can't be served. {did_you_mean(name, known)}Known: {', '.join(known)}.")
         if {"agla", "vote", *CHECKS} & {*self.guards, *self.checks} and not self.maskd_url:
             raise ServeError("agla, vote and checks need the matcher service: give its address, maskd_url.")
+
+    @property
+    def every_name(self) -> Names:
+        """The names of the models, plain, guarded and checked."""
+        return Names(self.names, (*self.guards, *self.checks))
 
     def to_json(self) -> str:
         """Return the settings for the environment variable `VARIABLE`."""

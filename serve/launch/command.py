@@ -132,10 +132,11 @@ def front_command(passed: Passed, fd: int, workers: int) -> list[str]:
         fd: of the bound socket.
         workers: processes.
     """
-    said = ["--fd", str(fd), "--workers", str(workers), "--patience", str(patience_of(passed))]
+    said: dict[str, Any] = {"fd": fd, "workers": workers, "timeout_graceful_shutdown": patience_of(passed)}
     for name in ("ssl-certfile", "ssl-keyfile", "ssl-ca-certs", "root-path"):
-        said += [f"--{name}", passed.value(name)] if name in passed else []
-    return [sys.executable, "-m", "lvlm_guard.serve.front", *said]
+        if name in passed:
+            said[name.replace("-", "_")] = passed.value(name)
+    return [sys.executable, "-m", "lvlm_guard.serve.front", json.dumps(said)]
 
 
 def patience_of(passed: Passed) -> int:

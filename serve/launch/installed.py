@@ -70,15 +70,3 @@ def check_release(found: Installed) -> None:
             f"{wanted} alone: pip install {package}=={wanted}, or serve with --guards vote, which keeps to vLLM's own "
             "interface."
         )
-
-
-def check_front() -> None:
-    """Raise `MissingExtraError` where something is missing that the front is made of."""
-    try:
-        import prometheus_client  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Checking answers needs {error.name}, which is not installed: pip install 'lvlm-guard[check]'."
-        ) from error

@@ -19,8 +19,8 @@ from typing import Any
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.matching.questions import YES
+from lvlm_guard.serve.knobs import LEAST_BETA
 from lvlm_guard.serve.launch.canary import CAPTION, Canary, CanaryError, Tokens
-from lvlm_guard.serve.vote.ballot import LEAST_BETA
 
 ZERO = 1e-4
 """Nats within which a log-probability is 0."""

@@ -11,17 +11,18 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
-from lvlm_guard.errors import KnobError, MissingExtraError
+import httpx
+
+from lvlm_guard.errors import KnobError
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.maskd.asks import SHARED, Limits
-from lvlm_guard.serve.sockets import bound, url_of
+from lvlm_guard.serve.sockets import bound, check_installed, run, url_of
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
 
 if TYPE_CHECKING:
@@ -83,50 +84,30 @@ def maskd(
         ServeError: the workers could not start.
     """
     os.environ.pop(SHARED, None)  # another program's folder: its values are not ours
-    try:
-        import prometheus_client  # noqa: F401  # named here, so that what is missing is told before the matcher loads
-        import starlette  # noqa: F401
-        import uvicorn
-        from uvicorn.supervisors import Multiprocess
-    except ImportError as error:
-        raise MissingExtraError(
-            f"The matcher service needs {error.name}, which is not installed: "
-            "pip install 'lvlm-guard[check]'; the extras serve and serve-cpu bring it too."
-        ) from error
+    check_installed("The matcher service")
     _check(settings)
     if settings.objects is not None:
         os.environ[OBJECTS] = settings.objects
     served_vocabulary()
     listening = bound(host, port)
     url = url_of(host, listening.getsockname()[1])
-    common: dict[str, Any] = {
-        "log_level": "warning",
-        "access_log": False,
-        "server_header": False,
-        "timeout_graceful_shutdown": GRACE,
-        "timeout_keep_alive": 30,  # longer than clients keep idle connections, so that they don't ask on a closed one
-    }
+    # longer than clients keep idle connections, so that they don't ask on a closed one
+    times = {"timeout_graceful_shutdown": GRACE, "timeout_keep_alive": 30}
     tell = Thread(target=_tell, args=(url, ready), daemon=True)
-    with listening:
+    folder: Any = nullcontext() if settings.workers == 1 else tempfile.TemporaryDirectory(prefix="lvlm-guard-maskd-")
+    with listening, folder as shared:
+        app: Any = f"{__name__}:app_of_environment"
         if settings.workers == 1:
             app = _app(settings)
             # uvicorn raises the signal again once it has closed, which would end the process here
             signal.signal(signal.SIGTERM, lambda *_: None)
-            tell.start()
-            uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listening])
-            return
-        with tempfile.TemporaryDirectory(prefix="lvlm-guard-maskd-") as shared:
+        else:
             os.environ[SHARED] = shared
             os.environ[_SETTINGS] = json.dumps(asdict(settings))
-            where = f"{__name__}:app_of_environment"
-            config = uvicorn.Config(
-                where, factory=True, workers=settings.workers, timeout_worker_healthcheck=SIGN_OF_LIFE, **common
-            )
-            tell.start()
-            workers = Multiprocess(config, sockets=[listening])
-            workers.run()
-        if any((process.exitcode or 0) > 0 for process in workers.processes):
-            raise ServeError("A worker of the matcher service could not start; its error is above.")
+        tell.start()
+        ended = run(app, listening, settings.workers, timeout_worker_healthcheck=SIGN_OF_LIFE, **times)
+    if any((status or 0) > 0 for status in ended):
+        raise ServeError("A worker of the matcher service could not start; its error is above.")
 
 
 def app_of_environment() -> Starlette:
@@ -175,12 +156,10 @@ def _check(settings: Settings) -> None:
 
 
 def _tell(url: str, ready: Callable[[str, str], None]) -> None:
-    here = build_opener(ProxyHandler({}))
     while True:
         try:
-            with here.open(url + "/health", timeout=5) as answer:
-                version = json.load(answer)["version"]
-        except (URLError, OSError, ValueError):
+            version = httpx.get(url + "/health", timeout=5, trust_env=False).json()["version"]
+        except (httpx.HTTPError, ValueError):
             sleep(0.1)
             continue
         ready(url, version)

@@ -13,18 +13,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta
-from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.claims import Choice
 from lvlm_guard.matching.questions import wanted, yes_no_claim
 from lvlm_guard.matching.vocabulary import claim_about
 from lvlm_guard.matching.voting import QUESTION, odds_of
 from lvlm_guard.methods.vote import Vote
-from lvlm_guard.serve.engine.arguments import OTHERS, TWIN
 from lvlm_guard.serve.errors import ServeError, WireError
+from lvlm_guard.serve.knobs import method_of, named
 from lvlm_guard.serve.wire import MOST_SCORES, pack_scores, unpack_scores
 
 OBJECTS = "LVLM_GUARD_OBJECTS"
@@ -35,16 +33,8 @@ VOCABULARY = "lvlm_guard_objects"
 """Key of vLLM's `additional_config` that holds the same list word by word: an engine's workers on other machines
 have neither the environment nor the file."""
 
-LEAST_BETA = 1e-3
-"""Lower cuts keep so many tokens that looking each up would hold up every other request of the step."""
-
-MOST_LAM = 1e3
-"""Larger weights could push a vote beyond what rejected tokens are pushed down by."""
-
 Listed = str | tuple[tuple[str, ...], ...]
 """Objects by the name of their list, or word by word."""
-
-_ARGUMENTS = ("guard", "guard_beta", "guard_claim", "guard_lam", "guard_scores")
 
 
 @dataclass(frozen=True)
@@ -122,35 +112,17 @@ def ballot_of(arguments: Mapping[str, Any] | None) -> Ballot | None:
     Raises:
         GuardError: an argument of the guard is unknown, missing or out of range.
     """
-    given = {name: value for name, value in (arguments or {}).items() if name.startswith("guard")}
-    if not given:
+    asked = named(arguments)
+    if asked is None or asked[0] != Vote.name:
         return None
-    method = given.get("guard")
-    if method is None:
-        raise KnobError(f"{min(given)} comes without guard: name the method, such as guard='vote'.")
-    if method not in (known := [*TWIN, *OTHERS]):
-        raise UnknownNameError(
-            f"No guard {method!r} is served. {did_you_mean(str(method), known)}Known: {', '.join(known)}."
-        )
-    if method != Vote.name:
-        return None
-    for name in given:
-        if name not in _ARGUMENTS:
-            raise KnobError(f"vote has no argument {name!r}. {did_you_mean(name, _ARGUMENTS)}")
-    lam, beta = _number(given, "guard_lam", Vote.lam), _number(given, "guard_beta", Vote.beta)
-    check_alpha(lam, "guard_lam")
-    check_beta(beta)
-    if lam > MOST_LAM or beta < LEAST_BETA:
-        raise KnobError(
-            f"guard_lam is {lam:g} and guard_beta {beta:g}: a server takes lam up to {MOST_LAM:g}, and beta from "
-            f"{LEAST_BETA:g}. The defaults are {Vote.lam:g} and {Vote.beta:g}."
-        )
-    if "guard_scores" not in given:
+    given = asked[1]
+    scores, claim = given.pop("guard_scores", None), given.pop("guard_claim", None)
+    method = cast(Vote, method_of(Vote.name, given))
+    if scores is None:
         raise WireError("guard='vote' comes without guard_scores, so nobody votes: ask the matcher service for them.")
-    scores = given["guard_scores"]
     if not isinstance(scores, str):
         unpack_scores(scores)  # says what is wrong
-    return Ballot(lam, beta, _read(scores, given.get("guard_claim"), _served()))
+    return Ballot(method.lam, method.beta, _read(scores, claim, _served()))
 
 
 @lru_cache(maxsize=64)
@@ -190,16 +162,6 @@ def take_vocabulary(additional_config: Any) -> None:
 
 def _served() -> Listed:
     return _told[0] if _told else os.environ.get(OBJECTS) or "coco"
-
-
-def _number(given: Mapping[str, Any], name: str, default: float) -> float:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise KnobError(f"{name} is {value!r}: give a number.")
-    try:
-        return float(value)
-    except OverflowError:
-        raise KnobError(f"{name} is too large: give a number such as {default:g}.") from None
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_guard.errors import KnobError
+from lvlm_guard.errors import GuardError, KnobError
 from lvlm_guard.methods import AGLA, APC, VCD, Vote
 from lvlm_guard.serve.engine.arguments import method_of, request_arguments, view_arguments
 from lvlm_guard.serve.errors import ServeError
@@ -41,17 +41,17 @@ def test_what_is_not_given_has_its_default(extra: dict[str, Any] | None, expecte
     ("extra", "said"),
     [
         ({"guard": "algA"}, "Did you mean 'agla'"),
-        ({"guard": 1}, "No guard is called 1"),
-        ({"guard_alpha": 1.0}, "guard_alpha without 'guard'"),
-        ({"guard": "apc", "guard_alpha": 1.0}, "guard_alpha is no knob of apc"),
-        ({"guard": "agla", "guard_mask": "..."}, "guard_mask is no knob of agla"),
+        ({"guard": 1}, "No guard 1 is served"),
+        ({"guard_alpha": 1.0}, "guard_alpha comes without guard"),
+        ({"guard": "apc", "guard_alpha": 1.0}, "'guard_alpha' is no knob of apc"),
+        ({"guard": "agla", "guard_mask": "..."}, "'guard_mask' is no knob of agla"),
         ({"guard": "agla", "guard_alpha": "2"}, "give a number"),
         ({"guard": "agla", "guard_alpha": True}, "give a number"),
         ({"guard": "agla", "guard_alpha": [1.0]}, "give a number"),
     ],
 )
 def test_an_argument_that_means_nothing_is_refused(extra: dict[str, Any], said: str) -> None:
-    with pytest.raises(ServeError, match=said):
+    with pytest.raises(GuardError, match=said):
         method_of(extra)
 
 

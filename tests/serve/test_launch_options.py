@@ -144,9 +144,10 @@ def test_what_is_the_fronts_does_not_reach_the_engine() -> None:
     assert not set(line.split()) & set(made) - {"--seed", "2"}
     assert value(made, "--uds") == "/tmp/x/vllm.sock"
     said = front_command(Passed(line.split()), 5, 3)
-    given = {"--fd": "5", "--workers": "3", "--patience": "7", "--ssl-certfile": "a", "--root-path": "/r"}
-    assert {option: value(said, option) for option in given} == given
-    assert value(front_command(Passed(()), 5, 1), "--patience") == "30"
+    given = {"fd": 5, "workers": 3, "timeout_graceful_shutdown": 7}
+    given |= {"ssl_certfile": "a", "ssl_keyfile": "b", "root_path": "/r"}
+    assert json.loads(said[-1]) == given
+    assert json.loads(front_command(Passed(()), 5, 1)[-1])["timeout_graceful_shutdown"] == 30
     with pytest.raises(KnobError, match="whole seconds"):
         front_command(Passed(["--shutdown-timeout", "soon"]), 5, 1)
 

@@ -131,7 +131,9 @@ def fetcher(
     port: int, table: Table | None = None, hosts: Hosts = HOSTS, seconds: float = 5
 ) -> tuple[Fetcher, Loopback]:
     network = Loopback(port)
-    return Fetcher(hosts, most_bytes=10_000, seconds=seconds, resolve=(table or Table()).resolve, network=network), network
+    return Fetcher(
+        hosts, most_bytes=10_000, seconds=seconds, resolve=(table or Table()).resolve, network=network
+    ), network
 
 
 def refused(one: Fetcher, url: str) -> Refused:

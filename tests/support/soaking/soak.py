@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,8 +115,12 @@ class Soak:
         self._number = 0
         self.found = Found()
 
-    async def run(self, seconds: float) -> None:
+    async def run(self, seconds: float, beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext) -> None:
         """Ask until the time is over; what was seen is in `found`, however this ends.
+
+        Args:
+            seconds: to ask.
+            beside: what goes on meanwhile, and has ended before the server has to come to rest.
 
         Raises:
             ServeError: the server can't be reached at the start, or has no metrics.
@@ -124,7 +129,8 @@ class Soak:
         began = time.monotonic()
         watching = asyncio.create_task(self._watch(began))
         try:
-            await self.ask_while(lambda: time.monotonic() < began + seconds)
+            async with beside():
+                await self.ask_while(lambda: time.monotonic() < began + seconds)
         finally:
             watching.cancel()
             self.found.seconds += time.monotonic() - began
