@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,38 +24,23 @@ EVERY = 1.0
 """Seconds between a token and its showing; a GPU is waited for no oftener, and not by the thread that feeds it."""
 
 
-class TokenCounters:
-    """The counters in one registry.
-
-    Args:
-        registry: where they are registered; a registry holds one set of them.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.tokens = Counter("lvlm_guard_tokens", "Tokens drawn under a guard.", ["guard"], registry=registry)
-        self.overruled = Counter(
-            "lvlm_guard_tokens_overruled",
-            "Of these, those where the plain logits prefer another token than the guard's do.",
-            ["guard"],
-            registry=registry,
-        )
-
-
-@lru_cache(maxsize=1)
-def process_counters() -> TokenCounters:
-    """Return this process's counters."""
-    return TokenCounters(REGISTRY)
+@cache
+def counters(registry: CollectorRegistry = REGISTRY) -> dict[str, Counter]:
+    """Return the counters in a registry, which holds one set of them."""
+    also = "Of these, those where the plain logits prefer another token than the guard's do."
+    names = {"tokens": "Tokens drawn under a guard.", "tokens_overruled": also}
+    return {name: Counter(f"lvlm_guard_{name}", does, ["guard"], registry=registry) for name, does in names.items()}
 
 
 class Overruled:
     """Counts for one processor of logits. Ranks of a tensor-parallel engine see the same rows: let one count.
 
     Args:
-        counters: where totals are shown.
+        registry: of the counters where totals are shown.
     """
 
-    def __init__(self, counters: TokenCounters) -> None:
-        self._counters = counters
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._counters = counters(registry)
         self._held: list[tuple[str, list[tuple[list[int], int]], Tensor | None]] = []
         self._tokens: dict[str, int] = {}
         self._overruled: dict[str, Tensor] = {}
@@ -112,13 +97,10 @@ class Overruled:
             self._due = False
             for guard, tokens in list(self._tokens.items()):
                 overruled = self._overruled.get(guard)
-                self._tell(self._counters.overruled, guard, 0 if overruled is None else int(overruled))
-                self._tell(self._counters.tokens, guard, tokens)
-
-    def _tell(self, counter: Counter, guard: str, total: int) -> None:
-        told = self._told.get((counter._name, guard), 0)
-        counter.labels(guard).inc(total - told)
-        self._told[counter._name, guard] = total
+                totals = {"tokens_overruled": 0 if overruled is None else int(overruled), "tokens": tokens}
+                for name, total in totals.items():
+                    self._counters[name].labels(guard).inc(total - self._told.get((name, guard), 0))
+                    self._told[name, guard] = total
 
 
 def preferred_others(assembled: Tensor, plain: Tensor) -> Tensor:
@@ -143,4 +125,4 @@ def engine_counts() -> Overruled | None:
     from vllm.distributed import parallel_state
 
     parallel = parallel_state.model_parallel_is_initialized()
-    return None if parallel and parallel_state.get_tensor_model_parallel_rank() else Overruled(process_counters())
+    return None if parallel and parallel_state.get_tensor_model_parallel_rank() else Overruled()

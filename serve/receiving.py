@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import anyio
+from starlette.types import Receive
 
 from lvlm_guard.serve.errors import Refused
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Gone(Exception):

@@ -19,5 +19,6 @@ How it is measured:
 - `shapes`: random models of real proportions (`--shape 1b`).
 - `measure`: `Bench`, the arms and their order.
 - `peers`: another package's methods beside ours (`--peers`).
+- `server`: a running server's names, by vLLM's own benchmark (`--server`).
 - `intervals`, `memory`: the arithmetic, and the peak of memory.
 """

@@ -34,7 +34,7 @@ class Wanted:
 
 def bench_server(wanted: Wanted) -> None:
     """Measure a server's names against each other, and print what came out of it, also after Ctrl-C."""
-    room = import_module("lvlm_guard.serve.bench")
+    room = import_module("lvlm_guard.bench.server")
     arms = room.arms_of(wanted.server, wanted.plain_server, wanted.model, wanted.guards)
     load = room.Load(_tokenizer(wanted.tokenizer or arms[0].name), tokens=wanted.max_new_tokens)
     names = ", ".join(f"{arm.name}{' (ordinary vLLM)' * (arm.server == 'plain')}" for arm in arms)

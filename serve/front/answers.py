@@ -74,11 +74,11 @@ class Proof:
 
     @cached_property
     def _spliced(self) -> bytes:
-        return b'{"%s":%s,' % (FIELD.encode(), _dumped(self.body()))
+        return b'{"%s":%s,' % (FIELD.encode(), dumped(self.body()))
 
     @cached_property
     def _named(self) -> bytes:
-        return b'"model":' + _dumped(self.name)
+        return b'"model":' + dumped(self.name)
 
     def marked(self, raw: bytes) -> bytes:
         """Return a whole answer with the proof in it.
@@ -158,7 +158,7 @@ def model_list(raw: bytes, names: Names) -> bytes:
         if plain in cards
         for full, guard in names.guarded(plain).items()
     ]
-    return _dumped({**listed, "data": data})
+    return dumped({**listed, "data": data})
 
 
 def error(
@@ -167,7 +167,7 @@ def error(
     """Return headers and body of an error in OpenAI's form."""
     kind = {401: "authentication_error", 404: "not_found_error", 503: "service_unavailable"}.get(status)
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
-    raw = _dumped({"error": {"message": message, "type": kind, "param": None, "code": status}})
+    raw = dumped({"error": {"message": message, "type": kind, "param": None, "code": status}})
     sent = [*headers, (b"content-type", b"application/json")]
     if retry_after is not None:
         sent.append((b"retry-after", str(max(1, round(retry_after))).encode()))
@@ -184,5 +184,6 @@ def _number(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def _dumped(value: Any) -> bytes:
+def dumped(value: Any) -> bytes:
+    """Return JSON as short as it can be; half of a surrogate pair passes."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

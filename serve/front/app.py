@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import anyio
 import httpx
+from starlette.types import Message, Receive, Scope, Send
 
 from lvlm_guard.proof import CHECK, KNOBS
 from lvlm_guard.serve.errors import Refused
@@ -33,11 +33,6 @@ from lvlm_guard.serve.maskd.client import MaskdClient
 from lvlm_guard.serve.receiving import Bodies, Gone, Held, until_gone
 
 log = logging.getLogger(__name__)
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class Front:

@@ -13,12 +13,13 @@ from typing import Any
 
 import httpx
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Send
 
 from lvlm_guard import __version__
 from lvlm_guard.proof import CHECK, FIELD, header_of
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.front.answers import Header
-from lvlm_guard.serve.front.app import Front, Send, reply, whole
+from lvlm_guard.serve.front.answers import Header, dumped
+from lvlm_guard.serve.front.app import Front, reply, whole
 from lvlm_guard.serve.front.guards import method_of
 from lvlm_guard.serve.front.reading import with_fields
 from lvlm_guard.serve.front.requests import ANSWERS, Wanted
@@ -134,7 +135,7 @@ class CheckingFront(Front):
         body = await _object(answer)
         texts = [text_of(choice["message"]) for choice in body["choices"]]
         body |= {"model": name} | pictures.field(await pictures.verdicts(texts))
-        return await reply(send, 200, [*shown(answer), said], _dumped(body))
+        return await reply(send, 200, [*shown(answer), said], dumped(body))
 
     async def _best(
         self, name: str, body: bytes, wanted: Wanted, pictures: Pictures, headers: dict[str, str], send: Send
@@ -153,7 +154,7 @@ class CheckingFront(Front):
         said = (CHECK.encode(), f"best; scores={pictures.version}; answers={len(choices)}".encode())
         if wanted.stream:
             return await reply(send, 200, [_STREAM, said], _as_stream(told, wanted.usage))
-        return await reply(send, 200, [(b"content-type", b"application/json"), said], _dumped(told))
+        return await reply(send, 200, [(b"content-type", b"application/json"), said], dumped(told))
 
     async def _several(self, body: bytes, wanted: Wanted, headers: dict[str, str]) -> list[dict[str, Any]]:
         """Return answers with as many choices as are wanted: of one request, or of several where that is not taken."""
@@ -269,11 +270,7 @@ def _as_stream(told: dict[str, Any], usage: bool) -> bytes:
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + _dumped(chunk) + b"\n\n"
-
-
-def _dumped(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return b"data: " + dumped(chunk) + b"\n\n"
 
 
 def create() -> CORSMiddleware:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from typing import Any
+
+from starlette.types import Scope
 
 from lvlm_guard.serve.errors import Refused
 
@@ -22,8 +22,6 @@ OPEN = frozenset({("GET", "/health"), ("GET", "/ping"), ("GET", "/version"), ("G
 
 KEYED = frozenset({("POST", CHAT), ("GET", MODELS)})
 """Routes that need the key, where there is one."""
-
-Scope = Mapping[str, Any]
 
 
 def route_of(scope: Scope) -> tuple[str, str]:

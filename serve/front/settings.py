@@ -63,7 +63,7 @@ class FrontSettings:
         drop: pieces of a message that are no part of its question, such as the model's image token.
         opened: file whose existence opens the guarded names; "" for always.
         token: of the canary, which asks before.
-        special_tokens: `add_special_tokens` of requests that don't say; what `template.special_tokens` finds.
+        special_tokens: `add_special_tokens` of requests that don't say; what `launch.server.special_tokens` finds.
 
     Raises:
         ServeError: a setting can't be.

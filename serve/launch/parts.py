@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import httpx
 
@@ -19,11 +21,9 @@ from lvlm_guard.serve.front.places import Hosts
 from lvlm_guard.serve.front.settings import KEY, FrontSettings, limits_of
 from lvlm_guard.serve.launch.child import Child, Keeper
 from lvlm_guard.serve.launch.command import for_front, for_matcher, front_command, patience_of
-from lvlm_guard.serve.launch.matcher import OwnMatcher, version_at
 from lvlm_guard.serve.launch.passed import Passed
-from lvlm_guard.serve.launch.respawned import Respawned
+from lvlm_guard.serve.launch.respawned import OwnMatcher, Respawned, version_at
 from lvlm_guard.serve.launch.settings import ServeSettings
-from lvlm_guard.serve.launch.signals import Signals
 from lvlm_guard.serve.maskd.run import GRACE as MATCHER_GRACE
 from lvlm_guard.serve.sockets import bound, url_of
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
@@ -56,6 +56,41 @@ class Ready:
     maskd: str | None
     matcher: str | None
     pid: int
+
+
+@dataclass
+class Signals:
+    """What came.
+
+    Args:
+        stop: set by the first signal: a clean end.
+        hurry: set by the second: a quick one.
+        came: their numbers.
+    """
+
+    stop: Event = field(default_factory=Event)
+    hurry: Event = field(default_factory=Event)
+    came: list[int] = field(default_factory=list)
+
+    def take(self, number: int, _: object) -> None:
+        """Handle a signal. No exception is raised: it would come between the start of a process and its keeping."""
+        self.came.append(number)
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+
+@contextmanager
+def taken() -> Iterator[Signals]:
+    """Take SIGTERM, and SIGINT and SIGHUP unless whoever started us had them ignored (nohup)."""
+    signals = Signals()
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, signals.take)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stopped(Exception):

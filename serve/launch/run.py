@@ -8,10 +8,9 @@ from contextlib import ExitStack
 
 from lvlm_guard.serve.launch.checking import CheckingServer
 from lvlm_guard.serve.launch.child import Keeper
-from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Stopped
+from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Stopped, taken
 from lvlm_guard.serve.launch.server import Server
 from lvlm_guard.serve.launch.settings import ServeSettings
-from lvlm_guard.serve.launch.signals import taken
 
 
 def serve(settings: ServeSettings, ready: Callable[[Ready], None], say: Say) -> None:

@@ -8,21 +8,20 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.settings import KEY
-from lvlm_guard.serve.front.template import special_tokens
 from lvlm_guard.serve.launch import questions, refused
 from lvlm_guard.serve.launch.canary import TOP, Canary
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.child import Child, Keeper
-from lvlm_guard.serve.launch.command import Machine, adapters, command, environment
+from lvlm_guard.serve.launch.command import adapters, command, environment
 from lvlm_guard.serve.launch.guards import guards_of
 from lvlm_guard.serve.launch.installed import AUDIO, Installed, check_release, installed
-from lvlm_guard.serve.launch.parts import Parts, Ready, Say
+from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Signals
 from lvlm_guard.serve.launch.settings import ServeSettings
-from lvlm_guard.serve.launch.signals import Signals
 
 
 class Server(Parts):
@@ -46,14 +45,13 @@ class Server(Parts):
             raise ServeError(f"--max-logprobs {most} hides what the check of the guards looks at: give {TOP} or more.")
         plain = settings.names or (settings.model,)
         self._names = Names((*plain, *adapters(settings.passed)), self._guards)
-        self._machine = _machine(self._vllm)
         self._no_question = self._checkpoint.no_question()
         self._special_tokens = special_tokens(self._checkpoint.tokenizer, self._template())
         self._settle(stack, self._checkpoint.embedded)
         self._command = command(
             self._checkpoint,
             self._guards,
-            self._machine,
+            self._vllm,
             names=plain,
             most_pictures=settings.most_pictures,
             uds=str(self._folder / "vllm.sock"),
@@ -88,7 +86,7 @@ class Server(Parts):
         self._say(f"Starting vLLM {self._vllm.version} with {given.model}; large models take minutes.")
         counts = self._folder / "counts"
         counts.mkdir()
-        made = environment(inner, self._checkpoint, self._machine, counts)
+        made = environment(inner, self._checkpoint, self._vllm, counts)
         self._engine = Child(self._command, made, self._keeper)
         url = self._start_front(front)
         self._until_healthy(url, "vLLM is still starting")
@@ -130,7 +128,22 @@ class Server(Parts):
         return f"vLLM ended {how}, so everything is stopped. {reason or 'It gave no reason.'} Its log is above."
 
 
-def _machine(vllm: Installed) -> Machine:
-    import torch
+def special_tokens(processor: Any, template: str | None = None) -> bool:
+    """Return whether the tokenizer has to add its special tokens to what the chat template writes.
 
-    return Machine(vllm.cpu, not vllm.cpu and torch.cuda.is_available() and torch.version.cuda is not None)
+    Some templates write the first token (<s>), others leave it to the tokenizer, LLaVA-1.5's among them. vLLM takes
+    every chat's template to write it, so that such a model would be served without the token that it was trained with:
+    the front says in each request what `ProcessorMixin.apply_chat_template` of transformers would have found.
+
+    Args:
+        processor: of the model, or its tokenizer.
+        template: chat template in Jinja; None: the model's own.
+
+    Raises:
+        ValueError: it has no chat template.
+    """
+    talk = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    chosen = {} if template is None else {"chat_template": template}
+    text = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **chosen)
+    bos = getattr(processor, "tokenizer", processor).bos_token
+    return not (bos and text.startswith(bos))

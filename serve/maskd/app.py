@@ -19,11 +19,10 @@ from lvlm_guard.matching import Matcher
 from lvlm_guard.serve.errors import Refused, WireError
 from lvlm_guard.serve.maskd.asks import Answer, Ask, Kind, Limits
 from lvlm_guard.serve.maskd.batcher import Batcher
-from lvlm_guard.serve.maskd.bodies import parse_mask, parse_scores
+from lvlm_guard.serve.maskd.bodies import mask_ask, scores_ask
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
 from lvlm_guard.serve.receiving import Bodies, Gone, Held, until_gone
-from lvlm_guard.serve.vote.ballot import claims_of
 
 STUCK = 60.0
 """Seconds in one batch, or four deadlines if that is more, after which `/health` says that the matcher hangs."""
@@ -61,38 +60,24 @@ class Service:
 
     async def mask(self, request: Request) -> Response:
         """Answer POST /mask."""
-        return await self._answered(request, "mask", self._mask_ask)
+        return await self._answered(request, "mask", mask_ask)
 
     async def scores(self, request: Request) -> Response:
         """Answer POST /scores."""
-        return await self._answered(request, "scores", self._scores_ask)
+        return await self._answered(request, "scores", scores_ask)
 
     async def health(self, _: Request) -> Response:
         """Answer GET /health: 200 while the matcher answers."""
         busy = self._batcher.busy_for()
         stuck = busy > max(STUCK, 4 * self._limits.deadline)
-        said: dict[str, object] = {
-            "status": "stuck" if stuck else "ok",
-            "version": self._version,
-            "waiting": self._batcher.waiting,
-        }
-        said["side"] = self._side
-        return JSONResponse({**said, "busy_seconds": round(busy, 3)}, 503 if stuck else 200)
+        said = {"status": "stuck" if stuck else "ok", "version": self._version, "side": self._side}
+        said |= {"waiting": self._batcher.waiting, "busy_seconds": round(busy, 3)}
+        return JSONResponse(said, 503 if stuck else 200)
 
     async def metrics(self, _: Request) -> Response:
         """Answer GET /metrics."""
         text = await asyncio.to_thread(self._metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @staticmethod
-    def _mask_ask(body: bytes) -> Ask:
-        image, question = parse_mask(body)
-        return Ask.about("mask", image, (question,))
-
-    @staticmethod
-    def _scores_ask(body: bytes) -> Ask:
-        image, asked = parse_scores(body)
-        return Ask.about("scores", image, claims_of(asked) if isinstance(asked, str) else asked)
 
     async def _answered(self, request: Request, kind: Kind, parse: Callable[[bytes], Ask]) -> Response:
         began = time.monotonic()

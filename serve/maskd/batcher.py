@@ -25,17 +25,9 @@ Outcome = Answer | Exception
 _ENTRY = 512  # bytes of a remembered answer besides its texts
 
 
-class Busy(Refused):
-    """A request that can't be answered now; status 503.
-
-    Args:
-        reason: one word for the metrics: queue, deadline, memory, closing.
-        message: what the client sees.
-        retry_after: seconds.
-    """
-
-    def __init__(self, reason: str, message: str, retry_after: float) -> None:
-        super().__init__(503, message, retry_after, reason)
+def busy(reason: str, message: str, retry_after: float) -> Refused:
+    """Return why a request can't be answered now; the reason is queue, deadline, memory or closing."""
+    return Refused(503, message, retry_after, reason)
 
 
 @dataclass(eq=False)
@@ -82,7 +74,7 @@ class Batcher:
         """Return the answer; equal asks that meet here are answered once.
 
         Raises:
-            Busy: the queue is full, the deadline has passed, or the service is closing.
+            Refused: 503, the queue is full, the deadline has passed, or the service is closing.
             Exception: what `work` gave for this ask.
         """
         if self._closing:
@@ -94,7 +86,7 @@ class Batcher:
         pending = self._waiting.get(ask) or self._running.get(ask)
         if pending is None:
             if len(self._waiting) >= self._limits.queue:
-                raise Busy("queue", f"{len(self._waiting)} requests wait already. Ask again later.", self.soon())
+                raise busy("queue", f"{len(self._waiting)} requests wait already. Ask again later.", self.soon())
             self._metrics.misses.labels(ask.kind).inc()
             pending = self._waiting[ask] = _Pending(asyncio.get_running_loop().create_future())
             self._metrics.waiting.set(len(self._waiting))
@@ -107,7 +99,7 @@ class Batcher:
                 outcome = await asyncio.shield(pending.answer)
         except TimeoutError:
             late = f"There was no answer within {self._limits.deadline:g} s. Ask again later."
-            raise Busy("deadline", late, self.soon()) from None
+            raise busy("deadline", late, self.soon()) from None
         finally:
             pending.waiters -= 1
             if not pending.waiters and self._waiting.get(ask) is pending:
@@ -132,7 +124,7 @@ class Batcher:
         return len(self._waiting)
 
     async def close(self) -> None:
-        """Answer what waits with `Busy`, and return once the batch in the thread is done."""
+        """Answer what waits that it closes, and return once the batch in the thread is done."""
         self._closing = True
         for pending in self._waiting.values():
             if not pending.answer.done():
@@ -142,8 +134,8 @@ class Batcher:
         self._thread.shutdown()
 
     @staticmethod
-    def _ends() -> Busy:
-        return Busy("closing", "The matcher service is shutting down. Ask again later.", 1)
+    def _ends() -> Refused:
+        return busy("closing", "The matcher service is shutting down. Ask again later.", 1)
 
     async def _run(self) -> None:
         while not self._closing:

@@ -7,22 +7,23 @@ import json
 from typing import Any
 
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.maskd.asks import MOST_TEXT
+from lvlm_guard.serve.maskd.asks import MOST_TEXT, Ask
+from lvlm_guard.serve.vote.ballot import claims_of
 from lvlm_guard.serve.wire import MOST_SCORES
 
 
-def parse_mask(body: bytes) -> tuple[bytes, str]:
-    """Return the picture's file and the question of a request for a mask.
+def mask_ask(body: bytes) -> Ask:
+    """Return what a request for a mask asks.
 
     Raises:
         Refused: the body is anything else; status 400.
     """
     fields = _fields(body, {"image", "question"})
-    return _image(fields), _text(fields.get("question"), "question")
+    return Ask.about("mask", _image(fields), (_text(fields.get("question"), "question"),))
 
 
-def parse_scores(body: bytes) -> tuple[bytes, str | tuple[str, ...]]:
-    """Return the picture's file, and the question or the claims, of a request for scores.
+def scores_ask(body: bytes) -> Ask:
+    """Return what a request for scores asks: its claims, or those that `vote` asks about an answer to its question.
 
     Raises:
         Refused: the body is anything else; status 400.
@@ -32,11 +33,11 @@ def parse_scores(body: bytes) -> tuple[bytes, str | tuple[str, ...]]:
     if ("question" in fields) == ("claims" in fields):
         raise Refused(400, "Give either 'claims', a list of sentences, or 'question', whose claims are looked for.")
     if "question" in fields:
-        return image, _text(fields["question"], "question")
+        return Ask.about("scores", image, claims_of(_text(fields["question"], "question")))
     claims = fields["claims"]
     if not isinstance(claims, list) or not 1 <= len(claims) <= MOST_SCORES:
         raise Refused(400, f"'claims' is to be a list of 1 to {MOST_SCORES} sentences.")
-    return image, tuple(dict.fromkeys(_text(claim, "claims") for claim in claims))
+    return Ask.about("scores", image, tuple(dict.fromkeys(_text(claim, "claims") for claim in claims)))
 
 
 def _fields(body: bytes, known: set[str]) -> dict[str, Any]:

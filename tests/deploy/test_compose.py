@@ -13,7 +13,7 @@ from lvlm_guard.cli.app import app
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.requests import ANSWERS
 from lvlm_guard.serve.maskd.metrics import Metrics
-from lvlm_guard.serve.overruled import TokenCounters
+from lvlm_guard.serve.overruled import counters
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -107,7 +107,7 @@ def test_without_a_gpu_both_services_take_the_other_image_and_reserve_no_gpu():
 def test_alerts_and_the_operators_page_read_metrics_that_are_counted():
     front = prometheus_client.CollectorRegistry()
     FrontMetrics(front)
-    TokenCounters(front)
+    counters(front)
     names = {
         sample.name
         for registry in (front, Metrics()._registry)

@@ -10,7 +10,7 @@ import tiny
 from lvlm_guard.pretrained import load_model
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.requests import asked
-from lvlm_guard.serve.front.template import special_tokens
+from lvlm_guard.serve.launch.server import special_tokens
 
 TALK = [{"role": "user", "content": [{"type": "text", "text": "is there a dog ?"}]}]
 

@@ -19,7 +19,6 @@ from lvlm_guard.serve.front.settings import FrontSettings, limits_of
 from lvlm_guard.serve.launch import refused
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.command import (
-    Machine,
     adapters,
     command,
     environment,
@@ -32,7 +31,7 @@ from lvlm_guard.serve.launch.installed import Installed, check_release, installe
 from lvlm_guard.serve.launch.parts import Ready
 from lvlm_guard.serve.launch.passed import Passed
 
-CPU, CUDA = Machine(cpu=True, cuda=False), Machine(cpu=False, cuda=True)
+CPU, CUDA = Installed("0", cpu=True), Installed("0", cpu=False, cuda=True)
 LLAVA, QWEN = "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
 
 
@@ -41,7 +40,7 @@ def checkpoint(architecture: str = LLAVA, options: str = "", **config: Any) -> C
 
 
 def words(
-    of: Checkpoint | None = None, machine: Machine = CPU, guards: tuple[str, ...] = ("agla", "vote"), **options: Any
+    of: Checkpoint | None = None, machine: Installed = CPU, guards: tuple[str, ...] = ("agla", "vote"), **options: Any
 ) -> list[str]:
     of = of or checkpoint()
     twin = of.twin if set(guards) - {"vote"} else None

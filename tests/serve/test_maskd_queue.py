@@ -18,7 +18,7 @@ from lvlm_guard.errors import ImageError
 from lvlm_guard.matching import Match, Matcher, load_matcher
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.maskd.asks import Answer, Ask, Limits
-from lvlm_guard.serve.maskd.batcher import Batcher, Busy, Outcome
+from lvlm_guard.serve.maskd.batcher import Batcher, Outcome
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
@@ -230,7 +230,7 @@ def test_at_the_end_what_waits_is_told_and_what_runs_is_answered() -> None:
         waiting = asyncio.create_task(batcher.ask(Ask.about("mask", png(1), ("is it red?",))))
         await asyncio.sleep(0.05)
         closing = asyncio.create_task(batcher.close())
-        with pytest.raises(Busy) as told:
+        with pytest.raises(Refused) as told:
             await waiting
         results.append(told.value.status)
         matcher.gate.set()

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.serve import overruled
-from lvlm_guard.serve.overruled import Overruled, TokenCounters, drawn_of, preferred_others
+from lvlm_guard.serve.overruled import Overruled, drawn_of, preferred_others
 from lvlm_guard.serve.vote.ballot import Ballot
 from lvlm_guard.serve.vote.counting import Counting
 
@@ -25,7 +25,7 @@ WORD = TOKENIZER.encode("the ca", add_special_tokens=False)
 @pytest.fixture
 def counted():
     registry = CollectorRegistry()
-    return registry, Overruled(TokenCounters(registry))
+    return registry, Overruled(registry)
 
 
 def shown(registry, guard="vote"):
@@ -40,7 +40,7 @@ rows_of_a_step = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, m
 @given(st.lists(st.tuples(rows_of_a_step, st.booleans()), min_size=1, max_size=8))
 def test_rows_are_counted_once_and_only_where_a_token_was_drawn(steps):
     registry = CollectorRegistry()
-    count = Overruled(TokenCounters(registry))
+    count = Overruled(registry)
     tokens = others = 0
     for rows, later in steps:
         drawn, flags = ([row[i] for row in rows] for i in (0, 1))

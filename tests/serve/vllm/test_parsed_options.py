@@ -17,8 +17,9 @@ from lvlm_guard import embedded
 from lvlm_guard.serve.engine.refuse import WHY
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
-from lvlm_guard.serve.launch.command import Machine, command
+from lvlm_guard.serve.launch.command import command
 from lvlm_guard.serve.launch.engine import check
+from lvlm_guard.serve.launch.installed import Installed
 from lvlm_guard.serve.launch.passed import Passed
 
 
@@ -34,7 +35,7 @@ def parsed(parser: Any, folder: Path, guards: tuple[str, ...], said: dict[str, A
         options += ["--config", str(folder / "options.yaml")]
     of = Checkpoint("m", str(embedded.MODEL), {"architectures": ["LlavaForConditionalGeneration"]}, Passed(options))
     twin = of.twin if set(guards) - {"vote"} else None
-    machine = Machine(cpu=True, cuda=False)
+    machine = Installed("0", cpu=True)
     fixed: Any = {"names": ("m",), "most_pictures": 1, "uds": "/tmp/x/vllm.sock", "eager": False, "twin": twin}
     return parser.parse_args(command(of, guards, machine, **fixed)[3:])
 

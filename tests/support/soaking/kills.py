@@ -45,7 +45,7 @@ SHARES = {
 ENDS = ("API server", "engine core", "serve")
 """Processes without which the server ends; what starts it again is not its own."""
 
-MOST = 300.0
+MOST = 1200.0
 """Seconds after which a server has not recovered."""
 
 
@@ -85,7 +85,7 @@ class Killing:
         ends = asyncio.Event()
         anew = [Case(case.anew(number), case.image, case.expected) for number, case in enumerate(self._cases)]
         async with Endpoint(self.server.url, timeout=60) as endpoint:
-            soak = Soak(endpoint, anew, at_once=6, seed=self._seed, heard=self._heard, patience=0.1)
+            soak = Soak(endpoint, anew, at_once=6, seed=self._seed, heard=self._heard, patience=0.3)
             traffic = asyncio.create_task(soak.ask_while(lambda: not ends.is_set()))
             try:
                 for number, (role, wait) in turns:

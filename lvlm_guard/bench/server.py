@@ -22,9 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lvlm_guard.bench.intervals import median_interval, median_ratio
 from lvlm_guard.bench.measure import turning
-from lvlm_guard.errors import MissingExtraError
+from lvlm_guard.errors import GuardError, MissingExtraError, UnprovedError
 from lvlm_guard.proof import FIELD
-from lvlm_guard.serve.errors import ServeError, Unproved
 
 KEY = "OPENAI_API_KEY"
 """Environment variable of the server's key, where it wants one."""
@@ -96,17 +95,17 @@ def arms_of(url: str, plain_url: str = "", name: str = "", guards: Sequence[str]
         guards: wanted; none: all.
 
     Raises:
-        ServeError: there is no such name, or no server.
+        GuardError: there is no such name, or no server.
     """
     url, plain_url = (one.rstrip("/").removesuffix("/v1") for one in (url, plain_url))
     names = {card["id"]: (card.get(FIELD) or {}).get("method") for card in _get(url, "/v1/models").json()["data"]}
     plains = [one for one, guard in names.items() if guard is None]
     if not plains or (name and name not in plains):
-        raise ServeError(f"The server has no plain model {name!r}; it has {', '.join(plains) or 'none'}: --model.")
+        raise GuardError(f"The server has no plain model {name!r}; it has {', '.join(plains) or 'none'}: --model.")
     plain = name or plains[0]
     served = {guard: f"{plain}-{guard}" for guard in names.values() if guard and f"{plain}-{guard}" in names}
     if missing := [guard for guard in guards if guard not in served]:
-        raise ServeError(f"{plain!r} is not guarded by {missing[0]} there; it is by {', '.join(served) or 'nothing'}.")
+        raise GuardError(f"{plain!r} is not guarded by {missing[0]} there; it is by {', '.join(served) or 'nothing'}.")
     arms = [Arm(plain, None, url), *(Arm(served[guard], guard, url) for guard in guards or served)]
     if plain_url:
         listed = [card["id"] for card in _get(plain_url, "/v1/models").json()["data"]]
@@ -133,8 +132,8 @@ def measure(
         tick: told of each run.
 
     Raises:
-        Unproved: answers did not have their guard.
-        ServeError: requests failed, or the file is of another run.
+        UnprovedError: answers did not have their guard.
+        GuardError: requests failed, or the file is of another run.
         MissingExtraError: vLLM, whose benchmark this is, is not installed.
     """
     known = _known(kept, {"arms": [f"{arm.name} ({arm.server})" for arm in arms], "load": asdict(load)})
@@ -183,9 +182,9 @@ def _run(arm: Arm, load: Load, at_once: int, block: int) -> dict[str, Any]:
     said = _benchmark(load.options(arm, at_once, seed=block + 1))
     wanted = max(load.requests, 2 * at_once)
     if said["completed"] != wanted:
-        raise ServeError(f"{wanted - said['completed']} of {wanted} requests to {arm.name!r} at {arm.url} failed.")
+        raise GuardError(f"{wanted - said['completed']} of {wanted} requests to {arm.name!r} at {arm.url} failed.")
     if arm.server == "guarded" and answered(arm) - before < wanted:
-        raise Unproved(
+        raise UnprovedError(
             f"{arm.name!r} gave {wanted} answers, of which the server counts fewer as {arm.guard or 'plain'}."
         )
     shown = {name: said[key] / (1000 if key.endswith("_ms") else 1) for name, key in _SHOWN.items()}
@@ -223,7 +222,7 @@ def _known(file: Path | None, settings: Mapping[str, Any]) -> dict[Any, dict[str
     if not head:
         file.write_text(json.dumps(settings) + "\n")
     elif head != json.dumps(settings):
-        raise ServeError(f"{file} holds a run with other settings: {head:.300}. Give another --out.")
+        raise GuardError(f"{file} holds a run with other settings: {head:.300}. Give another --out.")
     records = [json.loads(line) for line in lines if line.endswith("}")]  # a line that was torn off is measured again
     return {(one["block"], one["at_once"], one["server"], one["guard"]): one for one in records}
 
@@ -234,4 +233,4 @@ def _get(url: str, path: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.get(url + path, headers=headers, timeout=30, trust_env=False).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServeError(f"Nothing that serves models answers at {url or 'an empty address'} ({error}).") from error
+        raise GuardError(f"Nothing that serves models answers at {url or 'an empty address'} ({error}).") from error

@@ -14,8 +14,8 @@ from front_server import serving
 from measured_server import Engine, measured
 
 from lvlm_guard import embedded
-from lvlm_guard.serve import bench
-from lvlm_guard.serve.errors import ServeError, Unproved
+from lvlm_guard.bench import server as bench
+from lvlm_guard.errors import GuardError, UnprovedError
 
 LOAD = bench.Load(str(embedded.MODEL), side=32, words=8, tokens=6, requests=4)
 
@@ -34,7 +34,7 @@ def test_each_name_is_measured_in_turn_and_a_run_goes_on_from_its_file(tmp_path:
             :1
         ]  # the block before the first alone is asked
         assert len(engine.bodies) == asked + 3 * 4
-        with pytest.raises(ServeError, match="other settings"):
+        with pytest.raises(GuardError, match="other settings"):
             next(bench.measure(arms[:2], LOAD, (2,), 2, tmp_path / "run"))
     assert len(records) == 2 * 4
     rows = bench.rows(records)
@@ -53,13 +53,13 @@ def test_answers_that_are_not_counted_as_guarded_are_no_measurement(monkeypatch:
     with measured(Engine()) as url:
         (_, agla, *_) = bench.arms_of(url)
         unguarded = bench.Arm("tiny", "agla", agla.url)  # a name that is answered plainly
-        with pytest.raises(Unproved, match="counts fewer as agla"):
+        with pytest.raises(UnprovedError, match="counts fewer as agla"):
             next(bench.measure([unguarded], LOAD, (2,), 1))
 
 
 def test_requests_that_fail_are_an_error() -> None:
-    with measured(Engine(refuse_after=2)) as url, pytest.raises((ServeError, ValueError)):
+    with measured(Engine(refuse_after=2)) as url, pytest.raises((GuardError, ValueError)):
         next(bench.measure(bench.arms_of(url)[:1], LOAD, (2,), 1))
     for wrong in ({"name": "none"}, {"guards": ("vcd",)}):
-        with measured(Engine()) as url, pytest.raises(ServeError):
+        with measured(Engine()) as url, pytest.raises(GuardError):
             bench.arms_of(url, **wrong)  # type: ignore[arg-type]
