@@ -16,11 +16,12 @@ from lvlm_guard.play.backend import GREEDY, Asked, Offered, offered_methods
 from lvlm_guard.play.judging import Judge, objects_of
 from lvlm_guard.play.local import STEP
 from lvlm_guard.pretrained import EMBEDDED
-from lvlm_guard.proof import FIELD, KNOBS, check, proof_of
+from lvlm_guard.proof import CHECKS, FIELD, KNOBS, check, proof_of
 from lvlm_guard.report.answer import Said
 
 KEY = "OPENAI_API_KEY"
 SECONDS = 120.0  # of one answer
+_CHECKED = tuple(f"-{name}" for name in CHECKS)
 
 
 class ServerError(GuardError):
@@ -63,6 +64,13 @@ class Remote:
         known = offered_methods()
         self.name = next((name for name in names if any(f"{name}-{method}" in names for method in known)), "")
         if not self.name:
+            checked = [name for name in names if name.rpartition("-")[0] in names and name.endswith(_CHECKED)]
+            if checked:
+                raise ServerError(
+                    f"{self.url} checks answers ({', '.join(checked)}), and guards none: there are no methods to "
+                    "compare on this page. Its verdicts are in `lvlm_guard.verdicts` of what OpenAI's client gets from these "
+                    "names; a server that guards is started by lvlm-guard serve, without --upstream."
+                )
             raise ServerError(
                 f"{self.url} serves no guarded model (it has: {', '.join(names) or 'none'}), so there is nothing to "
                 "compare. Start one: lvlm-guard serve."

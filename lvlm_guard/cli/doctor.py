@@ -216,6 +216,8 @@ def _fits(version: str, wanted: str) -> bool:
 def _extras() -> Iterator[Finding]:
     for extra, does in (
         ("eval", "evaluation on lmms-eval"),
+        ("batch", "answers of whole data sets"),
+        ("ray", "the same on many machines"),
         ("check", "checks of any endpoint's answers"),
         ("serve", "the vLLM server (GPU)"),
         ("serve-cpu", "the vLLM server (CPU)"),

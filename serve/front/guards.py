@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.vocabulary import TEMPLATE, claim_about
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.vote import Vote
 from lvlm_guard.serve import knobs
@@ -75,6 +76,10 @@ class Guards:
     def known(self) -> Seen | None:
         """The matcher and its square, where they are known by now."""
         return None if self._matching is None else self._matching.known
+
+    def claim(self, name: str) -> str:
+        """Return the sentence that an object is there, as the matcher knows it best."""
+        return claim_about(name, self._matching.template if isinstance(self._matching, MaskdClient) else TEMPLATE)
 
     async def seen(self, chosen: Matching | None = None) -> Seen:
         """Return the matcher, or what answers in its place, and its square.

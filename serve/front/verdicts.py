@@ -7,8 +7,6 @@ from typing import Any
 
 import anyio
 
-from lvlm_guard.matching.vocabulary import claim_about
-from lvlm_guard.methods.vote import Vote
 from lvlm_guard.proof import FIELD
 from lvlm_guard.serve.front.guards import Guards
 from lvlm_guard.serve.vote.ballot import served_vocabulary
@@ -47,10 +45,10 @@ class Pictures:
         """
         found = [await anyio.to_thread.run_sync(mentions, text, self._vocabulary) for text in texts]
         p = await self._support(list(dict.fromkeys(mention.object for each in found for mention in each)))
-        return [[Checked(it, absolute(_claim(it.object), p[it.object])) for it in each] for each in found]
+        return [[Checked(it, absolute(self._guards.claim(it.object), p[it.object])) for it in each] for each in found]
 
     async def _support(self, objects: Sequence[str]) -> dict[str, float]:
-        claims = {name: _claim(name) for name in objects}
+        claims = {name: self._guards.claim(name) for name in objects}
         if not claims:
             return {}
         p = await self._guards.support(self._check, self._views, self.version, tuple(claims.values()))
@@ -115,7 +113,3 @@ def _log_prob(choice: dict[str, Any]) -> float | None:
     """Return the mean log-probability of a choice's tokens (nats), None where it is not told."""
     told = (choice.get("logprobs") or {}).get("content") or []
     return sum(float(one["logprob"]) for one in told) / len(told) if told else None
-
-
-def _claim(name: str) -> str:
-    return claim_about(name, Vote.template)

@@ -14,7 +14,6 @@ from PIL import Image
 
 from lvlm_guard.errors import KnobError, did_you_mean
 from lvlm_guard.matching.vocabulary import claim_about
-from lvlm_guard.methods.vote import Vote
 from lvlm_guard.proof import CHECKS
 from lvlm_guard.serve.errors import MaskdError, ServeError
 from lvlm_guard.serve.front.names import Names
@@ -115,7 +114,7 @@ async def _look(maskd: str) -> None:
     Image.new("RGB", (96, 96), (128, 128, 128)).save(held, "PNG")
     client = MaskdClient(maskd, timeout=120)
     try:
-        await client.scores(held.getvalue(), [claim_about(served_vocabulary().names[0], Vote.template)])
+        await client.scores(held.getvalue(), [claim_about(served_vocabulary().names[0])])
     except MaskdError as error:
         raise ServeError(f"The matcher can't check answers. {error}") from error
     finally:

@@ -51,7 +51,7 @@ class Service:
     async def running(self, _: Starlette) -> AsyncIterator[None]:
         """Load the matcher, and close the queue at the end."""
         matcher = self._load()
-        self._version, self._side = matcher.version, matcher.side
+        self._version, self._side, self._template = matcher.version, matcher.side, matcher.template
         self._batcher = Batcher(Matching(matcher, self._limits), self._limits, self._metrics, _end)
         try:
             yield
@@ -70,7 +70,12 @@ class Service:
         """Answer GET /health: 200 while the matcher answers."""
         busy = self._batcher.busy_for()
         stuck = busy > max(STUCK, 4 * self._limits.deadline)
-        said = {"status": "stuck" if stuck else "ok", "version": self._version, "side": self._side}
+        said: dict[str, object] = {
+            "status": "stuck" if stuck else "ok",
+            "version": self._version,
+            "side": self._side,
+            "template": self._template,
+        }
         said |= {"waiting": self._batcher.waiting, "busy_seconds": round(busy, 3)}
         return JSONResponse(said, 503 if stuck else 200)
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from lvlm_guard.matching.memory import Recent
+from lvlm_guard.matching.vocabulary import TEMPLATE
 from lvlm_guard.serve.errors import MaskdError, Refused, WireError
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
 
@@ -66,8 +67,11 @@ class MaskdClient:
         timeout: seconds for one question, connection and all.
         connections: at most at once; further questions wait for one, within the time-out.
 
-    `asked` counts questions, `hits` those that were answered from memory.
+    `asked` counts questions, `hits` those that were answered from memory. `template` is the sentence about an object
+    that its matcher knows best, as of `seen`.
     """
+
+    template = TEMPLATE
 
     def __init__(self, url: str, timeout: float = 15.0, connections: int = 64) -> None:
         self.url = url.rstrip("/")
@@ -117,9 +121,11 @@ class MaskdClient:
     async def health(self) -> tuple[str, int | None]:
         """Return what `seen` does, asked anew; raises as it does."""
         said = await self._answer("GET", "/health", None)
-        side, version = said.get("side"), said.get("version")
-        if not isinstance(version, str) or not (side is None or (isinstance(side, int) and 1 <= side <= 4096)):
+        side, version, template = said.get("side"), said.get("version"), said.get("template")
+        sided = side is None or (isinstance(side, int) and 1 <= side <= 4096)
+        if not isinstance(version, str) or not sided or not isinstance(template, str | None):
             raise self._broken(f"its health says {said!r:.200}")
+        self.template = template or TEMPLATE
         if version != self._version:
             self._known.clear()
             self._version = version

@@ -104,5 +104,8 @@ def test_a_server_that_is_not_there_or_serves_no_guard_is_said(server, monkeypat
     try:
         with pytest.raises(ServerError, match="serves no guarded model"):
             Remote(server.url)
+        server.names = dict.fromkeys(("embedded", "embedded-verify", "embedded-best"), "")
+        with pytest.raises(ServerError, match=r"checks answers .embedded-verify, embedded-best.*without --upstream"):
+            Remote(server.url)
     finally:
         server.names = names

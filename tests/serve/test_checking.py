@@ -312,7 +312,10 @@ def test_a_stream_that_breaks_off_has_no_verdicts_and_no_end(stand: Stands) -> N
         )
 
 
-def test_events_of_any_dialect_are_read_and_several_pictures_and_choices_checked() -> None:
+@pytest.mark.parametrize("template", [None, "a photo of {article} {object}."])
+def test_events_of_any_dialect_are_read_and_several_pictures_and_choices_checked_as_the_matcher_knows_objects_best(
+    template: str | None,
+) -> None:
     sent: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -341,7 +344,7 @@ def test_events_of_any_dialect_are_read_and_several_pictures_and_choices_checked
     sent += [raw[i : i + 7] for i in range(0, len(raw), 7)]
     other = png(1)
     with ExitStack() as stack:
-        matcher = MatcherStandIn()
+        matcher = MatcherStandIn(template=template)
         site = Site(
             stack,
             stack.enter_context(serving(app)) + "/deep/v1",
@@ -356,7 +359,7 @@ def test_events_of_any_dialect_are_read_and_several_pictures_and_choices_checked
     found = {one["object"]: one for one in last["lvlm_guard"]["verdicts"]}
     assert [(one["choice"], one["start"], one["end"]) for one in found.values()] == [(0, 2, 5), (1, 7, 11)]
     for name, one in found.items():
-        claim = f"is there a {name} in the image?"
+        claim = (template or "is there {article} {object} in the image?").format(article="a", object=name)
         p = max(expected_score(IMAGE, claim), expected_score(other, claim))
         assert one["probability"] == p
         label = Thresholds().label(p, 0)

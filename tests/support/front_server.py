@@ -85,6 +85,7 @@ class MatcherStandIn:
     spoilt: bool = False
     given_up: int = 0
     side: int | None = None
+    template: str | None = None
     images: list[bytes] = field(default_factory=list)
 
     def app(self) -> Starlette:
@@ -100,7 +101,7 @@ class MatcherStandIn:
     async def _health(self, _: Request) -> Response:
         if self.fails:
             return JSONResponse({"error": {"message": "no"}}, self.fails, {"Retry-After": "7"})
-        return JSONResponse({"status": "ok", "version": self.version, "side": self.side})
+        return JSONResponse({"status": "ok", "version": self.version, "side": self.side, "template": self.template})
 
     async def _mask(self, request: Request) -> Response:
         image, asked = await self._read(request)
