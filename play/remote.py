@@ -68,8 +68,8 @@ class Remote:
             if checked:
                 raise ServerError(
                     f"{self.url} checks answers ({', '.join(checked)}), and guards none: there are no methods to "
-                    "compare on this page. Its verdicts are in `lvlm_guard.verdicts` of what OpenAI's client gets from these "
-                    "names; a server that guards is started by lvlm-guard serve, without --upstream."
+                    "compare on this page. Its verdicts are in `lvlm_guard.verdicts` of what OpenAI's client gets from "
+                    "these names; a server that guards is started by lvlm-guard serve, without --upstream."
                 )
             raise ServerError(
                 f"{self.url} serves no guarded model (it has: {', '.join(names) or 'none'}), so there is nothing to "
