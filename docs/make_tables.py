@@ -14,7 +14,8 @@
     OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json                   (at 166b566, before the proxy)
     python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json                   (the same)
-    python -m lvlm_guard.serve.measure --soak 600 --json > docs/results/serve_soak.json     (the same; `make soak` now)
+    make soak && cp runs/soak.json docs/results/serve_soak.json
+    make kills && cp runs/kills.json docs/results/serve_kills.json
     lvlm-guard train dual-prompt --compare --seeds 0,1,2 --pictures 4000 --steps 600 --batch 96 --validation 500 \
         --test-pictures 1000 --json > docs/results/dual-prompt.json
     lvlm-guard train ranker --compare --seeds 0,1,2 --json > docs/results/ranker.json
@@ -45,7 +46,7 @@ from machines import machine
 from method_tables import methods_table, which_table
 from real_tables import TABLES as REAL
 from rows import by_columns, captions, questions, short, time, times_of, value
-from serve_tables import serve_table, soak_table
+from serve_tables import kills_table, serve_table, soak_table
 from vote_tables import vote_named_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,6 +251,7 @@ def filled(text: str) -> str:
         ("serve", serve_table),
         ("serve_vote", serve_table),
         ("serve_soak", soak_table),
+        ("serve_kills", kills_table),
         ("dual-prompt", adapter_table),
         ("ranker", adapter_table),
         ("matchers", guard_table),
