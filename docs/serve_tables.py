@@ -59,8 +59,8 @@ def soak_table(result: dict[str, Any]) -> str:
     asked = "guarded and plain requests with several knobs, streamed and not, some left in the middle"
     if "attacked_s" not in told:
         return (
-            f"Soak of {told['seconds']:.0f} s, {asked}: {found}`python -m lvlm_guard.serve.measure --soak 600` at 166b566 "
-            f"on {machine(result['environment'])}."
+            f"Soak of {told['seconds']:.0f} s, {asked}: {found}`python -m lvlm_guard.serve.measure --soak 600` at "
+            f"166b566 on {machine(result['environment'])}."
         )
     attacks = ", ".join(f"{r['kind']} {r['value']:,} ×" for r in rows if r["metric"] == "attacks")
     slow = {(r["method"], r["attacked"]): r for r in rows if r["metric"] == "p99_s"}
@@ -110,8 +110,8 @@ def kills_table(result: dict[str, Any]) -> str:
     seeds = " and ".join(map(str, sorted({row["seed"] for row in rows})))
     lines += [
         "",
-        f"{len(rows)} times `kill -9` at a random moment, under 6 clients that ask about new pictures. Until every name, "
-        f"plain and guarded, had answered a later question rightly, {answers:,} answers came, each compared with "
+        f"{len(rows)} times `kill -9` at a random moment, under 6 clients that ask about new pictures. Until every "
+        f"name, plain and guarded, had answered a later question rightly, {answers:,} answers came, each compared with "
         f"transformers' `generate()`: **{wrong} wrong, {unguarded} unguarded**. *Lost*: connections; where your "
         "supervisor is named, a whole start of vLLM is in the time. `make kills`, seeds "
         f"{seeds}, the embedded model, on {machine(result['environment'])}.",
