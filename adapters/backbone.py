@@ -151,7 +151,7 @@ def salient(clip: Any, pixels: Tensor) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    q, k = (of.unflatten(-1, (vision.config.num_attention_heads, -1)).transpose(1, 2) for of in held)
+    q, k = (of.unflatten(-1, (vision.config.num_attention_heads, -1)).transpose(1, 2) for of in held[-2:])
     weights: Tensor = (q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5).float().softmax(-1)
     cells = (pixels.shape[-1] // vision.config.patch_size) ** 2
     return weights.mean(1)[:, 0, 1 : 1 + cells]

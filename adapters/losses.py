@@ -6,7 +6,7 @@ A term is a function with `@term(name, needs)`: what it needs of a batch is aske
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -261,6 +261,17 @@ def _logits(stack: LossStack, image: Any, text: Any) -> Tensor:
     return (normalize(image.float(), dim=-1) @ normalize(text.float(), dim=-1).T) / stack.tau
 
 
+def _direct(name: str, pure: Callable[..., Tensor], *needs: str) -> None:
+    """Register a term that is a function of what it needs and of nothing else."""
+    term(name, needs)(lambda _, given: pure(*(getattr(given, need) for need in needs)))
+
+
+_direct("anchoring_text", anchoring, "text", "frozen_text")
+_direct("anchoring_image", anchoring, "image", "frozen_image")
+_direct("shift", shift, "image", "frozen_image", "text", "frozen_text")
+_direct("diversity", diversity, "experts")
+
+
 @term("contrastive", ["scores"])
 def _contrastive(stack: LossStack, given: Any) -> Tensor:
     swaps = given.swaps if stack.negclip else None
@@ -284,25 +295,10 @@ def _consistency(_: LossStack, given: Any) -> Tensor:
     return consistency(given.image, given.frozen_image) + consistency(given.text, given.frozen_text)
 
 
-@term("anchoring_text", ["text", "frozen_text"])
-def _anchoring_text(_: LossStack, given: Any) -> Tensor:
-    return anchoring(given.text, given.frozen_text)
-
-
-@term("anchoring_image", ["image", "frozen_image"])
-def _anchoring_image(_: LossStack, given: Any) -> Tensor:
-    return anchoring(given.image, given.frozen_image)
-
-
 @term("agreement", FEATURES)
 def _agreement(stack: LossStack, given: Any) -> Tensor:
     frozen = _logits(stack, given.frozen_image, given.frozen_text)
     return agreement(_logits(stack, given.image, given.text), frozen)
-
-
-@term("shift", FEATURES)
-def _shift(_: LossStack, given: Any) -> Tensor:
-    return shift(given.image, given.frozen_image, given.text, given.frozen_text)
 
 
 @term("entropy", ["claims"])
@@ -313,11 +309,6 @@ def _entropy(stack: LossStack, given: Any) -> Tensor:
 @term("guidance", ["experts", "frozen_text"])
 def _guidance(_: LossStack, given: Any) -> Tensor:
     return consistency(given.experts.mean(1), given.frozen_text)
-
-
-@term("diversity", ["experts"])
-def _diversity(_: LossStack, given: Any) -> Tensor:
-    return diversity(given.experts)
 
 
 @term("directional", ["image", "prototypes", "centre"])

@@ -195,8 +195,13 @@ def test_patches_that_the_class_token_looks_at_are_those_of_its_own_attention_an
     plain = tiny_clip.clip(attention="eager")
     looked = plain.vision_model(pixel_values=pixels, output_attentions=True).attentions[-1]
     torch.testing.assert_close(salient(plain, pixels), looked.mean(1)[:, 0, 1:], atol=1e-6, rtol=1e-5)
-    prompts = prompted("vpt", depth=2).get_base_model()
-    assert salient(prompts, pixels).shape == (2, 16)
+    for more in ({}, {"producer": "clusters", "experts": 3}):  # those of clusters ask the untuned tower on the way
+        prompts = prompted("vpt", depth=2, **more)
+        with prompts.disable_adapter():
+            torch.testing.assert_close(salient(prompts.get_base_model(), pixels), salient(plain, pixels))
+        tuned = salient(prompts.get_base_model(), pixels)
+        assert tuned.shape == (2, 16)
+        assert not torch.allclose(tuned, salient(plain, pixels), atol=1e-3)
 
 
 def test_of_a_masked_picture_the_most_salient_patches_stay_and_a_share_of_one_is_the_picture():
