@@ -51,7 +51,7 @@ __all__ = [
     "term",
 ]
 
-Rule = Literal["sum", "aligned"]
+Rule = Literal["sum", "aligned", "meta"]
 
 
 class LossError(GuardError):
@@ -150,7 +150,8 @@ class LossStack:
             arXiv:2210.01936), not only against its own caption's.
         more: weights of further terms by name: "shift", "entropy", "guidance", or any other that `term` registered.
         rule: how gradients of terms are put together: "sum"; "aligned" takes from those of all other terms what
-            opposes that of "agreement" with the frozen backbone (GLAD, arXiv:2507.13089).
+            opposes that of "agreement" with the frozen backbone (GLAD, arXiv:2507.13089); "meta" takes the sum on half
+            a batch, by weights after a regulated step on the other half (GRAM, arXiv:2303.06571).
         tau: temperature of every term.
 
     Raises:
@@ -179,7 +180,7 @@ class LossStack:
             if name not in TERMS or name in numbers:
                 raise KnobError(f"more has no term {name!r}. {did_you_mean(name, TERMS)}Known: {', '.join(TERMS)}.")
         if self.rule not in get_args(Rule) or (self.rule == "aligned" and not self.agreement):
-            raise KnobError(f"rule is {self.rule!r}: give 'sum', or 'aligned' with a weight of agreement.")
+            raise KnobError(f"rule is {self.rule!r}: give 'sum', 'meta', or 'aligned' with a weight of agreement.")
         if self.tau == 0:
             raise KnobError(f"tau is 0: give a temperature above it; CLIP's is {TAU}.")
         if not self.active:

@@ -255,5 +255,13 @@ def aligned(task: Tensor, general: Tensor, learning: Sequence[Tensor]) -> Tensor
     return (task + general).detach() + steered - steered.detach()  # that value, and that gradient
 
 
+def regulated(slope: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Return a gradient [..., d] times sigmoid(W g), W [d, d] the gate; as it is without one.
+
+    Source: GRAM (arXiv:2303.06571), which learns the gate and a start of prompts together; the form is ours.
+    """
+    return slope if gate is None else slope * torch.sigmoid(slope @ gate.T)
+
+
 def _precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import interpolate, normalize, one_hot
 
 from lvlm_guard.errors import KnobError
 
@@ -130,6 +130,22 @@ def spread(logits: Tensor) -> Tensor:
     """Return the entropy of the mean prediction of views [views, classes], in nats."""
     mean = logits.log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(logits))))
     return _entropy(mean)
+
+
+def crops(pixels: Tensor, count: int = 64, seed: int = 0) -> Tensor:
+    """Return views of a picture [3, side, side]: itself, then random crops of it, half of them mirrored; a seed's same.
+
+    A crop is 8 to 100 % of the picture, resized, as in TPT (arXiv:2209.07511), whose aspect ratios vary too. Where left
+    and right count, or a diffusion model is at hand (E3), give other views: `DualPromptRetriever.views`.
+    """
+    rng, side, views = torch.Generator().manual_seed(seed), pixels.shape[-1], [pixels]
+    for _ in range(count - 1):
+        share, top, left, flip = torch.rand(4, generator=rng).tolist()
+        own = max(1, round(side * (0.08 + 0.92 * share) ** 0.5))
+        y, x = round(top * (side - own)), round(left * (side - own))
+        cut = interpolate(pixels[None, :, y : y + own, x : x + own], (side, side), mode="bilinear")[0]
+        views.append(cut.flip(-1) if flip < 0.5 else cut)
+    return torch.stack(views)
 
 
 def tune(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,10 +121,18 @@ class Gallery:
     def searched(self, retriever: DualPromptRetriever, pixels: Features) -> Searched:
         """Return what a retriever makes of it, without word weights."""
         encoder, keys = Encoder(retriever.model), self.images
-        parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
+        places = [keys[at : at + AT_ONCE] for at in range(0, len(keys), AT_ONCE)]
+        parts = [encoder.images(pixels(each)) for each in places]
         image = torch.cat(parts)
         text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
-        claimed = retriever.cosines(image, self.claims.texts) if self.claims.names else image @ text[:0].T
+        asked = self.claims.texts
+        said = retriever.text_features(asked) if asked else text[:0]
+        claimed = torch.cat(
+            [
+                retriever.cosines(part, asked, said, partial(pixels, each))
+                for each, part in zip(places, parts, strict=True)
+            ]
+        )
         tau = retriever.card.temperature or retriever.model.tau
         return Searched(self, image, text, claimed.numpy(), tau)
 

@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from lvlm_guard.adapters.backbone import salient
 from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, place_for, required
-from lvlm_guard.adapters.retrieval.claims import TEMPLATE
+from lvlm_guard.adapters.retrieval.claims import TEMPLATE, claimed
 from lvlm_guard.adapters.retrieval.folder import FILE, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import LogitsError
@@ -164,7 +164,7 @@ class ClipMatcher(AdapterMatcher):
         """
         read = [_read(text) for text in texts]
         with self._alone():
-            return self._cosines(self._image_features(images), read, self._text_features(read))
+            return self._cosines(self._image_features(images), read, self._text_features(read), images)
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """Return the calibrated probability that each claim holds in the picture, [n] float32 in (0, 1).
@@ -189,7 +189,7 @@ class ClipMatcher(AdapterMatcher):
             read = [_read(claim) for claim in claims]
             texts, seen = self._text_features(read), self._image_features(images)
             if self._memory is not None:
-                return self._probability(self._cosines(seen, read, texts).diagonal())
+                return self._probability(self._cosines(seen, read, texts, images).diagonal())
             return self._probability((seen * texts).sum(-1))
 
     def _probability(self, scores: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class ClipMatcher(AdapterMatcher):
         model = self.retriever.model
         said = self._text_features(texts).to(model.device)
         pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype)
-        seen, scores, shown = self._shown(pixels, said)
+        seen, scores, shown = self._shown(pixels, said, texts)
         for key, row in zip(keys, seen.detach().cpu(), strict=True):
             self._images.put(key, row.clone())  # so that claims about it need the tower no more
         cam = shown.view(-1, self._cells, self._cells)
@@ -207,22 +207,29 @@ class ClipMatcher(AdapterMatcher):
         maps = heat_map(cam, self.side).cpu()
         cosines = scores.detach().float().cpu()
         if self._memory is not None:
-            cosines = self._cosines(seen.detach().cpu(), texts, said.cpu()).diagonal()
+            cosines = self._cosines(seen.detach().cpu(), texts, said.cpu(), images).diagonal()
         if not bool(torch.isfinite(cosines).all()):
             raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
         calibrated = self.retriever.card.calibration is not None
         scored = self._probability(cosines) if calibrated else cosines
         return [Match(maps[k].clone(), float(scored[k]), _note(calibrated, constant[k])) for k in range(len(maps))]
 
-    def _shown(self, pixels: Tensor, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features of pictures [n, d], their cosines with texts [n], and what each patch shows [n, patches]."""
-        model, kept = self.retriever.model, list[Tensor]()
+    def _shown(self, pixels: Tensor, said: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features of pictures [n, d], their cosines with texts [n], and what each patch shows [n, patches].
+
+        Of an object that has a prompt of its own in the tower that is the prompt's attention, which sums to 1
+        (Prompt-CAM, arXiv:2501.09333).
+        """
+        model, kept, patches = self.retriever.model, list[Tensor](), self._cells**2
         if self._map:
             seen = model.encode_image(pixels)
-            return seen, (seen * said).sum(-1), self._looked(pixels, said)
+            return seen, (seen * said).sum(-1), self._looked(pixels, said).reshape(-1, len(pixels), patches).mean(0)
         hooks = [self._layers[0].register_forward_pre_hook(_begin)]
         hooks += [
-            layer.self_attn.register_forward_hook(lambda _module, _args, output: kept.append(output[1]))
+            # the untuned tower may run beside, without gradients
+            layer.self_attn.register_forward_hook(
+                lambda _module, _args, output: kept.append(output[1]) if output[1].requires_grad else None
+            )
             for layer in self._layers
         ]
         try:
@@ -233,7 +240,14 @@ class ClipMatcher(AdapterMatcher):
         finally:
             for hook in hooks:
                 hook.remove()
-        return seen, scores, gathered(kept, slopes, self._cells**2)
+        # an adapter may read a picture several times
+        shown = gathered(kept, slopes, patches).reshape(-1, len(pixels), patches).mean(0)
+        names = self._memory.names if self._memory is not None and self._memory.kind == "classes" else ()
+        for row, name in enumerate(map(claimed, texts)):
+            if name in names:
+                own = kept[-1][row, :, 1 + patches + names.index(name), 1 : 1 + patches].detach().float().mean(0)
+                shown[row] = own / own.sum()
+        return seen, scores, shown
 
     def _looked(self, pixels: Tensor, said: Tensor) -> Tensor:
         base = self.retriever.model.base
@@ -242,17 +256,18 @@ class ClipMatcher(AdapterMatcher):
         vision, projection = base.vision_model, getattr(base.visual_projection, "base_layer", base.visual_projection)
         states = vision(pixel_values=pixels).last_hidden_state[:, 1 : 1 + self._cells**2]
         patches = normalize(projection(vision.post_layernorm(states)).float(), dim=-1)
-        weights: Tensor = ((patches @ said[:, : patches.shape[-1], None])[..., 0] / self.retriever.model.tau).softmax(
-            -1
-        )
+        asked = said[:, : patches.shape[-1]].repeat(len(patches) // len(said), 1)
+        weights: Tensor = ((patches @ asked[..., None])[..., 0] / self.retriever.model.tau).softmax(-1)
         return weights
 
     @property
     def _memory(self) -> Any:
         return getattr(self.retriever, "memory", None)  # encoders of other families have none
 
-    def _cosines(self, image: Tensor, texts: Sequence[str], text: Tensor) -> Tensor:
-        return image @ text.T if self._memory is None else self.retriever.cosines(image, texts, text)
+    def _cosines(self, image: Tensor, texts: Sequence[str], text: Tensor, images: Sequence[Image.Image]) -> Tensor:
+        if self._memory is None:
+            return image @ text.T
+        return self.retriever.cosines(image, texts, text, lambda: self.retriever.image_inputs(images))
 
     def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [digest(image) for image in images]
@@ -315,6 +330,7 @@ def _digest(retriever: DualPromptRetriever, layers: int) -> str:
         if "dual_prompt_" in name or "_model.head." in name or name.endswith("_projection.weight"):
             told.update(value.detach().float().cpu().numpy().tobytes())
     memory = getattr(retriever, "memory", None)
+    told.update(repr(memory and (memory.kind, memory.names)).encode())
     for name, value in sorted(memory.tensors.items() if memory is not None else ()):
         told.update(name.encode() + value.float().numpy().tobytes())
     return str(told.hexdigest())

@@ -149,7 +149,7 @@ class SiglipMatcher(ClipMatcher):
             absent = how_to_fetch(place, "matcher=DIR")
             return read(f"The SigLIP {place!r}", place, load, damaged="The folder is incomplete.", absent=absent)
 
-    def _shown(self, pixels: Tensor, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _shown(self, pixels: Tensor, said: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         tower: Any = self.retriever.model.base.vision_model
         kept: list[Tensor] = []
         pooled: list[Tensor] = []

@@ -51,17 +51,22 @@ CHOICES = {
     "coupling": ("none", "t2v"),
     "prompt_mode": ("replace", "residual"),
     "init": ("words", "normal"),
-    "attention": ("full", "decoupled", "approximate"),
+    "attention": ("full", "decoupled", "coordinated", "approximate"),
 }
 NEEDED = {
     "recurrent": ("text", "both"),
     "experts": ("text", "both"),
+    "conditioned": ("text", "both"),
     "joint": ("both",),
     "mutual": ("both",),
     "style": ("vision", "both"),
     "clusters": ("vision", "both"),
+    "summaries": ("vision", "both"),
 }
 """Sides without which a producer has nothing to do."""
+
+EACH = {"experts": "text", "conditioned": "text", "summaries": "vision"}
+"""Producers by which a side has a feature by each expert."""
 
 add_member(PeftType, NAME)
 
@@ -89,10 +94,12 @@ class DualPromptConfig(PeftConfig):
         fixed: places among the placeholders whose words stay, the others are overwritten: an attribute's name between
             prompts (ATPrompt, arXiv:2412.09442).
         producer: what makes prompts of the layers' tables: "tables" takes them as they are; `PRODUCERS` has the others.
-        experts: sets of prompts of the producers "experts" and "clusters".
+        experts: sets of prompts of "clusters" and of the producers of `EACH`.
         boosted: prompts of an earlier stage before the n_ctx that are learnt, of the producer "cascade".
         attention: "full"; "decoupled" scales what patches and prompts say to each other in the vision encoder by
-            1 + `eta` (DPL, arXiv:2308.10061); "approximate" has no prompt tokens and adds after each attention what it
+            1 + `eta` (DPL, arXiv:2308.10061); "coordinated" parts the vision prompts into `eta` sets: the class token
+            sees the first, each patch that of the others whose mean its cosine is highest with, and with one set all
+            see it (TCPA, arXiv:2505.02406); "approximate" has no prompt tokens and adds after each attention what it
             would gather from n_ctx of them, by matrices of rank `eta` (APT, arXiv:2306.15706).
         eta: as said; 0 is off.
         head: what is done with features, by option; see `FeatureHead`.
@@ -176,27 +183,37 @@ class DualPromptConfig(PeftConfig):
             )
         if self.producer in ("joint", "mutual") and self.coupling != "none":
             raise KnobError(f"producer={self.producer!r} couples the sides itself: give coupling='none'.")
-        if self.experts < 1 or (self.experts > 1 and self.producer not in ("experts", "clusters")):
+        if self.experts < 1 or (self.experts > 1 and self.producer not in ("clusters", *EACH)):
             raise KnobError(f"experts is {self.experts!r} with producer={self.producer!r}: it needs one that has some.")
         if self.boosted < 0 or (self.boosted > 0) != (self.producer == "cascade"):
             raise KnobError(f"boosted is {self.boosted!r} with producer={self.producer!r}: 'cascade' needs 1 or more.")
         if "top" in self.head and self.experts == 1:
             raise KnobError("head top chooses among experts, of which there is one: leave it out.")
+        if self.head.get("classes") and (not self.vision_slots or self.producer in EACH):
+            raise KnobError("head classes scores the outputs of vision prompts: give sides='vision' and no experts.")
         off = self.attention == "full"
-        if self.eta < 0 or off != (self.eta == 0) or (self.attention == "approximate" and self.eta % 1):
+        whole = self.attention in ("approximate", "coordinated")
+        if self.eta < 0 or off != (self.eta == 0) or (whole and self.eta % 1):
             raise KnobError(
                 f"attention={self.attention!r} with eta={self.eta!r}: eta is 0 for full attention, else above it; "
-                "approximate attention has a rank."
+                "approximate attention has a rank, coordinated attention a number of sets."
             )
-        if self.attention == "decoupled" and self.sides == "text":
-            raise KnobError("attention='decoupled' is of the vision encoder: give sides='vision' or 'both'.")
+        if self.attention == "coordinated" and self.n_ctx % self.eta:
+            raise KnobError(f"n_ctx is {self.n_ctx} and can't be parted into eta={self.eta!r} equal sets of prompts.")
+        if self.attention in ("decoupled", "coordinated") and self.sides == "text":
+            raise KnobError(f"attention={self.attention!r} is of the vision encoder: give sides='vision' or 'both'.")
         if self.attention == "approximate" and (self.coupling != "none" or self.producer != "tables"):
             raise KnobError("attention='approximate' has no prompt tokens: give coupling='none' and no producer.")
 
     @property
     def headed(self) -> bool:
         """Whether features are changed behind the towers."""
-        return bool(self.head) or (self.producer == "experts" and self.experts > 1)
+        return bool(self.head) or self.ensemble > 1
+
+    @property
+    def ensemble(self) -> int:
+        """Features of a side that are put one behind the other."""
+        return self.experts if self.producer in EACH else 1
 
     def _check_placeholders(self) -> None:
         if self.attention == "approximate":

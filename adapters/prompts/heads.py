@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lvlm_guard.adapters.prompts.config import EACH
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ OPTIONS = {
     "residual": (0.0, math.inf),
     "top": (1, math.inf),
     "guided": (0, 1),
+    "classes": (0, 1),
 }
 """Keys of `DualPromptConfig.head` and their bounds."""
 
 ROUTING = 0.01
-"""Temperature of the router, MoCoOp's."""
+"""Temperature of the router, MoCoOp's, and of scores of classes."""
 
 
 def check(options: dict[str, Any]) -> None:
@@ -53,10 +55,16 @@ class FeatureHead(nn.Module):
 
     - "image", "text" m: f <- (1 - m) f + m MLP(f), a bottleneck of a quarter: CLIP-Adapter (arXiv:2110.04544), P24.
     - "residual" w: f <- norm(f) + w norm(f0), f0 the frozen feature: HiCroPL (arXiv:2507.14976), P25.
-    - experts E: a text's feature is those by each expert one behind the other, a picture's is its own as often, so that
-      their cosine is the mean over experts: an ensemble of logits (MSGCoOp, P13). "top" k instead weighs experts by
-      the picture: w = softmax of its best k cosines with each expert's key (MoCoOp, P12); the cosine is then the
-      weighted one divided by sqrt(E), which `gain` says.
+    - "guided" 1: a picture's f <- norm(f) + gamma Attn(q, patches), q the mean frozen feature of what is asked about
+      (`guide`, set before training), gamma 0 at the start: text-guided features (arXiv:2303.17169, arXiv:2308.11186),
+      P8 [R]. Keys and values are the patches as CLIP's own projection gives them, keys through a learnt matrix.
+    - "classes" 1: behind a picture's feature stand the scores of classes, one of each vision slot's output by one
+      linear map for all, as cosines are that would give these logits: Prompt-CAM (arXiv:2501.09333), P19. A text has
+      0 there; `Memory` reads them for claims.
+    - experts E: the feature of the side that has them is those by each expert one behind the other, the other side's is
+      its own as often, so that their cosine is the mean over experts: an ensemble of logits (MSGCoOp, P13). "top" k
+      instead weighs a text's experts by the picture: w = softmax of its best k cosines with each expert's key (MoCoOp,
+      P12). Where length is filled up so that it is the same for all, cosines are smaller by `gain`.
 
     Args:
         config: of the adapter.
@@ -64,13 +72,23 @@ class FeatureHead(nn.Module):
         d: width of features.
     """
 
+    guide: Tensor
+
     def __init__(self, config: DualPromptConfig, side: str, d: int) -> None:
         super().__init__()
         told = config.head
         self.share: float = told.get("text" if side == "text" else "image", 0.0)
         self.residual: float = told.get("residual", 0.0)
-        self.side, self.experts = side, config.experts if config.producer == "experts" else 1
+        self.side, self.experts, self.slots = side, config.ensemble, config.vision_slots
+        self.split = EACH.get(config.producer) == side
         self.top: int = told.get("top", 0) if self.experts > 1 else 0
+        self.guided = bool(told.get("guided")) and side == "vision"
+        self.classes = config.n_ctx if told.get("classes") else 0
+        if self.guided:
+            self.gamma, self.key = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.eye(d))
+            self.register_buffer("guide", torch.zeros(d))
+        if self.classes and side == "vision":
+            self.score = nn.Linear(d, 1)
         if self.share:
             self.mlp = nn.Sequential(nn.Linear(d, max(1, d // 4)), nn.ReLU(), nn.Linear(max(1, d // 4), d))
         if self.top and side == "vision":
@@ -79,22 +97,44 @@ class FeatureHead(nn.Module):
     @property
     def gain(self) -> float:
         """What cosines are multiplied by."""
-        return 1 / math.sqrt(self.experts) if self.top else 1.0
+        return 1 / math.sqrt(self.experts if self.top else 1 + self.classes)
 
-    def forward(self, f: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
-        """Return features for those of the tower, [batch, d] or of each expert [experts * batch, d]."""
+    def forward(self, f: Tensor, frozen: Callable[[], Tensor], tokens: Callable[[], Tensor] | None = None) -> Tensor:
+        """Return features for those of the tower.
+
+        Args:
+            f: [batch, d], or of each expert [experts * batch, d].
+            frozen: gives the normalised features of the untuned tower, [batch, d].
+            tokens: gives a picture's tokens as features, the class token first and slots last, [batch, tokens, d].
+        """
         dtype, f = f.dtype, f.float()
+        seen = (
+            tokens().float() if tokens is not None and (self.guided or (self.classes and self.side == "vision")) else f
+        )
         if self.share:
             f = (1 - self.share) * f + self.share * self.mlp(f)
         if self.residual:
             f0 = normalize(frozen().float(), dim=-1)
             f = normalize(f, dim=-1) + self.residual * f0.repeat(len(f) // len(f0), 1)
+        if self.guided:
+            patches = normalize(seen[:, 1 : seen.shape[1] - self.slots], dim=-1)
+            weights = (patches @ self.key @ self.guide * patches.shape[-1] ** 0.5).softmax(-1)
+            f = normalize(f, dim=-1) + self.gamma * (weights[:, None] @ patches)[:, 0]
+        if self.classes:
+            f = self._scored(normalize(f, dim=-1), seen)
         if self.experts > 1:
             f = self._joined(normalize(f, dim=-1))
         return f.to(dtype)
 
-    def _joined(self, f: Tensor) -> Tensor:
+    def _scored(self, f: Tensor, seen: Tensor) -> Tensor:
         if self.side == "text":
+            return torch.cat([f, torch.zeros_like(f[:, :1]).expand(-1, 1 + self.classes)], 1)
+        scores = (ROUTING * self.score(seen[:, -self.classes :])[..., 0]).tanh()
+        rest = (self.classes - scores.square().sum(-1, keepdim=True)).clamp(min=1e-12).sqrt()
+        return torch.cat([f, scores, rest], 1)
+
+    def _joined(self, f: Tensor) -> Tensor:
+        if self.split:
             scale = 1 / math.sqrt(self.experts)
             joined: Tensor = f.reshape(self.experts, -1, f.shape[-1]).transpose(0, 1).flatten(1) * scale
             return torch.cat([joined, torch.zeros_like(joined[:, :1])], 1) if self.top else joined
@@ -108,7 +148,7 @@ class FeatureHead(nn.Module):
 
 def single(features: Tensor, experts: int, d: int) -> Tensor:
     """Return features [n, d] of joined ones, the mean of experts; [n, experts, d] are `parted`."""
-    return features if experts == 1 else normalize(parted(features, experts, d).sum(1), dim=-1)
+    return features[:, :d] if experts == 1 else normalize(parted(features, experts, d).sum(1), dim=-1)
 
 
 def parted(features: Tensor, experts: int, d: int) -> Tensor:
@@ -161,4 +201,8 @@ class HeadLayer(nn.Module, BaseTunerLayer):
         """Return the features of pooled states [batch, width]."""
         f: Tensor = self.base_layer(hidden)
         head = self.current
-        return f if head is None else head(f, lambda: self.tied.frozen(self.side))
+        if head is None:
+            return f
+        tokens = (lambda: self.base_layer(self.tied.tokens())) if self.side == "vision" else None
+        made: Tensor = head(f, lambda: self.tied.frozen(self.side), tokens)
+        return made

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 from torch.utils.hooks import RemovableHandle
 
-from lvlm_guard.adapters.prompts.config import DualPromptConfig
+from lvlm_guard.adapters.prompts.config import EACH, DualPromptConfig
 from lvlm_guard.adapters.prompts.producers import Context, Prompts
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
 
@@ -26,7 +26,7 @@ NO_MERGE = (
 )
 
 _RUNNING = threading.local()
-"""Of each thread: how often adapters are off, what towers were called with, and the prompts of the forward."""
+"""Of each thread: how often adapters are off, what towers were called with and gave, and the prompts of the forward."""
 
 
 class Tied:
@@ -74,16 +74,27 @@ class Tied:
             return normalize(getattr(projection, "base_layer", projection)(seen.pooler_output).float(), dim=-1)
 
     def begin(self, side: str, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Note what a tower is called with; of a text side with experts each caption is read by each of them."""
+        """Note what a tower is called with; of a side with experts each input is read by each of them."""
         config = self.current
         if config is None:
             return None
-        if config.head.get("residual") or config.producer == "clusters":
+        if config.head.get("residual") or config.producer in ("clusters", "conditioned"):
             _RUNNING.called = {**getattr(_RUNNING, "called", {}), (id(self), side): (args, kwargs)}
-        if side != "text" or config.producer != "experts":
+        if side != EACH.get(config.producer):
             return None
         times = config.experts
         return tuple(_repeated(value, times) for value in args), {k: _repeated(v, times) for k, v in kwargs.items()}
+
+    def end(self, module: Any, args: Any, output: Any) -> None:
+        """Keep a picture's last tokens for a head that reads them."""
+        config = self.current
+        if config is not None and {"guided", "classes"} & set(config.head):
+            _RUNNING.tokens = {**getattr(_RUNNING, "tokens", {}), id(self): module.post_layernorm(output[0])}
+
+    def tokens(self) -> Tensor:
+        """Return the tokens that the vision tower just gave, normalised, [batch, tokens, width]."""
+        found: Tensor = _RUNNING.tokens.pop(id(self))
+        return found
 
     def tables(self, name: str) -> Prompts:
         """Return the prompts that layers hold, [1, depth, n_ctx, width] of each side."""
@@ -259,14 +270,31 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         name = self.current
         if name is not None and name not in self.dual_prompt_near:
             hidden_states = self._filled(hidden_states, name)
-            if self.configs[name].attention == "decoupled" and self.side == "vision":
-                args, kwargs = (), kwargs | {"attention_mask": self._scaled(hidden_states, self.configs[name])}
+            mask = self._mask(hidden_states, self.configs[name]) if self.side == "vision" else None
+            if mask is not None:
+                args, kwargs = (), kwargs | {"attention_mask": mask}
         return self.base_layer(hidden_states, *args, **kwargs)
 
-    def _scaled(self, h: Tensor, config: DualPromptConfig) -> Tensor:
-        """Return what is added to attention's logits, so that 1 + eta multiplies it between patches and prompts."""
-        prompt = torch.arange(h.shape[1], device=h.device) >= h.shape[1] - config.slots
-        return (prompt[:, None] ^ prompt[None]).to(h.dtype)[None, None] * math.log1p(config.eta)
+    def _mask(self, h: Tensor, config: DualPromptConfig) -> Tensor | None:
+        """Return what is added to attention's logits in the vision encoder, [batch or 1, 1, tokens, tokens]."""
+        n, tokens = config.slots, h.shape[1]
+        prompt = torch.arange(tokens, device=h.device) >= tokens - n
+        if config.attention == "decoupled":  # 1 + eta multiplies attention between patches and prompts
+            return (prompt[:, None] ^ prompt[None]).to(h.dtype)[None, None] * math.log1p(config.eta)
+        hidden = torch.zeros(1, tokens, tokens, dtype=torch.bool, device=h.device)
+        if config.producer == "summaries":
+            hidden[:, 0, 1:-n] = hidden[:, 1:-n, -n:] = True
+        elif config.attention == "coordinated" and config.eta > 1:
+            sets = int(config.eta)
+            keys = normalize(h[:, -n:].detach().unflatten(1, (sets, -1)).mean(2)[:, 1:], dim=-1)
+            seen = 1 + (normalize(h[:, 1:-n].detach(), dim=-1) @ keys.mT).argmax(-1)
+            seen = torch.cat([torch.zeros_like(seen[:, :1]), seen], 1)
+            of = torch.arange(sets, device=h.device).repeat_interleave(n // sets)
+            hidden = hidden.repeat(len(h), 1, 1)
+            hidden[:, :-n, -n:] = seen[..., None] != of
+        else:
+            return None
+        return torch.zeros_like(hidden, dtype=h.dtype).masked_fill(hidden, -torch.inf)[:, None]
 
     def _made(self, name: str, h: Tensor) -> Tensor:
         """Return the prompts of each row of this layer's inputs, [batch, n_ctx, width]."""
@@ -282,7 +310,9 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         groups = _RUNNING.made[key][:, self.index]
         if self.index == config.depth - 1:
             del _RUNNING.made[key]  # whose graph would be kept
-        shift = producer.shift(self.side, h)
+        # slots of the layer before are no patches
+        slots = config.vision_slots if self.side == "vision" and self.index else 0
+        shift = producer.shift(self.side, h[:, 1 : h.shape[1] - slots])
         each: Tensor = groups.repeat_interleave(len(h) // len(groups), 0)
         return each if shift is None else each + shift
 

@@ -53,8 +53,8 @@ class Producer(nn.Module):
         """Return the prompts of a forward, for `context.side` at least; `base` holds the tables, of one group."""
         raise NotImplementedError
 
-    def shift(self, side: str, hidden: Tensor) -> Tensor | None:
-        """Return what is added to a layer's prompts for its inputs [batch, tokens, width], [batch, n_ctx, width]."""
+    def shift(self, side: str, patches: Tensor) -> Tensor | None:
+        """Return what is added to a layer's prompts for its patches [batch, P, width], [batch, n_ctx, width]."""
         return None
 
 
@@ -156,11 +156,11 @@ class Style(Producer):
         """Return the tables."""
         return base
 
-    def shift(self, side: str, hidden: Tensor) -> Tensor | None:
+    def shift(self, side: str, patches: Tensor) -> Tensor | None:
         """Return one vector for all slots of a picture."""
         if side != "vision":
             return None
-        patches = hidden[:, 1:].to(self.read.weight.dtype)
+        patches = patches.to(self.read.weight.dtype)
         style = torch.cat([patches.mean(1), patches.std(1, correction=0)], -1)
         made: Tensor = self.read(style)
         return made[:, None].expand(-1, self.config.n_ctx, -1)
@@ -219,6 +219,70 @@ class Experts(Producer):
     def forward(self, base: Prompts, context: Context) -> Prompts:
         """Return the prompts of each expert."""
         return base | {"text": base["text"] + self.own}
+
+
+@producer("conditioned")
+class Conditioned(Producer):
+    """Text prompts v + W2 relu(W1 [f ; t0]) of a text's own frozen feature t0 and a picture's f: class-aware prompts
+    (arXiv:2303.17169), P7 [R]. A picture is its nearest centres, between which the router of `FeatureHead` weighs: a
+    text is read once a centre, where the picture itself would ask for a reading a pair."""
+
+    centres: Tensor
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        hidden = max(8, widths["joint"] // 16)
+        self.read, self.make = nn.Linear(2 * widths["joint"], hidden), nn.Linear(hidden, widths["text"])
+        nn.init.zeros_(self.make.weight)
+        nn.init.zeros_(self.make.bias)
+        self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of each text by each centre."""
+        said = context.frozen().to(self.centres).expand(len(self.centres), -1, -1)
+        seen = self.centres[:, None].expand(-1, said.shape[1], -1)
+        moved = self.make(self.read(torch.cat([seen, said], -1)).relu()).flatten(0, 1)
+        return base | {"text": base["text"] + moved[:, None, None]}
+
+
+@producer("summaries")
+class Summaries(Producer):
+    """Vision slots of an expert that hold what its queries gather from the patches, softmax(Q X^T) X, beside the
+    prompts: MULTI-LANE's pathways (arXiv:2405.15633), P15 [R]. The class token reads the slots instead of the patches,
+    which see no slot (`PromptLayer`); each pathway is a pass of its own, so that none tells another anything."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        shape = (config.experts, config.depth, config.n_ctx, widths["vision"])
+        self.own = nn.Parameter(torch.randn(shape) * SMALL)
+        self.query = nn.Parameter(torch.randn(config.experts, config.n_ctx, widths["vision"]))
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the prompts of each pathway."""
+        return base | {"vision": base["vision"] + self.own}
+
+    def shift(self, side: str, patches: Tensor) -> Tensor | None:
+        """Return the summaries of a picture's patches by its pathway."""
+        if side != "vision":
+            return None
+        query = self.query.repeat_interleave(len(patches) // len(self.query), 0).to(patches.dtype)
+        weights: Tensor = (query @ patches.mT * patches.shape[-1] ** -0.5).softmax(-1)
+        return weights @ patches
+
+
+@producer("gated")
+class Gated(Producer):
+    """The tables, and beside them what regulates their gradients where they are meta-learnt: GRAM (arXiv:2303.06571),
+    L12 [R], see `terms.regulated`."""
+
+    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        super().__init__(config, widths)
+        sides = ("text", "vision") if config.sides == "both" else (config.sides,)
+        self.gates = nn.ParameterDict({side: torch.zeros(widths[side], widths[side]) for side in sides})
+
+    def forward(self, base: Prompts, context: Context) -> Prompts:
+        """Return the tables."""
+        return base
 
 
 def _heads(width: int) -> int:

@@ -154,6 +154,8 @@ class DualPromptModel(BaseTuner):
             for side, tower in tied.towers.items():
                 hook = tower.register_forward_pre_hook(partial(tied.begin, side), with_kwargs=True)
                 tied.hooks.append(hook)
+                if side == "vision":
+                    tied.hooks.append(tower.register_forward_hook(tied.end))
         for layer in wrapped:
             tied.layers[layer.side][layer.index] = layer
             layer.tied = tied

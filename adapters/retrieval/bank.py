@@ -22,7 +22,12 @@ from torch import stack, zeros
 from torch.nn.functional import normalize
 
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.vocabulary import Vocabulary, article, plural, spelled
+from lvlm_guard.matching.vocabulary import WORD, Vocabulary, article, plural, spelled
+
+FUNCTION = (
+    " a an the of with and or in on at to for from by is are has have it its that which this as often usually photo "
+)
+"""Words of a sentence that say nothing of its object, each between blanks."""
 
 VERBS = {"is": "are", "was": "were", "has": "have"}
 SINGULAR = {"a", "an", "one", "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
@@ -257,6 +262,12 @@ class Sentences:
         said = [[*self.classes.get(name, ())] or [plain.format(article=article(name), object=name)] for name in names]
         found = encode([text for each in said for text in each]).split([len(each) for each in said])
         return stack([normalize(each.mean(0), dim=0) for each in found]) if len(found) else encode([])
+
+    def keywords(self, name: str, known: Callable[[str], bool] = bool, most: int = 3) -> str:
+        """Return the first words of a name's sentences that are no function words nor its own, comma-joined; D5."""
+        words = WORD.findall(" ".join(self.classes.get(name, ())).lower())
+        kept = dict.fromkeys(word for word in words if f" {word} " not in FUNCTION and word not in name.lower().split())
+        return ", ".join([word for word in kept if known(word)][:most])
 
     def sides(self, names: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> Any:
         """Return what is said of each name as against each other, [names, names, d]; 0 where nothing is; D2."""

@@ -24,7 +24,10 @@ from lvlm_guard.errors import UnsupportedModelError
 
 LEAST, MOST = 0.25, 4.0  # bounds of a factor; ours
 
-_FACTORS: ContextVar[Tensor | None] = ContextVar("_FACTORS", default=None)
+Factors = Tensor | Callable[[Tensor], Tensor]
+"""Of word embeddings, [n, tokens]; or a function of the embeddings [n, tokens, width]."""
+
+_FACTORS: ContextVar[Factors | None] = ContextVar("_FACTORS", default=None)
 
 
 def raw(blank: Tensor, image: Tensor) -> Tensor:
@@ -65,8 +68,8 @@ def prepare(clip: nn.Module) -> None:
 
 
 @contextmanager
-def weighing(factors: Tensor | None) -> Iterator[None]:
-    """Multiply word embeddings by factors [n, tokens], before positions are added, in this thread; None: by nothing."""
+def weighing(factors: Factors | None) -> Iterator[None]:
+    """Multiply word embeddings by factors, before positions are added, in this thread; None: by nothing."""
     token = _FACTORS.set(factors)
     try:
         yield
@@ -76,6 +79,8 @@ def weighing(factors: Tensor | None) -> Iterator[None]:
 
 def _weigh(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
     factors = _FACTORS.get()
+    if callable(factors):
+        return factors(output)
     return output if factors is None else output * factors[..., None].to(output)
 
 
@@ -154,14 +159,14 @@ class RetrievalModel(nn.Module):
         return normalize(self.base.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
 
     def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, factors: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, factors: Factors | None = None
     ) -> Tensor:
         """Return normalised text features, [n, d] float32.
 
         Args:
             input_ids: [n, tokens], with the prompts' placeholders (`CaptionInputs`).
             attention_mask: [n, tokens].
-            factors: [n, tokens], of word embeddings; None for none.
+            factors: see `Factors`; None for none.
         """
         mask = None if attention_mask is None else attention_mask.to(self.device)
         with weighing(factors):

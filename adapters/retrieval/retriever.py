@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.loading import is_tuned
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import claimed, tells
+from lvlm_guard.adapters.retrieval.claims import claim, claimed, tells
 from lvlm_guard.adapters.retrieval.encoding import AT_ONCE, CaptionInputs, Encoder, WordWeigher, caption_inputs
 from lvlm_guard.adapters.retrieval.model import RetrievalModel, again, scaled
-from lvlm_guard.adapters.testtime import Cache
+from lvlm_guard.adapters.testtime import Cache, crops, tune
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.matching.vocabulary import article
 
@@ -42,6 +42,9 @@ class WordWeight(NamedTuple):
     factor: float
 
 
+SLOTS = 4
+"""Tokens of "a photo of a", which prompts that are tuned on a picture start from."""
+
 NEAR = 10
 """Objects that are told apart; FuDD's analysis takes so many, its main table all."""
 
@@ -58,6 +61,9 @@ class Memory(NamedTuple):
       all claims move to `undecided` [1], the cosine at which nothing is told.
     - "visualness": `null` [d], the feature of a picture of nothing (arXiv:2305.10434), and `line` [2], by which the
       cosine of a text with it tells that it is not visual. It changes no score.
+    - "concepts": a learnt feature of each object, `text` [names, d] (ConES, arXiv:2305.18993).
+    - "classes": nothing, since scores of objects stand behind a picture's feature (Prompt-CAM, see `FeatureHead`).
+    - "views": nothing, since prompts are tuned on views of each picture (DiffTPT, arXiv:2308.06038), see `tuned`.
 
     Args:
         kind: of these.
@@ -83,12 +89,16 @@ class Memory(NamedTuple):
             held = Cache(self.tensors["keys"], self.tensors["values"], self.tensors["shares"])
             p = (image @ self.tensors["text"].T / tau).softmax(-1)
             changed = tau * held(image, p).clamp(min=1e-12).log()[:, known]
+        elif self.kind == "concepts":
+            changed = image @ self.tensors["text"][known].T
+        elif self.kind == "classes":
+            changed = image[:, -len(self.names) - 1 : -1][:, known]
         elif self.kind == "pairs":
             changed = self._told_apart(image, scores[:, columns], self.tensors["sides"][known][:, known])
         else:
             far = torch.einsum("nd,mkd->nmk", image, self.tensors["negatives"][known])
             changed = scores[:, columns] - tau * (far / tau).logsumexp(-1)
-        return scores.index_copy(1, torch.tensor(columns), changed)
+        return scores.index_copy(1, torch.tensor(columns, device=scores.device), changed)
 
     @staticmethod
     def _told_apart(image: Tensor, scores: Tensor, sides: Tensor) -> Tensor:
@@ -113,6 +123,8 @@ class DualPromptRetriever:
     def __init__(self, model: RetrievalModel, card: RetrieverCard, inputs: Inputs) -> None:
         self.model, self.card, self.inputs = model.eval(), card, inputs
         self.memory: Memory | None = None
+        self.views: Callable[[Tensor], Tensor] = crops
+        """Makes views of pixels [3, side, side], the first as they are, [views, 3, side, side]; of a memory "views"."""
         self._encoder = Encoder(self.model)
         self._weigher = WordWeigher(self._encoder, inputs.tokenizer)
 
@@ -154,11 +166,12 @@ class DualPromptRetriever:
         """
         if not self.card.templates and not self.card.sentences:
             return self._encoder.texts(self.text_inputs(texts))
-        said = [self._said(text) for text in texts]
+        said = [self.said(text) for text in texts]
         found = self._encoder.texts(self.text_inputs([one for each in said for one in each]))
         return torch.stack([normalize(part.mean(0), dim=0) for part in found.split([len(each) for each in said])])
 
-    def _said(self, text: str) -> tuple[str, ...]:
+    def said(self, text: str) -> tuple[str, ...]:
+        """Return what is read for a text: what the card says instead of a claim, else the text itself."""
         name = claimed(text)
         if name is None:
             return (text,)
@@ -180,18 +193,64 @@ class DualPromptRetriever:
         slope, offset = self.memory.tensors["line"]
         return torch.sigmoid(-slope * (self.text_features(texts) @ self.memory.tensors["null"]) - offset)
 
-    def cosines(self, image: Tensor, texts: Sequence[str], text: Tensor | None = None) -> Tensor:
+    def cosines(
+        self,
+        image: Tensor,
+        texts: Sequence[str],
+        text: Tensor | None = None,
+        pixels: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """Return scores [n, m] of features of pictures [n, d] with texts: cosines, changed for claims by the memory.
 
         Args:
             image: normalised.
             texts: m.
             text: their features where they are there already.
+            pixels: gives the pictures themselves, [n, 3, side, side]; asked by a memory of "views" alone.
+
+        Raises:
+            UnsupportedCallError: such a memory knows a claim, and there are no pixels.
         """
         scores = image @ (self.text_features(texts) if text is None else text).T
         if self.memory is None:
             return scores
-        return self.memory.scored(image, scores, [claimed(one) for one in texts], self.model.tau)
+        names = [claimed(one) for one in texts]
+        if self.memory.kind != "views":
+            return self.memory.scored(image, scores, names, self.model.tau)
+        at = [k for k, name in enumerate(names) if name in self.memory.names]
+        if not at:
+            return scores
+        if pixels is None:
+            raise UnsupportedCallError("This adapter tunes its prompts on each picture, so features don't suffice.")
+        made = self.tuned(pixels())[:, [self.memory.names.index(str(names[k])) for k in at]]
+        return scores.index_copy(1, torch.tensor(at), made)
+
+    def tuned(self, pixels: Tensor) -> Tensor:
+        """Return cosines [n, names] of pictures with what the memory knows, by prompts tuned on each one's views.
+
+        The prompts are what is added to the embeddings of "a photo of a" in claims. Source: TPT (arXiv:2209.07511) with
+        DiffTPT's selection of views (arXiv:2308.06038). Costs the views and a backward pass through the text encoder a
+        picture.
+        """
+        assert self.memory is not None
+        inputs = self._plain_inputs([claim(name) for name in self.memory.names])
+        found = []
+        with self._encoder.lock, torch.inference_mode(False), torch.enable_grad():
+            width = self.model.base.config.text_config.hidden_size
+            prompts = nn.ParameterList([torch.zeros(SLOTS, width, device=self.model.device)])
+
+            def prompted(embedded: Tensor) -> Tensor:
+                own = embedded[:, 1 : 1 + SLOTS] + prompts[0].to(embedded)
+                return torch.cat([embedded[:, :1], own, embedded[:, 1 + SLOTS :]], 1)
+
+            def logits(views: Tensor) -> Tensor:
+                said = self.model.encode_text(inputs.input_ids, inputs.attention_mask, prompted)
+                return views @ said.T / self.model.tau
+
+            for each in pixels:
+                views = self._encoder.images(self.views(each)).to(self.model.device)
+                found.append(tune(views, prompts, logits, share=0.3, alike=0.8).cpu() * self.model.tau)
+        return torch.stack(found)
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, weighting: Literal["none", "pairwise"] = "none"
@@ -212,7 +271,7 @@ class DualPromptRetriever:
             raise KnobError(f"weighting is {weighting!r}: give 'none' or 'pairwise'; 'two-stage' is of `rank`.")
         pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
         if weighting == "none" or self.card.strength == 0:
-            return self.cosines(self._encoder.images(pixels), texts)
+            return self.cosines(self._encoder.images(pixels), texts, pixels=lambda: pixels)
         rows, columns = (grid.flatten() for grid in torch.meshgrid(
             torch.arange(len(images)), torch.arange(len(texts)), indexing="ij"
         ))  # fmt: skip

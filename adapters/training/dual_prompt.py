@@ -19,6 +19,7 @@ from peft import get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import CaptionData, FactsData
@@ -27,14 +28,15 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.prompts import SHALLOW, DualPromptConfig, configuration, layers_of
-from lvlm_guard.adapters.prompts.producers import Cascade, Clusters, k_means
+from lvlm_guard.adapters.prompts.heads import FeatureHead
+from lvlm_guard.adapters.prompts.producers import Cascade, Clusters, Conditioned, k_means
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
 from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
-from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
 from lvlm_guard.adapters.training import tasks
-from lvlm_guard.adapters.training.free import adapted, ready
+from lvlm_guard.adapters.training.free import adapted, informed, objects, ready, sentences_of
 from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe, about, learning, put
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, scored
 from lvlm_guard.adapters.training.tasks import Measured
@@ -69,7 +71,8 @@ class Plan:
         first: a stage that is trained before, whose prompts this one begins from; None for none.
         teacher: folder or hub id of the CLIP that the term "distilled" learns from; "" for the untuned CLIP.
         search: of "search": "proposer" (edits, climbing, history, feedback), "fitness" (auroc, mixed), "budget".
-        bank: file of "sentences"; None for what the word bank says.
+        knowledge: whether claims are read with keywords of what the bank says of their objects.
+        bank: file of "sentences" and of knowledge; empty for what the word bank says.
         proposer: command that writes prompts: the message on its input, a prompt a line on its output.
         strength: lambda of the word weights, by which L_cate alone is learnt: selection, calibration and matching
             never weigh words, so it is 0 unless asked for.
@@ -94,6 +97,7 @@ class Plan:
     first: Plan | None = None
     teacher: str = ""
     search: Mapping[str, Any] = field(default_factory=dict)
+    knowledge: bool = False
     bank: str = ""
     proposer: str = ""
     strength: float = 0.0
@@ -281,20 +285,47 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
         rank = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
         made = make(get_peft_model(clip, rank), inputs, **plan.named)
     else:
+        names = _classes(plan, pictures)
         made = make(
             clip,
             inputs,
-            config=_prompts(plan, clip, inputs),
+            config=_prompts(replace(plan, n_ctx=len(names)) if names else plan, clip, inputs),
             strength=plan.strength,
             weighting="two-stage" if plan.strength > 0 else "none",
             **plan.named,
         )
-        for module in made.model.modules():
-            if isinstance(module, Clusters):
-                module.centres = k_means(pictures.frozen(pictures.train.images), module.config.experts)
+        if names:
+            made.remember(Memory("classes", names, {}))
+        _informed(plan, pictures, made)
     if plan.init:
         start(made, plan.init)
     return made
+
+
+def _classes(plan: Plan, pictures: Pictures) -> tuple[str, ...]:
+    """Return the objects that have a prompt of their own."""
+    return objects(plan, pictures).names if plan.options.get("head", {}).get("classes") else ()
+
+
+def _informed(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever) -> None:
+    """Tell the pieces of a retriever what they need to know of the data."""
+    centres: dict[int, Tensor] = {}
+
+    def middle(k: int) -> Tensor:
+        if k not in centres:
+            centres[k] = k_means(pictures.frozen(pictures.train.images), k)
+        return centres[k]
+
+    if plan.knowledge:
+        informed(retriever, sentences_of(plan, pictures))
+    for module in retriever.model.modules():
+        if isinstance(module, Clusters | Conditioned):
+            module.centres = middle(module.config.experts)
+        if isinstance(module, FeatureHead) and module.guided:
+            texts = [retriever.said(text)[0] for text in objects(plan, pictures).texts]
+            module.guide = normalize(retriever.frozen_features(texts=texts)[1].mean(0), dim=0)
+        if isinstance(module, FeatureHead) and hasattr(module, "keys") and plan.options["producer"] == "conditioned":
+            module.keys.data = normalize(middle(module.experts), dim=-1)
 
 
 def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
@@ -305,12 +336,14 @@ def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
     """
     from peft.utils import set_peft_model_state_dict
 
-    sources = [load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME) for folder in folders]
     clip: Any = retriever.model.clip
     there = {key: value.shape for key, value in get_peft_model_state_dict(clip).items()}
     cascade = next((module for module in clip.modules() if isinstance(module, Cascade)), None)
     if cascade is not None:
         there = {key: (cascade.config.boosted, *shape[1:]) for key, shape in there.items() if "dual_prompt_ctx" in key}
+    # what regulates gradients is learnt beside prompts, and is none of them
+    read = [load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME) for folder in folders]
+    sources = [{k: v for k, v in each.items() if ".gates." not in k or k in there} for each in read]
     for folder, source in zip(folders, sources, strict=True):
         if {key: tuple(value.shape) for key, value in source.items()} != {
             k: tuple(shape) for k, shape in there.items()

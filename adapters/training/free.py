@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from lvlm_guard.adapters import search as searching
 from lvlm_guard.adapters.errors import TrainingError
@@ -23,9 +25,10 @@ from lvlm_guard.adapters.evaluation.metrics import auroc
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.prompts.heads import parted
 from lvlm_guard.adapters.retrieval.bank import Sentences
-from lvlm_guard.adapters.retrieval.claims import TEMPLATE, Claims, known_of
+from lvlm_guard.adapters.retrieval.claims import TEMPLATE, Claims, claim, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
+from lvlm_guard.adapters.terms import claims
 from lvlm_guard.adapters.testtime import cache, mine
 from lvlm_guard.adapters.training.beside import NULL, null_image
 from lvlm_guard.adapters.training.recipe import learning
@@ -64,6 +67,9 @@ GATED, SHADED = 256, 200
 SHADES = (1.0, 0.5, 0.25, 0.1)
 """Of the light that there is, from well-lit to dark."""
 
+CONCEPT_STEPS, CONCEPT_RATE = 200, 3e-4
+"""Of learning features of objects, by Adam; ours, chosen on validation scenes."""
+
 Found = dict[str, Any]
 
 
@@ -76,17 +82,22 @@ def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed
     """
     if plan.free not in WAYS:
         raise KnobError(f"There is no training-free way {plan.free!r}: give one of {', '.join(WAYS)}.")
-    known = known_of(pictures.train, pictures.bank)
-    made = Claims.of([known(image) for image in pictures.train.images], without=plan.withheld)
+    return WAYS[plan.free](plan, pictures, retriever, objects(plan, pictures), np.random.default_rng(seed))
+
+
+def objects(plan: Plan, pictures: Pictures) -> Claims:
+    """Return the claims about what training pictures show; raises `TrainingError` where they tell of no object."""
+    find = known_of(pictures.train, pictures.bank)
+    made = Claims.of([find(image) for image in pictures.train.images], without=plan.withheld)
     if not made.telling:
         raise TrainingError("Facts tell of no object that is in some pictures and absent in others; see --data.")
-    return WAYS[plan.free](plan, pictures, retriever, made, np.random.default_rng(seed))
+    return made
 
 
 def _described(
     plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
 ) -> Found:
-    sentences = Sentences.from_file(plan.bank) if plan.bank else Sentences.of(pictures.bank)
+    sentences = sentences_of(plan, pictures)
     retriever.card = replace(retriever.card, sentences={name: tuple(said) for name, said in sentences.classes.items()})
     return {"sentences": sum(map(len, sentences.classes.values()))}
 
@@ -121,8 +132,8 @@ def _searched(
     def calibrated(prompts: Sequence[str]) -> list[float]:
         return [searching.mixed(s, t) for s, t in map(logits, prompts)]
 
-    words = [word for word in WORDS if _known(retriever, word)]
-    seeds = [seed for seed in SEEDS if _known(retriever, seed.format(article="a", object=made.names[0]))]
+    words = [word for word in WORDS if known(retriever, word)]
+    seeds = [seed for seed in SEEDS if known(retriever, seed.format(article="a", object=made.names[0]))]
     how = dict(plan.search)
     budget, proposer = int(how.get("budget", 64)), how.get("proposer", "edits")
     history = searching.search(
@@ -203,7 +214,7 @@ def _remembered(
 def _negated(
     plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
 ) -> Found:
-    words = [name for name in pictures.bank.meta_of if _known(retriever, name)]
+    words = [name for name in pictures.bank.meta_of if known(retriever, name)]
     said = retriever.text_features([TEMPLATE.format(article=article(word), object=word) for word in words])
     # of each claim what is far from it and of its own: the rest of the list, however true of the picture
     own = retriever.text_features(made.texts)
@@ -260,10 +271,52 @@ def _rows(features: Tensor, words: Sequence[str], names: Sequence[str]) -> Tenso
     return features[[words.index(name) for name in names]]
 
 
-def _known(retriever: DualPromptRetriever, text: str) -> bool:
+def known(retriever: DualPromptRetriever, text: str) -> bool:
+    """Return whether the tokenizer knows all words of a text."""
     tokenizer = retriever.inputs.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return bool(ids) and (tokenizer.unk_token_id == tokenizer.eos_token_id or tokenizer.unk_token_id not in ids)
+
+
+def _conceived(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    image = pictures.frozen(pictures.train.images)
+    text = nn.Parameter(retriever.text_features(made.texts).clone())
+    true, false = torch.from_numpy(made.true), torch.from_numpy(made.false)
+    slope, offset = platt(*made.judged((image @ text.detach().T).numpy()), balanced=True)
+    optimizer = torch.optim.Adam([text], lr=CONCEPT_RATE)
+    for _ in range(CONCEPT_STEPS):
+        optimizer.zero_grad()
+        loss = claims(image @ normalize(text, dim=-1).T + offset / slope, true, false, tau=retriever.model.tau)
+        loss.backward()
+        optimizer.step()
+    retriever.remember(Memory("concepts", made.names, {"text": normalize(text.detach(), dim=-1)}))
+    return {"concepts": len(text), "loss": float(loss.detach())}
+
+
+def _viewed(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
+) -> Found:
+    retriever.remember(Memory("views", made.names, {}))
+    return {"names": len(made.names)}
+
+
+def informed(retriever: DualPromptRetriever, sentences: Sentences) -> None:
+    """Let claims be read with keywords of what is said of their objects where they fit: KAPT (arXiv:2308.11186), P9."""
+    most = retriever.inputs.context - retriever.text_inputs(["a"]).input_ids.shape[1] + 1
+    told = {}
+    for name in sentences.classes:
+        words = sentences.keywords(name, partial(known, retriever))
+        said = f"{claim(name)}, {words}"
+        if words and len(retriever.inputs.tokenizer(said, add_special_tokens=False)["input_ids"]) <= most:
+            told[name] = (said,)
+    retriever.card = replace(retriever.card, sentences=told)
+
+
+def sentences_of(plan: Plan, pictures: Pictures) -> Sentences:
+    """Return what the plan's bank says of objects, or else the word bank."""
+    return Sentences.from_file(plan.bank) if plan.bank else Sentences.of(pictures.bank)
 
 
 Way = Callable[["Plan", "Pictures", DualPromptRetriever, Claims, np.random.Generator], Found]
@@ -275,5 +328,7 @@ WAYS: Mapping[str, Way] = {
     "negatives": _negated,
     "gate": _gated,
     "visualness": _visual,
+    "concepts": _conceived,
+    "views": _viewed,
 }
 """What `Plan.free` may be."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import Features
@@ -18,11 +19,12 @@ from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, swapped
 from lvlm_guard.adapters.evaluation.metrics import Candidate
 from lvlm_guard.adapters.losses import LossInputs
 from lvlm_guard.adapters.prompts.heads import parted, single
+from lvlm_guard.adapters.prompts.producers import Gated
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.terms import unchanged
+from lvlm_guard.adapters.terms import regulated, unchanged
 from lvlm_guard.adapters.training.beside import Beside, Teacher
 from lvlm_guard.adapters.training.recipe import Figures, Recipe, learning
 from lvlm_guard.adapters.training.tasks import gathered, share_of
@@ -53,6 +55,7 @@ class Pairs:
         claims: about objects that pictures of the batch show.
         claimed, refuted: [n, claims] bool: which hold of which picture, and which don't.
         share, of: which of the pairs this process encodes: every `of`-th from `share` on.
+        after: what is learnt by after a step on this, under the rule "meta".
     """
 
     keys: list[str]
@@ -67,6 +70,7 @@ class Pairs:
     refuted: Tensor
     share: int = 0
     of: int = 1
+    after: Pairs | None = None
 
 
 class PairBatches:
@@ -84,7 +88,8 @@ class PairBatches:
 
     def __init__(self, data: CaptionData, source: Features | None, plan: Plan, recipe: Recipe, bank: WordBank) -> None:
         self.data, self.source, self.plan, self.recipe, self.bank = data, source, plan, recipe, bank
-        self.size = min(recipe.batch, len(data.rows))
+        self.halves = plan.losses.rule == "meta"
+        self.size = max(2, min(recipe.batch, len(data.rows)) // (1 + self.halves))
         self.each = max(1, len(data.rows) // self.size)
         names = dict.fromkeys(row.category for row in data.rows if row.category)
         self.categories = {name: k for k, name in enumerate(names)}
@@ -99,6 +104,12 @@ class PairBatches:
 
     def batch(self, number: int, share: int = 0, of: int = 1) -> Pairs:
         """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
+        if not self.halves:
+            return self._batch(number, share, of)
+        first, second = (self._batch(2 * number + k, share, of) for k in range(2))
+        return replace(first, after=second)
+
+    def _batch(self, number: int, share: int, of: int) -> Pairs:
         chosen = self._order(number // self.each)[(number % self.each) * self.size :][: self.size]
         rows = [self.data.rows[k] for k in chosen]
         pixels = None
@@ -183,7 +194,7 @@ class RetrievalTask:
         self.losses = replace(plan.losses, tau=plan.tau or retriever.model.tau)
         config, images = retriever.config, pictures.train.images
         self.still = config is not None and config.sides == "text" and not config.headed
-        self.experts = config.experts if config is not None and config.producer == "experts" else 1
+        self.experts = config.ensemble if config is not None else 1
         self.width = int(self.model.base.config.projection_dim)
         source = None if self.still else pictures.pixels
         self.batches = PairBatches(pictures.train, source, plan, recipe, pictures.bank)
@@ -192,9 +203,27 @@ class RetrievalTask:
         teacher = Teacher.of(untuned(plan.teacher), pictures.train) if distilled else None
         active = self.losses.active
         self.beside = Beside(retriever, self.batches, self.losses.needs, active, pictures.bank, self.frozen, teacher)
+        head = getattr(self.model.base.visual_projection, "current", None)
+        if self.batches.judging and head is not None and head.classes:  # scores begin where cosines say neither
+            nn.init.constant_(head.score.bias, self.undecided / self.model.gain / self.losses.tau)
 
     def loss(self, model: nn.Module, batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         """Return DCAR's loss, or what the stack was told, over the pairs of all processes."""
+        if batch.after is None:
+            return self._loss(model, batch)
+        # the inner gradient is taken as a constant: of first order, which any attention can do
+        learnt, rate = learning(self.model), self.batches.recipe.rate
+        inner = self._loss(model, batch)[0]
+        slopes = torch.autograd.grad(inner, [*learnt.values()], allow_unused=True)
+        gates: Any = next((made.gates for made in self.model.modules() if isinstance(made, Gated)), {})
+        stepped = {}
+        for (name, value), slope in zip(learnt.items(), slopes, strict=True):
+            if slope is not None:
+                side = "text" if ".text_model." in name else "vision"
+                stepped[name] = value - rate * regulated(slope, gates.get(side))
+        return self._loss(lambda **given: functional_call(self.model, stepped, (), given), batch.after)
+
+    def _loss(self, model: Callable[..., Any], batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         n, device = len(batch.captions), self.model.device
         weighed = list(range(n)) if batch.swaps and self.retriever.card.strength > 0 else []
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
@@ -203,7 +232,7 @@ class RetrievalTask:
         weighable = len(texts)
         # weights of one picture must not tell another picture anything
         crossed = swaps if weighed and self.losses.negclip else []
-        texts += batch.claims + crossed + self.beside.texts
+        texts += [self.retriever.said(one)[0] for one in batch.claims] + crossed + self.beside.texts
         inputs = self.retriever.text_inputs(texts)
         frozen = self.frozen(batch.keys).to(device)
         factors = None
@@ -247,7 +276,7 @@ class RetrievalTask:
                 against = image @ (crossing if weighed else swap).T
                 given["swaps"] = against.masked_fill(batch.crossed.to(device), -torch.inf)
             if self.batches.judging:
-                given["claims"] = image @ claims.T - self.undecided
+                given["claims"] = self.retriever.cosines(image, batch.claims, claims) - self.undecided
                 given["claimed"], given["refuted"] = batch.claimed.to(device), batch.refuted.to(device)
             if self.losses.needs_frozen:
                 given["frozen_image"] = frozen

@@ -70,7 +70,9 @@ def claims(
     teacher: Annotated[
         str, typer.Option(help="A larger CLIP for caspl to learn from first, a folder or hub id.", metavar="CLIP")
     ] = "",
-    bank: Annotated[str, typer.Option(help="JSON file of sentences about objects, for cupl.", metavar="FILE")] = "",
+    bank: Annotated[
+        str, typer.Option(help="JSON file of sentences about objects, for cupl, kapt.", metavar="FILE")
+    ] = "",
     proposer: Annotated[
         str,
         typer.Option(

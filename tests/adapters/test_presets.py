@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import tiny_clip
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel
 
@@ -23,15 +25,17 @@ from lvlm_guard.adapters.data.facts import CaptionRow, Facts
 from lvlm_guard.adapters.data.pictures import InMemory
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.losses import LossStack
+from lvlm_guard.adapters.matchers.clip import ClipMatcher
 from lvlm_guard.adapters.presets import PRESETS
 from lvlm_guard.adapters.retrieval.bank import Sentences
 from lvlm_guard.adapters.retrieval.retriever import Memory
+from lvlm_guard.adapters.terms import regulated
 from lvlm_guard.adapters.training import dual_prompt
 from lvlm_guard.adapters.training.beside import Teacher
 from lvlm_guard.adapters.training.free import adapted
 from lvlm_guard.adapters.training.recipe import Recipe, learning
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
-from lvlm_guard.errors import KnobError, WeightsError
+from lvlm_guard.errors import KnobError, UnsupportedCallError, WeightsError
 
 THINGS = ("dog", "cat", "car", "bus")
 COLOURS = ("red", "blue", "green")
@@ -186,14 +190,15 @@ def test_what_needs_no_training_changes_claims_alone_is_restored_and_off_is_plai
     texts, claims = ["a red dog", "a blue cat"], ["a photo of a dog", "a photo of a cat", "a photo of a bus"]
     image = pictures.frozen(pictures.train.images)
     assert torch.equal(made.cosines(image, texts), plain.cosines(image, texts))
-    changed = made.cosines(image, claims)
+    pixels = partial(pictures.pixels, pictures.train.images)
+    changed = made.cosines(image, claims, pixels=pixels)
     assert changed.isfinite().all()
     searched = "prompt" in found and found["prompt"] == "a photo of {article} {object}"
     assert searched or not torch.allclose(changed, plain.cosines(image, claims), atol=1e-4)
-    assert torch.equal(changed, made.cosines(image, claims))
+    assert torch.equal(changed, made.cosines(image, claims, pixels=pixels))
     made.save_pretrained(tmp_path)
     again = dual_prompt.DualPromptRetriever.from_pretrained(tmp_path)
-    torch.testing.assert_close(again.cosines(image, claims), changed)
+    torch.testing.assert_close(again.cosines(image, claims, pixels=pixels), changed)
     bare = replace(again.card, templates=(), sentences={})
     again.card, again.memory = bare, None
     assert torch.equal(again.cosines(image, claims), plain.cosines(image, claims))
@@ -253,6 +258,107 @@ def test_a_mean_of_adapters_is_started_from_and_other_prompts_are_refused(clip, 
         dual_prompt.build(replace(PRESETS["maple"].plan, clip=clip, init=(str(tmp_path / "0"),)), pictures)
     with pytest.raises(WeightsError, match="no adapter"):
         dual_prompt.build(replace(plan, init=(str(tmp_path / "nowhere"),)), pictures)
+
+
+def test_what_was_meta_learnt_starts_plain_prompts_and_its_step_is_that_of_sgd_without_a_gate(
+    clip, pictures, trained, tmp_path
+):
+    task = trained("gram")
+    task.model.clip.save_pretrained(tmp_path)
+    plan = replace(PRESETS["mvlpt"].plan, clip=clip, init=(str(tmp_path),))
+    made, source = learning(dual_prompt.build(plan, pictures).model), learning(task.model)
+    assert all(torch.equal(value, source[name]) for name, value in made.items())
+    # no inner step: the loss of the other half
+    batch = task.batches.batch(0)
+    own = task.batches.recipe
+    plain = task.loss(task.model, batch.after)[0]
+    task.batches.recipe = replace(own, rate=1e-30)
+    try:
+        torch.testing.assert_close(task.loss(task.model, batch)[0], plain)
+    finally:
+        task.batches.recipe = own
+    assert not torch.isclose(task.loss(task.model, batch)[0], plain, rtol=1e-6)
+    slope, start = torch.randn(4, 24), nn.Parameter(torch.randn(4, 24))
+    stepped = start.detach() - 0.1 * regulated(slope)
+    start.grad = slope
+    torch.optim.SGD([start], lr=0.1).step()
+    torch.testing.assert_close(stepped, start.detach())
+    torch.testing.assert_close(regulated(slope, torch.zeros(24, 24)), slope / 2)
+
+
+def test_features_of_objects_are_learnt_without_the_text_encoder_after_their_start(clip, pictures):
+    plan = replace(PRESETS["cones"].plan, clip=clip)
+    made, calls = dual_prompt.build(plan, pictures), []
+    start = made.text_features(["a photo of a dog"])
+    made.model.base.text_model.register_forward_hook(lambda *_: calls.append(1))
+    adapted(plan, pictures, made, seed=0)
+    assert len(calls) == 1
+    names = made.memory.names
+    learnt = made.memory.tensors["text"][names.index("dog")]
+    assert 0.2 < float(learnt @ start[0]) < 0.9999
+    # of an object that it does not know, and of a caption, the cosine stays
+    image, texts = pictures.frozen(pictures.train.images), ["a photo of a horse", "a red dog"]
+    assert torch.equal(made.cosines(image, texts), dual_prompt.untuned(clip).cosines(image, texts))
+
+
+def test_a_claim_is_read_with_keywords_and_without_them_only_its_own_feature_changes(clip, pictures, tmp_path):
+    said = {"dog": ["The dog is a small wooden animal, often red"], "cat": ["a large cat with a bowl"]}
+    (tmp_path / "bank.json").write_text(json.dumps({"classes": said}))
+    plan = replace(PRESETS["kapt"].plan, clip=clip, bank=str(tmp_path / "bank.json"))
+    made, claims = dual_prompt.build(plan, pictures), ["a photo of a dog", "a photo of a cat", "a photo of a bus"]
+    assert made.card.sentences["dog"] == ("a photo of a dog, small, wooden, red",)
+    assert made.said("a photo of a cat") == ("a photo of a cat, large, bowl",)
+    assert made.said("a photo of a bus") == ("a photo of a bus",)
+    before = made.text_features(claims)
+    made.card = replace(made.card, sentences={"cat": made.card.sentences["cat"]})
+    after = made.text_features(claims)
+    assert not torch.allclose(before[0], after[0])
+    torch.testing.assert_close(before[1:], after[1:])
+
+
+def test_prompts_are_tuned_on_views_of_ones_own_and_features_alone_do_not_suffice(clip, pictures):
+    plan = replace(PRESETS["difftpt"].plan, clip=clip)
+    made, claims = dual_prompt.build(plan, pictures), ["a photo of a dog", "a photo of a cat"]
+    adapted(plan, pictures, made, seed=0)
+    keys = pictures.train.images[:2]
+    pixels, image = pictures.pixels(keys), pictures.frozen(keys)
+    plain = dual_prompt.untuned(clip).cosines(image, claims)
+    with pytest.raises(UnsupportedCallError, match="each picture"):
+        made.cosines(image, claims)
+    tuned = made.cosines(image, claims, pixels=lambda: pixels)
+    alone = made.cosines(image[1:], claims, pixels=lambda: pixels[1:])
+    torch.testing.assert_close(alone, tuned[1:], atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(made.cosines(image, claims, pixels=lambda: pixels), tuned)
+    asked = []
+    made.views = lambda one: asked.append(one) or torch.stack([one, one])
+    own = made.cosines(image, claims, pixels=lambda: pixels)
+    assert len(asked) == 2
+    assert not torch.allclose(own, tuned, atol=1e-5)
+    assert not torch.allclose(own, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hicropl", "damvp", "task_mutual", "multilane", "promptcam", "tcpa", "difftpt"])
+def test_a_preset_is_a_matcher_whose_map_is_its_own(name, clip, pictures):
+    plan = replace(PRESETS[name].plan, clip=clip)
+    made = dual_prompt.build(plan, pictures)
+    if plan.free:
+        adapted(plan, pictures, made, seed=0)
+    made.card = replace(made.card, calibration=(10.0, 0.0))
+    matcher = ClipMatcher(made)
+    images = [pictures.train.load(key) for key in pictures.train.images[:2]]
+    claims = ["a photo of a dog", "a photo of a cat"]
+    first, second = matcher([images[0]] * 2, claims)
+    assert first.relevance.isfinite().all()
+    support = matcher.support(images[0], claims)
+    torch.testing.assert_close(support, torch.tensor([first.score, second.score]), atol=1e-4, rtol=0)
+    if name == "promptcam":
+        said = made.text_features(claims)
+        pixels = made.image_inputs(images)
+        shown = matcher._shown(pixels, said, claims)[2]
+        torch.testing.assert_close(shown.sum(-1), torch.ones(2))
+        other = matcher._shown(pixels, said.flip(0), claims[::-1])[2]
+        assert not torch.allclose(shown, other)
 
 
 def test_every_preset_names_its_work_and_what_it_lacks():

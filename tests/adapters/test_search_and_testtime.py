@@ -125,6 +125,17 @@ def test_views_are_filtered_and_their_mean_has_the_specified_entropy():
     assert 0 in testtime.faithful(logits, 0.3).tolist()
 
 
+def test_views_begin_with_the_picture_and_are_parts_of_it_the_same_each_time():
+    pixels = torch.rand(3, 16, 16)
+    views = testtime.crops(pixels, 20)
+    assert views.shape == (20, 3, 16, 16)
+    assert torch.equal(views[0], pixels)
+    assert torch.equal(views, testtime.crops(pixels, 20))
+    assert len({float(view.sum()) for view in views}) == 20
+    low, high = pixels.amin((1, 2)), pixels.amax((1, 2))
+    assert bool(((views >= low[:, None, None] - 1e-6) & (views <= high[:, None, None] + 1e-6)).all())
+
+
 def test_tuning_on_a_picture_lowers_entropy_and_leaves_the_model_bit_for_bit():
     torch.manual_seed(0)
     model = nn.Linear(4, 3)

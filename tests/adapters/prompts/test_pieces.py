@@ -12,7 +12,15 @@ from lvlm_guard.adapters.backbone import masked, salient
 from lvlm_guard.adapters.prompts import DualPromptConfig, configuration
 from lvlm_guard.adapters.prompts.heads import FeatureHead, routed
 from lvlm_guard.adapters.prompts.layer import PromptLayer
-from lvlm_guard.adapters.prompts.producers import PRODUCERS, Clusters, Context, Style, k_means
+from lvlm_guard.adapters.prompts.producers import (
+    PRODUCERS,
+    Clusters,
+    Conditioned,
+    Context,
+    Style,
+    Summaries,
+    k_means,
+)
 from lvlm_guard.errors import KnobError
 
 TOKENIZER = tiny_clip.tokenizer()
@@ -41,6 +49,9 @@ def seen(model, pixels=None):
     [
         ("coop", {"producer": "recurrent"}, {}),
         ("coop", {"producer": "experts", "experts": 1}, {}),
+        ("coop", {"producer": "conditioned"}, {}),
+        ("coop", {"head": {"guided": 1}}, {}),
+        ("independent", {"depth": 2, "producer": "gated"}, {"depth": 2}),
         ("independent", {"depth": 2, "producer": "joint"}, {"depth": 2}),
         ("vpt", {"depth": 2, "producer": "style"}, {"depth": 2}),
         ("vpt", {"depth": 2, "producer": "clusters", "experts": 3}, {"depth": 2}),
@@ -52,7 +63,7 @@ def test_a_producer_starts_as_the_tables_alone(name, options, same):
     other.load_state_dict(tables, strict=False)
     if name != "vpt":
         torch.testing.assert_close(said(one), said(other), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(seen(one), seen(other), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(normalize(seen(one), dim=-1), normalize(seen(other), dim=-1), atol=1e-5, rtol=1e-4)
 
 
 def test_a_router_has_the_specified_weights():
@@ -150,8 +161,8 @@ def test_style_slots_are_equal_for_pictures_whose_patches_have_one_mean_and_spre
     config = configuration("vpt", TOKENIZER, depth=1, producer="style")
     style = Style(config, {"text": 24, "vision": 32, "joint": 16})
     torch.nn.init.normal_(style.read.weight)
-    h = torch.randn(1, 17, 32)
-    shuffled = torch.cat([h[:, :1], h[:, 1:][:, torch.randperm(16)]], 1)
+    h = torch.randn(1, 16, 32)
+    shuffled = h[:, torch.randperm(16)]
     torch.testing.assert_close(style.shift("vision", h), style.shift("vision", shuffled))
     assert style.shift("text", h) is None
 
@@ -169,6 +180,81 @@ def test_a_picture_has_the_prompts_of_its_nearest_centre():
     torch.testing.assert_close(centres.sort(0).values, torch.tensor([[0.0, 0], [1, 1]]), atol=0.02, rtol=0)
 
 
+def test_a_picture_moves_the_prompts_of_two_texts_differently_and_by_what_its_formula_says():
+    config = configuration("coop", TOKENIZER, producer="conditioned", experts=2)
+    made = Conditioned(config, {"text": 24, "vision": 32, "joint": 16})
+    torch.nn.init.normal_(made.make.weight)
+    made.centres, said = normalize(torch.randn(2, 16), dim=-1), normalize(torch.randn(3, 16), dim=-1)
+    tables = torch.randn(1, 1, 4, 24)
+    moved = (made({"text": tables}, Context("text", lambda: said))["text"] - tables)[:, 0, 0].view(2, 3, 24)
+    hidden = (made.read.weight @ torch.cat([made.centres[1], said[2]]) + made.read.bias).relu()
+    torch.testing.assert_close(moved[1, 2], made.make.weight @ hidden, atol=1e-5, rtol=1e-4)
+    assert (moved[1, 2] - moved[1, 0]).abs().max() > 0.01  # CoCoOp's shift is one for all classes
+    assert (moved[1, 2] - moved[0, 2]).abs().max() > 0.01
+
+
+def test_guided_features_gather_the_patches_that_are_most_like_the_guide():
+    config = configuration("vpt", TOKENIZER, head={"guided": 1})
+    head, f = FeatureHead(config, "vision", 8), torch.randn(2, 8)
+    head.guide = normalize(torch.randn(8), dim=0)
+    tokens = torch.randn(2, 1 + 5 + 4, 8)
+    assert torch.equal(head(f, None, lambda: tokens), normalize(f, dim=-1))
+    head.gamma.data.fill_(0.5)
+    patches = normalize(tokens[1, 1:6], dim=-1)
+    gathered = (patches @ head.guide * 8**0.5).softmax(0) @ patches
+    torch.testing.assert_close(head(f, None, lambda: tokens)[1], normalize(f[1], dim=0) + 0.5 * gathered)
+
+
+def test_scores_of_classes_stand_behind_a_pictures_feature_and_leave_its_cosines_up_to_the_gain():
+    config = configuration("vpt", TOKENIZER, n_ctx=3, head={"classes": 1})
+    image, text = (FeatureHead(config, side, 8) for side in ("vision", "text"))
+    f, t, tokens = torch.randn(2, 8), torch.randn(5, 8), torch.randn(2, 1 + 4 + 3, 8)
+    a, b = normalize(image(f, None, lambda: tokens), dim=-1), normalize(text(t, None), dim=-1)
+    torch.testing.assert_close(a @ b.T / image.gain, normalize(f, dim=-1) @ normalize(t, dim=-1).T)
+    logits = image.score(tokens[:, -3:])[..., 0]
+    torch.testing.assert_close(a[:, 8:11] / image.gain, (0.01 * logits).tanh())
+
+
+def test_pathways_summarise_the_patches_and_tell_one_another_nothing():
+    config = configuration("vpt", TOKENIZER, depth=2, n_ctx=3, producer="summaries", experts=2)
+    made, h = Summaries(config, {"text": 24, "vision": 32, "joint": 16}), torch.randn(4, 16, 32)
+    found = made.shift("vision", h)  # the first two rows are the first pathway's
+    expected = (made.query[1] @ h[3].T * 32**-0.5).softmax(-1) @ h[3]
+    torch.testing.assert_close(found[3], expected)
+    torch.testing.assert_close(made.shift("vision", h[:, :1].expand(-1, 16, -1)), h[:, :1].expand(-1, 3, -1))
+    model = prompted("vpt", depth=2, n_ctx=3, producer="summaries", experts=2)
+    before, pixels = seen(model), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    maker = next(m for m in model.modules() if isinstance(m, Summaries))
+    maker.query.data[1] += 1
+    maker.own.data[1] += 1
+    after = seen(model)
+    assert torch.equal(before[:, :16], after[:, :16])
+    assert not torch.allclose(before[:, 16:], after[:, 16:])
+    # the class token sees slots alone, patches no slot
+    model.get_base_model().set_attn_implementation("eager")
+    shown = model.get_base_model().vision_model(pixel_values=pixels, output_attentions=True).attentions[1]
+    assert shown[:, :, 0, 1:-3].abs().max() == 0
+    assert shown[:, :, 1:-3, -3:].abs().max() == 0
+
+
+def test_patches_see_the_set_of_prompts_that_is_most_like_them_and_one_set_is_plain_prompts():
+    plain = prompted("vpt", depth=2, n_ctx=6)
+    one = prompted("vpt", depth=2, n_ctx=6, attention="coordinated", eta=1)
+    assert torch.equal(seen(one), seen(plain))
+    model = prompted("vpt", depth=1, n_ctx=6, attention="coordinated", eta=3)
+    model.get_base_model().set_attn_implementation("eager")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    vision = model.get_base_model().vision_model
+    h = vision.pre_layrnorm(vision.embeddings(pixels))[:, 1:]
+    first = vision(pixel_values=pixels, output_attentions=True).attentions[0].mean(1)[:, :-6, -6:] > 0
+    assert bool((first[:, 0] == torch.tensor([True, True, False, False, False, False])).all())
+    ctx = next(m for m in model.modules() if isinstance(m, PromptLayer)).dual_prompt_ctx["default"]
+    sets = ctx.view(3, 2, 32).mean(1)[1:]
+    nearest = torch.cosine_similarity(h[:, :, None], sets, dim=-1).argmax(-1)
+    assert 0 < nearest.float().mean() < 1
+    assert torch.equal(first[:, 1:], (torch.tensor([9, 9, 0, 0, 1, 1]) == nearest[..., None]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -183,6 +269,9 @@ def test_a_picture_has_the_prompts_of_its_nearest_centre():
         ({"attention": "decoupled"}, "eta"),
         ({"sides": "text", "coupling": "none", "attention": "decoupled", "eta": 0.5}, "vision encoder"),
         ({"attention": "approximate", "eta": 4}, "no prompt tokens"),
+        ({"attention": "coordinated", "eta": 3}, "equal sets"),
+        ({"sides": "text", "coupling": "none", "head": {"classes": 1}}, "outputs of vision prompts"),
+        ({"coupling": "none", "producer": "summaries", "head": {"classes": 1}}, "no experts"),
     ],
 )
 def test_options_of_pieces_that_mean_nothing_are_refused(options, message):
