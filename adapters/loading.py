@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
-from lvlm_guard.errors import GuardError, MissingExtraError, WeightsError
+from lvlm_guard.errors import GuardError, MissingExtraError, UnsupportedModelError, WeightsError
 from lvlm_guard.files import whole
 from lvlm_guard.weights import how_to_fetch, read
 
@@ -64,6 +64,16 @@ class Card:
         """Return the card from what its file holds."""
         return cls(**told)
 
+    def require(self, image_width: int, text_width: int, name: str) -> None:
+        """Raise `UnsupportedModelError` where a CLIP's tokens are not of the widths that the adapter was trained on."""
+        own: Any = self
+        if (image_width, text_width) != (own.image_width, own.text_width):
+            raise UnsupportedModelError(
+                f"The {self.kind} was trained on {own.backbone!r}, with image tokens of width {own.image_width} and "
+                f"text tokens of width {own.text_width}, but {name!r} has {image_width} and {text_width}. Load it on "
+                f"{own.backbone!r}, or train one for {name!r}."
+            )
+
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all; return its path."""
         own: Any = self  # a dataclass in every subclass, which no type can say
@@ -112,6 +122,36 @@ def write_adapter(model: PeftModel, backbone: str, folder: str | os.PathLike[str
         config.base_model_name_or_path = backbone
     # PEFT would ask the hub whether embeddings changed; those of a CLIP never do here
     model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def with_adapter(model: Any, folder: str | os.PathLike[str], what: str, trainable: bool = False) -> PeftModel:
+    """Return a model with the adapter that PEFT's files in a folder hold.
+
+    Args:
+        what: the folder is of: "ranker".
+        trainable: whether training goes on.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        WeightsError: the folder is damaged, or of another model.
+    """
+    require_peft()
+    from peft import PeftModel
+
+    place = Path(folder)
+
+    def load() -> PeftModel:
+        if not (place / "adapter_model.safetensors").is_file():
+            raise FileNotFoundError("adapter_model.safetensors is missing")
+        return PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
+
+    return read(
+        f"The {what} {str(folder)!r}",
+        str(place),
+        load,
+        damaged="The folder is incomplete or damaged, or its backbone is another: copy it again, or train again.",
+        absent="Give the folder that save_pretrained or `lvlm-guard train` wrote.",
+    )
 
 
 def pair(value: Any) -> tuple[float, float] | None:
@@ -184,9 +224,7 @@ def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
 
 def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
     """Return the `PeftModel` of PEFT's own folder, on the model given, else on the one that its config names."""
-    require_peft()
     import transformers
-    from peft import PeftModel
 
     config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
     named = config.get("base_model_name_or_path")
@@ -205,11 +243,5 @@ def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
             damaged="The folder is incomplete or damaged.",
             absent=how_to_fetch(named, "load(folder, model=CLIPModel.from_pretrained(DIR))"),
         )
-    loaded = read(
-        f"The adapter {str(place)!r}",
-        str(place),
-        lambda: PeftModel.from_pretrained(backbone, str(place)),
-        damaged="The folder is incomplete or damaged, or its backbone is another than the one given.",
-        absent="Give the folder that save_pretrained wrote.",
-    )
+    loaded = with_adapter(backbone, place, "adapter")
     return loaded.eval() if device is None else loaded.eval().to(device)

@@ -11,11 +11,10 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lvlm_guard.adapters.backbone import Trunk
 from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, pair
-from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
+from lvlm_guard.errors import KnobError, TextError
 from lvlm_guard.matching.platt import platt
 
 Ties = Literal["half", "drop", "published"]
@@ -178,15 +177,6 @@ class RankerCard(Card):
     def scale(self, instruction: str) -> tuple[float, float]:
         """Return (y_mean, y_std) of an instruction."""
         return self.scales.get(instruction, (self.y_mean, self.y_std))
-
-    def require(self, trunk: Trunk, name: str) -> None:
-        """Raise `UnsupportedModelError` where a CLIP's tokens are not of the widths that the ranker was trained on."""
-        if (trunk.image_width, trunk.text_width) != (self.image_width, self.text_width):
-            raise UnsupportedModelError(
-                f"The ranker was trained on {self.backbone!r}, with image tokens of width {self.image_width} and text "
-                f"tokens of width {self.text_width}, but {name!r} has {trunk.image_width} and {trunk.text_width}. Load "
-                f"it on {self.backbone!r}, or train one for {name!r}."
-            )
 
     @classmethod
     def _made(cls, told: dict[str, Any]) -> Self:

@@ -15,12 +15,11 @@ from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from lvlm_guard.adapters.backbone import load_backbone, trunk_of
-from lvlm_guard.adapters.loading import require_peft, write_adapter
+from lvlm_guard.adapters.loading import require_peft, with_adapter, write_adapter
 from lvlm_guard.adapters.ranker.card import RankerCard, RankerSettings
 from lvlm_guard.adapters.ranker.network import RankerNetwork
 from lvlm_guard.adapters.ranker.pair_head import ranker_loss
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
-from lvlm_guard.weights import read
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -222,24 +221,15 @@ def load(
         WeightsError: the folder or the CLIP can't be had.
         UnsupportedModelError: the CLIP's tokens have other widths, or its towers can't be read.
     """
-    require_peft()
-    from peft import PeftModel
-
     card = RankerCard.read(folder)
     clip = card.backbone if backbone is None else backbone
     if isinstance(clip, str | os.PathLike):
         clip = load_backbone(clip)
     elif isinstance(clip, ClipRanker):
         raise UnsupportedModelError("The backbone is a ranker already: give the CLIP below it.")
-    card.require(trunk_of(clip), str(getattr(clip, "name_or_path", "") or type(clip).__name__))
-    model = ClipRanker(clip, card.settings)
-    wrapped = read(
-        f"The ranker {str(folder)!r}",
-        str(folder),
-        lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable),
-        damaged="The folder is incomplete or damaged: copy or train it again.",
-        absent="Give the folder that `lvlm-guard train ranker` wrote.",
-    )
+    trunk, name = trunk_of(clip), str(getattr(clip, "name_or_path", "") or type(clip).__name__)
+    card.require(trunk.image_width, trunk.text_width, name)
+    wrapped = with_adapter(ClipRanker(clip, card.settings), folder, "ranker", trainable)
     _freeze_unused(wrapped)
     return wrapped.train(trainable), card
 

@@ -18,16 +18,13 @@ from safetensors.torch import save_file
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Frame, Inputs, load_backbone, name_of, place_of
 from lvlm_guard.adapters.errors import check
-from lvlm_guard.adapters.loading import Card, is_tuned, pair, require_peft, write_adapter
+from lvlm_guard.adapters.loading import Card, is_tuned, pair, with_adapter, write_adapter
 from lvlm_guard.adapters.retrieval.encoding import TooLong
 from lvlm_guard.adapters.retrieval.model import RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
 from lvlm_guard.errors import KnobError, UnsupportedModelError
-from lvlm_guard.weights import read
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from lvlm_guard.adapters.prompts import DualPromptConfig
 
 FILE = "guard_dual_prompt.json"
@@ -89,16 +86,6 @@ class RetrieverCard(Card):
             raise KnobError(f"temperature is {self.temperature}: give a finite number above 0, or None.")
         if self.calibration is not None and not all(map(isfinite, self.calibration)):
             raise KnobError(f"calibration is {self.calibration}: give two finite numbers, or None.")
-
-    def require(self, clip: Any, name: str) -> None:
-        """Raise `UnsupportedModelError` where a CLIP's encoders are not as wide as those it was trained on."""
-        found = clip.config.text_config.hidden_size, clip.config.vision_config.hidden_size
-        if found != (self.text_width, self.image_width):
-            raise UnsupportedModelError(
-                f"The retriever was trained on {self.backbone!r}, whose text encoder is {self.text_width} wide and "
-                f"whose image encoder {self.image_width}, but {name!r} has {found[0]} and {found[1]}. Load it on "
-                f"{self.backbone!r}, or train one for {name!r}."
-            )
 
     @classmethod
     def _made(cls, told: dict[str, Any]) -> Self:
@@ -192,19 +179,11 @@ def load(
     source: Any = card.backbone if model is None else model
     clip = load_backbone(place_of(str(source))) if isinstance(source, str | os.PathLike) else source
     _require_clip(clip)
-    card.require(clip, clip.name_or_path or "the model given")
+    widths = clip.config.vision_config.hidden_size, clip.config.text_config.hidden_size
+    card.require(*widths, clip.name_or_path or "the model given")
     inputs = inputs or Inputs.of(clip)
     clip.requires_grad_(False)
-    adapted: Any = clip
-    if card.adapter:
-        require_peft()
-        adapted = read(
-            f"The adapter {str(place)!r}",
-            str(place),
-            lambda: _adapter(clip, place, trainable),
-            damaged="A file of it is missing or damaged: copy the folder again, or train again.",
-            absent="Give the folder that save_pretrained wrote.",
-        )
+    adapted: Any = with_adapter(clip, place, "retriever", trainable) if card.adapter else clip
     whole = RetrievalModel(adapted)
     made = DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, inputs)
     if (place / MEMORY).is_file():
@@ -217,14 +196,6 @@ def _memory(path: Path) -> Memory:
         told = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return Memory(told["kind"], tuple(json.loads(told["names"])), tensors)
-
-
-def _adapter(clip: Any, place: Path, trainable: bool) -> PeftModel:
-    if not (place / "adapter_model.safetensors").is_file():
-        raise FileNotFoundError("adapter_model.safetensors is missing")
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(clip, str(place), is_trainable=trainable)
 
 
 def _require_clip(clip: Any) -> None:

@@ -323,7 +323,7 @@ def test_folders_that_are_incomplete_or_of_another_clip_are_refused(tmp_path):
     retriever().save_pretrained(tmp_path)
     options = {"inputs": INPUTS}
     wide = tiny_clip.clip(hidden_size=48)
-    with pytest.raises(UnsupportedModelError, match=r"encoder is 24 wide.*has 48 and 32"):
+    with pytest.raises(UnsupportedModelError, match=r"text tokens of width 24.*has 32 and 48"):
         adapters.load(tmp_path, model=wide, **options)
     with pytest.raises(WeightsError, match="made in memory"):
         adapters.load(tmp_path)
