@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lvlm_guard.errors import GuardError, UnprovedError
+from lvlm_guard.errors import GuardError
 
 REASONS = {401: "key", 404: "route", 405: "route", 408: "slow", 413: "size", 422: "fetching", 503: "busy"}
 """What a status stands for in metrics, where nothing else is said."""
@@ -27,10 +27,6 @@ class MaskdError(ServeError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class Unproved(ServeError, UnprovedError):
-    """An answer that does not prove the guard that was asked for: it may be unguarded."""
 
 
 class Refused(ServeError):

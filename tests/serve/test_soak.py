@@ -1,4 +1,4 @@
-"""A soak finds what is wrong, against the real front with an engine whose answers are known."""
+"""A soak finds what is wrong, and attacks beside it what is open; the real front, with an engine that is known."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 
+import psutil
 import pytest
+from front_server import serving
 from measured_server import Engine, measured
 from PIL import Image
+from soaking import attacks
 from soaking.asking import Arm
+from soaking.attacks import Attacks
 from soaking.endpoint import Endpoint
+from soaking.kills import SHARES, plan
 from soaking.pool import KNOBS, pool
 from soaking.processes import Processes, Sample, slopes
 from soaking.reference import Expected, Reference
@@ -136,3 +142,44 @@ def test_the_pool_holds_every_name_and_knob_with_the_answers_of_the_transformers
     file = cases[0].anew(1).picture
     assert file != cases[0].chat.picture
     assert cases[0].anew(2).picture != file
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A process in the matcher's place, which may be stopped."""
+    for name, seconds in (("PAUSE", 0.05), ("WELL", 0.3), ("HUNG", 0.1), ("SOCKETS", 8)):
+        monkeypatch.setattr(attacks, name, seconds)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield psutil.Process(process.pid)
+        process.communicate(b"\n")
+
+
+def attacked(url: str, matcher: psutil.Process) -> Attacks:
+    """Return what was seen once each kind of attack was made twice."""
+    kinds = {"blanks", "header bomb", "forged", "fields", "trickling sockets", "hung matcher"}
+    made = Attacks(url, pool(WORKLOADS, ARMS, 12, told), lambda: matcher)
+
+    async def run() -> None:
+        async with made.running():
+            while any(made.made[kind] < 2 for kind in kinds):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(run(), 100))
+    return made
+
+
+def test_nothing_gets_past_the_front(stand_in):
+    with measured(Engine()) as url:
+        assert attacked(url, stand_in).through == []
+    assert stand_in.status() != psutil.STATUS_STOPPED
+
+
+def test_a_server_without_a_front_lets_each_kind_through(stand_in):
+    with serving(Engine(("tiny", "tiny-agla", "tiny-vote")).app()) as url:
+        through = attacked(url, stand_in).through
+    assert {one.split(":")[0].split(" {")[0] for one in through} == {"header bomb", "forged headers", "fields"}
+
+
+def test_kills_are_the_same_for_a_seed_and_fall_on_every_process():
+    assert plan(50, 3) == plan(50, 3) != plan(50, 4)
+    assert Counter(role for role, _ in plan(50, 0)) == SHARES

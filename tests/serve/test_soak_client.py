@@ -11,7 +11,8 @@ from measured_server import Engine, measured
 from soaking.asking import arms_of
 from soaking.endpoint import Chat, Endpoint
 
-from lvlm_guard.serve.errors import Refused, ServeError, Unproved
+from lvlm_guard.errors import UnprovedError
+from lvlm_guard.serve.errors import Refused, ServeError
 
 AGLA = Chat("tiny-agla", "agla", "what is it?", picture(1), 5, {"alpha": 1.5})
 
@@ -82,18 +83,18 @@ def test_an_answer_without_its_proof_is_an_error_wherever_it_is_lost(stream):
                 await send({"type": "http.response.body", "body": got.content})
 
         for header, where in ((True, "header"), (False, "body")):
-            with serving(Strips(Relay(), header)) as relay, pytest.raises(Unproved, match=where):
+            with serving(Strips(Relay(), header)) as relay, pytest.raises(UnprovedError, match=where):
                 asked(relay, AGLA, stream=stream)
         with serving(Relay()) as relay:
             assert asked(relay, AGLA, stream=stream).proof.guard == "agla"
 
 
 def test_a_plain_server_that_guards_is_found_out():
-    with measured(Engine()) as url, pytest.raises(Unproved, match="no ordinary vLLM"):
+    with measured(Engine()) as url, pytest.raises(UnprovedError, match="no ordinary vLLM"):
         asked(url, Chat("tiny", None, "what?", picture(1), 5), guarded=False)
     with serving(Engine().app()) as url:
         assert asked(url, Chat("tiny", None, "what?", picture(1), 5), guarded=False).proof is None
-        with pytest.raises(Unproved, match="without a word"):
+        with pytest.raises(UnprovedError, match="without a word"):
             asked(url, Chat("tiny-agla", "agla", "what?", picture(1), 5))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from soaking.proof import check, expected
 
-from lvlm_guard.serve.errors import Unproved
+from lvlm_guard.errors import UnprovedError
 from lvlm_guard.serve.front import answers
 
 AGLA = {"method": "agla", "knobs": {"alpha": 2.0, "beta": 0.5}, "mask": "blip@1/x y"}
@@ -65,12 +65,12 @@ def test_what_the_front_says_is_read_as_it_was_meant(guard, knobs, version):
     ],
 )
 def test_anything_else_is_no_proof_of_agla(headers, fields):
-    with pytest.raises(Unproved, match="tiny-agla"):
+    with pytest.raises(UnprovedError, match="tiny-agla"):
         check("tiny-agla", expected("agla", {}), headers, fields)
 
 
 def test_a_guard_under_the_plain_name_is_no_plain_answer():
-    with pytest.raises(Unproved, match=r"agla alpha=2 beta=0\.5, not no guard"):
+    with pytest.raises(UnprovedError, match=r"agla alpha=2 beta=0\.5, not no guard"):
         check("tiny", expected(None, {}), {"x-agla": HEADER}, [AGLA])
     assert check("tiny", expected(None, {}), OFF, [NONE]).guard is None
     assert check("tiny-agla", expected("agla", {}), {"x-agla": HEADER}, [AGLA]).version == "blip@1/x y"

@@ -78,7 +78,7 @@ def test_mixed_traffic_is_answered_as_in_transformers_and_leaves_nothing_behind(
 
 
 class Load:
-    """Clients that ask one name each, again and again, and note how it went; `Unproved` ends them all.
+    """Clients that ask one name each, again and again, and note how it went; `UnprovedError` ends them all.
 
     Args:
         endpoint: the server.

@@ -47,7 +47,7 @@ async def soaked(server: Serve, given: argparse.Namespace, noted: Callable[[Foun
         cases = pool(world_workloads(32, (1,)), arms, POOL, Reference(CLASSES).answer)
         watched = Processes(server._process_tree.pid)
         soak = Soak(endpoint, cases, at_once=given.at_once, processes=watched, heard=heard)
-        attacks = Attacks(server.url, arms, cases, lambda: server.part("serve.maskd"))
+        attacks = Attacks(server.url, cases, lambda: server.part("serve.maskd"))
         attacked = 0.0
         while attacked < given.seconds or sum(soak.found.answers.values()) < given.answers:
             now = False

@@ -14,10 +14,9 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 from front_attacks import of_frames
 
+from lvlm_guard.errors import UnprovedError
 from lvlm_guard.proof import FIELD
-from lvlm_guard.serve.errors import Unproved
 from soaking import proof
-from soaking.asking import Arm
 from soaking.pool import Case
 
 SOCKETS = 128  # that send a letter a second
@@ -35,16 +34,13 @@ class Attacks:
 
     Args:
         url: of the server.
-        arms: its names.
         cases: questions, for attacks that have to look like one.
         matcher: finds the process of the matcher, which is made to hang.
         seed: of what is sent.
     """
 
-    def __init__(
-        self, url: str, arms: Sequence[Arm], cases: Sequence[Case], matcher: Callable[[], psutil.Process], seed: int = 0
-    ) -> None:
-        self._url, self._arms, self._matcher, self._random = url, arms, matcher, random.Random(seed)
+    def __init__(self, url: str, cases: Sequence[Case], matcher: Callable[[], psutil.Process], seed: int = 0) -> None:
+        self._url, self._matcher, self._random = url, matcher, random.Random(seed)
         self._cases = cases
         self._bomb = of_frames(4000)
         self.made: Counter[str] = Counter()
@@ -108,7 +104,7 @@ class Attacks:
             told = answer.json()
             try:
                 proof.check(chat.name, proof.expected(chat.guard, chat.knobs), answer.headers, [told[FIELD]])
-            except (Unproved, LookupError) as error:
+            except (UnprovedError, LookupError) as error:
                 self.through.append(f"forged headers: {error}")
             text = told["choices"][0]["message"]["content"].strip()
             if case.expected is not None and text != case.expected.text:

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import httpx
 
+from lvlm_guard.errors import UnprovedError
 from lvlm_guard.proof import FIELD
-from lvlm_guard.serve.errors import Refused, ServeError, Unproved
+from lvlm_guard.serve.errors import Refused, ServeError
 from soaking import proof
 from soaking.proof import Proof
 
@@ -177,7 +178,7 @@ class Endpoint:
         Raises:
             Refused: the server answers with an error.
             ServeError: it can't be reached, or its answer ends early.
-            Unproved: the answer does not prove its guard.
+            UnprovedError: the answer does not prove its guard.
         """
         raw = chat.body(stream)
         reading = _Reading(chat)
@@ -274,7 +275,9 @@ class _Reading:
         name = self._chat.name
         if not guarded:
             if proof.in_header(name, self.headers) is not None or self.fields:
-                raise Unproved(f"{name!r} speaks of a guard, so its server is no ordinary vLLM: see --plain-server.")
+                raise UnprovedError(
+                    f"{name!r} speaks of a guard, so its server is no ordinary vLLM: see --plain-server."
+                )
             return None
         if not whole and not any(self.text):
             return None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from lvlm_guard.errors import UnprovedError
 from lvlm_guard.methods import REGISTRY
 from lvlm_guard.proof import KNOBS, MATCHED, in_headers
-from lvlm_guard.serve.errors import Unproved
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,33 @@ def check(name: str, wanted: Proof, headers: Mapping[str, str], fields: list[Any
         fields: what stood under `lvlm_guard` in the body, or in each chunk of a stream that had it.
 
     Raises:
-        Unproved: anything else.
+        UnprovedError: anything else.
     """
     said = in_header(name, headers)
     if said is None or not fields:
         where = "header" if said is None else "body"
-        raise Unproved(f"{name!r} answered without a word on its guard in the {where}: it may be unguarded.")
+        raise UnprovedError(f"{name!r} answered without a word on its guard in the {where}: it may be unguarded.")
     for field in fields:
         if in_body(name, field) != said:
-            raise Unproved(f"{name!r}: header and body of an answer speak of different guards: {said}, {field!r:.200}.")
+            raise UnprovedError(
+                f"{name!r}: header and body of an answer speak of different guards: {said}, {field!r:.200}."
+            )
     if (said.guard, said.knobs) != (wanted.guard, wanted.knobs):
-        raise Unproved(f"{name!r} answered with {_shown(said)}, not {_shown(wanted)}.")
+        raise UnprovedError(f"{name!r} answered with {_shown(said)}, not {_shown(wanted)}.")
     if bool(said.version) != (said.guard in MATCHED):
-        raise Unproved(f"{name!r}: the version of what the matcher gave is {said.version!r}.")
+        raise UnprovedError(f"{name!r}: the version of what the matcher gave is {said.version!r}.")
     return said
 
 
 def in_header(name: str, headers: Mapping[str, str]) -> Proof | None:
-    """Return what the headers say, None for nothing; raises `Unproved` where they can't be read."""
+    """Return what the headers say, None for nothing; raises `UnprovedError` where they can't be read."""
     found = in_headers(headers, KNOBS)
     if not found:
         return None
     if {state for state, _ in found.values()} == {"off"}:
         return Proof(None, {})
     if len(found) > 1:
-        raise Unproved(f"{name!r}: an answer's headers speak of several guards: {found}.")
+        raise UnprovedError(f"{name!r}: an answer's headers speak of several guards: {found}.")
     ((guard, (state, pairs)),) = found.items()
     told = dict(pairs)
     pairs = [pair for pair in pairs if pair[0] != "claims"]
@@ -77,12 +79,14 @@ def in_header(name: str, headers: Mapping[str, str]) -> Proof | None:
     version = unquote(str(told.pop(MATCHED.get(guard, ""), "")))
     knobs = {knob: value for knob, value in told.items() if isinstance(value, float)}
     if state != "on" or len(told) != len(pairs) - bool(version) or tuple(knobs) != KNOBS[guard]:
-        raise Unproved(f"{name!r}: X-{guard.upper()} is {state!r} with {pairs!r:.200}, which is no proof of a guard.")
+        raise UnprovedError(
+            f"{name!r}: X-{guard.upper()} is {state!r} with {pairs!r:.200}, which is no proof of a guard."
+        )
     return Proof(guard, knobs, version)
 
 
 def in_body(name: str, field: Any) -> Proof:
-    """Return what a body says under `lvlm_guard`; raises `Unproved` where it can't be read."""
+    """Return what a body says under `lvlm_guard`; raises `UnprovedError` where it can't be read."""
     try:
         guard, knobs = field["method"], dict(field["knobs"])
         version = field[MATCHED[guard]] if guard in MATCHED else ""
@@ -90,7 +94,7 @@ def in_body(name: str, field: Any) -> Proof:
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound or not (guard is None or guard in KNOBS):
-        raise Unproved(f"{name!r}: the body says {field!r:.200} of the guard, which is no proof.")
+        raise UnprovedError(f"{name!r}: the body says {field!r:.200} of the guard, which is no proof.")
     return Proof(guard, {knob: float(value) for knob, value in knobs.items()}, version)
 
 

@@ -15,7 +15,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from lvlm_guard.serve.errors import Refused, ServeError, Unproved
+from lvlm_guard.errors import UnprovedError
+from lvlm_guard.serve.errors import Refused, ServeError
 from soaking.endpoint import Chat, Endpoint, Said
 from soaking.pool import Case
 from soaking.processes import Processes, Sample, slopes
@@ -154,7 +155,7 @@ class Soak:
                 said = await self._endpoint.ask(chat, stream=stream, leave=leave)
                 if self._compare(case, said) and said.finish != "left":
                     self._heard(chat, asked, said.seconds)
-            except Unproved as error:
+            except UnprovedError as error:
                 self.found.unguarded += 1
                 self.found.tell(str(error))
             except Refused as error:
