@@ -24,6 +24,12 @@
         --matcher dual-prompt=C/seed-0 ... --matcher ranker=R/seed-0 ... --json > all.json
     python docs/adapter_tables.py < all.json > docs/results/matchers.json
     lvlm-guard eval verify --limit 600 --matcher ... (as above) --json > docs/results/verify.json
+    lvlm-guard train claims --preset ... --seeds 0,1,2 --out works --compare --json > a.json    (and b.json, of others)
+    python docs/adapter_tables.py a.json b.json > docs/results/claims.json
+    lvlm-guard eval run --methods vote,focus --matcher blip-itm --matcher clip=embedded-clip \
+        --matcher blackbox=works/blackbox/seed-0 ... --seeds 1 --limit 60 --captions 120 --json > guard.json
+    python docs/adapter_tables.py < guard.json > docs/results/claims_guard.json
+    lvlm-guard eval verify --limit 300 --matcher ... (as above) --json > docs/results/claims_verify.json
     lvlm-guard train distill --seeds 0,1,2 --pictures 2000 --questions 24 --json > docs/results/distilled.json
     lvlm-guard eval run --split val --methods vote --no-controls --limit 80 --captions 160 --adapter ... --json
         (its rows of the table's columns) > docs/results/fresh.json
@@ -41,7 +47,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from adapter_tables import adapter_table, distilled_table, guard_table, loop_table, verify_table
+from adapter_tables import adapter_table, claims_table, distilled_table, guard_table, loop_table, verify_table
 from machines import machine
 from method_tables import methods_table, which_table
 from real_tables import TABLES as REAL
@@ -254,6 +260,9 @@ def filled(text: str) -> str:
         ("serve_kills", kills_table),
         ("dual-prompt", adapter_table),
         ("ranker", adapter_table),
+        ("claims", claims_table),
+        ("claims_guard", guard_table),
+        ("claims_verify", verify_table),
         ("matchers", guard_table),
         ("verify", verify_table),
         ("distilled", distilled_table),
