@@ -34,6 +34,7 @@ TRIES: dict[str, tuple[str, ...]] = {
     "ray": (IMPORTS.format("ray.data, lvlm_guard.batch.on_ray"),),
     "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.run"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
+    "open-clip": (IMPORTS.format("open_clip"),),
     "quant": (IMPORTS.format("bitsandbytes, accelerate"),),
     "site": ("mkdocs --version", IMPORTS.format("material, mkdocstrings")),
     "train": (
@@ -44,8 +45,9 @@ TRIES: dict[str, tuple[str, ...]] = {
 }
 """What is tried in an environment with the core alone, and with each extra."""
 
-RESOLVED = ("serve", "serve-cpu")
-"""Extras that are resolved, not installed: vLLM for a GPU, and for CPUs, which `make test-serve` installs and tests."""
+RESOLVED = ("serve", "serve-cpu", "serve-vote")
+"""Extras that are resolved, not installed: vLLM for a GPU, and for CPUs, which `make test-serve`
+installs and tests; a range for guards without twins."""
 
 
 def guarded_answer() -> str:

@@ -35,7 +35,7 @@ class TwoBranches:
             base.__init__(vllm_config=vllm_config, prefix=prefix)
         check_twins(self.language_model)  # type: ignore[attr-defined]  # the base's
         self._handover = open_handover(vllm_config)
-        self._width = vllm_config.model_config.get_hidden_size()
+        self._width: int = vllm_config.model_config.get_hidden_size()
         if vllm_config.model_config.get_inputs_embeds_size() != 2 * self._width:
             raise ServeError("The runner's buffer does not hold two branches: this release of vLLM is not the pinned.")
 
@@ -53,15 +53,20 @@ class TwoBranches:
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
     ) -> Tensor:
         """Return the embeddings of tokens and pictures for both branches, [n, 2H]."""
-        base: Any = super()
-        items = multimodal_embeddings if multimodal_embeddings is not None else ()
-        first = other = base.embed_input_ids(
-            input_ids, [item[:, : self._width] for item in items], is_multimodal=is_multimodal
-        )
-        if any(item.shape[1] > self._width for item in items):
-            seen = [item[:, -self._width :] for item in items]
-            other = base.embed_input_ids(input_ids, seen, is_multimodal=is_multimodal)
+        items, width = multimodal_embeddings if multimodal_embeddings is not None else (), self._item_width()
+        first = other = self._embedded(0, input_ids, [item[:, :width] for item in items], is_multimodal)
+        if len(items):
+            other = self._embedded(1, input_ids, [item[:, -width:] for item in items], is_multimodal)
         return torch.cat([first, other], -1)
+
+    def _item_width(self) -> int:
+        """Return how wide a picture's embeddings are in one branch."""
+        return self._width
+
+    def _embedded(self, branch: int, input_ids: Tensor, items: list[Tensor], is_multimodal: Tensor | None) -> Tensor:
+        base: Any = super()
+        embedded: Tensor = base.embed_input_ids(input_ids, items, is_multimodal=is_multimodal)
+        return embedded
 
     def forward(
         self,

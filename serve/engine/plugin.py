@@ -5,17 +5,28 @@ A twin engine is asked for by its architecture: `--hf-overrides '{"architectures
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 PROCESSOR = "lvlm_guard.serve.engine.guards:Guards"
 """What `--logits-processors` must name."""
 
-MODULES = {
+CUT = "lvlm_guard.serve.engine.guards:Cut"
+"""What it names for APC over a model that is left as it is."""
+
+FAMILIES = {
     "LlavaForConditionalGeneration": "llava",
     "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "InternVLForConditionalGeneration": "internvl",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Gemma3ForConditionalGeneration": "gemma3",
 }
-"""Architectures that have a twin, and the module of this folder that holds it."""
+"""Architectures that have a twin, and the model type of each."""
+
+BOTH_WAYS = ("Gemma3ForConditionalGeneration",)
+"""Those whose decoder reads the tokens of a picture both ways, which not every attention of vLLM can."""
 
 
 def twin_of(architecture: str) -> str:
@@ -23,19 +34,26 @@ def twin_of(architecture: str) -> str:
     return f"Twin{architecture}"
 
 
-TWINS = tuple(map(twin_of, MODULES))
+TWINS = tuple(map(twin_of, FAMILIES))
 
 
 def register() -> None:
-    """Make the twin architectures known to vLLM; safe to call twice."""
-    from vllm import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+    """Make the twin architectures known to vLLM; safe to call twice.
 
-    for architecture, module in MODULES.items():
+    In another release than the pinned one, whose insides have moved, there are none; `vote` and `apc` need none.
+    """
+    try:
+        from lvlm_guard.serve.engine.insides import MODELS_CONFIG_MAP, ModelRegistry, VerifyAndUpdateConfig
+    except ImportError as error:
+        logging.getLogger(__name__).warning(
+            "This release of vLLM is not the pinned one, so no model has a twin: %s", error
+        )
+        return
+    for architecture in FAMILIES:
         twin = twin_of(architecture)
         if twin not in ModelRegistry.get_supported_archs():
             MODELS_CONFIG_MAP[twin] = _twice_as_wide(MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig))
-            ModelRegistry.register_model(twin, f"lvlm_guard.serve.engine.{module}:{twin}")
+            ModelRegistry.register_model(twin, f"lvlm_guard.serve.engine.families:{twin}")
 
 
 def _twice_as_wide(base: Any) -> Any:

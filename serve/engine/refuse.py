@@ -65,6 +65,6 @@ def amiss(vllm_config: Any) -> list[str]:
         "compilation": int(vllm_config.compilation_config.mode or 0) != 0,
         "encoder graphs": bool(getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False)),
         "pixtral": getattr(model.hf_config.vision_config, "model_type", None) == "pixtral",
-        "video": model.hf_config.model_type == "qwen2_5_vl" and pictures.get_limit_per_prompt("video") != 0,
+        "video": pictures.get_limit_per_prompt("video") != 0,
     }
     return [WHY[what] for what, amiss_so in found.items() if amiss_so]

@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.v1.attention.backend import AttentionType
 
 from lvlm_guard.errors import UnsupportedModelError
+from lvlm_guard.serve.engine.insides import Attention, AttentionLayerBase, AttentionType
 
 SUFFIX = ".twin"
 
@@ -79,4 +77,9 @@ def check_twins(decoder: nn.Module) -> None:
         raise UnsupportedModelError(
             f"Layers of this decoder keep state and have no twin: {', '.join(single) or 'no attention was found'}. "
             "Serve the model with --guards vote, which needs none."
+        )
+    if any(twin.use_mm_prefix and not twin.attn_backend.supports_mm_prefix() for twin in twins):
+        raise UnsupportedModelError(
+            f"This decoder reads its pictures both ways, and {twins[0].attn_backend.get_name()} reads all causally, so "
+            "that answers would be another model's than in transformers. Serve it on a GPU."
         )

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
-from vllm.multimodal.processing import BaseMultiModalProcessor
 
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.trace import GuardTrace
@@ -19,6 +18,7 @@ from lvlm_guard.families.family import Family
 from lvlm_guard.matching.match import Frame, painted
 from lvlm_guard.methods.vcd import VCD
 from lvlm_guard.serve.engine.arguments import MASK, NOISE
+from lvlm_guard.serve.engine.insides import BaseMultiModalProcessor
 from lvlm_guard.serve.errors import WireError
 from lvlm_guard.serve.wire import unpack_mask
 
@@ -58,17 +58,18 @@ class TwoViews(BaseMultiModalProcessor):  # type: ignore[misc]  # vllm is untype
         inputs = super().get_dummy_inputs(*args, **kwargs)
         return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, NOISE: {}})
 
-    def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, Any]) -> Any:
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         plain = _without(hf_kwargs)
-        features = super()._call_hf_processor(hf_data, plain)
-        images = hf_data.get("images")
+        features = super()._apply_hf_processor_main(mm_items, plain)
+        images = mm_items[IMAGE].get_processor_data()["images"] if mm_items.get(IMAGE) else ()
         if not images:
             return features
         if masks := masks_of(hf_kwargs, len(images)):
             frame: Frame = "squashed" if self.family.fixed_size else "original"
             views = [painted(image, unpack_mask(m), frame) for image, m in zip(images, masks, strict=True)]
-            second = super()._call_hf_processor({**hf_data, "images": views}, plain)[PIXELS]
-            if second.shape != features[PIXELS].shape:
+            items = self.info.parse_mm_data({IMAGE: views}, validate=False)
+            second = super()._apply_hf_processor_main(items, plain)[PIXELS]
+            if [one.shape for one in second] != [one.shape for one in features[PIXELS]]:
                 raise WireError("The masked picture takes another number of tokens than the picture: it can't be read.")
             features[SECOND] = second
         elif NOISE in hf_kwargs:

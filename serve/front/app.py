@@ -187,7 +187,7 @@ class Front:
             made.claims,
             made.notes,
         )
-        asking = self._upstream.post(CHAT, Once(body, release), passed_on(headers))
+        asking = self._upstream.post(CHAT, Once(body, release), passed_on(headers) | self._gate.rank(headers))
         del raw[:], read, body, made
         async with asking as answer:
             await self._pass_on(answer, proof, send)

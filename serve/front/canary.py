@@ -22,6 +22,9 @@ from lvlm_guard.serve.maskd.client import Mask, Scores
 from lvlm_guard.serve.wire import SIDE, pack_mask
 
 HEADER = "X-LVLM-Guard-Canary"
+RANK = "X-Data-Parallel-Rank"
+"""Header by which vLLM is told which of its engines answers; before the names are open the canary may choose it."""
+
 AGAIN = 5.0
 """Seconds after which to ask again while the guard is being checked."""
 
@@ -83,13 +86,25 @@ class Gate:
         """
         if self._opened():
             return None
-        given = next((value for key, value in headers if key.lower() == HEADER.lower().encode()), b"")
-        token, _, share = given.partition(b" ")
-        if not self._token or not hmac.compare_digest(token, self._token):
+        known, share = self._known(headers)
+        if not known:
             raise Refused(
                 503, f"{name} is not yet open: the server still checks that its guard acts.", AGAIN, "opening"
             )
         return Chosen(float(share)) if share else None
+
+    def rank(self, headers: Sequence[Header]) -> dict[str, str]:
+        """Return the header that names the engine, where the canary sent it and the names are not open yet."""
+        if self._opened() or not self._known(headers)[0]:
+            return {}
+        rank = next((value for key, value in headers if key.lower() == RANK.lower().encode()), b"")
+        return {RANK: rank.decode("latin-1")} if rank else {}
+
+    def _known(self, headers: Sequence[Header]) -> tuple[bool, bytes]:
+        """Return whether the canary asks, and what it says for the matcher."""
+        given = next((value for key, value in headers if key.lower() == HEADER.lower().encode()), b"")
+        token, _, share = given.partition(b" ")
+        return bool(self._token) and hmac.compare_digest(token, self._token), share
 
     def check_open(self) -> None:
         """Raise where the guards are still being checked.

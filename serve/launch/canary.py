@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from lvlm_guard.images import data_url
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.front.canary import HEADER
+from lvlm_guard.serve.front.canary import HEADER, RANK
 
 TOP = 5
 """Most likely tokens whose log-probabilities are looked at; vLLM's --max-logprobs must allow it."""
@@ -40,6 +40,7 @@ class Canary:
         name: plain name of the model.
         token: that the front knows it by.
         key: the server's API key, "" for none.
+        rank: of the engine that answers; None where there is one.
         seconds: for one answer; the first one after a start can take long.
         patience: seconds in which the matcher service may be busy.
     """
@@ -48,12 +49,14 @@ class Canary:
     name: str
     token: str
     key: str = ""
+    rank: int | None = None
     seconds: float = 300
     patience: float = 120
     _numbers: Any = field(default_factory=count, repr=False)
 
     def __post_init__(self) -> None:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers |= {} if self.rank is None else {RANK: str(self.rank)}
         # this machine's own server, whose certificate names another host
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=self.seconds, trust_env=False, verify=False

@@ -9,7 +9,7 @@ from typing import Any
 from lvlm_guard import embedded
 from lvlm_guard.families.question import FRAMES
 from lvlm_guard.pretrained import EMBEDDED
-from lvlm_guard.serve.engine.plugin import MODULES, twin_of
+from lvlm_guard.serve.engine.plugin import FAMILIES, twin_of
 from lvlm_guard.serve.launch.passed import Passed
 from lvlm_guard.weights import how_to_fetch, read
 
@@ -65,12 +65,7 @@ class Checkpoint:
     def twin(self) -> str | None:
         """The class with two branches; None where there is none for it."""
         pixtral = (self.config.get("vision_config") or {}).get("model_type") == "pixtral"
-        return twin_of(self.architecture) if self.architecture in MODULES and not pixtral else None
-
-    @property
-    def model_type(self) -> str:
-        """The type that its configuration names."""
-        return str(self.config.get("model_type", ""))
+        return twin_of(self.architecture) if self.architecture in FAMILIES and not pixtral else None
 
     @cached_property
     def tokenizer(self) -> Any:

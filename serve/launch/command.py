@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.errors import KnobError
+from lvlm_guard.serve.engine.plugin import CUT
 from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
 from lvlm_guard.serve.front.settings import KEY, VARIABLE, FrontSettings
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
@@ -79,10 +80,10 @@ def command(
     said += ["--served-model-name", *names]
     said += ["--trust-request-mm-kwargs", "--generation-config", "vllm"]
     said += ["--logprobs-mode", "processed_logprobs"]
-    processors = [TWIN_PROCESSOR] if twin else []
+    processors = [TWIN_PROCESSOR] if twin else [CUT] if "apc" in guards else []
     processors += [VOTE_PROCESSOR] if "vote" in guards else []
     said += ["--logits-processors", *processors]
-    said += ["--limit-mm-per-prompt", json.dumps(_limits(passed, most_pictures, checkpoint, twin))]
+    said += ["--limit-mm-per-prompt", json.dumps(_limits(passed, most_pictures, twin))]
     overrides = passed.object("hf-overrides")
     if twin:
         if "architectures" in overrides:
@@ -184,12 +185,12 @@ def adapters(passed: Passed) -> list[str]:
     return names
 
 
-def _limits(passed: Passed, most: int, checkpoint: Checkpoint, twin: str | None) -> dict[str, Any]:
+def _limits(passed: Passed, most: int, twin: str | None) -> dict[str, Any]:
     limits = passed.object("limit-mm-per-prompt")
     if "image" in limits:
         raise KnobError(f"--limit-mm-per-prompt limits pictures, which --most-pictures does ({most}): leave image out.")
-    if twin and checkpoint.model_type == "qwen2_5_vl":
-        limits["video"] = 0
+    if twin:
+        limits["video"] = 0  # has no second view
     return {**limits, "image": most}
 
 

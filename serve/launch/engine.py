@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from lvlm_guard.serve.engine.plugin import CUT, TWINS
 from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
-from lvlm_guard.serve.engine.plugin import TWINS
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.launch.passed import Passed
 from lvlm_guard.serve.launch.refused import ALWAYS, parsed_amiss
 from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
 
@@ -37,6 +38,8 @@ def main(options: list[str]) -> None:
     parser = make_arg_parser(FlexibleArgumentParser(prog="lvlm-guard serve", allow_abbrev=False))
     parsed = parser.parse_args(options)
     check(parsed, parser.get_default)
+    if str(parsed.data_parallel_size) != Passed(options).value("data-parallel-size", "1"):
+        raise ServeError("--data-parallel-size: each engine is checked, so give it on the command line.")
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
@@ -65,7 +68,7 @@ def check(parsed: Any, default: Callable[[str], Any]) -> None:
         for name, wanted in ours.items()
         if getattr(parsed, name) != wanted
     ]
-    if set(parsed.logits_processors or ()) - {TWIN_PROCESSOR, VOTE_PROCESSOR}:
+    if set(parsed.logits_processors or ()) - {TWIN_PROCESSOR, CUT, VOTE_PROCESSOR}:
         found.append(f"--logits-processors: {ALWAYS['logits-processors']}")
     if found:
         raise ServeError("An option, perhaps of a --config file, is refused. " + " ".join(found))

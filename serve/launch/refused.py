@@ -27,7 +27,18 @@ ALWAYS = {
     "headless": "an engine without a server has no front: leave it out.",
     "grpc": _DOOR,
     "grpc-port": _DOOR,
-    "data-parallel-multi-port-external-lb": "it serves on several ports, and one is checked: start a server for each.",
+    **dict.fromkeys(
+        (
+            "data-parallel-multi-port-external-lb",
+            "data-parallel-external-lb",
+            "data-parallel-hybrid-lb",
+            "data-parallel-rank",
+            "data-parallel-start-rank",
+            "data-parallel-size-local",
+        ),
+        "it is for servers that share engines, which are checked through one of them: start a whole server on each "
+        "machine, and put your balancer before them.",
+    ),
     "uds": _CHECKED,
     "ssl-cert-reqs": _CHECKED,
     "runner": "guards are for answers in text: leave it out.",

@@ -18,7 +18,7 @@ from lvlm_guard.serve.launch.canary import TOP, Canary
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.child import Child, Keeper
 from lvlm_guard.serve.launch.command import adapters, command, environment
-from lvlm_guard.serve.launch.guards import guards_of
+from lvlm_guard.serve.launch.guards import branched, guards_of
 from lvlm_guard.serve.launch.installed import AUDIO, Installed, check_release, installed
 from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Signals
 from lvlm_guard.serve.launch.settings import ServeSettings
@@ -35,8 +35,8 @@ class Server(Parts):
         super().__init__(settings, say, keeper, signals)
         self._vllm: Installed = installed()
         self._checkpoint = Checkpoint.of(settings.model, settings.passed)
-        self._guards = guards_of(settings.guards, self._checkpoint)
-        self._twin = self._checkpoint.twin if set(self._guards) - {"vote"} else None
+        self._guards = guards_of(settings.guards, self._checkpoint, cpu=self._vllm.cpu)
+        self._twin = self._checkpoint.twin if branched(self._guards) else None
         refused.check(settings.passed, self._guards, twin=self._twin is not None)
         if self._twin:
             check_release(self._vllm)
@@ -90,8 +90,7 @@ class Server(Parts):
         self._engine = Child(self._command, made, self._keeper)
         url = self._start_front(front)
         self._until_healthy(url, "vLLM is still starting")
-        canary = Canary(url, self._names.plain[0], token, os.environ.get(KEY, ""))
-        self._ask(canary)
+        self._ask([Canary(url, self._names.plain[0], token, os.environ.get(KEY, ""), rank) for rank in self._engines()])
         opened.touch()
         ready(Ready(url, self._names.all, self._guards, maskd, version, os.getpid()))
 
@@ -102,17 +101,26 @@ class Server(Parts):
             return None
         return Path(given).read_text(encoding="utf-8") if "{" not in given else given
 
-    def _ask(self, canary: Canary) -> None:
-        """Ask the canary's questions, on a thread: a signal or a death must not wait for an answer."""
+    def _engines(self) -> list[int | None]:
+        """Return the ranks of a data-parallel server, each of which is an engine with caches of its own."""
+        size = self._given.passed.value("data-parallel-size", "1")
+        if not size.isdigit() or not int(size):
+            raise ServeError(f"--data-parallel-size {size!r}: give a whole number from 1 on.")
+        return list(range(int(size))) if int(size) > 1 else [None]
+
+    def _ask(self, canaries: list[Canary]) -> None:
+        """Ask the canary's questions of each engine, on a thread: a signal or a death must not wait for an answer."""
         failed: list[BaseException] = []
 
         def ask() -> None:
             try:
-                questions.check(canary, self._guards, lambda: self._checkpoint.tokenizer)
+                for canary in canaries:
+                    questions.check(canary, self._guards, lambda: self._checkpoint.tokenizer)
             except BaseException as error:  # told by the main thread
                 failed.append(error)
             finally:
-                canary.close()
+                for canary in canaries:
+                    canary.close()
 
         asking = Thread(target=ask, daemon=True)
         asking.start()

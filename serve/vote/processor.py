@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2Processor
 
 from lvlm_guard.methods.vote import Vote
 from lvlm_guard.serve.errors import ServeError
+from lvlm_guard.serve.logits import V1Processor, V2Processor, process_dict_updates
 from lvlm_guard.serve.overruled import drawn_of, engine_counts
 from lvlm_guard.serve.penalties import check_no_penalties
 from lvlm_guard.serve.vote.ballot import Ballot, ballot_of, served_vocabulary, take_vocabulary

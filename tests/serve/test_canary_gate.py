@@ -13,7 +13,7 @@ from front_server import EngineStandIn, MatcherStandIn, data_url, expected_mask,
 from prometheus_client import CollectorRegistry
 
 from lvlm_guard.serve.front.app import Front
-from lvlm_guard.serve.front.canary import HEADER
+from lvlm_guard.serve.front.canary import HEADER, RANK, Gate
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
@@ -138,3 +138,12 @@ def test_without_a_token_in_the_settings_no_header_opens_anything(tmp_path: Path
 
 def test_the_token_is_not_in_the_settings_text() -> None:
     assert TOKEN not in repr(FrontSettings(("tiny",), ("apc",), opened="x", token=TOKEN))
+
+
+def test_the_canary_alone_chooses_the_engine_and_only_until_the_names_are_open(tmp_path: Path) -> None:
+    gate = Gate(str(tmp_path / "open"), TOKEN)
+    rank, known = (RANK.lower().encode(), b"1"), (HEADER.lower().encode(), f"{TOKEN} 0.5".encode())
+    assert gate.rank([rank, known]) == {RANK: "1"}
+    assert gate.rank([known]) == gate.rank([rank]) == gate.rank([rank, (known[0], b"wrong 0.5")]) == {}
+    (tmp_path / "open").touch()
+    assert gate.rank([rank, known]) == {}

@@ -26,7 +26,7 @@ from lvlm_guard.serve.launch.command import (
     for_matcher,
     front_command,
 )
-from lvlm_guard.serve.launch.guards import guards_of
+from lvlm_guard.serve.launch.guards import branched, guards_of
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed, pinned
 from lvlm_guard.serve.launch.parts import Ready
 from lvlm_guard.serve.launch.passed import Passed
@@ -43,7 +43,7 @@ def words(
     of: Checkpoint | None = None, machine: Installed = CPU, guards: tuple[str, ...] = ("agla", "vote"), **options: Any
 ) -> list[str]:
     of = of or checkpoint()
-    twin = of.twin if set(guards) - {"vote"} else None
+    twin = of.twin if branched(guards) else None
     more = {"names": ("name",), "most_pictures": 1, "uds": "/tmp/x/vllm.sock", "eager": False, "twin": twin}
     return command(of, guards, machine, **(more | options))
 
@@ -167,6 +167,7 @@ def test_ours_come_last_where_the_last_one_counts() -> None:
         (("agla", "vote"), ["lvlm_guard.serve.engine.guards:Guards", "lvlm_guard.serve.vote.processor:VoteProcessor"]),
         (("vcd", "apc"), ["lvlm_guard.serve.engine.guards:Guards"]),
         (("vote",), ["lvlm_guard.serve.vote.processor:VoteProcessor"]),
+        (("apc", "vote"), ["lvlm_guard.serve.engine.guards:Cut", "lvlm_guard.serve.vote.processor:VoteProcessor"]),
     ],
 )
 def test_each_guard_has_its_processor_and_the_model_is_left_alone_without_a_twin(
@@ -176,7 +177,7 @@ def test_each_guard_has_its_processor_and_the_model_is_left_alone_without_a_twin
     start = made.index("--logits-processors") + 1
     assert made[start : start + len(processors)] == processors
     assert made[start + len(processors)].startswith("--")
-    twin = guards != ("vote",)
+    twin = bool({"agla", "vcd"} & {*guards})
     assert ("--hf-overrides" in made, "--enforce-eager" in made) == (twin, twin)
 
 
@@ -278,8 +279,13 @@ def test_guards_follow_from_the_model_and_those_without_a_twin_are_refused() -> 
     assert guards_of(None, checkpoint("InternVLChatModel")) == ("vote",)
     assert guards_of(None, checkpoint(vision_config={"model_type": "pixtral"})) == ("vote",)
     assert guards_of(("vote", "apc", "vote"), checkpoint()) == ("vote", "apc")
-    with pytest.raises(ServeError, match=r"agla.*InternVLChatModel has none.*Qwen2_5_VL.*--guards vote"):
+    assert guards_of(("vote", "apc"), checkpoint("InternVLChatModel")) == ("vote", "apc")
+    with pytest.raises(ServeError, match=r"agla.*InternVLChatModel has none, since.*-hf.*Qwen2_5_VL.*--guards vote"):
         guards_of(("agla", "vote"), checkpoint("InternVLChatModel"))
+    gemma = checkpoint("Gemma3ForConditionalGeneration")
+    assert (guards_of(None, gemma), guards_of(None, gemma, cpu=True)) == (("agla", "vote"), ("vote",))
+    with pytest.raises(ServeError, match=r"Gemma3.* has none here: .*both ways"):
+        guards_of(("vcd",), gemma, cpu=True)
     with pytest.raises(ServeError, match="Did you mean 'agla'"):
         guards_of(("alga",), checkpoint())
     with pytest.raises(ServeError, match="No guard"):

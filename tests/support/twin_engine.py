@@ -44,7 +44,7 @@ def answers(
         options: vLLM's, over `OPTIONS`.
         batches: name -> requests (`Request.for_vllm`), given to the engine together.
         runner: "v1", or "v2" (CUDA's, here in Triton's interpreter).
-        fault: what is broken on purpose (`FAULTS`).
+        fault: what is broken on purpose (`CHANGES`).
 
     Returns:
         "answers": name -> [{"tokens", "logprobs", "cached"}, or None where the client left], "layers" with a KV cache,
@@ -103,7 +103,30 @@ def _no_cut() -> None:
     Step.plausible = lambda self, beta: torch.ones_like(self.logits, dtype=torch.bool)
 
 
+def _causal_pictures() -> None:
+    """Let a CPU read pictures causally in a model that reads them both ways."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    CPUAttentionBackend.supports_mm_prefix = classmethod(lambda cls: True)
+
+
+def _one_stack() -> None:
+    """The second branch gets no deepstack of its own."""
+    from lvlm_guard.serve.engine.families import DeepBranches
+
+    honest = DeepBranches.__init__
+
+    def build(self: Any, **given: Any) -> None:
+        honest(self, **given)
+        self._levels[1] = self._levels[0]
+
+    DeepBranches.__init__ = build
+
+
 FAULTS = {"one cache": _one_cache, "one picture": _one_picture, "next row": _next_row, "no cut": _no_cut}
+"""What can be broken in LLaVA-1.5's twin."""
+
+CHANGES = FAULTS | {"one stack": _one_stack, "causal pictures": _causal_pictures}
 
 
 def _allow_v2() -> None:
@@ -144,7 +167,7 @@ def main(job: Path, out: Path) -> None:
     if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
         _allow_v2()
     if fault := os.environ["TWIN_FAULT"]:
-        FAULTS[fault]()
+        CHANGES[fault]()
     from token_counts import counted
     from vllm import LLM, SamplingParams
 

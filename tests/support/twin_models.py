@@ -21,6 +21,15 @@ from transformers import (
     AutoProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -28,25 +37,37 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SiglipVisionConfig,
 )
 
 from lvlm_guard import guard, methods
 from lvlm_guard.engine.method import Method
 from lvlm_guard.matching import Match
 from lvlm_guard.serve.engine.arguments import request_arguments, view_arguments
+from lvlm_guard.serve.engine.plugin import FAMILIES
+from lvlm_guard.serve.vote.ballot import ballot_arguments, claims_of
 from lvlm_guard.serve.wire import pack_mask
 
-ARCHITECTURE = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-}
+ARCHITECTURE = {family: architecture for architecture, family in FAMILIES.items()}
 
 
 class Scored(Brightness):
@@ -93,10 +114,16 @@ class Request:
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
         if self.pictures:
             prompt["multi_modal_data"] = {"image": self.pictures}
-        if self.method is not None:
+        if isinstance(self.method, methods.Vote):
+            claims = claims_of(self.question)
+            support = self.method.matcher.support(self.pictures[0], claims).tolist()
+            extra = ballot_arguments(self.method, self.question, dict(zip(claims, support, strict=True)))
+        elif self.method is not None:
             masks = self.masks() if isinstance(self.method, methods.AGLA) else ()
             prompt["mm_processor_kwargs"] = view_arguments(self.method, masks)
-        extra = None if self.method is None else request_arguments(self.method)
+            extra = request_arguments(self.method)
+        else:
+            extra = None
         return {
             "prompt": prompt,
             "extra": extra,
@@ -146,7 +173,7 @@ def checkpoint(family: str, where: Path) -> Path:
     if (where / "config.json").is_file():
         return where
     torch.manual_seed(11)
-    model, processor = {"llava": _llava, "llava_next": _llava_next, "qwen2_5_vl": _qwen}[family]()
+    model, processor = _MAKERS[family]()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim >= 2:  # wide enough that picture, mask and knobs change the answer
@@ -154,16 +181,22 @@ def checkpoint(family: str, where: Path) -> Path:
         model.get_input_embeddings().weight.normal_(0, 1)
         head = model.get_output_embeddings().weight
         head.normal_(0, 2.5 / head.shape[1] ** 0.5)
-        head[: len(QWEN_SPECIALS if family == "qwen2_5_vl" else SPECIALS)] = 0
+        head[: len(processor.tokenizer) - 256] = 0
+        if head is model.get_input_embeddings().weight:  # Gemma's: not so wide that a token says but itself again
+            head.mul_(0.2)
+            model.model.language_model.norm.weight.fill_(4.0)
     model.eval().save_pretrained(where)
     processor.save_pretrained(where)
     weights = load_file(where / "model.safetensors")
-    old, new = "vision_tower.", "vision_tower.vision_model."  # the names in released files, which vLLM reads
-    named = {
-        name.replace(old, new, 1) if old in name and new not in name else name: value for name, value in weights.items()
-    }
-    save_file(named, where / "model.safetensors", metadata={"format": "pt"})
+    if family != "internvl":  # the names in released files, which vLLM reads
+        weights = {_named(name): value for name, value in weights.items()}
+    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
     return where
+
+
+def _named(name: str) -> str:
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    return name.replace(old, new, 1) if old in name and new not in name else name
 
 
 def questions(count: int, **given: Any) -> list[Request]:
@@ -190,7 +223,8 @@ def _clip() -> CLIPVisionConfig:
 
 
 _SHARED = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-_SQUARE = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+_SIDES = {"height": 64, "width": 64}
+_SQUARE = {"size": {"shortest_edge": 64}, "crop_size": _SIDES}
 
 
 def _llava() -> tuple[Any, Any]:
@@ -214,6 +248,93 @@ def _llava_next() -> tuple[Any, Any]:
     )
 
 
+def _onevision() -> tuple[Any, Any]:
+    t = tokenizer([*SPECIALS, "<video>"], image_token="<image>", video_token="<video>")
+    grid = [[64, 128], [128, 64], [128, 128]]
+    config = LlavaOnevisionConfig(
+        vision_config=_siglip(), text_config=Qwen2Config(**_text(len(t))), image_token_index=4, video_token_index=5,
+        image_grid_pinpoints=grid, vision_aspect_ratio="anyres_max_9",
+    )  # fmt: skip
+    images = LlavaOnevisionImageProcessor(size=_SIDES, image_grid_pinpoints=grid)
+    return LlavaOnevisionForConditionalGeneration(config), LlavaOnevisionProcessor(
+        images, t, LlavaOnevisionVideoProcessor(), num_image_tokens=64, vision_feature_select_strategy="full",
+        chat_template=LLAVA_TEMPLATE,
+    )  # fmt: skip
+
+
+def _internvl() -> tuple[Any, Any]:
+    t = tokenizer(
+        [*SPECIALS[:4], "<IMG_CONTEXT>", "<img>", "</img>", "<video>"], start_image_token="<img>",
+        end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>",
+    )  # fmt: skip
+    eyes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = InternVLConfig(
+        vision_config=eyes | {"image_size": [64, 64], "patch_size": [8, 8]}, text_config=Qwen2Config(**_text(len(t))),
+        image_token_id=4, image_seq_length=16,
+    )  # fmt: skip
+    images = GotOcr2ImageProcessor(size=_SIDES, crop_to_patches=True, min_patches=1, max_patches=4)
+    template = LLAVA_TEMPLATE.replace("<image>", "<IMG_CONTEXT>")
+    return InternVLForConditionalGeneration(config), InternVLProcessor(
+        images, t, InternVLVideoProcessor(), image_seq_length=16, chat_template=template
+    )
+
+
+def _gemma3() -> tuple[Any, Any]:
+    t = tokenizer(
+        [*SPECIALS[:4], "<image_soft_token>", "<start_of_image>", "<end_of_image>", *("\n" * n for n in range(1, 5))],
+        image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
+    )  # fmt: skip
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma3Config(
+        text_config=_text(len(t)) | {
+            "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32, "layer_types": layers,
+        },
+        vision_config=_siglip(), mm_tokens_per_image=16, image_token_index=4, boi_token_index=5, eoi_token_index=6,
+    )  # fmt: skip
+    images = Gemma3ImageProcessor(size=_SIDES)
+    template = LLAVA_TEMPLATE.replace("<image>\n", "<start_of_image>")
+    return Gemma3ForConditionalGeneration(config), Gemma3Processor(
+        images, t, image_seq_length=16, chat_template=template
+    )
+
+
+def _siglip() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2, image_size=64, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+
+
+def _qwen3() -> tuple[Any, Any]:
+    t = tokenizer(QWEN_SPECIALS, image_token="<|image_pad|>", video_token="<|video_pad|>")
+    rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 1e4}
+    config = Qwen3VLConfig(
+        text_config=_text(len(t)) | {"head_dim": 32, "rope_parameters": rope},
+        vision_config={
+            "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
+            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=4, video_token_id=8, vision_start_token_id=6, vision_end_token_id=7,
+    )  # fmt: skip
+    images = Qwen2VLImageProcessor(patch_size=14, merge_size=2, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 16)
+    processor = Qwen3VLProcessor(images, t, Qwen3VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+def _qwen2() -> tuple[Any, Any]:
+    t = tokenizer(QWEN_SPECIALS, image_token="<|image_pad|>", video_token="<|video_pad|>")
+    rope = {"rope_type": "default", "type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
+    eyes = {"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    config = Qwen2VLConfig(
+        text_config=_text(len(t)) | {"rope_parameters": rope}, vision_config=eyes,
+        image_token_id=4, video_token_id=8, vision_start_token_id=6, vision_end_token_id=7,
+    )  # fmt: skip
+    images = Qwen2VLImageProcessor(patch_size=14, merge_size=2, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 16)
+    processor = Qwen2VLProcessor(images, t, Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
 def _qwen() -> tuple[Any, Any]:
     t = tokenizer(QWEN_SPECIALS, image_token="<|image_pad|>", video_token="<|video_pad|>")
     rope = {"rope_type": "default", "type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
@@ -229,3 +350,15 @@ def _qwen() -> tuple[Any, Any]:
     images = Qwen2VLImageProcessor(patch_size=14, merge_size=2, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 16)
     processor = Qwen2_5_VLProcessor(images, t, Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
     return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+_MAKERS = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _onevision,
+    "internvl": _internvl,
+    "gemma3": _gemma3,
+    "qwen2_5_vl": _qwen,
+    "qwen2_vl": _qwen2,
+    "qwen3_vl": _qwen3,
+}

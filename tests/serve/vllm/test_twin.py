@@ -171,18 +171,64 @@ def test_preempted_requests_give_the_same_answers(llava: Served) -> None:
     assert llava.wrong(requests, got["answers"]["tight"]) == []
 
 
-@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl"])
-def test_other_families_give_the_same_answers_of_any_shape(family: str, tmp_path: Path) -> None:
-    served = Served(family, tmp_path)
+def of_any_shape() -> Batches:
     shapes = [(40, 40), (120, 60), (60, 130)]
     requests = [
         Request(f"{i}: Is there a dog?", [picture(i, *shape)], method)
         for method in (AGLA(), VCD(), APC(0.3), None)
         for i, shape in enumerate(shapes)
     ]
-    got = served.run({"first": requests, "again": requests}, max_num_batched_tokens=128, max_num_seqs=8)
-    assert served.wrong(requests, got["answers"]["first"]) == []
-    assert served.wrong(requests, got["answers"]["again"]) == []
+    a, b = picture(1, 40, 40), picture(2, 60, 30)
+    two = [
+        Request("What differs?", [a, b], AGLA(), scores=(0.2, 0.9)),
+        Request("What differs?", [b, a], VCD()),
+        Request("What differs?", [a, b]),
+    ]
+    return {"first": requests, "again": requests, "two": two, "no picture": [Request("Is there a dog?", [])]}
+
+
+@pytest.mark.parametrize("family", sorted({*ARCHITECTURE} - {"llava", "gemma3"}))
+def test_other_families_give_the_same_answers_of_any_shape(family: str, tmp_path: Path) -> None:
+    served, batches = Served(family, tmp_path), of_any_shape()
+    got = served.run(batches, max_num_batched_tokens=128, max_num_seqs=8)["answers"]
+    assert not any(served.wrong(batch, got[name]) for name, batch in batches.items())
+    assert all(answer["cached"] >= 32 for answer in got["again"])
+    assert len({tuple(answer["tokens"]) for answer in got["first"]}) >= 6
+
+
+def test_gemma_3_is_refused_where_attention_reads_pictures_causally(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="reads its pictures both ways, and CPU_ATTN reads all causally"):
+        Served("gemma3", tmp_path).run({"none": []})
+
+
+class Causal:
+    """Gemma 3's processor, without what tells the model where its pictures are."""
+
+    def __init__(self, processor: Any) -> None:
+        self.plain = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def __call__(self, **given: Any) -> Any:
+        made = self.plain(**given)
+        made.pop("token_type_ids")
+        return made
+
+
+@pytest.mark.slow
+def test_but_for_that_gemma_3_with_its_sliding_windows_gives_the_same_answers(tmp_path: Path) -> None:
+    served, batches = Served("gemma3", tmp_path), of_any_shape()
+    got = served.run(batches, fault="causal pictures", max_num_batched_tokens=128, max_num_seqs=8)["answers"]
+    assert len(served.wrong(batches["first"], got["first"])) > 6  # what is refused above
+    served.reference.processor = Causal(served.reference.processor)
+    assert not any(served.wrong(batch, got[name]) for name, batch in batches.items())
+
+
+@pytest.mark.slow
+def test_deepstack_of_one_branch_alone_is_found(tmp_path: Path) -> None:
+    served, requests = Served("qwen3_vl", tmp_path), of_any_shape()["first"][:3]
+    assert served.wrong(requests, served.run({"one": requests}, fault="one stack")["answers"]["one"]) == [0, 1, 2]
 
 
 @pytest.mark.slow
