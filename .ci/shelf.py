@@ -28,13 +28,13 @@ TRIES: dict[str, tuple[str, ...]] = {
     "": ("python guard.py", "lvlm-guard doctor", "lvlm-guard methods"),
     "eval": ("lvlm-guard demo --quick", *EVALUATE),
     "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms.manifest"),),
+    "open-clip": (IMPORTS.format("open_clip"),),
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
     "batch": ("lvlm-guard batch --help", IMPORTS.format("lvlm_guard.batch.run, pyarrow, openai")),
     "ray": (IMPORTS.format("ray.data, lvlm_guard.batch.on_ray"),),
     "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.run"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
-    "open-clip": (IMPORTS.format("open_clip"),),
     "quant": (IMPORTS.format("bitsandbytes, accelerate"),),
     "site": ("mkdocs --version", IMPORTS.format("material, mkdocstrings")),
     "train": (
@@ -45,9 +45,8 @@ TRIES: dict[str, tuple[str, ...]] = {
 }
 """What is tried in an environment with the core alone, and with each extra."""
 
-RESOLVED = ("serve", "serve-cpu", "serve-vote")
-"""Extras that are resolved, not installed: vLLM for a GPU, and for CPUs, which `make test-serve`
-installs and tests; a range for guards without twins."""
+RESOLVED = ("serve", "serve-cpu")
+"""Extras that are resolved, not installed: vLLM for a GPU, and for CPUs, which `make test-serve` installs and tests."""
 
 
 def guarded_answer() -> str:

@@ -187,9 +187,10 @@ def claims_table(result: dict[str, Any]) -> str:
         "",
         f"{'; '.join(f'`{call}`' for call in result['calls'])}: {len(result['seeds'])} trainings each, n = {n} "
         "held-out pictures of each kind. After a value its difference to CLIP as it is, with 95 % intervals by "
-        "bootstrap over pictures and trainings; of three trainings they cover about 85 %, so nothing is bold. Kept: the "
-        "share of trainings that were better than CLIP as it is on validation; in the others the figures are CLIP's. Of "
-        f"these none was kept, so that their rows would be CLIP's: {', '.join(never)}. The linear probe reads no text. On "
+        "bootstrap over pictures and trainings; of three trainings they cover about 85 %, so nothing is bold. Kept: "
+        "the share of trainings that were better than CLIP as it is on validation; in the others the figures are "
+        f"CLIP's. Of these none was kept, so that their rows would be CLIP's: {', '.join(never)}. The linear probe "
+        "reads no text. On "
         f"{machine(result['environment'])}.",
     ]
     return "\n".join(lines)
