@@ -45,7 +45,7 @@ TRIES: dict[str, tuple[str, ...]] = {
 }
 """What is tried in an environment with the core alone, and with each extra."""
 
-RESOLVED = ("serve", "serve-cpu")
+RESOLVED = ("serve", "serve-vote", "serve-cpu")
 """Extras that are resolved, not installed: vLLM for a GPU, and for CPUs, which `make test-serve` installs and tests."""
 
 
