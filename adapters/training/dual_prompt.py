@@ -309,23 +309,20 @@ def _classes(plan: Plan, pictures: Pictures) -> tuple[str, ...]:
 
 def _informed(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever) -> None:
     """Tell the pieces of a retriever what they need to know of the data."""
-    centres: dict[int, Tensor] = {}
 
-    def middle(k: int) -> Tensor:
-        if k not in centres:
-            centres[k] = k_means(pictures.frozen(pictures.train.images), k)
-        return centres[k]
+    def centres(k: int) -> Tensor:
+        return k_means(pictures.frozen(pictures.train.images), k)
 
     if plan.knowledge:
         informed(retriever, sentences_of(plan, pictures))
     for module in retriever.model.modules():
         if isinstance(module, Clusters | Conditioned):
-            module.centres = middle(module.config.experts)
+            module.centres = centres(module.config.experts)
         if isinstance(module, FeatureHead) and module.guided:
             texts = [retriever.said(text)[0] for text in objects(plan, pictures).texts]
             module.guide = normalize(retriever.frozen_features(texts=texts)[1].mean(0), dim=0)
         if isinstance(module, FeatureHead) and hasattr(module, "keys") and plan.options["producer"] == "conditioned":
-            module.keys.data = normalize(middle(module.experts), dim=-1)
+            module.keys.data = normalize(centres(module.experts), dim=-1)
 
 
 def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
