@@ -20,6 +20,8 @@ from lvlm_guard.cli.options import Device, Dtype, Json
 from lvlm_guard.errors import MissingExtraError
 
 THINKS = "thinks first, and every token is guarded, of its thoughts as of its answer"
+UNTRIED = "not tried: proved at the first guard(), or refused"
+UNASKED = "its methods were not asked one by one"
 STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
 
 
@@ -101,10 +103,11 @@ def family_rows() -> list[dict[str, Any]]:
         told = known.get(kind, {})
         name = str(NAMES.get(kind) or kind)
         row: dict[str, Any] = {"family": re.sub("_?For[A-Z].*", "", name), "model_types": [kind], "proven": None}
-        row |= {"methods": [], "note": "not tried: proved at the first guard(), or refused"}
+        row |= {"methods": [], "note": told.get("untried", UNTRIED)}
         if "proof" in told:
-            note = _limits(told["proof"], told["without"], told["thinks"])
-            row |= {"proven": True, "methods": told["methods"], "note": note}
+            limits = _limits(told["proof"], told.get("without", {}), told.get("thinks", False))
+            note = "; ".join(filter(None, (UNASKED * ("methods" not in told), limits)))
+            row |= {"proven": True, "methods": told.get("methods", []), "note": note}
         elif "refused" in told:
             row |= {"proven": False, "note": told["refused"]}
         rows.append(row)

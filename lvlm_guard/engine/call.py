@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import Parameter, signature
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from lvlm_guard.engine.active import within
 from lvlm_guard.engine.rows import deltas_kept
 from lvlm_guard.engine.steering import Decoder, tapped
 from lvlm_guard.engine.subclass import plain_class
-from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError
+from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,7 +154,9 @@ class Call:
         self.family = family
         self.processor = processor
         self.ids = ids
-        self.dtype = next((t.dtype for t in (tensors or {}).values() if t.is_floating_point()), dtype)
+        self.dtype = next(
+            (t.dtype for t in (tensors or {}).values() if torch.is_tensor(t) and t.is_floating_point()), dtype
+        )
         self.has_picture = has_picture
         self.trace = trace
         self._pictures = pictures
@@ -208,19 +211,32 @@ class Call:
 
         Returns:
             The logits, [B, T, V], and the layers' outputs, [B, T, D].
+
+        Raises:
+            UnsupportedModelError: the model, or one of these layers, does not run on prompts without a picture.
         """
         inputs = self.moved(made)
+        wanted = (p.name for p in signature(self.model.forward).parameters.values() if p.default is Parameter.empty)
+        if missing := [name for name in wanted if name in self.family.image_keys and name not in inputs]:
+            raise self._blind(f"it wants {', '.join(missing)}")
         inputs |= self.family.replayed(self.model, inputs, inputs["input_ids"], inputs["attention_mask"])
         given: list[Tensor] = [torch.empty(0)] * len(layers)
         modules = [self.decoder.layers[layer] for layer in layers]
         plain: Any = plain_class(self.model)
         with torch.no_grad(), within(self.model, None), deltas_kept(self.model), tapped(modules, given.__setitem__):
             out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
+        if any(state.ndim < 2 for state in given):
+            raise self._blind("a layer that was asked for does not run")
         return out.logits, given
 
+    def _blind(self, why: str) -> UnsupportedModelError:
+        name = plain_class(self.model).__name__
+        return UnsupportedModelError(f"This {name} reads no prompt without a picture, which this method needs ({why}).")
+
     def moved(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the tensors of what a processor made, where the model is and in its precision."""
-        return {key: on(value, self.device, self.dtype) for key, value in made.items() if isinstance(value, Tensor)}
+        """Return what the model takes of what a processor made, where the model is and in its precision."""
+        kept = {key for key, value in made.items() if isinstance(value, Tensor) or key in self.family.image_keys}
+        return {key: on(made[key], self.device, self.dtype) for key in kept}
 
     def without_pictures(self) -> dict[str, Any]:
         """Return the prompts without their pictures' tokens, padded on the left, [B, T'].
@@ -239,7 +255,10 @@ class Call:
         order = kept.to(torch.int8).sort(dim=-1, stable=True).indices[:, ids.shape[1] - length :]
         mask = kept.gather(1, order)
         # padding is any token but a picture's, which would ask the model for that picture
-        return {"input_ids": ids.gather(1, order).where(mask, ids[:, -1:]), "attention_mask": mask.to(seen.dtype)}
+        made = {"input_ids": ids.gather(1, order).where(mask, ids[:, -1:]), "attention_mask": mask.to(seen.dtype)}
+        if "token_type_ids" in signature(self.model.forward).parameters:  # without them PaliGemma reads a row alone
+            made["token_type_ids"] = torch.zeros_like(made["input_ids"])  # both ways, a padded one from left to right
+        return made
 
     def rewritten(self, change: Callable[[str, int], str]) -> dict[str, Any]:
         """Return what the processor makes of other prompts about the same pictures, padded on the left, [B, T'].
@@ -436,7 +455,8 @@ def _same_layout(made: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
     """
     if made.keys() != tensors.keys():
         return False
-    stated = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
-    if stated:
-        return all(torch.equal(made[key], tensors[key]) for key in stated)
+    told = {key: value for key, value in tensors.items() if not torch.is_tensor(value)}  # lists, of Unlimited-OCR
+    stated = [key for key, value in tensors.items() if key not in told and not value.is_floating_point()]
+    if told or stated:
+        return all(torch.equal(made[key], tensors[key]) for key in stated) and told.items() <= made.items()
     return all(made[key].shape == tensor.shape for key, tensor in tensors.items())

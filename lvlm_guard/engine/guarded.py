@@ -240,7 +240,7 @@ def _open(
     family = state.family
     given = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
     has_picture = family.has_picture(pictures, prompt, model.config)
-    seen = any(tensor.is_floating_point() for tensor in given.values())
+    seen = any(torch.is_tensor(value) and value.is_floating_point() for value in given.values())
     if any(has_picture) and not seen and pictures is None:
         raise MissingViewError(
             "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "

@@ -16,7 +16,7 @@ def units(tensors: dict[str, Tensor]) -> list[Tensor]:
     """
     found = []
     for key, pixels in tensors.items():
-        if not pixels.is_floating_point() or "mask" in key:
+        if not torch.is_tensor(pixels) or not pixels.is_floating_point() or "mask" in key:
             continue
         grids = [grid.prod(-1) for name, grid in tensors.items() if name.endswith("grid_thw")]
         if grids and int(grids[0].sum()) == len(pixels):

@@ -125,8 +125,9 @@ class Decoder:
                 )
             decoder = inner
         self.layers: nn.ModuleList = decoder.layers
-        self.norm: Any = getattr(decoder, "norm", None) or getattr(decoder, "final_layernorm", nn.Identity())
-        self.head: Any = model.get_output_embeddings()
+        norms = (getattr(decoder, name, None) for name in ("norm", "final_layernorm", "norm_f"))
+        self.norm: Any = next((norm for norm in norms if norm is not None), nn.Identity())
+        self.head: Any = model.get_output_embeddings() or getattr(model.get_decoder(), "lm_head", None)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -164,7 +165,13 @@ class Decoder:
         return self.part(layer, "self_attn", "attention", "attn")
 
     def lens(self, hidden: Tensor, norm: bool = True) -> Tensor:
-        """Return the logits that the head reads from hidden states, [..., D] -> [..., V]."""
+        """Return the logits that the head reads from hidden states, [..., D] -> [..., V].
+
+        Raises:
+            UnsupportedModelError: the model names no head.
+        """
+        if self.head is None:
+            raise UnsupportedModelError("The model names no head (get_output_embeddings), so no layer is read by it.")
         logits: Tensor = self.head(self.norm(hidden) if norm else hidden)
         return logits
 

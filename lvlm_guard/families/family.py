@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
+from transformers import GenerationMixin
 
 from lvlm_guard.engine.rows import deltas_kept, grown
 from lvlm_guard.engine.subclass import plain_class
@@ -47,15 +48,26 @@ def pair_name(model: Any, processor: Any) -> str:
 
 
 def image_names(processor: Any, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return which of a processor's outputs belong to the pictures.
+    """Return which of a processor's outputs belong to the pictures: tensors, or lists as Unlimited-OCR's tile counts.
 
     What the image processor declares, and all else that is neither the tokenizer's nor laid along the tokens
     [B, T, ...] (token types, labels, mllama's cross_attention_mask): those are the call's own in every branch.
     """
-    ids, tensors = made["input_ids"].shape, {key: value for key, value in made.items() if isinstance(value, Tensor)}
-    text = {key for key, value in tensors.items() if value.shape[:2] == ids}
-    others = set(tensors) - set(processor.tokenizer.model_input_names) - text
-    return tuple(key for key in tensors if key in others | set(processor.image_processor.model_input_names))
+    ids, told = made["input_ids"].shape, set(processor.image_processor.model_input_names)
+    text = {key for key, value in made.items() if not isinstance(value, Tensor) or value.shape[:2] == ids}
+    others = set(made) - set(processor.tokenizer.model_input_names) - text
+    return tuple(key for key in made if key in others | told)
+
+
+def _writes_pictures(processor: Any) -> bool:
+    """Tell whether a processor adds a picture's placeholder to a prompt, as BLIP's does, and Fuyu's to any prompt."""
+    token = getattr(processor, "image_token", "")
+    if not isinstance(token, str):  # BLIP's, an AddedToken
+        return True
+    layout = getattr(processor, "prepare_inputs_layout", None)
+    if not token or layout is None:
+        return False
+    return str(layout(images=[Image.new("RGB", (32, 32))], text=[token])[1][0]).count(token) > 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ class Family:
         lacks = (
             (blind, "the model has no image tower"),
             (crosses, "the model is an encoder-decoder"),
+            (not isinstance(model, GenerationMixin), "the model does not answer token by token, by generate()"),
             (getattr(processor, "image_processor", None) is None, "the processor reads no pictures"),
             (unnamed, "its configuration names no image token, as of old checkpoints: fetch it again"),
         )
@@ -100,6 +113,11 @@ class Family:
             made = family.process(processor, [[picture]], prompt, (), {"return_tensors": "pt"})
         except Exception as error:  # whatever a processor that does not belong to the model may raise
             raise UnsupportedModelError(f"{name}: the processor can't process a picture: {error}") from error
+        if len(made["input_ids"]) != 1:
+            raise UnsupportedModelError(
+                f"{name}: the processor makes {len(made['input_ids'])} prompts of its own out of one, so that a "
+                "question and its picture can't be told."
+            )
         token = family.image_token_id(config)
         if token is not None and token not in made["input_ids"]:
             raise UnsupportedModelError(
@@ -150,7 +168,7 @@ class Family:
 
     def image_token(self, processor: Any) -> str:
         """Return what a prompt writes for a picture: the processor's image token, or the one that its template has."""
-        own = [str(getattr(processor, name, "")) for name in ("image_token", "boi_token")]
+        own = [str(getattr(processor, name, "")) for name in ("image_token", "boi_token", "image_placeholder_token")]
         template = str(getattr(processor, "chat_template", None) or "")
         return next((token for token in own if token and token in template), own[0] or "<image>")
 
@@ -161,20 +179,20 @@ class Family:
             talk = [{"role": "user", "content": content}]
             prompt: str = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
             return prompt
-        written = not isinstance(getattr(processor, "image_token", ""), str)  # BLIP's, an AddedToken
-        return question if written else self.image_token(processor) * pictures + "\n" + question
+        return question if _writes_pictures(processor) else self.image_token(processor) * pictures + "\n" + question
 
     def nest(self, images: list[Image.Image], prompts: list[str], processor: Any) -> list[list[Image.Image]]:
         """Give each prompt its pictures, in the order of its placeholders.
 
-        A processor without a template may write them itself, for one picture a prompt.
+        A processor without a template, or without a token for them, may write them itself, for one picture a prompt.
 
         Raises:
             TextError: there are more or fewer pictures than placeholders.
         """
         token = self.image_token(processor)
         wanted = [prompt.count(token) for prompt in prompts]
-        if not getattr(processor, "chat_template", None) and not any(wanted):
+        unnamed = not getattr(processor, "chat_template", None) or not getattr(processor, "image_token", "")
+        if unnamed and not any(wanted):
             wanted = [1] * len(prompts)
         if sum(wanted) != len(images):
             raise TextError(

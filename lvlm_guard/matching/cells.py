@@ -39,10 +39,16 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
     made = call.family.redrawn(call.processor, call.pictures, [[next(drawn) for _ in row] for row in call.requests()])
     model: Any = call.model
     eyes: Any = getattr(model.config, "vision_config", None)
-    pixels = next(made[key] for key in call.family.image_keys if made[key].is_floating_point()).float()
+    tensors = (made[key] for key in call.family.image_keys if torch.is_tensor(made[key]))
+    pixels = next(tensor for tensor in tensors if tensor.is_floating_point()).float()
     if "image_grid_thw" in made:  # flattened patches, in the order of the tokens that they are merged into
-        merged = getattr(eyes, "spatial_merge_size", 1) ** 2
+        merged = getattr(call.processor.image_processor, "merge_size", 1) ** 2
         shown = pixels.flatten(1).mean(-1).view(-1, merged).mean(-1)
+        if len(shown) != int(call.image_positions.sum()):
+            raise UnsupportedModelError(
+                f"The {int(call.image_positions.sum())} image tokens of this {type(model).__name__} are not the "
+                f"{len(shown)} groups of its patches, so which token shows what is not known."
+            )
         return list(shown.split((made["image_grid_thw"].prod(-1) // merged).tolist()))
     used = pixels.flatten(-3).abs().amax(-1) > 0  # a batch pads tiles with zeros
     if hasattr(getattr(model, "model", None), "pack_image_features"):  # tiles, with a token at the end of each line

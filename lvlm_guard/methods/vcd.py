@@ -12,6 +12,7 @@ sampler's random stream is left alone. `mode="official"` reproduces the release 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -83,7 +84,7 @@ class VCD(Contrast):
             UnsupportedCallError: a picture's pixels can't be told from its neighbours'.
         """
         kept = kept_share(self.noise_step)
-        changed = {key: tensor.clone() for key, tensor in call.tensors.items()}
+        changed = deepcopy(call.tensors)
         found = units(changed)
         try:
             call.trace.masks += len(call.pictures.views())

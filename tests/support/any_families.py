@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from typing import Any
 import tiny
 import torch
 import transformers as T
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 FAST = ("gemma3", "qwen3_vl", "qwen3_5", "internvl", "smolvlm", "mistral3", "llava_onevision", "paligemma")
 BASE = ["<unk>", "<s>", "</s>", "<pad>"]
@@ -459,7 +461,8 @@ def video_llama_3() -> Any:
     return config, T.VideoLlama3Processor(images, t, videos, chat_template=chat(*CHATML, "<image>"))
 
 
-def _minicpm(config: Any, processor: Any, **more: Any) -> Any:
+def _minicpm(config: Any, processor: Any, images: Any = None, videos: Any = None, **more: Any) -> Any:
+    images, videos = images or T.MiniCPMV4_6ImageProcessor, videos or T.MiniCPMV4_6VideoProcessor
     named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "image_start_token": "<image>",
              "image_end_token": "</image>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
              "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>"}  # fmt: skip
@@ -468,9 +471,8 @@ def _minicpm(config: Any, processor: Any, **more: Any) -> Any:
         text_config=T.Qwen3_5TextConfig(**text(t, **LINEAR)), insert_layer_id=1, image_token_id=4, video_token_id=5,
         vision_config=EYES | {"num_hidden_layers": 3, "image_size": 64, "patch_size": 4}, image_size=64, **more,
     )  # fmt: skip
-    images = T.MiniCPMV4_6ImageProcessor(scale_resolution=32, patch_size=4, max_slice_nums=4)
-    template = chat(*CHATML, "<|image_pad|>")
-    return made, processor(images, T.MiniCPMV4_6VideoProcessor(), t, chat_template=template)
+    seen = images(scale_resolution=32, patch_size=4, max_slice_nums=4)
+    return made, processor(seen, videos(), t, chat_template=chat(*CHATML, "<|image_pad|>"))
 
 
 def minicpmv4_6() -> Any:
@@ -544,23 +546,47 @@ def blip_2() -> Any:
     return config, T.Blip2Processor(T.BlipImageProcessor(size=SIDES), t, num_query_tokens=6)
 
 
+NEWEST = (
+    "cohere_compass", "granite_docling", "granite4_vision", "qwen4_exp", "cosmos3_omni", "hyperclovax_vision_v2",
+    "hunyuan_vl", "hy_v4_vl", "mistral_large4", "kimi_k25", "minimax_m3_vl", "muse_glimmer", "muse_spark", "step3p7",
+    "qianfan_ocr", "glmga", "minicpm_ocr", "deepseek_ocr2", "unlimited_ocr", "gemma4_unified", "inkling2",
+    "inkling2_loop", "inkling_mm_model", "cosmos3_edge", "dots3_note", "apertus1p5", "nemotron_h_omni",
+)  # fmt: skip
+"""Those of `newest_families.py`, which older releases of transformers lack."""
 MORE = (
     "perception_lm", "gemma3n", "deepseek_vl", "deepseek_vl_hybrid", "video_llava", "llava_next_video", "got_ocr2",
     "glm4v_moe", "glm_ocr", "aria", "lighton_ocr", "emu3", "idefics", "kosmos2_5", "fast_vlm", "florence2",
 )  # fmt: skip
 """Those of `more_families.py`."""
+OTHERS = ("chameleon", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "pp_chart2table", "git")
+"""Those of `other_families.py` that are proven."""
 NAMES = [
     *FAST, "llava", "vipllava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5_moe", "exaone4_5",
     "paddleocr_vl", "gemma4", "idefics2", "idefics3", "glm4v", "glm46v", "cohere2_vision", "aya_vision", "lfm2_vl",
     "lfm3_vl", "molmo2", "mllama", "phi4_multimodal", "ovis2", "ernie4_5_vl_moe", "video_llama_3", "minicpmv4_6",
     "minicpmv4_7", "janus", "glm5_next", "llama4", "blip_2", "instructblip",
-    *MORE,
+    *MORE, *OTHERS, *NEWEST,
 ]  # fmt: skip
+DECODES_INSIDE, NO_DECODER = "something between generate\\(\\) and the model", "the model is an encoder-decoder"
 REFUSED = {
-    "llama4": "plain generate\\(\\) fails", "florence2": "the model is an encoder-decoder",
-    "got_ocr2": "Nested images are only supported", "idefics": "reads late what it skipped",
+    "llama4": "plain generate\\(\\) fails", "florence2": NO_DECODER, "got_ocr2": "Nested images are only supported",
+    "idefics": "reads late what it skipped", "shieldgemma2": "makes 3 prompts of its own out of one",
+    "blip": DECODES_INSIDE, "kosmos_2": DECODES_INSIDE, "instructblipvideo": "the processor reads no pictures",
+    "diffusion_gemma": "does not answer token by token", "pi0": "does not answer token by token",
+    "evolla": "the model has no image tower", "mistral4": "the model has no image tower", "pix2struct": NO_DECODER,
+    "pp_formulanet": NO_DECODER, "t5gemma2": NO_DECODER, "udop": NO_DECODER, "vision_encoder_decoder": NO_DECODER,
 }  # fmt: skip
-SLOW = [name for name in NAMES if name not in FAST and name not in REFUSED]
+UNTRIED = {
+    "fuyu": "not tried: its processor takes off the first token of a picture's, one that only the tokenizer of its "
+    "release writes, so no tiny one was made offline",
+}
+"""Model types of which no tiny model was made, and why."""
+SLOW = [name for name in NAMES if name not in {*FAST, *REFUSED, *NEWEST, *OTHERS}]
+
+
+def _builder(name: str) -> Any:
+    rooms = (sys.modules[__name__], *(import_module(f"{room}_families") for room in ("more", "newest", "other")))
+    return next(getattr(room, name) for room in rooms if hasattr(room, name))
 
 
 def make(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, gain: float = 1.5) -> tuple[Any, Any]:
@@ -568,12 +594,13 @@ def make(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
     if name == "instructblip":
         return tiny.make(name, dtype, attention, scale=5.0)
     torch.manual_seed(0)
-    config, processor = getattr(sys.modules[__name__] if name in globals() else import_module("more_families"), name)()
-    mapping = T.AutoModelForCausalLM if name == "phi4_multimodal" else T.AutoModelForImageTextToText
+    config, processor = _builder(name)()
+    named = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type, "Phi4MultimodalForCausalLM")
+    kind = getattr(T, named if isinstance(named, str) else named[0])
     try:
-        model = mapping.from_config(config, attn_implementation=attention)
+        model = kind._from_config(config, attn_implementation=attention)
     except ValueError:  # some have eager attention alone
-        model = mapping.from_config(config, attn_implementation="eager")
+        model = kind._from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for module in model.modules():
             for kind, weight in module.named_parameters(recurse=False):
@@ -584,7 +611,7 @@ def make(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
                     weight.normal_(std=gain / fan**0.5 if kind == "weight" else 0.5)
                 elif "gate" in kind and not bool(weight.any()):
                     weight.normal_(std=0.5)
-    settings = model.generation_config
+    settings = getattr(model, "generation_config", T.GenerationConfig())
     settings.pad_token_id, settings.bos_token_id, settings.eos_token_id = 3, 1, 2
     return model.to(dtype).eval().requires_grad_(False), processor
 
@@ -699,10 +726,14 @@ def page() -> str:
     from lvlm_guard.cli.doctor import family_rows
 
     rows = family_rows()
+    count = Counter(row["proven"] for row in rows)
     lines = [
         "# Model families",
         "",
         "For everyone who chooses a model, or has one.",
+        "",
+        f"Of {len(rows)} model types of transformers {T.__version__} that answer about pictures, {count[True]} are",
+        f"proven, {count[False]} refused and {count[None]} not tried.",
         "",
         "Any decoder-only model that transformers runs on pictures can be guarded, if a second branch is *proven*",
         "right on it, against plain generate() on the second views. For the families below that was done on tiny",
@@ -734,8 +765,9 @@ def page() -> str:
     lines += [f"| {family} | `{kind}` | {names} | {note} |" for family, kind, names, note in cells]
     lines += ["", "Refused:", ""]
     lines += [f"- `{row['model_types'][0]}`: {row['note']}" for row in rows if row["proven"] is False]
-    unknown = ", ".join(f"`{row['model_types'][0]}`" for row in rows if row["proven"] is None)
-    return "\n".join([*lines, "", f"Of this release of transformers, not tried: {unknown}.", ""])
+    lines += ["", "Of no kind yet:", ""]
+    lines += [f"- `{row['model_types'][0]}`: {row['note']}" for row in rows if row["proven"] is None]
+    return "\n".join([*lines, ""])
 
 
 def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -756,39 +788,56 @@ def wide_windows() -> Iterator[None]:
         SLIDING["sliding_window"] = held
 
 
-def main(names: list[str]) -> None:
-    from lvlm_guard.cli.doctor import thinks_first
+def proved(name: str) -> tuple[str, dict[str, Any]]:
+    """Return a model type and what was proven of it by both kernels, or why it is refused."""
     from lvlm_guard.families.family import Family
-    from lvlm_guard.proving import proofs, trial
+    from lvlm_guard.proving import trial
+
+    told = []
+    try:
+        for attention in ("eager", "sdpa"):
+            model, processor = make(name, attention)
+            told.append(asdict(trial.self_check(Family.of(model, processor), model, processor)))
+            if "window" in told[-1]["why"].get("hides", ""):  # the proof's other answers are of a window that is left
+                with wide_windows():
+                    model, processor = make(name, attention)
+                wide = trial.self_check(Family.of(model, processor), model, processor)
+                told[-1] |= {"hides": wide.hides, "why": told[-1]["why"] | wide.why}
+                if wide.hides:
+                    told[-1]["why"].pop("hides")
+    except ValueError as error:
+        return model.config.model_type, {"refused": re.sub(r"\s+", " ", str(error))}
+    return model.config.model_type, {"proof": _both(*told)}
+
+
+def main(names: list[str]) -> None:
+    """Prove first, since guard() goes by it, and then ask every method; what is known is written as it is found."""
+    from lvlm_guard.cli.doctor import thinks_first
+    from lvlm_guard.proving import proofs
 
     place = Path(proofs.__file__).with_name("proven.json")
-    found = json.loads(place.read_text())
-    for name in names or NAMES:
-        try:
-            told = []
-            for attention in ("eager", "sdpa"):
-                model, processor = make(name, attention)
-                told.append(asdict(trial.self_check(Family.of(model, processor), model, processor)))
-                if not told[-1]["hides"]:  # the proof's other answers are of a window that is left
-                    with wide_windows():
-                        model, processor = make(name, attention)
-                    wide = trial.self_check(Family.of(model, processor), model, processor)
-                    told[-1] |= {"hides": wide.hides}
-                    told[-1]["why"] |= wide.why
-                    if wide.hides:
-                        told[-1]["why"].pop("hides")
-            found[model.config.model_type] = {"proof": _both(*told)}
-            place.write_text(json.dumps(found))  # guard() goes by it
-            can, without = working(name)
-            if not found[model.config.model_type]["proof"]["hides"]:
-                without["focus"] = found[model.config.model_type]["proof"]["why"]["hides"]
-            more = {"methods": can, "without": without | holes(name), "thinks": thinks_first(processor)}
-            found[model.config.model_type] |= more
-        except ValueError as error:
-            found[model.config.model_type] = {"refused": str(error)}
-        print(name, found[model.config.model_type], flush=True)
-    place.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    found = json.loads(place.read_text()) | {kind: {"untried": why} for kind, why in UNTRIED.items()}
+    kinds = {}
+    for name in names or dict.fromkeys([*NAMES, *REFUSED]):
+        kinds[name], told = proved(name)
+        found[kinds[name]] = {**found.get(kinds[name], {}), **told} if "proof" in told else told
+        _write(place, found)
+        print(name, told, flush=True)
+    for name, kind in kinds.items():
+        if "refused" in found[kind]:
+            continue
+        can, without = working(name)
+        if not found[kind]["proof"]["hides"]:
+            without["focus"] = found[kind]["proof"]["why"]["hides"]
+        more = {"methods": can, "without": without | holes(name), "thinks": thinks_first(make(name)[1])}
+        found[kind] = {"proof": found[kind]["proof"], **more}
+        _write(place, found)
+        print(name, more, flush=True)
     PAGE.write_text(page())
+
+
+def _write(place: Path, found: dict[str, Any]) -> None:
+    place.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":
