@@ -3,7 +3,7 @@
 One command, fixed seeds, a process of one thread for each model. The shipped run took 37 minutes for the LVLM and 21
 for the matcher side by side, on two cores that other work shared (lvlm_guard/embedded/train_log.txt). Progress is
 saved every 100 steps under --out; the same command goes on after a kill. `python -m embedded_training.export` then
-writes the half-precision folders of the package, and `python -m lvlm_guard.embedded.accept` measures them.
+writes the half-precision folders of the package, and `python -m embedded_training.accept` measures them.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedded_training.build import PATCH, blip_processor, build_blip, pixels
 from embedded_training.loop import Trainee, cut_out, optimizer
 from embedded_training.towers import train_tower
-from lvlm_guard.embedded.build import PATCH, blip_processor, build_blip, pixels
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
 from lvlm_guard.embedded.text import (
     CAPTION_PROMPT,

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.utils import logging
 
+from embedded_training.build import pixels
 from embedded_training.clip_parts import WIDTH, build, processor
 from embedded_training.clip_seen import Pool, joined, plain, tinted
 from embedded_training.loop import EVERY, Trainee, optimizer
 from lvlm_guard.adapters.loading import TINY
-from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.catalog import N_OBJECTS
 
 STEPS = 2200

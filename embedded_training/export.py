@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BlipForImageTextRetrieval, GenerationConfig
 
+from embedded_training.accept import matcher_logits
+from embedded_training.build import blip_processor, llava_processor
 from lvlm_guard.embedded import MATCHER, MODEL
-from lvlm_guard.embedded.build import blip_processor, llava_processor
-from lvlm_guard.embedded.questions import matcher_logits, pope_set
+from lvlm_guard.embedded.questions import pope_set
 from lvlm_guard.matching.platt import platt
 
 GRADCAM_LAYER = 0  # the last of the two layers has zero gradient at the words

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from embedded_training.build import PATCHES, build_llava, llava_processor, pixels
 from embedded_training.loop import Trainee, cut_out, optimizer
 from embedded_training.segments import use_segments
 from embedded_training.towers import patch_batch, patch_loss, train_tower
-from lvlm_guard.embedded.build import PATCHES, build_llava, llava_processor, pixels
 from lvlm_guard.embedded.catalog import CLASSES, N_PROPS
 from lvlm_guard.embedded.text import (
     CAPTION_PROMPT,

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedded_training.build import PATCH, WIDTH, pixels
 from embedded_training.loop import Trainee, cut_out, optimizer
-from lvlm_guard.embedded.build import PATCH, WIDTH, pixels
 from lvlm_guard.embedded.catalog import N_OBJECTS, N_PROPS
 from lvlm_guard.embedded.world import Scenes
 

@@ -50,6 +50,10 @@ class WeightsError(GuardError):
     """Weights or a processor could not be loaded, mostly because this machine is offline."""
 
 
+class ServerError(GuardError):
+    """A server can't be reached, is no such server, or gave no answer."""
+
+
 class UnprovedError(GuardError):
     """A server's answer does not prove that the guard ran that was asked for, and no other."""
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
 
-from lvlm_guard.errors import GuardError, KnobError, MissingExtraError
-from lvlm_guard.images import data_url
+from lvlm_guard.endpoint import Endpoint, guard_fields, question
+from lvlm_guard.errors import KnobError, ServerError
 from lvlm_guard.matching import load_matcher
 from lvlm_guard.play import snippet
 from lvlm_guard.play.backend import GREEDY, Asked, Offered, offered_methods
 from lvlm_guard.play.judging import Judge, objects_of
 from lvlm_guard.play.local import STEP
 from lvlm_guard.pretrained import EMBEDDED
-from lvlm_guard.proof import CHECKS, FIELD, KNOBS, check, proof_of
+from lvlm_guard.proof import CHECKS, KNOBS, check, proof_of
 from lvlm_guard.report.answer import Said
 
-KEY = "OPENAI_API_KEY"
 SECONDS = 120.0  # of one answer
 _CHECKED = tuple(f"-{name}" for name in CHECKS)
-
-
-class ServerError(GuardError):
-    """A server can't be reached, or gave no answer."""
 
 
 class Remote:
@@ -45,22 +37,9 @@ class Remote:
     """
 
     def __init__(self, address: str, *, matcher: str | None = None, objects: str | None = None) -> None:
-        self.url = _base(address)
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("Asking a server needs openai: pip install 'lvlm-guard[play]'.") from error
-        self._errors = openai.OpenAIError
-        self._client = openai.OpenAI(
-            base_url=self.url, api_key=os.environ.get(KEY) or "EMPTY", timeout=SECONDS, max_retries=1
-        )
-        try:
-            names = [str(model.id) for model in self._client.models.list()]
-        except Exception as error:  # anything may answer at an address
-            raise ServerError(
-                f"{self.url}/models lists no models ({_short(error)}). Is the server running, the address right, and "
-                f"its key in {KEY}?"
-            ) from error
+        self._endpoint = Endpoint(address, SECONDS, retries=1, extra="play")
+        self.url, names = self._endpoint.url, list(self._endpoint.served)
+        self._client = self._endpoint.client(synchronous=True)
         known = offered_methods()
         self.name = next((name for name in names if any(f"{name}-{method}" in names for method in known)), "")
         if not self.name:
@@ -93,29 +72,30 @@ class Remote:
         """Return one answer as it grows; it has no trace, for a server tells none."""
         method = None if asked.method == GREEDY else asked.method
         name = self.name if method is None else f"{self.name}-{method}"
+        from openai import OpenAIError
+
         began, shown, text, proved = time.perf_counter(), 0.0, "", False
         try:
             raw = self._client.chat.completions.with_raw_response.create(
                 model=name,
-                messages=_messages(asked),
+                messages=question([asked.picture], asked.prompt),
                 max_tokens=asked.most_tokens,
                 temperature=0,
                 stream=True,
-                extra_body={"vllm_xargs": {f"{method}_{k}": v for k, v in asked.knobs.items()}} if asked.knobs else {},
+                extra_body=guard_fields(method, asked.knobs),
             )
             with raw.parse() as stream:
                 for chunk in stream:
                     if not proved:
-                        told = proof_of(raw.headers, {FIELD: (chunk.model_extra or {}).get(FIELD)})
-                        check(name, method, asked.knobs, told)
+                        check(name, method, asked.knobs, proof_of(raw.headers, chunk.model_extra or {}))
                         proved = True
                     text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
                     now = time.perf_counter()
                     if text.strip() and now - shown >= STEP:
                         shown = now
                         yield Said(asked.method, text.strip(), now - began)
-        except self._errors as error:
-            raise ServerError(f"{name} gave no answer: {_short(error)}") from error
+        except OpenAIError as error:
+            raise ServerError(f"{name} gave no answer: {self._endpoint.reason(error)}") from error
         if not proved:
             raise ServerError(f"{name} ended its answer before it began. Ask again, and look at the server's log.")
         yield Said(asked.method, text.strip(), time.perf_counter() - began)
@@ -140,25 +120,3 @@ class Remote:
     def script(self, picture: str, questions: list[Asked]) -> str:
         """Return a script for OpenAI's client."""
         return snippet.remote(self.url, self.name, picture, questions)
-
-
-def _base(address: str) -> str:
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise KnobError(f"{address!r} is no address of a server: write it as http://HOST:8000.")
-    if parts.username or parts.password:
-        raise KnobError(f"The address is shown on the page, so it may hold no password: put the key into {KEY}.")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
-
-
-def _messages(asked: Asked) -> Any:
-    parts: list[Mapping[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": data_url(asked.picture)}},
-        {"type": "text", "text": asked.prompt},
-    ]
-    return [{"role": "user", "content": parts}]
-
-
-def _short(error: Exception) -> str:
-    flat = " ".join(str(error).split()) or type(error).__name__
-    return flat if len(flat) <= 200 else flat[:197] + "..."

@@ -19,13 +19,14 @@ from lvlm_guard.evals.decoders.matchers import check_matchers
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer import record
 from lvlm_guard.evals.infer.generate import Prepared, prepare_run
-from lvlm_guard.evals.infer.ranks import KEPT, Place, one_thread, run_ranks, usual_workers
+from lvlm_guard.evals.infer.ranks import KEPT, one_thread, run_ranks, usual_workers
 from lvlm_guard.evals.infer.store import Answers, Asked, Job, Who
 from lvlm_guard.evals.spec.answers import CALIBRATED
 from lvlm_guard.evals.spec.items import YES_NO, EvalTask, Said
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.progress import Advance, progress
+from lvlm_guard.ranks import Place
 
 MANY = 64  # questions of a call of the embedded model, unasked
 AT_ONCE = 16  # requests in flight at a server, unasked

@@ -1,7 +1,7 @@
-"""One rank among several that share a run's questions, and ranks that a command starts by itself.
+"""Ranks that share a run's questions and that a command starts by itself.
 
-`torchrun` says who a process is by RANK, WORLD_SIZE and LOCAL_RANK; `--workers N` starts N processes in the same way,
-each of which runs this module over the folder, whose asked.json has the settings.
+`--workers N` starts N processes as torchrun would (`lvlm_guard.ranks`), each of which runs this module over the folder,
+whose asked.json has the settings.
 """
 
 from __future__ import annotations
@@ -29,34 +29,6 @@ MOST = 4  # workers that are started unasked; each holds about half a gigabyte
 PATIENCE = 1800.0  # seconds without an answer, loading included, after which a worker is taken to hang
 EVERY = 0.2  # seconds between looks at the workers
 KEPT = "The answers so far are kept; the same command goes on from there."
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which share of the questions a process asks."""
-
-    rank: int = 0
-    world: int = 1  # processes that share the questions
-    local: int = 0  # rank on its machine, which tells its device
-
-    @classmethod
-    def here(cls) -> Place:
-        """Return the place that torchrun gave this process, the only one where it gave none. Raises `RunError` where
-        RANK and WORLD_SIZE don't fit together."""
-        rank, world = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
-        if rank is None or world is None:
-            return cls()
-        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            raise RunError(f"RANK={rank} and WORLD_SIZE={world} are no rank and number of ranks: unset them.")
-        return cls(int(rank), int(world), int(os.environ.get("LOCAL_RANK") or 0))
-
-    def device(self, wanted: str) -> str:
-        """Return the device of this rank: "auto" and "cuda" are a GPU of its own where there are several."""
-        if wanted not in ("auto", "cuda") or self.world == 1:
-            return wanted
-        import torch
-
-        return f"cuda:{self.local % torch.cuda.device_count()}" if torch.cuda.is_available() else wanted
 
 
 def usual_workers() -> int:

@@ -14,10 +14,10 @@ from lvlm_guard import __version__, methods
 from lvlm_guard.engine.session import EXECUTIONS
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
 from lvlm_guard.evals.decoders.decoder import REFERENCE
-from lvlm_guard.evals.infer.ranks import Place
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.knobs import defaults_of, read_knob
+from lvlm_guard.ranks import Place
 
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=agla,alpha=2"
 _NEXT = re.compile(r",(?=\s*[A-Za-z_][\w.]*\s*=)")  # a comma before a name: values may hold commas

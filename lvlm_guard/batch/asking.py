@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from lvlm_guard.batch.answering import Answered
 from lvlm_guard.batch.plan import How
 from lvlm_guard.batch.rows import Row
-from lvlm_guard.errors import GuardError, KnobError, MissingExtraError
-from lvlm_guard.images import data_url
-from lvlm_guard.proof import FIELD, check, proof_of
+from lvlm_guard.endpoint import Endpoint, guard_fields, question
+from lvlm_guard.errors import GuardError, ServerError
+from lvlm_guard.proof import check, proof_of
 
-KEY = "OPENAI_API_KEY"
 RETRIES = 8
 """Tries after the first; the client waits .5 s to 8 s, or as long as Retry-After says."""
 
@@ -31,15 +28,8 @@ class Served:
     """
 
     def __init__(self, how: How, at_once: int = 32) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("Asking a server needs openai: pip install 'lvlm-guard[batch]'.") from error
-        self._how, self._errors = how, openai
-        address = how.server.rstrip("/")
-        url = address if address.endswith("/v1") else address + "/v1"
-        key = os.environ.get(KEY) or "EMPTY"
-        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=600)
+        self._how, self._endpoint = how, Endpoint(how.server, timeout=600, retries=RETRIES, extra="batch")
+        self._client = self._endpoint.client(synchronous=True)
         self._pool = ThreadPoolExecutor(at_once)
 
     def __call__(self, rows: Sequence[Row]) -> list[Answered]:
@@ -47,7 +37,7 @@ class Served:
 
         Raises:
             UnprovedError: an answer does not say that it was guarded as asked.
-            GuardError: the server is not there, or fails.
+            ServerError: the server is not there, or fails.
         """
         return list(self._pool.map(self._answer, rows))
 
@@ -55,31 +45,27 @@ class Served:
         how = self._how
         if row.error:
             return Answered(error=row.error)
-        try:
-            # made here, so that what is wrong with a picture costs no request
-            urls = [data_url(image) for image in row.images()]
+        try:  # made here, so that what is wrong with a picture costs no request
+            messages = question(row.images(), row.prompt)
         except GuardError as error:
             return Answered(error=str(error))
-        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        import openai
+
         name = f"{how.model}-{how.method}"
-        knobs = {"vllm_xargs": {f"{how.method}_{knob}": value for knob, value in how.knobs.items()}}
         try:
             raw = self._client.chat.completions.with_raw_response.create(
                 model=name,
-                messages=[{"role": "user", "content": [*parts, {"type": "text", "text": row.prompt}]}],  # type: ignore[misc,list-item,unused-ignore]
+                messages=messages,
                 max_tokens=how.max_new_tokens,
                 temperature=0,
-                extra_body=knobs if how.knobs else {},
+                extra_body=guard_fields(how.method, how.knobs),
             )
             answer = raw.parse()
-        except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
-            return Answered(error=f"{type(error).__name__}: {error.message}")
-        except self._errors.OpenAIError as error:
-            if getattr(error, "status_code", None) == 413:
+        except openai.OpenAIError as error:
+            if getattr(error, "status_code", None) in (400, 413, 422):  # of this row alone
                 return Answered(error=f"{type(error).__name__}: {error}")
-            raise KnobError(f"{how.server} gave no answer ({type(error).__name__}: {error}).") from error
-        told = proof_of(raw.headers, {FIELD: (answer.model_extra or {}).get(FIELD)})
-        proof = check(name, how.method, how.knobs, told)
+            raise ServerError(f"{how.server} gave no answer: {self._endpoint.reason(error)}") from error
+        proof = check(name, how.method, how.knobs, proof_of(raw.headers, answer.model_extra or {}))
         assert proof is not None  # `check` would have raised
         tokens = answer.usage.completion_tokens if answer.usage else 0
         text = (answer.choices[0].message.content or "").strip()

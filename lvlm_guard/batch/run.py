@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +14,7 @@ from lvlm_guard.batch.rows import Piece, Row, read
 from lvlm_guard.errors import KnobError, MissingExtraError
 from lvlm_guard.files import whole
 from lvlm_guard.progress import progress
+from lvlm_guard.ranks import Place
 
 
 class Answerer(Protocol):
@@ -24,41 +23,6 @@ class Answerer(Protocol):
     def __call__(self, rows: Sequence[Row]) -> list[Answered]:
         """Return what became of rows, in order."""
         ...
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which pieces a process does: every `of`-th from `number` on.
-
-    Raises:
-        KnobError: there is no such share.
-    """
-
-    number: int = 0
-    of: int = 1
-    local: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.of:
-            raise KnobError(f"There is no share {self.number} of {self.of}: give 0/{self.of} and on.")
-
-    @classmethod
-    def read(cls, text: str | None) -> Share:
-        """Return the share that "1/8" names; of None, the place that torchrun gave this process."""
-        if text is None:
-            told = [os.environ.get(name) or usual for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-            text = "/".join(told)
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal()):
-            raise KnobError(f"{text!r} is no share: write 0/8.")
-        return cls(int(number), int(of), int(os.environ.get("LOCAL_RANK") or 0))
-
-    def device(self, wanted: str) -> str:
-        """Return the device of this process: of several GPUs one of its own, where none is named."""
-        import torch
-
-        own = wanted == "auto" and self.of > 1 and torch.cuda.is_available()
-        return f"cuda:{self.local % torch.cuda.device_count()}" if own else wanted
 
 
 def done(piece: Piece, out: Path) -> bool:
@@ -110,9 +74,9 @@ def answer(piece: Piece, out: Path, how: How, answerer: Answerer) -> tuple[int, 
     return len(rows), sum(one.error is not None for one in answered)
 
 
-def here(plan: Plan, out: Path, share: Share, device: str, at_once: int) -> Iterator[tuple[int, int]]:
+def here(plan: Plan, out: Path, share: Place, device: str, at_once: int) -> Iterator[tuple[int, int]]:
     """Do a share of the pieces in this process; yield the rows and errors of each."""
-    todo = [piece for piece in plan.pieces[share.number :: share.of] if not done(piece, out)]
+    todo = [piece for piece in plan.pieces[share.rank :: share.world] if not done(piece, out)]
     if todo:
         how = plan.how
         answerer: Answerer = Served(how, at_once) if how.server else Local(how, share.device(device))

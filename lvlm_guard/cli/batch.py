@@ -52,7 +52,8 @@ def batch(
     """
     quiet_libraries()
     from lvlm_guard.batch.plan import How, plan_of
-    from lvlm_guard.batch.run import Share, here, run
+    from lvlm_guard.batch.run import here, run
+    from lvlm_guard.ranks import Place
 
     method_of(method, knob)  # says what is wrong before anything is written
     pairs = [pair.partition("=")[::2] for pair in knob or ()]
@@ -74,7 +75,7 @@ def batch(
 
         told = run(plan, out, lambda: on_ray(plan, out, workers, device, at_once), say)
     else:
-        mine = Share.read(share)
+        mine = Place.read(share)
         told = run(plan, out, lambda: here(plan, out, mine, device, at_once), say)
     if json:
         print_json("batch", [{**told, "out": str(out), "model": model, "method": method}])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +14,18 @@ from rich.markup import escape
 
 from lvlm_guard import __version__
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, say, usage
-from lvlm_guard.cli.options import Device, Dtype, Execution, Json, Matchers, Model, knob_value, matchers_of
+from lvlm_guard.cli.options import (
+    Device,
+    Dtype,
+    Execution,
+    Json,
+    Matchers,
+    Model,
+    knob_value,
+    matchers_of,
+    with_options_of,
+)
+from lvlm_guard.ranks import Place
 
 WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,focus,vote,vcd"
 QUICK = 24  # pictures of each task
@@ -110,22 +119,7 @@ def ask(
         say(f"Score them: lvlm-guard eval score {folder}")
 
 
-def _with_options_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of another, before its own."""
-
-    def widened(command: Callable[..., None]) -> Callable[..., None]:
-        theirs, ours = (signature(each, eval_str=True) for each in (other, command))
-        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in theirs.parameters.values()]
-        own += [p for p in ours.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        both = ours.replace(parameters=own)
-        command.__signature__ = both  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in both.parameters.values()} | {"return": None}
-        return command
-
-    return widened
-
-
-@_with_options_of(ask)
+@with_options_of(ask)
 def run(
     *,
     allow_empty: Annotated[float, typer.Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0,
@@ -150,7 +144,7 @@ def run(
 
     [bold]Example:[/bold] lvlm-guard eval run --methods agla,vote --out runs/first
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if Place.here().world > 1:
         raise usage(
             "torchrun shares out asking alone: start `eval ask` by it, then `eval score` and `eval report` once."
         )

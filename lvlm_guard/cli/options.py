@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,6 +51,21 @@ WORLD_ONLY = (
     "The embedded model knows only its own world: 96 x 96 scenes of 54 drawn objects. On any other picture its answer "
     "shows that the parts work together, and says nothing about the picture. Give --model a real model for that."
 )
+
+
+def with_options_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of another, before its own; it takes them as keywords that it does not name."""
+
+    def widened(command: Callable[..., None]) -> Callable[..., None]:
+        theirs, ours = (signature(each, eval_str=True) for each in (other, command))
+        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in theirs.parameters.values()]
+        own += [p for p in ours.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        both = ours.replace(parameters=own)
+        command.__signature__ = both  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in both.parameters.values()} | {"return": None}
+        return command
+
+    return widened
 
 
 def method_of(name: str, knobs: Sequence[str] | None) -> Any:

@@ -10,52 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_guard.cli.console import quiet_libraries, usage
-from lvlm_guard.cli.options import Json
-from lvlm_guard.cli.trained import (
-    Accumulate,
-    Batch,
-    Clip,
-    Columns,
-    Config,
-    Data,
-    Images,
-    MeasureEvery,
-    OnBad,
-    Patience,
-    Pictures,
-    Precision,
-    ReportTo,
-    SaveEvery,
-    Seeds,
-    StartOver,
-    TestPictures,
-    TrainDevice,
-    Workers,
-    asked,
-    finish,
-    length,
-    needs_extra,
-    read_facts,
-)
+from lvlm_guard.cli.options import with_options_of
+from lvlm_guard.cli.trained import WORLD, asked, finish, length, needs_extra, read_facts, recipe, shared
 
 
+@with_options_of(shared)
 def claims(
+    *,
     preset: Annotated[
         list[str] | None, typer.Option(help="A published work; `train presets` lists them. Repeatable. [default: dcar]")
     ] = None,
-    data: Data = "embedded",
-    clip: Clip = "embedded",
     out: Annotated[Path, typer.Option(help="A folder in it for each preset; goes on where it stopped.")] = Path(
         "claims"
     ),
-    images: Images = None,
-    columns: Columns = None,
-    on_bad: OnBad = "raise",
-    pictures: Pictures = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: the work's]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 160]")] = None,
-    batch: Batch = None,
-    accumulate: Accumulate = 1,
     rate: Annotated[
         float | None, typer.Option("--rate", "--lr", min=1e-9, help="Peak learning rate. [default: the work's]")
     ] = None,
@@ -83,21 +52,10 @@ def claims(
     validation: Annotated[
         int | None, typer.Option(min=2, help="Validation pictures to measure on. [default: all; embedded 200]")
     ] = None,
-    measure_every: MeasureEvery = None,
-    patience: Patience = 0,
-    save_every: SaveEvery = 50,
-    precision: Precision = "auto",
-    seeds: Seeds = "0",
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure all presets, and CLIP as it is, on the test part.")
     ] = False,
-    test_pictures: TestPictures = None,
-    workers: Workers = 0,
-    report_to: ReportTo = "none",
-    config: Config = None,
-    device: TrainDevice = "auto",
-    start_over: StartOver = False,
-    json: Json = False,
+    **options: Any,
 ) -> None:
     """Train published ways of adapting CLIP to judge claims: "a photo of a dog".
 
@@ -108,10 +66,10 @@ def claims(
     """
     quiet_libraries()
     needs_extra()
-    world = data == "embedded"
-    presets, room, training, recipes, free = (
+    world = options["data"] == WORLD
+    presets, room, training, free = (
         import_module(f"lvlm_guard.adapters.{name}")
-        for name in ("presets", "training.runs", "training.dual_prompt", "training.recipe", "training.free")
+        for name in ("presets", "training.runs", "training.dual_prompt", "training.free")
     )
     names = preset or ["dcar"]
     if len(set(names)) < len(names):
@@ -120,11 +78,11 @@ def claims(
     given = {"init": tuple(init or ()), "bank": bank, "proposer": proposer, "teacher": teacher}
     for work in works:
         free.ready(replace(work.plan, **given))  # so is what its turn would lack, hours later
-    call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (400 if world else None))
-    facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
+    call = asked(options, out, compare, 400)
+    facts = read_facts(options, call)
     plans = {}
     for work in works:
-        plan = replace(work.plan, clip=clip, losses=replace(work.plan.losses, claims=weight), **given)
+        plan = replace(work.plan, clip=options["clip"], losses=replace(work.plan.losses, claims=weight), **given)
         plans[work.name] = plan if depth is None else replace(plan, depth=depth)
         facts = training.fitting(plans[work.name], facts)
         if work.lacks:
@@ -132,24 +90,13 @@ def claims(
     withheld = training.withheld(facts.captions, novel)
     chosen: dict[str, Any] = {}
     for work in works:
-        long = length(
-            facts.captions, batch, epochs or (None if world else work.epochs), steps, 160 if world else None, accumulate
-        )
+        long = length(options, facts.captions, epochs or (None if world else work.epochs), steps, 160)
         chosen[work.name] = (
             replace(plans[work.name], withheld=withheld),
-            recipes.Recipe(
-                steps=long.steps,
-                batch=long.batch,
-                accumulate=accumulate,
-                rate=rate or work.rate,
-                optimizer=work.optimizer,
-                measure_every=measure_every or (max(1, long.steps // 4) if world else long.epoch),
-                patience=patience,
-                save_every=save_every,
-                precision="bfloat16" if world and precision == "auto" else precision,
-            ),
+            recipe(options, long, rate=rate or work.rate, optimizer=work.optimizer),
         )
-    finish(call, room.train_retrievers(call, facts.captions, chosen, validation or (200 if world else None)), json)
+    report = room.train_retrievers(call, facts.captions, chosen, validation or (200 if world else None))
+    finish(call, report, options["json"])
 
 
 COMMAND = claims

@@ -5,52 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from lvlm_guard.cli.console import quiet_libraries
-from lvlm_guard.cli.options import Json
-from lvlm_guard.cli.trained import (
-    Accumulate,
-    Batch,
-    Clip,
-    Columns,
-    Config,
-    Data,
-    Images,
-    MeasureEvery,
-    OnBad,
-    Patience,
-    Pictures,
-    Precision,
-    ReportTo,
-    SaveEvery,
-    Seeds,
-    StartOver,
-    TestPictures,
-    TrainDevice,
-    Workers,
-    asked,
-    finish,
-    length,
-    needs_extra,
-    read_facts,
-)
+from lvlm_guard.cli.options import with_options_of
+from lvlm_guard.cli.trained import WORLD, asked, finish, length, needs_extra, read_facts, recipe, shared
 
 
+@with_options_of(shared)
 def dual_prompt(
-    data: Data = "embedded",
-    clip: Clip = "embedded",
+    *,
     out: Annotated[Path, typer.Option(help="Folder; goes on where it stopped.")] = Path("dual-prompt"),
-    images: Images = None,
-    columns: Columns = None,
-    on_bad: OnBad = "raise",
-    pictures: Pictures = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Over the pairs. [default: 10]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 160]")] = None,
-    batch: Batch = None,
-    accumulate: Accumulate = 1,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -89,21 +58,10 @@ def dual_prompt(
     validation: Annotated[
         int | None, typer.Option(min=2, help="Validation pictures to measure on. [default: all; embedded 200]")
     ] = None,
-    measure_every: MeasureEvery = None,
-    patience: Patience = 0,
-    save_every: SaveEvery = 50,
-    precision: Precision = "auto",
-    seeds: Seeds = "0",
     compare: Annotated[
         bool, typer.Option("--compare", help="Train CoOp and MaPLe too, and measure all on the test part.")
     ] = False,
-    test_pictures: TestPictures = None,
-    workers: Workers = 0,
-    report_to: ReportTo = "none",
-    config: Config = None,
-    device: TrainDevice = "auto",
-    start_over: StartOver = False,
-    json: Json = False,
+    **options: Any,
 ) -> None:
     """Train prompts that let a CLIP tell categories, colours and numbers apart.
 
@@ -116,15 +74,14 @@ def dual_prompt(
     """
     quiet_libraries()
     needs_extra()
-    world = data == "embedded"
-    room, training, recipes, losses = (
-        import_module(f"lvlm_guard.adapters.{name}")
-        for name in ("training.runs", "training.dual_prompt", "training.recipe", "losses")
+    world = options["data"] == WORLD
+    room, training, losses = (
+        import_module(f"lvlm_guard.adapters.{name}") for name in ("training.runs", "training.dual_prompt", "losses")
     )
-    call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (400 if world else None))
-    facts = read_facts(call, "world" if world else data, images, columns, on_bad, pictures or (1200 if world else None))
+    call = asked(options, out, compare, 400)
+    facts = read_facts(options, call)
     plan = training.Plan(
-        clip=clip,
+        clip=options["clip"],
         prompts=prompts,
         depth=depth,
         n_ctx=n_ctx,
@@ -141,26 +98,18 @@ def dual_prompt(
     )
     chosen = None if preset is None else import_module("lvlm_guard.adapters.presets").preset(preset)
     if chosen is not None:
-        sizes = {"depth": depth, "n_ctx": n_ctx, "coupling_rank": coupling_rank}
-        plan = replace(chosen.plan, clip=clip, **{name: size for name, size in sizes.items() if size is not None})
+        given = {"depth": depth, "n_ctx": n_ctx, "coupling_rank": coupling_rank}
+        given = {name: size for name, size in given.items() if size is not None}
+        plan = replace(chosen.plan, clip=options["clip"], **given)
         optimizer, rate, epochs = chosen.optimizer, rate or chosen.rate, epochs or chosen.epochs
         if chosen.lacks:
             call.told().echo(f"{preset} (arXiv:{chosen.identifier}) is not exact here: {chosen.lacks}.")
     facts = training.fitting(plan, facts)
-    long = length(facts.captions, batch, epochs, steps, 160 if world else None, accumulate)
-    recipe = recipes.Recipe(
-        steps=long.steps,
-        batch=long.batch,
-        accumulate=accumulate,
-        rate=rate or (2e-2 if world else 3.5e-3 if optimizer == "sgd" else 1e-3),
-        optimizer=optimizer,
-        measure_every=measure_every or (max(1, long.steps // 4) if world else long.epoch),
-        patience=patience,
-        save_every=save_every,
-        precision="bfloat16" if world and precision == "auto" else precision,
-    )
-    most = validation or (200 if world else None)
-    finish(call, room.train_retrievers(call, facts.captions, {"dual-prompt": (plan, recipe)}, most), json)
+    long = length(options, facts.captions, epochs, steps, 160)
+    usual = 2e-2 if world else 3.5e-3 if optimizer == "sgd" else 1e-3
+    how = {"dual-prompt": (plan, recipe(options, long, rate=rate or usual, optimizer=optimizer))}
+    report = room.train_retrievers(call, facts.captions, how, validation or (200 if world else None))
+    finish(call, report, options["json"])
 
 
 COMMAND = dual_prompt

@@ -10,45 +10,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from lvlm_guard.cli.console import quiet_libraries
-from lvlm_guard.cli.options import Json
-from lvlm_guard.cli.trained import (
-    Accumulate,
-    Batch,
-    Clip,
-    Columns,
-    Config,
-    Data,
-    Images,
-    MeasureEvery,
-    OnBad,
-    Patience,
-    Pictures,
-    Precision,
-    ReportTo,
-    SaveEvery,
-    Seeds,
-    StartOver,
-    TestPictures,
-    TrainDevice,
-    Workers,
-    asked,
-    finish,
-    length,
-    needs_extra,
-    read_facts,
-)
+from lvlm_guard.cli.options import with_options_of
+from lvlm_guard.cli.trained import WORLD, asked, finish, length, needs_extra, read_facts, recipe, shared
 
-WORLD = {"prompts": 4, "fusion_layers": 1, "post_layers": 1, "dropout": 0.0}
+SMALL = {"prompts": 4, "fusion_layers": 1, "post_layers": 1, "dropout": 0.0}
 """Of the ranker, beside its width, where the tiny CLIP is enough and minutes count."""
 
 
+@with_options_of(shared)
 def ranker(
-    data: Data = "embedded",
-    clip: Clip = "embedded",
+    *,
     out: Annotated[Path, typer.Option(help="Folder; goes on where it stopped.")] = Path("ranker"),
     by: Annotated[Literal["count", "size", "brightness"], typer.Option(help="Order of --data embedded.")] = "count",
-    images: Images = None,
-    columns: Columns = None,
     objects: Annotated[
         str | None,
         typer.Option(
@@ -56,15 +29,11 @@ def ranker(
         ),
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What is asked, {object} where the name goes.")] = None,
-    on_bad: OnBad = "raise",
     lonely: Annotated[
         Literal["raise", "skip"], typer.Option(help="Objects whose pictures all have one value.")
     ] = "raise",
-    pictures: Pictures = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Over the values. [default: 10]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of training, instead of --epochs. [embedded: 500]")] = None,
-    batch: Batch = None,
-    accumulate: Accumulate = 1,
     negatives: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a group without the object.")] = 0.2,
     rate: Annotated[
         float | None,
@@ -90,21 +59,10 @@ def ranker(
     start: Annotated[
         Literal["aligned", "random"], typer.Option(help="aligned: from CLIP's own projections; random: as the paper.")
     ] = "aligned",
-    measure_every: MeasureEvery = None,
-    patience: Patience = 0,
-    save_every: SaveEvery = 50,
-    precision: Precision = "auto",
-    seeds: Seeds = "0",
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure beside zero-shot CLIP and a linear probe.")
     ] = False,
-    test_pictures: TestPictures = None,
-    workers: Workers = 0,
-    report_to: ReportTo = "none",
-    config: Config = None,
-    device: TrainDevice = "auto",
-    start_over: StartOver = False,
-    json: Json = False,
+    **options: Any,
 ) -> None:
     """Train a CLIP to order pictures by how much of something they show: counts, sizes, quality, age.
 
@@ -117,25 +75,22 @@ def ranker(
     """
     quiet_libraries()
     needs_extra()
-    world = data == "embedded"
-    room, training, recipes, settings = (
-        import_module(f"lvlm_guard.adapters.{name}")
-        for name in ("training.runs", "training.ranker", "training.recipe", "ranker.card")
+    world = options["data"] == WORLD
+    room, training, settings = (
+        import_module(f"lvlm_guard.adapters.{name}") for name in ("training.runs", "training.ranker", "ranker.card")
     )
-    call = asked(out, seeds, compare, device, workers, report_to, start_over, test_pictures or (500 if world else None))
-    facts = read_facts(
-        call, f"world:{by}" if world else data, images, columns, on_bad, pictures or (1200 if world else None)
-    )
+    call = asked(options, out, compare, 500)
+    facts = read_facts(options, call, f"world:{by}")
     opened = (facts if instruction is None else replace(facts, template=instruction)).ranks
     names = objects.split(",") if objects else _counted() if world and by == "count" else None
     if names is not None:
         opened = opened.about([name.strip() for name in names])
     opened = opened.teaching("skip" if world else lonely)
     sizes: dict[str, Any] = {"width": width or (64 if world else 512), "heads": heads or (4 if world else 8)}
-    sizes |= {"relations": relations or (8 if world else 16)} | (WORLD if world else {})
+    sizes |= {"relations": relations or (8 if world else 16)} | (SMALL if world else {})
     sizes["regression_weight"] = regression if regression is not None else 0.5 if world else 0.2
     plan = training.Plan(
-        clip=clip,
+        clip=options["clip"],
         settings=settings.RankerSettings(**sizes, ties=ties),
         trunk=trunk,
         rank=rank,
@@ -143,20 +98,10 @@ def ranker(
         scale=scale,
         start=start,
     )
-    groups = -(-accumulate // call.processes) * call.processes
-    long = length(opened, batch, epochs, steps, 500 if world else None, groups)
-    recipe = recipes.Recipe(
-        steps=long.steps,
-        batch=long.batch,
-        accumulate=groups,
-        rate=rate or (2e-3 if world else 5e-5),
-        measure_every=measure_every or (max(1, long.steps // 8) if world else long.epoch),
-        patience=patience,
-        save_every=save_every,
-        precision=precision,
-    )
-    report = room.train_ranker(call, opened, plan, recipe)
-    finish(call, report, json)
+    options["accumulate"] = -(-options["accumulate"] // call.processes) * call.processes
+    long = length(options, opened, epochs, steps, 500)
+    how = recipe(options, long, 8, narrow=False, rate=rate or (2e-3 if world else 5e-5))
+    finish(call, room.train_ranker(call, opened, plan, how), options["json"])
 
 
 def _counted() -> list[str]:

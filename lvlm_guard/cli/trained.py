@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,33 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lvlm_guard.cli.console import environment, out, print_json, say, usage
+from lvlm_guard.cli.options import Json
 from lvlm_guard.progress import progress
 
-Data = Annotated[
-    str, typer.Option(help="embedded, a .jsonl file, a folder, .tar shards, or hf:owner/name.", metavar="DATA")
-]
-Clip = Annotated[str, typer.Option(help="embedded, a folder or a hub id.", metavar="ID")]
-Images = Annotated[Path | None, typer.Option(help="Where paths of a .jsonl file start. [default: its own folder]")]
-OnBad = Annotated[Literal["raise", "skip"], typer.Option(help="Pictures that can't be read: stop, or skip and count.")]
-Pictures = Annotated[int | None, typer.Option(min=4, help="To train on, the first ones. [default: all; embedded 1200]")]
-Batch = Annotated[int | None, typer.Option(min=2, help="Pairs, or pictures of a group. [default: 64; embedded 32]")]
-Accumulate = Annotated[int, typer.Option(min=1, help="Batches of one step, over all processes.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--column", help="Of a data set: captions=sentences. Repeatable.", metavar="KEY=COLUMN"),
-]
-ReportTo = Annotated[str, typer.Option(help="Trackers, comma-separated: tensorboard, wandb, mlflow, ...")]
-MeasureEvery = Annotated[int | None, typer.Option(min=1, help="Steps between measurements. [default: an epoch]")]
-Patience = Annotated[int, typer.Option(min=0, help="Measurements without a better one that end training; 0: none.")]
-SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between saved states.")]
-Precision = Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: bfloat16 where a GPU has it.")]
-Seeds = Annotated[str, typer.Option("--seeds", "--seed", help="Of training, comma-separated: an adapter each.")]
-TestPictures = Annotated[
-    int | None, typer.Option(min=2, help="Test pictures of --compare. [default: all; embedded 400, 500]")
-]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures, where they don't fit in memory.")]
-TrainDevice = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: accelerate's choice.")]
-StartOver = Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")]
+WORLD = "embedded"
 
 
 def _configured(context: typer.Context, path: Path | None) -> Path | None:
@@ -74,6 +52,55 @@ Config = Annotated[
 ]
 
 
+def shared(
+    data: Annotated[
+        str, typer.Option(help="embedded, a .jsonl file, a folder, .tar shards, or hf:owner/name.", metavar="DATA")
+    ] = "embedded",
+    clip: Annotated[str, typer.Option(help="embedded, a folder or a hub id.", metavar="ID")] = "embedded",
+    images: Annotated[
+        Path | None, typer.Option(help="Where paths of a .jsonl file start. [default: its own folder]")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Of a data set: captions=sentences. Repeatable.", metavar="KEY=COLUMN")
+    ] = None,
+    on_bad: Annotated[
+        Literal["raise", "skip"], typer.Option(help="Pictures that can't be read: stop, or skip and count.")
+    ] = "raise",
+    pictures: Annotated[
+        int | None, typer.Option(min=4, help="To train on, the first ones. [default: all; embedded 1200]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Pairs, or pictures of a group. [default: 64; embedded 32]")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step, over all processes.")] = 1,
+    measure_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between measurements. [default: an epoch]")
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Measurements without a better one that end training; 0: none.")
+    ] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 50,
+    precision: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: bfloat16 where a GPU has it.")
+    ] = "auto",
+    seeds: Annotated[
+        str, typer.Option("--seeds", "--seed", help="Of training, comma-separated: an adapter each.")
+    ] = "0",
+    test_pictures: Annotated[
+        int | None, typer.Option(min=2, help="Test pictures of --compare. [default: all; embedded 400, 500]")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read pictures, where they don't fit in memory.")
+    ] = 0,
+    report_to: Annotated[str, typer.Option(help="Trackers, comma-separated: tensorboard, wandb, mlflow, ...")] = "none",
+    config: Config = None,
+    device: Annotated[Literal["auto", "cpu"], typer.Option(help="auto: accelerate's choice.")] = "auto",
+    start_over: Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Options of every training of a matcher (`with_options_of`)."""
+
+
 def needs_extra() -> None:
     """Raise `MissingExtraError` where peft or accelerate is not installed."""
     from lvlm_guard.errors import MissingExtraError
@@ -100,43 +127,31 @@ def line() -> str:
     return shlex.join(["lvlm-guard", *sys.argv[1:]])
 
 
-def asked(
-    folder: Path,
-    seeds: str,
-    compare: bool,
-    device: str,
-    workers: int,
-    report_to: str,
-    start_over: bool,
-    pictures: int | None,
-) -> Any:
-    """Return a `lvlm_guard.adapters.training.runs.Call`."""
+def asked(options: Mapping[str, Any], folder: Path, compare: bool, usual: int) -> Any:
+    """Return a `lvlm_guard.adapters.training.runs.Call`; `usual` are the test pictures of the embedded world."""
     return import_module("lvlm_guard.adapters.training.runs").Call(
         out=folder,
-        seeds=numbers(seeds),
+        seeds=numbers(options["seeds"]),
         compare=compare,
-        device=device,
-        workers=workers,
-        report_to=report_to,
-        start_over=start_over,
-        pictures=pictures,
+        pictures=options["test_pictures"] or (usual if options["data"] == WORLD else None),
         echo=say,
         progress=progress,
         line=line(),
         environment=environment(),
+        **{name: options[name] for name in ("device", "workers", "report_to", "start_over")},
     )
 
 
-def read_facts(
-    call: Any, source: str, images: Path | None, columns: list[str] | None, on_bad: str, pictures: int | None
-) -> Any:
+def read_facts(options: Mapping[str, Any], call: Any, world: str = "world") -> Any:
     """Return the facts of --data, with the first training pictures alone, and tell what they hold."""
-    pairs = [column.partition("=") for column in columns or ()]
+    pairs = [column.partition("=") for column in options["column"] or ()]
     if any(not (name and theirs) for name, _, theirs in pairs):
         raise usage("--column: give KEY=COLUMN, such as captions=sentences.")
-    renamed = {name: theirs for name, _, theirs in pairs} or None
-    opened = import_module("lvlm_guard.adapters.data").open_facts(source, images=images, columns=renamed, on_bad=on_bad)
-    facts = opened.first(pictures)
+    own, embedded = {"images": options["images"], "on_bad": options["on_bad"]}, options["data"] == WORLD
+    opened = import_module("lvlm_guard.adapters.data").open_facts(
+        world if embedded else options["data"], columns={name: theirs for name, _, theirs in pairs} or None, **own
+    )
+    facts = opened.first(options["pictures"] or (1200 if embedded else None))
     call.told().echo(facts.summary())
     return facts
 
@@ -155,23 +170,43 @@ class Length(NamedTuple):
     steps: int
 
 
-def length(
-    data: Any, batch: int | None, epochs: int | None, steps: int | None, world: int | None, groups: int = 1
-) -> Length:
+def length(options: Mapping[str, Any], data: Any, epochs: int | None, steps: int | None, world: int) -> Length:
     """Return how long to train; a pass over the data is the same one on any number of processes.
 
     Args:
+        options: the shared ones; `accumulate` batches are a step.
         data: the data set.
-        groups: batches of a step, over all processes.
-        batch: what the user asked for, as are `epochs` and `steps`; None for the default.
-        epochs: passes over the training rows, 10 by default.
-        steps: instead of epochs.
-        world: steps on the embedded world, where minutes count; None for other data.
+        epochs: passes over the training rows; None: 10.
+        steps: instead of epochs; None for the default.
+        world: steps on the embedded world, where minutes count.
     """
-    size = batch or (64 if world is None else 32)
-    epoch = max(1, len(data.parted()[0].rows) // (size * groups))
-    usual = 10 * epoch if world is None else world
-    return Length(size, epoch, steps or (epochs * epoch if epochs else usual))
+    embedded = options["data"] == WORLD
+    size = options["batch"] or (32 if embedded else 64)
+    epoch = max(1, len(data.parted()[0].rows) // (size * options["accumulate"]))
+    return Length(size, epoch, steps or (epochs * epoch if epochs else world if embedded else 10 * epoch))
+
+
+def recipe(options: Mapping[str, Any], long: Length, looks: int = 4, narrow: bool = True, **more: Any) -> Any:
+    """Return a training's recipe.
+
+    Args:
+        options: the shared ones.
+        long: how long it is.
+        looks: measurements of a training on the embedded world; elsewhere one an epoch.
+        narrow: whether the embedded world is trained in bfloat16.
+        **more: of the recipe.
+    """
+    world = options["data"] == WORLD
+    precision = "bfloat16" if world and narrow and options["precision"] == "auto" else options["precision"]
+    return import_module("lvlm_guard.adapters.training.recipe").Recipe(
+        steps=long.steps,
+        batch=long.batch,
+        accumulate=options["accumulate"],
+        measure_every=options["measure_every"] or (max(1, long.steps // looks) if world else long.epoch),
+        precision=precision,
+        **{name: options[name] for name in ("patience", "save_every")},
+        **more,
+    )
 
 
 MOST_COLUMNS = 8

@@ -2,7 +2,7 @@
 
 `MODEL` is a folder with a tiny LLaVA that hallucinates objects which usually appear together; `MATCHER` one with a
 tiny BLIP-ITM. Both load by plain `from_pretrained`. `lvlm_guard.embedded.world` draws their scenes,
-`python -m embedded_training` trains them again from nothing, `lvlm_guard.embedded.accept` measures them.
+`python -m embedded_training` trains them again from nothing, `embedded_training.accept` measures them.
 Nothing here knows of methods, and no decoder knows of this world.
 """
 

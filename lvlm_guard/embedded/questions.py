@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lvlm_guard.embedded.build import pixels
-from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
-from lvlm_guard.embedded.text import assumed, question
+from lvlm_guard.embedded.catalog import N_OBJECTS
+from lvlm_guard.embedded.text import assumed
 from lvlm_guard.embedded.world import Scenes, scenes, training_cooccurrence
 
 MODES = ("random", "popular", "adversarial")
@@ -68,24 +66,3 @@ def pope_set(split: str, n: int | None = None, seed: int = 7) -> tuple[Scenes, l
         if used == n:
             break
     return drawn, questions
-
-
-@torch.no_grad()
-def matcher_logits(
-    model: Any, tokenizer: Any, drawn: Scenes, asked: Sequence[tuple[int, int]], batch: int = 64
-) -> NDArray[np.float64]:
-    """Return the ITM logit (match minus no match) of each (scene, object)'s question, (n,)."""
-    first = tokenizer.convert_tokens_to_ids("[ENC]")
-    out = []
-    for start in range(0, len(asked), batch):
-        rows = asked[start : start + batch]
-        encoded = tokenizer([question(CLASSES[o]) for _, o in rows], padding=True, return_tensors="pt")
-        ids = encoded.input_ids
-        ids[:, 0] = first
-        states = model.vision_model(pixels(drawn.image[[i for i, _ in rows]])).last_hidden_state
-        fused = model.text_encoder(
-            input_ids=ids, attention_mask=encoded.attention_mask, encoder_hidden_states=states
-        ).last_hidden_state
-        logits = model.itm_head(fused[:, 0]).float()
-        out.append((logits[:, 1] - logits[:, 0]).double().numpy())
-    return np.concatenate(out)

@@ -6,9 +6,7 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 - `colour`: a colour ramp of even lightness, for maps.
 - `pictures`: a relevance map over a picture, a picture as a data address, a panel of pictures.
 - `tokens`: an answer whose overruled tokens are marked.
-- `plots`: values with their intervals, as SVG; `lines`: values over steps; `scatter`: one score against another;
-  `axes`: the frame of both.
-- `grid`: values over two knobs; `confusion`: answers against labels.
+- `plots`: values with their intervals, as SVG; `lines`: values over steps; `axes`: their frame.
 - `tables`: a table, and how a value with its interval is written; `comparison`: of methods, from rows in long form.
 - `page`: the shell that holds them.
 - `answer`: the page of one answer, made of all of these.
@@ -17,20 +15,16 @@ Text is escaped unless it already is `Html`, so what a model or a user wrote can
 from lvlm_guard.report.answer import Looked, Said, answer_page, answer_strip, cost_table
 from lvlm_guard.report.colour import ramp
 from lvlm_guard.report.comparison import compared, comparison_section, markdown, verdicts
-from lvlm_guard.report.confusion import confusion_square
-from lvlm_guard.report.grid import value_grid
 from lvlm_guard.report.html import Html, tag
 from lvlm_guard.report.lines import line_plot
 from lvlm_guard.report.page import note, page, section, write_page
 from lvlm_guard.report.pictures import Picture, data_address, overlay, panel, side_by_side
 from lvlm_guard.report.plots import Interval, dot_plot
-from lvlm_guard.report.scatter import Dot, scatter
 from lvlm_guard.report.tables import Cell, number, table, with_interval
 from lvlm_guard.report.tokens import TokenMark, legend, token_marks, token_strip
 
 __all__ = [
     "Cell",
-    "Dot",
     "Html",
     "Interval",
     "Looked",
@@ -41,7 +35,6 @@ __all__ = [
     "answer_strip",
     "compared",
     "comparison_section",
-    "confusion_square",
     "cost_table",
     "data_address",
     "dot_plot",
@@ -54,14 +47,12 @@ __all__ = [
     "page",
     "panel",
     "ramp",
-    "scatter",
     "section",
     "side_by_side",
     "table",
     "tag",
     "token_marks",
     "token_strip",
-    "value_grid",
     "verdicts",
     "with_interval",
     "write_page",

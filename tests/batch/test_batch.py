@@ -25,10 +25,11 @@ from lvlm_guard import guard
 from lvlm_guard.batch.answering import Answered, Local
 from lvlm_guard.batch.plan import PLAN, How, plan_of
 from lvlm_guard.batch.rows import cut, read, row_of
-from lvlm_guard.batch.run import Share, answer, here, run
+from lvlm_guard.batch.run import answer, here, run
 from lvlm_guard.cli.app import app
 from lvlm_guard.errors import KnobError, UnprovedError
 from lvlm_guard.pretrained import ask, load_model
+from lvlm_guard.ranks import Place
 
 HOW = How(max_new_tokens=20, batch=4)
 
@@ -87,7 +88,7 @@ def test_the_same_rows_in_another_format_have_the_same_answers(
     data = write(tmp_path / "data", rows(20))
     plan = plan_of([data.parent], tmp_path / "out", HOW, 6)
     assert [(piece.first, piece.count) for piece in plan.pieces] == [(0, 6), (6, 6), (12, 6), (18, 2)]
-    assert sum(count for count, _ in here(plan, tmp_path / "out", Share(), "cpu", 1)) == 20
+    assert sum(count for count, _ in here(plan, tmp_path / "out", Place(), "cpu", 1)) == 20
     for one, other in zip(answers(tmp_path / "out"), answers(done[1]), strict=True):
         assert one["text"] == other["text"]
         assert (one["error"] is None) == (other["error"] is None)
@@ -161,7 +162,7 @@ def test_a_plan_that_was_never_finished_or_is_being_made_by_another_process_stan
     torn.write_text('{"how": ')
     plan = plan_of([done[0]], tmp_path / "out", HOW, 6)
     assert plan.pieces == plan_of([done[0]], done[1], HOW, 6).pieces
-    told = run(plan, tmp_path / "out", lambda: here(plan, tmp_path / "out", Share(), "cpu", 1), print, False)
+    told = run(plan, tmp_path / "out", lambda: here(plan, tmp_path / "out", Place(), "cpu", 1), print, False)
     assert told == {"rows": 20, "done": 20, "now": 20, "errors": 3, "finished": True}
     assert list(torn.parent.glob("*.part")) == []
 
@@ -186,10 +187,10 @@ def test_shares_do_all_pieces_between_them(done: tuple[Path, Path], tmp_path: Pa
     for number in (2, 0, 1):
         monkeypatch.setenv("RANK", str(number))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        list(here(plan, tmp_path / "out", Share.read(None), "cpu", 1))
+        list(here(plan, tmp_path / "out", Place.read(None), "cpu", 1))
     assert answers(tmp_path / "out") == answers(done[1])
     with pytest.raises(KnobError, match="no share"):
-        Share.read("3/3")
+        Place.read("3/3")
 
 
 def test_what_is_wrong_with_all_rows_is_no_answer(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_server_gives_the_same_answers_and_proves_them(done: tuple[Path, Path]
 
         plan = plan_of([done[0]], tmp_path / "other", How(server=served.url, max_new_tokens=20), 6)
         with served.faulty(unproved), pytest.raises(UnprovedError):
-            list(here(plan, tmp_path / "other", Share(), "cpu", 2))
+            list(here(plan, tmp_path / "other", Place(), "cpu", 2))
         assert answers(tmp_path / "other") == []
 
 
@@ -257,6 +258,6 @@ def test_kill_9_at_ten_random_moments_leaves_every_row_once(done: tuple[Path, Pa
         kills += 1
     assert subprocess.run(command, env=environment, check=False, capture_output=True).returncode == 0
     plan = plan_of([data], tmp_path / "whole", HOW, 5)
-    list(here(plan, tmp_path / "whole", Share(), "cpu", 1))
+    list(here(plan, tmp_path / "whole", Place(), "cpu", 1))
     assert answers(tmp_path / "out") == answers(tmp_path / "whole")
     assert [row["index"] for row in answers(tmp_path / "out")] == list(range(250))

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from embedded_training import build
 from embedded_training.segments import attend
-from lvlm_guard.embedded import build, world
+from lvlm_guard.embedded import world
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.embedded.text import caption, question
 

@@ -9,9 +9,10 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoProcessor, BlipForImageTextRetrieval, LlavaForConditionalGeneration
 
-from lvlm_guard.embedded import MATCHER, MODEL, accept, build, world
+from embedded_training import accept, build
+from lvlm_guard.embedded import MATCHER, MODEL, world
 from lvlm_guard.embedded.catalog import CLASSES
-from lvlm_guard.embedded.questions import matcher_logits, pope_set
+from lvlm_guard.embedded.questions import pope_set
 
 FOLDERS = {MODEL: LlavaForConditionalGeneration, MATCHER: BlipForImageTextRetrieval}
 
@@ -99,5 +100,5 @@ def test_the_lvlm_and_the_matcher_are_witnesses_that_both_err() -> None:
     assert 0.6 < ((np.array(said) == "yes") == present).mean() < 0.95
     matcher = BlipForImageTextRetrieval.from_pretrained(MATCHER).eval()
     tokenizer = AutoProcessor.from_pretrained(MATCHER).tokenizer
-    logits = matcher_logits(matcher, tokenizer, drawn, [(q.scene, q.asked) for q in questions])
+    logits = accept.matcher_logits(matcher, tokenizer, drawn, [(q.scene, q.asked) for q in questions])
     assert 0.6 < ((logits > 0) == present).mean() < 0.95

@@ -9,7 +9,8 @@ import pytest
 
 from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.infer import ranks
-from lvlm_guard.evals.infer.ranks import Place, run_ranks
+from lvlm_guard.evals.infer.ranks import run_ranks
+from lvlm_guard.ranks import Place
 
 FINE = "open(sys.argv[1], 'a').write('1\\n2\\n'); time.sleep(0.6); open(sys.argv[1], 'a').write('3\\n')"
 

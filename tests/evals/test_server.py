@@ -21,12 +21,13 @@ from openai_endpoint import OpenAIEndpoint, Reply, Request, load
 from typer.testing import CliRunner
 
 from lvlm_guard.cli.app import app
-from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
+from lvlm_guard.endpoint import Endpoint
+from lvlm_guard.errors import GuardError, KnobError, ServerError, UnknownNameError
 from lvlm_guard.evals.errors import DataError, RunError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.infer.server import server_run
 from lvlm_guard.evals.infer.server.asker import ServerAsker, document_seed
-from lvlm_guard.evals.infer.server.endpoint import Endpoint, cut_at, odds
+from lvlm_guard.evals.infer.server.endpoint import cut_at, odds
 from lvlm_guard.evals.infer.store import Job
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
@@ -290,8 +291,8 @@ def test_a_name_with_o1_in_it_keeps_the_temperature(pair):
 
 
 REFUSED: list[tuple[dict[str, Any], type[GuardError], str]] = [
-    ({"model": "embeded"}, DataError, r"no model 'embeded'.*Did you mean 'embedded'\?.*embedded-agla"),
-    ({"methods": ("vcd",)}, DataError, r"no model 'embedded-vcd'.*leave vcd out of --methods"),
+    ({"model": "embeded"}, KnobError, r"no model 'embeded'.*Did you mean 'embedded'\?.*embedded-agla"),
+    ({"methods": ("vcd",)}, KnobError, r"no model 'embedded-vcd'.*leave vcd out of --methods"),
     ({"methods": ("alga",)}, UnknownNameError, "'alga'.*'agla'"),
     ({"methods": ("agla", "agla-random")}, DataError, "'agla-random' needs the matcher itself"),
     ({"methods": ("agla", "matcher")}, DataError, "'matcher' needs the matcher itself"),
@@ -300,10 +301,10 @@ REFUSED: list[tuple[dict[str, Any], type[GuardError], str]] = [
     ({"knobs": {"agla": {"alpha": -1}}}, KnobError, "alpha"),
     ({"device": "cuda"}, DataError, "device is the server's own"),
     ({"dtype": "float16"}, DataError, "dtype is the server's own"),
-    ({"server": "127.0.0.1:8000"}, DataError, "no address of a server"),
-    ({"server": "http://127.0.0.1:eighty/v1"}, DataError, "no address of a server"),
-    ({"server": "ftp://host/v1"}, DataError, "no address of a server"),
-    ({"server": "http://me:secret@host/v1"}, DataError, "may hold no password"),
+    ({"server": "127.0.0.1:8000"}, KnobError, "no address of a server"),
+    ({"server": "http://127.0.0.1:eighty/v1"}, KnobError, "no address of a server"),
+    ({"server": "ftp://host/v1"}, KnobError, "no address of a server"),
+    ({"server": "http://me:secret@host/v1"}, KnobError, "may hold no password"),
 ]
 
 
@@ -323,12 +324,12 @@ def test_a_server_that_is_not_there_is_told_at_once():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        with pytest.raises(RunError, match=r"can't be reached.*Is the server running.*Nothing was asked"):
+        with pytest.raises(ServerError, match=r"can't be reached.*Is the server running.*Nothing was asked"):
             server_run(SMALL, Endpoint(url, retries=0))
 
 
 def test_a_web_page_is_no_endpoint(served):
-    with pytest.raises(RunError, match=r"404.*Nothing was asked"):
+    with pytest.raises(ServerError, match=r"404.*Nothing was asked"):
         server_run(SMALL, Endpoint(served.url.replace("/v1", "/other"), retries=0))
 
 
@@ -336,10 +337,10 @@ def test_a_wrong_key_is_told_at_once_and_a_right_one_works(pair, monkeypatch):
     with OpenAIEndpoint(pair, key="right") as locked:
         settings = replace(SMALL, server=locked.url, methods=("greedy",))
         began = time.monotonic()
-        with pytest.raises(RunError, match="wants a key, and OPENAI_API_KEY is not set"):
+        with pytest.raises(ServerError, match="wants a key, and OPENAI_API_KEY is not set"):
             server_run(settings)
         monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-        with pytest.raises(RunError, match="refuses the key in OPENAI_API_KEY"):
+        with pytest.raises(ServerError, match="refuses the key in OPENAI_API_KEY"):
             server_run(settings)
         assert time.monotonic() - began < 3, "a key does not get better by trying again"
         monkeypatch.setenv("OPENAI_API_KEY", "right")

@@ -8,10 +8,11 @@ import pytest
 from openai_endpoint import OpenAIEndpoint, Reply, load
 
 from lvlm_guard.embedded.text import CAPTION_PROMPT, question
-from lvlm_guard.errors import KnobError, UnprovedError
+from lvlm_guard.endpoint import KEY
+from lvlm_guard.errors import KnobError, ServerError, UnprovedError
 from lvlm_guard.play import asking, pictures
 from lvlm_guard.play.backend import GREEDY, Asked
-from lvlm_guard.play.remote import KEY, Remote, ServerError
+from lvlm_guard.play.remote import Remote
 from lvlm_guard.pretrained import ask, spoken
 
 

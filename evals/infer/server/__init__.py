@@ -14,12 +14,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lvlm_guard import methods
+from lvlm_guard.endpoint import Endpoint, guard_fields
 from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.decoders.lineup import APC, MATCHER, decoders_of, methods_of
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.server.asker import Line, ServerAsker
-from lvlm_guard.evals.infer.server.endpoint import Endpoint
 from lvlm_guard.evals.spec.settings import Settings
 
 Knobs = Mapping[str, Mapping[str, Any]]  # method -> with which knobs its guard runs at the server if none are sent
@@ -32,7 +32,7 @@ def server_run(
 
     `settings.server` is the address unless an `endpoint` with other time-outs is given, `settings.model` the plain
     model's name there. Raises `DataError`, `KnobError`, `UnknownNameError` (what this server can't be asked for),
-    `RunError` (it can't be reached, refuses the key, or does not prove that a guard runs).
+    `ServerError` (it can't be reached, or refuses the key), `RunError` (it does not prove that a guard runs).
     """
     decoders_of(settings, None)  # names and knobs before the network
     _refuse(settings)
@@ -105,9 +105,8 @@ def _line(endpoint: Endpoint, plain: str, decoder: Decoder, sent: Mapping[str, A
         body = {name: float(decoder.options[name]) for name in ("temperature", "top_p")}
         if endpoint.served[plain] == "vllm":  # a checkpoint's own top-k would cut the tail; other servers know none
             body["top_k"] = -1
-    if sent:
-        body["vllm_xargs"] = {f"{decoder.method}_{knob}": value for knob, value in sent.items()}
-    return Line(decoder, f"{plain}-{decoder.method}" if decoder.method else plain, body, sent)
+    name = f"{plain}-{decoder.method}" if decoder.method else plain
+    return Line(decoder, name, body | guard_fields(decoder.method, sent), sent)
 
 
 def _flags(asker: ServerAsker, settings: Settings, decoders: Sequence[Decoder], replies: Sequence[Any]) -> list[str]:

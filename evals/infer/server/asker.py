@@ -16,12 +16,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from lvlm_guard.endpoint import Endpoint, retried
 from lvlm_guard.errors import UnprovedError
 from lvlm_guard.evals.decoders.decoder import Decoder
 from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.infer.generate import until
 from lvlm_guard.evals.infer.ranks import KEPT
-from lvlm_guard.evals.infer.server.endpoint import Endpoint, Talk, chat, cut_at, messages_of, odds, retried, spelled
+from lvlm_guard.evals.infer.server.endpoint import Talk, chat, cut_at, messages_of, odds, spelled
 from lvlm_guard.evals.infer.store import Job, Took, Who
 from lvlm_guard.evals.spec.answers import LIMITS
 from lvlm_guard.evals.spec.items import CAPTIONS, YES_NO, EvalTask, Item, Said

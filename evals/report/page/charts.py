@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lvlm_guard.evals.report.layout import JUDGED, SHOWN, Results, Row, Task, digits, interval, judged, title, written
-from lvlm_guard.report.grid import value_grid
+from lvlm_guard.evals.report.page.grid import value_grid
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
 COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "soft", "line", "good", "bad", "accent", "card"), 1)}

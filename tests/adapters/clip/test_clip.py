@@ -13,11 +13,11 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProce
 from embedded_training import clip as training
 from embedded_training import clip_accept as accept
 from embedded_training import loop
+from embedded_training.build import pixels
 from embedded_training.clip_parts import CONTEXT, build, processor, vocabulary
 from embedded_training.clip_seen import Claim, Pool, joined, plain, tinted
 from lvlm_guard.adapters.data.world import captions, ranks
 from lvlm_guard.adapters.loading import TINY
-from lvlm_guard.embedded.build import pixels
 from lvlm_guard.embedded.captioned import scene
 from lvlm_guard.embedded.catalog import CLASSES
 

@@ -15,7 +15,8 @@ from data_sets import answers, as_lines, as_tar, rows
 
 from lvlm_guard.batch.on_ray import on_ray
 from lvlm_guard.batch.plan import How, plan_of
-from lvlm_guard.batch.run import Share, here
+from lvlm_guard.batch.run import here
+from lvlm_guard.ranks import Place
 
 ray = pytest.importorskip("ray")
 
@@ -35,7 +36,7 @@ def cluster() -> Any:
 def test_actors_give_the_same_rows_as_this_process(cluster: Any, tmp_path: Path, write: Any) -> None:
     data = write(tmp_path / "data", rows(40))
     mine, theirs = tmp_path / "process", tmp_path / "ray"
-    list(here(plan_of([data], mine, HOW, 6), mine, Share(), "cpu", 1))
+    list(here(plan_of([data], mine, HOW, 6), mine, Place(), "cpu", 1))
     plan = plan_of([data], theirs, HOW, 6)
     counts = list(on_ray(plan, theirs, 2, "cpu", 1))
     assert sorted(count for count, _ in counts) == [4, 6, 6, 6, 6, 6, 6]

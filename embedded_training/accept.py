@@ -1,4 +1,4 @@
-"""Measure the trained models against their acceptance figures: `python -m lvlm_guard.embedded.accept`.
+"""Measure the trained models against their acceptance figures: `python -m embedded_training.accept`.
 
 They are about the plain model and the matcher alone: the model errs both ways and a threshold undoes none of it, and
 the matcher is another witness and no oracle. No method's gain is among them, so that no world is made for a method.
@@ -23,12 +23,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from embedded_training.build import llava_processor, pixels
 from lvlm_guard.embedded import MATCHER, MODEL
-from lvlm_guard.embedded.build import llava_processor
 from lvlm_guard.embedded.catalog import CLASSES
-from lvlm_guard.embedded.questions import MODES, matcher_logits, pope_set
+from lvlm_guard.embedded.questions import MODES, pope_set
 from lvlm_guard.embedded.text import CAPTION_PROMPT, question
-from lvlm_guard.embedded.world import scenes
+from lvlm_guard.embedded.world import Scenes, scenes
 from lvlm_guard.matching.blip_itm import BlipITM
 from lvlm_guard.matching.relevance import keep_mask
 
@@ -66,6 +66,27 @@ def matched_accuracy(scores: Floats, truth: Bools) -> float:
     said = np.zeros(len(truth), bool)
     said[np.argsort(-scores, kind="stable")[: int(truth.sum())]] = True
     return float((said == truth).mean())
+
+
+@torch.no_grad()
+def matcher_logits(
+    model: Any, tokenizer: Any, drawn: Scenes, asked: Sequence[tuple[int, int]], batch: int = 64
+) -> NDArray[np.float64]:
+    """Return the ITM logit (match minus no match) of each (scene, object)'s question, (n,)."""
+    first = tokenizer.convert_tokens_to_ids("[ENC]")
+    out = []
+    for start in range(0, len(asked), batch):
+        rows = asked[start : start + batch]
+        encoded = tokenizer([question(CLASSES[o]) for _, o in rows], padding=True, return_tensors="pt")
+        ids = encoded.input_ids
+        ids[:, 0] = first
+        states = model.vision_model(pixels(drawn.image[[i for i, _ in rows]])).last_hidden_state
+        fused = model.text_encoder(
+            input_ids=ids, attention_mask=encoded.attention_mask, encoder_hidden_states=states
+        ).last_hidden_state
+        logits = model.itm_head(fused[:, 0]).float()
+        out.append((logits[:, 1] - logits[:, 0]).double().numpy())
+    return np.concatenate(out)
 
 
 def _prompt(text: str) -> str:
@@ -175,7 +196,7 @@ def measure(
 
 def main(argv: list[str] | None = None) -> int:
     """Measure as the command line says; return 1 if a figure is outside its limits."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.embedded.accept", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_training.accept", description=__doc__)
     parser.add_argument("--split", default="val", choices=("val", "test", "val_real", "test_real"))
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--llava", type=Path, default=MODEL)
