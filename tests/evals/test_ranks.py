@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.errors import RunError
 from lvlm_guard.evals.infer import ranks
 from lvlm_guard.evals.infer.ranks import run_ranks
@@ -96,7 +97,7 @@ def test_torchrun_says_who_a_process_is(monkeypatch, told, place):
 def test_a_rank_that_can_not_be_is_refused(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(RunError, match=f"RANK={rank} and WORLD_SIZE={world}.*unset them"):
+    with pytest.raises(KnobError, match=f"RANK={rank} and WORLD_SIZE={world}.*unset them"):
         Place.here()
 
 
