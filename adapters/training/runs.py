@@ -30,6 +30,7 @@ from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, known_of
 from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.curves import write_report
 from lvlm_guard.adapters.training.ranking import RankingTask
@@ -249,6 +250,7 @@ def _tested(call: Call, part: CaptionData, bank: WordBank, plain: Any) -> tuple[
 def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) -> dict[str, Any]:
     """Train rankers, compare them, and write report.json, report.md and report.html; returns the report."""
     call = call.told()
+    plain = untuned(plan.clip) if call.compare else None  # what can't be compared is said before anything is trained
     learnt, held_out = data.parted()
     with call.progress("reading pictures", len(learnt.images) + len(held_out.images)) as advance:
         pictures = ranker.Pictures.read(data, plan, advance=advance)
@@ -258,13 +260,19 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
     report = _report(call, "ranker", "ranker", data, plan, recipe, folders)
     report["measures"] = ["srcc", "accuracy", "absence_auroc"]
     report["lead"] = "A CLIP that orders pictures by how much of something they show, and can say that there is none."
-    if call.compare and call.main:
-        report |= _compare_rankers(call, data, plan, trained, pictures, recipe)
+    if plain is not None and call.main:
+        report |= _compare_rankers(call, data, plan, plain, trained, pictures, recipe)
     return _write(call, report, folders)
 
 
 def _compare_rankers(
-    call: Call, data: RankData, plan: ranker.Plan, trained: Sequence[Any], pictures: ranker.Pictures, recipe: Recipe
+    call: Call,
+    data: RankData,
+    plan: ranker.Plan,
+    plain: DualPromptRetriever,
+    trained: Sequence[Any],
+    pictures: ranker.Pictures,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     part = data.part("test")
     keys = part.images[: call.pictures]
@@ -272,7 +280,6 @@ def _compare_rankers(
     kept = set(keys) - {bad.image for bad in seen.bad}
     lists = Lists.of(part.with_rows([row for row in part.rows if row.image in kept]))
     scored = [RankingTask(one, pictures.train, lists, seen, recipe, plan.negatives).scored(lists) for one in trained]
-    plain = untuned(plan.clip)
     encoder, fitted = Encoder(plain.model), Lists.of(pictures.train)
     wanted = list(dict.fromkeys([*fitted.images, *pictures.lists.images, *lists.images]))
 

@@ -19,6 +19,7 @@ from lvlm_guard.adapters.open_clip import CONFIG
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
+from lvlm_guard.cli import main
 from lvlm_guard.errors import MissingExtraError, WeightsError
 
 CONTEXT, SIDE = 16, 64
@@ -106,3 +107,14 @@ def test_without_the_extra_and_with_half_a_folder_it_is_said(place: Path, monkey
     (place / "open_clip_model.safetensors").unlink()
     with pytest.raises(WeightsError, match="open_clip model"):
         load_backbone(place)
+
+
+def test_a_comparison_that_cannot_be_made_is_refused_before_anything_is_trained(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["train", "ranker", "--clip", str(place), "--compare", "--steps", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(call)
+    assert ended.value.code == 1
+    assert "CLIP" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/**/adapter_model.safetensors"))
