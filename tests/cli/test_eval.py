@@ -64,6 +64,7 @@ def test_run_asks_scores_and_reports_and_each_can_be_done_again_alone(run: Run, 
 
 
 def test_run_is_not_shared_out_by_torchrun(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     made = run("eval", "run", *SMALL, "--out", tmp_path)
     assert made.code == 2

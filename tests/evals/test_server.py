@@ -371,7 +371,9 @@ def test_a_prompt_without_a_picture_is_answered_plainly_under_a_guarded_name_and
         ask_some(asker, task, [turns], [("agla", 0)])
 
 
-def without_proof(_: Request, reply: Reply) -> Reply:
+def without_proof(request: Request, reply: Reply) -> Reply:
+    if request.body["model"] == "embedded":  # a plain answer needs none, and may come after the fault began
+        return reply
     body = {name: value for name, value in reply.body.items() if name != "lvlm_guard"}
     return replace(reply, headers={}, body=body)
 

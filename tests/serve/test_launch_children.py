@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.child import Child, Keeper
 from lvlm_guard.serve.launch.command import for_matcher
-from lvlm_guard.serve.launch.matcher import OwnMatcher, version_at
+from lvlm_guard.serve.launch.respawned import OwnMatcher, version_at
 
 STUBBORN = """
 import os, signal, subprocess, sys, time
@@ -178,7 +178,7 @@ def test_a_matcher_service_that_is_killed_comes_back_at_its_address(keeper: Keep
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="stops a process by a signal")
 def test_a_matcher_service_that_hangs_is_killed_and_comes_back(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvlm_guard.serve.launch.matcher.EVERY", 0.5)
+    monkeypatch.setattr("lvlm_guard.serve.launch.respawned.EVERY", 0.5)
     said: list[str] = []
     matcher = OwnMatcher(["--matcher", "embedded"], for_matcher() | {"OMP_NUM_THREADS": "1"}, keeper, said.append)
     try:

@@ -12,7 +12,7 @@ from lvlm_guard.serve.front import reading
 def read(raw: bytes, rules: Any, seen: Any, fetched: Any) -> Any:
     """Do what the text says, or read."""
     if b"do hang" in raw:
-        with reading.within(rules.seconds):
+        with reading.within(rules.reading_seconds):
             time.sleep(60)
     if b"do end" in raw:
         os._exit(3)
