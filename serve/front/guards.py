@@ -210,7 +210,9 @@ def method_of(guard: str | None, xargs: object) -> Method | None:
         raise Refused(400, "vllm_xargs is no object: give the guard's knobs, such as {'agla_alpha': 1.5}.")
     if guard is None:
         if given:
-            raise Refused(400, f"vllm_xargs can't hold {min(given)!r:.80}: the plain model has no knobs.")
+            raise Refused(
+                400, f"vllm_xargs can't hold {min(given)!r:.80}: the plain model has no knobs, name a guarded one."
+            )
         return None
     try:
         return knobs.method_of(guard, given, guard)

@@ -116,8 +116,8 @@ def _one_stack() -> None:
 
     honest = DeepBranches.__init__
 
-    def build(self: Any, **given: Any) -> None:
-        honest(self, **given)
+    def build(self: Any, *, vllm_config: Any, prefix: str = "") -> None:  # vLLM reads the signature
+        honest(self, vllm_config=vllm_config, prefix=prefix)
         self._levels[1] = self._levels[0]
 
     DeepBranches.__init__ = build

@@ -68,7 +68,7 @@ def test_the_guard_s_own_arguments_and_ways_around_it_are_refused_under_every_na
     [
         ("embedded-agla", {"knobs": {"agla_alpha": -1}}, "alpha"),
         ("embedded-agla", {"knobs": {"agla_beta": 1.5}}, "beta"),
-        ("embedded-agla", {"knobs": {"agla_gamma": 1}}, "agla takes agla_alpha, agla_beta"),
+        ("embedded-agla", {"knobs": {"agla_gamma": 1}}, "It has: agla_alpha, agla_beta"),
         ("embedded-agla", {"knobs": {"vote_lam": 1}}, "vote_lam"),
         ("embedded-vote", {"knobs": {"vote_beta": 0}}, "beta"),
         ("embedded", {"knobs": {"agla_alpha": 1}}, "name a guarded one"),
