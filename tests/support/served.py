@@ -94,7 +94,8 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
 
     def async_client(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=240)
+        """For many at once: where its two caches of pictures drift apart, vLLM counts on being asked again."""
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=2, timeout=240)
 
     def ask(
         self, model: str, talk: list[dict[str, Any]], knobs: Mapping[str, float] | None = None, **fields: Any

@@ -48,9 +48,7 @@ async def _all(server: Server, bodies: list[Any], at_once: int) -> list[Any]:
             return answer_of(await client.chat.completions.with_raw_response.create(**fields))
 
     async with server.async_client() as client:
-        # where vLLM's two caches of pictures have drifted apart, it answers 500 and counts on being asked again
-        patient = client.with_options(max_retries=2)
-        return await asyncio.gather(*(one(patient, fields) for fields in bodies))
+        return await asyncio.gather(*(one(client, fields) for fields in bodies))
 
 
 def test_64_requests_32_at_once_guarded_and_plain_with_different_knobs_are_each_answered_as_by_transformers(
