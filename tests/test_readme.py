@@ -26,6 +26,7 @@ def run(command, cwd, **env):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != SERVED], ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path):
     code = "\n".join(blocks(page, "python"))

@@ -141,6 +141,7 @@ def test_two_forwards_agree_and_change_no_tensor_and_a_caption_does_not_depend_o
     torch.testing.assert_close(task.model.encode_image(picture), both[1:], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_peft_alone_restores_every_preset_in_a_new_process(trained, clip, tmp_path):
     for name in TRAINED:
         task = trained(name)
@@ -382,6 +383,7 @@ def anything_goes(monkeypatch):
     monkeypatch.setattr(dual_prompt, "selected", lambda candidates: candidates[-1])
 
 
+@pytest.mark.slow
 def test_a_cascade_trains_its_first_stage_on_a_larger_clip_and_leaves_it_alone_in_the_second(
     clip, pictures, tmp_path, anything_goes
 ):
@@ -406,6 +408,7 @@ def test_a_cascade_trains_its_first_stage_on_a_larger_clip_and_leaves_it_alone_i
     torch.testing.assert_close(logits, expected)
 
 
+@pytest.mark.slow
 def test_what_terms_learn_beside_the_prompts_is_dropped_and_a_text_is_told_to_be_visual(
     clip, pictures, tmp_path, anything_goes
 ):

@@ -48,6 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return data, folder / "out"
 
 
+@pytest.mark.slow
 def test_every_row_has_the_answer_that_generate_gives_and_the_proof_of_its_guard(done: tuple[Path, Path]) -> None:
     found = answers(done[1])
     assert [row["id"] for row in found] == [f"r{number:03d}" for number in range(20)]

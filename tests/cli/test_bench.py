@@ -15,6 +15,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_bench_prints_one_object_with_a_ratio_for_each_task(run: Run) -> None:
     made = run("bench", *QUICK, "--json")
     assert made.code == 0

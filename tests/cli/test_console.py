@@ -102,6 +102,7 @@ def test_knobs_are_read_as_the_type_of_their_default() -> None:
     assert method_of("vcd", ["seed=3"]).seed == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_long_run_with_a_word_and_code_130() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "lvlm_guard", "bench", "--blocks", "500"],

@@ -97,6 +97,7 @@ print(json.dumps([list(match.relevance.shape), errors, findings]))
 """
 
 
+@pytest.mark.slow
 def test_without_peft_clip_matches_the_others_say_what_to_install_and_nothing_is_broken() -> None:
     made = subprocess.run([sys.executable, "-c", WITHOUT_PEFT], capture_output=True, text=True, check=True)
     shape, errors, findings = json.loads(made.stdout.splitlines()[-1])

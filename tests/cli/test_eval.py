@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_run_asks_scores_and_reports_and_each_can_be_done_again_alone(run: Run, tmp_path: Path) -> None:
     small = (*SMALL, "--methods", "vote", "--out", tmp_path)
     made = run("eval", "run", *small)
@@ -63,6 +64,7 @@ def test_run_asks_scores_and_reports_and_each_can_be_done_again_alone(run: Run, 
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 
+@pytest.mark.slow
 def test_run_is_not_shared_out_by_torchrun(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -71,6 +73,7 @@ def test_run_is_not_shared_out_by_torchrun(run: Run, tmp_path: Path, monkeypatch
     assert "start `eval ask` by it" in made.err.replace("\n", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -118,6 +121,7 @@ def test_a_rule_that_holds_exits_1(run: Run, tmp_path: Path, folder: Path) -> No
     assert "agla" in made.out
 
 
+@pytest.mark.slow
 def test_compare_prints_one_object_and_refuses_other_questions(run: Run, tmp_path: Path, folder: Path) -> None:
     made = run("eval", "compare", folder, folder, "--json")
     assert {row["value"] for row in made.object["rows"] if row["baseline"]} == {0.0}

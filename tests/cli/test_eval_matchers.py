@@ -14,6 +14,7 @@ SMALL = ("--limit", 2, "--captions", 3, "--seeds", 1, "--workers", 1, "--batch",
 DUAL = ADAPTERS / "dual-prompt"
 
 
+@pytest.mark.slow
 def test_each_matcher_has_a_row_and_a_difference_to_the_usual_one(run: Run, tmp_path: Path) -> None:
     matchers = ("--matcher", "blip-itm", "--matcher", f"mine={DUAL}", "--matcher", ADAPTERS / "ranker")
     told = ("eval", "run", *SMALL, "--methods", "vote", *matchers, "--tasks", "world_pope", "--out", tmp_path)

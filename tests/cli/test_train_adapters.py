@@ -44,6 +44,7 @@ def _written(folder, kind):
     return replace(data, facts=found).write(folder / "facts.jsonl")
 
 
+@pytest.mark.slow
 def test_captions_become_a_retriever_measured_beside_its_baselines(run, captioned, tmp_path):
     out = tmp_path / "out"
     call = ("train", "dual-prompt", "--data", captioned, "--out", out, *SMALL, "--compare", "--json")
@@ -75,6 +76,7 @@ def test_captions_become_a_retriever_measured_beside_its_baselines(run, captione
     assert run(*call, "--on-bad", "skip", "--depth", 1).code == 1
 
 
+@pytest.mark.slow
 def test_values_become_a_ranker_measured_beside_its_baselines(run, valued, tmp_path):
     out = tmp_path / "out"
     call = ("train", "ranker", "--data", valued, "--out", out, *SMALL, *RANKER, "--on-bad", "skip", "--compare")
@@ -96,6 +98,7 @@ def test_values_become_a_ranker_measured_beside_its_baselines(run, valued, tmp_p
     assert "report.html" in shown.out
 
 
+@pytest.mark.slow
 def test_presets_are_listed_with_what_they_lack_and_trained_by_name(run, captioned, tmp_path):
     rows = {row["name"]: row for row in run("train", "presets", "--json").object["rows"]}
     assert {(name, row["row"]) for name, row in rows.items()} >= {("maple", 11), ("promptsrc", 58), ("coprompt", 41)}
@@ -113,6 +116,7 @@ def test_presets_are_listed_with_what_they_lack_and_trained_by_name(run, caption
     assert "Did you mean 'promptsrc'" in refused.err
 
 
+@pytest.mark.slow
 def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip(run, captioned, tmp_path):
     out = tmp_path / "out"
     call = ("train", "claims", "--data", captioned, "--on-bad", "skip", "--out", out, *SMALL, "--depth", 1, "--compare")
@@ -153,6 +157,7 @@ def test_several_presets_are_trained_for_claims_and_put_in_one_table_beside_clip
     assert "--proposer" in lacking.err
 
 
+@pytest.mark.slow
 def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, valued, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {valued}\non-bad: skip\nsteps: 4\nbatch: 4\nmeasure-every: 2\nwidth: 16\nheads: 2\n")
@@ -165,6 +170,7 @@ def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, value
     assert "no option 'stepz'" in refused.err
 
 
+@pytest.mark.slow
 def test_several_seeds_make_an_adapter_each(run, valued, tmp_path):
     out = tmp_path / "out"
     ran = run(

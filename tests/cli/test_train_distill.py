@@ -26,6 +26,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_becomes_an_adapter_with_report_and_card(run, photos, tmp_path):
     out = tmp_path / "out"
     ran = run("train", "distill", "--images", photos, "--out", out, *SMALL, "--json")
@@ -50,6 +51,7 @@ def test_a_folder_of_pictures_becomes_an_adapter_with_report_and_card(run, photo
     assert json.loads((out / "report.json").read_text())["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_several_seeds_make_an_adapter_each_and_a_second_call_does_nothing_twice(run, tmp_path):
     out = tmp_path / "out"
     call = ("train", "distill", "--out", out, "--pictures", 4, *SMALL, "--seeds", "3,5")
@@ -63,6 +65,7 @@ def test_several_seeds_make_an_adapter_each_and_a_second_call_does_nothing_twice
     assert [path.stat().st_mtime_ns for path in (*files, *compared, *answers)] == before
 
 
+@pytest.mark.slow
 def test_other_lessons_in_the_same_folder_are_refused_and_another_recipe_trains_on_request(run, tmp_path):
     out = tmp_path / "out"
     call = ("train", "distill", "--out", out, "--pictures", 4, *SMALL)
@@ -80,6 +83,7 @@ def test_other_lessons_in_the_same_folder_are_refused_and_another_recipe_trains_
     assert (out / "answers" / "train-0.jsonl").stat().st_mtime_ns == answers
 
 
+@pytest.mark.slow
 def test_prompts_and_objects_come_from_files(run, tmp_path):
     prompts, objects = tmp_path / "prompts.txt", tmp_path / "objects.txt"
     prompts.write_text(f"# mine\n{CAPTION_PROMPT}\nis there {{article}} {{object}} in the image ?\n")

@@ -68,6 +68,7 @@ def test_each_seed_answers_with_its_own_adapter_and_all_others_with_none(adapter
     assert (mine["role"], mine["baseline"], mine["seeds"]) == ("adapter", "greedy", 2)
 
 
+@pytest.mark.slow
 def test_an_adapter_s_questions_have_scores_of_their_own(adapters, tmp_path):
     settings = Settings(
         tasks=("world_pope",), methods=("vote",), controls=False, limit=1, batch=8, adapters=(f"mine={adapters[0]}",)

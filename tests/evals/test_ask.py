@@ -90,6 +90,7 @@ def test_what_scores_and_reports_need_of_the_items_is_beside_the_answers(first):
     assert not {i["picture"] for i in items if i["split"] == "val"} & {i["prompt"] for i in items}
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_from_its_note_alone(tiny, tmp_path):
     told = note(tiny)
     for key in ("version", "code", "weights", "packages", "tasks", "decoders", "questions", "identity", "started"):
@@ -108,6 +109,7 @@ def test_a_whole_run_is_asked_nothing_and_loads_no_model(tiny, monkeypatch):
     assert table(tiny) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_end_in_the_bytes_of_one_process(tiny, tmp_path, monkeypatch, world):
     monkeypatch.setenv("WORLD_SIZE", str(world))
@@ -119,6 +121,7 @@ def test_ranks_end_in_the_bytes_of_one_process(tiny, tmp_path, monkeypatch, worl
     assert not list((tmp_path / "answers").iterdir())
 
 
+@pytest.mark.slow
 def test_shards_of_several_machines_become_a_table_by_one_more_call_without_a_model(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in range(2):
@@ -131,6 +134,7 @@ def test_shards_of_several_machines_become_a_table_by_one_more_call_without_a_mo
     assert table(quiet(TINY, tmp_path / "machine-0")) == table(tiny)
 
 
+@pytest.mark.slow
 def test_a_rank_that_died_is_gone_on_with_by_one_process(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "1")
@@ -157,6 +161,7 @@ def held_elsewhere(lock):
         other.stdin.close()
 
 
+@pytest.mark.slow
 def test_a_rank_with_nothing_left_keeps_the_shard_of_one_that_asks_again_what_failed(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     kept = []
@@ -182,6 +187,7 @@ def test_ranks_can_not_start_over_one_after_another(tmp_path, monkeypatch):
         quiet(TINY, tmp_path, started_over=True)
 
 
+@pytest.mark.slow
 def test_answers_of_another_run_are_neither_mixed_in_nor_lost(tiny, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
@@ -214,6 +220,7 @@ def test_a_run_does_not_go_on_with_another_matcher_or_a_server_with_other_knobs(
         quiet(TINY, copy)
 
 
+@pytest.mark.slow
 def test_another_run_of_a_command_that_replaces_is_dropped_and_no_other_one(tiny, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
@@ -244,6 +251,7 @@ def test_two_processes_do_not_ask_the_same_questions(tmp_path, rank):
         holder.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
@@ -303,6 +311,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -363,6 +372,7 @@ def test_neither_cores_nor_workers_nor_requests_in_flight_are_part_of_a_run(tiny
     assert quiet(TINY, tiny, workers=7, concurrency=3) == tiny
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_what_it_has_and_the_same_command_goes_on(tiny, tmp_path):
     shard = tmp_path / "answers" / "rank-0.jsonl"
 

@@ -86,6 +86,7 @@ def test_the_limits_and_a_verdict_of_each_method_are_said_beside_the_table(shown
     assert len(tables(shown[0], 140)) == 2
 
 
+@pytest.mark.slow
 def test_another_demo_in_the_folder_is_replaced_and_another_run_is_not(shown, tmp_path):
     first = ran(tmp_path, TINY)
     again = ran(tmp_path, SMALL)

@@ -55,6 +55,7 @@ def elsewhere(run: Run, folder: Path) -> Run:
     return read_run(folder)
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes_whatever_was_matched_before(
     run: Run, prepared: Prepared, tmp_path: Path
 ) -> None:

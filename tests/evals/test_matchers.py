@@ -99,6 +99,7 @@ def test_a_folder_that_was_trained_anew_is_another_run(tmp_path):
         quiet(settings, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_controls_stand_once_for_each_matcher_only_where_they_depend_on_it(trainings):
     settings = Settings(methods=("agla", "vote", "vcd"), matchers={"clip": ("clip",), "mine": trainings})
     found = {d.name: d for d in prepare_run(replace(settings, limit=1, captions=1)).decoders}
@@ -120,6 +121,7 @@ def test_controls_stand_once_for_each_matcher_only_where_they_depend_on_it(train
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_matcher_given_as_a_knob_has_its_controls_too():
     settings = Settings(limit=1, captions=1, methods=("agla", "vote"))
     knobs = {name: {"matcher": "clip"} for name in settings.methods}

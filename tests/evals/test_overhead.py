@@ -1,10 +1,13 @@
 """The overhead is measured on the same questions, one a picture, and told in rows; how large it is, is no test."""
 
+import pytest
+
 from docs.measure_overhead import overhead
 from lvlm_guard.evals.infer.generate import prepare_run
 from lvlm_guard.evals.spec.settings import Settings
 
 
+@pytest.mark.slow
 def test_each_task_and_decoder_has_its_ratio():
     prepared = prepare_run(Settings(limit=4, captions=4, controls=False, methods=("agla",)))
     ticks = []

@@ -87,6 +87,7 @@ def test_the_page_stands_alone_and_holds_no_script(pope: Run) -> None:
     assert "http" not in re.sub(r'xmlns(?::xlink)?="[^"]*"', "", text)
 
 
+@pytest.mark.slow
 def test_the_same_folder_gives_the_same_page_without_any_model(pope: Run) -> None:
     first = write_report(pope.folder).read_bytes()
     assert write_report(pope.folder).read_bytes() == first
@@ -201,6 +202,7 @@ def test_a_folder_without_a_run_is_an_error_and_nothing_is_written(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["none", "cut", "other", "files gone"])
 def test_without_usable_evidence_the_page_says_so_and_scores_and_answers_stay(pope: Run, damage: str) -> None:
     folder = pope.folder / "evidence"

@@ -48,6 +48,7 @@ def test_ranks_that_end_well_are_counted_as_they_answer(workers):
     assert workers[1](FINE, FINE) == (6, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words"),
     [

@@ -54,6 +54,7 @@ def test_every_cell_is_the_papers_protocol_with_its_controls_in_one_mode() -> No
         assert cell.hours > 0
 
 
+@pytest.mark.slow
 def test_the_grid_of_the_embedded_world_is_the_same_with_one_data_set() -> None:
     cells = plan("embedded", base=Settings(limit=3))
     assert [cell.name for cell in cells] == [
@@ -131,6 +132,7 @@ def test_the_numbers_of_questions_are_those_of_the_published_files() -> None:
 # --- the dry run
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_network_and_loads_no_model() -> None:
     code = """
 import socket
@@ -151,6 +153,7 @@ print(*sentences(dry_run()), sep="\\n")
     assert "None of this was measured" in done.stdout
 
 
+@pytest.mark.slow
 def test_downloads_are_those_of_the_cells_each_once() -> None:
     whole = dry_run()
     assert len({one["place"] for one in whole["downloads"]}) == len(whole["downloads"])
@@ -166,6 +169,7 @@ def test_a_smaller_limit_takes_less_time() -> None:
     assert dry_run(LLAVA, base=Settings(limit=50))["hours"] < 0.2 * dry_run(LLAVA)["hours"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_embedded_grid_says_that_nothing_published_stands_beside_it() -> None:
     told = sentences(dry_run("embedded", base=Settings(limit=2)))
     assert "No downloads." in told
@@ -186,6 +190,7 @@ def test_a_dry_run_is_json_and_a_table() -> None:
 # --- what is missing
 
 
+@pytest.mark.slow
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "list.jsonl").write_text('{"image": "COCO_val2014_000000000042.jpg"}\n')
@@ -202,6 +207,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_embedded_grid_lacks_nothing() -> None:
     assert missing(plan("embedded", base=Settings(limit=2))) == []
 

@@ -67,6 +67,7 @@ def measured(folder):
     return seconds, loaded, peak
 
 
+@pytest.mark.slow
 def test_ten_thousand_answers_take_seconds_and_little_memory(tmp_path):
     seconds, loaded, peak = measured(stored(tmp_path / "run", 500))
     assert seconds < 40

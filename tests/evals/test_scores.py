@@ -183,6 +183,7 @@ def test_plain_decoders_tell_the_model_s_own_score_sampled_or_cut_or_not(pair, m
             assert (said[i].score, said[i].mass) == near(expected)
 
 
+@pytest.mark.slow
 def test_the_scoring_call_changes_neither_answers_nor_costs_and_captions_have_none(pair, monkeypatch):
     task = tiny_task()
     ready = asker(pair, monkeypatch, greedy=False, **METHODS)
@@ -242,6 +243,7 @@ def test_a_vote_counts_for_decided_questions_too(prepared):
     assert 0 < decided < len(items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["agla-sample", "vcd", "apc(0.1)"])
 def test_a_score_has_the_same_bits_whoever_was_asked_before(prepared, name):
     ready = prepared.answerer

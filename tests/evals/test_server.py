@@ -102,6 +102,7 @@ UNMEASURED = ("forwards", "local_forwards", "local_tokens", "masks")
 OWN = (*UNMEASURED, "score", "mass", "censored", "proof")
 
 
+@pytest.mark.slow
 def test_a_run_through_a_server_has_the_answers_of_a_run_in_process(served, tmp_path):
     both = replace(SMALL, tasks=("world_pope", "world_chair"), methods=("agla", "vote"), limit=2, batch=8)
     ours = rows(ask(both, tmp_path / "in", echo=quiet, bar=False, workers=1))
@@ -121,6 +122,7 @@ def test_a_run_through_a_server_has_the_answers_of_a_run_in_process(served, tmp_
     assert {row["score"] for row in theirs if row["task"] == "world_chair"} == {None}
 
 
+@pytest.mark.slow
 def test_neither_requests_in_flight_nor_their_order_decide_a_byte(served, tmp_path):
     one, many = (go(served, tmp_path / str(count), concurrency=count) for count in (1, 9))
     assert (one / "answers.parquet").read_bytes() == (many / "answers.parquet").read_bytes()
@@ -189,6 +191,7 @@ def test_where_the_tokens_of_a_caption_end_is_told_by_those_that_spell_it():
     assert cut_at((), text, text, (1,)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["refuses", "ignores"])
 def test_a_server_without_log_probabilities_is_asked_without_and_the_run_says_so(served, tmp_path, how):
     def fault(request: Request, reply: Reply) -> Reply:
@@ -233,6 +236,7 @@ def test_the_endpoint_serves_the_official_client(served):
     assert told.lvlm_guard == {"method": "agla", "knobs": {"alpha": 1, "beta": 0.5, "mask": "blip-v1"}}
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_document_and_the_seed_alone(served):
     settings = replace(SMALL, methods=("agla", "sample"), server=served.url, controls=True)
     (task,) = tasks_of(settings)
@@ -482,6 +486,7 @@ def test_what_no_further_question_can_mend_ends_the_run_and_says_how_to_go_on(as
     assert len(served.seen) <= 3 * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [status(500), without_proof], ids=["answers 500", "loses its guard"])
 def test_a_run_that_a_server_ends_keeps_its_answers_and_goes_on_to_the_same_end(served, unbroken, tmp_path, fault):
     with served.faulty(after(12, fault)), pytest.raises(RunError):
@@ -511,6 +516,7 @@ def test_retry_after_is_heeded(served):
         assert 0.7 <= time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_told_and_not_waited_for_for_ever(served):
     settings = replace(SMALL, methods=("greedy",), server=served.url)
     (task,) = tasks_of(settings)
@@ -522,6 +528,7 @@ def test_a_server_that_hangs_is_told_and_not_waited_for_for_ever(served):
         ask_some(asker, task, task.items[:3], [("greedy", 0)])
 
 
+@pytest.mark.slow
 def test_one_answer_that_comes_too_late_is_asked_again_and_ends_no_run(served):
     settings = replace(SMALL, methods=("greedy",), server=served.url)
     (task,) = tasks_of(settings)
@@ -557,6 +564,7 @@ def test_one_request_that_fails_is_a_failed_answer_and_no_text(asked, fault, tol
     assert re.search(told, said[1].failed)
 
 
+@pytest.mark.slow
 def test_one_bad_request_is_one_row_that_failed_and_is_asked_again_by_the_same_command(served, unbroken, tmp_path):
     with served.faulty(one(9, status(400))):
         folder = go(served, tmp_path)
@@ -569,6 +577,7 @@ def test_one_bad_request_is_one_row_that_failed_and_is_asked_again_by_the_same_c
     assert len(served.seen) == 3 + 1, "beside the small pictures, what failed alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failing", "code"), [("all", 3), ("one", 0), ("none", 0)])
 def test_eval_ask_counts_what_failed_with_the_first_reason_and_exits_3_where_that_is_all(
     served, tmp_path, failing, code

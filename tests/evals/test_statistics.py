@@ -149,6 +149,7 @@ def covers(trainings, spread, runs=1000, pictures=2000, draws=200):
     return held / runs, float(np.median(widths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [2, 3, 5])
 def test_intervals_over_few_trainings_cover(trainings):
     """Drawing trainings again covered 78 % at 2, 85 % at 3, 94 % at 5 here; 1,000 runs at 95 % lie above 93 %."""

@@ -13,6 +13,7 @@ from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.world import NOUNS, world_chair, world_pope
 
 
+@pytest.mark.slow
 def test_every_picture_has_eighteen_questions_whose_labels_hold_in_the_scene():
     pope = world_pope(12)
     assert len(pope.questions) == 12 * 18
@@ -29,6 +30,7 @@ def test_every_picture_has_eighteen_questions_whose_labels_hold_in_the_scene():
     assert {kind for _, kind, _ in per_kind} == set(KINDS)
 
 
+@pytest.mark.slow
 def test_fewer_pictures_are_the_first_of_more():
     few, many = world_pope(3).questions, world_pope(5).questions
     assert many[: len(few)] == few
@@ -74,6 +76,7 @@ def test_splits_differ_and_a_wrong_one_is_refused():
         world_pope(401, "val")
 
 
+@pytest.mark.slow
 def test_the_drawings_stand_on_photographs_too_with_the_same_kinds_of_questions():
     asked, captioned = tasks_of(Settings(tasks=("world_pope_real", "world_chair_real"), limit=4))
     assert (asked.name, captioned.name) == ("world_pope_real", "world_chair_real")
@@ -83,6 +86,7 @@ def test_the_drawings_stand_on_photographs_too_with_the_same_kinds_of_questions(
     assert not np.array_equal(drawn.scenes.image[0], world_pope(4).scenes.image[0])
 
 
+@pytest.mark.slow
 def test_what_is_calibrated_on_is_of_no_test_scene():
     (task,) = tasks_of(Settings(tasks=("world_pope",)))
     assert len({item.picture for item in task.calibration}) == 80

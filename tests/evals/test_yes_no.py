@@ -135,6 +135,7 @@ def test_without_one_of_the_classes_there_is_no_ranking_and_no_number_must_be_mi
 said = st.lists(st.tuples(st.sampled_from(["Yes", "no.", "maybe", ""]), st.booleans()), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @given(said, st.sampled_from(["yes", "no"]))
 def test_scores_of_answers_are_scikit_learns_for_either_positive_class(drawn, positive):
     class Ours(YesNo):

@@ -247,6 +247,7 @@ def test_the_reports_colours_and_rules_are_the_pages(backend):
     assert style.index(".guard { *") < style.index(".token.overruled")
 
 
+@pytest.mark.slow
 def test_a_picture_is_forgotten_with_its_answers(backend):
     def alive() -> int:
         gc.collect()

@@ -153,6 +153,7 @@ def test_a_guard_that_does_not_act_is_found(fault: str, guard: str, question: st
         check(canary, (guard,), tokenizer)
 
 
+@pytest.mark.slow
 def test_a_matcher_that_gives_no_mask_is_found(tmp_path: Path) -> None:
     with (
         canary_of(Engine(), tmp_path, MatcherStandIn(fails=503)) as canary,

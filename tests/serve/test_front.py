@@ -142,6 +142,7 @@ def test_a_text_alone_under_a_guarded_name_is_answered_plainly_and_says_why(site
     assert site.count("lvlm_guard_unneeded_total") == 1
 
 
+@pytest.mark.slow
 def test_two_pictures_are_refused_unless_the_server_takes_them_and_then_each_has_its_mask() -> None:
     other = picture(1)
     chat = [turn("what is this?", data_url(IMAGE)), turn("what differs?", data_url(other))]
@@ -287,6 +288,7 @@ def test_a_spoilt_mask_is_an_error(site: Site) -> None:
     assert site.engine.bodies == []
 
 
+@pytest.mark.slow
 def test_a_matcher_service_that_is_down_or_too_slow_is_an_error() -> None:
     with ExitStack() as stack:
         site = Site(stack, maskd_url="http://127.0.0.1:1")
@@ -361,6 +363,7 @@ def test_a_client_that_leaves_while_the_engine_works_is_noticed_by_the_engine(si
     _until(lambda: site.engine.left == 1)
 
 
+@pytest.mark.slow
 def test_more_requests_than_are_read_at_once_are_told_to_come_back() -> None:
     with ExitStack() as stack:
         site = Site(stack, guarded_at_once=2)

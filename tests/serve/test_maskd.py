@@ -209,6 +209,7 @@ def test_pictures_of_other_kinds_are_matched_as_the_engine_matches_them(http: ht
     np.testing.assert_array_equal(unpack_mask(answer.json()["mask"]), match.keep.numpy())
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_under_load_it_gives_errors_but_no_wrong_answer(tmp_path: Path) -> None:
     right = {ask: expected(*ask) for ask in EVERY}
     counts = {"right": 0, "wrong": 0, "error": 0}
@@ -292,6 +293,7 @@ def started(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_what_keeps_it_from_starting_is_one_message(service: Process) -> None:
     taken = started("--port", str(service.port))
     assert taken.returncode == 1
@@ -311,6 +313,7 @@ def test_workers_that_can_not_start_are_not_started_for_ever() -> None:
     assert "could not start" in said.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_serves_masks_and_scores_as_it_gives_them_in_process(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     adapter = load_matcher("embedded-dual-prompt")

@@ -54,6 +54,7 @@ def soaked(engine, seconds=1.5, answer=told, asked=0, **more):
         return asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_sound_server_is_found_sound_with_every_name_asked_every_way():
     engine = Engine(pace=0.01)
     found = soaked(engine, processes=Processes(os.getpid()), asked=100)
@@ -69,12 +70,14 @@ def test_a_sound_server_is_found_sound_with_every_name_asked_every_way():
     assert rows["kv_cache_usage", "after"]["value"] == 0
 
 
+@pytest.mark.slow
 def test_clients_that_leave_are_counted_and_what_they_saw_is_compared():
     found = soaked(Engine(pace=0.15), seconds=4)
     assert found.sound, found.said
     assert found.left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [told, None])
 def test_answers_that_change_are_wrong_with_and_without_a_reference(answer):
     class Fickle(Engine):
@@ -89,6 +92,7 @@ def test_answers_that_change_are_wrong_with_and_without_a_reference(answer):
     assert "otherwise" in found.said[0]
 
 
+@pytest.mark.slow
 def test_a_cache_that_stays_in_use_is_not_sound(monkeypatch):
     monkeypatch.setattr("soaking.soak.SETTLE", 0.3)
     engine = Engine()
@@ -98,6 +102,7 @@ def test_a_cache_that_stays_in_use_is_not_sound(monkeypatch):
     assert found.rest["after"]["kv_cache_usage"] == 0.25
 
 
+@pytest.mark.slow
 def test_errors_are_counted_by_status_and_are_no_wrong_answers():
     found = soaked(Engine(refuse_after=10), seconds=1, asked=20)
     assert found.sound
@@ -168,6 +173,7 @@ def attacked(url: str, matcher: psutil.Process) -> Attacks:
     return made
 
 
+@pytest.mark.slow
 def test_nothing_gets_past_the_front(stand_in):
     with measured(Engine()) as url:
         assert attacked(url, stand_in).through == []

@@ -50,6 +50,7 @@ def test_a_client_that_leaves_has_what_had_come_and_frees_the_server():
         assert engine.running == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_without_its_proof_is_an_error_wherever_it_is_lost(stream):
     class Strips:

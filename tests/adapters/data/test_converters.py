@@ -139,6 +139,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
         convert.dcar(written(tmp_path / "d.json", "[]"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_and_leaves_no_file(tmp_path: Path) -> None:
     done = subprocess.run(
         [

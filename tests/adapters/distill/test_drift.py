@@ -35,6 +35,7 @@ def test_an_adapter_that_has_learnt_nothing_changes_nothing(said, world, lessons
     assert all(one.kl == 0 for one in found)
 
 
+@pytest.mark.slow
 def test_what_is_compared_is_what_the_models_say_by_themselves(said, world, lessons):
     model, processor = student(init_lora_weights=False, lora_alpha=8)
     done = []

@@ -76,6 +76,7 @@ def test_every_matrix_of_the_adapter_learns_and_nothing_else_changes_by_a_bit(un
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_the_student_comes_nearer_to_its_teacher(tmp_path):
     longer = replace(RECIPE, steps=30)
     trained(tmp_path, longer)
@@ -85,6 +86,7 @@ def test_the_student_comes_nearer_to_its_teacher(tmp_path):
     assert curve[-1] < 0.7 * curve[0]
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints_and_resumed_it_ends_in_the_weights_of_an_unbroken_run(unbroken, tmp_path):
     done = []
 
@@ -105,6 +107,7 @@ def test_killed_between_checkpoints_and_resumed_it_ends_in_the_weights_of_an_unb
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken[1].items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_written_whole_is_passed_over(unbroken, tmp_path):
     done = []
 
@@ -122,6 +125,7 @@ def test_a_checkpoint_that_was_not_written_whole_is_passed_over(unbroken, tmp_pa
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken[1].items())
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_step_saves_it_and_the_next_call_goes_on(unbroken, tmp_path):
     done = []
 
@@ -139,6 +143,7 @@ def test_ctrl_c_ends_the_step_saves_it_and_the_next_call_goes_on(unbroken, tmp_p
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_adapter_and_another_seed_another(unbroken, tmp_path):
     same, other = (weights(trained(tmp_path / str(seed), seed=seed)[0]) for seed in (0, 1))
     assert all(torch.equal(same[name], tensor) for name, tensor in unbroken[1].items())
@@ -182,6 +187,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path):
     assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "instructblip"])
 def test_every_family_learns(family, tmp_path):
     short = replace(RECIPE, steps=2, save_every=2)
@@ -189,6 +195,7 @@ def test_every_family_learns(family, tmp_path):
     assert all(bool(tensor.any()) for tensor in weights(student).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"soft": False}, {"keep": False}, {"accumulate": 2}, {"projector": False}, {"questions": 0}]
 )
@@ -199,6 +206,7 @@ def test_every_option_trains_and_changes_what_is_learnt(options, unbroken, tmp_p
     assert any(not torch.equal(found[name], known[name]) for name in found)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_nearly_the_same_adapter(unbroken, tmp_path):
     found = weights(trained(tmp_path, replace(RECIPE, checkpointing=True))[0])
     for name, tensor in unbroken[1].items():

@@ -57,6 +57,7 @@ def test_aglas_own_map_finds_the_object_in_two_of_three(canvas: str) -> None:
     assert sum(one.mean for one in each) >= 38
 
 
+@pytest.mark.slow
 def test_an_object_is_told_from_others_in_the_same_scene() -> None:
     for name in OURS:
         counted = name == "ranker"

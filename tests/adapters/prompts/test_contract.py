@@ -117,6 +117,7 @@ def test_a_saved_adapter_loads_under_another_name_and_answers_the_same(case, tmp
     assert len(saved) == sum(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_saved_adapter_answers_the_same_bits_in_a_new_process(tmp_path):
     config = config_of("dual-prompt")
     batch = inputs(config)
@@ -138,6 +139,7 @@ def test_a_saved_adapter_answers_the_same_bits_in_a_new_process(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_our_import_peft_does_not_know_the_tuner_and_importing_us_registers_it():
     script = (
         "import peft, sys; known = lambda: 'DUAL_PROMPT' in [str(m.value) for m in peft.PeftType]; assert not known(); "

@@ -50,6 +50,7 @@ def trained(saved_clip: Callable[..., Path], small: Any, group: Group) -> Callab
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["frozen", "tuned"])
 def test_a_new_process_loads_it_and_answers_bit_for_bit(
     kind: str, trunk: str, trained: Callable[..., Any], group: Group, tmp_path: Path

@@ -284,6 +284,7 @@ def test_an_untuned_retriever_saved_over_a_trained_one_loads_as_plain_clip(tmp_p
     assert torch.equal(again.score(pictures(2), TEXTS), plain.score(pictures(2), TEXTS))
 
 
+@pytest.mark.slow
 def test_a_folder_and_its_backbone_load_by_name_in_a_new_process(tmp_path):
     tiny_clip.clip().save_pretrained(tmp_path / "clip")
     TOKENIZER.save_pretrained(tmp_path / "clip")

@@ -79,6 +79,7 @@ def test_a_rankers_clip_keeps_every_bit_and_its_tokens_are_computed_once(ranked_
     assert all(torch.equal(value, before[name]) for name, value in made.model.clip.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_training_on_wrong_captions_ends_in_the_untuned_clip(
     caption_pictures: dual_prompt.Pictures, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def test_cosines_of_a_step_are_not_rounded_to_bfloat16(caption_pictures: dual_pr
         assert torch.equal(made.loss(features, batch)[0], exact)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "groups"])
 def test_batches_are_made_alike_by_worker_processes_that_are_spawned(
     caption_pictures: dual_prompt.Pictures, ranked_pictures: ranker.Pictures, kind: str

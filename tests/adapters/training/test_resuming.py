@@ -50,6 +50,7 @@ def crash() -> None:
     raise RuntimeError("the machine went away")
 
 
+@pytest.mark.slow
 def test_a_retriever_whose_training_broke_off_ends_in_the_bytes_of_an_unbroken_one(
     caption_pictures: dual_prompt.Pictures, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_retriever_whose_training_broke_off_ends_in_the_bytes_of_an_unbroken_o
     assert cards[0] == cards[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_step_in_progress_and_the_ranker_goes_on_from_there(
     ranked_pictures: ranker.Pictures, tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "killed" / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_loaded_and_not_trained_again(ranked_pictures: ranker.Pictures, tmp_path: Path) -> None:
     ranker.fit(RANKER, ranked_pictures, recipe(steps=2), tmp_path, nothing)
     written = (tmp_path / WEIGHTS).stat().st_mtime_ns
@@ -122,6 +125,7 @@ def test_a_finished_training_is_loaded_and_not_trained_again(ranked_pictures: ra
     assert again.card.mae is not None
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_training_is_refused_by_what_differs(
     ranked_pictures: ranker.Pictures, tmp_path: Path
 ) -> None:
@@ -139,6 +143,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_state(
     assert not (tmp_path / "guard_ranker.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_between_an_early_stop_and_its_end_a_training_does_not_go_on_past_it(
     ranked_pictures: ranker.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +162,7 @@ def test_killed_between_an_early_stop_and_its_end_a_training_does_not_go_on_past
     assert max(entry["step"] for entry in told(tmp_path)) == step
 
 
+@pytest.mark.slow
 def test_other_data_in_the_same_folder_is_refused(ranked_pictures: ranker.Pictures, tmp_path: Path) -> None:
     ranker.fit(RANKER, ranked_pictures, recipe(steps=2), tmp_path, nothing)
     data = ranked_pictures.train

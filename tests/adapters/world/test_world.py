@@ -182,6 +182,7 @@ def test_pictures_load_by_key_and_other_keys_are_refused() -> None:
             Pictures().load(key)
 
 
+@pytest.mark.slow
 def test_the_world_opens_by_name_with_its_splits() -> None:
     data = open_facts("world").captions
     assert {row.split for row in data.rows} == {"train", "val", "test"}

@@ -95,6 +95,7 @@ def test_scores_after_a_cut_rank_their_infinities_at_the_ends(tmp_path):
     assert any("after a plausibility cut" in warning for warning in found["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["llava-1.5", "minigpt4"])
 def test_released_captions_score_as_recorded_whole_and_at_each_length(model):
     gold = json.loads((GOLDEN / "chair_lengths.json").read_text())["files"]
@@ -287,6 +288,7 @@ def test_the_table_is_drawn_for_any_terminal(tmp_path):
         assert ".831" in done.output
 
 
+@pytest.mark.slow
 def test_scoring_imports_no_model_library(tmp_path):
     path = written(tmp_path / "a.jsonl", golden_rows())
     code = f"""

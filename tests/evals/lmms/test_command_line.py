@@ -65,6 +65,7 @@ def local(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_answers_of_our_own_run(local, tmp_path):
     settings = Settings(
         tasks=(LOCAL, CHAIR), include=(str(local),), methods=("agla",), controls=False, batch=8, device="cpu"

@@ -45,6 +45,7 @@ def bare(folder):
     return answers
 
 
+@pytest.mark.slow
 def test_plain_answers_are_those_of_transformers_alone_in_any_batch(evaluate, pretrained):
     expected = bare(pretrained)
     for size in (1, 4):
@@ -52,6 +53,7 @@ def test_plain_answers_are_those_of_transformers_alone_in_any_batch(evaluate, pr
         assert said(samples) == expected, size
 
 
+@pytest.mark.slow
 def test_guarded_answers_do_not_depend_on_the_batch(evaluate, pretrained):
     args = f"pretrained={pretrained},method=vcd,alpha=2"
     runs = [said(evaluate(args, [TASK], batch_size=size, **MORE)[1]) for size in (1, 4)]

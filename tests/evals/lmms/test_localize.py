@@ -150,6 +150,7 @@ def test_missing_files_and_folders_are_named(questions, images, tmp_path):
         localize("pope", tmp_path / "odd.json", tmp_path, images=images)
 
 
+@pytest.mark.slow
 def test_lmms_eval_runs_the_task_with_the_stock_prompt_and_scores(evaluate, questions, images, tmp_path):
     """The answers are those of our own asker to the stock prompt; 'Yes.' would be wrong, as stock POPE has it."""
     made = localize("pope_adv", questions, tmp_path / "tasks", images=images)

@@ -35,16 +35,19 @@ def test_the_answers_are_those_of_our_own_run(one_by_one, own):
     same_as_own(one_by_one[1], own("agla"))
 
 
+@pytest.mark.slow
 def test_greedy_is_the_plain_model(evaluate, own, one_by_one):
     _, samples = evaluate("pretrained=embedded,method=greedy", [POPE, CHAIR])
     same_as_own(samples, own("greedy"))
     assert texts(samples, CHAIR) != texts(one_by_one[1], CHAIR)
 
 
+@pytest.mark.slow
 def test_vote_votes_on_the_worlds_own_objects_as_in_our_run(evaluate, own):
     same_as_own(evaluate("pretrained=embedded,method=vote", [POPE, CHAIR], batch_size=16)[1], own("vote"))
 
 
+@pytest.mark.slow
 def test_sampling_draws_what_our_run_draws_with_the_same_seed(evaluate, own):
     drawn = [evaluate(f"{AGLA},seed={seed}", [POPE, CHAIR], gen_kwargs=SAMPLED, batch_size=8)[1] for seed in (0, 1)]
     same_as_own(drawn[0], own("agla-sample", 0))
@@ -52,6 +55,7 @@ def test_sampling_draws_what_our_run_draws_with_the_same_seed(evaluate, own):
     assert texts(drawn[0], CHAIR) != texts(drawn[1], CHAIR)
 
 
+@pytest.mark.slow
 def test_larger_batches_give_the_same_answers(evaluate, one_by_one):
     _, samples = evaluate(AGLA, [POPE, CHAIR], batch_size=10)
     for task in (POPE, CHAIR):
@@ -76,12 +80,14 @@ def test_every_sample_tells_its_cost(one_by_one):
     assert sum(cost["local_forwards"] for cost in costs) > 0
 
 
+@pytest.mark.slow
 def test_a_task_given_as_a_dict_has_the_simple_layout_and_the_same_answers(evaluate, one_by_one):
     task = {"task": CHAIR}
     _, samples = evaluate(AGLA, [task], limit=3)
     assert texts(samples, CHAIR) == {doc: texts(one_by_one[1], CHAIR)[doc] for doc in range(3)}
 
 
+@pytest.mark.slow
 def test_repeats_have_seeds_of_their_own(evaluate):
     _, drawn = evaluate(AGLA, [CHAIR], gen_kwargs=SAMPLED, repeats=2, limit=6, batch_size=4)
     first, second = ([sample["resps"][0][k] for sample in drawn[CHAIR].values()] for k in (0, 1))
@@ -90,6 +96,7 @@ def test_repeats_have_seeds_of_their_own(evaluate):
     assert second == list(texts(again, CHAIR).values())
 
 
+@pytest.mark.slow
 def test_the_answers_limit_and_stops_are_honoured(evaluate, one_by_one):
     _, cut = evaluate(AGLA, [CHAIR], gen_kwargs="max_new_tokens=3", limit=2)
     assert [s["token_counts"][0]["output_tokens"] for s in cut[CHAIR].values()] == [3, 3]
@@ -100,6 +107,7 @@ def test_the_answers_limit_and_stops_are_honoured(evaluate, one_by_one):
     assert all(s["token_counts"][0]["ended"] for s in stopped[CHAIR].values())
 
 
+@pytest.mark.slow
 def test_beams_are_honoured(evaluate):
     _, plain = evaluate("pretrained=embedded,method=greedy", [CHAIR], limit=6)
     _, beams = evaluate("pretrained=embedded,method=greedy", [CHAIR], limit=6, gen_kwargs="num_beams=4")
@@ -182,6 +190,7 @@ def test_what_is_no_generation_says_so_by_name(evaluate):
         model.generate_until_multi_round([])
 
 
+@pytest.mark.slow
 def test_one_model_serves_two_runs(evaluate, one_by_one):
     """lmms-eval deletes the modules of a model after each run."""
     from lmms_eval.evaluator import simple_evaluate
@@ -213,6 +222,7 @@ def test_the_scores_are_those_of_our_scorers(one_by_one):
         assert result["results"][CHAIR][f"{metric},none"] == pytest.approx(shares[metric])
 
 
+@pytest.mark.slow
 def test_finished_answers_are_found_again(evaluate, one_by_one, tmp_path):
     args = f"{AGLA},store={tmp_path}"
     evaluate(args, [CHAIR], limit=4)
@@ -228,6 +238,7 @@ def test_finished_answers_are_found_again(evaluate, one_by_one, tmp_path):
     assert before["seconds"] == json.loads(lines[0])["seconds"], "an answer keeps what it cost"
 
 
+@pytest.mark.slow
 def test_another_setting_shares_no_answers(evaluate, tmp_path):
     for args in (AGLA, f"{AGLA},beta=0.1"):
         evaluate(f"{args},store={tmp_path}", [CHAIR], limit=1)
@@ -238,6 +249,7 @@ def test_another_setting_shares_no_answers(evaluate, tmp_path):
     assert len(rows) == 3
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_answered_in_part_is_asked_as_a_whole(evaluate, tmp_path):
     args = f"{AGLA},store={tmp_path},batch_size=4"
     evaluate(args, [CHAIR], limit=4)
@@ -248,6 +260,7 @@ def test_a_batch_that_was_answered_in_part_is_asked_as_a_whole(evaluate, tmp_pat
     assert len(again[CHAIR]) == 4
 
 
+@pytest.mark.slow
 def test_lmms_evals_own_cache_is_keyed_by_code_too(evaluate, tmp_path):
     from lvlm_guard.evals.lmms.arguments import code_name
 

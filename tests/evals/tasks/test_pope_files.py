@@ -116,6 +116,7 @@ def test_pictures_may_lie_in_the_folders_of_the_data_sets(tmp_path, jpeg):
     assert task.items[0].pictures()[0].size == (4, 3)
 
 
+@pytest.mark.slow
 def test_missing_and_broken_pictures_are_counted_and_the_first_is_named(tmp_path, jpeg):
     with pytest.raises(DataError, match=r"500 of 500 pictures of pope_coco .* first is COCO_val2014_000000310196\.jpg"):
         made(tmp_path)

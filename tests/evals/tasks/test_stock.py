@@ -171,6 +171,7 @@ def canned(seen, shift=0):
     return Canned()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pope_here", "mme_here", "own_here"])
 def test_prompts_and_scores_are_those_of_lmms_eval(folder, name):
     from lmms_eval.evaluator import simple_evaluate

@@ -70,6 +70,7 @@ def test_a_matcher_that_only_compares_gives_verdicts_by_swaps_and_no_score_of_it
     assert words == ("yes", "no")
 
 
+@pytest.mark.slow
 def test_a_clip_without_calibration_has_the_same_auroc_and_the_report_says_what_is_missing(tmp_path: Path) -> None:
     settings = Settings(tasks=("world_chair",), methods=(), limit=10, batch=10, matchers={"blip-itm": ("blip-itm",)})
 

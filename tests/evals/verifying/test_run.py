@@ -285,6 +285,7 @@ def test_a_baseline_that_compares_no_texts_is_refused() -> None:
         ClipJudge(load_matcher("embedded"), Vocabulary.of(NOUNS))
 
 
+@pytest.mark.slow
 def test_captions_of_cocos_pictures_are_verified_against_its_eighty_objects(tmp_path: Path) -> None:
     (world,) = tasks_of(SETTINGS)
     names = [f"COCO_val2014_{number:012d}.jpg" for number in range(1, 9)]
