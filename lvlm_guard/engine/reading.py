@@ -101,9 +101,13 @@ class Reading:
         return self.branch.around(prepared.passed(call, done, self.first, self.request))
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Tell whether two sets of tensors are the same."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether two sets of image tensors are the same; some processors give lists among them."""
+
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+
+    return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
 
 
 class Reader:
@@ -178,13 +182,12 @@ class Reader:
         self, branch: Branch, made: dict[str, Any], call: Call, prepared: Prepared, rows: list[int]
     ) -> Reading:
         ids, mask = (made[key].to(self.call.device) for key in ("input_ids", blocks.MASK))
-        view, encoded = call.images_of(made), self._encoded(call, prepared)
+        view: dict[str, Any] = call.images_of(made)
+        encoded: dict[str, Any] = {}
         if branch.pixels is not None:
             view |= branch.pixels(call)
-        if branch.pixels is None and encoded and equal(view, call.tensors):
-            view = {}
-        else:
-            encoded = {}
+        elif (kept := self._encoded(call, prepared)) and equal(view, call.tensors):
+            view, encoded = {}, kept
         along = call.family.replayed(call.model, made, ids, mask)
         expand = len(rows) // len(ids)
         ids, expanded = self._expanded(ids, view, along | {blocks.MASK: mask}, expand)

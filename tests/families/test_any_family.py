@@ -205,6 +205,19 @@ def test_a_second_turn_goes_on_from_the_cache(pair):
     assert all(torch.equal(again.sequences, runs[0].sequences) for again in runs)
 
 
+def test_a_branch_under_another_prompt_reads_pictures_of_which_lists_tell():
+    try:
+        model, processor = any_families.make("unlimited_ocr")
+    except AttributeError as error:
+        pytest.skip(f"not in this transformers: {error}")
+    pair = guard(model, processor, methods.ICD(beta=0.01))
+    inputs = inputs_of(pair)
+    out = pair[0].generate(**inputs, **RUN, return_dict_in_generate=True)
+    assert out.guard.local_forwards
+    own = pair[0].generate(**inputs, **RUN, guard=methods.ICD(alpha=0.0, beta=0.0))
+    assert torch.equal(own, pair[0].generate(**inputs, **RUN, guard=False))
+
+
 # --- refusals
 
 
