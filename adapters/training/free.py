@@ -78,8 +78,9 @@ def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed
 
     Raises:
         TrainingError: facts tell of no objects.
-        KnobError: the plan names an unknown way, or one that needs a proposer which is not given.
+        KnobError: the plan names an unknown way, or lacks what `ready` asks for.
     """
+    ready(plan)
     if plan.free not in WAYS:
         raise KnobError(f"There is no training-free way {plan.free!r}: give one of {', '.join(WAYS)}.")
     return WAYS[plan.free](plan, pictures, retriever, objects(plan, pictures), np.random.default_rng(seed))
@@ -105,7 +106,6 @@ def _described(
 def _told_apart(
     plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
 ) -> Found:
-    ready(plan)
     sentences = Sentences.from_file(plan.bank)
     sides = sentences.sides(made.names, retriever.text_features)
     retriever.remember(Memory("pairs", made.names, {"sides": sides}))
@@ -179,7 +179,6 @@ def ready(plan: Plan) -> None:
 def _proposer(plan: Plan, name: str, words: Sequence[str], pictures: Pictures) -> searching.Propose:
     if name in ("edits", "climbing"):
         return searching.edits(words) if name == "edits" else searching.climbing(words)
-    ready(plan)
     captions = [row.caption for row in pictures.train.rows[:5]] if name == "history" else []
     return searching.chatting(asking(plan.proposer), k=10 if captions else 5, worst=not captions, captions=captions)
 

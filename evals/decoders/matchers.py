@@ -31,7 +31,7 @@ def check_matchers(matchers: Named) -> None:
     known = REGISTRY.names()
     kinds = dict(zip(known, known, strict=True))
     for name, place in _each(matchers):
-        kind = _kind(place, known)
+        kind = place if place in known else held_in(place)
         if kind is None and Path(place).is_dir():
             told = "no matcher: give a seed-N of `lvlm-guard train dual-prompt` or `ranker`, a CLIP or a BLIP."
             raise WeightsError(f"--matcher {name}={place}: the folder holds {told}")
@@ -45,13 +45,6 @@ def check_matchers(matchers: Named) -> None:
             raise KnobError(f"--matcher {name}={place}: {told}. Give it another name, such as {kind}={place}.")
     folders = {place: Path(place) for _, place in _each(matchers) if Path(place).is_dir()}
     _refuse_twice(matchers, {place: weights_digest([at]) or str(at.resolve()) for place, at in folders.items()})
-
-
-def _kind(place: str, known: Sequence[str]) -> str | None:
-    """Return which matcher is at a place, "a+b" for several that are combined; None where there is none."""
-    parts = [place] if place in known or "+" not in place or Path(place).exists() else place.split("+")
-    kinds = [part if part in known else held_in(part) for part in parts]
-    return None if None in kinds else "+".join(map(str, kinds))
 
 
 def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[str, Matcher]:

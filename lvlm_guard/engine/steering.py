@@ -160,6 +160,10 @@ class Decoder:
             "acts. Name other layers, or use a method that assembles logits, such as 'agla'."
         )
 
+    def parts(self, *names: str) -> list[nn.Module]:
+        """Return that part of every layer; raises as `part` does."""
+        return [self.part(layer, *names) for layer in range(len(self))]
+
     def attention(self, layer: int) -> nn.Module:
         """Return a layer's attention; raises as `part` does."""
         return self.part(layer, "self_attn", "attention", "attn")

@@ -86,8 +86,8 @@ def load_matcher(
             "instance of a subclass of lvlm_guard.matching.Matcher, or a callable (images, texts) -> list[Match]."
         )
     text = str(spec)
-    if "+" in text and not Path(text).exists():
-        weighed = [part.rpartition("*")[::2] for part in text.split("+")]
+    if len(several := _combined(text)) > 1:
+        weighed = [part.rpartition("*")[::2] for part in several]
         parts = [load_matcher(name, model=model, device=device, dtype=dtype) for _, name in weighed]
         return Combined(parts, [_number(w) for w, _ in weighed] if any(w for w, _ in weighed) else None)
     if "@" in text and not Path(text).exists():
@@ -121,11 +121,20 @@ def _number(text: str) -> float:
         raise KnobError(f"{text!r} is no weight of a matcher: write '2*blip-itm+1*clip'.") from None
 
 
+def _combined(text: str) -> list[str]:
+    """Return what a text combines, "a+b", or the text alone."""
+    return [text] if Path(text).exists() else text.split("+")
+
+
 def held_in(place: str) -> str | None:
     """Return the registered name of the matcher that a folder holds or an "embedded..." names; None of others.
 
-    A weight before it and a map behind it are of a combination and of a CLIP: "2*FOLDER@saliency".
+    A weight before it and a map behind it are of a combination and of a CLIP: "2*FOLDER@saliency". Of several that are
+    combined, "a+b", it is their names, "a+b", or None where one holds none.
     """
+    if len(several := _combined(place)) > 1:
+        kinds = [part if part in REGISTRY.names() else held_in(part) for part in several]
+        return None if None in kinds else "+".join(map(str, kinds))
     if not Path(place).exists() and ("*" in place or "@" in place):
         place = place.rpartition("*")[2]
         place = place.rpartition("@")[0] or place

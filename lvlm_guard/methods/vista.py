@@ -70,7 +70,8 @@ class VISTA(Steering):
 
     def check(self, call: Call) -> None:
         """Raise where the picture's tokens are not known, or layers have no MLP of their own."""
-        _ = call.image_positions, [call.decoder.part(layer, "mlp") for layer in range(len(call.decoder))]
+        _ = call.image_positions
+        call.decoder.parts("mlp")
 
     def layers(self, call: Call) -> Sequence[int]:
         """Return the late layers, at least one and never the last."""
@@ -92,8 +93,7 @@ class VISTA(Steering):
             v: Tensor = passed.call.memory["vista"][layer]
             return steered(x.float(), v[passed.rows.to(v.device), None].to(x.device), self.lam)
 
-        mlps = [decoder.part(layer, "mlp") for layer in range(len(decoder))]
-        with edited(mlps, change, passed, everywhere=True):
+        with edited(decoder.parts("mlp"), change, passed, everywhere=True):
             yield
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:

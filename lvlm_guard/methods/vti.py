@@ -63,13 +63,12 @@ class VTI(Measured):
     def check(self, call: Call) -> None:
         """Raise where there are no statistics of this model, or layers have no MLP of their own."""
         super().check(call)
-        for layer in range(len(call.decoder)):
-            call.decoder.part(layer, "mlp")
+        call.decoder.parts("mlp")
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
         """Turn every MLP's output at every position."""
         found, decoder = self.measured().tensors["text"], passed.call.decoder
-        mlps = [decoder.part(layer, "mlp") for layer in range(len(decoder)) if self.alpha > 0]
+        mlps = decoder.parts("mlp") if self.alpha > 0 else []
         return edited(mlps, lambda layer, x: turned(x, found[layer].to(x.device), self.alpha), passed, everywhere=True)
 
     @classmethod
