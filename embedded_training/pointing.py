@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.adapters.evaluation.metrics import auroc
-from lvlm_guard.adapters.evaluation.table import Interval, interval
+from lvlm_guard.adapters.evaluation.metrics import Interval, auroc, interval
 from lvlm_guard.adapters.loading import load_adapter
 from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
 from lvlm_guard.cli.console import print_json

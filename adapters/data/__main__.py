@@ -1,30 +1,237 @@
-"""Convert published layouts to facts, or look at some: `python -m lvlm_guard.adapters.data coco OUT.jsonl ...`."""
+"""Convert published layouts to facts, or look at some: `python -m lvlm_guard.adapters.data coco OUT.jsonl ...`.
+
+COCO: instance annotations count each of the listed categories, and a picture without a box of one has none; captions
+come from the file of captions. A crowd box marks objects that nobody counted, so there are some; the published
+protocol leaves it out (a picture with nothing but a crowd of people would show 0 people), which `--crowd ignore` does.
+
+DCAR (arXiv:2508.04028): a JSON object keyed by name; each entry has `file_name`, `file_path`, `positive` and `negative`
+(four of them), some `class_name`. That data carries no licence: it is read only from where a user has it.
+
+Tables: the ranking-aware adapter's (arXiv:2412.06760), tab-separated, with the columns filepath, cname, value and
+sample_weights_by_class; and plain ones of pictures and values, such as age, quality or beauty.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import sys
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from lvlm_guard.adapters.data import convert, open_facts
-from lvlm_guard.adapters.data.facts import SPLITS
-from lvlm_guard.errors import GuardError
+from lvlm_guard.adapters.data import FactsData, open_facts
+from lvlm_guard.adapters.data.facts import PRESENT, SPLITS, Facts, facts_of
+from lvlm_guard.adapters.data.pictures import Files
+from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.errors import GuardError, did_you_mean
 
-LAYOUTS = {
-    "coco": "COCO-style instances, counted and exhaustive over their categories, and captions",
-    "released": "the ranking-aware adapter's tab-separated table",
-    "values": "a table of pictures and values: age, quality, beauty",
-    "dcar": "DCAR's captions with four negatives each",
-    "check": "facts as they are: counts, and what is wrong with them",
+NEEDED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "instances": {
+        "images": ("id", "file_name"),
+        "categories": ("id", "name"),
+        "annotations": ("image_id", "category_id"),
+    },
+    "captions": {"images": ("id", "file_name"), "annotations": ("image_id", "caption")},
+}
+"""Of COCO's files: the lists, and the keys of their entries."""
+
+
+def coco(
+    instances: str | Path | None,
+    captions: str | Path | None = None,
+    *,
+    split: str | None = None,
+    crowd: Literal["present", "ignore"] = "present",
+    root: Path = Path(),
+) -> FactsData:
+    """Return the facts of COCO-style annotations; pictures are named by `file_name`.
+
+    Args:
+        instances: "instances_*.json"; None: nothing is known of objects but what captions say.
+        captions: "captions_*.json"; None: none.
+        split: of all pictures, here as in the other layouts.
+        crowd: what a crowd box makes of its category's count.
+        root: where the pictures' paths start, here as in the other layouts.
+
+    Raises:
+        DataError: a file is no such annotations, or none was given.
+    """
+    told: dict[str, dict[str, Any]] = {}
+    exhaustive: list[str] = []
+    given = {part: Path(path) for part, path in (("instances", instances), ("captions", captions)) if path is not None}
+    if not given:
+        raise DataError("Give COCO's instances, its captions, or both.")
+    for part, path in given.items():
+        found = _annotations(path, part)
+        files = {image["id"]: str(image["file_name"]) for image in found["images"]}
+        names = {entry["id"]: str(entry["name"]) for entry in found.get("categories", ()) if part == "instances"}
+        exhaustive += names.values()
+        for file in files.values():
+            told.setdefault(file, {"captions": []})
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        crowds: dict[str, set[str]] = defaultdict(set)
+        for entry in found["annotations"]:
+            file = _listed(files, entry["image_id"], "an annotation is of the picture", path)
+            if part == "captions":
+                told[file]["captions"].append(str(entry["caption"]))
+                continue
+            name = _listed(names, entry["category_id"], "a box is of the category", path)
+            if not entry.get("iscrowd"):
+                counts[file][name] += 1
+            elif crowd == "present":
+                crowds[file].add(name)
+        for file in {**counts, **crowds}:
+            told[file]["objects"] = {**counts[file], **dict.fromkeys(sorted(crowds[file]), PRESENT)}
+    facts = [facts_of({"image": file, "split": split, **each}, f"picture {file}") for file, each in told.items()]
+    return FactsData(facts, Files(root), str(instances or captions), exhaustive)
+
+
+def _listed(known: Mapping[Any, str], key: Any, what: str, path: Path) -> str:
+    if key not in known:
+        raise DataError(f"{path}: {what} {key!r}, which is not listed.")
+    return known[key]
+
+
+def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = _json(path)
+    for part, keys in NEEDED[what].items():
+        listed = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(listed, list) or (not listed and part != "annotations"):
+            raise DataError(f"{path} has no list {part!r}: it is no COCO-style file of {what}.")
+        for key in keys:
+            if any(not isinstance(entry, dict) or key not in entry for entry in listed):
+                raise DataError(f"{path}: an entry of {part!r} has no {key!r}; it is no COCO-style file of {what}.")
+    return found
+
+
+def dcar(path: str | Path, *, meta: str | None = None, split: str | None = None, root: Path = Path()) -> FactsData:
+    """Return the facts of DCAR's layout; `meta` is what all pictures are of: "cat".
+
+    Raises:
+        DataError: the file is none of this layout.
+    """
+    found = _json(Path(path))
+    if not isinstance(found, Mapping) or not found:
+        raise DataError(f"{path} is none of the published layout: an object keyed by name is expected.")
+    facts = [_dcar_row(entry, f"{path}, entry {name!r}", meta, split) for name, entry in found.items()]
+    return FactsData(facts, Files(root), str(path))
+
+
+def _dcar_row(entry: Any, where: str, meta: str | None, split: str | None) -> Facts:
+    if not isinstance(entry, Mapping) or "positive" not in entry or not {"file_name", "file_path"} & entry.keys():
+        raise DataError(f"{where}: expected are file_name, file_path, positive, negative; got {str(entry)[:80]}.")
+    negative = entry.get("negative") or []
+    negatives = [negative] if isinstance(negative, str) else negative
+    caption = {"text": entry["positive"], "category": entry.get("class_name"), "meta": meta, "negatives": negatives}
+    place = PurePosixPath(str(entry.get("file_path") or "").replace("\\", "/"))
+    name = str(entry.get("file_name") or "")
+    # in some of the files `file_path` is the picture's folder, in others all of its path
+    image = place if not name or place.name == name or place.suffix else place / name
+    return facts_of({"image": str(image), "captions": [caption], "split": split}, where)
+
+
+def released(path: str | Path, *, split: str | None = None, root: Path = Path()) -> FactsData:
+    """Return the facts of a table in the released layout; raises `DataError` where a column or a number is missing."""
+    facts = []
+    for where, row in _rows(Path(path), ("filepath", "cname", "value")):
+        weight = row.get("sample_weights_by_class")
+        weights = {row["cname"]: weight} if weight else {}
+        found = {"image": row["filepath"], "objects": {row["cname"]: row["value"]}, "weights": weights, "split": split}
+        facts.append(facts_of(found, where))
+    return FactsData(facts, Files(root), str(path))
+
+
+def values(
+    path: str | Path,
+    *,
+    object: str,
+    instruction: str,
+    image: str = "image",
+    value: str = "value",
+    train_ids: str | Path | None = None,
+    suffix: str = "",
+    root: Path = Path(),
+) -> FactsData:
+    """Return the facts of a plain table.
+
+    Args:
+        object: what the values are of: "age".
+        instruction: what the ranker is asked.
+        image, value: the columns of the pictures' names and of their values.
+        train_ids: a file of picture names, with or without ending, one a line; those are of the split "train", all
+            others "test". None: no picture has a split.
+        suffix: put behind the names, where the table leaves the ending away: ".jpg".
+
+    Raises:
+        DataError: a column is missing, a value is no number, or no picture has an id of the fold.
+    """
+    fold = None
+    if train_ids is not None:
+        if not Path(train_ids).is_file():
+            raise DataError(f"There is no file of ids {str(train_ids)!r}.")
+        fold = {line.strip() for line in Path(train_ids).read_text("utf-8").splitlines() if line.strip()}
+    facts = []
+    for where, row in _rows(Path(path), (image, value)):
+        name = (row[image] or "").strip()
+        split = None if fold is None else "train" if fold & {name, Path(name).stem} else "test"
+        facts.append(facts_of({"image": name + suffix, "objects": {object: row[value]}, "split": split}, where))
+    if fold is not None and not any(each.split == "train" for each in facts):
+        raise DataError(f"{path}: none of its pictures is among the {len(fold)} ids of {train_ids}.")
+    return FactsData(facts, Files(root), str(path), template=instruction)
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield ("file, line 3", its cells by column) of a table with commas or tabs."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            head = lines.readline()
+            lines.seek(0)
+            table = csv.DictReader(lines, delimiter="\t" if "\t" in head else ",", strict=True)
+            columns = list(table.fieldnames or ())
+            for name in needed:
+                if name not in columns:
+                    raise DataError(
+                        f"{path} has no column {name!r}. {did_you_mean(name, columns)}Columns: {', '.join(columns)}. "
+                        "The first line must name them."
+                    )
+            for number, found in enumerate(table, 2):
+                where = f"{path}, line {number}"
+                if None in found or None in found.values():
+                    raise DataError(f"{where}: {len(columns)} columns are expected, as in the first line.")
+                yield where, found
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read as a table, in UTF-8: {error}.") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {str(path)!r}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}. It may be cut short.") from error
+
+
+LAYOUTS: Mapping[str, tuple[Callable[..., FactsData], str]] = {
+    "coco": (coco, "COCO-style instances, counted and exhaustive over their categories, and captions"),
+    "released": (released, "the ranking-aware adapter's tab-separated table"),
+    "values": (values, "a table of pictures and values: age, quality, beauty"),
+    "dcar": (dcar, "DCAR's captions with four negatives each"),
+    "check": (open_facts, "facts as they are: counts, and what is wrong with them"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.data", description=__doc__)
-    layouts = parser.add_subparsers(dest="layout", required=True)
-    for name, text in LAYOUTS.items():
+    summary = str(__doc__).partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.data", description=summary)
+    layouts = parser.add_subparsers(required=True)
+    for name, (read, text) in LAYOUTS.items():
         layout = layouts.add_parser(name, help=text, description=text)
+        layout.set_defaults(read=read)
         if name == "coco":
             layout.add_argument("--instances", type=Path, help="instances_*.json")
             layout.add_argument("--captions", type=Path, help="captions_*.json")
@@ -47,17 +254,14 @@ def main(argv: list[str] | None = None) -> int:
     table.add_argument("--train-ids", type=Path, help="file of ids to train on; the rest is for the test")
     table.add_argument("--suffix", default="", help="put behind the names: .jpg")
     given = vars(parser.parse_args(argv))
-    layout, target, source = given.pop("layout"), given.pop("target", None), given.pop("source", None)
+    read, source = given.pop("read"), [given.pop("source")] if "source" in given else []
+    target: Path | None = given.pop("target", None)
     try:
-        if layout == "check":
-            print(open_facts(source, **given).summary())
-            return 0
-        made = getattr(convert, layout)(*([] if source is None else [source]), **given, root=target.parent)
-        made.write(target)
+        made = read(*source, **given, **({} if target is None else {"root": target.parent}))
+        print(made.summary() if target is None else f"{made.summary()}\nwritten to {made.write(target)}")
     except GuardError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{made.summary()}\nwritten to {target}")
     return 0
 
 

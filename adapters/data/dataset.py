@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from lvlm_guard.adapters.data.facts import SOME, SPLITS, CaptionRow, Facts, RankRow, as_json, merged
-from lvlm_guard.adapters.data.pictures import Files, OnBad, Store
-from lvlm_guard.adapters.data.views import COUNTS, CaptionData, RankData
+from lvlm_guard.adapters.data.facts import SOME, SPLITS, Facts, RankRow, as_json, merged
+from lvlm_guard.adapters.data.pictures import Files
+from lvlm_guard.adapters.data.views import COUNTS, CaptionData, RankData, Rows
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.files import whole
 
@@ -21,45 +21,39 @@ SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class FactsData:
-    """Facts of pictures.
+class FactsData(Rows[Facts]):
+    """Facts of pictures; several of one are merged.
 
     Args:
-        facts: of one picture each; several of one are merged.
-        store: gives the pictures.
-        name: where it was read from, for messages.
-        exhaustive: objects that a picture does not show unless its facts say so.
         template: what a ranker is asked; "{object}" in it stands for the object.
-        on_bad: what becomes of a picture that can't be read.
-        dropped: what was left out before, and why.
 
     Raises:
         DataError: there is none, or facts about a picture contradict each other.
     """
 
-    facts: Sequence[Facts]
-    store: Store
-    name: str
-    exhaustive: Collection[str] = ()
     template: str = COUNTS
-    on_bad: OnBad = "raise"
-    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.facts:
+        if not self.rows:
             raise DataError(f"{self.name} tells of no picture. One a line is expected; see lvlm_guard.adapters.data.")
         found: dict[str, Facts] = {}
-        for facts in self.facts:
+        for facts in self.rows:
             known = found.get(facts.image)
             found[facts.image] = facts if known is None else merged(known, facts, self.name)
-        object.__setattr__(self, "facts", tuple(found.values()))
+        object.__setattr__(self, "rows", tuple(found.values()))
+
+    @property
+    def facts(self) -> Sequence[Facts]:
+        """What is known, of each picture once."""
+        return self.rows
 
     @cached_property
     def captions(self) -> CaptionData:
         """The captions, with what is known of their pictures; raises `DataError` where there is none."""
         rows = [replace(row, split=facts.split) for facts in self.facts for row in facts.captions]
         by_image = {facts.image: facts for facts in self.facts}
-        return CaptionData(rows, self.store, self.name, self.on_bad, self.dropped, by_image, frozenset(self.exhaustive))
+        exhaustive = frozenset(self.exhaustive)
+        return CaptionData(rows, self.store, self.name, exhaustive, self.on_bad, self.dropped, by_image)
 
     @cached_property
     def ranks(self) -> RankData:
@@ -70,7 +64,7 @@ class FactsData:
             if not values and self.exhaustive:  # so that the picture is known to hold none of anything
                 values = {next(iter(self.exhaustive)): 0.0}
             rows += [RankRow(facts.image, n, v, facts.weights.get(n), facts.split) for n, v in values.items()]
-        return RankData(rows, self.store, self.name, self.exhaustive, self.template, self.on_bad, self.dropped)
+        return RankData(rows, self.store, self.name, self.exhaustive, self.on_bad, self.dropped, self.template)
 
     def parted(self, share: float = SHARE, seed: int = 0) -> FactsData:
         """Return the same with every picture in a split; validation and test are cut from the rest where missing.
@@ -85,23 +79,23 @@ class FactsData:
         def part(facts: Facts) -> str:
             if facts.split in ("val", "test"):
                 return facts.split
-            place = _place(facts.image, seed)
+            digest = hashlib.sha256(f"{seed}\0{facts.image}".encode()).digest()
+            place = int.from_bytes(digest[:8], "big") / 2**64
             return next((split for k, split in enumerate(cut) if k * share <= place < (k + 1) * share), "train")
 
         made = [replace(facts, split=part(facts)) for facts in self.facts]
-        missing = {"train", "val"} - {facts.split for facts in made}
-        if missing:
+        if {"train", "val"} - {facts.split for facts in made}:
             raise DataError(
                 f"{self.name} has {len(made)} pictures, too few to put {share:g} of them aside for validation and as "
                 "many for the test. Give more, or mark pictures with a split of their own."
             )
-        return replace(self, facts=made)
+        return self.with_rows(made)
 
     def first(self, most: int | None) -> FactsData:
         """Return the first training pictures alone; other parts stay whole."""
         learnt = [facts.image for facts in self.facts if facts.split in (None, "train")]
         gone = set(learnt[most:]) if most is not None else set()
-        return replace(self, facts=[facts for facts in self.facts if facts.image not in gone]) if gone else self
+        return self.with_rows([facts for facts in self.facts if facts.image not in gone]) if gone else self
 
     def checked(self) -> FactsData:
         """Return the data if all its pictures are there, else without those that aren't, where that is allowed.
@@ -111,18 +105,19 @@ class FactsData:
         """
         if not isinstance(self.store, Files):
             return self
-        gone = {facts.image for facts in self.facts if not (self.store.root / facts.image).is_file()}
+        root = self.store.root
+        gone = {image: None for image in self.images if not (root / image).is_file()}
         if not gone:
             return self
         if self.on_bad == "raise" or len(gone) == len(self.facts):
             raise DataError(
                 f"{len(gone)} of the {len(self.facts)} pictures of {self.name} are not there, "
-                f"{str(self.store.root / next(f.image for f in self.facts if f.image in gone))!r} for one. Paths are "
-                f"read from {str(self.store.root)!r}: give the pictures' folder as `images` (--images)."
+                f"{str(root / next(iter(gone)))!r} for one. Paths are read from {str(root)!r}: give the pictures' "
+                "folder as `images` (--images)."
                 + ("" if len(gone) == len(self.facts) else ' To go on without them, counted: on_bad="skip".')
             )
         kept = [facts for facts in self.facts if facts.image not in gone]
-        return replace(self, facts=kept, dropped={**self.dropped, "pictures that are not there": len(gone)})
+        return self.with_rows(kept, "pictures that are not there", len(gone))
 
     def fitting(self, pieces: Callable[[str], int], most: int) -> FactsData:
         """Return the data if a CLIP can read its captions whole, else without the others, where that is allowed.
@@ -145,16 +140,15 @@ class FactsData:
                 f"its prompts; the longest has {length}: {first[:60]!r}. Shorten them, or leave them out, counted: "
                 'on_bad="skip" (--on-bad skip).'
             )
-        return replace(self, facts=kept, dropped={**self.dropped, "captions beyond the context": len(long)})
+        return self.with_rows(kept, "captions beyond the context", len(long))
 
     def summary(self) -> str:
         """Return what the data holds, in a few lines, before hours are spent on it."""
         parts = Counter(facts.split or "no split" for facts in self.facts)
         shares = ", ".join(f"{parts[split]:,} {split}" for split in (*SPLITS, "no split") if parts[split])
         told = [f"{self.name}: {len(self.facts):,} pictures ({shares})"]
-        captions = [row for facts in self.facts for row in facts.captions]
-        if captions:
-            longest = max(len(row.caption.split()) for row in captions)
+        if captions := [row.caption for facts in self.facts for row in facts.captions]:
+            longest = max(len(caption.split()) for caption in captions)
             told.append(f"  {len(captions):,} captions of up to {longest} words")
         often, states = Counter[str](), Counter[str]()
         for facts in self.facts:
@@ -166,9 +160,8 @@ class FactsData:
             shown = [f"{name} {count:,}" for name, count in often.most_common(9) if count]
             many = f"  {sum(count > 0 for count in often.values()):,} objects: {', '.join(shown[:8])}"
             told.append(many + (", ..." if len(shown) > 8 else ""))
-            told.append(
-                "  " + ", ".join(f"{count:,} {state}" for state, count in states.items()) + "; all others unknown"
-            )
+            known = ", ".join(f"{count:,} {state}" for state, count in states.items())
+            told.append(f"  {known}; all others unknown")
         told += [f"  left out: {count:,} {reason}" for reason, count in self.dropped.items() if count]
         return "\n".join(told)
 
@@ -179,16 +172,3 @@ class FactsData:
             out.write(json.dumps(header, ensure_ascii=False) + "\n")
             out.writelines(as_json(facts) + "\n" for facts in self.facts)
         return Path(path)
-
-
-def of_captions(rows: Iterable[CaptionRow]) -> list[Facts]:
-    """Return facts that hold nothing but captions, one for each picture."""
-    found: dict[str, list[CaptionRow]] = {}
-    for row in rows:
-        found.setdefault(row.image, []).append(row)
-    return [Facts(image, tuple(each), split=each[0].split) for image, each in found.items()]
-
-
-def _place(image: str, seed: int) -> float:
-    digest = hashlib.sha256(f"{seed}\0{image}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lvlm_guard.adapters.errors import DataError
@@ -33,6 +33,7 @@ SOME = math.inf
 """There are some, and nobody counted them."""
 
 KEYS = ("image", "captions", "objects", "attributes", "weights", "split")
+OF_CAPTION = ("text", "category", "meta", "attributes", "negatives", "kinds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +108,14 @@ def facts_of(found: Any, where: str) -> Facts:
         DataError: a key is unknown or missing, or holds what it must not.
     """
     given = _known_keys(found, KEYS, where)
-    image = _text(given.get("image"), "image", where)
-    split = given.get("split")
+    image, split = _text(given.get("image"), "image", where), given.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{where}: the split is {split!r}; it is one of {', '.join(SPLITS)}, or left out.")
     captions = given.get("captions") or ()
     if isinstance(captions, str | Mapping) or not isinstance(captions, Iterable):
         raise DataError(f'{where}: "captions" must be a list, also if it is one; got {str(captions)[:60]!r}.')
-    objects, attributes, weights = (
-        _mapping(given.get(key), key, where) for key in ("objects", "attributes", "weights")
-    )
-    weights = {name: number(value, f"weight of {name}", where) for name, value in weights.items()}
+    objects, attributes, weights = (_mapping(given, key, where) for key in ("objects", "attributes", "weights"))
+    weights = {name: _number(value, f"weight of {name}", where) for name, value in weights.items()}
     if any(weight <= 0 for weight in weights.values()):
         raise DataError(
             f"{where}: a weight is {min(weights.values()):g}; it says how often a picture is drawn: above 0."
@@ -168,15 +166,11 @@ def _agreed(one: State, other: State, name: str, image: str, where: str) -> Stat
 
 def as_json(facts: Facts) -> str:
     """Return facts as their line, without what is left at its default."""
-    told: dict[str, Any] = {"image": facts.image}
-    if facts.captions:
-        told["captions"] = [_caption_told(caption) for caption in facts.captions]
-    if facts.objects:
-        told["objects"] = {name: _told(state) for name, state in facts.objects.items()}
-    for name in ("attributes", "weights", "split"):
-        if value := getattr(facts, name):
-            told[name] = value
-    return json.dumps(told, ensure_ascii=False)
+    objects = {name: _told(state) for name, state in facts.objects.items()}
+    captions = [_caption_told(row) for row in facts.captions]
+    told = {"image": facts.image, "captions": captions, "objects": objects}
+    told |= {name: getattr(facts, name) for name in ("attributes", "weights", "split")}
+    return json.dumps({name: value for name, value in told.items() if value}, ensure_ascii=False)
 
 
 def _told(state: State) -> str | float:
@@ -186,34 +180,21 @@ def _told(state: State) -> str | float:
 
 
 def _caption_told(row: CaptionRow) -> Any:
-    kept: dict[str, Any] = {"text": row.caption}
-    for item in fields(row):
-        default = item.default_factory() if item.default_factory is not MISSING else item.default
-        value = getattr(row, item.name)
-        if item.name not in ("image", "caption", "split") and value != default:
-            kept[item.name] = value
-    return kept["text"] if len(kept) == 1 else kept
+    kept = {name: value for name in OF_CAPTION[1:] if (value := getattr(row, name))}
+    return {"text": row.caption, **kept} if kept else row.caption
 
 
 def _caption(found: Any, image: str, split: str | None, where: str) -> CaptionRow:
     if isinstance(found, str):
         return CaptionRow(image, _text(found, "captions", where), split=split)
-    names = ("text", "category", "meta", "attributes", "negatives", "kinds")
-    given = _known_keys(found, names, f"{where}, a caption")
-    said = {key: _text(given[key], key, where) for key in ("category", "meta") if given.get(key) is not None}
+    given = _known_keys(found, OF_CAPTION, f"{where}, a caption")
+    category, meta = (None if given.get(k) is None else _text(given[k], k, where) for k in ("category", "meta"))
     negatives, kinds = (_texts(given.get(key) or (), key, where) for key in ("negatives", "kinds"))
-    attributes = {k: _text(v, k, where) for k, v in _mapping(given.get("attributes"), "attributes", where).items()}
+    attributes = {name: _text(value, name, where) for name, value in _mapping(given, "attributes", where).items()}
     if kinds and len(kinds) != len(negatives):
         raise DataError(f'{where}: {len(kinds)} "kinds" for {len(negatives)} "negatives": give one for each, or none.')
-    text = _text(given.get("text"), "text", where)
     return CaptionRow(
-        image,
-        text,
-        attributes=attributes,
-        negatives=negatives,
-        kinds=kinds,
-        split=split,
-        **said,
+        image, _text(given.get("text"), "text", where), category, meta, attributes, negatives, kinds, split
     )
 
 
@@ -222,11 +203,11 @@ def _state(found: Any, name: str, where: str) -> State:
         return None
     if found in (PRESENT, ABSENT):
         return SOME if found == PRESENT else 0.0
-    return number(found, name, where)
+    return _number(found, name, where)
 
 
-def number(found: Any, name: str, where: str) -> float:
-    """Return a finite number, also one written as text; raises `DataError`."""
+def _number(found: Any, name: str, where: str) -> float:
+    """Return a finite number, also one written as text."""
     try:
         value = float(found) if not isinstance(found, bool) else math.nan
     except (TypeError, ValueError):
@@ -236,10 +217,9 @@ def number(found: Any, name: str, where: str) -> float:
     return value
 
 
-def _known_keys(found: Any, names: Iterable[str], where: str) -> Mapping[str, Any]:
+def _known_keys(found: Any, names: tuple[str, ...], where: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise DataError(f"{where}: a JSON object in braces is expected; got {str(found)[:60]!r}.")
-    names = tuple(names)
     for name in found:
         if name not in names:
             raise DataError(
@@ -249,9 +229,8 @@ def _known_keys(found: Any, names: Iterable[str], where: str) -> Mapping[str, An
     return found
 
 
-def _mapping(found: Any, name: str, where: str) -> dict[str, Any]:
-    if found is None:
-        return {}
+def _mapping(given: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    found = {} if given.get(name) is None else given[name]
     if not isinstance(found, Mapping) or not all(isinstance(key, str) and key.strip() for key in found):
         raise DataError(f'{where}: "{name}" must be an object of names, {{"dog": ...}}; got {str(found)[:60]!r}.')
     return dict(found)

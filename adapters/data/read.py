@@ -58,15 +58,16 @@ def open_facts(
     if path.is_dir() and (path / FILE).is_file():
         path = path / FILE
     lines = path.is_file() and path.suffix in (".jsonl", ".ndjson")
-    if (images and not lines) or (columns and (lines or name.partition(":")[0] == WORLD)):
+    kind, _, part = name.partition(":")
+    if (images and not lines) or (columns and (lines or kind == WORLD)):
         raise DataError(
             f"{name}: `images` (--images) says where the paths of a .jsonl file start, and `columns` renames those of "
             "a data set; this source takes no such argument."
         )
-    if name.partition(":")[0] == WORLD:
+    if kind == WORLD:
         from lvlm_guard.adapters.data.world import facts
 
-        return facts(name.partition(":")[2] or "captions")
+        return facts(part or "captions")
     if lines:
         return _lines(path, Path(images) if images else path.parent, name, on_bad).checked().parted()
     return _parts(name, columns or {}, on_bad).parted()
@@ -83,7 +84,7 @@ def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
         else:
             found.append(facts_of(line, where))
     exhaustive, template = header.get("exhaustive", ()), header.get("instruction", COUNTS)
-    return FactsData(found, Files(root), name, exhaustive, template, on_bad)
+    return FactsData(found, Files(root), name, exhaustive, on_bad, template=template)
 
 
 def _header(found: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -174,22 +175,17 @@ def _row(
 ) -> Facts:
     """Return the facts of a data set's row; arrow gives every row all keys that any row has, so null says nothing."""
     told: Mapping[str, Any] = row["json"] if isinstance(row.get("json"), Mapping) else row
-    given: dict[str, Any] = {"split": split}
-    given |= {ours: told[columns.get(ours, ours)] for ours in KEYS if told.get(columns.get(ours, ours)) is not None}
-    given["image"] = key
-    for name in ("objects", "attributes", "weights"):
-        if isinstance(given.get(name), Mapping):
-            given[name] = _without_null(given[name])
-    said = given.get("captions") or ()
+    given = {ours: _without_null(told.get(columns.get(ours, ours))) for ours in KEYS}
+    said = given["captions"] or ()
     captions = [said] if isinstance(said, str) else [_without_null(caption) for caption in said]
     if isinstance(row.get("txt"), str):
         captions += [line for line in row["txt"].splitlines() if line.strip()]
     if labels and row.get("label") is not None:
         category = {"category": labels[row["label"]]}
         captions = [category | ({"text": one} if isinstance(one, str) else one) for one in captions]
-    if given["split"] not in SPLITS:
-        given["split"] = _SPLIT.get(str(given["split"]))
-    return facts_of(given | {"captions": captions}, where)
+    said_split = split if given["split"] is None else given["split"]
+    split = said_split if said_split in SPLITS else _SPLIT.get(str(said_split))
+    return facts_of(given | {"image": key, "captions": captions, "split": split}, where)
 
 
 def _without_null(told: Any) -> Any:

@@ -26,26 +26,48 @@ COUNTS = "Rank the numbers of {object}."
 EQUAL = "negatives equal to a true caption"
 REPEATED = "negatives given twice"
 
-Row = TypeVar("Row", CaptionRow, RankRow)
+Row = TypeVar("Row", Facts, CaptionRow, RankRow)
 
 
+@dataclass(frozen=True)
 class Rows(Generic[Row]):
-    """A frozen dataclass of rows and the store of their pictures; its fields are the subclass's."""
+    """What is known of pictures, and the store of these.
+
+    Args:
+        rows: at least one.
+        store: gives the pictures.
+        name: where it was read from, for messages.
+        exhaustive: objects that a picture does not show unless its rows or facts say so; of others nothing is known.
+        on_bad: what becomes of a picture that can't be read.
+        dropped: what was left out before, and why.
+
+    Raises:
+        DataError: there are no rows.
+    """
 
     rows: Sequence[Row]
     store: Store
     name: str
-    on_bad: OnBad
-    dropped: Mapping[str, int]
-
-    def load(self, image: str) -> Image.Image | Bad:
-        """Return a picture by its key, or with on_bad="skip" a `Bad`; raises `DataError`."""
-        return pictures.load(self.store, image, self.on_bad)
+    exhaustive: Collection[str] = ()
+    on_bad: OnBad = "raise"
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def images(self) -> list[str]:
         """The keys of the pictures, each once, in order of the rows."""
         return list(dict.fromkeys(row.image for row in self.rows))
+
+    def with_rows(self, rows: Sequence[Row], reason: str = "", count: int = 0) -> Self:
+        """Return the same store with other rows; what was left out of them is counted where there is a reason."""
+        return replace(self, rows=tuple(rows), dropped={**self.dropped, reason: count} if reason else self.dropped)
+
+
+class Parts(Rows[Row]):
+    """Rows of the splits, to train on and to measure on."""
+
+    def load(self, image: str) -> Image.Image | Bad:
+        """Return a picture by its key, or with on_bad="skip" a `Bad`; raises `DataError`."""
+        return pictures.load(self.store, image, self.on_bad)
 
     @property
     def digest(self) -> str:
@@ -71,53 +93,28 @@ class Rows(Generic[Row]):
         return self.part("train"), self.part("val")
 
     def without(self, bad: Sequence[Bad]) -> Self:
-        """Return what is left when the rows of these pictures go, counted among the dropped.
-
-        Raises:
-            DataError: nothing is left.
-        """
+        """Return what is left when the rows of these pictures go, counted; raises `DataError` where nothing is."""
         gone = {item.image for item in bad} & set(self.images)
         if not gone:
             return self
         if gone >= set(self.images):
             raise DataError(f"{self.name}: none of its {len(gone)} pictures can be read. {bad[0].reason}")
-        dropped = {**self.dropped, "pictures that can't be read": len(gone)}
-        return self.with_rows([row for row in self.rows if row.image not in gone], dropped=dropped)
-
-    def with_rows(self, rows: Sequence[Row], **changed: Any) -> Self:
-        """Return the same store with other rows."""
-        own: Any = self  # a dataclass in every subclass, which no type can say
-        made: Self = replace(own, rows=tuple(rows), **changed)
-        return made
+        kept = [row for row in self.rows if row.image not in gone]
+        return self.with_rows(kept, "pictures that can't be read", len(gone))
 
 
 @dataclass(frozen=True)
-class CaptionData(Rows[CaptionRow]):
-    """Captions, what is known of the objects in their pictures, and the store of these.
+class CaptionData(Parts[CaptionRow]):
+    """Captions, with what is known of the objects in their pictures.
 
     Negatives that equal a true caption of the picture, but for case and blanks, or each other are left out and
     counted: in the published test files 1.8 % are, and they would teach that a true caption is wrong.
 
     Args:
-        rows: at least one.
-        store: gives the pictures.
-        name: where it was read from, for messages.
-        on_bad: what becomes of a picture that can't be read.
-        dropped: what was left out before, and why.
         facts: by picture; one that is missing is a picture of whose objects its captions alone tell.
-        exhaustive: objects that a picture does not show unless its facts say so.
-
-    Raises:
-        DataError: there are no rows.
     """
 
-    rows: Sequence[CaptionRow]
-    store: Store
-    name: str
-    on_bad: OnBad = "raise"
-    dropped: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, Facts] = field(default_factory=dict, repr=False)
-    exhaustive: Collection[str] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -156,12 +153,12 @@ def _cleaned(row: CaptionRow, true: Sequence[str], dropped: Counter[str]) -> Cap
     seen = dict.fromkeys(map(squeezed, true), EQUAL)
     kept = []
     for k, negative in enumerate(row.negatives):
-        reason = seen.get(squeezed(negative))
-        if reason is None:
+        reason = seen.setdefault(squeezed(negative), "")
+        if reason:
+            dropped[reason] += 1
+        else:
             kept.append(k)
             seen[squeezed(negative)] = REPEATED
-        else:
-            dropped[reason] += 1
     if len(kept) == len(row.negatives):
         return row
     kinds = tuple(row.kinds[k] for k in kept) if row.kinds else ()
@@ -169,29 +166,17 @@ def _cleaned(row: CaptionRow, true: Sequence[str], dropped: Counter[str]) -> Cap
 
 
 @dataclass(frozen=True)
-class RankData(Rows[RankRow]):
-    """Values and the store of their pictures.
+class RankData(Parts[RankRow]):
+    """Values of objects in pictures, at least one known, and of a picture and an object one alone.
 
     Args:
-        rows: at least one known value; a value for a picture and an object once only.
-        store: gives the pictures.
-        name: where it was read from, for messages.
-        exhaustive: objects of which a picture without a row has 0; of others a missing row means unknown.
         template: the instruction; "{object}" in it stands for the object, or it is one fixed sentence.
-        on_bad: what becomes of a picture that can't be read.
-        dropped: what was left out before, and why.
 
     Raises:
         DataError: nothing to train on, or a template with another field than {object}.
     """
 
-    rows: Sequence[RankRow]
-    store: Store
-    name: str
-    exhaustive: Collection[str] = ()
     template: str = COUNTS
-    on_bad: OnBad = "raise"
-    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not any(row.value is not None for row in self.rows):
@@ -213,8 +198,7 @@ class RankData(Rows[RankRow]):
         return self.template.format(object=name)
 
     @cached_property
-    def by_object(self) -> dict[str, dict[str, float | None]]:
-        """Object -> picture -> value, as far as rows say."""
+    def _by_object(self) -> dict[str, dict[str, float | None]]:
         found: dict[str, dict[str, float | None]] = defaultdict(dict)
         for row in self.rows:
             found[row.object][row.image] = row.value
@@ -227,7 +211,7 @@ class RankData(Rows[RankRow]):
 
     def values(self, name: str) -> tuple[list[str], NDArray[np.float64]]:
         """Return the pictures whose value for an object is known, those with implied zeros too, and the values."""
-        given = self.by_object.get(name, {})
+        given = self._by_object.get(name, {})
         candidates = self.images if name in self.exhaustive else list(given)
         known = {image: given.get(image, 0.0) for image in candidates}
         kept = {image: value for image, value in known.items() if value is not None}
@@ -245,7 +229,7 @@ class RankData(Rows[RankRow]):
                 f"{self.name} has no values of {unknown[0]!r}. {did_you_mean(unknown[0], self.objects)}Known: "
                 f"{', '.join(self.objects[:20])}."
             )
-        return self._only(names, self.dropped)
+        return self._only(names)
 
     def teaching(self, on_lonely: OnBad = "raise") -> RankData:
         """Return the data without objects that teach no order, or refuse it.
@@ -264,10 +248,9 @@ class RankData(Rows[RankRow]):
                 '"exhaustive" if pictures that don\'t tell of it show none'
                 + ("." if len(gone) == len(self.objects) else ', or leave such objects out: on_lonely="skip".')
             )
-        kept = set(self.objects) - gone
-        return self._only(kept, {**self.dropped, "objects that teach no order": len(gone)})
+        return self._only(set(self.objects) - gone, "objects that teach no order", len(gone))
 
-    def _only(self, names: Collection[str], dropped: Mapping[str, int]) -> RankData:
+    def _only(self, names: Collection[str], *why: Any) -> RankData:
         # rows of others may be what makes a picture known to hold none of an exhaustive object; they stay as unknown
         rows = [row if row.object in names else replace(row, value=None) for row in self.rows]
-        return replace(self, rows=rows, exhaustive=[n for n in self.exhaustive if n in names], dropped=dropped)
+        return replace(self.with_rows(rows, *why), exhaustive=[n for n in self.exhaustive if n in names])

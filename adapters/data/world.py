@@ -28,12 +28,11 @@ def facts(kind: str = "captions", split: str | None = None, n: int | None = None
         UnknownNameError: there is no such split or kind.
     """
     known(kind, KINDS, "kind of facts")
-    splits = [split] if split else SIZES
-    keys = [(name, index) for name in splits for index in range(n or SIZES.get(name, 1000))]
-    found = [facts_of(told(kind, name, index), f"{kind}/{name}/{index}") for name, index in keys]
+    keys = [(name, k) for name in ([split] if split else SIZES) for k in range(n or SIZES.get(name, 1000))]
+    found = [facts_of(told(kind, name, k), f"{kind}/{name}/{k}") for name, k in keys]
     where = f"the embedded world's {kind}{f' ({split})' if split else ''}"
     exhaustive = CLASSES if kind in ("captions", "count") else ()
-    return FactsData(found, Pictures(), where, exhaustive, ORDERS.get(kind, COUNTS))
+    return FactsData(found, Pictures(), where, exhaustive, template=ORDERS.get(kind, COUNTS))
 
 
 def captions(split: str | None = None, n: int | None = None) -> CaptionData:

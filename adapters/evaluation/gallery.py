@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.evaluation.metrics import Judged, auroc, ranks, recall
+from lvlm_guard.adapters.evaluation.metrics import AT, Judged, auroc, ranks
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
-from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.retrieval.swaps import hard_negatives
 from lvlm_guard.adapters.terms import TAU
@@ -27,6 +26,9 @@ from lvlm_guard.verify.check import SWAPS, drawn
 
 NEGATIVES = 4
 """Swaps of a caption, as in DCAR's data."""
+
+Places = NDArray[np.int64]
+Made = TypeVar("Made")
 
 
 def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, seed: int = 0) -> list[tuple[str, str]]:
@@ -36,15 +38,13 @@ def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, se
     for what is known to be absent alone; where captions are all there is, for what none of them names, as DCAR does.
 
     Args:
-        row: a caption.
+        row: a caption of the data.
         bank: for rows without negatives.
-        data: that the row is of.
         known: what is known of its picture's objects.
         seed: of the draw.
     """
     if row.negatives:
-        kinds = row.kinds or ("swap",) * len(row.negatives)
-        return list(zip(row.negatives, kinds, strict=True))
+        return list(zip(row.negatives, row.kinds or ("swap",) * len(row.negatives), strict=True))
     there, absent = known
     labels = [name for name in (row.category, *row.attributes.values(), *sorted(there)) if name]
     possible: list[str] = []
@@ -74,9 +74,9 @@ class Gallery:
 
     images: tuple[str, ...]
     rows: tuple[CaptionRow, ...]
-    image_of: NDArray[np.int64]
+    image_of: Places
     swaps: tuple[str, ...]
-    swap_of: NDArray[np.int64]
+    swap_of: Places
     kinds: NDArray[np.str_]
     claims: Claims
 
@@ -89,14 +89,14 @@ class Gallery:
         place = {image: number for number, image in enumerate(images)}
         rows = tuple(row for row in data.rows if row.image in place)
         known = known_of(data, bank)
-        made = [swapped(row, bank, data, known(row.image)) for row in rows]
+        made = [(k, *swap) for k, row in enumerate(rows) for swap in swapped(row, bank, data, known(row.image))]
         return cls(
             images,
             rows,
             np.array([place[row.image] for row in rows]),
-            tuple(text for each in made for text, _ in each),
-            np.array([number for number, each in enumerate(made) for _ in each], dtype=np.int64),
-            np.array([kind for each in made for _, kind in each], dtype=np.str_),
+            tuple(text for _, text, _ in made),
+            np.array([k for k, _, _ in made], dtype=np.int64),
+            np.array([kind for _, _, kind in made], dtype=np.str_),
             Claims.of([*map(known, images)], without=withheld),
         )
 
@@ -110,31 +110,27 @@ class Gallery:
         return relevant
 
     @cached_property
-    def _rows(self) -> list[NDArray[np.int64]]:
+    def _rows(self) -> list[Places]:
         return [np.flatnonzero(self.image_of == k) for k in range(len(self.images))]
 
-    def rows_of(self, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_of(self, pictures: Places) -> Places:
         """Return the places of the captions of pictures, repeated or not."""
         return np.concatenate([self._rows[k] for k in pictures])
 
     @torch.no_grad()
     def searched(self, retriever: DualPromptRetriever, pixels: Features) -> Searched:
         """Return what a retriever makes of it, without word weights."""
-        encoder, keys = Encoder(retriever.model), self.images
-        places = [keys[at : at + AT_ONCE] for at in range(0, len(keys), AT_ONCE)]
-        parts = [encoder.images(pixels(each)) for each in places]
-        image = torch.cat(parts)
+        parts = [self.images[at : at + AT_ONCE] for at in range(0, len(self.images), AT_ONCE)]
+        seen = [retriever.model.images(pixels(each)) for each in parts]
         text = retriever.text_features([*(row.caption for row in self.rows), *self.swaps])
         asked = self.claims.texts
         said = retriever.text_features(asked) if asked else text[:0]
-        claimed = torch.cat(
-            [
-                retriever.cosines(part, asked, said, partial(pixels, each))
-                for each, part in zip(places, parts, strict=True)
-            ]
-        )
+        claimed = [
+            retriever.cosines(image, asked, said, partial(pixels, each))
+            for each, image in zip(parts, seen, strict=True)
+        ]
         tau = retriever.card.temperature or retriever.model.tau
-        return Searched(self, image, text, claimed.numpy(), tau)
+        return Searched(self, torch.cat(seen), text, torch.cat(claimed).numpy(), tau)
 
 
 class Asked(NamedTuple):
@@ -148,13 +144,13 @@ class Asked(NamedTuple):
 
     cosines: NDArray[np.float64]
     true: NDArray[np.bool_]
-    pictures: NDArray[np.int64]
-    names: NDArray[np.int64]
+    pictures: Places
+    names: Places
 
 
 @dataclass(frozen=True)
 class Searched:
-    """Features of a gallery, and the figures they give.
+    """Features of a gallery, and the figures they give of pictures or captions, which are named by their places.
 
     Args:
         gallery: what was searched.
@@ -187,40 +183,37 @@ class Searched:
         return self.scores[of, len(self.gallery.rows) + np.arange(len(of))].astype(np.float64)
 
     @cached_property
-    def image_places(self) -> NDArray[np.int64]:
+    def image_places(self) -> Places:
         """[images]: at which place each picture finds a true caption, among all captions and swaps."""
         return ranks(self.scores, self.gallery.truth)
 
     @cached_property
-    def text_places(self) -> NDArray[np.int64]:
+    def text_places(self) -> Places:
         """[rows]: at which place each caption finds its picture, among all pictures."""
         rows = len(self.gallery.rows)
         return ranks(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T)
 
     def figures(self) -> dict[str, float]:
         """Return recall both ways, the verifier's AUROC and that of claims; see `metrics.Figures`."""
-        rows = len(self.gallery.rows)
-        ways = {
-            "i2t": recall(self.scores, self.gallery.truth),
-            "t2i": recall(self.scores[:, :rows].T, self.gallery.truth[:, :rows].T),
-        }
-        found = {f"{way}_r{k}": share for way, shares in ways.items() for k, share in shares.items()}
+        ways = {"i2t": self.image_places, "t2i": self.text_places}
+        found = {f"{way}_r{k}": float((places <= k).mean()) for way, places in ways.items() for k in AT}
         everything = np.arange(len(self.gallery.images))
         return found | {"auroc": auroc(self.true, self.swapped), "claims": self.claims_auroc(everything)}
 
-    def claims_auroc(self, pictures: NDArray[np.int64], about: NDArray[np.bool_] | None = None) -> float:
-        """Return the AUROC of claims that hold of pictures, repeated or not, against those that don't; NaN without.
+    def claims_auroc(self, pictures: Places, about: NDArray[np.bool_] | None = None) -> float:
+        """Return the AUROC of claims that hold of pictures against those that don't; NaN without.
 
         Args:
-            pictures: by their places.
+            pictures: drawn.
             about: [claims]: which are asked; None for all.
         """
-        key = "claims" if about is None else f"claims {about.tobytes()!r}"
-        if key not in self._held:
+
+        def judged() -> Judged:
             claims = self.gallery.claims
             asked = (claims.true | claims.false) & (True if about is None else about)
-            self._held[key] = Judged(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
-        return self._judged(key).auroc(self._times(pictures, len(self.gallery.images)))
+            return Judged(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
+
+        return self._once(f"claims {'' if about is None else about.tobytes()!r}", judged).auroc(pictures)
 
     @cached_property
     def asked(self) -> Asked:
@@ -240,58 +233,46 @@ class Searched:
         columns = np.array(found, dtype=np.int64).reshape(len(found), 3)
         return Asked(np.array(cosines).reshape(len(found), 1 + SWAPS), columns[:, 0] > 0, columns[:, 1], columns[:, 2])
 
-    def verified(self, pictures: NDArray[np.int64]) -> tuple[float, float]:
+    def verified(self, pictures: Places) -> tuple[float, float]:
         """Return (AUROC, Brier score) of the verifier's probabilities on claims of pictures; NaN without any."""
-        times = self._times(pictures, len(self.gallery.images))
-        p, true, of = self._probability, self.asked.true, self.asked.pictures
-        if not times[of].any():
+        _, true, of, _ = self.asked
+        p: NDArray[np.float64] = self._once("p", lambda: softmax(self.asked.cosines / self.tau, axis=1)[:, 0])
+        times = np.bincount(pictures, minlength=len(self.gallery.images))[of]
+        if not times.any():
             return float("nan"), float("nan")
-        if "verified" not in self._held:
-            self._held["verified"] = Judged(p, true, of)
-        return self._judged("verified").auroc(times), float(np.average((p - true) ** 2, weights=times[of]))
+        judged = self._once("verified", lambda: Judged(p, true, of))
+        return judged.auroc(pictures), float(np.average((p - true) ** 2, weights=times))
 
-    @cached_property
-    def _probability(self) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = softmax(self.asked.cosines / self.tau, axis=1)[:, 0]
-        return found
+    def swap_auroc(self, rows: Places, kind: str = "") -> float:
+        """Return the AUROC of drawn captions against their swaps of a kind, "" for all; NaN without any."""
 
-    def swap_auroc(self, rows: NDArray[np.int64], kind: str = "") -> float:
-        """Return the AUROC of some captions, repeated or not, against their swaps of a kind; NaN without any."""
-        if (key := f"swaps {kind}") not in self._held:
+        def judged() -> Judged:
             fits = self._of_kind(kind)
             of = self.gallery.swap_of[fits]
             own = np.unique(of)
             scores = np.concatenate([self.true[own], self.swapped[fits]])
-            self._held[key] = Judged(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
-        return self._judged(key).auroc(self._times(rows, len(self.gallery.rows)))
+            return Judged(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
 
-    def above(self, rows: NDArray[np.int64], kind: str) -> float:
+        return self._once(f"swaps {kind}", judged).auroc(rows)
+
+    def above(self, rows: Places, kind: str) -> float:
         """Return the share of captions that score above all their swaps of a kind; NaN without any."""
-        won = self._won(kind)[rows]
-        return float("nan") if np.isnan(won).all() else float(np.nanmean(won))
+
+        def won() -> NDArray[np.float64]:
+            best = np.full(len(self.gallery.rows), -np.inf)
+            fits = self._of_kind(kind)
+            np.maximum.at(best, self.gallery.swap_of[fits], self.swapped[fits])
+            return np.where(np.isfinite(best), (self.true > best).astype(np.float64), np.nan)
+
+        each = self._once(f"won {kind}", won)[rows]
+        return float("nan") if np.isnan(each).all() else float(np.nanmean(each))
 
     def _of_kind(self, kind: str) -> NDArray[np.bool_]:
         return np.ones(len(self.swapped), bool) if not kind else np.asarray(self.gallery.kinds == kind)
 
-    @staticmethod
-    def _times(drawn: NDArray[np.int64], of: int) -> NDArray[np.int64]:
-        return np.bincount(drawn, minlength=of)
-
-    def _judged(self, key: str) -> Judged:
-        found: Judged = self._held[key]
-        return found
-
-    def _won(self, kind: str) -> NDArray[np.float64]:
-        """[rows]: whether each caption scores above all its swaps of a kind; NaN where it has none."""
-        key = f"won {kind}"
-        if key not in self._held:
-            fits = self._of_kind(kind)
-            best = np.full(len(self.gallery.rows), -np.inf)
-            np.maximum.at(best, self.gallery.swap_of[fits], self.swapped[fits])
-            self._held[key] = np.where(np.isfinite(best), (self.true > best).astype(np.float64), np.nan)
-        found: NDArray[np.float64] = self._held[key]
-        return found
-
-    @cached_property
-    def _held(self) -> dict[str, Any]:
-        return {}
+    def _once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what is made at the first call of a name alone: the bootstrap asks hundreds of times."""
+        held: dict[str, Made] = self.__dict__.setdefault("_held", {})
+        if name not in held:
+            held[name] = make()
+        return held[name]

@@ -1,4 +1,4 @@
-"""How well a ranker orders, how well captions and pictures find each other, and which weights are kept by that.
+"""Figures of rankings and of retrieval, their intervals, the one table of all adapters, and which weights are kept.
 
 Ties count against the model; a share is 0 to 1. What is kept is chosen by retrieval and verification on validation,
 never by the training loss, and must not get worse at what it is for: a candidate that finds fewer pictures, tells fewer
@@ -10,8 +10,9 @@ backbone is a candidate too. Averaged over nine domains, published prompt tuning
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,15 +21,13 @@ from scipy import stats
 from lvlm_guard.errors import KnobError
 
 
-@dataclass(frozen=True)
-class RankingFigures:
+class RankingFigures(NamedTuple):
     """Figures of one instruction, or their means; NaN where one is undefined.
 
     Args:
         mae: mean absolute error of the scores, in the units of the values.
         accuracy: share of scores that round to the value (half to even, as Python rounds).
-        plcc: Pearson's correlation of scores and values.
-        srcc: Spearman's, ties at their average rank.
+        plcc, srcc: Pearson's correlation of scores and values; Spearman's, ties at their average rank.
         pair_accuracy: share of pairs of unequal values whose scores are in their order.
         absence_auroc: probability that a picture with a value above 0 scores higher than one with 0; ties count half.
     """
@@ -42,11 +41,7 @@ class RankingFigures:
 
 
 def ranking_figures(scores: ArrayLike, values: ArrayLike) -> RankingFigures:
-    """Return the figures of pictures under one instruction.
-
-    Args:
-        scores: [K], in the units of the values.
-        values: [K].
+    """Return the figures of pictures under one instruction, scores [K] in the units of the values [K].
 
     Raises:
         KnobError: there is no picture, or the shapes differ, or a number is not finite.
@@ -72,7 +67,7 @@ def mean_figures(each: Mapping[str, RankingFigures]) -> RankingFigures:
         known = [value for figures in each.values() if not math.isnan(value := getattr(figures, name))]
         return float(np.mean(known)) if known else math.nan
 
-    return RankingFigures(**{field.name: mean(field.name) for field in fields(RankingFigures)})
+    return RankingFigures(*map(mean, RankingFigures._fields))
 
 
 def better(figures: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
@@ -88,10 +83,9 @@ def pair_accuracy(scores: ArrayLike, values: ArrayLike) -> float:
     """Return the share of pairs of unequal values whose scores are in their order; NaN where there is none."""
     s, y = np.asarray(scores, float), np.asarray(values, float)
     i, j = np.triu_indices(len(y), 1)
+    right = np.sign(s[i] - s[j]) == np.sign(y[i] - y[j])
     unequal = y[i] != y[j]
-    if not unequal.any():
-        return math.nan
-    return float((np.sign(s[i] - s[j]) == np.sign(y[i] - y[j]))[unequal].mean())
+    return float(right[unequal].mean()) if unequal.any() else math.nan
 
 
 def auroc(above: ArrayLike, below: ArrayLike) -> float:
@@ -99,8 +93,8 @@ def auroc(above: ArrayLike, below: ArrayLike) -> float:
     high, low = np.asarray(above, float), np.asarray(below, float)
     if not len(high) or not len(low):
         return math.nan
-    ranks = stats.rankdata(np.concatenate([high, low]))
-    return float((ranks[: len(high)].sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
+    places = stats.rankdata(np.concatenate([high, low]))
+    return float((places[: len(high)].sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
 
 
 class Judged:
@@ -116,8 +110,9 @@ class Judged:
         self._values, self._place = np.unique(np.asarray(scores, float), return_inverse=True)
         self._high, self._owner = high, owner
 
-    def auroc(self, times: NDArray[np.int64]) -> float:
-        """Return the AUROC where owner k was drawn `times[k]` times; NaN where one side is empty."""
+    def auroc(self, drawn: NDArray[np.int64]) -> float:
+        """Return the AUROC of what these owners have, each as often as drawn; NaN where one side is empty."""
+        times = np.bincount(drawn, minlength=int(self._owner.max(initial=-1)) + 1)
         weights, n = times[self._owner].astype(float), len(self._values)
         above, below = (np.bincount(self._place, weights * side, n) for side in (self._high, ~self._high))
         total = above.sum() * below.sum()
@@ -133,14 +128,11 @@ Figures = Mapping[str, float]
 
 
 def ranks(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.int64]:
-    """Return at which place each query finds its first relevant candidate, 1 for the best.
+    """Return at which place each query finds its first relevant candidate: 1 + how many others score at least as high.
 
     Args:
         scores: [queries, candidates], higher is better.
         relevant: [queries, candidates] bool; at least one in each row.
-
-    Returns:
-        [queries]: 1 + how many other candidates score at least as high.
 
     Raises:
         KnobError: the shapes differ, a query has no relevant candidate, or a score is NaN.
@@ -186,25 +178,16 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Mean of recall at 1, 5 and 10 both ways in percent, plus 100 times the verifier's AUROC where it is known.
-
-        And 100 times that of claims, where they were trained.
-        """
-        found = [value for name, value in self.figures.items() if name[:4] in ("i2t_", "t2i_")]
-        verifier, claims = (
-            0.0 if math.isnan(self.figures[name]) else self.figures[name] for name in ("auroc", "claims")
-        )
-        return 100 * (sum(found) / len(found) + verifier + (claims if self.claims else 0.0))
+        """Mean recall in percent, plus 100 times the AUROCs that count and are known: verifier and claims."""
+        recalls = [value for name, value in self.figures.items() if name[:4] in ("i2t_", "t2i_")]
+        judged = [self.figures[name] for name in ("auroc", "claims")[: 1 + self.claims]]
+        return 100 * sum(part for part in (sum(recalls) / len(recalls), *judged) if not math.isnan(part))
 
 
 def selected(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate of the highest score among those that lose nothing against the untuned backbone.
 
-    Args:
-        candidates: the untuned backbone (epoch -1) among them.
-
-    Returns:
-        One of them; of equal scores the untuned backbone, else the earliest.
+    Of equal scores it is the untuned backbone, which must be among them, else the earliest.
 
     Raises:
         KnobError: the untuned backbone is missing, or the AUROC is known of some only.
@@ -216,11 +199,123 @@ def selected(candidates: Sequence[Candidate]) -> Candidate:
         )
     if len({math.isnan(candidate.figures["auroc"]) for candidate in candidates}) > 1:
         raise KnobError("Some candidates have a verifier's AUROC and some have not, so their scores don't compare.")
-    kept = [candidate for candidate in candidates if not _loses(candidate, untuned)]
+    kept = [
+        candidate
+        for candidate in candidates
+        # what is not known is NaN, and loses nothing
+        if not any(
+            candidate.figures[name] < untuned.figures[name]
+            for name in ("t2i_r1", "auroc", "claims")[: 2 + candidate.claims]
+        )
+    ]
     return max(kept, key=lambda candidate: (candidate.score, -candidate.epoch))
 
 
-def _loses(candidate: Candidate, untuned: Candidate) -> bool:
-    asked = ("t2i_r1", "auroc", "claims") if candidate.claims else ("t2i_r1", "auroc")
-    # what is not known is NaN, and loses nothing
-    return any(candidate.figures[name] < untuned.figures[name] for name in asked)
+Picked = NDArray[np.int64]
+Found = TypeVar("Found")
+Measure = Callable[[Found, Picked], float]
+"""(what one training makes of all pictures, pictures drawn) -> a figure."""
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interval(
+    figure: Callable[[Picked, Picked], float], trainings: int, pictures: int, *, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """Return a figure with its interval; a figure that is NaN on everything has none.
+
+    Trainings and pictures are both drawn, with replacement and independently, so that neither's luck is left out.
+
+    Args:
+        figure: (trainings drawn, pictures drawn) -> the figure of these.
+        trainings, pictures: how many there are.
+        draws, seed: of the bootstrap.
+    """
+    return ends_of(np.array([figure(*drawn) for drawn in _drawn(trainings, pictures, draws, seed)]))
+
+
+def _drawn(trainings: int, pictures: int, draws: int, seed: int = 0) -> Iterator[tuple[Picked, Picked]]:
+    """Yield all trainings and pictures, then draws of them."""
+    yield np.arange(trainings), np.arange(pictures)
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield rng.integers(0, trainings, trainings), rng.integers(0, pictures, pictures)
+
+
+def ends_of(figures: NDArray[np.float64]) -> Interval:
+    """Return a figure with its 95 % interval from its value on everything, then on draws."""
+    whole = float(figures[0])
+    if math.isnan(whole):
+        return Interval(whole, whole, whole)
+    low, high = np.nanquantile(figures[1:], (0.025, 0.975))
+    return Interval(whole, float(low), float(high))
+
+
+def table(
+    model: str,
+    ours: str,
+    task: str,
+    found: Mapping[str, Sequence[Found]],
+    measures: Mapping[str, Measure[Found]],
+    pictures: int,
+    *,
+    headlines: Collection[str],
+    draws: int,
+    baseline: str | None = None,
+    silent: Mapping[str, Collection[str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return rows in long form: each figure of each method, and what `ours` and the baseline have less others.
+
+    Args:
+        model: name of the CLIP.
+        ours: the method that is compared with all others.
+        task: that the rows are of.
+        found: of all methods, with as many trainings each; an untrained method's is repeated.
+        measures: figures by name.
+        pictures: how many were measured on.
+        headlines: figures that an adapter must win by; of these there are differences.
+        draws: of the bootstrap.
+        baseline: the method that all others are compared with too; None for none.
+        silent: method -> figures that it has nothing to say of.
+    """
+    rows = []
+    # the same draws for all, so that a difference is that of figures which are there already
+    drawn = [*_drawn(len(found[ours]), pictures, draws)]
+    pairs = [(ours, other) for other in found if other != ours]
+    pairs += [(one, baseline) for one in found if baseline and one not in (ours, baseline)]
+    for metric, measure in measures.items():
+        figures = {
+            method: np.array(
+                [np.mean([measure(each[int(t)], picked) for t in trainings]) for trainings, picked in drawn]
+            )
+            for method, each in found.items()
+            if metric not in (silent or {}).get(method, ())
+        }
+        for method, values in figures.items():
+            rows.append(row(model, method, task, metric, ends_of(values), pictures))
+        for one, other in pairs:
+            if metric in headlines and {one, other} <= figures.keys():
+                ends = ends_of(figures[one] - figures[other])
+                rows.append(row(model, f"{one}-{other}", task, metric, ends, pictures, baseline=other))
+    return rows
+
+
+def row(
+    model: str,
+    method: str,
+    task: str,
+    metric: str,
+    ends: tuple[float, float, float],
+    n: int,
+    baseline: str | None = None,
+) -> dict[str, Any]:
+    """Return one row in long form; a figure that is undefined is null, one of a difference names what it is less."""
+    value, low, high = (None if math.isnan(number) else round(number, 6) for number in ends)
+    told = {"model": model, "method": method, "task": task, "metric": metric}
+    return told | {"value": value, "low": low, "high": high, "n": n} | ({"baseline": baseline} if baseline else {})

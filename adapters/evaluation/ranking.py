@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import DataError
-from lvlm_guard.adapters.evaluation import table
-from lvlm_guard.adapters.evaluation.metrics import RankingFigures, mean_figures, ranking_figures
-from lvlm_guard.adapters.evaluation.table import Measure, Picked
+from lvlm_guard.adapters.evaluation.metrics import Picked, RankingFigures, mean_figures, ranking_figures, table
 from lvlm_guard.matching.vocabulary import article, plural
 
 LEAST = 8  # pictures of an object, below which a correlation is luck
@@ -82,7 +80,7 @@ class Lists:
         """Return a number for each picture of each list, from (object, pictures) -> numbers."""
         return {name: np.asarray(score(name, keys), np.float64) for name, keys in self.keys.items()}
 
-    def figures(self, scored: Scored, picked: Mapping[str, NDArray[np.int64]] | None = None) -> RankingFigures:
+    def figures(self, scored: Scored, picked: Mapping[str, Picked] | None = None) -> RankingFigures:
         """Return the mean figures of all lists, or of some pictures of them, repeated or not."""
         each = {}
         for name, values in self.values.items():
@@ -91,7 +89,7 @@ class Lists:
                 each[name] = ranking_figures(scored[name][at], values[at])
         return mean_figures(each)
 
-    def picked(self, times: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
+    def picked(self, times: Mapping[str, int]) -> dict[str, Picked]:
         """Return the places in each list of pictures that were drawn so many times."""
         return {
             name: np.repeat(np.arange(len(keys)), [times.get(key, 0) for key in keys])
@@ -104,7 +102,6 @@ def _place(image: str, name: str) -> bytes:
     return hashlib.sha256(f"{name}\0{image}".encode()).digest()
 
 
-TASK = "ranking"
 METRICS = ("srcc", "plcc", "mae", "accuracy", "pair_accuracy", "absence_auroc")
 HEADLINES = ("srcc", "accuracy", "mae")
 
@@ -113,10 +110,10 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Ridge penalties that a linear probe may take, per picture."""
 
-Texts = Callable[[Sequence[str]], Tensor]
+Encode = Callable[[Sequence[str]], Tensor]
 
 
-def zero_shot(lists: Lists, train: Lists, image: Callable[[Sequence[str]], Tensor], text: Texts, tau: float) -> Scored:
+def zero_shot(lists: Lists, train: Lists, image: Encode, text: Encode, tau: float) -> Scored:
     """Return what CLIP says untrained.
 
     Counts: the mean of the numbers 0 to 6 (or the most in the data), by the softmax over "a photo of no dogs",
@@ -154,8 +151,8 @@ def counted(name: str, n: int) -> str:
     return f"a photo of {article(name)} {name}" if n == 1 else f"a photo of {NUMBERS[n]} {plural(name)}"
 
 
-def linear_probe(lists: Lists, train: Lists, validation: Lists, features: Callable[[Sequence[str]], Tensor]) -> Scored:
-    """Return what ridge regression on frozen features says, one for each object, its penalty chosen on validation.
+def linear_probe(lists: Lists, train: Lists, validation: Lists, features: Encode) -> Scored:
+    """Return what ridge regression on frozen features says, one for each object.
 
     Args:
         lists: to score; an object that was not trained on gets the mean of all values.
@@ -164,32 +161,30 @@ def linear_probe(lists: Lists, train: Lists, validation: Lists, features: Callab
         features: of pictures by key, [n, d].
     """
     overall = float(np.mean(np.concatenate(list(train.values.values()))))
-    held = {name: _standardised(_array(features(keys))) for name, keys in train.keys.items()}
-
-    def weights(name: str, strength: float) -> tuple[Values, float, Values, Values]:
-        x, mean, std = held[name]
-        y = train.values[name]
-        penalty = strength * len(y) * np.eye(x.shape[1])
-        solved: Values = np.linalg.solve(x.T @ x + penalty, x.T @ (y - y.mean()))
-        return solved, float(y.mean()), mean, std
+    seen = {name: _array(features(keys)) for name, keys in train.keys.items()}
 
     def scored(of: Lists, strength: float) -> Scored:
         def score(name: str, keys: Sequence[str]) -> Values:
-            if name not in held:
+            if name not in seen:
                 return np.full(len(keys), overall)
-            w, offset, mean, std = weights(name, strength)
-            return np.asarray((_array(features(keys)) - mean) / std @ w + offset, np.float64)
+            x, y = seen[name], train.values[name]
+            mean, std = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1.0)
+            z = (x - mean) / std
+            weights = np.linalg.solve(z.T @ z + strength * len(y) * np.eye(z.shape[1]), z.T @ (y - y.mean()))
+            return np.asarray((_array(features(keys)) - mean) / std @ weights + y.mean(), np.float64)
 
         return of.scored(score)
 
-    best = max(STRENGTHS, key=lambda strength: _srcc(validation.figures(scored(validation, strength))))
-    return scored(lists, best)
+    def srcc(strength: float) -> float:
+        return float(np.nan_to_num(validation.figures(scored(validation, strength)).srcc, nan=-np.inf))
+
+    return scored(lists, max(STRENGTHS, key=srcc))
 
 
 def rows_of(
     model: str, ours: str, lists: Lists, found: Mapping[str, Sequence[Scored]], *, draws: int = DRAWS
 ) -> list[dict[str, Any]]:
-    """Return rows in long form, see `table.rows_of`; `found` are the scores of each training of a method."""
+    """Return rows in long form, see `metrics.table`; `found` are the scores of each training of a method."""
     images = lists.images
     by_id = {id(scored): scored for each in found.values() for scored in each}
 
@@ -198,37 +193,24 @@ def rows_of(
         times = Counter(images[k] for k in np.frombuffer(pictures, np.int64).tolist())
         return lists.figures(by_id[scored], lists.picked(times))
 
-    def measure(metric: str) -> Measure[Scored]:
-        def one(scored: Scored, pictures: Picked) -> float:
-            return float(getattr(figures(id(scored), pictures.tobytes()), metric))
+    def measure(scored: Scored, pictures: Picked, metric: str) -> float:
+        return float(getattr(figures(id(scored), pictures.tobytes()), metric))
 
-        return one
-
-    named = {metric: measure(metric) for metric in METRICS}
-    return table.rows_of(model, ours, TASK, found, named, len(images), headlines=HEADLINES, draws=draws)
+    named = {metric: partial(measure, metric=metric) for metric in METRICS}
+    return table(model, ours, "ranking", found, named, len(images), headlines=HEADLINES, draws=draws)
 
 
 def by_object(lists: Lists, found: Sequence[Scored]) -> dict[str, dict[str, float]]:
     """Return object -> SRCC, MAE and accuracy, mean over trainings, and how many pictures there are."""
     told = {}
     for name, values in lists.values.items():
-        alone = Lists({name: lists.keys[name]}, {name: values}, {name: lists.instructions[name]})
-        each = [alone.figures(one) for one in found]
-        told[name] = {
+        each = [ranking_figures(one[name], values) for one in found]
+        means = {
             metric: float(np.mean([getattr(one, metric) for one in each])) for metric in ("srcc", "mae", "accuracy")
-        } | {"n": float(len(values))}
+        }
+        told[name] = means | {"n": float(len(values))}
     return told
 
 
-def _standardised(x: Values) -> tuple[Values, Values, Values]:
-    mean, std = x.mean(0), x.std(0)
-    std = np.where(std > 0, std, 1.0)
-    return (x - mean) / std, mean, std
-
-
-def _srcc(figures: RankingFigures) -> float:
-    return -np.inf if np.isnan(figures.srcc) else figures.srcc
-
-
-def _array(tensor: Tensor) -> NDArray[np.float64]:
+def _array(tensor: Tensor) -> Values:
     return tensor.detach().cpu().numpy().astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lvlm_guard.adapters.evaluation import table
+from lvlm_guard.adapters.evaluation import metrics
 from lvlm_guard.adapters.evaluation.gallery import Searched
-from lvlm_guard.adapters.evaluation.metrics import AT
-from lvlm_guard.adapters.evaluation.table import Picked
+from lvlm_guard.adapters.evaluation.metrics import AT, Picked
 from lvlm_guard.adapters.retrieval.claims import Claims, fit_tau
 
 TASK = "retrieval"
@@ -29,7 +29,8 @@ DRAWS = 300
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Of the squared weights of a linear probe, per picture."""
 
-Measure = Callable[[Searched, Picked], float]
+Measure = metrics.Measure[Searched]
+Probe = Callable[[Searched], Searched]
 
 
 def of_claims(novel: NDArray[np.bool_]) -> dict[str, Measure]:
@@ -46,7 +47,37 @@ def of_claims(novel: NDArray[np.bool_]) -> dict[str, Measure]:
     }
 
 
-def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Callable[[Searched], Searched]:
+def measures(kinds: Sequence[str]) -> dict[str, Measure]:
+    """Return the figures by name.
+
+    `i2t_r1` .. `t2i_r10`: recall; pictures search among all captions and swaps, captions among all pictures.
+    `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
+    score above all their swaps of a kind. `claims_auroc`: "a photo of a dog" of pictures whose captions name one,
+    against all others.
+    """
+
+    def i2t(found: Searched, pictures: Picked, k: int) -> float:
+        return float((found.image_places[pictures] <= k).mean())
+
+    def t2i(found: Searched, pictures: Picked, k: int) -> float:
+        return float((found.text_places[found.gallery.rows_of(pictures)] <= k).mean())
+
+    def swapped(found: Searched, pictures: Picked, kind: str = "") -> float:
+        return found.swap_auroc(found.gallery.rows_of(pictures), kind)
+
+    def above(found: Searched, pictures: Picked, kind: str) -> float:
+        return found.above(found.gallery.rows_of(pictures), kind)
+
+    named: dict[str, Measure] = {f"{way.__name__}_r{k}": partial(way, k=k) for way in (i2t, t2i) for k in AT}
+    named["claims_auroc"] = Searched.claims_auroc
+    if kinds:
+        named["swap_auroc"] = swapped
+    for kind in kinds:
+        named |= {f"swap_auroc_{kind}": partial(swapped, kind=kind), f"accuracy_{kind}": partial(above, kind=kind)}
+    return named
+
+
+def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Probe:
     """Return what asks a logistic regression per object about claims, instead of the text.
 
     It knows the objects that it learnt alone: of others it says the mean of what it says of those.
@@ -73,10 +104,8 @@ def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Callable[[
 
     def probed(found: Searched) -> Searched:
         logits = (_with_bias(found.image) @ weights.detach()).numpy()
-        said = dict(zip(claims.names, logits.T, strict=True))
-        mean = logits.mean(1)
-        columns = [said.get(name, mean) for name in found.gallery.claims.names]
-        return replace(found, claimed=np.stack(columns, 1))
+        said, mean = dict(zip(claims.names, logits.T, strict=True)), logits.mean(1)
+        return replace(found, claimed=np.stack([said.get(name, mean) for name in found.gallery.claims.names], 1))
 
     return probed
 
@@ -85,7 +114,7 @@ def _with_bias(features: Tensor) -> Tensor:
     return torch.cat([features.float(), torch.ones(len(features), 1)], 1)
 
 
-def best_probe(features: Tensor, claims: Claims, validation: Searched) -> Callable[[Searched], Searched]:
+def best_probe(features: Tensor, claims: Claims, validation: Searched) -> Probe:
     """Return the linear probe whose claims are told apart best on validation, by its temperature there."""
     probes = [linear_probe(features, claims, penalty) for penalty in PENALTIES]
     everything = np.arange(len(validation.gallery.images))
@@ -93,35 +122,6 @@ def best_probe(features: Tensor, claims: Claims, validation: Searched) -> Callab
     asked = best(validation).asked
     tau = fit_tau(asked.cosines, asked.true)
     return lambda found: replace(best(found), tau=tau)
-
-
-def measures(kinds: Sequence[str]) -> dict[str, Measure]:
-    """Return the figures by name.
-
-    `i2t_r1` .. `t2i_r10`: recall; pictures search among all captions and swaps, captions among all pictures.
-    `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
-    score above all their swaps of a kind. `claims_auroc`: "a photo of a dog" of pictures whose captions name one,
-    against all others.
-    """
-
-    def recalled(k: int, by_text: bool) -> Measure:
-        if by_text:
-            return lambda found, pictures: float((found.text_places[found.gallery.rows_of(pictures)] <= k).mean())
-        return lambda found, pictures: float((found.image_places[pictures] <= k).mean())
-
-    def swapped(kind: str) -> Measure:
-        return lambda found, pictures: found.swap_auroc(found.gallery.rows_of(pictures), kind)
-
-    def above(kind: str) -> Measure:
-        return lambda found, pictures: found.above(found.gallery.rows_of(pictures), kind)
-
-    named = {f"{way}_r{k}": recalled(k, way == "t2i") for way in ("i2t", "t2i") for k in AT}
-    named["claims_auroc"] = lambda found, pictures: found.claims_auroc(pictures)
-    if kinds:
-        named["swap_auroc"] = swapped("")
-    for kind in kinds:
-        named |= {f"swap_auroc_{kind}": swapped(kind), f"accuracy_{kind}": above(kind)}
-    return named
 
 
 def rows_of(
@@ -134,7 +134,7 @@ def rows_of(
     baseline: str | None = None,
     draws: int = DRAWS,
 ) -> list[dict[str, Any]]:
-    """Return rows in long form, see `table.rows_of`; `more` are further figures, shown first.
+    """Return rows in long form, see `metrics.table`; `more` are further figures, shown first.
 
     A linear probe says nothing of captions, so that only the figures of claims are told of it.
     """
@@ -142,7 +142,7 @@ def rows_of(
     figures = {**(more or {}), **measures(sorted(set(gallery.kinds.tolist())))}
     silent = {PROBE: set(figures) - set(OF_CLAIMS)}
     how = {"headlines": HEADLINES, "draws": draws, "baseline": baseline, "silent": silent}
-    return table.rows_of(model, ours, task, found, figures, len(gallery.images), **how)  # type: ignore[arg-type]
+    return metrics.table(model, ours, task, found, figures, len(gallery.images), **how)  # type: ignore[arg-type]
 
 
 def by_category(found: Sequence[Searched]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,4 @@
-"""What a word must look like where another one stood: its case, and the article before it.
-
-Which words may stand for each other in a caption, and which must not: what swaps are made from.
+"""Which words may stand for each other in a caption, in what form, and which must not: what swaps are made from.
 
 The package's own list names COCO's 80 categories with their synonyms, and colours, materials, numbers, sizes and
 states. The embedded world has its own, made of the words it is drawn from. A user's is a JSON file like
@@ -11,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from torch import stack, zeros
 from torch.nn.functional import normalize
@@ -29,8 +27,11 @@ FUNCTION = (
 )
 """Words of a sentence that say nothing of its object, each between blanks."""
 
+ONE = "one"
 VERBS = {"is": "are", "was": "were", "has": "have"}
-SINGULAR = {"a", "an", "one", "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
+SINGULAR = {"a", "an", ONE, "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
+
+Made = TypeVar("Made")
 
 
 def cased(word: str, like: str, spelling: str) -> str:
@@ -47,44 +48,38 @@ def cased(word: str, like: str, spelling: str) -> str:
         return word.upper() if len(like) > 2 else word  # "TV" is no shouting
     if like.istitle() and " " in like:
         return word.title()
+    return begun(word, like)
+
+
+def begun(word: str, like: str) -> str:
+    """Return a word with a first letter as large as that of another."""
     return word[:1].upper() + word[1:] if like[:1].isupper() else word
-
-
-def with_article(before: str, word: str) -> str:
-    """Return "a", "an", "A" or "An" for an article that stands before another word now; other words as they are."""
-    if before.lower() not in ("a", "an"):
-        return before
-    new = article(word)
-    return new.capitalize() if before[:1].isupper() else new
 
 
 def agreeing(verb: str, is_plural: bool) -> str:
     """Return is, was or has in the number of its noun, in its case; other words as they are."""
     pairs = VERBS if is_plural else {many: one for one, many in VERBS.items()}
-    new = pairs.get(verb.lower())
-    if new is None:
-        return verb
-    return new.capitalize() if verb[:1].isupper() else new
+    return begun(pairs[verb.lower()], verb) if verb.lower() in pairs else verb
 
 
-ONE = "one"
+class Named(NamedTuple):
+    """What a word names: a category by one of its words, in singular or plural; nothing where there is no name."""
+
+    name: str = ""
+    word: str = ""
+    is_plural: bool = False
 
 
-@dataclass(frozen=True)
-class Named:
-    """What a word names: a category by one of its words, in singular or plural."""
+class Valued(NamedTuple):
+    """What a word says: a value of an attribute, by its group; nothing where there is no attribute."""
 
-    name: str
-    word: str
-    is_plural: bool
+    attribute: str = ""
+    group: int = 0
 
-
-@dataclass(frozen=True)
-class Valued:
-    """What a word says: a value of an attribute."""
-
-    attribute: str
-    group: int
+    @property
+    def kind(self) -> str:
+        """The kind of the attribute: "state" of "state/open"."""
+        return self.attribute.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -123,9 +118,12 @@ class WordBank:
             raise KnobError(f"The categories {', '.join(twice)} are listed twice: each is of one kind.")
 
     @classmethod
+    @cache
     def general(cls) -> WordBank:
         """Return the package's own list."""
-        return _general()
+        read = files("lvlm_guard.adapters.retrieval").joinpath("data/bank.json").read_text("utf-8")
+        made, known = cls._of(json.loads(read)), dict(Vocabulary.of(None).objects)
+        return replace(made, synonyms={name: known[name][1:] for name in made.meta_of})
 
     @classmethod
     def world(cls) -> WordBank:
@@ -142,22 +140,24 @@ class WordBank:
         Raises:
             KnobError: the file can't be read, or holds what it must not.
         """
-        try:
-            return cls(**_checked(json.loads(Path(path).read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise KnobError(
-                f"The word bank could not be read from {str(path)!r} ({error}). Give a JSON object such as "
-                '{"meta": {"cat": ["Sphynx", "Bengal"]}, "attributes": {"colour": ["red", ["grey", "gray"]]}}.'
-            ) from error
+        example = '{"meta": {"cat": ["Sphynx", "Bengal"]}, "attributes": {"colour": ["red", ["grey", "gray"]]}}'
+        return _from_json(path, "The word bank", cls._of, example)
+
+    @classmethod
+    def _of(cls, read: dict[str, Any]) -> WordBank:
+        attributes = {
+            kind: [[group] if isinstance(group, str) else [str(word) for word in group] for group in groups]
+            for kind, groups in read.get("attributes", {}).items()
+        }
+        for kind, names in read.get("meta", {}).items():
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"meta {kind!r} must be a list of names")
+        return cls(**read | {"attributes": attributes})
 
     def with_categories(self, meta: Mapping[str, Iterable[str]]) -> WordBank:
         """Return this bank's attributes with other categories, such as those of a data set's rows."""
-        return WordBank(
-            {kind: tuple(dict.fromkeys(names)) for kind, names in meta.items()},
-            attributes=self.attributes,
-            plurals=self.plurals,
-            counting_articles=self.counting_articles,
-        )
+        names = {kind: tuple(dict.fromkeys(each)) for kind, each in meta.items()}
+        return replace(self, meta=names, synonyms={}, hypernyms={}, plural_only=())
 
     @cached_property
     def meta_of(self) -> Mapping[str, str]:
@@ -185,9 +185,14 @@ class WordBank:
         }
 
     @cached_property
+    def spellings(self) -> frozenset[str]:
+        """What a word can be found by."""
+        return frozenset((*self.categories, *self.values))
+
+    @cached_property
     def longest(self) -> int:
         """Most words in a spelling."""
-        return max(len(spelling.split()) for spelling in (*self.categories, *self.values))
+        return max(len(spelling.split()) for spelling in self.spellings)
 
     def plural(self, word: str) -> str:
         """Return the plural of a word."""
@@ -198,15 +203,12 @@ class WordBank:
 
     def related(self, one: str, other: str) -> bool:
         """Whether two categories are the same, or one is a kind of the other: "teddy bear" and "bear" too."""
-        a, b = spelled(one), spelled(other)
-        return (
-            a == b
-            or a.endswith(f" {b}")
-            or b.endswith(f" {a}")
-            or other in self.hypernyms.get(one, ())
-            or one in self.hypernyms.get(other, ())
-            or bool({a} & {spelled(word) for word in self.synonyms.get(other, ())})
-            or bool({b} & {spelled(word) for word in self.synonyms.get(one, ())})
+        pairs = ((one, other), (other, one))
+        return spelled(one) == spelled(other) or any(
+            spelled(a).endswith(f" {spelled(b)}")
+            or b in self.hypernyms.get(a, ())
+            or spelled(a) in map(spelled, self.synonyms.get(b, ()))
+            for a, b in pairs
         )
 
 
@@ -229,18 +231,14 @@ class Sentences:
         Raises:
             KnobError: the file can't be read, or holds something else.
         """
-        try:
-            read = json.loads(Path(path).read_text(encoding="utf-8"))
-            classes = {str(name): tuple(map(str, said)) for name, said in read["classes"].items()}
+
+        def made(read: Any) -> Sentences:
             pairs = {
                 name: tuple((str(p["a"]), str(p["b"])) for p in each) for name, each in read.get("pairs", {}).items()
             }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise KnobError(
-                f"Sentences could not be read from {str(path)!r} ({error!r}). Give a JSON object such as "
-                '{"classes": {"horse": ["a large animal with a mane"]}}.'
-            ) from error
-        return cls(classes, pairs)
+            return cls({str(name): tuple(map(str, said)) for name, said in read["classes"].items()}, pairs)
+
+        return _from_json(path, "Sentences", made, '{"classes": {"horse": ["a large animal with a mane"]}}')
 
     @classmethod
     def of(cls, bank: WordBank) -> Sentences:
@@ -271,8 +269,7 @@ class Sentences:
 
     def sides(self, names: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> Any:
         """Return what is said of each name as against each other, [names, names, d]; 0 where nothing is; D2."""
-        width = encode([next(iter(names))]).shape[1]
-        found = zeros(len(names), len(names), width)
+        found = zeros(len(names), len(names), encode([next(iter(names))]).shape[1])
         for one, name in enumerate(names):
             for other, against in enumerate(names):
                 said = [a for a, _ in self.pairs.get(f"{name}|{against}", ())]
@@ -282,21 +279,10 @@ class Sentences:
         return found
 
 
-def _checked(read: dict[str, Any]) -> dict[str, Any]:
-    attributes = read.get("attributes", {})
-    read["attributes"] = {
-        kind: [[group] if isinstance(group, str) else [str(word) for word in group] for group in groups]
-        for kind, groups in attributes.items()
-    }
-    for kind, names in read.get("meta", {}).items():
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"meta {kind!r} must be a list of names")
-    return read
-
-
-@lru_cache(maxsize=1)
-def _general() -> WordBank:
-    read = _checked(json.loads(files("lvlm_guard.adapters.retrieval").joinpath("data/bank.json").read_text("utf-8")))
-    known = dict(Vocabulary.of(None).objects)
-    names = [name for members in read["meta"].values() for name in members]
-    return WordBank(**read, synonyms={name: known[name][1:] for name in names})
+def _from_json(path: str | PathLike[str], what: str, made: Callable[[Any], Made], example: str) -> Made:
+    try:
+        return made(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise KnobError(
+            f"{what} could not be read from {str(path)!r} ({error!r}). Give a JSON object such as {example}."
+        ) from error

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +23,22 @@ from scipy.special import log_softmax
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.retrieval.bank import ONE, SINGULAR, VERBS, Named, Valued, WordBank
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.vocabulary import JOIN, WORD, article, named, spelled
+from lvlm_guard.matching.vocabulary import JOIN, WORD, claim_about, named, spelled
 
 _LINK = re.compile(r"[\s,]*(?:and[\s,]+)?")
 NEGATIONS = {"no", "not", "without", "never", "neither", "nor"}
 NEEDS_NOUN = {"number", "material"}  # "one of them", "made of glass": else no attribute of a thing
 
 
-@dataclass(frozen=True)
-class Found:
-    """A category or a value at a place of a caption.
+class Found(NamedTuple):
+    """A category or a value at a place of a caption; a word like "orange" is both.
 
     Args:
         start, end: in characters.
         text: what stands there.
         before, after: the words next to it, "" at the ends.
-        category: what is named, or None.
-        value: what is said, or None.
+        category: what is named.
+        value: what is said.
     """
 
     start: int
@@ -45,20 +46,28 @@ class Found:
     text: str
     before: str
     after: str
-    category: Named | None = None
-    value: Valued | None = None
+    category: Named
+    value: Valued
+
+    @property
+    def negated(self) -> bool:
+        """Whether it stands behind a negation."""
+        return self.before.lower() in NEGATIONS
 
 
-@dataclass(frozen=True)
-class Phrase:
+class Phrase(NamedTuple):
     """A category with the values said of it: "two red dogs"."""
 
     noun: Found
     values: tuple[Found, ...]
 
+    @property
+    def first(self) -> Found:
+        """What it begins with."""
+        return self.values[0] if self.values else self.noun
 
-@dataclass(frozen=True)
-class Parsed:
+
+class Parsed(NamedTuple):
     """What was found: nouns with their values, and values said of words that the bank does not know.
 
     `names` are all categories that a word stands for, also one that only says of which kind the next noun is.
@@ -77,23 +86,25 @@ def parse(text: str, bank: WordBank) -> Parsed:
     pending: list[Found] = []
     names: set[str] = set()
     for i, item in enumerate(found):
-        linked = i + 1 < len(found) and _LINK.fullmatch(text, item.end, found[i + 1].start)
-        if item.value is not None and (item.category is None or _is_said_of_noun(text, found, i)):
+        following = found[i + 1] if i + 1 < len(found) else None
+        if item.value.attribute and (not item.category.name or _is_said_of_noun(text, found[i:])):
             pending.append(item)
-            if not linked:
+            if following is None or not _LINK.fullmatch(text, item.end, following.start):
                 loose += pending
                 pending = []
             continue
-        if item.category is not None:
-            names.add(item.category.name)
-            if _begins_compound(text, found, i):
-                continue
+        names.add(item.category.name)
+        # a noun right before another, as in "tv remote", only says what kind that one is of
+        compound = following is not None and following.category.name and not following.value.attribute
+        if not (compound and following and JOIN.fullmatch(text, item.end, following.start)):
             phrases.append(Phrase(item, tuple(pending)))
-        pending = []
-    loose += pending
-    kept = [phrase for phrase in phrases if _first(phrase).before.lower() not in NEGATIONS]
-    free = [item for item in loose if item.value and _kind(item) not in NEEDS_NOUN and item.category is None]
-    return Parsed(tuple(kept), tuple(item for item in free if item.before.lower() not in NEGATIONS), frozenset(names))
+            pending = []
+    free = [item for item in loose + pending if not item.category.name and item.value.kind not in NEEDS_NOUN]
+    return Parsed(
+        tuple(phrase for phrase in phrases if not phrase.first.negated),
+        tuple(item for item in free if not item.negated),
+        frozenset(names),
+    )
 
 
 def tells(text: str, bank: WordBank) -> bool:
@@ -103,55 +114,30 @@ def tells(text: str, bank: WordBank) -> bool:
 
 def is_plural(phrase: Phrase, bank: WordBank) -> bool:
     """Whether a noun stands for several; for words like "sheep" its neighbours tell."""
-    named = phrase.noun.category
-    assert named is not None
-    if spelled(bank.plural(named.word)) != spelled(named.word):
-        return named.is_plural
-    first = _first(phrase)
-    numbers = [v.text.lower() for v in phrase.values if v.value and v.value.attribute == "number"]
+    noun = phrase.noun
+    if spelled(bank.plural(noun.category.word)) != spelled(noun.category.word):
+        return noun.category.is_plural
+    numbers = [value.text.lower() for value in phrase.values if value.value.attribute == "number"]
     if numbers:
         return numbers[0] != ONE
-    if named.name in bank.plural_only or phrase.noun.after.lower() in VERBS.values():
+    if noun.category.name in bank.plural_only or noun.after.lower() in VERBS.values():
         return True
-    return first.before.lower() not in SINGULAR
+    return phrase.first.before.lower() not in SINGULAR
 
 
-def _first(phrase: Phrase) -> Found:
-    return phrase.values[0] if phrase.values else phrase.noun
-
-
-def _kind(item: Found) -> str:
-    assert item.value is not None
-    return item.value.attribute.split("/")[0]
-
-
-def _is_said_of_noun(text: str, found: list[Found], i: int) -> bool:
-    """Whether a word that is both, like "orange", stands right before a noun, or before values of one."""
-    while i + 1 < len(found) and JOIN.fullmatch(text, found[i].end, found[i + 1].start):
-        i += 1
-        if found[i].category is not None:
+def _is_said_of_noun(text: str, found: Sequence[Found]) -> bool:
+    """Whether the first word, both like "orange", stands right before a noun, or before values of one."""
+    for item, following in pairwise(found):
+        if not JOIN.fullmatch(text, item.end, following.start):
+            return False
+        if following.category.name:
             return True
     return False
 
 
-def _begins_compound(text: str, found: list[Found], i: int) -> bool:
-    """Whether a noun stands right before another, as in "tv remote", and so only says what kind that one is of."""
-    following = found[i + 1] if i + 1 < len(found) else None
-    return (
-        following is not None
-        and following.category is not None
-        and following.value is None
-        and JOIN.fullmatch(text, found[i].end, following.start) is not None
-    )
-
-
 def _found(text: str, bank: WordBank) -> Iterator[Found]:
     words = list(WORD.finditer(text))
-
-    def known(spelling: str) -> bool:
-        return spelling in bank.categories or spelling in bank.values
-
-    for first, behind, spelling in named(text, words, known, bank.longest):
+    for first, behind, spelling in named(text, words, bank.spellings.__contains__, bank.longest):
         start, end = words[first].start(), words[behind - 1].end()
         yield Found(
             start,
@@ -159,33 +145,31 @@ def _found(text: str, bank: WordBank) -> Iterator[Found]:
             text[start:end],
             words[first - 1].group() if first else "",
             words[behind].group() if behind < len(words) else "",
-            bank.categories.get(spelling),
-            bank.values.get(spelling),
+            bank.categories.get(spelling, Named()),
+            bank.values.get(spelling, Valued()),
         )
 
 
 TEMPLATE = "a photo of {article} {object}"
 """The sentence about an object that CLIP knows best (arXiv:2103.00020)."""
 
+CLAIM = re.compile(r"a photo of an? (\w[\w -]*)")
 MOST = 256
 """Objects that a gallery is asked for; those that captions name most."""
+
+Known = tuple[AbstractSet[str], AbstractSet[str]]
+"""(objects that are there, objects that are absent)"""
 
 
 def claim(name: str) -> str:
     """Return the claim that an object is in the picture: "a photo of a dog"."""
-    return TEMPLATE.format(article=article(name), object=name)
+    return claim_about(name, TEMPLATE)
 
 
 def claimed(text: str) -> str | None:
     """Return the object that a claim is about; None for another text."""
     found = CLAIM.fullmatch(text.strip())
     return None if found is None else found[1]
-
-
-CLAIM = re.compile(r"a photo of an? (\w[\w -]*)")
-
-Known = tuple[AbstractSet[str], AbstractSet[str]]
-"""(objects that are there, objects that are absent)"""
 
 
 def known_of(data: CaptionData, bank: WordBank) -> Callable[[str], Known]:
@@ -197,15 +181,12 @@ def known_of(data: CaptionData, bank: WordBank) -> Callable[[str], Known]:
     @cache
     def known(image: str) -> Known:
         there, absent = data.objects(image)
-        named = frozenset().union(*(_named(row, bank) for row in said[image]))
+        phrases = [phrase for row in said[image] for phrase in parse(row.caption, bank).phrases]
+        named = {phrase.noun.category.name for phrase in phrases}
+        named |= {row.category for row in said[image] if row.category}
         return there | (named - absent), absent - named
 
     return known
-
-
-def _named(row: CaptionRow, bank: WordBank) -> set[str]:
-    found = {phrase.noun.category.name for phrase in parse(row.caption, bank).phrases if phrase.noun.category}
-    return found | ({row.category} if row.category else set())
 
 
 @dataclass(frozen=True)

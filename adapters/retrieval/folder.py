@@ -1,27 +1,29 @@
-"""A retriever's folder: PEFT's own files, which hold all that was trained, and `guard_dual_prompt.json`, which says
-how it is used and that it is whole.
+"""A retriever's folder: PEFT's own files, which hold all that was trained, what is remembered beside them, and
+`guard_dual_prompt.json`, which says how it is used and that it is whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Frame, Inputs, load_backbone, name_of, place_of
 from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, is_tuned, pair, with_adapter, write_adapter
-from lvlm_guard.adapters.retrieval.encoding import TooLong
-from lvlm_guard.adapters.retrieval.model import RetrievalModel
-from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
+from lvlm_guard.adapters.retrieval.model import RetrievalModel, TooLong
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.testtime import Cache
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -48,9 +50,9 @@ class RetrieverCard(Card):
         configuration: the name of what was trained, for the reader: a preset's, or a configuration of prompts.
         lacks: what of a published work is not exact here.
         frame: how pictures of any shape become the CLIP's square.
+        temperature: of the softmax over a claim and its swaps, fitted on validation; None: the CLIP's own.
         templates: sentences of a claim about an object, instead of "a photo of a dog"; {article} and {object} in each.
         sentences: object -> sentences that stand for the claim about it, beside those.
-        temperature: of the softmax over a claim and its swaps, fitted on validation; None: the CLIP's own.
 
     Raises:
         KnobError: a value outside its range.
@@ -96,6 +98,68 @@ class RetrieverCard(Card):
 
 MEMORY = "guard_memory.safetensors"
 """What is remembered beside the adapter, where there is something."""
+
+NEAR = 10
+"""Objects that are told apart; FuDD's analysis takes so many, its main table all."""
+
+
+class Memory(NamedTuple):
+    """What is kept beside a CLIP to score claims by, without training.
+
+    - "cache": pictures with pseudo-labels (TFUP, arXiv:2404.16339); `keys`, `values`, `shares`, `text`, see `Cache`.
+    - "pairs": what tells two objects apart (FuDD, arXiv:2311.07593): `sides` [names, names, d], what is said of the
+      first as against the second, 0 where nothing is. Of a picture's best `NEAR` objects each is scored by the mean of
+      its sides against the others; the rest keep their cosines.
+    - "negatives": of each object features [names, k, d] of what it stands against (arXiv:2407.08966).
+    - "gate": `pair` [2, d], what well-lit and dark pictures are like (CLIP-LIT, arXiv:2303.17569). Of a dark one
+      all claims move to `undecided` [1], the cosine at which nothing is told.
+    - "visualness": `null` [d], the feature of a picture of nothing (arXiv:2305.10434), and `line` [2], by which the
+      cosine of a text with it tells that it is not visual. It changes no score.
+    - "concepts": a learnt feature of each object, `text` [names, d] (ConES, arXiv:2305.18993).
+    - "classes": nothing, since scores of objects stand behind a picture's feature (Prompt-CAM, see `FeatureHead`).
+    - "views": nothing, since prompts are tuned on views of each picture (DiffTPT, arXiv:2308.06038), see `tuned`.
+
+    Args:
+        kind: of these.
+        names: objects that it knows; of none where it knows all.
+        tensors: by name.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    tensors: dict[str, Tensor]
+
+    def scored(self, image: Tensor, scores: Tensor, names: Sequence[str | None], tau: float) -> Tensor:
+        """Return scores [n, m] with those of known claims changed: log-probabilities or log-odds times tau."""
+        if self.kind == "gate":
+            lit = (image @ self.tensors["pair"].T / tau).softmax(-1)[:, :1]
+            gated = self.tensors["undecided"] + lit * (scores - self.tensors["undecided"])
+            return torch.where(torch.tensor([name is not None for name in names]), gated, scores)
+        places = [(column, self.names.index(name)) for column, name in enumerate(names) if name in self.names]
+        if not places:
+            return scores
+        columns, known = map(list, zip(*places, strict=True))
+        if self.kind == "cache":
+            held = Cache(self.tensors["keys"], self.tensors["values"], self.tensors["shares"])
+            p = (image @ self.tensors["text"].T / tau).softmax(-1)
+            changed = tau * held(image, p).clamp(min=1e-12).log()[:, known]
+        elif self.kind == "concepts":
+            changed = image @ self.tensors["text"][known].T
+        elif self.kind == "classes":
+            changed = image[:, -len(self.names) - 1 : -1][:, known]
+        elif self.kind == "pairs":
+            changed = self._told_apart(image, scores[:, columns], self.tensors["sides"][known][:, known])
+        else:
+            far = torch.einsum("nd,mkd->nmk", image, self.tensors["negatives"][known])
+            changed = scores[:, columns] - tau * (far / tau).logsumexp(-1)
+        return scores.index_copy(1, torch.tensor(columns, device=scores.device), changed)
+
+    @staticmethod
+    def _told_apart(image: Tensor, scores: Tensor, sides: Tensor) -> Tensor:
+        best = torch.zeros_like(scores).scatter(1, scores.topk(min(NEAR, scores.shape[1]), 1).indices, 1.0)
+        said = torch.einsum("nb,abd->nad", best, sides)  # of b itself nothing is said
+        new = torch.einsum("nd,nad->na", image, normalize(said, dim=-1))
+        return torch.where((best > 0) & (said.square().sum(-1) > 0), new, scores)
 
 
 def make(clip: Any, inputs: Inputs, *, config: DualPromptConfig | None = None, **card: Any) -> DualPromptRetriever:
@@ -153,17 +217,16 @@ def parts(source: str | os.PathLike[str] = EMBEDDED) -> tuple[Any, Inputs]:
 
 
 def save(retriever: DualPromptRetriever, folder: str | os.PathLike[str]) -> Path:
-    """Write a retriever's files; return the card's path."""
+    """Write a retriever's files, the card last; return its path."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    model = retriever.model
-    if is_tuned(model.clip):
-        write_adapter(model.clip, retriever.card.backbone, place)
-    if retriever.memory is not None:
-        held = retriever.memory
+    clip, held = retriever.model.clip, retriever.memory
+    if is_tuned(clip):
+        write_adapter(clip, retriever.card.backbone, place)
+    if held is not None:
         kept = {name: tensor.contiguous() for name, tensor in held.tensors.items()}
         save_file(kept, place / MEMORY, {"kind": held.kind, "names": json.dumps(held.names)})
-    return replace(retriever.card, adapter=is_tuned(model.clip)).write(place)
+    return replace(retriever.card, adapter=is_tuned(clip)).write(place)
 
 
 def load(
@@ -173,7 +236,20 @@ def load(
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> DualPromptRetriever:
-    """Read a retriever; see `DualPromptRetriever.from_pretrained`."""
+    """Load a retriever.
+
+    Args:
+        folder: as `save` wrote it.
+        model: the `CLIPModel`, into which the prompts are put, or its folder or hub id; None for the one that the card
+            names.
+        inputs: of the CLIP; None for those that lie with it.
+        device: where it runs; None is the CPU.
+        trainable: whether training goes on.
+
+    Raises:
+        WeightsError: something can't be had, or the folder is damaged.
+        UnsupportedModelError: the CLIP is of other widths than the one it was trained on.
+    """
     place = Path(folder)
     card = RetrieverCard.read(place)
     source: Any = card.backbone if model is None else model
@@ -183,19 +259,14 @@ def load(
     card.require(*widths, clip.name_or_path or "the model given")
     inputs = inputs or Inputs.of(clip)
     clip.requires_grad_(False)
-    adapted: Any = with_adapter(clip, place, "retriever", trainable) if card.adapter else clip
-    whole = RetrievalModel(adapted)
+    whole = RetrievalModel(with_adapter(clip, place, "retriever", trainable) if card.adapter else clip)
     made = DualPromptRetriever(whole.to(torch.device(device or "cpu")), card, inputs)
     if (place / MEMORY).is_file():
-        made.remember(_memory(place / MEMORY))
+        with safe_open(place / MEMORY, "pt") as file:
+            told = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        made.remember(Memory(told["kind"], tuple(json.loads(told["names"])), tensors))
     return made
-
-
-def _memory(path: Path) -> Memory:
-    with safe_open(path, "pt") as file:
-        told = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Memory(told["kind"], tuple(json.loads(told["names"])), tensors)
 
 
 def _require_clip(clip: Any) -> None:

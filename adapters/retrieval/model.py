@@ -1,26 +1,109 @@
-"""The trainable part of a retriever as one module, and how much each word of a caption is about a picture.
+"""A CLIP that reads captions with room for prompts and weighs their words for a picture.
 
 Source: DCAR (arXiv:2508.04028): w = |S(word, blank) - S(word, picture)|. How w, which is of the size 0.01 to 0.1,
 becomes a factor of the word's embedding is ours, see `scaled`.
 
 A weighted caption has one feature for each picture. Weights made from a caption's own picture and used against
 others would give the answer away, so every weight here belongs to a pair and is used for that pair alone.
-
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from lvlm_guard.adapters.loading import is_tuned
-from lvlm_guard.errors import UnsupportedModelError
+from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TooLong = Literal["raise", "truncate"]
+
+
+@dataclass(frozen=True)
+class CaptionInputs:
+    """A batch of captions as a CLIP's text encoder takes them: BOS, slots, words, EOS, padding.
+
+    Args:
+        input_ids: [n, tokens].
+        attention_mask: [n, tokens], 0 on padding.
+        words: [n, tokens] bool, true on pieces of the caption's own words.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    words: Tensor
+
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> CaptionInputs:
+        """Return some of the captions."""
+        return CaptionInputs(self.input_ids[rows], self.attention_mask[rows], self.words[rows])
+
+
+def budget(length: int, slots: int) -> int:
+    """Return how many word pieces a caption may have: the encoder's length without BOS, EOS and the slots."""
+    return length - 2 - slots
+
+
+def caption_inputs(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    placeholder_ids: Sequence[int] = (),
+    length: int = 77,
+    too_long: TooLong = "raise",
+) -> CaptionInputs:
+    """Return captions with the placeholder tokens after BOS, padded to the longest.
+
+    Args:
+        tokenizer: of the CLIP.
+        texts: captions; at least one.
+        placeholder_ids: of the prompts (`DualPromptConfig.placeholder_ids`); none for a CLIP without text prompts.
+        length: most tokens of the text encoder, 77 in CLIP.
+        too_long: "raise", or "truncate" to cut the caption's end; EOS stays, which the feature is read from.
+
+    Raises:
+        TextError: a caption is empty or too long.
+        KnobError: there is no caption, or another `too_long`.
+        UnsupportedModelError: the tokenizer has no begin or end token.
+    """
+    if too_long not in get_args(TooLong):
+        raise KnobError(f"too_long is {too_long!r}: give 'raise' or 'truncate'.")
+    if isinstance(texts, str) or not texts:
+        raise KnobError("Give a list of captions, also if it is one, with at least one in it.")
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begin is None or end is None:
+        raise UnsupportedModelError(
+            "This tokenizer has no begin or no end token, between which CLIP reads a caption: load the one that lies "
+            "with the CLIP."
+        )
+    most = budget(length, len(placeholder_ids))
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    for pieces, text in zip(rows, texts, strict=True):
+        if not pieces:
+            raise TextError(f"The caption {text!r} is empty. Say what the picture shows.")
+        if len(pieces) > most and too_long == "raise":
+            raise TextError(
+                f"A caption has {len(pieces)} word pieces, but {most} is the most: this CLIP reads {length} tokens, of "
+                f"which BOS, EOS and {len(placeholder_ids)} prompts take {length - most}. Shorten it, or give "
+                f"too_long='truncate'. It begins: {text[:60]!r}."
+            )
+    head = [begin, *placeholder_ids]
+    sequences = [torch.tensor([*head, *row[:most], end]) for row in rows]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    ids = pad_sequence(sequences, batch_first=True, padding_value=pad)
+    at, lengths = torch.arange(ids.shape[1]), torch.tensor([[len(sequence)] for sequence in sequences])
+    return CaptionInputs(ids, (at < lengths).long(), (at >= len(head)) & (at < lengths - 1))
+
 
 LEAST, MOST = 0.25, 4.0  # bounds of a factor; ours
 
@@ -106,6 +189,10 @@ def again(first: Tensor, pair: Callable[[Tensor, Tensor], Tensor], top: int) -> 
     return below.scatter(1, best, second)
 
 
+AT_ONCE = 64
+"""Pictures or captions in one pass of an encoder."""
+
+
 class Features(NamedTuple):
     """Normalised features in float32: image [n, d] and text [m, d]; None for a side that was not given."""
 
@@ -124,6 +211,7 @@ class RetrievalModel(nn.Module):
         super().__init__()
         prepare(clip)
         self.clip = clip.eval()
+        self.lock = RLock()  # being frozen is a state
 
     @property
     def base(self) -> Any:
@@ -186,6 +274,20 @@ class RetrievalModel(nn.Module):
             None if input_ids is None else self.encode_text(input_ids, attention_mask, factors),
         )
 
+    def images(self, pixels: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return features of pixels without gradients, on the CPU; frozen: those of the untrained CLIP."""
+        return self._asked(self.encode_image, frozen, pixels)
+
+    def texts(self, inputs: CaptionInputs, factors: Tensor | None = None, *, frozen: bool = False) -> Tensor:
+        """Return features of captions likewise; `factors` [n, tokens] weigh words. Frozen ones have no placeholders."""
+        more = () if factors is None else (factors,)
+        return self._asked(self.encode_text, frozen, inputs.input_ids, inputs.attention_mask, *more)
+
+    def _asked(self, encode: Callable[..., Tensor], frozen: bool, *tensors: Tensor) -> Tensor:
+        with self.lock, self.frozen() if frozen else torch.no_grad():
+            parts = zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
+            return torch.cat([encode(*(part.to(self.device) for part in each)).cpu() for each in parts])
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Be the untrained CLIP within this block, without gradients; captions come without placeholders then.
@@ -200,3 +302,37 @@ class RetrievalModel(nn.Module):
         finally:
             for parameter, required in asked:
                 parameter.requires_grad_(required)
+
+
+class WordWeigher:
+    """Says how much each piece of a caption is about a picture; each piece is encoded once.
+
+    Args:
+        model: whose untrained CLIP is asked.
+        tokenizer: of the CLIP.
+    """
+
+    def __init__(self, model: RetrievalModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model, self._ends = model, (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        self._alone: dict[int, Tensor] = {}
+        self._blank: Tensor | None = None
+
+    def raw(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
+        """Return w of each token for the picture in the same row, [m, tokens]; of no meaning where no word stands.
+
+        Args:
+            frozen_image: [m, d], features of the frozen CLIP.
+            inputs: m captions.
+        """
+        pieces, place = inputs.input_ids.unique(return_inverse=True)
+        with self._model.lock:
+            if self._blank is None:
+                side = self._model.base.config.vision_config.image_size
+                # 0 after normalisation: a picture of the mean colour
+                self._blank = self._model.images(torch.zeros(1, 3, side, side), frozen=True)[0]
+            if new := [piece for piece in pieces.tolist() if piece not in self._alone]:
+                ids = torch.tensor([[self._ends[0], piece, self._ends[1]] for piece in new])
+                one = CaptionInputs(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
+                self._alone.update(zip(new, self._model.texts(one, frozen=True), strict=True))
+            alone = torch.stack([self._alone[int(piece)] for piece in pieces])[place]
+        return raw(alone @ self._blank, torch.einsum("mtd,md->mt", alone, frozen_image.float()))

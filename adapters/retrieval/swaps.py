@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.retrieval.bank import ONE, WordBank, agreeing, cased, with_article
+from lvlm_guard.adapters.retrieval.bank import ONE, Valued, WordBank, agreeing, begun, cased
 from lvlm_guard.adapters.retrieval.claims import Found, Phrase, is_plural, parse
-from lvlm_guard.matching.vocabulary import WORD, spelled
+from lvlm_guard.matching.vocabulary import WORD, article
 
 CATEGORY = "category"
+ARTICLES = ("a", "an")
+
+Edit = tuple[int, int, str]
+"""From, to, and what is to stand there."""
 
 
-@dataclass(frozen=True)
-class Swap:
+class Swap(NamedTuple):
     """A caption in which one thing is exchanged.
 
     Args:
@@ -33,13 +36,6 @@ class Swap:
     kind: str
     old: str
     new: str
-
-
-@dataclass(frozen=True)
-class _Edit:
-    start: int
-    end: int
-    text: str
 
 
 def swaps_of(
@@ -64,7 +60,7 @@ def swaps_of(
         possible: categories that may be in the picture, for all that is known: no swap names one.
     """
     true = {squeezed(caption), *map(squeezed, true_captions)}
-    known = _known([caption, *labels, *true_captions], bank, possible)
+    known = _Known.of([caption, *labels, *true_captions], bank, possible)
     made: dict[str, Swap] = {}
     for swap in _made(caption, bank, known):
         if squeezed(swap.text) not in true:
@@ -73,22 +69,15 @@ def swaps_of(
 
 
 def hard_negatives(
-    caption: str,
-    bank: WordBank,
-    count: int = 4,
-    *,
-    labels: Iterable[str] = (),
-    true_captions: Iterable[str] = (),
-    possible: Iterable[str] = (),
-    seed: int = 0,
+    caption: str, bank: WordBank, count: int = 4, *, seed: int = 0, **known: Iterable[str]
 ) -> list[Swap]:
     """Return up to `count` swaps, drawn by kind in turn so that no kind crowds out another; a seed fixes them.
 
-    Args are those of `swaps_of`. Fewer come back where there are not as many; none where nothing is known.
+    What is `known` are options of `swaps_of`. Fewer come back where there are not as many; none where nothing is known.
     """
     rng = random.Random(f"{seed}:{caption}")
     by_kind: dict[str, list[Swap]] = {}
-    for swap in swaps_of(caption, bank, labels=labels, true_captions=true_captions, possible=possible):
+    for swap in swaps_of(caption, bank, **known):
         by_kind.setdefault(swap.kind, []).append(swap)
     queues = list(by_kind.values())
     rng.shuffle(queues)
@@ -102,34 +91,26 @@ def hard_negatives(
     return chosen
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is true: categories, (type, group) said of a category, and (type, group) said of anything."""
+class _Known(NamedTuple):
+    """What is true: categories, values said of one of them, and values said of anything."""
 
     names: frozenset[str]
-    said: frozenset[tuple[str, int, str]]
-    anywhere: frozenset[tuple[str, int]]
+    said: frozenset[tuple[Valued, str]]
+    anywhere: frozenset[Valued]
 
-
-def _known(texts: Sequence[str], bank: WordBank, possible: Iterable[str] = ()) -> _Known:
-    names: set[str] = set(possible)
-    said: set[tuple[str, int, str]] = set()
-    anywhere: set[tuple[str, int]] = set()
-    for text in texts:
-        parsed = parse(text, bank)
-        names |= parsed.names
-        for phrase in parsed.phrases:
-            named = phrase.noun.category
-            assert named is not None
-            values = {(v.value.attribute, v.value.group) for v in phrase.values if v.value}
-            said |= {(attribute, group, named.name) for attribute, group in values}
-            if "number" in bank.attributes and not any(kind == "number" for kind, _ in values):
-                one = next((i for i, g in enumerate(bank.attributes["number"]) if ONE in g), None)
-                if one is not None and not is_plural(phrase, bank):
-                    said.add(("number", one, named.name))
-            anywhere |= values
-        anywhere |= {(v.value.attribute, v.value.group) for v in parsed.loose if v.value}
-    return _Known(frozenset(names), frozenset(said), frozenset(anywhere))
+    @classmethod
+    def of(cls, texts: Sequence[str], bank: WordBank, possible: Iterable[str] = ()) -> _Known:
+        parsed = [parse(text, bank) for text in texts]
+        phrases = [phrase for each in parsed for phrase in each.phrases]
+        said = {(found.value, phrase.noun.category.name) for phrase in phrases for found in phrase.values}
+        anywhere = {value for value, _ in said} | {found.value for each in parsed for found in each.loose}
+        if (one := bank.values.get(ONE)) is not None:
+            for phrase in phrases:
+                counted = any(found.value.kind == "number" for found in phrase.values)
+                if not counted and not is_plural(phrase, bank):
+                    said.add((one, phrase.noun.category.name))
+        names = {*possible, *(name for each in parsed for name in each.names)}
+        return cls(frozenset(names), frozenset(said), frozenset(anywhere))
 
 
 def _made(caption: str, bank: WordBank, known: _Known) -> Iterator[Swap]:
@@ -144,79 +125,67 @@ def _made(caption: str, bank: WordBank, known: _Known) -> Iterator[Swap]:
 
 
 def _categories(caption: str, phrase: Phrase, bank: WordBank, known: _Known) -> Iterator[Swap]:
-    noun = phrase.noun
-    named = noun.category
-    assert named is not None
+    noun, (own, word, _) = phrase.noun, phrase.noun.category
     many = is_plural(phrase, bank)
-    old = bank.plural(named.word) if many else named.word
-    for name in bank.meta[bank.meta_of[named.name]]:
-        if name in known.names or any(bank.related(name, other) for other in {named.name, named.word}):
-            continue
-        if name in bank.plural_only and not many:
-            continue
-        new = cased(bank.plural(name) if many else name, noun.text, old)
-        yield Swap(_applied(caption, _replacing(caption, noun, new)), CATEGORY, named.name, name)
+    old = bank.plural(word) if many else word
+    for name in bank.meta[bank.meta_of[own]]:
+        alike = name in known.names or bank.related(name, own) or bank.related(name, word)
+        if not alike and (many or name not in bank.plural_only):
+            new = cased(bank.plural(name) if many else name, noun.text, old)
+            yield Swap(_applied(caption, _replacing(caption, noun, new)), CATEGORY, own, name)
 
 
 def _values(caption: str, item: Found, phrase: Phrase | None, bank: WordBank, known: _Known) -> Iterator[Swap]:
-    assert item.value is not None
-    attribute, own = item.value.attribute, item.value.group
-    kind, groups = attribute.split("/")[0], bank.attributes[attribute]
-    noun = phrase.noun.category.name if phrase and phrase.noun.category else None
-    for group, words in enumerate(groups):
-        taken = (attribute, group) in known.anywhere if noun is None else (attribute, group, noun) in known.said
-        if group == own or taken:
-            continue
-        new = cased(words[0], item.text, groups[own][0])
-        edits = _replacing(caption, item, new)
-        if kind == "number" and phrase is not None and ONE in (words[0], groups[own][0]):
-            edits += _renumbering(caption, phrase, bank, words[0] != ONE)
-        yield Swap(_applied(caption, edits), kind, groups[own][0], words[0])
+    attribute, own = item.value
+    kind, groups = item.value.kind, bank.attributes[attribute]
+    old = groups[own][0]
+    for group, (word, *_) in enumerate(groups):
+        value = Valued(attribute, group)
+        taken = value in known.anywhere if phrase is None else (value, phrase.noun.category.name) in known.said
+        if group != own and not taken:
+            edits = _replacing(caption, item, cased(word, item.text, old))
+            if kind == "number" and phrase is not None and ONE in (word, old):
+                edits += _renumbering(caption, phrase, bank, word != ONE)
+            yield Swap(_applied(caption, edits), kind, old, word)
 
 
 def _counted(caption: str, phrase: Phrase, bank: WordBank, known: _Known) -> Iterator[Swap]:
     """Exchange the article of one thing for a number of things."""
-    first = phrase.values[0] if phrase.values else phrase.noun
-    named = phrase.noun.category
-    assert named is not None
-    if not bank.counting_articles or first.before.lower() not in ("a", "an") or is_plural(phrase, bank):
+    first = phrase.first
+    if not bank.counting_articles or first.before.lower() not in ARTICLES or is_plural(phrase, bank):
         return
-    at = caption.rindex(first.before, 0, first.start)
-    renumbered = _renumbering(caption, phrase, bank, True)
-    for group, words in enumerate(bank.attributes.get("number", ())):
-        if words[0] == ONE or ("number", group, named.name) in known.said:
-            continue
-        new = words[0].capitalize() if first.before[:1].isupper() else words[0]
-        edits = [_Edit(at, at + len(first.before), new), *renumbered]
-        yield Swap(_applied(caption, edits), "number", ONE, words[0])
+    for group, (word, *_) in enumerate(bank.attributes.get("number", ())):
+        if word != ONE and (Valued("number", group), phrase.noun.category.name) not in known.said:
+            edits = [_before(caption, first, begun(word, first.before)), *_renumbering(caption, phrase, bank, True)]
+            yield Swap(_applied(caption, edits), "number", ONE, word)
 
 
-def _renumbering(caption: str, phrase: Phrase, bank: WordBank, many: bool) -> list[_Edit]:
+def _renumbering(caption: str, phrase: Phrase, bank: WordBank, many: bool) -> list[Edit]:
     """Return what puts a phrase's noun into the other number, and "is" or "are" right before or after the phrase."""
-    noun = phrase.noun
-    named = noun.category
-    assert named is not None
-    word = cased(bank.plural(named.word) if many else named.word, noun.text, named.word)
-    edits = [_Edit(noun.start, noun.end, word)]
-    start = (phrase.values[0] if phrase.values else noun).start
-    beside = [*list(WORD.finditer(caption, 0, start))[-1:], *islice(WORD.finditer(caption, noun.end), 1)]
-    for verb in beside:
+    noun, word, start = phrase.noun, phrase.noun.category.word, phrase.first.start
+    edits = [(noun.start, noun.end, cased(bank.plural(word) if many else word, noun.text, word))]
+    for verb in (*list(WORD.finditer(caption, 0, start))[-1:], *islice(WORD.finditer(caption, noun.end), 1)):
         gap = caption[min(verb.end(), noun.end) : max(verb.start(), start)]
         if not gap.strip() and (agreed := agreeing(verb.group(), many)) != verb.group():
-            edits.append(_Edit(verb.start(), verb.end(), agreed))
+            edits.append((verb.start(), verb.end(), agreed))
     return edits
 
 
-def _replacing(caption: str, item: Found, new: str) -> list[_Edit]:
+def _replacing(caption: str, item: Found, new: str) -> list[Edit]:
     """Return what puts a new text into an item's place, and its article before it."""
-    edits = [_Edit(item.start, item.end, new)]
-    if item.before and spelled(item.before) in ("a", "an"):
-        at = caption.rindex(item.before, 0, item.start)
-        edits.append(_Edit(at, at + len(item.before), with_article(item.before, new)))
+    edits = [(item.start, item.end, new)]
+    if item.before.lower() in ARTICLES:
+        edits.append(_before(caption, item, begun(article(new), item.before)))
     return edits
 
 
-def _applied(caption: str, edits: Sequence[_Edit]) -> str:
-    for edit in sorted(edits, key=lambda edit: -edit.start):
-        caption = caption[: edit.start] + edit.text + caption[edit.end :]
+def _before(caption: str, item: Found, new: str) -> Edit:
+    """Return what puts a new word into the place of the one before an item."""
+    at = caption.rindex(item.before, 0, item.start)
+    return at, at + len(item.before), new
+
+
+def _applied(caption: str, edits: Sequence[Edit]) -> str:
+    for start, end, text in sorted(edits, key=lambda edit: -edit[0]):
+        caption = caption[:start] + text + caption[end:]
     return caption

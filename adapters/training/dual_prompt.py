@@ -32,9 +32,9 @@ from lvlm_guard.adapters.prompts.heads import FeatureHead
 from lvlm_guard.adapters.prompts.producers import Cascade, Clusters, Conditioned, k_means
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import fit_tau
-from lvlm_guard.adapters.retrieval.encoding import Encoder, budget
-from lvlm_guard.adapters.retrieval.folder import make, parts, untuned
-from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
+from lvlm_guard.adapters.retrieval.folder import Memory, make, parts, untuned
+from lvlm_guard.adapters.retrieval.model import budget
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import tasks
 from lvlm_guard.adapters.training.free import adapted, informed, objects, ready, sentences_of
 from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe, about, learning, put
@@ -169,9 +169,8 @@ class Pictures:
         learnt, held_out = learnt.without(pixels.bad), held_out.without(pixels.bad)
         gone = {bad.image for bad in pixels.bad}
         gallery = Gallery.of(held_out, bank, len([image for image in wanted if image not in gone]), withheld)
-        encoder = Encoder(plain.model)
         keys = learnt.images
-        parts = [encoder.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
+        parts = [plain.model.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
         features = Features.held(keys, torch.cat(parts))
         return cls(learnt, gallery, pixels, features, scored(gallery.searched(plain, pixels).figures()), bank)
 

@@ -26,8 +26,8 @@ from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.prompts.heads import parted
 from lvlm_guard.adapters.retrieval.bank import Sentences
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE, Claims, claim, known_of
-from lvlm_guard.adapters.retrieval.encoding import Encoder
-from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever, Memory
+from lvlm_guard.adapters.retrieval.folder import Memory
+from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import claims
 from lvlm_guard.adapters.testtime import cache, mine
 from lvlm_guard.adapters.training.beside import NULL, null_image
@@ -257,7 +257,7 @@ def _visual(
     plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
 ) -> Found:
     """Fit by which cosine with the NULL image a text is not visual (arXiv:2305.10434), on texts of training."""
-    null = Encoder(retriever.model).images(null_image(retriever.inputs.side))[0]
+    null = retriever.model.images(null_image(retriever.inputs.side))[0]
     texts = [*NULL, *made.texts, *(row.caption for row in pictures.train.rows[:256])]
     cosines = (retriever.text_features(texts) @ null).double().numpy()
     line = platt(cosines, np.arange(len(texts)) < len(NULL), balanced=True)

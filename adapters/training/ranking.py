@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -197,7 +197,7 @@ class RankingTask:
 
     def measure(self) -> Figures:
         """Return the mean figures over the validation's lists."""
-        return asdict(self.lists.figures(self.scored(self.lists)))
+        return self.lists.figures(self.scored(self.lists))._asdict()
 
     def better(self, figures: Figures, best: Figures | None) -> bool:
         """Return whether the order is better: by SRCC, ties by MAE."""

@@ -22,13 +22,11 @@ from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.evaluation import ranking as of_rankings
 from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
-from lvlm_guard.adapters.evaluation.metrics import UNTUNED
+from lvlm_guard.adapters.evaluation.metrics import UNTUNED, row
 from lvlm_guard.adapters.evaluation.ranking import Lists
-from lvlm_guard.adapters.evaluation.table import row
 from lvlm_guard.adapters.presets import BASELINES, PRESETS
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, known_of
-from lvlm_guard.adapters.retrieval.encoding import Encoder
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
@@ -280,11 +278,11 @@ def _compare_rankers(
     kept = set(keys) - {bad.image for bad in seen.bad}
     lists = Lists.of(part.with_rows([row for row in part.rows if row.image in kept]))
     scored = [RankingTask(one, pictures.train, lists, seen, recipe, plan.negatives).scored(lists) for one in trained]
-    encoder, fitted = Encoder(plain.model), Lists.of(pictures.train)
+    fitted = Lists.of(pictures.train)
     wanted = list(dict.fromkeys([*fitted.images, *pictures.lists.images, *lists.images]))
 
     def encoded(images: Any) -> Tensor:
-        return encoder.images(plain.image_inputs(images))
+        return plain.image_features(images)
 
     pooled = call.features("features for the baselines", wanted, data.load, encoded)
 

@@ -28,7 +28,7 @@ from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.matchers.clip import ClipMatcher
 from lvlm_guard.adapters.presets import PRESETS
 from lvlm_guard.adapters.retrieval.bank import Sentences
-from lvlm_guard.adapters.retrieval.retriever import Memory
+from lvlm_guard.adapters.retrieval.folder import Memory
 from lvlm_guard.adapters.terms import regulated
 from lvlm_guard.adapters.training import dual_prompt
 from lvlm_guard.adapters.training.beside import Teacher

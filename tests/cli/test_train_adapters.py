@@ -41,7 +41,7 @@ def _written(folder, kind):
             found.append(replace(one, image=name))
     whole = (folder / "train-2.png").read_bytes()
     (folder / "train-2.png").write_bytes(whole[: len(whole) // 2])
-    return replace(data, facts=found).write(folder / "facts.jsonl")
+    return replace(data, rows=found).write(folder / "facts.jsonl")
 
 
 @pytest.mark.slow

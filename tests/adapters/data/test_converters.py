@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lvlm_guard.adapters.data import FactsData, convert
+from lvlm_guard.adapters.data import FactsData
+from lvlm_guard.adapters.data import __main__ as convert
 from lvlm_guard.adapters.data.__main__ import main
 from lvlm_guard.adapters.data.read import _lines
 from lvlm_guard.adapters.errors import DataError

@@ -13,8 +13,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow, Facts
 from lvlm_guard.adapters.evaluation import retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
-from lvlm_guard.adapters.evaluation.metrics import auroc
-from lvlm_guard.adapters.evaluation.table import interval
+from lvlm_guard.adapters.evaluation.metrics import auroc, interval
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims
 from lvlm_guard.embedded.captioned import Pictures

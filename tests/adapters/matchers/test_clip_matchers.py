@@ -10,8 +10,7 @@ from PIL import Image
 
 from lvlm_guard.adapters.matchers import caption_of, object_of, objects_in
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
-from lvlm_guard.adapters.retrieval.folder import untuned
-from lvlm_guard.adapters.retrieval.retriever import Memory
+from lvlm_guard.adapters.retrieval.folder import Memory, untuned
 from lvlm_guard.errors import TextError, UnsupportedCallError
 from lvlm_guard.matching.relevance import heat_map
 from lvlm_guard.matching.vocabulary import Vocabulary

@@ -11,8 +11,7 @@ from peft import get_peft_model
 from transformers import BertConfig, BertModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from lvlm_guard.adapters.prompts import coop, placeholders
-from lvlm_guard.adapters.retrieval.encoding import budget, caption_inputs
-from lvlm_guard.adapters.retrieval.model import again, prepare, raw, scaled, weighing
+from lvlm_guard.adapters.retrieval.model import again, budget, caption_inputs, prepare, raw, scaled, weighing
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError
 
 TOKENIZER = tiny_clip.tokenizer()

@@ -28,7 +28,7 @@ def pairs() -> CaptionData:
 def some(kind: str, **parts: int) -> FactsData:
     """Facts of the first pictures of splits."""
     given = [facts(kind, split, n) for split, n in parts.items()]
-    return replace(given[0], facts=[one for each in given for one in each.facts], name=f"some {kind}")
+    return replace(given[0], rows=[one for each in given for one in each.facts], name=f"some {kind}")
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         for one in data.facts:
             Pictures().load(one.image).save(place / saved(one.image))
-        replace(data, facts=[replace(one, image=saved(one.image)) for one in data.facts]).write(place / name)
+        replace(data, rows=[replace(one, image=saved(one.image)) for one in data.facts]).write(place / name)
     return place
 
 
