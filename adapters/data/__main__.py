@@ -49,15 +49,8 @@ def coco(
 ) -> FactsData:
     """Return the facts of COCO-style annotations; pictures are named by `file_name`.
 
-    Args:
-        instances: "instances_*.json"; None: nothing is known of objects but what captions say.
-        captions: "captions_*.json"; None: none.
-        split: of all pictures, here as in the other layouts.
-        crowd: what a crowd box makes of its category's count.
-        root: where the pictures' paths start, here as in the other layouts.
-
-    Raises:
-        DataError: a file is no such annotations, or none was given.
+    Here as in the other layouts `split` is the one of all pictures and `root` where their paths start; `DataError` is
+    raised where a file is none of the layout.
     """
     told: dict[str, dict[str, Any]] = {}
     exhaustive: list[str] = []
@@ -108,11 +101,7 @@ def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def dcar(path: str | Path, *, meta: str | None = None, split: str | None = None, root: Path = Path()) -> FactsData:
-    """Return the facts of DCAR's layout; `meta` is what all pictures are of: "cat".
-
-    Raises:
-        DataError: the file is none of this layout.
-    """
+    """Return the facts of DCAR's layout; `meta` is what all pictures are of: "cat"."""
     found = _json(Path(path))
     if not isinstance(found, Mapping) or not found:
         raise DataError(f"{path} is none of the published layout: an object keyed by name is expected.")
@@ -134,7 +123,7 @@ def _dcar_row(entry: Any, where: str, meta: str | None, split: str | None) -> Fa
 
 
 def released(path: str | Path, *, split: str | None = None, root: Path = Path()) -> FactsData:
-    """Return the facts of a table in the released layout; raises `DataError` where a column or a number is missing."""
+    """Return the facts of a table in the released layout."""
     facts = []
     for where, row in _rows(Path(path), ("filepath", "cname", "value")):
         weight = row.get("sample_weights_by_class")
@@ -155,19 +144,7 @@ def values(
     suffix: str = "",
     root: Path = Path(),
 ) -> FactsData:
-    """Return the facts of a plain table.
-
-    Args:
-        object: what the values are of: "age".
-        instruction: what the ranker is asked.
-        image, value: the columns of the pictures' names and of their values.
-        train_ids: a file of picture names, with or without ending, one a line; those are of the split "train", all
-            others "test". None: no picture has a split.
-        suffix: put behind the names, where the table leaves the ending away: ".jpg".
-
-    Raises:
-        DataError: a column is missing, a value is no number, or no picture has an id of the fold.
-    """
+    """Return the facts of a plain table with the columns `image` and `value`; the other arguments are the command's."""
     fold = None
     if train_ids is not None:
         if not Path(train_ids).is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lvlm_guard.adapters.data.facts import SOME, SPLITS, Facts, RankRow, as_json, merged
 from lvlm_guard.adapters.data.pictures import Files
-from lvlm_guard.adapters.data.views import COUNTS, CaptionData, RankData, Rows
+from lvlm_guard.adapters.data.views import COUNTS, EXPECTED, CaptionData, RankData, Rows
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.files import whole
 
@@ -22,10 +22,7 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class FactsData(Rows[Facts]):
-    """Facts of pictures; several of one are merged.
-
-    Args:
-        template: what a ranker is asked; "{object}" in it stands for the object.
+    """Facts of pictures; several of one are merged. The `template` is what a ranker is asked, see `RankData`.
 
     Raises:
         DataError: there is none, or facts about a picture contradict each other.
@@ -35,7 +32,7 @@ class FactsData(Rows[Facts]):
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise DataError(f"{self.name} tells of no picture. One a line is expected; see lvlm_guard.adapters.data.")
+            raise DataError(f"{self.name} tells of no picture. {EXPECTED}")
         found: dict[str, Facts] = {}
         for facts in self.rows:
             known = found.get(facts.image)
@@ -69,10 +66,8 @@ class FactsData(Rows[Facts]):
     def parted(self, share: float = SHARE, seed: int = 0) -> FactsData:
         """Return the same with every picture in a split; validation and test are cut from the rest where missing.
 
-        A picture's part depends on its key and the seed alone, so that adding pictures moves no other.
-
-        Raises:
-            DataError: there are too few pictures to cut.
+        A picture's part depends on its key and the seed alone, so that adding pictures moves no other. Raises
+        `DataError` where there are too few to cut.
         """
         cut = [split for split in ("val", "test") if split not in {facts.split for facts in self.facts}]
 
@@ -98,11 +93,7 @@ class FactsData(Rows[Facts]):
         return self.with_rows([facts for facts in self.facts if facts.image not in gone]) if gone else self
 
     def checked(self) -> FactsData:
-        """Return the data if all its pictures are there, else without those that aren't, where that is allowed.
-
-        Raises:
-            DataError: pictures are missing, and `on_bad` is "raise"; or all are.
-        """
+        """Return the data without missing pictures; raises `DataError` where that isn't allowed, or all are."""
         if not isinstance(self.store, Files):
             return self
         root = self.store.root
@@ -120,14 +111,11 @@ class FactsData(Rows[Facts]):
         return self.with_rows(kept, "pictures that are not there", len(gone))
 
     def fitting(self, pieces: Callable[[str], int], most: int) -> FactsData:
-        """Return the data if a CLIP can read its captions whole, else without the others, where that is allowed.
+        """Return the data without captions that a CLIP can't read whole; raises `DataError` as `checked` does.
 
         Args:
             pieces: a caption's length in the CLIP's tokens.
             most: tokens that it reads, without begin, end and prompts.
-
-        Raises:
-            DataError: captions are too long, and `on_bad` is "raise"; or all are.
         """
         long = {row.caption: n for f in self.facts for row in f.captions if (n := pieces(row.caption)) > most}
         if not long:

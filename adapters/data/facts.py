@@ -38,17 +38,15 @@ OF_CAPTION = ("text", "category", "meta", "attributes", "negatives", "kinds")
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """A caption of a picture.
+    """A caption of a picture; `image` and `split` are those of `Facts`.
 
     Args:
-        image: the picture's key in its store; in a file, its path from the file's folder.
         caption: a true one.
         category: of what it is about; pairs of one category weigh more in DCAR's loss.
         meta: the kind of thing the category belongs to, within which categories are exchanged.
         attributes: kind -> value, of what the caption says.
         negatives: captions that are not true of the picture.
         kinds: what was exchanged in each negative; empty where nobody says.
-        split: one of `SPLITS`, or None.
     """
 
     image: str
@@ -63,14 +61,12 @@ class CaptionRow:
 
 @dataclass(frozen=True, slots=True)
 class RankRow:
-    """How much of something a picture shows.
+    """How much of something a picture shows; `image` and `split` are those of `Facts`.
 
     Args:
-        image: the picture's key in its store.
         object: what the value is of.
         value: a count, bin or score; None: not known, also where absence would mean 0.
         weight: how often the row is drawn, next to others of its object; None: the rarer its value, the more often.
-        split: one of `SPLITS`, or None.
     """
 
     image: str
@@ -85,7 +81,7 @@ class Facts:
     """What is known about one picture.
 
     Args:
-        image: its key in its store.
+        image: its key in its store; in a file, its path from the file's folder.
         captions: true ones.
         objects: name -> how many, `SOME`, or None where it is said that nobody knows.
         attributes: object -> values that are true of one in the picture.
@@ -102,11 +98,7 @@ class Facts:
 
 
 def facts_of(found: Any, where: str) -> Facts:
-    """Return a parsed line as facts; `where` names the line in messages.
-
-    Raises:
-        DataError: a key is unknown or missing, or holds what it must not.
-    """
+    """Return a parsed line as facts; raises `DataError`, which names `where`, if a key is unknown, missing or wrong."""
     given = _known_keys(found, KEYS, where)
     image, split = _text(given.get("image"), "image", where), given.get("split")
     if split is not None and split not in SPLITS:
@@ -116,7 +108,7 @@ def facts_of(found: Any, where: str) -> Facts:
         raise DataError(f'{where}: "captions" must be a list, also if it is one; got {str(captions)[:60]!r}.')
     objects, attributes, weights = (_mapping(given, key, where) for key in ("objects", "attributes", "weights"))
     weights = {name: _number(value, f"weight of {name}", where) for name, value in weights.items()}
-    if any(weight <= 0 for weight in weights.values()):
+    if weights and min(weights.values()) <= 0:
         raise DataError(
             f"{where}: a weight is {min(weights.values()):g}; it says how often a picture is drawn: above 0."
         )
@@ -131,11 +123,7 @@ def facts_of(found: Any, where: str) -> Facts:
 
 
 def merged(one: Facts, other: Facts, where: str) -> Facts:
-    """Return what two lines tell of one picture.
-
-    Raises:
-        DataError: they contradict each other.
-    """
+    """Return what two lines tell of one picture; raises `DataError` where they contradict each other."""
     if one.split != other.split:
         raise DataError(
             f"{where}: the picture {one.image!r} is of the splits {one.split!r} and {other.split!r}. What is measured "
@@ -166,10 +154,9 @@ def _agreed(one: State, other: State, name: str, image: str, where: str) -> Stat
 
 def as_json(facts: Facts) -> str:
     """Return facts as their line, without what is left at its default."""
-    objects = {name: _told(state) for name, state in facts.objects.items()}
-    captions = [_caption_told(row) for row in facts.captions]
-    told = {"image": facts.image, "captions": captions, "objects": objects}
-    told |= {name: getattr(facts, name) for name in ("attributes", "weights", "split")}
+    told: dict[str, Any] = {"image": facts.image, "captions": [_caption_told(row) for row in facts.captions]}
+    told["objects"] = {name: _told(state) for name, state in facts.objects.items()}
+    told |= {name: getattr(facts, name) for name in KEYS[3:]}
     return json.dumps({name: value for name, value in told.items() if value}, ensure_ascii=False)
 
 
@@ -193,9 +180,8 @@ def _caption(found: Any, image: str, split: str | None, where: str) -> CaptionRo
     attributes = {name: _text(value, name, where) for name, value in _mapping(given, "attributes", where).items()}
     if kinds and len(kinds) != len(negatives):
         raise DataError(f'{where}: {len(kinds)} "kinds" for {len(negatives)} "negatives": give one for each, or none.')
-    return CaptionRow(
-        image, _text(given.get("text"), "text", where), category, meta, attributes, negatives, kinds, split
-    )
+    text = _text(given.get("text"), "text", where)
+    return CaptionRow(image, text, category, meta, attributes, negatives, kinds, split)
 
 
 def _state(found: Any, name: str, where: str) -> State:

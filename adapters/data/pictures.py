@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.errors import DataError, TrainingError
-from lvlm_guard.errors import ImageError
+from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.images import load_image
 
 OnBad = Literal["raise", "skip"]
@@ -26,7 +25,7 @@ class Store(Protocol):
     """Gives pictures by key."""
 
     def load(self, key: str) -> Image.Image:
-        """Return a picture, RGB; raises `GuardError` where it can't be had."""
+        """Return a picture, RGB; raises `ImageError` where it can't be had."""
 
     def describe(self) -> str:
         """Return where the pictures are, for messages."""
@@ -39,29 +38,12 @@ class Files:
     root: Path
 
     def load(self, key: str) -> Image.Image:
-        """See `Store`; raises `ImageError`."""
+        """See `Store`."""
         return load_image(self.root / key)
 
     def describe(self) -> str:
         """See `Store`."""
         return str(self.root)
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Pictures that are there already, by key."""
-
-    pictures: Mapping[str, Image.Image]
-
-    def load(self, key: str) -> Image.Image:
-        """See `Store`; raises `ImageError`."""
-        if key not in self.pictures:
-            raise ImageError(f"There is no picture {key!r} among the {len(self.pictures)} given.")
-        return load_image(self.pictures[key])
-
-    def describe(self) -> str:
-        """See `Store`."""
-        return "memory"
 
 
 @dataclass(frozen=True)
@@ -72,28 +54,8 @@ class Bad:
     reason: str
 
 
-def load(store: Store, key: str, on_bad: OnBad) -> Image.Image | Bad:
-    """Return a picture, or where `on_bad` is "skip" and it can't be read, a `Bad`.
-
-    Raises:
-        DataError: it can't be read, and `on_bad` is "raise".
-    """
-    try:
-        return store.load(key)
-    except ImageError as error:
-        if on_bad == "skip":
-            return Bad(key, str(error))
-        raise DataError(
-            f"The picture {key!r} of {store.describe()} can't be read: {error} To go on without such pictures, which "
-            'are then counted, give on_bad="skip" (--on-bad skip).'
-        ) from error
-
-
 AT_ONCE = 64
 ROOM = 4 << 30  # bytes of memory that one set of features may take; beyond it they lie in a file, in half precision
-
-Load = Callable[[str], Image.Image | Bad]
-Encode = Callable[[Sequence[Image.Image]], Tensor]
 
 
 class Features:
@@ -112,8 +74,8 @@ class Features:
     def __init__(
         self,
         keys: Sequence[str],
-        load: Load,
-        encode: Encode,
+        load: Callable[[str], Image.Image | Bad],
+        encode: Callable[[Sequence[Image.Image]], Tensor],
         advance: Callable[[int], object] = lambda _: None,
         room: int = ROOM,
     ) -> None:
@@ -167,8 +129,7 @@ class Features:
 
     def __call__(self, keys: Sequence[str]) -> Tensor:
         """Return the rows of pictures, [n, ...] float32; raises `TrainingError` where one was not read."""
-        missing = [key for key in keys if key not in self._rows]
-        if missing:
+        if missing := [key for key in keys if key not in self._rows]:
             raise TrainingError(f"The picture {missing[0]!r} is not among the {len(self._rows)} that were read.")
         rows = self._held[[self._rows[key] for key in keys]]
         return rows if isinstance(rows, Tensor) else torch.from_numpy(np.asarray(rows)).float()

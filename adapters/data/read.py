@@ -118,20 +118,14 @@ def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Column:
-    """The pictures of data sets' rows; keys are "part/number".
-
-    Args:
-        parts: part -> data set, its pictures not decoded.
-        column: which holds the pictures.
-        name: of the whole.
-    """
+    """The pictures of data sets' rows, part -> data set, not decoded; keys are "part/number"."""
 
     parts: Mapping[str, Any] = field(repr=False)
     column: str
     name: str
 
     def load(self, key: str) -> Image.Image:
-        """See `Store`; raises `ImageError`."""
+        """See `Store`."""
         part, _, number = key.rpartition("/")
         found = self.parts[part][int(number)][self.column]
         if isinstance(found, Mapping):

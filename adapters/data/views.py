@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.adapters.data import pictures
 from lvlm_guard.adapters.data.facts import CaptionRow, Facts, RankRow
 from lvlm_guard.adapters.data.pictures import Bad, OnBad, Store
 from lvlm_guard.adapters.errors import DataError
-from lvlm_guard.errors import did_you_mean
+from lvlm_guard.errors import ImageError, did_you_mean
 
 COUNTS = "Rank the numbers of {object}."
 """The released instruction for counts (arXiv:2412.06760)."""
 
+EXPECTED = "One picture a line is expected; see lvlm_guard.adapters.data."
 EQUAL = "negatives equal to a true caption"
 REPEATED = "negatives given twice"
 
@@ -58,7 +58,7 @@ class Rows(Generic[Row]):
         return list(dict.fromkeys(row.image for row in self.rows))
 
     def with_rows(self, rows: Sequence[Row], reason: str = "", count: int = 0) -> Self:
-        """Return the same store with other rows; what was left out of them is counted where there is a reason."""
+        """Return the same with other rows; what was left out is counted where a reason is given."""
         return replace(self, rows=tuple(rows), dropped={**self.dropped, reason: count} if reason else self.dropped)
 
 
@@ -66,8 +66,16 @@ class Parts(Rows[Row]):
     """Rows of the splits, to train on and to measure on."""
 
     def load(self, image: str) -> Image.Image | Bad:
-        """Return a picture by its key, or with on_bad="skip" a `Bad`; raises `DataError`."""
-        return pictures.load(self.store, image, self.on_bad)
+        """Return a picture by its key, or where it can't be read, and on_bad is "skip", a `Bad`; raises `DataError`."""
+        try:
+            return self.store.load(image)
+        except ImageError as error:
+            if self.on_bad == "skip":
+                return Bad(image, str(error))
+            raise DataError(
+                f"The picture {image!r} of {self.store.describe()} can't be read: {error} To go on without such "
+                'pictures, which are then counted, give on_bad="skip" (--on-bad skip).'
+            ) from error
 
     @property
     def digest(self) -> str:
@@ -110,17 +118,14 @@ class CaptionData(Parts[CaptionRow]):
     Negatives that equal a true caption of the picture, but for case and blanks, or each other are left out and
     counted: in the published test files 1.8 % are, and they would teach that a true caption is wrong.
 
-    Args:
-        facts: by picture; one that is missing is a picture of whose objects its captions alone tell.
+    `facts` are by picture; of the objects of one that is missing its captions alone tell.
     """
 
     facts: Mapping[str, Facts] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise DataError(
-                f"{self.name} holds no caption. One picture a line is expected; see lvlm_guard.adapters.data."
-            )
+            raise DataError(f"{self.name} holds no caption. {EXPECTED}")
         dropped = Counter(self.dropped)
         cleaned = tuple(_cleaned(row, self.captions_of[row.image], dropped) for row in self.rows)
         object.__setattr__(self, "rows", cleaned)
@@ -169,8 +174,7 @@ def _cleaned(row: CaptionRow, true: Sequence[str], dropped: Counter[str]) -> Cap
 class RankData(Parts[RankRow]):
     """Values of objects in pictures, at least one known, and of a picture and an object one alone.
 
-    Args:
-        template: the instruction; "{object}" in it stands for the object, or it is one fixed sentence.
+    The `template` is the instruction; "{object}" in it stands for the object, or it is one fixed sentence.
 
     Raises:
         DataError: nothing to train on, or a template with another field than {object}.
@@ -180,9 +184,7 @@ class RankData(Parts[RankRow]):
 
     def __post_init__(self) -> None:
         if not any(row.value is not None for row in self.rows):
-            raise DataError(
-                f"{self.name} holds no value. One picture a line is expected; see lvlm_guard.adapters.data."
-            )
+            raise DataError(f"{self.name} holds no value. {EXPECTED}")
         try:
             named = {found for _, found, _, _ in Formatter().parse(self.template) if found is not None}
         except ValueError as error:
@@ -220,11 +222,9 @@ class RankData(Parts[RankRow]):
     def about(self, names: Collection[str]) -> RankData:
         """Return the data with values of these objects alone; pictures of others stay, and what they hold of these.
 
-        Raises:
-            DataError: there are no values of one.
+        Raises `DataError` where there are no values of one.
         """
-        unknown = sorted(set(names) - set(self.objects))
-        if unknown:
+        if unknown := sorted(set(names) - set(self.objects)):
             raise DataError(
                 f"{self.name} has no values of {unknown[0]!r}. {did_you_mean(unknown[0], self.objects)}Known: "
                 f"{', '.join(self.objects[:20])}."
@@ -232,11 +232,7 @@ class RankData(Parts[RankRow]):
         return self._only(names)
 
     def teaching(self, on_lonely: OnBad = "raise") -> RankData:
-        """Return the data without objects that teach no order, or refuse it.
-
-        Raises:
-            DataError: `on_lonely` is "raise" and there is such an object, or nothing would be left.
-        """
+        """Return the data without what teaches no order; raises `DataError` where that isn't allowed, or all do."""
         gone = {name for name in self.objects if len(set(self.values(name)[1].tolist())) < 2}
         if not gone:
             return self

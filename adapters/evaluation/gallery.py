@@ -37,11 +37,6 @@ def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, se
     No swap says what another caption or a fact of the picture says. Where facts tell of its objects, one is exchanged
     for what is known to be absent alone; where captions are all there is, for what none of them names, as DCAR does.
 
-    Args:
-        row: a caption of the data.
-        bank: for rows without negatives.
-        known: what is known of its picture's objects.
-        seed: of the draw.
     """
     if row.negatives:
         return list(zip(row.negatives, row.kinds or ("swap",) * len(row.negatives), strict=True))
@@ -60,16 +55,13 @@ def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, se
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is searched.
+    """What is searched: pictures that can be read, their captions, the captions' swaps, and claims of objects.
 
     Args:
-        images: keys of pictures that can be read.
-        rows: their captions.
         image_of: [rows], the place of each caption's picture in `images`.
         swaps: captions that are not true of the picture of the caption that they were made of.
         swap_of: [swaps], that caption's row.
         kinds: [swaps], what was exchanged.
-        claims: of objects in these pictures.
     """
 
     images: tuple[str, ...]
@@ -134,18 +126,11 @@ class Gallery:
 
 
 class Asked(NamedTuple):
-    """Claims as the verifier asks them, each against swaps of it.
-
-    Args:
-        cosines: [n, 1 + swaps], of the claim and of its swaps.
-        true: [n]: which hold.
-        pictures, names: [n]: about which picture and which object, by their places.
-    """
+    """Claims as the verifier asks them: cosines [n, 1 + swaps] of each and its swaps, which hold, of which picture."""
 
     cosines: NDArray[np.float64]
     true: NDArray[np.bool_]
     pictures: Places
-    names: Places
 
 
 @dataclass(frozen=True)
@@ -153,7 +138,6 @@ class Searched:
     """Features of a gallery, and the figures they give of pictures or captions, which are named by their places.
 
     Args:
-        gallery: what was searched.
         image, text: [images, d] and [rows + swaps, d].
         claimed: [images, claims] cosines.
         tau: the verifier's temperature.
@@ -201,12 +185,7 @@ class Searched:
         return found | {"auroc": auroc(self.true, self.swapped), "claims": self.claims_auroc(everything)}
 
     def claims_auroc(self, pictures: Places, about: NDArray[np.bool_] | None = None) -> float:
-        """Return the AUROC of claims that hold of pictures against those that don't; NaN without.
-
-        Args:
-            pictures: drawn.
-            about: [claims]: which are asked; None for all.
-        """
+        """Return the AUROC of claims, or of some `about` [claims], that hold of pictures against others, or NaN."""
 
         def judged() -> Judged:
             claims = self.gallery.claims
@@ -229,13 +208,13 @@ class Searched:
                 swaps = drawn(name, [other for other in absent if other != name], SWAPS)
                 if len(swaps) == SWAPS and (true[at[name]] or false[at[name]]):
                     cosines.append(scores[[at[name], *map(at.__getitem__, swaps)]].astype(np.float64))
-                    found.append((true[at[name]], picture, at[name]))
-        columns = np.array(found, dtype=np.int64).reshape(len(found), 3)
-        return Asked(np.array(cosines).reshape(len(found), 1 + SWAPS), columns[:, 0] > 0, columns[:, 1], columns[:, 2])
+                    found.append((picture, true[at[name]]))
+        of, holds = np.array(found, dtype=np.int64).reshape(len(found), 2).T
+        return Asked(np.array(cosines).reshape(len(found), 1 + SWAPS), holds > 0, of)
 
     def verified(self, pictures: Places) -> tuple[float, float]:
         """Return (AUROC, Brier score) of the verifier's probabilities on claims of pictures; NaN without any."""
-        _, true, of, _ = self.asked
+        _, true, of = self.asked
         p: NDArray[np.float64] = self._once("p", lambda: softmax(self.asked.cosines / self.tau, axis=1)[:, 0])
         times = np.bincount(pictures, minlength=len(self.gallery.images))[of]
         if not times.any():

@@ -43,8 +43,7 @@ class RankingFigures(NamedTuple):
 def ranking_figures(scores: ArrayLike, values: ArrayLike) -> RankingFigures:
     """Return the figures of pictures under one instruction, scores [K] in the units of the values [K].
 
-    Raises:
-        KnobError: there is no picture, or the shapes differ, or a number is not finite.
+    Raises `KnobError` where there is no picture, or the shapes differ, or a number is not finite.
     """
     s, y = np.asarray(scores, float), np.asarray(values, float)
     if s.ndim != 1 or s.shape != y.shape or not len(s) or not (np.isfinite(s).all() and np.isfinite(y).all()):
@@ -98,13 +97,7 @@ def auroc(above: ArrayLike, below: ArrayLike) -> float:
 
 
 class Judged:
-    """Scores of which is known whether they should be high: the AUROC of those of what is drawn, without sorting again.
-
-    Args:
-        scores: [n].
-        high: [n]: which should be high.
-        owner: [n]: the picture, or caption, that each is of.
-    """
+    """Scores [n], which should be `high`, and the picture or caption that owns each: AUROCs without sorting again."""
 
     def __init__(self, scores: ArrayLike, high: NDArray[np.bool_], owner: NDArray[np.int64]) -> None:
         self._values, self._place = np.unique(np.asarray(scores, float), return_inverse=True)
@@ -130,12 +123,8 @@ Figures = Mapping[str, float]
 def ranks(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.int64]:
     """Return at which place each query finds its first relevant candidate: 1 + how many others score at least as high.
 
-    Args:
-        scores: [queries, candidates], higher is better.
-        relevant: [queries, candidates] bool; at least one in each row.
-
-    Raises:
-        KnobError: the shapes differ, a query has no relevant candidate, or a score is NaN.
+    Both are [queries, candidates]. Raises `KnobError` where the shapes differ, a query has no relevant candidate, or a
+    score is NaN.
     """
     s, hit = np.asarray(scores, float), np.asarray(relevant, bool)
     if s.ndim != 2 or s.shape != hit.shape or not s.size:
@@ -157,16 +146,14 @@ def recall(scores: ArrayLike, relevant: ArrayLike, at: Sequence[int] = AT) -> di
 
 
 UNTUNED = -1
-"""The epoch of the backbone as it was."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights that may be kept.
+    """Weights that may be kept, with their figures on validation.
 
     Args:
-        epoch: whose end they are of, from 0; -1 for the untuned backbone.
-        figures: on validation.
+        epoch: whose end they are of, from 0; -1, `UNTUNED`, for the backbone as it was.
         averaged: they are the average of all epochs, not those of one.
         claims: they were trained to judge claims, so that counts too.
     """
@@ -187,10 +174,8 @@ class Candidate:
 def selected(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate of the highest score among those that lose nothing against the untuned backbone.
 
-    Of equal scores it is the untuned backbone, which must be among them, else the earliest.
-
-    Raises:
-        KnobError: the untuned backbone is missing, or the AUROC is known of some only.
+    Of equal scores it is the earliest, the backbone before all. Raises `KnobError` where the backbone is missing, or
+    the AUROC is known of some only.
     """
     untuned = next((candidate for candidate in candidates if candidate.epoch == UNTUNED), None)
     if untuned is None:
@@ -199,15 +184,13 @@ def selected(candidates: Sequence[Candidate]) -> Candidate:
         )
     if len({math.isnan(candidate.figures["auroc"]) for candidate in candidates}) > 1:
         raise KnobError("Some candidates have a verifier's AUROC and some have not, so their scores don't compare.")
-    kept = [
-        candidate
-        for candidate in candidates
+
+    def loses(candidate: Candidate) -> bool:
+        asked = ("t2i_r1", "auroc", "claims")[: 2 + candidate.claims]
         # what is not known is NaN, and loses nothing
-        if not any(
-            candidate.figures[name] < untuned.figures[name]
-            for name in ("t2i_r1", "auroc", "claims")[: 2 + candidate.claims]
-        )
-    ]
+        return any(candidate.figures[name] < untuned.figures[name] for name in asked)
+
+    kept = [candidate for candidate in candidates if not loses(candidate)]
     return max(kept, key=lambda candidate: (candidate.score, -candidate.epoch))
 
 
@@ -228,14 +211,9 @@ class Interval(NamedTuple):
 def interval(
     figure: Callable[[Picked, Picked], float], trainings: int, pictures: int, *, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """Return a figure with its interval; a figure that is NaN on everything has none.
+    """Return a figure, (trainings drawn, pictures drawn) -> number, with its interval; none where it is NaN.
 
-    Trainings and pictures are both drawn, with replacement and independently, so that neither's luck is left out.
-
-    Args:
-        figure: (trainings drawn, pictures drawn) -> the figure of these.
-        trainings, pictures: how many there are.
-        draws, seed: of the bootstrap.
+    Both are drawn with replacement and independently, out of as many as given, so that neither's luck is left out.
     """
     return ends_of(np.array([figure(*drawn) for drawn in _drawn(trainings, pictures, draws, seed)]))
 
@@ -250,11 +228,9 @@ def _drawn(trainings: int, pictures: int, draws: int, seed: int = 0) -> Iterator
 
 def ends_of(figures: NDArray[np.float64]) -> Interval:
     """Return a figure with its 95 % interval from its value on everything, then on draws."""
-    whole = float(figures[0])
-    if math.isnan(whole):
-        return Interval(whole, whole, whole)
-    low, high = np.nanquantile(figures[1:], (0.025, 0.975))
-    return Interval(whole, float(low), float(high))
+    if math.isnan(figures[0]):
+        return Interval(math.nan, math.nan, math.nan)
+    return Interval(float(figures[0]), *map(float, np.nanquantile(figures[1:], (0.025, 0.975))))
 
 
 def table(
@@ -273,9 +249,8 @@ def table(
     """Return rows in long form: each figure of each method, and what `ours` and the baseline have less others.
 
     Args:
-        model: name of the CLIP.
+        model, task: that the rows are of.
         ours: the method that is compared with all others.
-        task: that the rows are of.
         found: of all methods, with as many trainings each; an untrained method's is repeated.
         measures: figures by name.
         pictures: how many were measured on.
@@ -284,21 +259,18 @@ def table(
         baseline: the method that all others are compared with too; None for none.
         silent: method -> figures that it has nothing to say of.
     """
-    rows = []
     # the same draws for all, so that a difference is that of figures which are there already
     drawn = [*_drawn(len(found[ours]), pictures, draws)]
     pairs = [(ours, other) for other in found if other != ours]
     pairs += [(one, baseline) for one in found if baseline and one not in (ours, baseline)]
+    rows = []
     for metric, measure in measures.items():
-        figures = {
-            method: np.array(
-                [np.mean([measure(each[int(t)], picked) for t in trainings]) for trainings, picked in drawn]
-            )
-            for method, each in found.items()
-            if metric not in (silent or {}).get(method, ())
-        }
-        for method, values in figures.items():
-            rows.append(row(model, method, task, metric, ends_of(values), pictures))
+        figures = {}
+        for method, each in found.items():
+            if metric not in (silent or {}).get(method, ()):
+                means = [np.mean([measure(each[int(t)], picked) for t in trainings]) for trainings, picked in drawn]
+                figures[method] = np.array(means)
+                rows.append(row(model, method, task, metric, ends_of(figures[method]), pictures))
         for one, other in pairs:
             if metric in headlines and {one, other} <= figures.keys():
                 ends = ends_of(figures[one] - figures[other])
@@ -307,15 +279,9 @@ def table(
 
 
 def row(
-    model: str,
-    method: str,
-    task: str,
-    metric: str,
-    ends: tuple[float, float, float],
-    n: int,
-    baseline: str | None = None,
+    model: str, method: str, task: str, metric: str, ends: tuple[float, float, float], n: int, **more: str
 ) -> dict[str, Any]:
-    """Return one row in long form; a figure that is undefined is null, one of a difference names what it is less."""
+    """Return one row in long form; an undefined figure is null, that of a difference tells of its `baseline` too."""
     value, low, high = (None if math.isnan(number) else round(number, 6) for number in ends)
     told = {"model": model, "method": method, "task": task, "metric": metric}
-    return told | {"value": value, "low": low, "high": high, "n": n} | ({"baseline": baseline} if baseline else {})
+    return told | {"value": value, "low": low, "high": high, "n": n} | more

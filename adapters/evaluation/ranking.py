@@ -30,13 +30,7 @@ Scored = Mapping[str, Values]
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of pictures by what they are ordered by.
-
-    Args:
-        keys: object -> pictures.
-        values: object -> their values.
-        instructions: object -> what the ranker is asked.
-    """
+    """Lists of pictures by what they are ordered by: object -> pictures, their values, and what the ranker is asked."""
 
     keys: Mapping[str, tuple[str, ...]]
     values: Scored
@@ -46,13 +40,11 @@ class Lists:
     def of(cls, data: RankData, *, least: int = LEAST, zeros: float = ZEROS) -> Lists:
         """Return the lists of a data set; where most pictures hold none of an object, only some of those are taken.
 
+        Raises `DataError` where no object has enough pictures of unequal value.
+
         Args:
-            data: values of pictures.
             least: pictures with a value other than 0 that an object must have.
             zeros: most of a list may be pictures of value 0.
-
-        Raises:
-            DataError: no object has enough pictures of unequal value.
         """
         keys: dict[str, tuple[str, ...]] = {}
         values: dict[str, Values] = {}
@@ -121,10 +113,8 @@ def zero_shot(lists: Lists, train: Lists, image: Encode, text: Encode, tau: floa
     pictures' scale by a straight line, which changes no order.
 
     Args:
-        lists: to score.
-        train: for the scale.
-        image: normalised features of pictures by key.
-        text: normalised features of texts.
+        lists, train: to score; for the scale.
+        image, text: normalised features of pictures by key, and of texts.
         tau: CLIP's temperature.
     """
     counts = all(asked == COUNTS.format(object=name) for name, asked in lists.instructions.items())
@@ -152,13 +142,9 @@ def counted(name: str, n: int) -> str:
 
 
 def linear_probe(lists: Lists, train: Lists, validation: Lists, features: Encode) -> Scored:
-    """Return what ridge regression on frozen features says, one for each object.
+    """Return what ridge regression on frozen features [n, d] says, one for each object; the mean of all for others.
 
-    Args:
-        lists: to score; an object that was not trained on gets the mean of all values.
-        train: to fit.
-        validation: for the penalty.
-        features: of pictures by key, [n, d].
+    Given are the lists to score, those to fit, and those that choose the penalty.
     """
     overall = float(np.mean(np.concatenate(list(train.values.values()))))
     seen = {name: _array(features(keys)) for name, keys in train.keys.items()}

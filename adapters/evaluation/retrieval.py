@@ -36,8 +36,7 @@ Probe = Callable[[Searched], Searched]
 def of_claims(novel: NDArray[np.bool_]) -> dict[str, Measure]:
     """Return the figures of claims by name: the verifier's AUROC and Brier score, of objects trained on and of others.
 
-    Args:
-        novel: [claims]: about which objects no claim was trained.
+    About the `novel` [claims] none was trained.
     """
     return {
         "verifier_auroc": lambda found, pictures: found.verified(pictures)[0],
@@ -80,12 +79,8 @@ def measures(kinds: Sequence[str]) -> dict[str, Measure]:
 def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Probe:
     """Return what asks a logistic regression per object about claims, instead of the text.
 
-    It knows the objects that it learnt alone: of others it says the mean of what it says of those.
-
-    Args:
-        features: [pictures, d], of the untuned CLIP's images.
-        claims: what is known of these pictures; what is unknown is not learnt from.
-        penalty: of the squared weights.
+    It knows the objects that it learnt alone: of others it says the mean of what it says of those. What is learnt are
+    claims from features [pictures, d] of the untuned CLIP; what is unknown of a picture is not.
     """
     known = torch.from_numpy(claims.true | claims.false)
     true = torch.from_numpy(claims.true).float()

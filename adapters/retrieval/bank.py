@@ -20,7 +20,7 @@ from torch import stack, zeros
 from torch.nn.functional import normalize
 
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.vocabulary import WORD, Vocabulary, article, plural, spelled
+from lvlm_guard.matching.vocabulary import WORD, Vocabulary, article, claim_about, plural, spelled
 
 FUNCTION = (
     " a an the of with and or in on at to for from by is are has have it its that which this as often usually photo "
@@ -37,10 +37,7 @@ Made = TypeVar("Made")
 def cased(word: str, like: str, spelling: str) -> str:
     """Return a word in the case of the text it replaces: upper, every word's first letter, the first letter, or as is.
 
-    Args:
-        word: that comes in.
-        like: the text that goes out.
-        spelling: how the list spells what goes out; where the text does so too, the new word is left as listed.
+    It is left as listed too where the text that goes out is in the list's own `spelling`.
     """
     if like == spelling or not like:
         return word
@@ -113,8 +110,7 @@ class WordBank:
         names = [name for members in self.meta.values() for name in members]
         if not names and not self.attributes:
             raise KnobError("The word bank is empty: give categories by kind (meta), or attributes.")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise KnobError(f"The categories {', '.join(twice)} are listed twice: each is of one kind.")
 
     @classmethod
@@ -137,8 +133,7 @@ class WordBank:
     def from_file(cls, path: str | PathLike[str]) -> WordBank:
         """Read a JSON file with the fields of this class; a group of one value may be written without its list.
 
-        Raises:
-            KnobError: the file can't be read, or holds what it must not.
+        Raises `KnobError` where it can't be read, or holds what it must not.
         """
         example = '{"meta": {"cat": ["Sphynx", "Bengal"]}, "attributes": {"colour": ["red", ["grey", "gray"]]}}'
         return _from_json(path, "The word bank", cls._of, example)
@@ -226,11 +221,7 @@ class Sentences:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Sentences:
-        """Read {"classes": {"horse": ["..."]}, "pairs": {"horse|zebra": [{"a": "...", "b": "..."}]}}.
-
-        Raises:
-            KnobError: the file can't be read, or holds something else.
-        """
+        """Read {"classes": {"horse": ["..."]}, "pairs": {"horse|zebra": [{"a": "...", "b": "..."}]}}, as a bank."""
 
         def made(read: Any) -> Sentences:
             pairs = {
@@ -253,11 +244,10 @@ class Sentences:
         """Return a feature of each name, [n, d]: the normalised mean of those of its sentences; D1.
 
         Args:
-            names: with or without sentences.
             encode: texts -> normalised features [m, d].
             plain: the template for names without a sentence, {article} and {object} in it.
         """
-        said = [[*self.classes.get(name, ())] or [plain.format(article=article(name), object=name)] for name in names]
+        said = [[*self.classes.get(name, ())] or [claim_about(name, plain)] for name in names]
         found = encode([text for each in said for text in each]).split([len(each) for each in said])
         return stack([normalize(each.mean(0), dim=0) for each in found]) if len(found) else encode([])
 

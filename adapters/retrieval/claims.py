@@ -31,15 +31,7 @@ NEEDS_NOUN = {"number", "material"}  # "one of them", "made of glass": else no a
 
 
 class Found(NamedTuple):
-    """A category or a value at a place of a caption; a word like "orange" is both.
-
-    Args:
-        start, end: in characters.
-        text: what stands there.
-        before, after: the words next to it, "" at the ends.
-        category: what is named.
-        value: what is said.
-    """
+    """A category or a value at a place of a caption, with the words next to it; a word like "orange" is both."""
 
     start: int
     end: int
@@ -81,10 +73,8 @@ class Parsed(NamedTuple):
 def parse(text: str, bank: WordBank) -> Parsed:
     """Return what a caption names and says; what stands after a negation is left out."""
     found = list(_found(text, bank))
-    phrases: list[Phrase] = []
-    loose: list[Found] = []
-    pending: list[Found] = []
-    names: set[str] = set()
+    phrases, names = list[Phrase](), set[str]()
+    loose, pending = list[Found](), list[Found]()
     for i, item in enumerate(found):
         following = found[i + 1] if i + 1 < len(found) else None
         if item.value.attribute and (not item.category.name or _is_said_of_noun(text, found[i:])):
@@ -237,12 +227,11 @@ COLDEST, HOTTEST = 1e-3, 10.0
 def fit_tau(scores: NDArray[np.float64], true: NDArray[np.bool_]) -> float:
     """Return the temperature at which softmax(scores / tau) gives claims their probability, by maximum likelihood.
 
+    True and false claims count alike, however many there are. Raises `KnobError` where a kind is missing, or a swap.
+
     Args:
         scores: [n, 1 + swaps] cosines: of a claim, then of its swaps.
-        true: [n], which claims hold; true and false ones count alike, however many there are of each.
-
-    Raises:
-        KnobError: a kind of claim is missing, or there is no swap.
+        true: [n], which claims hold.
     """
     if scores.ndim != 2 or scores.shape[1] < 2 or not true.any() or true.all():
         raise KnobError(

@@ -104,7 +104,7 @@ NEAR = 10
 
 
 class Memory(NamedTuple):
-    """What is kept beside a CLIP to score claims by, without training.
+    """What is kept beside a CLIP to score claims by, without training; `names` are objects that it knows, none for all.
 
     - "cache": pictures with pseudo-labels (TFUP, arXiv:2404.16339); `keys`, `values`, `shares`, `text`, see `Cache`.
     - "pairs": what tells two objects apart (FuDD, arXiv:2311.07593): `sides` [names, names, d], what is said of the
@@ -118,11 +118,6 @@ class Memory(NamedTuple):
     - "concepts": a learnt feature of each object, `text` [names, d] (ConES, arXiv:2305.18993).
     - "classes": nothing, since scores of objects stand behind a picture's feature (Prompt-CAM, see `FeatureHead`).
     - "views": nothing, since prompts are tuned on views of each picture (DiffTPT, arXiv:2308.06038), see `tuned`.
-
-    Args:
-        kind: of these.
-        names: objects that it knows; of none where it knows all.
-        tensors: by name.
     """
 
     kind: str
@@ -131,35 +126,36 @@ class Memory(NamedTuple):
 
     def scored(self, image: Tensor, scores: Tensor, names: Sequence[str | None], tau: float) -> Tensor:
         """Return scores [n, m] with those of known claims changed: log-probabilities or log-odds times tau."""
+        held = self.tensors
         if self.kind == "gate":
-            lit = (image @ self.tensors["pair"].T / tau).softmax(-1)[:, :1]
-            gated = self.tensors["undecided"] + lit * (scores - self.tensors["undecided"])
+            lit = (image @ held["pair"].T / tau).softmax(-1)[:, :1]
+            gated = held["undecided"] + lit * (scores - held["undecided"])
             return torch.where(torch.tensor([name is not None for name in names]), gated, scores)
         places = [(column, self.names.index(name)) for column, name in enumerate(names) if name in self.names]
         if not places:
             return scores
         columns, known = map(list, zip(*places, strict=True))
         if self.kind == "cache":
-            held = Cache(self.tensors["keys"], self.tensors["values"], self.tensors["shares"])
-            p = (image @ self.tensors["text"].T / tau).softmax(-1)
-            changed = tau * held(image, p).clamp(min=1e-12).log()[:, known]
+            p = (image @ held["text"].T / tau).softmax(-1)
+            p = Cache(held["keys"], held["values"], held["shares"])(image, p)
+            changed = tau * p.clamp(min=1e-12).log()[:, known]
         elif self.kind == "concepts":
-            changed = image @ self.tensors["text"][known].T
+            changed = image @ held["text"][known].T
         elif self.kind == "classes":
             changed = image[:, -len(self.names) - 1 : -1][:, known]
         elif self.kind == "pairs":
-            changed = self._told_apart(image, scores[:, columns], self.tensors["sides"][known][:, known])
+            changed = _told_apart(image, scores[:, columns], held["sides"][known][:, known])
         else:
-            far = torch.einsum("nd,mkd->nmk", image, self.tensors["negatives"][known])
+            far = torch.einsum("nd,mkd->nmk", image, held["negatives"][known])
             changed = scores[:, columns] - tau * (far / tau).logsumexp(-1)
         return scores.index_copy(1, torch.tensor(columns, device=scores.device), changed)
 
-    @staticmethod
-    def _told_apart(image: Tensor, scores: Tensor, sides: Tensor) -> Tensor:
-        best = torch.zeros_like(scores).scatter(1, scores.topk(min(NEAR, scores.shape[1]), 1).indices, 1.0)
-        said = torch.einsum("nb,abd->nad", best, sides)  # of b itself nothing is said
-        new = torch.einsum("nd,nad->na", image, normalize(said, dim=-1))
-        return torch.where((best > 0) & (said.square().sum(-1) > 0), new, scores)
+
+def _told_apart(image: Tensor, scores: Tensor, sides: Tensor) -> Tensor:
+    best = torch.zeros_like(scores).scatter(1, scores.topk(min(NEAR, scores.shape[1]), 1).indices, 1.0)
+    said = torch.einsum("nb,abd->nad", best, sides)  # of b itself nothing is said
+    new = torch.einsum("nd,nad->na", image, normalize(said, dim=-1))
+    return torch.where((best > 0) & (said.square().sum(-1) > 0), new, scores)
 
 
 def make(clip: Any, inputs: Inputs, *, config: DualPromptConfig | None = None, **card: Any) -> DualPromptRetriever:
@@ -167,23 +163,16 @@ def make(clip: Any, inputs: Inputs, *, config: DualPromptConfig | None = None, *
 
     Args:
         clip: a `CLIPModel`; frozen here, and prompts are put into it. Or the `PeftModel` of one with a LoRA alone.
-        inputs: of it.
         config: the prompts to put in; None for none.
-        card: further fields of `RetrieverCard`.
+        card: further fields of `RetrieverCard`, whose errors it raises.
 
     Raises:
         UnsupportedModelError: the model is no CLIP.
-        KnobError: an option outside its range.
     """
     base: Any = clip.get_base_model() if is_tuned(clip) else clip.requires_grad_(False)
     _require_clip(base)
-    settings = {
-        "backbone": name_of(base),
-        "text_width": base.config.text_config.hidden_size,
-        "image_width": base.config.vision_config.hidden_size,
-        "adapter": config is not None or is_tuned(clip),
-    }
-    made = RetrieverCard(**settings | card)
+    widths = base.config.text_config.hidden_size, base.config.vision_config.hidden_size
+    made = RetrieverCard(name_of(base), *widths, **{"adapter": config is not None or is_tuned(clip)} | card)
     if config is not None:
         if is_tuned(clip):
             raise KnobError(
@@ -197,21 +186,12 @@ def make(clip: Any, inputs: Inputs, *, config: DualPromptConfig | None = None, *
 
 
 def untuned(source: str | os.PathLike[str] = EMBEDDED, **card: Any) -> DualPromptRetriever:
-    """Return a CLIP as it is, as a retriever: what every tuned one is measured against.
-
-    Args:
-        source: "embedded", a folder or a hub id of a `CLIPModel` with its tokenizer and image processor.
-        card: further fields of `RetrieverCard`.
-
-    Raises:
-        WeightsError: it can't be had.
-        UnsupportedModelError: it is no CLIP.
-    """
-    return make(*parts(source), **{"strength": 0.0, **card})
+    """Return a CLIP as it is, as a retriever: what every tuned one is measured against; errors as of `parts`."""
+    return make(*parts(source), **card)
 
 
 def parts(source: str | os.PathLike[str] = EMBEDDED) -> tuple[Any, Inputs]:
-    """Return a CLIP and its inputs, as `untuned` reads them."""
+    """Return a `CLIPModel` and its inputs: "embedded", a folder or a hub id; raises as `load_backbone`."""
     clip = load_backbone(source)
     return clip, Inputs.of(clip)
 
@@ -236,12 +216,10 @@ def load(
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> DualPromptRetriever:
-    """Load a retriever.
+    """Load a retriever from what `save` wrote.
 
     Args:
-        folder: as `save` wrote it.
-        model: the `CLIPModel`, into which the prompts are put, or its folder or hub id; None for the one that the card
-            names.
+        model: the `CLIPModel`, into which the prompts are put, or its folder or hub id; None for the card's.
         inputs: of the CLIP; None for those that lie with it.
         device: where it runs; None is the CPU.
         trainable: whether training goes on.

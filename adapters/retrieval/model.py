@@ -32,12 +32,9 @@ TooLong = Literal["raise", "truncate"]
 
 @dataclass(frozen=True)
 class CaptionInputs:
-    """A batch of captions as a CLIP's text encoder takes them: BOS, slots, words, EOS, padding.
+    """A batch of captions as a CLIP's text encoder takes them: BOS, slots, words, EOS, padding; [n, tokens] each.
 
-    Args:
-        input_ids: [n, tokens].
-        attention_mask: [n, tokens], 0 on padding.
-        words: [n, tokens] bool, true on pieces of the caption's own words.
+    The mask is 0 on padding, and `words` true on pieces of the captions' own words.
     """
 
     input_ids: Tensor
@@ -57,18 +54,17 @@ def budget(length: int, slots: int) -> int:
 def caption_inputs(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    *,
     placeholder_ids: Sequence[int] = (),
+    *,
     length: int = 77,
     too_long: TooLong = "raise",
 ) -> CaptionInputs:
     """Return captions with the placeholder tokens after BOS, padded to the longest.
 
     Args:
-        tokenizer: of the CLIP.
-        texts: captions; at least one.
+        tokenizer, texts: of the CLIP; at least one caption.
         placeholder_ids: of the prompts (`DualPromptConfig.placeholder_ids`); none for a CLIP without text prompts.
-        length: most tokens of the text encoder, 77 in CLIP.
+        length: most tokens of the text encoder.
         too_long: "raise", or "truncate" to cut the caption's end; EOS stays, which the feature is read from.
 
     Raises:
@@ -119,15 +115,12 @@ def raw(blank: Tensor, image: Tensor) -> Tensor:
 
 
 def scaled(weights: Tensor, strength: float, words: Tensor | None = None) -> Tensor:
-    """Return factors of embeddings: 1 + strength * (w / mean(w) - 1), within 0.25 to 4.
+    """Return factors of embeddings: 1 + strength * (w / mean(w) - 1), within 0.25 to 4, [..., tokens] float32.
 
     Args:
-        weights: [..., tokens], w of each token.
+        weights: w of each token; where all of a row are 0, as for a blank picture, its factors are 1.
         strength: lambda; 0 gives 1 everywhere.
-        words: [..., tokens] bool: which tokens are words; the mean is over them, and others get 1. None: all are.
-
-    Returns:
-        [..., tokens] float32; 1 everywhere in a row whose weights are all 0, as for a blank picture.
+        words: bool: which tokens are words; the mean is over them, and others get 1. None: all are.
     """
     weights = weights.float()
     words = torch.ones_like(weights, dtype=torch.bool) if words is None else words
@@ -168,18 +161,14 @@ def _weigh(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
 
 
 def again(first: Tensor, pair: Callable[[Tensor, Tensor], Tensor], top: int) -> Tensor:
-    """Return scores whose order is: the best `top` of each query by the second score, then the rest by the first.
+    """Return scores [queries, candidates] whose order is: the best `top` by the second score, the rest by the first.
 
     Args:
-        first: [queries, candidates].
+        first: [queries, candidates]; those that are not scored again are moved below the others.
         pair: second score of (queries, candidates), [p] each -> [p].
         top: how many of each query are scored again.
-
-    Returns:
-        [queries, candidates]: the second score where it was computed; the rest keep their order, moved below them.
     """
-    count = min(top, first.shape[1])
-    best = first.topk(count, dim=1).indices
+    best = first.topk(min(top, first.shape[1]), dim=1).indices
     queries = torch.arange(len(first))[:, None].expand_as(best)
     second = pair(queries.flatten(), best.flatten()).reshape(best.shape).to(first)
     chosen = torch.zeros_like(first, dtype=torch.bool).scatter(1, best, True)
@@ -203,8 +192,7 @@ class Features(NamedTuple):
 class RetrievalModel(nn.Module):
     """A CLIP and its prompts if it has any, always in evaluation mode: dropout would make its features another's.
 
-    Args:
-        clip: a `CLIPModel`, or the `PeftModel` around one.
+    Given is a `CLIPModel`, or the `PeftModel` around one.
     """
 
     def __init__(self, clip: Any) -> None:
@@ -249,13 +237,7 @@ class RetrievalModel(nn.Module):
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, factors: Factors | None = None
     ) -> Tensor:
-        """Return normalised text features, [n, d] float32.
-
-        Args:
-            input_ids: [n, tokens], with the prompts' placeholders (`CaptionInputs`).
-            attention_mask: [n, tokens].
-            factors: see `Factors`; None for none.
-        """
+        """Return normalised text features, [n, d] float32; the ids hold the prompts' placeholders (`CaptionInputs`)."""
         mask = None if attention_mask is None else attention_mask.to(self.device)
         with weighing(factors):
             out = self.base.get_text_features(input_ids=input_ids.to(self.device), attention_mask=mask)
@@ -295,22 +277,17 @@ class RetrievalModel(nn.Module):
         PEFT's own switch makes every tensor of an adapter trainable when it turns it on again; here each is afterwards
         what it was.
         """
-        asked = [(parameter, parameter.requires_grad) for parameter in self.clip.parameters()]
+        asked = {parameter: parameter.requires_grad for parameter in self.clip.parameters()}
         try:
             with torch.no_grad(), self.clip.disable_adapter() if is_tuned(self.clip) else nullcontext():
                 yield
         finally:
-            for parameter, required in asked:
+            for parameter, required in asked.items():
                 parameter.requires_grad_(required)
 
 
 class WordWeigher:
-    """Says how much each piece of a caption is about a picture; each piece is encoded once.
-
-    Args:
-        model: whose untrained CLIP is asked.
-        tokenizer: of the CLIP.
-    """
+    """Says how much each piece of a caption is about a picture, by the untrained CLIP; each piece is encoded once."""
 
     def __init__(self, model: RetrievalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._ends = model, (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -318,11 +295,9 @@ class WordWeigher:
         self._blank: Tensor | None = None
 
     def raw(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
-        """Return w of each token for the picture in the same row, [m, tokens]; of no meaning where no word stands.
+        """Return w of each token of m captions for the picture in the same row, [m, tokens], by frozen features [m, d].
 
-        Args:
-            frozen_image: [m, d], features of the frozen CLIP.
-            inputs: m captions.
+        Where no word stands it has no meaning.
         """
         pieces, place = inputs.input_ids.unique(return_inverse=True)
         with self._model.lock:

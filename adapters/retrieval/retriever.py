@@ -27,7 +27,7 @@ from lvlm_guard.adapters.retrieval.model import (
 )
 from lvlm_guard.adapters.testtime import crops, tune
 from lvlm_guard.errors import KnobError, UnsupportedCallError
-from lvlm_guard.matching.vocabulary import article
+from lvlm_guard.matching.vocabulary import claim_about
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.prompts import DualPromptConfig
@@ -58,12 +58,7 @@ class DualPromptRetriever:
 
     Without prompts and with strength 0 it is plain CLIP, the baseline of every figure. Results are float32 tensors on
     the CPU. One object serves many threads, one call at a time. Methods that read pictures or captions raise
-    `ImageError` and `TextError` where one can't be used.
-
-    Args:
-        model: see `RetrievalModel`; `make` builds one.
-        card: how it is used.
-        inputs: of the CLIP.
+    `ImageError` and `TextError` where one can't be used. `folder.make` builds one.
     """
 
     def __init__(self, model: RetrievalModel, card: RetrieverCard, inputs: Inputs) -> None:
@@ -89,8 +84,8 @@ class DualPromptRetriever:
         return self._read(texts, self.config.placeholder_ids if self.config else ())
 
     def _read(self, texts: Sequence[str], placeholder_ids: Sequence[int] = ()) -> CaptionInputs:
-        how = {"placeholder_ids": placeholder_ids, "length": self.inputs.context, "too_long": self.card.too_long}
-        return caption_inputs(self.inputs.tokenizer, texts, **how)  # type: ignore[arg-type]
+        most, too_long = self.inputs.context, self.card.too_long
+        return caption_inputs(self.inputs.tokenizer, texts, placeholder_ids, length=most, too_long=too_long)
 
     def image_inputs(self, images: Sequence[Image.Image]) -> Tensor:
         """Return pixels [n, 3, side, side] of pictures of any size; raises `KnobError` for none."""
@@ -120,11 +115,9 @@ class DualPromptRetriever:
 
     def said(self, text: str) -> tuple[str, ...]:
         """Return what is read for a text: what the card says instead of a claim, else the text itself."""
-        name = claimed(text)
-        if name is None:
+        if (name := claimed(text)) is None:
             return (text,)
-        made = tuple(one.format(article=article(name), object=name) for one in self.card.templates)
-        return (*made, *self.card.sentences.get(name, ())) or (text,)
+        return (*(claim_about(name, one) for one in self.card.templates), *self.card.sentences.get(name, ())) or (text,)
 
     def remember(self, memory: Memory | None) -> None:
         """Score claims with what is remembered beside their cosines."""
@@ -151,13 +144,10 @@ class DualPromptRetriever:
         """Return scores [n, m] of features of pictures [n, d] with texts: cosines, changed for claims by the memory.
 
         Args:
-            image: normalised.
-            texts: m.
-            text: their features where they are there already.
-            pixels: gives the pictures themselves, [n, 3, side, side]; asked by a memory of "views" alone.
-
-        Raises:
-            UnsupportedCallError: such a memory knows a claim, and there are no pixels.
+            image, texts: normalised; m.
+            text: features of the texts where they are there already.
+            pixels: gives the pictures themselves, [n, 3, side, side]; asked by a memory of "views" alone, which raises
+                `UnsupportedCallError` without.
         """
         scores = image @ (self.text_features(texts) if text is None else text).T
         if self.memory is None:
@@ -203,16 +193,10 @@ class DualPromptRetriever:
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, weighting: Literal["none", "pairwise"] = "none"
     ) -> Tensor:
-        """Return similarities, [n, m] cosines.
+        """Return similarities, [n, m] cosines; raises `KnobError` for another weighting.
 
-        Args:
-            images: n pictures.
-            texts: m captions.
-            weighting: "none" is one pass for each picture and caption. "pairwise" weighs each caption's words anew
-                for each picture, n * m text passes; needs strength above 0.
-
-        Raises:
-            KnobError: another weighting.
+        "none" is one pass for each picture and caption. "pairwise" weighs each caption's words anew for each picture,
+        n * m text passes; needs strength above 0.
         """
         if weighting not in ("none", "pairwise"):
             raise KnobError(f"weighting is {weighting!r}: give 'none' or 'pairwise'; 'two-stage' is of `rank`.")
@@ -227,14 +211,8 @@ class DualPromptRetriever:
     ) -> list[Ranked]:
         """Rank captions for a picture, or pictures for a caption, best first; equal scores keep their order.
 
-        Args:
-            query: a picture or a caption.
-            candidates: captions or pictures, the other of the two.
-            weighting: as in `RetrieverCard`; None for the card's. Under "two-stage" the first `top` have weighted
-                scores and the rest come after them with plain ones.
-
-        Raises:
-            KnobError: another weighting.
+        The weighting is as in `RetrieverCard`, None for the card's; another raises `KnobError`. Under "two-stage" the
+        first `top` have weighted scores and the rest come after them with plain ones.
         """
         if isinstance(query, str):
             scores = self.directed_scores(list(candidates), [query], weighting=weighting)[1][0]
@@ -277,12 +255,10 @@ class DualPromptRetriever:
         return pair
 
     def factors(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
-        """Return the factors of each caption's embeddings for the picture in the same row, [m, tokens].
+        """Return the factors of m captions' embeddings for the picture in the same row, [m, tokens].
 
-        Args:
-            frozen_image: [m, d], of `frozen_features`. A batch's own pairs may be weighed so against their own
-                captions and those captions' swaps; never use a row's factors with another picture.
-            inputs: m captions.
+        By its `frozen_features` [m, d]. A batch's own pairs may be weighed so against their own captions and those
+        captions' swaps; never use a row's factors with another picture.
         """
         return scaled(self._weigher.raw(frozen_image, inputs), self.card.strength, inputs.words)
 
@@ -296,11 +272,7 @@ class DualPromptRetriever:
         return [WordWeight(*each) for each in zip(pieces, raw.tolist(), factors.tolist(), strict=True)]
 
     def probability(self, scores: Tensor) -> Tensor:
-        """Return the calibrated probability of a match for cosines of any shape.
-
-        Raises:
-            UnsupportedCallError: the retriever was not calibrated.
-        """
+        """Return the calibrated probability of a match for cosines of any shape; raises `UnsupportedCallError`."""
         if self.card.calibration is None:
             raise UnsupportedCallError(
                 "This retriever was not calibrated, and raw cosines are no probabilities: train it with a validation "

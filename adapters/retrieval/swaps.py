@@ -24,12 +24,9 @@ Edit = tuple[int, int, str]
 
 
 class Swap(NamedTuple):
-    """A caption in which one thing is exchanged.
+    """A caption in which one thing is exchanged, old for new as listed in the bank.
 
-    Args:
-        text: the new caption.
-        kind: "category", or the kind of the attribute: "colour", "material", "number", "size", "state".
-        old, new: what was exchanged, as listed in the bank.
+    The kind is "category", or that of the attribute: "colour", "material", "number", "size", "state".
     """
 
     text: str

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_clip
 import torch
+from in_memory import InMemory
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -22,7 +23,6 @@ from transformers import CLIPModel
 
 from lvlm_guard.adapters.data.dataset import FactsData
 from lvlm_guard.adapters.data.facts import CaptionRow, Facts
-from lvlm_guard.adapters.data.pictures import InMemory
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.matchers.clip import ClipMatcher

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from in_memory import InMemory
 from PIL import Image
 
 from lvlm_guard.adapters.data import CaptionRow, Facts, FactsData, open_facts
 from lvlm_guard.adapters.data.facts import SOME, as_json, facts_of, merged
-from lvlm_guard.adapters.data.pictures import InMemory
 from lvlm_guard.adapters.errors import DataError
 
 LINE = (

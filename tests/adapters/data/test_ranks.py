@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from in_memory import InMemory
 from PIL import Image
 
 from lvlm_guard.adapters.data import RankData, RankRow
-from lvlm_guard.adapters.data.pictures import InMemory
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.training.ranking import Groups
 

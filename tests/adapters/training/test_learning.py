@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_memory import InMemory
 from PIL import Image
 from trainings import DUAL, RANKER, recipe
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow, RankData
-from lvlm_guard.adapters.data.pictures import Bad, Features, InMemory
+from lvlm_guard.adapters.data.pictures import Bad, Features
 from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
