@@ -24,9 +24,10 @@ from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.data.world import ranks
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.training import ranker
-from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe, learning
+from lvlm_guard.adapters.training.ranker import RankingTask
+from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.tasks import train
+from lvlm_guard.adapters.training.trainer import learning
 from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.cli.console import print_json
 from lvlm_guard.embedded.captioned import Pictures
@@ -76,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     recipe = Recipe(steps=args.steps, batch=args.batch, rate=1e-3, measure_every=10**6)
 
     def ours() -> tuple[float, float]:
-        task = Unmeasured(ranker.build(plan, data), pictures.train, pictures.lists, pictures.seen, recipe)
+        task = Unmeasured(ranker.build(plan, data), pictures, recipe)
         with tempfile.TemporaryDirectory() as folder:
             return timed(partial(train, task, recipe, Path(folder), lambda _: None, device="cpu"))
 
     def plain() -> tuple[float, float]:
-        task = Unmeasured(ranker.build(plan, data), pictures.train, pictures.lists, pictures.seen, recipe)
+        task = Unmeasured(ranker.build(plan, data), pictures, recipe)
         return timed(partial(bare, task, recipe))
 
     found: dict[str, list[tuple[float, float]]] = {"loop": [], "bare": []}

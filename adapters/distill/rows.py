@@ -16,7 +16,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson
 from lvlm_guard.errors import TextError, UnsupportedModelError
 from lvlm_guard.families.family import Family
 from lvlm_guard.matching import Vocabulary

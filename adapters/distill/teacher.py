@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
-from lvlm_guard.adapters.distill.answers import Answer, AnswerFile, Lesson, Pictures
-from lvlm_guard.adapters.distill.settings import Lessons
+from lvlm_guard.adapters.distill.lessons import Answer, AnswerFile, Lesson, Lessons, Pictures
+from lvlm_guard.adapters.training.recipe import Advance
 from lvlm_guard.api import resolve
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.trace import answers_of
@@ -48,22 +49,33 @@ def method_of(lessons: Lessons) -> Method:
     return resolve(lessons.method, {**objects, **lessons.knobs})
 
 
-def ends_of(model: Any) -> set[int]:
-    """Return the end-of-text tokens of a model; InstructBLIP's are its language model's."""
-    inner = getattr(getattr(model, "language_model", None), "generation_config", None)
-    ends = (inner or model.generation_config).eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}
+def answered(
+    model: Any, processor: Any, images: Sequence[Image], prompts: Sequence[str], most: int, **how: Any
+) -> tuple[list[list[int]], Any]:
+    """Return a model's greedy answers about pictures, by their tokens, and what generate() gave, told `how`.
+
+    Args:
+        model, processor: guarded or not; a PEFT model too.
+        images, prompts: one each for an answer.
+        most: tokens of one.
+    """
+    inputs = ask(processor, [[image] for image in images], prompts)
+    given = inputs["input_ids"]
+    with torch.inference_mode():
+        out = model.generate(**inputs.to(model.device, model.dtype), **GREEDY, max_new_tokens=most, **how)
+    tokens: Tensor = out if isinstance(out, Tensor) else out.sequences
+    # InstructBLIP's stock generate() gives the answer alone, all others the prompt before it
+    prompt = given.shape[1]
+    whole = tokens.shape[1] > prompt and torch.equal(tokens[:, :prompt].cpu(), given.cpu())
+    # its end-of-text tokens are its language model's
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(getattr(base, "language_model", None), "generation_config", None)
+    ends = (inner or base.generation_config).eos_token_id
+    return answers_of(tokens, prompt if whole else 0, set(ends) if isinstance(ends, list) else {ends}), out
 
 
 class Teacher:
-    """A guarded model and processor that answer lessons.
-
-    Args:
-        model, processor: guarded.
-        method: the guard.
-        lessons: what to ask.
-        at_once: prompts of one generate() call.
-    """
+    """A guarded model and processor that answer lessons, `at_once` prompts of one generate() call."""
 
     def __init__(self, model: Any, processor: Any, method: Method, lessons: Lessons, at_once: int) -> None:
         self.model, self.processor, self.method, self.lessons = model, processor, method, lessons
@@ -73,12 +85,7 @@ class Teacher:
             self.matcher = load_matcher(method.matcher, model=model)
 
     def answer(
-        self,
-        pictures: Pictures,
-        names: Sequence[str],
-        file: AnswerFile,
-        advance: Callable[[int], object],
-        other: Sequence[str] = (),
+        self, pictures: Pictures, names: Sequence[str], file: AnswerFile, advance: Advance, other: Sequence[str] = ()
     ) -> None:
         """Answer about pictures, and append to the file after each few of them.
 
@@ -106,7 +113,7 @@ class Teacher:
             file.add([Lesson(name, answers.get(name, ()), failed.get(name)) for name in part])
             advance(len(part))
 
-    def _answers(self, images: dict[str, Image], other: Sequence[str]) -> dict[str, list[Answer]]:
+    def _answers(self, images: Mapping[str, Image], other: Sequence[str]) -> dict[str, list[Answer]]:
         asked = [(name, one) for name in images for one in self.asked(name, images[name], other)]
         found: dict[str, list[Answer]] = {name: [] for name in images}
         for free in (True, False):  # answers of one length end together: captions don't keep yes and no waiting
@@ -149,12 +156,9 @@ class Teacher:
         return dict(zip(names, found.tolist(), strict=True))
 
     def _generate(self, images: Sequence[Image], asked: Sequence[Asked]) -> list[Answer]:
-        inputs = ask(self.processor, [[image] for image in images], [prompt for prompt, _ in asked])
-        how = {"max_new_tokens": self.lessons.max_new_tokens, "return_dict_in_generate": True, "output_logits": True}
-        with torch.inference_mode():
-            inputs = inputs.to(self.model.device, self.model.dtype)
-            out = self.model.generate(**inputs, **GREEDY, **how, guard=self.method)
-        tokens = answers_of(out.sequences, inputs["input_ids"].shape[1], ends_of(self.model))
+        how = {"return_dict_in_generate": True, "output_logits": True, "guard": self.method}
+        prompts = [prompt for prompt, _ in asked]
+        tokens, out = answered(self.model, self.processor, images, prompts, self.lessons.max_new_tokens, **how)
         known: dict[int, dict[str, float]] = {}
         for image in images:
             if id(image) not in known:
@@ -179,7 +183,7 @@ class Teacher:
         return answers
 
 
-def _soft(logits: torch.Tensor) -> tuple[list[int], list[float]]:
+def _soft(logits: Tensor) -> tuple[list[int], list[float]]:
     """Return the most likely tokens of a step, and their probabilities."""
     p, ids = logits.float().softmax(-1).topk(min(SOFT, logits.shape[-1]))
     kept = p >= LEAST

@@ -6,10 +6,11 @@ Which answers a step sees is drawn from the example's own number, so a resumed r
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,100 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures
 from lvlm_guard.adapters.distill.rows import Layout, Rows
-from lvlm_guard.adapters.distill.settings import Recipe, target_modules
-from lvlm_guard.adapters.training.recipe import TRAINING, finish, finished
+from lvlm_guard.adapters.errors import TrainingError, check
+from lvlm_guard.adapters.training import tasks
+from lvlm_guard.adapters.training.recipe import Advance
 from lvlm_guard.adapters.training.trainer import ResumableTrainer, arguments
+from lvlm_guard.errors import UnsupportedModelError
+
+LANGUAGE = ("language_model", "text_model")
+PROJECTORS = ("multi_modal_projector", "merger", "language_projection")  # LLaVA and LLaVA-NeXT, Qwen, InstructBLIP
+HEADS = ("lm_head", "embed_out")
 
 YES, HARD_NO = 0.4, 0.2  # shares of questions that were answered yes; and no, though there was reason to doubt
 DOUBT = 0.05  # the matcher's probability above which there was
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the LoRA learns.
+
+    Args:
+        steps: of the optimiser.
+        batch: pictures of a step, in each process.
+        accumulate: batches of one optimiser step, where a step's pictures don't fit in memory together.
+        questions: about one picture, in one step; one free prompt comes with them.
+        rate: peak learning rate of AdamW, which falls by a cosine.
+        rank, alpha: of the LoRA.
+        projector: whether the layers between image tower and language model learn too. On the embedded world a
+            short training learnt as much without, and vLLM can't serve that part (see `card`).
+        soft: learn the guard's distribution where it had a choice; else the token that it took.
+        keep: learn the plain model's own distribution where the guard had none; else its token.
+        fresh: share of the guard's distribution that words naming nothing again must hold for what it names again to be
+            left out of a description's lesson; above 1 nothing is left out. With `soft`.
+        checkpointing: recompute activations instead of keeping them: slower, less memory.
+        save_every: steps between checkpoints.
+
+    Raises:
+        TrainingError: a value outside its range.
+    """
+
+    steps: int = 500
+    batch: int = 24
+    accumulate: int = 1
+    questions: int = 12
+    rate: float = 2e-3
+    rank: int = 16
+    alpha: int = 32
+    projector: bool = False
+    soft: bool = True
+    keep: bool = True
+    fresh: float = 0.1
+    checkpointing: bool = False
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch": 1, "accumulate": 1, "rank": 1, "save_every": 1, "questions": 0, "fresh": 0.0}
+        check(self, least, error=TrainingError)
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise TrainingError(
+                f"The learning rate is {self.rate}: give a positive number, such as 2e-4 for a 7B model."
+            )
+
+
+def target_modules(model: Any, projector: bool) -> str:
+    """Return PEFT's `target_modules` for every linear layer of the language model, as one regular expression.
+
+    Args:
+        model: not wrapped yet.
+        projector: whether the layers between image tower and language model are among them.
+
+    Raises:
+        UnsupportedModelError: no part of the model has a name that is known.
+    """
+    found: dict[str, set[str]] = {}
+    for name, module in model.named_modules():
+        path = name.split(".")
+        part = next((one for one in path if one in (*LANGUAGE, *(PROJECTORS if projector else ()))), None)
+        if part is not None and isinstance(module, nn.Linear) and path[-1] not in HEADS:
+            found.setdefault(part, set()).add(path[-1])
+    if not found.keys() & set(LANGUAGE):
+        raise UnsupportedModelError(
+            f"In this {type(model).__name__} no linear layer lies in a part called {' or '.join(LANGUAGE)}, so it is "
+            "not known what to adapt. Add its name to LANGUAGE in lvlm_guard/adapters/distill/training.py."
+        )
+    return "|".join(_pattern(part, leaves) for part, leaves in sorted(found.items()))
+
+
+def _pattern(part: str, leaves: set[str]) -> str:
+    if leaves == {part}:  # a projector of one layer
+        return rf"(.*\.)?{part}"
+    return rf"(.*\.)?{part}\.(.*\.)?({'|'.join(sorted(leaves))})"
 
 
 class Examples:
@@ -147,7 +231,7 @@ def train(
     recipe: Recipe,
     seed: int,
     folder: Path,
-    advance: Callable[[int], object],
+    advance: Advance,
 ) -> Any:
     """Train one adapter and save it; one that is there already is not trained again.
 
@@ -169,7 +253,6 @@ def train(
         TrainingError: the loss or a gradient is not finite, or the folder holds another training.
         KeyboardInterrupt: after the step in progress was finished and saved.
     """
-    place, told = folder / TRAINING, {"recipe": asdict(recipe), "seed": seed}
     set_seed(seed)
     lora = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, target_modules=target_modules(model, recipe.projector), lora_dropout=0.0
@@ -177,25 +260,24 @@ def train(
     with warnings.catch_warnings():  # as in `pretrained.with_adapters`
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         student = get_peft_model(model, lora)
-    settings = _settings(place, recipe, seed, model.device)
-    with settings.main_process_first():
-        done = finished(place, told)
-    if done:
+
+    def load(_: Path) -> Any:
         student.load_adapter(str(folder), adapter_name="default")
-        advance(recipe.steps)
-        return student.eval()
-    size = recipe.steps * recipe.batch * recipe.accumulate * settings.world_size
-    examples, layout = Examples(lines, pictures, recipe.questions, size, seed), Layout(model, processor)
-    trainer = Distiller(recipe, student, settings, examples, lambda some: {"rows": layout.rows(some)}, 1.0, advance)
-    history = trainer.run()
-    if trainer.is_world_process_zero():
-        student.save_pretrained(str(folder))
-        finish(place, told, {"steps": trainer.state.global_step}, history)
-    trainer.accelerator.wait_for_everyone()
-    # takes autocast off, or everything that is measured would be in half precision
-    student = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    trainer.accelerator.free_memory()
-    return student.eval()
+        return student
+
+    def learn(place: Path) -> tasks.Learnt[Any]:
+        settings = _settings(place, recipe, seed, model.device)
+        size = recipe.steps * recipe.batch * recipe.accumulate * settings.world_size
+        examples, layout = Examples(lines, pictures, recipe.questions, size, seed), Layout(model, processor)
+        trainer = Distiller(recipe, student, settings, examples, lambda some: {"rows": layout.rows(some)}, 1.0, advance)
+        history = trainer.run()
+        # takes autocast off, or everything that is measured would be in half precision
+        made = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        trainer.accelerator.free_memory()
+        return made, {"steps": trainer.state.global_step}, history
+
+    told = {"recipe": asdict(recipe), "seed": seed}
+    return tasks.fit(load, told, recipe.steps, seed, folder, advance, learn).eval()
 
 
 class Distiller(ResumableTrainer):
@@ -205,18 +287,12 @@ class Distiller(ResumableTrainer):
         super().__init__(student, *args)
         self.recipe, self.student = recipe, student
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """Return the loss of a batch; raises `TrainingError` where it is not finite."""
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """See `ResumableTrainer`."""
         rows: Rows = inputs["rows"]
         found = log_probs(self.student, rows, model)
         plain = plain_log_probs(self.student, rows) if self.recipe.keep else None
-        loss = balanced(distance(found, rows, plain, self.recipe.soft), rows.first)
-        if not bool(torch.isfinite(loss)):
-            raise self.refused("The loss")
-        self.told["loss"] = float(loss.detach())
-        return loss
+        return balanced(distance(found, rows, plain, self.recipe.soft), rows.first), {}
 
 
 def _settings(place: Path, recipe: Recipe, seed: int, device: torch.device) -> TrainingArguments:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from peft import get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -24,6 +21,7 @@ from torch.nn.functional import normalize
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import CaptionData, FactsData
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
+from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossStack
@@ -31,18 +29,15 @@ from lvlm_guard.adapters.prompts import SHALLOW, DualPromptConfig, configuration
 from lvlm_guard.adapters.prompts.heads import FeatureHead
 from lvlm_guard.adapters.prompts.producers import Cascade, Clusters, Conditioned, k_means
 from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.adapters.retrieval.folder import Memory, make, parts, untuned
 from lvlm_guard.adapters.retrieval.model import budget
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import tasks
 from lvlm_guard.adapters.training.free import adapted, informed, objects, ready, sentences_of
-from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe, about, learning, put
-from lvlm_guard.adapters.training.retrieval import RetrievalTask, scored
-from lvlm_guard.adapters.training.tasks import Measured
-from lvlm_guard.adapters.training.trainer import Advance
-from lvlm_guard.errors import KnobError, WeightsError
-from lvlm_guard.matching.platt import platt
+from lvlm_guard.adapters.training.recipe import Advance, Recipe, about
+from lvlm_guard.adapters.training.retrieval import RetrievalTask, calibrate, chosen, scored
+from lvlm_guard.adapters.training.trainer import learning
+from lvlm_guard.errors import WeightsError
 
 WORLD = "the embedded world"  # as its store is described
 LORA = "lora"
@@ -60,11 +55,10 @@ class Plan:
         clip: "embedded", a folder or a hub id.
         prompts: a named configuration of `lvlm_guard.adapters.prompts`, or "lora": a stock LoRA of q and v.
         depth: layers with prompts; None for `reach`, or as many as the CLIP has.
-        n_ctx: prompts of a layer; None for the configuration's own.
+        n_ctx, coupling_rank: prompts of a layer, and the rank of text to vision; None for the configuration's own.
         reach: of the prompts where no depth is given.
         options: further fields of `DualPromptConfig`.
         init: folders of adapters whose mean is started from.
-        coupling_rank: None for the configuration's own.
         work, lacks: the preset that this is of and what of the work is not exact, for the card.
         free: no prompts are trained: a way of `training.free`.
         after: a way of `training.free` beside trained prompts; left out where claims are judged worse with it.
@@ -107,8 +101,7 @@ class Plan:
     withheld: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.alike < 1:
-            raise KnobError(f"alike is {self.alike}: give the number of pairs of one category in a batch, 1 or more.")
+        check(self, {"alike": 1})
 
     @property
     def named(self) -> dict[str, Any]:
@@ -151,9 +144,8 @@ class Pictures:
 
         Args:
             data: rows of both parts.
-            clip: as of `Plan`.
+            clip, withheld: as of `Plan`.
             validation: most pictures that candidates are measured on; None for all.
-            withheld: as of `Plan`.
             advance: told how many pictures were read.
             device: where the frozen features are computed.
 
@@ -180,10 +172,10 @@ def fitting(plan: Plan, facts: FactsData) -> FactsData:
     if facts.store.describe() == WORLD:  # made for a tiny context
         return facts
     clip, inputs = parts(plan.clip)
-    most = budget(
-        inputs.context, 0 if plan.prompts == LORA or plan.free else len(_prompts(plan, clip, inputs).placeholder_ids)
+    own = 0 if plan.prompts == LORA or plan.free else len(_prompts(plan, clip, inputs).placeholder_ids)
+    return facts.fitting(
+        lambda text: len(inputs.tokenizer(text, add_special_tokens=False)["input_ids"]), budget(inputs.context, own)
     )
-    return facts.fitting(lambda text: len(inputs.tokenizer(text, add_special_tokens=False)["input_ids"]), most)
 
 
 def bank_of(data: CaptionData) -> WordBank:
@@ -203,75 +195,6 @@ def withheld(data: CaptionData, share: float) -> tuple[str, ...]:
     return tuple(sorted(sorted(names, key=lambda name: sha256(name.encode()).digest())[: int(share * len(names))]))
 
 
-def fit(
-    plan: Plan,
-    pictures: Pictures,
-    recipe: Recipe,
-    folder: Path,
-    advance: Advance,
-    device: str = "auto",
-    stage: bool = False,
-    **how: Any,
-) -> DualPromptRetriever:
-    """Train a retriever and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`.
-
-    Of a stage that another begins from, the last weights are kept, whatever they are worth on validation.
-    """
-    told = about("dual-prompt", plan, recipe, pictures.train, device)
-    learn = partial(_learnt, plan, pictures, recipe, advance, stage=stage, device=device, **how)
-    return tasks.fit(DualPromptRetriever, told, recipe, folder, advance, learn)
-
-
-def _learnt(
-    plan: Plan, pictures: Pictures, recipe: Recipe, advance: Advance, place: Path, stage: bool, **how: Any
-) -> tuple[DualPromptRetriever, dict[str, Any], list[dict[str, Any]]]:
-    if plan.first is not None and not plan.init:
-        same = {name: getattr(plan, name) for name in ("clip", "teacher", "depth", "withheld")}
-        fit(replace(plan.first, **same), pictures, recipe, place / FIRST, lambda _: None, stage=True, **how)
-        plan = replace(plan, init=(str(place / FIRST),))
-        torch.manual_seed(recipe.seed)
-    retriever, main, begun = build(plan, pictures), PartialState().is_main_process, time.monotonic()
-    note: dict[str, Any] = {"untuned": pictures.untuned, "parameters": 0, "found": {}}
-    history: list[dict[str, Any]] = []
-    if plan.free:
-        if main:
-            note["found"] = adapted(plan, pictures, retriever, recipe.seed)
-            figures = pictures.gallery.searched(retriever, pictures.pixels).figures()
-            plain = Candidate(UNTUNED, pictures.untuned, claims=True)
-            best = selected([plain, Candidate(0, figures, claims=True)])
-        advance(recipe.steps)
-    else:
-        if how["device"] == "cpu" or not torch.cuda.is_available():
-            # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
-            retriever.model.base.set_attn_implementation("eager")
-        task = RetrievalTask(retriever, pictures, plan, recipe)
-        measured, history = tasks.train(task, recipe, place, advance, **how)
-        if main:
-            best = _choose(task, place, measured, recipe, pictures.untuned, stage)
-            note["parameters"] = sum(parameter.numel() for parameter in learning(task.model).values())
-            del retriever.model.aids
-            if plan.after and best.epoch != UNTUNED:
-                note["found"] = _beside(plan, pictures, retriever, recipe, best.figures)
-    if not main:
-        return retriever, {}, []
-    if best.epoch == UNTUNED:
-        retriever = untuned(plan.clip, **plan.named)
-    calibrate(retriever, pictures.gallery, pictures.pixels)
-    note |= {"kept": best.epoch, "averaged": best.averaged, "figures": scored(best.figures, claims=best.claims)}
-    return retriever, note | {"seconds": time.monotonic() - begun}, history
-
-
-def _beside(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, recipe: Recipe, best: Any
-) -> dict[str, Any]:
-    """Give trained prompts what needs no gradients beside them, unless they judge claims worse with it."""
-    found = adapted(replace(plan, free=plan.after), pictures, retriever, recipe.seed)
-    claims = pictures.gallery.searched(retriever, pictures.pixels).figures()["claims"]
-    if claims < best["claims"]:
-        retriever.remember(None)
-    return found | {"beside": retriever.memory is not None}
-
-
 def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     """Return an untrained retriever; raises as `ready`."""
     ready(plan)
@@ -279,12 +202,11 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
     if plan.free:
         return make(clip, inputs, **plan.named)
     if plan.prompts == LORA:
-        from peft import LoraConfig, get_peft_model
-
         rank = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
         made = make(get_peft_model(clip, rank), inputs, **plan.named)
     else:
-        names = _classes(plan, pictures)
+        # objects that have a prompt of their own
+        names = objects(plan, pictures).names if plan.options.get("head", {}).get("classes") else ()
         made = make(
             clip,
             inputs,
@@ -295,18 +217,13 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
         )
         if names:
             made.remember(Memory("classes", names, {}))
-        _informed(plan, pictures, made)
+        _tell(plan, pictures, made)
     if plan.init:
         start(made, plan.init)
     return made
 
 
-def _classes(plan: Plan, pictures: Pictures) -> tuple[str, ...]:
-    """Return the objects that have a prompt of their own."""
-    return objects(plan, pictures).names if plan.options.get("head", {}).get("classes") else ()
-
-
-def _informed(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever) -> None:
+def _tell(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever) -> None:
     """Tell the pieces of a retriever what they need to know of the data."""
 
     def centres(k: int) -> Tensor:
@@ -330,20 +247,17 @@ def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
     Raises:
         WeightsError: a folder holds no adapter, or one of another configuration.
     """
-    from peft.utils import set_peft_model_state_dict
-
     clip: Any = retriever.model.clip
-    there = {key: value.shape for key, value in get_peft_model_state_dict(clip).items()}
+    there = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(clip).items()}
     cascade = next((module for module in clip.modules() if isinstance(module, Cascade)), None)
     if cascade is not None:
         there = {key: (cascade.config.boosted, *shape[1:]) for key, shape in there.items() if "dual_prompt_ctx" in key}
-    # what regulates gradients is learnt beside prompts, and is none of them
-    read = [load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME) for folder in folders]
-    sources = [{k: v for k, v in each.items() if ".gates." not in k or k in there} for each in read]
-    for folder, source in zip(folders, sources, strict=True):
-        if {key: tuple(value.shape) for key, value in source.items()} != {
-            k: tuple(shape) for k, shape in there.items()
-        }:
+    sources = []
+    for folder in folders:
+        read = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+        # what regulates gradients is learnt beside prompts, and is none of them
+        sources.append({key: value for key, value in read.items() if ".gates." not in key or key in there})
+        if {key: tuple(value.shape) for key, value in sources[-1].items()} != there:
             raise WeightsError(f"{folder} holds an adapter of other prompts than those to be trained: give such a one.")
     mean = {key: torch.stack([source[key].float() for source in sources]).mean(0) for key in there}
     if cascade is None:
@@ -361,56 +275,69 @@ def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
     return configuration(plan.prompts, inputs.tokenizer, **options, **plan.options)
 
 
-def _choose(
-    task: RetrievalTask, folder: Path, measured: list[Measured], recipe: Recipe, plain: Mapping[str, float], stage: bool
-) -> Candidate:
-    """Give the retriever the weights that are best on validation, of a stage the average; told by its step."""
-    claims = "claims" in task.losses.active
+def fit(
+    plan: Plan,
+    pictures: Pictures,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    device: str = "auto",
+    stage: bool = False,
+    **how: Any,
+) -> DualPromptRetriever:
+    """Train a retriever and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`.
 
-    def weights(step: int) -> dict[str, Tensor]:
-        return load_file(folder / CANDIDATES / f"{step}.safetensors")
-
-    candidates = [Candidate(UNTUNED, plain, claims=claims)]
-    candidates += [Candidate(one.step, one.figures, claims=claims) for one in measured]
-    average = averaged([weights(one.step) for one in measured])
-    put(task.model, average)
-    candidates.append(Candidate(recipe.steps + 1, task.measure(), averaged=True, claims=claims))
-    best = candidates[-1] if stage else selected(candidates)
-    if best.epoch != UNTUNED and not best.averaged:
-        put(task.model, weights(best.epoch))
-    return best
-
-
-def averaged(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the average of the weights of several epochs, weighed by a Gaussian over them.
-
-    Source: PromptSRC (arXiv:2307.06948): mean at three quarters of the epochs, deviation 1 of 20.
+    Of a stage that another begins from, the last weights are kept, whatever they are worth on validation.
     """
-    n = len(weights)
-    at = np.arange(1, n + 1)
-    share = np.exp(-0.5 * ((at - 0.75 * n) / max(1.0, n / 20)) ** 2)
-    share /= share.sum()
-    return {
-        name: torch.stack([float(w) * each[name].float() for w, each in zip(share, weights, strict=True)]).sum(0)
-        for name in weights[0]
-    }
+
+    def learn(place: Path) -> tasks.Learnt[DualPromptRetriever]:
+        own, main = plan, PartialState().is_main_process
+        if plan.first is not None and not plan.init:
+            same = {name: getattr(plan, name) for name in ("clip", "teacher", "depth", "withheld")}
+            earlier = replace(plan.first, **same)
+            fit(earlier, pictures, recipe, place / FIRST, lambda _: None, device=device, stage=True, **how)
+            own = replace(plan, init=(str(place / FIRST),))
+            torch.manual_seed(recipe.seed)
+        retriever, history, begun = build(own, pictures), list[dict[str, Any]](), time.monotonic()
+        note: dict[str, Any] = {"untuned": pictures.untuned, "parameters": 0, "found": {}}
+        if plan.free:
+            if main:
+                note["found"] = adapted(own, pictures, retriever, recipe.seed)
+                figures = pictures.gallery.searched(retriever, pictures.pixels).figures()
+                both = Candidate(UNTUNED, pictures.untuned, claims=True), Candidate(0, figures, claims=True)
+                best = selected(both)
+            advance(recipe.steps)
+        else:
+            if device == "cpu" or not torch.cuda.is_available():
+                # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
+                retriever.model.base.set_attn_implementation("eager")
+            task = RetrievalTask(retriever, pictures, own, recipe)
+            measured, history = tasks.train(task, recipe, place, advance, device=device, **how)
+            if main:
+                best = chosen(task, place, measured, recipe, pictures.untuned, stage)
+                note["parameters"] = sum(parameter.numel() for parameter in learning(task.model).values())
+                del retriever.model.aids
+                if plan.after and best.epoch != UNTUNED:
+                    note["found"] = _beside(own, pictures, retriever, recipe, best)
+        if not main:
+            return retriever, {}, []
+        if best.epoch == UNTUNED:
+            retriever = untuned(plan.clip, **plan.named)
+        calibrate(retriever, pictures.gallery, pictures.pixels)
+        note |= {"kept": best.epoch, "averaged": best.averaged, "figures": scored(best.figures, claims=best.claims)}
+        return retriever, note | {"seconds": time.monotonic() - begun}, history
+
+    told = about("dual-prompt", plan, recipe, pictures.train, device)
+    load = DualPromptRetriever.from_pretrained
+    return tasks.fit(load, told, recipe.steps, recipe.seed, folder, advance, learn)
 
 
-def calibrate(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features) -> None:
-    """Put into a retriever's card what validation tells: P(claim holds) = sigmoid(a * S + b), and the verifier's tau.
-
-    Claims are those of the gallery: "a photo of a dog". Where its captions name nothing that the bank knows, they are
-    the captions and their swaps. True and false count alike, as BLIP's matching head and POPE ask.
-    """
-    found = gallery.searched(retriever, pixels)
-    if gallery.claims.telling:
-        scores, labels = gallery.claims.judged(found.claimed)
-    else:
-        scores = np.concatenate([found.true, found.swapped])
-        labels = np.arange(len(scores)) < len(found.true)
-    calibration = temperature = None
-    with suppress(KnobError):  # nothing to fit to
-        calibration = platt(scores, labels, balanced=True)
-    with suppress(KnobError):
-        temperature = fit_tau(found.asked.cosines, found.asked.true)
-    retriever.card = replace(retriever.card, calibration=calibration, temperature=temperature)
+def _beside(
+    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, recipe: Recipe, best: Candidate
+) -> dict[str, Any]:
+    """Give trained prompts what needs no gradients beside them, unless they judge claims worse with it."""
+    found = adapted(replace(plan, free=plan.after), pictures, retriever, recipe.seed)
+    claims = pictures.gallery.searched(retriever, pictures.pixels).figures()["claims"]
+    if claims < best.figures["claims"]:
+        retriever.remember(None)
+    return found | {"beside": retriever.memory is not None}

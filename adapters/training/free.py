@@ -6,11 +6,11 @@ What is found lies in the retriever's card and, where it is tensors, beside it; 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from lvlm_guard.adapters.retrieval.folder import Memory
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import claims
 from lvlm_guard.adapters.testtime import cache, mine
-from lvlm_guard.adapters.training.beside import NULL, null_image
-from lvlm_guard.adapters.training.recipe import learning
+from lvlm_guard.adapters.training.pairs import NULL, null_image
+from lvlm_guard.adapters.training.trainer import learning
 from lvlm_guard.errors import KnobError, WeightsError
 from lvlm_guard.matching.platt import platt
 from lvlm_guard.matching.vocabulary import article
@@ -39,25 +39,16 @@ from lvlm_guard.matching.vocabulary import article
 if TYPE_CHECKING:
     from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan
 
-WORDS = (
-    "photo",
-    "picture",
-    "image",
-    "of",
-    "the",
-    "in",
-    "with",
-    "this",
-    "is",
-    "there",
-    "scene",
-    "small",
-    "large",
-    "only",
-)
+# fmt: off
+WORDS = ("photo", "picture", "image", "of", "the", "in", "with", "this", "is", "there", "scene", "small", "large",
+         "only")
+# fmt: on
 """Words that edits draw from, as far as the tokenizer knows them."""
 
 SEEDS = (TEMPLATE, "{article} {object}", "there is {article} {object} in the picture", "the {object}")
+LLM = ("history", "feedback")
+"""Proposers that ask a command of the user's."""
+
 MINUTES = 10
 """That a proposer may think."""
 
@@ -71,6 +62,26 @@ CONCEPT_STEPS, CONCEPT_RATE = 200, 3e-4
 """Of learning features of objects, by Adam; ours, chosen on validation scenes."""
 
 Found = dict[str, Any]
+"""What is to be told of an adaptation."""
+
+
+class Given(NamedTuple):
+    """What a way has: claims about what training pictures show, and an untuned retriever that it changes in place."""
+
+    plan: Plan
+    pictures: Pictures
+    retriever: DualPromptRetriever
+    claims: Claims
+    rng: np.random.Generator
+
+    @property
+    def features(self) -> Tensor:
+        """Of the training pictures by the untuned CLIP, [n, d]."""
+        return self.pictures.frozen(self.pictures.train.images)
+
+    def remember(self, kind: str, names: tuple[str, ...], **tensors: Tensor) -> None:
+        """Give the retriever a memory."""
+        self.retriever.remember(Memory(kind, names, tensors))
 
 
 def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed: int) -> Found:
@@ -83,7 +94,7 @@ def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed
     ready(plan)
     if plan.free not in WAYS:
         raise KnobError(f"There is no training-free way {plan.free!r}: give one of {', '.join(WAYS)}.")
-    return WAYS[plan.free](plan, pictures, retriever, objects(plan, pictures), np.random.default_rng(seed))
+    return WAYS[plan.free](Given(plan, pictures, retriever, objects(plan, pictures), np.random.default_rng(seed)))
 
 
 def objects(plan: Plan, pictures: Pictures) -> Claims:
@@ -93,65 +104,6 @@ def objects(plan: Plan, pictures: Pictures) -> Claims:
     if not made.telling:
         raise TrainingError("Facts tell of no object that is in some pictures and absent in others; see --data.")
     return made
-
-
-def _described(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    sentences = sentences_of(plan, pictures)
-    retriever.card = replace(retriever.card, sentences={name: tuple(said) for name, said in sentences.classes.items()})
-    return {"sentences": sum(map(len, sentences.classes.values()))}
-
-
-def _told_apart(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    sentences = Sentences.from_file(plan.bank)
-    sides = sentences.sides(made.names, retriever.text_features)
-    retriever.remember(Memory("pairs", made.names, {"sides": sides}))
-    return {"pairs": int((sides.square().sum(-1) > 0).sum())}
-
-
-def _searched(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    image = pictures.frozen(pictures.train.images)
-
-    def scored(prompt: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        texts = [prompt.format(article=article(name), object=name) for name in made.names]
-        return made.judged((image @ retriever.text_features(texts).T).numpy())
-
-    def logits(prompt: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        scores, true = scored(prompt)
-        slope, offset = platt(scores, true, balanced=True)
-        return slope * scores + offset, true
-
-    def ranked(prompts: Sequence[str]) -> list[float]:
-        return [float(auroc(s[t], s[~t])) for s, t in map(scored, prompts)]
-
-    def calibrated(prompts: Sequence[str]) -> list[float]:
-        return [searching.mixed(s, t) for s, t in map(logits, prompts)]
-
-    words = [word for word in WORDS if known(retriever, word)]
-    seeds = [seed for seed in SEEDS if known(retriever, seed.format(article="a", object=made.names[0]))]
-    how = dict(plan.search)
-    budget, proposer = int(how.get("budget", 64)), how.get("proposer", "edits")
-    history = searching.search(
-        seeds, _proposer(plan, proposer, words, pictures), calibrated if how.get("fitness") == "mixed" else ranked,
-        budget, rng,
-    )  # fmt: skip
-    best = history.best
-    retriever.card = replace(retriever.card, templates=(best,))
-    scores, true = logits(best)
-    err = float(np.mean([(scores[true] <= 0).mean(), (scores[~true] > 0).mean()]))
-    # a uniform prior over words of the vocabulary, which every prompt of the search is of
-    nats = len(best.split()) * float(np.log(len(retriever.inputs.tokenizer)))
-    told: Found = {"prompt": best, "fitness": history.fitness[best], "tried": len(history.fitness)}
-    return told | {"error": err, "bound": searching.bound(err, len(pictures.train.images), nats), "nats": nats}
-
-
-LLM = ("history", "feedback")
-"""Proposers that ask a command of the user's."""
 
 
 def ready(plan: Plan) -> None:
@@ -176,11 +128,58 @@ def ready(plan: Plan) -> None:
             raise WeightsError(f"{folder} holds no adapter to start from: give a folder that `lvlm-guard train` wrote.")
 
 
-def _proposer(plan: Plan, name: str, words: Sequence[str], pictures: Pictures) -> searching.Propose:
-    if name in ("edits", "climbing"):
+def _described(given: Given) -> Found:
+    retriever, sentences = given.retriever, sentences_of(given.plan, given.pictures)
+    retriever.card = replace(retriever.card, sentences={name: tuple(said) for name, said in sentences.classes.items()})
+    return {"sentences": sum(map(len, sentences.classes.values()))}
+
+
+def _told_apart(given: Given) -> Found:
+    sides = Sentences.from_file(given.plan.bank).sides(given.claims.names, given.retriever.text_features)
+    given.remember("pairs", given.claims.names, sides=sides)
+    return {"pairs": int((sides.square().sum(-1) > 0).sum())}
+
+
+def _searched(given: Given) -> Found:
+    retriever, names, image = given.retriever, given.claims.names, given.features
+
+    def scored(prompt: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        texts = [prompt.format(article=article(name), object=name) for name in names]
+        return given.claims.judged((image @ retriever.text_features(texts).T).numpy())
+
+    def logits(prompt: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        scores, true = scored(prompt)
+        slope, offset = platt(scores, true, balanced=True)
+        return slope * scores + offset, true
+
+    def ranked(prompts: Sequence[str]) -> list[float]:
+        return [float(auroc(s[t], s[~t])) for s, t in map(scored, prompts)]
+
+    def calibrated(prompts: Sequence[str]) -> list[float]:
+        return [searching.mixed(s, t) for s, t in map(logits, prompts)]
+
+    seeds = [seed for seed in SEEDS if known(retriever, seed.format(article="a", object=names[0]))]
+    how = given.plan.search
+    fitness = calibrated if how.get("fitness") == "mixed" else ranked
+    history = searching.search(seeds, _proposer(given), fitness, int(how.get("budget", 64)), given.rng)
+    best = history.best
+    retriever.card = replace(retriever.card, templates=(best,))
+    scores, true = logits(best)
+    err = float(np.mean([(scores[true] <= 0).mean(), (scores[~true] > 0).mean()]))
+    # a uniform prior over words of the vocabulary, which every prompt of the search is of
+    nats = len(best.split()) * float(np.log(len(retriever.inputs.tokenizer)))
+    told: Found = {"prompt": best, "fitness": history.fitness[best], "tried": len(history.fitness)}
+    return told | {"error": err, "bound": searching.bound(err, len(image), nats), "nats": nats}
+
+
+def _proposer(given: Given) -> searching.Propose:
+    name = given.plan.search.get("proposer", "edits")
+    if name not in LLM:
+        words = [word for word in WORDS if known(given.retriever, word)]
         return searching.edits(words) if name == "edits" else searching.climbing(words)
-    captions = [row.caption for row in pictures.train.rows[:5]] if name == "history" else []
-    return searching.chatting(asking(plan.proposer), k=10 if captions else 5, worst=not captions, captions=captions)
+    captions = [row.caption for row in given.pictures.train.rows[:5]] if name == "history" else []
+    chat = asking(given.plan.proposer)
+    return searching.chatting(chat, k=10 if captions else 5, worst=not captions, captions=captions)
 
 
 def asking(command: str) -> Callable[[str], str]:
@@ -200,42 +199,36 @@ def asking(command: str) -> Callable[[str], str]:
     return chat
 
 
-def _remembered(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    image, text = pictures.frozen(pictures.train.images), retriever.text_features(made.texts)
-    held = cache(image, (image @ text.T / retriever.model.tau).softmax(-1))
-    tensors = {"keys": held.keys, "values": held.values, "shares": held.shares, "text": text}
-    retriever.remember(Memory("cache", made.names, tensors))
+def _remembered(given: Given) -> Found:
+    image, text = given.features, given.retriever.text_features(given.claims.texts)
+    held = cache(image, (image @ text.T / given.retriever.model.tau).softmax(-1))
+    given.remember("cache", given.claims.names, keys=held.keys, values=held.values, shares=held.shares, text=text)
     return {"remembered": len(held.keys)}
 
 
-def _negated(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    words = [name for name in pictures.bank.meta_of if known(retriever, name)]
+def _negated(given: Given) -> Found:
+    retriever, own = given.retriever, given.retriever.text_features(given.claims.texts)
+    words = [name for name in given.pictures.bank.meta_of if known(retriever, name)]
     said = retriever.text_features([TEMPLATE.format(article=article(word), object=word) for word in words])
     # of each claim what is far from it and of its own: the rest of the list, however true of the picture
-    own = retriever.text_features(made.texts)
-    names = {name: mine(own[k : k + 1], words, said, len(words) // 2) for k, name in enumerate(made.names)}
-    most = min(map(len, names.values()))
-    tensors = {"negatives": torch.stack([_rows(said, words, names[name][:most]) for name in made.names])}
-    retriever.remember(Memory("negatives", made.names, tensors))
+    found = [mine(own[k : k + 1], words, said, len(words) // 2) for k in range(len(own))]
+    most, place = min(map(len, found)), {word: k for k, word in enumerate(words)}
+    negatives = torch.stack([said[[place[word] for word in each[:most]]] for each in found])
+    given.remember("negatives", given.claims.names, negatives=negatives)
     return {"negatives": most}
 
 
-def _gated(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
+def _gated(given: Given) -> Found:
     """Learn two prompts, of well-lit and of dark pictures: CLIP-LIT (arXiv:2303.17569), margins between shades."""
     from lvlm_guard.adapters.training.dual_prompt import build
 
-    keys = [pictures.train.images[int(k)] for k in rng.permutation(len(pictures.train.images))[:GATED]]
+    retriever, pictures = given.retriever, given.pictures
+    images = pictures.train.images
+    keys = [images[int(k)] for k in given.rng.permutation(len(images))[:GATED]]
     mean, std = (torch.tensor(of)[:, None, None] for of in (retriever.inputs.mean, retriever.inputs.std))
     lit = pictures.pixels(keys) * std + mean
-    seen = [retriever.frozen_features((lit * shade - mean) / std)[0] for shade in SHADES]
-    chain = torch.stack(seen, 1)
-    pair = build(replace(plan, free="", prompts="coop", options={"producer": "experts", "experts": 2}), pictures)
+    chain = torch.stack([retriever.frozen_features((lit * shade - mean) / std)[0] for shade in SHADES], 1)
+    pair = build(replace(given.plan, free="", prompts="coop", options={"producer": "experts", "experts": 2}), pictures)
     said, d = pair.text_inputs(["photo"]), chain.shape[-1]
     optimizer = torch.optim.AdamW(learning(pair.model).values(), lr=1e-2)
     stack = LossStack(contrastive=0, hard_negative=0, more={"ordered": 1.0})
@@ -247,27 +240,42 @@ def _gated(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    undecided = (chain[:, 0] @ retriever.text_features(made.texts).T).mean()[None]
-    retriever.remember(Memory("gate", (), {"pair": prompts.detach(), "undecided": undecided}))
+    undecided = (chain[:, 0] @ retriever.text_features(given.claims.texts).T).mean()[None]
+    given.remember("gate", (), pair=prompts.detach(), undecided=undecided)
     share = logits.detach().softmax(-1)[..., 0].mean(0)
     return {"lit": round(float(share[0]), 4), "dark": round(float(share[-1]), 4)}
 
 
-def _visual(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
+def _visual(given: Given) -> Found:
     """Fit by which cosine with the NULL image a text is not visual (arXiv:2305.10434), on texts of training."""
+    retriever = given.retriever
     null = retriever.model.images(null_image(retriever.inputs.side))[0]
-    texts = [*NULL, *made.texts, *(row.caption for row in pictures.train.rows[:256])]
+    texts = [*NULL, *given.claims.texts, *(row.caption for row in given.pictures.train.rows[:256])]
     cosines = (retriever.text_features(texts) @ null).double().numpy()
     line = platt(cosines, np.arange(len(texts)) < len(NULL), balanced=True)
-    retriever.remember(Memory("visualness", (), {"null": null, "line": torch.tensor(line).float()}))
+    given.remember("visualness", (), null=null, line=torch.tensor(line).float())
     visual = retriever.visualness(texts) > 0.5
     return {"visual": float(visual[len(NULL) :].float().mean()), "not": float((~visual[: len(NULL)]).float().mean())}
 
 
-def _rows(features: Tensor, words: Sequence[str], names: Sequence[str]) -> Tensor:
-    return features[[words.index(name) for name in names]]
+def _conceived(given: Given) -> Found:
+    made, image, tau = given.claims, given.features, given.retriever.model.tau
+    text = nn.Parameter(given.retriever.text_features(made.texts).clone())
+    true, false = torch.from_numpy(made.true), torch.from_numpy(made.false)
+    slope, offset = platt(*made.judged((image @ text.detach().T).numpy()), balanced=True)
+    optimizer = torch.optim.Adam([text], lr=CONCEPT_RATE)
+    for _ in range(CONCEPT_STEPS):
+        optimizer.zero_grad()
+        loss = claims(image @ normalize(text, dim=-1).T + offset / slope, true, false, tau=tau)
+        loss.backward()
+        optimizer.step()
+    given.remember("concepts", made.names, text=normalize(text.detach(), dim=-1))
+    return {"concepts": len(text), "loss": float(loss.detach())}
+
+
+def _viewed(given: Given) -> Found:
+    given.remember("views", given.claims.names)
+    return {"names": len(given.claims.names)}
 
 
 def known(retriever: DualPromptRetriever, text: str) -> bool:
@@ -275,30 +283,6 @@ def known(retriever: DualPromptRetriever, text: str) -> bool:
     tokenizer = retriever.inputs.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return bool(ids) and (tokenizer.unk_token_id == tokenizer.eos_token_id or tokenizer.unk_token_id not in ids)
-
-
-def _conceived(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    image = pictures.frozen(pictures.train.images)
-    text = nn.Parameter(retriever.text_features(made.texts).clone())
-    true, false = torch.from_numpy(made.true), torch.from_numpy(made.false)
-    slope, offset = platt(*made.judged((image @ text.detach().T).numpy()), balanced=True)
-    optimizer = torch.optim.Adam([text], lr=CONCEPT_RATE)
-    for _ in range(CONCEPT_STEPS):
-        optimizer.zero_grad()
-        loss = claims(image @ normalize(text, dim=-1).T + offset / slope, true, false, tau=retriever.model.tau)
-        loss.backward()
-        optimizer.step()
-    retriever.remember(Memory("concepts", made.names, {"text": normalize(text.detach(), dim=-1)}))
-    return {"concepts": len(text), "loss": float(loss.detach())}
-
-
-def _viewed(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, made: Claims, rng: np.random.Generator
-) -> Found:
-    retriever.remember(Memory("views", made.names, {}))
-    return {"names": len(made.names)}
 
 
 def informed(retriever: DualPromptRetriever, sentences: Sentences) -> None:
@@ -318,8 +302,7 @@ def sentences_of(plan: Plan, pictures: Pictures) -> Sentences:
     return Sentences.from_file(plan.bank) if plan.bank else Sentences.of(pictures.bank)
 
 
-Way = Callable[["Plan", "Pictures", DualPromptRetriever, Claims, np.random.Generator], Found]
-WAYS: Mapping[str, Way] = {
+WAYS: dict[str, Callable[[Given], Found]] = {
     "sentences": _described,
     "pairs": _told_apart,
     "search": _searched,

@@ -1,32 +1,38 @@
-"""A ranker's training, from its data to its folder: begun or gone on with, the best kept, calibrated, saved."""
+"""A ranker's training: groups of pictures under one instruction, from their data to the adapter's folder.
+
+The release draws negatives from all rows but the chosen ones, so that pictures which hold the object under another row
+are told they hold none, and keeps the group's order in a counter of the data set, which mixes instructions under other
+batch sizes or several workers. Here a negative is a picture whose own value for the object is 0, and groups come whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
-from lvlm_guard.adapters.data import RankData
+from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.errors import check
-from lvlm_guard.adapters.evaluation.ranking import Lists
+from lvlm_guard.adapters.evaluation.metrics import better
+from lvlm_guard.adapters.evaluation.ranking import Lists, Scored
 from lvlm_guard.adapters.ranker.card import RankerSettings, fit_absence
 from lvlm_guard.adapters.ranker.model import ClipRanker, Tuning, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.training import tasks
-from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe, about, put
-from lvlm_guard.adapters.training.trainer import Advance
-from lvlm_guard.errors import UnsupportedModelError
+from lvlm_guard.adapters.training.recipe import CANDIDATES, Advance, Recipe, about
+from lvlm_guard.adapters.training.trainer import put
+from lvlm_guard.errors import KnobError, UnsupportedModelError
 
 Scale = Literal["auto", "raw", "standard"]
 Start = Literal["aligned", "random"]
@@ -68,11 +74,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A data set, read once for all trainings on it.
+    """A data set, read once for all trainings on it: what is trained on, and the lists that candidates are measured by.
 
     Args:
-        train: to train on.
-        lists: of validation, by which candidates are measured.
         seen: tokens of the frozen trunk, or pixels, of the pictures of both.
     """
 
@@ -93,7 +97,7 @@ class Pictures:
         return cls(learnt.without(seen.bad), Lists.of(held_out.without(seen.bad)), seen)
 
 
-def encoder(ranker: Ranker, trunk: Tuning) -> Any:
+def encoder(ranker: Ranker, trunk: Tuning) -> Callable[[Sequence[Any]], Tensor]:
     """Return what the ranker reads of pictures: tokens of a frozen trunk, else pixels."""
 
     def tokens(images: Sequence[Any]) -> Tensor:
@@ -164,11 +168,12 @@ def _orthogonal(rows: int, columns: int) -> Tensor:
 
 def scales(data: RankData, scale: Scale) -> dict[str, tuple[float, float]]:
     """Return instruction -> (mean, deviation) that its values are learnt in."""
-    values = {name: data.values(name)[1] for name in data.objects}
-    small = all(v.min() >= 0 and v.max() <= SMALL for v in values.values())
-    if scale == "raw" or (scale == "auto" and small):
-        return {data.instruction(name): (0.0, 1.0) for name in values}
-    return {data.instruction(name): (float(v.mean()), float(v.std()) or 1.0) for name, v in values.items()}
+    values = {data.instruction(name): data.values(name)[1] for name in data.objects}
+    if scale == "auto" and all(v.min() >= 0 and v.max() <= SMALL for v in values.values()):
+        scale = "raw"
+    return {
+        asked: (0.0, 1.0) if scale == "raw" else (float(v.mean()), float(v.std()) or 1.0) for asked, v in values.items()
+    }
 
 
 def _usual(data: RankData, mean_std: Mapping[str, tuple[float, float]], negatives: float) -> float:
@@ -183,28 +188,182 @@ def _usual(data: RankData, mean_std: Mapping[str, tuple[float, float]], negative
     return float(np.mean(means))
 
 
+class Member(NamedTuple):
+    """A picture in a group: its name, what the group is about, and the picture's value."""
+
+    image: str
+    object: str
+    value: float
+
+
+class Groups:
+    """Draws groups. The object is drawn uniformly, then its pictures without replacement, by their weight.
+
+    An object whose pictures all have the same value is left out. Group n depends on the seed and n alone.
+
+    Args:
+        rows: values of pictures. A missing row means unknown, but 0 for the objects in `exhaustive`.
+        size: pictures in a group; fewer where an object has fewer.
+        negatives: share of a group drawn from pictures without the object, as far as there are any.
+
+    Raises:
+        KnobError: a size or share that is none, a weight that is not above 0, several values of a picture, or no object
+            has two pictures of unequal value.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[RankRow],
+        size: int = 64,
+        *,
+        negatives: float = 0.2,
+        exhaustive: Collection[str] = (),
+        seed: int = 0,
+    ) -> None:
+        if size < 2 or not 0 <= negatives < 1:
+            raise KnobError(
+                f"A group has {size} pictures, {negatives} of them negatives: give 2 pictures or more, and a share "
+                "from 0 to below 1."
+            )
+        if any(row.weight is not None and not row.weight > 0 for row in rows):
+            raise KnobError("A row's weight is not above 0: give a positive one, or leave the row out.")
+        self.size, self.negatives, self.seed = size, negatives, seed
+        pictures = list(dict.fromkeys(row.image for row in rows))
+        about: dict[str, list[RankRow]] = {}
+        for row in rows:
+            about.setdefault(row.object, []).append(row)
+        drawn = {name: _drawn(name, its, pictures if name in exhaustive else []) for name, its in about.items()}
+        self._drawn = {name: one for name, one in drawn.items() if self._teaches(*one)}
+        self.objects = list(self._drawn)
+        if not self.objects:
+            raise KnobError(
+                "No object has two pictures of unequal value, so there is nothing to order: give more values for each "
+                "object, or name it as exhaustive so that pictures without a row count as showing none."
+            )
+        self.epoch = max(1, -(-sum(len(shown) for shown, _, _ in self._drawn.values()) // size))
+        """Groups that cover the rows once."""
+
+    def _teaches(self, shown: Sequence[Member], chance: NDArray[np.float64], without: Sequence[Member]) -> bool:
+        return len({member.value for member in shown}) + (bool(without) and self.negatives > 0) > 1
+
+    def group(self, number: int) -> list[Member]:
+        """Return group `number`."""
+        rng = np.random.default_rng([self.seed, *divmod(number, self.epoch)])
+        shown, chance, without = self._drawn[self.objects[int(rng.integers(len(self.objects)))]]
+        none = min(len(without), round(self.size * self.negatives))
+        some = min(len(shown), self.size - none)
+        members = [shown[int(k)] for k in rng.choice(len(shown), some, replace=False, p=chance)] if some else []
+        members += [without[int(k)] for k in rng.choice(len(without), none, replace=False)] if none else []
+        return [members[int(k)] for k in rng.permutation(len(members))]
+
+
+def _drawn(
+    name: str, rows: Sequence[RankRow], pictures: Sequence[str]
+) -> tuple[list[Member], NDArray[np.float64], list[Member]]:
+    """Return the pictures of an object, how likely each is, and the pictures without it, those without a row too."""
+    values = {row.image: row.value for row in rows}
+    for row in rows:
+        if values[row.image] != row.value:
+            raise KnobError(f"{row.image!r} has several values for {name!r}: give one.")
+    weights = {row.image: row.weight for row in rows}
+    shown = [Member(image, name, value) for image, value in values.items() if value]
+    often = Counter(member.value for member in shown)
+    # a given weight counts alone: the released ones are inverse frequencies already
+    chance = np.array([weights[one.image] or 1 / often[one.value] for one in shown], np.float64)
+    absent = [image for image in (*values, *pictures) if values.get(image, 0) == 0]
+    return (
+        shown,
+        chance / chance.sum() if shown else chance,
+        [Member(image, name, 0.0) for image in dict.fromkeys(absent)],
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures under one instruction, [K, P, width] tokens or [K, 3, side, side] pixels, and their values, [K]."""
+
+    seen: Tensor
+    instruction: str
+    values: Tensor
+
+
+class GroupBatches:
+    """Makes groups to train on, with tokens or pixels of their pictures; a recipe's `batch` is a group's size."""
+
+    shares = False
+
+    def __init__(self, data: RankData, source: Features, recipe: Recipe, negatives: float = 0.2) -> None:
+        self.data, self.source = data, source
+        self.groups = Groups(data.rows, recipe.batch, negatives=negatives, exhaustive=data.exhaustive, seed=recipe.seed)
+
+    def batch(self, number: int, share: int = 0, of: int = 1) -> Group:
+        """Return group `number`, whole."""
+        members = self.groups.group(number)
+        values = torch.tensor([member.value for member in members])
+        return Group(self.source([m.image for m in members]), self.data.instruction(members[0].object), values)
+
+
+class RankingTask:
+    """Trains a ranker, with the scales of its instructions in its card, by groups without the object in `negatives`."""
+
+    keeps_all = False
+
+    def __init__(self, ranker: Ranker, pictures: Pictures, recipe: Recipe, negatives: float = 0.2) -> None:
+        self.ranker, self.model, self.pictures = ranker, ranker.model, pictures
+        self.batches = GroupBatches(pictures.train, pictures.seen, recipe, negatives)
+
+    def loss(self, model: nn.Module, batch: Group) -> tuple[Tensor, dict[str, float]]:
+        """Return the pairs' loss and the scores' beside it."""
+        device = self.model.device
+        mean, std = self.ranker.card.scale(batch.instruction)
+        words = {name: ids.to(device) for name, ids in self.ranker.inputs.tokens([batch.instruction]).items()}
+        given = {"pixel_values" if batch.seen.ndim == 4 else "image_tokens": batch.seen.to(device)}
+        out: Any = model(**given, **words, labels=((batch.values - mean) / std).to(device))
+        return out.loss, {}
+
+    def measure(self) -> dict[str, float]:
+        """Return the mean figures over the validation's lists."""
+        lists = self.pictures.lists
+        return lists.figures(scored(self.ranker, lists, self.pictures.seen))._asdict()
+
+    def better(self, figures: tasks.Figures, best: tasks.Figures | None) -> bool:
+        """Return whether the order is better: by SRCC, ties by MAE."""
+        return better(figures, best)
+
+
+def scored(ranker: Ranker, lists: Lists, seen: Features) -> Scored:
+    """Return a ranker's scores of lists, of whose pictures there are tokens of its frozen trunk, else pixels."""
+    model: Any = ranker.model
+
+    @torch.inference_mode()
+    def score(name: str, keys: Sequence[str]) -> Any:
+        tokens = seen(keys)
+        if tokens.ndim == 4:
+            tokens = torch.cat([model.image_tokens(part.to(model.device)) for part in tokens.split(64)])
+        return ranker.rank_tokens(tokens, lists.instructions[name]).scores.numpy()
+
+    return lists.scored(score)
+
+
 def fit(
     plan: Plan, pictures: Pictures, recipe: Recipe, folder: Path, advance: Advance, device: str = "auto", **how: Any
 ) -> Ranker:
-    """Train a ranker and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`."""
+    """Train a ranker and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`. The best is kept."""
+
+    def learn(place: Path) -> tasks.Learnt[Ranker]:
+        ranker = build(plan, pictures.train)
+        task = RankingTask(ranker, pictures, recipe, plan.negatives)
+        measured, history = tasks.train(task, recipe, place, advance, device=device, **how)
+        if not PartialState().is_main_process:
+            return ranker, {}, []
+        best = tasks.best_of(task, measured) or measured[0]
+        put(task.model, load_file(place / CANDIDATES / f"{best.step}.safetensors"))
+        found, values = scored(ranker, pictures.lists, pictures.seen), pictures.lists.values
+        pooled = [np.concatenate([part[name] for name in values]) for part in (found, values)]
+        absent = pooled[1] <= 0
+        calibration = fit_absence(*pooled) if absent.any() and not absent.all() else None
+        ranker.card = replace(ranker.card, calibration=calibration, mae=best.figures["mae"])
+        return ranker, {"kept": best.step, "figures": best.figures}, history
+
     told = about("ranker", plan, recipe, pictures.train, device)
-    learn = partial(_learnt, plan, pictures, recipe, advance, device=device, **how)
-    return tasks.fit(Ranker, told, recipe, folder, advance, learn)
-
-
-def _learnt(
-    plan: Plan, pictures: Pictures, recipe: Recipe, advance: Advance, place: Path, **how: Any
-) -> tuple[Ranker, dict[str, Any], list[dict[str, Any]]]:
-    ranker = build(plan, pictures.train)
-    task = RankingTask(ranker, pictures.train, pictures.lists, pictures.seen, recipe, plan.negatives)
-    measured, history = tasks.train(task, recipe, place, advance, **how)
-    if not PartialState().is_main_process:
-        return ranker, {}, []
-    best = tasks.best_of(task, measured) or measured[0]
-    put(task.model, load_file(place / CANDIDATES / f"{best.step}.safetensors"))
-    scored, values = task.scored(pictures.lists), pictures.lists.values
-    pooled = [np.concatenate([part[name] for name in values]) for part in (scored, values)]
-    absent = pooled[1] <= 0
-    calibration = fit_absence(*pooled) if absent.any() and not absent.all() else None
-    ranker.card = replace(ranker.card, calibration=calibration, mae=best.figures["mae"])
-    return ranker, {"kept": best.step, "figures": best.figures}, history
+    return tasks.fit(Ranker.from_pretrained, told, recipe.steps, recipe.seed, folder, advance, learn)

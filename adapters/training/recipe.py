@@ -1,70 +1,28 @@
-"""What decides a training besides its data, what the trainer asks of a thing to train, and what it leaves on disk."""
+"""What decides a training besides its data, how a command asks for one, and what it leaves on disk."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from accelerate import PartialState
 
+import lvlm_guard
 from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import whole
 
-Figures = Mapping[str, float]
-"""What a measurement found, by name."""
+Advance = Callable[[int], object]
+"""Told how many steps, or pictures, were done."""
 
-
-class Batches(Protocol):
-    """Batches by number; picklable, so that worker processes can make them, however they are started."""
-
-    shares: bool
-    """Whether processes make each batch together, each its share; else each makes batches of its own."""
-
-    def batch(self, number: int, share: int = 0, of: int = 1) -> Any:
-        """Return batch `number`, which depends on the number and the seed alone.
-
-        Args:
-            number: of the batch.
-            share: which pictures of it this process reads, every `of`-th from this one, where they are shared.
-            of: processes.
-        """
-
-
-class Task(Protocol):
-    """Batches, a loss, and a measure."""
-
-    @property
-    def batches(self) -> Batches:
-        """What makes its batches."""
-
-    keeps_all: bool
-    """Whether the weights of every measurement are wanted at the end, or those of the best alone."""
-
-    @property
-    def model(self) -> nn.Module:
-        """What learns."""
-
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a batch, and what it is made of.
-
-        Args:
-            model: `self.model`, wrapped for distributed training where it is; call it once.
-            batch: of `batches`.
-        """
-
-    def measure(self) -> Figures:
-        """Return figures on validation."""
-
-    def better(self, figures: Figures, best: Figures | None) -> bool:
-        """Return whether a measurement is chosen over the best so far."""
-
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Opens a progress bar: (what, total)."""
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -131,15 +89,90 @@ TRAINING = "training"
 BEGUN, DONE, CURVE, CANDIDATES = "begun.json", "training.json", "curve.jsonl", "candidates"
 
 
-def adapter_folders(out: Path, seeds: Sequence[int]) -> tuple[Path, ...]:
-    """Return where the adapters lie: in the folder itself, or in one below it for each of several seeds."""
-    return (out,) if len(seeds) == 1 else tuple(out / f"seed-{seed}" for seed in seeds)
+@dataclass(frozen=True)
+class Call:
+    """How a command asks for trainings.
+
+    Args:
+        out: folder; the same call goes on there.
+        seeds: of trainings, an adapter each.
+        device: "cpu", or "auto".
+        start_over: drop what an earlier call left in the folder.
+        echo: told what happens, a line at a time.
+        progress: opens a progress bar.
+        line, environment: the command as it was typed, and where it runs.
+        compare: whether all are measured on the test part, beside baselines.
+        pictures: most of the test part that are measured on; None for all.
+        workers: processes that read pictures.
+        report_to: trackers that are told of losses and measurements, as `transformers` names them.
+
+    Raises:
+        TrainingError: there is no seed, or one twice.
+    """
+
+    out: Path
+    seeds: Sequence[int]
+    device: str
+    start_over: bool
+    echo: Callable[[str], object]
+    progress: Progress
+    line: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    compare: bool = False
+    pictures: int | None = None
+    workers: int = 0
+    report_to: str = "none"
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise TrainingError(f"seeds are {list(self.seeds)}: give one or more different numbers.")
+
+    def folders(self, below: str = "") -> tuple[Path, ...]:
+        """Return where the adapters lie: in the folder itself, or in one below it for each of several seeds."""
+        out = self.out / below
+        return (out,) if len(self.seeds) == 1 else tuple(out / f"seed-{seed}" for seed in self.seeds)
+
+    @property
+    def state(self) -> PartialState:
+        """This process among those that train together."""
+        return PartialState(cpu=self.device == "cpu")
+
+    @property
+    def main(self) -> bool:
+        """Whether this process tells and measures."""
+        return bool(self.state.is_main_process)
+
+    def told(self) -> Call:
+        """Return the same, silent in all processes but the main one."""
+        if self.main:
+            return self
+        return replace(self, echo=lambda _: None, progress=lambda *_: nullcontext(lambda _: None))
+
+    def clear(self) -> None:
+        """Drop the trainings that an earlier call left in the folder."""
+        for depth in ("", "*/", "*/*/", "baselines/*/*/") if self.main else ():
+            for place in self.out.glob(f"{depth}{TRAINING}"):
+                if any((place / mark).exists() for mark in (BEGUN, DONE)):  # no folder of another's so called
+                    shutil.rmtree(place, ignore_errors=True)
+
+    def report(self, command: str, folders: Sequence[Path], recipe: Any, **told: Any) -> dict[str, Any]:
+        """Return a report that has no rows yet, as JSON data."""
+        report = {
+            "command": f"train {command}",
+            "version": lvlm_guard.__version__,
+            "call": self.line,
+            "environment": self.environment,
+            "recipe": asdict(recipe),
+            "seeds": self.seeds,
+            "adapters": folders,
+            "rows": [],
+        }
+        made: dict[str, Any] = plain(report | told)
+        return made
 
 
 def about(what: str, plan: Any, recipe: Recipe, data: Any, device: str) -> dict[str, Any]:
     """Return what tells a training from another: what, how, on which data, in how many processes."""
-    from accelerate import PartialState
-
     return {
         "what": what,
         "plan": asdict(plan),
@@ -149,40 +182,9 @@ def about(what: str, plan: Any, recipe: Recipe, data: Any, device: str) -> dict[
     }
 
 
-def learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what learns, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of what learns, on the CPU."""
-    return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in learning(model).items()}
-
-
-@torch.no_grad()
-def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a model the weights of `weights_of`; raises `TrainingError` where they are another model's."""
-    there = learning(model)
-    if set(there) != set(weights) or any(there[name].shape != weights[name].shape for name in there):
-        raise TrainingError(
-            "The saved state has other weights than the model that is trained: it is of another configuration or "
-            "release. Give another --out, or --start-over."
-        )
-    for name, parameter in there.items():
-        parameter.copy_(weights[name])
-
-
-def finished(folder: Path, told: Mapping[str, Any]) -> bool:
-    """Tell whether a folder holds the result of this training, and note that it begins where it doesn't.
-
-    Args:
-        folder: of the training.
-        told: what it is: recipe, data, processes.
-
-    Raises:
-        TrainingError: the folder holds another training, finished or not.
-    """
-    told = json.loads(json.dumps(dict(told), default=str))
+def begun(folder: Path, told: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds the result of this training, and note that it begins where it doesn't."""
+    told = plain(told)
     done = read_json(folder / DONE)
     begun = read_json(folder / BEGUN) if done is None else {key: done.get(key) for key in told}
     if begun is not None and begun != told:
@@ -225,6 +227,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written whole: its state is written last."""
     found = [path for path in folder.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def plain(content: Any) -> Any:
+    """Return content as JSON data."""
+    return json.loads(json.dumps(content, default=str))
 
 
 def read_json(path: Path) -> Any:

@@ -1,189 +1,48 @@
-"""What a retriever learns by: pairs, their captions' swaps, claims, and DCAR's losses."""
+"""What a retriever learns by, DCAR's losses or others, which of its weights are kept, and how it is calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import Features
-from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, swapped
-from lvlm_guard.adapters.evaluation.metrics import Candidate
+from lvlm_guard.adapters.evaluation.gallery import Gallery
+from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossInputs
 from lvlm_guard.adapters.prompts.heads import parted, single
 from lvlm_guard.adapters.prompts.producers import Gated
-from lvlm_guard.adapters.retrieval.bank import WordBank
-from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
-from lvlm_guard.adapters.retrieval.folder import untuned
+from lvlm_guard.adapters.retrieval.claims import Claims, fit_tau
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import regulated, unchanged
-from lvlm_guard.adapters.training.beside import Beside, Teacher
-from lvlm_guard.adapters.training.recipe import Figures, Recipe, learning
-from lvlm_guard.adapters.training.tasks import gathered, share_of
+from lvlm_guard.adapters.training.pairs import Beside, PairBatches, Pairs, gathered, share_of
+from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe
+from lvlm_guard.adapters.training.tasks import Figures, Measured
+from lvlm_guard.adapters.training.trainer import learning, put
+from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.platt import platt
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan
 
-CLAIMS = 64
-"""Objects asked about in a batch: those that its pictures show most."""
-
 UNDECIDED = 2000
 """Pictures by which is found where the untuned CLIP is undecided."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A batch of n pairs.
-
-    Args:
-        keys: of the pictures.
-        pixels: [of this process's share, 3, side, side]; None where the pictures' features are frozen.
-        captions: n.
-        true: [n, n] bool: which caption is true of which picture.
-        swaps: of each caption, up to `NEGATIVES`.
-        crossed: [n, all swaps] bool: which swaps may be true of which picture, so that they are no negatives of it.
-        categories: [n], negative for none.
-        claims: about objects that pictures of the batch show.
-        claimed, refuted: [n, claims] bool: which hold of which picture, and which don't.
-        share, of: which of the pairs this process encodes: every `of`-th from `share` on.
-        after: what is learnt by after a step on this, under the rule "meta".
-    """
-
-    keys: list[str]
-    pixels: Tensor | None
-    captions: list[str]
-    true: Tensor
-    swaps: list[list[str]]
-    crossed: Tensor
-    categories: Tensor
-    claims: list[str]
-    claimed: Tensor
-    refuted: Tensor
-    share: int = 0
-    of: int = 1
-    after: Pairs | None = None
-
-
-class PairBatches:
-    """Makes batches of pairs.
-
-    Args:
-        data: to train on.
-        source: pixels of its pictures; None where their features are frozen.
-        plan: its losses decide what a batch holds.
-        recipe: how.
-        bank: makes swaps where rows have none.
-    """
-
-    shares = True
-
-    def __init__(self, data: CaptionData, source: Features | None, plan: Plan, recipe: Recipe, bank: WordBank) -> None:
-        self.data, self.source, self.plan, self.recipe, self.bank = data, source, plan, recipe, bank
-        self.halves = plan.losses.rule == "meta"
-        self.size = max(2, min(recipe.batch, len(data.rows)) // (1 + self.halves))
-        self.each = max(1, len(data.rows) // self.size)
-        names = dict.fromkeys(row.category for row in data.rows if row.category)
-        self.categories = {name: k for k, name in enumerate(names)}
-        self.swapping = "hard_negative" in plan.losses.active or plan.losses.negclip
-        self.judging = "claims" in plan.losses.active or bool({"said", "names"} & plan.losses.needs)
-        self._ordered: tuple[int, list[int]] = -1, []
-        self._known: dict[str, Known] = {}
-        self._swaps: dict[int, list[str]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_swaps": {}, "_known": {}}
-
-    def batch(self, number: int, share: int = 0, of: int = 1) -> Pairs:
-        """Return batch `number`; an epoch goes through the pairs once, in an order of its own."""
-        if not self.halves:
-            return self._batch(number, share, of)
-        first, second = (self._batch(2 * number + k, share, of) for k in range(2))
-        return replace(first, after=second)
-
-    def _batch(self, number: int, share: int, of: int) -> Pairs:
-        chosen = self._order(number // self.each)[(number % self.each) * self.size :][: self.size]
-        rows = [self.data.rows[k] for k in chosen]
-        pixels = None
-        if self.source is not None:
-            pixels = self.source([rows[k].image for k in share_of(len(rows), share, of)])
-        rng = np.random.default_rng((self.recipe.seed, number, 1))
-        swaps: list[list[str]] = []
-        for k in chosen if self.swapping else ():
-            own = self._swapped(k)
-            swaps.append([own[int(place)] for place in rng.permutation(len(own))[:NEGATIVES]])
-        captions = [row.caption for row in rows]
-        made = Claims.of([self.known(row.image) for row in rows] if self.judging else [], CLAIMS, self.plan.withheld)
-        return Pairs(
-            [row.image for row in rows],
-            pixels,
-            captions,
-            self._true(rows, captions),
-            swaps,
-            self._true(rows, [text for own in swaps for text in own]),
-            torch.tensor([self.categories[row.category] if row.category else -1 for row in rows]),
-            made.texts,
-            torch.from_numpy(made.true),
-            torch.from_numpy(made.false),
-            share,
-            of,
-        )
-
-    def known(self, image: str) -> Known:
-        """Return what is known of a picture's objects, read when first asked."""
-        if not self._known:
-            find = known_of(self.data, self.bank)
-            self._known = {key: find(key) for key in self.data.images}
-        return self._known[image]
-
-    def _swapped(self, k: int) -> list[str]:
-        if k not in self._swaps:
-            row = self.data.rows[k]
-            known = (frozenset[str](), frozenset[str]()) if row.negatives else self.known(row.image)
-            made = swapped(row, self.bank, self.data, known, seed=self.recipe.seed)
-            self._swaps[k] = [text for text, _ in made]
-        return self._swaps[k]
-
-    def _true(self, rows: Sequence[CaptionRow], texts: Sequence[str]) -> Tensor:
-        """[n, texts] bool: which texts are a caption of which row's picture."""
-        read = list(map(squeezed, texts))
-        own = [set(map(squeezed, self.data.captions_of[row.image])) for row in rows]
-        table = [[text in mine for text in read] for mine in own]
-        return torch.tensor(table, dtype=torch.bool).reshape(len(rows), len(read))
-
-    def _order(self, epoch: int) -> list[int]:
-        """Return the pairs in an order of this epoch, in which `alike` of one category come one after another."""
-        if self._ordered[0] != epoch:
-            rng = np.random.default_rng((self.recipe.seed, epoch))
-            order = [int(k) for k in rng.permutation(len(self.data.rows))]
-            alike = self.plan.alike
-            if alike > 1:
-                of: dict[str | None, list[int]] = {}
-                for k in order:
-                    of.setdefault(self.data.rows[k].category, []).append(k)
-                cut = [mine[at : at + alike] for mine in of.values() for at in range(0, len(mine), alike)]
-                order = [k for which in rng.permutation(len(cut)) for k in cut[which]]
-            self._ordered = epoch, order
-        return self._ordered[1]
 
 
 class RetrievalTask:
     """Trains a retriever's prompts.
 
-    Args:
-        retriever: to train.
-        pictures: what it learns from and is measured on. Their frozen features serve word weights, terms that hold on
-            to them, and instead of pixels where no prompt changes the pictures' side.
-        plan: what is learnt by.
-        recipe: how.
+    The pictures' frozen features serve word weights, terms that hold on to them, and instead of pixels where no prompt
+    changes the pictures' side.
     """
 
     keeps_all = True
@@ -192,17 +51,14 @@ class RetrievalTask:
         self.retriever, self.model = retriever, retriever.model
         self.gallery, self.pixels, self.frozen = pictures.gallery, pictures.pixels, pictures.frozen
         self.losses = replace(plan.losses, tau=plan.tau or retriever.model.tau)
-        config, images = retriever.config, pictures.train.images
-        self.still = config is not None and config.sides == "text" and not config.headed
+        config = retriever.config
+        still = config is not None and config.sides == "text" and not config.headed
         self.experts = config.ensemble if config is not None else 1
         self.width = int(self.model.base.config.projection_dim)
-        source = None if self.still else pictures.pixels
+        source = None if still else pictures.pixels
         self.batches = PairBatches(pictures.train, source, plan, recipe, pictures.bank)
-        self.undecided = self._undecided(images) * self.model.gain if self.batches.judging else 0.0
-        distilled = bool(plan.teacher) and "teacher" in self.losses.needs
-        teacher = Teacher.of(untuned(plan.teacher), pictures.train) if distilled else None
-        active = self.losses.active
-        self.beside = Beside(retriever, self.batches, self.losses.needs, active, pictures.bank, self.frozen, teacher)
+        self.undecided = self._undecided(pictures.train.images) * self.model.gain if self.batches.judging else 0.0
+        self.beside = Beside(retriever, self.batches, pictures)
         head = getattr(self.model.base.visual_projection, "current", None)
         if self.batches.judging and head is not None and head.classes:  # scores begin where cosines say neither
             nn.init.constant_(head.score.bias, self.undecided / self.model.gain / self.losses.tau)
@@ -225,21 +81,26 @@ class RetrievalTask:
 
     def _loss(self, model: Callable[..., Any], batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         n, device = len(batch.captions), self.model.device
-        weighed = list(range(n)) if batch.swaps and self.retriever.card.strength > 0 else []
+        weighed = bool(batch.swaps) and self.retriever.card.strength > 0
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
         swaps = [text for own in batch.swaps for text in own]
-        texts = [*batch.captions, *(batch.captions[k] for k in weighed), *swaps]
-        weighable = len(texts)
-        # weights of one picture must not tell another picture anything
-        crossed = swaps if weighed and self.losses.negclip else []
-        texts += [self.retriever.said(one)[0] for one in batch.claims] + crossed + self.beside.texts
+        parts = {
+            "captions": batch.captions,
+            "own": batch.captions if weighed else [],
+            "swaps": swaps,
+            "claims": [self.retriever.said(one)[0] for one in batch.claims],
+            # weights of one picture must not tell another picture anything
+            "crossed": swaps if weighed and self.losses.negclip else [],
+            "beside": self.beside.texts,
+        }
+        texts = [text for part in parts.values() for text in part]
         inputs = self.retriever.text_inputs(texts)
         frozen = self.frozen(batch.keys).to(device)
         factors = None
         if weighed:
+            until = 2 * n + len(swaps)
             factors = torch.ones(inputs.input_ids.shape)
-            own = inputs[list(range(n, weighable))]
-            factors[n:weighable] = self.retriever.factors(frozen[[*range(n), *owner]].cpu(), own)
+            factors[n:until] = self.retriever.factors(frozen[[*range(n), *owner]].cpu(), inputs[list(range(n, until))])
         mine = share_of(len(texts), batch.share, batch.of)
         pictures = self.beside.pictures(None if batch.pixels is None else batch.pixels.to(device))
         seen = model(
@@ -249,14 +110,15 @@ class RetrievalTask:
             factors=None if factors is None else factors[mine].to(device),
         )
         shown = () if seen.image is None else seen.image.split([len(part) for part in pictures.values()])
-        given: dict[str, Any] = {
+        looked = {
             name: gathered(part, 1 if name == "null_image" else n) for name, part in zip(pictures, shown, strict=True)
         }
-        image = given.get("image", frozen)
-        parts = [n, len(weighed), len(owner), len(batch.claims), len(crossed), len(self.beside.texts)]
-        text, own, swap, claims, crossing, read = gathered(seen.text, len(texts)).split(parts)
+        image = looked.get("image", frozen)
+        told = gathered(seen.text, len(texts)).split([len(part) for part in parts.values()])
+        read = dict(zip(parts, told, strict=True))
+        text, swap = read["captions"], read["swaps"]
         with unchanged(image):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
-            given = {name: self._single(part) for name, part in given.items()} | {
+            given: dict[str, Any] = {name: self._single(part) for name, part in looked.items()} | {
                 "scores": image @ text.T,
                 "categories": batch.categories.to(device),
                 "same": batch.true.to(device),
@@ -265,33 +127,37 @@ class RetrievalTask:
                 "experts": parted(text, self.experts, self.width),
             }
             if weighed:
-                given["positive"] = (image * own).sum(-1)
+                given["positive"] = (image * read["own"]).sum(-1)
             if batch.swaps:
                 most = max(map(len, batch.swaps))
-                present = torch.tensor([[k < len(mine) for k in range(most)] for mine in batch.swaps], device=device)
+                present = torch.tensor([[k < len(own) for k in range(most)] for own in batch.swaps], device=device)
                 each = torch.zeros(n, most, device=device, dtype=image.dtype)
                 given["present"] = present
                 given["negatives"] = each.masked_scatter(present, (image[owner] * swap).sum(-1))
             if self.losses.negclip:
-                against = image @ (crossing if weighed else swap).T
+                against = image @ (read["crossed"] if weighed else swap).T
                 given["swaps"] = against.masked_fill(batch.crossed.to(device), -torch.inf)
             if self.batches.judging:
-                given["claims"] = self.retriever.cosines(image, batch.claims, claims) - self.undecided
+                given["claims"] = self.retriever.cosines(image, batch.claims, read["claims"]) - self.undecided
                 given["claimed"], given["refuted"] = batch.claimed.to(device), batch.refuted.to(device)
             if self.losses.needs_frozen:
                 given["frozen_image"] = frozen
                 given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
-            given |= self.beside.given(batch, self._single(claims), self._single(read), frozen)
+            given |= self.beside.given(batch, self._single(read["claims"]), self._single(read["beside"]), frozen)
             value = self.losses(LossInputs(**given), [*learning(self.model).values()])
         return value.total, value.terms
 
     def _single(self, features: Tensor) -> Tensor:
         return single(features, self.experts, self.width)
 
+    @property
+    def claims(self) -> bool:
+        """Whether claims count where candidates are chosen."""
+        return "claims" in self.losses.active
+
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
-        figures = self.gallery.searched(self.retriever, self.pixels).figures()
-        return scored(figures, claims="claims" in self.losses.active)
+        return scored(self.gallery.searched(self.retriever, self.pixels).figures(), claims=self.claims)
 
     def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
@@ -317,3 +183,65 @@ class RetrievalTask:
 def scored(figures: Figures, *, claims: bool = False) -> dict[str, float]:
     """Return figures with the score by which candidates are chosen; `claims`: those count in it."""
     return {**figures, "score": Candidate(0, figures, claims=claims).score}
+
+
+def chosen(
+    task: RetrievalTask, folder: Path, measured: Sequence[Measured], recipe: Recipe, plain: Figures, stage: bool
+) -> Candidate:
+    """Give the retriever the weights that are best on validation, of a stage the average; told by its step.
+
+    Args:
+        task: trained.
+        folder: of its candidates.
+        measured: what they were worth.
+        recipe: of the training, after whose last step the average of all of them counts as one more.
+        plain: figures of the untuned CLIP.
+        stage: whether another training begins from this one.
+    """
+
+    def weights(step: int) -> dict[str, Tensor]:
+        return load_file(folder / CANDIDATES / f"{step}.safetensors")
+
+    candidates = [Candidate(UNTUNED, plain, claims=task.claims)]
+    candidates += [Candidate(one.step, one.figures, claims=task.claims) for one in measured]
+    put(task.model, averaged([weights(one.step) for one in measured]))
+    candidates.append(Candidate(recipe.steps + 1, task.measure(), averaged=True, claims=task.claims))
+    best = candidates[-1] if stage else selected(candidates)
+    if best.epoch != UNTUNED and not best.averaged:
+        put(task.model, weights(best.epoch))
+    return best
+
+
+def averaged(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the average of the weights of several epochs, weighed by a Gaussian over them.
+
+    Source: PromptSRC (arXiv:2307.06948): mean at three quarters of the epochs, deviation 1 of 20.
+    """
+    n = len(weights)
+    at = np.arange(1, n + 1)
+    share = np.exp(-0.5 * ((at - 0.75 * n) / max(1.0, n / 20)) ** 2)
+    share /= share.sum()
+    return {
+        name: torch.stack([float(w) * each[name].float() for w, each in zip(share, weights, strict=True)]).sum(0)
+        for name in weights[0]
+    }
+
+
+def calibrate(retriever: DualPromptRetriever, gallery: Gallery, pixels: Features) -> None:
+    """Put into a retriever's card what validation tells: P(claim holds) = sigmoid(a * S + b), and the verifier's tau.
+
+    Claims are those of the gallery: "a photo of a dog". Where its captions name nothing that the bank knows, they are
+    the captions and their swaps. True and false count alike, as BLIP's matching head and POPE ask.
+    """
+    found = gallery.searched(retriever, pixels)
+    if gallery.claims.telling:
+        scores, labels = gallery.claims.judged(found.claimed)
+    else:
+        scores = np.concatenate([found.true, found.swapped])
+        labels = np.arange(len(scores)) < len(found.true)
+    calibration = temperature = None
+    with suppress(KnobError):  # nothing to fit to
+        calibration = platt(scores, labels, balanced=True)
+    with suppress(KnobError):
+        temperature = fit_tau(found.asked.cosines, found.asked.true)
+    retriever.card = replace(retriever.card, calibration=calibration, temperature=temperature)

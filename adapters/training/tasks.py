@@ -1,4 +1,4 @@
-"""Trains a task: its batches, its loss, and what it measures on the way; from nothing, or from where it stopped.
+"""A task trained: its batches, its loss, and what it measures on the way; from nothing, or from where it stopped.
 
 Batch n depends on the seed and n alone and every step seeds what it draws, so a training that was killed ends in the
 weights of one that was not. On several processes a batch is either made by all of them together, or each makes batches
@@ -11,35 +11,112 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
 
-from lvlm_guard.adapters.training.recipe import (
-    CANDIDATES,
-    TRAINING,
-    Batches,
-    Figures,
-    Recipe,
-    Task,
-    finish,
-    finished,
-    last_checkpoint,
-    learning,
-    put,
-    weights_of,
-)
-from lvlm_guard.adapters.training.trainer import WEIGHTS, Advance, ResumableTrainer, arguments
+from lvlm_guard.adapters.training.recipe import CANDIDATES, TRAINING, Advance, Recipe, begun, finish, last_checkpoint
+from lvlm_guard.adapters.training.trainer import WEIGHTS, ResumableTrainer, arguments, learning, put, weights_of
 from lvlm_guard.files import whole
 
 VALIDATION = "val_"
 """What names of measured figures begin with in the history."""
+
+Figures = Mapping[str, float]
+"""What a measurement found, by name."""
+
+
+class Saved(Protocol):
+    """What a training makes."""
+
+    def save_pretrained(self, folder: Path) -> object:
+        """Write it into a folder."""
+
+
+Made = TypeVar("Made", bound=Saved)
+Learnt = tuple[Made, Mapping[str, Any], Sequence[Mapping[str, Any]]]
+"""What was made, what is noted of it, and the history."""
+
+
+def fit(
+    load: Callable[[Path], Made],
+    told: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    folder: Path,
+    advance: Advance,
+    learn: Callable[[Path], Learnt[Made]],
+) -> Made:
+    """Train an adapter and save it in a folder; one that is there already is loaded.
+
+    Args:
+        load: reads it from there.
+        told: what tells this training from others, see `about`.
+        steps: of it.
+        seed: of the first weights.
+        folder: of the adapter.
+        advance: told how many steps were done.
+        learn: trains in the folder that it is given. Of several processes the main one's are kept.
+
+    Raises:
+        TrainingError: the folder holds another training, or a loss or gradient is not finite.
+        KeyboardInterrupt: after the step in progress was saved.
+    """
+    place, state = folder / TRAINING, PartialState()
+    with state.main_process_first():
+        done = begun(place, told)
+    if done:
+        advance(steps)
+        return load(folder)
+    torch.manual_seed(seed)
+    made, note, history = learn(place)
+    if state.is_main_process:
+        made.save_pretrained(folder)
+        finish(place, told, note, history)
+    state.wait_for_everyone()
+    return made if state.is_main_process else load(folder)
+
+
+class Batches(Protocol):
+    """Batches by number; picklable, so that worker processes can make them, however they are started."""
+
+    shares: bool
+    """Whether processes make each batch together, each its share; else each makes batches of its own."""
+
+    def batch(self, number: int, share: int = 0, of: int = 1) -> Any:
+        """Return batch `number`, which depends on it and the seed alone.
+
+        Where batches are shared, this one of `of` processes reads the pictures from `share` on, every `of`-th.
+        """
+
+
+class Task(Protocol):
+    """What is trained by a recipe: batches, a loss, and a measure."""
+
+    @property
+    def batches(self) -> Batches:
+        """What makes its batches."""
+
+    keeps_all: bool
+    """Whether the weights of every measurement are wanted at the end, or those of the best alone."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch and what it is made of; `model`, maybe wrapped, is to be called once."""
+
+    def measure(self) -> Figures:
+        """Return figures on validation."""
+
+    def better(self, figures: Figures, best: Figures | None) -> bool:
+        """Return whether a measurement is chosen over the best so far."""
 
 
 @dataclass(frozen=True)
@@ -50,56 +127,23 @@ class Measured:
     figures: dict[str, float]
 
 
-class Adapter(Protocol):
-    """What a training makes."""
+class Numbered(Dataset[Any]):
+    """Batches of a task by their number: `count` for each of `world` processes."""
 
-    def save_pretrained(self, folder: Path) -> Path:
-        """Write it into a folder."""
+    def __init__(self, batches: Batches, count: int, world: int) -> None:
+        self.batches, self.count, self.world = batches, count, world
 
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Load it from one."""
+    def __len__(self) -> int:
+        return self.count * self.world
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, share = divmod(index, self.world) if self.batches.shares else (index, 0)
+        return {"number": number, "batch": self.batches.batch(number, share, self.world)}
 
 
-Made = TypeVar("Made", bound=Adapter)
-
-
-def fit(
-    kind: type[Made],
-    told: Mapping[str, Any],
-    recipe: Recipe,
-    folder: Path,
-    advance: Advance,
-    learn: Callable[[Path], tuple[Made, Mapping[str, Any], Sequence[Mapping[str, Any]]]],
-) -> Made:
-    """Train an adapter and save it in a folder; one that is there already is loaded.
-
-    Args:
-        kind: of the adapter.
-        told: what tells this training from others, see `recipe.about`.
-        recipe: how.
-        folder: of the adapter.
-        advance: told how many steps were done.
-        learn: trains in the folder that it is given; returns the adapter, what is noted of it, and the history. Of
-            several processes the main one's are kept.
-
-    Raises:
-        TrainingError: the folder holds another training, or a loss or gradient is not finite.
-        KeyboardInterrupt: after the step in progress was saved.
-    """
-    place, state = folder / TRAINING, PartialState()
-    with state.main_process_first():
-        done = finished(place, told)
-    if done:
-        advance(recipe.steps)
-        return kind.from_pretrained(folder)
-    torch.manual_seed(recipe.seed)
-    made, note, history = learn(place)
-    if state.is_main_process:
-        made.save_pretrained(folder)
-        finish(place, told, note, history)
-    state.wait_for_everyone()
-    return made if state.is_main_process else kind.from_pretrained(folder)
+def alone(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the one item of a list."""
+    return items[0]
 
 
 class TaskTrainer(ResumableTrainer):
@@ -116,7 +160,15 @@ class TaskTrainer(ResumableTrainer):
     """
 
     def __init__(
-        self, task: Task, recipe: Recipe, folder: Path, advance: Advance, device: str, workers: int, report_to: str
+        self,
+        task: Task,
+        recipe: Recipe,
+        folder: Path,
+        advance: Advance,
+        *,
+        device: str = "auto",
+        workers: int = 0,
+        report_to: str = "none",
     ) -> None:
         args = arguments(
             folder,
@@ -128,13 +180,11 @@ class TaskTrainer(ResumableTrainer):
             dataloader_num_workers=workers,
             report_to=report_to,
         )
-        shared = task.batches.shares
-        micro = recipe.accumulate if shared else -(-recipe.accumulate // args.world_size)
+        micro = recipe.accumulate if task.batches.shares else -(-recipe.accumulate // args.world_size)
         args.gradient_accumulation_steps = micro
         dataset = Numbered(task.batches, recipe.steps * micro, args.world_size)
         self.task, self.recipe, self.candidates = task, recipe, folder / CANDIDATES
         super().__init__(task.model, args, dataset, alone, recipe.clip, advance)
-        self.add_callback(_Measure(self))
         auto = self.args.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.half = auto if recipe.precision == "auto" else recipe.precision == "bfloat16"
 
@@ -144,10 +194,9 @@ class TaskTrainer(ResumableTrainer):
         matrices, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         both = ({"params": matrices, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0})
         groups = [group for group in both if group["params"]]
+        sgd = recipe.optimizer == "sgd"
         self.optimizer = (
-            torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9)
-            if recipe.optimizer == "sgd"
-            else torch.optim.AdamW(groups, lr=recipe.rate)
+            torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=recipe.rate)
         )
         return self.optimizer
 
@@ -159,18 +208,20 @@ class TaskTrainer(ResumableTrainer):
         )
         return self.lr_scheduler
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """Return the loss of a batch; raises `TrainingError` where it is not finite."""
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """See `ResumableTrainer`."""
         # of the batch alone: nothing has to be remembered over a kill, and whichever process takes it draws the same
         torch.manual_seed(self.recipe.seed * 1_000_003 + inputs["number"])
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half):
             loss, terms = self.task.loss(model, inputs["batch"])
-        if not math.isfinite(value := float(loss.detach())):
-            raise self.refused("The loss")
-        self.told |= {"loss": value, "rate": self.recipe.rate_at(self.state.global_step), **terms}
-        return loss
+        return loss, {"rate": self.recipe.rate_at(self.state.global_step), **terms}
+
+    def stepped(self, state: Any, control: Any) -> None:
+        """Measure after every so many steps and after the last, and end training where it has grown no better."""
+        if state.global_step % self.recipe.measure_every == 0 or state.global_step >= state.max_steps:
+            self.measure()
+            control.should_save = True
+            control.should_training_stop |= self.over()
 
     def measured(self) -> list[Measured]:
         """Return the measurements of the history."""
@@ -193,7 +244,7 @@ class TaskTrainer(ResumableTrainer):
         told: list[Any] = [None]
         if self.is_world_process_zero():
             self.task.model.eval()
-            figures: Figures = dict(self.task.measure())
+            figures = dict(self.task.measure())
             best = best_of(self.task, self.measured())
             if self.task.keeps_all or self.task.better(figures, None if best is None else best.figures):
                 self._keep_candidate()
@@ -211,44 +262,6 @@ class TaskTrainer(ResumableTrainer):
                 other.unlink()
 
 
-class _Measure(TrainerCallback):
-    """Measures after every so many steps and after the last, and ends training where it has grown no better."""
-
-    def __init__(self, trainer: TaskTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self._trainer.recipe.measure_every == 0 or state.global_step >= state.max_steps:
-            self._trainer.measure()
-            control.should_save = True
-            control.should_training_stop |= self._trainer.over()
-
-
-class Numbered(Dataset[Any]):
-    """Batches of a task by their number, for all processes.
-
-    Args:
-        batches: makes them.
-        count: that each process takes.
-        world: processes; of every so many items each takes one.
-    """
-
-    def __init__(self, batches: Batches, count: int, world: int) -> None:
-        self.batches, self.count, self.world = batches, count, world
-
-    def __len__(self) -> int:
-        return self.count * self.world
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number, share = divmod(index, self.world) if self.batches.shares else (index, 0)
-        return {"number": number, "batch": self.batches.batch(number, share, self.world)}
-
-
-def alone(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the one item of a list."""
-    return items[0]
-
-
 def best_of(task: Task, measured: list[Measured]) -> Measured | None:
     """Return the best measurement, of equal ones the earliest; None of none."""
     best: Measured | None = None
@@ -259,17 +272,10 @@ def best_of(task: Task, measured: list[Measured]) -> Measured | None:
 
 
 def train(
-    task: Task,
-    recipe: Recipe,
-    folder: Path,
-    advance: Advance,
-    *,
-    device: str = "auto",
-    workers: int = 0,
-    report_to: str = "none",
+    task: Task, recipe: Recipe, folder: Path, advance: Advance, **how: Any
 ) -> tuple[list[Measured], list[dict[str, Any]]]:
     """Train a task to the end; return its measurements and its history. Arguments and errors as of `TaskTrainer`."""
-    trainer = TaskTrainer(task, recipe, folder, advance, device, workers, report_to)
+    trainer = TaskTrainer(task, recipe, folder, advance, **how)
     last = last_checkpoint(folder)
     if last is not None:  # killed between its last checkpoint and what follows on training
         state = type(trainer.state).load_from_json(str(last / "trainer_state.json"))
@@ -284,41 +290,3 @@ def train(
     trainer.accelerator.free_memory()
     task.model.eval()
     return measured, history
-
-
-def gathered(part: Tensor, total: int) -> Tensor:
-    """Return the rows of all processes in their order, with gradients, from each one's every n-th row.
-
-    The gradient of each row is the sum over processes; averaged by distributed training, parameters have the gradient
-    of the whole batch.
-
-    Args:
-        part: [ceil(total / processes), d], padded where there are fewer.
-        total: rows of all.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return part
-    everyones: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
-    return everyones.transpose(0, 1).reshape(-1, part.shape[-1])[:total]
-
-
-class _Gathered(torch.autograd.Function):
-    """The tensors of all processes, [processes, ...]; torch's own is deprecated in new releases."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, part.contiguous())
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        everyones = gradients[0].contiguous()
-        torch.distributed.all_reduce(everyones)
-        return everyones[torch.distributed.get_rank()]
-
-
-def share_of(total: int, index: int, world: int) -> list[int]:
-    """Return the rows that a process takes of `total`: every n-th, the first again where there are fewer."""
-    each = -(-total // world)
-    return [k if k < total else 0 for k in (index + step * world for step in range(each))]

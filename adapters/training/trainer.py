@@ -8,24 +8,45 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.recipe import last_checkpoint, learning, put, weights_of
+from lvlm_guard.adapters.training.recipe import Advance, last_checkpoint
 
 LOG_EVERY = 10
 WEIGHTS = "learning.safetensors"
 
-Advance = Callable[[int], object]
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what learns, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of what learns, on the CPU."""
+    return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in learning(model).items()}
+
+
+@torch.no_grad()
+def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model the weights of `weights_of`; raises `TrainingError` where they are another model's."""
+    there = learning(model)
+    if set(there) != set(weights) or any(there[name].shape != weights[name].shape for name in there):
+        raise TrainingError(
+            "The saved state has other weights than the model that is trained: it is of another configuration or "
+            "release. Give another --out, or --start-over."
+        )
+    for name, parameter in there.items():
+        parameter.copy_(weights[name])
 
 
 class ResumableTrainer(Trainer):
@@ -62,6 +83,23 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         put(self.learner, load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch, and what is told of it; `model` may be wrapped for several processes."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the loss of a batch; raises `TrainingError` where it is not finite."""
+        loss, told = self.batch_loss(model, inputs)
+        if not math.isfinite(value := float(loss.detach())):
+            raise self.refused("The loss")
+        self.told |= {"loss": value, **told}
+        return loss
+
+    def stepped(self, state: Any, control: Any) -> None:
+        """Do what is to be done after each step."""
+
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, from the last checkpoint where there is one; return the history.
 
@@ -93,26 +131,28 @@ class _Watch(TrainerCallback):
     def __init__(self, trainer: ResumableTrainer, clip: float, advance: Advance) -> None:
         self._trainer, self._clip, self._advance, self._told = trainer, clip, advance, 0
 
+    def _tell(self, step: int) -> None:
+        self._advance(step - self._told)
+        self._told = step
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step:
-            self._advance(state.global_step)
-            self._told = state.global_step
+            self._tell(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(list(learning(self._trainer.learner).values()), self._clip)
-        self._trainer.told["norm"] = float(norm)
-        if not math.isfinite(float(norm)):
+        norm = float(torch.nn.utils.clip_grad_norm_(list(learning(self._trainer.learner).values()), self._clip))
+        self._trainer.told["norm"] = norm
+        if not math.isfinite(norm):
             raise self._trainer.refused("A gradient")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = state.global_step >= state.max_steps
-        if state.global_step % LOG_EVERY == 0 or last:
+        if state.global_step % LOG_EVERY == 0 or state.global_step >= state.max_steps:
             self._trainer.log(dict(self._trainer.told))
-        self._advance(state.global_step - self._told)
-        self._told = state.global_step
+        self._tell(state.global_step)
         if self._anyone_stopped():
             self._trainer.interrupted = True
             control.should_save = control.should_training_stop = True
+        self._trainer.stepped(state, control)
 
     def _anyone_stopped(self) -> bool:
         accelerator = self._trainer.accelerator

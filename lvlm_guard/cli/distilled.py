@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -17,7 +18,7 @@ BY_SEED = (
 )
 
 
-def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
+def measured(place: Path, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
     """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
     room = import_module("lvlm_guard.evals.infer.ask")
     settings = import_module("lvlm_guard.evals.spec.settings").Settings(
@@ -25,11 +26,11 @@ def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> li
         methods=(lessons.method,),
         knobs={lessons.method: lessons.knobs},
         controls=False,
-        adapters=tuple(f"distilled={folder}" for folder in done.adapters),
+        adapters=tuple(f"distilled={folder}" for folder in report["adapters"]),
         batch=room.MANY,
         device=device,
     )
-    folder = room.ask(settings, done.folder / "eval", echo=say, replaces=True)
+    folder = room.ask(settings, place / "eval", echo=say, replaces=True)
     rows = import_module("lvlm_guard.evals.stats.score").score(folder)["rows"]
     say(f"Report: {import_module('lvlm_guard.evals.report.page').write_report(folder)}")
     report["by_seed"] = [
@@ -42,7 +43,7 @@ def measured(done: Any, lessons: Any, report: dict[str, Any], device: str) -> li
 
 
 def show(report: dict[str, Any]) -> None:
-    lines = import_module("lvlm_guard.adapters.distill.card").side_by_side(report)
+    lines = import_module("lvlm_guard.adapters.distill.run").side_by_side(report)
     shown = Table("", "plain", "distilled", report["lessons"]["method"], "distilled - plain, 95 %", box=None)
     for what, *three, difference in lines:
         ends = (

@@ -96,11 +96,13 @@ def distill(
     quiet_libraries()
     needs_extra()
     world = model == "embedded"
-    room, settings = (import_module(f"lvlm_guard.adapters.distill.{name}") for name in ("run", "settings"))
+    room, told, training = (
+        import_module(f"lvlm_guard.adapters.distill.{name}") for name in ("run", "lessons", "training")
+    )
     method_of(method, knob)  # a wrong knob is found before anything is loaded
     given = {name: value for name, value in (("prompts", _lines(prompts)), ("other", _lines(other_prompts))) if value}
     names = _objects(objects, world)
-    lessons = settings.Lessons(
+    lessons = told.Lessons(
         model=model,
         images=str(images or ""),
         method=method,
@@ -115,7 +117,7 @@ def distill(
         revision=revision,
         dtype=dtype,
     )
-    recipe = settings.Recipe(
+    recipe = training.Recipe(
         steps=steps,
         batch=batch or (24 if world else 2),
         accumulate=accumulate or (1 if world else 12),
@@ -129,37 +131,26 @@ def distill(
         checkpointing=checkpointing,
         save_every=save_every,
     )
-    done = room.distill(
-        lessons,
-        recipe,
-        numbers(seeds),
-        out_,
-        device=device,
-        at_once=at_once or (256 if world else 8),
-        echo=say,
-        progress=progress,
-        start_over=start_over,
-        retrain=retrain,
+    call = import_module("lvlm_guard.adapters.training.recipe").Call(
+        out_, numbers(seeds), device, start_over, say, progress, line(), environment()
     )
-    if not done.main:
+    report = room.distill(lessons, recipe, call, at_once=at_once or (256 if world else 8), retrain=retrain)
+    if not call.main:
         return
-    report = done.report
-    report["call"], report["environment"] = line(), environment()
     report["remarks"] = [WORLD_ONLY] if world and images else []
     if world and measure:
-        report["rows"] += measured(done, lessons, report, device)
-    room.keep_report(done)
-    page = import_module("lvlm_guard.adapters.distill.card").write_report(out_, report, report["call"])
+        report["rows"] += measured(out_, lessons, report, device)
+    page = room.keep_report(out_, report)
     if json:
         rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
         print_json("train distill", report["rows"], **rest)
         return
     show(report)
-    for folder in done.adapters:
-        out().print(f"adapter  {escape(str(folder))}", soft_wrap=True)
+    for folder in report["adapters"]:
+        out().print(f"adapter  {escape(folder)}", soft_wrap=True)
     out().print(f"report   {escape(str(page))}", soft_wrap=True)
     if not world:
-        adapters = " ".join(f"--adapter distilled={folder}" for folder in done.adapters)
+        adapters = " ".join(f"--adapter distilled={folder}" for folder in report["adapters"])
         say(f"With labels: lvlm-guard eval run --model {model} {adapters} --methods {method} --tasks pope_coco ...")
 
 

@@ -98,7 +98,7 @@ def ranker(
         scale=scale,
         start=start,
     )
-    options["accumulate"] = -(-options["accumulate"] // call.processes) * call.processes
+    options["accumulate"] = -(-options["accumulate"] // call.state.num_processes) * call.state.num_processes
     long = length(options, opened, epochs, steps, 500)
     how = recipe(options, long, 8, narrow=False, rate=rate or (2e-3 if world else 5e-5))
     finish(call, room.train_ranker(call, opened, plan, how), options["json"])

@@ -128,8 +128,8 @@ def line() -> str:
 
 
 def asked(options: Mapping[str, Any], folder: Path, compare: bool, usual: int) -> Any:
-    """Return a `lvlm_guard.adapters.training.runs.Call`; `usual` are the test pictures of the embedded world."""
-    return import_module("lvlm_guard.adapters.training.runs").Call(
+    """Return a `lvlm_guard.adapters.training.recipe.Call`; `usual` are the test pictures of the embedded world."""
+    return import_module("lvlm_guard.adapters.training.recipe").Call(
         out=folder,
         seeds=numbers(options["seeds"]),
         compare=compare,

@@ -31,10 +31,11 @@ from lvlm_guard.adapters.retrieval.bank import Sentences
 from lvlm_guard.adapters.retrieval.folder import Memory
 from lvlm_guard.adapters.terms import regulated
 from lvlm_guard.adapters.training import dual_prompt
-from lvlm_guard.adapters.training.beside import Teacher
 from lvlm_guard.adapters.training.free import adapted
-from lvlm_guard.adapters.training.recipe import Recipe, learning
+from lvlm_guard.adapters.training.pairs import Teacher
+from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
+from lvlm_guard.adapters.training.trainer import learning
 from lvlm_guard.errors import KnobError, UnsupportedCallError, WeightsError
 
 THINGS = ("dog", "cat", "car", "bus")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.errors import DataError
-from lvlm_guard.adapters.training.ranking import Groups
+from lvlm_guard.adapters.training.ranker import Groups
 
 ROWS = [
     RankRow("a", "dog", 2),

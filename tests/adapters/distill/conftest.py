@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from lvlm_guard import guard
-from lvlm_guard.adapters.distill.answers import Pictures
-from lvlm_guard.adapters.distill.settings import Lessons
+from lvlm_guard.adapters.distill.lessons import Lessons, Pictures
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.embedded.world import CAPTION_PROMPT, CLASSES, scenes
 from lvlm_guard.errors import ImageError

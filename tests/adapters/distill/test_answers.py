@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvlm_guard.adapters.distill.answers import Answer, AnswerFile, Lesson, summary
+from lvlm_guard.adapters.distill.lessons import Answer, AnswerFile, Lesson, summary
 from lvlm_guard.adapters.errors import TrainingError
 
 ANSWER = Answer("is there a dog?", "dog", 0.25, [5, 2], "Yes, a “dog”.", [0], [0], [([5, 6], [0.9, 0.1])])

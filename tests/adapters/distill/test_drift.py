@@ -5,9 +5,9 @@ import peft
 import pytest
 import torch
 
-from lvlm_guard.adapters.distill.answers import AnswerFile
 from lvlm_guard.adapters.distill.drift import Compared, compare, ratio_interval, rows_of
-from lvlm_guard.adapters.distill.settings import target_modules
+from lvlm_guard.adapters.distill.lessons import AnswerFile
+from lvlm_guard.adapters.distill.training import target_modules
 from lvlm_guard.pretrained import ask, load_model
 
 

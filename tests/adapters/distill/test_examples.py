@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures
 from lvlm_guard.adapters.distill.training import Examples, chosen
 
 

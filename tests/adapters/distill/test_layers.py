@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import nn
 
-from lvlm_guard.adapters.distill.settings import target_modules
+from lvlm_guard.adapters.distill.training import target_modules
 from lvlm_guard.errors import UnsupportedModelError
 
 LANGUAGE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -42,5 +42,5 @@ def test_the_projector_can_be_left_alone(family):
 
 
 def test_a_model_of_unknown_parts_is_refused_with_the_place_to_name_them():
-    with pytest.raises(UnsupportedModelError, match=r"settings\.py"):
+    with pytest.raises(UnsupportedModelError, match=r"training\.py"):
         target_modules(nn.Sequential(nn.Linear(2, 2)), projector=True)

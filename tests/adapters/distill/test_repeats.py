@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from embedded_training.build import llava_processor
-from lvlm_guard.adapters.distill.answers import Answer, Lesson
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson
 from lvlm_guard.adapters.distill.rows import unrepeated, without_repeats
 from lvlm_guard.embedded.world import CLASSES
 from lvlm_guard.matching import Vocabulary

@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from lvlm_guard.adapters.distill.answers import Answer
+from lvlm_guard.adapters.distill.lessons import Answer
 from lvlm_guard.adapters.distill.rows import Layout, packable
 from lvlm_guard.adapters.distill.training import log_probs
 from lvlm_guard.errors import TextError

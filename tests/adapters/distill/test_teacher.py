@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lvlm_guard.adapters.distill.answers import AnswerFile, pictures_of
-from lvlm_guard.adapters.distill.settings import QUESTION, Lessons
+from lvlm_guard.adapters.distill.lessons import QUESTION, AnswerFile, Lessons, pictures_of
 from lvlm_guard.adapters.distill.teacher import CLAIM, Teacher, filled, method_of
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.errors import ImageError, KnobError, UnknownNameError

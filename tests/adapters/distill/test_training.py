@@ -11,10 +11,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from lvlm_guard.adapters.distill.answers import Answer, Lesson, Pictures
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures
 from lvlm_guard.adapters.distill.rows import Layout
-from lvlm_guard.adapters.distill.settings import Recipe
-from lvlm_guard.adapters.distill.training import log_probs, plain_log_probs, train
+from lvlm_guard.adapters.distill.training import Recipe, log_probs, plain_log_probs, train
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.training.recipe import last_checkpoint
 from lvlm_guard.pretrained import load_model
@@ -222,7 +221,7 @@ def test_recipes_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_embedded_models_adapter_has_the_size_that_was_stated():
-    from lvlm_guard.adapters.distill.settings import target_modules
+    from lvlm_guard.adapters.distill.training import target_modules
 
     model, _ = load_model()
     config = peft.LoraConfig(r=16, target_modules=target_modules(model, projector=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lvlm_guard.adapters.training.ranking import Groups, Member
+from lvlm_guard.adapters.training.ranker import Groups, Member
 from lvlm_guard.errors import KnobError
 
 

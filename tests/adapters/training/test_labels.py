@@ -25,7 +25,6 @@ from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.ranking import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
 from lvlm_guard.adapters.training.tasks import train
@@ -155,7 +154,7 @@ def test_values_shuffled_within_an_object_teach_a_ranker_nothing(tmp_path: Path)
 
     def measured(name: str, data: RankData) -> RankingFigures:
         made = ranker.fit(LISTS, replace(pictures, train=data), recipe, tmp_path / name, lambda _: None, device="cpu")
-        return lists.figures(RankingTask(made, data, lists, seen, recipe).scored(lists))
+        return lists.figures(ranker.scored(made, lists, seen))
 
     true, shuffled = measured("true", pictures.train), measured("shuffled", shuffled_within(pictures.train))
     assert true.srcc > 0.5

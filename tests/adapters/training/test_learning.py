@@ -18,10 +18,11 @@ from lvlm_guard.adapters.data.pictures import Bad, Features
 from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
-from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.ranking import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe, learning
+from lvlm_guard.adapters.training import dual_prompt, ranker, retrieval
+from lvlm_guard.adapters.training.ranker import RankingTask
+from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
+from lvlm_guard.adapters.training.trainer import learning
 from lvlm_guard.errors import KnobError
 
 
@@ -65,7 +66,7 @@ def test_everything_that_learns_has_a_gradient_and_nothing_else_changes(
 def test_a_rankers_clip_keeps_every_bit_and_its_tokens_are_computed_once(ranked_pictures: ranker.Pictures) -> None:
     torch.manual_seed(0)
     made = ranker.build(RANKER, ranked_pictures.train)
-    task = RankingTask(made, ranked_pictures.train, ranked_pictures.lists, ranked_pictures.seen, recipe())
+    task = RankingTask(made, ranked_pictures, recipe())
     group = task.batches.batch(0)
     assert group.seen.shape[1:] == (64, 128)
     picture = ranked_pictures.train.images[0]
@@ -111,8 +112,8 @@ def test_a_folder_names_its_clip_as_anyone_can_load_it_and_not_by_a_path_of_this
 
 def test_the_average_of_epochs_is_weighed_by_a_gaussian_at_three_quarters() -> None:
     same = [{"p": torch.ones(2)}] * 20
-    assert torch.allclose(dual_prompt.averaged(same)["p"], torch.ones(2))
-    weights = dual_prompt.averaged([{"p": torch.eye(20)[k]} for k in range(20)])["p"]
+    assert torch.allclose(retrieval.averaged(same)["p"], torch.ones(2))
+    weights = retrieval.averaged([{"p": torch.eye(20)[k]} for k in range(20)])["p"]
     # N(15, 1) over 20 epochs, as PromptSRC: at epochs 12 to 18
     assert weights[11:18].tolist() == pytest.approx([0.0044, 0.0540, 0.2420, 0.3989, 0.2420, 0.0540, 0.0044], abs=2e-4)
 

@@ -1,33 +1,115 @@
-"""Where the pictures come from, whose labels are never read, and what the teacher said of them, on disk."""
+"""What a teacher is asked, about which pictures, whose labels are never read, and what it said of them, on disk."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.adapters.distill.settings import Lessons
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.images import load_image
-from lvlm_guard.matching.vocabulary import WORD
+from lvlm_guard.matching.vocabulary import WORD, Vocabulary
+from lvlm_guard.pretrained import EMBEDDED
 
 SCENES = 4000  # of the embedded world, unasked
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".jp2", ".heic"}
 
+DESCRIBE = (
+    "Please describe this image in detail.",
+    "What is in this image? Describe everything that you see.",
+    "Write a caption for this image.",
+)
+QUESTION = "Is there {article} {object} in the image?"
+OTHER = (
+    "What are the main colors of this image?",
+    "What is the mood of this image? Answer in one sentence.",
+    "Was this image taken indoors or outdoors?",
+)
+"""Prompts that training does not see; where the guard leaves them alone, the tuned model should too."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the teacher is asked, about which pictures. Other lessons are other answers.
+
+    Args:
+        model: "embedded", a folder, or a hub id.
+        images: folder of pictures; "" for scenes of the embedded world, whose labels are not looked at.
+        method, knobs: registered name of the guard, and its knobs.
+        prompts: what is asked of every picture, one at a time; with {object}: asked of objects.
+        objects: names that prompts with {object} are filled with.
+        other: prompts for held-out pictures only, to see what training changed elsewhere.
+        pictures: how many to learn from; None for all of the folder, or 4000 scenes.
+        held_out: how many are kept apart to measure on.
+        questions: objects asked about in each picture.
+        max_new_tokens: of an answer.
+        corrupt: "skip" counts pictures that can't be read, "refuse" stops at the first.
+        seed: draws which pictures are held out, and which objects are asked about.
+        revision, dtype: of a hub id, and of the model's weights.
+
+    Raises:
+        TrainingError: there would be nothing to ask, to learn from or to measure on.
+    """
+
+    model: str = EMBEDDED
+    images: str = ""
+    method: str = "vote"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[str, ...] = (*DESCRIBE, QUESTION)
+    objects: tuple[str, ...] = ()
+    other: tuple[str, ...] = OTHER
+    pictures: int | None = None
+    held_out: int = 100
+    questions: int = 16
+    max_new_tokens: int = 128
+    corrupt: Literal["skip", "refuse"] = "skip"
+    seed: int = 0
+    revision: str = ""
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise TrainingError("There is no prompt to ask. Write one a line into --prompts, or leave it out.")
+        if not self.images and self.model != EMBEDDED:
+            raise TrainingError(
+                f"{self.model!r} needs pictures to answer about: --images FOLDER. They need no labels, but should look "
+                "like those that the model will be used on."
+            )
+        if self.pictures is not None and self.pictures < 1:
+            raise TrainingError(f"{self.pictures} pictures to learn from: give 1 or more.")
+        if self.held_out < 1:
+            raise TrainingError(f"{self.held_out} pictures held out: give 1 or more, or nothing can be measured.")
+        if self.questions < 1 and not self.free:
+            raise TrainingError(
+                "Every prompt asks about an object, and no object is asked about: --questions 1 or more."
+            )
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The prompts that name no object."""
+        return tuple(prompt for prompt in self.prompts if "{object}" not in prompt)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts that are asked of objects."""
+        return tuple(prompt for prompt in self.prompts if "{object}" in prompt)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objects that are asked about."""
+        return Vocabulary.of(self.objects or None).names
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures by name.
+    """Pictures by name: those to learn from, those that are only measured on.
 
-    Args:
-        learnt: names of those to learn from.
-        held_out: names of those that are only measured on.
-        load: reads one, RGB; raises `ImageError`.
+    `load` reads one, RGB; it raises `ImageError`.
     """
 
     learnt: tuple[str, ...]
@@ -51,8 +133,7 @@ def _world(lessons: Lessons) -> Pictures:
     most = SPLITS["train"].size - lessons.held_out
     if count > most:
         raise TrainingError(f"The embedded world has {most} training scenes beside those held out: ask for fewer.")
-    drawn = scenes("train", count + lessons.held_out).image
-    place = {f"train:{number}": image for number, image in enumerate(drawn)}
+    place = {f"train:{k}": image for k, image in enumerate(scenes("train", count + lessons.held_out).image)}
     names = tuple(place)
     return Pictures(names[:count], names[count:], lambda name: Image.fromarray(place[name]))
 
@@ -125,10 +206,7 @@ class Lesson:
 class AnswerFile:
     """The lessons of one part ("train", "held-out"): a JSON line a picture, appended as it comes.
 
-    Args:
-        folder: of the files, one for each process that answers.
-        part: their first name.
-        process: number of this process, whose file is written to; all are read.
+    Each process that answers has a file of its own in the folder, which it writes to; all are read.
 
     Raises (whatever it does):
         TrainingError: a file can't be read or written, or a line is no lesson.
