@@ -99,7 +99,7 @@ class Facts:
 
 def facts_of(found: Any, where: str) -> Facts:
     """Return a parsed line as facts; raises `DataError`, which names `where`, if a key is unknown, missing or wrong."""
-    given = _known_keys(found, KEYS, where)
+    given = known_keys(found, KEYS, where)
     image, split = _text(given.get("image"), "image", where), given.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{where}: the split is {split!r}; it is one of {', '.join(SPLITS)}, or left out.")
@@ -116,7 +116,7 @@ def facts_of(found: Any, where: str) -> Facts:
         image,
         tuple(_caption(one, image, split, where) for one in captions),
         {name: _state(value, name, where) for name, value in objects.items()},
-        {name: _texts(values, f"attributes of {name}", where) for name, values in attributes.items()},
+        {name: texts(values, f"attributes of {name}", where) for name, values in attributes.items()},
         weights,
         split,
     )
@@ -174,9 +174,9 @@ def _caption_told(row: CaptionRow) -> Any:
 def _caption(found: Any, image: str, split: str | None, where: str) -> CaptionRow:
     if isinstance(found, str):
         return CaptionRow(image, _text(found, "captions", where), split=split)
-    given = _known_keys(found, OF_CAPTION, f"{where}, a caption")
+    given = known_keys(found, OF_CAPTION, f"{where}, a caption")
     category, meta = (None if given.get(k) is None else _text(given[k], k, where) for k in ("category", "meta"))
-    negatives, kinds = (_texts(given.get(key) or (), key, where) for key in ("negatives", "kinds"))
+    negatives, kinds = (texts(given.get(key) or (), key, where) for key in ("negatives", "kinds"))
     attributes = {name: _text(value, name, where) for name, value in _mapping(given, "attributes", where).items()}
     if kinds and len(kinds) != len(negatives):
         raise DataError(f'{where}: {len(kinds)} "kinds" for {len(negatives)} "negatives": give one for each, or none.')
@@ -203,7 +203,8 @@ def _number(found: Any, name: str, where: str) -> float:
     return value
 
 
-def _known_keys(found: Any, names: tuple[str, ...], where: str) -> Mapping[str, Any]:
+def known_keys(found: Any, names: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    """Return a JSON object; raises `DataError` where it is none, or has other keys."""
     if not isinstance(found, Mapping):
         raise DataError(f"{where}: a JSON object in braces is expected; got {str(found)[:60]!r}.")
     for name in found:
@@ -222,7 +223,8 @@ def _mapping(given: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _texts(found: Any, name: str, where: str) -> tuple[str, ...]:
+def texts(found: Any, name: str, where: str) -> tuple[str, ...]:
+    """Return a list of texts, stripped; raises `DataError` where it is none."""
     if isinstance(found, str) or not isinstance(found, Iterable):
         raise DataError(f'{where}: "{name}" must be a list of texts, also if it is one; got {found!r}.')
     return tuple(_text(value, name, where) for value in found)

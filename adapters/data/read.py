@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from lvlm_guard.adapters.data.dataset import FactsData
-from lvlm_guard.adapters.data.facts import KEYS, SPLITS, Facts, facts_of
+from lvlm_guard.adapters.data.facts import KEYS, SPLITS, Facts, facts_of, known_keys, texts
 from lvlm_guard.adapters.data.pictures import Files, OnBad
 from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import DataError
@@ -74,29 +74,19 @@ def open_facts(
 
 
 def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
-    header: Mapping[str, Any] = {}
+    exhaustive: tuple[str, ...] = ()
+    template, headed = COUNTS, False
     found: list[Facts] = []
     for where, line in _parsed(path):
-        if isinstance(line, Mapping) and line.keys() & set(HEADER):
-            if found or header:
-                raise DataError(f"{where}: a header stands in the first line only, once.")
-            header = _header(line, where)
-        else:
+        if not isinstance(line, Mapping) or not line.keys() & set(HEADER):
             found.append(facts_of(line, where))
-    exhaustive, template = header.get("exhaustive", ()), header.get("instruction", COUNTS)
+            continue
+        if found or headed:
+            raise DataError(f"{where}: a header stands in the first line only, once.")
+        header, headed = known_keys(line, HEADER, f"{where}, the header"), True
+        exhaustive = texts(header.get("exhaustive", ()), "exhaustive", where)
+        (template,) = texts([header.get("instruction", COUNTS)], "instruction", where)
     return FactsData(found, Files(root), name, exhaustive, on_bad, template=template)
-
-
-def _header(found: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    strange = [name for name in found if name not in HEADER]
-    if strange:
-        raise DataError(f"{where}: a header holds {' and '.join(map(repr, HEADER))}, not {strange[0]!r}.")
-    objects = found.get("exhaustive", [])
-    if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
-        raise DataError(f'{where}: "exhaustive" must be a list of objects\' names; got {objects!r}.')
-    if not isinstance(found.get("instruction", ""), str):
-        raise DataError(f'{where}: "instruction" must be a sentence; got {found["instruction"]!r}.')
-    return found
 
 
 def _parsed(path: Path) -> Iterator[tuple[str, Any]]:

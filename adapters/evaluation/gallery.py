@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.evaluation.metrics import AT, Judged, auroc, ranks
+from lvlm_guard.adapters.evaluation.metrics import Judged, auroc, both_ways, ranks
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
@@ -179,8 +179,7 @@ class Searched:
 
     def figures(self) -> dict[str, float]:
         """Return recall both ways, the verifier's AUROC and that of claims; see `metrics.Figures`."""
-        ways = {"i2t": self.image_places, "t2i": self.text_places}
-        found = {f"{way}_r{k}": float((places <= k).mean()) for way, places in ways.items() for k in AT}
+        found = both_ways(self.image_places, self.text_places)
         everything = np.arange(len(self.gallery.images))
         return found | {"auroc": auroc(self.true, self.swapped), "claims": self.claims_auroc(everything)}
 

@@ -87,15 +87,6 @@ def pair_accuracy(scores: ArrayLike, values: ArrayLike) -> float:
     return float(right[unequal].mean()) if unequal.any() else math.nan
 
 
-def auroc(above: ArrayLike, below: ArrayLike) -> float:
-    """Return the probability that a score of the first is higher than one of the second; NaN where one is empty."""
-    high, low = np.asarray(above, float), np.asarray(below, float)
-    if not len(high) or not len(low):
-        return math.nan
-    places = stats.rankdata(np.concatenate([high, low]))
-    return float((places[: len(high)].sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
-
-
 class Judged:
     """Scores [n], which should be `high`, and the picture or caption that owns each: AUROCs without sorting again."""
 
@@ -110,6 +101,12 @@ class Judged:
         above, below = (np.bincount(self._place, weights * side, n) for side in (self._high, ~self._high))
         total = above.sum() * below.sum()
         return float((above * (np.cumsum(below) - below / 2)).sum() / total) if total else math.nan
+
+
+def auroc(above: ArrayLike, below: ArrayLike) -> float:
+    """Return the probability that a score of the first is higher than one of the second; NaN where one is empty."""
+    scores, n = np.concatenate([np.asarray(above, float), np.asarray(below, float)]), len(np.asarray(above))
+    return Judged(scores, np.arange(len(scores)) < n, np.zeros(len(scores), np.int64)).auroc(np.zeros(1, np.int64))
 
 
 AT = (1, 5, 10)
@@ -139,10 +136,15 @@ def ranks(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(1 + ((s >= best[:, None]) & ~hit).sum(1), np.int64)
 
 
-def recall(scores: ArrayLike, relevant: ArrayLike, at: Sequence[int] = AT) -> dict[int, float]:
-    """Return K -> share of queries with a relevant candidate among the first K; arguments as of `ranks`."""
-    places = ranks(scores, relevant)
+def recall(places: NDArray[np.int64], at: Sequence[int] = AT) -> dict[int, float]:
+    """Return K -> share of queries with a relevant candidate among the first K, by the places that `ranks` gives."""
     return {k: float((places <= k).mean()) for k in at}
+
+
+def both_ways(image_places: NDArray[np.int64], text_places: NDArray[np.int64]) -> dict[str, float]:
+    """Return `i2t_r1` .. `t2i_r10`: recall of pictures' captions, and of captions' pictures."""
+    ways = {"i2t": recall(image_places), "t2i": recall(text_places)}
+    return {f"{way}_r{k}": share for way, shares in ways.items() for k, share in shares.items()}
 
 
 UNTUNED = -1
@@ -196,8 +198,6 @@ def selected(candidates: Sequence[Candidate]) -> Candidate:
 
 Picked = NDArray[np.int64]
 Found = TypeVar("Found")
-Measure = Callable[[Found, Picked], float]
-"""(what one training makes of all pictures, pictures drawn) -> a figure."""
 
 
 class Interval(NamedTuple):
@@ -238,7 +238,7 @@ def table(
     ours: str,
     task: str,
     found: Mapping[str, Sequence[Found]],
-    measures: Mapping[str, Measure[Found]],
+    measure: Callable[[Found, Picked], Mapping[str, float]],
     pictures: int,
     *,
     headlines: Collection[str],
@@ -252,25 +252,29 @@ def table(
         model, task: that the rows are of.
         ours: the method that is compared with all others.
         found: of all methods, with as many trainings each; an untrained method's is repeated.
-        measures: figures by name.
+        measure: (what one training makes of all pictures, pictures drawn) -> figures by name.
         pictures: how many were measured on.
         headlines: figures that an adapter must win by; of these there are differences.
         draws: of the bootstrap.
         baseline: the method that all others are compared with too; None for none.
         silent: method -> figures that it has nothing to say of.
     """
+
+    def mean(each: Sequence[Found], trainings: Picked, picked: Picked) -> dict[str, float]:
+        chosen = [each[int(t)] for t in trainings]
+        made = {key: measure(one, picked) for key, one in {id(one): one for one in chosen}.items()}
+        return {name: float(np.mean([made[id(one)][name] for one in chosen])) for name in made[id(chosen[0])]}
+
     # the same draws for all, so that a difference is that of figures which are there already
     drawn = [*_drawn(len(found[ours]), pictures, draws)]
+    means = {method: [mean(each, *one) for one in drawn] for method, each in found.items()}
     pairs = [(ours, other) for other in found if other != ours]
     pairs += [(one, baseline) for one in found if baseline and one not in (ours, baseline)]
     rows = []
-    for metric, measure in measures.items():
-        figures = {}
-        for method, each in found.items():
-            if metric not in (silent or {}).get(method, ()):
-                means = [np.mean([measure(each[int(t)], picked) for t in trainings]) for trainings, picked in drawn]
-                figures[method] = np.array(means)
-                rows.append(row(model, method, task, metric, ends_of(figures[method]), pictures))
+    for metric in means[ours][0]:
+        told = [method for method in found if metric not in (silent or {}).get(method, ())]
+        figures = {method: np.array([each[metric] for each in means[method]]) for method in told}
+        rows += [row(model, method, task, metric, ends_of(each), pictures) for method, each in figures.items()]
         for one, other in pairs:
             if metric in headlines and {one, other} <= figures.keys():
                 ends = ends_of(figures[one] - figures[other])

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -172,18 +171,13 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Return rows in long form, see `metrics.table`; `found` are the scores of each training of a method."""
     images = lists.images
-    by_id = {id(scored): scored for each in found.values() for scored in each}
 
-    @cache  # of an untrained method's scores, which are the same ones each time, and of all metrics
-    def figures(scored: int, pictures: bytes) -> RankingFigures:
-        times = Counter(images[k] for k in np.frombuffer(pictures, np.int64).tolist())
-        return lists.figures(by_id[scored], lists.picked(times))
+    def measure(scored: Scored, pictures: Picked) -> dict[str, float]:
+        picked = lists.picked(Counter(images[k] for k in pictures.tolist()))
+        made = lists.figures(scored, picked)._asdict()
+        return {metric: made[metric] for metric in METRICS}
 
-    def measure(scored: Scored, pictures: Picked, metric: str) -> float:
-        return float(getattr(figures(id(scored), pictures.tobytes()), metric))
-
-    named = {metric: partial(measure, metric=metric) for metric in METRICS}
-    return table(model, ours, "ranking", found, named, len(images), headlines=HEADLINES, draws=draws)
+    return table(model, ours, "ranking", found, measure, len(images), headlines=HEADLINES, draws=draws)
 
 
 def by_object(lists: Lists, found: Sequence[Scored]) -> dict[str, dict[str, float]]:

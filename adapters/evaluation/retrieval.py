@@ -15,8 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lvlm_guard.adapters.evaluation import metrics
 from lvlm_guard.adapters.evaluation.gallery import Searched
-from lvlm_guard.adapters.evaluation.metrics import AT, Picked
-from lvlm_guard.adapters.retrieval.claims import Claims, fit_tau
+from lvlm_guard.adapters.evaluation.metrics import Picked
+from lvlm_guard.adapters.retrieval.claims import Claims
+from lvlm_guard.matching.platt import fit_tau
 
 TASK = "retrieval"
 REAL = "retrieval_real"  # on grounds cut from photographs
@@ -26,54 +27,35 @@ OF_CLAIMS = ("verifier_auroc", "brier", "claims_auroc", "claims_auroc_base")
 """What a linear probe has figures of."""
 
 DRAWS = 300
+Novel = NDArray[np.bool_]
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Of the squared weights of a linear probe, per picture."""
 
-Measure = metrics.Measure[Searched]
 Probe = Callable[[Searched], Searched]
 
 
-def of_claims(novel: NDArray[np.bool_]) -> dict[str, Measure]:
-    """Return the figures of claims by name: the verifier's AUROC and Brier score, of objects trained on and of others.
-
-    About the `novel` [claims] none was trained.
-    """
-    return {
-        "verifier_auroc": lambda found, pictures: found.verified(pictures)[0],
-        "brier": lambda found, pictures: found.verified(pictures)[1],
-        "claims_auroc_base": lambda found, pictures: found.claims_auroc(pictures, ~novel),
-        "claims_auroc_novel": lambda found, pictures: found.claims_auroc(pictures, novel),
-    }
-
-
-def measures(kinds: Sequence[str]) -> dict[str, Measure]:
-    """Return the figures by name.
+def figures(found: Searched, pictures: Picked, kinds: Sequence[str], novel: Novel | None = None) -> dict[str, float]:
+    """Return the figures of drawn pictures by name.
 
     `i2t_r1` .. `t2i_r10`: recall; pictures search among all captions and swaps, captions among all pictures.
     `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
     score above all their swaps of a kind. `claims_auroc`: "a photo of a dog" of pictures whose captions name one,
-    against all others.
+    against all others. Where it is said about which claims none was trained, `novel` [claims]: `verifier_auroc` and
+    `brier` of the verifier, and `claims_auroc` of objects that were trained on and of others.
     """
-
-    def i2t(found: Searched, pictures: Picked, k: int) -> float:
-        return float((found.image_places[pictures] <= k).mean())
-
-    def t2i(found: Searched, pictures: Picked, k: int) -> float:
-        return float((found.text_places[found.gallery.rows_of(pictures)] <= k).mean())
-
-    def swapped(found: Searched, pictures: Picked, kind: str = "") -> float:
-        return found.swap_auroc(found.gallery.rows_of(pictures), kind)
-
-    def above(found: Searched, pictures: Picked, kind: str) -> float:
-        return found.above(found.gallery.rows_of(pictures), kind)
-
-    named: dict[str, Measure] = {f"{way.__name__}_r{k}": partial(way, k=k) for way in (i2t, t2i) for k in AT}
-    named["claims_auroc"] = Searched.claims_auroc
+    told: dict[str, float] = {}
+    if novel is not None:
+        told["verifier_auroc"], told["brier"] = found.verified(pictures)
+        told["claims_auroc_base"] = found.claims_auroc(pictures, ~novel)
+        told["claims_auroc_novel"] = found.claims_auroc(pictures, novel)
+    rows = found.gallery.rows_of(pictures)
+    told |= metrics.both_ways(found.image_places[pictures], found.text_places[rows])
+    told["claims_auroc"] = found.claims_auroc(pictures)
     if kinds:
-        named["swap_auroc"] = swapped
+        told["swap_auroc"] = found.swap_auroc(rows)
     for kind in kinds:
-        named |= {f"swap_auroc_{kind}": partial(swapped, kind=kind), f"accuracy_{kind}": partial(above, kind=kind)}
-    return named
+        told[f"swap_auroc_{kind}"], told[f"accuracy_{kind}"] = found.swap_auroc(rows, kind), found.above(rows, kind)
+    return told
 
 
 def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Probe:
@@ -124,20 +106,20 @@ def rows_of(
     ours: str,
     found: Mapping[str, Sequence[Searched]],
     *,
-    more: Mapping[str, Measure] | None = None,
+    novel: Novel | None = None,
     task: str = TASK,
     baseline: str | None = None,
     draws: int = DRAWS,
 ) -> list[dict[str, Any]]:
-    """Return rows in long form, see `metrics.table`; `more` are further figures, shown first.
+    """Return rows in long form, see `metrics.table` and `figures`.
 
     A linear probe says nothing of captions, so that only the figures of claims are told of it.
     """
     gallery = found[ours][0].gallery
-    figures = {**(more or {}), **measures(sorted(set(gallery.kinds.tolist())))}
-    silent = {PROBE: set(figures) - set(OF_CLAIMS)}
+    measure = partial(figures, kinds=sorted(set(gallery.kinds.tolist())), novel=novel)
+    silent = {PROBE: measure(found[ours][0], np.arange(len(gallery.images))).keys() - set(OF_CLAIMS)}
     how = {"headlines": HEADLINES, "draws": draws, "baseline": baseline, "silent": silent}
-    return metrics.table(model, ours, task, found, figures, len(gallery.images), **how)  # type: ignore[arg-type]
+    return metrics.table(model, ours, task, found, measure, len(gallery.images), **how)  # type: ignore[arg-type]
 
 
 def by_category(found: Sequence[Searched]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from torch import stack, zeros
+import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard.errors import KnobError
@@ -28,35 +29,7 @@ FUNCTION = (
 """Words of a sentence that say nothing of its object, each between blanks."""
 
 ONE = "one"
-VERBS = {"is": "are", "was": "were", "has": "have"}
-SINGULAR = {"a", "an", ONE, "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
-
 Made = TypeVar("Made")
-
-
-def cased(word: str, like: str, spelling: str) -> str:
-    """Return a word in the case of the text it replaces: upper, every word's first letter, the first letter, or as is.
-
-    It is left as listed too where the text that goes out is in the list's own `spelling`.
-    """
-    if like == spelling or not like:
-        return word
-    if like.isupper():
-        return word.upper() if len(like) > 2 else word  # "TV" is no shouting
-    if like.istitle() and " " in like:
-        return word.title()
-    return begun(word, like)
-
-
-def begun(word: str, like: str) -> str:
-    """Return a word with a first letter as large as that of another."""
-    return word[:1].upper() + word[1:] if like[:1].isupper() else word
-
-
-def agreeing(verb: str, is_plural: bool) -> str:
-    """Return is, was or has in the number of its noun, in its case; other words as they are."""
-    pairs = VERBS if is_plural else {many: one for one, many in VERBS.items()}
-    return begun(pairs[verb.lower()], verb) if verb.lower() in pairs else verb
 
 
 class Named(NamedTuple):
@@ -247,9 +220,7 @@ class Sentences:
             encode: texts -> normalised features [m, d].
             plain: the template for names without a sentence, {article} and {object} in it.
         """
-        said = [[*self.classes.get(name, ())] or [claim_about(name, plain)] for name in names]
-        found = encode([text for each in said for text in each]).split([len(each) for each in said])
-        return stack([normalize(each.mean(0), dim=0) for each in found]) if len(found) else encode([])
+        return pooled([self.classes.get(name) or [claim_about(name, plain)] for name in names], encode)
 
     def keywords(self, name: str, known: Callable[[str], bool] = bool, most: int = 3) -> str:
         """Return the first words of a name's sentences that are no function words nor its own, comma-joined; D5."""
@@ -259,7 +230,7 @@ class Sentences:
 
     def sides(self, names: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> Any:
         """Return what is said of each name as against each other, [names, names, d]; 0 where nothing is; D2."""
-        found = zeros(len(names), len(names), encode([next(iter(names))]).shape[1])
+        found = torch.zeros(len(names), len(names), encode([next(iter(names))]).shape[1])
         for one, name in enumerate(names):
             for other, against in enumerate(names):
                 said = [a for a, _ in self.pairs.get(f"{name}|{against}", ())]
@@ -267,6 +238,12 @@ class Sentences:
                 if said and one != other:
                     found[one, other] = normalize(encode(said).mean(0), dim=0)
         return found
+
+
+def pooled(said: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], Tensor]) -> Tensor:
+    """Return the normalised mean of the features of several texts each, [n, d]."""
+    found = encode([text for each in said for text in each]).split([len(each) for each in said])
+    return torch.stack([normalize(each.mean(0), dim=0) for each in found])
 
 
 def _from_json(path: str | PathLike[str], what: str, made: Callable[[Any], Made], example: str) -> Made:

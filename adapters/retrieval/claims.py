@@ -17,13 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
-from lvlm_guard.adapters.retrieval.bank import ONE, SINGULAR, VERBS, Named, Valued, WordBank
-from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.vocabulary import JOIN, WORD, claim_about, named, spelled
+from lvlm_guard.adapters.retrieval.bank import ONE, Named, Valued, WordBank
+from lvlm_guard.matching.vocabulary import JOIN, WORD, claim_about, named, spelled, stands_for_several
 
 _LINK = re.compile(r"[\s,]*(?:and[\s,]+)?")
 NEGATIONS = {"no", "not", "without", "never", "neither", "nor"}
@@ -110,9 +107,7 @@ def is_plural(phrase: Phrase, bank: WordBank) -> bool:
     numbers = [value.text.lower() for value in phrase.values if value.value.attribute == "number"]
     if numbers:
         return numbers[0] != ONE
-    if noun.category.name in bank.plural_only or noun.after.lower() in VERBS.values():
-        return True
-    return phrase.first.before.lower() not in SINGULAR
+    return noun.category.name in bank.plural_only or stands_for_several(phrase.first.before, noun.after)
 
 
 def _is_said_of_noun(text: str, found: Sequence[Found]) -> bool:
@@ -218,30 +213,3 @@ class Claims:
         """Return the scores [pictures, names] of what is known, flat, and which of them are true."""
         known = self.true | self.false
         return scores[known].astype(np.float64), self.true[known]
-
-
-COLDEST, HOTTEST = 1e-3, 10.0
-"""Bounds of a fitted temperature; CLIP's own is 0.01."""
-
-
-def fit_tau(scores: NDArray[np.float64], true: NDArray[np.bool_]) -> float:
-    """Return the temperature at which softmax(scores / tau) gives claims their probability, by maximum likelihood.
-
-    True and false claims count alike, however many there are. Raises `KnobError` where a kind is missing, or a swap.
-
-    Args:
-        scores: [n, 1 + swaps] cosines: of a claim, then of its swaps.
-        true: [n], which claims hold.
-    """
-    if scores.ndim != 2 or scores.shape[1] < 2 or not true.any() or true.all():
-        raise KnobError(
-            f"A temperature can't be fitted to scores of shape {scores.shape}, of which {int(true.sum())} claims hold: "
-            "give true and false claims, each with a swap or more."
-        )
-    counts = np.where(true, 1 / true.sum(), 1 / (~true).sum())
-
-    def loss(log_tau: float) -> float:
-        log_p = log_softmax(scores / np.exp(log_tau), axis=1)[:, 0]
-        return float(-(counts * np.where(true, log_p, np.log(-np.expm1(np.minimum(log_p, -1e-12))))).sum())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded").x))

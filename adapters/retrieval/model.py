@@ -200,6 +200,8 @@ class RetrievalModel(nn.Module):
         prepare(clip)
         self.clip = clip.eval()
         self.lock = RLock()  # being frozen is a state
+        self._alone: dict[int, Tensor] = {}
+        self._blank: Tensor | None = None
 
     @property
     def base(self) -> Any:
@@ -270,6 +272,25 @@ class RetrievalModel(nn.Module):
             parts = zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
             return torch.cat([encode(*(part.to(self.device) for part in each)).cpu() for each in parts])
 
+    def word_weights(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
+        """Return w of each token of m captions for the picture in the same row, [m, tokens], by frozen features [m, d].
+
+        Where no word stands it has no meaning. Each piece is encoded once.
+        """
+        pieces, place = inputs.input_ids.unique(return_inverse=True)
+        begin, end = inputs.input_ids[0, 0], inputs.input_ids[0, inputs.attention_mask[0].sum() - 1]
+        with self.lock:
+            if self._blank is None:
+                side = self.base.config.vision_config.image_size
+                # 0 after normalisation: a picture of the mean colour
+                self._blank = self.images(torch.zeros(1, 3, side, side), frozen=True)[0]
+            if new := [piece for piece in pieces.tolist() if piece not in self._alone]:
+                ids = torch.tensor([[begin, piece, end] for piece in new])
+                one = CaptionInputs(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
+                self._alone.update(zip(new, self.texts(one, frozen=True), strict=True))
+            alone = torch.stack([self._alone[int(piece)] for piece in pieces])[place]
+        return raw(alone @ self._blank, torch.einsum("mtd,md->mt", alone, frozen_image.float()))
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Be the untrained CLIP within this block, without gradients; captions come without placeholders then.
@@ -284,30 +305,3 @@ class RetrievalModel(nn.Module):
         finally:
             for parameter, required in asked.items():
                 parameter.requires_grad_(required)
-
-
-class WordWeigher:
-    """Says how much each piece of a caption is about a picture, by the untrained CLIP; each piece is encoded once."""
-
-    def __init__(self, model: RetrievalModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._model, self._ends = model, (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        self._alone: dict[int, Tensor] = {}
-        self._blank: Tensor | None = None
-
-    def raw(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
-        """Return w of each token of m captions for the picture in the same row, [m, tokens], by frozen features [m, d].
-
-        Where no word stands it has no meaning.
-        """
-        pieces, place = inputs.input_ids.unique(return_inverse=True)
-        with self._model.lock:
-            if self._blank is None:
-                side = self._model.base.config.vision_config.image_size
-                # 0 after normalisation: a picture of the mean colour
-                self._blank = self._model.images(torch.zeros(1, 3, side, side), frozen=True)[0]
-            if new := [piece for piece in pieces.tolist() if piece not in self._alone]:
-                ids = torch.tensor([[self._ends[0], piece, self._ends[1]] for piece in new])
-                one = CaptionInputs(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
-                self._alone.update(zip(new, self._model.texts(one, frozen=True), strict=True))
-            alone = torch.stack([self._alone[int(piece)] for piece in pieces])[place]
-        return raw(alone @ self._blank, torch.einsum("mtd,md->mt", alone, frozen_image.float()))

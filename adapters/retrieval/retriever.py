@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.loading import is_tuned
-from lvlm_guard.adapters.retrieval.bank import WordBank
+from lvlm_guard.adapters.retrieval.bank import WordBank, pooled
 from lvlm_guard.adapters.retrieval.claims import claim, claimed, tells
 from lvlm_guard.adapters.retrieval.model import (
     AT_ONCE,
     CaptionInputs,
     RetrievalModel,
-    WordWeigher,
     again,
     caption_inputs,
     scaled,
@@ -66,7 +64,6 @@ class DualPromptRetriever:
         self.memory: Memory | None = None
         self.views: Callable[[Tensor], Tensor] = crops
         """Makes views of pixels [3, side, side], the first as they are, [views, 3, side, side]; of a memory "views"."""
-        self._weigher = WordWeigher(self.model, inputs.tokenizer)
 
     @property
     def config(self) -> DualPromptConfig | None:
@@ -104,9 +101,7 @@ class DualPromptRetriever:
         """
         if not self.card.templates and not self.card.sentences:
             return self.model.texts(self.text_inputs(texts))
-        said = [self.said(text) for text in texts]
-        found = self.model.texts(self.text_inputs([one for each in said for one in each]))
-        return torch.stack([normalize(part.mean(0), dim=0) for part in found.split([len(each) for each in said])])
+        return pooled([self.said(text) for text in texts], lambda said: self.model.texts(self.text_inputs(said)))
 
     def frozen_features(self, pixels: Tensor | None = None, texts: Sequence[str] | None = None) -> tuple[Any, Any]:
         """Return (image [n, d], text [m, d]) of the untuned CLIP, None for a side not given; for losses, once."""
@@ -200,11 +195,7 @@ class DualPromptRetriever:
         """
         if weighting not in ("none", "pairwise"):
             raise KnobError(f"weighting is {weighting!r}: give 'none' or 'pairwise'; 'two-stage' is of `rank`.")
-        pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
-        if weighting == "none" or self.card.strength == 0:
-            return self.cosines(self.model.images(pixels), texts, pixels=lambda: pixels)
-        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(texts)))
-        return self.pair_scorer(pixels, inputs)(*pairs.T).reshape(len(images), len(texts))
+        return self.directed_scores(images, texts, weighting=weighting)[0]
 
     def rank(
         self, query: Image.Image | str, candidates: Sequence[Any], *, weighting: str | None = None
@@ -225,25 +216,18 @@ class DualPromptRetriever:
     ) -> tuple[Tensor, Tensor]:
         """Return ([n, m], [m, n]): scores by which each picture ranks the captions, and each caption the pictures.
 
-        Under "two-stage" the two differ, because each query ranks its own best ones again.
+        Under "two-stage" the two differ, because each query ranks its own best ones again. A pair's weights come from
+        its own picture and are used for that pair alone, so none tells of another.
         """
         weighting = self.card.weighting if weighting is None else weighting
-        if weighting != "two-stage":
-            scores = self.score(images, texts, weighting=weighting)  # type: ignore[arg-type]
-            return scores, scores.T
+        if weighting not in ("none", "pairwise", "two-stage"):
+            raise KnobError(f"weighting is {weighting!r}: give 'none', 'pairwise' or 'two-stage'.")
         pixels, inputs = self.image_inputs(images), self.text_inputs(texts)
-        first = self.model.images(pixels) @ self.model.texts(inputs).T
-        if self.card.strength == 0:
-            return first, first.T
-        pair, top = self.pair_scorer(pixels, inputs), self.card.top
-        return again(first, pair, top), again(first.T, lambda text, image: pair(image, text), top)
-
-    def pair_scorer(self, pixels: Tensor, inputs: CaptionInputs) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a function from (picture numbers, caption numbers), [p] each, to weighted cosines, [p].
-
-        Each pair's weights come from its own picture and are used for that pair alone, so none tells of another.
-        """
-        image, (frozen, _) = self.model.images(pixels), self.frozen_features(pixels)
+        image, top = self.model.images(pixels), self.card.top
+        if weighting == "none" or self.card.strength == 0:
+            scores = self.cosines(image, texts, pixels=lambda: pixels)
+            return scores, scores.T
+        frozen, _ = self.frozen_features(pixels)
 
         def pair(rows: Tensor, columns: Tensor) -> Tensor:
             found = [torch.empty(0)]
@@ -252,7 +236,12 @@ class DualPromptRetriever:
                 found.append((image[i] * text).sum(-1))
             return torch.cat(found)
 
-        return pair
+        if weighting == "pairwise":
+            pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(texts)))
+            scores = pair(*pairs.T).reshape(len(images), len(texts))
+            return scores, scores.T
+        first = image @ self.model.texts(inputs).T
+        return again(first, pair, top), again(first.T, lambda text, image: pair(image, text), top)
 
     def factors(self, frozen_image: Tensor, inputs: CaptionInputs) -> Tensor:
         """Return the factors of m captions' embeddings for the picture in the same row, [m, tokens].
@@ -260,14 +249,14 @@ class DualPromptRetriever:
         By its `frozen_features` [m, d]. A batch's own pairs may be weighed so against their own captions and those
         captions' swaps; never use a row's factors with another picture.
         """
-        return scaled(self._weigher.raw(frozen_image, inputs), self.card.strength, inputs.words)
+        return scaled(self.model.word_weights(frozen_image, inputs), self.card.strength, inputs.words)
 
     def word_weights(self, image: Image.Image, text: str) -> list[WordWeight]:
         """Return each piece of a caption with its weight for this picture."""
         inputs = self.text_inputs([text])
         frozen, _ = self.frozen_features(self.image_inputs([image]))
         own = inputs.words[0]
-        raw, factors = self._weigher.raw(frozen, inputs)[0, own], self.factors(frozen, inputs)[0, own]
+        raw, factors = self.model.word_weights(frozen, inputs)[0, own], self.factors(frozen, inputs)[0, own]
         pieces = [str(self.inputs.tokenizer.decode([token])).strip() for token in inputs.input_ids[0, own].tolist()]
         return [WordWeight(*each) for each in zip(pieces, raw.tolist(), factors.tolist(), strict=True)]
 

@@ -12,9 +12,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.retrieval.bank import ONE, Valued, WordBank, agreeing, begun, cased
+from lvlm_guard.adapters.retrieval.bank import ONE, Valued, WordBank
 from lvlm_guard.adapters.retrieval.claims import Found, Phrase, is_plural, parse
-from lvlm_guard.matching.vocabulary import WORD, article
+from lvlm_guard.matching.vocabulary import WORD, agreeing, article, begun, cased
 
 CATEGORY = "category"
 ARTICLES = ("a", "an")

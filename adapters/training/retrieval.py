@@ -21,7 +21,7 @@ from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
 from lvlm_guard.adapters.losses import LossInputs
 from lvlm_guard.adapters.prompts.heads import parted, single
 from lvlm_guard.adapters.prompts.producers import Gated
-from lvlm_guard.adapters.retrieval.claims import Claims, fit_tau
+from lvlm_guard.adapters.retrieval.claims import Claims
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import regulated, unchanged
 from lvlm_guard.adapters.training.pairs import Beside, PairBatches, Pairs, gathered, share_of
@@ -29,7 +29,7 @@ from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe
 from lvlm_guard.adapters.training.tasks import Figures, Measured
 from lvlm_guard.adapters.training.trainer import learning, put
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.platt import platt
+from lvlm_guard.matching.platt import fit_tau, platt
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan

@@ -119,8 +119,8 @@ def _compare_retrievers(
 
     def judged(found: dict[str, list[Searched]], task: str) -> list[dict[str, Any]]:
         found = found | {of_retrieval.PROBE: [probe(found["clip"][0])] * many}
-        more = of_retrieval.of_claims(np.isin(found[ours][0].gallery.claims.names, plan.withheld))
-        return of_retrieval.rows_of(plan.clip, ours, found, more=more, task=task, baseline="clip")
+        novel = np.isin(found[ours][0].gallery.claims.names, plan.withheld)
+        return of_retrieval.rows_of(plan.clip, ours, found, novel=novel, task=task, baseline="clip")
 
     told |= {"rows": judged(found, of_retrieval.TASK), "withheld": list(plan.withheld)}
     if data.store.describe() == dual_prompt.WORLD:

@@ -32,6 +32,8 @@ _IRREGULAR = {
     "wolf": "wolves", "shelf": "shelves", "scarf": "scarves", "half": "halves", "elf": "elves", "bus": "buses",
     "sheep": "sheep", "scissors": "scissors",
 }  # fmt: skip
+_VERBS = {"is": "are", "was": "were", "has": "have"}
+_SINGULAR = {"a", "an", "one", "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
 _SILENT = re.compile(r"(hour|honest|heir)")
 _SOUNDED = re.compile(r"(uni|use|euro|one\b|ewe)")
 
@@ -220,3 +222,33 @@ def article(name: str) -> str:
     vowel = name[:1].lower() in "aeiou" and name[:1] != ""
     sounds = _SILENT.match(name.lower()) if not vowel else not _SOUNDED.match(name.lower())
     return "an" if sounds else "a"
+
+
+def cased(word: str, like: str, spelling: str) -> str:
+    """Return a word in the case of the text it replaces: upper, every word's first letter, the first letter, or as is.
+
+    It is left as listed too where the text that goes out is in the list's own `spelling`.
+    """
+    if like == spelling or not like:
+        return word
+    if like.isupper():
+        return word.upper() if len(like) > 2 else word  # "TV" is no shouting
+    if like.istitle() and " " in like:
+        return word.title()
+    return begun(word, like)
+
+
+def begun(word: str, like: str) -> str:
+    """Return a word with a first letter as large as that of another."""
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word
+
+
+def agreeing(verb: str, is_plural: bool) -> str:
+    """Return is, was or has in the number of its noun, in its case; other words as they are."""
+    pairs = _VERBS if is_plural else {many: one for one, many in _VERBS.items()}
+    return begun(pairs[verb.lower()], verb) if verb.lower() in pairs else verb
+
+
+def stands_for_several(before: str, after: str) -> bool:
+    """Tell by the words beside a noun whether it is a plural, where its own form does not tell: "two sheep are"."""
+    return after.lower() in _VERBS.values() or before.lower() not in _SINGULAR

@@ -23,20 +23,20 @@ GOLDEN = np.array([[0.9, 0.1, 0.3], [0.2, 0.4, 0.5], [0.6, 0.2, 0.7]])
 
 def test_recall_gives_the_specified_values():
     own = np.eye(3, dtype=bool)
-    assert recall(GOLDEN, own, at=(1, 2)) == pytest.approx({1: 2 / 3, 2: 1})
-    assert recall(GOLDEN.T, own, at=(1, 2)) == {1: 1, 2: 1}
+    assert recall(ranks(GOLDEN, own), at=(1, 2)) == pytest.approx({1: 2 / 3, 2: 1})
+    assert recall(ranks(GOLDEN.T, own), at=(1, 2)) == {1: 1, 2: 1}
 
 
 def test_equal_scores_count_against_the_model():
     assert ranks([[0.5, 0.5, 0.5]], [[True, False, False]]).tolist() == [3]
-    assert recall(np.zeros((4, 4)), np.eye(4, dtype=bool), at=(1, 4)) == {1: 0, 4: 1}
+    assert recall(ranks(np.zeros((4, 4)), np.eye(4, dtype=bool)), at=(1, 4)) == {1: 0, 4: 1}
 
 
 def test_any_of_several_captions_is_a_hit_and_they_do_not_stand_in_each_others_way():
     scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.3, 0.2, 0.1, 0.7]])
     own = np.array([[True, True, False, False], [False, False, True, True]])
-    assert recall(scores, own, at=(1,)) == {1: 1}
-    assert recall(scores.T, own.T, at=(1,)) == {1: 3 / 4}  # caption 2 prefers neither image: a tie, so no hit
+    assert recall(ranks(scores, own), at=(1,)) == {1: 1}
+    assert recall(ranks(scores.T, own.T), at=(1,)) == {1: 3 / 4}  # caption 2 prefers neither image: a tie, so no hit
 
 
 @given(seed=st.integers(0, 200), queries=st.integers(1, 5), candidates=st.integers(1, 6))
@@ -60,7 +60,7 @@ def test_ranks_equal_those_of_a_sorted_list_with_the_worst_order_of_ties(seed, q
 @given(st.integers(2, 30), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_recall_never_falls_with_k_and_is_one_at_the_gallerys_size(n, seed):
-    found = recall(np.random.default_rng(seed).random((n, n)), np.eye(n, dtype=bool), at=range(1, n + 1))
+    found = recall(ranks(np.random.default_rng(seed).random((n, n)), np.eye(n, dtype=bool)), at=range(1, n + 1))
     assert list(found.values()) == sorted(found.values())
     assert found[n] == 1
 

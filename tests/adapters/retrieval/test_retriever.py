@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 import lvlm_guard.adapters as adapters
 from lvlm_guard.adapters.backbone import Inputs
-from lvlm_guard.adapters.evaluation.metrics import recall
+from lvlm_guard.adapters.evaluation.metrics import ranks, recall
 from lvlm_guard.adapters.losses import LossInputs, LossStack
 from lvlm_guard.adapters.prompts import coop, dual_prompt
 from lvlm_guard.adapters.retrieval.folder import make
@@ -189,7 +189,7 @@ def test_recall_is_at_chance_for_captions_of_random_pictures_and_weights_do_not_
     shares = []
     for _ in range(40):
         own = np.eye(24, dtype=bool)[:, rng.permutation(24)]
-        shares.append((recall(rows, own)[1], recall(columns, own.T)[1]))
+        shares.append((recall(ranks(rows, own))[1], recall(ranks(columns, own.T))[1]))
     assert np.mean(shares, 0) == pytest.approx([1 / 24, 1 / 24], abs=0.02)
 
 

@@ -20,6 +20,7 @@ from lvlm_guard.adapters.data import CaptionData, RankData
 from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.data.world import captions, ranks
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, recall
+from lvlm_guard.adapters.evaluation.metrics import ranks as places
 from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.retrieval.folder import untuned
@@ -86,7 +87,7 @@ def searched() -> Searched:
             known[id(retriever)] = retriever.directed_scores(images, texts)
         rows, columns = known[id(retriever)]
         own = of[None] == np.arange(HELD_OUT)[:, None]
-        return {"image_to_text": recall(rows, own), "text_to_image": recall(columns, own.T)}
+        return {"image_to_text": recall(places(rows, own)), "text_to_image": recall(places(columns, own.T))}
 
     return search
 

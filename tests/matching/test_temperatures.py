@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lvlm_guard.adapters.retrieval.claims import fit_tau
 from lvlm_guard.errors import KnobError
+from lvlm_guard.matching.platt import fit_tau
 
 
 def drawn(tau: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
