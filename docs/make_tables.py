@@ -11,6 +11,9 @@
     lvlm-guard bench --threads 1 --json > docs/results/bench.json
     lvlm-guard bench --peers --methods vcd,icd,m3id,pai,vista,agla --executions auto --threads 1 --json \
         > docs/results/peers.json
+    lvlm-guard bench --shape 1b --dtype bfloat16 --methods agla,focus,vote --executions auto --batches 1 --blocks 4 \
+        --max-new-tokens 16 --threads 2 --json > docs/results/bench_1b.json
+    OMP_NUM_THREADS=1 python docs/measure_batch.py > docs/results/batch.json
     OMP_NUM_THREADS=1 python docs/measure_overhead.py > docs/results/overhead.json
     python -m lvlm_guard.serve.measure --json > docs/results/serve.json                   (at 166b566, before the proxy)
     python -m lvlm_guard.serve.measure --guards vote --json > docs/results/serve_vote.json                   (the same)
@@ -206,6 +209,49 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shape_table(result: dict[str, Any]) -> str:
+    """Return the table of costs at real proportions, and of what a call takes."""
+    found = {(r["method"], r["task"], r["metric"]): r for r in result["rows"]}
+    lines = [
+        "| method | task | time over plain | a request | a token | seconds a call | peak memory | second pictures |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, task in dict.fromkeys(key[:2] for key in found):
+        told = {metric: row for (*which, metric), row in found.items() if which == [method, task]}
+        ratios = [
+            f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" if (r := told.get(f"{name}_ratio")) else "–"
+            for name in ("time", "request", "token_time")
+        ]
+        cells = [f"{told['seconds_per_call']['value']:.2f}", f"{told['peak_memory_mib']['value'] / 1024:.2f} GiB"]
+        masks = f"{told['masks']['value']:.1f}" if "masks" in told else "–"
+        lines.append("| " + " | ".join([method, f"{task}s", *ratios, *cells, masks]) + " |")
+    lines += [
+        "",
+        "`lvlm-guard bench --shape 1b --dtype bfloat16 --methods agla,focus,vote --executions auto --batches 1 --blocks 4 "
+        f"--max-new-tokens 16 --threads 2`: medians of {result['rows'][0]['n']} calls, 95 % intervals over blocks, on "
+        f"{machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def batch_table(result: dict[str, Any]) -> str:
+    """Return the table of rows a second by one and two workers."""
+    found = {(r["way"], r["metric"]): r for r in result["rows"]}
+    lines = ["| workers | rows a second | over one process | paid once, seconds |", "|---|---|---|---|"]
+    for way in dict.fromkeys(way for way, _ in found):
+        rate, ratio, start = (found[way, metric] for metric in ("rows_per_s", "rate_ratio", "start_s"))
+        lines.append(
+            f"| {way} | {rate['value']:.0f} [{rate['low']:.0f}, {rate['high']:.0f}] | "
+            f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] | {start['value']:.1f} |"
+        )
+    lines += [
+        "",
+        f"`OMP_NUM_THREADS=1 python docs/measure_batch.py`: AGLA's captions of {result['rows'][0]['n']} new pictures a "
+        f"way, medians of four blocks, 95 % intervals, on {machine(result['environment'])}.",
+    ]
+    return "\n".join(lines)
+
+
 def peers_table(result: dict[str, Any]) -> str:
     """Return the table of a request's time over plain generate()'s, ours beside another package's."""
     found = {
@@ -252,6 +298,8 @@ def filled(text: str) -> str:
         ("fresh", fresh_table),
         ("vote_named", vote_named_table),
         ("bench", bench_table),
+        ("bench_1b", shape_table),
+        ("batch", batch_table),
         ("peers", peers_table),
         ("overhead", overhead_table),
         ("serve", serve_table),
