@@ -227,8 +227,8 @@ def shape_table(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join([method, f"{task}s", *ratios, *cells, masks]) + " |")
     lines += [
         "",
-        "`lvlm-guard bench --shape 1b --dtype bfloat16 --methods agla,focus,vote --executions auto --batches 1 --blocks 4 "
-        f"--max-new-tokens 16 --threads 2`: medians of {result['rows'][0]['n']} calls, 95 % intervals over blocks, on "
+        "`lvlm-guard bench --shape 1b --dtype bfloat16 --methods agla,focus,vote --executions auto --batches 1 "
+        "--blocks 4 --max-new-tokens 16 --threads 2`: medians over blocks, 95 % intervals, on "
         f"{machine(result['environment'])}.",
     ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lvlm_guard.engine.active import within
 from lvlm_guard.engine.rows import deltas_kept
-from lvlm_guard.engine.steering import Decoder, tapped
+from lvlm_guard.engine.steering import Decoder
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError, UnsupportedModelError
 
@@ -221,9 +221,13 @@ class Call:
             raise self._blind(f"it wants {', '.join(missing)}")
         inputs |= self.family.replayed(self.model, inputs, inputs["input_ids"], inputs["attention_mask"])
         given: list[Tensor] = [torch.empty(0)] * len(layers)
-        modules = [self.decoder.layers[layer] for layer in layers]
         plain: Any = plain_class(self.model)
-        with torch.no_grad(), within(self.model, None), deltas_kept(self.model), tapped(modules, given.__setitem__):
+        with (
+            torch.no_grad(),
+            within(self.model, None),
+            deltas_kept(self.model),
+            self.decoder.tapped(layers, given.__setitem__),
+        ):
             out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
         if any(state.ndim < 2 for state in given):
             raise self._blind("a layer that was asked for does not run")

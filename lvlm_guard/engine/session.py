@@ -19,7 +19,7 @@ from lvlm_guard.engine.hiding import refusal, shareable
 from lvlm_guard.engine.lagging import Lagging, records
 from lvlm_guard.engine.method import Method, Step
 from lvlm_guard.engine.reading import Prepared, Reader, Reading, encodes_first
-from lvlm_guard.engine.steering import Decoder, Pass, tapped
+from lvlm_guard.engine.steering import Decoder, Pass
 from lvlm_guard.engine.trace import Recorder, answers_of
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
@@ -250,7 +250,7 @@ class Session:
         def see(index: int, given: Tensor) -> None:
             held[layers[index]] = given[:, given.shape[1] - max(passed.count, 1) :]
 
-        return tapped([decoder.layers[layer] for layer in layers], see)
+        return decoder.tapped(layers, see)
 
     def _stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         assert self.prepared is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,7 @@ class Decoder:
                 )
             decoder = inner
         self.layers: nn.ModuleList = decoder.layers
+        self.width: int | None = getattr(model.config.get_text_config(decoder=True), "hidden_size", None)
         norms = (getattr(decoder, name, None) for name in ("norm", "final_layernorm", "norm_f"))
         self.norm: Any = next((norm for norm in norms if norm is not None), nn.Identity())
         self.head: Any = model.get_output_embeddings() or getattr(model.get_decoder(), "lm_head", None)
@@ -167,6 +168,23 @@ class Decoder:
     def attention(self, layer: int) -> nn.Module:
         """Return a layer's attention; raises as `part` does."""
         return self.part(layer, "self_attn", "attention", "attn")
+
+    def tapped(self, layers: Sequence[int], see: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
+        """Show what layers give, [R, n, D], by their place in the sequence.
+
+        Raises:
+            UnsupportedModelError: in the call: what one gives is not one state a token, but several streams.
+        """
+
+        def seen(index: int, found: Tensor) -> None:
+            if self.width not in (None, found.shape[-1]):
+                raise UnsupportedModelError(
+                    f"A {type(self.layers[layers[index]]).__name__} gives {found.shape[-1]} numbers a token, not one "
+                    f"state of {self.width}, so this method can't read it. Use one that reads none, such as 'agla'."
+                )
+            see(index, found)
+
+        return tapped([self.layers[layer] for layer in layers], seen)
 
     def lens(self, hidden: Tensor, norm: bool = True) -> Tensor:
         """Return the logits that the head reads from hidden states, [..., D] -> [..., V].

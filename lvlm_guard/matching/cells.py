@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,14 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
         return list(shown.split((made["image_grid_thw"].prod(-1) // merged).tolist()))
     used = pixels.flatten(-3).abs().amax(-1) > 0  # a batch pads tiles with zeros
     if hasattr(getattr(model, "model", None), "pack_image_features"):  # tiles, with a token at the end of each line
-        side = eyes.image_size // eyes.patch_size
+        side = int(eyes.image_size // eyes.patch_size * Fraction(getattr(model.model, "downsample_rate", None) or 1))
         tiles = [_cells(one[kept], side**2)[..., None] for one, kept in zip(pixels, used, strict=True)]
         strategy = "vision_feature_select_strategy"
         told = {strategy: "full"} if strategy in signature(model.model.pack_image_features).parameters else {}
-        found, _ = model.model.pack_image_features(
+        found = model.model.pack_image_features(
             tiles, made["image_sizes"], image_newline=torch.tensor([math.inf]), **told
         )
-        return [one.flatten() for one in found]
+        return [one.flatten() for one in (found[0] if isinstance(found, tuple) else found)]
     return _lines(call, pixels[used], made.get("image_sizes"))
 
 

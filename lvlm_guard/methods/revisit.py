@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lvlm_guard.engine.assembly import check_beta, cut, divergence, swapped_divergence
 from lvlm_guard.engine.method import Single, Step
-from lvlm_guard.engine.steering import Pass, tapped
+from lvlm_guard.engine.steering import Pass
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ReVisiT(Single):
 
         if passed.from_the_start():
             kept.clear()
-        with tapped([decoder.layers[layer] for layer in layers] if passed.done == 0 else [], see):
+        with decoder.tapped(layers if passed.done == 0 else [], see):
             yield
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:

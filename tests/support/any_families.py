@@ -688,9 +688,15 @@ def working(name: str) -> tuple[list[str], dict[str, str]]:
             answers = []
             for rows in (slice(0, 2), slice(0, 1), slice(1, 2)):
                 inputs = processor(images=pictures[rows], text=prompts[rows], padding=True, return_tensors="pt")
-                out = model.generate(**inputs, **how, max_new_tokens=5, do_sample=False)
-                answers.append(out[:, inputs["input_ids"].shape[1] :])
-            return all(torch.equal(answers[0][r][: alone.shape[1]], alone[0]) for r, alone in enumerate(answers[1:]))
+                told = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 5}
+                out = model.generate(**inputs, **how, **told, do_sample=False)
+                logits = torch.stack(out.logits, 1) if how else None  # those of plain generate()
+                answers.append((out.sequences[:, inputs["input_ids"].shape[1] :], logits))
+            return all(
+                torch.equal(answers[0][0][row][: alone.shape[1]], alone[0])
+                and (logits is None or torch.allclose(logits[0, 0], answers[0][1][row, 0], atol=1e-4))
+                for row, (alone, logits) in enumerate(answers[1:])
+            )
 
         try:
             if steady() or not family.proof.alone or not steady(guard=False):
