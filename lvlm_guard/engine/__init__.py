@@ -6,10 +6,12 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 
 - `assembly`: the algebra, on tensors alone. The server imports it too.
 - `method`: what a method is: its branches, when they matter, how their logits are assembled.
-- `call`: what one `generate()` call is about: its pictures, questions, image tensors; `pixels`: picture by picture.
+- `call`: what one `generate()` call is about: its questions and image tensors; `pixels`: those picture by picture.
+- `pictures`: what a guarded processor hands to generate().
 - `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
 - `lagging`: a branch that runs only when it matters and then catches up (`lazy`). `auto` begins so, then stacks.
 - `steering`: layers read or edited inside a model call; `attention`: their attention; `combined`: several methods.
+- `inside`: what a method does in the global branch's calls.
 - `hiding`: a branch that reads the model's own cache without some of the picture.
 - `reading`: how the plain model reads rows for another branch.
 - `session`: one `generate()` call, step by step.

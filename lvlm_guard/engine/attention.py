@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lvlm_guard.engine.steering import Decoder, Pass
+from lvlm_guard.engine.steering import INSTEAD, Decoder, Pass
 from lvlm_guard.errors import UnsupportedModelError
 
 
@@ -75,7 +75,7 @@ class _Plan:
     of: Literal["scores", "heads"]
     change: Callable[[Rows], Tensor | None]
     passed: Pass
-    seen: set[int]
+    seen: set[nn.Module] = field(default_factory=set)
 
 
 _PLAN: ContextVar[_Plan | None] = ContextVar("lvlm_guard_attention", default=None)
@@ -108,22 +108,19 @@ def attending(
         yield
         return
     modules = {decoder.attention(layer): index for index, layer in enumerate(layers)}
-    plan = _Plan(modules, of, change, passed, set())
-    configs = [getattr(module, "config", None) for module in modules]  # linear attention has none, and is refused below
+    plan = _Plan(modules, of, change, passed)
+    configs = (getattr(module, "config", None) for module in modules)  # linear attention has none, and is refused below
     names = {str(getattr(config, "_attn_implementation", "eager")) for config in configs}
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(_wrapped(name))
         stack.callback(_PLAN.reset, _PLAN.set(plan))
         yield
-        if len(plan.seen) < len(modules):
-            missing = next(
-                layer for layer, module in zip(layers, modules, strict=True) if modules[module] not in plan.seen
-            )
+        missing = next((layer for layer, module in zip(layers, modules, strict=True) if module not in plan.seen), None)
+        if missing is not None:
             raise UnsupportedModelError(
                 f"The attention of layer {missing} ({type(decoder.attention(missing)).__name__}) does not go through "
-                "transformers' AttentionInterface, so its scores can't be changed. Use a method that assembles logits, "
-                "such as 'agla'."
+                f"transformers' AttentionInterface, so its scores can't be changed. {INSTEAD}"
             )
 
 
@@ -158,16 +155,15 @@ def _attend(
     plan = _PLAN.get()
     if plan is None or module not in plan.layers:
         return output, *rest
-    plan.seen.add(plan.layers[module])
+    plan.seen.add(module)
     n, wide = plan.passed.count, torch.promote_types(query.dtype, torch.float32)
 
     def score() -> Tensor:
-        for name in ("s_aux", "position_bias"):
-            if kwargs.get(name) is not None:
-                raise UnsupportedModelError(
-                    f"{type(module).__name__} computes attention with {name!r}, which this method does not know. Use "
-                    "one that assembles logits, such as 'agla'."
-                )
+        strange = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
+        if strange:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} computes attention with {strange}, which this method does not know. {INSTEAD}"
+            )
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3).to(wide)
         scores: Tensor = (query[:, :, -n:].to(wide) @ keys) * (kwargs.get("scaling") or query.shape[-1] ** -0.5)
         if kwargs.get("softcap") is not None:
@@ -182,10 +178,7 @@ def _attend(
     if changed is None:
         return output, *rest
     heads = rows.mixed(rows.weights(changed)) if plan.of == "scores" else changed
-    new = heads.transpose(1, 2).to(output.dtype)  # [R, n, heads, size]
-    if plan.passed.guarded is not None:
-        new = torch.where(plan.passed.guarded[:, None, None, None], new, output[:, -n:])
-    return torch.cat([output[:, :-n], new], 1), *rest
+    return plan.passed.placed(output, heads.transpose(1, 2)), *rest  # [R, n, heads, size]
 
 
 def _closed(mask: Tensor | None, n: int, key: Tensor, window: int | None) -> Tensor:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from lvlm_guard.engine.method import Branch, Method, Step
+from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
     from lvlm_guard.engine.steering import Pass
+
+
+def _of_the_assembling(name: str) -> Any:
+    """Return what the part has under this name that assembles logits; of parts that only steer, the first."""
+
+    def found(self: Combined) -> Any:
+        return getattr(next((part for part in self.parts if part.assembles), self.parts[0]), name)
+
+    return property(found)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,11 @@ class Combined(Method):
     """
 
     parts: tuple[Method, ...]
+
+    assembles, executions = _of_the_assembling("assembles"), _of_the_assembling("executions")
+    branches, layers = _of_the_assembling("branches"), _of_the_assembling("layers")
+    decided, assemble = _of_the_assembling("decided"), _of_the_assembling("assemble")
+    matched_temperature = _of_the_assembling("matched_temperature")
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -60,27 +72,9 @@ class Combined(Method):
         return all(part.sampled for part in self.parts)
 
     @property
-    def assembles(self) -> bool:
-        """Whether a part does."""
-        return self._assembling.assembles
-
-    @property
-    def _assembling(self) -> Method:
-        return next((part for part in self.parts if part.assembles), self.parts[0])
-
-    @property
-    def executions(self) -> tuple[str, ...]:
-        """Those of the part that assembles."""
-        return self._assembling.executions
-
-    @property
     def steers(self) -> bool:
         """Whether a part does."""
         return any(part.steers for part in self.parts)
-
-    def branches(self) -> tuple[Branch, ...]:
-        """Return the branches of the part that assembles."""
-        return self._assembling.branches()
 
     def check_model(self, model: Any) -> None:
         """Raise where a part can't guard this model."""
@@ -100,22 +94,6 @@ class Combined(Method):
                 if part.steers:
                     stack.enter_context(part.around(passed))
             yield
-
-    def layers(self, call: Call) -> Sequence[int]:
-        """Return the layers that the part which assembles reads."""
-        return self._assembling.layers(call)
-
-    def decided(self, step: Step) -> Tensor:
-        """Where the part that assembles has decided."""
-        return self._assembling.decided(step)
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return what the part that assembles makes of the steered logits."""
-        return self._assembling.assemble(step, branches)
-
-    def matched_temperature(self) -> float | None:
-        """Return that of the part that assembles."""
-        return self._assembling.matched_temperature()
 
     def uncut(self) -> Combined:
         """Return the combination with its parts uncut."""

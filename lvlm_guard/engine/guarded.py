@@ -8,10 +8,11 @@ ours without a word. Every branch goes through the model's plain `__call__`, hoo
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
+from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,12 @@ from torch import Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from lvlm_guard.engine.active import ACTIVE, within
-from lvlm_guard.engine.call import VIEWS, Call, Pictures
+from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.method import Method
+from lvlm_guard.engine.pictures import VIEWS, Pictures
+from lvlm_guard.engine.reading import Prepared
 from lvlm_guard.engine.session import Execution, Session
-from lvlm_guard.engine.subclass import once_per_class, plain_class, shown_with, signed_as
+from lvlm_guard.engine.subclass import once_per_class, shown_with, signed_as
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -67,6 +70,8 @@ def session_of(model: Any) -> Session | None:
 def guarded_class(base: type[Any]) -> type[Any]:
     """Return the guarded subclass of a model class, always the same one."""
 
+    names = list(inspect.signature(base.prepare_inputs_for_generation).parameters)[2:]  # behind input_ids
+
     class Guarded(base):  # type: ignore[misc]  # the base is only known at run time
         @shown_with(base.generate)
         def generate(
@@ -98,11 +103,12 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 GuardError: a knob, a text or a matcher is amiss.
             """
             about, _ = ACTIVE.get() or (None, None)
+            state: Guard = getattr(self, STATE)
             config = kwargs.get("generation_config") or (args[0] if args else None)
             # within a call of its own, drafting for itself or left out of the guard; or drafting for another model
             drafting = bool(getattr(config, "is_assistant", False))
             nested = guard is None and (about is self or drafting)
-            seen = guard_views is not None or any(kwargs.get(key) is not None for key in _images(self))
+            seen = guard_views is not None or any(kwargs.get(key) is not None for key in state.family.image_keys)
             # no model hands guard_views on to its assistant, and a draft is asked for by what gathers candidates
             if nested and about is not self and seen and (guard_views is not None or not _is_asked_to_draft()):
                 raise UnsupportedCallError(
@@ -118,11 +124,11 @@ def guarded_class(base: type[Any]) -> type[Any]:
                         "answer's text with lvlm_guard.verify.verify_answer, or leave guard=False out."
                     )
                 with within(self, None):
-                    return getattr(self, STATE).plain.generate(self, *given, **kwargs)
+                    return state.plain.generate(self, *given, **kwargs)
             if verify:
                 kwargs["return_dict_in_generate"] = True  # there is no other place for the verdicts
             session = _open(self, inputs, args, guard, guard_views, guard_execution, guard_steps, kwargs)
-            check = getattr(self, STATE).verifier(verify, session.call, session.method) if verify else None
+            check = state.verifier(verify, session.call, session.method) if verify else None
             try:
                 with within(self, session):
                     output = super().generate(*given, **kwargs)
@@ -148,7 +154,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
         def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             session = session_of(self)
             if session is not None:
-                session.prepares(input_ids, _named(base, args, kwargs))
+                session.prepared = Prepared(input_ids, dict(zip(names, args, strict=False)) | kwargs)
             return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
         def _prepare_cache_for_generation(
@@ -177,38 +183,19 @@ def guarded_class(base: type[Any]) -> type[Any]:
             return lambda **inputs: session.forward(compiled, inputs)
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            plain = functools.partial(base.__call__, self)
-            if torch.compiler.is_compiling():  # the graph is the plain model's; its branches are run around it
+            # a compiled graph is the plain model's; its branches are run around it
+            session = None if torch.compiler.is_compiling() else session_of(self)
+            if session is None:
                 return base.__call__(self, *args, **kwargs)
-            session = session_of(self)
-            return plain(*args, **kwargs) if session is None else session.forward(plain, kwargs)
+            return session.forward(functools.partial(base.__call__, self), kwargs)
 
     return Guarded
 
 
-def _images(model: Any) -> tuple[str, ...]:
-    state: Guard = getattr(model, STATE)
-    return state.family.image_keys
-
-
 def _is_asked_to_draft() -> bool:
     """Tell whether assisted decoding is among the callers: the other model's own call may know nothing of a guard."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), CandidateGenerator):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _named(base: type[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of prepare_inputs_for_generation after input_ids, by name."""
-    if not args:
-        return dict(kwargs)
-    import inspect
-
-    names = list(inspect.signature(base.prepare_inputs_for_generation).parameters)[2:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    frames = walk_stack(sys._getframe(1))
+    return any(isinstance(frame.f_locals.get("self"), CandidateGenerator) for frame, _ in frames)
 
 
 def _open(
@@ -235,36 +222,40 @@ def _open(
     _refuse(prompt, config, kwargs)
     assert prompt is not None
     prompt = prompt[None] if prompt.ndim == 1 else prompt
-    if pictures is not None:
-        _belong(pictures, len(prompt))
+    if pictures is not None and len(pictures) != len(prompt):
+        raise MissingViewError(
+            f"guard_views holds {len(pictures)} requests with {len(pictures.views())} pictures, the inputs have "
+            f"{len(prompt)} requests: they belong to different inputs, or were sliced by hand. Call the guarded "
+            "processor on just the requests of this call, and pass all that it returns."
+        )
     family = state.family
     given = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
     has_picture = family.has_picture(pictures, prompt, model.config)
     seen = any(torch.is_tensor(value) and value.is_floating_point() for value in given.values())
-    if any(has_picture) and not seen and pictures is None:
+    guarded = any(has_picture)
+    if guarded and not seen and pictures is None:
         raise MissingViewError(
             "The prompt holds image tokens, but no picture came with it, so it can't be guarded. To go on from "
             "past_key_values, pass the first turn's guard_views again: generate(input_ids=..., "
             'past_key_values=..., guard_views=inputs["guard_views"]).'
         )
-    trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=any(has_picture))
-    if not any(has_picture):
+    trace = GuardTrace(method=method.name, knobs=method.knobs(), execution="single", guarded=guarded)
+    if not guarded:
         trace.note("No picture in the prompt, so there is nothing to guard: the answer is plain.")
     elif not all(has_picture):
         trace.note("Some prompts hold no picture; their answers are plain.")
     mask = kwargs.get("attention_mask")
     ids = prompt, torch.ones_like(prompt) if mask is None or mask.ndim != 2 else mask
     # a later turn: past_key_values holds the picture, the prompt its tokens
-    tensors = given if seen or not any(has_picture) else None
+    tensors = given if seen or not guarded else None
     call = Call(model, family, state.processor, pictures, tensors, has_picture, trace, ids, model.dtype)
-    if any(has_picture):
-        if method.asks_about_pictures:
-            for view in call.pictures.views():
-                if view.note is not None:
-                    trace.note(view.note)
+    if guarded:
+        for view in call.pictures.views() if method.asks_about_pictures else ():
+            if view.note is not None:
+                trace.note(view.note)
         method.check(call)
     wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
-    return Session(call, method, execution or state.execution, plain_class(model), prompt, bool(wants_dict and steps))
+    return Session(call, method, execution or state.execution, bool(wants_dict and steps))
 
 
 def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
@@ -289,15 +280,6 @@ def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
     if "paged" in (kwargs.get("cache_implementation"), getattr(config, "cache_implementation", None)):
         raise UnsupportedCallError(
             "cache_implementation='paged' switches to continuous batching, which can't be guarded. Leave it out."
-        )
-
-
-def _belong(pictures: Pictures, prompts: int) -> None:
-    if len(pictures) != prompts:
-        raise MissingViewError(
-            f"guard_views holds {len(pictures)} requests with {len(pictures.views())} pictures, the inputs have "
-            f"{prompts} requests: they belong to different inputs, or were sliced by hand. Call the guarded processor "
-            "on just the requests of this call, and pass all that it returns."
         )
 
 

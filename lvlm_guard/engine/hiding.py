@@ -32,8 +32,7 @@ class Hidden:
             is never read again.
         seen: prompt positions that are no padding, [R, prompt] bool.
 
-    Raises:
-        UnsupportedCallError: a prompt ends with its picture, so that there is nothing to read again.
+    Raises `UnsupportedCallError` where a prompt ends with its picture, so that there is nothing to read again.
     """
 
     def __init__(self, hides: Tensor, pictures: Tensor, seen: Tensor) -> None:
@@ -58,12 +57,7 @@ class Hidden:
         self._valid = torch.cat([kept.gather(1, self._columns), self._own & (seen & ~hides)[:, self.start :]], -1)
 
     def read(self, ids: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Return the branch's own rows, [R, T - hidden], and generate()'s arguments for them.
-
-        Args:
-            ids: whole rows of the global branch, [R, T].
-            arguments: generate()'s, for whole rows.
-        """
+        """Return the branch's own rows, [R, T - hidden], and arguments, of generate()'s for whole rows, [R, T]."""
         length = ids.shape[1]
         rest = torch.arange(self.start, length, device=ids.device).expand(len(ids), -1)
         index = torch.cat([self._columns.to(ids.device), rest], -1)
@@ -78,58 +72,48 @@ class Hidden:
         return filled, found
 
     def seed(self, cache: Any, empty: Cache, chosen: Tensor | None = None) -> None:
-        """Fill a cache with the shared columns, [R, heads, shared, size], copied out of the global branch's.
+        """Fill an empty cache with the shared columns, [R, heads, shared, size], of generate()'s.
 
-        Args:
-            cache: generate()'s, which holds the whole prompt.
-            empty: the branch's own.
-            chosen: the rows of that cache which the rows of this branch are; None for all.
+        That holds the whole prompt. `chosen` are the rows of it which the rows of this branch are; None for all.
         """
+
+        def shared(held: Tensor) -> Tensor:
+            held = held if chosen is None else held[chosen.to(held.device)]
+            at = self._columns.to(held.device)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[-1])
+            return held.gather(2, at)
+
         for index, layer in enumerate(cache.layers):
-            states = []
-            for held in (layer.keys, layer.values):
-                held = held if chosen is None else held[chosen.to(held.device)]
-                at = self._columns.to(held.device)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[-1])
-                states.append(held.gather(2, at))
-            empty.update(states[0], states[1], index)
+            empty.update(shared(layer.keys), shared(layer.values), index)
 
-    def whole(self, cache: Any, own: Any, empty: Cache) -> None:
-        """Fill a cache with the columns of the global rows, the hidden ones among them, which are to be masked.
+    def whole(self, cache: Any, own: Any, empty: Cache) -> Cache | None:
+        """Return an empty cache filled with all the columns of the global rows, those to be masked among them.
 
-        Args:
-            cache: generate()'s.
-            own: the branch's, which has read the same tokens.
-            empty: the cache to fill.
+        None where the branch's own has not read the same tokens as generate()'s.
         """
+        if own.get_seq_length() - self.shared + self.start != cache.get_seq_length():
+            return None
+
+        def filled(held: Tensor, read: Tensor) -> Tensor:
+            answered = held.shape[2] - self.prompt
+            owns = torch.nn.functional.pad(self._own.to(held.device), (0, answered), value=True)
+            tail = torch.where(owns[:, None, :, None], read[:, :, self.shared :], held[:, :, self.start :])
+            return torch.cat([held[:, :, : self.start], tail], 2)
+
         for index, (layer, mine) in enumerate(zip(cache.layers, own.layers, strict=True)):
-            states = []
-            for held, read in ((layer.keys, mine.keys), (layer.values, mine.values)):
-                new = held.clone()
-                answered = held.shape[2] - self.prompt
-                owns = torch.nn.functional.pad(self._own.to(held.device), (0, answered), value=True)
-                tail = read[:, :, self.shared :]
-                new[:, :, self.start :] = torch.where(owns[:, None, :, None], tail, new[:, :, self.start :])
-                states.append(new)
-            empty.update(states[0], states[1], index)
+            empty.update(filled(layer.keys, mine.keys), filled(layer.values, mine.values), index)
+        return empty
 
 
 def _gathered(value: Any, index: Tensor, length: int) -> Any:
     """Bring what is laid along the tokens, on its last axis, to the columns of the branch's rows."""
-    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[-1] != length:
-        return value
-    if value.shape[-2] not in (1, len(index)):
+    if not blocks.along(value, length) or value.shape[-2] not in (1, len(index)):
         return value
     rows = value.expand(*value.shape[:-2], len(index), length)
     return rows.gather(-1, index.to(value.device).expand(*rows.shape[:-1], -1))
 
 
 def shareable(cache: Any, longest: int) -> str | None:
-    """Return why a branch can't share this cache; None where it can.
-
-    Args:
-        cache: generate()'s.
-        longest: tokens that a row may grow to.
-    """
+    """Return why a branch can't share generate()'s cache, rows of up to `longest` tokens; None where it can."""
     if not isinstance(cache, Cache):
         return "there is no cache (use_cache=False)"
     for layer in cache.layers:

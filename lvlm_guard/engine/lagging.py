@@ -8,6 +8,8 @@ rejected no longer match and are dropped.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -22,9 +24,17 @@ class Lagging:
 
     def __init__(self, crops: bool = True) -> None:
         self.crops = crops
-        self.cache: Cache | None = None
+        self.cache: Any = None
         self._ids: Tensor | None = None  # [R, length of the cache]
         self._whole = 0  # tokens that can't be taken back: a sliding window has let go of those before them
+
+    def begin(self, cache: Any, like: Any) -> None:
+        """Take an empty cache, which records as that of the global branch does."""
+        self.cache = cache
+        self._slides = any(getattr(layer, "is_sliding", False) for layer in cache.layers)
+        if records(like):
+            cache.activate_past_recording()
+        self._records = records(cache)
 
     def align(self, ids: Tensor, needed: int, per_request: int) -> int:
         """Make the cache hold a prefix of each row, and return that prefix's length.
@@ -37,44 +47,42 @@ class Lagging:
         Returns:
             How many tokens of each row are cached now: 0 to T - needed.
         """
-        if self.cache is None or self._ids is None:
-            return 0
         old = self._ids
-        length = min(old.shape[1], ids.shape[1])
-        if len(old) != len(ids):
-            return self._anew()
-        shared = length
+        if old is None or len(old) != len(ids):
+            return self.drop()
+        shared = length = min(old.shape[1], ids.shape[1])
         if not torch.equal(old[:, :length], ids[:, :length]):
             source, shared = _sources(old[:, :length], ids[:, :length], per_request)
-            self.cache.reorder_cache(source)  # type: ignore[arg-type]  # a LongTensor is no type of its own
+            self.cache.reorder_cache(source)
         shared = min(shared, ids.shape[1] - needed)
         if shared <= 0 or shared < min(old.shape[1], self._whole):
-            return self._anew()
-        if shared < old.shape[1] or records(self.cache):  # one that records lets go of its past where it is cropped
+            return self.drop()
+        if shared < old.shape[1] or self._records:  # one that records lets go of its past where it is cropped
             if not self.crops:
-                return self._anew()
+                return self.drop()
             try:
                 self.cache.crop(shared - old.shape[1])
             except RuntimeError:  # past a sliding window, after it has cropped the layers before
-                return self._anew()
+                return self.drop()
         return shared
 
-    def _anew(self) -> int:
-        """Drop the cache; returns how many tokens are cached then."""
+    def drop(self) -> int:
+        """Let go of the cache; returns how many tokens are cached then."""
         self.cache, self._ids = None, None
         return 0
 
     def take_back(self, tokens: int) -> None:
         """Crop the cache; raises RuntimeError where it can't be."""
-        if self.cache is not None and self._ids is not None:
+        if self._ids is not None:
             self.cache.crop(-tokens)
             self._ids = self._ids[:, :-tokens]
 
     def ran(self, ids: Tensor, done: int) -> None:
-        """Note that the cache now holds the keys and values of these tokens, [R, T], of which `done` were there."""
+        """Note that the cache, where there is one, holds these tokens now, [R, T], of which `done` were there."""
+        if self.cache is None:
+            return
         self._ids = ids.clone()
-        slides = any(getattr(layer, "is_sliding", False) for layer in self.cache.layers) if self.cache else False
-        self._whole = 0 if not slides else done if records(self.cache) else ids.shape[1]
+        self._whole = 0 if not self._slides else done if self._records else ids.shape[1]
 
 
 def records(cache: Cache | None) -> bool:

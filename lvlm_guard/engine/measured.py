@@ -86,11 +86,7 @@ class Statistics:
 
     @classmethod
     def read(cls, path: Path) -> Statistics:
-        """Read a file.
-
-        Raises:
-            WeightsError: it is not there, damaged, or none of `lvlm-guard calibrate`.
-        """
+        """Read a file; raises `WeightsError` where it is damaged, not there, or none of `lvlm-guard calibrate`."""
         try:
             stat = path.stat()
             return _read(path, stat.st_mtime_ns, stat.st_size)
@@ -101,12 +97,7 @@ class Statistics:
             ) from error
 
     def check(self, method: str, model: Any) -> None:
-        """Raise where these are not of this method and model.
-
-        Raises:
-            KnobError: they are another method's.
-            UnsupportedModelError: they are another model's.
-        """
+        """Raise `KnobError` where these are of another method, `UnsupportedModelError` where of another model."""
         if self.told.get("method") != method:
             raise KnobError(
                 f"{self.name} holds statistics for {self.told.get('method')!r}, not for {method!r}: {_how(method)}"
@@ -201,12 +192,7 @@ class Measured(Steering):
         return []
 
     def measured(self) -> Statistics:
-        """Return the statistics.
-
-        Raises:
-            KnobError: none are given.
-            WeightsError: the file can't be read.
-        """
+        """Return the statistics; raises `KnobError` where none are given, and as `Statistics.read` does."""
         given = self.statistics
         if given is None:
             raise KnobError(f"{self.name} needs statistics of this model. {_how(self.name)}")

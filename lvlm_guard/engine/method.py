@@ -115,6 +115,8 @@ class Method(ABC):
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
         sampled: whether evaluations draw its answers too, beside greedy ones; False where nobody publishes it so.
+        executions: how its branches may be run; a method whose branches are idle by design leaves "batched" out.
+        assembles: whether it changes the logits that the global branch gives; of a combination one may.
     """
 
     name: ClassVar[str]
@@ -124,16 +126,8 @@ class Method(ABC):
     needs_statistics: ClassVar[bool] = False
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
-
-    @property
-    def executions(self) -> tuple[str, ...]:
-        """How its branches may be run; a method whose branches are idle by design leaves "batched" out."""
-        return ("lazy", "batched")
-
-    @property
-    def assembles(self) -> bool:
-        """Whether it changes the logits that the global branch gives; of a combination one may."""
-        return True
+    executions: ClassVar[tuple[str, ...]] = ("lazy", "batched")
+    assembles: ClassVar[bool] = True
 
     @property
     def steers(self) -> bool:
@@ -217,11 +211,16 @@ class Method(ABC):
 class Constrained(Method):
     """A method whose one branch only matters among the tokens that the plausibility constraint keeps.
 
-    Subclasses are dataclasses with the fields `alpha` (weight of the branch) and `beta` (the cut).
+    Subclasses are dataclasses with the fields `alpha` (the branch's weight) and `beta` (the cut); `rule` joins the two.
     """
 
     alpha: float
     beta: float
+
+    @staticmethod
+    def rule(logits: Tensor, other: Tensor, alpha: float) -> Tensor:
+        """Return both branches' logits as one."""
+        return contrast(logits, other, alpha)
 
     def uncut(self) -> Constrained:
         """Return the method with beta 0."""
@@ -237,9 +236,9 @@ class Constrained(Method):
         return False
 
     @property
-    def executions(self) -> tuple[str, ...]:
+    def executions(self) -> tuple[str, ...]:  # type: ignore[override]  # the others' are their class's
         """Lazy alone where the branch acts on the first token only."""
-        return ("lazy",) if self.first_token_only else super().executions
+        return ("lazy",) if self.first_token_only else Method.executions
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""
@@ -259,27 +258,27 @@ class Constrained(Method):
         other = branches[0].to(logits.dtype)
         return torch.where((step.t > 1)[:, None], logits, other) if self.first_token_only else other
 
-
-class Complement(Constrained):
-    """l + alpha * l_other, then the plausibility cut on l; equal branches sharpen."""
-
-    def matched_temperature(self) -> float | None:
-        """Return 1 / (1 + alpha)."""
-        return 1 / (1 + self.alpha)
-
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return l + alpha * l_other within the constraint; where the branch did not run, l stands in for it."""
-        assembled = complement(step.logits, self.other(step, branches, step.logits), self.alpha)
+        """Return the two by the rule, within the constraint; where the branch did not run, l stands in for it."""
+        assembled = self.rule(step.logits, self.other(step, branches, step.logits), self.alpha)
         return cut(assembled, step.logits, self.kept(step))
 
 
 class Contrast(Constrained):
     """(1 + alpha) * l - alpha * l_other, then the plausibility cut on l; equal branches change nothing."""
 
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the contrast within the constraint; where the branch did not run, l."""
-        assembled = contrast(step.logits, self.other(step, branches, step.logits), self.alpha)
-        return cut(assembled, step.logits, self.kept(step))
+
+class Complement(Constrained):
+    """l + alpha * l_other, then the plausibility cut on l; equal branches sharpen."""
+
+    @staticmethod
+    def rule(logits: Tensor, other: Tensor, alpha: float) -> Tensor:
+        """Return their weighted sum."""
+        return complement(logits, other, alpha)
+
+    def matched_temperature(self) -> float | None:
+        """Return 1 / (1 + alpha)."""
+        return 1 / (1 + self.alpha)
 
 
 class Single(Method):
@@ -293,10 +292,7 @@ class Single(Method):
 class Steering(Single):
     """A method that acts inside the global branch alone, its logits as they are."""
 
-    @property
-    def assembles(self) -> bool:
-        """False: the steered logits are the answer's."""
-        return False
+    assembles: ClassVar[bool] = False  # the steered logits are the answer's
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the steered logits as they are."""

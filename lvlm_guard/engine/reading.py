@@ -1,10 +1,12 @@
-"""How the plain model reads rows for another branch: its pictures or prompt, without what it hides, from a cache."""
+"""How the plain model reads rows for another branch: its pictures or prompt, without what it hides, lagging behind."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from lvlm_guard.engine import rows as blocks
 from lvlm_guard.engine.active import within
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.hiding import Hidden
-from lvlm_guard.engine.lagging import records
+from lvlm_guard.engine.lagging import Lagging, records
 from lvlm_guard.engine.method import Branch
 from lvlm_guard.engine.steering import Pass
+from lvlm_guard.engine.subclass import plain_class
 
 
 def encodes_first(model: Any) -> bool:
@@ -31,12 +34,7 @@ class Prepared:
     """What generate() knows before a model call: the whole rows, not only the new tokens."""
 
     ids: Tensor
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def uses_cache(self) -> bool:
-        """Whether the call is one with a cache."""
-        return self.arguments.get("use_cache", True) is not False
+    arguments: dict[str, Any]
 
     def passed(self, call: Call, done: int, prompt: int, request: list[int]) -> Pass:
         """Return these rows' model call, of which `done` tokens are cached, as what steers it sees it."""
@@ -44,41 +42,15 @@ class Prepared:
 
 
 @dataclass
-class OwnPrompt:
-    """A prompt of a branch's own before the same answers.
-
-    Args:
-        ids, mask: its tokens and which are no padding, [R, T'].
-        prompt: tokens of the call's prompt.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    prompt: int
-
-    def read(self, ids: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Return the branch's own rows, [R, T' + answered], and generate()'s arguments that hold for them."""
-        length, answered = ids.shape[1], ids.shape[1] - self.prompt
-        found = {
-            key: value
-            for key, value in arguments.items()
-            if not (isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length)
-        }
-        mask = arguments.get(blocks.MASK)
-        tail = self.mask.new_ones(len(ids), answered) if mask is None else mask[:, self.prompt :].to(self.mask)
-        found[blocks.MASK] = torch.cat([self.mask, tail], -1)
-        return torch.cat([self.ids, ids[:, self.prompt :]], -1), found
-
-
-@dataclass
 class Reading:
-    """How one branch reads the rows of a call.
+    """How one branch reads the rows of a call, and what it has read.
 
     Args:
         branch: what it changes.
         view: what its calls have otherwise, for R rows.
         first: tokens of its rows' prompt.
         request: which request each row belongs to.
+        lagging: its KV cache.
         part: takes the rows of a step as the branch reads them; None: as they are.
         hidden: which columns it hides.
     """
@@ -87,12 +59,9 @@ class Reading:
     view: dict[str, Any]
     first: int
     request: list[int]
+    lagging: Lagging
     part: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None
     hidden: Hidden | None = None
-
-    def rows(self, prepared: Prepared) -> Prepared:
-        """Return the rows of a step as the branch reads them."""
-        return prepared if self.part is None else Prepared(*self.part(prepared.ids, prepared.arguments))
 
     def around(self, call: Call, prepared: Prepared, done: int) -> AbstractContextManager[None]:
         """Return the context of one of its model calls."""
@@ -111,24 +80,18 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 class Reader:
-    """The plain model, called for the other branches of one guarded call.
+    """The plain model, called for the other branches of one guarded call."""
 
-    Args:
-        call: what the call is about.
-        plain: the class below the guard, whose methods are called.
-        prompt: prompt tokens, [B, T].
-    """
-
-    def __init__(self, call: Call, plain: type[Any], prompt: Tensor) -> None:
-        self.call, self.plain, self.prompt = call, plain, prompt
-        self._first = prompt.shape[1]  # tokens that a branch reads by themselves, before the answer's
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.plain: Any = plain_class(call.model)
+        self.prompt, _ = call.asked
+        self.empty: Cache | None = None  # what a branch's cache begins as; None: an empty one of the model's layers
+        self._first = self.prompt.shape[1]  # tokens that a branch reads by themselves, before the answer's
         self._afresh: dict[str, Tensor] = {}  # on a caller's cache: what the prompt is read with by who has none
 
     def from_the_start(self, arguments: dict[str, Any]) -> None:
-        """Learn the prompt's positions and token types as generate() makes them where nothing is cached, [..., B, T].
-
-        What it made for this call goes on from the caller's cache.
-        """
+        """Learn the positions and token types, [..., B, T], that a prompt has which goes on from no caller's cache."""
         mask = arguments.get(blocks.MASK)
         if mask is None:  # transformers 5.24 drops a mask of ones alone; without any, positions stand for one row
             mask = torch.ones_like(self.prompt, device=self.call.device)
@@ -139,60 +102,43 @@ class Reader:
 
     def opened(self, branch: Branch, call: Call, requests: list[int], prepared: Prepared) -> Reading:
         """Return how a branch reads a call about some requests, whose rows are prepared."""
-        expand = len(prepared.ids) // len(requests)
+        expand, lagging = len(prepared.ids) // len(requests), Lagging(call.family.proof.crops)
         rows = [request for request in requests for _ in range(expand)]
         if branch.hides is not None:
             hidden = self._hidden(branch.hides(call), call, prepared)
-            return Reading(branch, {}, hidden.first, rows, hidden.read, hidden)
+            return Reading(branch, {}, hidden.first, rows, lagging, hidden.read, hidden)
+        ids, first, part, own = self.prompt[requests].to(self.call.device), self._first, None, None
+        along = blocks.only_rows(self._afresh, torch.tensor(requests, device=self.prompt.device), len(self.prompt))
         if branch.prompt is not None:
-            return self._own_prompt(branch, branch.prompt(call), call, prepared, rows)
-        if branch.pixels is None and (encoded := self._encoded(call, prepared)):
-            return Reading(branch, encoded, self._first, rows)
-        view: dict[str, Any] = dict(branch.pixels(call)) if branch.pixels else dict(call.tensors)
-        if view.keys() < self.call.tensors.keys():  # it changes some of them alone
-            view = call.tensors | view
-        chosen = torch.tensor(requests, device=self.prompt.device)
-        afresh = blocks.only_rows(self._afresh, chosen, len(self.prompt))
-        _, view = self._expanded(self.prompt[requests], view, afresh, expand)
-        return Reading(branch, view, self._first, rows)
+            made = branch.prompt(call)
+            ids, mask = (made[key].to(self.call.device) for key in ("input_ids", blocks.MASK))
+            along = call.family.replayed(call.model, made, ids, mask) | {blocks.MASK: mask}
+            first, own = ids.shape[1], call.images_of(made)
+        encoded: dict[str, Any] = {}
+        if branch.pixels is not None:
+            view = branch.pixels(call)
+            if own is not None or view.keys() < self.call.tensors.keys():  # it changes some of them alone
+                view = (call.tensors if own is None else own) | view
+        elif (kept := self._encoded(call, prepared)) and (own is None or equal(own, call.tensors)):
+            view, encoded = {}, kept
+        else:
+            view = call.tensors if own is None else own
+        model: Any = self.call.model
+        if view and encodes_first(model):
+            view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
+        ids, found = model._expand_inputs_for_generation(
+            expand_size=expand, is_encoder_decoder=False, input_ids=ids, **view, **along
+        )
+        if branch.prompt is not None:
+            part = functools.partial(_answered, ids, found.pop(blocks.MASK), self.prompt.shape[1])
+        return Reading(branch, dict(found) | encoded, first, rows, lagging, part)
 
     def _encoded(self, call: Call, prepared: Prepared) -> dict[str, Any]:
-        """Return the global branch's encoded pictures, for R rows; empty where there are none for these requests.
-
-        A branch that sees the same pictures need not encode them again.
-        """
+        """Return the global branch's encoded pictures for a branch that sees the same; empty where there are none."""
         if call is not self.call or self._afresh or not prepared.arguments.get(blocks.ENCODED):
             return {}
         keys = {blocks.ENCODED, *call.family.image_keys}
         return {key: value for key, value in prepared.arguments.items() if key in keys}
-
-    def _expanded(
-        self, prompt: Tensor, view: dict[str, Any], along: dict[str, Any], expand: int
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Return a prompt and what its calls have otherwise, as generate() expands them to `expand` rows a request."""
-        model: Any = self.call.model
-        if view and encodes_first(model):
-            view = model._prepare_multimodal_encoder_kwargs_for_generation(view)
-        ids, expanded = model._expand_inputs_for_generation(
-            expand_size=expand, is_encoder_decoder=False, input_ids=prompt.to(self.call.device), **view, **along
-        )
-        return ids, dict(expanded)
-
-    def _own_prompt(
-        self, branch: Branch, made: dict[str, Any], call: Call, prepared: Prepared, rows: list[int]
-    ) -> Reading:
-        ids, mask = (made[key].to(self.call.device) for key in ("input_ids", blocks.MASK))
-        view: dict[str, Any] = call.images_of(made)
-        encoded: dict[str, Any] = {}
-        if branch.pixels is not None:
-            view |= branch.pixels(call)
-        elif (kept := self._encoded(call, prepared)) and equal(view, call.tensors):
-            view, encoded = {}, kept
-        along = call.family.replayed(call.model, made, ids, mask)
-        expand = len(rows) // len(ids)
-        ids, expanded = self._expanded(ids, view, along | {blocks.MASK: mask}, expand)
-        own = OwnPrompt(ids, expanded.pop(blocks.MASK), self.prompt.shape[1])
-        return Reading(branch, expanded | encoded, ids.shape[1], rows, own.read)
 
     def _hidden(self, hides: Tensor, call: Call, prepared: Prepared) -> Hidden:
         rows, length = len(prepared.ids), self.prompt.shape[1]
@@ -203,34 +149,55 @@ class Reader:
         )
         return Hidden(hides, pictures, seen[:, :length])
 
-    def new_cache(self) -> DynamicCache:
-        """Return an empty cache of the model's layers."""
+    def new_cache(self) -> Any:
+        """Return an empty cache for a branch."""
+        if self.empty is not None:
+            return copy.deepcopy(self.empty)
         return DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
 
-    def read(self, reading: Reading, seen: Prepared, cache: Cache | None, done: int, needed: int) -> Tensor:
-        """Run a branch over rows of which `done` tokens are cached; returns the last `needed` logits, [R, needed, V].
+    def caught_up(
+        self, reading: Reading, prepared: Prepared, needed: int, shared: Any, chosen: Tensor | None = None
+    ) -> Tensor:
+        """Run a branch over all that it skipped; returns its last logits, [R, needed, V].
 
-        With a cache it reads the prompt as generate() read it, then the answer: what belongs to the prompt alone need
-        not fit both (token types that don't grow, a placeholder among the answer's tokens).
+        It reads the prompt as generate() read it, then the answer: what belongs to the prompt alone need not fit both
+        (token types that don't grow, a placeholder among the answer's tokens). Without a cache it reads all at once.
+
+        Args:
+            reading: how it reads.
+            prepared: the rows.
+            needed: for how many positions at the end logits are wanted.
+            shared: generate()'s cache.
+            chosen: which rows of that these are; None: all.
         """
-        length, view, first = seen.ids.shape[1], reading.view, reading.first
-        stops = [length]
-        if cache is not None and done < first < length:
-            stops = [first, length]
-        if cache is not None and self.call.family.proof.way == "steps":
-            stops = list(range(max(first, done + 1), length + 1))
+        lagging, hidden, view = reading.lagging, reading.hidden, reading.view
+        seen = prepared if reading.part is None else Prepared(*reading.part(prepared.ids, prepared.arguments))
+        length, begun, stops = seen.ids.shape[1], 0, [seen.ids.shape[1]]
+        if shared is not None:
+            begun = lagging.align(seen.ids, needed, len(seen.ids) // len(self.prompt))
+            if lagging.cache is None:
+                cache = self.new_cache()
+                lagging.begin(cache, shared)
+                if hidden is not None:
+                    hidden.seed(shared, cache, chosen)
+                    begun = hidden.shared
+            if self.call.family.proof.way == "steps":
+                stops = list(range(max(reading.first, begun + 1), length + 1))
+            elif begun < reading.first < length:
+                stops = [reading.first, length]
         self.call.trace.local_forwards += 1
-        logits = []
+        logits, done = [], begun
         along = blocks.grown({key: view[key] for key in view.keys() & blocks.GROWN}, length)
         for stop in stops:
             wanted = stop - max(done, length - needed)
             part = Prepared(seen.ids[:, :stop], blocks.until(seen.arguments, stop, length))
             with reading.around(self.call, part, done):
-                read = self._read(part, view | blocks.until(along, stop, length), cache, done, max(wanted, 1))
+                read = self._read(part, view | blocks.until(along, stop, length), lagging.cache, done, max(wanted, 1))
             logits += [read] if wanted > 0 else []
             done = stop
-            if cache is not None and records(cache) and stop < length:
-                cache.crop(0)  # it lets go of its past there, and older releases read on only after that
+            if stop < length and records(lagging.cache):
+                lagging.cache.crop(0)  # it lets go of its past there, and older releases read on only after that
+        lagging.ran(seen.ids, begun)
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
 
     def _read(self, prepared: Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
@@ -251,3 +218,21 @@ class Reader:
         self.call.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
         logits: Tensor = outputs.logits[:, -needed:]
         return logits
+
+
+def _answered(
+    own: Tensor, mask: Tensor, prompt: int, ids: Tensor, arguments: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return rows of a prompt of the branch's own and the answer so far, and generate()'s arguments that hold for them.
+
+    Args:
+        own, mask: its prompt's tokens, and which are no padding, [R, T'].
+        prompt: tokens of the call's prompt.
+        ids: whole rows of the global branch, [R, T].
+        arguments: generate()'s, for those.
+    """
+    found = {key: value for key, value in arguments.items() if not blocks.along(value, ids.shape[1])}
+    answer, seen = ids[:, prompt:], arguments.get(blocks.MASK)
+    tail = torch.ones_like(answer, dtype=mask.dtype) if seen is None else seen[:, prompt:].to(mask)
+    found[blocks.MASK] = torch.cat([mask, tail], -1)
+    return torch.cat([own, answer], -1), found

@@ -1,12 +1,12 @@
 """N branches as blocks of rows, [global R; branch 1 R; ...], of one forward and one KV cache.
 
-Best where decoding is bound by memory (a GPU at small batch): the weights are read once for all
-branches. generate() sees R rows; the cache holds N * R, so its row operations act block by block.
+Best where decoding is bound by memory (a GPU at small batch): the weights are read once for all branches. Each branch
+has read the prompt by itself; then its rows are appended to the global cache. generate() sees R rows; the cache holds
+N * R, so its row operations act block by block.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,19 +28,20 @@ PLAIN = {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWind
 """Layers of a cache whose states are plain [rows, heads, length, size] tensors; what derives from them may not be."""
 
 
-def stackable(cache: Cache | None, config: Any = None) -> bool:
+def stackable(cache: Cache | None, config: Any) -> bool:
     """Tell whether the rows of every layer of a cache can be stacked, and none has room for those of one branch alone.
 
     Args:
         cache: of the global branch.
         config: of a model that was proven to stack: what its own dynamic cache is made of, stacks too.
     """
-    kinds: set[type[Any]] = set(PLAIN)
-    if config is not None and type(cache) is DynamicCache:
-        kinds |= {type(layer) for layer in DynamicCache(config=config).layers}
-    return cache is None or all(
-        type(layer) in kinds and not (isinstance(layer, StaticLayer) and layer.is_initialized) for layer in cache.layers
-    )
+    if cache is None:
+        return True
+    kinds: set[type[Any]] = {type(layer) for layer in cache.layers} - PLAIN
+    if kinds and type(cache) is DynamicCache:
+        kinds -= {type(layer) for layer in DynamicCache(config=config).layers}
+    full = any(isinstance(layer, StaticLayer) and layer.is_initialized for layer in cache.layers)
+    return not (kinds or full or getattr(cache, "offloading", False))
 
 
 def states(layer: Any) -> Iterator[tuple[dict[Any, Any], Any, Tensor, int]]:
@@ -56,15 +57,10 @@ def states(layer: Any) -> Iterator[tuple[dict[Any, Any], Any, Tensor, int]]:
                 yield places, key, places[key], 1 if key == "indexer_position_ids" else 0
 
 
-def in_blocks(cache: Cache, blocks: int) -> Any:
-    """Return the same cache, whose row operations act on each of `blocks` stacked blocks of rows."""
-    base: Any = type(cache)
-    cache.__class__ = _in_blocks(base, blocks)
-    return cache
-
-
 @functools.cache  # compiled calls are guarded by the cache's type: a new one would be compiled again
 def _in_blocks(base: Any, blocks: int) -> Any:
+    """Return a class of caches whose row operations act on each of `blocks` stacked blocks of rows."""
+
     class Blocks(base):  # type: ignore[misc]  # the base is only known at run time
         def _everywhere(self, rows: Tensor) -> Tensor:
             held = next((state.shape[axis] for layer in self.layers for _, _, state, axis in states(layer)), 0)
@@ -91,65 +87,66 @@ def _in_blocks(base: Any, blocks: int) -> Any:
     return Blocks
 
 
-def alike(cache: Any, other: Any) -> bool:
-    """Tell whether two caches hold the same kinds of states of the same tokens, so that their rows can be stacked."""
+def joined(cache: Any, others: list[Any]) -> bool:
+    """Append the rows of the other branches' caches to the global one, and empty those.
+
+    Returns:
+        False, and nothing is changed, where they don't hold the same kinds of states of the same tokens: drafts are
+        about to be taken back, or a sliding window has let go of some states.
+    """
 
     def held(found: Any) -> list[Any]:
         return [
-            (type(layer), getattr(layer, "cumulative_length", 0), [(key, s.shape) for _, key, s, _ in states(layer)])
+            (
+                type(layer),
+                int(getattr(layer, "cumulative_length", 0)),
+                [(key, s.shape) for _, key, s, _ in states(layer)],
+            )
             for layer in found.layers
         ]
 
-    return other is not None and held(cache) == held(other)
-
-
-def append(cache: Any, others: list[Any]) -> None:
-    """Append the rows of other caches of the same length, layer by layer, and empty those."""
+    if not all(other is not None and held(cache) == held(other) for other in others):
+        return False
     for index, layer in enumerate(cache.layers):
         parts = zip(states(layer), *(list(states(other.layers[index])) for other in others), strict=True)
         for (places, key, state, axis), *more in list(parts):
             places[key] = torch.cat([state, *(found[2] for found in more)], dim=axis)
+            if isinstance(layer, StaticLayer):  # as its own initialisation does, for CUDA graphs
+                torch._dynamo.mark_static_address(places[key])
             for emptied, name, *_ in more:
                 emptied[name] = None
+    base: Any = type(cache)
+    cache.__class__ = _in_blocks(base, 1 + len(others))
+    return True
 
 
 def stack(
     inputs: Mapping[str, Any], views: list[dict[str, Any]], rows: int, holes: list[Tensor | None]
 ) -> dict[str, Any]:
-    """Stack a model call of R rows and the image inputs of the other branches into N * R rows.
+    """Stack a model call of R rows and what the other branches' calls have otherwise into N * R rows.
 
     Args:
         inputs: keyword arguments of the model for the global branch.
-        views: for each other branch, what its call has otherwise, already expanded to R rows; keys
-            that `inputs` lacks are ignored (after the first step no picture is passed).
+        views: for each other branch the arguments of R rows that its call has otherwise; keys that `inputs` lacks are
+            ignored (after the first step most models get no picture).
         rows: R.
         holes: for each other branch the columns of the cache that it can't see, [R, columns] bool, or None.
     """
     stacked, holed = dict(inputs), any(hole is not None for hole in holes)
-    if holed:
-        inputs = {**inputs, MASK: _masks(inputs, rows)}
-    for key, value in inputs.items():
-        if key == CACHE:
-            continue
-        if key == ENCODED:
-            stacked[key] = _stack_encoded(value, [view[key] for view in views])
-        elif isinstance(value, dict):  # masks of a model with several kinds of attention
+    if holed and stacked.get(MASK) is None:  # generate() left it out, because no token is padding
+        length = inputs[CACHE].get_seq_length() + inputs["input_ids"].shape[1]
+        stacked[MASK] = torch.ones(rows, length, dtype=torch.long, device=inputs["input_ids"].device)
+    for key in stacked.keys() - {CACHE}:
+        value = stacked[key]
+        if isinstance(value, dict):  # masks of a model with several kinds of attention
             stacked[key] = {name: _repeat(name, mask, len(views), rows) for name, mask in value.items()}
-        elif any(key in view for view in views) and isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and any(key in view for view in views):
             stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
         else:
             stacked[key] = _repeat(key, value, len(views), rows)
     if holed:
         stacked[MASK] = _with_holes(stacked[MASK], holes, rows)
     return stacked
-
-
-def _masks(inputs: Mapping[str, Any], rows: int) -> Any:
-    """Return the call's masks; where generate() left them out, because no token is padding, a mask of ones."""
-    if inputs.get(MASK) is not None:
-        return inputs[MASK]
-    length = inputs[CACHE].get_seq_length() + inputs["input_ids"].shape[1]
-    return torch.ones(rows, length, dtype=torch.long, device=inputs["input_ids"].device)
 
 
 def _with_holes(mask: Any, holes: list[Tensor | None], rows: int) -> Any:
@@ -181,12 +178,14 @@ def grown(view: Mapping[str, Any], length: int) -> dict[str, Any]:
     return found
 
 
+def along(value: Any, length: int) -> bool:
+    """Tell whether an argument of rows of `length` tokens is laid along them: on its last axis."""
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
+
+
 def until(arguments: Mapping[str, Any], stop: int, length: int) -> dict[str, Any]:
-    """Return arguments of rows of `length` tokens for their first `stop`: what is laid along them has them last."""
-    return {
-        key: value[..., :stop] if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length else value
-        for key, value in arguments.items()
-    }
+    """Return arguments of rows of `length` tokens for their first `stop`."""
+    return {key: value[..., :stop] if along(value, length) else value for key, value in arguments.items()}
 
 
 @contextmanager
@@ -220,28 +219,6 @@ def _rows_axis(key: str, value: Any, rows: int) -> int | None:
     # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
     axis = 1 if key == POSITIONS and value.ndim == 3 else 0
     return axis if value.shape[axis] == rows else None
-
-
-def _stack_encoded(encoded: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the picture features that generate() encoded before the first step, branch after branch."""
-    joined = dict(encoded)
-    for modality, output in encoded.items():
-        if output is None:
-            continue
-        parts = [output, *(other[modality] for other in others)]
-        merged = copy.copy(output)
-        merged.pooler_output = _join([part.pooler_output for part in parts])
-        if getattr(output, "deepstack_features", None) is not None:
-            layers = zip(*(part.deepstack_features for part in parts), strict=True)
-            merged.deepstack_features = [_join(list(layer)) for layer in layers]
-        joined[modality] = merged
-    return joined
-
-
-def _join(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    return [feature for part in parts for feature in part]
 
 
 def only_global(value: Any, rows: int, blocks: int) -> Any:

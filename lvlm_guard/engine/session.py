@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import copy
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,12 +16,11 @@ from lvlm_guard.engine.active import within
 from lvlm_guard.engine.assembly import upcast
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.hiding import refusal, shareable
-from lvlm_guard.engine.lagging import Lagging, records
+from lvlm_guard.engine.inside import Inside
 from lvlm_guard.engine.method import Method, Step
 from lvlm_guard.engine.reading import Prepared, Reader, Reading, encodes_first
-from lvlm_guard.engine.steering import Decoder, Pass
 from lvlm_guard.engine.trace import Recorder, answers_of
-from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.errors import KnobError, UnsupportedCallError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.trace import GuardTrace
@@ -39,155 +38,121 @@ class Session:
         call: what the call is about.
         method: the decoding method with its knobs.
         execution: "auto", "lazy" or "batched".
-        plain: the class below the guard, whose methods are called for every branch.
-        prompt: prompt tokens, [B, T].
         keep_steps: whether to record every token for `GuardTrace.steps`.
     """
 
-    def __init__(
-        self, call: Call, method: Method, execution: Execution, plain: type[Any], prompt: Tensor, keep_steps: bool
-    ) -> None:
+    def __init__(self, call: Call, method: Method, execution: Execution, keep_steps: bool) -> None:
         if execution not in EXECUTIONS:
             raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
-        self.call = call
-        self.method = method
-        self.prompt = prompt
-        self._reader = Reader(call, plain, prompt)
+        self.call, self.method, self._asked = call, method, execution
+        self.prompt, _ = call.asked
         self.trace: GuardTrace = call.trace
-        self.branches = method.branches() if any(call.has_picture) else ()
+        self.guarded = any(call.has_picture)
+        self.branches = method.branches() if self.guarded else ()
+        self._reader = Reader(call)
+        self.readings: list[Reading] = []  # how each branch reads the rows, once a step wanted one
+        self._inside = Inside(call, method)
+        self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
         self.prepared: Prepared | None = None
-        self.execution: str = execution
-        self._asked = execution
         self.eos: Tensor | None = None
         self._fill: int | None = None  # what beam search fills its shorter answers up with
-        self._cached = 0  # tokens that the caller's cache holds already
-        self._cache: Any = None  # the cache in blocks, when batched
-        self._global: Any = None  # generate()'s cache
+        self._cache: Any = None  # generate()'s
         self._longest = 0
-        self._rows_of: dict[tuple[int, int], list[int]] = {}
-        self._may_join: Callable[[], bool] = lambda: False
         self._eager = call.family.proof.way is None  # the branches run from the first step on, wanted or not
+        self._joins = False  # once they have run, their rows are stacked on the global ones
+        self._stacked = False
+        self._in_chunks = False
         self._idle = True  # no branch has run yet
-        self._lagging = [Lagging(call.family.proof.crops) for _ in self.branches]
-        self._readings: list[Reading] = []
-        self._steers = method.steers and any(call.has_picture)
-        self._layers = method.layers(call) if any(call.has_picture) else ()
-        self._lens_is_right = not self._layers
-        self._hidden: dict[int, Tensor] = {}  # what the layers gave in this step
-        self._whole_prefill: Prepared | None = None
-        self._recorder = Recorder([branch.name for branch in self.branches], keep_steps)
 
     # --- what generate() tells
 
-    def starts(self, generation_config: Any, arguments: dict[str, Any]) -> None:
+    def starts(self, config: Any, arguments: dict[str, Any]) -> None:
         """Learn the cache and the end-of-text tokens; decide how the branches run.
 
-        Raises:
-            UnsupportedCallError: a cache from an earlier call comes without the tokens that it holds.
+        Raises `UnsupportedCallError` where the prompt is read, or the cache kept, as some branch can't follow.
         """
-        self.eos = generation_config._eos_token_tensor
-        if generation_config.num_beams > 1:
-            pad = generation_config._pad_token_tensor  # as `_beam_search` of transformers chooses
+        self.eos, self._longest = config._eos_token_tensor, config.max_length
+        if config.num_beams > 1:
+            pad = config._pad_token_tensor  # as `_beam_search` of transformers chooses
             self._fill = -1 if self.eos is None else int(pad or self.eos[0])
-        cache = arguments.get(blocks.CACHE)
+        cache = self._cache = arguments.get(blocks.CACHE)
         if cache is None and any(isinstance(value, Cache) for value in arguments.values()):
             raise UnsupportedCallError(
                 f"This release of transformers keeps its cache under another name than {blocks.CACHE!r}, which this "
                 "release of lvlm-guard does not know. Upgrade lvlm-guard, or install an older transformers."
             )
-        self._cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        if self._cached and self.prompt.shape[1] <= self._cached:
+        cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        if cached and self.prompt.shape[1] <= cached:
             raise UnsupportedCallError(
-                f"past_key_values holds {self._cached} tokens but input_ids only {self.prompt.shape[1]}: the other "
+                f"past_key_values holds {cached} tokens but input_ids only {self.prompt.shape[1]}: the other "
                 "branches must read the whole conversation once. Pass the whole sequence as input_ids (transformers "
                 "skips what the cache holds)."
             )
-        if generation_config.prefill_chunk_size is not None and self.branches and not encodes_first(self.call.model):
+        chunks, acts = config.prefill_chunk_size is not None, self._inside.acts
+        if chunks and self.branches and not encodes_first(self.call.model):
             raise UnsupportedCallError(
                 "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
                 "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
             )
-        if (self._steers or self._layers) and generation_config.prefill_chunk_size is not None:
+        if acts and (chunks or getattr(cache, "is_compileable", False)):
             raise UnsupportedCallError(
-                f"prefill_chunk_size: {self.method.name} acts inside the model's layers, on the prompt as a whole. "
-                "Leave prefill_chunk_size out, or use a method that assembles logits, such as 'agla'."
+                f"{self.method.name} acts inside the model's layers, on the prompt as a whole; a prompt in chunks, or "
+                f"a compiled call with a {type(cache).__name__}, does not show it. Leave prefill_chunk_size and "
+                "cache_implementation out, or use a method that assembles logits, such as 'agla'."
             )
-        if (self._steers or self._layers) and getattr(cache, "is_compileable", False):
-            raise UnsupportedCallError(
-                f"{self.method.name} acts inside the model's layers, which a compiled call with a "
-                f"{type(cache).__name__} does not show. Leave cache_implementation out, or use a method that assembles "
-                "logits, such as 'agla'."
-            )
-        if self._cached and any(branch.prompt for branch in self.branches):
+        if cached and any(branch.prompt for branch in self.branches):
             raise UnsupportedCallError(
                 f"past_key_values: {self.method.name} reads a prompt of its own, which the first turn's inputs don't "
                 "tell of a later turn. Pass the whole conversation through the processor, without past_key_values."
             )
-        if self._cached and not all(branch.hides for branch in self.branches):
+        if cached and not all(branch.hides for branch in self.branches):
             self._reader.from_the_start(arguments)
-        self.execution = self._choose(generation_config, cache)
-        self.trace.execution = self._asked if self._eager and self._asked == "batched" else self.execution
-        if self.execution == "batched" and cache is not None:
-            self._cache = blocks.in_blocks(cache, 1 + len(self.branches))
-        self._global = cache
-        self._longest = generation_config.max_length
         for branch in self.branches:
             why = shareable(cache, self._longest) if branch.hides else None
             if why is not None:
                 raise refusal(branch.name, why)
+        if self.branches:
+            self._choose(config, cache, self._unstackable(cache, cached, acts, chunks))
 
-    def _choose(self, config: Any, cache: Any) -> str:
-        if not self.branches:
-            return "single"
-        joins = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
-        if self.execution == "auto":
-            # stacked later, if at all: a DynamicCache grows, so that the lagging branches' rows can be appended to it
-            if joins and not (config.output_hidden_states or config.output_attentions):
-                self._may_join = functools.cache(lambda: self._unstackable(config, cache) is None)
-            return "lazy"
-        if self.execution == "lazy":
-            return "lazy"
-        impossible = self._unstackable(config, cache)
-        if impossible:
+    def _choose(self, config: Any, cache: Any, impossible: str | None) -> None:
+        """Choose how the branches run; `impossible` tells why they can't be stacked, None where they can."""
+        self.trace.execution = "lazy"
+        if self._asked == "batched" and impossible:
             self.trace.note(f"Ran lazy instead of batched: {impossible}.")
-            return "lazy"
-        if joins or cache is None:
-            self._eager = True  # each branch reads the prompt by itself, in shapes of its own; then their rows join
-            self._may_join = lambda: joins
-            return "lazy"
-        if any(branch.hides for branch in self.branches):
-            kind = type(cache).__name__
-            self.trace.note(f"Ran lazy instead of batched: a branch that hides can't be stacked on a {kind}.")
-            return "lazy"
-        return "batched"
+        elif self._asked == "batched":  # each branch reads the prompt by itself, in shapes of its own
+            self._eager, self._joins, self.trace.execution = True, cache is not None, "batched"
+            if cache is not None and type(cache) is not DynamicCache:
+                self._reader.empty = copy.deepcopy(cache)  # of the same size, so that its rows can be joined
+        elif self._asked == "auto" and not impossible and type(cache) is DynamicCache:
+            self._joins = not (config.output_hidden_states or config.output_attentions)
 
-    def _unstackable(self, config: Any, cache: Any) -> str | None:
+    def _unstackable(self, cache: Any, cached: int, acts: bool, chunks: bool) -> str | None:
         """Return why branches can't be stacked, or None."""
-        if "batched" not in self.method.executions:
-            return f"{self.method.name} leaves its branch idle most of the time"
-        if self._steers or self._layers:
-            return f"{self.method.name} acts inside the global branch alone"
-        if not all(branch.stacks for branch in self.branches):
-            return f"{self.method.name} reads a prompt of its own, or steers its branch"
-        if self._cached:
-            return "past_key_values holds the global branch alone"
-        if not self.call.family.proof.stacks:
-            return f"a {type(self.call.model).__name__} was not proven to stack its branches"
-        if not blocks.stackable(cache, self.call.model.config):
-            return f"a {type(cache).__name__} can't be stacked"
-        return "the prompt is read in chunks" if config.prefill_chunk_size is not None else None
-
-    def prepares(self, ids: Tensor, arguments: dict[str, Any]) -> None:
-        """Learn the rows of the next model call, [R, T], and generate()'s arguments for it."""
-        self.prepared = Prepared(ids, arguments)
+        name, model, kind = self.method.name, self.call.model, type(cache).__name__
+        plain = cache is None or type(cache) is DynamicCache
+        reasons = (
+            ("batched" not in self.method.executions, f"{name} leaves its branch idle most of the time"),
+            (acts, f"{name} acts inside the global branch alone"),
+            (
+                not all(branch.stacks for branch in self.branches),
+                f"{name} reads a prompt of its own, or steers its branch",
+            ),
+            (cached, "past_key_values holds the global branch alone"),
+            (not self.call.family.proof.stacks, f"a {type(model).__name__} was not proven to stack its branches"),
+            (not blocks.stackable(cache, model.config), f"a {kind} can't be stacked"),
+            (
+                not plain and any(branch.hides for branch in self.branches),
+                f"a branch that hides can't be stacked on a {kind}",
+            ),
+            (chunks, "the prompt is read in chunks"),
+        )
+        return next((why for found, why in reasons if found), None)
 
     def prefill_in_chunks(self, ids: Tensor, arguments: dict[str, Any], prefill: Callable[[], Any]) -> Any:
         """Run a chunked prefill with the global branch alone, then assemble its last logits."""
-        self._whole_prefill = Prepared(ids, dict(arguments))
-        try:
-            outputs = prefill()
-        finally:
-            self.prepared, self._whole_prefill = self._whole_prefill, None
+        whole, self._in_chunks = Prepared(ids, dict(arguments)), True
+        outputs = prefill()
+        self.prepared, self._in_chunks = whole, False
         outputs.logits = self._assembled(outputs.logits[:, -1:], None)
         return outputs
 
@@ -196,9 +161,7 @@ class Session:
     def forward(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """Run all branches for one call of generate() and return the global one's output, logits assembled.
 
-        Args:
-            run: the plain model call (compiled where generate() compiles it).
-            inputs: its keyword arguments for R rows.
+        `run` is the plain model call (compiled where generate() compiles it), `inputs` its arguments for R rows.
         """
         if self.prepared is None:
             raise UnsupportedCallError(
@@ -208,72 +171,43 @@ class Session:
                 "wrapped model's plain decoder. Or pass guard=False."
             )
         self.trace.global_forwards += 1
-
-        def plain(inputs: dict[str, Any]) -> Any:
-            with within(self.call.model, None):  # a compiled call that falls back to eager is the guarded one
-                return run(**inputs)
-
-        if self._whole_prefill is not None:
-            return plain(inputs)
-        if self.execution != "batched":
-            if self._steers or self._layers:
-                with self._acting(inputs):
-                    outputs = plain(inputs)
+        others = None
+        with within(self.call.model, None):  # a compiled call that falls back to eager is the guarded one
+            if self._stacked:
+                outputs, others = self._run_stacked(run, inputs)
+            elif self._inside.acts:
+                rows, length = self.prepared.ids.shape
+                done, first = length - inputs["input_ids"].shape[1], self.prompt.shape[1]
+                with self._inside.acting(self.prepared.passed(self.call, done, first, self._requests(rows))):
+                    outputs = run(**inputs)
             else:
-                outputs = plain(inputs)
-            outputs.logits = self._assembled(outputs.logits, None)
-            return outputs
-        return self._stacked(plain, inputs)
+                outputs = run(**inputs)
+        if not self._in_chunks:
+            outputs.logits = self._assembled(outputs.logits, others)
+        return outputs
 
-    @contextmanager
-    def _acting(self, inputs: dict[str, Any]) -> Iterator[None]:
-        """Steer the global branch's call, and keep what the method reads of its layers."""
-        assert self.prepared is not None
-        rows, length = self.prepared.ids.shape
-        done = length - inputs["input_ids"].shape[1]
-        passed = self.prepared.passed(self.call, done, self.prompt.shape[1], self._requests(rows, 1))
-        with ExitStack() as stack:
-            if self._layers:
-                stack.enter_context(self._tapped(self.call.decoder, passed))
-            if self._steers:
-                stack.enter_context(self.method.around(passed))
-            yield
-
-    def _tapped(self, decoder: Decoder, passed: Pass) -> AbstractContextManager[None]:
-        layers = [
-            *decoder.within(self._layers),
-            len(decoder) - 1,
-        ]  # the last one tells whether the head is as we read it
-
-        held = self._hidden = {}
-
-        def see(index: int, given: Tensor) -> None:
-            held[layers[index]] = given[:, given.shape[1] - max(passed.count, 1) :]
-
-        return decoder.tapped(layers, see)
-
-    def _stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    def _run_stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, tuple[Tensor, ...]]:
+        """Run all branches as one; returns the global one's output, and the logits of the others, [R, Q, V] each."""
         assert self.prepared is not None
         rows, count = len(self.prepared.ids), 1 + len(self.branches)
-        readings = self._opened(self.prepared)
-        holes = [None if reading.hidden is None else reading.hidden.hides for reading in readings]
-        outputs = run(blocks.stack(inputs, [reading.view for reading in readings], rows, holes))
+        views = [reading.view for reading in self.readings]
+        holes = [None if reading.hidden is None else reading.hidden.hides for reading in self.readings]
+        outputs = run(**blocks.stack(inputs, views, rows, holes))
         self.trace.local_tokens += (count - 1) * int(inputs["input_ids"].numel())
-        logits = outputs.logits.split(rows)
         for key in ("hidden_states", "attentions", "image_hidden_states"):
             if outputs.get(key) is not None:
                 outputs[key] = blocks.only_global(outputs[key], rows, count)
-        outputs.logits = self._assembled(logits[0], logits[1:])
-        return outputs
+        outputs.logits, *others = outputs.logits.split(rows)
+        return outputs, tuple(others)
 
     def _assembled(self, logits: Tensor, others: tuple[Tensor, ...] | None) -> Tensor:
         """Assemble the positions that predict a token of the answer; logits [R, Q, V] -> [R, Q, V]."""
         assert self.prepared is not None
         prepared, self.prepared = self.prepared, None
+        if not self.guarded:
+            return logits
         ids = prepared.ids
         length, answers = logits.shape[1], ids.shape[1] - self.prompt.shape[1] + 1
-        if not any(self.call.has_picture):
-            return logits
         if answers <= 0:
             raise _unseen(
                 f"The model was called about rows of {ids.shape[1]} tokens, fewer than the prompt's "
@@ -281,18 +215,16 @@ class Session:
             )
         count = min(length, answers)  # of the kept positions, those at or after the prompt's last token
         step = self._step(logits[:, length - count :], ids, answers)
-        if not self._lens_is_right:
-            self._check_lens(step)
-        lagging = others is None and bool(self.branches)
+        guarded = self.call.guarded(step.request, step.raw.device)
+        self._inside.check(step)
+        lagging, ran = others is None and bool(self.branches), None
         decided = self.method.decided(step) if lagging or self._recorder.keep else None
-        guarded = self._guarded(step)
-        ran = None
         if lagging:
             wanted = (~decided | self._eager) & self._matters(guarded, ids, count)  # type: ignore[operator]  # not None
             if bool(wanted.any()):
                 others, ran = self._others(prepared, step, wanted, count)
         flat = None
-        if others is not None and self.branches:
+        if others is not None:
             flat = tuple(other[:, other.shape[1] - count :].flatten(0, 1) for other in others)
         assembled = self.method.assemble(step, flat)
         if guarded is not None:
@@ -304,65 +236,21 @@ class Session:
         return torch.cat([logits[:, : length - count].to(assembled.dtype), assembled], dim=1)
 
     def _step(self, logits: Tensor, ids: Tensor, answers: int) -> Step:
+        """Return what the method sees of the last positions, [R, count, V]."""
         rows, count, _ = logits.shape
-        prompt = self.prompt.shape[1]
-        raw = logits.flatten(0, 1)
-        written: list[list[int]] = ids[:, prompt:].tolist()
+        raw, written = logits.flatten(0, 1), ids[:, self.prompt.shape[1] :].tolist()
 
         def prefix(row: int) -> list[int]:
-            return written[row // count][: answers - count + row % count]
+            found: list[int] = written[row // count][: answers - count + row % count]
+            return found
 
-        return Step(
-            logits=upcast(raw),
-            raw=raw,
-            t=self._t(answers, rows, count, raw.device),
-            request=self._requests(rows, count),
-            prefix=prefix,
-            call=self.call,
-            hidden=self._hidden_states(count),
-        )
+        t = torch.arange(answers - count + 1, answers + 1, device=raw.device)
+        t, hidden = t.repeat(rows) if rows > 1 else t, partial(self._inside.hidden, count=count)
+        return Step(upcast(raw), raw, t, self._requests(rows * count), prefix, self.call, hidden)
 
-    def _hidden_states(self, count: int) -> Callable[[int], Tensor]:
-        """Return what gives a layer's output at the last `count` positions, [R, D]."""
-        held = self._hidden
-
-        def hidden(layer: int) -> Tensor:
-            if layer not in held:
-                raise KnobError(f"Step.hidden({layer}): layers() of {self.method.name} does not name this layer.")
-            return held[layer][:, -count:].flatten(0, 1)
-
-        return hidden
-
-    def _check_lens(self, step: Step) -> None:
-        """Refuse a model whose logits are no norm and head of its last layer: early layers can't be read by them."""
-        decoder = self.call.decoder
-        read, wide = decoder.lens(step.hidden(len(decoder) - 1)).to(step.logits), step.raw.dtype.itemsize > 2
-        if not torch.allclose(
-            read, step.logits, rtol=0, atol=(1e-3 if wide else 0.05) * float(step.logits.abs().max())
-        ):
-            raise UnsupportedModelError(
-                f"{type(self.call.model).__name__} makes its logits otherwise than by a norm and a head over its last "
-                f"layer, so {self.method.name} can't read its early layers. Use a method that assembles whole logits, "
-                "such as 'agla'."
-            )
-        self._lens_is_right = True
-
-    def _t(self, answers: int, rows: int, count: int, device: torch.device) -> Tensor:
-        if count == 1:
-            return torch.full((rows,), answers, device=device)
-        return torch.arange(answers - count + 1, answers + 1, device=device).repeat(rows)
-
-    def _requests(self, rows: int, count: int) -> list[int]:
-        if (rows, count) not in self._rows_of:
-            per_request = rows // len(self.prompt)
-            self._rows_of[rows, count] = [row // count // per_request for row in range(rows * count)]
-        return self._rows_of[rows, count]
-
-    def _guarded(self, step: Step) -> Tensor | None:
-        """Return which rows show a picture, [R] bool; None where all do."""
-        if all(self.call.has_picture):
-            return None
-        return torch.tensor([self.call.has_picture[request] for request in step.request], device=step.logits.device)
+    def _requests(self, rows: int) -> list[int]:
+        """Return which request each of so many rows belongs to."""
+        return [row * len(self.prompt) // rows for row in range(rows)]
 
     def _matters(self, guarded: Tensor | None, ids: Tensor, count: int) -> Tensor | bool:
         """Return which rows are guarded and have not ended their answer, [R] bool; True for all."""
@@ -373,113 +261,73 @@ class Session:
 
     # --- the other branches
 
-    def _opened(self, prepared: Prepared) -> list[Reading]:
-        """Return how each branch reads the rows; made at the first step that asks."""
-        if not self._readings:
-            requests = list(range(len(self.prompt)))
-            self._readings = [self._reader.opened(branch, self.call, requests, prepared) for branch in self.branches]
-        return self._readings
-
     def _others(
         self, prepared: Prepared, step: Step, wanted: Tensor, needed: int
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Run the lagging branches for the rows that want them, [R] bool.
 
-        Returns:
-            Their last `needed` logits, [R / needed, needed, V] each, and for which rows they ran (None: all).
-            The first time, where few requests want them, only those are matched, encoded and read, and
-            nothing is kept: yes/no answers have one undecided token, their first, and mostly few rows of a batch have
-            it. Where a later token is the first undecided one, more follow.
+        Returns their last `needed` logits, [R / needed, needed, V] each, and for which rows they ran (None: all).
+        The first time, where few requests want them, only those are matched, encoded and read, and nothing is kept:
+        yes/no answers have one undecided token, their first, and mostly few rows of a batch have it. Where a later
+        token is the first undecided one, more follow.
         """
         requests = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
         first, self._idle = self._idle and prepared.ids.shape[1] - self.prompt.shape[1] < EARLY, False
         if first and FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
             return self._for_few(prepared, step, part, requests, needed)
-        branches = zip(self._opened(prepared), self._lagging, strict=True)
-        others = tuple(self._catch_up(reading, lagging, prepared, needed) for reading, lagging in branches)
-        if prepared.ids.shape[1] + 1 < self._longest and self._may_join():
+        if not self.readings:
+            everyone = list(range(len(self.prompt)))
+            self.readings = [self._reader.opened(branch, self.call, everyone, prepared) for branch in self.branches]
+        others = [self._reader.caught_up(reading, prepared, needed, self._cache) for reading in self.readings]
+        if self._joins and prepared.ids.shape[1] + 1 < self._longest:
             self._join()
-        return others, None
+        return tuple(others), None
 
     def _for_few(
         self, prepared: Prepared, step: Step, part: Call, requests: list[int], needed: int
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Run the branches for some requests; the other rows are decided, so that their own logits stand in."""
-        rows, reader = len(prepared.ids), self._reader
-        expand = rows // len(self.prompt)
+        rows, expand = len(prepared.ids), len(prepared.ids) // len(self.prompt)
         chosen = torch.tensor([r * expand + k for r in requests for k in range(expand)], device=prepared.ids.device)
         few = Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            reading, cache, done = reader.opened(branch, part, requests, few), reader.new_cache(), 0
-            if reading.hidden is not None:
-                reading.hidden.seed(self._global, cache, chosen)
-                done = reading.hidden.shared
-            logits = reader.read(reading, reading.rows(few), cache if few.uses_cache else None, done, needed)
+            reading = self._reader.opened(branch, part, requests, few)
+            logits = self._reader.caught_up(reading, few, needed, self._cache, chosen)
             whole = step.raw.view(rows, needed, -1).clone()
             whole[chosen] = logits.to(whole.dtype)
             others.append(whole)
         ran = torch.zeros(rows, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
         return tuple(others), ran.repeat_interleave(needed)
 
-    def _catch_up(self, reading: Reading, lagging: Lagging, prepared: Prepared, needed: int) -> Tensor:
-        """Run one lagging branch over all that it skipped; returns its last `needed` logits, [R, needed, V]."""
-        seen = reading.rows(prepared)
-        if not prepared.uses_cache:
-            return self._reader.read(reading, seen, None, 0, needed)
-        done = lagging.align(seen.ids, needed, len(seen.ids) // len(self.prompt))
-        if lagging.cache is None:
-            lagging.cache = self._reader.new_cache()
-            if records(self._global):
-                lagging.cache.activate_past_recording()
-            if reading.hidden is not None:
-                reading.hidden.seed(self._global, lagging.cache)
-                done = reading.hidden.shared
-        logits = self._reader.read(reading, seen, lagging.cache, done, needed)
-        lagging.ran(seen.ids, done)
-        return logits
-
     def _join(self) -> None:
         """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""
-        caches: list[Any] = [lagging.cache for lagging in self._lagging]
-        for index, reading in enumerate(self._readings):
-            hidden = reading.hidden
-            if hidden is None:
-                continue
-            if caches[index].get_seq_length() - hidden.shared + hidden.start != self._global.get_seq_length():
-                return
-            whole = self._reader.new_cache()
-            hidden.whole(self._global, caches[index], whole)
-            caches[index] = whole
-        if not all(blocks.alike(self._global, cache) for cache in caches):
-            return  # drafts are about to be taken back, or a sliding window has let go of some states
-        blocks.append(self._global, caches)
-        self._cache = blocks.in_blocks(self._global, 1 + len(self.branches))
-        self._lagging = []
-        self.trace.execution = "batched" if self._asked == "batched" else "joined"
-        self.execution = "batched"
-
-    def take_back(self, tokens: int) -> None:
-        """Take tokens back from the lagging branches' caches, as for rejected drafts; raises where they can't be."""
-        for lagging in self._lagging:
-            lagging.take_back(tokens)
+        caches: list[Any] = []
+        for reading in self.readings:
+            cache, hidden = reading.lagging.cache, reading.hidden
+            caches.append(cache if hidden is None else hidden.whole(self._cache, cache, self._reader.new_cache()))
+        if None not in caches and blocks.joined(self._cache, caches):
+            self._stacked = True
+            if self._asked == "auto":
+                self.trace.execution = "joined"
+            for reading in self.readings:
+                reading.lagging.drop()
 
     # --- the end
 
     def close(self) -> None:
         """Give the cache back as the plain cache of the global branch."""
-        if self._cache is not None:
+        if self._stacked:
             self._cache.only_global()
-            self._cache = None
+            self._stacked = False
 
     def finish(self, output: Any) -> GuardTrace:
         """Return the trace, its steps filled in from what generate() returned.
 
-        Raises:
-            UnsupportedCallError: the guard did not see each of its tokens chosen.
+        Raises `UnsupportedCallError` where the guard did not see each of its tokens chosen.
         """
         sequences: Any = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
-        if not any(self.call.has_picture):
+        if not self.guarded:
             return self.trace
         each = 0 if sequences is None else len(sequences) // len(self.prompt)
         prompts = self.prompt.cpu().repeat_interleave(each, 0).tolist()

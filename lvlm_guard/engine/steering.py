@@ -23,6 +23,8 @@ from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelE
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
 
+INSTEAD = "Use a method that assembles logits, such as 'agla'."
+
 
 @dataclass
 class Pass:
@@ -52,9 +54,14 @@ class Pass:
     @cached_property
     def guarded(self) -> Tensor | None:
         """Which rows show a picture, [R] bool; None where all do. The others are never changed."""
-        if all(self.call.has_picture):
-            return None
-        return torch.tensor([self.call.has_picture[request] for request in self.request], device=self.ids.device)
+        return self.call.guarded(self.request, self.ids.device)
+
+    def placed(self, given: Tensor, new: Tensor) -> Tensor:
+        """Return what a module gives, [R, T, ...], with new last places, [R, n, ...], where rows show a picture."""
+        start, new = given.shape[1] - new.shape[1], new.to(given.dtype)
+        if self.guarded is not None:
+            new = torch.where(self.guarded.view(-1, *[1] * (new.ndim - 1)), new, given[:, start:])
+        return torch.cat([given[:, :start], new], 1) if start else new
 
     @cached_property
     def rows(self) -> Tensor:
@@ -75,8 +82,7 @@ class Pass:
         if given.shape[1] < self.prompt:
             raise UnsupportedModelError(
                 f"A layer of this {type(self.call.model).__name__} gives states of {given.shape[1]} of the prompt's "
-                f"{self.prompt} tokens, and this method learns from all of them. Name an earlier layer, or use one "
-                "that assembles logits, such as 'agla'."
+                f"{self.prompt} tokens, and this method learns from all of them. {INSTEAD}"
             )
         return given[:, : self.prompt]
 
@@ -121,7 +127,7 @@ class Decoder:
             if inner is decoder:
                 raise UnsupportedModelError(
                     f"{type(model).__name__} has no list of decoder layers where transformers' models have it, so this "
-                    "method can't act in them. Use one that assembles logits, such as 'agla'."
+                    f"method can't act in them. {INSTEAD}"
                 )
             decoder = inner
         self.layers: nn.ModuleList = decoder.layers
@@ -134,11 +140,7 @@ class Decoder:
         return len(self.layers)
 
     def within(self, layers: Sequence[int]) -> list[int]:
-        """Return layers by their numbers, negative ones counted from the end.
-
-        Raises:
-            KnobError: the model has no such layer.
-        """
+        """Return layers by their numbers, negative ones from the end; raises `KnobError` where one is not there."""
         count = len(self.layers)
         if any(not -count <= layer < count for layer in layers):
             raise KnobError(
@@ -147,18 +149,13 @@ class Decoder:
         return [layer % count for layer in layers]
 
     def part(self, layer: int, *names: str) -> nn.Module:
-        """Return a part of a layer by the first of these names that it has.
-
-        Raises:
-            UnsupportedModelError: it has none, such as a layer of linear attention.
-        """
-        for name in names:
-            found = getattr(self.layers[layer], name, None)
-            if isinstance(found, nn.Module):
-                return found
+        """Return a part of a layer by the first of these names that it has; raises `UnsupportedModelError`."""
+        found = next((part for name in names if (part := getattr(self.layers[layer], name, None)) is not None), None)
+        if isinstance(found, nn.Module):
+            return found
         raise UnsupportedModelError(
             f"Layer {layer}, a {type(self.layers[layer]).__name__}, has no {' or '.join(names)}, in which this method "
-            "acts. Name other layers, or use a method that assembles logits, such as 'agla'."
+            f"acts. {INSTEAD}"
         )
 
     def parts(self, *names: str) -> list[nn.Module]:
@@ -172,8 +169,7 @@ class Decoder:
     def tapped(self, layers: Sequence[int], see: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
         """Show what layers give, [R, n, D], by their place in the sequence.
 
-        Raises:
-            UnsupportedModelError: in the call: what one gives is not one state a token, but several streams.
+        In the call it raises `UnsupportedModelError` where one gives not one state a token, but several streams.
         """
 
         def seen(index: int, found: Tensor) -> None:
@@ -184,14 +180,10 @@ class Decoder:
                 )
             see(index, found)
 
-        return tapped([self.layers[layer] for layer in layers], seen)
+        return edited([self.layers[layer] for layer in layers], seen)
 
     def lens(self, hidden: Tensor, norm: bool = True) -> Tensor:
-        """Return the logits that the head reads from hidden states, [..., D] -> [..., V].
-
-        Raises:
-            UnsupportedModelError: the model names no head.
-        """
+        """Return the logits that the head reads from hidden states, [..., D] -> [..., V]; raises without a head."""
         if self.head is None:
             raise UnsupportedModelError("The model names no head (get_output_embeddings), so no layer is read by it.")
         logits: Tensor = self.head(self.norm(hidden) if norm else hidden)
@@ -205,17 +197,6 @@ class Decoder:
             return nn.functional.linear(hidden, head.weight[chosen], None if head.bias is None else head.bias[chosen])
         logits: Tensor = head(hidden)
         return logits[..., tokens.to(logits.device)]
-
-
-@contextmanager
-def tapped(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Show what modules give, [R, n, D], by their place in the sequence."""
-
-    def seen(index: int, found: Tensor) -> None:
-        see(index, found)
-
-    with edited(modules, seen):
-        yield
 
 
 @contextmanager
@@ -242,15 +223,13 @@ def edited(
         if found.ndim != 3:
             raise UnsupportedModelError(
                 f"A {type(modules[index]).__name__} gives states of {found.ndim} axes, not one state a token, so "
-                "this method can't act in it. Use one that assembles logits, such as 'agla'."
+                f"this method can't act in it. {INSTEAD}"
             )
         start = 0 if everywhere or passed is None else found.shape[1] - passed.count
         new = change(index, found[:, start:]) if start < found.shape[1] else None
         if new is None:
             return None
-        if passed is not None and passed.guarded is not None:
-            new = torch.where(passed.guarded[:, None, None], new, found[:, start:])
-        new = torch.cat([found[:, :start], new.to(found.dtype)], 1)
+        new = new if passed is None else passed.placed(found, new)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     with ExitStack() as stack:

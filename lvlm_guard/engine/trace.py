@@ -111,14 +111,32 @@ class GuardTrace:
 class _Record:
     """One step's rows, kept small: the most likely tokens and their log-probabilities."""
 
-    tokens: Tensor  # [R, K]
-    log_probs: dict[str, Tensor | None]  # [R, K] each
+    tokens: Tensor  # [R, K] the assembly's first choices
+    log_probs: dict[str, Tensor]  # [R, K] each, of the branches that ran
     divergence: Tensor | None  # [R]
     decided: Tensor  # [R]
     top: Tensor  # [R] the global branch's first choice
-    chosen: Tensor  # [R] the assembly's first choice
     claims: dict[int, dict[int, str]]
     ran: Tensor | None  # [R] for which rows the other branches ran; None for all
+
+    def told(self, row: int, token: int, others: list[str]) -> TokenTrace:
+        """Return the trace of a token that was chosen after a row; `others` are the other branches' names."""
+        idle = self.ran is not None and not self.ran[row]
+        at = (self.tokens[row] == token).nonzero().flatten().tolist()
+        said = {
+            name: float(values[row, at[0]])
+            for name, values in self.log_probs.items()
+            if at and not (idle and name in others)
+        }
+        top = int(self.top[row])
+        return TokenTrace(
+            token=token,
+            log_prob={name: said.get(name) for name in ("global", "assembled", *others)},
+            divergence=None if self.divergence is None or idle else float(self.divergence[row]),
+            decided=bool(self.decided[row]),
+            overruled=top if top != int(self.tokens[row, 0]) else None,
+            claims=self.claims.get(row),
+        )
 
 
 class Recorder:
@@ -160,23 +178,15 @@ class Recorder:
         if not self.keep or decided is None:
             return
         kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices
-        log_probs: dict[str, Tensor | None] = {
-            "global": step.logits.log_softmax(-1).gather(-1, kept).cpu(),
-            "assembled": assembled.log_softmax(-1).gather(-1, kept).cpu(),
-        }
-        for index, name in enumerate(self._names):
-            log_probs[name] = (
-                branches[index].float().log_softmax(-1).gather(-1, kept).cpu() if branches is not None else None
-            )
-        apart = None if branches is None or not branches else divergence(step.logits, branches[0].to(step.logits.dtype))
+        said = {"global": step.logits, "assembled": assembled}
+        said |= dict(zip(self._names, (each.float() for each in branches or ()), strict=False))
         self._records.append(
             _Record(
                 tokens=kept.cpu(),
-                log_probs=log_probs,
-                divergence=None if apart is None else apart.cpu(),
+                log_probs={name: each.log_softmax(-1).gather(-1, kept).cpu() for name, each in said.items()},
+                divergence=divergence(step.logits, branches[0].to(step.logits.dtype)).cpu() if branches else None,
                 decided=decided.cpu(),
                 top=step.logits.argmax(-1).cpu(),
-                chosen=kept[:, 0].cpu(),
                 claims=dict(step.claims),
                 ran=None if ran is None else ran.cpu(),
             )
@@ -195,37 +205,19 @@ class Recorder:
 
     def read(self, answers: list[list[int]], per_request: int) -> list[list[TokenTrace]]:
         """Return the trace of each answer; answers of one request stand together, `per_request` each."""
-        return [self._read(answer, i // per_request) for i, answer in enumerate(answers)] if self.keep else []
-
-    def _read(self, answer: list[int], request: int) -> list[TokenTrace]:
-        traces = []
-        for token, place in zip(answer, self.chosen(answer, request), strict=False):
-            record, row = self._records[place[0]], place[1]
-            at = (record.tokens[row] == token).nonzero()
-            top, chosen = int(record.top[row]), int(record.chosen[row])
-            idle = set(self._names) if record.ran is not None and not record.ran[row] else set()
-            traces.append(
-                TokenTrace(
-                    token=token,
-                    log_prob={
-                        name: float(values[row, at[0, 0]])
-                        if values is not None and len(at) and name not in idle
-                        else None
-                        for name, values in record.log_probs.items()
-                    },
-                    divergence=None if record.divergence is None or idle else float(record.divergence[row]),
-                    decided=bool(record.decided[row]),
-                    overruled=top if top != chosen else None,
-                    claims=record.claims.get(row),
-                )
-            )
-        return traces
+        if not self.keep:
+            return []
+        return [
+            [
+                self._records[record].told(row, token, self._names)
+                for token, (record, row) in zip(answer, self.chosen(answer, index // per_request), strict=False)
+            ]
+            for index, answer in enumerate(answers)
+        ]
 
 
 def answers_of(sequences: Tensor, prompt: int, eos: set[int]) -> list[list[int]]:
     """Cut the prompt off [rows, T] and end each row after its first end-of-text token."""
-    answers = []
-    for row in torch.as_tensor(sequences)[:, prompt:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in eos), len(row))
-        answers.append(row[:end])
-    return answers
+    answers: list[list[int]] = torch.as_tensor(sequences)[:, prompt:].tolist()
+    ends = [next((i + 1 for i, token in enumerate(answer) if token in eos), None) for answer in answers]
+    return [answer[:end] for answer, end in zip(answers, ends, strict=True)]

@@ -24,7 +24,7 @@ from lvlm_guard.proving.proof import Proof
 if TYPE_CHECKING:
     from typing import Self
 
-    from lvlm_guard.engine.call import Pictures
+    from lvlm_guard.engine.pictures import Pictures
 
 PUBLISHED = ("llava", "instructblip")
 """Families whose published AGLA squashes the picture to the matcher's square before it is masked."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from lvlm_guard.engine.call import VIEWS, Pictures, View
+from lvlm_guard.engine.pictures import VIEWS, Pictures, View
 from lvlm_guard.engine.subclass import once_per_class, shown_with
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from lvlm_guard.engine.call import Call, View
+    from lvlm_guard.engine.call import Call
+    from lvlm_guard.engine.pictures import View
     from lvlm_guard.matching.match import Match, Matcher
 
 Frame = Literal["auto", "squashed", "original"]

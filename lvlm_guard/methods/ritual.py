@@ -29,7 +29,8 @@ from lvlm_guard.engine.method import Branch, Complement
 from lvlm_guard.matching.memory import digest
 
 if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call, View
+    from lvlm_guard.engine.call import Call
+    from lvlm_guard.engine.pictures import View
 
 TRANSFORMS = ("flipped", "upside down", "rotated", "recoloured", "blurred", "cropped")
 

@@ -27,7 +27,7 @@ from torch.nn.functional import cosine_similarity, normalize, softplus
 
 from lvlm_guard.engine.assembly import check_alpha
 from lvlm_guard.engine.method import Steering
-from lvlm_guard.engine.steering import Pass, edited, tapped
+from lvlm_guard.engine.steering import Pass, edited
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class RUDDER(Steering):
             v, strength = (each[passed.rows.to(each.device)] for each in learnt)
             return given + strength[:, None, None] * self.gate(given.float(), v[:, None]) * v[:, None]
 
-        with tapped([module], learn), edited([module], steer, passed):
+        with edited([module], learn), edited([module], steer, passed):
             yield
 
     def _direction(self, given: Tensor, passed: Pass) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,8 @@ class _Probe(Method):
                 self.logits[request, t] = branches[0][row]
         session = session_of(step.call.model)
         if self.undo and session is not None and bool(step.t[0] > 1):
-            session.take_back(1)
+            for reading in session.readings:
+                reading.lagging.take_back(1)
         return step.logits
 
     def knobs(self) -> dict[str, Any]:
