@@ -35,6 +35,15 @@ if TYPE_CHECKING:
     from lvlm_guard.families.family import Family
 
 STATE = "_lvlm_guard"
+REFUSED = {
+    "inputs_embeds": "A guarded generate() needs the prompt's tokens as input_ids: each branch embeds them with a "
+    "picture of its own, which inputs_embeds no longer allows. Pass the processor's output: model.generate(**inputs).",
+    "pixel_values_videos": "Videos can't be guarded: the methods are defined on pictures. Pass frames as pictures, or "
+    "guard=False.",
+    "mm_encoder_outputs": "mm_encoder_outputs holds encoded pictures, of which no second view can be made. Pass "
+    "pixel_values.",
+}
+"""Arguments of generate() that can't be guarded, and why."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +228,13 @@ def _open(
     method = state.method if guard is None or guard is True else state.resolve(guard)
     prompt = inputs if inputs is not None else kwargs.get("input_ids")
     config = kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config
-    _refuse(prompt, config, kwargs)
-    assert prompt is not None
+    refused = [why for name, why in REFUSED.items() if kwargs.get(name) is not None]
+    if "paged" in (kwargs.get("cache_implementation"), getattr(config, "cache_implementation", None)):
+        refused.append(
+            "cache_implementation='paged' switches to continuous batching, which can't be guarded. Leave it out."
+        )
+    if refused or prompt is None or prompt.is_floating_point():
+        raise UnsupportedCallError(refused[0] if refused else REFUSED["inputs_embeds"])
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     if pictures is not None and len(pictures) != len(prompt):
         raise MissingViewError(
@@ -256,31 +270,6 @@ def _open(
         method.check(call)
     wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
     return Session(call, method, execution or state.execution, bool(wants_dict and steps))
-
-
-def _refuse(prompt: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
-    if prompt is None or kwargs.get("inputs_embeds") is not None:
-        raise UnsupportedCallError(
-            "A guarded generate() needs the prompt as input_ids: each branch embeds it with a picture of its own, "
-            "which inputs_embeds no longer allows. Pass the processor's output: model.generate(**inputs)."
-        )
-    if prompt.is_floating_point():
-        raise UnsupportedCallError(
-            "The first argument of a guarded generate() is the prompt's tokens, and these are no tokens. Pass the "
-            "processor's output by name: model.generate(**inputs)."
-        )
-    if kwargs.get("pixel_values_videos") is not None:
-        raise UnsupportedCallError(
-            "Videos can't be guarded: the methods are defined on pictures. Pass frames as pictures, or guard=False."
-        )
-    if kwargs.get("mm_encoder_outputs") is not None:
-        raise UnsupportedCallError(
-            "mm_encoder_outputs holds encoded pictures, of which no second view can be made. Pass pixel_values."
-        )
-    if "paged" in (kwargs.get("cache_implementation"), getattr(config, "cache_implementation", None)):
-        raise UnsupportedCallError(
-            "cache_implementation='paged' switches to continuous batching, which can't be guarded. Leave it out."
-        )
 
 
 __all__ = ["STATE", "VIEWS", "Guard", "guarded_class", "session_of"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -30,7 +30,8 @@ class Inside:
         """Steer one of the calls, and keep what the method reads of it."""
         with ExitStack() as stack:
             if self._layers:
-                decoder, held, n = self.call.decoder, self._held, max(passed.count, 1)
+                decoder, n = self.call.decoder, max(passed.count, 1)
+                held = self._held = {}
                 layers = [*decoder.within(self._layers), len(decoder) - 1]  # by the last one the head is checked
 
                 def see(index: int, given: Tensor) -> None:
@@ -41,22 +42,19 @@ class Inside:
                 stack.enter_context(self.method.around(passed))
             yield
 
-    def hidden(self, layer: int, count: int) -> Tensor:
-        """Return a layer's output at the last `count` positions, [R * count, D].
+    def states(self, count: int) -> Callable[[int], Tensor]:
+        """Return what gives a layer's output of this step at the last `count` positions, [R * count, D]."""
+        held = self._held
 
-        Raises:
-            KnobError: the method does not name this layer.
-        """
-        if layer not in self._held:
-            raise KnobError(f"Step.hidden({layer}): layers() of {self.method.name} does not name this layer.")
-        return self._held[layer][:, -count:].flatten(0, 1)
+        def hidden(layer: int) -> Tensor:
+            if layer not in held:
+                raise KnobError(f"Step.hidden({layer}): layers() of {self.method.name} does not name this layer.")
+            return held[layer][:, -count:].flatten(0, 1)
+
+        return hidden
 
     def check(self, step: Step) -> None:
-        """Refuse, at the first step, a model whose logits are no norm and head of its last layer.
-
-        Raises:
-            UnsupportedModelError: early layers can't be read by them.
-        """
+        """Raise `UnsupportedModelError`, at the first step, where the logits are no norm and head of the last layer."""
         if self._right:
             return
         decoder, wide = self.call.decoder, step.raw.dtype.itemsize > 2

@@ -88,6 +88,7 @@ class Reader:
         self.prompt, _ = call.asked
         self.empty: Cache | None = None  # what a branch's cache begins as; None: an empty one of the model's layers
         self._first = self.prompt.shape[1]  # tokens that a branch reads by themselves, before the answer's
+        self._pictures = {blocks.ENCODED, *call.family.image_keys}  # arguments that are the global branch's own
         self._afresh: dict[str, Tensor] = {}  # on a caller's cache: what the prompt is read with by who has none
 
     def from_the_start(self, arguments: dict[str, Any]) -> None:
@@ -107,13 +108,15 @@ class Reader:
         if branch.hides is not None:
             hidden = self._hidden(branch.hides(call), call, prepared)
             return Reading(branch, {}, hidden.first, rows, lagging, hidden.read, hidden)
-        ids, first, part, own = self.prompt[requests].to(self.call.device), self._first, None, None
-        along = blocks.only_rows(self._afresh, torch.tensor(requests, device=self.prompt.device), len(self.prompt))
-        if branch.prompt is not None:
+        model: Any = call.model
+        if branch.prompt is None:
+            ids, own = self.prompt[requests].to(call.device), None
+            chosen = torch.tensor(requests, device=self.prompt.device)
+            along = blocks.only_rows(self._afresh, chosen, len(self.prompt))
+        else:
             made = branch.prompt(call)
-            ids, mask = (made[key].to(self.call.device) for key in ("input_ids", blocks.MASK))
-            along = call.family.replayed(call.model, made, ids, mask) | {blocks.MASK: mask}
-            first, own = ids.shape[1], call.images_of(made)
+            ids, mask = (made[key].to(call.device) for key in ("input_ids", blocks.MASK))
+            along, own = call.family.replayed(model, made, ids, mask) | {blocks.MASK: mask}, call.images_of(made)
         encoded: dict[str, Any] = {}
         if branch.pixels is not None:
             view = branch.pixels(call)
@@ -123,22 +126,21 @@ class Reader:
             view, encoded = {}, kept
         else:
             view = call.tensors if own is None else own
-        model: Any = self.call.model
         if view and encodes_first(model):
             view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
         ids, found = model._expand_inputs_for_generation(
             expand_size=expand, is_encoder_decoder=False, input_ids=ids, **view, **along
         )
-        if branch.prompt is not None:
-            part = functools.partial(_answered, ids, found.pop(blocks.MASK), self.prompt.shape[1])
-        return Reading(branch, dict(found) | encoded, first, rows, lagging, part)
+        if branch.prompt is None:
+            return Reading(branch, dict(found) | encoded, self._first, rows, lagging)
+        part = functools.partial(_answered, ids, found.pop(blocks.MASK), self.prompt.shape[1])
+        return Reading(branch, dict(found) | encoded, ids.shape[1], rows, lagging, part)
 
     def _encoded(self, call: Call, prepared: Prepared) -> dict[str, Any]:
         """Return the global branch's encoded pictures for a branch that sees the same; empty where there are none."""
         if call is not self.call or self._afresh or not prepared.arguments.get(blocks.ENCODED):
             return {}
-        keys = {blocks.ENCODED, *call.family.image_keys}
-        return {key: value for key, value in prepared.arguments.items() if key in keys}
+        return {key: value for key, value in prepared.arguments.items() if key in self._pictures}
 
     def _hidden(self, hides: Tensor, call: Call, prepared: Prepared) -> Hidden:
         rows, length = len(prepared.ids), self.prompt.shape[1]
@@ -203,8 +205,7 @@ class Reader:
     def _read(self, prepared: Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
         model: Any = self.call.model
         ids = prepared.ids
-        pictures = {blocks.ENCODED, *self.call.family.image_keys}  # of the global branch
-        arguments = {key: value for key, value in prepared.arguments.items() if key not in pictures} | view
+        arguments = {key: value for key, value in prepared.arguments.items() if key not in self._pictures} | view
         if cache is not None:
             arguments[blocks.CACHE] = cache
         arguments["next_sequence_length"] = ids.shape[1] - done if done else None

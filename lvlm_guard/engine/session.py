@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -245,8 +244,8 @@ class Session:
             return found
 
         t = torch.arange(answers - count + 1, answers + 1, device=raw.device)
-        t, hidden = t.repeat(rows) if rows > 1 else t, partial(self._inside.hidden, count=count)
-        return Step(upcast(raw), raw, t, self._requests(rows * count), prefix, self.call, hidden)
+        t = t.repeat(rows) if rows > 1 else t
+        return Step(upcast(raw), raw, t, self._requests(rows * count), prefix, self.call, self._inside.states(count))
 
     def _requests(self, rows: int) -> list[int]:
         """Return which request each of so many rows belongs to."""
