@@ -59,10 +59,7 @@ def plausible(logits: Tensor, beta: float | Sequence[float]) -> Tensor:
         beta: share of the best token's probability, 0 to 1; 0 keeps every token. Or one > 0 for each row of [R, V].
 
     Returns:
-        [..., V] bool, at least one True a row.
-
-    Raises:
-        LogitsError: a row holds NaN or +inf, or nothing but -inf.
+        [..., V] bool, at least one True a row. Raises `LogitsError` where a row holds NaN or +inf, or nothing but -inf.
     """
     best = logits.amax(-1, keepdim=True)
     if not all(map(math.isfinite, best.flatten().tolist())):

@@ -32,10 +32,8 @@ class Combined(Method):
     Branches are the assembling method's; they read the model unsteered, as they do alone.
 
     Args:
-        parts: the methods, in the order in which they steer.
-
-    Raises:
-        KnobError: fewer than two, two of a kind, or two that assemble logits.
+        parts: the methods, in the order in which they steer. Raises `KnobError` for fewer than two, two of a kind, or
+            two that assemble logits.
     """
 
     parts: tuple[Method, ...]

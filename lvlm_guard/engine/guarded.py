@@ -48,25 +48,16 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Guard:
-    """What a guarded model carries.
+    """What a guarded model carries."""
 
-    Args:
-        method: that guards a call which names none.
-        family: of the model.
-        processor: the guarded one that belongs to it.
-        execution: how branches are run.
-        plain: the model's class without a guard.
-        resolve: makes a method of what a call gives as `guard=`.
-        verifier: makes of what a call gives as `verify=` what checks an answer: (request, text) -> verdicts.
-    """
-
-    method: Method
+    method: Method  # that guards a call which names none
     family: Family
-    processor: ProcessorMixin
+    processor: ProcessorMixin  # the guarded one
     execution: Execution
-    plain: type[Any]
-    resolve: Callable[[Any], Method]
+    plain: type[Any]  # the model's class without a guard
+    resolve: Callable[[Any], Method]  # makes a method of what a call gives as `guard=`
     verifier: Callable[[Any, Call, Method], Callable[[int, str], list[Any]]]
+    """Makes of what a call gives as `verify=` what checks an answer: (request, text) -> verdicts."""
 
 
 def session_of(model: Any) -> Session | None:
@@ -217,12 +208,7 @@ def _open(
     steps: bool,
     kwargs: dict[str, Any],
 ) -> Session:
-    """Check a call and open its session.
-
-    Raises:
-        UnsupportedCallError: no prompt tokens, videos, picture features, or paged attention.
-        MissingViewError: the pictures do not belong to these inputs.
-    """
+    """Check a call and open its session; raises `UnsupportedCallError`, `MissingViewError` and as the method does."""
     state: Guard = getattr(model, STATE)
     pictures = None if pictures is None else Pictures.of(pictures)
     method = state.method if guard is None or guard is True else state.resolve(guard)

@@ -139,13 +139,10 @@ def paired(values: Tensor, at: Tensor, kinds: Tensor, fewest: int) -> tuple[Tens
         values: of each mention, [m, ...].
         at: its token in the answer, 1 or more, [m].
         kinds: which mentions are of which kind, [2, m] bool.
-        fewest: pairs that are needed.
+        fewest: pairs that are needed; raises `KnobError` where there are fewer.
 
     Returns:
         The means, [2, ...], and how many pairs they rest on.
-
-    Raises:
-        KnobError: there are too few.
     """
     bins = (4 * at.log2()).long()
     here = (bins == bins.unique()[:, None])[:, None] & kinds  # [places, 2, m]

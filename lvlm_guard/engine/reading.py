@@ -43,24 +43,15 @@ class Prepared:
 
 @dataclass
 class Reading:
-    """How one branch reads the rows of a call, and what it has read.
-
-    Args:
-        branch: what it changes.
-        view: what its calls have otherwise, for R rows.
-        first: tokens of its rows' prompt.
-        request: which request each row belongs to.
-        lagging: its KV cache.
-        part: takes the rows of a step as the branch reads them; None: as they are.
-        hidden: which columns it hides.
-    """
+    """How one branch reads the rows of a call, and what it has read."""
 
     branch: Branch
-    view: dict[str, Any]
-    first: int
-    request: list[int]
-    lagging: Lagging
+    view: dict[str, Any]  # what its calls have otherwise, for R rows
+    first: int  # tokens of its rows' prompt
+    request: list[int]  # which request each row belongs to
+    lagging: Lagging  # its KV cache
     part: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None
+    """Takes the rows of a step as the branch reads them; None: as they are."""
     hidden: Hidden | None = None
 
     def around(self, call: Call, prepared: Prepared, done: int) -> AbstractContextManager[None]:

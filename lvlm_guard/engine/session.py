@@ -33,11 +33,7 @@ EARLY = 1  # tokens within which an answer that has one undecided token has it
 class Session:
     """The state of one guarded call; made by the guarded `generate()`, found by the guarded `__call__`.
 
-    Args:
-        call: what the call is about.
-        method: the decoding method with its knobs.
-        execution: "auto", "lazy" or "batched".
-        keep_steps: whether to record every token for `GuardTrace.steps`.
+    It runs as `execution` says, "auto", "lazy" or "batched", and records each token for `GuardTrace.steps` or not.
     """
 
     def __init__(self, call: Call, method: Method, execution: Execution, keep_steps: bool) -> None:

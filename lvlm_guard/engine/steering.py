@@ -76,8 +76,7 @@ class Pass:
     def prompts(self, given: Tensor) -> Tensor:
         """Return the prompts' states [R, prompt, D] of what a layer gives in a call that reads from the start.
 
-        Raises:
-            UnsupportedModelError: it gives fewer; layers that take others' keys and values may skip a prompt.
+        Raises `UnsupportedModelError` where it gives fewer; layers that take others' keys and values may skip a prompt.
         """
         if given.shape[1] < self.prompt:
             raise UnsupportedModelError(
@@ -87,11 +86,7 @@ class Pass:
         return given[:, : self.prompt]
 
     def from_the_start(self) -> bool:
-        """Tell whether this call reads the whole prompt.
-
-        Raises:
-            UnsupportedCallError: it begins within the prompt, whose first part nobody saw.
-        """
+        """Tell whether this call reads the whole prompt; raises `UnsupportedCallError` where it begins within it."""
         if 0 < self.done < self.prompt:
             raise UnsupportedCallError(
                 "This method learns from the hidden states of the whole prompt, but past_key_values holds a part of it "
@@ -113,11 +108,7 @@ def span(low: float, high: float, depth: int) -> range:
 
 
 class Decoder:
-    """The language model's layers, its last norm and its head.
-
-    Raises:
-        UnsupportedModelError: the model does not say where they are.
-    """
+    """The language model's layers, its last norm and its head; raises `UnsupportedModelError` without them."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.get_decoder()
