@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lvlm_guard.adapters.data import FactsData, open_facts
-from lvlm_guard.adapters.data.facts import PRESENT, SPLITS, Facts, facts_of
+from lvlm_guard.adapters.data.facts import PRESENT, SPLITS, facts_of
 from lvlm_guard.adapters.data.pictures import Files
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.errors import GuardError, did_you_mean
@@ -67,11 +67,11 @@ def coco(
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         crowds: dict[str, set[str]] = defaultdict(set)
         for entry in found["annotations"]:
-            file = _listed(files, entry["image_id"], "an annotation is of the picture", path)
+            file = files[entry["image_id"]]
             if part == "captions":
                 told[file]["captions"].append(str(entry["caption"]))
                 continue
-            name = _listed(names, entry["category_id"], "a box is of the category", path)
+            name = names[entry["category_id"]]
             if not entry.get("iscrowd"):
                 counts[file][name] += 1
             elif crowd == "present":
@@ -80,12 +80,6 @@ def coco(
             told[file]["objects"] = {**counts[file], **dict.fromkeys(sorted(crowds[file]), PRESENT)}
     facts = [facts_of({"image": file, "split": split, **each}, f"picture {file}") for file, each in told.items()]
     return FactsData(facts, Files(root), str(instances or captions), exhaustive)
-
-
-def _listed(known: Mapping[Any, str], key: Any, what: str, path: Path) -> str:
-    if key not in known:
-        raise DataError(f"{path}: {what} {key!r}, which is not listed.")
-    return known[key]
 
 
 def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
@@ -97,6 +91,10 @@ def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
         for key in keys:
             if any(not isinstance(entry, dict) or key not in entry for entry in listed):
                 raise DataError(f"{path}: an entry of {part!r} has no {key!r}; it is no COCO-style file of {what}.")
+    for part, key, said in (("images", "image_id", "picture"), ("categories", "category_id", "category")):
+        known = {entry["id"] for entry in found[part]} if part in NEEDED[what] else set()
+        if strange := [entry[key] for entry in found["annotations"] if known and entry[key] not in known]:
+            raise DataError(f"{path}: an annotation is of the {said} {strange[0]!r}, which is not listed.")
     return found
 
 
@@ -105,21 +103,20 @@ def dcar(path: str | Path, *, meta: str | None = None, split: str | None = None,
     found = _json(Path(path))
     if not isinstance(found, Mapping) or not found:
         raise DataError(f"{path} is none of the published layout: an object keyed by name is expected.")
-    facts = [_dcar_row(entry, f"{path}, entry {name!r}", meta, split) for name, entry in found.items()]
+    facts = []
+    for key, entry in found.items():
+        where = f"{path}, entry {key!r}"
+        if not isinstance(entry, Mapping) or "positive" not in entry or not {"file_name", "file_path"} & entry.keys():
+            raise DataError(f"{where}: expected are file_name, file_path, positive, negative; got {str(entry)[:80]}.")
+        negative = entry.get("negative") or []
+        negatives = [negative] if isinstance(negative, str) else negative
+        caption = {"text": entry["positive"], "category": entry.get("class_name"), "meta": meta, "negatives": negatives}
+        place = PurePosixPath(str(entry.get("file_path") or "").replace("\\", "/"))
+        name = str(entry.get("file_name") or "")
+        # in some of the files `file_path` is the picture's folder, in others all of its path
+        image = place if not name or place.name == name or place.suffix else place / name
+        facts.append(facts_of({"image": str(image), "captions": [caption], "split": split}, where))
     return FactsData(facts, Files(root), str(path))
-
-
-def _dcar_row(entry: Any, where: str, meta: str | None, split: str | None) -> Facts:
-    if not isinstance(entry, Mapping) or "positive" not in entry or not {"file_name", "file_path"} & entry.keys():
-        raise DataError(f"{where}: expected are file_name, file_path, positive, negative; got {str(entry)[:80]}.")
-    negative = entry.get("negative") or []
-    negatives = [negative] if isinstance(negative, str) else negative
-    caption = {"text": entry["positive"], "category": entry.get("class_name"), "meta": meta, "negatives": negatives}
-    place = PurePosixPath(str(entry.get("file_path") or "").replace("\\", "/"))
-    name = str(entry.get("file_name") or "")
-    # in some of the files `file_path` is the picture's folder, in others all of its path
-    image = place if not name or place.name == name or place.suffix else place / name
-    return facts_of({"image": str(image), "captions": [caption], "split": split}, where)
 
 
 def released(path: str | Path, *, split: str | None = None, root: Path = Path()) -> FactsData:

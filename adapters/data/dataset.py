@@ -63,7 +63,7 @@ class FactsData(Rows[Facts]):
             rows += [RankRow(facts.image, n, v, facts.weights.get(n), facts.split) for n, v in values.items()]
         return RankData(rows, self.store, self.name, self.exhaustive, self.on_bad, self.dropped, self.template)
 
-    def parted(self, share: float = SHARE, seed: int = 0) -> FactsData:
+    def divided(self, share: float = SHARE, seed: int = 0) -> FactsData:
         """Return the same with every picture in a split; validation and test are cut from the rest where missing.
 
         A picture's part depends on its key and the seed alone, so that adding pictures moves no other. Raises

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +22,10 @@ OnBad = Literal["raise", "skip"]
 
 
 class Store(Protocol):
-    """Gives pictures by key."""
+    """Gives pictures by key; as a text it says where they are, for messages."""
 
     def load(self, key: str) -> Image.Image:
         """Return a picture, RGB; raises `ImageError` where it can't be had."""
-
-    def describe(self) -> str:
-        """Return where the pictures are, for messages."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,7 @@ class Files:
         """See `Store`."""
         return load_image(self.root / key)
 
-    def describe(self) -> str:
-        """See `Store`."""
+    def __str__(self) -> str:
         return str(self.root)
 
 
@@ -58,6 +54,9 @@ AT_ONCE = 64
 ROOM = 4 << 30  # bytes of memory that one set of features may take; beyond it they lie in a file, in half precision
 
 
+Read = TypeVar("Read")
+
+
 class Features:
     """Tensors of pictures by key, a row each: in memory where they fit, else in a file that is mapped into it.
 
@@ -65,8 +64,8 @@ class Features:
 
     Args:
         keys: of the pictures.
-        load: gives a picture or a `Bad`.
-        encode: pictures to a tensor, a row each, on the CPU.
+        load: gives a picture, or whatever is encoded, or a `Bad`.
+        encode: those of some keys to a tensor, a row each, on the CPU.
         advance: told how many pictures were encoded.
         room: bytes of memory that may be taken.
     """
@@ -74,8 +73,8 @@ class Features:
     def __init__(
         self,
         keys: Sequence[str],
-        load: Callable[[str], Image.Image | Bad],
-        encode: Callable[[Sequence[Image.Image]], Tensor],
+        load: Callable[[str], Read | Bad],
+        encode: Callable[[Sequence[Read]], Tensor],
         advance: Callable[[int], object] = lambda _: None,
         room: int = ROOM,
     ) -> None:
@@ -84,28 +83,25 @@ class Features:
         self._held: Any = torch.empty(0)
         self._file: Path | None = None
         self._owner = os.getpid()
-        parts: list[Tensor] = []
         for start in range(0, len(keys), AT_ONCE):
             pictures = {key: load(key) for key in keys[start : start + AT_ONCE]}
             self.bad += [picture for picture in pictures.values() if isinstance(picture, Bad)]
             read = {key: picture for key, picture in pictures.items() if not isinstance(picture, Bad)}
             if read:
                 made, at = encode(list(read.values())), len(self._rows)
+                if not at:
+                    self._hold((len(keys), *made.shape[1:]), made.dtype, made[0].nbytes * len(keys) > room)
+                self._held[at : at + len(made)] = made if self._file is None else made.half().numpy()
                 self._rows |= {key: at + k for k, key in enumerate(read)}
-                if self._file is None and made[0].nbytes * len(keys) > room:
-                    self._map(len(keys), made.shape[1:])
-                if self._file is None:
-                    parts.append(made)
-                else:
-                    self._held[at : at + len(made)] = made.half().numpy()
             advance(len(pictures))
-        if parts:
-            self._held = torch.cat(parts)
 
-    def _map(self, rows: int, shape: Sequence[int]) -> None:
+    def _hold(self, shape: tuple[int, ...], dtype: torch.dtype, outside: bool) -> None:
+        if not outside:
+            self._held = torch.empty(shape, dtype=dtype)
+            return
         with tempfile.NamedTemporaryFile(prefix="lvlm-guard-features-", suffix=".npy", delete=False) as file:
             self._file = Path(file.name)
-        self._held = np.lib.format.open_memmap(self._file, "w+", np.float16, (rows, *shape))
+        self._held = np.lib.format.open_memmap(self._file, "w+", np.float16, shape)
 
     def __del__(self) -> None:
         file: Path | None = getattr(self, "_file", None)
@@ -119,13 +115,6 @@ class Features:
         self.__dict__ |= state
         if self._file is not None:
             self._held = np.load(self._file, mmap_mode="r")
-
-    @classmethod
-    def held(cls, keys: Sequence[str], rows: Tensor) -> Features:
-        """Return features that are made already: rows [n, ...] of n pictures."""
-        made = cls((), lambda key: Bad(key, "never read"), lambda _: rows)
-        made._rows, made._held = {key: number for number, key in enumerate(keys)}, rows
-        return made
 
     def __call__(self, keys: Sequence[str]) -> Tensor:
         """Return the rows of pictures, [n, ...] float32; raises `TrainingError` where one was not read."""

@@ -69,8 +69,8 @@ def open_facts(
 
         return facts(part or "captions")
     if lines:
-        return _lines(path, Path(images) if images else path.parent, name, on_bad).checked().parted()
-    return _parts(name, columns or {}, on_bad).parted()
+        return _lines(path, Path(images) if images else path.parent, name, on_bad).checked().divided()
+    return _parts(name, columns or {}, on_bad).divided()
 
 
 def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
@@ -124,8 +124,7 @@ class Column:
             raise ImageError(f"Row {number} of {self.name} ({part}) has no picture in {self.column!r}.")
         return load_image(found)
 
-    def describe(self) -> str:
-        """See `Store`."""
+    def __str__(self) -> str:
         return self.name
 
 

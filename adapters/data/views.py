@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from string import Formatter
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -61,10 +60,6 @@ class Rows(Generic[Row]):
         """Return the same with other rows; what was left out is counted where a reason is given."""
         return replace(self, rows=tuple(rows), dropped={**self.dropped, reason: count} if reason else self.dropped)
 
-
-class Parts(Rows[Row]):
-    """Rows of the splits, to train on and to measure on."""
-
     def load(self, image: str) -> Image.Image | Bad:
         """Return a picture by its key, or where it can't be read, and on_bad is "skip", a `Bad`; raises `DataError`."""
         try:
@@ -73,7 +68,7 @@ class Parts(Rows[Row]):
             if self.on_bad == "skip":
                 return Bad(image, str(error))
             raise DataError(
-                f"The picture {image!r} of {self.store.describe()} can't be read: {error} To go on without such "
+                f"The picture {image!r} of {self.store} can't be read: {error} To go on without such "
                 'pictures, which are then counted, give on_bad="skip" (--on-bad skip).'
             ) from error
 
@@ -109,7 +104,7 @@ class Parts(Rows[Row]):
 
 
 @dataclass(frozen=True)
-class CaptionData(Parts[CaptionRow]):
+class CaptionData(Rows[CaptionRow]):
     """Captions, with what is known of the objects in their pictures.
 
     Negatives that equal a true caption of the picture, but for case and blanks, or each other are left out and
@@ -168,7 +163,7 @@ def _cleaned(row: CaptionRow, true: Sequence[str], dropped: Counter[str]) -> Cap
 
 
 @dataclass(frozen=True)
-class RankData(Parts[RankRow]):
+class RankData(Rows[RankRow]):
     """Values of objects in pictures, at least one known, and of a picture and an object one alone.
 
     The `template` is the instruction; "{object}" in it stands for the object, or it is one fixed sentence.
@@ -183,10 +178,10 @@ class RankData(Parts[RankRow]):
         if not any(row.value is not None for row in self.rows):
             raise DataError(f"{self.name} holds no value. {EXPECTED}")
         try:
-            named = {found for _, found, _, _ in Formatter().parse(self.template) if found is not None}
-        except ValueError as error:
-            named = {str(error)}
-        if named - {"object"} or not self.template.strip():
+            said = self.template.format(object="dog").strip()
+        except (KeyError, IndexError, ValueError, AttributeError):
+            said = ""
+        if not said:
             raise DataError(
                 f"{self.name}: the instruction {self.template!r} can't be filled in. It is a sentence that may hold "
                 f"{{object}} and no other braces: {COUNTS!r}."

@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
 from lvlm_guard.adapters.data.views import squeezed
-from lvlm_guard.adapters.evaluation.metrics import Judged, auroc, both_ways, ranks
+from lvlm_guard.adapters.evaluation.metrics import auroc, both_ways, judge, ranks
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
@@ -29,6 +29,7 @@ NEGATIVES = 4
 
 Places = NDArray[np.int64]
 Made = TypeVar("Made")
+Judged = Callable[[Places], float]
 
 
 def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, seed: int = 0) -> list[tuple[str, str]]:
@@ -189,9 +190,9 @@ class Searched:
         def judged() -> Judged:
             claims = self.gallery.claims
             asked = (claims.true | claims.false) & (True if about is None else about)
-            return Judged(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
+            return judge(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
 
-        return self._once(f"claims {'' if about is None else about.tobytes()!r}", judged).auroc(pictures)
+        return self._once(f"claims {'' if about is None else about.tobytes()!r}", judged)(pictures)
 
     @cached_property
     def asked(self) -> Asked:
@@ -218,8 +219,8 @@ class Searched:
         times = np.bincount(pictures, minlength=len(self.gallery.images))[of]
         if not times.any():
             return float("nan"), float("nan")
-        judged = self._once("verified", lambda: Judged(p, true, of))
-        return judged.auroc(pictures), float(np.average((p - true) ** 2, weights=times))
+        judged = self._once("verified", lambda: judge(p, true, of))
+        return judged(pictures), float(np.average((p - true) ** 2, weights=times))
 
     def swap_auroc(self, rows: Places, kind: str = "") -> float:
         """Return the AUROC of drawn captions against their swaps of a kind, "" for all; NaN without any."""
@@ -229,9 +230,9 @@ class Searched:
             of = self.gallery.swap_of[fits]
             own = np.unique(of)
             scores = np.concatenate([self.true[own], self.swapped[fits]])
-            return Judged(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
+            return judge(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
 
-        return self._once(f"swaps {kind}", judged).auroc(rows)
+        return self._once(f"swaps {kind}", judged)(rows)
 
     def above(self, rows: Places, kind: str) -> float:
         """Return the share of captions that score above all their swaps of a kind; NaN without any."""

@@ -87,26 +87,28 @@ def pair_accuracy(scores: ArrayLike, values: ArrayLike) -> float:
     return float(right[unequal].mean()) if unequal.any() else math.nan
 
 
-class Judged:
-    """Scores [n], which should be `high`, and the picture or caption that owns each: AUROCs without sorting again."""
+def judge(scores: ArrayLike, high: NDArray[np.bool_], owner: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], float]:
+    """Return a function of drawn owners -> the AUROC of their scores, NaN where one side is empty; it sorts no more.
 
-    def __init__(self, scores: ArrayLike, high: NDArray[np.bool_], owner: NDArray[np.int64]) -> None:
-        self._values, self._place = np.unique(np.asarray(scores, float), return_inverse=True)
-        self._high, self._owner = high, owner
+    Args:
+        scores, high: [n], and which of them should be high.
+        owner: [n], the picture or caption that each is of; it counts as often as that is drawn.
+    """
+    values, place = np.unique(np.asarray(scores, float), return_inverse=True)
 
-    def auroc(self, drawn: NDArray[np.int64]) -> float:
-        """Return the AUROC of what these owners have, each as often as drawn; NaN where one side is empty."""
-        times = np.bincount(drawn, minlength=int(self._owner.max(initial=-1)) + 1)
-        weights, n = times[self._owner].astype(float), len(self._values)
-        above, below = (np.bincount(self._place, weights * side, n) for side in (self._high, ~self._high))
+    def judged(drawn: NDArray[np.int64]) -> float:
+        weights = np.bincount(drawn, minlength=int(owner.max(initial=-1)) + 1)[owner].astype(float)
+        above, below = (np.bincount(place, weights * side, len(values)) for side in (high, ~high))
         total = above.sum() * below.sum()
         return float((above * (np.cumsum(below) - below / 2)).sum() / total) if total else math.nan
+
+    return judged
 
 
 def auroc(above: ArrayLike, below: ArrayLike) -> float:
     """Return the probability that a score of the first is higher than one of the second; NaN where one is empty."""
     scores, n = np.concatenate([np.asarray(above, float), np.asarray(below, float)]), len(np.asarray(above))
-    return Judged(scores, np.arange(len(scores)) < n, np.zeros(len(scores), np.int64)).auroc(np.zeros(1, np.int64))
+    return judge(scores, np.arange(len(scores)) < n, np.zeros(len(scores), np.int64))(np.zeros(1, np.int64))
 
 
 AT = (1, 5, 10)

@@ -15,14 +15,7 @@ from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.loading import is_tuned
 from lvlm_guard.adapters.retrieval.bank import WordBank, pooled
 from lvlm_guard.adapters.retrieval.claims import claim, claimed, tells
-from lvlm_guard.adapters.retrieval.model import (
-    AT_ONCE,
-    CaptionInputs,
-    RetrievalModel,
-    again,
-    caption_inputs,
-    scaled,
-)
+from lvlm_guard.adapters.retrieval.model import AT_ONCE, CaptionInputs, RetrievalModel, again, caption_inputs, scaled
 from lvlm_guard.adapters.testtime import crops, tune
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.matching.vocabulary import claim_about

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import NamedTuple
 
 from lvlm_guard.adapters.data.views import squeezed
@@ -80,12 +80,8 @@ def hard_negatives(
     rng.shuffle(queues)
     for queue in queues:
         rng.shuffle(queue)
-    chosen: list[Swap] = []
-    while len(chosen) < count and any(queues):
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop())
-    return chosen
+    turns = zip_longest(*map(reversed, queues))
+    return [swap for turn in turns for swap in turn if swap is not None][:count]
 
 
 class _Known(NamedTuple):

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import CaptionData, FactsData
-from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
+from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.evaluation.gallery import Gallery
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, Candidate, selected
@@ -161,15 +161,13 @@ class Pictures:
         learnt, held_out = learnt.without(pixels.bad), held_out.without(pixels.bad)
         gone = {bad.image for bad in pixels.bad}
         gallery = Gallery.of(held_out, bank, len([image for image in wanted if image not in gone]), withheld)
-        keys = learnt.images
-        parts = [plain.model.images(pixels(keys[at : at + AT_ONCE])) for at in range(0, len(keys), AT_ONCE)]
-        features = Features.held(keys, torch.cat(parts))
+        features = Features(learnt.images, str, lambda keys: plain.model.images(pixels(keys)))
         return cls(learnt, gallery, pixels, features, scored(gallery.searched(plain, pixels).figures()), bank)
 
 
 def fitting(plan: Plan, facts: FactsData) -> FactsData:
     """Return facts whose captions the plan's CLIP can read whole beside its prompts; see `FactsData.fitting`."""
-    if facts.store.describe() == WORLD:  # made for a tiny context
+    if str(facts.store) == WORLD:  # made for a tiny context
         return facts
     clip, inputs = parts(plan.clip)
     own = 0 if plan.prompts == LORA or plan.free else len(_prompts(plan, clip, inputs).placeholder_ids)
@@ -180,7 +178,7 @@ def fitting(plan: Plan, facts: FactsData) -> FactsData:
 
 def bank_of(data: CaptionData) -> WordBank:
     """Return the word bank of a data set: the world's, one of the rows' own categories, or the package's."""
-    if data.store.describe() == WORLD:
+    if str(data.store) == WORLD:
         return WordBank.world()
     kinds: dict[str, list[str]] = {}
     for row in data.rows:

@@ -123,7 +123,7 @@ def _compare_retrievers(
         return of_retrieval.rows_of(plan.clip, ours, found, novel=novel, task=task, baseline="clip")
 
     told |= {"rows": judged(found, of_retrieval.TASK), "withheld": list(plan.withheld)}
-    if data.store.describe() == dual_prompt.WORLD:
+    if str(data.store) == dual_prompt.WORLD:
         try:
             told["rows"] += judged(tested(world.captions("test_real", call.pictures)), of_retrieval.REAL)
         except GuardError as error:

@@ -145,8 +145,7 @@ class Pictures:
             )
         return Image.fromarray(scene(kind, split, int(index)).image)
 
-    def describe(self) -> str:
-        """Return what the store is, for messages."""
+    def __str__(self) -> str:
         return "the embedded world"
 
 

@@ -19,5 +19,5 @@ class InMemory:
             raise ImageError(f"There is no picture {key!r} among the {len(self.pictures)} given.")
         return self.pictures[key]
 
-    def describe(self) -> str:
+    def __str__(self) -> str:
         return "memory"

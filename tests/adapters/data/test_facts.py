@@ -171,21 +171,21 @@ def pictures(n: int, **more: Any) -> FactsData:
 
 
 def test_pictures_without_a_split_are_parted_in_three_and_move_none_when_others_join() -> None:
-    small, large = pictures(300).parted(), pictures(600).parted()
+    small, large = pictures(300).divided(), pictures(600).divided()
     of = {facts.image: facts.split for facts in large.facts}
     assert all(of[facts.image] == facts.split for facts in small.facts)
     counts = [sum(facts.split == split for facts in large.facts) for split in ("train", "val", "test")]
     assert sum(counts) == 600
     assert all(30 < count < 90 for count in counts[1:])
-    assert {f.image for f in pictures(300).parted(seed=4).facts if f.split == "val"} != {
+    assert {f.image for f in pictures(300).divided(seed=4).facts if f.split == "val"} != {
         f.image for f in small.facts if f.split == "val"
     }
     with pytest.raises(DataError, match="too few"):
-        pictures(1).parted()
+        pictures(1).divided()
 
 
 def test_a_part_that_is_missing_is_cut_from_training_and_given_ones_stay() -> None:
-    given = FactsData([*pictures(200).facts, Facts("v.png", split="val")], InMemory({}), "toy").parted()
+    given = FactsData([*pictures(200).facts, Facts("v.png", split="val")], InMemory({}), "toy").divided()
     assert [facts.image for facts in given.facts if facts.split == "val"] == ["v.png"]
     assert 0 < sum(facts.split == "test" for facts in given.facts) < 50
 
