@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from bisect import bisect
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import GuardError, ImageError, KnobError, UnsupportedModelError
 from lvlm_guard.families.family import Family
-from lvlm_guard.files import whole
+from lvlm_guard.files import differing, read_json, whole, write_json
 from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
 from lvlm_guard.matching.claims import pieces_of
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 PROMPT = "Please describe this image in detail."
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+AGAIN = "Give another --out, or --start-over."
 
 
 @dataclass
@@ -237,14 +237,13 @@ def calibrate(
         out.unlink(missing_ok=True)
     if out.exists():
         found = Statistics.read(out)
-        if any(found.told.get(key) != value for key, value in asked.items()):
-            raise KnobError(f"{str(out)!r} is there already, of other settings: {_again(found.told, asked)}")
+        if told := differing({key: found.told.get(key) for key in asked}, asked):
+            raise KnobError(f"{str(out)!r} is there already, of other settings: {told}. {AGAIN}")
         return found
     begun = parts / "asked.json"
-    if begun.exists() and (before := json.loads(begun.read_text(encoding="utf-8"))) != asked:
-        raise KnobError(f"{str(parts)!r} was begun with other settings: {_again(before, asked)}")
-    with whole(begun) as part:
-        part.write_text(json.dumps(asked), encoding="utf-8")
+    if told := differing(read_json(begun) or asked, asked):
+        raise KnobError(f"{str(parts)!r} was begun with other settings: {told}. {AGAIN}")
+    write_json(begun, asked)
     observed = []
     with progress("pictures", len(pictures), echo) as tick:
         for path in pictures:
@@ -256,8 +255,8 @@ def calibrate(
             observed.append(load_file(kept))
             tick(1)
     versions = {"lvlm_guard": __version__, "torch": torch.__version__, "transformers": _transformers()}
-    told = asked | versions | {"pictures": str(len(pictures))}
-    found = Statistics(kind.conclude(observed), told, out.name)
+    known = asked | versions | {"pictures": str(len(pictures))}
+    found = Statistics(kind.conclude(observed), known, out.name)
     found.save(out)
     shutil.rmtree(parts)
     return found
@@ -274,12 +273,6 @@ def _observed(kind: type[Measured], subject: Subject, path: Path) -> dict[str, T
             f"A {name} can't be questioned as {kind.name} needs it ({type(error).__name__}: {error}; at {path}). Use a "
             "method without statistics."
         ) from error
-
-
-def _again(before: dict[str, str] | Any, asked: dict[str, str]) -> str:
-    differ = [key for key, value in asked.items() if before.get(key) != value]
-    told = ", ".join(f"{key} {before.get(key)!r}, now {asked[key]!r}" for key in differ)
-    return f"{told}. Give another --out, or --start-over."
 
 
 def _transformers() -> str:

@@ -2,10 +2,9 @@
 
 Three stages, each of which goes on where it stopped:
 
-- `teacher`: the guarded model answers about pictures without labels; `answers` keeps what it says, as it comes.
+- `lessons`: what is asked and was answered; `teacher`: the guarded model answers about pictures without labels.
 - `training`: a stock PEFT LoRA learns those answers, on transformers' Trainer; `rows` lays them out.
-- `drift`: on pictures that were not used, how far the tuned model agrees with its teacher, and what it changed
-  where the guard changes nothing; `card` and the report.
+- `drift`: on pictures that were not used, how far the tuned model agrees with its teacher and what else it changed.
 
-What comes out is a tuned model and is called so: nothing guards its answers any more. `run` does all of it.
+What comes out is a tuned model and is called so: nothing guards its answers any more. `run` does and tells all of it.
 """

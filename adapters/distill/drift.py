@@ -21,9 +21,9 @@ from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.teacher import answered
 from lvlm_guard.adapters.distill.training import log_probs, plain_log_probs
 from lvlm_guard.adapters.training.recipe import Advance
+from lvlm_guard.bench.intervals import interval
 
 Row = dict[str, Any]
-DRAWS = 4000
 PLAIN, TUNED = "greedy", "distilled"
 
 
@@ -32,8 +32,7 @@ class Compared:
     """One held-out answer.
 
     Args:
-        picture: its name.
-        kind: "question" about an object, "caption", or "other": a prompt that was not trained on.
+        picture, kind: its name; "question" about an object, "caption", or "other": a prompt that was not trained on.
         untouched: the plain model had decided every token of it.
         plain, tuned: whether the plain model's answer is the teacher's, and the tuned model's.
         kl: divergence from the plain to the tuned model, summed over the steps that the plain model had decided, nats.
@@ -58,14 +57,10 @@ def compare(
     at_once: int,
     advance: Advance,
 ) -> list[Compared]:
-    """Ask the tuned model what its teacher was asked about held-out pictures.
+    """Ask the tuned model what its teacher was asked about held-out pictures, `at_once` prompts of one call.
 
-    Args:
-        student: the PEFT model; its base is the plain model.
-        processor: plain.
-        held_out: what the teacher said.
-        at_once: prompts of one generate() call.
-        advance: told how many pictures were done.
+    The student is a PEFT model whose base is the plain model, with the plain processor; `held_out` is what the teacher
+    said, and `advance` is told how many pictures were done.
     """
     layout = Layout(student.get_base_model(), processor)
     found = []
@@ -149,10 +144,4 @@ def rows_of(model: str, method: str, seeds: Sequence[Sequence[Compared]]) -> lis
 
 def ratio_interval(counts: NDArray[np.float64], seed: int = 0) -> tuple[float, float | None, float | None]:
     """Return sum over sum of [pictures, 2], and its 95 % percentile-bootstrap interval over pictures."""
-    value = float(counts[:, 0].sum() / counts[:, 1].sum())
-    if len(counts) < 2:
-        return value, None, None
-    drawn = np.random.default_rng(seed).integers(0, len(counts), (DRAWS, len(counts)))
-    sums = counts[drawn].sum(1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
-    return value, float(low), float(high)
+    return interval(counts, lambda drawn: drawn[..., 0].sum(-1) / drawn[..., 1].sum(-1), seed)

@@ -38,19 +38,16 @@ class Lessons:
     """What the teacher is asked, about which pictures. Other lessons are other answers.
 
     Args:
-        model: "embedded", a folder, or a hub id.
+        model, revision, dtype: "embedded", a folder or a hub id, the revision of that, and the weights' type.
         images: folder of pictures; "" for scenes of the embedded world, whose labels are not looked at.
         method, knobs: registered name of the guard, and its knobs.
-        prompts: what is asked of every picture, one at a time; with {object}: asked of objects.
-        objects: names that prompts with {object} are filled with.
+        prompts: what is asked of every picture, one at a time; with {object}: asked of `objects`.
         other: prompts for held-out pictures only, to see what training changed elsewhere.
-        pictures: how many to learn from; None for all of the folder, or 4000 scenes.
-        held_out: how many are kept apart to measure on.
+        pictures, held_out: how many to learn from, None for all of the folder or 4000 scenes, and to measure on alone.
         questions: objects asked about in each picture.
         max_new_tokens: of an answer.
         corrupt: "skip" counts pictures that can't be read, "refuse" stops at the first.
         seed: draws which pictures are held out, and which objects are asked about.
-        revision, dtype: of a hub id, and of the model's weights.
 
     Raises:
         TrainingError: there would be nothing to ask, to learn from or to measure on.
@@ -107,10 +104,7 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures by name: those to learn from, those that are only measured on.
-
-    `load` reads one, RGB; it raises `ImageError`.
-    """
+    """Names of pictures to learn from, of those that are only measured on, and what reads one, RGB or `ImageError`."""
 
     learnt: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -158,11 +152,9 @@ class Answer:
     """One answer of the guarded model.
 
     Args:
-        prompt: what was asked.
-        object: the object that the prompt is about; None for a free one.
+        prompt, object: what was asked, and the object that it is about; None for a free prompt.
         support: the matcher's probability that it is there; None where the guard has no matcher.
-        tokens: of the answer, end-of-text included if it came.
-        text: the same, without special tokens.
+        tokens, text: of the answer, end-of-text included if it came, and without special tokens.
         open: steps at which the guard had a choice; at all others the plain model had decided.
         changed: those of them at which it chose otherwise than the plain model.
         soft: for each open step the most likely token ids and their probabilities in the guard's distribution.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lvlm_guard.adapters.distill.lessons import Answer, Lesson
 from lvlm_guard.errors import TextError, UnsupportedModelError
@@ -42,13 +43,7 @@ def unrepeated(answer: Answer, tokenizer: PreTrainedTokenizerBase, vocabulary: V
 
     A guard that keeps a model from naming what is not there lets it name a thing twice where it goes on listing: the
     only noun left that is true. A student that learns to say the same names fewer things, so where the guard's
-    distribution held enough for words that name nothing again, those alone are the lesson. Ours.
-
-    Args:
-        answer: with the guard's distribution at each step where it had a choice.
-        tokenizer: of the model that answered.
-        vocabulary: of objects.
-        least: share, 0 to 1, that the other tokens must hold together at a step; else it stays as it is.
+    distribution held enough for words that name nothing again, at `least` this share, those alone are the lesson. Ours.
     """
     finder = finder_of(tokenizer, vocabulary)
     kept = []
@@ -97,9 +92,8 @@ class Rows:
         return Rows({k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}, *told)
 
 
-def _attention(model: Any) -> str | None:
-    found: str | None = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None)
-    return found
+def _attention(model: Any) -> Any:
+    return getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None)
 
 
 def packable(model: Any) -> bool:
@@ -108,12 +102,9 @@ def packable(model: Any) -> bool:
 
 
 class Layout:
-    """Makes batches for a model.
+    """Makes batches for a model, wrapped by PEFT or not; `packed`: one row holds all texts about a picture.
 
-    Args:
-        model: not wrapped, or wrapped by PEFT.
-        processor: not guarded.
-        packed: whether one row holds all texts about a picture; None: where the model allows it.
+    By default that is where the model allows it.
     """
 
     def __init__(self, model: Any, processor: Any, packed: bool | None = None) -> None:
@@ -126,7 +117,7 @@ class Layout:
                 f"The model's {type(model.config).__name__} names no image token (image_token_index), so its pictures' "
                 "places in a prompt can't be told. Fetch the model and its processor again."
             )
-        self.image_token = token
+        self.image_token, self.pad = token, processor.tokenizer.pad_token_id or 0
         self.bool_mask = _attention(model) == "sdpa"
 
     def rows(self, examples: Sequence[Example]) -> Rows:
@@ -153,48 +144,42 @@ class Layout:
         """Return a row for each text, and (row, place that tells its first token) of each."""
         pairs = [(image, answer) for image, answers in examples for answer in answers]
         made = dict(ask(self.processor, [[image] for image, _ in pairs], [answer.prompt for _, answer in pairs]))
-        prompts = [
-            ids[mask.bool()].tolist() for ids, mask in zip(made["input_ids"], made["attention_mask"], strict=True)
-        ]
-        whole = [[*prompt, *answer.tokens] for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
-        length = max(map(len, whole))
-        pad = self.processor.tokenizer.pad_token_id or 0
-        made["input_ids"] = torch.tensor([ids + [pad] * (length - len(ids)) for ids in whole])
-        made["attention_mask"] = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in whole])
+        prompts = [ids[mask.bool()] for ids, mask in zip(made["input_ids"], made["attention_mask"], strict=True)]
+        whole = [torch.cat([ids, ids.new_tensor(a.tokens)]) for ids, (_, a) in zip(prompts, pairs, strict=True)]
+        made["input_ids"] = pad_sequence(whole, True, self.pad)
+        made["attention_mask"] = pad_sequence([torch.ones_like(ids) for ids in whole], True)
         if "mm_token_type_ids" in made:  # of the prompt's own length; answers hold no picture
             made["mm_token_type_ids"] = (made["input_ids"] == self.image_token).long()
         return made, [(row, len(prompt) - 1) for row, prompt in enumerate(prompts)]
 
     def _packed(self, examples: Sequence[Example]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """Return a row for each picture: what its prompts share, then each text's rest as a segment of its own."""
         images = [image for image, _ in examples]
         made = dict(ask(self.processor, [[image] for image in images], [answers[0].prompt for _, answers in examples]))
-        rows, spans = [], []
+        columns, spans = tuple[list[Tensor], ...](([], [], [])), []
         for number, (image, answers) in enumerate(examples):
             whole = made["input_ids"][number][made["attention_mask"][number].bool()].tolist()
             prompts = self._prompts(image, [answer.prompt for answer in answers], whole)
             shared = min(_alike(prompts), min(map(len, prompts)) - 1)
-            segments = [[*p[shared:], *a.tokens] for p, a in zip(prompts, answers, strict=True)]
-            start = shared
-            for prompt, segment in zip(prompts, segments, strict=True):
-                spans.append((number, start + len(prompt) - shared - 1))
-                start += len(segment)
-            rows.append((prompts[0][:shared], segments))
-        length = max(len(prefix) + sum(map(len, segments)) for prefix, segments in rows)
-        pad = self.processor.tokenizer.pad_token_id or 0
-        ids = torch.full((len(rows), length), pad)
-        positions = torch.zeros(len(rows), length, dtype=torch.long)
-        seen = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row is empty
-        for number, (prefix, segments) in enumerate(rows):
-            at = len(prefix)
-            _fill(ids[number], positions[number], seen[number], 0, prefix, 0)
-            for segment in segments:
-                _fill(ids[number], positions[number], seen[number], at, segment, len(prefix))
-                seen[number, at : at + len(segment), : len(prefix)] = True
-                at += len(segment)
-        mask = seen[:, None]
+            ids, positions, segments = prompts[0][:shared], [*range(shared)], [0] * shared
+            for segment, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+                own = [*prompt[shared:], *answer.tokens]
+                spans.append((number, len(ids) + len(prompt) - shared - 1))
+                ids += own
+                positions += range(shared, shared + len(own))
+                segments += [segment] * len(own)
+            for column, values in zip(columns, (ids, positions, segments), strict=True):
+                column.append(torch.tensor(values))
+        ids_, positions_, of = (
+            pad_sequence(each, True, pad) for each, pad in zip(columns, (self.pad, 0, -1), strict=True)
+        )
+        place = torch.arange(ids_.shape[1])
+        alike = (of[:, None] == of[:, :, None]) | (of[:, None] == 0)
+        seen = alike & (place <= place[:, None]) & (of >= 0)[:, :, None]
+        mask = (seen | torch.eye(len(place), dtype=torch.bool))[:, None]  # padding sees itself: no row is empty
         if not self.bool_mask:
             mask = torch.zeros(mask.shape, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
-        return made | {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, spans
+        return made | {"input_ids": ids_, "attention_mask": mask, "position_ids": positions_}, spans
 
     def _prompts(self, image: Image, prompts: Sequence[str], first: list[int]) -> list[list[int]]:
         """Return the token ids of prompts about one picture, of which the first's are known.
@@ -219,10 +204,3 @@ def _alike(prompts: Sequence[list[int]]) -> int:
     """Return how many first tokens all prompts share."""
     columns = zip(*prompts, strict=False)
     return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, prompts)))
-
-
-def _fill(ids: Tensor, positions: Tensor, seen: Tensor, at: int, tokens: list[int], position: int) -> None:
-    end = at + len(tokens)
-    ids[at:end] = torch.tensor(tokens)
-    positions[at:end] = position + torch.arange(len(tokens))
-    seen[at:end, at:end] = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()

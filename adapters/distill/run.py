@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from lvlm_guard.adapters.distill.rows import without_repeats
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import Recipe, train
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.recipe import Call, differing, plain, read_json, write_json
+from lvlm_guard.adapters.training.recipe import Call
 from lvlm_guard.api import guard, unguard
+from lvlm_guard.files import differing, plain, read_json, write_json
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.pretrained import load_model
 from lvlm_guard.report import Html, note, page, section, table, tag, with_interval, write_page
@@ -211,11 +212,11 @@ def _ends(row: Row) -> str:
 
 def write_report(folder: Path, report: Report, command: str) -> Path:
     """Write report.html from a report's data; returns its path."""
-    method, answers = report["lessons"]["method"], report["answers"]
+    method, answers, seeds = report["lessons"]["method"], report["answers"], report["seeds"]
     lead = "On pictures that were not learnt from; 95 % intervals by bootstrap over pictures."
-    if len(report["seeds"]) > 1:
+    if len(seeds) > 1:
         lead += (
-            f" The distilled figures are means over {len(report['seeds'])} trainings; where answers are scored against "
+            f" The distilled figures are means over {len(seeds)} trainings; where answers are scored against "
             "labels, these are drawn beside the pictures."
         )
     said = (
@@ -225,49 +226,39 @@ def write_report(folder: Path, report: Report, command: str) -> Path:
     )
     counts = [(told, *(str(part[key]) for part in answers.values())) for key, told in _COUNTS.items()]
     settings = {key: report[key] for key in ("lessons", "knobs", "recipe", "seeds", "environment") if key in report}
+    remarks = (tag("p", remark) for remark in report.get("remarks", ()))
     made = page(
         f"Distilling {method} into {report['lessons']['model']}",
         note(
             "The distilled model is a tuned model, asked plainly. Nothing guards its answers, and on other "
             "pictures than those it learnt from it must be measured anew."
         ),
-        section("Plain, distilled, guarded", _scores(report), *_seeds(report), lead=lead),
+        section("Plain, distilled, guarded", *_scores(report), lead=lead),
         section("What the teacher said", table(("", *answers), counts), lead=said),
-        section(
-            "Settings",
-            tag("pre", json.dumps(settings, indent=1)),
-            *(tag("p", remark) for remark in report.get("remarks", ())),
-        ),
+        section("Settings", tag("pre", json.dumps(settings, indent=1)), *remarks),
         lead=f"A LoRA that answers plainly as the model does under {method}.",
         foot=f"lvlm-guard {report['version']}: {command}",
     )
     return write_page(folder / "report.html", made)
 
 
-def _scores(report: Report) -> Html:
+def _scores(report: Report) -> Iterator[Html]:
+    """Yield a table of what was measured, and one of each training by itself where there are several."""
+
     def value(row: Row, signed: bool = False) -> object:
         return None if row is None else with_interval(row["value"], row["low"], row["high"], signed=signed)
 
-    header = ("measured", "plain, greedy", "distilled, plain greedy", report["lessons"]["method"], "distilled − plain")
-    body = [
-        (what, *map(value, three), value(difference, signed=True)) for what, *three, difference in side_by_side(report)
-    ]
-    return table(
-        header,
-        body,
+    yield table(
+        ("measured", "plain, greedy", "distilled, plain greedy", report["lessons"]["method"], "distilled − plain"),
+        [(what, *map(value, three), value(less, signed=True)) for what, *three, less in side_by_side(report)],
         note="“Where the guard had no say”: answers of which the plain model had decided every token, so that any "
         "change is one for nothing. CHAIR: lower is better. Divergence: Kullback–Leibler, plain to distilled, a token.",
     )
-
-
-def _seeds(report: Report) -> list[Html]:
-    rows = report.get("by_seed") or []
-    if len({row["seed"] for row in rows}) < 2:
-        return []
-    found = {(row["seed"], row["task"], row["metric"]): row["value"] for row in rows}
-    body = [
-        (f"{task} {metric}", *(found.get((seed, task, metric)) for seed in report["seeds"]))
-        for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in rows)
-    ]
-    named = ("distilled", *(f"seed {seed}" for seed in report["seeds"]))
-    return [table(named, body, caption="Each training by itself")]
+    found = {(row["task"], row["metric"], row["seed"]): row["value"] for row in report.get("by_seed") or ()}
+    seeds = report["seeds"]
+    if len({seed for _, _, seed in found}) > 1:
+        body = [
+            (f"{task} {metric}", *(found.get((task, metric, seed)) for seed in seeds))
+            for task, metric in dict.fromkeys(key[:2] for key in found)
+        ]
+        yield table(("distilled", *(f"seed {seed}" for seed in seeds)), body, caption="Each training by itself")

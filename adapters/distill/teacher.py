@@ -52,12 +52,9 @@ def method_of(lessons: Lessons) -> Method:
 def answered(
     model: Any, processor: Any, images: Sequence[Image], prompts: Sequence[str], most: int, **how: Any
 ) -> tuple[list[list[int]], Any]:
-    """Return a model's greedy answers about pictures, by their tokens, and what generate() gave, told `how`.
+    """Return the tokens of greedy answers of at most so many to a prompt about each picture, and what generate() gave.
 
-    Args:
-        model, processor: guarded or not; a PEFT model too.
-        images, prompts: one each for an answer.
-        most: tokens of one.
+    The model and its processor are guarded or not; `how` are further options of generate().
     """
     inputs = ask(processor, [[image] for image in images], prompts)
     given = inputs["input_ids"]
@@ -87,12 +84,7 @@ class Teacher:
     def answer(
         self, pictures: Pictures, names: Sequence[str], file: AnswerFile, advance: Advance, other: Sequence[str] = ()
     ) -> None:
-        """Answer about pictures, and append to the file after each few of them.
-
-        Args:
-            names: of the pictures.
-            advance: told how many pictures were done.
-            other: further prompts for each picture.
+        """Answer prompts, the `other` too, about pictures by name, and append to the file after each few of them.
 
         Raises:
             ImageError: a picture can't be read, and the lessons refuse such.

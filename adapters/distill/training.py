@@ -42,9 +42,8 @@ class Recipe:
     """How the LoRA learns.
 
     Args:
-        steps: of the optimiser.
-        batch: pictures of a step, in each process.
-        accumulate: batches of one optimiser step, where a step's pictures don't fit in memory together.
+        steps, save_every: of the optimiser; between checkpoints.
+        batch, accumulate: pictures in memory together, in each process; such batches of one step.
         questions: about one picture, in one step; one free prompt comes with them.
         rate: peak learning rate of AdamW, which falls by a cosine.
         rank, alpha: of the LoRA.
@@ -55,7 +54,6 @@ class Recipe:
         fresh: share of the guard's distribution that words naming nothing again must hold for what it names again to be
             left out of a description's lesson; above 1 nothing is left out. With `soft`.
         checkpointing: recompute activations instead of keeping them: slower, less memory.
-        save_every: steps between checkpoints.
 
     Raises:
         TrainingError: a value outside its range.
@@ -87,9 +85,7 @@ class Recipe:
 def target_modules(model: Any, projector: bool) -> str:
     """Return PEFT's `target_modules` for every linear layer of the language model, as one regular expression.
 
-    Args:
-        model: not wrapped yet.
-        projector: whether the layers between image tower and language model are among them.
+    With `projector` the layers between image tower and language model are among them.
 
     Raises:
         UnsupportedModelError: no part of the model has a name that is known.
@@ -105,29 +101,21 @@ def target_modules(model: Any, projector: bool) -> str:
             f"In this {type(model).__name__} no linear layer lies in a part called {' or '.join(LANGUAGE)}, so it is "
             "not known what to adapt. Add its name to LANGUAGE in lvlm_guard/adapters/distill/training.py."
         )
-    return "|".join(_pattern(part, leaves) for part, leaves in sorted(found.items()))
-
-
-def _pattern(part: str, leaves: set[str]) -> str:
-    if leaves == {part}:  # a projector of one layer
-        return rf"(.*\.)?{part}"
-    return rf"(.*\.)?{part}\.(.*\.)?({'|'.join(sorted(leaves))})"
+    return "|".join(
+        # a projector of one layer is that layer
+        rf"(.*\.)?{part}" if leaves == {part} else rf"(.*\.)?{part}\.(.*\.)?({'|'.join(sorted(leaves))})"
+        for part, leaves in sorted(found.items())
+    )
 
 
 class Examples:
-    """A map-style data set: item i is a picture and answers about it.
+    """A map-style data set of `size` items, each a picture and answers about it with some `questions`, drawn by a seed.
 
-    Args:
-        lines: of the answer file, failed pictures left out.
-        pictures: loads them.
-        questions: about one picture, in one item.
-        size: how many items there are; pictures come again, in another order, once all have been seen.
-        seed: of every draw.
+    Pictures come again, in another order, once all have been seen.
     """
 
     def __init__(self, lines: Sequence[str], pictures: Pictures, questions: int, size: int, seed: int) -> None:
-        self._lines, self._pictures = lines, pictures
-        self._questions, self._size, self._seed = questions, size, seed
+        self._lines, self._pictures, self._questions, self._size, self._seed = lines, pictures, questions, size, seed
         self._order: tuple[int, Any] = (-1, None)
 
     def __len__(self) -> int:
@@ -168,12 +156,9 @@ def chosen(answers: Sequence[Answer], questions: int, rng: np.random.Generator) 
 
 
 def log_probs(model: Any, rows: Rows, caller: Any = None) -> Tensor:
-    """Return the log-probabilities of all tokens at each of the N answer steps, [N, V] float32.
+    """Return the log-probabilities of all tokens at each of the N answer steps of a batch, [N, V] float32.
 
-    Args:
-        model: whose signature counts: the PEFT model, or the plain one.
-        rows: a batch on the model's device.
-        caller: what is called instead, such as the model in a wrapper of several GPUs.
+    The model's signature counts, without PEFT; `caller` is called instead, such as it in a wrapper of several GPUs.
     """
     inputs, place = dict(rows.inputs), rows.place
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -194,13 +179,9 @@ def plain_log_probs(model: Any, rows: Rows) -> Tensor:
 def distance(student: Tensor, rows: Rows, plain: Tensor | None, soft: bool) -> Tensor:
     """Return the Kullback-Leibler divergence from the target to the student at each step, [N] nats.
 
-    The target of an open step is the guard's distribution (`soft`) or the token that it took; that of a step that
-    the plain model had decided is the plain model's distribution (`plain`), or its token. The divergence
-    from a single token is its negative log-probability.
-
-    Args:
-        student: log-probabilities, [N, V].
-        plain: the plain model's, [N, V]; None: its token alone.
+    The target of an open step is the guard's distribution (`soft`) or the token that it took; that of a step that the
+    plain model had decided is its distribution, or where `plain` is None its token. The divergence from a single token
+    is its negative log-probability. `student` and `plain` are log-probabilities, [N, V].
     """
     loss = -student.gather(-1, rows.token[:, None]).squeeze(-1)
     if soft:
@@ -233,25 +214,15 @@ def train(
     folder: Path,
     advance: Advance,
 ) -> Any:
-    """Train one adapter and save it; one that is there already is not trained again.
+    """Train one adapter and save it in a folder, see `tasks.fit`; return the PEFT model.
 
     Killed at any moment, the same call goes on from the last checkpoint, and ends in the weights of an unbroken run.
 
     Args:
-        model: plain; it is wrapped in place.
-        processor: plain.
+        model, processor: plain; the model is wrapped in place.
         lines: of the answer file, failed pictures left out.
         pictures: loads them.
         seed: of the adapter's first weights and of what is drawn.
-        folder: where the adapter is saved.
-        advance: told how many steps were done.
-
-    Returns:
-        The PEFT model.
-
-    Raises:
-        TrainingError: the loss or a gradient is not finite, or the folder holds another training.
-        KeyboardInterrupt: after the step in progress was finished and saved.
     """
     set_seed(seed)
     lora = LoraConfig(

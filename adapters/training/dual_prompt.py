@@ -60,8 +60,7 @@ class Plan:
         options: further fields of `DualPromptConfig`.
         init: folders of adapters whose mean is started from.
         work, lacks: the preset that this is of and what of the work is not exact, for the card.
-        free: no prompts are trained: a way of `training.free`.
-        after: a way of `training.free` beside trained prompts; left out where claims are judged worse with it.
+        free, after: ways of `training.free`, instead of trained prompts, or beside them where claims gain by it.
         first: a stage that is trained before, whose prompts this one begins from; None for none.
         teacher: folder or hub id of the CLIP that the term "distilled" learns from; "" for the untuned CLIP.
         search: of "search": "proposer" (edits, climbing, history, feedback), "fitness" (auroc, mixed), "budget".
@@ -114,11 +113,8 @@ class Pictures:
     """A data set, read once for all trainings on it.
 
     Args:
-        train: pairs.
-        gallery: of validation.
-        pixels: of the pictures of both.
-        frozen: features of the untuned CLIP for the training pictures.
-        untuned: figures of the untuned CLIP on the gallery.
+        train, gallery, pixels: pairs, those of validation, and the pictures of both.
+        frozen, untuned: features of the untuned CLIP for the training pictures, and its figures on the gallery.
         bank: what swaps are made of.
     """
 
@@ -138,16 +134,12 @@ class Pictures:
         validation: int | None = None,
         withheld: Sequence[str] = (),
         advance: Advance = lambda _: None,
-        device: str = "cpu",
     ) -> Pictures:
         """Read the training and validation parts of a data set; pictures that can't be read go, where it allows that.
 
         Args:
-            data: rows of both parts.
             clip, withheld: as of `Plan`.
             validation: most pictures that candidates are measured on; None for all.
-            advance: told how many pictures were read.
-            device: where the frozen features are computed.
 
         Raises:
             DataError: a picture can't be read and is not to be skipped, or a part would be empty.
@@ -155,7 +147,6 @@ class Pictures:
         learnt, held_out = data.parted()
         bank = bank_of(data)
         plain = untuned(clip)
-        plain.model.to(device)
         wanted = held_out.images[:validation]
         pixels = Features([*learnt.images, *wanted], data.load, plain.image_inputs, advance)
         learnt, held_out = learnt.without(pixels.bad), held_out.without(pixels.bad)

@@ -50,7 +50,7 @@ LLM = ("history", "feedback")
 """Proposers that ask a command of the user's."""
 
 MINUTES = 10
-"""That a proposer may think."""
+"""That a command which writes prompts may think."""
 
 GATED, SHADED = 256, 200
 """Pictures by which a gate is learnt, and steps."""
@@ -178,25 +178,17 @@ def _proposer(given: Given) -> searching.Propose:
         words = [word for word in WORDS if known(given.retriever, word)]
         return searching.edits(words) if name == "edits" else searching.climbing(words)
     captions = [row.caption for row in given.pictures.train.rows[:5]] if name == "history" else []
-    chat = asking(given.plan.proposer)
+    chat = partial(_chatted, given.plan.proposer)
     return searching.chatting(chat, k=10 if captions else 5, worst=not captions, captions=captions)
 
 
-def asking(command: str) -> Callable[[str], str]:
-    """Return a chat that runs a command of the user's: the message on its input, the reply on its output.
-
-    Raises (when asked):
-        TrainingError: it fails, or thinks longer than ten minutes.
-    """
-
-    def chat(message: str) -> str:
-        try:
-            call = {"input": message, "text": True, "capture_output": True, "check": True, "timeout": 60 * MINUTES}
-            return str(subprocess.run(command, shell=True, **call).stdout)  # type: ignore[call-overload]
-        except (OSError, subprocess.SubprocessError) as error:
-            raise TrainingError(f"The proposer {command!r} failed: {error}.") from error
-
-    return chat
+def _chatted(command: str, message: str) -> str:
+    """Return the reply of a user's command to a message; raises `TrainingError` where it fails or takes too long."""
+    how: Any = {"text": True, "capture_output": True, "check": True, "timeout": 60 * MINUTES}
+    try:
+        return str(subprocess.run(command, shell=True, input=message, **how).stdout)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TrainingError(f"The proposer {command!r} failed: {error}.") from error
 
 
 def _remembered(given: Given) -> Found:

@@ -48,13 +48,11 @@ class Pairs:
     """A batch of n pairs.
 
     Args:
-        keys: of the pictures.
+        keys, captions, categories: n each; a category is negative for none.
         pixels: [of this process's share, 3, side, side]; None where the pictures' features are frozen.
-        captions: n.
         true: [n, n] bool: which caption is true of which picture.
         swaps: of each caption, up to `NEGATIVES`.
         crossed: [n, all swaps] bool: which swaps may be true of which picture, so that they are no negatives of it.
-        categories: [n], negative for none.
         claims: about objects that pictures of the batch show.
         claimed, refuted: [n, claims] bool: which hold of which picture, and which don't.
         share, of: which of the pairs this process encodes: every `of`-th from `share` on.
@@ -79,11 +77,7 @@ class Pairs:
 class PairBatches:
     """Makes batches of pairs; the plan's losses decide what they hold.
 
-    Args:
-        data: to train on.
-        source: pixels of its pictures; None where their features are frozen.
-        plan, recipe: what and how.
-        bank: makes swaps where rows have none.
+    `source` gives pictures' pixels, None where their features are frozen; the bank makes swaps where rows have none.
     """
 
     shares = True
@@ -279,10 +273,8 @@ class Beside:
     def given(self, batch: Pairs, said: Tensor, read: Tensor, frozen: Any) -> dict[str, Any]:
         """Return fields of `LossInputs`, those that are seen left out.
 
-        Args:
-            batch: of n pairs.
-            said, read: features of the batch's claims and of `texts`, a row each.
-            frozen: [n, d] features of the untuned CLIP for the batch's pictures; None of none.
+        `said` and `read` are features of the batch's claims and of `texts`, a row each, `frozen` [n, d] those of its
+        pictures by the untuned CLIP.
         """
         needs, made = self.needs, dict[str, Any]({"names": batch.claims, "said": said, "aids": self.aids})
         if "null_text" in needs:

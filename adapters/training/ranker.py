@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ class Plan:
     Args:
         clip: "embedded", a folder or a hub id.
         settings: sizes of the ranker.
-        trunk: "frozen", so that tokens are computed once, or "tuned" by a LoRA in both towers.
-        rank: of that LoRA.
+        trunk, rank: "frozen", so that tokens are computed once, or "tuned" by a LoRA of this rank in both towers.
         negatives: share of a group without the object.
         scale: "raw" learns values as they are; "standard" with mean 0 and deviation 1 for each instruction; "auto":
             raw where all lie within 0 to 10, as counts do.
@@ -126,9 +125,8 @@ def align(model: ClipRanker) -> None:
     """Make queries of image tokens and keys of text tokens alike where CLIP's own features are.
 
     Ours, not the paper's: from random weights the fusion must first find out which direction of an image token belongs
-    to which word, for every object, from pair losses alone. CLIP's own projections say it, for patch tokens too, if
-    less well than for the class token. So the ranker's entries and the first queries and keys of its cross-attention
-    are made of them; all of it is trained on.
+    to which word, from pair losses alone. CLIP's own projections say it, for patch tokens too, if less well than for
+    the class token. So the ranker's entries and the first queries and keys of its cross-attention are made of them.
 
     Raises:
         UnsupportedModelError: the CLIP has no projections of the two sides into one space.
@@ -188,23 +186,12 @@ def _usual(data: RankData, mean_std: Mapping[str, tuple[float, float]], negative
     return float(np.mean(means))
 
 
-class Member(NamedTuple):
-    """A picture in a group: its name, what the group is about, and the picture's value."""
-
-    image: str
-    object: str
-    value: float
-
-
 class Groups:
     """Draws groups. The object is drawn uniformly, then its pictures without replacement, by their weight.
 
-    An object whose pictures all have the same value is left out. Group n depends on the seed and n alone.
-
-    Args:
-        rows: values of pictures. A missing row means unknown, but 0 for the objects in `exhaustive`.
-        size: pictures in a group; fewer where an object has fewer.
-        negatives: share of a group drawn from pictures without the object, as far as there are any.
+    An object whose pictures all have the same value is left out. A missing row means unknown, but 0 for an `exhaustive`
+    object. Of a group of `size`, or fewer where there are fewer, `negatives` is the share without the object, as far as
+    there are any. Group n depends on the seed and n alone.
 
     Raises:
         KnobError: a size or share that is none, a weight that is not above 0, several values of a picture, or no object
@@ -215,7 +202,6 @@ class Groups:
         self,
         rows: Sequence[RankRow],
         size: int = 64,
-        *,
         negatives: float = 0.2,
         exhaustive: Collection[str] = (),
         seed: int = 0,
@@ -243,10 +229,10 @@ class Groups:
         self.epoch = max(1, -(-sum(len(shown) for shown, _, _ in self._drawn.values()) // size))
         """Groups that cover the rows once."""
 
-    def _teaches(self, shown: Sequence[Member], chance: NDArray[np.float64], without: Sequence[Member]) -> bool:
+    def _teaches(self, shown: Sequence[RankRow], chance: NDArray[np.float64], without: Sequence[RankRow]) -> bool:
         return len({member.value for member in shown}) + (bool(without) and self.negatives > 0) > 1
 
-    def group(self, number: int) -> list[Member]:
+    def group(self, number: int) -> list[RankRow]:
         """Return group `number`."""
         rng = np.random.default_rng([self.seed, *divmod(number, self.epoch)])
         shown, chance, without = self._drawn[self.objects[int(rng.integers(len(self.objects)))]]
@@ -259,14 +245,14 @@ class Groups:
 
 def _drawn(
     name: str, rows: Sequence[RankRow], pictures: Sequence[str]
-) -> tuple[list[Member], NDArray[np.float64], list[Member]]:
+) -> tuple[list[RankRow], NDArray[np.float64], list[RankRow]]:
     """Return the pictures of an object, how likely each is, and the pictures without it, those without a row too."""
     values = {row.image: row.value for row in rows}
     for row in rows:
         if values[row.image] != row.value:
             raise KnobError(f"{row.image!r} has several values for {name!r}: give one.")
     weights = {row.image: row.weight for row in rows}
-    shown = [Member(image, name, value) for image, value in values.items() if value]
+    shown = [RankRow(image, name, value) for image, value in values.items() if value]
     often = Counter(member.value for member in shown)
     # a given weight counts alone: the released ones are inverse frequencies already
     chance = np.array([weights[one.image] or 1 / often[one.value] for one in shown], np.float64)
@@ -274,7 +260,7 @@ def _drawn(
     return (
         shown,
         chance / chance.sum() if shown else chance,
-        [Member(image, name, 0.0) for image in dict.fromkeys(absent)],
+        [RankRow(image, name, 0.0) for image in dict.fromkeys(absent)],
     )
 
 
@@ -305,8 +291,6 @@ class GroupBatches:
 
 class RankingTask:
     """Trains a ranker, with the scales of its instructions in its card, by groups without the object in `negatives`."""
-
-    keeps_all = False
 
     def __init__(self, ranker: Ranker, pictures: Pictures, recipe: Recipe, negatives: float = 0.2) -> None:
         self.ranker, self.model, self.pictures = ranker, ranker.model, pictures

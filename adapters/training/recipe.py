@@ -16,7 +16,7 @@ from accelerate import PartialState
 import lvlm_guard
 from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.errors import KnobError
-from lvlm_guard.files import whole
+from lvlm_guard.files import differing, plain, read_json, whole, write_json
 
 Advance = Callable[[int], object]
 """Told how many steps, or pictures, were done."""
@@ -35,13 +35,10 @@ class Recipe:
     Args:
         steps: of the optimiser.
         batch: pairs of a step over all processes, or pictures of a group.
-        accumulate: batches whose mean gradient makes a step. Groups are spread over the processes, so that there are
-            at least as many.
-        rate: peak learning rate; it rises linearly over `warm` of the steps and falls by a cosine to 0.
-        warm: share of the steps.
+        accumulate: batches whose mean gradient makes a step; of groups at least one for each process.
+        rate, warm: peak learning rate; it rises linearly over this share of the steps and falls by a cosine to 0.
         optimizer: "adamw", or "sgd" with momentum .9 (MaPLe's and CoPrompt's, rate .0035).
-        decay: weight decay, of matrices alone.
-        clip: bound of the gradient's norm.
+        decay, clip: weight decay, of matrices alone, and the bound of the gradient's norm.
         seed: of the first weights and of what is drawn.
         measure_every: steps between measurements on validation, each of which makes a candidate.
         patience: measurements without a better one after which training ends; 0 for to the end.
@@ -98,13 +95,11 @@ class Call:
         seeds: of trainings, an adapter each.
         device: "cpu", or "auto".
         start_over: drop what an earlier call left in the folder.
-        echo: told what happens, a line at a time.
-        progress: opens a progress bar.
+        echo, progress: told what happens, a line at a time; opens a progress bar.
         line, environment: the command as it was typed, and where it runs.
         compare: whether all are measured on the test part, beside baselines.
         pictures: most of the test part that are measured on; None for all.
-        workers: processes that read pictures.
-        report_to: trackers that are told of losses and measurements, as `transformers` names them.
+        workers, report_to: processes that read pictures, and trackers that are told, as `transformers` names them.
 
     Raises:
         TrainingError: there is no seed, or one twice.
@@ -197,18 +192,6 @@ def begun(folder: Path, told: Mapping[str, Any]) -> bool:
     return done is not None
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in what two notes differ, within 400 characters; "" in nothing."""
-
-    def flat(told: Mapping[str, Any]) -> dict[str, Any]:
-        parts = [part if isinstance(part, dict) else {name: part} for name, part in told.items()]
-        return {key: value for part in parts for key, value in part.items()}
-
-    old, new = flat(before), flat(now)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in names)[:400]
-
-
 def finish(
     folder: Path, told: Mapping[str, Any], note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -227,22 +210,3 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written whole: its state is written last."""
     found = [path for path in folder.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
-
-
-def plain(content: Any) -> Any:
-    """Return content as JSON data."""
-    return json.loads(json.dumps(content, default=str))
-
-
-def read_json(path: Path) -> Any:
-    """Return what a file holds; None where it is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all, its folder made if need be."""
-    with whole(path) as part:
-        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,7 @@ UNDECIDED = 2000
 
 
 class RetrievalTask:
-    """Trains a retriever's prompts.
-
-    The pictures' frozen features serve word weights, terms that hold on to them, and instead of pixels where no prompt
-    changes the pictures' side.
-    """
-
-    keeps_all = True
+    """Trains a retriever's prompts; frozen features stand for pixels where no prompt changes the pictures' side."""
 
     def __init__(self, retriever: DualPromptRetriever, pictures: Pictures, plan: Plan, recipe: Recipe) -> None:
         self.retriever, self.model = retriever, retriever.model
@@ -81,6 +76,7 @@ class RetrievalTask:
 
     def _loss(self, model: Callable[..., Any], batch: Pairs) -> tuple[Tensor, dict[str, float]]:
         n, device = len(batch.captions), self.model.device
+        one = partial(single, experts=self.experts, d=self.width)
         weighed = bool(batch.swaps) and self.retriever.card.strength > 0
         owner = [k for k, own in enumerate(batch.swaps) for _ in own]
         swaps = [text for own in batch.swaps for text in own]
@@ -118,12 +114,12 @@ class RetrievalTask:
         read = dict(zip(parts, told, strict=True))
         text, swap = read["captions"], read["swaps"]
         with unchanged(image):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
-            given: dict[str, Any] = {name: self._single(part) for name, part in looked.items()} | {
+            given: dict[str, Any] = {name: one(part) for name, part in looked.items()} | {
                 "scores": image @ text.T,
                 "categories": batch.categories.to(device),
                 "same": batch.true.to(device),
-                "image": self._single(image),
-                "text": self._single(text),
+                "image": one(image),
+                "text": one(text),
                 "experts": parted(text, self.experts, self.width),
             }
             if weighed:
@@ -143,21 +139,15 @@ class RetrievalTask:
             if self.losses.needs_frozen:
                 given["frozen_image"] = frozen
                 given["frozen_text"] = self.retriever.frozen_features(texts=batch.captions)[1].to(device)
-            given |= self.beside.given(batch, self._single(read["claims"]), self._single(read["beside"]), frozen)
+            given |= self.beside.given(batch, one(read["claims"]), one(read["beside"]), frozen)
             value = self.losses(LossInputs(**given), [*learning(self.model).values()])
         return value.total, value.terms
 
-    def _single(self, features: Tensor) -> Tensor:
-        return single(features, self.experts, self.width)
-
-    @property
-    def claims(self) -> bool:
-        """Whether claims count where candidates are chosen."""
-        return "claims" in self.losses.active
-
     def measure(self) -> Figures:
         """Return recall both ways on the validation's gallery with its swaps, the verifier's AUROC, and their score."""
-        return scored(self.gallery.searched(self.retriever, self.pixels).figures(), claims=self.claims)
+        return scored(
+            self.gallery.searched(self.retriever, self.pixels).figures(), claims="claims" in self.losses.active
+        )
 
     def _undecided(self, images: Sequence[str]) -> float:
         """Return the cosine at which the untuned CLIP can't say whether an object is in a picture."""
@@ -188,24 +178,21 @@ def scored(figures: Figures, *, claims: bool = False) -> dict[str, float]:
 def chosen(
     task: RetrievalTask, folder: Path, measured: Sequence[Measured], recipe: Recipe, plain: Figures, stage: bool
 ) -> Candidate:
-    """Give the retriever the weights that are best on validation, of a stage the average; told by its step.
+    """Give the retriever the weights that are best on validation, told by their step, of a stage the average.
 
-    Args:
-        task: trained.
-        folder: of its candidates.
-        measured: what they were worth.
-        recipe: of the training, after whose last step the average of all of them counts as one more.
-        plain: figures of the untuned CLIP.
-        stage: whether another training begins from this one.
+    That average of all that were measured, candidates in the folder, counts as one more after the recipe's last step;
+    `plain` are figures of the untuned CLIP, which may be best. From a stage another training begins.
     """
+
+    claims = "claims" in task.losses.active
 
     def weights(step: int) -> dict[str, Tensor]:
         return load_file(folder / CANDIDATES / f"{step}.safetensors")
 
-    candidates = [Candidate(UNTUNED, plain, claims=task.claims)]
-    candidates += [Candidate(one.step, one.figures, claims=task.claims) for one in measured]
+    candidates = [Candidate(UNTUNED, plain, claims=claims)]
+    candidates += [Candidate(one.step, one.figures, claims=claims) for one in measured]
     put(task.model, averaged([weights(one.step) for one in measured]))
-    candidates.append(Candidate(recipe.steps + 1, task.measure(), averaged=True, claims=task.claims))
+    candidates.append(Candidate(recipe.steps + 1, task.measure(), averaged=True, claims=claims))
     best = candidates[-1] if stage else selected(candidates)
     if best.epoch != UNTUNED and not best.averaged:
         put(task.model, weights(best.epoch))

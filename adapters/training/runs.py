@@ -24,16 +24,26 @@ from lvlm_guard.adapters.retrieval.claims import Claims, known_of
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
-from lvlm_guard.adapters.training.recipe import CURVE, DONE, TRAINING, Call, Recipe, read_json, write_json
+from lvlm_guard.adapters.training.recipe import CURVE, DONE, TRAINING, Call, Recipe
 from lvlm_guard.adapters.training.retrieval import calibrate
 from lvlm_guard.adapters.training.tasks import VALIDATION
 from lvlm_guard.errors import GuardError
+from lvlm_guard.files import read_json, write_json
 from lvlm_guard.report import Html, comparison_section, line_plot, markdown, page, section, tag, write_page
 
+PROMPTS = "dual-prompt"
+SAID = {
+    PROMPTS: "A CLIP that tells categories, colours and numbers apart, by prompts in both of its encoders.",
+    "claims": "A CLIP that judges whether a claim holds of a picture.",
+    "ranker": "A CLIP that orders pictures by how much of something they show, and can say that there is none.",
+}
+MEASURES = {
+    PROMPTS: ["i2t_r1", "t2i_r1", "auroc"],
+    "claims": ["score", "claims", "t2i_r1", "auroc"],
+    "ranker": ["srcc", "accuracy", "absence_auroc"],
+}
 Chosen = Mapping[str, tuple[dual_prompt.Plan, Recipe]]
 """Method -> what is trained and how; all on one CLIP. The first is the one that others are compared with."""
-
-PROMPTS = "dual-prompt"
 
 
 def train_retrievers(call: Call, data: CaptionData, chosen: Chosen, validation: int | None) -> dict[str, Any]:
@@ -57,14 +67,8 @@ def train_retrievers(call: Call, data: CaptionData, chosen: Chosen, validation: 
     claims = ours != PROMPTS
     folders = {name: call.folders(name if claims else "") for name in chosen}
     own = [folder for each in folders.values() for folder in each]
-    told: dict[str, Any] = {
-        "method": ours,
-        "measures": ["i2t_r1", "t2i_r1", "auroc"],
-        "lead": "A CLIP that tells categories, colours and numbers apart, by prompts in both of its encoders.",
-    }
+    told: dict[str, Any] = {"method": ours}
     if claims:
-        told["measures"] = ["score", "claims", "t2i_r1", "auroc"]
-        told["lead"] = "A CLIP that judges whether a claim holds of a picture."
         told["presets"] = {name: {"plan": asdict(one), "recipe": asdict(how)} for name, (one, how) in chosen.items()}
     elif call.compare:
         chosen = {**chosen, **{name: (replace(PRESETS[name].plan, clip=plan.clip), recipe) for name in BASELINES}}
@@ -150,11 +154,7 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
         call.clear()
     folders = call.folders()
     trained = _fitted(call, ranker.fit, plan, pictures, recipe, folders)
-    told: dict[str, Any] = {
-        "method": "ranker",
-        "measures": ["srcc", "accuracy", "absence_auroc"],
-        "lead": "A CLIP that orders pictures by how much of something they show, and can say that there is none.",
-    }
+    told: dict[str, Any] = {"method": "ranker"}
     if clip is not None and call.main:
         told |= _compare_rankers(call, data, plan, clip, trained, pictures)
     return _write(call, "ranker", data, plan, recipe, folders, told)
@@ -232,6 +232,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write a report as JSON, as a table and as a page, in the main process; returns it."""
     report = call.report(command, folders, recipe, data=data.name, plan=asdict(plan), **told)
+    report |= {"measures": MEASURES[command], "lead": SAID[command]}
     if call.main:
         notes = [read_json(folder / TRAINING / DONE) or {} for folder in folders]
         report["kept"] = [{key: note.get(key) for key in ("kept", "averaged", "figures", "found")} for note in notes]

@@ -1,4 +1,4 @@
-"""A task trained: its batches, its loss, and what it measures on the way; from nothing, or from where it stopped.
+"""A task trained, from nothing or from where it stopped, and measured on the way; and an adapter saved in its folder.
 
 Batch n depends on the seed and n alone and every step seeds what it draws, so a training that was killed ends in the
 weights of one that was not. On several processes a batch is either made by all of them together, or each makes batches
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -31,14 +32,7 @@ Figures = Mapping[str, float]
 """What a measurement found, by name."""
 
 
-class Saved(Protocol):
-    """What a training makes."""
-
-    def save_pretrained(self, folder: Path) -> object:
-        """Write it into a folder."""
-
-
-Made = TypeVar("Made", bound=Saved)
+Made = TypeVar("Made")
 Learnt = tuple[Made, Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """What was made, what is noted of it, and the history."""
 
@@ -57,11 +51,10 @@ def fit(
     Args:
         load: reads it from there.
         told: what tells this training from others, see `about`.
-        steps: of it.
-        seed: of the first weights.
+        steps, seed: of it, for who is told of progress, and of the first weights.
         folder: of the adapter.
         advance: told how many steps were done.
-        learn: trains in the folder that it is given. Of several processes the main one's are kept.
+        learn: trains in the folder that it is given; of several processes the main one's result is saved.
 
     Raises:
         TrainingError: the folder holds another training, or a loss or gradient is not finite.
@@ -76,38 +69,33 @@ def fit(
     torch.manual_seed(seed)
     made, note, history = learn(place)
     if state.is_main_process:
-        made.save_pretrained(folder)
+        saved: Any = made
+        saved.save_pretrained(folder)
         finish(place, told, note, history)
     state.wait_for_everyone()
     return made if state.is_main_process else load(folder)
 
 
 class Batches(Protocol):
-    """Batches by number; picklable, so that worker processes can make them, however they are started."""
+    """Batches by number; picklable, so that worker processes can make them, however they are started.
+
+    Where it `shares`, processes make each batch together; else each makes batches of its own.
+    """
 
     shares: bool
-    """Whether processes make each batch together, each its share; else each makes batches of its own."""
 
     def batch(self, number: int, share: int = 0, of: int = 1) -> Any:
-        """Return batch `number`, which depends on it and the seed alone.
-
-        Where batches are shared, this one of `of` processes reads the pictures from `share` on, every `of`-th.
-        """
+        """Return batch `number`, with the pictures of one of `of` processes: every `of`-th from `share` on."""
 
 
 class Task(Protocol):
-    """What is trained by a recipe: batches, a loss, and a measure."""
+    """What is trained by a recipe: a model, batches, a loss, and a measure."""
 
     @property
-    def batches(self) -> Batches:
-        """What makes its batches."""
-
-    keeps_all: bool
-    """Whether the weights of every measurement are wanted at the end, or those of the best alone."""
+    def model(self) -> nn.Module: ...
 
     @property
-    def model(self) -> nn.Module:
-        """What learns."""
+    def batches(self) -> Batches: ...
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a batch and what it is made of; `model`, maybe wrapped, is to be called once."""
@@ -141,19 +129,10 @@ class Numbered(Dataset[Any]):
         return {"number": number, "batch": self.batches.batch(number, share, self.world)}
 
 
-def alone(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the one item of a list."""
-    return items[0]
-
-
 class TaskTrainer(ResumableTrainer):
-    """The trainer of a task.
+    """The trainer of a task, which it moves to its device; checkpoints and candidates lie in the folder.
 
     Args:
-        task: moved to its device here.
-        recipe: how.
-        folder: of checkpoints and candidates.
-        advance: told how many steps were done.
         device: "cpu", or "auto".
         workers: processes that make batches.
         report_to: trackers that `transformers` knows: "tensorboard", "wandb", ...
@@ -184,7 +163,7 @@ class TaskTrainer(ResumableTrainer):
         args.gradient_accumulation_steps = micro
         dataset = Numbered(task.batches, recipe.steps * micro, args.world_size)
         self.task, self.recipe, self.candidates = task, recipe, folder / CANDIDATES
-        super().__init__(task.model, args, dataset, alone, recipe.clip, advance)
+        super().__init__(task.model, args, dataset, itemgetter(0), recipe.clip, advance)
         auto = self.args.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.half = auto if recipe.precision == "auto" else recipe.precision == "bfloat16"
 
@@ -244,22 +223,12 @@ class TaskTrainer(ResumableTrainer):
         told: list[Any] = [None]
         if self.is_world_process_zero():
             self.task.model.eval()
-            figures = dict(self.task.measure())
-            best = best_of(self.task, self.measured())
-            if self.task.keeps_all or self.task.better(figures, None if best is None else best.figures):
-                self._keep_candidate()
-            told = [figures]
+            told = [dict(self.task.measure())]
+            with whole(self.candidates / f"{self.state.global_step}.safetensors") as part:
+                save_file(weights_of(self.task.model), part)
         if self.args.world_size > 1:
             broadcast_object_list(told)
         self.log({VALIDATION + name: None if math.isnan(value) else value for name, value in told[0].items()})  # type: ignore[misc]
-
-    def _keep_candidate(self) -> None:
-        place = self.candidates / f"{self.state.global_step}.safetensors"
-        with whole(place) as part:
-            save_file(weights_of(self.task.model), part)
-        for other in () if self.task.keeps_all else self.candidates.glob("*.safetensors"):
-            if other != place:
-                other.unlink()
 
 
 def best_of(task: Task, measured: list[Measured]) -> Measured | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lvlm_guard.adapters.errors import TrainingError
@@ -53,10 +53,8 @@ class ResumableTrainer(Trainer):
     """A Trainer that keeps what learns alone, stops after a whole step, and refuses numbers that are none.
 
     Args:
-        model: what is trained.
-        args: see `arguments`.
-        dataset: read in its order: what it gives depends on the number alone.
-        collate: makes a batch of its items.
+        model, args: what is trained, and `arguments`.
+        dataset, collate: read in its order, what it gives depends on the number alone; makes a batch of its items.
         clip: bound of the gradient's norm.
         advance: told how many steps were done, those of an earlier part included.
     """
@@ -71,9 +69,6 @@ class ResumableTrainer(Trainer):
         self.interrupted = False
         self.told: dict[str, float] = {}
         """Of the last step, for the history."""
-
-    def _get_train_sampler(self, *_: Any) -> Any:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         place = Path(output_dir or str(self.args.output_dir))
@@ -176,6 +171,7 @@ def arguments(folder: Path, **given: Any) -> TrainingArguments:
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
         "label_names": ["rows"],
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,23 @@ def median_ratio(
     return median_interval(top / bottom, seed)
 
 
+def interval(
+    values: NDArray[Any], statistic: Callable[[NDArray[Any]], Any], seed: int = 0
+) -> tuple[float, float | None, float | None]:
+    """Return a statistic of n values and its 95 % percentile-bootstrap interval (None, None for a single value).
+
+    Args:
+        values: [n], or [n, parts].
+        statistic: of [draws, n] values or [draws, n, parts] at once, [draws]; and of values alone, a number.
+        seed: of the draws.
+    """
+    if len(values) < 2:
+        return float(statistic(values)), None, None
+    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(statistic(values[drawn]), (0.025, 0.975))
+    return float(statistic(values)), float(low), float(high)
+
+
 def median_interval(values: Sequence[float] | NDArray[Any], seed: int = 0) -> tuple[float, float | None, float | None]:
     """Return the median and its 95 % percentile-bootstrap interval (None, None for a single value)."""
-    held = np.asarray(values, dtype=float)
-    if len(held) < 2:
-        return float(np.median(held)), None, None
-    drawn = np.random.default_rng(seed).integers(0, len(held), (RESAMPLES, len(held)))
-    medians = np.median(held[drawn], axis=1)
-    return float(np.median(held)), float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+    return interval(np.asarray(values, dtype=float), lambda held: np.median(held, axis=-1), seed)

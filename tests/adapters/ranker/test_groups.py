@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lvlm_guard.adapters.training.ranker import Groups, Member
+from lvlm_guard.adapters.data import RankRow
+from lvlm_guard.adapters.training.ranker import Groups
 from lvlm_guard.errors import KnobError
 
 
@@ -27,7 +28,7 @@ def two_objects() -> list[Row]:
     return rows + [Row(f"{i}.jpg", name, 0) for i in range(15, 20) for name in ("dog", "cat")]
 
 
-def drawn(rows: list[Row], count: int, **options: Any) -> list[list[Member]]:
+def drawn(rows: list[Row], count: int, **options: Any) -> list[list[RankRow]]:
     groups = Groups(rows, **options)  # type: ignore[arg-type]
     return [groups.group(number) for number in range(count)]
 
