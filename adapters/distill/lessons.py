@@ -112,11 +112,7 @@ class Pictures:
 
 
 def pictures_of(lessons: Lessons) -> Pictures:
-    """Return the pictures of some lessons, the same ones each time: a folder's, or scenes of the embedded world.
-
-    Raises:
-        TrainingError: the folder is missing or holds too few.
-    """
+    """Return the pictures of some lessons, the same each time; raises `TrainingError` where there are too few."""
     return _folder(lessons, Path(lessons.images)) if lessons.images else _world(lessons)
 
 

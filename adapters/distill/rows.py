@@ -60,8 +60,7 @@ def unrepeated(answer: Answer, tokenizer: PreTrainedTokenizerBase, vocabulary: V
 PACKED = ("llava", "llava_next")  # whose positions are plain numbers, and whose towers do not read the text
 MASKED = ("sdpa", "eager")  # attentions that take a 4-D mask
 
-Example = tuple[Image, Sequence[Answer]]
-"""A picture, and answers about it."""
+Example = tuple[Image, Sequence[Answer]]  # a picture, and answers about it
 
 
 @dataclass

@@ -6,6 +6,7 @@ An adapter's README says what it is, what it is not, and how it is used; a page 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -36,9 +37,6 @@ def distill(lessons: Lessons, recipe: Recipe, call: Call, *, at_once: int = 8, r
     """Let the guarded model answer, train an adapter for each seed on that, and compare them.
 
     Args:
-        lessons: what is asked, of which pictures.
-        recipe: how it is learnt.
-        call: where, with which seeds, and who is told.
         at_once: prompts of one generate() call.
         retrain: keep the answers, drop what was trained on them.
 
@@ -151,15 +149,6 @@ _COUNTS = {
     "tokens": "tokens",
 }  # fmt: skip
 
-SERVED = """In vLLM:
-
-```bash
-vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules distilled=THIS_FOLDER
-```"""
-MERGED = """In vLLM serve the merged model: `merged.save_pretrained(DIR)`, its processor too; `vllm serve DIR`.
-With `--enable-lora` vLLM 0.32 leaves this adapter's part for the projector out without a word, and with
-`--enable-tower-connector-lora` it fails on LLaVA's image tower."""
-
 
 def keep_report(folder: Path, report: Report) -> Path:
     """Write report.json, report.html and the README of each adapter; return the page's path."""
@@ -180,11 +169,12 @@ def card(report: Report) -> str:
         f"| {what} | {_short(plain)} | {_short(tuned)} | {_short(guarded)} | {_ends(difference)} |"
         for what, plain, tuned, guarded, difference in side_by_side(report)
     ]
-    vllm = MERGED if recipe["projector"] else SERVED.format(base=base, rank=max(16, recipe["rank"]))
     told = {**lessons, **answers, **recipe, "batch": recipe["batch"] * recipe["accumulate"], "pictures": pictures}
     told |= {"projector": " and of the projector" if recipe["projector"] else "", "version": report["version"]}
-    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return template.format(**told, base=base, measured="\n".join(lines), vllm=vllm)
+    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    template, served, merged = re.split(r"\n<!-- vllm: \w+ -->\n", text)
+    vllm = merged.rstrip() if recipe["projector"] else served.format(base=base, rank=max(16, recipe["rank"]))
+    return template.format(**told, base=base, measured="\n".join(lines), vllm=vllm) + "\n"
 
 
 def side_by_side(report: Report) -> list[tuple[str, Row, Row, Row, Row]]:

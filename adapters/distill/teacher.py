@@ -29,8 +29,7 @@ SOFT = 20  # most likely tokens of the guard's distribution that are kept at an 
 LEAST = 1e-4  # their least probability
 CLAIM = "is there {article} {object} in the image?"  # what the matcher is asked about an object, as in `vote`
 
-Asked = tuple[str, str | None]
-"""A prompt, and the object that it is about."""
+Asked = tuple[str, str | None]  # a prompt, and the object that it is about
 
 
 def filled(template: str, name: str) -> str:
@@ -39,11 +38,7 @@ def filled(template: str, name: str) -> str:
 
 
 def method_of(lessons: Lessons) -> Method:
-    """Return the guard of some lessons; one that votes on objects votes on those of the lessons.
-
-    Raises:
-        UnknownNameError, KnobError: see `api.resolve`.
-    """
+    """Return the guard of some lessons; one that votes on objects votes on theirs. Raises as `api.resolve`."""
     takes_objects = "objects" in {field.name for field in fields(REGISTRY.get(lessons.method))}
     objects = {"objects": lessons.objects} if takes_objects and lessons.objects else {}
     return resolve(lessons.method, {**objects, **lessons.knobs})

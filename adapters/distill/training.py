@@ -237,10 +237,35 @@ def train(
         return student
 
     def learn(place: Path) -> tasks.Learnt[Any]:
-        settings = _settings(place, recipe, seed, model.device)
+        # the option's name up to transformers 5.23, and after
+        known = TrainingArguments.__dataclass_fields__
+        recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        kind: str = model.device.type
+        settings = arguments(
+            place,
+            use_cpu=kind == "cpu",
+            bf16=kind == "cpu" or (kind == "cuda" and torch.cuda.is_bf16_supported()),
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch,
+            gradient_accumulation_steps=recipe.accumulate,
+            learning_rate=recipe.rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=min(20, recipe.steps // 10),
+            seed=seed,
+            save_steps=recipe.save_every,
+            **({recompute: True} if recipe.checkpointing else {}),
+        )
         size = recipe.steps * recipe.batch * recipe.accumulate * settings.world_size
         examples, layout = Examples(lines, pictures, recipe.questions, size, seed), Layout(model, processor)
-        trainer = Distiller(recipe, student, settings, examples, lambda some: {"rows": layout.rows(some)}, 1.0, advance)
+
+        def loss(model: Any, inputs: dict[str, Rows]) -> tuple[Tensor, dict[str, float]]:
+            rows = inputs["rows"]
+            plain = plain_log_probs(student, rows) if recipe.keep else None
+            return balanced(distance(log_probs(student, rows, model), rows, plain, recipe.soft), rows.first), {}
+
+        trainer = ResumableTrainer(
+            student, settings, examples, lambda some: {"rows": layout.rows(some)}, loss, 1.0, advance
+        )
         history = trainer.run()
         # takes autocast off, or everything that is measured would be in half precision
         made = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
@@ -249,38 +274,3 @@ def train(
 
     told = {"recipe": asdict(recipe), "seed": seed}
     return tasks.fit(load, told, recipe.steps, seed, folder, advance, learn).eval()
-
-
-class Distiller(ResumableTrainer):
-    """A trainer whose loss compares with a teacher's answers; further arguments as of `ResumableTrainer`."""
-
-    def __init__(self, recipe: Recipe, student: Any, *args: Any) -> None:
-        super().__init__(student, *args)
-        self.recipe, self.student = recipe, student
-
-    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """See `ResumableTrainer`."""
-        rows: Rows = inputs["rows"]
-        found = log_probs(self.student, rows, model)
-        plain = plain_log_probs(self.student, rows) if self.recipe.keep else None
-        return balanced(distance(found, rows, plain, self.recipe.soft), rows.first), {}
-
-
-def _settings(place: Path, recipe: Recipe, seed: int, device: torch.device) -> TrainingArguments:
-    # the option's name up to transformers 5.23, and after
-    known = TrainingArguments.__dataclass_fields__
-    recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    return arguments(
-        place,
-        use_cpu=device.type == "cpu",
-        bf16=device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported()),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch,
-        gradient_accumulation_steps=recipe.accumulate,
-        learning_rate=recipe.rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(20, recipe.steps // 10),
-        seed=seed,
-        save_steps=recipe.save_every,
-        **({recompute: True} if recipe.checkpointing else {}),
-    )

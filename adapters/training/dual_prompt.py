@@ -41,9 +41,7 @@ from lvlm_guard.errors import WeightsError
 
 WORLD = "the embedded world"  # as its store is described
 LORA = "lora"
-FIRST = "first"
-"""The folder of an earlier stage, in that of the training."""
-
+FIRST = "first"  # the folder of an earlier stage, in that of the training
 LAYER, SIDES = re.compile(r"layers\.(\d+)\."), ("text", "vision")
 
 
@@ -137,9 +135,7 @@ class Pictures:
     ) -> Pictures:
         """Read the training and validation parts of a data set; pictures that can't be read go, where it allows that.
 
-        Args:
-            clip, withheld: as of `Plan`.
-            validation: most pictures that candidates are measured on; None for all.
+        Candidates are measured on so many pictures of validation, None for all; `clip` and `withheld` are a plan's.
 
         Raises:
             DataError: a picture can't be read and is not to be skipped, or a part would be empty.
@@ -231,11 +227,7 @@ def _tell(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever) -> Non
 
 
 def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
-    """Give a retriever the mean weights of adapters of the same configuration.
-
-    Raises:
-        WeightsError: a folder holds no adapter, or one of another configuration.
-    """
+    """Give a retriever the mean weights of adapters; raises `WeightsError` for one of another configuration."""
     clip: Any = retriever.model.clip
     there = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(clip).items()}
     cascade = next((module for module in clip.modules() if isinstance(module, Cascade)), None)

@@ -46,23 +46,12 @@ WORDS = ("photo", "picture", "image", "of", "the", "in", "with", "this", "is", "
 """Words that edits draw from, as far as the tokenizer knows them."""
 
 SEEDS = (TEMPLATE, "{article} {object}", "there is {article} {object} in the picture", "the {object}")
-LLM = ("history", "feedback")
-"""Proposers that ask a command of the user's."""
-
-MINUTES = 10
-"""That a command which writes prompts may think."""
-
-GATED, SHADED = 256, 200
-"""Pictures by which a gate is learnt, and steps."""
-
-SHADES = (1.0, 0.5, 0.25, 0.1)
-"""Of the light that there is, from well-lit to dark."""
-
-CONCEPT_STEPS, CONCEPT_RATE = 200, 3e-4
-"""Of learning features of objects, by Adam; ours, chosen on validation scenes."""
-
-Found = dict[str, Any]
-"""What is to be told of an adaptation."""
+LLM = ("history", "feedback")  # proposers that ask a command of the user's
+MINUTES = 10  # that a command which writes prompts may think
+GATED, SHADED = 256, 200  # pictures by which a gate is learnt, and steps
+SHADES = (1.0, 0.5, 0.25, 0.1)  # of the light that there is, from well-lit to dark
+CONCEPT_STEPS, CONCEPT_RATE = 200, 3e-4  # of learning features of objects, by Adam; ours, chosen on validation scenes
+Found = dict[str, Any]  # what is to be told of an adaptation
 
 
 class Given(NamedTuple):
@@ -110,7 +99,7 @@ def ready(plan: Plan) -> None:
     """Raise what is lacking before anything is read, not hours later when this plan's turn comes.
 
     Raises:
-        KnobError: an LLM writes the prompts, and none is given; the file of sentences can't be read, or lacks pairs.
+        KnobError: an LLM writes the prompts and none is given, or the file of sentences can't be read or lacks pairs.
         WeightsError: a folder to start from holds no adapter.
     """
     sentences = Sentences.from_file(plan.bank) if plan.bank else Sentences({})

@@ -26,15 +26,9 @@ from lvlm_guard.adapters.training.recipe import Recipe
 if TYPE_CHECKING:
     from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan
 
-CLAIMS = 64
-"""Objects asked about in a batch: those that its pictures show most."""
-
-KEPT = 0.75
-"""Share of the patches that stay, DiSa's [R]."""
-
-FAR = 64
-"""Names that pictures are set against."""
-
+CLAIMS = 64  # objects asked about in a batch: those that its pictures show most
+KEPT = 0.75  # share of the patches that stay, DiSa's [R]
+FAR = 64  # names that pictures are set against
 # fmt: off
 NULL = ("in my opinion", "on the other hand", "thank you very much", "that is not always so", "of course",
         "nobody knows why", "it depends", "this is what was said before", "see you then", "to be honest", "in the end",

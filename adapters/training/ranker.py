@@ -38,8 +38,7 @@ Scale = Literal["auto", "raw", "standard"]
 Start = Literal["aligned", "random"]
 SMALL = 10.0  # the largest value that is learnt as it is
 
-SHARP = 2.0
-"""Factor of an aligned start's queries and of its keys, so that attention begins to choose; ours."""
+SHARP = 2.0  # factor of an aligned start's queries and of its keys, so that attention begins to choose; ours
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,11 @@ class Groups:
         for row in rows:
             about.setdefault(row.object, []).append(row)
         drawn = {name: _drawn(name, its, pictures if name in exhaustive else []) for name, its in about.items()}
-        self._drawn = {name: one for name, one in drawn.items() if self._teaches(*one)}
+        self._drawn = {
+            name: (shown, chance, without)
+            for name, (shown, chance, without) in drawn.items()
+            if len({one.value for one in shown}) + (bool(without) and negatives > 0) > 1
+        }
         self.objects = list(self._drawn)
         if not self.objects:
             raise KnobError(
@@ -228,9 +231,6 @@ class Groups:
             )
         self.epoch = max(1, -(-sum(len(shown) for shown, _, _ in self._drawn.values()) // size))
         """Groups that cover the rows once."""
-
-    def _teaches(self, shown: Sequence[RankRow], chance: NDArray[np.float64], without: Sequence[RankRow]) -> bool:
-        return len({member.value for member in shown}) + (bool(without) and self.negatives > 0) > 1
 
     def group(self, number: int) -> list[RankRow]:
         """Return group `number`."""
@@ -256,12 +256,8 @@ def _drawn(
     often = Counter(member.value for member in shown)
     # a given weight counts alone: the released ones are inverse frequencies already
     chance = np.array([weights[one.image] or 1 / often[one.value] for one in shown], np.float64)
-    absent = [image for image in (*values, *pictures) if values.get(image, 0) == 0]
-    return (
-        shown,
-        chance / chance.sum() if shown else chance,
-        [RankRow(image, name, 0.0) for image in dict.fromkeys(absent)],
-    )
+    absent = dict.fromkeys(image for image in (*values, *pictures) if values.get(image, 0) == 0)
+    return shown, chance / (chance.sum() or 1.0), [RankRow(image, name, 0.0) for image in absent]
 
 
 @dataclass(frozen=True)

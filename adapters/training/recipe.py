@@ -18,12 +18,8 @@ from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import differing, plain, read_json, whole, write_json
 
-Advance = Callable[[int], object]
-"""Told how many steps, or pictures, were done."""
-
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Opens a progress bar: (what, total)."""
-
+Advance = Callable[[int], object]  # told how many steps, or pictures, were done
+Progress = Callable[[str, int], AbstractContextManager[Advance]]  # opens a progress bar: (what, total)
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -80,9 +76,7 @@ class Recipe:
         return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
 
-TRAINING = "training"
-"""The folder of a training, below its adapter's."""
-
+TRAINING = "training"  # the folder of a training, below its adapter's
 BEGUN, DONE, CURVE, CANDIDATES = "begun.json", "training.json", "curve.jsonl", "candidates"
 
 
@@ -91,14 +85,12 @@ class Call:
     """How a command asks for trainings.
 
     Args:
-        out: folder; the same call goes on there.
-        seeds: of trainings, an adapter each.
+        out, seeds: folder, where the same call goes on; of trainings, an adapter each.
         device: "cpu", or "auto".
         start_over: drop what an earlier call left in the folder.
         echo, progress: told what happens, a line at a time; opens a progress bar.
         line, environment: the command as it was typed, and where it runs.
-        compare: whether all are measured on the test part, beside baselines.
-        pictures: most of the test part that are measured on; None for all.
+        compare, pictures: whether all are measured on the test part, beside baselines; and on how many of it at most.
         workers, report_to: processes that read pictures, and trackers that are told, as `transformers` names them.
 
     Raises:

@@ -35,8 +35,7 @@ from lvlm_guard.matching.platt import fit_tau, platt
 if TYPE_CHECKING:
     from lvlm_guard.adapters.training.dual_prompt import Pictures, Plan
 
-UNDECIDED = 2000
-"""Pictures by which is found where the untuned CLIP is undecided."""
+UNDECIDED = 2000  # pictures by which is found where the untuned CLIP is undecided
 
 
 class RetrievalTask:
@@ -200,9 +199,9 @@ def chosen(
 
 
 def averaged(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the average of the weights of several epochs, weighed by a Gaussian over them.
+    """Return the average of several epochs' weights by a Gaussian over them: PromptSRC (arXiv:2307.06948).
 
-    Source: PromptSRC (arXiv:2307.06948): mean at three quarters of the epochs, deviation 1 of 20.
+    Its mean lies at three quarters of the epochs, its deviation is 1 of 20.
     """
     n = len(weights)
     at = np.arange(1, n + 1)

@@ -20,10 +20,10 @@ from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
 from lvlm_guard.adapters.evaluation.metrics import UNTUNED, row
 from lvlm_guard.adapters.evaluation.ranking import Lists
 from lvlm_guard.adapters.presets import BASELINES, PRESETS
-from lvlm_guard.adapters.retrieval.claims import Claims, known_of
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
+from lvlm_guard.adapters.training.free import objects
 from lvlm_guard.adapters.training.recipe import CURVE, DONE, TRAINING, Call, Recipe
 from lvlm_guard.adapters.training.retrieval import calibrate
 from lvlm_guard.adapters.training.tasks import VALIDATION
@@ -113,13 +113,8 @@ def _compare_retrievers(
         told["rows"] = of_retrieval.rows_of(plan.clip, ours, found)
         told["by_category"] = {name: of_retrieval.by_category(each) for name, each in found.items()}
         return told | {"weighting": "none: captions without word weights, one feature each"}
-    learnt = pictures.train
-    known = known_of(learnt, pictures.bank)
-    probe = of_retrieval.best_probe(
-        pictures.frozen(learnt.images),
-        Claims.of([known(image) for image in learnt.images], without=plan.withheld),
-        pictures.gallery.searched(clip, pictures.pixels),
-    )
+    features, validated = pictures.frozen(pictures.train.images), pictures.gallery.searched(clip, pictures.pixels)
+    probe = of_retrieval.best_probe(features, objects(plan, pictures), validated)
 
     def judged(found: dict[str, list[Searched]], task: str) -> list[dict[str, Any]]:
         found = found | {of_retrieval.PROBE: [probe(found["clip"][0])] * many}
@@ -210,7 +205,7 @@ def _fitted(
     what: str = "",
 ) -> list[Any]:
     """Return what a training gives for each seed, each in its folder."""
-    how = {"device": call.device, "workers": call.workers, "report_to": call.report_to}
+    how = {"device": call.device, "dataloader_num_workers": call.workers, "report_to": call.report_to}
     trained = []
     for seed, folder in zip(call.seeds, folders, strict=True):
         with call.progress(f"training{what}, seed {seed}", recipe.steps) as advance:

@@ -25,12 +25,8 @@ from lvlm_guard.adapters.training.recipe import CANDIDATES, TRAINING, Advance, R
 from lvlm_guard.adapters.training.trainer import WEIGHTS, ResumableTrainer, arguments, learning, put, weights_of
 from lvlm_guard.files import whole
 
-VALIDATION = "val_"
-"""What names of measured figures begin with in the history."""
-
-Figures = Mapping[str, float]
-"""What a measurement found, by name."""
-
+VALIDATION = "val_"  # what names of measured figures begin with in the history
+Figures = Mapping[str, float]  # what a measurement found, by name
 
 Made = TypeVar("Made")
 Learnt = tuple[Made, Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -46,15 +42,10 @@ def fit(
     advance: Advance,
     learn: Callable[[Path], Learnt[Made]],
 ) -> Made:
-    """Train an adapter and save it in a folder; one that is there already is loaded.
+    """Train an adapter and save it in a folder; one that is there already, by the same notes, is loaded.
 
-    Args:
-        load: reads it from there.
-        told: what tells this training from others, see `about`.
-        steps, seed: of it, for who is told of progress, and of the first weights.
-        folder: of the adapter.
-        advance: told how many steps were done.
-        learn: trains in the folder that it is given; of several processes the main one's result is saved.
+    `learn` trains in a folder below, from first weights of the seed; of several processes the main one's result is
+    saved. What is `told` tells this training from others, see `about`.
 
     Raises:
         TrainingError: the folder holds another training, or a loss or gradient is not finite.
@@ -130,24 +121,13 @@ class Numbered(Dataset[Any]):
 
 
 class TaskTrainer(ResumableTrainer):
-    """The trainer of a task, which it moves to its device; checkpoints and candidates lie in the folder.
+    """The trainer of a task, which it moves to the device, "cpu" or "auto"; its states lie in the folder.
 
-    Args:
-        device: "cpu", or "auto".
-        workers: processes that make batches.
-        report_to: trackers that `transformers` knows: "tensorboard", "wandb", ...
+    Further arguments are those of `transformers.TrainingArguments`.
     """
 
     def __init__(
-        self,
-        task: Task,
-        recipe: Recipe,
-        folder: Path,
-        advance: Advance,
-        *,
-        device: str = "auto",
-        workers: int = 0,
-        report_to: str = "none",
+        self, task: Task, recipe: Recipe, folder: Path, advance: Advance, device: str = "auto", **given: Any
     ) -> None:
         args = arguments(
             folder,
@@ -156,14 +136,13 @@ class TaskTrainer(ResumableTrainer):
             learning_rate=recipe.rate,
             seed=recipe.seed,
             save_steps=recipe.save_every,
-            dataloader_num_workers=workers,
-            report_to=report_to,
+            **given,
         )
         micro = recipe.accumulate if task.batches.shares else -(-recipe.accumulate // args.world_size)
         args.gradient_accumulation_steps = micro
         dataset = Numbered(task.batches, recipe.steps * micro, args.world_size)
         self.task, self.recipe, self.candidates = task, recipe, folder / CANDIDATES
-        super().__init__(task.model, args, dataset, itemgetter(0), recipe.clip, advance)
+        super().__init__(task.model, args, dataset, itemgetter(0), self._loss, recipe.clip, advance)
         auto = self.args.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.half = auto if recipe.precision == "auto" else recipe.precision == "bfloat16"
 
@@ -187,8 +166,7 @@ class TaskTrainer(ResumableTrainer):
         )
         return self.lr_scheduler
 
-    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """See `ResumableTrainer`."""
+    def _loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         # of the batch alone: nothing has to be remembered over a kill, and whichever process takes it draws the same
         torch.manual_seed(self.recipe.seed * 1_000_003 + inputs["number"])
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half):

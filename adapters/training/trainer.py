@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lvlm_guard.adapters.errors import TrainingError
@@ -55,18 +54,25 @@ class ResumableTrainer(Trainer):
     Args:
         model, args: what is trained, and `arguments`.
         dataset, collate: read in its order, what it gives depends on the number alone; makes a batch of its items.
+        loss: (model, maybe wrapped, batch) -> its loss, and what is told of it.
         clip: bound of the gradient's norm.
         advance: told how many steps were done, those of an earlier part included.
     """
 
     def __init__(
-        self, model: Any, args: TrainingArguments, dataset: Dataset[Any], collate: Any, clip: float, advance: Advance
+        self,
+        model: Any,
+        args: TrainingArguments,
+        dataset: Any,
+        collate: Any,
+        loss: Callable[[Any, dict[str, Any]], tuple[Tensor, dict[str, float]]],
+        clip: float,
+        advance: Advance,
     ) -> None:
         watch = _Watch(self, clip, advance)
         super().__init__(model, args=args, train_dataset=dataset, data_collator=collate, callbacks=[watch])
         self.remove_callback(PrinterCallback)
-        self.learner: nn.Module = model
-        self.interrupted = False
+        self.learner, self.loss_of, self.interrupted = model, loss, False
         self.told: dict[str, float] = {}
         """Of the last step, for the history."""
 
@@ -78,15 +84,11 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         put(self.learner, load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
-    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a batch, and what is told of it; `model` may be wrapped for several processes."""
-        raise NotImplementedError
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the loss of a batch; raises `TrainingError` where it is not finite."""
-        loss, told = self.batch_loss(model, inputs)
+        loss, told = self.loss_of(model, inputs)
         if not math.isfinite(value := float(loss.detach())):
             raise self.refused("The loss")
         self.told |= {"loss": value, **told}
@@ -96,12 +98,7 @@ class ResumableTrainer(Trainer):
         """Do what is to be done after each step."""
 
     def run(self) -> list[dict[str, Any]]:
-        """Train to the end, from the last checkpoint where there is one; return the history.
-
-        Raises:
-            TrainingError: a loss or a gradient is not finite.
-            KeyboardInterrupt: after the step in progress was finished and saved.
-        """
+        """Train to the end, from the last checkpoint where there is one; return the history. Raises as `tasks.fit`."""
         last = last_checkpoint(Path(str(self.args.output_dir)))
         with _stopping(self):
             self.train(resume_from_checkpoint=None if last is None else str(last))
