@@ -116,21 +116,16 @@ class Examples:
 
     def __init__(self, lines: Sequence[str], pictures: Pictures, questions: int, size: int, seed: int) -> None:
         self._lines, self._pictures, self._questions, self._size, self._seed = lines, pictures, questions, size, seed
-        self._order: tuple[int, Any] = (-1, None)
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int) -> tuple[Image, list[Answer]]:
-        lesson = Lesson.of(self._lines[self._place(index)])
+        round_, place = divmod(index, len(self._lines))
+        order = np.random.default_rng([self._seed, 0, round_]).permutation(len(self._lines))
+        lesson = Lesson.of(self._lines[order[place]])
         rng = np.random.default_rng([self._seed, 1, index])
         return self._pictures.load(lesson.picture), chosen(lesson.answers, self._questions, rng)
-
-    def _place(self, index: int) -> int:
-        round_, place = divmod(index, len(self._lines))
-        if self._order[0] != round_:
-            self._order = round_, np.random.default_rng([self._seed, 0, round_]).permutation(len(self._lines))
-        return int(self._order[1][place])
 
 
 def chosen(answers: Sequence[Answer], questions: int, rng: np.random.Generator) -> list[Answer]:

@@ -76,9 +76,7 @@ class Given(NamedTuple):
 def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed: int) -> Found:
     """Adapt an untuned retriever in place by what the plan says; return what is to be told of it.
 
-    Raises:
-        TrainingError: facts tell of no objects.
-        KnobError: the plan names an unknown way, or lacks what `ready` asks for.
+    Raises `TrainingError` as `objects`, and `KnobError` for an unknown way, or as `ready`.
     """
     ready(plan)
     if plan.free not in WAYS:

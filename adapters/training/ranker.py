@@ -137,12 +137,12 @@ def align(model: ClipRanker) -> None:
         raise UnsupportedModelError(
             "A ranker can start aligned on a ViT CLIP alone, whose projections fit its tokens: give --start random."
         )
-    width = model.settings.width
-    common = _orthogonal(width, image.weight.shape[0])
+    width, orthogonal = model.settings.width, nn.init.orthogonal_
+    common = orthogonal(torch.empty(width, image.weight.shape[0]))
     with_image = _entered(fusion.in_image, common @ (image.weight * norm.weight))
     with_text = _entered(fusion.in_text, common @ text.weight)
     for layer in fusion.layers:
-        turned = SHARP * _orthogonal(width, width)
+        turned = SHARP * orthogonal(torch.empty(width, width))
         attention: Any = layer.cross_attention
         attention.q_proj.weight.copy_(turned @ with_image)
         attention.q_proj.bias.zero_()
@@ -158,18 +158,13 @@ def _entered(entry: nn.Module, projection: Tensor) -> Tensor:
     return projection
 
 
-def _orthogonal(rows: int, columns: int) -> Tensor:
-    made: Tensor = nn.init.orthogonal_(torch.empty(rows, columns))
-    return made
-
-
 def scales(data: RankData, scale: Scale) -> dict[str, tuple[float, float]]:
     """Return instruction -> (mean, deviation) that its values are learnt in."""
-    values = {data.instruction(name): data.values(name)[1] for name in data.objects}
-    if scale == "auto" and all(v.min() >= 0 and v.max() <= SMALL for v in values.values()):
-        scale = "raw"
+    values = {name: data.values(name)[1] for name in data.objects}
+    raw = scale == "raw" or (scale == "auto" and all(v.min() >= 0 and v.max() <= SMALL for v in values.values()))
     return {
-        asked: (0.0, 1.0) if scale == "raw" else (float(v.mean()), float(v.std()) or 1.0) for asked, v in values.items()
+        data.instruction(name): (0.0, 1.0) if raw else (float(v.mean()), float(v.std()) or 1.0)
+        for name, v in values.items()
     }
 
 

@@ -61,9 +61,7 @@ def train_retrievers(call: Call, data: CaptionData, chosen: Chosen, validation: 
         pictures = dual_prompt.Pictures.read(
             data, plan.clip, validation=validation, withheld=plan.withheld, advance=advance
         )
-    _skipped(call, pictures.pixels)
-    if call.start_over:
-        call.clear()
+    _begun(call, pictures.pixels)
     claims = ours != PROMPTS
     folders = {name: call.folders(name if claims else "") for name in chosen}
     own = [folder for each in folders.values() for folder in each]
@@ -144,9 +142,7 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
     learnt, held_out = data.parted()
     with call.progress("reading pictures", len(learnt.images) + len(held_out.images)) as advance:
         pictures = ranker.Pictures.read(data, plan, advance=advance)
-    _skipped(call, pictures.seen)
-    if call.start_over:
-        call.clear()
+    _begun(call, pictures.seen)
     folders = call.folders()
     trained = _fitted(call, ranker.fit, plan, pictures, recipe, folders)
     told: dict[str, Any] = {"method": "ranker"}
@@ -190,9 +186,11 @@ def _compare_rankers(
     }
 
 
-def _skipped(call: Call, features: Features) -> None:
+def _begun(call: Call, features: Features) -> None:
     if bad := features.bad:
         call.echo(f"{len(bad)} pictures can't be read and were skipped, {bad[0].image} for one.")
+    if call.start_over:
+        call.clear()
 
 
 def _fitted(

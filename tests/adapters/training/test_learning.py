@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from in_memory import InMemory
@@ -175,3 +176,18 @@ def test_recipes_that_are_none_are_refused_and_rates_rise_and_fall() -> None:
     assert rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5, abs=0.01)
     assert rates[99] < 0.01
+
+
+def test_a_ranker_of_tuned_towers_scores_pictures_alike_once_it_is_loaded_and_learns_no_more(
+    values: RankData, tmp_path: Path
+) -> None:
+    plan = replace(RANKER, trunk="tuned", rank=2)
+    pictures = ranker.Pictures.read(values, plan)
+    made = ranker.build(plan, pictures.train)
+    made.model.eval()
+    made.save_pretrained(tmp_path)
+    loaded = ranker.Ranker.from_pretrained(tmp_path)
+    assert (made.model.trunk_is_frozen, loaded.model.trunk_is_frozen) == (False, True)
+    before, after = (ranker.scored(one, pictures.lists, pictures.seen) for one in (made, loaded))
+    assert before.keys() == after.keys()
+    assert all(np.allclose(before[name], after[name], atol=1e-5) for name in before)
