@@ -8,7 +8,6 @@ A `Trunk` says where tokens of a CLIP come from, for ViT and ConvNeXt towers.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,28 +30,37 @@ if TYPE_CHECKING:
 OLD_EOS = 2  # CLIP configs older than transformers 4.31 name this one; the true one has the highest id
 
 
-class Trunk(ABC):
+class Trunk:
     """Reads tokens from a CLIP; holds no weights of its own.
+
+    Of a ViT they are the patches: the class token is dropped, and so are prompts that a tuner put after the patches. Of
+    a ConvNeXt they are its last feature map, before it is averaged.
 
     Args:
         clip: a `CLIPModel` or a `VisionTextDualEncoderModel`.
     """
 
-    image_width: int
-    side: int
-
     def __init__(self, clip: Any) -> None:
+        text, vision = clip.config.text_config, clip.config.vision_config
+        widths: Sequence[int] = getattr(vision, "hidden_sizes", None) or [vision.hidden_size]
         self.clip = clip
-        self.text_width: int = clip.config.text_config.hidden_size
-        self.context: int = clip.config.text_config.max_position_embeddings
+        self.text_width: int = text.hidden_size
+        self.context: int = text.max_position_embeddings
+        self.side: int = vision.image_size
+        self.image_width = widths[-1]
+        self.step: int = vision.patch_size * 2 ** (len(widths) - 1)  # a ConvNeXt halves its map between widths
 
-    @abstractmethod
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """Return a picture's tokens, [K, P, image_width], from pixels [K, 3, height, width]."""
+        states = self._seen(pixel_values)
+        if states.ndim == 4:
+            return states.flatten(2).transpose(1, 2)
+        rows, columns = self.grid(*pixel_values.shape[-2:])
+        return states[:, 1 : 1 + rows * columns]
 
-    @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of a picture's tokens, P = rows * columns, for its size in pixels."""
+        return height // self.step, width // self.step
 
     def text_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the tokens of texts, [N, T, text_width], after the final norm, and where they are, [N, T] bool.
@@ -65,52 +73,13 @@ class Trunk(ABC):
         kept = torch.arange(input_ids.shape[-1], device=input_ids.device) <= at[:, None]
         return states, kept if attention_mask is None else kept & attention_mask.bool()
 
-
-class ViTTrunk(Trunk):
-    """A ViT's patch tokens: the class token is dropped, and so are prompts that a tuner put after the patches."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__(clip)
-        vision = clip.config.vision_config
-        self.image_width, self.side, self._patch = vision.hidden_size, vision.image_size, vision.patch_size
-
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """See `Trunk`."""
-        rows, columns = self.grid(*pixel_values.shape[-2:])
+    def _seen(self, pixel_values: Tensor) -> Tensor:
         states: Tensor = self.clip.vision_model(pixel_values=pixel_values).last_hidden_state
-        return states[:, 1 : 1 + rows * columns]
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See `Trunk`."""
-        return height // self._patch, width // self._patch
+        return states
 
 
-class ConvNeXtTrunk(Trunk):
-    """The last feature map of a ConvNeXt, before it is averaged."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__(clip)
-        vision = clip.config.vision_config
-        self.image_width, self.side = vision.hidden_sizes[-1], vision.image_size
-        self._patch, self._halvings = vision.patch_size, len(vision.hidden_sizes) - 1
-
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """See `Trunk`."""
-        states: Tensor = self.clip.vision_model(pixel_values=pixel_values).last_hidden_state
-        return states.flatten(2).transpose(1, 2)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See `Trunk`."""
-        step = self._patch * 2**self._halvings
-        return height // step, width // step
-
-
-TRUNKS: dict[str, type[Trunk]] = {
-    "clip_vision_model": ViTTrunk,
-    "convnext": ConvNeXtTrunk,
-    "convnextv2": ConvNeXtTrunk,
-}
-"""Image towers by their `model_type`."""
+TOWERS = ("clip_vision_model", "convnext", "convnextv2")
+"""Image towers that can be read, by their `model_type`."""
 
 
 def trunk_of(clip: Any) -> Trunk:
@@ -123,15 +92,14 @@ def trunk_of(clip: Any) -> Trunk:
     if isinstance(own, Trunk):
         return own
     config = getattr(clip, "config", None)
-    vision = getattr(getattr(config, "vision_config", None), "model_type", None)
-    text = getattr(getattr(config, "text_config", None), "model_type", None)
-    if vision not in TRUNKS or text != "clip_text_model" or not hasattr(clip, "text_model"):
+    vision, text = (getattr(getattr(config, f"{of}_config", None), "model_type", None) for of in ("vision", "text"))
+    if vision not in TOWERS or text != "clip_text_model" or not hasattr(clip, "text_model"):
         raise UnsupportedModelError(
             f"A ranker stands on a CLIP, but {type(clip).__name__} has the image tower {vision!r} and the text tower "
             f"{text!r}. Give a CLIPModel, or a VisionTextDualEncoderModel with CLIP's text tower and one of "
-            f"{', '.join(TRUNKS)}."
+            f"{', '.join(TOWERS)}."
         )
-    return TRUNKS[vision](clip)
+    return Trunk(clip)
 
 
 def salient(clip: Any, pixels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lvlm_guard.errors import GuardError, KnobError
+from lvlm_guard.errors import GuardError, KnobError, did_you_mean
 
 
 class DataError(GuardError):
@@ -33,5 +33,7 @@ def check(
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= bound:
             raise error(f"{name} is {value!r}: give {'a whole number of ' if whole else ''}{bound:g} or more.")
     for name, known in (choices or {}).items():
-        if getattr(settings, name) not in known:
-            raise error(f"{name} is {getattr(settings, name)!r}: give one of {', '.join(known)}.")
+        value = getattr(settings, name)
+        if value not in known:
+            near = did_you_mean(str(value), known)
+            raise error(f"{name} is {value!r}: give one of {', '.join(known)}. {near}".rstrip())

@@ -72,42 +72,26 @@ class OpenClip(nn.Module):
         self.model, self.name_or_path, self.tokenizer = model, name, tokenizer
         self.image_processor = SimpleNamespace(image_mean=pixels["mean"], image_std=pixels["std"])
         self.visual_projection = nn.Linear(1, 1, bias=False)  # never asked: PEFT needs a layer to adapt
-        text = getattr(model, "text", model)
-        side = model.visual.image_size
+        text, side = getattr(model, "text", model), model.visual.image_size
         sizes = {"hidden_size": len(text.ln_final.weight), "max_position_embeddings": text.context_length}
-        self.side: int = side if isinstance(side, int) else side[0]
-        self.config = CLIPConfig(text_config=sizes, vision_config={"image_size": self.side})
+        seen = {"image_size": side if isinstance(side, int) else side[0]}
+        self.config = CLIPConfig(text_config=sizes, vision_config=seen)
         self.trunk = OpenClipTrunk(self)
 
     @property
-    def vision_model(self) -> nn.Module:
+    def vision_model(self) -> Any:
         """The image tower."""
-        tower: nn.Module = self.model.visual
-        return tower
+        return self.model.visual
 
     @property
-    def text_model(self) -> nn.Module:
+    def text_model(self) -> Any:
         """The text tower's layers."""
-        tower: nn.Module = getattr(self.model, "text", self.model).transformer
-        return tower
+        return getattr(self.model, "text", self.model).transformer
 
     @property
     def dtype(self) -> torch.dtype:
         """Of its weights."""
-        own: torch.dtype = next(self.model.parameters()).dtype
-        return own
-
-    def last(self, **given: Tensor) -> Tensor:
-        """Return what the last block makes of an `image`, [K, width, rows, columns], or a `text`, [N, T, width]."""
-        side = next(iter(given))
-        asked = {f"{side}_indices": 1, "normalize_intermediates": True, "intermediates_only": True}
-        found: Tensor = self.model.forward_intermediates(**given, **asked)[f"{side}_intermediates"][-1]
-        return found
-
-    def filled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return ids filled up with 0 to all that the text tower reads, as open_clip's own tokenizer does."""
-        ids = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, 0)
-        return nn.functional.pad(ids, (0, self.trunk.context - ids.shape[-1]))
+        return next(self.parameters()).dtype
 
     def get_image_features(self, pixel_values: Tensor) -> Any:
         """Return pictures' features, not normalised, under `pooler_output`."""
@@ -115,31 +99,34 @@ class OpenClip(nn.Module):
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         """Return texts' features, not normalised, under `pooler_output`."""
-        return SimpleNamespace(pooler_output=self.model.encode_text(self.filled(input_ids, attention_mask)))
+        return SimpleNamespace(pooler_output=self.model.encode_text(self.trunk.filled(input_ids, attention_mask)))
 
 
 class OpenClipTrunk(Trunk):
     """Tokens of an `OpenClip`."""
 
-    clip: OpenClip
-
     def __init__(self, clip: OpenClip) -> None:
         super().__init__(clip)
-        self.side = clip.side
         with torch.no_grad():
-            blank = clip.last(image=torch.zeros(1, 3, self.side, self.side, dtype=clip.dtype))
-        _, self.image_width, self._rows, self._columns = blank.shape
-
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """See `Trunk`."""
-        return self.clip.last(image=pixel_values).flatten(2).transpose(1, 2)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See `Trunk`."""
-        return height * self._rows // self.side, width * self._columns // self.side
+            blank = self._seen(torch.zeros(1, 3, self.side, self.side, dtype=clip.dtype))
+        self.image_width, self.step = blank.shape[1], self.side // blank.shape[2]
 
     def text_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Trunk`."""
-        states = self.clip.last(text=self.clip.filled(input_ids, attention_mask))[:, : input_ids.shape[-1]]
+        states = self._last(text=self.filled(input_ids, attention_mask))[:, : input_ids.shape[-1]]
         kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return states, kept.bool()
+
+    def filled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return ids filled up with 0 to all that the text tower reads, as open_clip's own tokenizer does."""
+        ids = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, 0)
+        return nn.functional.pad(ids, (0, self.context - ids.shape[-1]))
+
+    def _seen(self, pixel_values: Tensor) -> Tensor:
+        return self._last(image=pixel_values)
+
+    def _last(self, **given: Tensor) -> Tensor:
+        """Return what the last block makes of an `image`, [K, width, rows, columns], or a `text`, [N, T, width]."""
+        side = next(iter(given))
+        asked = {f"{side}_indices": 1, "normalize_intermediates": True, "intermediates_only": True}
+        found: Tensor = self.clip.model.forward_intermediates(**given, **asked)[f"{side}_intermediates"][-1]
+        return found

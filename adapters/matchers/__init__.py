@@ -9,21 +9,29 @@ Here is what they share: where the adapter of a name lies, what a question claim
 
 from __future__ import annotations
 
-import re
+import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from lvlm_guard.adapters.loading import ADAPTERS
+from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import TextError, WeightsError
-from lvlm_guard.matching.match import Matcher
+from lvlm_guard.matching.asking import THERE
+from lvlm_guard.matching.loading import device_of
+from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.memory import Recent
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.naming import mentions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MATCH_BYTES = 64 << 20
 """Of remembered matches."""
@@ -36,12 +44,31 @@ class AdapterMatcher(Matcher):
     """A matcher whose model one thread at a time may use.
 
     Args:
+        model: that answers.
         version: name and a digest of what was trained.
     """
 
-    def __init__(self, version: str) -> None:
-        self._version = version
+    name: ClassVar[str]
+    otherwise: ClassVar[str | None] = None
+    """The folder or hub id that the name stands for with any model."""
+    template = TEMPLATE
+
+    def __init__(self, model: Any, version: str) -> None:
+        self._model, self._version = model, version
         self._lock = RLock()  # hooks and prompts are states of the model
+        self._matches: Recent[Any, Match] = Recent(MATCH_BYTES)
+        self._seen: Recent[Any, Any]
+        """Of pictures, beside their matches."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
+        """Load a matcher from a folder or hub id, or "embedded"; raises `WeightsError` where it can't be had."""
+
+    @classmethod
+    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
+        """Load what the name stands for with a model; raises `WeightsError` where nothing says it."""
+        return cls.from_pretrained(place_for(cls.name, model, cls.otherwise), device=device_of(model))
 
     @property
     def version(self) -> str:
@@ -49,9 +76,15 @@ class AdapterMatcher(Matcher):
         return self._version
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where the model is."""
+        there: torch.device = self._model.device
+        return there
+
+    def forget(self) -> None:
+        """Drop the matches and what else is remembered of pictures."""
+        self._matches.clear()
+        self._seen.clear()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -63,6 +96,20 @@ class AdapterMatcher(Matcher):
             torch.autocast(self.device.type, enabled=False),
         ):
             yield
+
+
+def size_of(match: Match) -> int:
+    """Return the bytes of a match."""
+    return match.relevance.nbytes
+
+
+def digested(told: str, model: Any, wanted: Callable[[str], bool]) -> Any:
+    """Return a digest, to be gone on with, of what is told and of a model's tensors whose names are wanted."""
+    made = hashlib.blake2b(told.encode(), digest_size=6)
+    for name, value in sorted(model.state_dict().items()):
+        if wanted(name):
+            made.update(value.detach().float().cpu().numpy().tobytes())
+    return made
 
 
 def required(text: str) -> str:
@@ -101,24 +148,16 @@ def place_for(name: str, model: Any, otherwise: str | None = None) -> str:
     )
 
 
-_THERE = re.compile(
-    r"\s*(?:is|are) there (?P<what>(?:an?|any|some|the) (?P<name>.+?))"
-    r"(?:\s+(?:in|on|within) (?:the|this|that) (?:image|picture|photo|photograph|scene))?\s*[?.!]*\s*",
-    re.IGNORECASE,
-)
-_SHOWN = re.compile(r"\s*a (?:photo|picture) of (?:an?|any|some|the) (?P<name>.+?)\s*[?.!]*\s*", re.IGNORECASE)
-
-
 def caption_of(text: str) -> str:
     """Return a text as CLIP reads it: "is there a dog in the image?" becomes "a photo of a dog", others stay."""
-    found = _THERE.fullmatch(text)
-    return f"a photo of {found['what']}" if found else text
+    found = THERE.fullmatch(required(text))
+    return f"a photo of {found['what']}" if found and found["what"] else text
 
 
 def object_of(text: str) -> str | None:
     """Return the object whose presence a text asks for or states, and nothing else; None where it says more or less."""
-    found = _THERE.fullmatch(text) or _SHOWN.fullmatch(text)
-    return found["name"].lower() if found else None
+    found = THERE.fullmatch(required(text))
+    return (found["name"] or found["shown"]).lower() if found else None
 
 
 def objects_in(text: str, vocabulary: Vocabulary) -> list[str]:

@@ -14,32 +14,27 @@ that of the class token over them in the last layer, whatever the text (DiSa, ar
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import salient
 from lvlm_guard.adapters.loading import ADAPTERS
-from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, place_for, required
-from lvlm_guard.adapters.retrieval.claims import TEMPLATE, claimed
+from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, digested, size_of
+from lvlm_guard.adapters.retrieval.claims import claimed
 from lvlm_guard.adapters.retrieval.folder import FILE, untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import LogitsError
-from lvlm_guard.matching.loading import device_of
-from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.match import Match
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import heat_map
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 AT_ONCE = 16
 """Pairs of picture and text in one pass with gradients."""
@@ -62,26 +57,31 @@ class ClipMatcher(AdapterMatcher):
     """
 
     name = "clip"
-    otherwise: str | None = "openai/clip-vit-base-patch32"
-    template = TEMPLATE
+    otherwise: ClassVar[str | None] = "openai/clip-vit-base-patch32"
+    maps: ClassVar[Sequence[str]] = ("text", "saliency")
+    """What `mapped` has."""
 
     def __init__(self, retriever: DualPromptRetriever, name: str | None = None, layers: int = LAYERS) -> None:
         self.retriever = retriever
-        base = retriever.model.base
+        base, memory = retriever.model.base, retriever.memory
         base.set_attn_implementation("eager")
         vision = base.config.vision_config
         self.side: int = vision.image_size
         self._cells = vision.image_size // vision.patch_size
         self._layers = [getattr(layer, "base_layer", layer) for layer in base.vision_model.encoder.layers[-layers:]]
         self.temperature = retriever.card.temperature or retriever.model.tau
-        super().__init__(f"{name or self.name}:{_digest(retriever, layers)}")
-        self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
-        self._images: Recent[bytes, Tensor] = Recent(FEATURES)
+        # the card, and every tensor beside the CLIP, or the CLIP's heads
+        told = digested(f"{retriever.card!r}, map of {layers} layers", retriever.model, _tells)
+        told.update(repr(memory and (memory.kind, memory.names)).encode())
+        for key, value in sorted(memory.tensors.items() if memory is not None else ()):
+            told.update(key.encode() + value.float().numpy().tobytes())
+        super().__init__(retriever.model, f"{name or self.name}:{told.hexdigest()}")
+        self._seen: Recent[bytes, Tensor] = Recent(FEATURES)
         self._texts: Recent[str, Tensor] = Recent(TEXTS)
         self._map = ""
 
     @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> ClipMatcher:
+    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
         """Load a matcher.
 
         Args:
@@ -95,25 +95,14 @@ class ClipMatcher(AdapterMatcher):
         place = ADAPTERS / cls.name if str(source) == "embedded" else source
         with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
             if (Path(place) / FILE).is_file():
-                retriever = DualPromptRetriever.from_pretrained(place, device=device)
-            else:
-                retriever = untuned(place)
-                retriever.model.to(torch.device(device or "cpu"))
+                return cls(DualPromptRetriever.from_pretrained(place, device=device))
+            retriever = untuned(place)
+            retriever.model.to(torch.device(device or "cpu"))
             return cls(retriever)
-
-    @classmethod
-    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
-        """Load what the name stands for with a model; raises `WeightsError` where nothing says it."""
-        return cls.from_pretrained(place_for(cls.name, model, cls.otherwise), device=device_of(model))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the CLIP is."""
-        return self.retriever.model.device
 
     def mapped(self, how: str) -> ClipMatcher:
         """Return this matcher with another map, "text" or "saliency"; it shares everything else."""
-        if how not in ("text", "saliency") or type(self)._shown is not ClipMatcher._shown:
+        if how not in self.maps:
             super().mapped(how)
         other = copy(self)
         other._version, other._map, other._matches = f"{self._version}@{how}", how, Recent(MATCH_BYTES)
@@ -121,15 +110,11 @@ class ClipMatcher(AdapterMatcher):
 
     def knows(self, claims: Sequence[str]) -> list[bool]:
         """Return whether claims evoke a picture, of a CLIP that was trained to tell (`train claims`, visualness)."""
-        if self._memory is None or self._memory.kind != "visualness" or not claims:
+        memory = self.retriever.memory
+        if memory is None or memory.kind != "visualness" or not claims:
             return [True] * len(claims)
         with self._alone():
-            return [bool(v > 0.5) for v in self.retriever.visualness([_read(claim) for claim in claims])]
-
-    def forget(self) -> None:
-        """Drop the matches and the features of pictures that are remembered."""
-        self._matches.clear()
-        self._images.clear()
+            return [bool(v > 0.5) for v in self.retriever.visualness([caption_of(claim) for claim in claims])]
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
         """Match image i with text i; each distinct pair is computed once.
@@ -142,19 +127,17 @@ class ClipMatcher(AdapterMatcher):
             TextError: a text is empty.
             LogitsError: a map holds NaN.
         """
-        keys = [digest(image) for image in images]
-        read = [_read(text) for text in texts]
-        pairs = {(key, text): image for key, text, image in zip(keys, read, images, strict=True)}
-        found = {pair: self._matches.get(pair) for pair in pairs}
-        missing = [pair for pair, match in found.items() if match is None]
-        with self._alone():
+        asked = [(digest(image), caption_of(text)) for image, text in zip(images, texts, strict=True)]
+        pictures = dict(zip(asked, images, strict=True))
+
+        def made(missing: list[tuple[bytes, str]]) -> Iterator[Match]:
             for start in range(0, len(missing), AT_ONCE):
                 chunk = missing[start : start + AT_ONCE]
-                made = self._match([key for key, _ in chunk], [pairs[pair] for pair in chunk], [t for _, t in chunk])
-                for pair, match in zip(chunk, made, strict=True):
-                    found[pair] = match
-                    self._matches.put(pair, match, match.relevance.nbytes)
-        return [found[pair] for pair in zip(keys, read, strict=True)]  # type: ignore[misc]
+                yield from self._match(chunk, [pictures[pair] for pair in chunk])
+
+        with self._alone():
+            found = self._matches.filled(pictures, made, size_of)
+        return [found[pair] for pair in asked]
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """Return cosines, [N, M] float32, without word weights.
@@ -162,7 +145,7 @@ class ClipMatcher(AdapterMatcher):
         Raises:
             TextError: a text is empty.
         """
-        read = [_read(text) for text in texts]
+        read = [caption_of(text) for text in texts]
         with self._alone():
             return self._cosines(self._image_features(images), read, self._text_features(read), images)
 
@@ -173,9 +156,7 @@ class ClipMatcher(AdapterMatcher):
             UnsupportedCallError: the CLIP is not calibrated.
             TextError: a claim is empty.
         """
-        if not claims:
-            return torch.empty(0)
-        return self._probability(self.similarity([image], claims)[0])
+        return self._probability(self.similarity([image], claims)[0]) if claims else torch.empty(0)
 
     def require_support(self) -> None:
         """Raise `UnsupportedCallError` where the CLIP is not calibrated."""
@@ -186,27 +167,28 @@ class ClipMatcher(AdapterMatcher):
         if not claims:
             return torch.empty(0)
         with self._alone():
-            read = [_read(claim) for claim in claims]
+            read = [caption_of(claim) for claim in claims]
             texts, seen = self._text_features(read), self._image_features(images)
-            if self._memory is not None:
-                return self._probability(self._cosines(seen, read, texts, images).diagonal())
-            return self._probability((seen * texts).sum(-1))
+            if self.retriever.memory is None:
+                return self._probability((seen * texts).sum(-1))
+            return self._probability(self._cosines(seen, read, texts, images).diagonal())
 
     def _probability(self, scores: Tensor) -> Tensor:
         return self.retriever.probability(scores).clamp(EDGE, 1 - EDGE)
 
-    def _match(self, keys: Sequence[bytes], images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+    def _match(self, pairs: Sequence[tuple[bytes, str]], images: Sequence[Image.Image]) -> list[Match]:
+        keys, texts = [key for key, _ in pairs], [text for _, text in pairs]
         model = self.retriever.model
         said = self._text_features(texts).to(model.device)
         pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype)
         seen, scores, shown = self._shown(pixels, said, texts)
         for key, row in zip(keys, seen.detach().cpu(), strict=True):
-            self._images.put(key, row.clone())  # so that claims about it need the tower no more
+            self._seen.put(key, row.clone())  # so that claims about it need the tower no more
         cam = shown.view(-1, self._cells, self._cells)
         constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
         maps = heat_map(cam, self.side).cpu()
         cosines = scores.detach().float().cpu()
-        if self._memory is not None:
+        if self.retriever.memory is not None:
             cosines = self._cosines(seen.detach().cpu(), texts, said.cpu(), images).diagonal()
         if not bool(torch.isfinite(cosines).all()):
             raise LogitsError("A cosine is no number: the weights are damaged or overflow. Load the CLIP in float32.")
@@ -220,34 +202,44 @@ class ClipMatcher(AdapterMatcher):
         Of an object that has a prompt of its own in the tower that is the prompt's attention, which sums to 1
         (Prompt-CAM, arXiv:2501.09333).
         """
-        model, kept, patches = self.retriever.model, list[Tensor](), self._cells**2
+        patches, memory = self._cells**2, self.retriever.memory
         if self._map:
-            seen = model.encode_image(pixels)
+            seen = self.retriever.model.encode_image(pixels)
             return seen, (seen * said).sum(-1), self._looked(pixels, said).reshape(-1, len(pixels), patches).mean(0)
-        hooks = [self._layers[0].register_forward_pre_hook(_begin)]
-        hooks += [
-            # the untuned tower may run beside, without gradients
-            layer.self_attn.register_forward_hook(
-                lambda _module, _args, output: kept.append(output[1]) if output[1].requires_grad else None
-            )
-            for layer in self._layers
-        ]
-        try:
-            with torch.enable_grad():
-                seen = model.encode_image(pixels)
-                scores = (seen * said).sum(-1)
-                slopes = torch.autograd.grad(scores.sum(), kept)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        seen, scores, kept, slopes = self._traced(pixels, said)
         # an adapter may read a picture several times
         shown = gathered(kept, slopes, patches).reshape(-1, len(pixels), patches).mean(0)
-        names = self._memory.names if self._memory is not None and self._memory.kind == "classes" else ()
+        names = memory.names if memory is not None and memory.kind == "classes" else ()
         for row, name in enumerate(map(claimed, texts)):
             if name in names:
                 own = kept[-1][row, :, 1 + patches + names.index(name), 1 : 1 + patches].detach().float().mean(0)
                 shown[row] = own / own.sum()
         return seen, scores, shown
+
+    def _traced(
+        self, pixels: Tensor, said: Tensor, *behind: nn.Module
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """Return features of pictures, their cosines with texts, what was made on the way, and their slopes there.
+
+        Made are each layer's attention, [n, heads, tokens, tokens], and what modules behind the layers gave.
+        """
+        kept: list[Tensor] = []
+
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            made = output[1] if isinstance(output, tuple) else output
+            if made.requires_grad:  # the untuned tower may run beside, without gradients
+                kept.append(made)
+
+        hooks = [self._layers[0].register_forward_pre_hook(_begin)]
+        hooks += [module.register_forward_hook(keep) for module in (*(one.self_attn for one in self._layers), *behind)]
+        try:
+            with torch.enable_grad():
+                seen = self.retriever.model.encode_image(pixels)
+                scores = (seen * said).sum(-1)
+                return seen, scores, kept, list(torch.autograd.grad(scores.sum(), kept))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _looked(self, pixels: Tensor, said: Tensor) -> Tensor:
         base = self.retriever.model.base
@@ -260,60 +252,52 @@ class ClipMatcher(AdapterMatcher):
         weights: Tensor = ((patches @ asked[..., None])[..., 0] / self.retriever.model.tau).softmax(-1)
         return weights
 
-    @property
-    def _memory(self) -> Any:
-        return getattr(self.retriever, "memory", None)  # encoders of other families have none
-
     def _cosines(self, image: Tensor, texts: Sequence[str], text: Tensor, images: Sequence[Image.Image]) -> Tensor:
-        if self._memory is None:
-            return image @ text.T
         return self.retriever.cosines(image, texts, text, lambda: self.retriever.image_inputs(images))
 
     def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [digest(image) for image in images]
-        held = {key: self._images.get(key) for key in keys}
-        missing = {key: image for key, image in zip(keys, images, strict=True) if held[key] is None}
-        if missing:
-            for key, row in zip(missing, self.retriever.image_features(list(missing.values())), strict=True):
-                held[key] = row
-                self._images.put(key, row.clone())
-        return torch.stack([held[key] for key in keys])  # type: ignore[misc]
+        pictures = dict(zip(keys, images, strict=True))
+
+        def made(missing: list[bytes]) -> list[Tensor]:
+            return [row.clone() for row in self.retriever.image_features([pictures[key] for key in missing])]
+
+        held = self._seen.filled(pictures, made)
+        return torch.stack([held[key] for key in keys])
 
     def _text_features(self, texts: Sequence[str]) -> Tensor:
-        held = {text: self._texts.get(text) for text in texts}
-        missing = [text for text, row in held.items() if row is None]
-        if missing:
-            for text, row in zip(missing, self.retriever.text_features(missing), strict=True):
-                held[text] = row
-                self._texts.put(text, row.clone())
-        return torch.stack([held[text] for text in texts])  # type: ignore[misc]
+        def made(missing: list[str]) -> list[Tensor]:
+            return [row.clone() for row in self.retriever.text_features(missing)]
+
+        held = self._texts.filled(texts, made)
+        return torch.stack([held[text] for text in texts])
 
 
-def gathered(attention: Sequence[Tensor], slopes: Sequence[Tensor], patches: int) -> Tensor:
-    """Return what the class token gathers from each patch through layers, [n, patches] float32, 0 or more.
+def gathered(attention: Sequence[Tensor], slopes: Sequence[Tensor], patches: int, read: Tensor | None = None) -> Tensor:
+    """Return what is gathered from each patch through layers, [n, patches] float32, 0 or more.
 
     Args:
         attention: of each layer in their order, [n, heads, tokens, tokens]; tokens are the class token, the patches,
             and prompts if there are any.
         slopes: of a score with respect to each of them.
         patches: how many there are.
+        read: how much of each patch is read behind the layers, [n, patches], where there is no class token; None for
+            what the class token gathers.
     """
-    row = torch.zeros_like(attention[-1][:, 0, 0], dtype=torch.float32)
-    row[:, 0] = 1
+    first, row = 0, read
+    if row is None:
+        first, row = 1, torch.zeros_like(attention[-1][:, 0, 0], dtype=torch.float32)
+        row[:, 0] = 1
     for weights, slope in zip(reversed(attention), reversed(slopes), strict=True):
         through = (weights.detach().float() * slope.float()).clamp(min=0).mean(1)
         row = row + (row[:, None] @ through)[:, 0]
-        row[:, 1 + patches :] = 0
-    return row[:, 1 : 1 + patches]
+        row[:, first + patches :] = 0
+    return row[:, first : first + patches]
 
 
 def _begin(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Let gradients begin at a layer: nothing below it is kept for them."""
     return (args[0].detach().requires_grad_(), *args[1:])
-
-
-def _read(text: str) -> str:
-    return caption_of(required(text))
 
 
 def _note(calibrated: bool, constant: bool) -> str | None:
@@ -323,17 +307,8 @@ def _note(calibrated: bool, constant: bool) -> str | None:
     return "; ".join(notes) or None
 
 
-def _digest(retriever: DualPromptRetriever, layers: int) -> str:
-    """Return what tells the weights and settings: the card, and every tensor beside the CLIP, or the CLIP's heads."""
-    told: Any = hashlib.blake2b(f"{retriever.card!r}, map of {layers} layers".encode(), digest_size=6)
-    for name, value in sorted(retriever.model.state_dict().items()):
-        if "dual_prompt_" in name or "_model.head." in name or name.endswith("_projection.weight"):
-            told.update(value.detach().float().cpu().numpy().tobytes())
-    memory = getattr(retriever, "memory", None)
-    told.update(repr(memory and (memory.kind, memory.names)).encode())
-    for name, value in sorted(memory.tensors.items() if memory is not None else ()):
-        told.update(name.encode() + value.float().numpy().tobytes())
-    return str(told.hexdigest())
+def _tells(name: str) -> bool:
+    return "dual_prompt_" in name or "_model.head." in name or name.endswith("_projection.weight")
 
 
 class DualPromptMatcher(ClipMatcher):

@@ -6,37 +6,23 @@ gradient of the count times the attention to its instruction.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.loading import ADAPTERS
-from lvlm_guard.adapters.matchers import (
-    EDGE,
-    MATCH_BYTES,
-    AdapterMatcher,
-    object_of,
-    objects_in,
-    place_for,
-    required,
-)
+from lvlm_guard.adapters.matchers import EDGE, AdapterMatcher, digested, object_of, objects_in, size_of
 from lvlm_guard.adapters.ranker.card import absence
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
-from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import UnsupportedModelError
-from lvlm_guard.matching.loading import device_of
-from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.match import Match
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import heat_map
 from lvlm_guard.matching.vocabulary import Objects, Vocabulary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCORES = 1 << 16
 NO_OBJECT = "the text names no object, about which alone a ranker can be asked; the whole picture is kept"
@@ -56,10 +42,9 @@ class RankerMatcher(AdapterMatcher):
     """
 
     name = "ranker"
-    template = TEMPLATE
 
     def __init__(self, ranker: Ranker, objects: Objects = None) -> None:
-        ranker.require_calibration()
+        self._calibration = ranker.require_calibration()
         if "{object}" not in ranker.card.instruction:
             raise UnsupportedModelError(
                 f"This ranker's instruction is {ranker.card.instruction!r}, which asks for no object, so it can't say "
@@ -70,18 +55,14 @@ class RankerMatcher(AdapterMatcher):
         rows, columns = ranker.model.trunk.grid(self.side, self.side)
         if rows != columns:
             raise UnsupportedModelError(f"The CLIP has {rows} x {columns} image tokens; a map needs a square.")
-        told = hashlib.blake2b(f"{ranker.card!r}, map of {PATH} places".encode(), digest_size=6)
-        for name, value in sorted(ranker.model.state_dict().items()):
-            if "original_module" not in name and (".score." in name or ".fusion.in_" in name):
-                told.update(value.detach().float().cpu().numpy().tobytes())
-        super().__init__(f"ranker:{told.hexdigest()}")
-        self._matches: Recent[tuple[bytes, tuple[str, ...]], Match] = Recent(MATCH_BYTES)
-        self._present: Recent[tuple[bytes, str], float] = Recent(SCORES)
+        told = digested(f"{ranker.card!r}, map of {PATH} places", ranker.model, _tells)
+        super().__init__(ranker.model, f"ranker:{told.hexdigest()}")
+        self._seen: Recent[tuple[bytes, str], float] = Recent(SCORES)
 
     @classmethod
     def from_pretrained(
         cls, source: str | PathLike[str], *, device: str | torch.device | None = None, objects: Objects = None
-    ) -> RankerMatcher:
+    ) -> Self:
         """Load a matcher from a ranker's folder, or "embedded".
 
         Raises:
@@ -96,22 +77,6 @@ class RankerMatcher(AdapterMatcher):
             objects = CLASSES
         return cls(ranker, objects)
 
-    @classmethod
-    def load(cls, model: PreTrainedModel | None = None) -> Matcher:
-        """Load what the name stands for with a model; raises `WeightsError` where nothing says it."""
-        return cls.from_pretrained(place_for(cls.name, model), device=device_of(model))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the ranker is."""
-        device: torch.device = self.ranker.model.device
-        return device
-
-    def forget(self) -> None:
-        """Drop the matches and scores that are remembered."""
-        self._matches.clear()
-        self._present.clear()
-
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
         """Match image i with the objects that text i names.
 
@@ -121,7 +86,13 @@ class RankerMatcher(AdapterMatcher):
         Raises:
             TextError: a text is empty.
         """
-        return [self._one(image, text) for image, text in zip(images, texts, strict=True)]
+        asked = [(digest(i), tuple(objects_in(text, self.vocabulary))) for i, text in zip(images, texts, strict=True)]
+        pictures = dict(zip(asked, images, strict=True))
+        with self._alone():
+            found = self._matches.filled(
+                pictures, lambda missing: (self._match(pictures[pair], pair[1]) for pair in missing), size_of
+            )
+        return [found[pair] for pair in asked]
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """Return the probability that each claim holds in the picture, [n] float32 in (0, 1).
@@ -136,36 +107,26 @@ class RankerMatcher(AdapterMatcher):
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
         """Return the probability that claim i holds in image i, [n]; see `support`."""
         keys = {id(image): digest(image) for image in images}
-        names = [object_of(required(claim)) for claim in claims]
-        asked = {(keys[id(image)], name): image for image, name in zip(images, names, strict=True) if name is not None}
-        found = {pair: self._present.get(pair) for pair in asked}
-        missing = [pair for pair, p in found.items() if p is None]
-        if missing:
-            pictures = {pair[0]: asked[pair] for pair in missing}  # one object a picture, so that it is encoded once
-            with self._alone():
-                values = self.ranker.values([pictures[key] for key, _ in missing], [name for _, name in missing])
-            for pair, value in zip(missing, values.tolist(), strict=True):
-                p = min(max(1 - absence(value, self.ranker.require_calibration()), EDGE), 1 - EDGE)
-                found[pair] = p
-                self._present.put(pair, p)
-        return torch.tensor(
-            [0.5 if name is None else found[keys[id(image)], name] for image, name in zip(images, names, strict=True)]
-        )
+        asked = [(keys[id(image)], object_of(claim)) for image, claim in zip(images, claims, strict=True)]
+        pictures = {pair[0]: image for pair, image in zip(asked, images, strict=True)}  # so that each is encoded once
 
-    def _one(self, image: Image.Image, text: str) -> Match:
-        names = tuple(objects_in(required(text), self.vocabulary))
+        def made(missing: list[tuple[bytes, str]]) -> list[float]:
+            values = self.ranker.values([pictures[key] for key, _ in missing], [name for _, name in missing])
+            return [min(max(1 - absence(value, self._calibration), EDGE), 1 - EDGE) for value in values.tolist()]
+
+        with self._alone():
+            found = self._seen.filled([(key, name) for key, name in asked if name is not None], made)
+        return torch.tensor([0.5 if name is None else found[key, name] for key, name in asked])
+
+    def _match(self, image: Image.Image, names: Sequence[str]) -> Match:
         if not names:
             return Match(torch.ones(self.side, self.side), 0.0, NO_OBJECT)
-        key = (digest(image), names)
-        held = self._matches.get(key)
-        if held is not None:
-            return held
-        with self._alone():
-            each = [self.ranker.relevance(image, name) for name in names]
-        calibration = self.ranker.require_calibration()
+        each = [self.ranker.relevance(image, name) for name in names]
         cam = torch.stack([heat for heat, _ in each]).amax(0)
-        score = sum(1 - absence(value, calibration) for _, value in each) / len(each)
+        score = sum(1 - absence(value, self._calibration) for _, value in each) / len(each)
         note = None if float(cam.max()) > float(cam.min()) else "the relevance map is constant, so it says nothing"
-        match = Match(heat_map(cam[None], self.side)[0].cpu(), score, note)
-        self._matches.put(key, match, match.relevance.nbytes)
-        return match
+        return Match(heat_map(cam[None], self.side)[0].cpu(), score, note)
+
+
+def _tells(name: str) -> bool:
+    return "original_module" not in name and (".score." in name or ".fusion.in_" in name)

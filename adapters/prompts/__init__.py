@@ -14,7 +14,6 @@ if find_spec("peft") is None:
 from lvlm_guard.adapters.prompts.config import (
     CONFIGURATIONS,
     SHALLOW,
-    WORDS,
     DualPromptConfig,
     configuration,
     coop,
@@ -24,24 +23,11 @@ from lvlm_guard.adapters.prompts.config import (
     vpt,
 )
 from lvlm_guard.adapters.prompts.layer import PromptLayer
-from lvlm_guard.adapters.prompts.tuner import DualPromptModel, add_prompts, layers_of, register
+from lvlm_guard.adapters.prompts.tuner import add_prompts, layers_of, register
 
 register()
 
 __all__ = [
-    "CONFIGURATIONS",
-    "SHALLOW",
-    "WORDS",
-    "DualPromptConfig",
-    "DualPromptModel",
-    "PromptLayer",
-    "add_prompts",
-    "configuration",
-    "coop",
-    "dual_prompt",
-    "layers_of",
-    "maple",
-    "placeholders",
-    "register",
-    "vpt",
-]
+    "CONFIGURATIONS", "SHALLOW", "DualPromptConfig", "PromptLayer", "add_prompts", "configuration", "coop",
+    "dual_prompt", "layers_of", "maple", "placeholders", "vpt",
+]  # fmt: skip

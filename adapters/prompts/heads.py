@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvlm_guard.adapters.prompts.config import EACH
+from lvlm_guard.adapters.prompts.producers import PRODUCERS
 from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ ROUTING = 0.01
 """Temperature of the router, MoCoOp's, and of scores of classes."""
 
 
-def check(options: dict[str, Any]) -> None:
+def check_head(options: dict[str, Any]) -> None:
     """Raise `KnobError` where the options of a head are unknown or out of bounds."""
     for name, value in options.items():
         if name not in OPTIONS:
@@ -80,7 +80,7 @@ class FeatureHead(nn.Module):
         self.share: float = told.get("text" if side == "text" else "image", 0.0)
         self.residual: float = told.get("residual", 0.0)
         self.side, self.experts, self.slots = side, config.ensemble, config.vision_slots
-        self.split = EACH.get(config.producer) == side
+        self.split = PRODUCERS[config.producer].each == side
         self.top: int = told.get("top", 0) if self.experts > 1 else 0
         self.guided = bool(told.get("guided")) and side == "vision"
         self.classes = config.n_ctx if told.get("classes") else 0
@@ -108,9 +108,8 @@ class FeatureHead(nn.Module):
             tokens: gives a picture's tokens as features, the class token first and slots last, [batch, tokens, d].
         """
         dtype, f = f.dtype, f.float()
-        seen = (
-            tokens().float() if tokens is not None and (self.guided or (self.classes and self.side == "vision")) else f
-        )
+        reads = self.guided or (self.classes and self.side == "vision")
+        seen = tokens().float() if tokens is not None and reads else f
         if self.share:
             f = (1 - self.share) * f + self.share * self.mlp(f)
         if self.residual:
@@ -156,15 +155,14 @@ def parted(features: Tensor, experts: int, d: int) -> Tensor:
     return features[:, : experts * d].reshape(len(features), experts, d) * math.sqrt(experts)
 
 
-class HeadLayer(nn.Module, BaseTunerLayer):
-    """Wraps a tower's projection; without an active head it is that projection, bit for bit.
+class Wrapped(nn.Module, BaseTunerLayer):
+    """A module of a CLIP with adapters around it; without an active one of its own it is that module, bit for bit.
 
     Args:
-        base: the projection, a Linear.
+        base: the module.
         side: "text" or "vision".
     """
 
-    adapter_layer_names = ("dual_prompt_head",)
     other_param_names = ("configs",)
     base_layer: Any
     tied: Any
@@ -173,9 +171,23 @@ class HeadLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer, self.side = base, side
         self.configs: dict[str, DualPromptConfig] = {}
+
+    @property
+    def in_use(self) -> str | None:
+        """The adapter in use; None where they are off or lie in other modules."""
+        if self.disable_adapters or self.tied.off:
+            return None
+        return next((name for name in self.active_adapters if name in self.configs), None)
+
+
+class HeadLayer(Wrapped):
+    """Wraps a tower's projection, a Linear."""
+
+    adapter_layer_names = ("dual_prompt_head",)
+
+    def __init__(self, base: nn.Module, side: str) -> None:
+        super().__init__(base, side)
         self.dual_prompt_head = nn.ModuleDict()
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     @property
     def weight(self) -> Tensor:
@@ -192,9 +204,7 @@ class HeadLayer(nn.Module, BaseTunerLayer):
     @property
     def current(self) -> FeatureHead | None:
         """The head in use."""
-        if self.disable_adapters or self.tied.off:
-            return None
-        name = next((name for name in self.active_adapters if name in self.configs), None)
+        name = self.in_use
         return None if name is None else self.dual_prompt_head[name]  # type: ignore[return-value]
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 from torch.utils.hooks import RemovableHandle
 
-from lvlm_guard.adapters.prompts.config import EACH, DualPromptConfig
-from lvlm_guard.adapters.prompts.producers import Context, Prompts
+from lvlm_guard.adapters.prompts.config import DualPromptConfig
+from lvlm_guard.adapters.prompts.heads import Wrapped
+from lvlm_guard.adapters.prompts.producers import PRODUCERS, Context, Prompts
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
 
 STD = 0.02  # of prompts that start at random; MaPLe's and PromptSRC's releases
@@ -25,8 +25,18 @@ NO_MERGE = (
     "beside the model (`save_pretrained`), or take it off: `unload()`."
 )
 
-_RUNNING = threading.local()
-"""Of each thread: how often adapters are off, what towers were called with and gave, and the prompts of the forward."""
+
+class _Running(threading.local):
+    """Of each thread: how often adapters are off, what towers were called with and gave, and the forward's prompts."""
+
+    def __init__(self) -> None:
+        self.off = 0
+        self.called: dict[tuple[int, str], tuple[Any, dict[str, Any]]] = {}
+        self.tokens: dict[int, Tensor] = {}
+        self.made: dict[tuple[int, str, str], Tensor] = {}
+
+
+_RUNNING = _Running()
 
 
 class Tied:
@@ -45,12 +55,12 @@ class Tied:
     @property
     def off(self) -> bool:
         """Whether this thread runs the untuned CLIP."""
-        return getattr(_RUNNING, "off", 0) > 0
+        return _RUNNING.off > 0
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
         """Be the untuned CLIP in this thread, without gradients."""
-        _RUNNING.off = getattr(_RUNNING, "off", 0) + 1
+        _RUNNING.off += 1
         try:
             with torch.no_grad():
                 yield
@@ -61,7 +71,7 @@ class Tied:
     def current(self) -> DualPromptConfig | None:
         """The configuration of the adapter in use."""
         for layers in self.layers.values():
-            if 0 in layers and (name := layers[0].current) is not None:
+            if 0 in layers and (name := layers[0].in_use) is not None:
                 return layers[0].configs[name]
         return None
 
@@ -79,41 +89,37 @@ class Tied:
         if config is None:
             return None
         if config.head.get("residual") or config.producer in ("clusters", "conditioned"):
-            _RUNNING.called = {**getattr(_RUNNING, "called", {}), (id(self), side): (args, kwargs)}
-        if side != EACH.get(config.producer):
+            _RUNNING.called[id(self), side] = args, kwargs
+        if side != PRODUCERS[config.producer].each:
             return None
-        times = config.experts
-        return tuple(_repeated(value, times) for value in args), {k: _repeated(v, times) for k, v in kwargs.items()}
+
+        def repeated(value: Any) -> Any:
+            return value.repeat(config.experts, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+
+        return tuple(map(repeated, args)), {name: repeated(value) for name, value in kwargs.items()}
 
     def end(self, module: Any, args: Any, output: Any) -> None:
         """Keep a picture's last tokens for a head that reads them."""
         config = self.current
         if config is not None and {"guided", "classes"} & set(config.head):
-            _RUNNING.tokens = {**getattr(_RUNNING, "tokens", {}), id(self): module.post_layernorm(output[0])}
+            _RUNNING.tokens[id(self)] = module.post_layernorm(output[0])
 
     def tokens(self) -> Tensor:
         """Return the tokens that the vision tower just gave, normalised, [batch, tokens, width]."""
-        found: Tensor = _RUNNING.tokens.pop(id(self))
-        return found
+        return _RUNNING.tokens.pop(id(self))
 
     def tables(self, name: str) -> Prompts:
         """Return the prompts that layers hold, [1, depth, n_ctx, width] of each side."""
-        return {
-            side: torch.stack([layer.prompts(name) for _, layer in sorted(layers.items()) if name in layer.configs])[
-                None
-            ]
+        held = {
+            side: [layer.prompts(name) for _, layer in sorted(layers.items()) if name in layer.configs]
             for side, layers in self.layers.items()
-            if any(name in layer.configs for layer in layers.values())
         }
+        return {side: torch.stack(tables)[None] for side, tables in held.items() if tables}
 
     def producer(self, name: str) -> Any:
         """Return the module that makes an adapter's prompts."""
         held = (layers[0].dual_prompt_made for layers in self.layers.values() if 0 in layers)
         return next(made[name] for made in held if name in made)
-
-
-def _repeated(value: Any, times: int) -> Any:
-    return value.repeat(times, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
 
 
 class Approximate(nn.Module):
@@ -136,8 +142,8 @@ class Approximate(nn.Module):
         return made
 
 
-class PromptLayer(nn.Module, BaseTunerLayer):
-    """Wraps one encoder layer; without an active adapter of its own it is that layer, bit for bit.
+class PromptLayer(Wrapped):
+    """Wraps one encoder layer.
 
     The dictionaries are flat and keyed by adapter name, which is what PEFT saves and restores.
 
@@ -153,28 +159,19 @@ class PromptLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = (
         "dual_prompt_ctx", "dual_prompt_w", "dual_prompt_u", "dual_prompt_b", "dual_prompt_made", "dual_prompt_near",
     )  # fmt: skip
-    other_param_names = ("configs",)
     dual_prompt_ctx: nn.ParameterDict
     dual_prompt_w: nn.ParameterDict
     dual_prompt_u: nn.ParameterDict
     dual_prompt_b: nn.ParameterDict
-    dual_prompt_made: nn.ModuleDict
-    dual_prompt_near: nn.ModuleDict
-    base_layer: Any
     tied: Tied
     check: RemovableHandle  # of `require_slots`, on the first text layer alone
 
     def __init__(self, base: nn.Module, side: str, index: int) -> None:
-        super().__init__()
-        self.base_layer = base
-        self.side = side
+        super().__init__(base, side)
         self.index = index
-        self.configs: dict[str, DualPromptConfig] = {}
         for name in self.adapter_layer_names[:4]:
             setattr(self, name, nn.ParameterDict())
         self.dual_prompt_made, self.dual_prompt_near = nn.ModuleDict(), nn.ModuleDict()
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     def add(self, name: str, config: DualPromptConfig, text_width: int, start: Tensor | None) -> None:
         """Make the tensors of an adapter.
@@ -185,38 +182,34 @@ class PromptLayer(nn.Module, BaseTunerLayer):
             text_width: of the text encoder; read under coupling only.
             start: [n_ctx, width] for the text prompts of layer 0, or None to draw them.
         """
+        self.configs[name] = config
         weight, width = next(self.base_layer.parameters()), self.base_layer.embed_dim
+        if config.attention == "approximate":
+            self.dual_prompt_near[name] = Approximate(config.n_ctx, int(config.eta), width).to(weight.device)
+            if not hasattr(self, "near"):
+                self.near = self.base_layer.self_attn.register_forward_hook(self._gather, with_kwargs=True)
+            return
         # training in half precision loses prompts' small steps; PEFT keeps other adapters in float32 too
         to: dict[str, Any] = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
-        zero = config.prompt_mode == "residual" and not (self.side == "vision" and self.index == 0)
+        residual, rank = config.prompt_mode == "residual", config.coupling_rank
         if self.side == "vision" and config.coupling == "t2v":
             scale = text_width**-0.5
-            if config.coupling_rank:
-                self.dual_prompt_w[name] = torch.randn(width, config.coupling_rank, **to) * config.coupling_rank**-0.5
-                self.dual_prompt_u[name] = torch.randn(config.coupling_rank, text_width, **to) * scale
+            if rank:
+                self.dual_prompt_w[name] = torch.randn(width, rank, **to) * rank**-0.5
+                self.dual_prompt_u[name] = torch.randn(rank, text_width, **to) * scale
             else:
                 self.dual_prompt_w[name] = torch.randn(width, text_width, **to) * scale
             # zero text prompts would append zero vectors here, whose LayerNorm has an enormous gradient
-            first = config.prompt_mode == "residual" and self.index == 0
+            first = residual and self.index == 0
             self.dual_prompt_b[name] = torch.randn(width, **to) * STD if first else torch.zeros(width, **to)
         elif start is not None:
             self.dual_prompt_ctx[name] = start.to(**to)
         else:
-            draw = torch.zeros if zero else torch.randn
+            draw = torch.zeros if residual and not (self.side == "vision" and self.index == 0) else torch.randn
             self.dual_prompt_ctx[name] = draw(config.n_ctx, width, **to) * STD
-        self.configs[name] = config
-
-    def approximate(self, name: str, config: DualPromptConfig) -> None:
-        """Make the tensors of an adapter without prompt tokens."""
-        attention = self.base_layer.self_attn
-        made = Approximate(config.n_ctx, int(config.eta), self.base_layer.embed_dim)
-        self.dual_prompt_near[name] = made.to(next(self.base_layer.parameters()).device)
-        if not hasattr(self, "near"):
-            self.near = attention.register_forward_hook(self._gather, with_kwargs=True)
-        self.configs[name] = config
 
     def _gather(self, attention: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        name = self.current
+        name = self.in_use
         if name is None or name not in self.dual_prompt_near:
             return output
         read = kwargs.get("hidden_states", args[0] if args else None)
@@ -232,13 +225,6 @@ class PromptLayer(nn.Module, BaseTunerLayer):
             text = linear(text, self.dual_prompt_u[name])
         return linear(text, self.dual_prompt_w[name], self.dual_prompt_b[name])
 
-    @property
-    def current(self) -> str | None:
-        """The adapter whose prompts are put in; None where they are off or lie in other layers."""
-        if self.disable_adapters or self.tied.off:
-            return None
-        return next((name for name in self.active_adapters if name in self.configs), None)
-
     def set_adapter(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
         """Choose the adapter; raises `KnobError` for several at once, which would overwrite each other's slots."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -252,7 +238,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     def require_slots(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise `TextError` where captions come without the placeholders, before their words are overwritten."""
-        name = self.current
+        name = self.in_use
         ids = kwargs.get("input_ids", args[0] if args else None)
         if name is None or ids is None:
             return
@@ -267,7 +253,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer on hidden states [batch, tokens, width] with the slots filled."""
-        name = self.current
+        name = self.in_use
         if name is not None and name not in self.dual_prompt_near:
             hidden_states = self._filled(hidden_states, name)
             mask = self._mask(hidden_states, self.configs[name]) if self.side == "vision" else None
@@ -278,8 +264,8 @@ class PromptLayer(nn.Module, BaseTunerLayer):
     def _mask(self, h: Tensor, config: DualPromptConfig) -> Tensor | None:
         """Return what is added to attention's logits in the vision encoder, [batch or 1, 1, tokens, tokens]."""
         n, tokens = config.slots, h.shape[1]
-        prompt = torch.arange(tokens, device=h.device) >= tokens - n
         if config.attention == "decoupled":  # 1 + eta multiplies attention between patches and prompts
+            prompt = torch.arange(tokens, device=h.device) >= tokens - n
             return (prompt[:, None] ^ prompt[None]).to(h.dtype)[None, None] * math.log1p(config.eta)
         hidden = torch.zeros(1, tokens, tokens, dtype=torch.bool, device=h.device)
         if config.producer == "summaries":
@@ -305,8 +291,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         key = id(self.tied), name, self.side
         if self.index == 0:
             context = Context(self.side, lambda: self.tied.frozen(self.side))
-            made = producer(self.tied.tables(name), context)[self.side]
-            _RUNNING.made = {**getattr(_RUNNING, "made", {}), key: made}
+            _RUNNING.made[key] = producer(self.tied.tables(name), context)[self.side]
         groups = _RUNNING.made[key][:, self.index]
         if self.index == config.depth - 1:
             del _RUNNING.made[key]  # whose graph would be kept
@@ -318,15 +303,12 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     def _filled(self, h: Tensor, name: str) -> Tensor:
         prompts = self._made(name, h).to(h.dtype)
-        n, residual = prompts.shape[1], self.configs[name].prompt_mode == "residual"
+        n, config = prompts.shape[1], self.configs[name]
+        residual = config.prompt_mode == "residual"
         if self.side == "text":
-            fixed = self.configs[name].fixed
-            if fixed:
-                places = [1 + k for k in range(n + len(fixed)) if k not in fixed]
-                slots = h[:, places] + prompts if residual else prompts
-                return h.index_copy(1, torch.tensor(places, device=h.device), slots)
-            slots = h[:, 1 : 1 + n] + prompts if residual else prompts
-            return torch.cat([h[:, :1], slots, h[:, 1 + n :]], 1)
+            places = [1 + k for k in range(n + len(config.fixed)) if k not in config.fixed]
+            slots = h[:, places] + prompts if residual else prompts
+            return h.index_copy(1, torch.tensor(places, device=h.device), slots)
         if self.index == 0:
             return torch.cat([h, prompts], 1)
         return torch.cat([h[:, :-n], h[:, -n:] + prompts if residual else prompts], 1)
@@ -335,17 +317,12 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         """Raise `UnsupportedCallError`: prompts can't be merged."""
         raise UnsupportedCallError(NO_MERGE)
 
-    def unmerge(self) -> None:
-        """Raise `UnsupportedCallError`: nothing was merged."""
-        raise UnsupportedCallError(NO_MERGE)
-
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's looks for a `weight`, which an encoder layer has not
         there = device or next(self.base_layer.parameters()).device
-        for dictionary in self.adapter_layer_names[:4]:
-            held = getattr(self, dictionary)
-            if adapter_name in held and held[adapter_name].device.type != "meta":
+        for held in map(self.get_submodule, self.adapter_layer_names):
+            if isinstance(held, nn.ModuleDict) and adapter_name in held:
+                if not any(parameter.is_meta for parameter in held[adapter_name].parameters()):
+                    held[adapter_name].to(there)
+            elif isinstance(held, nn.ParameterDict) and adapter_name in held and not held[adapter_name].is_meta:
                 held[adapter_name] = nn.Parameter(held[adapter_name].to(there), held[adapter_name].requires_grad)
-        for modules in (self.dual_prompt_made, self.dual_prompt_near):
-            if adapter_name in modules and not any(p.device.type == "meta" for p in modules[adapter_name].parameters()):
-                modules[adapter_name].to(there)

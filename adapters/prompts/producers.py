@@ -7,9 +7,9 @@ Marked [R]: the formula is our reconstruction, since none was published or read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Prompts = dict[str, Tensor]
 """Side ("text", "vision") -> [groups, depth, n_ctx, width]; of 1, of as many as there are experts, or of each row."""
 
-PRODUCERS: dict[str, type[Producer]] = {}
 SMALL = 0.02
+TEXT, VISION, BOTH = ("text", "both"), ("vision", "both"), ("both",)
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,17 @@ class Context:
 
 
 class Producer(nn.Module):
-    """Makes prompts of tables.
+    """Makes prompts of tables; this one takes them as they are.
 
     Args:
         config: of the adapter.
         widths: of the encoders by side; of "joint" the width of features.
     """
+
+    sides: ClassVar[Sequence[str]] = ("text", "vision", "both")
+    """What `DualPromptConfig.sides` may be; on others it has nothing to do."""
+    each: ClassVar[str | None] = None
+    """The side that has a feature by each expert."""
 
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__()
@@ -51,11 +56,14 @@ class Producer(nn.Module):
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
         """Return the prompts of a forward, for `context.side` at least; `base` holds the tables, of one group."""
-        raise NotImplementedError
+        return base
 
     def shift(self, side: str, patches: Tensor) -> Tensor | None:
         """Return what is added to a layer's prompts for its patches [batch, P, width], [batch, n_ctx, width]."""
         return None
+
+
+PRODUCERS: dict[str, type[Producer]] = {"tables": Producer}
 
 
 def producer(name: str) -> Callable[[type[Producer]], type[Producer]]:
@@ -68,20 +76,26 @@ def producer(name: str) -> Callable[[type[Producer]], type[Producer]]:
     return registered
 
 
+def _silent(made: nn.Linear) -> nn.Linear:
+    """Return a map that gives 0 before it has learnt."""
+    nn.init.zeros_(made.weight)
+    nn.init.zeros_(made.bias)
+    return made
+
+
 @producer("recurrent")
 class Recurrent(Producer):
     """v + LSTM(v), a bidirectional LSTM over the prompts of a layer: PRE (arXiv:2309.07760), P6."""
+
+    sides = TEXT
 
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
         half = widths["text"] // 2
         self.lstm = nn.LSTM(widths["text"], half, batch_first=True, bidirectional=True)
-        self.out = nn.Linear(2 * half, widths["text"])
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = _silent(nn.Linear(2 * half, widths["text"]))
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return text prompts through the encoder."""
         v = base["text"][0]
         return base | {"text": (v + self.out(self.lstm(v)[0]))[None]}
 
@@ -91,6 +105,8 @@ class Joint(Producer):
     """One self-attention over text and vision prompts of a layer side by side, shared by all layers: TuneVLSeg's
     shared attention (arXiv:2410.05239), P4, sizes [R]."""
 
+    sides = BOTH
+
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
         both = widths["text"] + widths["vision"]
@@ -99,7 +115,6 @@ class Joint(Producer):
         nn.init.zeros_(self.attention.out_proj.weight)
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of both sides, each changed by the other's."""
         both = torch.cat([base["text"][0], base["vision"][0]], -1)
         read = self.norm(both)
         made = both + self.attention(read, read, read, need_weights=False)[0]
@@ -114,19 +129,19 @@ class Mutual(Producer):
     what the other side's prompts attend to. Functional: the release writes mapped prompts into its parameters at each
     call, so that its mapper has no gradient and prompts drift."""
 
+    sides = BOTH
+
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
         self.turn = max(1, config.depth // 2)
+        text, vision = widths["text"], widths["vision"]
         self.query = nn.ParameterDict({s: torch.randn(widths[s]) * SMALL for s in ("text", "vision")})
-        self.enter = nn.ModuleDict(
-            {"text": nn.Linear(widths["vision"], widths["text"]), "vision": nn.Linear(widths["text"], widths["vision"])}
-        )
+        self.enter = nn.ModuleDict({"text": nn.Linear(vision, text), "vision": nn.Linear(text, vision)})
         self.attention = nn.ModuleDict(
             {s: nn.MultiheadAttention(widths[s], _heads(widths[s]), batch_first=True) for s in ("text", "vision")}
         )
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of both sides."""
         made = {side: list(tables[0]) for side, tables in base.items()}
         for layer in range(self.config.depth):
             leads, follows = ("text", "vision") if layer < self.turn else ("vision", "text")
@@ -146,18 +161,13 @@ class Style(Producer):
     """Vision slots that follow the style of what a layer reads: mean and deviation of its patch tokens through a
     linear map: AD-CLIP's style (arXiv:2308.05659), which makes text prompts of it; on the vision side here, P11 [R]."""
 
+    sides = VISION
+
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
-        self.read = nn.Linear(2 * widths["vision"], widths["vision"])
-        nn.init.zeros_(self.read.weight)
-        nn.init.zeros_(self.read.bias)
-
-    def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the tables."""
-        return base
+        self.read = _silent(nn.Linear(2 * widths["vision"], widths["vision"]))
 
     def shift(self, side: str, patches: Tensor) -> Tensor | None:
-        """Return one vector for all slots of a picture."""
         if side != "vision":
             return None
         patches = patches.to(self.read.weight.dtype)
@@ -171,6 +181,7 @@ class Clusters(Producer):
     """Vision prompts of the nearest of some centres of frozen features, all starting from shared ones: DAM-VP
     (arXiv:2303.08138), P14 [R]. `centres` are set before training; without it all pictures belong to the first."""
 
+    sides = VISION
     centres: Tensor
 
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
@@ -179,7 +190,6 @@ class Clusters(Producer):
         self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of each picture's cluster."""
         nearest = torch.cdist(context.frozen().to(self.centres), self.centres).argmin(1)
         return base | {"vision": base["vision"] + self.own[nearest]}
 
@@ -201,7 +211,6 @@ class Cascade(Producer):
             getattr(self, side).copy_(table[0].detach())
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of both stages."""
         return {side: torch.cat([getattr(self, side)[None], table], 2) for side, table in base.items()}
 
 
@@ -210,6 +219,8 @@ class Experts(Producer):
     """Several sets of text prompts around the shared ones: MoCoOp (arXiv:2409.12011) and MSGCoOp (arXiv:2507.21786),
     P12 and P13. A text has a feature by each, see `FeatureHead`."""
 
+    sides, each = TEXT, "text"
+
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
         shape = (config.experts, config.depth, config.n_ctx, widths["text"])
@@ -217,7 +228,6 @@ class Experts(Producer):
         self.own = nn.Parameter(torch.randn(shape) * SMALL * (config.experts > 1))
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of each expert."""
         return base | {"text": base["text"] + self.own}
 
 
@@ -227,18 +237,17 @@ class Conditioned(Producer):
     (arXiv:2303.17169), P7 [R]. A picture is its nearest centres, between which the router of `FeatureHead` weighs: a
     text is read once a centre, where the picture itself would ask for a reading a pair."""
 
+    sides, each = TEXT, "text"
     centres: Tensor
 
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
         hidden = max(8, widths["joint"] // 16)
-        self.read, self.make = nn.Linear(2 * widths["joint"], hidden), nn.Linear(hidden, widths["text"])
-        nn.init.zeros_(self.make.weight)
-        nn.init.zeros_(self.make.bias)
+        self.read = nn.Linear(2 * widths["joint"], hidden)
+        self.make = _silent(nn.Linear(hidden, widths["text"]))
         self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of each text by each centre."""
         said = context.frozen().to(self.centres).expand(len(self.centres), -1, -1)
         seen = self.centres[:, None].expand(-1, said.shape[1], -1)
         moved = self.make(self.read(torch.cat([seen, said], -1)).relu()).flatten(0, 1)
@@ -251,6 +260,8 @@ class Summaries(Producer):
     prompts: MULTI-LANE's pathways (arXiv:2405.15633), P15 [R]. The class token reads the slots instead of the patches,
     which see no slot (`PromptLayer`); each pathway is a pass of its own, so that none tells another anything."""
 
+    sides, each = VISION, "vision"
+
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__(config, widths)
         shape = (config.experts, config.depth, config.n_ctx, widths["vision"])
@@ -258,11 +269,9 @@ class Summaries(Producer):
         self.query = nn.Parameter(torch.randn(config.experts, config.n_ctx, widths["vision"]))
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of each pathway."""
         return base | {"vision": base["vision"] + self.own}
 
     def shift(self, side: str, patches: Tensor) -> Tensor | None:
-        """Return the summaries of a picture's patches by its pathway."""
         if side != "vision":
             return None
         query = self.query.repeat_interleave(len(patches) // len(self.query), 0).to(patches.dtype)
@@ -279,10 +288,6 @@ class Gated(Producer):
         super().__init__(config, widths)
         sides = ("text", "vision") if config.sides == "both" else (config.sides,)
         self.gates = nn.ParameterDict({side: torch.zeros(widths[side], widths[side]) for side in sides})
-
-    def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the tables."""
-        return base
 
 
 def _heads(width: int) -> int:

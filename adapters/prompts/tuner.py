@@ -16,7 +16,7 @@ from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.prompts.config import NAME, DualPromptConfig
-from lvlm_guard.adapters.prompts.heads import HeadLayer
+from lvlm_guard.adapters.prompts.heads import HeadLayer, Wrapped
 from lvlm_guard.adapters.prompts.layer import NO_MERGE, PromptLayer, Tied
 from lvlm_guard.adapters.prompts.producers import PRODUCERS
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
@@ -99,71 +99,57 @@ class DualPromptModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if current_key.endswith("_projection"):
-            head = (
-                target
-                if isinstance(target, HeadLayer)
-                else HeadLayer(target, PROJECTIONS[current_key.rpartition(".")[2]])
-            )
-            head.add(adapter_name, peft_config)
-            if adapter_name not in self.active_adapters:
-                head.requires_grad_(False)
-            if head is not target:
-                setattr(parent, target_name, head)
-            return
-        tower, _, index = current_key.partition(".encoder.layers.")
-        side = "text" if tower.endswith("text_model") else "vision"
-        layer = target if isinstance(target, PromptLayer) else PromptLayer(target, side, int(index))
-        text = _encoder(self.model, "text", missing_ok=True)
-        width = text.config.hidden_size if text is not None else 0
-        start = None
-        words = peft_config.init == "words" and peft_config.prompt_mode == "replace" and peft_config.placeholder_ids
-        if side == "text" and layer.index == 0 and words:
-            start = _embedded(self.model.get_submodule(tower).embeddings, peft_config)
-        if peft_config.attention == "approximate":
-            layer.approximate(adapter_name, peft_config)
+        made: Any = target
+        if target_name in PROJECTIONS:
+            if not isinstance(target, HeadLayer):
+                made = HeadLayer(target, PROJECTIONS[target_name])
+            made.add(adapter_name, peft_config)
         else:
-            layer.add(adapter_name, peft_config, width, start)
-        if (
-            peft_config.producer != "tables"
-            and layer.index == 0
-            and side == ("vision" if text is None or peft_config.sides == "vision" else "text")
-        ):
-            config = self.model.config
-            widths = {"text": width, "vision": config.vision_config.hidden_size, "joint": config.projection_dim}
-            made = PRODUCERS[peft_config.producer](peft_config, widths)
-            layer.dual_prompt_made[adapter_name] = made.to(next(layer.base_layer.parameters()).device)
+            tower, _, index = current_key.partition(".encoder.layers.")
+            side = "text" if tower.endswith("text_model") else "vision"
+            if not isinstance(target, PromptLayer):
+                made = PromptLayer(target, side, int(index))
+            self._fill(made, adapter_name, peft_config, self.model.get_submodule(tower).embeddings)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        if layer is not target:
-            layer.train(target.training)
-            setattr(parent, target_name, layer)
-            if side == "text" and layer.index == 0:
-                embeddings = self.model.get_submodule(tower).embeddings
+            made.requires_grad_(False)
+        if made is not target:
+            made.train(target.training)
+            setattr(parent, target_name, made)
+
+    def _fill(self, layer: PromptLayer, name: str, config: DualPromptConfig, embeddings: nn.Module) -> None:
+        """Give a layer the tensors of an adapter, the first one what makes or checks prompts of all."""
+        text = _encoder(self.model, "text", missing_ok=True)
+        width, first = 0 if text is None else text.config.hidden_size, layer.index == 0
+        on_text, start = layer.side == "text", None
+        if on_text and first:
+            if not hasattr(layer, "check"):
                 layer.check = embeddings.register_forward_pre_hook(layer.require_slots, with_kwargs=True)
+            if config.init == "words" and config.prompt_mode == "replace" and config.placeholder_ids:
+                start = _embedded(embeddings, config)
+        layer.add(name, config, width, start)
+        if config.producer != "tables" and first and on_text == (text is not None and config.sides != "vision"):
+            told: Any = self.model.config
+            widths = {"text": width, "vision": told.vision_config.hidden_size, "joint": told.projection_dim}
+            made = PRODUCERS[config.producer](config, widths)
+            layer.dual_prompt_made[name] = made.to(next(layer.base_layer.parameters()).device)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Wrap the layers, then let each vision layer see the text layer of the same index."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        wrapped = [module for module in model.modules() if isinstance(module, PromptLayer)]
-        if any(hasattr(layer, "tied") and layer.tied.hooks for layer in wrapped):
-            tied = next(layer.tied for layer in wrapped if hasattr(layer, "tied"))
-        else:
-            towers = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in TOWERS}
-            tied = Tied({name.rpartition(".")[2][:-6]: module for name, module in towers.items()})
+        wrapped = [module for module in model.modules() if isinstance(module, Wrapped)]
+        parts = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
+        tied = next((one.tied for one in wrapped if hasattr(one, "tied") and one.tied.hooks), None)
+        if tied is None:
+            tied = Tied({tower[:-6]: parts[tower] for tower in TOWERS if tower in parts})
             for side, tower in tied.towers.items():
-                hook = tower.register_forward_pre_hook(partial(tied.begin, side), with_kwargs=True)
-                tied.hooks.append(hook)
+                tied.hooks.append(tower.register_forward_pre_hook(partial(tied.begin, side), with_kwargs=True))
                 if side == "vision":
                     tied.hooks.append(tower.register_forward_hook(tied.end))
-        for layer in wrapped:
-            tied.layers[layer.side][layer.index] = layer
-            layer.tied = tied
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] in PROJECTIONS:
-                tied.projections[PROJECTIONS[name.rpartition(".")[2]]] = module
-            if isinstance(module, HeadLayer):
-                module.tied = tied
+        tied.projections |= {side: parts[name] for name, side in PROJECTIONS.items() if name in parts}
+        for one in wrapped:
+            one.tied = tied
+            if isinstance(one, PromptLayer):
+                tied.layers[one.side][one.index] = one
 
     def _unload_and_optionally_merge(  # type: ignore[override]  # annotated None by PEFT, which returns the model too
         self, merge: bool = True, *args: Any, **kwargs: Any
@@ -171,13 +157,11 @@ class DualPromptModel(BaseTuner):
         if merge:
             raise UnsupportedCallError(NO_MERGE)
         # ours alone: PEFT's would take the LoRA off too that lies beside
-        for name, layer in [(n, m) for n, m in self.model.named_modules() if isinstance(m, PromptLayer | HeadLayer)]:
+        for name, layer in [(n, m) for n, m in self.model.named_modules() if isinstance(m, Wrapped)]:
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer.base_layer)
-            for hook in (
-                *layer.tied.hooks,
-                *(getattr(layer, held) for held in ("check", "near") if hasattr(layer, held)),
-            ):
+            own = [getattr(layer, held) for held in ("check", "near") if hasattr(layer, held)]
+            for hook in (*layer.tied.hooks, *own):
                 hook.remove()
         if vars(self.model).get("peft_config") is self.peft_config:
             del self.model.peft_config

@@ -4,8 +4,8 @@ Source: Yu et al., "Ranking-aware adapter for text-driven image ordering with CL
 its release. What differs from the release, and why, stands where it differs. Read in this order:
 
 - `card`: sizes, a switch for each repair of the release, and what lies on disk.
-- `pair_head` and its losses; `network`: fusion, trunk and readout, from tokens to scores.
-- `model`: `ClipRanker`, a CLIP's tower and the network, and both as a PEFT adapter.
+- `network`: fusion, score head and pair head, from tokens to scores.
+- `model`: `ClipRanker`, a CLIP's towers and the network, its loss, and both as a PEFT adapter.
 - `ranker`: `Ranker`, which takes pictures and words.
 """
 

@@ -1,4 +1,4 @@
-"""`ClipRanker`: a CLIP and the ranker that stands on its tokens, as one model that PEFT can wrap."""
+"""`ClipRanker`: a CLIP and the ranker that stands on its tokens, as one model that PEFT can wrap, and its loss."""
 
 from __future__ import annotations
 
@@ -6,24 +6,76 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize, smooth_l1_loss
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from lvlm_guard.adapters.backbone import load_backbone, trunk_of
 from lvlm_guard.adapters.loading import require_peft, with_adapter, write_adapter
-from lvlm_guard.adapters.ranker.card import RankerCard, RankerSettings
+from lvlm_guard.adapters.ranker.card import RankerCard, RankerSettings, Ties
 from lvlm_guard.adapters.ranker.network import RankerNetwork
-from lvlm_guard.adapters.ranker.pair_head import ranker_loss
+from lvlm_guard.adapters.terms import full, unchanged
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
+
+
+class RankerLoss(NamedTuple):
+    """The whole loss and its two terms, scalars; total = pair + weight * log(1 + regression)."""
+
+    total: Tensor
+    pair: Tensor
+    regression: Tensor
+
+
+def pair_loss(logits: Tensor, values: Tensor, ties: Ties = "half") -> Tensor:
+    """Return the mean binary cross-entropy over ordered pairs of two pictures, a scalar; 0 where there is no pair.
+
+    The release's target is repaired here: with antisymmetric logits, a loss that wants "not more" from both sides of a
+    tie, and from each picture against itself, never reaches its minimum.
+
+    Args:
+        logits: [K, K], above 0 where the row's picture shows more.
+        values: [K], of the pictures.
+        ties: what equal values are told; see `RankerSettings`.
+    """
+    logits, values = full(logits), full(values)
+    difference = values[:, None] - values[None]
+    used = ~torch.eye(len(values), dtype=torch.bool, device=values.device)
+    target = (difference > 0).to(logits.dtype)
+    if ties == "published":
+        used = torch.ones_like(used)
+    elif ties == "drop":
+        used = used & (difference != 0)
+    else:
+        target = target.masked_fill(difference == 0, 0.5)
+    with unchanged(logits):
+        each = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (each * used).sum() / used.sum().clamp(min=1)
+
+
+def ranker_loss(
+    scores: Tensor, logits: Tensor, values: Tensor, *, ties: Ties = "half", regression_weight: float = 0.2
+) -> RankerLoss:
+    """Return the loss of one group under one instruction, in float32 or wider; options as of `RankerSettings`.
+
+    Args:
+        scores: [K].
+        logits: [K, K].
+        values: [K], in the units of the scores.
+    """
+    pair = pair_loss(logits, values, ties)
+    scores, values = full(scores), full(values)
+    with unchanged(scores):
+        regression = smooth_l1_loss(scores, values.to(scores.dtype), beta=1.0)
+    return RankerLoss(pair + regression_weight * torch.log1p(regression), pair, regression)
 
 
 @dataclass
@@ -130,11 +182,9 @@ class ClipRanker(CLIPPreTrainedModel):
             )
         if labels is not None and not pairs:
             raise UnsupportedCallError("The loss compares pairs: leave pairs=True where labels are given.")
-        if image_tokens is None:
-            assert pixel_values is not None
+        if pixel_values is not None:
             image_tokens = self.image_tokens(pixel_values)
-        if text_tokens is None:
-            assert input_ids is not None
+        if input_ids is not None:
             text_tokens, text_mask = self.text_tokens(input_ids, attention_mask)
         scores, logits = self.ranker(image_tokens, text_tokens, text_mask, pairs, kept)
         loss = None
@@ -147,7 +197,7 @@ class ClipRanker(CLIPPreTrainedModel):
         """Return CLIP's own cosine of each picture with each text, [K, N]; the ranker takes no part."""
         texts = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         images = self.clip.get_image_features(pixel_values=pixel_values.to(self.clip.dtype)).pooler_output
-        return torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T
+        return normalize(images, dim=-1) @ normalize(texts, dim=-1).T
 
 
 Tuning = Literal["frozen", "tuned"]
@@ -186,9 +236,7 @@ def adapted(model: ClipRanker, trunk: Tuning = "frozen", rank: int = 8) -> PeftM
     """Return a ranker as a PEFT model that is ready to train: what has no gradient asks for none."""
     from peft import get_peft_model
 
-    wrapped = get_peft_model(model, lora_config(trunk, rank))
-    _freeze_unused(wrapped)
-    return wrapped
+    return _still(get_peft_model(model, lora_config(trunk, rank)))
 
 
 def card_of(model: Any, **known: Any) -> RankerCard:
@@ -229,13 +277,13 @@ def load(
         raise UnsupportedModelError("The backbone is a ranker already: give the CLIP below it.")
     trunk, name = trunk_of(clip), str(getattr(clip, "name_or_path", "") or type(clip).__name__)
     card.require(trunk.image_width, trunk.text_width, name)
-    wrapped = with_adapter(ClipRanker(clip, card.settings), folder, "ranker", trainable)
-    _freeze_unused(wrapped)
+    wrapped = _still(with_adapter(ClipRanker(clip, card.settings), folder, "ranker", trainable))
     return wrapped.train(trainable), card
 
 
-def _freeze_unused(model: Any) -> None:
+def _still(model: PeftModel) -> PeftModel:
     """Ask no gradient for the placeholder: distributed training waits for every gradient that is asked for."""
     for name, weight in model.named_parameters():
         if ".visual_projection.lora_" in name:
             weight.requires_grad_(False)
+    return model

@@ -2,18 +2,31 @@
 
 The release's fusion has three faults that are not repeated here: its learnable prompts are one number each, spread over
 the width, which a LayerNorm makes zero; its projection starts as memory finds it; padding takes part in the text.
+
+Which of two pictures shows more is the release's attention over a pair, without ever building the pair's tokens. For
+each ordered pair (i, j) the release attends from every relation token to the 2P tokens of both pictures in one
+softmax, and takes what it gathers from i minus what it gathers from j. With each picture's own log-sum-exp `evidence`
+and own softmax average `content`, that one softmax gives picture i the share sigmoid(evidence_i - evidence_j), so
+
+    A_ij = sum_t sigmoid(evidence_it - evidence_jt) * content_it        exactly, for P tokens once a picture
+
+The release's logits depend on the order of the arguments (a bias, and a readout that is no odd function). Here the
+difference A_ij - A_ji goes through an odd function, and the lower half of the table is the negated upper half.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lvlm_guard.adapters.ranker.card import RankerSettings
-from lvlm_guard.adapters.ranker.pair_head import PairHead, Readout
-from lvlm_guard.adapters.terms import full
+from lvlm_guard.adapters.terms import full, unchanged
 from lvlm_guard.errors import UnsupportedCallError
+
+AT_ONCE = 2**24
+"""Numbers in one tensor of pairs, 64 MB; tables that need more are computed by rows, in training twice."""
 
 
 class Attention(nn.Module):
@@ -44,9 +57,10 @@ class Attention(nn.Module):
             mask: [K or 1, T] bool, False where nothing may look.
             kept: the attention weights, [K, heads, P, T], are appended here, part of the graph; slower.
         """
-        q = self._split(self.q_proj(queries))
-        rows = len(queries)
-        k, v = (self._split(p(context)).expand(rows, -1, -1, -1) for p in (self.k_proj, self.v_proj))
+        q, k, v = (
+            made.unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(queries), -1, -1, -1)  # [K, heads, T, e]
+            for made in (self.q_proj(queries), self.k_proj(context), self.v_proj(context))
+        )
         seen = None if mask is None else mask[:, None, None, :]
         if kept is None:
             dropout = self.dropout if self.training else 0.0
@@ -55,15 +69,10 @@ class Attention(nn.Module):
             logits = full(q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
             if seen is not None:
                 logits = logits.masked_fill(~seen, float("-inf"))
-            weights = torch.softmax(logits, -1)
-            kept.append(weights)
-            out = weights.to(v.dtype) @ v
+            kept.append(torch.softmax(logits, -1))
+            out = kept[-1].to(v.dtype) @ v
         joined: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return joined
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        split: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [K, heads, T, e]
-        return split
 
 
 class FusionLayer(GradientCheckpointingLayer):
@@ -113,17 +122,16 @@ class Fusion(nn.Module):
 
     def __init__(self, image_width: int, text_width: int, settings: RankerSettings) -> None:
         super().__init__()
-        width = settings.width
+        width, heads = settings.width, settings.heads
         self.mask_text = settings.mask_text
-        self.in_image = _entry(image_width, width)
-        self.in_text = _entry(text_width, width)
+        self.in_image, self.in_text = (
+            nn.Identity() if given == width else nn.Linear(given, width) for given in (image_width, text_width)
+        )
         self.prompts = nn.Parameter(torch.randn(settings.prompts, width) * width**-0.5) if settings.prompts else None
-        self.layers = nn.ModuleList(FusionLayer(width, settings.heads) for _ in range(settings.fusion_layers))
+        self.layers = nn.ModuleList(FusionLayer(width, heads) for _ in range(settings.fusion_layers))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Parameter(torch.randn(width, width) * width**-0.5)
-        self.post = nn.ModuleList(
-            PostLayer(width, settings.heads, settings.dropout) for _ in range(settings.post_layers)
-        )
+        self.post = nn.ModuleList(PostLayer(width, heads, settings.dropout) for _ in range(settings.post_layers))
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor | None, kept: list[Tensor] | None = None) -> Tensor:
         """Return the picture's tokens, [K, P, width].
@@ -150,12 +158,129 @@ class Fusion(nn.Module):
         return image
 
 
-def _entry(given: int, width: int) -> nn.Module:
-    return nn.Identity() if given == width else nn.Linear(given, width)
-
-
 def _mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Readout(nn.Module):
+    """Layers of Linear, LayerNorm and ReLU, then one number, which is computed in full precision.
+
+    Args:
+        width: of the vectors.
+        layers: before the number.
+        bias: of the number.
+    """
+
+    def __init__(self, width: int, layers: int, bias: bool) -> None:
+        super().__init__()
+        each = [(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU()) for _ in range(layers)]
+        self.layers = nn.Sequential(*(part for parts in each for part in parts))
+        self.number = nn.Linear(width, 1, bias=bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return a number for each vector: [..., width] to [...], float32 or wider."""
+        hidden = self.layers(vectors)
+        with unchanged(hidden):
+            bias = None if self.number.bias is None else full(self.number.bias)
+            return nn.functional.linear(full(hidden), full(self.number.weight), bias).squeeze(-1)
+
+
+def summarise(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each relation token finds in each picture by itself.
+
+    Args:
+        queries: [H, Q, e] of the relation tokens, scaled.
+        keys: [K, P, H, e] of the pictures' tokens; they are the values too.
+
+    Returns:
+        evidence: [K, H, Q], the log of the sum of exponentials over the P tokens.
+        content: [K, H, Q, e], their average by softmax.
+    """
+    keys = keys.transpose(1, 2).contiguous()  # [K, H, P, e]: one copy serves both products
+    logits = queries @ keys.transpose(-1, -2)
+    return torch.logsumexp(logits, -1), torch.softmax(logits, -1) @ keys
+
+
+def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Return A_ij - A_ji for each picture i of the first and j of the second, [I, J, H * e].
+
+    Args:
+        first, second: evidence [I, H, Q] and content [I, H, Q, e], as `summarise` gives them.
+    """
+    (evidence, content), (other_evidence, other_content) = first, second
+    share = torch.sigmoid(evidence[:, None] - other_evidence[None])  # [I, J, H, Q]
+    gathered = torch.einsum("ijht,ihte->ijhe", share, content)
+    return (gathered - torch.einsum("ijht,jhte->ijhe", 1 - share, other_content)).flatten(2)
+
+
+class PairHead(nn.Module):
+    """Logits that picture i shows more than picture j.
+
+    Args:
+        settings: of the ranker.
+        at_once: numbers in one tensor of pairs.
+    """
+
+    def __init__(self, settings: RankerSettings, at_once: int = AT_ONCE) -> None:
+        super().__init__()
+        width = settings.width
+        self.heads, self.at_once = settings.heads, at_once
+        self.relations = nn.Parameter(torch.randn(settings.relations, width) * width**-0.5)
+        self.query, self.query_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.key, self.key_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm = nn.LayerNorm(width) if settings.pair_norm else None
+        # a bias of the number would cancel, and never learn
+        self.readout = Readout(width, layers=3, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the table of logits, [K, K]: antisymmetric bit for bit, above 0 where the row's picture shows more.
+
+        Memory: tensors over P grow with K and are not kept for the backward pass; those over pairs are bounded by
+        `at_once`, beside the table itself.
+
+        Args:
+            tokens: [K, P, width] of one instruction's pictures.
+        """
+        evidence, content = self.attended(tokens)
+        pictures = len(tokens)
+        rows = max(1, self.at_once // max(1, pictures * tokens.shape[-1]))
+        again = rows < pictures and torch.is_grad_enabled() and content.requires_grad
+        blocks = []
+        for start in range(0, pictures, rows):
+            parts = (evidence[start : start + rows], content[start : start + rows], evidence[start:], content[start:])
+            block = checkpoint(self._block, *parts, use_reentrant=False) if again else self._block(*parts)
+            blocks.append(nn.functional.pad(block, (start, 0)))
+        upper = torch.cat(blocks) if blocks else evidence.new_zeros(0, 0)
+        return upper - upper.T
+
+    def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the relation tokens find in each picture; see `summarise`."""
+        # made again for the backward pass: cheap beside the fusion, and nothing over P is kept
+        found: tuple[Tensor, Tensor] = checkpoint(
+            self._summaries, tokens, use_reentrant=False, preserve_rng_state=False
+        )
+        return found
+
+    def _summaries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        queries = self.query_norm(self.query(self.relations)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        keys = self.key_norm(self.key(tokens)).unflatten(-1, (self.heads, -1))
+        with unchanged(tokens):
+            return summarise(full(queries) * queries.shape[-1] ** -0.5, full(keys))
+
+    def _block(self, evidence: Tensor, content: Tensor, other_evidence: Tensor, other_content: Tensor) -> Tensor:
+        """Return the rows of the first pictures against the others, which begin with the same: 0 up to the diagonal."""
+        with unchanged(content):
+            difference = compare((evidence, content), (other_evidence, other_content))
+        rows, columns = difference.shape[:2]
+        pairs = tuple(torch.triu_indices(rows, columns, offset=1, device=difference.device))
+        moved = self.out(difference[pairs].to(self.out.weight.dtype))
+        logits = (self._read(moved) - self._read(-moved)) / 2
+        return logits.new_zeros(rows, columns).index_put(pairs, logits)
+
+    def _read(self, moved: Tensor) -> Tensor:
+        number: Tensor = self.readout(moved if self.norm is None else self.norm(moved))
+        return number
 
 
 class RankerNetwork(nn.Module):

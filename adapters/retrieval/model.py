@@ -216,7 +216,7 @@ class RetrievalModel(nn.Module):
     @property
     def gain(self) -> float:
         """What an adapter multiplies all cosines by; 1 but for some with several features of a text."""
-        head = getattr(self.base.text_projection, "current", None)
+        head = getattr(getattr(self.base, "text_projection", None), "current", None)
         return 1.0 if head is None else float(head.gain)
 
     @property

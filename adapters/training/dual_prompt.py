@@ -250,7 +250,7 @@ def start(retriever: DualPromptRetriever, folders: Sequence[str]) -> None:
 
 def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
     given = {"n_ctx": plan.n_ctx, "depth": plan.depth, "coupling_rank": plan.coupling_rank}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if plan.depth is None and plan.prompts not in SHALLOW:
         options["depth"] = min(plan.reach, layers_of(clip, "text"), layers_of(clip, "vision"))
     return configuration(plan.prompts, inputs.tokenizer, **options, **plan.options)

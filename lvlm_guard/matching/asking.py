@@ -23,11 +23,13 @@ _WHERE = (
     r"(?:\s+(?:visible|present|shown|seen))?"
     r"(?:\s+(?:in|on|within) (?:the|this|that) (?:image|picture|photo|photograph|scene))?"
 )
-_THERE = re.compile(
-    rf"\s*(?:is|are) there (?:an?|any|some|the)\s+(?P<name>.+?){_WHERE}\s*[?.!]*\s*|"
+THERE = re.compile(
+    rf"\s*(?:is|are) there (?P<what>(?:an?|any|some|the)\s+(?P<name>.+?)){_WHERE}\s*[?.!]*\s*|"
     rf"\s*a (?:photo|picture) of (?:an?|any|some|the)\s+(?P<shown>.+?)\s*[?.!]*\s*",
     re.IGNORECASE,
 )
+"""Asks whether there is `what`, a `name` with its article, or states that a `shown` one is there; and nothing else."""
+
 _COUNT = re.compile(
     r"\s*(?:is|are) there (?:a total of |only |exactly )?(?P<rule>at least |more than )?(?P<number>\w+)\s+(?P<name>.+?)"
     rf"{_WHERE}\s*[?.!]*\s*",
@@ -82,7 +84,7 @@ def asked(text: str, known: frozenset[str], anything: bool = False) -> Asked:
         anything: whether anything of up to four words can be told, where a text asks whether, or how many, are there.
     """
     spellings = _spellings(known)
-    found = _THERE.fullmatch(text)
+    found = THERE.fullmatch(text)
     if found:
         name, exact = _named(found["name"] or found["shown"], spellings, anything)
         if name is not None:

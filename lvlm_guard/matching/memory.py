@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -63,6 +63,20 @@ class Recent(Generic[Key, Value]):
     def _drop(self, key: Key) -> None:
         if key in self._held:
             self._size -= self._held.pop(key)[1]
+
+    def filled(
+        self,
+        keys: Iterable[Key],
+        make: Callable[[list[Key]], Iterable[Value]],
+        size: Callable[[Value], int] = lambda _: 1,
+    ) -> dict[Key, Value]:
+        """Return the values of keys; `make` gives those that are not held, each once, to be held from then on."""
+        found = {key: self.get(key) for key in keys}
+        missing = [key for key, value in found.items() if value is None]
+        for key, value in zip(missing, make(missing) if missing else (), strict=True):
+            found[key] = value
+            self.put(key, value, size(value))
+        return found  # type: ignore[return-value]  # none is missing any more
 
     def clear(self) -> None:
         """Forget everything."""

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from lvlm_guard import guard
 from lvlm_guard.images import Held
-from lvlm_guard.matching.memory import digest
+from lvlm_guard.matching.memory import Recent, digest
 
 
 @pytest.fixture
@@ -51,3 +51,16 @@ def test_a_held_picture_is_sent_to_another_process_as_one(hashed):
     hashed.clear()
     assert digest(held) == digest(held)
     assert len(hashed) == 1
+
+
+def test_what_is_held_is_not_made_again_and_what_is_made_at_once_is_made_once_each():
+    memory, asked = Recent(4), []
+
+    def make(keys):
+        asked.append(keys)
+        return [key.upper() for key in keys]
+
+    assert memory.filled("aba", make, len) == {"a": "A", "b": "B"}
+    assert memory.filled("bc", make, len) == {"b": "B", "c": "C"}
+    assert memory.filled("abc", make, len) == {"a": "A", "b": "B", "c": "C"}
+    assert asked == [["a", "b"], ["c"]]

@@ -8,7 +8,7 @@ import tiny_clip
 import torch
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
 
-from lvlm_guard.adapters.matchers.siglip import SiglipEncoders, SiglipMatcher
+from lvlm_guard.adapters.matchers.siglip import SiglipMatcher, SiglipRetriever
 from lvlm_guard.errors import TextError, UnsupportedModelError, WeightsError
 from lvlm_guard.images import squash
 from lvlm_guard.matching import load_matcher
@@ -39,7 +39,7 @@ def model(**own):
 
 @pytest.fixture(scope="module")
 def matcher():
-    return SiglipMatcher(SiglipEncoders(model(), TOKENIZER, PROCESSOR))
+    return SiglipMatcher(SiglipRetriever(model(), TOKENIZER, PROCESSOR))
 
 
 CLAIMS = ["is there a dog in the image?", "a photo of two red cars"]
@@ -56,12 +56,12 @@ def inputs(picture, texts=READ):
 def test_probabilities_are_those_of_its_own_sigmoid_on_the_whole_picture(matcher):
     picture = tiny.picture(1, 60, 40)
     with torch.no_grad():
-        logits = matcher.retriever.base(**inputs(picture)).logits_per_image[0]
+        logits = matcher.retriever.model.base(**inputs(picture)).logits_per_image[0]
     found = matcher.support(picture, CLAIMS)
     torch.testing.assert_close(found, logits.sigmoid(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(matcher.support_pairs([picture] * 2, CLAIMS), found)
     assert matcher.version.endswith(":uncalibrated")
-    fitted = SiglipMatcher(SiglipEncoders(model(platt=[9.0, -2.5]), TOKENIZER, PROCESSOR))
+    fitted = SiglipMatcher(SiglipRetriever(model(platt=[9.0, -2.5]), TOKENIZER, PROCESSOR))
     cosines = matcher.similarity([picture], CLAIMS)[0]
     torch.testing.assert_close(fitted.support(picture, CLAIMS), torch.sigmoid(9 * cosines - 2.5))
     torch.testing.assert_close(cosines, (logits - 1.0) / math.e, rtol=1e-4, atol=1e-5)
@@ -71,7 +71,10 @@ def test_probabilities_are_those_of_its_own_sigmoid_on_the_whole_picture(matcher
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_map_is_what_the_pooling_reads_taken_back_through_the_layers(layers):
     base = model()
-    matcher, picture = SiglipMatcher(SiglipEncoders(base, TOKENIZER, PROCESSOR), layers=layers), tiny.picture(1, 60, 40)
+    matcher, picture = (
+        SiglipMatcher(SiglipRetriever(base, TOKENIZER, PROCESSOR), layers=layers),
+        tiny.picture(1, 60, 40),
+    )
     (match,) = matcher([picture], CLAIMS[:1])
     given = inputs(picture, READ[:1])
     given["pixel_values"].requires_grad_()
@@ -91,7 +94,7 @@ def test_a_folder_answers_alike_and_what_it_cannot_read_is_refused(matcher, tmp_
     for part in (base, TOKENIZER, PROCESSOR):
         part.save_pretrained(tmp_path / "siglip")
     again, picture = load_matcher(str(tmp_path / "siglip")), tiny.picture(1, 60, 40)
-    direct = SiglipMatcher(SiglipEncoders(base, TOKENIZER, PROCESSOR))
+    direct = SiglipMatcher(SiglipRetriever(base, TOKENIZER, PROCESSOR))
     assert isinstance(again, SiglipMatcher)
     assert again.version == direct.version
     torch.testing.assert_close(again.support(picture, CLAIMS), direct.support(picture, CLAIMS))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from lvlm_guard.adapters.ranker.pair_head import pair_loss, ranker_loss
+from lvlm_guard.adapters.ranker.model import pair_loss, ranker_loss
 
 VALUES = torch.tensor([0.0, 1.0, 1.0, 3.0])
 SCORES = torch.tensor([0.2, 0.5, 1.5, 2.0])
