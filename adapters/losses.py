@@ -7,49 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
-from lvlm_guard.adapters import classes as classes  # registers its terms
-from lvlm_guard.adapters.terms import (
-    TAU,
-    TERMS,
-    agreement,
-    aligned,
-    anchoring,
-    claims,
-    consistency,
-    contrastive,
-    distilled,
-    diversity,
-    entropy,
-    hard_negative,
-    ordered,
-    shift,
-    term,
-    unchanged,
-    unseen,
-)
+from lvlm_guard.adapters import terms
+from lvlm_guard.adapters.terms import TAU, consistency, ordered
 from lvlm_guard.errors import GuardError, KnobError, did_you_mean
-
-__all__ = [
-    "TERMS",
-    "LossError",
-    "LossInputs",
-    "LossStack",
-    "LossValue",
-    "agreement",
-    "anchoring",
-    "claims",
-    "consistency",
-    "contrastive",
-    "hard_negative",
-    "term",
-]
 
 Rule = Literal["sum", "aligned", "meta"]
 
@@ -60,77 +27,68 @@ class LossError(GuardError):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a batch of n pairs gives to the terms; leave out what no term needs.
+    """What a batch of n pairs gives to the terms, as said behind each; leave out what no term needs."""
 
-    Args:
-        scores: [n, n] cosines, image i (row) with caption j (column).
-        positive: [n] cosines of image i with its own caption; None takes the diagonal of `scores`. Give it where the
-            swaps' captions are weighted by the image and those of `scores` are not.
-        negatives: [n, m] cosines of image i with its caption's swaps.
-        present: [n, m] bool: which swaps there are.
-        claims: [n, c] cosines of image i with claim j, less the cosine at which a claim is undecided.
-        claimed, refuted: [n, c] bool: which claims hold of which picture, and which don't.
-        categories: [n] integers, negative for none.
-        same: [n, n] bool: which captions are equal as texts.
-        swaps: [n, s] cosines of image i with every swap of the batch; -inf where it says what caption i says.
-        image, text: [n, d] adapted features.
-        frozen_image, frozen_text: [n, d] features of the frozen backbone for the same pictures and captions.
-        experts: [n, e, d] normalised features of each caption by each expert.
-        prototypes: [n, d], the mean frozen feature of pictures that show what picture i shows.
-        centre: [d], the mean frozen feature of all pictures.
-        kept_image: [n, d] features of pictures of which only the patches stay that the untuned CLIP looks at most.
-        teacher: [n, n] logits of a larger CLIP, as `scores`.
-        null_image, null_text: [1, d], [m, d] normalised features of the NULL image and of non-visual texts.
-        chain: [n, k] scores of each picture's versions, the best first.
-        names: c claims as sentences; said, frozen_said: [c, d] their normalised features, adapted and not.
-        against, frozen_against: [k, d], the same of names far from all claims.
-        aids: module of a term that learns something itself, by the term's name.
-    """
-
-    scores: Tensor | None = None
+    scores: Tensor | None = None  # [n, n] cosines, image i (row) with caption j (column)
+    # [n] cosines of image i with its own caption, where these captions are weighted by the image and those of `scores`
+    # are not; None takes its diagonal
     positive: Tensor | None = None
-    negatives: Tensor | None = None
-    present: Tensor | None = None
-    claims: Tensor | None = None
-    claimed: Tensor | None = None
-    refuted: Tensor | None = None
-    categories: Tensor | None = None
-    same: Tensor | None = None
-    swaps: Tensor | None = None
-    image: Tensor | None = None
+    negatives: Tensor | None = None  # [n, m] cosines of image i with its caption's swaps
+    present: Tensor | None = None  # [n, m] bool: which swaps there are
+    claims: Tensor | None = None  # [n, c] cosines of image i with claim j, less the one at which a claim is undecided
+    claimed: Tensor | None = None  # [n, c] bool: which claims hold of which picture
+    refuted: Tensor | None = None  # [n, c] bool: which don't
+    categories: Tensor | None = None  # [n] integers, negative for none
+    same: Tensor | None = None  # [n, n] bool: which captions are equal as texts
+    swaps: Tensor | None = None  # [n, s] cosines of image i with every swap; -inf where it says what caption i says
+    image: Tensor | None = None  # [n, d] adapted features
     text: Tensor | None = None
-    frozen_image: Tensor | None = None
+    frozen_image: Tensor | None = None  # [n, d] of the frozen backbone for the same pictures and captions
     frozen_text: Tensor | None = None
-    experts: Tensor | None = None
-    prototypes: Tensor | None = None
-    centre: Tensor | None = None
-    kept_image: Tensor | None = None
-    teacher: Tensor | None = None
-    null_image: Tensor | None = None
-    null_text: Tensor | None = None
-    chain: Tensor | None = None
-    names: Sequence[str] | None = None
-    said: Tensor | None = None
+    experts: Tensor | None = None  # [n, e, d] normalised features of each caption by each expert
+    prototypes: Tensor | None = None  # [n, d], the mean frozen feature of pictures that show what picture i shows
+    centre: Tensor | None = None  # [d], the mean frozen feature of all pictures
+    kept_image: Tensor | None = None  # [n, d] of pictures of which only what the untuned CLIP looks at most stays
+    teacher: Tensor | None = None  # [n, n] logits of a larger CLIP, as `scores`
+    null_image: Tensor | None = None  # [1, d] normalised feature of the NULL image
+    null_text: Tensor | None = None  # [m, d] normalised features of non-visual texts
+    chain: Tensor | None = None  # [n, k] scores of each picture's versions, the best first
+    names: Sequence[str] | None = None  # c claims as sentences
+    said: Tensor | None = None  # [c, d] their normalised features
     frozen_said: Tensor | None = None
-    against: Tensor | None = None
+    against: Tensor | None = None  # [k, d] normalised features of names far from all claims
     frozen_against: Tensor | None = None
-    aids: Mapping[str, Any] | None = None
+    aids: Mapping[str, Any] | None = None  # module of a term that learns something itself, by the term's name
 
 
-@dataclass(frozen=True)
-class LossValue:
-    """A loss and what it is made of.
-
-    Args:
-        total: scalar with a gradient.
-        terms: each term's value before its weight, by name; for the log.
-    """
+class LossValue(NamedTuple):
+    """A loss, a scalar with a gradient, and each term's value before its weight, by name, for the log."""
 
     total: Tensor
     terms: dict[str, float]
 
 
-FEATURES = ("image", "text", "frozen_image", "frozen_text")
+Compute = Callable[[Any, Any], Tensor]
+
+
+class Term(NamedTuple):
+    """A term: the fields of `LossInputs` that it needs, and how it is computed of the stack and these."""
+
+    needs: tuple[str, ...]
+    compute: Compute
+
+
+TERMS: dict[str, Term] = {}
+
+
+def term(name: str, needs: Sequence[str]) -> Callable[[Compute], Compute]:
+    """Register a term, so that `LossStack(more={name: weight})` knows it."""
+
+    def registered(compute: Compute) -> Compute:
+        TERMS[name] = Term(tuple(needs), compute)
+        return compute
+
+    return registered
 
 
 @dataclass(frozen=True)
@@ -223,38 +181,40 @@ class LossStack:
                 f"The loss needs {', '.join(missing)}, which the batch does not bring: give them, or set the weight of "
                 f"{', '.join(n for n in self.active if set(TERMS[n].needs) & set(missing))} to 0."
             )
+        given = given if self.negclip else replace(given, swaps=None)
         first = next(value for name in self.needs if isinstance(value := getattr(given, name), Tensor))
-        with unchanged(first):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
+        with terms.unchanged(first):  # a cosine in bfloat16 is off by a nat at CLIP's temperature
             values = {name: TERMS[name].compute(self, given) for name in self.active}
         logged = {name: float(value.detach()) for name, value in values.items()}
         bad = {name: value for name, value in logged.items() if not math.isfinite(value)}
         if bad:
             raise LossError(_not_finite(bad, given))
         weighed = {name: self.weight(name) * value for name, value in values.items()}
-        general = weighed.get("agreement")
-        if self.rule == "aligned" and general is not None and len(weighed) > 1 and general.requires_grad:
-            task = torch.stack([value for name, value in weighed.items() if name != "agreement"]).sum()
-            return LossValue(aligned(task, general, learning), logged)
+        if self.rule == "aligned" and len(weighed) > 1 and weighed["agreement"].requires_grad:
+            general = weighed.pop("agreement")
+            return LossValue(terms.aligned(torch.stack([*weighed.values()]).sum(), general, learning), logged)
         return LossValue(torch.stack([*weighed.values()]).sum(), logged)
 
 
 def _not_finite(bad: dict[str, float], given: LossInputs) -> str:
+    held = {one.name: getattr(given, one.name) for one in fields(given)}
     broken = [
-        one.name
-        for one in fields(given)
-        if isinstance(value := getattr(given, one.name), Tensor)
-        and not bool((value.isfinite() | (value.isneginf() if one.name == "swaps" else False)).all())
+        name
+        for name, value in held.items()
+        if isinstance(value, Tensor)
+        and not bool((value.isfinite() | (value.isneginf() if name == "swaps" else False)).all())
     ]
     named = ", ".join(f"{name} ({value})" for name, value in bad.items())
-    cause = (
-        f"{', '.join(broken)} of this batch already hold NaN or infinite values: a learning rate too high, or a "
-        "picture or weight that is broken"
-        if broken
-        else "its inputs are finite, so a sum ran over: tau is too small"
-    )
+    cause = "Its inputs are finite, so a sum ran over: tau is too small"
+    if broken:
+        told = ", ".join(broken)
+        cause = (
+            f"{told[0].upper()}{told[1:]} of this batch already hold NaN or infinite values: a learning rate too high, "
+            "or a picture or weight that is broken"
+        )
     return (
-        f"The loss is not finite in {named}. {cause[0].upper()}{cause[1:]}. Nothing was updated by this batch; go on "
-        "from the last checkpoint with a lower learning rate."
+        f"The loss is not finite in {named}. {cause}. Nothing was updated by this batch; go on from the last "
+        "checkpoint with a lower learning rate."
     )
 
 
@@ -262,49 +222,75 @@ def _logits(stack: LossStack, image: Any, text: Any) -> Tensor:
     return (normalize(image.float(), dim=-1) @ normalize(text.float(), dim=-1).T) / stack.tau
 
 
-def _direct(name: str, pure: Callable[..., Tensor], *needs: str) -> None:
-    """Register a term that is a function of what it needs and of nothing else."""
-    term(name, needs)(lambda _, given: pure(*(getattr(given, need) for need in needs)))
+def _direct(
+    name: str, formula: Callable[..., Tensor], needs: Sequence[str], *, also: Sequence[str] = (), by: Sequence[str] = ()
+) -> None:
+    """Register a formula of what it needs, of what `also` a batch may have, and of settings of the stack."""
+
+    def compute(stack: LossStack, given: LossInputs) -> Tensor:
+        more = {key: getattr(given, key) for key in also} | {key: getattr(stack, key) for key in by}
+        return formula(*(getattr(given, need) for need in needs), **more)
+
+    term(name, needs)(compute)
 
 
-_direct("anchoring_text", anchoring, "text", "frozen_text")
-_direct("anchoring_image", anchoring, "image", "frozen_image")
-_direct("shift", shift, "image", "frozen_image", "text", "frozen_text")
-_direct("diversity", diversity, "experts")
+@term("proxy", ["image", "names", "claimed", "refuted", "aids"])
+def _proxy(_: LossStack, given: Any) -> Tensor:
+    aid: terms.Proxies = given.aids["proxy"]
+    value = terms.proxy_anchor(given.image, aid(given.names), given.claimed, given.refuted)
+    return value + 0 * aid.own.sum()  # also where a batch has no claim
 
 
-@term("contrastive", ["scores"])
-def _contrastive(stack: LossStack, given: Any) -> Tensor:
-    swaps = given.swaps if stack.negclip else None
-    more = {"categories": given.categories, "same": given.same, "alpha": stack.alpha, "swaps": swaps}
-    return contrastive(given.scores, tau=stack.tau, **more)
+@term("unknown", ["image", "said", "claimed", "aids"])
+def _unknown(stack: LossStack, given: Any) -> Tensor:
+    return terms.generated(given.aids["unknown"], given.image, given.said, given.claimed, stack.tau)
+
+
+@term("mixed", ["image", "said", "frozen_said", "claimed", "against", "frozen_against"])
+def _mixed(stack: LossStack, given: Any) -> Tensor:
+    shows = given.claimed.any(1)
+    n, image = int(shows.sum()), given.image[shows]
+    if not n:
+        zero: Tensor = 0 * given.said.sum()
+        return zero
+    # drawn on the CPU, where every process draws the same
+    share, drawn = torch.rand(n, 1).to(image), torch.randint(len(given.against), (n,)).to(image.device)
+    true = given.claimed[shows]
+    features, targets = terms.mixtures(image, given.frozen_said, given.frozen_against, true, share, drawn)
+    logits = features @ torch.cat([given.said, given.against]).T / stack.tau
+    return 2 * cross_entropy(logits, targets)
+
+
+_direct("anchoring_text", terms.anchoring, ["text", "frozen_text"])
+_direct("anchoring_image", terms.anchoring, ["image", "frozen_image"])
+_direct("shift", terms.shift, ["image", "frozen_image", "text", "frozen_text"])
+_direct("diversity", terms.diversity, ["experts"])
+_direct("contrastive", terms.contrastive, ["scores"], also=["categories", "same", "swaps"], by=["tau", "alpha"])
 
 
 @term("hard_negative", ["scores", "negatives"])
 def _hard_negative(stack: LossStack, given: Any) -> Tensor:
     positive = given.scores.diagonal() if given.positive is None else given.positive
-    return hard_negative(positive, given.negatives, tau=stack.tau, present=given.present)
+    return terms.hard_negative(positive, given.negatives, tau=stack.tau, present=given.present)
 
 
-@term("claims", ["claims", "claimed", "refuted"])
-def _claims(stack: LossStack, given: Any) -> Tensor:
-    return claims(given.claims, given.claimed, given.refuted, tau=stack.tau)
+_direct("claims", terms.claims, ["claims", "claimed", "refuted"], by=["tau"])
 
 
-@term("consistency", FEATURES)
+@term("consistency", ["image", "text", "frozen_image", "frozen_text"])
 def _consistency(_: LossStack, given: Any) -> Tensor:
     return consistency(given.image, given.frozen_image) + consistency(given.text, given.frozen_text)
 
 
-@term("agreement", FEATURES)
+@term("agreement", ["image", "text", "frozen_image", "frozen_text"])
 def _agreement(stack: LossStack, given: Any) -> Tensor:
     frozen = _logits(stack, given.frozen_image, given.frozen_text)
-    return agreement(_logits(stack, given.image, given.text), frozen)
+    return terms.agreement(_logits(stack, given.image, given.text), frozen)
 
 
 @term("entropy", ["claims"])
 def _entropy(stack: LossStack, given: Any) -> Tensor:
-    return entropy(given.claims / stack.tau)
+    return terms.entropy(given.claims / stack.tau)
 
 
 @term("guidance", ["experts", "frozen_text"])
@@ -324,12 +310,10 @@ def _saliency(_: LossStack, given: Any) -> Tensor:
 
 @term("distilled", ["image", "text", "teacher"])
 def _distilled(stack: LossStack, given: Any) -> Tensor:
-    return distilled(_logits(stack, given.image, given.text), given.teacher)
+    return terms.distilled(_logits(stack, given.image, given.text), given.teacher)
 
 
-@term("null", ["image", "text", "null_image", "null_text"])
-def _null(stack: LossStack, given: Any) -> Tensor:
-    return unseen(given.text, given.image, given.null_text, given.null_image, stack.tau)
+_direct("null", terms.unseen, ["text", "image", "null_text", "null_image"], by=["tau"])
 
 
 @term("ordered", ["chain"])

@@ -11,21 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
-from lvlm_guard.adapters.classes import Generator, Proxies, mixtures, proxy_anchor
-from lvlm_guard.adapters.losses import (
-    TERMS,
-    LossError,
-    LossInputs,
-    LossStack,
+from lvlm_guard.adapters.losses import TERMS, LossError, LossInputs, LossStack, term
+from lvlm_guard.adapters.terms import (
+    Generator,
+    Proxies,
     agreement,
+    aligned,
     anchoring,
     claims,
     consistency,
     contrastive,
+    distilled,
+    diversity,
+    entropy,
     hard_negative,
-    term,
+    mixtures,
+    ordered,
+    proxy_anchor,
+    shift,
+    unseen,
 )
-from lvlm_guard.adapters.terms import aligned, distilled, diversity, entropy, ordered, shift, unseen
 from lvlm_guard.errors import GuardError, KnobError
 
 SCORES = torch.tensor([[0.30, 0.20], [0.10, 0.25]])
