@@ -21,18 +21,14 @@ from lvlm_guard.weights import how_to_fetch, read
 if TYPE_CHECKING:
     from peft import PeftModel
 
-HERE = Path(__file__).parent
-
-TINY = HERE / "clip" / "tiny"
+TINY = Path(__file__).parent / "clip" / "tiny"
 """The embedded tiny CLIP: a real `CLIPModel` with processor, trained on the embedded world in minutes. It knows objects
 well, colours and numbers weakly, and hardly which colour belongs to which object, as CLIP does: that is the room
-adapters have. `python -m embedded_training.clip` trains it again, `python -m embedded_training.clip_accept` measures
-it."""
+adapters have. `python -m embedded_training.clip` trains it again, `... .clip_accept` measures it."""
 
-ADAPTERS = HERE / "embedded"
-"""The adapters that the embedded model comes with, trained on the embedded world by the commands in their reports.
-`load_adapter("embedded-dual-prompt")` and `load_adapter("embedded-ranker")` load them; "embedded-clip" is the tiny CLIP
-as it is, calibrated."""
+ADAPTERS = Path(__file__).parent / "embedded"
+"""The adapters that the embedded model comes with, trained on the embedded world by the commands in their reports:
+"embedded-dual-prompt", "embedded-ranker", and "embedded-clip", which is the tiny CLIP as it is, calibrated."""
 
 
 def is_tuned(model: Any) -> TypeGuard[PeftModel]:
@@ -52,12 +48,15 @@ def require_peft() -> None:
 
 
 class Card:
-    """A frozen dataclass that lies in a file beside PEFT's own."""
+    """Of frozen dataclasses that lie in a file beside PEFT's own."""
 
     file: ClassVar[str]
     format: ClassVar[int] = 1
     kind: ClassVar[str]
     """What the folder is of, as `lvlm-guard train` calls it."""
+    backbone: str
+    image_width: int
+    text_width: int
 
     @classmethod
     def _made(cls, told: dict[str, Any]) -> Self:
@@ -66,22 +65,18 @@ class Card:
 
     def require(self, image_width: int, text_width: int, name: str) -> None:
         """Raise `UnsupportedModelError` where a CLIP's tokens are not of the widths that the adapter was trained on."""
-        own: Any = self
-        if (image_width, text_width) != (own.image_width, own.text_width):
+        if (image_width, text_width) != (self.image_width, self.text_width):
             raise UnsupportedModelError(
-                f"The {self.kind} was trained on {own.backbone!r}, with image tokens of width {own.image_width} and "
-                f"text tokens of width {own.text_width}, but {name!r} has {image_width} and {text_width}. Load it on "
-                f"{own.backbone!r}, or train one for {name!r}."
+                f"The {self.kind} was trained on {self.backbone!r}, with image tokens of width {self.image_width} and "
+                f"text tokens of width {self.text_width}, but {name!r} has {image_width} and {text_width}. Load it on "
+                f"{self.backbone!r}, or train one for {name!r}."
             )
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all; return its path."""
-        own: Any = self  # a dataclass in every subclass, which no type can say
-        path = Path(folder) / self.file
+        path, own = Path(folder) / self.file, {"format": self.format, **asdict(self)}  # type: ignore[call-overload]
         with whole(path) as part:
-            part.write_text(
-                json.dumps({"format": self.format, **asdict(own)}, indent=2, allow_nan=False) + "\n", "utf-8"
-            )
+            part.write_text(json.dumps(own, indent=2, allow_nan=False) + "\n", "utf-8")
         return path
 
     @classmethod
@@ -92,11 +87,10 @@ class Card:
             WeightsError: it is missing or damaged, or of another release.
         """
         path = Path(folder) / cls.file
-        own: Any = cls
         try:
             told: dict[str, Any] = json.loads(path.read_text("utf-8"))
             form = told.pop("format")
-            unknown = set(told) - {known.name for known in fields(own)}
+            unknown = set(told) - {known.name for known in fields(cls)}  # type: ignore[arg-type]
             if form != cls.format or unknown:
                 raise WeightsError(
                     f"{path} is of format {form} with the unknown fields {sorted(unknown)}; this release reads format "
@@ -164,17 +158,16 @@ def pair(value: Any) -> tuple[float, float] | None:
 
 KINDS = {
     "guard_dual_prompt.json": "lvlm_guard.adapters.retrieval:DualPromptRetriever",
-    "guard_ranker.json": "lvlm_guard.adapters.ranker:Ranker",
+    "guard_ranker.json": "lvlm_guard.adapters.ranker.ranker:Ranker",
 }
 """The file that marks a folder as an adapter of a kind, and the class whose `from_pretrained(folder)` reads it."""
 
 
 def load(folder: str | PathLike[str], **options: Any) -> Any:
-    """Return what an adapter folder holds, ready for use.
+    """Return what an adapter folder holds, ready for use: a `DualPromptRetriever`, a `Ranker`, or a `PeftModel`.
 
     Args:
-        folder: as `save_pretrained` or `lvlm-guard train` wrote it: a `DualPromptRetriever`, a `Ranker`, or a
-            folder of PEFT's own, such as a bare prompt adapter or a LoRA, which gives the `PeftModel`.
+        folder: as `save_pretrained` or `lvlm-guard train` wrote it, or of PEFT's own, such as a LoRA.
         options: passed on to the class's `from_pretrained`: `model` for the backbone that the folder does not hold
             (else its config names it), `device`.
 
@@ -195,15 +188,7 @@ def load(folder: str | PathLike[str], **options: Any) -> Any:
 
 
 def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
-    """Return an adapter by folder, hub id, or one of this package's own.
-
-    Args:
-        source: "embedded-dual-prompt", "embedded-ranker", "embedded-clip"; a folder; or a hub id.
-        options: as of `load`.
-
-    Raises:
-        WeightsError: it can't be had.
-    """
+    """Return an adapter by its folder, its hub id, or a name of this package's own; options and errors as of `load`."""
     name = str(source)
     own = ADAPTERS / name.removeprefix("embedded-")
     if name.startswith("embedded-") and own.is_dir() and not Path(name).is_dir():
@@ -226,22 +211,22 @@ def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
     """Return the `PeftModel` of PEFT's own folder, on the model given, else on the one that its config names."""
     import transformers
 
-    config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    named = config.get("base_model_name_or_path")
-    if model is None and not named:
-        raise WeightsError(
-            f"The adapter {str(place)!r} does not say which model it was trained on: give it, load(folder, model=...)."
-        )
-    kind = (config.get("auto_mapping") or {}).get("base_model_class") or "AutoModel"
-    loader = getattr(transformers, kind, transformers.AutoModel)
-    backbone = model
-    if backbone is None:
-        backbone = read(
+    if model is None:
+        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+        named = config.get("base_model_name_or_path")
+        if not named:
+            raise WeightsError(
+                f"The adapter {str(place)!r} does not say which model it was trained on: give it, load(folder, "
+                "model=...)."
+            )
+        kind = (config.get("auto_mapping") or {}).get("base_model_class") or "AutoModel"
+        loader = getattr(transformers, kind, transformers.AutoModel)
+        model = read(
             f"The backbone {named!r}",
             named,
             lambda: loader.from_pretrained(named),
             damaged="The folder is incomplete or damaged.",
             absent=how_to_fetch(named, "load(folder, model=CLIPModel.from_pretrained(DIR))"),
         )
-    loaded = with_adapter(backbone, place, "adapter")
-    return loaded.eval() if device is None else loaded.eval().to(device)
+    loaded = with_adapter(model, place, "adapter").eval()
+    return loaded if device is None else loaded.to(device)

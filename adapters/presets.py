@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,13 @@ from lvlm_guard.errors import UnknownNameError, did_you_mean
 
 @dataclass(frozen=True)
 class Preset:
-    """A work as configuration.
+    """A work as configuration: its title, its identifier on arXiv, and how it is trained.
 
     Args:
-        name: of the preset.
-        paper: its title.
-        identifier: on arXiv.
         row: its number in the project's list of works; None for a baseline.
         piece: what of the pieces of specs/prompt_methods.md it is made of.
         lacks: what of the work is not there; empty where it is exact.
         plan: what is trained.
-        optimizer, rate, epochs: the work's.
     """
 
     name: str
@@ -51,10 +47,10 @@ class Preset:
     @classmethod
     def read(cls, name: str, told: Mapping[str, Any]) -> Preset:
         """Return a preset from its table in the file."""
-        own = {key: told[key] for key in ("paper", "identifier", "piece", "optimizer", "rate", "epochs") if key in told}
-        lacks = told.get("lacks", "")
-        made = _plan({key: value for key, value in told.items() if key not in (*own, "row")}, work=name, lacks=lacks)
-        return cls(name=name, row=told.get("row"), lacks=lacks, plan=made, **own)
+        own = {one.name: told[one.name] for one in fields(cls) if one.name in told}
+        rest = {key: value for key, value in told.items() if key not in own}
+        lacks = own.get("lacks", "")
+        return cls(**{"name": name, "row": None, **own, "lacks": lacks, "plan": _plan(rest, work=name, lacks=lacks)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the preset as JSON data, its plan left out."""

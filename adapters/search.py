@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import rel_entr
 
 from lvlm_guard.errors import KnobError
 
@@ -38,19 +39,10 @@ class History:
         """The fittest prompt, of equal ones the earliest."""
         return max(self.fitness, key=lambda prompt: self.fitness[prompt])
 
-    def top(self, k: int) -> list[tuple[str, float]]:
-        """Return the best k with their fitness, the best first; at most half of what was tried."""
-        return self._ranked()[: self._half(k)]
-
-    def bottom(self, k: int) -> list[tuple[str, float]]:
-        """Return the worst k, the worst first; at most half of what was tried."""
-        return self._ranked()[::-1][: self._half(k)]
-
-    def _ranked(self) -> list[tuple[str, float]]:
-        return sorted(self.fitness.items(), key=lambda pair: -pair[1])
-
-    def _half(self, k: int) -> int:
-        return min(k, max(1, len(self.fitness) // 2))
+    def top(self, k: int, *, worst: bool = False) -> list[tuple[str, float]]:
+        """Return the best k with their fitness, the best first, or the worst; at most half of what was tried."""
+        ranked = sorted(self.fitness.items(), key=lambda pair: -pair[1])
+        return (ranked[::-1] if worst else ranked)[: min(k, max(1, len(ranked) // 2))]
 
 
 Propose = Callable[[History, int, np.random.Generator], Sequence[str]]
@@ -92,12 +84,8 @@ def is_prompt(text: str) -> bool:
 def edits(words: Sequence[str], *, crossed: int = 2, keep: int = 4) -> Propose:
     """Return a proposer that needs no LLM: a word added, taken away or exchanged in one of the best, or two crossed.
 
+    One of `crossed` proposals is a cross-over; the best `keep` prompts are edited.
     Source: ProAPO (arXiv:2502.19844), whose edits an LLM words; here they are drawn from `words`.
-
-    Args:
-        words: that prompts may take up.
-        crossed: of how many proposals one is a cross-over.
-        keep: best prompts that are edited.
     """
 
     def propose(history: History, n: int, rng: np.random.Generator) -> list[str]:
@@ -155,8 +143,7 @@ def chatting(chat: Callable[[str], str], *, k: int = 5, worst: bool = False, cap
 
     Args:
         chat: message -> reply, a prompt a line.
-        k: prompts told of, each way.
-        worst: whether the worst are told too.
+        k: prompts told of; as many of the `worst` too, if asked for.
         captions: of pictures of the task.
     """
 
@@ -165,7 +152,7 @@ def chatting(chat: Callable[[str], str], *, k: int = 5, worst: bool = False, cap
         told += ["The pictures: " + " / ".join(captions)] if captions else []
         told += ["Good ones, with their scores:", *(f"{score:.4f} {prompt}" for prompt, score in history.top(k))]
         if worst:
-            told += ["Bad ones:", *(f"{score:.4f} {prompt}" for prompt, score in history.bottom(k))]
+            told += ["Bad ones:", *(f"{score:.4f} {prompt}" for prompt, score in history.top(k, worst=True))]
         return chat("\n".join(told)).splitlines()
 
     return propose
@@ -184,31 +171,21 @@ def mixed(scores: NDArray[np.float64], true: NDArray[np.bool_], *, loss: float =
 def bound(err: float, n: int, nats: float, *, delta: float = 0.05) -> float:
     """Return what the error of a chosen prompt is below, with probability 1 - delta over the n pictures of its choice.
 
-    The largest q with kl(err || q) <= (nats + ln(2 sqrt(n) / delta)) / n.
+    The largest q with kl(err || q) <= (nats + ln(2 sqrt(n) / delta)) / n, err the error on these pictures, nats minus
+    the log-probability of the prompt, or of all prompts together, under the prior.
     Source: PAC-Bayes for prompts (Akinwande et al., arXiv:2310.03957), prior = a language model.
-
-    Args:
-        err: on the n pictures.
-        n: pictures.
-        nats: minus the log-probability of the prompt, or of all prompts together, under the prior.
-        delta: probability that it does not hold.
 
     Raises:
         KnobError: an argument outside its range.
     """
     if not 0 <= err <= 1 or n < 1 or nats < 0 or not 0 < delta < 1:
-        raise KnobError(
-            f"err {err}, n {n}, nats {nats}, delta {delta}: give an error rate, a number, and 0 < delta < 1."
-        )
+        given = f"err {err}, n {n}, nats {nats}, delta {delta}"
+        raise KnobError(f"{given}: give an error rate, a number, and 0 < delta < 1.")
     right = (nats + math.log(2 * math.sqrt(n) / delta)) / n
-    if err == 1 or _kl(err, 1 - 1e-12) <= right:
+
+    def excess(q: float) -> float:
+        return float(rel_entr(err, q) + rel_entr(1 - err, 1 - q)) - right
+
+    if err == 1 or excess(1 - 1e-12) <= 0:
         return 1.0
-    return float(brentq(lambda q: _kl(err, q) - right, err, 1 - 1e-12)) if right > 0 else err
-
-
-def _kl(p: float, q: float) -> float:
-    def part(a: float, b: float) -> float:
-        return a * math.log(a / b) if a > 0 else 0.0
-
-    q = min(max(q, 1e-300), 1 - 1e-16)
-    return part(p, q) + part(1 - p, 1 - q)
+    return float(brentq(excess, err, 1 - 1e-12)) if right > 0 else err

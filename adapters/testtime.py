@@ -5,6 +5,7 @@ Pure functions on features and scores, so that they work for any matcher; a stat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
 from lvlm_guard.errors import KnobError
+
+Logits = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,18 +93,15 @@ def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int, quant
 
     Args:
         positive: [p, d] normalised features of what is asked.
-        names: of the list.
-        features: [n, d] of them.
-        k: how many.
+        features: [n, d] of the names.
         quantile: of the similarity to the nearest positive, above which names are too near.
 
     Raises:
         KnobError: names and features do not fit, or the quantile is outside 0 to 1.
     """
     if len(names) != len(features) or not 0 <= quantile <= 1:
-        raise KnobError(
-            f"{len(names)} names with {len(features)} features, quantile {quantile}: give one each, 0 to 1."
-        )
+        given = f"{len(names)} names with {len(features)} features, quantile {quantile}"
+        raise KnobError(f"{given}: give one each, 0 to 1.")
     near = (features @ positive.T).amax(1)
     limit = near.quantile(quantile) if len(near) else near.new_zeros(())
     order = [int(place) for place in near.argsort(descending=True) if near[place] <= limit]
@@ -128,8 +128,7 @@ def faithful(logits: Tensor, share: float = 0.8) -> Tensor:
 
 def spread(logits: Tensor) -> Tensor:
     """Return the entropy of the mean prediction of views [views, classes], in nats."""
-    mean = logits.log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(logits))))
-    return _entropy(mean)
+    return _entropy(logits.log_softmax(-1).logsumexp(0) - math.log(len(logits)))
 
 
 def crops(pixels: Tensor, count: int = 64, seed: int = 0) -> Tensor:
@@ -151,7 +150,7 @@ def crops(pixels: Tensor, count: int = 64, seed: int = 0) -> Tensor:
 def tune(
     views: Tensor,
     model: Any,
-    logits: Callable[[Tensor], Tensor],
+    logits: Logits,
     *,
     steps: int = 1,
     rate: float = 5e-3,
@@ -165,11 +164,9 @@ def tune(
 
     Args:
         views: of one picture, the first as it is, [views, 3, side, side].
-        model: whose learnable parameters are tuned.
+        model: whose learnable parameters are tuned, by `steps` of AdamW at a `rate`.
         logits: views -> [views, classes], with gradients.
-        steps, rate: of AdamW.
-        share: of views that are kept as confident.
-        alike: of views that are kept as like the first before that.
+        share: of views that are kept as confident, of those that are kept as `alike` the first before that.
     """
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in learnt]

@@ -63,7 +63,16 @@ class AdapterMatcher(Matcher):
     @classmethod
     @abstractmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
-        """Load a matcher from a folder or hub id, or "embedded"; raises `WeightsError` where it can't be had."""
+        """Load a matcher.
+
+        Args:
+            source: a folder, a hub id, or "embedded" for this package's own.
+            device: where it runs; None is the CPU.
+
+        Raises:
+            WeightsError: it can't be had.
+            UnsupportedModelError: it is of another kind.
+        """
 
     @classmethod
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:

@@ -82,16 +82,7 @@ class ClipMatcher(AdapterMatcher):
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
-        """Load a matcher.
-
-        Args:
-            source: a retriever's folder; a CLIP's folder or hub id; "embedded".
-            device: where it runs; None is the CPU.
-
-        Raises:
-            WeightsError: it can't be had.
-            UnsupportedModelError: it is no CLIP.
-        """
+        """See `AdapterMatcher`; the source is a retriever's folder, or a CLIP's folder or hub id."""
         place = ADAPTERS / cls.name if str(source) == "embedded" else source
         with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
             if (Path(place) / FILE).is_file():
@@ -117,11 +108,7 @@ class ClipMatcher(AdapterMatcher):
             return [bool(v > 0.5) for v in self.retriever.visualness([caption_of(claim) for claim in claims])]
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i; each distinct pair is computed once.
-
-        Args:
-            images: RGB pictures of any size.
-            texts: as the user asked them; "is there a dog?" is read as "a photo of a dog".
+        """Match image i with text i, "is there a dog?" as "a photo of a dog"; each distinct pair is computed once.
 
         Raises:
             TextError: a text is empty.
@@ -140,22 +127,13 @@ class ClipMatcher(AdapterMatcher):
         return [found[pair] for pair in asked]
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """Return cosines, [N, M] float32, without word weights.
-
-        Raises:
-            TextError: a text is empty.
-        """
+        """Return cosines, [N, M] float32, without word weights; raises `TextError` where a text is empty."""
         read = [caption_of(text) for text in texts]
         with self._alone():
             return self._cosines(self._image_features(images), read, self._text_features(read), images)
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """Return the calibrated probability that each claim holds in the picture, [n] float32 in (0, 1).
-
-        Raises:
-            UnsupportedCallError: the CLIP is not calibrated.
-            TextError: a claim is empty.
-        """
+        """See `Matcher`; raises `UnsupportedCallError` where the CLIP is not calibrated, `TextError` too."""
         return self._probability(self.similarity([image], claims)[0]) if claims else torch.empty(0)
 
     def require_support(self) -> None:
@@ -182,8 +160,8 @@ class ClipMatcher(AdapterMatcher):
         said = self._text_features(texts).to(model.device)
         pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype)
         seen, scores, shown = self._shown(pixels, said, texts)
-        for key, row in zip(keys, seen.detach().cpu(), strict=True):
-            self._seen.put(key, row.clone())  # so that claims about it need the tower no more
+        for key, row in zip(keys, _apart(seen.detach().cpu()), strict=True):
+            self._seen.put(key, row)  # so that claims about it need the tower no more
         cam = shown.view(-1, self._cells, self._cells)
         constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
         maps = heat_map(cam, self.side).cpu()
@@ -202,14 +180,15 @@ class ClipMatcher(AdapterMatcher):
         Of an object that has a prompt of its own in the tower that is the prompt's attention, which sums to 1
         (Prompt-CAM, arXiv:2501.09333).
         """
-        patches, memory = self._cells**2, self.retriever.memory
+        patches, memory, kept = self._cells**2, self.retriever.memory, list[Tensor]()
         if self._map:
-            seen = self.retriever.model.encode_image(pixels)
-            return seen, (seen * said).sum(-1), self._looked(pixels, said).reshape(-1, len(pixels), patches).mean(0)
-        seen, scores, kept, slopes = self._traced(pixels, said)
-        # an adapter may read a picture several times
-        shown = gathered(kept, slopes, patches).reshape(-1, len(pixels), patches).mean(0)
-        names = memory.names if memory is not None and memory.kind == "classes" else ()
+            seen, shown = self.retriever.model.encode_image(pixels), self._looked(pixels, said)
+            scores = (seen * said).sum(-1)
+        else:
+            seen, scores, kept, slopes = self._traced(pixels, said)
+            shown = gathered(kept, slopes, patches)
+        shown = shown.reshape(-1, len(pixels), patches).mean(0)  # an adapter may read a picture several times
+        names = memory.names if kept and memory is not None and memory.kind == "classes" else ()
         for row, name in enumerate(map(claimed, texts)):
             if name in names:
                 own = kept[-1][row, :, 1 + patches + names.index(name), 1 : 1 + patches].detach().float().mean(0)
@@ -257,19 +236,12 @@ class ClipMatcher(AdapterMatcher):
 
     def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [digest(image) for image in images]
-        pictures = dict(zip(keys, images, strict=True))
-
-        def made(missing: list[bytes]) -> list[Tensor]:
-            return [row.clone() for row in self.retriever.image_features([pictures[key] for key in missing])]
-
-        held = self._seen.filled(pictures, made)
+        of = dict(zip(keys, images, strict=True))
+        held = self._seen.filled(of, lambda keys: _apart(self.retriever.image_features([of[key] for key in keys])))
         return torch.stack([held[key] for key in keys])
 
     def _text_features(self, texts: Sequence[str]) -> Tensor:
-        def made(missing: list[str]) -> list[Tensor]:
-            return [row.clone() for row in self.retriever.text_features(missing)]
-
-        held = self._texts.filled(texts, made)
+        held = self._texts.filled(texts, lambda missing: _apart(self.retriever.text_features(missing)))
         return torch.stack([held[text] for text in texts])
 
 
@@ -298,6 +270,11 @@ def gathered(attention: Sequence[Tensor], slopes: Sequence[Tensor], patches: int
 def _begin(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Let gradients begin at a layer: nothing below it is kept for them."""
     return (args[0].detach().requires_grad_(), *args[1:])
+
+
+def _apart(rows: Tensor) -> list[Tensor]:
+    """Return copies of rows, so that one that is remembered does not hold all."""
+    return [row.clone() for row in rows]
 
 
 def _note(calibrated: bool, constant: bool) -> str | None:

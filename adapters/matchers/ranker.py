@@ -63,11 +63,7 @@ class RankerMatcher(AdapterMatcher):
     def from_pretrained(
         cls, source: str | PathLike[str], *, device: str | torch.device | None = None, objects: Objects = None
     ) -> Self:
-        """Load a matcher from a ranker's folder, or "embedded".
-
-        Raises:
-            WeightsError: it can't be had.
-        """
+        """See `AdapterMatcher`; the source is a ranker's folder."""
         place = ADAPTERS / cls.name if str(source) == "embedded" else source
         with torch.inference_mode(False):
             ranker = Ranker.from_pretrained(place, device=device)
@@ -95,13 +91,7 @@ class RankerMatcher(AdapterMatcher):
         return [found[pair] for pair in asked]
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """Return the probability that each claim holds in the picture, [n] float32 in (0, 1).
-
-        Claims that ask for more than an object's presence have 0.5: a ranker has no opinion on them.
-
-        Raises:
-            TextError: a claim is empty.
-        """
+        """See `Matcher`; claims that ask for more than an object's presence have 0.5: it has no opinion on them."""
         return self.support_pairs([image] * len(claims), claims)
 
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:

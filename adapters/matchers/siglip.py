@@ -76,12 +76,7 @@ class SiglipMatcher(ClipMatcher):
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> SiglipMatcher:
-        """Load a matcher from a folder or hub id.
-
-        Raises:
-            WeightsError: it can't be had.
-            UnsupportedModelError: it is no SigLIP of one resolution.
-        """
+        """See `AdapterMatcher`; raises `UnsupportedModelError` where it is no SigLIP of one resolution."""
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, SiglipModel
 
         place = str(source)

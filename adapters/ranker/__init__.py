@@ -8,19 +8,3 @@ its release. What differs from the release, and why, stands where it differs. Re
 - `model`: `ClipRanker`, a CLIP's towers and the network, its loss, and both as a PEFT adapter.
 - `ranker`: `Ranker`, which takes pictures and words.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lvlm_guard.late import late
-
-if TYPE_CHECKING:
-    from lvlm_guard.adapters.ranker.card import RankerCard as RankerCard
-    from lvlm_guard.adapters.ranker.card import RankerSettings as RankerSettings
-    from lvlm_guard.adapters.ranker.model import ClipRanker as ClipRanker
-    from lvlm_guard.adapters.ranker.model import adapted as adapted
-    from lvlm_guard.adapters.ranker.model import lora_config as lora_config
-    from lvlm_guard.adapters.ranker.ranker import Ranker as Ranker
-
-__getattr__, __dir__ = late(__name__)

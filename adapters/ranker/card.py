@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
@@ -10,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import expit
 
 from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import check
@@ -101,17 +101,13 @@ def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:
 def absence(score: float, calibration: tuple[float, float]) -> float:
     """Return P(none), 0 to 1, of a score under a calibration (a, b)."""
     a, b = calibration
-    x = a - b * score
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+    return float(expit(a - b * score))
 
 
 def count_is_doubtful(said: float, score: float, error: float) -> bool:
-    """Return whether a number in a text is further from the score than the ranker errs.
+    """Return whether a number that a text says is further from a picture's score than the ranker errs.
 
-    Args:
-        said: the number.
-        score: of the picture.
-        error: mean absolute error on validation; the bound is 1.5 times it, and 1 at least.
+    The bound is 1.5 times the mean absolute error on validation, and 1 at least.
     """
     return abs(said - score) > max(1.0, 1.5 * error)
 

@@ -187,10 +187,9 @@ class ClipRanker(CLIPPreTrainedModel):
         if input_ids is not None:
             text_tokens, text_mask = self.text_tokens(input_ids, attention_mask)
         scores, logits = self.ranker(image_tokens, text_tokens, text_mask, pairs, kept)
-        loss = None
+        loss, of = None, self.settings
         if labels is not None:
-            weight = self.settings.regression_weight
-            loss = ranker_loss(scores, logits, labels, ties=self.settings.ties, regression_weight=weight).total
+            loss = ranker_loss(scores, logits, labels, ties=of.ties, regression_weight=of.regression_weight).total
         return RankerOutput(loss=loss, scores=scores, logits=logits)
 
     def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -213,15 +212,11 @@ TOWERS = (
 
 
 def lora_config(trunk: Tuning = "frozen", rank: int = 8) -> LoraConfig:
-    """Return the configuration of a ranker's adapter.
+    """Return the configuration of a ranker's adapter; raises `KnobError`.
 
     Args:
-        trunk: "frozen": the CLIP stays as it is, and tokens of pictures may be computed once. "tuned": a LoRA learns
-            in both towers.
-        rank: of that LoRA.
-
-    Raises:
-        KnobError: another trunk, or a rank below 1.
+        trunk: "frozen": the CLIP stays as it is, and tokens of pictures may be computed once. "tuned": a LoRA of the
+            `rank` learns in both towers.
     """
     require_peft()
     from peft import LoraConfig

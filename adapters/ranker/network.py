@@ -28,14 +28,14 @@ from lvlm_guard.errors import UnsupportedCallError
 AT_ONCE = 2**24
 """Numbers in one tensor of pairs, 64 MB; tables that need more are computed by rows, in training twice."""
 
+Kept = list[Tensor] | None
+"""Where attention weights are appended."""
+
 
 class Attention(nn.Module):
     """Multi-head attention; keys have no bias, which would shift all of a query's logits alike and never learn.
 
-    Args:
-        width: of all tokens.
-        heads: divides the width.
-        dropout: of the attention weights, while training.
+    `heads` divide the `width` of all tokens; `dropout` is of the attention weights, while training.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
@@ -46,9 +46,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(
-        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, kept: list[Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None, kept: Kept = None) -> Tensor:
         """Return what each query gathers from the context, [K, P, width].
 
         Args:
@@ -85,7 +83,7 @@ class FusionLayer(GradientCheckpointingLayer):
         self.cross_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.cross_attention, self.cross_mlp = Attention(width, heads), _mlp(width)
 
-    def forward(self, image: Tensor, text: Tensor, mask: Tensor | None, kept: list[Tensor] | None = None) -> Tensor:
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor | None, kept: Kept = None) -> Tensor:
         """Return the picture's tokens, [K, P, width]; see `Fusion`."""
         seen = self.self_norm(image)
         image = image + self.self_attention(seen, seen)
@@ -113,12 +111,7 @@ class PostLayer(GradientCheckpointingLayer):
 
 
 class Fusion(nn.Module):
-    """From a trunk's tokens to a picture's tokens as the text sees them.
-
-    Args:
-        image_width, text_width: of the trunk's tokens.
-        settings: of the ranker.
-    """
+    """From a trunk's tokens, of the widths given, to a picture's tokens as the text sees them."""
 
     def __init__(self, image_width: int, text_width: int, settings: RankerSettings) -> None:
         super().__init__()
@@ -133,7 +126,7 @@ class Fusion(nn.Module):
         self.projection = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.post = nn.ModuleList(PostLayer(width, heads, settings.dropout) for _ in range(settings.post_layers))
 
-    def forward(self, image: Tensor, text: Tensor, mask: Tensor | None, kept: list[Tensor] | None = None) -> Tensor:
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor | None, kept: Kept = None) -> Tensor:
         """Return the picture's tokens, [K, P, width].
 
         Args:
@@ -163,13 +156,7 @@ def _mlp(width: int) -> nn.Sequential:
 
 
 class Readout(nn.Module):
-    """Layers of Linear, LayerNorm and ReLU, then one number, which is computed in full precision.
-
-    Args:
-        width: of the vectors.
-        layers: before the number.
-        bias: of the number.
-    """
+    """Layers of Linear, LayerNorm and ReLU, then one number, with a bias or not, computed in full precision."""
 
     def __init__(self, width: int, layers: int, bias: bool) -> None:
         super().__init__()
@@ -214,12 +201,7 @@ def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tens
 
 
 class PairHead(nn.Module):
-    """Logits that picture i shows more than picture j.
-
-    Args:
-        settings: of the ranker.
-        at_once: numbers in one tensor of pairs.
-    """
+    """Logits that picture i shows more than picture j, `at_once` numbers in one tensor of pairs."""
 
     def __init__(self, settings: RankerSettings, at_once: int = AT_ONCE) -> None:
         super().__init__()
@@ -234,13 +216,11 @@ class PairHead(nn.Module):
         self.readout = Readout(width, layers=3, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the table of logits, [K, K]: antisymmetric bit for bit, above 0 where the row's picture shows more.
+        """Return the table of logits of one instruction's pictures [K, P, width], [K, K]: antisymmetric bit for bit,
+        above 0 where the row's picture shows more.
 
         Memory: tensors over P grow with K and are not kept for the backward pass; those over pairs are bounded by
         `at_once`, beside the table itself.
-
-        Args:
-            tokens: [K, P, width] of one instruction's pictures.
         """
         evidence, content = self.attended(tokens)
         pictures = len(tokens)
@@ -257,9 +237,8 @@ class PairHead(nn.Module):
     def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the relation tokens find in each picture; see `summarise`."""
         # made again for the backward pass: cheap beside the fusion, and nothing over P is kept
-        found: tuple[Tensor, Tensor] = checkpoint(
-            self._summaries, tokens, use_reentrant=False, preserve_rng_state=False
-        )
+        how = {"use_reentrant": False, "preserve_rng_state": False}
+        found: tuple[Tensor, Tensor] = checkpoint(self._summaries, tokens, **how)
         return found
 
     def _summaries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,12 +263,7 @@ class PairHead(nn.Module):
 
 
 class RankerNetwork(nn.Module):
-    """Fusion, score head and pair head: everything that is learnt beside a trunk.
-
-    Args:
-        image_width, text_width: of the trunk's tokens.
-        settings: sizes and choices.
-    """
+    """Fusion, score head and pair head: what is learnt beside a trunk, whose tokens have the widths given."""
 
     def __init__(self, image_width: int, text_width: int, settings: RankerSettings) -> None:
         super().__init__()
@@ -300,12 +274,7 @@ class RankerNetwork(nn.Module):
         self.pair = PairHead(settings)
 
     def forward(
-        self,
-        image: Tensor,
-        text: Tensor,
-        mask: Tensor | None = None,
-        pairs: bool = True,
-        kept: list[Tensor] | None = None,
+        self, image: Tensor, text: Tensor, mask: Tensor | None = None, pairs: bool = True, kept: Kept = None
     ) -> tuple[Tensor, Tensor | None]:
         """Score pictures under an instruction, or each under its own where no pairs are asked for; see `Fusion`.
 
