@@ -83,11 +83,7 @@ TOWERS = ("clip_vision_model", "convnext", "convnextv2")
 
 
 def trunk_of(clip: Any) -> Trunk:
-    """Return the trunk of a CLIP.
-
-    Raises:
-        UnsupportedModelError: it is no CLIP, or has towers that can't be read.
-    """
+    """Return the trunk of a CLIP; raises `UnsupportedModelError` where it is none, or has towers that can't be read."""
     own = getattr(clip, "trunk", None)
     if isinstance(own, Trunk):
         return own
@@ -103,11 +99,9 @@ def trunk_of(clip: Any) -> Trunk:
 
 
 def salient(clip: Any, pixels: Tensor) -> Tensor:
-    """Return how much the class token of a ViT attends to each patch in the last layer, [n, patches], sums below 1.
+    """Return how much a ViT's class token attends to each patch of pixels [n, 3, side, side] in the last layer.
 
-    Args:
-        clip: a `CLIPModel`; untuned, or with prompts, which are no patches.
-        pixels: [n, 3, side, side].
+    [n, patches] with sums below 1, of a `CLIPModel`, untuned or with prompts, which are no patches.
     """
     vision, held = clip.vision_model, list[Tensor]()
     attention = getattr(vision.encoder.layers[-1], "base_layer", vision.encoder.layers[-1]).self_attn
@@ -126,12 +120,9 @@ def salient(clip: Any, pixels: Tensor) -> Tensor:
 
 
 def masked(pixels: Tensor, salience: Tensor, share: float) -> Tensor:
-    """Return pictures of which the most salient share of patches stays and the rest is the mean colour.
+    """Return normalised pictures [n, 3, side, side] of which the most salient share of patches stays, one at least.
 
-    Args:
-        pixels: [n, 3, side, side], normalised.
-        salience: [n, patches], of a square grid.
-        share: above 0 to 1, at least one patch stays; 1 is the picture itself.
+    The rest is the mean colour. `salience` is [n, patches], of a square grid; a share of 1 gives the picture itself.
     """
     kept = torch.zeros_like(salience).scatter(1, salience.topk(max(1, round(share * salience.shape[1])), 1).indices, 1)
     side = round(salience.shape[1] ** 0.5)
@@ -153,8 +144,7 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
 
     Args:
         source: "embedded", a folder or hub id of a `CLIPModel` or of a `VisionTextDualEncoderModel` with a ConvNeXt, or
-            one of open_clip, see `open_clip`.
-        revision: of a hub id.
+            one of open_clip, see `open_clip`; `revision` is of a hub id.
 
     Raises:
         WeightsError: it can't be had.
@@ -187,11 +177,7 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
 
 
 def place_of(backbone: str) -> str:
-    """Return the folder or hub id of a backbone as a card names it.
-
-    Raises:
-        WeightsError: the card names none.
-    """
+    """Return the folder or hub id of a backbone as a card names it; raises `WeightsError` where it names none."""
     if not backbone:
         raise WeightsError(
             "The adapter does not say which CLIP it was trained on, because that one was made in memory: give it, "
@@ -236,10 +222,9 @@ class Inputs:
         """Return the inputs of a CLIP.
 
         Args:
-            clip: the model.
             source: folder or hub id with its tokenizer and image processor; None for where it was loaded from.
-            tokenizer, image_processor: of the CLIP where they are loaded already; of the latter only the mean and
-                deviation of pixels count.
+            tokenizer, image_processor: where they are loaded already; of the latter only the mean and deviation of
+                pixels count.
             revision: of a hub id.
 
         Raises:
@@ -249,19 +234,14 @@ class Inputs:
 
         place = str(source or clip.name_or_path)
         at = {} if revision is None else {"revision": revision}
-        tokenizer = tokenizer or getattr(clip, "tokenizer", None)
+        trunk, tokenizer = trunk_of(clip), tokenizer or getattr(clip, "tokenizer", None)
         tokenizer = tokenizer or _read(place, lambda: AutoTokenizer.from_pretrained(place, **at))
         pixels = image_processor or getattr(clip, "image_processor", None)
         pixels = pixels or _read(place, lambda: AutoImageProcessor.from_pretrained(place, **at))
-        trunk = trunk_of(clip)
         return cls(tokenizer, trunk.side, tuple(pixels.image_mean), tuple(pixels.image_std), trunk.context)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return pixels of pictures of any size, [K, 3, side, side] float32.
-
-        Raises:
-            ImageError: one can't be used.
-        """
+        """Return pixels of pictures of any size, [K, 3, side, side] float32; raises `ImageError`."""
         squashed = [np.asarray(squash(as_rgb(image), self.side, self.side)) for image in images]
         if not squashed:
             return torch.empty(0, 3, self.side, self.side)
@@ -270,11 +250,7 @@ class Inputs:
         return (pixels - mean) / std
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return input_ids and attention_mask of texts, [N, T].
-
-        Raises:
-            TextError: a text is empty, or longer than the CLIP can read.
-        """
+        """Return input_ids and attention_mask of texts, [N, T]; raises `TextError` of an empty or too long one."""
         for text in texts:
             length = len(self.tokenizer(text)["input_ids"])
             if not text.strip():

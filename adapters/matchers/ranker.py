@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.matchers import EDGE, AdapterMatcher, digested, object_of, objects_in, size_of
-from lvlm_guard.adapters.ranker.card import absence
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
 from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching.match import Match
@@ -44,7 +43,7 @@ class RankerMatcher(AdapterMatcher):
     name = "ranker"
 
     def __init__(self, ranker: Ranker, objects: Objects = None) -> None:
-        self._calibration = ranker.require_calibration()
+        ranker.card.absent(0.0)  # raises
         if "{object}" not in ranker.card.instruction:
             raise UnsupportedModelError(
                 f"This ranker's instruction is {ranker.card.instruction!r}, which asks for no object, so it can't say "
@@ -102,7 +101,7 @@ class RankerMatcher(AdapterMatcher):
 
         def made(missing: list[tuple[bytes, str]]) -> list[float]:
             values = self.ranker.values([pictures[key] for key, _ in missing], [name for _, name in missing])
-            return [min(max(1 - absence(value, self._calibration), EDGE), 1 - EDGE) for value in values.tolist()]
+            return [min(max(1 - self.ranker.card.absent(value), EDGE), 1 - EDGE) for value in values.tolist()]
 
         with self._alone():
             found = self._seen.filled([(key, name) for key, name in asked if name is not None], made)
@@ -113,7 +112,7 @@ class RankerMatcher(AdapterMatcher):
             return Match(torch.ones(self.side, self.side), 0.0, NO_OBJECT)
         each = [self.ranker.relevance(image, name) for name in names]
         cam = torch.stack([heat for heat, _ in each]).amax(0)
-        score = sum(1 - absence(value, self._calibration) for _, value in each) / len(each)
+        score = sum(1 - self.ranker.card.absent(value) for _, value in each) / len(each)
         note = None if float(cam.max()) > float(cam.min()) else "the relevance map is constant, so it says nothing"
         return Match(heat_map(cam[None], self.side)[0].cpu(), score, note)
 

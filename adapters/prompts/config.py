@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_member(kind: Any, name: str) -> Any:
-    """Return the member of a string enum whose name and value are `name`; adds it where it is not there yet.
-
-    Args:
-        kind: an enum whose members are strings equal to their names, as PEFT's are.
-        name: of the member, upper case.
-    """
+    """Return the member of an enum of strings, equal to their names as PEFT's; adds it where it is not there yet."""
     if name in kind.__members__:
         return kind[name]
     member: Any = str.__new__(kind, name)
@@ -73,8 +68,8 @@ class DualPromptConfig(PeftConfig):
         coupling_rank: 0 for a full F [vision width, text width]; r replaces F by the product of two matrices of rank
             r, recommended below 10,000 pairs (ours, not the papers').
         prompt_mode: "replace" puts the prompt into the slot. "residual" adds it to what is in the slot and starts at
-            zero, so that the text side starts as the hand-written prompt bit for bit at any depth. Vision slots have
-            nothing in them at layer 0: there a small normal start is appended in either mode.
+            zero, so that the text side starts as the hand-written prompt bit for bit at any depth. In vision slots is
+            nothing at layer 0: there a small normal start is appended in either mode.
         init: of the text prompts at layer 0 under "replace": "words" takes embedding + position of the placeholder
             words, so that depth 1 starts as the hand-written prompt; "normal" draws from N(0, 0.02), as all others do.
         placeholder_ids: the n_ctx token ids that stand right after BOS in every caption and are overwritten; empty

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
     from lvlm_guard.adapters.prompts.config import DualPromptConfig
 
 OPTIONS = {
-    "image": (0.0, 1.0),
-    "text": (0.0, 1.0),
-    "residual": (0.0, math.inf),
-    "top": (1, math.inf),
-    "guided": (0, 1),
+    "image": (0.0, 1.0), "text": (0.0, 1.0), "residual": (0.0, math.inf), "top": (1, math.inf), "guided": (0, 1),
     "classes": (0, 1),
-}
+}  # fmt: skip
 """Keys of `DualPromptConfig.head` and their bounds."""
 
 ROUTING = 0.01
@@ -65,33 +61,28 @@ class FeatureHead(nn.Module):
       its own as often, so that their cosine is the mean over experts: an ensemble of logits (MSGCoOp, P13). "top" k
       instead weighs a text's experts by the picture: w = softmax of its best k cosines with each expert's key (MoCoOp,
       P12). Where length is filled up so that it is the same for all, cosines are smaller by `gain`.
-
-    Args:
-        config: of the adapter.
-        side: "text" or "vision".
-        d: width of features.
     """
 
     guide: Tensor
 
     def __init__(self, config: DualPromptConfig, side: str, d: int) -> None:
         super().__init__()
-        told = config.head
+        told, on_vision = config.head, side == "vision"
         self.share: float = told.get("text" if side == "text" else "image", 0.0)
         self.residual: float = told.get("residual", 0.0)
         self.side, self.experts, self.slots = side, config.ensemble, config.vision_slots
         self.split = PRODUCERS[config.producer].each == side
         self.top: int = told.get("top", 0) if self.experts > 1 else 0
-        self.guided = bool(told.get("guided")) and side == "vision"
+        self.guided = bool(told.get("guided")) and on_vision
         self.classes = config.n_ctx if told.get("classes") else 0
         if self.guided:
             self.gamma, self.key = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.eye(d))
             self.register_buffer("guide", torch.zeros(d))
-        if self.classes and side == "vision":
+        if self.classes and on_vision:
             self.score = nn.Linear(d, 1)
         if self.share:
             self.mlp = nn.Sequential(nn.Linear(d, max(1, d // 4)), nn.ReLU(), nn.Linear(max(1, d // 4), d))
-        if self.top and side == "vision":
+        if self.top and on_vision:
             self.keys = nn.Parameter(normalize(torch.randn(self.experts, d), dim=-1))
 
     @property
@@ -108,8 +99,7 @@ class FeatureHead(nn.Module):
             tokens: gives a picture's tokens as features, the class token first and slots last, [batch, tokens, d].
         """
         dtype, f = f.dtype, f.float()
-        reads = self.guided or (self.classes and self.side == "vision")
-        seen = tokens().float() if tokens is not None and reads else f
+        seen = tokens().float() if tokens is not None and (self.guided or self.classes) else f
         if self.share:
             f = (1 - self.share) * f + self.share * self.mlp(f)
         if self.residual:
@@ -156,12 +146,7 @@ def parted(features: Tensor, experts: int, d: int) -> Tensor:
 
 
 class Wrapped(nn.Module, BaseTunerLayer):
-    """A module of a CLIP with adapters around it; without an active one of its own it is that module, bit for bit.
-
-    Args:
-        base: the module.
-        side: "text" or "vision".
-    """
+    """A module of a CLIP's side with adapters around it; without an active one it is that module, bit for bit."""
 
     other_param_names = ("configs",)
     base_layer: Any

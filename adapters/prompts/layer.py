@@ -40,11 +40,7 @@ _RUNNING = _Running()
 
 
 class Tied:
-    """What the wrapped layers of one CLIP know of each other.
-
-    Args:
-        towers: side -> encoder with its embeddings and pooling.
-    """
+    """What the wrapped layers of one CLIP know of each other; `towers` are by side, with embeddings and pooling."""
 
     def __init__(self, towers: dict[str, Any]) -> None:
         self.towers = towers
@@ -138,19 +134,13 @@ class Approximate(nn.Module):
         """Return what is added to the attention's output for queries [batch, tokens, width]."""
         keys, values = self.key_in @ self.key_out, self.value_in @ self.value_out
         weights = (queries.to(keys.dtype) @ keys.T * keys.shape[-1] ** -0.5).softmax(-1)
-        made: Tensor = (weights @ values).to(queries.dtype)
-        return made
+        return (weights @ values).to(queries.dtype)
 
 
 class PromptLayer(Wrapped):
-    """Wraps one encoder layer.
+    """Wraps one encoder layer, `index` within its encoder.
 
     The dictionaries are flat and keyed by adapter name, which is what PEFT saves and restores.
-
-    Args:
-        base: the encoder layer.
-        side: "text" or "vision".
-        index: of the layer within its encoder.
     """
 
     # ctx: a layer's prompts [n_ctx, width]; w, u and b: the coupling, F = w or w u with w [vision, text] or
@@ -174,14 +164,7 @@ class PromptLayer(Wrapped):
         self.dual_prompt_made, self.dual_prompt_near = nn.ModuleDict(), nn.ModuleDict()
 
     def add(self, name: str, config: DualPromptConfig, text_width: int, start: Tensor | None) -> None:
-        """Make the tensors of an adapter.
-
-        Args:
-            name: of the adapter.
-            config: its options.
-            text_width: of the text encoder; read under coupling only.
-            start: [n_ctx, width] for the text prompts of layer 0, or None to draw them.
-        """
+        """Make the tensors of an adapter; prompts begin at `start`, [n_ctx, width], or are drawn."""
         self.configs[name] = config
         weight, width = next(self.base_layer.parameters()), self.base_layer.embed_dim
         if config.attention == "approximate":
@@ -194,11 +177,9 @@ class PromptLayer(Wrapped):
         residual, rank = config.prompt_mode == "residual", config.coupling_rank
         if self.side == "vision" and config.coupling == "t2v":
             scale = text_width**-0.5
+            self.dual_prompt_w[name] = torch.randn(width, rank or text_width, **to) * (rank**-0.5 if rank else scale)
             if rank:
-                self.dual_prompt_w[name] = torch.randn(width, rank, **to) * rank**-0.5
                 self.dual_prompt_u[name] = torch.randn(rank, text_width, **to) * scale
-            else:
-                self.dual_prompt_w[name] = torch.randn(width, text_width, **to) * scale
             # zero text prompts would append zero vectors here, whose LayerNorm has an enormous gradient
             first = residual and self.index == 0
             self.dual_prompt_b[name] = torch.randn(width, **to) * STD if first else torch.zeros(width, **to)
@@ -218,9 +199,8 @@ class PromptLayer(Wrapped):
     def prompts(self, name: str) -> Tensor:
         """Return this layer's prompts of an adapter, [n_ctx, width]."""
         if name in self.dual_prompt_ctx:
-            own: Tensor = self.dual_prompt_ctx[name]
-            return own
-        text: Tensor = self.tied.layers["text"][self.index].dual_prompt_ctx[name]
+            return self.dual_prompt_ctx[name]
+        text = self.tied.layers["text"][self.index].dual_prompt_ctx[name]
         if name in self.dual_prompt_u:
             text = linear(text, self.dual_prompt_u[name])
         return linear(text, self.dual_prompt_w[name], self.dual_prompt_b[name])
@@ -238,8 +218,7 @@ class PromptLayer(Wrapped):
 
     def require_slots(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise `TextError` where captions come without the placeholders, before their words are overwritten."""
-        name = self.in_use
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        name, ids = self.in_use, kwargs.get("input_ids", args[0] if args else None)
         if name is None or ids is None:
             return
         expected = torch.tensor(self.configs[name].placeholder_ids, device=ids.device)

@@ -21,7 +21,7 @@ Prompts = dict[str, Tensor]
 """Side ("text", "vision") -> [groups, depth, n_ctx, width]; of 1, of as many as there are experts, or of each row."""
 
 SMALL = 0.02
-TEXT, VISION, BOTH = ("text", "both"), ("vision", "both"), ("both",)
+ANY, TEXT, VISION, BOTH = ("text", "vision", "both"), ("text", "both"), ("vision", "both"), ("both",)
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,16 @@ class Producer(nn.Module):
         widths: of the encoders by side; of "joint" the width of features.
     """
 
-    sides: ClassVar[Sequence[str]] = ("text", "vision", "both")
-    """What `DualPromptConfig.sides` may be; on others it has nothing to do."""
+    sides: ClassVar[Sequence[str]] = ANY
     each: ClassVar[str | None] = None
-    """The side that has a feature by each expert."""
 
     def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         super().__init__()
         self.config, self.widths = config, widths
+        self.build(config, widths)
+
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
+        """Make what is learnt beside the tables."""
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
         """Return the prompts of a forward, for `context.side` at least; `base` holds the tables, of one group."""
@@ -66,11 +68,18 @@ class Producer(nn.Module):
 PRODUCERS: dict[str, type[Producer]] = {"tables": Producer}
 
 
-def producer(name: str) -> Callable[[type[Producer]], type[Producer]]:
-    """Register a producer, so that `DualPromptConfig(producer=name)` knows it."""
+def producer(
+    name: str, sides: Sequence[str] = ANY, each: str | None = None
+) -> Callable[[type[Producer]], type[Producer]]:
+    """Register a producer, so that `DualPromptConfig(producer=name)` knows it.
+
+    Args:
+        sides: what `DualPromptConfig.sides` may be; on others it has nothing to do.
+        each: the side that has a feature by each expert.
+    """
 
     def registered(made: type[Producer]) -> type[Producer]:
-        PRODUCERS[name] = made
+        PRODUCERS[name], made.sides, made.each = made, sides, each
         return made
 
     return registered
@@ -83,14 +92,11 @@ def _silent(made: nn.Linear) -> nn.Linear:
     return made
 
 
-@producer("recurrent")
+@producer("recurrent", TEXT)
 class Recurrent(Producer):
     """v + LSTM(v), a bidirectional LSTM over the prompts of a layer: PRE (arXiv:2309.07760), P6."""
 
-    sides = TEXT
-
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         half = widths["text"] // 2
         self.lstm = nn.LSTM(widths["text"], half, batch_first=True, bidirectional=True)
         self.out = _silent(nn.Linear(2 * half, widths["text"]))
@@ -100,15 +106,12 @@ class Recurrent(Producer):
         return base | {"text": (v + self.out(self.lstm(v)[0]))[None]}
 
 
-@producer("joint")
+@producer("joint", BOTH)
 class Joint(Producer):
     """One self-attention over text and vision prompts of a layer side by side, shared by all layers: TuneVLSeg's
     shared attention (arXiv:2410.05239), P4, sizes [R]."""
 
-    sides = BOTH
-
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         both = widths["text"] + widths["vision"]
         self.norm = nn.LayerNorm(both)
         self.attention = nn.MultiheadAttention(both, 1, batch_first=True)
@@ -122,24 +125,19 @@ class Joint(Producer):
         return {"text": text[None], "vision": vision[None]}
 
 
-@producer("mutual")
+@producer("mutual", BOTH)
 class Mutual(Producer):
     """Text prompts lead vision prompts in the first half of the layers, and follow them in the second: HiCroPL
     (arXiv:2507.14976), P5. A layer's prompts are pooled to one proxy by attention; those of the layers up to it are
     what the other side's prompts attend to. Functional: the release writes mapped prompts into its parameters at each
     call, so that its mapper has no gradient and prompts drift."""
 
-    sides = BOTH
-
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         self.turn = max(1, config.depth // 2)
         text, vision = widths["text"], widths["vision"]
         self.query = nn.ParameterDict({s: torch.randn(widths[s]) * SMALL for s in ("text", "vision")})
         self.enter = nn.ModuleDict({"text": nn.Linear(vision, text), "vision": nn.Linear(text, vision)})
-        self.attention = nn.ModuleDict(
-            {s: nn.MultiheadAttention(widths[s], _heads(widths[s]), batch_first=True) for s in ("text", "vision")}
-        )
+        self.attention = nn.ModuleDict({"text": _attention(text), "vision": _attention(vision)})
 
     def forward(self, base: Prompts, context: Context) -> Prompts:
         made = {side: list(tables[0]) for side, tables in base.items()}
@@ -156,36 +154,30 @@ class Mutual(Producer):
         return weights @ table
 
 
-@producer("style")
+@producer("style", VISION)
 class Style(Producer):
     """Vision slots that follow the style of what a layer reads: mean and deviation of its patch tokens through a
     linear map: AD-CLIP's style (arXiv:2308.05659), which makes text prompts of it; on the vision side here, P11 [R]."""
 
-    sides = VISION
-
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         self.read = _silent(nn.Linear(2 * widths["vision"], widths["vision"]))
 
     def shift(self, side: str, patches: Tensor) -> Tensor | None:
         if side != "vision":
             return None
         patches = patches.to(self.read.weight.dtype)
-        style = torch.cat([patches.mean(1), patches.std(1, correction=0)], -1)
-        made: Tensor = self.read(style)
+        made: Tensor = self.read(torch.cat([patches.mean(1), patches.std(1, correction=0)], -1))
         return made[:, None].expand(-1, self.config.n_ctx, -1)
 
 
-@producer("clusters")
+@producer("clusters", VISION)
 class Clusters(Producer):
     """Vision prompts of the nearest of some centres of frozen features, all starting from shared ones: DAM-VP
     (arXiv:2303.08138), P14 [R]. `centres` are set before training; without it all pictures belong to the first."""
 
-    sides = VISION
     centres: Tensor
 
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         self.own = nn.Parameter(torch.zeros(config.experts, config.depth, config.n_ctx, widths["vision"]))
         self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
 
@@ -199,8 +191,7 @@ class Cascade(Producer):
     """Prompts of an earlier stage, which stay as they are, before those that are learnt: CasPL (arXiv:2409.17805), P22.
     Without that stage they are drawn at random."""
 
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         for side in ("text", "vision"):
             drawn = torch.randn(config.depth, config.boosted, widths[side]) * SMALL
             self.register_buffer(side, drawn if config.sides in (side, "both") else None)
@@ -214,15 +205,12 @@ class Cascade(Producer):
         return {side: torch.cat([getattr(self, side)[None], table], 2) for side, table in base.items()}
 
 
-@producer("experts")
+@producer("experts", TEXT, each="text")
 class Experts(Producer):
     """Several sets of text prompts around the shared ones: MoCoOp (arXiv:2409.12011) and MSGCoOp (arXiv:2507.21786),
     P12 and P13. A text has a feature by each, see `FeatureHead`."""
 
-    sides, each = TEXT, "text"
-
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         shape = (config.experts, config.depth, config.n_ctx, widths["text"])
         # equal experts would have equal gradients for ever
         self.own = nn.Parameter(torch.randn(shape) * SMALL * (config.experts > 1))
@@ -231,17 +219,15 @@ class Experts(Producer):
         return base | {"text": base["text"] + self.own}
 
 
-@producer("conditioned")
+@producer("conditioned", TEXT, each="text")
 class Conditioned(Producer):
     """Text prompts v + W2 relu(W1 [f ; t0]) of a text's own frozen feature t0 and a picture's f: class-aware prompts
     (arXiv:2303.17169), P7 [R]. A picture is its nearest centres, between which the router of `FeatureHead` weighs: a
     text is read once a centre, where the picture itself would ask for a reading a pair."""
 
-    sides, each = TEXT, "text"
     centres: Tensor
 
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         hidden = max(8, widths["joint"] // 16)
         self.read = nn.Linear(2 * widths["joint"], hidden)
         self.make = _silent(nn.Linear(hidden, widths["text"]))
@@ -254,16 +240,13 @@ class Conditioned(Producer):
         return base | {"text": base["text"] + moved[:, None, None]}
 
 
-@producer("summaries")
+@producer("summaries", VISION, each="vision")
 class Summaries(Producer):
     """Vision slots of an expert that hold what its queries gather from the patches, softmax(Q X^T) X, beside the
     prompts: MULTI-LANE's pathways (arXiv:2405.15633), P15 [R]. The class token reads the slots instead of the patches,
     which see no slot (`PromptLayer`); each pathway is a pass of its own, so that none tells another anything."""
 
-    sides, each = VISION, "vision"
-
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         shape = (config.experts, config.depth, config.n_ctx, widths["vision"])
         self.own = nn.Parameter(torch.randn(shape) * SMALL)
         self.query = nn.Parameter(torch.randn(config.experts, config.n_ctx, widths["vision"]))
@@ -284,14 +267,13 @@ class Gated(Producer):
     """The tables, and beside them what regulates their gradients where they are meta-learnt: GRAM (arXiv:2303.06571),
     L12 [R], see `terms.regulated`."""
 
-    def __init__(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
-        super().__init__(config, widths)
+    def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         sides = ("text", "vision") if config.sides == "both" else (config.sides,)
         self.gates = nn.ParameterDict({side: torch.zeros(widths[side], widths[side]) for side in sides})
 
 
-def _heads(width: int) -> int:
-    return next(heads for heads in (8, 4, 2, 1) if width % heads == 0)
+def _attention(width: int) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(width, next(h for h in (8, 4, 2, 1) if width % h == 0), batch_first=True)
 
 
 def k_means(features: Tensor, k: int, *, steps: int = 20, seed: int = 0) -> Tensor:

@@ -69,7 +69,7 @@ class DualPromptModel(BaseTuner):
     """PEFT's model class of the tuner: made by `get_peft_model` and `PeftModel.from_pretrained`, not by hand."""
 
     prefix = PREFIX
-    tuner_layer_cls = PromptLayer
+    tuner_layer_cls = Wrapped
     target_module_mapping = {}  # noqa: RUF012 - an instance variable of PEFT's, which has no defaults here
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -81,13 +81,11 @@ class DualPromptModel(BaseTuner):
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         for side in ("text", "vision"):
-            if peft_config.sides in (side, "both"):
-                there = layers_of(model, side)
-                if peft_config.depth > there:
-                    raise KnobError(
-                        f"depth is {peft_config.depth}, but the {side} encoder of this CLIP has {there} layers: give "
-                        f"{there} or less."
-                    )
+            if peft_config.sides in (side, "both") and peft_config.depth > (there := layers_of(model, side)):
+                raise KnobError(
+                    f"depth is {peft_config.depth}, but the {side} encoder of this CLIP has {there} layers: give "
+                    f"{there} or less."
+                )
 
     def _create_and_replace(
         self,
@@ -182,11 +180,9 @@ class DualPromptModel(BaseTuner):
 
 
 def _encoder(model: nn.Module, side: str, missing_ok: bool = False) -> Any:
-    for name, module in model.named_modules():
-        if name.endswith(f"{side}_model.encoder"):
-            return module
-    if missing_ok:
-        return None
+    found = next((module for name, module in model.named_modules() if name.endswith(f"{side}_model.encoder")), None)
+    if found is not None or missing_ok:
+        return found
     raise UnsupportedModelError(
         f"A {type(model).__name__} has no {side}_model.encoder.layers, so it has no place for {side} prompts. Give a "
         "CLIPModel of transformers, such as openai/clip-vit-base-patch32."

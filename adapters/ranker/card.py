@@ -14,7 +14,7 @@ from scipy.special import expit
 from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, pair
-from lvlm_guard.errors import KnobError, TextError
+from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
 from lvlm_guard.matching.platt import platt
 
 Ties = Literal["half", "drop", "published"]
@@ -71,13 +71,9 @@ class RankerSettings:
 
 
 def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:
-    """Fit P(none) = sigmoid(a - b * score) on validation scores; return (a, b).
+    """Fit P(none) = sigmoid(a - b * score) on validation scores [N] and values [N], 0 for absent; return (a, b).
 
     Targets are Platt's, so that scores which separate present from absent have a finite fit.
-
-    Args:
-        scores: [N].
-        values: [N]; 0 is absent, above 0 is present.
 
     Raises:
         KnobError: one of the two is missing, a number is not finite, or all scores are equal.
@@ -96,20 +92,6 @@ def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:
         raise KnobError("All validation scores are equal, so they say nothing of absence: train the ranker first.")
     slope, offset = platt(-s, absent)
     return offset, slope
-
-
-def absence(score: float, calibration: tuple[float, float]) -> float:
-    """Return P(none), 0 to 1, of a score under a calibration (a, b)."""
-    a, b = calibration
-    return float(expit(a - b * score))
-
-
-def count_is_doubtful(said: float, score: float, error: float) -> bool:
-    """Return whether a number that a text says is further from a picture's score than the ranker errs.
-
-    The bound is 1.5 times the mean absolute error on validation, and 1 at least.
-    """
-    return abs(said - score) > max(1.0, 1.5 * error)
 
 
 FILE = "guard_ranker.json"
@@ -173,6 +155,27 @@ class RankerCard(Card):
     def scale(self, instruction: str) -> tuple[float, float]:
         """Return (y_mean, y_std) of an instruction."""
         return self.scales.get(instruction, (self.y_mean, self.y_std))
+
+    def absent(self, value: float) -> float:
+        """Return P(none), 0 to 1, of a picture's value; raises `UnsupportedCallError` where it is not calibrated."""
+        if self.calibration is None:
+            raise UnsupportedCallError(
+                "This ranker is not calibrated, so its scores give no probability. `lvlm-guard train ranker` does "
+                "that on a validation split, if pictures there show none of the object."
+            )
+        a, b = self.calibration
+        return float(expit(a - b * value))
+
+    def doubts(self, said: float, value: float) -> bool:
+        """Return whether a number that a text says is further from a picture's value than the ranker errs.
+
+        Raises `UnsupportedCallError` where the error on validation is not known; the bound is 1.5 times it, 1 at least.
+        """
+        if self.mae is None:
+            raise UnsupportedCallError(
+                "This ranker's error on validation is not known: train it with a validation split."
+            )
+        return abs(said - value) > max(1.0, 1.5 * self.mae)
 
     @classmethod
     def _made(cls, told: dict[str, Any]) -> Self:

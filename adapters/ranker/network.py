@@ -237,9 +237,8 @@ class PairHead(nn.Module):
     def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the relation tokens find in each picture; see `summarise`."""
         # made again for the backward pass: cheap beside the fusion, and nothing over P is kept
-        how = {"use_reentrant": False, "preserve_rng_state": False}
-        found: tuple[Tensor, Tensor] = checkpoint(self._summaries, tokens, **how)
-        return found
+        evidence, content = checkpoint(self._summaries, tokens, use_reentrant=False, preserve_rng_state=False)
+        return evidence, content
 
     def _summaries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.query_norm(self.query(self.relations)).unflatten(-1, (self.heads, -1)).transpose(0, 1)

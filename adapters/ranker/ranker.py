@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.backbone import Inputs
-from lvlm_guard.adapters.ranker.card import RankerCard, absence, count_is_doubtful
+from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import load, save
 from lvlm_guard.errors import LogitsError, UnsupportedCallError
 
@@ -56,12 +56,7 @@ class Ranker:
         device: str | torch.device | None = None,
         inputs: Inputs | None = None,
     ) -> Ranker:
-        """Load a ranker, arguments and errors as of `model.load`.
-
-        Args:
-            device: where it runs; None is the CPU.
-            inputs: of the CLIP; None for those that lie with it.
-        """
+        """Load a ranker, arguments and errors as of `model.load`; None is the CPU, and the inputs beside it."""
         wrapped, card = load(folder, model)
         if inputs is None:
             place = model if isinstance(model, str | os.PathLike) else wrapped.clip.name_or_path or card.backbone
@@ -74,11 +69,9 @@ class Ranker:
         return save(self.model, self.card, folder)
 
     def rank(self, images: Sequence[Image.Image], instruction: str) -> Ranking:
-        """Score pictures under an instruction and compare each with each.
+        """Score K pictures under an instruction and compare each with each.
 
-        Args:
-            images: K of any size.
-            instruction: a whole sentence; `card.asked(object)` makes the one it was trained on.
+        The instruction is a whole sentence; `card.asked(object)` makes the one it was trained on.
 
         Raises:
             ImageError: a picture can't be used.
@@ -124,33 +117,12 @@ class Ranker:
         return max(0.0, float(self.values([image], [name])[0]))
 
     def absent(self, image: Image.Image, name: str) -> float:
-        """Return the probability that a picture shows none of an object, 0 to 1.
-
-        Raises:
-            UnsupportedCallError: the ranker is not calibrated.
-        """
-        return absence(float(self.values([image], [name])[0]), self.require_calibration())
-
-    def require_calibration(self) -> tuple[float, float]:
-        """Return (a, b) of P(none); raises `UnsupportedCallError` where there is none."""
-        if self.card.calibration is None:
-            raise UnsupportedCallError(
-                "This ranker is not calibrated, so its scores give no probability. `lvlm-guard train ranker` does "
-                "that on a validation split, if pictures there show none of the object."
-            )
-        return self.card.calibration
+        """Return the probability that a picture shows none of an object; raises as `RankerCard.absent`."""
+        return self.card.absent(float(self.values([image], [name])[0]))
 
     def count_is_doubtful(self, said: float, image: Image.Image, name: str) -> bool:
-        """Return whether a text's number of an object is further from the picture's count than the ranker errs.
-
-        Raises:
-            UnsupportedCallError: its error on validation is not known.
-        """
-        if self.card.mae is None:
-            raise UnsupportedCallError(
-                "This ranker's error on validation is not known: train it with a validation split."
-            )
-        return count_is_doubtful(said, self.count(image, name), self.card.mae)
+        """Return whether a text's number of an object is further from the picture's count than the ranker errs."""
+        return self.card.doubts(said, self.count(image, name))
 
     def presence(self, image: Image.Image, masked: Image.Image, name: str) -> float:
         """Return the logit that a picture shows more of an object than itself with a region masked.
@@ -160,15 +132,12 @@ class Ranker:
         return float(self.rank([image, masked], self.card.asked(name)).logits[0, 1])
 
     def relevance(self, image: Image.Image, name: str) -> tuple[Tensor, float]:
-        """Return where a picture shows an object, and its score.
+        """Return where a picture shows an object, [rows, columns] of tokens, and its score in the units of the data.
 
         The gradient of the score times the cross-attention to the text, rectified, summed over the text and averaged
         over heads and fusion layers, then stretched to 0 to 1 (all 0 where nothing raises the score). The gradient is
         the mean on the way from a picture of ground to this one (integrated gradients, arXiv:1703.01365): where a
         count is sure of itself, it hardly depends on the very tokens that it comes from.
-
-        Returns:
-            [rows, columns] of image tokens, and the score in the units of the data.
         """
         asked = self.card.asked(name)
         tokens = self.image_tokens([image])

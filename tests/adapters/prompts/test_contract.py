@@ -258,3 +258,17 @@ def test_a_folder_loads_with_memory_saving_as_without_it(tmp_path):
     model.save_pretrained(Path(tmp_path))
     again = PeftModel.from_pretrained(tiny_clip.clip(), tmp_path, low_cpu_mem_usage=True)
     assert torch.equal(again(**inputs(config)).logits_per_image, model(**inputs(config)).logits_per_image)
+
+
+def test_the_heads_of_two_adapters_are_switched_with_their_prompts_whatever_these_are_called():
+    model = get_peft_model(tiny_clip.clip(), vpt(depth=1, head={"image": 0.2}), "one")
+    model.add_adapter("two", vpt(depth=1, head={"image": 0.9}))
+    head = model.get_base_model().visual_projection
+    for name in ("one", "two", "one"):
+        model.set_adapter(name)
+        assert head.current is head.dual_prompt_head[name]
+        learned = {key for key, parameter in head.named_parameters() if parameter.requires_grad}
+        assert learned
+        assert all(f".{name}." in key for key in learned)
+    model.delete_adapter("one")
+    assert list(head.dual_prompt_head) == ["two"]

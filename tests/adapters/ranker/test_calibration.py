@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lvlm_guard.adapters.ranker.card import absence, count_is_doubtful, fit_absence
+from lvlm_guard.adapters.ranker.card import RankerCard, fit_absence
 from lvlm_guard.errors import KnobError
+
+
+def absence(score: float, calibration: tuple[float, float]) -> float:
+    return RankerCard("clip", 40, 24, calibration=calibration).absent(score)
 
 
 def _scores(scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +73,8 @@ def test_what_can_not_be_calibrated_on_is_refused(scores: list[float], values: l
 
 
 def test_a_number_is_doubtful_beyond_the_rankers_error_and_by_more_than_one() -> None:
-    assert not count_is_doubtful(3, 2.0, 0.1)
-    assert count_is_doubtful(3, 1.9, 0.1)
-    assert not count_is_doubtful(5, 2.0, 2.0)
-    assert count_is_doubtful(6, 2.0, 2.0)
+    sure, rough = (RankerCard("clip", 40, 24, mae=mae) for mae in (0.1, 2.0))
+    assert not sure.doubts(3, 2.0)
+    assert sure.doubts(3, 1.9)
+    assert not rough.doubts(5, 2.0)
+    assert rough.doubts(6, 2.0)
