@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.adapters.backbone import masked, salient
-from lvlm_guard.adapters.classes import AIDS
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
 from lvlm_guard.adapters.data.pictures import Features
 from lvlm_guard.adapters.data.views import squeezed
@@ -20,6 +19,7 @@ from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, claim, known_of
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
+from lvlm_guard.adapters.terms import AIDS
 from lvlm_guard.adapters.testtime import mine
 from lvlm_guard.adapters.training.recipe import Recipe
 
