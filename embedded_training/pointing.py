@@ -183,7 +183,7 @@ def _matchers(name: str, layers: list[int]) -> Iterator[tuple[str, Matcher]]:
         yield name, load_matcher(MATCHERS[name])
         return
     for number in layers:
-        yield f"{name}, {number} layers", ClipMatcher(load_adapter(MATCHERS[name]), name, number)
+        yield f"{name}, {number} layers", ClipMatcher(load_adapter(MATCHERS[name]), number)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from PIL import Image
 
 from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
@@ -26,12 +27,15 @@ from lvlm_guard.errors import TextError, WeightsError
 from lvlm_guard.matching.asking import THERE
 from lvlm_guard.matching.loading import device_of
 from lvlm_guard.matching.match import Match, Matcher
-from lvlm_guard.matching.memory import Recent
+from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.naming import mentions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+AT_ONCE = 16
+"""Pairs of picture and text in one pass with gradients."""
 
 MATCH_BYTES = 64 << 20
 """Of remembered matches."""
@@ -95,6 +99,33 @@ class AdapterMatcher(Matcher):
         self._matches.clear()
         self._seen.clear()
 
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with what text i asks; each distinct pair is computed once.
+
+        Raises:
+            TextError: a text is empty.
+            LogitsError: a map holds NaN.
+        """
+        asked = [(digest(image), self._asked(text)) for image, text in zip(images, texts, strict=True)]
+        pictures = dict(zip(asked, images, strict=True))
+
+        def made(missing: list[Any]) -> Iterator[Match]:
+            for start in range(0, len(missing), AT_ONCE):
+                chunk = missing[start : start + AT_ONCE]
+                yield from self._match([pictures[pair] for pair in chunk], *zip(*chunk, strict=True))
+
+        with self._alone():
+            found = self._matches.filled(pictures, made, lambda match: match.relevance.nbytes)
+        return [found[pair] for pair in asked]
+
+    @abstractmethod
+    def _asked(self, text: str) -> Any:
+        """Return what a text asks for, as the model reads it; raises `TextError` where it is empty."""
+
+    @abstractmethod
+    def _match(self, images: Sequence[Image.Image], keys: Sequence[bytes], asked: Any) -> list[Match]:
+        """Match pictures, by the keys of their contents, with what was asked."""
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Shut out other threads, and what the caller set for his own model."""
@@ -105,11 +136,6 @@ class AdapterMatcher(Matcher):
             torch.autocast(self.device.type, enabled=False),
         ):
             yield
-
-
-def size_of(match: Match) -> int:
-    """Return the bytes of a match."""
-    return match.relevance.nbytes
 
 
 def digested(told: str, model: Any, wanted: Callable[[str], bool]) -> Any:
@@ -129,18 +155,10 @@ def required(text: str) -> str:
 
 
 def place_for(name: str, model: Any, otherwise: str | None = None) -> str:
-    """Return the folder or hub id that a matcher's name stands for.
+    """Return the folder or hub id that a matcher's name stands for with a model that it will guard, or None.
 
     A model's config may say it, `lvlm_guard: {"dual-prompt": "owner/adapter"}`, also as a folder beside the model; the
-    embedded model has those of this package.
-
-    Args:
-        name: of the matcher.
-        model: that it will guard; None where it is not known.
-        otherwise: what it stands for with any other model; None for nothing.
-
-    Raises:
-        WeightsError: nothing says which adapter is meant.
+    embedded model has those of this package; `otherwise` is for any other. Raises `WeightsError` where nothing says it.
     """
     config = getattr(getattr(model, "config", None), "lvlm_guard", None) or {}
     told = config.get(name)

@@ -10,11 +10,17 @@ Two other maps, `mapped`: "text" is the attention of the text over the patches a
 that of the class token over them in the last layer, whatever the text (DiSa, arXiv:2505.19373).
 
 `dual-prompt`: a CLIP with DCAR's dual prompts as matcher; what `lvlm-guard train dual-prompt` writes.
+
+`siglip`: SigLIP (arXiv:2303.15343), and SigLIP 2 (arXiv:2502.14786) of one resolution. A text and a picture match with
+the probability sigmoid(a cos + b): by default by the model's own scale and bias, which are those of one text among the
+thousands of a batch in training and believe little; `config.lvlm_guard["platt"]` has a and b fitted on validation.
+Ours: there is no class token, so the map begins at what the attention pooling reads: each patch's state times the
+cosine's gradient there, rectified. From there on through the layers as for CLIP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from os import PathLike
 from pathlib import Path
@@ -25,19 +31,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvlm_guard.adapters.backbone import salient
+from lvlm_guard.adapters.backbone import Inputs, salient
 from lvlm_guard.adapters.loading import ADAPTERS
-from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, digested, size_of
+from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, digested
 from lvlm_guard.adapters.retrieval.claims import claimed
-from lvlm_guard.adapters.retrieval.folder import FILE, untuned
+from lvlm_guard.adapters.retrieval.folder import FILE, RetrieverCard, untuned
+from lvlm_guard.adapters.retrieval.model import CaptionInputs, RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.errors import LogitsError
+from lvlm_guard.errors import LogitsError, TextError, UnsupportedModelError
 from lvlm_guard.matching.match import Match
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import heat_map
-
-AT_ONCE = 16
-"""Pairs of picture and text in one pass with gradients."""
+from lvlm_guard.weights import how_to_fetch, read
 
 LAYERS = 3
 """Of the image tower, the last ones; chosen on validation scenes, see `python -m embedded_training.pointing`."""
@@ -52,7 +57,6 @@ class ClipMatcher(AdapterMatcher):
 
     Args:
         retriever: its CLIP is set to eager attention, whose weights the map is made of.
-        name: what `version` calls it.
         layers: of the image tower, the last ones, that the map is made of; all where it has fewer.
     """
 
@@ -61,7 +65,7 @@ class ClipMatcher(AdapterMatcher):
     maps: ClassVar[Sequence[str]] = ("text", "saliency")
     """What `mapped` has."""
 
-    def __init__(self, retriever: DualPromptRetriever, name: str | None = None, layers: int = LAYERS) -> None:
+    def __init__(self, retriever: DualPromptRetriever, layers: int = LAYERS) -> None:
         self.retriever = retriever
         base, memory = retriever.model.base, retriever.memory
         base.set_attn_implementation("eager")
@@ -75,7 +79,7 @@ class ClipMatcher(AdapterMatcher):
         told.update(repr(memory and (memory.kind, memory.names)).encode())
         for key, value in sorted(memory.tensors.items() if memory is not None else ()):
             told.update(key.encode() + value.float().numpy().tobytes())
-        super().__init__(retriever.model, f"{name or self.name}:{told.hexdigest()}")
+        super().__init__(retriever.model, f"{self.name}:{told.hexdigest()}")
         self._seen: Recent[bytes, Tensor] = Recent(FEATURES)
         self._texts: Recent[str, Tensor] = Recent(TEXTS)
         self._map = ""
@@ -107,25 +111,6 @@ class ClipMatcher(AdapterMatcher):
         with self._alone():
             return [bool(v > 0.5) for v in self.retriever.visualness([caption_of(claim) for claim in claims])]
 
-    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i, "is there a dog?" as "a photo of a dog"; each distinct pair is computed once.
-
-        Raises:
-            TextError: a text is empty.
-            LogitsError: a map holds NaN.
-        """
-        asked = [(digest(image), caption_of(text)) for image, text in zip(images, texts, strict=True)]
-        pictures = dict(zip(asked, images, strict=True))
-
-        def made(missing: list[tuple[bytes, str]]) -> Iterator[Match]:
-            for start in range(0, len(missing), AT_ONCE):
-                chunk = missing[start : start + AT_ONCE]
-                yield from self._match(chunk, [pictures[pair] for pair in chunk])
-
-        with self._alone():
-            found = self._matches.filled(pictures, made, size_of)
-        return [found[pair] for pair in asked]
-
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """Return cosines, [N, M] float32, without word weights; raises `TextError` where a text is empty."""
         read = [caption_of(text) for text in texts]
@@ -154,8 +139,10 @@ class ClipMatcher(AdapterMatcher):
     def _probability(self, scores: Tensor) -> Tensor:
         return self.retriever.probability(scores).clamp(EDGE, 1 - EDGE)
 
-    def _match(self, pairs: Sequence[tuple[bytes, str]], images: Sequence[Image.Image]) -> list[Match]:
-        keys, texts = [key for key, _ in pairs], [text for _, text in pairs]
+    def _asked(self, text: str) -> str:
+        return caption_of(text)
+
+    def _match(self, images: Sequence[Image.Image], keys: Sequence[bytes], texts: Sequence[str]) -> list[Match]:
         model = self.retriever.model
         said = self._text_features(texts).to(model.device)
         pixels = self.retriever.image_inputs(images).to(model.device, model.base.dtype)
@@ -198,10 +185,8 @@ class ClipMatcher(AdapterMatcher):
     def _traced(
         self, pixels: Tensor, said: Tensor, *behind: nn.Module
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Return features of pictures, their cosines with texts, what was made on the way, and their slopes there.
-
-        Made are each layer's attention, [n, heads, tokens, tokens], and what modules behind the layers gave.
-        """
+        """Return features of pictures, their cosines with texts, what was made on the way, and their slopes there: each
+        layer's attention, [n, heads, tokens, tokens], and what modules behind the layers gave."""
         kept: list[Tensor] = []
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
@@ -252,9 +237,7 @@ def gathered(attention: Sequence[Tensor], slopes: Sequence[Tensor], patches: int
         attention: of each layer in their order, [n, heads, tokens, tokens]; tokens are the class token, the patches,
             and prompts if there are any.
         slopes: of a score with respect to each of them.
-        patches: how many there are.
-        read: how much of each patch is read behind the layers, [n, patches], where there is no class token; None for
-            what the class token gathers.
+        read: how much of each patch is read behind the layers, where there is no class token; None for what that reads.
     """
     first, row = 0, read
     if row is None:
@@ -289,10 +272,79 @@ def _tells(name: str) -> bool:
 
 
 class DualPromptMatcher(ClipMatcher):
-    """As `ClipMatcher`, on a trained retriever; any CLIP's folder that is none is matched untuned.
+    """As `ClipMatcher`, on a trained retriever, without word weights, which would need a text pass for each pair."""
 
-    The maps and cosines are without word weights, which would need a text pass for each pair.
+    name, otherwise = "dual-prompt", None
+
+
+class SiglipRetriever(DualPromptRetriever):
+    """A `SiglipModel` as a retriever; it can't be trained or saved.
+
+    Args:
+        base: the model.
+        tokenizer, image_processor: of it; of the latter only the mean and deviation of pixels count, for pictures are
+            squashed, not cropped.
     """
 
-    name = "dual-prompt"
-    otherwise = None
+    def __init__(self, base: Any, tokenizer: Any, image_processor: Any) -> None:
+        vision, text = base.config.vision_config, base.config.text_config
+        mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
+        inputs = Inputs(tokenizer, vision.image_size, mean, std, text.max_position_embeddings)
+        platt = (getattr(base.config, "lvlm_guard", None) or {}).get("platt")
+        self.fitted = platt is not None
+        a, b = platt or (base.logit_scale.exp(), base.logit_bias)
+        card = RetrieverCard("", text.hidden_size, vision.hidden_size, adapter=False, calibration=(float(a), float(b)))
+        super().__init__(RetrievalModel(base.requires_grad_(False)), card, inputs)
+
+    def text_inputs(self, texts: Sequence[str]) -> CaptionInputs:
+        """Return texts as the model takes them; raises `TextError` where one is too long."""
+        length = self.inputs.context
+        made = [self.inputs.tokenizer(text.lower())["input_ids"] for text in texts]
+        for text, ids in zip(texts, made, strict=True):
+            if len(ids) > length:
+                raise TextError(
+                    f"A text has {len(ids)} word pieces, but SigLIP reads {length}. Shorten it: {text[:60]!r}."
+                )
+        # trained on texts that are filled up to the full length, and attends to what fills them
+        how = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+        padded = self.inputs.tokenizer.pad({"input_ids": made}, **how)["input_ids"]
+        return CaptionInputs(padded, torch.ones_like(padded), torch.ones_like(padded, dtype=torch.bool))
+
+
+class SiglipMatcher(ClipMatcher):
+    """As `ClipMatcher`, on a `SiglipRetriever`."""
+
+    name, otherwise, maps = "siglip", "google/siglip-base-patch16-224", ()
+
+    def __init__(self, retriever: SiglipRetriever, layers: int = LAYERS) -> None:
+        super().__init__(retriever, layers)
+        if not retriever.fitted:
+            self._version += ":uncalibrated"
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> SiglipMatcher:
+        """See `AdapterMatcher`; raises `UnsupportedModelError` where it is no SigLIP of one resolution."""
+        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, SiglipModel
+
+        place = str(source)
+
+        def load() -> SiglipMatcher:
+            kind = AutoConfig.from_pretrained(place).model_type
+            if kind != "siglip":
+                raise UnsupportedModelError(
+                    f"{place!r} holds a model of the type {kind!r}, but this matcher reads 'siglip': SigLIP, or SigLIP "
+                    "2 of one resolution, such as google/siglip2-base-patch16-224 (none of its NaFlex models)."
+                )
+            base: Any = SiglipModel.from_pretrained(place, dtype=torch.float32)
+            parts = AutoTokenizer.from_pretrained(place), AutoImageProcessor.from_pretrained(place)
+            return cls(SiglipRetriever(base.to(torch.device(device or "cpu")), *parts))
+
+        with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
+            absent = how_to_fetch(place, "matcher=DIR")
+            return read(f"The SigLIP {place!r}", place, load, damaged="The folder is incomplete.", absent=absent)
+
+    def _shown(self, pixels: Tensor, said: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        pooled = self.retriever.model.base.vision_model.post_layernorm
+        seen, scores, kept, slopes = self._traced(pixels, said, pooled)
+        row = (kept.pop().detach() * slopes.pop()).sum(-1).float().clamp(min=0)
+        return seen, scores, gathered(kept, slopes, self._cells**2, row)

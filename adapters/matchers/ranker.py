@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lvlm_guard.adapters.loading import ADAPTERS
-from lvlm_guard.adapters.matchers import EDGE, AdapterMatcher, digested, object_of, objects_in, size_of
+from lvlm_guard.adapters.matchers import EDGE, AdapterMatcher, digested, object_of, objects_in
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
 from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching.match import Match
@@ -29,6 +29,9 @@ NO_OBJECT = "the text names no object, about which alone a ranker can be asked; 
 
 class RankerMatcher(AdapterMatcher):
     """A matcher on a ranker.
+
+    Several objects of a text have the larger of their maps at each place and the mean of their scores; a text that
+    names none has a map and a score that keep the whole picture, and a note.
 
     Args:
         ranker: calibrated, with an instruction about an object.
@@ -72,23 +75,6 @@ class RankerMatcher(AdapterMatcher):
             objects = CLASSES
         return cls(ranker, objects)
 
-    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with the objects that text i names.
-
-        Several objects have the larger of their maps at each place and the mean of their scores; a text that names
-        none has a map and a score that keep the whole picture, and a note.
-
-        Raises:
-            TextError: a text is empty.
-        """
-        asked = [(digest(i), tuple(objects_in(text, self.vocabulary))) for i, text in zip(images, texts, strict=True)]
-        pictures = dict(zip(asked, images, strict=True))
-        with self._alone():
-            found = self._matches.filled(
-                pictures, lambda missing: (self._match(pictures[pair], pair[1]) for pair in missing), size_of
-            )
-        return [found[pair] for pair in asked]
-
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """See `Matcher`; claims that ask for more than an object's presence have 0.5: it has no opinion on them."""
         return self.support_pairs([image] * len(claims), claims)
@@ -107,7 +93,13 @@ class RankerMatcher(AdapterMatcher):
             found = self._seen.filled([(key, name) for key, name in asked if name is not None], made)
         return torch.tensor([0.5 if name is None else found[key, name] for key, name in asked])
 
-    def _match(self, image: Image.Image, names: Sequence[str]) -> Match:
+    def _asked(self, text: str) -> tuple[str, ...]:
+        return tuple(objects_in(text, self.vocabulary))
+
+    def _match(self, images: Sequence[Image.Image], keys: Any, asked: Sequence[tuple[str, ...]]) -> list[Match]:
+        return [self._one(image, names) for image, names in zip(images, asked, strict=True)]
+
+    def _one(self, image: Image.Image, names: Sequence[str]) -> Match:
         if not names:
             return Match(torch.ones(self.side, self.side), 0.0, NO_OBJECT)
         each = [self.ranker.relevance(image, name) for name in names]

@@ -134,7 +134,8 @@ class Approximate(nn.Module):
         """Return what is added to the attention's output for queries [batch, tokens, width]."""
         keys, values = self.key_in @ self.key_out, self.value_in @ self.value_out
         weights = (queries.to(keys.dtype) @ keys.T * keys.shape[-1] ** -0.5).softmax(-1)
-        return (weights @ values).to(queries.dtype)
+        made: Tensor = (weights @ values).to(queries.dtype)
+        return made
 
 
 class PromptLayer(Wrapped):
@@ -199,8 +200,9 @@ class PromptLayer(Wrapped):
     def prompts(self, name: str) -> Tensor:
         """Return this layer's prompts of an adapter, [n_ctx, width]."""
         if name in self.dual_prompt_ctx:
-            return self.dual_prompt_ctx[name]
-        text = self.tied.layers["text"][self.index].dual_prompt_ctx[name]
+            own: Tensor = self.dual_prompt_ctx[name]
+            return own
+        text: Tensor = self.tied.layers["text"][self.index].dual_prompt_ctx[name]
         if name in self.dual_prompt_u:
             text = linear(text, self.dual_prompt_u[name])
         return linear(text, self.dual_prompt_w[name], self.dual_prompt_b[name])

@@ -46,7 +46,7 @@ REGISTRY = Registry(
         "dual-prompt": "lvlm_guard.adapters.matchers.clip:DualPromptMatcher",
         "detector": "lvlm_guard.matching.detector:DetectorMatcher",
         "open-detector": "lvlm_guard.matching.open_detector:OpenDetector",
-        "siglip": "lvlm_guard.adapters.matchers.siglip:SiglipMatcher",
+        "siglip": "lvlm_guard.adapters.matchers.clip:SiglipMatcher",
         "ranker": "lvlm_guard.adapters.matchers.ranker:RankerMatcher",
     },
 )

@@ -8,7 +8,7 @@ import tiny_clip
 import torch
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
 
-from lvlm_guard.adapters.matchers.siglip import SiglipMatcher, SiglipRetriever
+from lvlm_guard.adapters.matchers.clip import SiglipMatcher, SiglipRetriever
 from lvlm_guard.errors import TextError, UnsupportedModelError, WeightsError
 from lvlm_guard.images import squash
 from lvlm_guard.matching import load_matcher
