@@ -139,12 +139,12 @@ CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncod
 """Classes by the `model_type` of a config."""
 
 
-def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+def load_backbone(source: str | os.PathLike[str]) -> Any:
     """Return a CLIP in evaluation mode, in float32.
 
     Args:
         source: "embedded", a folder or hub id of a `CLIPModel` or of a `VisionTextDualEncoderModel` with a ConvNeXt, or
-            one of open_clip, see `open_clip`; `revision` is of a hub id.
+            one of open_clip, see `open_clip`.
 
     Raises:
         WeightsError: it can't be had.
@@ -157,16 +157,14 @@ def load_backbone(source: str | os.PathLike[str], *, revision: str | None = None
     place = place_of(str(source))
     if open_clip.is_one(place):
         return open_clip.load(place)
-    at = {} if revision is None else {"revision": revision}
-    config = _read(place, lambda: transformers.AutoConfig.from_pretrained(place, **at))
+    config = _read(place, lambda: transformers.AutoConfig.from_pretrained(place))
     if config.model_type not in CLASSES:
         raise UnsupportedModelError(
             f"{place!r} holds a model of the type {config.model_type!r}, but an adapter stands on a CLIP: "
             f"{' or '.join(CLASSES.values())}. Give one, such as openai/clip-vit-base-patch16."
         )
     kind = getattr(transformers, CLASSES[config.model_type])
-    options = {"dtype": torch.float32, "output_loading_info": True, **at}
-    model, report = _read(place, lambda: kind.from_pretrained(place, **options))
+    model, report = _read(place, lambda: kind.from_pretrained(place, dtype=torch.float32, output_loading_info=True))
     trunk_of(model)
     if report["missing_keys"]:
         raise UnsupportedModelError(
@@ -217,7 +215,6 @@ class Inputs:
         *,
         tokenizer: Any = None,
         image_processor: Any = None,
-        revision: str | None = None,
     ) -> Inputs:
         """Return the inputs of a CLIP.
 
@@ -225,7 +222,6 @@ class Inputs:
             source: folder or hub id with its tokenizer and image processor; None for where it was loaded from.
             tokenizer, image_processor: where they are loaded already; of the latter only the mean and deviation of
                 pixels count.
-            revision: of a hub id.
 
         Raises:
             WeightsError: they can't be had.
@@ -233,11 +229,10 @@ class Inputs:
         from transformers import AutoImageProcessor, AutoTokenizer
 
         place = str(source or clip.name_or_path)
-        at = {} if revision is None else {"revision": revision}
         trunk, tokenizer = trunk_of(clip), tokenizer or getattr(clip, "tokenizer", None)
-        tokenizer = tokenizer or _read(place, lambda: AutoTokenizer.from_pretrained(place, **at))
+        tokenizer = tokenizer or _read(place, lambda: AutoTokenizer.from_pretrained(place))
         pixels = image_processor or getattr(clip, "image_processor", None)
-        pixels = pixels or _read(place, lambda: AutoImageProcessor.from_pretrained(place, **at))
+        pixels = pixels or _read(place, lambda: AutoImageProcessor.from_pretrained(place))
         return cls(tokenizer, trunk.side, tuple(pixels.image_mean), tuple(pixels.image_std), trunk.context)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
@@ -265,10 +260,5 @@ class Inputs:
 
 
 def _read(place: str, load: Callable[[], Any]) -> Any:
-    return read(
-        f"The CLIP {place!r}",
-        place,
-        load,
-        damaged="The folder is incomplete or damaged.",
-        absent=how_to_fetch(place, "--backbone DIR"),
-    )
+    damaged, absent = "The folder is incomplete or damaged.", how_to_fetch(place, "--backbone DIR")
+    return read(f"The CLIP {place!r}", place, load, damaged=damaged, absent=absent)

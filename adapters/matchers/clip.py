@@ -306,7 +306,7 @@ class SiglipRetriever(DualPromptRetriever):
                     f"A text has {len(ids)} word pieces, but SigLIP reads {length}. Shorten it: {text[:60]!r}."
                 )
         # trained on texts that are filled up to the full length, and attends to what fills them
-        how = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+        how: dict[str, Any] = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
         padded = self.inputs.tokenizer.pad({"input_ids": made}, **how)["input_ids"]
         return CaptionInputs(padded, torch.ones_like(padded), torch.ones_like(padded, dtype=torch.bool))
 
