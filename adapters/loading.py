@@ -81,11 +81,7 @@ class Card:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read the file of a folder.
-
-        Raises:
-            WeightsError: it is missing or damaged, or of another release.
-        """
+        """Read the file of a folder; raises `WeightsError` where it is missing, damaged or of another release."""
         path = Path(folder) / cls.file
         try:
             told: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -119,11 +115,7 @@ def write_adapter(model: PeftModel, backbone: str, folder: str | os.PathLike[str
 
 
 def with_adapter(model: Any, folder: str | os.PathLike[str], what: str, trainable: bool = False) -> PeftModel:
-    """Return a model with the adapter that PEFT's files in a folder hold.
-
-    Args:
-        what: the folder is of: "ranker".
-        trainable: whether training goes on.
+    """Return a model with the adapter that PEFT's files in a folder, of a `what`, hold; trainable if training goes on.
 
     Raises:
         MissingExtraError: peft is not installed.

@@ -165,11 +165,7 @@ class LossStack:
         return bool(self.needs & {"frozen_image", "frozen_text", "prototypes", "aids", "against", "teacher"})
 
     def __call__(self, given: LossInputs, learning: Sequence[nn.Parameter] = ()) -> LossValue:
-        """Return the loss of a batch.
-
-        Args:
-            given: of the batch.
-            learning: what is trained; needed by the rule "aligned" alone.
+        """Return the loss of a batch; what is trained, `learning`, is needed by the rule "aligned" alone.
 
         Raises:
             KnobError: what a term needs was not given.
@@ -207,11 +203,8 @@ def _not_finite(bad: dict[str, float], given: LossInputs) -> str:
     named = ", ".join(f"{name} ({value})" for name, value in bad.items())
     cause = "Its inputs are finite, so a sum ran over: tau is too small"
     if broken:
-        told = ", ".join(broken)
-        cause = (
-            f"{told[0].upper()}{told[1:]} of this batch already hold NaN or infinite values: a learning rate too high, "
-            "or a picture or weight that is broken"
-        )
+        cause = f"{', '.join(broken).capitalize()} of this batch already hold NaN or infinite values: "
+        cause += "a learning rate too high, or a picture or weight that is broken"
     return (
         f"The loss is not finite in {named}. {cause}. Nothing was updated by this batch; go on from the last "
         "checkpoint with a lower learning rate."

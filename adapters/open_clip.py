@@ -28,12 +28,7 @@ def is_one(place: str) -> bool:
 
 
 def load(place: str) -> OpenClip:
-    """Return a CLIP with its tokenizer, in evaluation mode.
-
-    Raises:
-        MissingExtraError: open_clip is not installed.
-        WeightsError: it can't be had.
-    """
+    """Return a CLIP with its tokenizer, in evaluation mode; raises `MissingExtraError` and `WeightsError`."""
     try:
         import open_clip
     except ImportError as error:
@@ -43,26 +38,21 @@ def load(place: str) -> OpenClip:
         ) from error
     from transformers import AutoTokenizer
 
-    name = place if place.startswith(HUB) else FOLDER + place
     bare = place.removeprefix(HUB)
-    model, tokenizer = read(
-        f"The open_clip model {place!r}",
-        bare,
-        lambda: (open_clip.create_model(name, require_pretrained=True), AutoTokenizer.from_pretrained(bare)),
-        damaged="The folder is incomplete or damaged.",
-        absent=how_to_fetch(bare, "--clip DIR"),
-    )
-    return OpenClip(model, place, tokenizer, open_clip.get_model_preprocess_cfg(model)).eval()
+
+    def loaded() -> OpenClip:
+        model = open_clip.create_model(place if bare != place else FOLDER + place, require_pretrained=True)
+        parts = AutoTokenizer.from_pretrained(bare), open_clip.get_model_preprocess_cfg(model)
+        return OpenClip(model, place, *parts).eval()
+
+    damaged, absent = "The folder is incomplete or damaged.", how_to_fetch(bare, "--clip DIR")
+    return read(f"The open_clip model {place!r}", bare, loaded, damaged=damaged, absent=absent)
 
 
 class OpenClip(nn.Module):
     """A CLIP of open_clip under the names that transformers gives the parts of one.
 
-    Args:
-        model: of open_clip.
-        name: where it was loaded from.
-        tokenizer: of it, as transformers reads it.
-        pixels: open_clip's "mean" and "std" of pixels in [0, 1].
+    `name` is where it was loaded from, `pixels` open_clip's "mean" and "std" of pixels in [0, 1].
     """
 
     def __init__(self, model: Any, name: str, tokenizer: Any, pixels: dict[str, Any]) -> None:

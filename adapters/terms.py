@@ -185,13 +185,8 @@ def ordered(better: Tensor, worse: Tensor, margin: float) -> Tensor:
 def unseen(text: Tensor, image: Tensor, null_text: Tensor, null_image: Tensor, tau: float = TAU) -> Tensor:
     """Return how well texts find their picture among all and one more, which non-visual texts are to find.
 
+    Normalised features: [n, d] of pairs, [m, d] of non-visual texts, [1, d] of the NULL image.
     Source: VisualNESS (arXiv:2305.10434): what evokes no picture is matched with one NULL image.
-
-    Args:
-        text, image: [n, d] normalised features of pairs.
-        null_text: [m, d] of non-visual texts.
-        null_image: [1, d] of the NULL image.
-        tau: temperature.
     """
     logits = full(torch.cat([text, null_text]) @ torch.cat([image, null_image]).T) / tau
     places = torch.arange(len(logits), device=logits.device).clamp(max=len(image))
@@ -203,10 +198,6 @@ def aligned(task: Tensor, general: Tensor, learning: Sequence[Tensor]) -> Tensor
 
     The task's gradient g is replaced by g - min(0, g.h) / h.h h, h the general gradient, over all parameters together.
     Source: GLAD (arXiv:2507.13089) after ProGrad (arXiv:2205.14865); which loss is general is the caller's.
-
-    Args:
-        task, general: losses of one graph.
-        learning: the parameters.
     """
     flat = []
     for loss in (task, general):
@@ -261,10 +252,7 @@ class Proxies(nn.Module):
 def proxy_anchor(features: Tensor, proxies: Tensor, true: Tensor, false: Tensor) -> Tensor:
     """Return the proxy anchor loss (arXiv:2003.13911), which "Learning Semantic Proxies" takes.
 
-    Args:
-        features: [n, d] of pictures.
-        proxies: [c, d] of classes.
-        true, false: [n, c] bool: which picture shows which class, and which is known not to.
+    Of pictures [n, d] and classes [c, d]; [n, c] bool say which shows which, and which is known not to.
     """
     cosines = normalize(features, dim=-1) @ normalize(proxies, dim=-1).T
 
@@ -295,14 +283,7 @@ class Generator(nn.Module):
 
 def generated(generator: Generator, image: Tensor, text: Tensor, true: Tensor, tau: float = TAU) -> Tensor:
     """Return how well features are made of classes: every second one is taken as one without pictures, the others have
-    the mean of theirs, see `Generator`.
-
-    Args:
-        image: [n, d] of pictures.
-        text: [c, d] of classes.
-        true: [n, c] bool: which picture shows which class.
-        tau: temperature.
-    """
+    the mean of theirs, see `Generator`. Of pictures [n, d] and classes [c, d]; [n, c] bool say which shows which."""
     value: Tensor = torch.stack([0 * parameter.sum() for parameter in generator.parameters()]).sum()
     known, new = text[::2], text[1::2]
     k = min(NEIGHBOURS, len(known) - 1)
@@ -339,9 +320,8 @@ def mixtures(
     Source: LAPT (arXiv:2407.08966), cross-modal and cross-distribution mixing.
 
     Args:
-        image: [n, d], of pictures that show a class each or several.
+        image: [n, d], of pictures that show a class each or several, as `true` [n, c] says.
         text, far: [c, d] and [k, d], frozen features of classes and of names far from them.
-        true: [n, c] bool.
         share: [n, 1] of the picture.
         drawn: [n], which far name.
 

@@ -57,13 +57,8 @@ class Cache:
 def cache(features: Tensor, p: Tensor, *, most: int = 16, **options: float) -> Cache:
     """Return what to remember of pictures without labels: of each pseudo-class those that CLIP is surest of.
 
-    Those that are sure and near the mean of their class alike: confidence times the cosine with its prototype.
-
-    Args:
-        features: [n, d] normalised.
-        p: [n, classes] CLIP's probabilities.
-        most: of a class.
-        options: `beta` and `weight` of `Cache`.
+    Those that are sure and near the mean of their class alike: confidence times the cosine with its prototype. Features
+    [n, d] are normalised, p [n, classes] are CLIP's probabilities; options are `beta` and `weight` of `Cache`.
     """
     best, label = p.max(1)
     kept = []
@@ -109,9 +104,9 @@ def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int, quant
 
 
 def confident(logits: Tensor, share: float = 0.1) -> Tensor:
-    """Return the places of the views whose predictions have the lowest entropy, at least one.
+    """Return the places of the share of views whose logits [views, classes] have the lowest entropy, at least one.
 
-    Source: TPT (arXiv:2209.07511). Args: logits [views, classes]; the share that is kept.
+    Source: TPT (arXiv:2209.07511).
     """
     return _entropy(logits.log_softmax(-1)).argsort()[: max(1, int(share * len(logits)))]
 

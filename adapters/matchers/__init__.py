@@ -26,7 +26,7 @@ from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import TextError, WeightsError
 from lvlm_guard.matching.asking import THERE
 from lvlm_guard.matching.loading import device_of
-from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.match import Match, Matcher, unaffected
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.naming import mentions
@@ -85,7 +85,6 @@ class AdapterMatcher(Matcher):
 
     @property
     def version(self) -> str:
-        """See `Matcher`."""
         return self._version
 
     @property
@@ -129,12 +128,7 @@ class AdapterMatcher(Matcher):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Shut out other threads, and what the caller set for his own model."""
-        with (
-            self._lock,
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
-        ):
+        with self._lock, unaffected(self.device):
             yield
 
 

@@ -7,7 +7,7 @@ Sources of the pieces: CoOp (arXiv:2109.01134, shallow text), VPT (arXiv:2203.12
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,69 +120,67 @@ class DualPromptConfig(PeftConfig):
         targets = rf".*({towers})\.encoder\.layers\.({layers})"
         if self.headed:
             targets += r"|.*(visual|text)_projection"
-        for why, is_so in self._conflicts(targets).items():
-            if is_so:
-                raise KnobError(why)
+        for why in self._conflicts(targets):
+            raise KnobError(why)
         self.target_modules = targets
 
-    def _conflicts(self, targets: str) -> dict[str, bool]:
-        """Return what means nothing together with what to give instead, and whether it is so."""
+    def _conflicts(self, targets: str) -> Iterator[str]:
+        """Yield which options mean nothing together, and what to give instead."""
         made, ids = PRODUCERS[self.producer], self.placeholder_ids
-        coupled, slotless = self.coupling == "t2v", self.attention == "approximate"
-        parted, is_text = self.attention == "coordinated", self.sides == "text"
-        overwritten = len(ids) - len(set(self.fixed) & set(range(len(ids))))
+        coupled, slotless, parted = (
+            self.coupling == "t2v",
+            self.attention == "approximate",
+            self.attention == "coordinated",
+        )
         named = f"with producer={self.producer!r}"
-        return {
-            f"coupling='t2v' makes vision prompts from text prompts, but sides={self.sides!r} has not both: give "
-            "sides='both', or coupling='none'.": coupled and self.sides != "both",
-            f"coupling_rank={self.coupling_rank} is of coupling='t2v', which is off: leave it out.": (
-                not coupled and self.coupling_rank > 0
-            ),
-            "prompt_mode='residual' starts at zero, so init='normal' means nothing: leave it out.": (
-                self.prompt_mode == "residual" and self.init == "normal"
-            ),
-            f"producer={self.producer!r} needs sides={' or '.join(made.sides)}, but sides={self.sides!r}: give "
-            "those.": self.sides not in made.sides,
-            f"producer={self.producer!r} couples the sides itself: give coupling='none'.": (
-                coupled and made.sides == BOTH
-            ),
-            f"experts is {self.experts!r} {named}: it needs one that has some.": (
-                self.experts > 1 and made.each is None and self.producer != "clusters"
-            ),
-            f"boosted is {self.boosted!r} {named}: 'cascade' needs 1 or more.": (
-                (self.boosted > 0) != (self.producer == "cascade")
-            ),
-            "head top chooses among experts, of which there is one: leave it out.": (
-                "top" in self.head and self.experts == 1
-            ),
-            "head classes scores the outputs of vision prompts: give sides='vision' and no experts.": (
-                bool(self.head.get("classes")) and (not self.vision_slots or made.each is not None)
-            ),
-            f"attention={self.attention!r} with eta={self.eta!r}: eta is 0 for full attention, else above it; "
-            "approximate attention has a rank, coordinated attention a number of sets.": (
-                self.eta < 0
-                or (self.attention == "full") != (self.eta == 0)
-                or ((slotless or parted) and self.eta % 1 > 0)
-            ),
-            f"n_ctx is {self.n_ctx} and can't be parted into eta={self.eta!r} equal sets of prompts.": (
-                parted and self.n_ctx % max(self.eta, 1) > 0
-            ),
-            f"attention={self.attention!r} is of the vision encoder: give sides='vision' or 'both'.": (
-                is_text and (parted or self.attention == "decoupled")
-            ),
-            "attention='approximate' has no prompt tokens: give coupling='none' and no producer.": (
-                slotless and (coupled or self.producer != "tables")
-            ),
-            "attention='approximate' has no slots: leave placeholder_ids out.": slotless and bool(ids),
-            "placeholder_ids are the slots of text prompts, but sides='vision': leave them out.": (
-                self.sides == "vision" and bool(ids)
-            ),
-            f"placeholder_ids has {len(ids)} ids for n_ctx={self.slots} prompts: each needs one token that it "
-            "overwrites, or it would overwrite words of the caption. lvlm_guard.adapters.prompts.placeholders("
-            "tokenizer, n_ctx) gives them.": self.sides != "vision" and not slotless and overwritten != self.slots,
-            f"target_modules is {self.target_modules!r}, but it follows from sides={self.sides!r} and "
-            f"depth={self.depth}: leave it out.": self.target_modules not in (None, targets),
-        }
+        if coupled and self.sides != "both":
+            yield (
+                f"coupling='t2v' makes vision prompts from text prompts, but sides={self.sides!r} has not both: give "
+                "sides='both', or coupling='none'."
+            )
+        if self.coupling_rank and not coupled:
+            yield f"coupling_rank={self.coupling_rank} is of coupling='t2v', which is off: leave it out."
+        if self.prompt_mode == "residual" and self.init == "normal":
+            yield "prompt_mode='residual' starts at zero, so init='normal' means nothing: leave it out."
+        if self.sides not in made.sides:
+            needed = f"producer={self.producer!r} needs sides={' or '.join(made.sides)}"
+            yield f"{needed}, but sides={self.sides!r}: give those."
+        if coupled and made.sides == BOTH:
+            yield f"producer={self.producer!r} couples the sides itself: give coupling='none'."
+        if self.experts > 1 and made.each is None and self.producer != "clusters":
+            yield f"experts is {self.experts!r} {named}: it needs one that has some."
+        if (self.boosted > 0) != (self.producer == "cascade"):
+            yield f"boosted is {self.boosted!r} {named}: 'cascade' needs 1 or more."
+        if "top" in self.head and self.experts == 1:
+            yield "head top chooses among experts, of which there is one: leave it out."
+        if self.head.get("classes") and (not self.vision_slots or made.each is not None):
+            yield "head classes scores the outputs of vision prompts: give sides='vision' and no experts."
+        whole = self.eta % 1 == 0 or not (slotless or parted)
+        if self.eta < 0 or (self.attention == "full") != (self.eta == 0) or not whole:
+            yield (
+                f"attention={self.attention!r} with eta={self.eta!r}: eta is 0 for full attention, else above it; "
+                "approximate attention has a rank, coordinated attention a number of sets."
+            )
+        if parted and self.n_ctx % self.eta:
+            yield f"n_ctx is {self.n_ctx} and can't be parted into eta={self.eta!r} equal sets of prompts."
+        if self.sides == "text" and (parted or self.attention == "decoupled"):
+            yield f"attention={self.attention!r} is of the vision encoder: give sides='vision' or 'both'."
+        if slotless and (coupled or self.producer != "tables"):
+            yield "attention='approximate' has no prompt tokens: give coupling='none' and no producer."
+        if slotless and ids:
+            yield "attention='approximate' has no slots: leave placeholder_ids out."
+        if self.sides == "vision" and ids:
+            yield "placeholder_ids are the slots of text prompts, but sides='vision': leave them out."
+        overwritten = len(ids) - len(set(self.fixed) & set(range(len(ids))))
+        if self.sides != "vision" and not slotless and overwritten != self.slots:
+            yield (
+                f"placeholder_ids has {len(ids)} ids for n_ctx={self.slots} prompts: each needs one token that it "
+                "overwrites, or it would overwrite words of the caption. "
+                "lvlm_guard.adapters.prompts.placeholders(tokenizer, n_ctx) gives them."
+            )
+        if self.target_modules not in (None, targets):
+            follows = f"it follows from sides={self.sides!r} and depth={self.depth}"
+            yield f"target_modules is {self.target_modules!r}, but {follows}: leave it out."
 
     @property
     def headed(self) -> bool:
@@ -241,14 +239,12 @@ def configuration(
     names: Sequence[str] = ATTRIBUTES,
     **options: Any,
 ) -> DualPromptConfig:
-    """Return a named configuration.
+    """Return a configuration of `CONFIGURATIONS`, with further options of `DualPromptConfig`.
 
     Args:
-        name: of `CONFIGURATIONS`.
         tokenizer: of the CLIP; where captions have slots.
         words: that prompts start from.
         names: of "attributes", of which the first two are taken that the tokenizer knows.
-        options: of `DualPromptConfig`.
 
     Raises:
         UnknownNameError: none has this name.
@@ -274,8 +270,7 @@ coop, vpt, maple, dual_prompt = (partial(configuration, name) for name in ("coop
 def placeholders(tokenizer: Any, n_ctx: int, words: str = WORDS) -> list[int]:
     """Return the n_ctx token ids that captions carry after BOS; the words are repeated where they are too few.
 
-    Raises:
-        KnobError: the tokenizer does not know the words, or makes nothing of them.
+    Raises `KnobError` where the tokenizer does not know the words.
     """
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id

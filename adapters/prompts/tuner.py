@@ -39,15 +39,10 @@ def layers_of(model: nn.Module, side: str) -> int:
 
 
 def add_prompts(model: nn.Module, config: DualPromptConfig, name: str = "default") -> PeftModel:
-    """Put prompts into a CLIP, also into one that carries a LoRA, which stays as it is and stays trainable.
+    """Put prompts into a `CLIPModel`, or into the `PeftModel` of one with a LoRA, which stays as it is and trainable.
 
     A LoRA goes in first: PEFT does not look for targets inside the layers that prompts wrap. It is saved by its own
     model before the prompts are put in, or after they are taken off (`unload()`).
-
-    Args:
-        model: a `CLIPModel`, or the `PeftModel` that holds one with a LoRA.
-        config: what to put in.
-        name: of the adapter.
 
     Raises:
         UnsupportedModelError: the model is no CLIP.

@@ -143,11 +143,7 @@ class RankerCard(Card):
                 raise KnobError(f"A scale has mean {mean} and deviation {std}: the deviation must be above 0.")
 
     def asked(self, name: str = "") -> str:
-        """Return the instruction about an object.
-
-        Raises:
-            TextError: the instruction names an object and none is given.
-        """
+        """Return the instruction about an object; raises `TextError` where it names one and none is given."""
         if "{object}" in self.instruction and not name.strip():
             raise TextError(f"The instruction {self.instruction!r} is about an object: give its name.")
         return self.instruction.format(object=name.strip())

@@ -66,10 +66,7 @@ def ranker_loss(
 ) -> RankerLoss:
     """Return the loss of one group under one instruction, in float32 or wider; options as of `RankerSettings`.
 
-    Args:
-        scores: [K].
-        logits: [K, K].
-        values: [K], in the units of the scores.
+    Of scores [K], logits [K, K], and values [K] in the units of the scores.
     """
     pair = pair_loss(logits, values, ties)
     scores, values = full(scores), full(values)
@@ -95,11 +92,7 @@ class ClipRanker(CLIPPreTrainedModel):
 
     Args:
         clip: a `CLIPModel`, or a `VisionTextDualEncoderModel` with a ConvNeXt; it becomes part of this model and its
-            weights are frozen.
-        settings: of the ranker; None for the defaults.
-
-    Raises:
-        UnsupportedModelError: the towers can't be read.
+            weights are frozen. Raises `UnsupportedModelError` where its towers can't be read.
     """
 
     def __init__(self, clip: PreTrainedModel, settings: RankerSettings | None = None) -> None:
@@ -250,15 +243,10 @@ def save(model: PeftModel, card: RankerCard, folder: str | os.PathLike[str]) -> 
 def load(
     folder: str | os.PathLike[str], backbone: Any = None, *, trainable: bool = False
 ) -> tuple[PeftModel, RankerCard]:
-    """Load a ranker on the CLIP that it was trained on.
+    """Return a ranker of a folder, in evaluation mode (in training mode where trainable), and its card.
 
     Args:
-        folder: as `save` wrote it.
         backbone: the CLIP, or its folder or hub id where it lies elsewhere now; None for the one the card names.
-        trainable: whether training goes on.
-
-    Returns:
-        The PEFT model in evaluation mode (training mode where trainable), and the card.
 
     Raises:
         WeightsError: the folder or the CLIP can't be had.

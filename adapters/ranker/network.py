@@ -47,13 +47,11 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None, kept: Kept = None) -> Tensor:
-        """Return what each query gathers from the context, [K, P, width].
+        """Return what each query [K, P, width] gathers from the context [K or 1, T, width], [K, P, width].
 
         Args:
-            queries: [K, P, width].
-            context: [K or 1, T, width]; one for all where there is one.
             mask: [K or 1, T] bool, False where nothing may look.
-            kept: the attention weights, [K, heads, P, T], are appended here, part of the graph; slower.
+            kept: gets the attention weights, [K, heads, P, T], part of the graph; slower.
         """
         q, k, v = (
             made.unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(queries), -1, -1, -1)  # [K, heads, T, e]
@@ -127,13 +125,11 @@ class Fusion(nn.Module):
         self.post = nn.ModuleList(PostLayer(width, heads, settings.dropout) for _ in range(settings.post_layers))
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor | None, kept: Kept = None) -> Tensor:
-        """Return the picture's tokens, [K, P, width].
+        """Return the tokens, [K, P, width], of an image [K, P, image_width] and a text [K or 1, T, text_width].
 
         Args:
-            image: [K, P, image_width].
-            text: [K or 1, T, text_width].
             mask: [K or 1, T] bool, False on padding; None where there is none.
-            kept: each layer's weights of the cross-attention, [K, heads, P, prompts + T], are appended here.
+            kept: gets each layer's weights of the cross-attention, [K, heads, P, prompts + T].
         """
         dtype = self.projection.dtype
         image, text = self.in_image(image.to(dtype)), self.in_text(text.to(dtype))
@@ -173,15 +169,10 @@ class Readout(nn.Module):
 
 
 def summarise(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each relation token finds in each picture by itself.
+    """Return what each relation token, of scaled queries [H, Q, e], finds in each picture by itself.
 
-    Args:
-        queries: [H, Q, e] of the relation tokens, scaled.
-        keys: [K, P, H, e] of the pictures' tokens; they are the values too.
-
-    Returns:
-        evidence: [K, H, Q], the log of the sum of exponentials over the P tokens.
-        content: [K, H, Q, e], their average by softmax.
+    Evidence [K, H, Q] is the log of the sum of exponentials over the P tokens, content [K, H, Q, e] their average by
+    softmax; the pictures' keys [K, P, H, e] are the values too.
     """
     keys = keys.transpose(1, 2).contiguous()  # [K, H, P, e]: one copy serves both products
     logits = queries @ keys.transpose(-1, -2)
@@ -189,11 +180,7 @@ def summarise(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """Return A_ij - A_ji for each picture i of the first and j of the second, [I, J, H * e].
-
-    Args:
-        first, second: evidence [I, H, Q] and content [I, H, Q, e], as `summarise` gives them.
-    """
+    """Return A_ij - A_ji of what `summarise` gives for each picture i of the first, j of the second, [I, J, H * e]."""
     (evidence, content), (other_evidence, other_content) = first, second
     share = torch.sigmoid(evidence[:, None] - other_evidence[None])  # [I, J, H, Q]
     gathered = torch.einsum("ijht,ihte->ijhe", share, content)
@@ -275,13 +262,10 @@ class RankerNetwork(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, mask: Tensor | None = None, pairs: bool = True, kept: Kept = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Score pictures under an instruction, or each under its own where no pairs are asked for; see `Fusion`.
+        """Return scores [K] and logits [K, K] under an instruction, float32 or wider; see `Fusion`.
 
-        Returns:
-            Scores [K] and logits [K, K], float32 or wider; None for the logits where no pairs are asked for.
-
-        Raises:
-            UnsupportedCallError: pictures of several instructions can't be compared.
+        Where no pairs are asked for, there are no logits, and each picture may have an instruction of its own; else
+        raises `UnsupportedCallError`.
         """
         if pairs and len(text) != 1:
             raise UnsupportedCallError(

@@ -15,7 +15,6 @@ but the text layers above it. The map equals that of a full backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from lvlm_guard.errors import KnobError, LogitsError
 from lvlm_guard.images import squash
 from lvlm_guard.matching.blip_weights import first_token, gradcam_layer, read_blip, version_of
-from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.match import Match, Matcher, unaffected
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import gradcam, heat_map, share_on_class
 from lvlm_guard.matching.text import PIECES, MatchingText, tokenise
@@ -188,7 +187,7 @@ class BlipITM(Matcher):
                 missing.append(pair)
             else:
                 found[pair] = known
-        with self._alone():
+        with unaffected(self.device):
             for start in range(0, len(missing), self._chunk):
                 chunk = missing[start : start + self._chunk]
                 matches = self._match([key for key, _ in chunk], *zip(*(pairs[pair] for pair in chunk), strict=True))
@@ -218,7 +217,7 @@ class BlipITM(Matcher):
         pairs = {(keys[id(image)], text.prepared): (image, text) for image, text in zip(images, asked, strict=True)}
         scores = {pair: self._scores.get(pair) for pair in pairs}
         missing = [pair for pair, score in scores.items() if score is None]
-        with self._alone():
+        with unaffected(self.device):
             for chunk in self._claim_chunks(missing):
                 inputs = zip(*(pairs[pair] for pair in chunk), strict=True)
                 for pair, score in zip(chunk, self._probabilities([key for key, _ in chunk], *inputs), strict=True):
@@ -245,16 +244,6 @@ class BlipITM(Matcher):
                 yield group[start : start + size]
 
     # --- one chunk
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Shut out what the caller set for his own model: inference mode, gradients, autocast."""
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(device_type=self.device.type, enabled=False),
-        ):
-            yield
 
     def _match(self, keys: list[bytes], images: Sequence[Image.Image], texts: Sequence[MatchingText]) -> list[Match]:
         states = self._encode(keys, images)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lvlm_guard.errors import LogitsError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching.asking import Asked, asked, object_of
-from lvlm_guard.matching.match import ABSTAIN, Match, Matcher
+from lvlm_guard.matching.match import ABSTAIN, Match, Matcher, unaffected
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.matching.vocabulary import Vocabulary
@@ -246,7 +246,7 @@ class DetectorMatcher(Matcher):
     def _look(self, image: Image.Image) -> Mapping[str, Boxes]:
         """Return a picture's objects. By itself: beside a picture of another shape a detector says other things."""
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+        with unaffected(self.model.device):
             inputs = self.processor(images=rgb, return_tensors="pt").to(self.model.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
             out = self.model(**inputs)

@@ -7,7 +7,8 @@ A matcher from elsewhere subclasses `Matcher` and registers the class under the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -176,6 +177,13 @@ class Matcher(ABC):
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:
         """Make the matcher that a registered name stands for; `model` is the model it will guard, if known."""
         return cls()
+
+
+@contextmanager
+def unaffected(device: torch.device) -> Iterator[None]:
+    """Shut out what a caller set for his own model: inference mode, gradients, autocast."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def local_view(image: Image.Image, match: Match, frame: Frame = "squashed") -> Image.Image:

@@ -24,7 +24,7 @@ from torch import Tensor
 from lvlm_guard.errors import LogitsError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching.asking import Asked, asked
 from lvlm_guard.matching.detector import Boxes, DetectorMatcher, best, corners_of
-from lvlm_guard.matching.match import Matcher
+from lvlm_guard.matching.match import Matcher, unaffected
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.vocabulary import Vocabulary, article
 
@@ -118,11 +118,7 @@ class OpenDetector(DetectorMatcher):
             if new:
                 look = self._apart if self._encodes_apart else self._together
                 rgb = image if image.mode == "RGB" else image.convert("RGB")
-                with (
-                    torch.inference_mode(False),
-                    torch.no_grad(),
-                    torch.autocast(self.model.device.type, enabled=False),
-                ):
+                with unaffected(self.model.device):
                     held |= look(key, rgb, new)
                 self._found.put(key, held)
         return [found[key] for key in keys]
