@@ -46,8 +46,7 @@ class Trunk:
         self.clip = clip
         self.text_width: int = text.hidden_size
         self.context: int = text.max_position_embeddings
-        self.side: int = vision.image_size
-        self.image_width = widths[-1]
+        self.side, self.image_width = int(vision.image_size), widths[-1]
         self.step: int = vision.patch_size * 2 ** (len(widths) - 1)  # a ConvNeXt halves its map between widths
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
@@ -195,7 +194,6 @@ class Inputs:
     """Turns pictures and texts into a CLIP's inputs. Pictures are squashed, not cropped.
 
     Args:
-        tokenizer: of the CLIP.
         side: of the square picture, in pixels.
         mean, std: per channel, of pixels in [0, 1].
         context: most tokens of a text, with begin and end.
@@ -260,5 +258,4 @@ class Inputs:
 
 
 def _read(place: str, load: Callable[[], Any]) -> Any:
-    damaged, absent = "The folder is incomplete or damaged.", how_to_fetch(place, "--backbone DIR")
-    return read(f"The CLIP {place!r}", place, load, damaged=damaged, absent=absent)
+    return read(f"The CLIP {place!r}", place, load, absent=how_to_fetch(place, "--backbone DIR"))

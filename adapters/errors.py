@@ -35,5 +35,5 @@ def check(
     for name, known in (choices or {}).items():
         value = getattr(settings, name)
         if value not in known:
-            near = did_you_mean(str(value), known)
-            raise error(f"{name} is {value!r}: give one of {', '.join(known)}. {near}".rstrip())
+            told = f"{name} is {value!r}: give one of {', '.join(known)}."
+            raise error(f"{told} {did_you_mean(str(value), known)}".rstrip())

@@ -131,13 +131,9 @@ def with_adapter(model: Any, folder: str | os.PathLike[str], what: str, trainabl
             raise FileNotFoundError("adapter_model.safetensors is missing")
         return PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
 
-    return read(
-        f"The {what} {str(folder)!r}",
-        str(place),
-        load,
-        damaged="The folder is incomplete or damaged, or its backbone is another: copy it again, or train again.",
-        absent="Give the folder that save_pretrained or `lvlm-guard train` wrote.",
-    )
+    damaged = "The folder is incomplete or damaged, or its backbone is another: copy it again, or train again."
+    absent = "Give the folder that save_pretrained or `lvlm-guard train` wrote."
+    return read(f"The {what} {str(folder)!r}", str(place), load, damaged=damaged, absent=absent)
 
 
 def pair(value: Any) -> tuple[float, float] | None:
@@ -181,22 +177,15 @@ def load(folder: str | PathLike[str], **options: Any) -> Any:
 
 def load_adapter(source: str | PathLike[str], **options: Any) -> Any:
     """Return an adapter by its folder, its hub id, or a name of this package's own; options and errors as of `load`."""
-    name = str(source)
-    own = ADAPTERS / name.removeprefix("embedded-")
+    name, own = str(source), ADAPTERS / str(source).removeprefix("embedded-")
     if name.startswith("embedded-") and own.is_dir() and not Path(name).is_dir():
         return load(own, **options)
     if isinstance(source, PathLike) or Path(name).is_dir() or "/" not in name:
         return load(source, **options)
     from huggingface_hub import snapshot_download
 
-    folder = read(
-        f"The adapter {name!r}",
-        name,
-        lambda: snapshot_download(name),
-        damaged="The folder is incomplete or damaged.",
-        absent=how_to_fetch(name, "load_adapter(DIR)"),
-    )
-    return load(folder, **options)
+    absent = how_to_fetch(name, "load_adapter(DIR)")
+    return load(read(f"The adapter {name!r}", name, lambda: snapshot_download(name), absent=absent), **options)
 
 
 def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
@@ -207,18 +196,11 @@ def _bare(place: Path, model: Any = None, device: str | None = None) -> Any:
         config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
         named = config.get("base_model_name_or_path")
         if not named:
-            raise WeightsError(
-                f"The adapter {str(place)!r} does not say which model it was trained on: give it, load(folder, "
-                "model=...)."
-            )
+            told = f"The adapter {str(place)!r} does not say which model it was trained on"
+            raise WeightsError(f"{told}: give it, load(folder, model=...).")
         kind = (config.get("auto_mapping") or {}).get("base_model_class") or "AutoModel"
         loader = getattr(transformers, kind, transformers.AutoModel)
-        model = read(
-            f"The backbone {named!r}",
-            named,
-            lambda: loader.from_pretrained(named),
-            damaged="The folder is incomplete or damaged.",
-            absent=how_to_fetch(named, "load(folder, model=CLIPModel.from_pretrained(DIR))"),
-        )
+        absent = how_to_fetch(named, "load(folder, model=CLIPModel.from_pretrained(DIR))")
+        model = read(f"The backbone {named!r}", named, lambda: loader.from_pretrained(named), absent=absent)
     loaded = with_adapter(model, place, "adapter").eval()
     return loaded if device is None else loaded.to(device)

@@ -30,9 +30,7 @@ class LossInputs:
     """What a batch of n pairs gives to the terms, as said behind each; leave out what no term needs."""
 
     scores: Tensor | None = None  # [n, n] cosines, image i (row) with caption j (column)
-    # [n] cosines of image i with its own caption, where these captions are weighted by the image and those of `scores`
-    # are not; None takes its diagonal
-    positive: Tensor | None = None
+    positive: Tensor | None = None  # [n] of image i with its own caption, if weighted by it; None: their diagonal
     negatives: Tensor | None = None  # [n, m] cosines of image i with its caption's swaps
     present: Tensor | None = None  # [n, m] bool: which swaps there are
     claims: Tensor | None = None  # [n, c] cosines of image i with claim j, less the one at which a claim is undecided
@@ -96,12 +94,10 @@ class LossStack:
     """Terms by weight; 0 leaves a term out, and it is not computed. The defaults are DCAR's, L_con + L_cate.
 
     Args:
-        contrastive: weight of the contrastive term.
-        hard_negative: weight of the term against swapped captions.
+        contrastive, hard_negative: weights of the contrastive term, and of the term against swapped captions.
         claims: weight of judging "a photo of a dog" for each picture by itself.
         consistency: weight of 1 - cos to the frozen features (8 in CoPrompt).
-        anchoring_text: weight of the absolute difference to the frozen text features (25 in PromptSRC).
-        anchoring_image: the same for images (10 in PromptSRC).
+        anchoring_text, anchoring_image: weights of the absolute difference to frozen features (25, 10 in PromptSRC).
         agreement: weight of the divergence from the frozen backbone's scores (1 in PromptSRC).
         alpha: extra weight of negatives of the same category in the contrastive term.
         negclip: whether that term sets every image against the swaps of all captions of the batch too (NegCLIP,

@@ -45,8 +45,7 @@ def load(place: str) -> OpenClip:
         parts = AutoTokenizer.from_pretrained(bare), open_clip.get_model_preprocess_cfg(model)
         return OpenClip(model, place, *parts).eval()
 
-    damaged, absent = "The folder is incomplete or damaged.", how_to_fetch(bare, "--clip DIR")
-    return read(f"The open_clip model {place!r}", bare, loaded, damaged=damaged, absent=absent)
+    return read(f"The open_clip model {place!r}", bare, loaded, absent=how_to_fetch(bare, "--clip DIR"))
 
 
 class OpenClip(nn.Module):

@@ -54,8 +54,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the preset as JSON data, its plan left out."""
-        told = {name: value for name, value in asdict(self).items() if name != "plan"}
-        return told | {"exact": self.exact}
+        return {name: value for name, value in asdict(self).items() if name != "plan"} | {"exact": self.exact}
 
 
 def _plan(told: Mapping[str, Any], **named: str) -> Plan:
@@ -77,7 +76,6 @@ BASELINES = ("coop", "maple")
 def preset(name: str) -> Preset:
     """Return a preset by name; raises `UnknownNameError`."""
     if name not in PRESETS:
-        raise UnknownNameError(
-            f"No preset is called {name!r}. {did_you_mean(name, PRESETS)}Known: {', '.join(PRESETS)}."
-        )
+        told = f"{did_you_mean(name, PRESETS)}Known: {', '.join(PRESETS)}."
+        raise UnknownNameError(f"No preset is called {name!r}. {told}")
     return PRESETS[name]

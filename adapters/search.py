@@ -24,12 +24,7 @@ ARTICLE = "{article}"
 
 @dataclass
 class History:
-    """What was tried.
-
-    Args:
-        fitness: prompt -> its fitness, in the order of trying.
-        dropped: proposals that were no prompt or had been tried.
-    """
+    """What was tried: each prompt's fitness, in the order of trying, and how many proposals were dropped."""
 
     fitness: dict[str, float] = field(default_factory=dict)
     dropped: int = 0
@@ -57,8 +52,7 @@ def search(
 ) -> History:
     """Try prompts until the budget of evaluations is spent, or three rounds bring nothing new.
 
-    Raises:
-        KnobError: no seed is a prompt, or the budget is not above 0.
+    Raises `KnobError` where no seed is a prompt, or the budget is not above 0.
     """
     history, fruitless = History(), 0
     wanted: Sequence[str] = seeds

@@ -41,8 +41,7 @@ def contrastive(
     on the negative's exponential, in both directions, of which it is the mean.
 
     Args:
-        scores: [n, n], image i (row) with caption j (column); pair i belongs together.
-        tau: temperature.
+        scores: [n, n], image i (row) with caption j (column); pair i belongs together. `tau` is the temperature.
         categories: [n] integers, the category of pair i; negative for a pair without one. None: no weights.
         same: [n, n] bool: caption j is caption i by its text. Such a pair is no negative and is left out.
         alpha: 0 gives CLIP's loss.
@@ -75,7 +74,6 @@ def hard_negative(
     Args:
         positive: [n], image i with its caption.
         negatives: [n, m], image i with the m swaps of its caption.
-        tau: temperature.
         present: [n, m] bool: which swaps there are; None for all.
     """
     positive, negatives = full(positive), full(negatives)
@@ -94,7 +92,6 @@ def claims(scores: Tensor, true: Tensor, false: Tensor, *, tau: float | Tensor =
     Args:
         scores: [n, m], image i with claim j, less the cosine at which a claim is undecided.
         true, false: [n, m] bool; a claim that is neither is unknown, and left out.
-        tau: temperature.
     """
     logits = full(scores) / tau
     each = [part.mean() for part in (softplus(-logits[true]), softplus(logits[false])) if part.numel()]

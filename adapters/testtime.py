@@ -150,7 +150,7 @@ def tune(
     steps: int = 1,
     rate: float = 5e-3,
     share: float = 0.1,
-    alike: float = 1.0,
+    alike: float = 1,
 ) -> Tensor:
     """Return the logits of the first view after tuning on all of them; what was tuned is as it was afterwards.
 

@@ -13,15 +13,17 @@ from lvlm_guard.errors import GuardError, WeightsError
 T = TypeVar("T")
 
 
-def read(what: str, place: str, load: Callable[[], T], *, damaged: str, absent: str) -> T:
+def read(
+    what: str, place: str, load: Callable[[], T], *, absent: str, damaged: str = "The folder is incomplete or damaged."
+) -> T:
     """Return what `load` reads.
 
     Args:
         what: how to call it in a message: "The matcher 'x'".
         place: the folder or hub id that it is read from.
         load: reads it.
-        damaged: what to do where the folder is there but can't be read.
         absent: what to do where the hub did not give it.
+        damaged: what to do where the folder is there but can't be read.
 
     Raises:
         WeightsError: it can't be read, for whatever reason.

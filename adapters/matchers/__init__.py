@@ -1,10 +1,9 @@
-"""Matchers that stand on a CLIP: `clip` as it is, `dual-prompt` tuned for retrieval, `ranker` tuned to order and count.
+"""Matchers that stand on a CLIP: as it is, tuned for retrieval, or to order and count; and on a SigLIP.
 
-Each is one file and a subclass of `lvlm_guard.matching.Matcher`, so that AGLA cuts its view by it, `vote` asks it, and
-`lvlm_guard.verify` judges by it. A name alone stands for the adapter that a model's config names, and for the embedded
-model for the adapters of this package; else a folder is given: `methods.AGLA(matcher="my-adapter")`.
-
-Here is what they share: where the adapter of a name lies, what a question claims, and one caller at a time.
+They are subclasses of `lvlm_guard.matching.Matcher`, so that AGLA cuts its view by them, `vote` asks them, and a
+verifier judges by them. A name alone stands for the adapter that a model's config names, and for the embedded model for
+the adapters of this package; else a folder is given: `methods.AGLA(matcher="my-adapter")`. Here is what they share:
+where the adapter of a name lies, what a question claims, and one caller at a time.
 """
 
 from __future__ import annotations

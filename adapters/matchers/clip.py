@@ -341,7 +341,7 @@ class SiglipMatcher(ClipMatcher):
 
         with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
             absent = how_to_fetch(place, "matcher=DIR")
-            return read(f"The SigLIP {place!r}", place, load, damaged="The folder is incomplete.", absent=absent)
+            return read(f"The SigLIP {place!r}", place, load, absent=absent)
 
     def _shown(self, pixels: Tensor, said: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         pooled = self.retriever.model.base.vision_model.post_layernorm

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
@@ -20,9 +20,6 @@ from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.prompts.heads import check_head
 from lvlm_guard.adapters.prompts.producers import BOTH, PRODUCERS
 from lvlm_guard.errors import KnobError, UnknownNameError, did_you_mean
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def add_member(kind: Any, name: str) -> Any:
@@ -232,12 +229,7 @@ WORDS = "a photo of a"  # CoOp's, MaPLe's and CLIP's own hand-written prompt
 
 
 def configuration(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    words: str = WORDS,
-    names: Sequence[str] = ATTRIBUTES,
-    **options: Any,
+    name: str, tokenizer: Any = None, *, words: str = WORDS, names: Sequence[str] = ATTRIBUTES, **options: Any
 ) -> DualPromptConfig:
     """Return a configuration of `CONFIGURATIONS`, with further options of `DualPromptConfig`.
 

@@ -177,8 +177,7 @@ class HeadLayer(Wrapped):
     @property
     def weight(self) -> Tensor:
         """Of the projection."""
-        held: Tensor = self.base_layer.weight
-        return held
+        return self.base_layer.weight  # type: ignore[no-any-return]
 
     def add(self, name: str, config: DualPromptConfig) -> None:
         """Make room for an adapter."""

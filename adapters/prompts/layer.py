@@ -66,10 +66,7 @@ class Tied:
     @property
     def current(self) -> DualPromptConfig | None:
         """The configuration of the adapter in use."""
-        for layers in self.layers.values():
-            if 0 in layers and (name := layers[0].in_use) is not None:
-                return layers[0].configs[name]
-        return None
+        return next((one.configs[name] for one in self._first() if (name := one.in_use) is not None), None)
 
     def frozen(self, side: str) -> Tensor:
         """Return the untuned CLIP's normalised features of what a side's running forward reads, [batch, d]."""
@@ -114,8 +111,10 @@ class Tied:
 
     def producer(self, name: str) -> Any:
         """Return the module that makes an adapter's prompts."""
-        held = (layers[0].dual_prompt_made for layers in self.layers.values() if 0 in layers)
-        return next(made[name] for made in held if name in made)
+        return next(one.dual_prompt_made[name] for one in self._first() if name in one.dual_prompt_made)
+
+    def _first(self) -> list[PromptLayer]:
+        return [layers[0] for layers in self.layers.values() if 0 in layers]
 
 
 class Approximate(nn.Module):

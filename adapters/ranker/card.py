@@ -108,7 +108,7 @@ class RankerCard(Card):
         instruction: a sentence; where it holds "{object}", the object's name stands there.
         y_mean, y_std: a score times y_std plus y_mean is a value, in the units of the data.
         scales: instruction -> (y_mean, y_std), for those trained on another scale.
-        calibration: (a, b), P(none) = sigmoid(a - b * value), see `calibration`; None: not calibrated.
+        calibration: (a, b), P(none) = sigmoid(a - b * value); None: not calibrated.
         mae: mean absolute error on validation, in the units of the data; None: not known.
 
     Raises:

@@ -137,11 +137,9 @@ class ClipRanker(CLIPPreTrainedModel):
         return not any(weight.requires_grad for tower in towers for weight in tower.parameters())
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """See `Trunk`."""
         return self.trunk.image_tokens(pixel_values.to(self.clip.dtype))
 
     def text_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Trunk`."""
         return self.trunk.text_tokens(input_ids, attention_mask)
 
     def forward(

@@ -16,6 +16,8 @@ from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.model import load, save
 from lvlm_guard.errors import LogitsError, UnsupportedCallError
 
+Device = str | torch.device | None
+
 AT_ONCE = 64
 """Pictures in one pass of the image tower, and rows in one pass of the ranker where no pairs are compared."""
 
@@ -49,12 +51,7 @@ class Ranker:
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        model: Any = None,
-        device: str | torch.device | None = None,
-        inputs: Inputs | None = None,
+        cls, folder: str | os.PathLike[str], *, model: Any = None, device: Device = None, inputs: Inputs | None = None
     ) -> Ranker:
         """Load a ranker, arguments and errors as of `model.load`; None is the CPU, and the inputs beside it."""
         wrapped, card = load(folder, model)
@@ -100,16 +97,14 @@ class Ranker:
     @torch.no_grad()
     def values(self, images: Sequence[Image.Image], objects: Sequence[str]) -> Tensor:
         """Return the score of picture i under the instruction about object i, [N]; a picture may come several times."""
-        if not images:
-            return torch.empty(0)
         known = {id(image): image for image in images}
         tokens = dict(zip(known, self.image_tokens(list(known.values())), strict=True))
         asked = [self.card.asked(name) for name in objects]
-        parts = []
+        parts = [torch.empty(0)]
         for at in range(0, len(images), AT_ONCE):
             rows = torch.stack([tokens[id(image)] for image in images[at : at + AT_ONCE]])
             parts.append(_finite(self._forward(rows, asked[at : at + AT_ONCE], pairs=False).scores))
-        scale = torch.tensor([self.card.scale(one) for one in asked])
+        scale = torch.tensor([self.card.scale(one) for one in asked]).view(-1, 2)
         return torch.cat(parts) * scale[:, 1] + scale[:, 0]
 
     def count(self, image: Image.Image, name: str) -> float:
