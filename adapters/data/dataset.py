@@ -22,10 +22,9 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class FactsData(Rows[Facts]):
-    """Facts of pictures; several of one are merged. The `template` is what a ranker is asked, see `RankData`.
+    """Facts of pictures; several of one are merged, or raise `DataError` where they contradict each other.
 
-    Raises:
-        DataError: there is none, or facts about a picture contradict each other.
+    The `template` is what a ranker is asked, see `RankData`.
     """
 
     template: str = COUNTS

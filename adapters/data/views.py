@@ -33,15 +33,12 @@ class Rows(Generic[Row]):
     """What is known of pictures, and the store of these.
 
     Args:
-        rows: at least one.
+        rows: at least one, else `DataError`.
         store: gives the pictures.
         name: where it was read from, for messages.
         exhaustive: objects that a picture does not show unless its rows or facts say so; of others nothing is known.
         on_bad: what becomes of a picture that can't be read.
         dropped: what was left out before, and why.
-
-    Raises:
-        DataError: there are no rows.
     """
 
     rows: Sequence[Row]
@@ -166,10 +163,8 @@ def _cleaned(row: CaptionRow, true: Sequence[str], dropped: Counter[str]) -> Cap
 class RankData(Rows[RankRow]):
     """Values of objects in pictures, at least one known, and of a picture and an object one alone.
 
-    The `template` is the instruction; "{object}" in it stands for the object, or it is one fixed sentence.
-
-    Raises:
-        DataError: nothing to train on, or a template with another field than {object}.
+    The `template` is the instruction; "{object}" in it stands for the object, or it is one fixed sentence. One with
+    another field raises `DataError`.
     """
 
     template: str = COUNTS

@@ -17,15 +17,12 @@ ORDERS = {
 
 
 def facts(kind: str = "captions", split: str | None = None, n: int | None = None) -> FactsData:
-    """Return what is known of a split's pictures.
+    """Return what is known of a split's pictures; raises `UnknownNameError` where there is no such split or kind.
 
     Args:
         kind: see `lvlm_guard.embedded.captioned.told`.
         split: "train", "val" or "test"; None for the three together, marked in the facts.
         n: pictures of each split; None for 4 000, 500 and 1 000.
-
-    Raises:
-        UnknownNameError: there is no such split or kind.
     """
     known(kind, KINDS, "kind of facts")
     keys = [(name, k) for name in ([split] if split else SIZES) for k in range(n or SIZES.get(name, 1000))]

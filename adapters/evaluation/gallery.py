@@ -142,6 +142,7 @@ class Searched:
         image, text: [images, d] and [rows + swaps, d].
         claimed: [images, claims] cosines.
         tau: the verifier's temperature.
+        probed: whether claims alone were asked, by a linear probe.
     """
 
     gallery: Gallery
@@ -149,6 +150,7 @@ class Searched:
     text: Tensor
     claimed: NDArray[np.float32]
     tau: float = TAU
+    probed: bool = False
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:

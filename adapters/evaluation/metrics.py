@@ -246,7 +246,6 @@ def table(
     headlines: Collection[str],
     draws: int,
     baseline: str | None = None,
-    silent: Mapping[str, Collection[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows in long form: each figure of each method, and what `ours` and the baseline have less others.
 
@@ -254,12 +253,11 @@ def table(
         model, task: that the rows are of.
         ours: the method that is compared with all others.
         found: of all methods, with as many trainings each; an untrained method's is repeated.
-        measure: (what one training makes of all pictures, pictures drawn) -> figures by name.
+        measure: (what one training makes of all pictures, pictures drawn) -> figures by name, or some of them.
         pictures: how many were measured on.
         headlines: figures that an adapter must win by; of these there are differences.
         draws: of the bootstrap.
         baseline: the method that all others are compared with too; None for none.
-        silent: method -> figures that it has nothing to say of.
     """
 
     def mean(each: Sequence[Found], trainings: Picked, picked: Picked) -> dict[str, float]:
@@ -274,8 +272,9 @@ def table(
     pairs += [(one, baseline) for one in found if baseline and one not in (ours, baseline)]
     rows = []
     for metric in means[ours][0]:
-        told = [method for method in found if metric not in (silent or {}).get(method, ())]
-        figures = {method: np.array([each[metric] for each in means[method]]) for method in told}
+        figures = {
+            method: np.array([one[metric] for one in each]) for method, each in means.items() if metric in each[0]
+        }
         rows += [row(model, method, task, metric, ends_of(each), pictures) for method, each in figures.items()]
         for one, other in pairs:
             if metric in headlines and {one, other} <= figures.keys():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.evaluation.metrics import Picked, RankingFigures, mean_figures, ranking_figures, table
 from lvlm_guard.matching.vocabulary import article, plural
+from lvlm_guard.verify.check import drawn
 
 LEAST = 8  # pictures of an object, below which a correlation is luck
 ZEROS = 0.2  # share of pictures without the object, as in the groups that are trained on
@@ -49,10 +49,11 @@ class Lists:
         values: dict[str, Values] = {}
         for name in data.objects:
             images, found = data.values(name)
-            shown = [k for k, value in enumerate(found) if value != 0]
-            none = sorted((k for k, value in enumerate(found) if value == 0), key=lambda k: _place(images[k], name))
-            chosen = sorted([*shown, *none[: round(len(shown) * zeros / (1 - zeros))]])
-            if len(shown) >= least and np.ptp(found[chosen]) > 0:
+            shown = int(np.count_nonzero(found))
+            without = [image for image, value in zip(images, found, strict=True) if value == 0]
+            few = {*drawn(name, without, round(shown * zeros / (1 - zeros)))}
+            chosen = [k for k, image in enumerate(images) if found[k] != 0 or image in few]
+            if shown >= least and np.ptp(found[chosen]) > 0:
                 keys[name] = tuple(images[k] for k in chosen)
                 values[name] = found[chosen]
         if not keys:
@@ -86,11 +87,6 @@ class Lists:
             name: np.repeat(np.arange(len(keys)), [times.get(key, 0) for key in keys])
             for name, keys in self.keys.items()
         }
-
-
-def _place(image: str, name: str) -> bytes:
-    """Return what pictures are drawn by: the same ones, whatever else there is."""
-    return hashlib.sha256(f"{name}\0{image}".encode()).digest()
 
 
 METRICS = ("srcc", "plcc", "mae", "accuracy", "pair_accuracy", "absence_auroc")

@@ -23,9 +23,6 @@ TASK = "retrieval"
 REAL = "retrieval_real"  # on grounds cut from photographs
 PROBE = "linear-probe"
 HEADLINES = ("verifier_auroc", "brier", "i2t_r1", "t2i_r1", "swap_auroc", "claims_auroc")
-OF_CLAIMS = ("verifier_auroc", "brier", "claims_auroc", "claims_auroc_base")
-"""What a linear probe has figures of."""
-
 DRAWS = 300
 Novel = NDArray[np.bool_]
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -41,16 +38,20 @@ def figures(found: Searched, pictures: Picked, kinds: Sequence[str], novel: Nove
     `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
     score above all their swaps of a kind. `claims_auroc`: "a photo of a dog" of pictures whose captions name one,
     against all others. Where it is said about which claims none was trained, `novel` [claims]: `verifier_auroc` and
-    `brier` of the verifier, and `claims_auroc` of objects that were trained on and of others.
+    `brier` of the verifier, and `claims_auroc` of objects that were trained on and of others. A linear probe says
+    nothing of captions and of others.
     """
     told: dict[str, float] = {}
     if novel is not None:
         told["verifier_auroc"], told["brier"] = found.verified(pictures)
         told["claims_auroc_base"] = found.claims_auroc(pictures, ~novel)
+    claims = {"claims_auroc": found.claims_auroc(pictures)}
+    if found.probed:
+        return told | claims
+    if novel is not None:
         told["claims_auroc_novel"] = found.claims_auroc(pictures, novel)
     rows = found.gallery.rows_of(pictures)
-    told |= metrics.both_ways(found.image_places[pictures], found.text_places[rows])
-    told["claims_auroc"] = found.claims_auroc(pictures)
+    told |= metrics.both_ways(found.image_places[pictures], found.text_places[rows]) | claims
     if kinds:
         told["swap_auroc"] = found.swap_auroc(rows)
     for kind in kinds:
@@ -82,7 +83,8 @@ def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Probe:
     def probed(found: Searched) -> Searched:
         logits = (_with_bias(found.image) @ weights.detach()).numpy()
         said, mean = dict(zip(claims.names, logits.T, strict=True)), logits.mean(1)
-        return replace(found, claimed=np.stack([said.get(name, mean) for name in found.gallery.claims.names], 1))
+        claimed = np.stack([said.get(name, mean) for name in found.gallery.claims.names], 1)
+        return replace(found, claimed=claimed, probed=True)
 
     return probed
 
@@ -111,15 +113,10 @@ def rows_of(
     baseline: str | None = None,
     draws: int = DRAWS,
 ) -> list[dict[str, Any]]:
-    """Return rows in long form, see `metrics.table` and `figures`.
-
-    A linear probe says nothing of captions, so that only the figures of claims are told of it.
-    """
+    """Return rows in long form, see `metrics.table` and `figures`."""
     gallery = found[ours][0].gallery
-    measure = partial(figures, kinds=sorted(set(gallery.kinds.tolist())), novel=novel)
-    silent = {PROBE: measure(found[ours][0], np.arange(len(gallery.images))).keys() - set(OF_CLAIMS)}
-    how = {"headlines": HEADLINES, "draws": draws, "baseline": baseline, "silent": silent}
-    return metrics.table(model, ours, task, found, measure, len(gallery.images), **how)  # type: ignore[arg-type]
+    measure, n = partial(figures, kinds=sorted(set(gallery.kinds.tolist())), novel=novel), len(gallery.images)
+    return metrics.table(model, ours, task, found, measure, n, headlines=HEADLINES, draws=draws, baseline=baseline)
 
 
 def by_category(found: Sequence[Searched]) -> dict[str, dict[str, float]]:

@@ -54,7 +54,7 @@ class Valued(NamedTuple):
 
 @dataclass(frozen=True)
 class WordBank:
-    """Categories by kind, attributes by type.
+    """Categories by kind, attributes by type; raises `KnobError` if there is none, or a category is of two kinds.
 
     Args:
         meta: kind of thing -> names of categories; a category is exchanged for another of its kind.
@@ -66,9 +66,6 @@ class WordBank:
         plural_only: names without a singular.
         counting_articles: whether "a" counts as "one", so that "a dog" may become "two dogs": where captions are
             lists of things, without verbs that would have to agree.
-
-    Raises:
-        KnobError: there is nothing in it, or a category is of two kinds.
     """
 
     meta: Mapping[str, Sequence[str]]

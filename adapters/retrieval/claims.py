@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -38,11 +38,6 @@ class Found(NamedTuple):
     category: Named
     value: Valued
 
-    @property
-    def negated(self) -> bool:
-        """Whether it stands behind a negation."""
-        return self.before.lower() in NEGATIONS
-
 
 class Phrase(NamedTuple):
     """A category with the values said of it: "two red dogs"."""
@@ -57,14 +52,11 @@ class Phrase(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What was found: nouns with their values, and values said of words that the bank does not know.
+    """What was found: nouns with their values, and values said of words that the bank does not know."""
 
-    `names` are all categories that a word stands for, also one that only says of which kind the next noun is.
-    """
-
-    phrases: tuple[Phrase, ...]
-    loose: tuple[Found, ...]
-    names: frozenset[str]
+    phrases: list[Phrase]
+    loose: list[Found]
+    names: set[str]  # of all categories that a word stands for, also one that says of which kind the next noun is
 
 
 def parse(text: str, bank: WordBank) -> Parsed:
@@ -87,11 +79,8 @@ def parse(text: str, bank: WordBank) -> Parsed:
             phrases.append(Phrase(item, tuple(pending)))
             pending = []
     free = [item for item in loose + pending if not item.category.name and item.value.kind not in NEEDS_NOUN]
-    return Parsed(
-        tuple(phrase for phrase in phrases if not phrase.first.negated),
-        tuple(item for item in free if not item.negated),
-        frozenset(names),
-    )
+    phrases = [phrase for phrase in phrases if phrase.first.before.lower() not in NEGATIONS]
+    return Parsed(phrases, [item for item in free if item.before.lower() not in NEGATIONS], names)
 
 
 def tells(text: str, bank: WordBank) -> bool:
@@ -112,27 +101,17 @@ def is_plural(phrase: Phrase, bank: WordBank) -> bool:
 
 def _is_said_of_noun(text: str, found: Sequence[Found]) -> bool:
     """Whether the first word, both like "orange", stands right before a noun, or before values of one."""
-    for item, following in pairwise(found):
-        if not JOIN.fullmatch(text, item.end, following.start):
-            return False
-        if following.category.name:
-            return True
-    return False
+    joined = takewhile(lambda pair: JOIN.fullmatch(text, pair[0].end, pair[1].start), pairwise(found))
+    return any(following.category.name for _, following in joined)
 
 
 def _found(text: str, bank: WordBank) -> Iterator[Found]:
     words = list(WORD.finditer(text))
+    beside = ["", *(word.group() for word in words), ""]
     for first, behind, spelling in named(text, words, bank.spellings.__contains__, bank.longest):
         start, end = words[first].start(), words[behind - 1].end()
-        yield Found(
-            start,
-            end,
-            text[start:end],
-            words[first - 1].group() if first else "",
-            words[behind].group() if behind < len(words) else "",
-            bank.categories.get(spelling, Named()),
-            bank.values.get(spelling, Valued()),
-        )
+        category, value = bank.categories.get(spelling, Named()), bank.values.get(spelling, Valued())
+        yield Found(start, end, text[start:end], beside[first], beside[behind + 1], category, value)
 
 
 TEMPLATE = "a photo of {article} {object}"

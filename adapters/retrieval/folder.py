@@ -35,7 +35,7 @@ Weighting = Literal["none", "two-stage", "pairwise"]
 
 @dataclass(frozen=True)
 class RetrieverCard(Card):
-    """What a retriever stands on and how it is used.
+    """What a retriever stands on and how it is used; raises `KnobError` for a value outside its range.
 
     Args:
         backbone: hub id or folder of the CLIP; "embedded" for the tiny one of this package.
@@ -53,9 +53,6 @@ class RetrieverCard(Card):
         temperature: of the softmax over a claim and its swaps, fitted on validation; None: the CLIP's own.
         templates: sentences of a claim about an object, instead of "a photo of a dog"; {article} and {object} in each.
         sentences: object -> sentences that stand for the claim about it, beside those.
-
-    Raises:
-        KnobError: a value outside its range.
     """
 
     file = FILE
@@ -81,9 +78,8 @@ class RetrieverCard(Card):
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
             raise KnobError(f"strength is {self.strength!r}: give a finite number of at least 0; 0 is off.")
-        check(self, {"top": 1}, {"weighting": get_args(Weighting), "too_long": get_args(TooLong)})
-        if self.frame not in get_args(Frame):
-            raise KnobError(f"frame is {self.frame!r}: this release reads pictures {' or '.join(get_args(Frame))}.")
+        known = {"weighting": Weighting, "too_long": TooLong, "frame": Frame}
+        check(self, {"top": 1}, {name: get_args(choices) for name, choices in known.items()})
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise KnobError(f"temperature is {self.temperature}: give a finite number above 0, or None.")
         if self.calibration is not None and not all(map(isfinite, self.calibration)):
@@ -159,15 +155,12 @@ def _told_apart(image: Tensor, scores: Tensor, sides: Tensor) -> Tensor:
 
 
 def make(clip: Any, inputs: Inputs, *, config: DualPromptConfig | None = None, **card: Any) -> DualPromptRetriever:
-    """Return a retriever that is ready to train, or the untuned baseline.
+    """Return a retriever that is ready to train, or the untuned baseline; raises `UnsupportedModelError` for no CLIP.
 
     Args:
         clip: a `CLIPModel`; frozen here, and prompts are put into it. Or the `PeftModel` of one with a LoRA alone.
         config: the prompts to put in; None for none.
         card: further fields of `RetrieverCard`, whose errors it raises.
-
-    Raises:
-        UnsupportedModelError: the model is no CLIP.
     """
     base: Any = clip.get_base_model() if is_tuned(clip) else clip.requires_grad_(False)
     _require_clip(base)
@@ -243,7 +236,7 @@ def load(
         with safe_open(place / MEMORY, "pt") as file:
             told = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        made.remember(Memory(told["kind"], tuple(json.loads(told["names"])), tensors))
+        made.memory = Memory(told["kind"], tuple(json.loads(told["names"])), tensors)
     return made
 
 

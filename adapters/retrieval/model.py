@@ -222,8 +222,7 @@ class RetrievalModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        there: torch.device = self.base.logit_scale.device
-        return there
+        return torch.device(self.base.logit_scale.device)
 
     def train(self, mode: bool = True) -> RetrievalModel:
         """Change nothing of the CLIP."""

@@ -55,6 +55,7 @@ class DualPromptRetriever:
     def __init__(self, model: RetrievalModel, card: RetrieverCard, inputs: Inputs) -> None:
         self.model, self.card, self.inputs = model.eval(), card, inputs
         self.memory: Memory | None = None
+        """What claims are scored with beside their cosines."""
         self.views: Callable[[Tensor], Tensor] = crops
         """Makes views of pixels [3, side, side], the first as they are, [views, 3, side, side]; of a memory "views"."""
 
@@ -62,12 +63,8 @@ class DualPromptRetriever:
     def config(self) -> DualPromptConfig | None:
         """The configuration of the prompts in use; None where there are none."""
         clip = self.model.clip
-        if not is_tuned(clip):
-            return None
-        from lvlm_guard.adapters.prompts import DualPromptConfig
-
-        found = clip.peft_config[clip.active_adapter]
-        return found if isinstance(found, DualPromptConfig) else None
+        found: Any = clip.peft_config[clip.active_adapter] if is_tuned(clip) else None
+        return found if hasattr(found, "placeholder_ids") else None
 
     def text_inputs(self, texts: Sequence[str]) -> CaptionInputs:
         """Return captions as the model takes them, placeholders included; raises as `caption_inputs` does."""
@@ -106,10 +103,6 @@ class DualPromptRetriever:
         if (name := claimed(text)) is None:
             return (text,)
         return (*(claim_about(name, one) for one in self.card.templates), *self.card.sentences.get(name, ())) or (text,)
-
-    def remember(self, memory: Memory | None) -> None:
-        """Score claims with what is remembered beside their cosines."""
-        self.memory = memory
 
     def visualness(self, texts: Sequence[str]) -> Tensor:
         """Return how far texts evoke a picture, [n] from 0 to 1; above .5 it is worth asking a picture about them.

@@ -201,7 +201,7 @@ def build(plan: Plan, pictures: Pictures) -> DualPromptRetriever:
             **plan.named,
         )
         if names:
-            made.remember(Memory("classes", names, {}))
+            made.memory = Memory("classes", names, {})
         _tell(plan, pictures, made)
     if plan.init:
         start(made, plan.init)
@@ -320,5 +320,5 @@ def _beside(
     found = adapted(replace(plan, free=plan.after), pictures, retriever, recipe.seed)
     claims = pictures.gallery.searched(retriever, pictures.pixels).figures()["claims"]
     if claims < best.figures["claims"]:
-        retriever.remember(None)
+        retriever.memory = None
     return found | {"beside": retriever.memory is not None}

@@ -70,7 +70,7 @@ class Given(NamedTuple):
 
     def remember(self, kind: str, names: tuple[str, ...], **tensors: Tensor) -> None:
         """Give the retriever a memory."""
-        self.retriever.remember(Memory(kind, names, tensors))
+        self.retriever.memory = Memory(kind, names, tensors)
 
 
 def adapted(plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, seed: int) -> Found:

@@ -200,9 +200,9 @@ def test_a_clip_that_tells_what_evokes_a_picture_abstains_on_what_does_not(
     assert matcher.knows(["in my opinion", "a dog"]) == [True, True]
     told, opinion = matcher.retriever.text_features(["a dog", "in my opinion"])
     line = torch.tensor([200.0, -100.0 * float(1 + told @ opinion)])  # halfway between the two
-    matcher.retriever.remember(Memory("visualness", (), {"null": opinion, "line": line}))
+    matcher.retriever.memory = Memory("visualness", (), {"null": opinion, "line": line})
     try:
         assert matcher.knows(["in my opinion", "a dog"]) == [False, True]
         assert matcher.knows([]) == []
     finally:
-        matcher.retriever.remember(None)
+        matcher.retriever.memory = None
