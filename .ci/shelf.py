@@ -33,7 +33,7 @@ TRIES: dict[str, tuple[str, ...]] = {
     "amber": (IMPORTS.format("nltk, spacy"),),
     "batch": ("lvlm-guard batch --help", IMPORTS.format("lvlm_guard.batch.run, pyarrow, openai")),
     "ray": (IMPORTS.format("ray.data, lvlm_guard.batch.on_ray"),),
-    "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.run"),),
+    "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.server"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
     "quant": (IMPORTS.format("bitsandbytes, accelerate"),),
     "site": ("mkdocs --version", IMPORTS.format("material, mkdocstrings")),

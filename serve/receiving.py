@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import anyio
 from starlette.types import Receive
 
 from lvlm_guard.serve.errors import Refused
+
+_Given = TypeVar("_Given")
 
 
 class Gone(Exception):
@@ -33,8 +36,8 @@ class Bodies:
         self._most, self._most_held, self._seconds, self._changed = most, max(most, most_held), seconds, changed
         self._now = 0
 
-    async def read(self, held: Held, headers: Any, receive: Receive) -> bytes:
-        """Return a body.
+    async def read(self, held: ExitStack, headers: Any, receive: Receive) -> bytes:
+        """Return a body, which counts as held until the stack is closed.
 
         Raises:
             Refused: 413, it is too large; 408, it came too slowly; 503, all bodies together are too large.
@@ -56,17 +59,13 @@ class Bodies:
                         raise self._too_large()
                     if self._now + len(piece) > self._most_held:
                         raise Refused(503, "Requests fill the memory set aside for them. Ask again later.", 1, "memory")
-                    held.size += len(piece)
                     self._add(len(piece))
+                    held.callback(self._add, -len(piece))
                     raw += piece
                     more = message.get("more_body", False)
         except TimeoutError:
             raise Refused(408, f"The request did not arrive within {self._seconds:g} seconds.") from None
         return bytes(raw)
-
-    def give_back(self, size: int) -> None:
-        """Count bytes out."""
-        self._add(-size)
 
     def _add(self, size: int) -> None:
         self._now += size
@@ -76,27 +75,30 @@ class Bodies:
         return Refused(413, f"The request is larger than {self._most:,} bytes: send fewer or smaller pictures.")
 
 
-class Held:
-    """One body's share of what may be held; used as a context, it is given back at the end."""
+async def while_there(receive: Receive, work: Callable[[], Awaitable[_Given]]) -> _Given:
+    """Return what some work gives.
 
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self.size = 0
+    Raises:
+        Gone: the client, whose body was read, left meanwhile; the work was cancelled.
+        Exception: what the work raised.
+    """
+    given: list[_Given] = []
+    failed: list[Exception] = []
 
-    def __enter__(self) -> Held:
-        return self
+    async def run() -> None:
+        try:
+            given.append(await work())
+        except Exception as error:
+            failed.append(error)
+        group.cancel_scope.cancel()
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Give it back."""
-        self._bodies.give_back(self.size)
-        self.size = 0
-
-
-async def until_gone(receive: Receive, leave: Callable[[], object] = lambda: None) -> None:
-    """Wait until a client whose body was read leaves, then call something."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    leave()
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        group.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+    if not given:
+        raise Gone
+    return given[0]

@@ -84,7 +84,7 @@ def serve(
                 "--upstream has its own models, so --model is not loaded: --served-model-name NAME names one."
             )
         import_module("lvlm_guard.serve.sockets").check_installed("Checking answers")
-    settings = import_module("lvlm_guard.serve.launch.settings").ServeSettings(
+    settings = import_module("lvlm_guard.serve.launch.parts").ServeSettings(
         model=model,
         upstream=upstream,
         upstream_at_once=upstream_concurrency,
@@ -111,7 +111,7 @@ def serve(
         else:
             say(welcome(server))
 
-    import_module("lvlm_guard.serve.launch.run").serve(settings, ready, say)
+    import_module("lvlm_guard.serve.launch.server").serve(settings, ready, say)
 
 
 def _listed(given: Any) -> list[str]:

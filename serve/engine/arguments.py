@@ -16,6 +16,7 @@ from lvlm_guard.engine.method import Method
 from lvlm_guard.methods.agla import AGLA
 from lvlm_guard.methods.apc import APC
 from lvlm_guard.methods.vcd import VCD
+from lvlm_guard.methods.vote import Vote
 from lvlm_guard.proof import KNOBS
 from lvlm_guard.serve import knobs
 from lvlm_guard.serve.errors import ServeError
@@ -24,9 +25,6 @@ from lvlm_guard.serve.knobs import GUARD, named
 MASK, NOISE = "guard_mask", "guard_noise"
 TWIN: dict[str, type[Method]] = {"agla": AGLA, "vcd": VCD, "apc": APC}
 """The methods of the twin engine."""
-
-OTHERS = ("vote",)
-"""Methods of a logits processor of their own, which the twin engine passes by."""
 
 
 def method_of(extra: Mapping[str, Any] | None) -> Method | None:
@@ -39,7 +37,7 @@ def method_of(extra: Mapping[str, Any] | None) -> Method | None:
         GuardError: the method is unknown, or an argument is no knob of it or out of range.
     """
     asked = named(extra)
-    return None if asked is None or asked[0] in OTHERS else knobs.method_of(*asked)
+    return None if asked is None or asked[0] == Vote.name else knobs.method_of(*asked)
 
 
 def request_arguments(method: Method) -> dict[str, str | float]:

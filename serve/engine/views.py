@@ -26,9 +26,9 @@ PIXELS, SECOND = "pixel_values", "pixel_values_second"
 IMAGE = "image"
 
 
-def _without(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _without(arguments: Mapping[str, Any], ours: tuple[str, ...] = (MASK, NOISE)) -> dict[str, Any]:
     """Return the arguments that are vLLM's: it keeps a processor of transformers for each distinct set."""
-    return {name: value for name, value in arguments.items() if name not in (MASK, NOISE)}
+    return {name: value for name, value in arguments.items() if name not in ours}
 
 
 def masks_of(arguments: Mapping[str, Any], pictures: int) -> list[str]:
@@ -100,7 +100,7 @@ class TwoViews(BaseMultiModalProcessor):  # type: ignore[misc]  # vllm is untype
     def _get_mm_hashes(self, inputs: Any) -> Any:
         arguments = inputs.hf_processor_mm_kwargs
         masks = masks_of(arguments, _pictures(inputs))
-        hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=_unmasked(arguments)))
+        hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=_without(arguments, (MASK,))))
         if masks:
             hashes[IMAGE] = [
                 super(TwoViews, self)._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs={**arguments, MASK: mask}))[
@@ -114,11 +114,7 @@ class TwoViews(BaseMultiModalProcessor):  # type: ignore[misc]  # vllm is untype
         arguments = super()._get_cache_missing_processor_kwargs(inputs, mm_is_cached)
         masks = masks_of(arguments, _pictures(inputs))
         missing = [mask for mask, cached in zip(masks, mm_is_cached.get(IMAGE, ()), strict=bool(masks)) if not cached]
-        return {**arguments, MASK: missing} if missing else _unmasked(arguments)
-
-
-def _unmasked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name != MASK}
+        return {**arguments, MASK: missing} if missing else _without(arguments, (MASK,))
 
 
 def _pictures(inputs: Any) -> int:

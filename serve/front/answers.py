@@ -6,9 +6,10 @@ and a quote inside a JSON text always has a backslash before it, so that no text
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -109,37 +110,25 @@ class Proof:
         return self._spliced + raw[opened.end() :]
 
 
-class MarkedStream:
-    """Marks the chunks of a streamed answer as they pass: the first, and those that end a choice or the stream.
+async def marked_stream(proof: Proof, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a streamed answer with its proof in the first chunk, and in those that end a choice or the stream.
 
-    Args:
-        proof: what they say.
+    No event that is whole waits for the next one.
     """
+    rest, first = b"", True
 
-    def __init__(self, proof: Proof) -> None:
-        self._proof = proof
-        self._rest = b""
-        self._first = True
+    def marked(event: bytes) -> bytes:
+        nonlocal first
+        if event.startswith(_DATA) and b'"choices"' in event:
+            with contextlib.suppress(ValueError):
+                event, first = _DATA + proof.chunk(event[len(_DATA) :], first), False
+        return event + _END
 
-    def feed(self, raw: bytes) -> bytes:
-        """Return the events that are whole by now; nothing waits for the next one."""
-        *events, self._rest = (self._rest + raw).split(_END)
-        return b"".join(self._event(event) + _END for event in events)
-
-    def rest(self) -> bytes:
-        """Return what is left at the end."""
-        rest, self._rest = self._rest, b""
-        return self._event(rest) + _END if rest.strip() else b""
-
-    def _event(self, event: bytes) -> bytes:
-        if not event.startswith(_DATA) or b'"choices"' not in event:
-            return event
-        try:
-            marked = _DATA + self._proof.chunk(event[len(_DATA) :], self._first)
-        except ValueError:
-            return event
-        self._first = False
-        return marked
+    async for piece in pieces:
+        *events, rest = (rest + piece).split(_END)
+        yield b"".join(map(marked, events))
+    if rest.strip():
+        yield marked(rest)
 
 
 def model_list(raw: bytes, names: Names) -> bytes:

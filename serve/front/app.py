@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import anyio
 import httpx
+from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from lvlm_guard.proof import CHECK, KNOBS
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front import answers
-from lvlm_guard.serve.front.answers import Header, MarkedStream, Proof
+from lvlm_guard.serve.front.answers import Header, Proof
 from lvlm_guard.serve.front.canary import Gate
 from lvlm_guard.serve.front.fetching import Fetcher
-from lvlm_guard.serve.front.guards import Arguments, Guards, Matching, method_of
-from lvlm_guard.serve.front.metrics import FrontMetrics, process_metrics
+from lvlm_guard.serve.front.guards import Guards, Matching, method_of
+from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.places import Hosts
 from lvlm_guard.serve.front.reading import VIEWED, Addresses, Read, Readers, with_fields
 from lvlm_guard.serve.front.routes import CHAT, KEYED, METRICS, MODELS, READY, Key, route_of
 from lvlm_guard.serve.front.settings import KEY, FrontSettings
-from lvlm_guard.serve.front.upstream import Once, Upstream, kind_of, passed_on, shown
+from lvlm_guard.serve.front.upstream import EVENTS, Once, Upstream, kind_of, passed_on, shown
 from lvlm_guard.serve.maskd.client import MaskdClient
-from lvlm_guard.serve.receiving import Bodies, Gone, Held, until_gone
+from lvlm_guard.serve.receiving import Bodies, Gone, while_there
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,10 @@ class Front:
         key: that requests need, "" for none; None: that of the environment.
         matching: the matcher service; None: the one that the settings name.
         fetcher: of pictures from the network; None: by the settings.
-        metrics: None: this process's.
+        metrics: None: its own.
     """
+
+    behind = "engine"
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class Front:
         metrics: FrontMetrics | None = None,
     ) -> None:
         self.settings = it = settings or FrontSettings.from_environment()
-        self.metrics = metrics or process_metrics()
+        self.metrics = metrics or FrontMetrics(CollectorRegistry())
         self._refused = Proof("", it.guards).refused() + [(CHECK.encode(), b"refused")] * bool(it.checks)
         self._names = it.every_name
         self._key = Key(os.environ.get(KEY, "") if key is None else key)
@@ -139,58 +143,42 @@ class Front:
 
     async def _while_there(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a chat, and stop when its client leaves."""
-        with Held(self._bodies) as held:
+        whole: list[bool] = []
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                whole.append(True)
+            await send(message)
+
+        with ExitStack() as held:
             raw = [await self._bodies.read(held, scope["headers"], receive)]
-            failed: list[Refused] = []
-            whole: list[bool] = []
-
-            async def noted(message: Message) -> None:
-                if message["type"] == "http.response.body" and not message.get("more_body", False):
-                    whole.append(True)
-                await send(message)
-
-            async def chat() -> None:
-                try:
-                    await self._chat(scope["headers"], raw, held.release, noted)
-                except Refused as refused:
-                    failed.append(refused)
-                group.cancel_scope.cancel()
-
-            async with anyio.create_task_group() as group:
-                group.start_soon(until_gone, receive, group.cancel_scope.cancel)
-                group.start_soon(chat)
-        if failed:
-            raise failed[0]
-        if not whole:
-            raise Gone
+            try:
+                await while_there(receive, lambda: self._chat(scope["headers"], raw, held.close, noted))
+            except Gone:
+                if not whole:  # who has the whole answer may go
+                    raise
 
     async def _chat(self, headers: Sequence[Header], raw: list[bytes], release: Callable[[], None], send: Send) -> None:
         """Answer a chat whose body is the only thing in a list, so that nothing holds it once it was sent."""
-        read, seen, chosen = await self._read(raw, headers)
-        method = method_of(self._names.meant(read.name)[1], read.knobs)
-        if read.guard is None:
-            method = None  # nothing to guard
-        made = Arguments({}, {})
-        body = read.body
-        if method is not None:
-            with self._place("guarded"):
-                made = await self._guards.arguments(method, read.views, read.question, seen, chosen)
-            more = {"vllm_xargs": made.xargs} | ({"mm_processor_kwargs": made.views} if made.views else {})
-            body = with_fields(body, more)
-        proof = Proof(
-            read.name,
-            self.settings.guards,
-            None if method is None else method.name,
-            {} if method is None else {knob: float(getattr(method, knob)) for knob in KNOBS[method.name]},
-            made.version,
-            read.unguarded,
-            made.claims,
-            made.notes,
-        )
+        body, proof = await self._guarded(*await self._read(raw, headers))
         asking = self._upstream.post(CHAT, Once(body, release), passed_on(headers) | self._gate.rank(headers))
-        del raw[:], read, body, made
+        del raw[:], body
         async with asking as answer:
             await self._pass_on(answer, proof, send)
+
+    async def _guarded(self, read: Read, seen: str, chosen: Matching | None) -> tuple[bytes, Proof]:
+        """Return what the engine is asked, and what will be said of its answer; of what `_read` gave."""
+        method = method_of(self._names.meant(read.name)[1], read.knobs)
+        proof = Proof(read.name, self.settings.guards, unguarded=read.unguarded)
+        if method is None or read.guard is None:  # nothing to guard
+            return read.body, proof
+        with self._place("guarded"):
+            made = await self._guards.arguments(method, read.views, read.question, seen, chosen)
+        knobs = {knob: float(getattr(method, knob)) for knob in KNOBS[method.name]}
+        ran = replace(
+            proof, method=method.name, knobs=knobs, version=made.version, claims=made.claims, notes=made.notes
+        )
+        return with_fields(read.body, made.fields), ran
 
     async def _read(self, raw: list[bytes], headers: Sequence[Header]) -> tuple[Read, str, Matching | None]:
         """Return what was asked, which matcher its pictures were prepared for, and what answers in its place."""
@@ -225,11 +213,13 @@ class Front:
             self._now[kind] -= 1
 
     async def _pass_on(self, answer: httpx.Response, proof: Proof, send: Send) -> None:
-        kind = kind_of(answer)
+        kind, said = kind_of(answer), [*shown(answer), *proof.headers()]
         if answer.status_code != 200:
             await reply(send, answer.status_code, [*shown(answer), *proof.refused()], await whole(answer))
-        elif kind == "text/event-stream":
-            await self._stream(answer, proof, send)
+        elif kind == EVENTS:
+            self._count(proof)
+            said.append((b"cache-control", b"no-cache"))
+            await self._stream(send, said, answers.marked_stream(proof, answer.aiter_raw()))
         else:
             try:
                 if kind != "application/json":
@@ -239,27 +229,28 @@ class Front:
                 message = "The engine's answer can't say which guard made it, so it is not given. Is it another vLLM?"
                 raise Refused(502, message, None, "engine") from error
             self._count(proof)
-            await reply(send, 200, [*shown(answer), *proof.headers()], raw)
+            await reply(send, 200, said, raw)
 
-    async def _stream(self, answer: httpx.Response, proof: Proof, send: Send) -> None:
-        self._count(proof)
-        marked = MarkedStream(proof)
-        headers = [*shown(answer), (b"cache-control", b"no-cache"), *proof.headers()]
+    async def _stream(self, send: Send, headers: Sequence[Header], pieces: AsyncIterator[bytes]) -> None:
+        """Send an answer in pieces.
+
+        Where it breaks off, an event says so, and no end of the body comes: no client takes it for the whole answer.
+        """
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            async for piece in answer.aiter_raw():
-                if events := marked.feed(piece):
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
-        except httpx.HTTPError:
-            await self._broken(send, "The engine was lost in the middle of the answer.")
-        else:
-            await send({"type": "http.response.body", "body": marked.rest()})
-
-    async def _broken(self, send: Send, why: str) -> None:
-        """Send an event that says so, and no end of the body: no client takes it for the whole answer."""
-        self.metrics.broken.inc()
-        _, said = answers.error(502, why)
-        await send({"type": "http.response.body", "body": b"data: " + said + b"\n\n", "more_body": True})
+            async for piece in pieces:
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except (Refused, httpx.HTTPError) as error:
+            self.metrics.broken.inc()
+            why = (
+                error.message
+                if isinstance(error, Refused)
+                else f"The {self.behind} was lost in the middle of the answer."
+            )
+            said = b"data: " + answers.error(502, why)[1] + b"\n\n"
+            return await send({"type": "http.response.body", "body": said, "more_body": True})
+        return await send({"type": "http.response.body", "body": b""})
 
     def _count(self, proof: Proof) -> None:
         self.metrics.answered.labels(proof.method or "none").inc()

@@ -25,11 +25,11 @@ from lvlm_guard.serve.front.reading import with_fields
 from lvlm_guard.serve.front.requests import ANSWERS, Wanted
 from lvlm_guard.serve.front.routes import CHAT, METRICS, MODELS, READY
 from lvlm_guard.serve.front.settings import FrontSettings
-from lvlm_guard.serve.front.upstream import Once, kind_of, passed_on, shown
+from lvlm_guard.serve.front.upstream import EVENTS, Once, kind_of, passed_on, shown
 from lvlm_guard.serve.front.verdicts import Pictures, ranked, text_of
 
 _DONE = "[DONE]"
-_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+_STREAM = (b"content-type", f"{EVENTS}; charset=utf-8".encode())
 
 
 class Passed(Exception):
@@ -42,6 +42,8 @@ class Passed(Exception):
 
 class CheckingFront(Front):
     """An ASGI app; see `Front`, whose settings name checks and no guards."""
+
+    behind = "upstream"
 
     async def _told(self, path: str) -> tuple[int, list[Header], bytes]:
         if path == METRICS:
@@ -109,33 +111,29 @@ class CheckingFront(Front):
     async def _through(self, answer: httpx.Response, send: Send) -> None:
         """Pass an answer on as it is."""
         off = [*shown(answer), (CHECK.encode(), b"off")]
-        if kind_of(answer) != "text/event-stream":
-            return await reply(send, 200, off, await whole(answer))
-        await send({"type": "http.response.start", "status": 200, "headers": off})
-        try:
-            async for piece in answer.aiter_bytes():
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except httpx.HTTPError:
-            return await self._broken(send, "The upstream was lost in the middle of the answer.")
-        return await send({"type": "http.response.body", "body": b""})
+        if kind_of(answer) == EVENTS:
+            await self._stream(send, off, answer.aiter_bytes())
+        else:
+            await reply(send, 200, off, await whole(answer))
 
     async def _verified(self, name: str, answer: httpx.Response, pictures: Pictures, send: Send) -> None:
         """Send an answer with verdicts on what it names."""
         said = (CHECK.encode(), f"verify; scores={pictures.version}".encode())
-        if kind_of(answer) == "text/event-stream":
-            started = [_STREAM, (b"cache-control", b"no-cache"), said]
-            await send({"type": "http.response.start", "status": 200, "headers": started})
-            try:
-                async for event in _checked(answer, name, pictures):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            except (Refused, httpx.HTTPError, LookupError, TypeError, ValueError) as wrong:
-                why = wrong.message if isinstance(wrong, Refused) else "it broke off, or can't be read."
-                return await self._broken(send, f"The answer was not checked: {self._hidden(why.encode()).decode()}")
-            return await send({"type": "http.response.body", "body": b""})
+        if kind_of(answer) == EVENTS:
+            headers = [_STREAM, (b"cache-control", b"no-cache"), said]
+            return await self._stream(send, headers, self._or_why(_checked(answer, name, pictures)))
         body = await _object(answer)
         texts = [text_of(choice["message"]) for choice in body["choices"]]
         body |= {"model": name} | pictures.field(await pictures.verdicts(texts))
         return await reply(send, 200, [*shown(answer), said], dumped(body))
+
+    async def _or_why(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for event in events:
+                yield event
+        except (Refused, httpx.HTTPError, LookupError, TypeError, ValueError) as wrong:
+            why = wrong.message if isinstance(wrong, Refused) else "it broke off, or can't be read."
+            raise Refused(502, f"The answer was not checked: {self._hidden(why.encode()).decode()}") from wrong
 
     async def _best(
         self, name: str, body: bytes, wanted: Wanted, pictures: Pictures, headers: dict[str, str], send: Send

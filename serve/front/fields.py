@@ -43,21 +43,15 @@ CLOSED = {
 }
 """Fields closed for every name, with the reason."""
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "truncate_prompt_tokens": (-1,),
-    "truncation_side": (),
-    "chat_template_kwargs": ({},),
-}
-"""Fields closed for guarded names, with the values that change nothing."""
+_RUNNERS = "vLLM's two runners apply it on different sides of the guard"
+_CUT = "a prompt that is cut can lose its picture"
 
-WHY_NEUTRAL = {
-    "repetition_penalty": "vLLM's two runners apply it on different sides of the guard",
-    "presence_penalty": "vLLM's two runners apply it on different sides of the guard",
-    "frequency_penalty": "vLLM's two runners apply it on different sides of the guard",
-    "truncate_prompt_tokens": "a prompt that is cut can lose its picture",
-    "truncation_side": "a prompt that is cut can lose its picture",
-    "chat_template_kwargs": "the template could leave the picture out",
+NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "repetition_penalty": ((1,), _RUNNERS),
+    "presence_penalty": ((0,), _RUNNERS),
+    "frequency_penalty": ((0,), _RUNNERS),
+    "truncate_prompt_tokens": ((-1,), _CUT),
+    "truncation_side": ((), _CUT),
+    "chat_template_kwargs": (({},), "the template could leave the picture out"),
 }
+"""Fields closed for guarded names, with the values that change nothing, and the reason."""

@@ -37,18 +37,16 @@ Matching = MaskdClient | Chosen
 
 @dataclass(frozen=True)
 class Arguments:
-    """The engine's arguments of a guarded request.
+    """What a guarded request is given.
 
     Args:
-        xargs: its `vllm_xargs`.
-        views: its `mm_processor_kwargs`; empty: none.
+        fields: of its body, which only the front may author.
         version: of the matcher, "" where the guard needs none.
         claims: what is voted on, of `lvlm_guard.proof.KINDS`.
         notes: on what the matcher could not look at.
     """
 
-    xargs: dict[str, Any]
-    views: dict[str, Any]
+    fields: dict[str, Any]
     version: str = ""
     claims: str = ""
     notes: tuple[str, ...] = ()
@@ -127,21 +125,21 @@ class Guards:
             Refused: 503, the matcher service gave nothing usable; 400 or 413, it can't use picture or question.
         """
         if not isinstance(method, AGLA | Vote):
-            return Arguments(dict(request_arguments(method)), view_arguments(method))
+            return Arguments(_fields(method))
         with _told():
             service = chosen or self._service()
             if isinstance(method, Vote):
                 return await self._votes(method, views, question, service, version)
             given = await self._all("agla", service, version, [service.mask(view, question) for view in views])
-            masks = view_arguments(method, [one.mask for one in given])
-            return Arguments(dict(request_arguments(method)), masks, given[0].version, notes=_notes(given))
+            fields = _fields(method, [one.mask for one in given])
+            return Arguments(fields, given[0].version, notes=_notes(given))
 
     async def _votes(
         self, vote: Vote, views: Sequence[bytes], question: str, service: Matching, version: str
     ) -> Arguments:
         best, given = await self._support("vote", service, version, views, claims_of(question))
-        xargs = ballot_arguments(vote, question, best)
-        return Arguments(xargs, {}, given[0].version, kinds_of(question), _notes(given))
+        fields = {"vllm_xargs": ballot_arguments(vote, question, best)}
+        return Arguments(fields, given[0].version, kinds_of(question), _notes(given))
 
     async def _support(
         self, guard: str, service: Matching, version: str, views: Sequence[bytes], claims: Sequence[str]
@@ -193,6 +191,11 @@ def _told() -> Iterator[None]:
             again,
             "matcher",
         ) from error
+
+
+def _fields(method: Method, masks: Sequence[str] = ()) -> dict[str, Any]:
+    views = view_arguments(method, masks)
+    return {"vllm_xargs": request_arguments(method)} | ({"mm_processor_kwargs": views} if views else {})
 
 
 def _notes(given: Sequence[Mask | Scores]) -> tuple[str, ...]:

@@ -75,13 +75,7 @@ def read(raw: bytes, rules: FrontSettings, seen: Seen | None, fetched: Mapping[s
 
 
 def _read(raw: bytes, rules: FrontSettings, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
-    it = asked(
-        raw,
-        rules.every_name,
-        most_pictures=rules.most_pictures,
-        drop=rules.drop,
-        special_tokens=rules.special_tokens,
-    )
+    it = asked(raw, rules)
     wanted = tuple(part["url"] for part in it.chat.pictures if is_address(part["url"]))
     if missing := tuple(dict.fromkeys(url for url in wanted if url not in fetched)):
         return Addresses(missing)

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from lvlm_guard.errors import did_you_mean
 from lvlm_guard.proof import CHECKS, MATCHED
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL, OPENAI, VLLM, WHY_NEUTRAL
+from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL, OPENAI, VLLM
 from lvlm_guard.serve.front.messages import Conversation, conversation, question_of
-from lvlm_guard.serve.front.names import Names
+from lvlm_guard.serve.front.settings import FrontSettings
 
 NEEDS_PICTURE = frozenset({"agla", "vcd", "vote"})
 """Guards that have nothing to do for a text alone; APC's cut needs no picture."""
@@ -90,23 +90,18 @@ class Asked(Meant):
     chat: Conversation
 
 
-def asked(
-    raw: bytes, names: Names, *, most_pictures: int, drop: tuple[str, ...] = (), special_tokens: bool = False
-) -> Asked:
+def asked(raw: bytes, rules: FrontSettings) -> Asked:
     """Read the body of a chat request.
 
     Args:
         raw: the body.
-        names: of the models here.
-        most_pictures: that a request may hold.
-        drop: pieces that are no part of a question, such as the model's image token.
-        special_tokens: `add_special_tokens` where the body does not say.
+        rules: what it may hold.
 
     Raises:
         Refused: with what is wrong.
     """
     body = _object(raw)
-    plain, guard = names.meant(body.get("model"))
+    plain, guard = rules.every_name.meant(body.get("model"))
     _check_fields(body, guard)
     knobs = body.pop("vllm_xargs", None)
     if guard in CHECKS:
@@ -114,18 +109,18 @@ def asked(
             raise Refused(400, f"{guard} has no knobs: leave vllm_xargs out.")
         knobs = Wanted.taken(body) if guard == "best" else None
     chat = conversation(body.get("messages"))
-    if len(chat.pictures) > most_pictures:
-        raise Refused(400, f"The request has {len(chat.pictures)} pictures; {most_pictures} at most are taken.")
+    if len(chat.pictures) > rules.most_pictures:
+        raise Refused(400, f"The request has {len(chat.pictures)} pictures; {rules.most_pictures} at most are taken.")
     name = body.get("model") or plain
     body |= {"model": plain, "messages": chat.messages}
-    if special_tokens:
+    if rules.special_tokens:
         body.setdefault("add_special_tokens", True)
     if guard in CHECKS and not chat.pictures:
         raise Refused(400, f"The prompt has no picture that {guard} could check an answer by: ask the model {plain!r}.")
     if guard in NEEDS_PICTURE and not chat.pictures:
         why = f"the prompt has no picture, so there is nothing for {guard} to guard"
         return Asked(body=body, name=name, guard=None, knobs=knobs, chat=chat, unguarded=why)
-    question = question_of(chat.last, drop) if guard in MATCHED else ""
+    question = question_of(chat.last, rules.drop) if guard in MATCHED else ""
     if guard in MATCHED and not question:
         raise Refused(
             400,
@@ -167,9 +162,8 @@ def _check_fields(body: dict[str, Any], guard: str | None) -> None:
         if name not in OPENAI and name not in VLLM and (name, guard) != (ANSWERS, "best"):
             near = did_you_mean(name, OPENAI | VLLM) if len(name) <= _LONGEST else ""
             raise Refused(400, f"{name!r:.80} is no field that is served here. {near}Leave it out.")
-        if guard not in (None, *CHECKS) and name in NEUTRAL and value not in NEUTRAL[name]:
-            raise Refused(
-                400, f"{name} can't be used with {guard}: {WHY_NEUTRAL[name]}. Leave it out, or ask the plain model."
-            )
+        neutral, why = NEUTRAL.get(name, ((value,), ""))
+        if guard not in (None, *CHECKS) and value not in neutral:
+            raise Refused(400, f"{name} can't be used with {guard}: {why}. Leave it out, or ask the plain model.")
     for name in [name for name in body if body[name] is None or name in CLOSED]:
         del body[name]

@@ -19,6 +19,8 @@ AGAIN = 5.0
 PASSED_ON = ("traceparent", "tracestate")
 """Headers of a request that the engine sees. Others choose its priority, its engine, or how its answer is packed."""
 
+EVENTS = "text/event-stream"
+
 _HEADERS = (b"retry-after",)  # of an answer that the client sees, beside its type
 
 
@@ -79,27 +81,20 @@ class Upstream:
         asking = self._http.build_request("POST", self._path(path), headers=sent, content=body)
         del body
         async with self._places:
-            answer = await self._send(asking)
+            answer = await self._send(asking, stream=True)
             try:
                 yield answer
             finally:
                 with anyio.CancelScope(shield=True):
                     await answer.aclose()
 
-    async def get(self, path: str, seconds: float = 10.0) -> httpx.Response:
+    async def get(self, path: str) -> httpx.Response:
         """Return an answer, whole.
 
         Raises:
             Refused: as of `post`.
         """
-        answer = await self._send(self._http.build_request("GET", self._path(path), timeout=seconds))
-        try:
-            await answer.aread()
-        except httpx.HTTPError as error:
-            raise _broken(error) from error
-        finally:
-            await answer.aclose()
-        return answer
+        return await self._send(self._http.build_request("GET", self._path(path), timeout=10.0), stream=False)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -108,17 +103,13 @@ class Upstream:
     def _path(self, path: str) -> str:
         return path.removeprefix("/v1") if self._rooted else path
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, request: httpx.Request, stream: bool) -> httpx.Response:
         try:
-            return await self._http.send(request, stream=True)
+            return await self._http.send(request, stream=stream)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Refused(503, "The engine is not there (yet, or any more). Ask again.", AGAIN, "engine") from error
         except httpx.HTTPError as error:
-            raise _broken(error) from error
-
-
-def _broken(error: httpx.HTTPError) -> Refused:
-    return Refused(502, f"The engine gave no answer ({type(error).__name__}).", None, "engine")
+            raise Refused(502, f"The engine gave no answer ({type(error).__name__}).", None, "engine") from error
 
 
 def kind_of(answer: httpx.Response) -> str:

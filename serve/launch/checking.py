@@ -17,10 +17,9 @@ from lvlm_guard.matching.vocabulary import claim_about
 from lvlm_guard.proof import CHECKS
 from lvlm_guard.serve.errors import MaskdError, ServeError
 from lvlm_guard.serve.front.names import Names
-from lvlm_guard.serve.launch.child import Child, Keeper
+from lvlm_guard.serve.launch.child import Keeper
 from lvlm_guard.serve.launch.command import FRONTS, UPSTREAM_KEY
-from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Signals
-from lvlm_guard.serve.launch.settings import ServeSettings
+from lvlm_guard.serve.launch.parts import Parts, Ready, Say, ServeSettings, Signals
 from lvlm_guard.serve.maskd.client import MaskdClient
 from lvlm_guard.serve.vote.ballot import served_vocabulary
 
@@ -65,12 +64,8 @@ class CheckingServer(Parts):
             "upstream_at_once": max(1, given.upstream_at_once // given.front_workers),
             "maskd_url": maskd,
         }
-        url = self._start_front(front)
-        self._until_healthy(url, "The front is still starting")
+        url = self._start_front(front, "The front is still starting")
         ready(Ready(url, self._names.all, self._checks, maskd, version, os.getpid()))
-
-    def _died(self, engine: Child, code: int) -> str:
-        raise NotImplementedError("there is none")
 
 
 def _address(url: str) -> str:

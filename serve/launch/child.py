@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event, Thread
-from typing import IO
+from typing import IO, cast
 
 from lvlm_guard.serve.launch import keeper
 
@@ -38,6 +38,7 @@ class Keeper:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
         )
+        self._pipe = cast(IO[str], self._process.stdin)
         for group in self._groups:
             self._say(f"+{group}")
         for folder in self._folders:
@@ -65,18 +66,15 @@ class Keeper:
 
     def close(self) -> None:
         """Let it end."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._pipe.close()
         self._process.wait()
 
     def _say(self, line: str) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # it was killed (`check` starts another one), or we are at the end
-                self._process.stdin.write(line + "\n")
-                self._process.stdin.flush()
+        # it was killed (`check` starts another one), or we are at the end
+        with contextlib.suppress(OSError, ValueError):
+            self._pipe.write(line + "\n")
+            self._pipe.flush()
 
 
 class Child:

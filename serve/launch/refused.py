@@ -1,14 +1,23 @@
-"""vLLM options that are refused before anything starts, each with the reason."""
+"""Which guards a model is served with, and the options of vLLM that are refused for them, each with the reason."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
+from lvlm_guard.errors import did_you_mean
+from lvlm_guard.methods import REGISTRY
+from lvlm_guard.proof import KNOBS
+from lvlm_guard.serve.engine.plugin import BOTH_WAYS, CUT, FAMILIES, TWINS
+from lvlm_guard.serve.engine.plugin import PROCESSOR as TWIN_PROCESSOR
 from lvlm_guard.serve.engine.refuse import CACHES, WHY
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.vote import PROCESSOR as VOTE_PROCESSOR
+
+if TYPE_CHECKING:
+    from lvlm_guard.serve.launch.checkpoint import Checkpoint
 
 _OURS = "lvlm-guard serve sets it, since the guard depends on it: leave it out."
 _DOOR = "it opens a way in that the front does not stand before: leave it out."
@@ -94,30 +103,60 @@ _NEUTRAL: dict[str, Collection[str]] = {
 }
 """Values that change nothing."""
 
-_OWN = frozenset(
-    ("model", "uds", "middleware", "logits-processors", "logprobs-mode", "trust-request-mm-kwargs", "generation-config")
-) | {"compilation-config"}
-"""Options that `serve` gives vLLM itself; what it understood of them is looked at one by one, or by the engine."""
+_LOOKED_AT = ("model", "uds", "logits-processors", "compilation-config")
+"""Options that `serve` gives vLLM itself, and that are looked at elsewhere, or by the engine."""
+
+_OWN: dict[str, Any] = {
+    "middleware": [],
+    "trust-request-mm-kwargs": True,
+    "logprobs-mode": "processed_logprobs",
+    "generation-config": "vllm",
+}
+"""Those of which vLLM has to have understood what `serve` says."""
 
 _WHOLE = ("hf-overrides", "limit-mm-per-prompt")
 
 
-def parsed_amiss(parsed: Any, default: Callable[[str], Any], *, twin: bool) -> list[str]:
-    """Return what is refused of the options that vLLM understood, wherever they came from: a --config file, too.
+def guards_of(asked: tuple[str, ...] | None, checkpoint: Checkpoint, *, cpu: bool = False) -> tuple[str, ...]:
+    """Return the guards to serve.
 
     Args:
-        parsed: vLLM's namespace.
-        default: of an option, by its name there.
-        twin: whether the twin engine is served.
+        asked: by the user; None for those that suit the model.
+        checkpoint: the model.
+        cpu: whether vLLM is a build for CPUs.
+
+    Raises:
+        ServeError: one can't be served, or not with this model.
     """
-    found = []
-    for name, why in (ALWAYS | (TWIN if twin else {})).items():
-        place = name.replace("-", "_")
-        value = getattr(parsed, place, None)
-        same = value == default(place) or str(value) in _NEUTRAL.get(name, ())
-        if name not in _OWN and not same and value not in (None, False, [], {}):
-            found.append(f"--{name}: {why}")
-    return found
+    lacking = _no_twin(checkpoint, cpu)
+    if asked is None:
+        return ("vote",) if lacking else ("agla", "vote")
+    if not asked:
+        raise ServeError(f"No guard is named: give --guards some of {', '.join(KNOBS)}, or leave it out.")
+    for guard in asked:
+        if guard not in KNOBS:
+            raise ServeError(f"{guard!r} can't be served. {did_you_mean(guard, KNOBS)}Known: {', '.join(KNOBS)}.")
+    if (needs := branched(asked)) and lacking:
+        raise ServeError(
+            f"{', '.join(needs)} compares two readings of the picture, for which a model needs a twin, and "
+            f"{checkpoint.architecture or checkpoint.name} has none{lacking} These have one: {', '.join(FAMILIES)}. "
+            "Any model can be served with --guards vote,apc."
+        )
+    return tuple(dict.fromkeys(asked))
+
+
+def _no_twin(checkpoint: Checkpoint, cpu: bool) -> str:
+    """Return the end of a sentence that says why a model has no twin; "" where it has one."""
+    if cpu and checkpoint.architecture in BOTH_WAYS:
+        return " here: it reads a picture's tokens both ways, and vLLM's attention for CPUs reads them causally."
+    if checkpoint.architecture == "InternVLChatModel":
+        return ", since its code is the checkpoint's own: serve the one with -hf behind its name."
+    return "" if checkpoint.twin else "."
+
+
+def branched(guards: Iterable[str]) -> list[str]:
+    """Return those of the guards that need a second branch, and so a twin."""
+    return [guard for guard in guards if REGISTRY.get(guard)().branches()]
 
 
 def check(passed: Passed, guards: Collection[str], *, twin: bool) -> None:
@@ -143,3 +182,28 @@ def check(passed: Passed, guards: Collection[str], *, twin: bool) -> None:
             found.append(f"--{name}: {refused[head]}")
     if found:
         raise ServeError(f"The model can't be served with {', '.join(guards)} so. " + " ".join(found))
+
+
+def check_parsed(parsed: Any, default: Callable[[str], Any]) -> None:
+    """Look once more at what vLLM understood: a --config file can say what the command line may not.
+
+    Args:
+        parsed: vLLM's namespace.
+        default: of an option, by its name there.
+
+    Raises:
+        ServeError: there is a way around the front, or what would break a guard.
+    """
+    twin = set(TWINS) & set((parsed.hf_overrides or {}).get("architectures") or ())
+    given = {name: getattr(parsed, name.replace("-", "_"), None) for name in [*ALWAYS, *(TWIN if twin else ())]}
+    found = []
+    for name, value in given.items():
+        same = value == default(name.replace("-", "_")) or str(value) in _NEUTRAL.get(name, ())
+        if name in _OWN and value != _OWN[name]:
+            found.append(f"--{name}: lvlm-guard serve sets it, and it would go around the guard: leave it out.")
+        elif name not in (*_OWN, *_LOOKED_AT) and not same and value not in (None, False, [], {}):
+            found.append(f"--{name}: {(ALWAYS | TWIN)[name]}")
+    if set(parsed.logits_processors or ()) - {TWIN_PROCESSOR, CUT, VOTE_PROCESSOR}:
+        found.append(f"--logits-processors: {ALWAYS['logits-processors']}")
+    if found:
+        raise ServeError("An option, perhaps of a --config file, is refused. " + " ".join(found))

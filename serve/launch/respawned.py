@@ -51,11 +51,6 @@ class Respawned:
         self._began = time.monotonic()
         self.child = self._start()
 
-    @property
-    def died_lately(self) -> bool:
-        """Whether it is not the first one."""
-        return self._wait > self._first
-
     def check(self) -> None:
         """Start it again where it died.
 
@@ -83,18 +78,13 @@ class Respawned:
         self._wait = min(2 * self._wait, self._longest)
 
     def stop(self, seconds: float, hurry: Event) -> None:
-        """Ask it to end, and end it where it does not.
-
-        Args:
-            seconds: it gets.
-            hurry: ends the wait.
-        """
+        """Ask it to end, and end it where it does not; see `Child.stop`."""
         if self._again is None:
             self.child.stop(seconds, hurry)
 
 
 class OwnMatcher(Respawned):
-    """A matcher service that is ours.
+    """A matcher service that is ours, at `url` with a matcher of `version` once it is `ready`.
 
     Args:
         options: of `lvlm-guard maskd`.
@@ -113,7 +103,7 @@ class OwnMatcher(Respawned):
         super().__init__("The matcher service", self._started, say, away, (1.0, 30.0))
 
     def _started(self) -> Child:
-        self._ready, self._said, self._told = Event(), "", False
+        self.ready, self._said, self._told = False, "", False
         self._looked, self._missed = time.monotonic(), 0
         port = self.url.rpartition(":")[2] or "0"
         command = [sys.executable, "-m", "lvlm_guard.serve.maskd", "--json", "--port", port, *self._options]
@@ -124,13 +114,7 @@ class OwnMatcher(Respawned):
         if line.startswith("}"):
             (row,) = json.loads(self._said)["rows"]
             self.url, self.version = row["url"], row["matcher"]
-            self.answered = True
-            self._ready.set()
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has answered."""
-        return self._ready.is_set()
+            self.answered = self.ready = True
 
     def check(self) -> None:
         """Start it again where it died, or hangs.
@@ -139,7 +123,7 @@ class OwnMatcher(Respawned):
             ServeError: it never answered.
         """
         if self.child.ended() is None:
-            if self.ready and not self._told and self.died_lately:
+            if self.ready and not self._told and self._wait > self._first:
                 self._told = True
                 self._say(f"The matcher service is back at {self.url}.")
             if self._hangs():

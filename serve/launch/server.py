@@ -1,9 +1,10 @@
-"""The parts of one server, in the order in which they are started, and the watch over them."""
+"""Start a guarded server, check that its guards act, open it, and watch over it until it is told to stop."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,13 +16,12 @@ from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.settings import KEY
 from lvlm_guard.serve.launch import questions, refused
 from lvlm_guard.serve.launch.canary import TOP, Canary
+from lvlm_guard.serve.launch.checking import CheckingServer
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
-from lvlm_guard.serve.launch.child import Child, Keeper
+from lvlm_guard.serve.launch.child import Keeper
 from lvlm_guard.serve.launch.command import adapters, command, environment
-from lvlm_guard.serve.launch.guards import branched, guards_of
-from lvlm_guard.serve.launch.installed import AUDIO, Installed, check_release, installed
-from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Signals
-from lvlm_guard.serve.launch.settings import ServeSettings
+from lvlm_guard.serve.launch.installed import Installed, check_release, installed
+from lvlm_guard.serve.launch.parts import GRACE, Engine, Parts, Ready, Say, ServeSettings, Signals, Stopped, taken
 
 
 class Server(Parts):
@@ -35,8 +35,8 @@ class Server(Parts):
         super().__init__(settings, say, keeper, signals)
         self._vllm: Installed = installed()
         self._checkpoint = Checkpoint.of(settings.model, settings.passed)
-        self._guards = guards_of(settings.guards, self._checkpoint, cpu=self._vllm.cpu)
-        self._twin = self._checkpoint.twin if branched(self._guards) else None
+        self._guards = refused.guards_of(settings.guards, self._checkpoint, cpu=self._vllm.cpu)
+        self._twin = self._checkpoint.twin if refused.branched(self._guards) else None
         refused.check(settings.passed, self._guards, twin=self._twin is not None)
         if self._twin:
             check_release(self._vllm)
@@ -87,9 +87,8 @@ class Server(Parts):
         counts = self._folder / "counts"
         counts.mkdir()
         made = environment(inner, self._checkpoint, self._vllm, counts)
-        self._engine = Child(self._command, made, self._keeper)
-        url = self._start_front(front)
-        self._until_healthy(url, "vLLM is still starting")
+        self._parts.append((Engine(self._command, made, self._keeper), GRACE))
+        url = self._start_front(front, "vLLM is still starting")
         self._ask([Canary(url, self._names.plain[0], token, os.environ.get(KEY, ""), rank) for rank in self._engines()])
         opened.touch()
         ready(Ready(url, self._names.all, self._guards, maskd, version, os.getpid()))
@@ -128,13 +127,6 @@ class Server(Parts):
         if failed:
             raise failed[0]
 
-    def _died(self, engine: Child, code: int) -> str:
-        reason = engine.reason()
-        if "torchaudio" in reason or "torchcodec" in reason or engine.wrote("libtorchaudio"):
-            reason += f" The sound and video packages that come with vLLM break its import here: {AUDIO}."
-        how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
-        return f"vLLM ended {how}, so everything is stopped. {reason or 'It gave no reason.'} Its log is above."
-
 
 def special_tokens(processor: Any, template: str | None = None) -> bool:
     """Return whether the tokenizer has to add its special tokens to what the chat template writes.
@@ -155,3 +147,30 @@ def special_tokens(processor: Any, template: str | None = None) -> bool:
     text = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **chosen)
     bos = getattr(processor, "tokenizer", processor).bos_token
     return not (bos and text.startswith(bos))
+
+
+def serve(settings: ServeSettings, ready: Callable[[Ready], None], say: Say) -> None:
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; from the main thread, whose signals it takes.
+
+    Args:
+        settings: the user's.
+        ready: called once, when every guard was seen to act and its names are open.
+        say: tells the operator what is no result.
+
+    Raises:
+        MissingExtraError: vLLM, or what the front is made of, is not installed.
+        GuardError: an option would break a guard; a part can't be started, or a guard does not act; vLLM died.
+        OSError: the address is taken.
+        KeyboardInterrupt: Ctrl-C, once everything is stopped.
+    """
+    with ExitStack() as stack:
+        signals = stack.enter_context(taken())
+        keeper = Keeper()
+        stack.callback(keeper.close)
+        try:
+            made = CheckingServer if settings.upstream is not None else Server
+            made(settings, say, stack, keeper, signals).run(ready)
+        except Stopped:
+            if signals.came[0] == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            say("Stopped.")

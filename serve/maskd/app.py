@@ -7,7 +7,8 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,12 +18,12 @@ from starlette.routing import Route
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.matching import Matcher
 from lvlm_guard.serve.errors import Refused, WireError
-from lvlm_guard.serve.maskd.asks import Answer, Ask, Kind, Limits
+from lvlm_guard.serve.maskd.asks import Ask, Kind, Limits
 from lvlm_guard.serve.maskd.batcher import Batcher
 from lvlm_guard.serve.maskd.bodies import mask_ask, scores_ask
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
-from lvlm_guard.serve.receiving import Bodies, Gone, Held, until_gone
+from lvlm_guard.serve.receiving import Bodies, Gone, while_there
 
 STUCK = 60.0
 """Seconds in one batch, or four deadlines if that is more, after which `/health` says that the matcher hangs."""
@@ -58,14 +59,6 @@ class Service:
         finally:
             await self._batcher.close()
 
-    async def mask(self, request: Request) -> Response:
-        """Answer POST /mask."""
-        return await self._answered(request, "mask", mask_ask)
-
-    async def scores(self, request: Request) -> Response:
-        """Answer POST /scores."""
-        return await self._answered(request, "scores", scores_ask)
-
     async def health(self, _: Request) -> Response:
         """Answer GET /health: 200 while the matcher answers."""
         busy = self._batcher.busy_for()
@@ -84,14 +77,15 @@ class Service:
         text = await asyncio.to_thread(self._metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answered(self, request: Request, kind: Kind, parse: Callable[[bytes], Ask]) -> Response:
+    async def answered(self, kind: Kind, parse: Callable[[bytes], Ask], request: Request) -> Response:
+        """Answer POST /mask and /scores."""
         began = time.monotonic()
-        held = Held(self._bodies)
+        held = ExitStack()
         try:
             read = await self._bodies.read(held, request.scope["headers"], request.receive)
             ask = await asyncio.to_thread(parse, read)
             del read
-            answer = await self._while_there(request, ask)
+            answer = await while_there(request.receive, lambda: self._batcher.ask(ask))
             noted = {"note": answer.note} if answer.note else {}
             response: Response = JSONResponse({kind: answer.text, "version": self._version, **noted})
         except Gone:
@@ -99,23 +93,10 @@ class Service:
         except Exception as error:  # every failure is told to the client by its kind
             response = self._refusal(error)
         finally:
-            held.release()
+            held.close()
         self._metrics.answers.labels(kind, response.status_code).inc()
         self._metrics.seconds.labels(kind).observe(time.monotonic() - began)
         return response
-
-    async def _while_there(self, request: Request, ask: Ask) -> Answer:
-        """Return the answer; give up when the client does."""
-        answer = asyncio.ensure_future(self._batcher.ask(ask))
-        left = asyncio.ensure_future(until_gone(request.receive))
-        try:
-            await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise Gone
-            return answer.result()
-        finally:
-            answer.cancel()
-            left.cancel()
 
     def _refusal(self, error: Exception) -> Response:
         if isinstance(error, Refused):
@@ -146,9 +127,9 @@ def create_app(load: Callable[[], Matcher], limits: Limits | None = None) -> Sta
     """Return the ASGI application; see `Service`."""
     service = Service(load, limits or Limits())
     routes = [
-        Route("/mask", service.mask, methods=["POST"]),
-        Route("/scores", service.scores, methods=["POST"]),
-        Route("/health", service.health, methods=["GET"]),
-        Route("/metrics", service.metrics, methods=["GET"]),
+        Route("/mask", partial(service.answered, "mask", mask_ask), methods=["POST"]),
+        Route("/scores", partial(service.answered, "scores", scores_ask), methods=["POST"]),
+        Route("/health", service.health),
+        Route("/metrics", service.metrics),
     ]
     return Starlette(routes=routes, lifespan=service.running)

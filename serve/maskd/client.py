@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ import httpx
 from lvlm_guard.matching.memory import Recent
 from lvlm_guard.matching.vocabulary import TEMPLATE
 from lvlm_guard.serve.errors import MaskdError, Refused, WireError
+from lvlm_guard.serve.maskd.asks import Ask
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
 
 MOST_ANSWER = 4 << 20
@@ -67,8 +67,8 @@ class MaskdClient:
         timeout: seconds for one question, connection and all.
         connections: at most at once; further questions wait for one, within the time-out.
 
-    `asked` counts questions, `hits` those that were answered from memory. `template` is the sentence about an object
-    that its matcher knows best, as of `seen`.
+    `asked` counts questions, `hits` those that were answered from memory. `known` is what `seen` says where nobody need
+    be asked, `template` the sentence about an object that its matcher knows best.
     """
 
     template = TEMPLATE
@@ -78,9 +78,9 @@ class MaskdClient:
         self.timeout = timeout
         self.hits = 0
         self.asked = 0
-        self._known: Recent[tuple[str, bytes, tuple[str, ...]], tuple[str, str, str]] = Recent(_KEPT)
+        self.known: tuple[str, int | None] | None = None
+        self._told: Recent[Ask, tuple[str, str, str]] = Recent(_KEPT)
         self._version: str | None = None
-        self._side: tuple[str, int | None] | None = None
         self._http = httpx.AsyncClient(
             timeout=timeout, limits=httpx.Limits(max_connections=connections), trust_env=False, follow_redirects=False
         )
@@ -96,7 +96,7 @@ class MaskdClient:
             MaskdError: there is no answer, or none that can be used; `retry_after` says when to ask again.
             Refused: the picture or the question can't be used; status and message are for the client.
         """
-        return Mask(*await self._told("mask", image, (question,), {"question": question}))
+        return Mask(*await self._ask(Ask.about("mask", image, (question,)), {"question": question}))
 
     async def scores(self, image: bytes, claims: Sequence[str]) -> Scores:
         """Return how far a picture supports each claim.
@@ -104,7 +104,7 @@ class MaskdClient:
         Raises:
             MaskdError, Refused: as for `mask`.
         """
-        text, version, note = await self._told("scores", image, tuple(claims), {"claims": list(claims)})
+        text, version, note = await self._ask(Ask.about("scores", image, tuple(claims)), {"claims": list(claims)})
         found = unpack_scores(text)
         if found.keys() != set(claims):
             raise self._broken("its scores are of other claims than those asked about")
@@ -126,31 +126,21 @@ class MaskdClient:
         if not isinstance(version, str) or not sided or not isinstance(template, str | None):
             raise self._broken(f"its health says {said!r:.200}")
         self.template = template or TEMPLATE
-        if version != self._version:
-            self._known.clear()
-            self._version = version
-        self._side = version, side
-        return self._side
-
-    @property
-    def known(self) -> tuple[str, int | None] | None:
-        """What `seen` would say, where nobody need be asked."""
-        return self._side if self._side is not None and self._side[0] == self._version else None
+        self._answers(version)
+        self.known = version, side
+        return self.known
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _told(
-        self, kind: str, image: bytes, texts: tuple[str, ...], fields: dict[str, Any]
-    ) -> tuple[str, str, str]:
-        key = (kind, hashlib.blake2b(image, digest_size=20).digest(), texts)
+    async def _ask(self, ask: Ask, fields: dict[str, Any]) -> tuple[str, str, str]:
+        kind = ask.kind
         self.asked += 1
-        known = self._known.get(key)
-        if known is not None:
+        if known := self._told.get(ask):
             self.hits += 1
             return known
-        body = json.dumps({"image": base64.b64encode(image).decode(), **fields}).encode()
+        body = json.dumps({"image": base64.b64encode(ask.image).decode(), **fields}).encode()
         said = await self._answer("POST", f"/{kind}", body)
         text, version, note = said.get(kind), said.get("version"), str(said.get("note", ""))[:500]
         if not isinstance(text, str) or not isinstance(version, str) or not version:
@@ -159,11 +149,16 @@ class MaskdClient:
             _ = unpack_mask(text) if kind == "mask" else unpack_scores(text)
         except WireError as error:
             raise self._broken(f"its {kind} can't be used: {error}") from error
-        if version != self._version:  # restarted with another matcher
-            self._known.clear()
-            self._version = version
-        self._known.put(key, (text, version, note), len(text) + len(note) + sum(map(len, texts)) + _ENTRY)
+        self._answers(version)
+        size = len(text) + len(note) + sum(map(len, ask.texts)) + _ENTRY
+        self._told.put(replace(ask, image=b""), (text, version, note), size)
         return text, version, note
+
+    def _answers(self, version: str) -> None:
+        """Forget what another matcher said, where one was started in its place."""
+        if version != self._version:
+            self._told.clear()
+            self._version, self.known = version, None
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"} if body is not None else {}

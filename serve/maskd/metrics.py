@@ -7,6 +7,7 @@ and any worker answers for all of them.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -21,26 +22,20 @@ class Metrics:
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()
-        self.answers = Counter(
-            "lvlm_guard_maskd_answers", "Answers by route and status", ["route", "status"], registry=own
-        )
-        self.seconds = Histogram(
-            "lvlm_guard_maskd_seconds", "From request to answer", ["route"], buckets=_SECONDS, registry=own
-        )
-        self.hits = Counter("lvlm_guard_maskd_cache_hits", "Asks answered from memory", ["route"], registry=own)
-        self.misses = Counter("lvlm_guard_maskd_cache_misses", "Asks not in memory", ["route"], registry=own)
-        self.joined = Counter("lvlm_guard_maskd_joined", "Asks that waited for an equal one", ["route"], registry=own)
-        self.busy = Counter("lvlm_guard_maskd_busy", "Answers of status 503 by reason", ["reason"], registry=own)
-        self.waiting = Gauge("lvlm_guard_maskd_waiting", "Asks in the queue", registry=own, multiprocess_mode="livesum")
-        self.held = Gauge(
-            "lvlm_guard_maskd_held_bytes", "Bytes of requests in memory", registry=own, multiprocess_mode="livesum"
-        )
+        count, timed = partial(Counter, registry=own), partial(Histogram, registry=own, buckets=_SECONDS)
+        gauge = partial(Gauge, registry=own, multiprocess_mode="livesum")
+        self.answers = count("lvlm_guard_maskd_answers", "Answers by route and status", ["route", "status"])
+        self.seconds = timed("lvlm_guard_maskd_seconds", "From request to answer", ["route"])
+        self.hits = count("lvlm_guard_maskd_cache_hits", "Asks answered from memory", ["route"])
+        self.misses = count("lvlm_guard_maskd_cache_misses", "Asks not in memory", ["route"])
+        self.joined = count("lvlm_guard_maskd_joined", "Asks that waited for an equal one", ["route"])
+        self.busy = count("lvlm_guard_maskd_busy", "Answers of status 503 by reason", ["reason"])
+        self.waiting = gauge("lvlm_guard_maskd_waiting", "Asks in the queue")
+        self.held = gauge("lvlm_guard_maskd_held_bytes", "Bytes of requests in memory")
         self.batch = Histogram(
             "lvlm_guard_maskd_batch_asks", "Asks matched at once", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own
         )
-        self.matching = Histogram(
-            "lvlm_guard_maskd_matching_seconds", "Time of one batch in the matcher", buckets=_SECONDS, registry=own
-        )
+        self.matching = timed("lvlm_guard_maskd_matching_seconds", "Time of one batch in the matcher")
 
     def text(self) -> bytes:
         """Return the values of all workers in Prometheus' text format."""

@@ -7,15 +7,13 @@ instead of asked from a matcher.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lvlm_guard.engine.assembly import cut, plausible
 from lvlm_guard.matching.voting import QUESTION, Naming, undecided, voted
-from lvlm_guard.serve.allowed import guard_allowed
+from lvlm_guard.serve.assembling import assemble
 from lvlm_guard.serve.overruled import preferred_others
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ class Counting:
         self._naming = Naming(tokenizer, vocabulary)
 
     def __call__(
-        self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes, seen: Seen | None = None
+        self, logits: Tensor, ballots: Mapping[int, Ballot], prefixes: Prefixes, seen: Seen = lambda rows, flags: None
     ) -> Tensor:
         """Return the logits with the guarded rows assembled, in place.
 
@@ -59,32 +57,23 @@ class Counting:
         Raises:
             LogitsError: a guarded row holds NaN or +inf.
         """
-        if ballots:
-            guard_allowed(logits, sorted(ballots), partial(self._count, logits, ballots, prefixes, seen))
-        return logits
 
-    def _count(
-        self,
-        logits: Tensor,
-        ballots: Mapping[int, Ballot],
-        prefixes: Prefixes,
-        seen: Seen | None,
-        rows: list[int],
-    ) -> None:
-        everyone = len(rows) == len(logits)
-        index = slice(None) if everyone else torch.tensor(rows, device=logits.device)
-        plain = logits[index]
-        betas = [ballots[row].beta for row in rows]
-        keep = plausible(plain, betas[0] if len(set(betas)) == 1 else betas)
-        survivors = {i: tokens for i, tokens in undecided(keep).items() if ballots[rows[i]].lam > 0}
-        votes: list[tuple[int, int, float]] = []
-        if survivors:
-            answers = prefixes([rows[i] for i in survivors])
-            for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
-                ballot = ballots[rows[i]]
-                choice = self._naming.choice(answer, tokens, ballot.objects, QUESTION in ballot.support)
-                votes += [(i, *vote) for vote in ballot.votes(choice)]
-        assembled = cut(voted(plain, votes), plain, keep)
-        if seen is not None:
-            seen(rows, preferred_others(assembled, plain) if votes else None)
-        logits[index] = assembled
+        def assembled(rows: list[int], index: Any) -> Tensor:
+            plain = logits[index]
+            betas = [ballots[row].beta for row in rows]
+            keep = plausible(plain, betas[0] if len(set(betas)) == 1 else betas)
+            survivors = {i: tokens for i, tokens in undecided(keep).items() if ballots[rows[i]].lam > 0}
+            votes: list[tuple[int, int, float]] = []
+            if survivors:
+                answers = prefixes([rows[i] for i in survivors])
+                for (i, tokens), answer in zip(survivors.items(), answers, strict=True):
+                    ballot = ballots[rows[i]]
+                    choice = self._naming.choice(answer, tokens, ballot.objects, QUESTION in ballot.support)
+                    votes += [(i, *vote) for vote in ballot.votes(choice)]
+            made = cut(voted(plain, votes), plain, keep)
+            seen(rows, preferred_others(made, plain) if votes else None)
+            return made
+
+        if ballots:
+            assemble(logits, sorted(ballots), assembled)
+        return logits

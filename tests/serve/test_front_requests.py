@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,17 +15,18 @@ from lvlm_guard.proof import KNOBS
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fields import CLOSED, NEUTRAL
 from lvlm_guard.serve.front.guards import method_of
-from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.requests import Asked, asked
+from lvlm_guard.serve.front.settings import FrontSettings
 
-NAMES = Names(("tiny",), ("agla", "vcd", "apc", "vote"))
+RULES = FrontSettings(("tiny",), ("agla", "vcd", "apc", "vote"), maskd_url="http://127.0.0.1:1")
+NAMES = RULES.every_name
 IMAGE = data_url(picture())
 CHAT = [turn("is there a dog?", IMAGE)]
 
 
 def ask(model: str | None = "tiny-agla", messages: Any = CHAT, most_pictures: int = 1, **fields: Any) -> Asked:
     body = {"model": model, "messages": messages, **fields}
-    request = asked(json.dumps(body).encode(), NAMES, most_pictures=most_pictures, drop=("<image>",))
+    request = asked(json.dumps(body).encode(), replace(RULES, most_pictures=most_pictures))
     method_of(NAMES.meant(model)[1], request.knobs)
     return request
 
@@ -36,7 +38,7 @@ def knobs(request: Asked) -> dict[str, float]:
 
 def refusal(raw: bytes | None = None, **fields: Any) -> Refused:
     with pytest.raises(Refused) as refused:
-        ask(**fields) if raw is None else asked(raw, NAMES, most_pictures=1)
+        ask(**fields) if raw is None else asked(raw, RULES)
     return refused.value
 
 
@@ -109,7 +111,7 @@ def test_what_would_mean_two_things_with_a_guard_is_refused_for_guarded_names_al
     assert name in NEUTRAL
     assert refusal(**{name: value}).status == 400
     assert ask("tiny", **{name: value}).body[name] == value
-    for neutral in NEUTRAL[name]:
+    for neutral in NEUTRAL[name][0]:
         assert ask(**{name: neutral}).guard is not None
 
 

@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from lvlm_guard.pretrained import load_model
-from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.front.requests import asked
+from lvlm_guard.serve.front.settings import FrontSettings
 from lvlm_guard.serve.launch.server import special_tokens
 
 TALK = [{"role": "user", "content": [{"type": "text", "text": "is there a dog ?"}]}]
@@ -35,10 +35,10 @@ def test_the_prompt_has_the_first_token_once_as_transformers_writes_it(family: s
 def test_what_a_request_says_goes_before_what_the_server_found(model: str, served: bool) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     body = {"model": model, "messages": [{"role": "user", "content": [picture, {"type": "text", "text": "?"}]}]}
-    names = Names(("tiny",), ("agla",))
+    rules = FrontSettings(("tiny",), ("agla",), maskd_url="http://127.0.0.1:1", special_tokens=served)
 
     def of(**more: object) -> object:
-        read = asked(json.dumps(body | more).encode(), names, most_pictures=1, special_tokens=served)
+        read = asked(json.dumps(body | more).encode(), rules)
         return read.body.get("add_special_tokens")
 
     assert of() is (True if served else None)

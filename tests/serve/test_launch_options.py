@@ -26,10 +26,10 @@ from lvlm_guard.serve.launch.command import (
     for_matcher,
     front_command,
 )
-from lvlm_guard.serve.launch.guards import branched, guards_of
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed, pinned
 from lvlm_guard.serve.launch.parts import Ready
 from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.launch.refused import branched, guards_of
 
 CPU, CUDA = Installed("0", cpu=True), Installed("0", cpu=False, cuda=True)
 LLAVA, QWEN = "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"

@@ -18,9 +18,9 @@ from lvlm_guard.serve.engine.refuse import WHY
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.command import command
-from lvlm_guard.serve.launch.engine import check
 from lvlm_guard.serve.launch.installed import Installed
 from lvlm_guard.serve.launch.passed import Passed
+from lvlm_guard.serve.launch.refused import check_parsed
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def parsed(parser: Any, folder: Path, guards: tuple[str, ...], said: dict[str, A
 
 @pytest.mark.parametrize("guards", [("vote",), ("agla", "vote")])
 def test_what_serve_itself_says_and_a_harmless_file_pass(parser: Any, tmp_path: Path, guards: tuple[str, ...]) -> None:
-    check(parsed(parser, tmp_path, guards, {}), parser.get_default)
-    check(parsed(parser, tmp_path, guards, {"max-model-len": 64, "kv-cache-dtype": "auto"}), parser.get_default)
+    check_parsed(parsed(parser, tmp_path, guards, {}), parser.get_default)
+    check_parsed(parsed(parser, tmp_path, guards, {"max-model-len": 64, "kv-cache-dtype": "auto"}), parser.get_default)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_a_file_can_not_bring_in_what_goes_around_any_guard(
     parser: Any, tmp_path: Path, said: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(ServeError) as refused:
-        check(parsed(parser, tmp_path, ("vote",), said), parser.get_default)
+        check_parsed(parsed(parser, tmp_path, ("vote",), said), parser.get_default)
     assert why in str(refused.value)
 
 
 def test_processors_and_modes_of_a_file_do_not_replace_ours(parser: Any, tmp_path: Path) -> None:
     said = {"logits-processors": ["a:B"], "logprobs-mode": "raw_logprobs", "generation-config": "auto"}
     made = parsed(parser, tmp_path, ("vote",), said)
-    check(made, parser.get_default)
+    check_parsed(made, parser.get_default)
     assert made.logits_processors == ["lvlm_guard.serve.vote.processor:VoteProcessor"]
     assert (made.logprobs_mode, made.generation_config) == ("processed_logprobs", "vllm")
 
@@ -86,9 +86,9 @@ def test_a_file_can_not_bring_in_what_breaks_a_twin(
     parser: Any, tmp_path: Path, said: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(ServeError) as refused:
-        check(parsed(parser, tmp_path, ("agla",), said), parser.get_default)
+        check_parsed(parsed(parser, tmp_path, ("agla",), said), parser.get_default)
     assert why in str(refused.value)
-    check(parsed(parser, tmp_path, ("vote",), said), parser.get_default)
+    check_parsed(parsed(parser, tmp_path, ("vote",), said), parser.get_default)
 
 
 def test_the_vocabulary_travels_with_the_configuration_beside_the_users_own(parser: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from vllm.plugins import load_general_plugins
 
 from lvlm_guard.errors import GuardError
 from lvlm_guard.methods import AGLA, APC, VCD
-from lvlm_guard.serve.engine.guards import Guards, assembled, method_for
+from lvlm_guard.serve.engine.guards import Guards, assembled
 from lvlm_guard.serve.engine.handover import Handover, open_handover
 from lvlm_guard.serve.engine.refuse import amiss, refuse
 from lvlm_guard.serve.errors import ServeError, WireError
@@ -103,7 +103,7 @@ def test_a_request_that_no_guard_can_honour_is_refused_before_it_runs(params: di
 
 
 def test_a_plain_request_may_have_penalties() -> None:
-    assert method_for(SamplingParams(repetition_penalty=1.1, prompt_logprobs=1)) is None
+    assert Guards.asked(SamplingParams(repetition_penalty=1.1, prompt_logprobs=1)) is None
 
 
 @pytest.mark.parametrize("method", [AGLA(), AGLA(0, 0), VCD(), VCD(1, 0), APC()])
