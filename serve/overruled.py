@@ -33,11 +33,7 @@ def counters(registry: CollectorRegistry = REGISTRY) -> dict[str, Counter]:
 
 
 class Overruled:
-    """Counts for one processor of logits. Ranks of a tensor-parallel engine see the same rows: let one count.
-
-    Args:
-        registry: of the counters where totals are shown.
-    """
+    """Counts for one processor of logits. Ranks of a tensor-parallel engine see the same rows: let one count."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._counters = counters(registry)
@@ -54,9 +50,8 @@ class Overruled:
         A row of a prompt that is read in chunks has logits too, and what is drawn from them is thrown away.
 
         Args:
-            guard: the method's name.
+            guard, flags: as of `add`.
             answers: each row's growing list of tokens, the runner's own.
-            flags: as of `add`.
         """
         self._held.append((guard, [(answer, len(answer)) for answer in answers], flags))
 

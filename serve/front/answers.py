@@ -82,22 +82,14 @@ class Proof:
         return b'"model":' + dumped(self.name)
 
     def marked(self, raw: bytes) -> bytes:
-        """Return a whole answer with the proof in it.
-
-        Raises:
-            ValueError: it is no JSON object.
-        """
+        """Return a whole answer with the proof in it; raises `ValueError` where it is no JSON object."""
         raw = raw.rstrip()
         if not raw.endswith(b"}"):
             raise ValueError("no object")
         return self._proved(self._renamed(raw))
 
     def chunk(self, raw: bytes, first: bool) -> bytes:
-        """Return a chunk of a stream under the client's name, with the proof in the first and in those that end.
-
-        Raises:
-            ValueError: it is no JSON object.
-        """
+        """Return a chunk of a stream by the client's name, the proof in the first and those that end, as `marked`."""
         named = self._renamed(raw)
         return self._proved(named) if first or _ENDS.search(raw) else named
 

@@ -19,12 +19,12 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from lvlm_guard.proof import CHECK, KNOBS
-from lvlm_guard.serve.errors import Refused
+from lvlm_guard.serve.errors import MaskdError, Refused
 from lvlm_guard.serve.front import answers
 from lvlm_guard.serve.front.answers import Header, Proof
 from lvlm_guard.serve.front.canary import Gate
 from lvlm_guard.serve.front.fetching import Fetcher
-from lvlm_guard.serve.front.guards import Guards, Matching, method_of
+from lvlm_guard.serve.front.guards import Guards, Matching, method_of, unmatched
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.places import Hosts
 from lvlm_guard.serve.front.reading import VIEWED, Addresses, Read, Readers, with_fields
@@ -93,6 +93,8 @@ class Front:
             await reply(send, status, headers, raw)
         except Refused as refused:
             await self._refuse(send, refused, guards)
+        except MaskdError as error:
+            await self._refuse(send, unmatched(error), guards)
         except Gone:
             self.metrics.gone.inc()
         except Exception:  # never a half answer, never silence; what went wrong stands in the log
@@ -195,15 +197,11 @@ class Front:
                 chosen = self._gate.check(headers, read.name) if guarded else None
                 if read.guard not in VIEWED or seen is not None:
                     return read, "" if seen is None else seen[0], chosen
-                seen = await self._guards.seen(chosen)
+                seen = await (chosen or self._guards.service).seen()
 
     @contextmanager
     def _place(self, kind: str) -> Iterator[None]:
-        """Take one of the places of requests that are being prepared.
-
-        Raises:
-            Refused: 503, there is none.
-        """
+        """Take one of the places of requests that are being prepared; raises `Refused`, 503, where there is none."""
         if self._now[kind] >= self._most[kind]:
             raise Refused(503, "Too many requests are being prepared at once. Ask again later.", 1)
         self._now[kind] += 1

@@ -107,11 +107,7 @@ class Gate:
         return bool(self._token) and hmac.compare_digest(token, self._token), share
 
     def check_open(self) -> None:
-        """Raise where the guards are still being checked.
-
-        Raises:
-            Refused: 503.
-        """
+        """Raise `Refused`, 503, where the guards are still being checked."""
         if not self._opened():
             raise Refused(503, "The server still checks that its guards act.", AGAIN, "opening")
 

@@ -17,10 +17,10 @@ from starlette.types import Send
 
 from lvlm_guard import __version__
 from lvlm_guard.proof import CHECK, FIELD, header_of
-from lvlm_guard.serve.errors import Refused
+from lvlm_guard.serve.errors import MaskdError, Refused
 from lvlm_guard.serve.front.answers import Header, dumped
 from lvlm_guard.serve.front.app import Front, reply, whole
-from lvlm_guard.serve.front.guards import method_of
+from lvlm_guard.serve.front.guards import method_of, unmatched
 from lvlm_guard.serve.front.reading import with_fields
 from lvlm_guard.serve.front.requests import ANSWERS, Wanted
 from lvlm_guard.serve.front.routes import CHAT, METRICS, MODELS, READY
@@ -51,7 +51,7 @@ class CheckingFront(Front):
         if path not in (READY, MODELS):
             return 200, [(b"content-type", b"application/json")], json.dumps({"version": __version__}).encode()
         if path == READY:
-            await self._guards.check_well()
+            await self._guards.service.health()
         answer = await self._upstream.get(MODELS)
         if answer.status_code != 200:
             raise Refused(503, f"The upstream answers {answer.status_code} to {MODELS}.", 5, "engine")
@@ -131,8 +131,9 @@ class CheckingFront(Front):
         try:
             async for event in events:
                 yield event
-        except (Refused, httpx.HTTPError, LookupError, TypeError, ValueError) as wrong:
-            why = wrong.message if isinstance(wrong, Refused) else "it broke off, or can't be read."
+        except (MaskdError, Refused, httpx.HTTPError, LookupError, TypeError, ValueError) as wrong:
+            known = unmatched(wrong) if isinstance(wrong, MaskdError) else wrong
+            why = known.message if isinstance(known, Refused) else "it broke off, or can't be read."
             raise Refused(502, f"The answer was not checked: {self._hidden(why.encode()).decode()}") from wrong
 
     async def _best(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -79,38 +78,18 @@ class Guards:
         """Return the sentence that an object is there, as the matcher knows it best."""
         return claim_about(name, self._matching.template if isinstance(self._matching, MaskdClient) else TEMPLATE)
 
-    async def seen(self, chosen: Matching | None = None) -> Seen:
-        """Return the matcher, or what answers in its place, and its square.
-
-        Raises:
-            Refused: 503, the matcher service does not say.
-        """
-        with _told():
-            return await (chosen or self._service()).seen()
-
     async def support(
         self, check: str, views: Sequence[bytes], version: str, claims: Sequence[str]
     ) -> dict[str, float]:
         """Return how far pictures support claims, 0 to 1, as the matcher of a version says.
 
         Raises:
-            Refused: as of `arguments`.
+            MaskdError, Refused: as of `arguments`.
         """
-        with _told():
-            return (await self._support(check, self._service(), version, views, claims))[0]
-
-    async def check_well(self) -> None:
-        """Ask the matcher service how it is; raises `Refused` (503) where it is not well."""
-        with _told():
-            await self._service().health()
+        return (await self._support(check, self.service, version, views, claims))[0]
 
     async def arguments(
-        self,
-        method: Method,
-        views: Sequence[bytes],
-        question: str,
-        version: str = "",
-        chosen: Matching | None = None,
+        self, method: Method, views: Sequence[bytes], question: str, version: str, chosen: Matching | None
     ) -> Arguments:
         """Return the arguments for one request.
 
@@ -122,24 +101,19 @@ class Guards:
             chosen: what answers in the matcher service's place; None: the service.
 
         Raises:
-            Refused: 503, the matcher service gave nothing usable; 400 or 413, it can't use picture or question.
+            MaskdError: the matcher service gave nothing usable.
+            Refused: 400 or 413, it can't use picture or question.
         """
         if not isinstance(method, AGLA | Vote):
             return Arguments(_fields(method))
-        with _told():
-            service = chosen or self._service()
-            if isinstance(method, Vote):
-                return await self._votes(method, views, question, service, version)
-            given = await self._all("agla", service, version, [service.mask(view, question) for view in views])
-            fields = _fields(method, [one.mask for one in given])
-            return Arguments(fields, given[0].version, notes=_notes(given))
-
-    async def _votes(
-        self, vote: Vote, views: Sequence[bytes], question: str, service: Matching, version: str
-    ) -> Arguments:
-        best, given = await self._support("vote", service, version, views, claims_of(question))
-        fields = {"vllm_xargs": ballot_arguments(vote, question, best)}
-        return Arguments(fields, given[0].version, kinds_of(question), _notes(given))
+        service = chosen or self.service
+        if isinstance(method, Vote):
+            best, votes = await self._support("vote", service, version, views, claims_of(question))
+            fields = {"vllm_xargs": ballot_arguments(method, question, best)}
+            return Arguments(fields, votes[0].version, kinds_of(question), _notes(votes))
+        given = await self._all("agla", service, version, [service.mask(view, question) for view in views])
+        fields = _fields(method, [one.mask for one in given])
+        return Arguments(fields, given[0].version, notes=_notes(given))
 
     async def _support(
         self, guard: str, service: Matching, version: str, views: Sequence[bytes], claims: Sequence[str]
@@ -148,7 +122,9 @@ class Guards:
         # with several pictures a claim holds as well as in the one that supports it best
         return {claim: max(one.scores[claim] for one in given) for claim in claims}, given
 
-    def _service(self) -> Matching:
+    @property
+    def service(self) -> Matching:
+        """The matcher service; raises `MaskdError` where there is none."""
         if self._matching is None:
             raise MaskdError("The server was started without a matcher service.")
         return self._matching
@@ -176,21 +152,12 @@ class Guards:
         return given
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell the client of a matcher service that fails, without its inner address."""
-    try:
-        yield
-    except MaskdError as error:
-        log.warning("A guarded request was not answered: %s", error)
-        again = error.retry_after or AGAIN
-        raise Refused(
-            503,
-            "The matcher service gave nothing to guard or check this answer by, and no other one is given instead. "
-            f"Ask again in {again:g} seconds.",
-            again,
-            "matcher",
-        ) from error
+def unmatched(error: MaskdError) -> Refused:
+    """Return what a client is told of a matcher service that failed, without its inner address."""
+    log.warning("A guarded request was not answered: %s", error)
+    again = error.retry_after or AGAIN
+    none = "The matcher service gave nothing to guard or check this answer by, and no other one is given instead. "
+    return Refused(503, f"{none}Ask again in {again:g} seconds.", again, "matcher")
 
 
 def _fields(method: Method, masks: Sequence[str] = ()) -> dict[str, Any]:

@@ -35,14 +35,7 @@ class Conversation:
 
 
 def conversation(messages: object) -> Conversation:
-    """Read the messages of a request.
-
-    Args:
-        messages: as the client sent them.
-
-    Raises:
-        Refused: 400, there is something in them that can't be guarded or is malformed.
-    """
+    """Read the messages of a request; raises `Refused`, 400, for what can't be guarded or is malformed."""
     if not isinstance(messages, list) or not messages:
         raise Refused(400, "messages is no list of messages: give at least one, {'role': 'user', 'content': ...}.")
     rebuilt: list[dict[str, Any]] = []

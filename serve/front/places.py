@@ -52,11 +52,7 @@ class Place:
 
     @classmethod
     def of(cls, url: str) -> Place:
-        """Read a URL; stricter than browsers: ASCII, no user, no backslash, no blank.
-
-        Raises:
-            Refused: 400, it is none.
-        """
+        """Read a URL, stricter than browsers (ASCII, no user, no backslash, no blank); raises `Refused`, 400."""
         found = _URL.fullmatch(url) if len(url) <= MOST_URL else None
         port = int(found["port"] or PORTS[found["scheme"].lower()]) if found else 0
         if found is None or not 0 < port < 65536:

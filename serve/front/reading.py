@@ -113,11 +113,7 @@ class Readers:
                     group.start_soon(self._run, ready)
 
     async def read(self, raw: bytes, seen: Seen | None, fetched: Mapping[str, bytes]) -> Read | Addresses:
-        """Read a request; see `read`.
-
-        Raises:
-            Refused: with what is wrong, or that it took too long.
-        """
+        """Read a request; raises as `read` does, and `Refused` where it took too long."""
         try:
             return await self._run(read, raw, self._rules, seen, fetched)
         except anyio.BrokenWorkerProcess as error:

@@ -43,11 +43,7 @@ class Wanted:
 
     @classmethod
     def taken(cls, body: dict[str, Any]) -> Wanted:
-        """Take it out of a body.
-
-        Raises:
-            Refused: 400, a field is of another kind.
-        """
+        """Take it out of a body; raises `Refused`, 400, where a field is of another kind."""
         taken = {name: body.pop(name, None) for name in (ANSWERS, "n", "stream", "stream_options", "logprobs", "seed")}
         answers = cls.answers if taken[ANSWERS] is None else taken[ANSWERS]
         options, seed = taken["stream_options"] or {}, taken["seed"]
@@ -91,15 +87,7 @@ class Asked(Meant):
 
 
 def asked(raw: bytes, rules: FrontSettings) -> Asked:
-    """Read the body of a chat request.
-
-    Args:
-        raw: the body.
-        rules: what it may hold.
-
-    Raises:
-        Refused: with what is wrong.
-    """
+    """Read the body of a chat request by the rules of what it may hold; raises `Refused` with what is wrong."""
     body = _object(raw)
     plain, guard = rules.every_name.meant(body.get("model"))
     _check_fields(body, guard)

@@ -44,21 +44,13 @@ def route_of(scope: Scope) -> tuple[str, str]:
 
 
 class Key:
-    """The key that requests need.
-
-    Args:
-        key: of the server; "" for none.
-    """
+    """The key that requests need; "" for none."""
 
     def __init__(self, key: str) -> None:
         self._digest = hashlib.sha256(key.encode()).digest() if key else None
 
     def check(self, scope: Scope) -> None:
-        """Refuse a request without the key; takes as long for nearly right ones as for wrong ones.
-
-        Raises:
-            Refused: 401.
-        """
+        """Raise `Refused`, 401, for a request without the key; nearly right ones take as long as wrong ones."""
         if self._digest is None:
             return
         given = next((value for name, value in scope["headers"] if name.lower() == b"authorization"), b"")

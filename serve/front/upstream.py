@@ -25,12 +25,7 @@ _HEADERS = (b"retry-after",)  # of an answer that the client sees, beside its ty
 
 
 class Once(httpx.AsyncByteStream):
-    """A body that is let go of as soon as it was sent.
-
-    Args:
-        body: it.
-        sent: called then.
-    """
+    """A body that is let go of as soon as it was sent; something is called then."""
 
     def __init__(self, body: bytes, sent: Callable[[], None] = lambda: None) -> None:
         self.length = len(body)
@@ -89,11 +84,7 @@ class Upstream:
                     await answer.aclose()
 
     async def get(self, path: str) -> httpx.Response:
-        """Return an answer, whole.
-
-        Raises:
-            Refused: as of `post`.
-        """
+        """Return an answer, whole; raises as `post` does."""
         return await self._send(self._http.build_request("GET", self._path(path), timeout=10.0), stream=False)
 
     async def aclose(self) -> None:

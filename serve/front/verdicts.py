@@ -41,7 +41,8 @@ class Pictures:
         """Return the verdict on each object that each of some answers names, in order.
 
         Raises:
-            Refused: 503, the matcher service gave nothing usable; 400 or 413, it can't use the pictures.
+            MaskdError: the matcher service gave nothing usable.
+            Refused: 400 or 413, it can't use the pictures.
         """
         found = [await anyio.to_thread.run_sync(mentions, text, self._vocabulary) for text in texts]
         p = await self._support(list(dict.fromkeys(mention.object for each in found for mention in each)))

@@ -79,11 +79,7 @@ def _address(url: str) -> str:
 
 
 def _listed(url: str, key: str) -> tuple[str, ...]:
-    """Return the names of an endpoint's models.
-
-    Raises:
-        ServeError: it does not list them.
-    """
+    """Return the names of an endpoint's models; raises `ServeError` where it does not list them."""
     place = url if urlsplit(url).path.strip("/") else url + "/v1"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
@@ -100,11 +96,7 @@ def _listed(url: str, key: str) -> tuple[str, ...]:
 
 
 async def _look(maskd: str) -> None:
-    """Ask the matcher once about a grey picture.
-
-    Raises:
-        ServeError: it can't say how far a picture supports a claim.
-    """
+    """Ask about a grey picture; raises `ServeError` where the matcher can't say how far a picture supports a claim."""
     held = io.BytesIO()
     Image.new("RGB", (96, 96), (128, 128, 128)).save(held, "PNG")
     client = MaskdClient(maskd, timeout=120)

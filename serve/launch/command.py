@@ -113,13 +113,7 @@ def for_front(settings: FrontSettings, counts: Path) -> dict[str, str]:
 
 
 def front_command(passed: Passed, fd: int, workers: int) -> list[str]:
-    """Return the command line of the front.
-
-    Args:
-        passed: vLLM's options, of which some are the front's.
-        fd: of the bound socket.
-        workers: processes.
-    """
+    """Return the command line of the front: some of vLLM's options are its own, `fd` is of the bound socket."""
     said: dict[str, Any] = {"fd": fd, "workers": workers, "timeout_graceful_shutdown": patience_of(passed)}
     for name in ("ssl-certfile", "ssl-keyfile", "ssl-ca-certs", "root-path"):
         if name in passed:
@@ -128,11 +122,7 @@ def front_command(passed: Passed, fd: int, workers: int) -> list[str]:
 
 
 def patience_of(passed: Passed) -> int:
-    """Return for how many seconds running requests get to end.
-
-    Raises:
-        KnobError: it is no whole number.
-    """
+    """Return for how many seconds running requests get to end; raises `KnobError` where that is no whole number."""
     text = passed.value("shutdown-timeout", str(PATIENCE))
     if not text.isdigit():
         raise KnobError(f"--shutdown-timeout {text!r}: give whole seconds.")

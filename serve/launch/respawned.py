@@ -52,11 +52,7 @@ class Respawned:
         self.child = self._start()
 
     def check(self) -> None:
-        """Start it again where it died.
-
-        Raises:
-            ServeError: it never answered.
-        """
+        """Start it again where it died; raises `ServeError` where it never answered."""
         if self._again is not None:
             if time.monotonic() >= self._again:
                 self._again = None
@@ -84,14 +80,7 @@ class Respawned:
 
 
 class OwnMatcher(Respawned):
-    """A matcher service that is ours, at `url` with a matcher of `version` once it is `ready`.
-
-    Args:
-        options: of `lvlm-guard maskd`.
-        environment: of its process.
-        keeper: ends it should we be killed.
-        say: tells the operator.
-    """
+    """A matcher service with options of `lvlm-guard maskd`; once `ready` it is at `url`, its matcher of `version`."""
 
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], keeper: Keeper, say: Callable[[str], None]
@@ -117,11 +106,7 @@ class OwnMatcher(Respawned):
             self.answered = self.ready = True
 
     def check(self) -> None:
-        """Start it again where it died, or hangs.
-
-        Raises:
-            ServeError: it never answered.
-        """
+        """Start it again where it died, or hangs; raises as `Respawned.check` does."""
         if self.child.ended() is None:
             if self.ready and not self._told and self._wait > self._first:
                 self._told = True
@@ -149,11 +134,7 @@ class OwnMatcher(Respawned):
 
 
 def version_at(url: str) -> str:
-    """Return the version of the matcher behind another server's service.
-
-    Raises:
-        ServeError: nothing that answers as one is there.
-    """
+    """Return the version of the matcher behind another server's service; raises `ServeError` where there is none."""
     try:
         answer = httpx.get(url.rstrip("/") + "/health", timeout=10, trust_env=False)
         why = f"answers {answer.status_code} {answer.text[:200]!r}"

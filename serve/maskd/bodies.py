@@ -13,11 +13,7 @@ from lvlm_guard.serve.wire import MOST_SCORES
 
 
 def mask_ask(body: bytes) -> Ask:
-    """Return what a request for a mask asks.
-
-    Raises:
-        Refused: the body is anything else; status 400.
-    """
+    """Return what a request for a mask asks; raises `Refused`, 400, where its body is anything else."""
     fields = _fields(body, {"image", "question"})
     return Ask.about("mask", _image(fields), (_text(fields.get("question"), "question"),))
 
@@ -25,8 +21,7 @@ def mask_ask(body: bytes) -> Ask:
 def scores_ask(body: bytes) -> Ask:
     """Return what a request for scores asks: its claims, or those that `vote` asks about an answer to its question.
 
-    Raises:
-        Refused: the body is anything else; status 400.
+    Raises as `mask_ask` does.
     """
     fields = _fields(body, {"image", "question", "claims"})
     image = _image(fields)

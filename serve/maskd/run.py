@@ -98,7 +98,10 @@ def maskd(
     with listening, folder as shared:
         app: Any = f"{__name__}:app_of_environment"
         if settings.workers == 1:
-            app = _app(settings)
+            from lvlm_guard.serve.maskd.app import create_app
+
+            matcher = load(settings)  # now, so that what is amiss is one message and no traceback of the server
+            app = create_app(lambda: matcher, settings.limits)
             # uvicorn raises the signal again once it has closed, which would end the process here
             signal.signal(signal.SIGTERM, lambda *_: None)
         else:
@@ -112,16 +115,15 @@ def maskd(
 
 def app_of_environment() -> Starlette:
     """Return the application of a worker process, whose parent left its settings in the environment."""
+    from lvlm_guard.serve.maskd.app import create_app
+
     told = json.loads(os.environ[_SETTINGS])
-    return _app(Settings(**{**told, "limits": Limits(**told["limits"])}), at_start=True)
+    settings = Settings(**{**told, "limits": Limits(**told["limits"])})
+    return create_app(lambda: load(settings), settings.limits)
 
 
 def load(settings: Settings) -> Matcher:
-    """Load the matcher of some settings.
-
-    Raises:
-        GuardError: it can't be had; the message says what to do.
-    """
+    """Load the matcher of some settings; raises `GuardError` that says what to do where it can't be had."""
     import torch
 
     from lvlm_guard.matching import load_matcher
@@ -135,15 +137,6 @@ def load(settings: Settings) -> Matcher:
     if settings.dtype not in DTYPES:
         raise KnobError(f"dtype is {settings.dtype!r}: give float32 or bfloat16.")
     return load_matcher(name, device=device, dtype=DTYPES[settings.dtype])
-
-
-def _app(settings: Settings, at_start: bool = False) -> Starlette:
-    from lvlm_guard.serve.maskd.app import create_app
-
-    if at_start:
-        return create_app(lambda: load(settings), settings.limits)
-    matcher = load(settings)  # now, so that what is amiss is one message and no traceback of the server
-    return create_app(lambda: matcher, settings.limits)
 
 
 def _check(settings: Settings) -> None:
