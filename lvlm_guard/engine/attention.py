@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class Rows:
         """Return the attention weights, [R, heads, n, columns], of other scores where given."""
         return (self.scores if scores is None else scores).masked_fill(self.closed, -torch.inf).softmax(-1)
 
+    def heads(self, scores: Tensor) -> Tensor:
+        """Return what the heads give by other scores, masked here, [R, heads, n, columns] -> [R, heads, n, size]."""
+        return self.mixed(self.weights(scores))
+
     def since(self, position: int) -> Tensor:
         """Mark the columns from a position of the rows on, [columns] bool."""
         return torch.arange(self.first, self.first + self.closed.shape[-1], device=self.closed.device) >= position
@@ -72,7 +76,6 @@ class Rows:
 @dataclass
 class _Plan:
     layers: dict[nn.Module, int]
-    of: Literal["scores", "heads"]
     change: Callable[[Rows], Tensor | None]
     passed: Pass
     seen: set[nn.Module] = field(default_factory=set)
@@ -89,7 +92,6 @@ def attending(
     decoder: Decoder,
     layers: Sequence[int],
     change: Callable[[Rows], Tensor | None],
-    of: Literal["scores", "heads"] = "scores",
 ) -> Iterator[None]:
     """Change some layers' attention at the positions that predict a token of the answer.
 
@@ -97,9 +99,8 @@ def attending(
         passed: the model call.
         decoder: whose layers.
         layers: their numbers.
-        change: makes the new scores [R, heads, n, columns], masked afterwards, or what the heads give
-            [R, heads, n, size]; None leaves the layer's output as the kernel gave it, bit for bit (for one who looks).
-        of: which of the two.
+        change: makes what the heads give, [R, heads, n, size], such as `Rows.heads` of new scores; None leaves the
+            layer's output as the kernel gave it, bit for bit (for one who looks).
 
     Raises:
         UnsupportedModelError: a layer has no softmax attention, or one that transformers' interface does not show.
@@ -108,7 +109,7 @@ def attending(
         yield
         return
     modules = {decoder.attention(layer): index for index, layer in enumerate(layers)}
-    plan = _Plan(modules, of, change, passed)
+    plan = _Plan(modules, change, passed)
     configs = (getattr(module, "config", None) for module in modules)  # linear attention has none, and is refused below
     names = {str(getattr(config, "_attn_implementation", "eager")) for config in configs}
     with ExitStack() as stack:
@@ -177,8 +178,7 @@ def _attend(
     changed = plan.change(rows)
     if changed is None:
         return output, *rest
-    heads = rows.mixed(rows.weights(changed)) if plan.of == "scores" else changed
-    return plan.passed.placed(output, heads.transpose(1, 2)), *rest  # [R, n, heads, size]
+    return plan.passed.placed(output, changed.transpose(1, 2)), *rest  # [R, n, heads, size]
 
 
 def _closed(mask: Tensor | None, n: int, key: Tensor, window: int | None) -> Tensor:

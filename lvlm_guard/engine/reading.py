@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,6 @@ class Reading:
     part: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None
     """Takes the rows of a step as the branch reads them; None: as they are."""
     hidden: Hidden | None = None
-
-    def around(self, call: Call, prepared: Prepared, done: int) -> AbstractContextManager[None]:
-        """Return the context of one of its model calls."""
-        if self.branch.around is None:
-            return nullcontext()
-        return self.branch.around(prepared.passed(call, done, self.first, self.request))
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -184,7 +178,8 @@ class Reader:
         for stop in stops:
             wanted = stop - max(done, length - needed)
             part = Prepared(seen.ids[:, :stop], blocks.until(seen.arguments, stop, length))
-            with reading.around(self.call, part, done):
+            around = reading.branch.around or nullcontext
+            with around(part.passed(self.call, done, reading.first, reading.request)):
                 read = self._read(part, view | blocks.until(along, stop, length), lagging.cache, done, max(wanted, 1))
             logits += [read] if wanted > 0 else []
             done = stop

@@ -185,6 +185,8 @@ def along(value: Any, length: int) -> bool:
 
 def until(arguments: Mapping[str, Any], stop: int, length: int) -> dict[str, Any]:
     """Return arguments of rows of `length` tokens for their first `stop`."""
+    if stop == length:
+        return dict(arguments)
     return {key: value[..., :stop] if along(value, length) else value for key, value in arguments.items()}
 
 
@@ -219,12 +221,3 @@ def _rows_axis(key: str, value: Any, rows: int) -> int | None:
     # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
     axis = 1 if key == POSITIONS and value.ndim == 3 else 0
     return axis if value.shape[axis] == rows else None
-
-
-def only_global(value: Any, rows: int, blocks: int) -> Any:
-    """Cut what the model gave for N * R rows down to the R rows of the global branch."""
-    if isinstance(value, Tensor):
-        return value[:rows] if value.ndim and value.shape[0] == rows * blocks else value
-    if isinstance(value, tuple):
-        return tuple(only_global(part, rows, blocks) for part in value)
-    return value

@@ -107,9 +107,9 @@ class Session:
             if why is not None:
                 raise refusal(branch.name, why)
         if self.branches:
-            self._choose(config, cache, self._unstackable(cache, cached, acts, chunks))
+            self._choose(cache, self._unstackable(config, cache, cached))
 
-    def _choose(self, config: Any, cache: Any, impossible: str | None) -> None:
+    def _choose(self, cache: Any, impossible: str | None) -> None:
         """Choose how the branches run; `impossible` tells why they can't be stacked, None where they can."""
         self.trace.execution = "lazy"
         if self._asked == "batched" and impossible:
@@ -118,16 +118,16 @@ class Session:
             self._eager, self._joins, self.trace.execution = True, cache is not None, "batched"
             if cache is not None and type(cache) is not DynamicCache:
                 self._reader.empty = copy.deepcopy(cache)  # of the same size, so that its rows can be joined
-        elif self._asked == "auto" and not impossible and type(cache) is DynamicCache:
-            self._joins = not (config.output_hidden_states or config.output_attentions)
+        elif self._asked == "auto":
+            self._joins = not impossible and type(cache) is DynamicCache
 
-    def _unstackable(self, cache: Any, cached: int, acts: bool, chunks: bool) -> str | None:
+    def _unstackable(self, config: Any, cache: Any, cached: int) -> str | None:
         """Return why branches can't be stacked, or None."""
         name, model, kind = self.method.name, self.call.model, type(cache).__name__
         plain = cache is None or type(cache) is DynamicCache
         reasons = (
             ("batched" not in self.method.executions, f"{name} leaves its branch idle most of the time"),
-            (acts, f"{name} acts inside the global branch alone"),
+            (self._inside.acts, f"{name} acts inside the global branch alone"),
             (
                 not all(branch.stacks for branch in self.branches),
                 f"{name} reads a prompt of its own, or steers its branch",
@@ -139,7 +139,8 @@ class Session:
                 not plain and any(branch.hides for branch in self.branches),
                 f"a branch that hides can't be stacked on a {kind}",
             ),
-            (chunks, "the prompt is read in chunks"),
+            (config.prefill_chunk_size is not None, "the prompt is read in chunks"),
+            (config.output_hidden_states or config.output_attentions, "hidden states or attentions are asked for"),
         )
         return next((why for found, why in reasons if found), None)
 
@@ -184,14 +185,11 @@ class Session:
     def _run_stacked(self, run: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, tuple[Tensor, ...]]:
         """Run all branches as one; returns the global one's output, and the logits of the others, [R, Q, V] each."""
         assert self.prepared is not None
-        rows, count = len(self.prepared.ids), 1 + len(self.branches)
+        rows = len(self.prepared.ids)
         views = [reading.view for reading in self.readings]
         holes = [None if reading.hidden is None else reading.hidden.hides for reading in self.readings]
         outputs = run(**blocks.stack(inputs, views, rows, holes))
-        self.trace.local_tokens += (count - 1) * int(inputs["input_ids"].numel())
-        for key in ("hidden_states", "attentions", "image_hidden_states"):
-            if outputs.get(key) is not None:
-                outputs[key] = blocks.only_global(outputs[key], rows, count)
+        self.trace.local_tokens += len(views) * int(inputs["input_ids"].numel())
         outputs.logits, *others = outputs.logits.split(rows)
         return outputs, tuple(others)
 
@@ -214,9 +212,9 @@ class Session:
         self._inside.check(step)
         lagging, ran = others is None and bool(self.branches), None
         decided = self.method.decided(step) if lagging or self._recorder.keep else None
-        if lagging:
-            wanted = (~decided | self._eager) & self._matters(guarded, ids, count)  # type: ignore[operator]  # not None
-            if bool(wanted.any()):
+        if lagging and decided is not None:
+            wanted = self._wanted(decided, guarded, ids, count)
+            if wanted is not None:
                 others, ran = self._others(prepared, step, wanted, count)
         flat = None
         if others is not None:
@@ -247,12 +245,15 @@ class Session:
         """Return which request each of so many rows belongs to."""
         return [row * len(self.prompt) // rows for row in range(rows)]
 
-    def _matters(self, guarded: Tensor | None, ids: Tensor, count: int) -> Tensor | bool:
-        """Return which rows are guarded and have not ended their answer, [R] bool; True for all."""
-        if self.eos is None or len(ids) == 1:
-            return True if guarded is None else guarded
-        ended = torch.isin(ids[:, self.prompt.shape[1] :], self.eos.to(ids.device)).any(-1).repeat_interleave(count)
-        return ~ended if guarded is None else ~ended & guarded
+    def _wanted(self, decided: Tensor, guarded: Tensor | None, ids: Tensor, count: int) -> Tensor | None:
+        """Return which rows want the branches, [R] bool: undecided ones that are guarded and go on; None: none does."""
+        wanted = torch.ones_like(decided) if self._eager else ~decided
+        if guarded is not None:
+            wanted &= guarded
+        if self.eos is not None and len(ids) > 1 and bool(wanted.any()):
+            ended = torch.isin(ids[:, self.prompt.shape[1] :], self.eos.to(ids.device)).any(-1)
+            wanted &= ~ended.repeat_interleave(count)
+        return wanted if bool(wanted.any()) else None
 
     # --- the other branches
 

@@ -82,7 +82,7 @@ class AdaIAT(Measured):
             factor = factors(real, wrong, self.alpha, self.mode == "paper").log()[:, None, None]
             answered = rows.since(passed.prompt)
             little = rows.paid(answered).sum(1) < threshold(real.sum(), wrong.sum(), self.beta)
-            return rows.scores + factor * (little[:, None, :, None] & answered)
+            return rows.heads(rows.scores + factor * (little[:, None, :, None] & answered))
 
         return attending(passed, decoder, layers, raised)
 

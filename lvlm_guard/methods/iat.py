@@ -61,7 +61,7 @@ class IAT(Steering):
             return nullcontext()
 
         def raised(rows: Rows) -> Tensor:
-            return rows.scores + self.alpha * rows.scores.abs() * rows.since(passed.prompt)
+            return rows.heads(rows.scores + self.alpha * rows.scores.abs() * rows.since(passed.prompt))
 
         decoder = passed.call.decoder
         return attending(passed, decoder, span(self.layers_from, self.layers_to, len(decoder)), raised)

@@ -79,7 +79,7 @@ class PAI(Constrained):
         shown = passed.columns(passed.call.image_positions)
 
         def raised(rows: Rows) -> Tensor:
-            return rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, rows.first :]
+            return rows.heads(rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, rows.first :])
 
         decoder = passed.call.decoder
         return attending(passed, decoder, range(self.start, len(decoder)), raised)

@@ -88,7 +88,7 @@ class VGA(Steering):
             weight = guidance[:, None, None, rows.first :].to(rows.given).masked_fill(rows.closed, 0)
             return guided(rows.given, rows.mixed(weight), self.beta * used)
 
-        return attending(passed, call.decoder, layers, moved, of="heads")
+        return attending(passed, call.decoder, layers, moved)
 
     def _maps(self, call: Call) -> Tensor:
         """Return G over the prompts, [B, T], 0 outside the pictures."""
