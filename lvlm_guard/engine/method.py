@@ -156,20 +156,15 @@ class Method(ABC):
         """Raise a `GuardError` where this model can't be guarded, whatever the call: `guard()` asks."""
 
     def check(self, call: Call) -> None:  # noqa: B027 - optional hook
-        """Raise a `GuardError` where this call can't be guarded: no question, no matcher to be had.
-
-        Called before the first token, so that a call fails at once or not at all.
-        """
+        """Raise a `GuardError`, before the first token, where this call can't be guarded: no question, no matcher."""
 
     @classmethod
     def changes(cls) -> str:
         """Return what it changes: "pictures", "prompt" or "cache" of a branch, "states" in the model, "logits"."""
         method = cls()
-        kinds = ("pixels", "prompt", "hides", "around")
-        changed = [kind for branch in method.branches() for kind in kinds if getattr(branch, kind) is not None]
-        names = {"pixels": "pictures", "hides": "cache", "around": "states"}
-        found = ["states"] * method.steers + [names.get(kind, kind) for kind in changed]
-        return ", ".join(dict.fromkeys(found)) or "logits"
+        names = {"pixels": "pictures", "prompt": "prompt", "hides": "cache", "around": "states"}
+        changed = [names[kind] for branch in method.branches() for kind in names if getattr(branch, kind) is not None]
+        return ", ".join(dict.fromkeys(["states"] * method.steers + changed)) or "logits"
 
     def decided(self, step: Step) -> Tensor:
         """Mark the rows whose assembled distribution does not depend on the other branches, [R] bool."""
@@ -186,10 +181,9 @@ class Method(ABC):
         """
 
     def matched_temperature(self) -> float | None:
-        """Return the temperature at which plain sampling is as sharp as this method over equal branches.
+        """Return the temperature at which plain sampling is as sharp as this method over equal branches, if any.
 
-        None where the method adds no positive multiple of a second branch. An evaluation samples at this
-        temperature beside the method, so that sharpening alone is not taken for its merit.
+        An evaluation samples at it beside the method, so that sharpening alone is not taken for its merit.
         """
         return None
 
@@ -202,10 +196,8 @@ class Method(ABC):
 
     def knobs(self) -> dict[str, Any]:
         """Return the knobs as plain data, for traces and reports; a matcher is named by its version."""
-        return {
-            f.name: _plain(getattr(self, f.name))
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]  # every method is a dataclass
-        }
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every method is a dataclass
+        return {field.name: _plain(getattr(self, field.name)) for field in fields}
 
 
 class Constrained(Method):
@@ -230,8 +222,8 @@ class Constrained(Method):
     def first_token_only(self) -> bool:
         """Whether the branch acts on the first token alone, as two published releases have it by a defect.
 
-        They copy the global branch's KV cache into the other one at every step: from the second token
-        on both read the same picture, so the other logits equal l.
+        They copy the global branch's KV cache into the other one at every step, so that from the second token on both
+        read the same picture.
         """
         return False
 

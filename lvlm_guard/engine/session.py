@@ -124,21 +124,15 @@ class Session:
     def _unstackable(self, config: Any, cache: Any, cached: int) -> str | None:
         """Return why branches can't be stacked, or None."""
         name, model, kind = self.method.name, self.call.model, type(cache).__name__
-        plain = cache is None or type(cache) is DynamicCache
+        holes = any(branch.hides for branch in self.branches) and type(cache) is not DynamicCache
         reasons = (
             ("batched" not in self.method.executions, f"{name} leaves its branch idle most of the time"),
             (self._inside.acts, f"{name} acts inside the global branch alone"),
-            (
-                not all(branch.stacks for branch in self.branches),
-                f"{name} reads a prompt of its own, or steers its branch",
-            ),
+            (not all(branch.stacks for branch in self.branches), f"{name} reads its own prompt, or steers its branch"),
             (cached, "past_key_values holds the global branch alone"),
             (not self.call.family.proof.stacks, f"a {type(model).__name__} was not proven to stack its branches"),
             (not blocks.stackable(cache, model.config), f"a {kind} can't be stacked"),
-            (
-                not plain and any(branch.hides for branch in self.branches),
-                f"a branch that hides can't be stacked on a {kind}",
-            ),
+            (holes, f"a branch that hides can't be stacked on a {kind}"),
             (config.prefill_chunk_size is not None, "the prompt is read in chunks"),
             (config.output_hidden_states or config.output_attentions, "hidden states or attentions are asked for"),
         )

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, QuantizedCache
 
 from lvlm_guard import guard, unguard
-from lvlm_guard.engine.rows import CACHE
+from lvlm_guard.engine.rows import CACHE, stackable
 
 EXECUTIONS = ["lazy", "batched", "auto"]
 TWO = (("What?", 1), ("Who is there?", 2))
@@ -105,6 +105,14 @@ def test_a_static_cache_of_the_callers_own_comes_back_with_his_rows_and_goes_on(
     once_more = model.generate(**inputs, **run, **{CACHE: cache})  # its rows are laid out for one branch now
     assert torch.equal(once_more.sequences, expected.sequences)
     assert once_more.guard.execution == "lazy"
+
+
+def test_a_cache_that_is_offloaded_is_not_stacked_for_its_layers_are_elsewhere():
+    config = tiny.make("llava")[0].config
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    assert stackable(cache, config)
+    cache.offloading = True
+    assert not stackable(cache, config)
 
 
 def windowed(window, seed=0):

@@ -298,6 +298,7 @@ def test_outputs_beside_the_tokens_have_the_rows_of_plain_generate(pair, executi
     plain = model.generate(**inputs, guard=False, **RUN, **want)
     out = model.generate(**inputs, guard_execution=execution, **RUN, **want)
     assert type(out) is type(plain)
+    assert out.guard.execution == "lazy"  # stacked, they would be those of all branches
     assert out.hidden_states[0][-1].shape == plain.hidden_states[0][-1].shape
     assert out.logits[0].shape == plain.logits[0].shape
 
