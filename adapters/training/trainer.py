@@ -23,6 +23,8 @@ from lvlm_guard.adapters.training.recipe import Advance, last_checkpoint
 
 LOG_EVERY = 10
 WEIGHTS = "learning.safetensors"
+Loss = Callable[[Any, dict[str, Any]], tuple[Tensor, dict[str, float]]]
+"""(model, maybe wrapped for several processes, batch) -> its loss, and what is told of it."""
 
 
 def learning(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -53,24 +55,16 @@ class ResumableTrainer(Trainer):
 
     Args:
         model, args: what is trained, and `arguments`.
-        dataset, collate: read in its order, what it gives depends on the number alone; makes a batch of its items.
-        loss: (model, maybe wrapped, batch) -> its loss, and what is told of it.
+        data, collate: read in its order, what it gives depends on the number alone; makes a batch of its items.
         clip: bound of the gradient's norm.
         advance: told how many steps were done, those of an earlier part included.
     """
 
     def __init__(
-        self,
-        model: Any,
-        args: TrainingArguments,
-        dataset: Any,
-        collate: Any,
-        loss: Callable[[Any, dict[str, Any]], tuple[Tensor, dict[str, float]]],
-        clip: float,
-        advance: Advance,
+        self, model: Any, args: TrainingArguments, data: Any, collate: Any, loss: Loss, clip: float, advance: Advance
     ) -> None:
         watch = _Watch(self, clip, advance)
-        super().__init__(model, args=args, train_dataset=dataset, data_collator=collate, callbacks=[watch])
+        super().__init__(model, args=args, train_dataset=data, data_collator=collate, callbacks=[watch])
         self.remove_callback(PrinterCallback)
         self.learner, self.loss_of, self.interrupted = model, loss, False
         self.told: dict[str, float] = {}
