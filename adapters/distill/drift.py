@@ -87,17 +87,10 @@ def compare(
         divergence = [one for lesson in part for one in _divergence(student, layout, images[lesson.picture], lesson)]
         for (name, answer), tokens, kl in zip(asked, tuned, divergence, strict=True):
             kind = "caption" if answer.prompt in lessons.free else "other"
-            found.append(
-                Compared(
-                    name,
-                    kind if answer.object is None else "question",
-                    untouched=not answer.open,
-                    plain=next(plain) == answer.tokens if answer.changed else True,
-                    tuned=tokens == answer.tokens,
-                    kl=kl,
-                    decided=len(answer.tokens) - len(answer.open),
-                )
-            )
+            kind = kind if answer.object is None else "question"
+            same = next(plain) == answer.tokens if answer.changed else True
+            decided = len(answer.tokens) - len(answer.open)
+            found.append(Compared(name, kind, not answer.open, same, tokens == answer.tokens, kl, decided))
         advance(min(few, len(held_out) - start))
     return found
 

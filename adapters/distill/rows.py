@@ -128,16 +128,15 @@ class Layout:
         }
         answers = [answer for _, some in examples for answer in some]
         width = max((len(ids) for answer in answers for ids, _ in answer.soft), default=1)
-        columns: dict[str, list[Any]] = {name: [] for name in ("row", "place", "token", "first", "open", "ids", "soft")}
+        told: list[tuple[Any, ...]] = []
         for answer, (row, start) in zip(answers, spans, strict=True):
             soft = dict(zip(answer.open, answer.soft, strict=True))
             for t, token in enumerate(answer.tokens):
                 ids, p = soft.get(t, ([], []))
                 rest = width - len(ids)
-                values = (row, start + t, token, answer.object is not None and t == 0, t in soft)
-                for name, value in zip(columns, (*values, [*ids, *[0] * rest], [*p, *[0.0] * rest]), strict=True):
-                    columns[name].append(value)
-        return Rows(inputs, *(torch.tensor(column) for column in columns.values()))
+                padded = [*ids, *[0] * rest], [*p, *[0.0] * rest]
+                told.append((row, start + t, token, answer.object is not None and t == 0, t in soft, *padded))
+        return Rows(inputs, *(torch.tensor(column) for column in zip(*told, strict=True)))
 
     def _single(self, examples: Sequence[Example]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """Return a row for each text, and (row, place that tells its first token) of each."""

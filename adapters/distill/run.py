@@ -217,18 +217,17 @@ def write_report(folder: Path, report: Report, command: str) -> Path:
     counts = [(told, *(str(part[key]) for part in answers.values())) for key, told in _COUNTS.items()]
     settings = {key: report[key] for key in ("lessons", "knobs", "recipe", "seeds", "environment") if key in report}
     remarks = (tag("p", remark) for remark in report.get("remarks", ()))
-    made = page(
-        f"Distilling {method} into {report['lessons']['model']}",
-        note(
-            "The distilled model is a tuned model, asked plainly. Nothing guards its answers, and on other "
-            "pictures than those it learnt from it must be measured anew."
-        ),
+    warned = note(
+        "The distilled model is a tuned model, asked plainly. Nothing guards its answers, and on other pictures than "
+        "those it learnt from it must be measured anew."
+    )
+    parts = (
         section("Plain, distilled, guarded", *_scores(report), lead=lead),
         section("What the teacher said", table(("", *answers), counts), lead=said),
         section("Settings", tag("pre", json.dumps(settings, indent=1)), *remarks),
-        lead=f"A LoRA that answers plainly as the model does under {method}.",
-        foot=f"lvlm-guard {report['version']}: {command}",
     )
+    title, foot = f"Distilling {method} into {report['lessons']['model']}", f"lvlm-guard {report['version']}: {command}"
+    made = page(title, warned, *parts, lead=f"A LoRA that answers plainly as the model does under {method}.", foot=foot)
     return write_page(folder / "report.html", made)
 
 

@@ -257,14 +257,7 @@ def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
 
 
 def fit(
-    plan: Plan,
-    pictures: Pictures,
-    recipe: Recipe,
-    folder: Path,
-    advance: Advance,
-    device: str = "auto",
-    stage: bool = False,
-    **how: Any,
+    plan: Plan, pictures: Pictures, recipe: Recipe, folder: Path, advance: Advance, stage: bool = False, **how: Any
 ) -> DualPromptRetriever:
     """Train a retriever and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`.
 
@@ -276,7 +269,7 @@ def fit(
         if plan.first is not None and not plan.init:
             same = {name: getattr(plan, name) for name in ("clip", "teacher", "depth", "withheld")}
             earlier = replace(plan.first, **same)
-            fit(earlier, pictures, recipe, place / FIRST, lambda _: None, device=device, stage=True, **how)
+            fit(earlier, pictures, recipe, place / FIRST, lambda _: None, stage=True, **how)
             own = replace(plan, init=(str(place / FIRST),))
             torch.manual_seed(recipe.seed)
         retriever, history, begun = build(own, pictures), list[dict[str, Any]](), time.monotonic()
@@ -289,17 +282,21 @@ def fit(
                 best = selected(both)
             advance(recipe.steps)
         else:
-            if device == "cpu" or not torch.cuda.is_available():
+            if how.get("device") == "cpu" or not torch.cuda.is_available():
                 # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
                 retriever.model.base.set_attn_implementation("eager")
             task = RetrievalTask(retriever, pictures, own, recipe)
-            measured, history = tasks.train(task, recipe, place, advance, device=device, **how)
+            measured, history = tasks.train(task, recipe, place, advance, **how)
             if main:
                 best = chosen(task, place, measured, recipe, pictures.untuned, stage)
                 note["parameters"] = sum(parameter.numel() for parameter in learning(task.model).values())
                 del retriever.model.aids
                 if plan.after and best.epoch != UNTUNED:
-                    note["found"] = _beside(own, pictures, retriever, recipe, best)
+                    found = adapted(replace(own, free=plan.after), pictures, retriever, recipe.seed)
+                    judged = pictures.gallery.searched(retriever, pictures.pixels).figures()["claims"]
+                    if judged < best.figures["claims"]:  # claims are judged worse with it
+                        retriever.memory = None
+                    note["found"] = found | {"beside": retriever.memory is not None}
         if not main:
             return retriever, {}, []
         if best.epoch == UNTUNED:
@@ -308,17 +305,6 @@ def fit(
         note |= {"kept": best.epoch, "averaged": best.averaged, "figures": scored(best.figures, claims=best.claims)}
         return retriever, note | {"seconds": time.monotonic() - begun}, history
 
-    told = about("dual-prompt", plan, recipe, pictures.train, device)
+    told = about("dual-prompt", plan, recipe, pictures.train, how.get("device", "auto"))
     load = DualPromptRetriever.from_pretrained
     return tasks.fit(load, told, recipe.steps, recipe.seed, folder, advance, learn)
-
-
-def _beside(
-    plan: Plan, pictures: Pictures, retriever: DualPromptRetriever, recipe: Recipe, best: Candidate
-) -> dict[str, Any]:
-    """Give trained prompts what needs no gradients beside them, unless they judge claims worse with it."""
-    found = adapted(replace(plan, free=plan.after), pictures, retriever, recipe.seed)
-    claims = pictures.gallery.searched(retriever, pictures.pixels).figures()["claims"]
-    if claims < best.figures["claims"]:
-        retriever.memory = None
-    return found | {"beside": retriever.memory is not None}

@@ -282,14 +282,7 @@ def sentences_of(plan: Plan, pictures: Pictures) -> Sentences:
 
 
 WAYS: dict[str, Callable[[Given], Found]] = {
-    "sentences": _described,
-    "pairs": _told_apart,
-    "search": _searched,
-    "cache": _remembered,
-    "negatives": _negated,
-    "gate": _gated,
-    "visualness": _visual,
-    "concepts": _conceived,
-    "views": _viewed,
-}
+    "sentences": _described, "pairs": _told_apart, "search": _searched, "cache": _remembered, "negatives": _negated,
+    "gate": _gated, "visualness": _visual, "concepts": _conceived, "views": _viewed,
+}  # fmt: skip
 """What `Plan.free` may be."""

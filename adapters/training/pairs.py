@@ -109,20 +109,12 @@ class PairBatches:
             own = self._swapped(k)
             swaps.append([own[int(place)] for place in rng.permutation(len(own))[:NEGATIVES]])
         made = Claims.of([self.known(key) for key in keys] if self.judging else [], CLAIMS, self.plan.withheld)
-        return Pairs(
-            keys,
-            None if self.source is None else self.source([keys[k] for k in share_of(len(keys), share, of)]),
-            captions,
-            self._true(rows, captions),
-            swaps,
-            self._true(rows, [text for own in swaps for text in own]),
-            torch.tensor([self.categories[row.category] if row.category else -1 for row in rows]),
-            made.texts,
-            torch.from_numpy(made.true),
-            torch.from_numpy(made.false),
-            share,
-            of,
-        )
+        judged = made.texts, torch.from_numpy(made.true), torch.from_numpy(made.false)
+        pixels = None if self.source is None else self.source([keys[k] for k in share_of(len(keys), share, of)])
+        crossed = self._true(rows, [text for own in swaps for text in own])
+        categories = torch.tensor([self.categories[row.category] if row.category else -1 for row in rows])
+        true = self._true(rows, captions)
+        return Pairs(keys, pixels, captions, true, swaps, crossed, categories, *judged, share, of)
 
     def known(self, image: str) -> Known:
         """Return what is known of a picture's objects, read when first asked."""
@@ -233,7 +225,11 @@ class Beside:
         self.null = null_image(self.base.config.vision_config.image_size)
         self.means, self.centre, self.against = dict[str, Tensor](), torch.empty(0), list[str]()
         if self.needs & {"prototypes", "aids", "against"}:
-            self._look(batches.data.images, pictures.frozen)
+            images = batches.data.images
+            features, shown = pictures.frozen(images), [batches.known(image)[0] for image in images]
+            for name in sorted({name for names in shown for name in names}):
+                self.means[claim(name)] = features[[k for k, names in enumerate(shown) if name in names]].mean(0)
+            self.centre = features.mean(0)
         width = int(self.base.config.projection_dim)
         self.aids = nn.ModuleDict({name: AIDS[name](width, self.means) for name in losses.active if name in AIDS})
         retriever.model.aids = self.aids
@@ -242,12 +238,6 @@ class Beside:
             texts = sorted({claim(name) for name in names} - self.means.keys())
             far, said = (retriever.frozen_features(texts=each)[1] for each in (texts, [*self.means]))
             self.against = mine(said, texts, far, FAR)
-
-    def _look(self, images: Sequence[str], frozen: Features) -> None:
-        features, shown = frozen(images), [self.batches.known(image)[0] for image in images]
-        for name in sorted({name for names in shown for name in names}):
-            self.means[claim(name)] = features[[k for k, names in enumerate(shown) if name in names]].mean(0)
-        self.centre = features.mean(0)
 
     @property
     def texts(self) -> list[str]:

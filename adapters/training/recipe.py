@@ -144,17 +144,9 @@ class Call:
 
     def report(self, command: str, folders: Sequence[Path], recipe: Any, **told: Any) -> dict[str, Any]:
         """Return a report that has no rows yet, as JSON data."""
-        report = {
-            "command": f"train {command}",
-            "version": lvlm_guard.__version__,
-            "call": self.line,
-            "environment": self.environment,
-            "recipe": asdict(recipe),
-            "seeds": self.seeds,
-            "adapters": folders,
-            "rows": [],
-        }
-        made: dict[str, Any] = plain(report | told)
+        report: dict[str, Any] = {"command": f"train {command}", "version": lvlm_guard.__version__, "call": self.line}
+        report |= {"environment": self.environment, "recipe": asdict(recipe), "seeds": self.seeds, "adapters": folders}
+        made: dict[str, Any] = plain({**report, "rows": [], **told})
         return made
 
 

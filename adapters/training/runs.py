@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def train_retrievers(call: Call, data: CaptionData, chosen: Chosen, validation: 
             name: tuple(call.out / "baselines" / name / f"seed-{seed}" for seed in call.seeds) for name in BASELINES
         }
     trained = {
-        name: _fitted(call, dual_prompt.fit, one, pictures, how, folders[name], "" if name == PROMPTS else f" {name}")
+        name: _fitted(
+            call, partial(dual_prompt.fit, one, pictures), how, folders[name], "" if name == PROMPTS else f" {name}"
+        )
         for name, (one, how) in chosen.items()
     }
     if call.compare and call.main:
@@ -144,7 +147,7 @@ def train_ranker(call: Call, data: RankData, plan: ranker.Plan, recipe: Recipe) 
         pictures = ranker.Pictures.read(data, plan, advance=advance)
     _begun(call, pictures.seen)
     folders = call.folders()
-    trained = _fitted(call, ranker.fit, plan, pictures, recipe, folders)
+    trained = _fitted(call, partial(ranker.fit, plan, pictures), recipe, folders)
     told: dict[str, Any] = {"method": "ranker"}
     if clip is not None and call.main:
         told |= _compare_rankers(call, data, plan, clip, trained, pictures)
@@ -193,21 +196,13 @@ def _begun(call: Call, features: Features) -> None:
         call.clear()
 
 
-def _fitted(
-    call: Call,
-    fit: Callable[..., Any],
-    plan: Any,
-    pictures: Any,
-    recipe: Recipe,
-    folders: Sequence[Path],
-    what: str = "",
-) -> list[Any]:
+def _fitted(call: Call, fit: Callable[..., Any], recipe: Recipe, folders: Sequence[Path], what: str = "") -> list[Any]:
     """Return what a training gives for each seed, each in its folder."""
     how = {"device": call.device, "dataloader_num_workers": call.workers, "report_to": call.report_to}
     trained = []
     for seed, folder in zip(call.seeds, folders, strict=True):
         with call.progress(f"training{what}, seed {seed}", recipe.steps) as advance:
-            trained.append(fit(plan, pictures, replace(recipe, seed=seed), folder, advance, **how))
+            trained.append(fit(replace(recipe, seed=seed), folder, advance, **how))
     return trained
 
 
@@ -250,13 +245,9 @@ def _write_page(call: Call, report: Mapping[str, Any], folders: Sequence[Path]) 
         lines = (folder / TRAINING / CURVE).read_text(encoding="utf-8").splitlines()
         parts.append(_curves(name, [json.loads(line) for line in lines], report["measures"]))
     settings = {key: report[key] for key in ("plan", "recipe", "data", "seeds", "kept", "environment")}
-    made = page(
-        f"Training: {report['method']}",
-        *parts,
-        section("Settings", tag("pre", json.dumps(settings, indent=1, default=str))),
-        lead=report["lead"],
-        foot=f"lvlm-guard {report['version']}: {call.line}",
-    )
+    parts.append(section("Settings", tag("pre", json.dumps(settings, indent=1, default=str))))
+    foot = f"lvlm-guard {report['version']}: {call.line}"
+    made = page(f"Training: {report['method']}", *parts, lead=report["lead"], foot=foot)
     write_page(call.out / "report.html", made)
 
 

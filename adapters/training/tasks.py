@@ -127,15 +127,13 @@ class TaskTrainer(ResumableTrainer):
     def __init__(
         self, task: Task, recipe: Recipe, folder: Path, advance: Advance, device: str = "auto", **given: Any
     ) -> None:
-        args = arguments(
-            folder,
-            use_cpu=device == "cpu",
-            max_steps=recipe.steps,
-            learning_rate=recipe.rate,
-            seed=recipe.seed,
-            save_steps=recipe.save_every,
-            **given,
-        )
+        own = {
+            "max_steps": recipe.steps,
+            "learning_rate": recipe.rate,
+            "seed": recipe.seed,
+            "save_steps": recipe.save_every,
+        }
+        args = arguments(folder, use_cpu=device == "cpu", **own, **given)
         micro = recipe.accumulate if task.batches.shares else -(-recipe.accumulate // args.world_size)
         args.gradient_accumulation_steps = micro
         dataset = Numbered(task.batches, recipe.steps * micro, args.world_size)

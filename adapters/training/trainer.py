@@ -151,22 +151,12 @@ class _Watch(TrainerCallback):
 def arguments(folder: Path, **given: Any) -> TrainingArguments:
     """Return what trainings of this package have in common; `given` are further fields."""
     common: dict[str, Any] = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 1,
+        "output_dir": str(folder), "per_device_train_batch_size": 1, "weight_decay": 0.0,
         "max_grad_norm": 0.0,  # gradients are clipped where they are checked
-        "weight_decay": 0.0,
-        "logging_strategy": "no",
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "train_sampling_strategy": "sequential",
-        "label_names": ["rows"],
-        "dataloader_pin_memory": False,
-        "ddp_find_unused_parameters": False,
-    }
+        "logging_strategy": "no", "logging_nan_inf_filter": False, "report_to": "none", "disable_tqdm": True,
+        "save_strategy": "steps", "save_total_limit": 2, "label_names": ["rows"], "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential", "dataloader_pin_memory": False, "ddp_find_unused_parameters": False,
+    }  # fmt: skip
     made = TrainingArguments(**common | given)
     made._n_gpu = min(made.n_gpu, 1)  # several visible GPUs without a launcher: one is used, and nothing is scattered
     return made
