@@ -91,10 +91,11 @@ def _annotations(path: Path, what: str) -> dict[str, list[dict[str, Any]]]:
         for key in keys:
             if any(not isinstance(entry, dict) or key not in entry for entry in listed):
                 raise DataError(f"{path}: an entry of {part!r} has no {key!r}; it is no COCO-style file of {what}.")
-    for part, key, said in (("images", "image_id", "picture"), ("categories", "category_id", "category")):
+    told = ("an annotation is of the picture", "a box is of the category")
+    for part, key, said in zip(("images", "categories"), ("image_id", "category_id"), told, strict=True):
         known = {entry["id"] for entry in found[part]} if part in NEEDED[what] else set()
         if strange := [entry[key] for entry in found["annotations"] if known and entry[key] not in known]:
-            raise DataError(f"{path}: an annotation is of the {said} {strange[0]!r}, which is not listed.")
+            raise DataError(f"{path}: {said} {strange[0]!r}, which is not listed.")
     return found
 
 
@@ -202,10 +203,9 @@ def main(argv: list[str] | None = None) -> int:
     """Convert as the command line says; return the exit status."""
     summary = str(__doc__).partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m lvlm_guard.adapters.data", description=summary)
-    layouts = parser.add_subparsers(required=True)
-    for name, (read, text) in LAYOUTS.items():
+    layouts = parser.add_subparsers(dest="layout", required=True)
+    for name, (_, text) in LAYOUTS.items():
         layout = layouts.add_parser(name, help=text, description=text)
-        layout.set_defaults(read=read)
         if name == "coco":
             layout.add_argument("--instances", type=Path, help="instances_*.json")
             layout.add_argument("--captions", type=Path, help="captions_*.json")
@@ -228,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     table.add_argument("--train-ids", type=Path, help="file of ids to train on; the rest is for the test")
     table.add_argument("--suffix", default="", help="put behind the names: .jpg")
     given = vars(parser.parse_args(argv))
-    read, source = given.pop("read"), [given.pop("source")] if "source" in given else []
+    read, _ = LAYOUTS[given.pop("layout")]
+    source = [given.pop("source")] if "source" in given else []
     target: Path | None = given.pop("target", None)
     try:
         made = read(*source, **given, **({} if target is None else {"root": target.parent}))

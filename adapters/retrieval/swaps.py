@@ -16,7 +16,6 @@ from lvlm_guard.adapters.retrieval.bank import ONE, Valued, WordBank
 from lvlm_guard.adapters.retrieval.claims import Found, Phrase, is_plural, parse
 from lvlm_guard.matching.vocabulary import WORD, agreeing, article, begun, cased
 
-CATEGORY = "category"
 ARTICLES = ("a", "an")
 
 Edit = tuple[int, int, str]
@@ -125,7 +124,7 @@ def _categories(caption: str, phrase: Phrase, bank: WordBank, known: _Known) -> 
         alike = name in known.names or bank.related(name, own) or bank.related(name, word)
         if not alike and (many or name not in bank.plural_only):
             new = cased(bank.plural(name) if many else name, noun.text, old)
-            yield Swap(_applied(caption, _replacing(caption, noun, new)), CATEGORY, own, name)
+            yield Swap(_applied(caption, _replacing(caption, noun, new)), "category", own, name)
 
 
 def _values(caption: str, item: Found, phrase: Phrase | None, bank: WordBank, known: _Known) -> Iterator[Swap]:
