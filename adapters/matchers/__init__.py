@@ -64,7 +64,6 @@ class AdapterMatcher(Matcher):
         """Of pictures, beside their matches."""
 
     @classmethod
-    @abstractmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
         """Load a matcher.
 
@@ -76,6 +75,14 @@ class AdapterMatcher(Matcher):
             WeightsError: it can't be had.
             UnsupportedModelError: it is of another kind.
         """
+        place = str(ADAPTERS / cls.name if str(source) == "embedded" else source)
+        with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
+            return cls._read(place, torch.device(device or "cpu"))
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, place: str, device: torch.device) -> Self:
+        """Return the matcher of a folder or hub id."""
 
     @classmethod
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:

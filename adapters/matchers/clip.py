@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,7 +31,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs, salient
-from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, digested
 from lvlm_guard.adapters.retrieval.claims import claimed
 from lvlm_guard.adapters.retrieval.folder import FILE, RetrieverCard, untuned
@@ -85,15 +83,12 @@ class ClipMatcher(AdapterMatcher):
         self._map = ""
 
     @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
-        """See `AdapterMatcher`; the source is a retriever's folder, or a CLIP's folder or hub id."""
-        place = ADAPTERS / cls.name if str(source) == "embedded" else source
-        with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
-            if (Path(place) / FILE).is_file():
-                return cls(DualPromptRetriever.from_pretrained(place, device=device))
-            retriever = untuned(place)
-            retriever.model.to(torch.device(device or "cpu"))
-            return cls(retriever)
+    def _read(cls, place: str, device: torch.device) -> Self:
+        if (Path(place) / FILE).is_file():
+            return cls(DualPromptRetriever.from_pretrained(place, device=device))
+        retriever = untuned(place)
+        retriever.model.to(device)
+        return cls(retriever)
 
     def mapped(self, how: str) -> ClipMatcher:
         """Return this matcher with another map, "text" or "saliency"; it shares everything else."""
@@ -322,11 +317,8 @@ class SiglipMatcher(ClipMatcher):
             self._version += ":uncalibrated"
 
     @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> SiglipMatcher:
-        """See `AdapterMatcher`; raises `UnsupportedModelError` where it is no SigLIP of one resolution."""
+    def _read(cls, place: str, device: torch.device) -> SiglipMatcher:
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, SiglipModel
-
-        place = str(source)
 
         def load() -> SiglipMatcher:
             kind = AutoConfig.from_pretrained(place).model_type
@@ -337,11 +329,9 @@ class SiglipMatcher(ClipMatcher):
                 )
             base: Any = SiglipModel.from_pretrained(place, dtype=torch.float32)
             parts = AutoTokenizer.from_pretrained(place), AutoImageProcessor.from_pretrained(place)
-            return cls(SiglipRetriever(base.to(torch.device(device or "cpu")), *parts))
+            return cls(SiglipRetriever(base.to(device), *parts))
 
-        with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
-            absent = how_to_fetch(place, "matcher=DIR")
-            return read(f"The SigLIP {place!r}", place, load, absent=absent)
+        return read(f"The SigLIP {place!r}", place, load, absent=how_to_fetch(place, "matcher=DIR"))
 
     def _shown(self, pixels: Tensor, said: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         pooled = self.retriever.model.base.vision_model.post_layernorm

@@ -7,14 +7,12 @@ gradient of the count times the attention to its instruction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
 from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.matchers import EDGE, AdapterMatcher, digested, object_of, objects_in
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
 from lvlm_guard.errors import UnsupportedModelError
@@ -62,18 +60,13 @@ class RankerMatcher(AdapterMatcher):
         self._seen: Recent[tuple[bytes, str], float] = Recent(SCORES)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | PathLike[str], *, device: str | torch.device | None = None, objects: Objects = None
-    ) -> Self:
-        """See `AdapterMatcher`; the source is a ranker's folder."""
-        place = ADAPTERS / cls.name if str(source) == "embedded" else source
-        with torch.inference_mode(False):
-            ranker = Ranker.from_pretrained(place, device=device)
-        if objects is None and ranker.card.backbone == "embedded":
-            from lvlm_guard.embedded.catalog import CLASSES
+    def _read(cls, place: str, device: torch.device) -> Self:
+        ranker = Ranker.from_pretrained(place, device=device)
+        if ranker.card.backbone != "embedded":
+            return cls(ranker)
+        from lvlm_guard.embedded.catalog import CLASSES
 
-            objects = CLASSES
-        return cls(ranker, objects)
+        return cls(ranker, CLASSES)
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """See `Matcher`; claims that ask for more than an object's presence have 0.5: it has no opinion on them."""
