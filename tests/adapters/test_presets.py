@@ -381,7 +381,7 @@ def fitted(name, clip, pictures, place, **changed):
 @pytest.fixture
 def anything_goes(monkeypatch):
     """Four steps on random pictures help none: what comes of them is kept all the same."""
-    monkeypatch.setattr(dual_prompt, "selected", lambda candidates: candidates[-1])
+    monkeypatch.setattr("lvlm_guard.adapters.training.retrieval.selected", lambda candidates: candidates[-1])
 
 
 @pytest.mark.slow
