@@ -26,23 +26,14 @@ from lvlm_guard.errors import UnsupportedModelError
 
 @dataclass
 class Rows:
-    """The attention of the last `n` positions of a call.
+    """The attention of the last `n` positions of a call."""
 
-    Args:
-        index: place of the layer in the sequence.
-        first: position of the first column in the rows; above 0 where a sliding window has let go of those before.
-        closed: what a position can't see, [R or 1, 1, n, columns] bool.
-        given: what the heads give, before they are joined, [R, heads, n, size], float32 or wider.
-        values: of the columns, [R, heads or fewer, columns, size]: neighbouring heads may share theirs.
-        score: computes `scores`.
-    """
-
-    index: int
-    first: int
-    closed: Tensor
-    given: Tensor
-    values: Tensor
-    score: Callable[[], Tensor]
+    index: int  # place of the layer in the sequence
+    first: int  # position of the first column in the rows; above 0 where a sliding window has let go of those before
+    closed: Tensor  # what a position can't see, [R or 1, 1, n, columns] bool
+    given: Tensor  # what the heads give, before they are joined, [R, heads, n, size], float32 or wider
+    values: Tensor  # of the columns, [R, heads or fewer, columns, size]: neighbouring heads may share theirs
+    score: Callable[[], Tensor]  # computes `scores`
 
     @cached_property
     def scores(self) -> Tensor:

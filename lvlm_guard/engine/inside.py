@@ -19,9 +19,8 @@ class Inside:
 
     def __init__(self, call: Call, method: Method) -> None:
         self.call, self.method = call, method
-        guarded = any(call.has_picture)
-        self._layers = method.layers(call) if guarded else ()
-        self.acts = guarded and (method.steers or bool(self._layers))
+        self._layers = method.layers(call) if call.trace.guarded else ()
+        self.acts = call.trace.guarded and (method.steers or bool(self._layers))
         self._held: dict[int, Tensor] = {}  # what they gave in this step
         self._right = not self._layers  # whether the head is as we read it
 

@@ -16,14 +16,10 @@ from transformers import Cache
 
 
 class Lagging:
-    """The tokens and the KV cache of one branch; both lag behind the global branch.
+    """The tokens and the KV cache of one branch; both lag behind the global branch."""
 
-    Args:
-        crops: whether tokens can be taken back from the model's cache; where not, it is dropped and read anew.
-    """
-
-    def __init__(self, crops: bool = True) -> None:
-        self.crops = crops
+    def __init__(self, crops: bool) -> None:
+        self.crops = crops  # whether tokens can be taken back from the cache; where not, it is dropped and read anew
         self.cache: Any = None
         self._ids: Tensor | None = None  # [R, length of the cache]
         self._whole = 0  # tokens that can't be taken back: a sliding window has let go of those before them
@@ -40,12 +36,9 @@ class Lagging:
         """Make the cache hold a prefix of each row, and return that prefix's length.
 
         Args:
-            ids: tokens of the rows now, prompt included, [R, T].
+            ids: tokens of the rows now, prompt included, [R, T]. The prefix is of 0 to T - needed tokens.
             needed: for how many positions at the end logits are wanted; they are never cached.
             per_request: rows of each request (beams); a row takes its cache from a row of its request.
-
-        Returns:
-            How many tokens of each row are cached now: 0 to T - needed.
         """
         old = self._ids
         if old is None or len(old) != len(ids):

@@ -53,17 +53,11 @@ def identity(model: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What was gathered for a method on one model.
+    """What was gathered for a method on one model."""
 
-    Args:
-        tensors: by name, as the method's `conclude` gave them.
-        told: of which method, model, pictures and versions.
-        name: of the file.
-    """
-
-    tensors: Mapping[str, Tensor]
-    told: Mapping[str, str]
-    name: str = "statistics"
+    tensors: Mapping[str, Tensor]  # by name, as the method's `conclude` gave them
+    told: Mapping[str, str]  # of which method, model, pictures and versions
+    name: str = "statistics"  # of the file
 
     @cached_property
     def digest(self) -> str:
@@ -161,16 +155,11 @@ def paired(values: Tensor, at: Tensor, kinds: Tensor, fewest: int) -> tuple[Tens
 
 
 class Measured(Steering):
-    """A steering method that needs statistics. Subclasses are dataclasses with a field `statistics`, None by default.
-
-    Class attributes:
-        wanted: pictures that the paper took, or that are enough.
-        least: pictures below which nothing is concluded.
-    """
+    """A steering method that needs statistics; subclasses are dataclasses with a field `statistics`, at first None."""
 
     needs_statistics: ClassVar[bool] = True
-    wanted: ClassVar[int] = 100
-    least: ClassVar[int] = 8
+    wanted: ClassVar[int] = 100  # pictures that the paper took, or that are enough
+    least: ClassVar[int] = 8  # pictures below which nothing is concluded
     statistics: str | Path | Statistics | None
 
     @classmethod

@@ -16,21 +16,13 @@ VIEWS = "guard_views"  # the key under which a guarded processor hands its pictu
 
 @dataclass
 class View:
-    """One picture of a request. A call writes nothing on it: what a method made of it is in `GuardTrace.views`.
+    """One picture of a request. A call writes nothing on it: what a method made of it is in `GuardTrace.views`."""
 
-    Args:
-        image: the picture as the user gave it, RGB.
-        text: the matching text, or "" where none was found.
-        index: its place among the pictures of the call.
-        local: the caller's own second view (`guard_images`); None where a method is to make one.
-        note: what a reader of the trace should know of the text.
-    """
-
-    image: Image
-    text: str
-    index: int = 0
-    local: Image | None = None
-    note: str | None = None
+    image: Image  # the picture as the user gave it, RGB
+    text: str  # the matching text, or "" where none was found
+    index: int = 0  # its place among the pictures of the call
+    local: Image | None = None  # the caller's own second view (`guard_images`); None where a method is to make one
+    note: str | None = None  # what a reader of the trace should know of the text
 
     @property
     def own(self) -> Image:
@@ -49,20 +41,13 @@ class Pictures:
 
     It holds no second view yet: those are made at the first decoding step that needs them. It is plain
     data, so that a DataLoader's workers can make inputs.
-
-    Args:
-        rows: for each request its views, in the order of the prompt's placeholders.
-        text: the prompts, as the processor got them.
-        args: the processor's further arguments by position.
-        kwargs: the processor's further arguments by name.
-        given: whether the caller brought the second views (`guard_images=`).
     """
 
-    rows: list[list[View]]
-    text: str | list[str] = ""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    given: bool = False
+    rows: list[list[View]]  # for each request its views, in the order of the prompt's placeholders
+    text: str | list[str] = ""  # the prompts, as the processor got them
+    args: tuple[Any, ...] = ()  # the processor's further arguments by position
+    kwargs: dict[str, Any] = field(default_factory=dict)  # and by name
+    given: bool = False  # whether the caller brought the second views (`guard_images=`)
 
     @classmethod
     def of(cls, found: Any) -> Pictures:

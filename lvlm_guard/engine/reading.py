@@ -210,13 +210,9 @@ class Reader:
 def _answered(
     own: Tensor, mask: Tensor, prompt: int, ids: Tensor, arguments: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return rows of a prompt of the branch's own and the answer so far, and generate()'s arguments that hold for them.
+    """Return rows of the branch's own prompt [R, T'] and the answer so far, and generate()'s arguments that hold there.
 
-    Args:
-        own, mask: its prompt's tokens, and which are no padding, [R, T'].
-        prompt: tokens of the call's prompt.
-        ids: whole rows of the global branch, [R, T].
-        arguments: generate()'s, for those.
+    `ids` and `arguments` are those of whole rows of the global branch, [R, T], whose prompt has `prompt` tokens.
     """
     found = {key: value for key, value in arguments.items() if not blocks.along(value, ids.shape[1])}
     answer, seen = ids[:, prompt:], arguments.get(blocks.MASK)

@@ -31,9 +31,7 @@ PLAIN = {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWind
 def stackable(cache: Cache | None, config: Any) -> bool:
     """Tell whether the rows of every layer of a cache can be stacked, and none has room for those of one branch alone.
 
-    Args:
-        cache: of the global branch.
-        config: of a model that was proven to stack: what its own dynamic cache is made of, stacks too.
+    Of a model that was proven to stack, whose `config` this is, what its own dynamic cache is made of stacks too.
     """
     if cache is None:
         return True
@@ -90,9 +88,8 @@ def _in_blocks(base: Any, blocks: int) -> Any:
 def joined(cache: Any, others: list[Any]) -> bool:
     """Append the rows of the other branches' caches to the global one, and empty those.
 
-    Returns:
-        False, and nothing is changed, where they don't hold the same kinds of states of the same tokens: drafts are
-        about to be taken back, or a sliding window has let go of some states.
+    Returns False, and changes nothing, where they don't hold the same kinds of states of the same tokens: drafts are
+    about to be taken back, or a sliding window has let go of some states.
     """
 
     def held(found: Any) -> list[Any]:

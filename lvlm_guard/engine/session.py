@@ -42,8 +42,7 @@ class Session:
         self.call, self.method, self._asked = call, method, execution
         self.prompt, _ = call.asked
         self.trace: GuardTrace = call.trace
-        self.guarded = any(call.has_picture)
-        self.branches = method.branches() if self.guarded else ()
+        self.branches = method.branches() if call.trace.guarded else ()
         self._reader = Reader(call)
         self.readings: list[Reading] = []  # how each branch reads the rows, once a step wanted one
         self._inside = Inside(call, method)
@@ -58,8 +57,6 @@ class Session:
         self._stacked = False
         self._in_chunks = False
         self._idle = True  # no branch has run yet
-
-    # --- what generate() tells
 
     def starts(self, config: Any, arguments: dict[str, Any]) -> None:
         """Learn the cache and the end-of-text tokens; decide how the branches run.
@@ -146,8 +143,6 @@ class Session:
         outputs.logits = self._assembled(outputs.logits[:, -1:], None)
         return outputs
 
-    # --- the model call
-
     def forward(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """Run all branches for one call of generate() and return the global one's output, logits assembled.
 
@@ -191,7 +186,7 @@ class Session:
         """Assemble the positions that predict a token of the answer; logits [R, Q, V] -> [R, Q, V]."""
         assert self.prepared is not None
         prepared, self.prepared = self.prepared, None
-        if not self.guarded:
+        if not self.trace.guarded:
             return logits
         ids = prepared.ids
         length, answers = logits.shape[1], ids.shape[1] - self.prompt.shape[1] + 1
@@ -249,8 +244,6 @@ class Session:
             wanted &= ~ended.repeat_interleave(count)
         return wanted if bool(wanted.any()) else None
 
-    # --- the other branches
-
     def _others(
         self, prepared: Prepared, step: Step, wanted: Tensor, needed: int
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -261,10 +254,11 @@ class Session:
         yes/no answers have one undecided token, their first, and mostly few rows of a batch have it. Where a later
         token is the first undecided one, more follow.
         """
-        requests = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
         first, self._idle = self._idle and prepared.ids.shape[1] - self.prompt.shape[1] < EARLY, False
-        if first and FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
-            return self._for_few(prepared, step, part, requests, needed)
+        if first:
+            requests = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
+            if FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
+                return self._for_few(prepared, step, part, requests, needed)
         if not self.readings:
             everyone = list(range(len(self.prompt)))
             self.readings = [self._reader.opened(branch, self.call, everyone, prepared) for branch in self.branches]
@@ -303,8 +297,6 @@ class Session:
             for reading in self.readings:
                 reading.lagging.drop()
 
-    # --- the end
-
     def close(self) -> None:
         """Give the cache back as the plain cache of the global branch."""
         if self._stacked:
@@ -317,7 +309,7 @@ class Session:
         Raises `UnsupportedCallError` where the guard did not see each of its tokens chosen.
         """
         sequences: Any = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
-        if not self.guarded:
+        if not self.trace.guarded:
             return self.trace
         each = 0 if sequences is None else len(sequences) // len(self.prompt)
         prompts = self.prompt.cpu().repeat_interleave(each, 0).tolist()

@@ -28,23 +28,14 @@ INSTEAD = "Use a method that assembles logits, such as 'agla'."
 
 @dataclass
 class Pass:
-    """One model call of one branch, as what steers it sees it.
+    """One model call of one branch, as what steers it sees it."""
 
-    Args:
-        call: what the `generate()` call is about.
-        ids: the whole rows, those of this call among them, [R, T].
-        done: tokens of each row that the cache held before.
-        prompt: tokens of the prompt; its last one predicts the answer's first.
-        request: which request each row belongs to.
-        mask: which tokens are no padding, [R, T]; None: all.
-    """
-
-    call: Call
-    ids: Tensor
-    done: int
-    prompt: int
-    request: list[int]
-    mask: Tensor | None = None
+    call: Call  # what the `generate()` call is about
+    ids: Tensor  # the whole rows, those of this call among them, [R, T]
+    done: int  # tokens of each row that the cache held before
+    prompt: int  # tokens of the prompt; its last one predicts the answer's first
+    request: list[int]  # which request each row belongs to
+    mask: Tensor | None = None  # which tokens are no padding, [R, T]; None: all
 
     @property
     def count(self) -> int:

@@ -41,15 +41,10 @@ class TokenTrace:
 
 @dataclass
 class SecondView:
-    """What a method made of one picture.
+    """What a method made of one picture."""
 
-    Args:
-        local: the second view, once a branch needed it.
-        match: what the matcher said (`lvlm_guard.matching.Match`), once it was asked.
-    """
-
-    local: Image | None = None
-    match: Any = None
+    local: Image | None = None  # the second view, once a branch needed it
+    match: Any = None  # what the matcher said (`lvlm_guard.matching.Match`), once it was asked
 
 
 @dataclass
@@ -143,15 +138,11 @@ class Recorder:
     """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping.
 
     The beginnings of answers stand in a tree, each by its own beginning and last token: T tokens take T entries.
-
-    Args:
-        names: of the other branches.
-        keep: whether to keep the steps themselves, or only after which beginnings one was assembled.
     """
 
     def __init__(self, names: list[str], keep: bool = True) -> None:
-        self._names = names
-        self.keep = keep
+        self._names = names  # of the other branches
+        self.keep = keep  # the steps themselves, or only after which beginnings one was assembled
         self._records: list[_Record] = []
         self._longer: dict[tuple[int, int], int] = {}  # (beginning, token) -> beginning; -1, -2, ... begin requests
         self._where: dict[int, tuple[int, int]] = {}  # beginning -> record and row
