@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lvlm_guard.engine.session import Session
 
-ACTIVE: ContextVar[tuple[Any, Session | None] | None] = ContextVar("lvlm_guard_session", default=None)
+ACTIVE: ContextVar[tuple[Any, Session | None]] = ContextVar("lvlm_guard_session", default=(None, None))
 """The model that a generate() call of this thread is about, and its guarded call; None: its calls are plain here."""
 
 

@@ -79,10 +79,7 @@ _WRAPPED: dict[str, int] = {}  # by the kernel's name: how many calls need it no
 
 @contextmanager
 def attending(
-    passed: Pass,
-    decoder: Decoder,
-    layers: Sequence[int],
-    change: Callable[[Rows], Tensor | None],
+    passed: Pass, decoder: Decoder, layers: Sequence[int], change: Callable[[Rows], Tensor | None]
 ) -> Iterator[None]:
     """Change some layers' attention at the positions that predict a token of the answer.
 

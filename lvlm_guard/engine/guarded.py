@@ -62,7 +62,7 @@ class Guard:
 
 def session_of(model: Any) -> Session | None:
     """Return the guarded call that this thread is in on this model, if any."""
-    about, session = ACTIVE.get() or (None, None)
+    about, session = ACTIVE.get()
     return session if about is model else None
 
 
@@ -102,7 +102,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 MissingViewError: `guard_views` are missing, or of other inputs.
                 GuardError: a knob, a text or a matcher is amiss.
             """
-            about, _ = ACTIVE.get() or (None, None)
+            about, _ = ACTIVE.get()
             state: Guard = getattr(self, STATE)
             config = kwargs.get("generation_config") or (args[0] if args else None)
             # within a call of its own, drafting for itself or left out of the guard; or drafting for another model
