@@ -283,6 +283,8 @@ class GroupBatches:
 class RankingTask:
     """Trains a ranker, with the scales of its instructions in its card, by groups without the object in `negatives`."""
 
+    averages = False
+
     def __init__(self, ranker: Ranker, pictures: Pictures, recipe: Recipe, negatives: float = 0.2) -> None:
         self.ranker, self.model, self.pictures = ranker, ranker.model, pictures
         self.batches = GroupBatches(pictures.train, pictures.seen, recipe, negatives)

@@ -41,6 +41,8 @@ UNDECIDED = 2000  # pictures by which is found where the untuned CLIP is undecid
 class RetrievalTask:
     """Trains a retriever's prompts; frozen features stand for pixels where no prompt changes the pictures' side."""
 
+    averages = True
+
     def __init__(self, retriever: DualPromptRetriever, pictures: Pictures, plan: Plan, recipe: Recipe) -> None:
         self.retriever, self.model = retriever, retriever.model
         self.gallery, self.pixels, self.frozen = pictures.gallery, pictures.pixels, pictures.frozen

@@ -79,7 +79,9 @@ class Batches(Protocol):
 
 
 class Task(Protocol):
-    """What is trained by a recipe: a model, batches, a loss, and a measure."""
+    """What is trained by a recipe: a model, batches, a loss, and a measure; whether all it measured is kept."""
+
+    averages: bool
 
     @property
     def model(self) -> nn.Module: ...
@@ -203,6 +205,11 @@ class TaskTrainer(ResumableTrainer):
         if self.args.world_size > 1:
             broadcast_object_list(told)
         self.log({VALIDATION + name: None if math.isnan(value) else value for name, value in told[0].items()})  # type: ignore[misc]
+        if self.is_world_process_zero() and not self.task.averages:  # tuned towers are large
+            best = best_of(self.task, self.measured()) or self.measured()[0]
+            for other in self.candidates.glob("*.safetensors"):
+                if other.stem != str(best.step):
+                    other.unlink()
 
 
 def best_of(task: Task, measured: list[Measured]) -> Measured | None:

@@ -19,9 +19,9 @@ from lvlm_guard.adapters.data.pictures import Bad, Features
 from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
-from lvlm_guard.adapters.training import dual_prompt, ranker, retrieval
+from lvlm_guard.adapters.training import dual_prompt, ranker, retrieval, tasks
 from lvlm_guard.adapters.training.ranker import RankingTask
-from lvlm_guard.adapters.training.recipe import Recipe
+from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
 from lvlm_guard.adapters.training.trainer import learning
 from lvlm_guard.errors import KnobError
@@ -176,6 +176,18 @@ def test_recipes_that_are_none_are_refused_and_rates_rise_and_fall() -> None:
     assert rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5, abs=0.01)
     assert rates[99] < 0.01
+
+
+def test_a_ranker_keeps_the_weights_of_its_best_measurement_alone(
+    ranked_pictures: ranker.Pictures, tmp_path: Path
+) -> None:
+    """Tuned towers are large, and nothing averages a ranker's candidates."""
+    chosen = replace(recipe(), steps=4, measure_every=1)
+    task = RankingTask(ranker.build(RANKER, ranked_pictures.train), ranked_pictures, chosen)
+    measured, _ = tasks.train(task, chosen, tmp_path, nothing)
+    best = tasks.best_of(task, measured) or measured[0]
+    assert len(measured) == 4
+    assert [place.stem for place in (tmp_path / CANDIDATES).iterdir()] == [str(best.step)]
 
 
 def test_a_ranker_of_tuned_towers_scores_pictures_alike_once_it_is_loaded_and_learns_no_more(
