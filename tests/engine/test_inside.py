@@ -275,7 +275,7 @@ def test_what_cannot_be_steered_is_refused(pair):
 def test_layers_of_several_streams_are_refused_by_who_reads_them(pair, name):
     """Hyper-connections, such as Qwen4Exp's, hand several states a token from layer to layer."""
     twice = (
-        pair[0].get_decoder().layers[-2].register_forward_hook(lambda _module, _given, out: torch.cat([out] * 2, -1))
+        pair[0].get_decoder().layers[-1].register_forward_hook(lambda _module, _given, out: torch.cat([out] * 2, -1))
     )
     try:
         with pytest.raises(UnsupportedModelError, match="numbers a token, not one state"):
