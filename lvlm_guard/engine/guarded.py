@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 STATE = "_lvlm_guard"
 REFUSED = {
     "inputs_embeds": "A guarded generate() needs the prompt's tokens as input_ids: each branch embeds them with a "
-    "picture of its own, which inputs_embeds no longer allows. Pass the processor's output: model.generate(**inputs).",
+    "picture of its own, which inputs_embeds no longer allows. Pass the processor's output by name: "
+    "model.generate(**inputs).",
     "pixel_values_videos": "Videos can't be guarded: the methods are defined on pictures. Pass frames as pictures, or "
     "guard=False.",
     "mm_encoder_outputs": "mm_encoder_outputs holds encoded pictures, of which no second view can be made. Pass "
