@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from lvlm_guard.errors import KnobError
 
@@ -73,6 +71,9 @@ def fit_tau(scores: NDArray[np.float64], true: NDArray[np.bool_]) -> float:
         scores: [n, 1 + swaps] cosines: of a claim, then of its swaps.
         true: [n], which claims hold.
     """
+    from scipy.optimize import minimize_scalar  # not above: servers need log_odds alone, and this takes half a second
+    from scipy.special import log_softmax
+
     if scores.ndim != 2 or scores.shape[1] < 2 or not true.any() or true.all():
         raise KnobError(
             f"A temperature can't be fitted to scores of shape {scores.shape}, of which {int(true.sum())} claims hold: "
