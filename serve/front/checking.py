@@ -131,7 +131,7 @@ class CheckingFront(Front):
         try:
             async for event in events:
                 yield event
-        except (MaskdError, Refused, httpx.HTTPError, LookupError, TypeError, ValueError) as wrong:
+        except (MaskdError, Refused, httpx.HTTPError, LookupError, RecursionError, TypeError, ValueError) as wrong:
             known = unmatched(wrong) if isinstance(wrong, MaskdError) else wrong
             why = known.message if isinstance(known, Refused) else "it broke off, or can't be read."
             raise Refused(502, f"The answer was not checked: {self._hidden(why.encode()).decode()}") from wrong

@@ -288,7 +288,7 @@ def test_a_matcher_that_fails_once_the_model_has_answered_leaves_no_unchecked_an
         async for piece in pieces(body):
             yield piece.replace(b" two", b" dog")
 
-    stand.engine._pieces = naming  # type: ignore[method-assign]
+    monkeypatch.setattr(stand.engine, "_pieces", naming)
     said = [turn("what is this? a dog", data_url(IMAGE))]
     if stream:
         with (
@@ -302,7 +302,15 @@ def test_a_matcher_that_fails_once_the_model_has_answered_leaves_no_unchecked_an
     assert len(stand.engine.bodies) == 1
 
 
-def test_a_stream_that_breaks_off_has_no_verdicts_and_no_end(stand: Stands) -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_stream_that_breaks_off_or_can_t_be_read_has_no_verdicts_and_no_end(
+    stand: Stands, deep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nested(body: Any) -> Any:
+        yield b"data: " + b"[" * 100_000 + b"\n\n"
+
+    if deep:
+        monkeypatch.setattr(stand.engine, "_pieces", nested)
     stand.engine.breaks = True
     with pytest.raises(openai.APIError, match="not checked"):
         list(

@@ -81,6 +81,8 @@ def test_an_engine_that_is_lost_in_the_middle_of_a_stream_leaves_no_whole_answer
             said.extend(answer.iter_bytes())
     assert b"[DONE]" not in b"".join(said)
     assert b"lost in the middle" in b"".join(said)
+    assert site.count("lvlm_guard_broken_streams_total") == 1
+    assert site.count("lvlm_guard_disconnects_total") == 0
     assert site.post("tiny-agla").status_code == 502
 
 
