@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from string import Formatter
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -72,7 +73,10 @@ class Rows(Generic[Row]):
     @property
     def digest(self) -> str:
         """What tells this data from other: 16 hex digits of all rows."""
-        return hashlib.sha256("".join(map(repr, self.rows)).encode()).hexdigest()[:16]
+        told = hashlib.sha256()
+        for row in self.rows:  # one by one: all together are hundreds of megabytes
+            told.update(repr(row).encode())
+        return told.hexdigest()[:16]
 
     def part(self, split: str) -> Self:
         """Return the rows of a split; raises `DataError` where there is none."""
@@ -173,10 +177,10 @@ class RankData(Rows[RankRow]):
         if not any(row.value is not None for row in self.rows):
             raise DataError(f"{self.name} holds no value. {EXPECTED}")
         try:
-            said = self.template.format(object="dog").strip()
-        except (KeyError, IndexError, ValueError, AttributeError):
-            said = ""
-        if not said:
+            named = {found for _, found, _, _ in Formatter().parse(self.template) if found is not None}
+        except ValueError as error:
+            named = {str(error)}
+        if named - {"object"} or not self.template.strip():
             raise DataError(
                 f"{self.name}: the instruction {self.template!r} can't be filled in. It is a sentence that may hold "
                 f"{{object}} and no other braces: {COUNTS!r}."

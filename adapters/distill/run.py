@@ -19,7 +19,7 @@ from lvlm_guard.adapters.distill.rows import without_repeats
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import Recipe, train
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.recipe import Call
+from lvlm_guard.adapters.training.recipe import TRAINING, Call
 from lvlm_guard.api import guard, unguard
 from lvlm_guard.files import differing, plain, read_json, write_json
 from lvlm_guard.matching import Vocabulary
@@ -112,8 +112,8 @@ def _begin(call: Call, lessons: Lessons, retrain: bool) -> None:
     if call.start_over:
         shutil.rmtree(out / "answers", ignore_errors=True)
     if call.start_over or retrain:
-        call.clear()
-        for folder in (out, *out.glob("seed-*")):
+        for folder in (out, *out.glob("seed-*")):  # no other training that lies below
+            shutil.rmtree(folder / TRAINING, ignore_errors=True)
             (folder / COMPARED).unlink(missing_ok=True)
     write_json(out / BEGUN, told)
 

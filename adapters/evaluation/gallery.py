@@ -37,7 +37,6 @@ def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, se
 
     No swap says what another caption or a fact of the picture says. Where facts tell of its objects, one is exchanged
     for what is known to be absent alone; where captions are all there is, for what none of them names, as DCAR does.
-
     """
     if row.negatives:
         return list(zip(row.negatives, row.kinds or ("swap",) * len(row.negatives), strict=True))

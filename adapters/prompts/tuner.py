@@ -165,6 +165,8 @@ class DualPromptModel(BaseTuner):
         """Raise `UnsupportedCallError`: prompts can't be merged."""
         raise UnsupportedCallError(NO_MERGE)
 
+    unmerge_adapter = merge_adapter
+
     @classmethod
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any

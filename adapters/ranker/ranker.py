@@ -53,7 +53,7 @@ class Ranker:
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, model: Any = None, device: Device = None, inputs: Inputs | None = None
     ) -> Ranker:
-        """Load a ranker, arguments and errors as of `model.load`; None is the CPU, and the inputs beside it."""
+        """Load a ranker as `model.load`; no `device` is the CPU, no `inputs` are those that lie with the CLIP."""
         wrapped, card = load(folder, model)
         if inputs is None:
             place = model if isinstance(model, str | os.PathLike) else wrapped.clip.name_or_path or card.backbone

@@ -203,6 +203,13 @@ class RetrievalModel(nn.Module):
         self._alone: dict[int, Tensor] = {}
         self._blank: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}  # which can't be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.lock = RLock()
+
     @property
     def base(self) -> Any:
         """The `CLIPModel` itself, prompts included."""

@@ -44,6 +44,12 @@ def test_an_object_with_one_picture_is_refused_or_left_out_as_asked() -> None:
         data([RankRow("d", "age", 40)]).teaching("skip")
 
 
+@pytest.mark.parametrize("template", ["Rank {object[0]}.", "Rank {object[a]}.", "Rank {object.upper}.", "{}", "{", " "])
+def test_an_instruction_with_more_than_the_object_in_braces_is_refused(template: str) -> None:
+    with pytest.raises(DataError, match="can't be filled in"):
+        data(template=template)
+
+
 def counted(n: int = 60) -> RankData:
     """Return pictures k of k % 4 dogs, every third of which also shows cats; nobody counted the last one's dogs."""
     rows = [RankRow(str(k), "dog", k % 4) for k in range(n) if k % 4]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import peft
@@ -11,11 +12,12 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures
+from lvlm_guard.adapters.distill import run
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Lessons, Pictures
 from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.training import Recipe, log_probs, plain_log_probs, train
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training.recipe import last_checkpoint
+from lvlm_guard.adapters.training.recipe import Call, finish, last_checkpoint
 from lvlm_guard.pretrained import load_model
 
 RECIPE = Recipe(steps=9, batch=2, questions=2, rate=5e-3, rank=2, alpha=4, projector=True, save_every=3)
@@ -174,6 +176,20 @@ def test_a_finished_adapter_is_loaded_and_not_trained_again(unbroken):
 def test_another_recipe_in_the_same_folder_is_refused_with_what_differs(unbroken):
     with pytest.raises(TrainingError, match=r"rate 0\.005, now 0\.01.*--retrain"):
         trained(unbroken[0], replace(RECIPE, rate=0.01))
+
+
+def test_training_anew_drops_no_training_of_another_command_below_the_folder(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "load_model", stopped)
+    own, other = tmp_path / "training", tmp_path / "ranker" / "training"
+    for place in (own, other):
+        finish(place, {}, {}, ())
+    call = Call(tmp_path, (0,), "cpu", False, quiet, lambda *_: nullcontext(quiet))
+    with pytest.raises(KeyboardInterrupt):
+        run.distill(Lessons(pictures=2, held_out=1), RECIPE, call, retrain=True)
+    assert (own.exists(), other.exists()) == (False, True)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path):

@@ -181,7 +181,7 @@ def test_two_adapters_at_once_are_refused_because_they_share_the_slots():
 
 def test_merging_is_refused_and_says_why():
     model = get_peft_model(tiny_clip.clip(), vpt(depth=1))
-    for merge in (model.merge_and_unload, model.merge_adapter):
+    for merge in (model.merge_and_unload, model.merge_adapter, model.unmerge_adapter):
         with pytest.raises(UnsupportedCallError, match="can't be merged into CLIP"):
             merge()
     layer = next(module for module in model.modules() if isinstance(module, PromptLayer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def test_factors_of_a_batch_are_those_of_each_pair_alone():
     for row, (image, text) in enumerate(zip(images, TEXTS, strict=True)):
         alone = [weight.factor for weight in found.word_weights(image, text)]
         torch.testing.assert_close(batch[row][inputs.words[row]], torch.tensor(alone), atol=1e-4, rtol=0)
+
+
+def test_a_copy_of_a_model_gives_the_same_features():
+    made = retriever()
+    pixels, copied = made.image_inputs(pictures(2)), copy.deepcopy(made.model)
+    assert torch.equal(copied.images(pixels), made.model.images(pixels))
+    assert torch.equal(copied.images(pixels, frozen=True), made.model.images(pixels, frozen=True))
 
 
 def test_frozen_features_are_plain_clips_and_leave_every_flag_as_it_was():
