@@ -105,7 +105,7 @@ def attending(
             stack.enter_context(_wrapped(name))
         stack.callback(_PLAN.reset, _PLAN.set(plan))
         yield
-        missing = next((layer for layer, module in zip(layers, modules, strict=True) if module not in plan.seen), None)
+        missing = next((layers[index] for module, index in modules.items() if module not in plan.seen), None)
         if missing is not None:
             raise UnsupportedModelError(
                 f"The attention of layer {missing} ({type(decoder.attention(missing)).__name__}) does not go through "
@@ -148,11 +148,12 @@ def _attend(
     n, wide = plan.passed.count, torch.promote_types(query.dtype, torch.float32)
 
     def score() -> Tensor:
-        strange = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
-        if strange:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} computes attention with {strange}, which this method does not know. {INSTEAD}"
-            )
+        for name in ("s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} computes attention with {name!r}, which this method does not know. "
+                    f"{INSTEAD}"
+                )
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3).to(wide)
         scores: Tensor = (query[:, :, -n:].to(wide) @ keys) * (kwargs.get("scaling") or query.shape[-1] ** -0.5)
         if kwargs.get("softcap") is not None:

@@ -18,6 +18,7 @@ from lvlm_guard.engine.hiding import refusal, shareable
 from lvlm_guard.engine.inside import Inside
 from lvlm_guard.engine.method import Method, Step
 from lvlm_guard.engine.reading import Prepared, Reader, Reading, encodes_first
+from lvlm_guard.engine.steering import INSTEAD
 from lvlm_guard.engine.trace import Recorder, answers_of
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
@@ -87,10 +88,10 @@ class Session:
                 "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
             )
         if acts and (chunks or getattr(cache, "is_compileable", False)):
+            what = "a prompt in chunks" if chunks else f"a compiled call with a {type(cache).__name__}"
             raise UnsupportedCallError(
-                f"{self.method.name} acts inside the model's layers, on the prompt as a whole; a prompt in chunks, or "
-                f"a compiled call with a {type(cache).__name__}, does not show it. Leave prefill_chunk_size and "
-                "cache_implementation out, or use a method that assembles logits, such as 'agla'."
+                f"{self.method.name} acts inside the model's layers, on the prompt as a whole; {what} does not show "
+                f"it. Leave {'prefill_chunk_size' if chunks else 'cache_implementation'} out. {INSTEAD}"
             )
         if cached and any(branch.prompt for branch in self.branches):
             raise UnsupportedCallError(

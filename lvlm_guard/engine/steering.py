@@ -51,7 +51,8 @@ class Pass:
         """Return what a module gives, [R, T, ...], with new last places, [R, n, ...], where rows show a picture."""
         start, new = given.shape[1] - new.shape[1], new.to(given.dtype)
         if self.guarded is not None:
-            new = torch.where(self.guarded.view(-1, *[1] * (new.ndim - 1)), new, given[:, start:])
+            shown = self.guarded.to(new.device).view(-1, *[1] * (new.ndim - 1))
+            new = torch.where(shown, new, given[:, start:])
         return torch.cat([given[:, :start], new], 1) if start else new
 
     @cached_property

@@ -79,7 +79,8 @@ class PAI(Constrained):
         shown = passed.columns(passed.call.image_positions)
 
         def raised(rows: Rows) -> Tensor:
-            return rows.heads(rows.scores + self.alpha * rows.scores.abs() * shown[:, None, None, rows.first :])
+            here = shown[:, None, None, rows.first :].to(rows.scores)
+            return rows.heads(rows.scores + self.alpha * rows.scores.abs() * here)
 
         decoder = passed.call.decoder
         return attending(passed, decoder, range(self.start, len(decoder)), raised)

@@ -18,8 +18,9 @@ from transformers import LlavaForConditionalGeneration, MistralConfig
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine.attention import attending
+from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.method import Branch, Method
-from lvlm_guard.engine.steering import Decoder, edited
+from lvlm_guard.engine.steering import Decoder, Pass, edited
 from lvlm_guard.errors import KnobError, UnknownNameError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.methods.revis import moved
 
@@ -265,6 +266,8 @@ def test_what_cannot_be_steered_is_refused(pair):
     inputs = asked(pair)
     with pytest.raises(UnsupportedCallError, match="a compiled call"):
         pair[0].generate(**inputs, **RUN, guard=made("rudder"), cache_implementation="static")
+    with pytest.raises(UnsupportedCallError, match="a prompt in chunks does not show it"):
+        pair[0].generate(**inputs, **RUN, guard=made("rudder"), prefill_chunk_size=8)
     with pytest.raises(KnobError, match="this model has"):
         pair[0].generate(**inputs, **RUN, guard=made("rudder", layer=99))
     with pytest.raises(KnobError, match="counts from 0"):
@@ -331,6 +334,25 @@ def test_attention_that_the_interface_does_not_show_is_refused():
         attending(Passed(), decoder, [1], lambda rows: None),
     ):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
+
+
+def test_layers_that_share_one_attention_are_changed_in_each():
+    model, _ = any_families.make("llava", dtype=torch.float64)
+    decoder, seen = Decoder(model), []
+    decoder.layers[1].self_attn = decoder.layers[0].self_attn
+
+    class Passed:
+        count, guarded, ids = 1, None, torch.ones(1, 3, dtype=torch.long)
+
+    with attending(Passed(), decoder, [0, 1], lambda rows: seen.append(rows.index)):
+        model(input_ids=Passed.ids, use_cache=False)
+    assert len(seen) == 2
+
+
+def test_rows_are_told_apart_on_a_layers_own_device():
+    call = Call(None, None, None, None, None, [True, False], None)
+    given = torch.empty(2, 5, 4, device="meta")  # a dispatched model's layer, elsewhere than the prompt's tokens
+    assert Pass(call, torch.zeros(2, 5), 0, 3, [0, 1]).placed(given, given[:, 3:]).shape == given.shape
 
 
 def test_hooks_are_gone_afterwards_and_inert_for_other_threads():
