@@ -216,7 +216,7 @@ def test_killed_and_started_again_under_load_it_gives_errors_but_no_wrong_answer
 
     async def client_of(url: str, stop: asyncio.Event, first: int) -> None:
         client = MaskdClient(url, timeout=5)
-        client._known.capacity = 0  # every question goes to the service
+        client._told.capacity = 0  # every question goes to the service
         turn = first
         while not stop.is_set():
             ask = EVERY[turn % len(EVERY)]
