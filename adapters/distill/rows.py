@@ -154,7 +154,8 @@ class Layout:
         """Return a row for each picture: what its prompts share, then each text's rest as a segment of its own."""
         images = [image for image, _ in examples]
         made = dict(ask(self.processor, [[image] for image in images], [answers[0].prompt for _, answers in examples]))
-        columns, spans = tuple[list[Tensor], ...](([], [], [])), []
+        columns: tuple[list[Tensor], ...] = ([], [], [])
+        spans: list[tuple[int, int]] = []
         for number, (image, answers) in enumerate(examples):
             whole = made["input_ids"][number][made["attention_mask"][number].bool()].tolist()
             prompts = self._prompts(image, [answer.prompt for answer in answers], whole)

@@ -178,9 +178,10 @@ class ClipRanker(CLIPPreTrainedModel):
         if input_ids is not None:
             text_tokens, text_mask = self.text_tokens(input_ids, attention_mask)
         scores, logits = self.ranker(image_tokens, text_tokens, text_mask, pairs, kept)
-        loss, of = None, self.settings
+        loss = None
         if labels is not None:
-            loss = ranker_loss(scores, logits, labels, ties=of.ties, regression_weight=of.regression_weight).total
+            ties, weight = self.settings.ties, self.settings.regression_weight
+            loss = ranker_loss(scores, logits, labels, ties=ties, regression_weight=weight).total
         return RankerOutput(loss=loss, scores=scores, logits=logits)
 
     def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
