@@ -49,6 +49,8 @@ CLAIMS = {
 }
 """(task, metric) of `train claims --compare` -> the column."""
 KINDS = ("category", "colour", "number", "exchange")
+FEW = 5
+"""Below so many trainings a bootstrap's interval covers less than it says."""
 TRAINING = ("kept", "parameters", "seconds")
 Row = dict[str, Any]
 
@@ -166,8 +168,11 @@ def claims_table(result: dict[str, Any]) -> str:
         cells = []
         for task, metric in CLAIMS:
             less = found.get((f"{name}-clip", task, metric))
+            value = found.get((name, task, metric))
             cells.append(
-                _value(found.get((name, task, metric))) if less is None else _beside(found, name, task, metric)
+                _value(value)
+                if value is None or less is None
+                else f"{value['value']:.3f}; {_difference(less, len(result['seeds']))}"
             )
         kinds = [found.get((name, "retrieval", f"swap_auroc_{kind}")) for kind in KINDS]
         told = [found.get((name, "training", metric)) for metric in TRAINING]
@@ -182,15 +187,16 @@ def claims_table(result: dict[str, Any]) -> str:
                 ),
             )
         )
-    n = found["clip", *first]["n"]
+    n, trainings = found["clip", *first]["n"], len(result["seeds"])
+    bold = "bold where they exclude zero" if trainings >= FEW else "of three they cover about 85 %, so nothing is bold"
+    none = f"Of these none was kept, so that their rows would be CLIP's: {', '.join(never)}. " if never else ""
     lines += [
         "",
-        f"{'; '.join(f'`{call}`' for call in result['calls'])}: {len(result['seeds'])} trainings each, n = {n} "
+        f"{'; '.join(f'`{call}`' for call in result['calls'])}: {trainings} trainings each, n = {n} "
         "held-out pictures of each kind. After a value its difference to CLIP as it is, with 95 % intervals by "
-        "bootstrap over pictures and trainings; of three trainings they cover about 85 %, so nothing is bold. Kept: "
+        f"bootstrap over pictures and trainings; {bold}. Kept: "
         "the share of trainings that were better than CLIP as it is on validation; in the others the figures are "
-        f"CLIP's. Of these none was kept, so that their rows would be CLIP's: {', '.join(never)}. The linear probe "
-        "reads no text. On "
+        f"CLIP's. {none}The linear probe reads no text. On "
         f"{machine(result['environment'])}.",
     ]
     return "\n".join(lines)
@@ -219,11 +225,6 @@ def claims_shown(results: list[dict[str, Any]]) -> dict[str, Any]:
             for number, name in enumerate(result["presets"])
         },
     }
-
-
-def _beside(found: dict[tuple[str, str, str], Row], name: str, task: str, metric: str) -> str:
-    value, less = found[name, task, metric], found[f"{name}-clip", task, metric]
-    return f"{value['value']:.3f}; {_difference(less, 3)}"
 
 
 def loop_table(result: dict[str, Any]) -> str:
@@ -287,7 +288,7 @@ def _difference(cell: Row, trainings: int = 0) -> str:
     """Write a difference: bold as its row says, or where its interval excludes zero and trainings are not too few."""
     text = f"{cell['value']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]".replace("-", "−")
     told = cell["low"] > 0 or cell["high"] < 0
-    return f"**{text}**" if cell.get("bold", told and not 0 < trainings < 5) else text
+    return f"**{text}**" if cell.get("bold", told and not 0 < trainings < FEW) else text
 
 
 if __name__ == "__main__":

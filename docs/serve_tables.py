@@ -114,6 +114,7 @@ def kills_table(result: dict[str, Any]) -> str:
         f"name, plain and guarded, had answered a later question rightly, {answers:,} answers came, each compared with "
         f"transformers' `generate()`: **{wrong} wrong, {unguarded} unguarded**. *Lost*: connections; where your "
         "supervisor is named, a whole start of vLLM is in the time. `make kills`, seeds "
-        f"{seeds}, the embedded model, on {machine(result['environment'])}.",
+        f"{seeds}, the embedded model, in several sittings over two builds, the last on "
+        f"{machine(result['environment'])}.",
     ]
     return "\n".join(lines)
