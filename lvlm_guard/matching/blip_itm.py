@@ -179,21 +179,14 @@ class BlipITM(Matcher):
         keys = [digest(image) for image in images]
         asked = [self._tokenise(text) for text in texts]
         pairs = {(key, text.prepared): (image, text) for key, image, text in zip(keys, images, asked, strict=True)}
-        found: dict[tuple[bytes, str], Match] = {}
-        missing = []
-        for pair in pairs:
-            known = self._matches.get(pair)
-            if known is None:
-                missing.append(pair)
-            else:
-                found[pair] = known
-        with unaffected(self.device):
+
+        def made(missing: list[tuple[bytes, str]]) -> Iterator[Match]:
             for start in range(0, len(missing), self._chunk):
                 chunk = missing[start : start + self._chunk]
-                matches = self._match([key for key, _ in chunk], *zip(*(pairs[pair] for pair in chunk), strict=True))
-                for pair, match in zip(chunk, matches, strict=True):
-                    found[pair] = match
-                    self._matches.put(pair, match, match.relevance.nbytes)
+                yield from self._match([key for key, _ in chunk], *zip(*(pairs[pair] for pair in chunk), strict=True))
+
+        with unaffected(self.device):
+            found = self._matches.filled(pairs, made, lambda match: match.relevance.nbytes)
         return [found[key, text.prepared] for key, text in zip(keys, asked, strict=True)]
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
@@ -304,17 +297,16 @@ class BlipITM(Matcher):
 
     def _cosines(self, states: Tensor, texts: Sequence[MatchingText]) -> Tensor:
         """Return the ITC cosine of each pair, [B] in [-1, 1]; each distinct text is encoded once."""
-        held = {text.prepared: self._texts.get(text.prepared) for text in texts}
-        missing = list({text.prepared: text for text in texts if held[text.prepared] is None}.values())
-        if missing:
-            ids, mask = self._batch(missing)
+        distinct = {text.prepared: text for text in texts}
+
+        def made(missing: list[str]) -> Sequence[Tensor]:
+            ids, mask = self._batch([distinct[prepared] for prepared in missing])
             out = self.model.text_encoder(input_ids=ids, attention_mask=_unless_full(mask), return_dict=True)
-            projected = nn.functional.normalize(self.model.text_proj(out.last_hidden_state[:, 0]).float(), dim=-1)
-            for text, vector in zip(missing, projected.unbind(), strict=True):
-                held[text.prepared] = vector
-                self._texts.put(text.prepared, vector)
+            return nn.functional.normalize(self.model.text_proj(out.last_hidden_state[:, 0]).float(), dim=-1).unbind()
+
+        held = self._texts.filled(distinct, made)
         image = nn.functional.normalize(self.model.vision_proj(states[:, 0]).float(), dim=-1)
-        return (image * torch.stack([held[text.prepared] for text in texts])).sum(-1)  # type: ignore[misc]
+        return (image * torch.stack([held[text.prepared] for text in texts])).sum(-1)
 
     def _encode(self, keys: list[bytes], images: Sequence[Image.Image]) -> Tensor:
         """Return the tower's states, [B, 1 + g*g, D]; [1, ...] where all are one picture, to be broadcast."""

@@ -71,12 +71,13 @@ class Recent(Generic[Key, Value]):
         size: Callable[[Value], int] = lambda _: 1,
     ) -> dict[Key, Value]:
         """Return the values of keys; `make` gives those that are not held, each once, to be held from then on."""
-        found = {key: self.get(key) for key in keys}
-        missing = [key for key, value in found.items() if value is None]
+        wanted = dict.fromkeys(keys)
+        found = {key: value for key in wanted if (value := self.get(key)) is not None}
+        missing = [key for key in wanted if key not in found]
         for key, value in zip(missing, make(missing) if missing else (), strict=True):
             found[key] = value
             self.put(key, value, size(value))
-        return found  # type: ignore[return-value]  # none is missing any more
+        return found
 
     def clear(self) -> None:
         """Forget everything."""
