@@ -12,6 +12,7 @@ taken; a test holds the installed release against them.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,13 +47,13 @@ class Rows(V1Processor, V2Processor):  # type: ignore[misc]  # vllm is untyped h
         self._slots: dict[int, Any] = {}  # V2: by slot of the request
 
     @classmethod
+    @abstractmethod
     def read(cls, params: Any) -> Any:
         """Return what a request's `SamplingParams` ask for, None where they ask nothing of this guard.
 
         Raises:
             GuardError: an argument is unknown or out of range, or can't be had together with a guard.
         """
-        raise NotImplementedError
 
     @classmethod
     def asked(cls, params: Any) -> Any:

@@ -177,7 +177,8 @@ class HeadLayer(Wrapped):
     @property
     def weight(self) -> Tensor:
         """Of the projection."""
-        return self.base_layer.weight  # type: ignore[no-any-return]
+        weight: Tensor = self.base_layer.weight
+        return weight
 
     def add(self, name: str, config: DualPromptConfig) -> None:
         """Make room for an adapter."""

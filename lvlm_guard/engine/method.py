@@ -115,8 +115,6 @@ class Method(ABC):
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
         sampled: whether evaluations draw its answers too, beside greedy ones; False where nobody publishes it so.
-        executions: how its branches may be run; a method whose branches are idle by design leaves "batched" out.
-        assembles: whether it changes the logits that the global branch gives; of a combination one may.
     """
 
     name: ClassVar[str]
@@ -126,8 +124,16 @@ class Method(ABC):
     needs_statistics: ClassVar[bool] = False
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
-    executions: ClassVar[tuple[str, ...]] = ("lazy", "batched")
-    assembles: ClassVar[bool] = True
+
+    @property
+    def executions(self) -> tuple[str, ...]:
+        """How its branches may be run; a method whose branches are idle by design leaves "batched" out."""
+        return ("lazy", "batched")
+
+    @property
+    def assembles(self) -> bool:
+        """Whether it changes the logits that the global branch gives; of a combination one may."""
+        return True
 
     @property
     def steers(self) -> bool:
@@ -228,9 +234,9 @@ class Constrained(Method):
         return False
 
     @property
-    def executions(self) -> tuple[str, ...]:  # type: ignore[override]  # the others' are their class's
+    def executions(self) -> tuple[str, ...]:
         """Lazy alone where the branch acts on the first token only."""
-        return ("lazy",) if self.first_token_only else Method.executions
+        return ("lazy",) if self.first_token_only else super().executions
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""
@@ -284,7 +290,10 @@ class Single(Method):
 class Steering(Single):
     """A method that acts inside the global branch alone, its logits as they are."""
 
-    assembles: ClassVar[bool] = False  # the steered logits are the answer's
+    @property
+    def assembles(self) -> bool:
+        """False: the steered logits are the answer's."""
+        return False
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the steered logits as they are."""

@@ -59,7 +59,7 @@ class PAI(Constrained):
             raise KnobError(f"start is {self.start!r}: give the number of a layer, 0 for the first.")
 
     @property
-    def assembles(self) -> bool:  # type: ignore[override]  # the others' are their class's
+    def assembles(self) -> bool:
         """Whether there is a text branch."""
         return self.gamma > 1
 

@@ -64,7 +64,7 @@ class VISTA(Steering):
         check_span(self.late_from, self.late_to, "late_from, late_to")
 
     @property
-    def assembles(self) -> bool:  # type: ignore[override]  # the others' are their class's
+    def assembles(self) -> bool:
         """Whether late layers are averaged in."""
         return self.alpha > 0
 
