@@ -215,18 +215,16 @@ def shape_table(result: dict[str, Any]) -> str:
     """Return the table of costs at real proportions, and of what a call takes."""
     found = {(r["method"], r["execution"], r["task"], r["metric"]): r for r in result["rows"]}
     lines = [
-        "| method | run | task | time over plain | a request | seconds a call | peak memory | second pictures |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | run | task | time over plain | seconds a call | peak memory | second pictures |",
+        "|---|---|---|---|---|---|---|",
     ]
     for way in dict.fromkeys(key[:3] for key in found):
         told = {key[3]: row for key, row in found.items() if key[:3] == way}
-        ratios = [
-            f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" if (r := told.get(f"{name}_ratio")) else "–"
-            for name in ("time", "request")
-        ]
+        less = told.get("time_ratio")
+        ratio = "–" if less is None else f"{less['value']:.2f} [{less['low']:.2f}, {less['high']:.2f}]"
         cells = [f"{told['seconds_per_call']['value']:.2f}", f"{told['peak_memory_mib']['value'] / 1024:.2f} GiB"]
         masks = f"{told['masks']['value']:.1f}" if "masks" in told else "–"
-        lines.append("| " + " | ".join([way[0], way[1], f"{way[2]}s", *ratios, *cells, masks]) + " |")
+        lines.append("| " + " | ".join([way[0], way[1], f"{way[2]}s", ratio, *cells, masks]) + " |")
     lines += [
         "",
         "`lvlm-guard bench --shape 1b --dtype bfloat16 --methods agla,focus --executions auto,batched --batches 1 "
