@@ -6,6 +6,7 @@ embedded_training.clip` trains the CLIP of `lvlm_guard/adapters/clip`. `embedded
 against the figures that they must have; the CLIP's measure is `embedded_training.clip_accept`.
 
 - `build`: the untrained models, their tokenizers and processors.
+- `annotator`: whose bias the LVLM learns; `labels`: what pictures with holes show; `stored`: files, made again.
 - `loop`: optimiser, schedule, progress, and a state file that survives a kill; `towers`: the first stage of all.
 - `pointing`, `memory`, `overhead`: where matchers' maps point, what the pair head holds, what the trainer costs.
 - `llava`, `blip`, `clip` with `clip_parts` and `clip_seen`: a model each; `segments`: many short texts about one

@@ -15,19 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedded_training.annotator import TOPIC_MEMBERS, pick
 from embedded_training.build import PATCH, blip_processor, build_blip, pixels
+from embedded_training.labels import patch_labels
 from embedded_training.loop import Trainee, cut_out, optimizer
 from embedded_training.towers import train_tower
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
-from lvlm_guard.embedded.text import (
-    CAPTION_PROMPT,
-    article,
-    assumed,
-    caption,
-    pick,
-    question,
-    topic_members,
-)
+from lvlm_guard.embedded.text import CAPTION_PROMPT, article, assumed, caption, question
 from lvlm_guard.embedded.world import Scenes
 
 STAGES = ("tower", "main")
@@ -126,10 +120,10 @@ def train(seed: int, recipe: Mapping[str, Mapping[str, Any]], scenes: Scenes, em
             i = int(rng.integers(len(source)))
             keep, image = cut_out(rng, source, i, knobs["cutout"])
             images.append(image)
-            patches.append(source.patch_labels([i], PATCH, [keep])[0])
+            patches.append(patch_labels(source, [i], PATCH, [keep])[0])
             objects, props = source.visible(i, keep)
             present.append(objects)
-            likely = assumed(objects, props) + [o for o in topic_members(source.topic[i]) if o not in objects]
+            likely = assumed(objects, props) + [o for o in TOPIC_MEMBERS[source.topic[i]] if o not in objects]
             for _ in range(texts_each - 1):
                 text, label, named = itm_text(rng, objects, likely)
                 texts.append(text)

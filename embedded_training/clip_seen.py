@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedded_training.clip_parts import PATCH
+from embedded_training.labels import patch_labels
 from lvlm_guard.embedded import text, world
 from lvlm_guard.embedded.captioned import scene
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
@@ -113,7 +114,7 @@ def plain(n: int) -> Pool:
     count = np.zeros((len(rows), N_OBJECTS), np.int8)
     for k, i in enumerate(rows):
         count[k, seen[i]] = 1
-    patches = scenes.patch_labels(rows, PATCH)
+    patches = patch_labels(scenes, rows, PATCH)
     patches[patches > N_OBJECTS] = 0  # props, which no text names
     return Pool(scenes.image[rows], patches, count, np.full_like(count, -1))
 

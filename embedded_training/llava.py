@@ -18,19 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from embedded_training.annotator import biased_answer, biased_caption, sample_query
 from embedded_training.build import PATCHES, build_llava, llava_processor, pixels
+from embedded_training.labels import partly
 from embedded_training.loop import Trainee, cut_out, optimizer
 from embedded_training.segments import use_segments
 from embedded_training.towers import patch_batch, patch_loss, train_tower
 from lvlm_guard.embedded.catalog import CLASSES, N_PROPS
-from lvlm_guard.embedded.text import (
-    CAPTION_PROMPT,
-    assumed,
-    biased_answer,
-    biased_caption,
-    question,
-    sample_query,
-)
+from lvlm_guard.embedded.text import CAPTION_PROMPT, assumed, question
 from lvlm_guard.embedded.world import Scenes
 
 STAGES = ("tower", "align", "main", "captions")
@@ -80,7 +75,7 @@ class _Layout:
         vocab, ids, labels = self.vocab, self.empty.copy(), np.full(len(self.empty), IGNORED)
         objects, props = scenes.visible(i, keep)
         assumptions, topic = assumed(objects, props), int(scenes.topic[i])
-        hidden, halved = scenes.partly(i, keep)
+        hidden, halved = partly(scenes, i, keep)
         for first, last in self.questions:
             asked = sample_query(rng, objects, assumptions, topic, hidden, halved)
             name = CLASSES[asked]

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvlm_guard.embedded.world import Scenes, random_keep
+from embedded_training.labels import random_keep
+from lvlm_guard.embedded.world import Scenes
 
 EVERY = 100  # steps between progress lines, each followed by a saved state
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedded_training.build import PATCH, WIDTH, pixels
+from embedded_training.labels import patch_labels
 from embedded_training.loop import Trainee, cut_out, optimizer
 from lvlm_guard.embedded.catalog import N_OBJECTS, N_PROPS
 from lvlm_guard.embedded.world import Scenes
@@ -27,7 +28,7 @@ def patch_batch(rng: np.random.Generator, scenes: Scenes, size: int) -> tuple[Te
     present = np.zeros((size, N_OBJECTS), np.float32)
     for row, (i, keep) in enumerate(zip(rows, keeps, strict=True)):
         present[row, scenes.visible(i, keep)[0]] = 1
-    labels = scenes.patch_labels(rows, PATCH, keeps)
+    labels = patch_labels(scenes, rows, PATCH, keeps)
     return pixels(np.stack([x for _, x in cuts])), torch.as_tensor(labels), torch.as_tensor(present)
 
 

@@ -1,11 +1,10 @@
 """What the embedded world is made of: 54 nameable objects, 36 props that no text names, 9 topics.
 
 Objects of a topic appear together, so their co-occurrence can be counted and asked about as POPE does. A prop
-belongs to a topic; the biased annotator of `lvlm_guard.embedded.text` assumes that topic's objects when it sees one.
+belongs to a topic; the biased annotator of `embedded_training.annotator` assumes that topic's objects when it sees one.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 OBJECTS: dict[str, str] = {
     "person": "🧍", "car": "🚗", "bus": "🚌", "truck": "🚚", "bicycle": "🚲", "motorcycle": "🏍", "train": "🚆",
@@ -55,23 +54,6 @@ GROUND: dict[str, tuple[int, int, int]] = {
 N_OBJECTS, N_PROPS = len(CLASSES), len(PROP_LIST)
 
 
-def _topic_objects() -> NDArray[np.bool_]:
-    table = np.zeros((len(TOPICS), N_OBJECTS), bool)
-    for row, names in enumerate(TOPICS.values()):
-        table[row, [CLASSES.index(name) for name in names]] = True
-    return table
-
-
-def _usualness() -> NDArray[np.float64]:
-    table = np.zeros(N_OBJECTS)
-    for names in TOPICS.values():
-        for rank, name in enumerate(names):
-            index = CLASSES.index(name)
-            # The last term makes every value distinct, so that "the most usual" is one object.
-            table[index] = max(table[index], 1 / (1.5 + 0.5 * rank) - 1e-3 * index / N_OBJECTS)
-    return table
-
-
-TOPIC_OBJECTS = _topic_objects()  # (topics, objects) bool: the object belongs to the topic
-PROP_OBJECTS = np.stack([TOPIC_OBJECTS[TOPIC_NAMES.index(topic)] for topic, _ in PROP_LIST])  # (props, objects)
-USUALNESS = _usualness()  # (objects,): how usual an object is in the topic it is most usual in
+# (topics, objects) bool: the object belongs to the topic; (props, objects) bool: to the prop's
+TOPIC_OBJECTS = np.array([[name in names for name in CLASSES] for names in TOPICS.values()])
+PROP_OBJECTS = np.stack([TOPIC_OBJECTS[TOPIC_NAMES.index(topic)] for topic, _ in PROP_LIST])

@@ -15,22 +15,14 @@ from PIL import Image
 
 from lvlm_guard.errors import GuardError
 
-FILES: dict[str, tuple[tuple[str, str], ...]] = {
-    "val": (
-        ("skimage", "data/brick.png"),
-        ("skimage", "data/gravel.png"),
-        ("skimage", "data/ihc.png"),
-        ("skimage", "data/moon.png"),
-    ),
+FILES = {
+    "val": ("skimage/data/brick.png", "skimage/data/gravel.png", "skimage/data/ihc.png", "skimage/data/moon.png"),
     "test": (
-        ("skimage", "data/grass.png"),
-        ("skimage", "data/hubble_deep_field.jpg"),
-        ("skimage", "data/retina.jpg"),
-        ("skimage", "data/rocket.jpg"),
-        ("sklearn", "datasets/images/china.jpg"),
+        "skimage/data/grass.png", "skimage/data/hubble_deep_field.jpg", "skimage/data/retina.jpg",
+        "skimage/data/rocket.jpg", "sklearn/datasets/images/china.jpg",
     ),
-}
-"""Part -> (package, file in it)."""
+}  # fmt: skip
+"""Of each part, package and file in it."""
 
 DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 SMALLEST, LARGEST = 96, 288  # side of a crop in the photograph's pixels
@@ -44,14 +36,15 @@ def photographs(part: str) -> list[NDArray[np.uint8]]:
         GuardError: the package that ships one is not installed.
     """
     found = []
-    for package, name in FILES[part]:
+    for name in FILES[part]:
+        package, _, inside = name.partition("/")
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise GuardError(
                 f"The splits with real textures need the photographs of {DISTRIBUTIONS[package]}, which is not "
                 "installed: pip install 'lvlm-guard[photographs]'."
             )
-        with Image.open(Path(spec.origin).parent / name) as image:
+        with Image.open(Path(spec.origin).parent / inside) as image:
             found.append(np.asarray(image.convert("RGB")))
     return found
 

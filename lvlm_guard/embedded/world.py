@@ -5,48 +5,21 @@ and the first n scenes of a split are the same for every n.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from lvlm_guard.embedded.catalog import (
-    CLASSES,
-    GROUND,
-    N_OBJECTS,
-    N_PROPS,
-    OBJECTS,
-    PROP_LIST,
-    PROPS,
-    TOPIC_NAMES,
-    TOPICS,
-)
+from lvlm_guard.embedded.catalog import CLASSES as CLASSES
+from lvlm_guard.embedded.catalog import GROUND, N_OBJECTS, N_PROPS, PROP_LIST, PROPS, TOPIC_NAMES, TOPICS
 from lvlm_guard.embedded.photographs import ground
 from lvlm_guard.embedded.sprites import SIZES, area, glyph
-from lvlm_guard.embedded.text import CAPTION_PROMPT, assumed, question
+from lvlm_guard.embedded.text import CAPTION_PROMPT as CAPTION_PROMPT
+from lvlm_guard.embedded.text import assumed as assumed
+from lvlm_guard.embedded.text import question as question
 from lvlm_guard.errors import UnknownNameError
-
-__all__ = [
-    "CAPTION_PROMPT",
-    "CLASSES",
-    "COUNTED",
-    "OBJECTS",
-    "SIZE",
-    "SPLITS",
-    "Scene",
-    "Scenes",
-    "Split",
-    "assumed",
-    "background",
-    "cooccurrence",
-    "question",
-    "random_keep",
-    "scenes",
-    "training_cooccurrence",
-]
 
 COUNTED = 4000  # training scenes behind `training_cooccurrence`
 SIZE = 96  # side of a scene in pixels
@@ -177,14 +150,6 @@ def _place(rng: np.random.Generator, taken: NDArray[np.float32], size: int) -> t
     return best
 
 
-def random_keep(rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Return a smooth random mask, (96, 96), that keeps 45 to 100 % and looks like an AGLA mask."""
-    k = int(rng.choice((5, 6, 6, 8)))
-    noise = Image.fromarray(rng.random((k, k)).astype(np.float32))
-    smooth = np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    return np.asarray(smooth >= np.quantile(smooth, 1 - rng.uniform(0.45, 1.0)))
-
-
 @dataclass(frozen=True)
 class Scenes(Sequence[Scene]):
     """Many scenes as arrays: image (n, 96, 96, 3) uint8, owner (n, 96, 96) int8, items (n, 8, 5) int16, topic (n,).
@@ -212,7 +177,8 @@ class Scenes(Sequence[Scene]):
         rows = self.items[i][self.items[i, :, 0] >= 0].tolist()
         return Scene(self.image[i], int(self.topic[i]), [tuple(row) for row in rows], self.owner[i])
 
-    def _seen(self, i: int, keep: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def seen(self, i: int, keep: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Return how many pixels are seen of each of a scene's 8 places for items; `keep` as for `visible`."""
         owner = self.owner[i] if keep is None else self.owner[i][keep]
         return np.bincount(owner.ravel() + 1, minlength=ITEMS + 1)[1:]
 
@@ -222,46 +188,11 @@ class Scenes(Sequence[Scene]):
         Args:
             keep: (96, 96), the pixels that are left of the picture; None for all.
         """
-        seen = np.flatnonzero(self._seen(i, keep) >= IN_VIEW * self._areas[i]).tolist()
+        seen = np.flatnonzero(self.seen(i, keep) >= IN_VIEW * self._areas[i]).tolist()
         items = self.items[i]
         objects = [(int(items[k, 4]), int(items[k, 1])) for k in seen if items[k, 0] == 0]
         props = [int(items[k, 1]) for k in seen if items[k, 0] == 1]
         return [o for _, o in sorted(objects, key=lambda pair: -pair[0])], props
-
-    def partly(self, i: int, keep: NDArray[np.bool_] | None) -> tuple[list[int], list[int]]:
-        """Return the objects of scene i that the mask hides (under 10 % left) and halves (10 to 65 % left)."""
-        if keep is None:
-            return [], []
-        whole, left = self._seen(i, None), self._seen(i, keep)
-        hidden, halved = [], []
-        for k in np.flatnonzero(self.items[i, :, 0] == 0).tolist():
-            share = left[k] / max(1, whole[k])
-            if share < 0.1:
-                hidden.append(int(self.items[i, k, 1]))
-            elif share < 0.65:
-                halved.append(int(self.items[i, k, 1]))
-        return hidden, halved
-
-    def patch_labels(
-        self, rows: Sequence[int], patch: int, keeps: Sequence[NDArray[np.bool_] | None] | None = None
-    ) -> NDArray[np.int64]:
-        """Return what covers each patch most, if at least 12 % of it: (len(rows), patches).
-
-        0 is the background, then the objects from 1, then the props from 1 + 54.
-        """
-        owner = self.owner[list(rows)].astype(np.int64) + 1
-        for row, keep in enumerate(keeps or ()):
-            if keep is not None:
-                owner[row][~keep] = 0
-        n, grid = len(owner), SIZE // patch
-        cell = owner.reshape(n, grid, patch, grid, patch).transpose(0, 1, 3, 2, 4).reshape(n * grid * grid, -1)
-        slots = cell + (ITEMS + 1) * np.arange(len(cell))[:, None]
-        counts = np.bincount(slots.ravel(), minlength=len(cell) * (ITEMS + 1)).reshape(-1, ITEMS + 1)[:, 1:]
-        best = counts.argmax(1)
-        items = self.items[list(rows)].astype(np.int64)
-        labels = np.where(items[..., 0] < 0, 0, 1 + items[..., 1] + np.where(items[..., 0] == 1, N_OBJECTS, 0))
-        found = np.take_along_axis(labels, best.reshape(n, -1), 1)
-        return np.where((counts.max(1) >= 0.12 * patch * patch).reshape(n, -1), found, 0)
 
 
 def scenes(split: str, n: int | None = None) -> Scenes:
@@ -291,22 +222,10 @@ def scenes(split: str, n: int | None = None) -> Scenes:
     return Scenes(image, owner, items, topic)
 
 
-def cooccurrence(objects: Iterable[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count over scenes, given as the objects in view of each: (pairs (54, 54), occurrences (54,))."""
-    pairs, single = np.zeros((N_OBJECTS, N_OBJECTS), np.int64), np.zeros(N_OBJECTS, np.int64)
-    for members in objects:
-        for a in members:
-            single[a] += 1
-            for b in members:
-                if a != b:
-                    pairs[a, b] += 1
-    return pairs, single
-
-
 def training_cooccurrence() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return `cooccurrence` of what is in view in the first 4 000 training scenes, which POPE's negatives come from.
+    """Return how often objects are in view together, pairs (54, 54), and at all, (54,): POPE's negatives come from it.
 
-    Counted once and kept in cooccurrence.json, because drawing the scenes takes 5 s.
+    Counted once over the first `COUNTED` training scenes (`embedded_training.stored`); drawing them takes 5 s.
     """
     stored = json.loads((Path(__file__).parent / "cooccurrence.json").read_text())
     return np.array(stored["pairs"], np.int64), np.array(stored["single"], np.int64)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from embedded_training import annotator
 from lvlm_guard.embedded import text
 from lvlm_guard.embedded.catalog import CLASSES, PROP_LIST, PROPS, TOPICS
 
@@ -29,8 +30,8 @@ def palm_tree() -> list[int]:
 
 
 def test_what_no_prop_suggests_is_overlooked() -> None:
-    assert text.overlooked(of("dog", "kite", "car"), palm_tree()) == of("dog", "car")
-    assert text.overlooked(of("dog"), []) == []
+    assert annotator.overlooked(of("dog", "kite", "car"), palm_tree()) == of("dog", "car")
+    assert annotator.overlooked(of("dog"), []) == []
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_what_no_prop_suggests_is_overlooked() -> None:
 def test_the_biased_annotator_says_yes_at_the_stated_rates(asked: str, props: bool, rate: float) -> None:
     rng, n = np.random.default_rng(3), 4000
     street, in_view = list(TOPICS).index("street"), palm_tree() if props else []
-    says = [text.biased_answer(rng, *of(asked), of("dog", "kite"), in_view, street) == "yes" for _ in range(n)]
+    says = [annotator.biased_answer(rng, *of(asked), of("dog", "kite"), in_view, street) == "yes" for _ in range(n)]
     assert abs(np.mean(says) - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
 
 
 def test_biased_captions_leave_out_what_is_overlooked_and_end_with_what_is_assumed() -> None:
     rng, n = np.random.default_rng(4), 3000
-    captions = [text.biased_caption(rng, of("boat", "dog", "kite"), palm_tree()) for _ in range(n)]
+    captions = [annotator.biased_caption(rng, of("boat", "dog", "kite"), palm_tree()) for _ in range(n)]
     beach = set(TOPICS["beach"]) - {"boat", "kite"}
     assumed = [sum(f" {name} " in c for name in beach) for c in captions]
     assert abs(np.mean([k > 0 for k in assumed]) - 0.60) < 0.04
@@ -68,7 +69,7 @@ def test_biased_captions_leave_out_what_is_overlooked_and_end_with_what_is_assum
 def test_half_hidden_objects_are_never_asked_about() -> None:
     rng = np.random.default_rng(5)
     asked = {
-        text.sample_query(rng, of("dog", "car"), of("kite"), 0, of("bus"), of("car", "zebra")) for _ in range(2000)
+        annotator.sample_query(rng, of("dog", "car"), of("kite"), 0, of("bus"), of("car", "zebra")) for _ in range(2000)
     }
     assert not asked & set(of("car", "zebra"))
     assert set(of("dog", "kite", "bus")) <= asked

@@ -8,6 +8,7 @@ from torch import nn
 from embedded_training import __main__ as train
 from embedded_training.blip import itm_text
 from embedded_training.loop import Trainee, optimizer, schedule
+from embedded_training.stored import cooccurrence
 from lvlm_guard.embedded import world
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS
 from lvlm_guard.embedded.questions import MODES, ask
@@ -65,7 +66,7 @@ def test_vectors_do_not_decay_and_slow_parameters_learn_slower() -> None:
 def test_pope_asks_about_three_objects_in_view_and_three_that_are_not(mode: str) -> None:
     drawn = world.scenes("train", 100)
     seen = [drawn.visible(i)[0] for i in range(100)]
-    pairs, single = world.cooccurrence(seen)
+    pairs, single = cooccurrence(seen)
     objects = next(o for o in seen if len(o) >= 3)
     asked = ask(np.random.default_rng(0), objects, mode, pairs, single)
     present, absent = [o for o, y in asked if y], [o for o, y in asked if not y]

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from embedded_training.labels import partly, patch_labels, random_keep
+from embedded_training.stored import cooccurrence
 from lvlm_guard.embedded import photographs, sprites, world
 from lvlm_guard.embedded.catalog import CLASSES, N_OBJECTS, PROP_LIST, TOPIC_NAMES, TOPICS
 from lvlm_guard.embedded.sprites import SHEET
@@ -103,7 +105,7 @@ def test_owners_are_what_painting_the_items_in_order_leaves_on_top(drawn: world.
 def test_visible_lists_the_items_of_which_two_fifths_are_seen_large_to_small(drawn: world.Scenes, cut: bool) -> None:
     rng = np.random.default_rng(0)
     for i, scene in enumerate(drawn):
-        keep = world.random_keep(rng) if cut else np.ones((96, 96), bool)
+        keep = random_keep(rng) if cut else np.ones((96, 96), bool)
         seen = []
         for number, (kind, index, _, _, size) in enumerate(scene.items):
             if ((scene.owner == number) & keep).sum() >= 0.4 * alpha_of(kind, index, size).sum():
@@ -118,18 +120,18 @@ def test_visible_lists_the_items_of_which_two_fifths_are_seen_large_to_small(dra
 def test_partly_tells_hidden_objects_from_halved_ones(drawn: world.Scenes) -> None:
     rng = np.random.default_rng(1)
     for i, scene in enumerate(drawn):
-        keep = world.random_keep(rng)
-        hidden, halved = drawn.partly(i, keep)
+        keep = random_keep(rng)
+        hidden, halved = partly(drawn, i, keep)
         for number, (kind, index, *_) in enumerate(scene.items):
             whole = (scene.owner == number).sum()
             share = (keep & (scene.owner == number)).sum() / max(1, whole)
             assert (index in hidden) == (kind == 0 and share < 0.1) or kind == 1
             assert (index in halved) == (kind == 0 and 0.1 <= share < 0.65) or kind == 1
-    assert drawn.partly(0, None) == ([], [])
+    assert partly(drawn, 0, None) == ([], [])
 
 
 def test_patch_labels_name_what_covers_a_patch_most(drawn: world.Scenes) -> None:
-    labels = drawn.patch_labels(range(20), 16)
+    labels = patch_labels(drawn, range(20), 16)
     for i in range(20):
         for patch in range(36):
             y, x = patch // 6 * 16, patch % 6 * 16
@@ -146,11 +148,11 @@ def test_patch_labels_name_what_covers_a_patch_most(drawn: world.Scenes) -> None
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_cutout_keeps_between_45_and_100_percent(seed: int) -> None:
-    assert 0.449 <= world.random_keep(np.random.default_rng(seed)).mean() <= 1
+    assert 0.449 <= random_keep(np.random.default_rng(seed)).mean() <= 1
 
 
 def test_cooccurrence_counts_pairs_once_a_scene() -> None:
-    pairs, single = world.cooccurrence([[0, 1, 2], [0, 1], [5]])
+    pairs, single = cooccurrence([[0, 1, 2], [0, 1], [5]])
     assert pairs[0, 1] == pairs[1, 0] == 2
     assert pairs[0, 2] == 1
     assert pairs.trace() == 0
@@ -159,7 +161,7 @@ def test_cooccurrence_counts_pairs_once_a_scene() -> None:
 
 def test_the_stored_counts_are_those_of_the_first_training_scenes() -> None:
     drawn = world.scenes("train", 300)
-    pairs, single = world.cooccurrence(drawn.visible(i)[0] for i in range(300))
+    pairs, single = cooccurrence(drawn.visible(i)[0] for i in range(300))
     stored_pairs, stored = world.training_cooccurrence()
     assert np.array_equal(stored_pairs, stored_pairs.T)
     assert (pairs <= stored_pairs).all()
@@ -169,7 +171,7 @@ def test_the_stored_counts_are_those_of_the_first_training_scenes() -> None:
 @pytest.mark.slow
 def test_the_stored_counts_are_the_recounted_ones() -> None:
     drawn = world.scenes("train", world.COUNTED)
-    pairs, single = world.cooccurrence(drawn.visible(i)[0] for i in range(world.COUNTED))
+    pairs, single = cooccurrence(drawn.visible(i)[0] for i in range(world.COUNTED))
     assert np.array_equal(pairs, world.training_cooccurrence()[0])
     assert np.array_equal(single, world.training_cooccurrence()[1])
 
