@@ -3,6 +3,7 @@
 Nothing here imports torch or transformers before a command needs them, so `--help` is quick.
 
 - `console`: output, errors and their exit codes, progress, the JSON object.
+- `settings`: a command's options come from the dataclasses that it hands on.
 - `options`: options that several commands share.
 - `app`: the list of commands.
 """

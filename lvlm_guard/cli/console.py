@@ -12,16 +12,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ParamSpec
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from lvlm_guard import __version__
+from lvlm_guard.cli.settings import with_settings
 from lvlm_guard.errors import GuardError, KnobError, UnknownNameError
 
-P = ParamSpec("P")
 WIDE = 140  # columns of output that goes to a file or a pipe
 FAILED, USAGE, VOID, STOPPED = 1, 2, 3, 130
 
@@ -45,17 +45,18 @@ def say(text: str) -> None:
     err().print(escape(text), style="dim")
 
 
-def reporting(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn what goes wrong in a command into a message and an exit code; a traceback only on request.
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the options of its settings, whose errors are a message and an exit code.
 
     `LVLM_GUARD_DEBUG=1` shows the traceback too.
     """
+    command = with_settings(command)
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def run(**options: Any) -> None:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is, and it advises
         try:
-            command(*args, **kwargs)
+            command(**options)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:

@@ -1,0 +1,109 @@
+"""A command's options come from the dataclasses that it hands on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lvlm_guard.cli.console import reporting
+from lvlm_guard.cli.settings import COMMAS, Usual
+from lvlm_guard.errors import KnobError
+
+
+@dataclass(frozen=True)
+class Lessons:
+    model: Annotated[str, typer.Option(help="Who is taught.", metavar="ID")] = "embedded"
+    methods: Annotated[tuple[str, ...], COMMAS, typer.Option(help="Comma-separated.")] = ("agla", "vote")
+    questions: Annotated[tuple[str, ...], typer.Option(help="Repeatable.")] = ()
+    split: Annotated[Literal["test", "val"], typer.Option(help="Which.")] = "test"
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures. [default: the task's]")] = None
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model == "wrong":
+            raise KnobError("model is 'wrong'")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    batch: Annotated[int, typer.Option(min=1, help="Pictures."), Usual(2, embedded=24)]
+    pictures: Annotated[int | None, typer.Option(help="To learn from."), Usual(None, embedded=1200)]
+    model: Annotated[str, typer.Option(help="Hidden by the first of the name.")]
+    rate: Annotated[float, typer.Option("--rate", "--lr", min=1e-9, help="Peak.")] = 0.5
+    soft: Annotated[bool, typer.Option("--soft/--hard", help="Kind.")] = True
+
+
+def called(*arguments: str) -> tuple[int, str, list[Any]]:
+    got: list[Any] = []
+
+    def train(
+        lessons: Lessons, recipe: partial[Recipe], out: Annotated[str, typer.Option(help="Folder.")] = "o"
+    ) -> None:
+        """Train."""
+        got.extend([lessons, recipe, out])
+
+    app = typer.Typer(rich_markup_mode="rich")
+    app.command()(reporting(train))
+    done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERM": "dumb"})
+    return done.exit_code, done.output, got
+
+
+def test_a_command_is_given_settings_made_of_its_options() -> None:
+    code, _, (lessons, recipe, out) = called(
+        *("--methods", "focus, agla", "--questions", "a", "--questions", "b", "--split", "val", "--lr", "2", "--hard"),
+        *("--out", "there"),
+    )
+    assert code == 0
+    assert lessons == Lessons(methods=("focus", "agla"), questions=("a", "b"), split="val")
+    assert recipe(batch=7) == Recipe(7, 1200, "embedded", rate=2.0, soft=False)
+    assert out == "there"
+
+
+@pytest.mark.parametrize(("model", "batch", "pictures"), [("embedded", 24, 1200), ("some/id", 2, None)])
+def test_defaults_may_depend_on_the_embedded_world(model: str, batch: int, pictures: int | None) -> None:
+    _, _, (lessons, recipe, _) = called("--model", model)
+    assert recipe() == Recipe(batch, pictures, model)
+    assert lessons == Lessons(model=model)
+
+
+def test_help_shows_each_option_once_with_its_default() -> None:
+    code, shown, _ = called("--help")
+    assert code == 0
+    assert "Pictures. [default: 2; embedded 24]" in shown
+    assert "To learn from. [default: all; embedded 1200]" in shown
+    assert "Comma-separated. [default: agla,vote]" in shown
+    assert "Pictures. [default: the task's]" in shown
+    assert "--hard" in shown
+    assert shown.count("--model") == 1
+    assert "knobs" not in shown
+
+
+@pytest.mark.parametrize(("arguments", "says"), [(["--split", "x"], "'x'"), (["--limit", "0"], "--limit")])
+def test_values_out_of_range_are_refused_by_name(arguments: list[str], says: str) -> None:
+    code, shown, got = called(*arguments)
+    assert code == 2
+    assert says in shown
+    assert not got
+
+
+def test_what_the_settings_refuse_is_a_message_and_an_exit_code() -> None:
+    code, shown, got = called("--model", "wrong")
+    assert (code, got) == (2, [])
+    assert "model is 'wrong'" in shown
+
+
+def test_a_command_without_settings_is_left_alone() -> None:
+    got: list[str] = []
+
+    def plain(name: Annotated[str, typer.Argument(help="Whose.")]) -> None:
+        got.append(name)
+
+    command: Callable[..., None] = reporting(plain)
+    app = typer.Typer()
+    app.command()(command)
+    assert CliRunner().invoke(app, ["me"]).exit_code == 0
+    assert got == ["me"]
