@@ -1,34 +1,80 @@
-"""The list of commands."""
+"""The list of commands: the core's, and what rooms and other packages register by an entry point.
+
+An entry point of the group `lvlm_guard.commands` names a function, or a `typer.Typer` where there is more to say of a
+command or others are below it; `train.distill` is `distill` of the group `train`. Each is loaded when it is asked for.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.batch import batch
-from lvlm_guard.cli.bench import bench
-from lvlm_guard.cli.calibrate import calibrate
 from lvlm_guard.cli.console import reporting
-from lvlm_guard.cli.demo import demo
-from lvlm_guard.cli.doctor import doctor
-from lvlm_guard.cli.evaluation import evaluation
-from lvlm_guard.cli.generate import generate
-from lvlm_guard.cli.mask import mask
-from lvlm_guard.cli.maskd import maskd
-from lvlm_guard.cli.methods import methods
-from lvlm_guard.cli.play import play
-from lvlm_guard.cli.serve import PASSED_ON, serve
-from lvlm_guard.cli.train import training
+from lvlm_guard.errors import GuardError
+from lvlm_guard.registry import Registry
+
+CORE = ("generate", "mask", "batch", "bench", "doctor", "methods", "calibrate")
+COMMANDS = Registry("command", "lvlm_guard.commands", {name: f"lvlm_guard.cli.{name}:{name}" for name in CORE})
+LOOK: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
+"""Of every group."""
+
+
+class Group(TyperGroup):
+    """Commands of the registry whose names begin as the group's does."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, the core's first."""
+        above = _path(ctx)
+        names = (name.rpartition(".") for name in COMMANDS.names())
+        return [last for before, _, last in names if before == above]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, None where there is none of this name."""
+        names = self.list_commands(ctx)
+        if cmd_name not in names:
+            self.commands = dict.fromkeys(names, self)  # typer suggests from its keys
+            return None
+        name = f"{_path(ctx)}.{cmd_name}".lstrip(".")
+        try:
+            found = COMMANDS.get(name)
+        except Exception as error:  # another package's module may fail in any way; the list must still print
+            found = _broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}")
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False, **LOOK)
+            found.command()(reporting(function))
+        command = get_command(found)
+        command.name = cmd_name
+        return command
+
+
+def _path(ctx: Any) -> str:
+    """Return how a group is called below the program: "", "train"."""
+    names = []
+    while ctx.parent is not None:
+        names.append(ctx.info_name)
+        ctx = ctx.parent
+    return ".".join(reversed(names))
+
+
+def _broken(why: str) -> Callable[[], None]:
+    def broken() -> None:
+        raise GuardError(f"{why}. Update or uninstall the package that it is from.")
+
+    broken.__doc__ = why
+    return broken
+
 
 app = typer.Typer(
     name="lvlm-guard",
+    cls=Group,
     help="Vision-language models that say less of what is not in the picture. Start with: lvlm-guard demo",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **LOOK,
 )
 
 
@@ -45,10 +91,3 @@ def _all_commands(
     ] = False,
 ) -> None:
     pass
-
-
-app.add_typer(evaluation, name="eval")
-app.add_typer(training, name="train")
-for command in (demo, generate, mask, batch, bench, doctor, methods, calibrate, maskd, play):
-    app.command(command.__name__)(reporting(command))
-app.command("serve", context_settings=PASSED_ON)(reporting(serve))

@@ -32,6 +32,7 @@ evaluation = typer.Typer(
     "[bold]Example:[/bold] lvlm-guard eval run --quick",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    add_completion=False,
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR", show_default=False)]

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lvlm_guard.cli.console import print_json, quiet_libraries, say
+from lvlm_guard.cli.console import print_json, quiet_libraries, reporting, say
 from lvlm_guard.cli.options import Json, Model
 from lvlm_guard.errors import KnobError
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Of the command: what is not ours is vLLM's."""
+serving = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 def serve(
@@ -112,6 +111,10 @@ def serve(
             say(welcome(server))
 
     import_module("lvlm_guard.serve.launch.server").serve(settings, ready, say)
+
+
+serving.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(reporting(serve))
+"""What is not ours is vLLM's."""
 
 
 def _listed(given: Any) -> list[str]:

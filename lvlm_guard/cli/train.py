@@ -1,22 +1,17 @@
-"""`lvlm-guard train`: a command for each module of this folder that is called train_NAME and has a COMMAND."""
+"""`lvlm-guard train`: its commands are those that are registered as `train.NAME`."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-
 import typer
 
-from lvlm_guard.cli.console import reporting
+from lvlm_guard.cli.app import LOOK, Group
 
-training = typer.Typer(
-    name="train",
-    help="Train small parts: PEFT adapters of a matcher, or of the model itself.\n\n"
-    "[bold]Example:[/bold] lvlm-guard train distill --out distilled",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+training = typer.Typer(cls=Group, add_completion=False, **LOOK)
 
-for module in sorted(path.stem for path in Path(__file__).parent.glob("train_*.py")):
-    command = import_module(f"lvlm_guard.cli.{module}").COMMAND
-    training.command(module.removeprefix("train_").replace("_", "-"))(reporting(command))
+
+@training.callback()
+def _about() -> None:
+    """Train small parts: PEFT adapters of a matcher, or of the model itself.
+
+    [bold]Example:[/bold] lvlm-guard train distill --out distilled
+    """

@@ -12,6 +12,7 @@ COMMANDS = ("demo", "generate", "mask", "bench", "doctor", "methods", "calibrate
 EVAL = ("run", "compare", "check", "report", "export", "localize", "reproduce")
 TRAIN = ("distill",)
 HEAVY = ("torch", "transformers", "scipy", "huggingface_hub", "peft", "lmms_eval", "vllm", "gradio")
+LISTS = ("--help", "train --help", "train distill --help", "eval run --help", "serve --help", "play --help")
 ROOMS = ("lvlm_guard.evals", "lvlm_guard.adapters", "lvlm_guard.play", "lvlm_guard.serve")
 
 
@@ -27,7 +28,6 @@ def loaded_by(code: str) -> set[str]:
         "import lvlm_guard",
         "import lvlm_guard; lvlm_guard.methods.REGISTRY.names()",
         "import lvlm_guard.cli",
-        "from lvlm_guard.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from lvlm_guard.cli import main\ntry: main(['generate', '--help'])\nexcept SystemExit: pass",
         "from lvlm_guard.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass",
     ],
@@ -37,6 +37,12 @@ def test_starting_loads_neither_torch_nor_any_room(code: str) -> None:
     assert "lvlm_guard" in loaded
     assert not {name for name in loaded if name.split(".")[0] in HEAVY}
     assert not {name for name in loaded if name.startswith(ROOMS)}
+
+
+@pytest.mark.parametrize("arguments", LISTS)
+def test_help_reads_settings_of_rooms_and_none_of_what_they_stand_on(arguments: str) -> None:
+    loaded = loaded_by(f"from lvlm_guard.cli import main\ntry: main({arguments.split()})\nexcept SystemExit: pass")
+    assert not {name for name in loaded if name.split(".")[0] in HEAVY}
 
 
 @pytest.mark.parametrize(

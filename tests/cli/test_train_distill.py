@@ -123,15 +123,6 @@ def test_pictures_that_cannot_be_read_stop_the_run_on_request(run, photos, tmp_p
     assert "3.png" in ran.err
 
 
-def test_every_training_is_a_command_of_its_own_module():
-    import typer
-
-    from lvlm_guard.cli.train import training
-
-    assert "distill" in {command.name for command in training.registered_commands}
-    assert isinstance(training, typer.Typer)
-
-
 def killed_once(command, there):
     """Start a command, and kill it as soon as something is there."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
