@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 4000
+Values = Sequence[float] | NDArray[Any]
+Interval = tuple[float, float | None, float | None]
+"""A value, and the ends of its 95 % interval; None, None where a single value has none."""
 
 
-def median_ratio(
-    guarded: Sequence[float], plain: Sequence[float], seed: int = 0
-) -> tuple[float, float | None, float | None]:
-    """Return the median over blocks of guarded over plain, and its 95 % bootstrap interval.
-
-    Pairs are resampled together; with one pair there is no interval.
+def median_ratio(guarded: Values, plain: Values, seed: int = 0) -> Interval:
+    """Return the median over blocks of guarded over plain, and its bootstrap interval; pairs are resampled together.
 
     Raises:
         ValueError: lengths differ, there is nothing, or a plain time is not positive.
@@ -29,10 +28,8 @@ def median_ratio(
     return median_interval(top / bottom, seed)
 
 
-def interval(
-    values: NDArray[Any], statistic: Callable[[NDArray[Any]], Any], seed: int = 0
-) -> tuple[float, float | None, float | None]:
-    """Return a statistic of n values and its 95 % percentile-bootstrap interval (None, None for a single value).
+def interval(values: NDArray[Any], statistic: Callable[[NDArray[Any]], Any], seed: int = 0) -> Interval:
+    """Return a statistic of n values and its percentile-bootstrap interval.
 
     Args:
         values: [n], or [n, parts].
@@ -46,6 +43,6 @@ def interval(
     return float(statistic(values)), float(low), float(high)
 
 
-def median_interval(values: Sequence[float] | NDArray[Any], seed: int = 0) -> tuple[float, float | None, float | None]:
-    """Return the median and its 95 % percentile-bootstrap interval (None, None for a single value)."""
+def median_interval(values: Values, seed: int = 0) -> Interval:
+    """Return the median and its percentile-bootstrap interval."""
     return interval(np.asarray(values, dtype=float), lambda held: np.median(held, axis=-1), seed)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.bench.intervals import median_interval, median_ratio
+from lvlm_guard.bench.intervals import Interval, median_interval, median_ratio
 from lvlm_guard.bench.memory import peak_meter
 from lvlm_guard.bench.peers import peer
 from lvlm_guard.errors import KnobError
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from lvlm_guard.engine.method import Method
     from lvlm_guard.engine.session import Execution
 
+COUNTED = ("global_forwards", "local_forwards", "local_tokens", "masks")
+COUNTED_CALLS = 96  # most untimed calls of which these are the means
 Row = dict[str, Any]
+Times = NDArray[Any]  # [..., 3]: seconds of generate(), those with the processor, new tokens
 T = TypeVar("T")
 
 
@@ -54,15 +58,6 @@ class Arm:
     execution: Execution = "auto"
     method: Method | None = None
     peer: str = ""
-
-
-@dataclass
-class Timed:
-    """Seconds of one arm, summed over each block, and the tokens of its answers."""
-
-    generate: list[float] = field(default_factory=list)
-    request: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
 
 
 def turning(arms: Sequence[T], calls: int) -> Iterator[Sequence[T]]:
@@ -105,6 +100,7 @@ def arms_of(methods: Sequence[Method], executions: Sequence[Execution]) -> list[
     return arms
 
 
+@dataclass
 class Bench:
     """Measures arms on one model.
 
@@ -117,26 +113,17 @@ class Bench:
         tick: told of each block done.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        name: str,
-        *,
-        blocks: int = 12,
-        warm: int = 1,
-        tick: Callable[[int], object] = lambda count: None,
-    ) -> None:
-        self.model = model
-        self.processor = processor
-        self.name = name
-        self.blocks = blocks
-        self.warm = warm
-        self.tick = tick
-        self._numbers = itertools.count(1)
-        self._guarded: dict[Arm, tuple[Any, Any]] = {}
-        self.raised: dict[str, str] = {}
-        """What peers raised, by their arm's name; they are not measured."""
+    model: Any
+    processor: Any
+    name: str
+    _: KW_ONLY
+    blocks: int = 12
+    warm: int = 1
+    tick: Callable[[int], object] = lambda count: None
+    raised: dict[str, str] = field(default_factory=dict, init=False)
+    """What peers raised, by their arm's name; they are not measured."""
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
+    _guarded: dict[Arm, tuple[Any, Any]] = field(default_factory=dict, init=False)
 
     def run(self, workloads: Sequence[Workload], arms: Sequence[Arm]) -> list[Row]:
         """Return the rows of all workloads; they have "batch" and "execution" beside the long form's keys.
@@ -151,8 +138,8 @@ class Bench:
             peaks = [plain_peak, *(self._peak(workload, arm) for arm in able[1:])]
             timed = self._time(workload, able)
             for arm, peak in zip(able, peaks, strict=True):
-                rows += self._rows(workload, arm, timed[arm], timed[arms[0]])
-                rows.append(self._row(workload, arm, "peak_memory_mib", peak))
+                found = self._told(workload, arm, timed[arm], timed[arms[0]])
+                rows += self._rows(workload, arm, found | {"peak_memory_mib": (peak, None, None)})
         return rows
 
     def _answers(self, workload: Workload, arm: Arm) -> bool:
@@ -164,109 +151,82 @@ class Bench:
             return False
         return True
 
-    def _rows(self, workload: Workload, arm: Arm, mine: Timed, plain: Timed) -> list[Row]:
-        rates = np.array(mine.tokens) / np.array(mine.generate)
-        each = np.array(mine.generate) / workload.calls
-        rows = [
-            self._row(workload, arm, "tokens_per_s", *median_interval(rates)),
-            self._row(workload, arm, "seconds_per_call", *median_interval(each)),
-        ]
-        if arm.method is None and not arm.peer:
-            return rows
-        rows.insert(0, self._row(workload, arm, "request_ratio", *median_ratio(mine.request, plain.request)))
-        if arm.peer:
-            return rows
-        ratio = self._row(workload, arm, "time_ratio", *median_ratio(mine.generate, plain.generate))
-        spent = (np.array(each.generate) / np.array(each.tokens) for each in (mine, plain))
-        ratio_of_a_token = self._row(workload, arm, "token_time_ratio", *median_ratio(*spent))
-        return [ratio, ratio_of_a_token, *rows, *self._counts(workload, arm)]
+    def _told(self, workload: Workload, arm: Arm, mine: Times, plain: Times) -> dict[str, Interval]:
+        """Return an arm's figures by metric, from its blocks' times and the plain arm's, [blocks, 3]."""
+        (spent, requests, tokens), (plainly, plain_requests, plain_tokens) = mine.T, plain.T
+        found: dict[str, Interval] = {}
+        if arm.method is not None:
+            found["time_ratio"] = median_ratio(spent, plainly)
+            found["token_time_ratio"] = median_ratio(spent / tokens, plainly / plain_tokens)
+        if arm.method is not None or arm.peer:
+            found["request_ratio"] = median_ratio(requests, plain_requests)
+        found["tokens_per_s"] = median_interval(tokens / spent)
+        found["seconds_per_call"] = median_interval(spent / workload.calls)
+        return found | (self._counts(workload, arm) if arm.method is not None else {})
 
-    def _row(
-        self,
-        workload: Workload,
-        arm: Arm,
-        metric: str,
-        value: float,
-        low: float | None = None,
-        high: float | None = None,
-    ) -> Row:
-        return {
-            "model": self.name,
-            "method": arm.name,
-            "task": workload.task,
-            "metric": metric,
-            "value": value,
-            "low": low,
-            "high": high,
-            "n": self.blocks * workload.calls * workload.batch,
-            "batch": workload.batch,
-            "execution": arm.execution if arm.method is not None else "peer" if arm.peer else "plain",
-        }
+    def _rows(self, workload: Workload, arm: Arm, found: Mapping[str, Interval]) -> Iterator[Row]:
+        calls = self.blocks * workload.calls
+        for metric, (value, low, high) in found.items():
+            yield {
+                "model": self.name,
+                "method": arm.name,
+                "task": workload.task,
+                "metric": metric,
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": min(calls, COUNTED_CALLS) if metric in COUNTED else calls * workload.batch,
+                "batch": workload.batch,
+                "execution": arm.execution if arm.method is not None else "peer" if arm.peer else "plain",
+            }
 
-    def _time(self, workload: Workload, arms: Sequence[Arm]) -> dict[Arm, Timed]:
-        timed = {arm: Timed() for arm in arms}
+    def _time(self, workload: Workload, arms: Sequence[Arm]) -> dict[Arm, Times]:
+        """Return the times of each arm, summed over each block: [blocks, 3]."""
+        timed = {arm: np.zeros((self.blocks, 3)) for arm in arms}
         for block in range(-self.warm, self.blocks):
-            sums = dict.fromkeys(arms, (0.0, 0.0, 0))
             for offset, order in enumerate(turning(arms, workload.calls)):
                 call = (block % self.blocks) * workload.calls + offset
                 # parity goes on over blocks of an odd number of calls
-                turned = order[::-1] if workload.calls % 2 and block % 2 else order
-                for arm in turned:
-                    seconds, request, tokens = self._call(workload, arm, call)
-                    before = sums[arm]
-                    sums[arm] = (before[0] + seconds, before[1] + request, before[2] + tokens)
-            if block >= 0:
-                for arm, (seconds, request, tokens) in sums.items():
-                    timed[arm].generate.append(seconds)
-                    timed[arm].request.append(request)
-                    timed[arm].tokens.append(tokens)
+                for arm in order[::-1] if workload.calls % 2 and block % 2 else order:
+                    spent = self._call(workload, arm, call)
+                    if block >= 0:
+                        timed[arm][block] += spent
             self.tick(1)
         return timed
 
     def _call(self, workload: Workload, arm: Arm, call: int) -> tuple[float, float, int]:
-        """Answer once; returns seconds of generate(), with the processor, and the number of new tokens."""
+        """Answer once; returns seconds of generate(), with the processor, and the number of new tokens.
+
+        A peer answers with text, so that its decoding can't be told from its request.
+        """
         model, processor = self._pair(arm)
         pictures = [stamped(picture, next(self._numbers)) for picture in workload.pictures(call)]
         prompts = workload.prompts(call)
         if arm.peer:
-            return self._asked_of_peer(workload, arm, pictures, prompts)
-        self._wait()
-        began = time.perf_counter()
+            answer = peer(arm.peer, model, processor, workload.new_tokens)
+            began = self._now()
+            texts = answer(pictures, prompts)
+            seconds = self._now() - began
+            ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return seconds, seconds, sum(len(one) + 1 for one in ids)  # and the end of the text
+        began = self._now()
         inputs = self._inputs(processor, pictures, prompts)
-        self._wait()
-        ready = time.perf_counter()
+        ready = self._now()
         sequences = model.generate(**inputs, max_new_tokens=workload.new_tokens, do_sample=False)
-        self._wait()
-        end = time.perf_counter()
+        end = self._now()
         return end - ready, end - began, self._tokens(sequences, inputs["input_ids"].shape[1])
 
-    def _asked_of_peer(
-        self, workload: Workload, arm: Arm, pictures: list[Image.Image], prompts: list[str]
-    ) -> tuple[float, float, int]:
-        """Answer once through another package, whose request can't be told from its decoding."""
-        answer = peer(arm.peer, self.model, self.processor, workload.new_tokens)
-        self._wait()
-        began = time.perf_counter()
-        texts = answer(pictures, prompts)
-        self._wait()
-        seconds = time.perf_counter() - began
-        tokens = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return seconds, seconds, sum(len(one) + 1 for one in tokens)  # and the end of the text
-
-    def _counts(self, workload: Workload, arm: Arm) -> list[Row]:
+    def _counts(self, workload: Workload, arm: Arm) -> dict[str, Interval]:
         """Return the mean counts of a call, from untimed calls."""
         model, processor = self._pair(arm)
-        names = ("global_forwards", "local_forwards", "local_tokens", "masks")
-        sums = dict.fromkeys(names, 0)
-        calls = min(self.blocks * workload.calls, 96)
+        calls = min(self.blocks * workload.calls, COUNTED_CALLS)
+        sums = dict.fromkeys(COUNTED, 0)
         for call in range(calls):
             inputs = self._inputs(processor, workload.pictures(call), workload.prompts(call))
-            output = model.generate(
-                **inputs, max_new_tokens=workload.new_tokens, do_sample=False, return_dict_in_generate=True
-            )
-            for name in names:
-                sums[name] += getattr(output.guard, name)
-        return [self._row(workload, arm, name, total / calls) | {"n": calls} for name, total in sums.items()]
+            asked = {"max_new_tokens": workload.new_tokens, "do_sample": False, "return_dict_in_generate": True}
+            guarded = model.generate(**inputs, **asked).guard
+            sums = {name: total + getattr(guarded, name) for name, total in sums.items()}
+        return {name: (total / calls, None, None) for name, total in sums.items()}
 
     def _peak(self, workload: Workload, arm: Arm) -> float:
         """Return the process's peak memory (the device's on CUDA) over one call, in MiB."""
@@ -299,13 +259,13 @@ class Bench:
         """Count the new tokens up to each row's end of text, the end included."""
         ends = self.model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
-        count = 0
-        for row in sequences[:, prompt:].tolist():
-            count += next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
-        return count
+        rows = sequences[:, prompt:].tolist()
+        return sum(next((n for n, token in enumerate(row, 1) if token in stops), len(row)) for row in rows)
 
-    def _wait(self) -> None:
+    def _now(self) -> float:
+        """Return the clock once the device has done what it was given."""
         import torch
 
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()

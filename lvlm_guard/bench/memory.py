@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -19,21 +20,10 @@ def peak_meter(device: Any) -> Callable[[], float]:
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: float(torch.cuda.max_memory_allocated(device)) / 2**20
     try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        return _high_water
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return _since_start
+        import resource
 
-
-def _high_water() -> float:
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
-
-
-def _since_start() -> float:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1024)
+        unit = 2**20 if sys.platform == "darwin" else 1024
+        return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lvlm_guard.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL.Image import Image
 
 PACKAGE = "mitigv"
 
 
 def peers_of(methods: Sequence[str]) -> list[str]:
-    """Return those of the methods that mitigv offers too.
-
-    Raises:
-        MissingExtraError: mitigv is not installed.
-    """
+    """Return those of the methods that mitigv offers too; raises `MissingExtraError` where it is not installed."""
     if find_spec(PACKAGE) is None:
         raise MissingExtraError(f"There is no {PACKAGE} to compare with. Install it: pip install {PACKAGE}")
     there = import_module(PACKAGE).list_mitigators()
@@ -37,13 +33,11 @@ def peer_name(method: str) -> str:
     return f"{PACKAGE} {version(PACKAGE)} {method}"
 
 
-def peer(
-    method: str, model: Any, processor: Any, new_tokens: int
-) -> Callable[[list[Image.Image], list[str]], list[str]]:
+def peer(method: str, model: Any, processor: Any, new_tokens: int) -> Callable[[list[Image], list[str]], list[str]]:
     """Return what answers pictures and prompts greedily with a plain model and processor."""
     loaded = import_module(PACKAGE).load_mitigator(method, model=model, processor=processor, max_new_tokens=new_tokens)
 
-    def answer(pictures: list[Image.Image], prompts: list[str]) -> list[str]:
+    def answer(pictures: list[Image], prompts: list[str]) -> list[str]:
         text = loaded(pictures, prompts if len(prompts) > 1 else prompts[0])
         return [text] if isinstance(text, str) else list(text)
 

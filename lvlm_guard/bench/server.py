@@ -14,13 +14,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from lvlm_guard.bench.intervals import median_interval, median_ratio
+from lvlm_guard.bench.intervals import Interval, median_interval, median_ratio
 from lvlm_guard.bench.measure import turning
 from lvlm_guard.errors import GuardError, MissingExtraError, UnprovedError
 from lvlm_guard.proof import FIELD
@@ -28,6 +29,7 @@ from lvlm_guard.proof import FIELD
 KEY = "OPENAI_API_KEY"
 """Environment variable of the server's key, where it wants one."""
 
+Record = dict[str, Any]
 _SHOWN = {
     "tokens_per_s": "output_throughput",
     "first_token_median_s": "median_ttft_ms",
@@ -120,7 +122,7 @@ def measure(
     blocks: int,
     kept: Path | None = None,
     tick: Callable[[int], object] = lambda count: None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Yield the record of each run; one more block goes before those that count.
 
     Args:
@@ -138,46 +140,43 @@ def measure(
     """
     known = _known(kept, {"arms": [f"{arm.name} ({arm.server})" for arm in arms], "load": asdict(load)})
     for block, order in enumerate(turning(arms, blocks + 1), -1):
-        for at_once in loads:
-            for arm in order:
-                key = (block, at_once, arm.server, arm.guard)
-                if block < 0 or key not in known:
-                    known[key] = _run(arm, load, at_once, block)
-                    if kept is not None and block >= 0:
-                        with kept.open("a") as file:
-                            file.write(json.dumps(known[key]) + "\n")
-                tick(1)
-                if block >= 0:
-                    yield known[key]
+        for at_once, arm in product(loads, order):
+            record = known.get((block, at_once, arm.server, arm.guard))
+            if record is None:
+                record = _run(arm, load, at_once, block)
+                if kept is not None and block >= 0:
+                    with kept.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+            tick(1)
+            if block >= 0:
+                yield record
 
 
-def rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows(records: Sequence[Record]) -> list[Record]:
     """Return the figures in long form: medians over blocks, and ratios to the plain name and to the ordinary vLLM."""
-    found: list[dict[str, Any]] = []
-    for at_once in dict.fromkeys(one["at_once"] for one in records):
-        arms: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
-        for one in records:
-            if one["at_once"] == at_once:
-                arms.setdefault((one["server"], one["guard"]), []).append(one)
-        for (server, guard), mine in arms.items():
-            base = {"method": guard or "greedy", "server": server, "task": "caption", "concurrency": at_once}
-            base |= {"n": sum(one["completed"] for one in mine), "blocks": len(mine)}
-            for metric in _SHOWN:
-                found.append(base | _row(metric, *median_interval([one[metric] for one in mine])))
-            for against in ("guarded", "plain"):
-                other = arms.get((against, None), [])
-                if server == "guarded" and (server, guard) != (against, None) and len(other) == len(mine):
-                    for ratio, of in (("time_ratio", "seconds"), ("first_token_ratio", "first_token_median_s")):
-                        pairs = ([one[of] for one in mine], [one[of] for one in other])
-                        found.append(base | {"against": against} | _row(ratio, *median_ratio(*pairs)))
+    runs: dict[tuple[int, str, str | None], list[Record]] = {}
+    for one in records:
+        runs.setdefault((one["at_once"], one["server"], one["guard"]), []).append(one)
+    found: list[Record] = []
+    for (at_once, server, guard), mine in runs.items():
+        base = {"method": guard or "greedy", "server": server, "task": "caption", "concurrency": at_once}
+        base |= {"n": sum(one["completed"] for one in mine), "blocks": len(mine)}
+
+        def add(metric: str, interval: Interval, base: Record = base) -> None:
+            found.append(base | {"metric": metric} | dict(zip(("value", "low", "high"), interval, strict=True)))
+
+        for metric in _SHOWN:
+            add(metric, median_interval([one[metric] for one in mine]))
+        for against in ("guarded", "plain"):
+            other = runs.get((at_once, against, None), [])
+            if server == "guarded" and (server, guard) != (against, None) and len(other) == len(mine):
+                for ratio, of in (("time_ratio", "seconds"), ("first_token_ratio", "first_token_median_s")):
+                    pairs = ([one[of] for one in mine], [one[of] for one in other])
+                    add(ratio, median_ratio(*pairs), base | {"against": against})
     return found
 
 
-def _row(metric: str, value: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "low": low, "high": high}
-
-
-def _run(arm: Arm, load: Load, at_once: int, block: int) -> dict[str, Any]:
+def _run(arm: Arm, load: Load, at_once: int, block: int) -> Record:
     before = answered(arm) if arm.server == "guarded" else 0.0
     said = _benchmark(load.options(arm, at_once, seed=block + 1))
     wanted = max(load.requests, 2 * at_once)
@@ -215,7 +214,7 @@ def _benchmark(options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _known(file: Path | None, settings: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
+def _known(file: Path | None, settings: Mapping[str, Any]) -> dict[Any, Record]:
     if file is None:
         return {}
     head, *lines = file.read_text().splitlines() if file.exists() else [""]

@@ -61,22 +61,14 @@ def shape_of(name: str) -> Shape:
 
 def random_pair(shape: Shape, seed: int = 0, dtype: torch.dtype | str = torch.float32) -> tuple[Any, Any]:
     """Return a LLaVA of this shape with random weights, and a processor with the embedded model's words."""
-    from transformers import (
-        AutoProcessor,
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
+    import transformers as hf
 
     from lvlm_guard.embedded import MODEL
 
-    words = AutoProcessor.from_pretrained(MODEL)
+    words = hf.AutoProcessor.from_pretrained(MODEL)
     square = {"height": shape.side, "width": shape.side}
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size=square, crop_size=square),
+    processor = hf.LlavaProcessor(
+        hf.CLIPImageProcessor(size=square, crop_size=square),
         words.tokenizer,
         patch_size=shape.patch,
         vision_feature_select_strategy="default",
@@ -84,58 +76,39 @@ def random_pair(shape: Shape, seed: int = 0, dtype: torch.dtype | str = torch.fl
         image_token=words.image_token,
         chat_template=words.chat_template,
     )
-    text = LlamaConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.width // 64,
-        vocab_size=shape.vocabulary,
-        bos_token_id=None,
-        eos_token_id=words.tokenizer.eos_token_id,
-        pad_token_id=words.tokenizer.pad_token_id,
-    )
-    eyes = CLIPVisionConfig(**_tower(shape, shape.side), patch_size=shape.patch)
+    ends = {"eos_token_id": words.tokenizer.eos_token_id, "pad_token_id": words.tokenizer.pad_token_id}
+    sizes = _sizes(shape.width, shape.layers, shape.inner)
+    text = hf.LlamaConfig(**sizes, vocab_size=shape.vocabulary, bos_token_id=None, **ends)
+    eyes = hf.CLIPVisionConfig(**_sizes(shape.sees, shape.sees_layers), image_size=shape.side, patch_size=shape.patch)
     token = words.tokenizer.convert_tokens_to_ids(words.image_token)
     tokens = (shape.side // shape.patch) ** 2
     torch.manual_seed(seed)
-    config = LlavaConfig(vision_config=eyes, text_config=text, image_token_index=token, image_seq_length=tokens)
-    model = LlavaForConditionalGeneration(config).eval()
+    config = hf.LlavaConfig(vision_config=eyes, text_config=text, image_token_index=token, image_seq_length=tokens)
+    model = hf.LlavaForConditionalGeneration(config).eval()
     # the best of V normal logits leads by a mean of their deviation / sqrt(2 ln V), exponentially distributed
     nats = -math.log(BETA) * math.sqrt(2 * math.log(shape.vocabulary)) / -math.log1p(-UNDECIDED)
     torch.nn.init.normal_(model.get_output_embeddings().weight, std=nats / math.sqrt(shape.width))
-    model.generation_config.eos_token_id = text.eos_token_id
-    model.generation_config.pad_token_id = text.pad_token_id
-    model.generation_config.suppress_tokens = [token, text.eos_token_id]  # answers as long as they may be
+    unended = [token, text.eos_token_id]  # answers are as long as they may be
+    model.generation_config.update(**ends, suppress_tokens=unended)
     return model.to(dtype=dtype), processor
 
 
 def random_matcher(shape: Shape, seed: int = 0) -> Any:
     """Return a BLIP-ITM of this shape with random weights and the embedded matcher's words."""
-    from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval, BlipTextConfig, BlipVisionConfig
+    import transformers as hf
 
     from lvlm_guard.embedded import MATCHER
     from lvlm_guard.matching import BlipITM
 
     torch.manual_seed(seed)
-    text = BlipTextConfig(
-        hidden_size=shape.reads,
-        encoder_hidden_size=shape.sees,
-        intermediate_size=4 * shape.reads,
-        num_hidden_layers=shape.reads_layers,
-        num_attention_heads=shape.reads // 64,
-        is_decoder=True,
-    )
-    eyes = BlipVisionConfig(**_tower(shape, shape.matched), patch_size=16)
-    config = BlipConfig(text_config=text.to_dict(), vision_config=eyes.to_dict(), image_text_hidden_size=256)
-    model = BlipForImageTextRetrieval(config)
-    return BlipITM(model, AutoTokenizer.from_pretrained(MATCHER), mean=(0.5,) * 3, std=(0.5,) * 3, name="random")
+    sizes = _sizes(shape.reads, shape.reads_layers)
+    text = hf.BlipTextConfig(**sizes, encoder_hidden_size=shape.sees, is_decoder=True)
+    eyes = hf.BlipVisionConfig(**_sizes(shape.sees, shape.sees_layers), image_size=shape.matched, patch_size=16)
+    config = hf.BlipConfig(text_config=text.to_dict(), vision_config=eyes.to_dict(), image_text_hidden_size=256)
+    model = hf.BlipForImageTextRetrieval(config)
+    return BlipITM(model, hf.AutoTokenizer.from_pretrained(MATCHER), mean=(0.5,) * 3, std=(0.5,) * 3, name="random")
 
 
-def _tower(shape: Shape, side: int) -> dict[str, Any]:
-    return {
-        "image_size": side,
-        "hidden_size": shape.sees,
-        "intermediate_size": 4 * shape.sees,
-        "num_hidden_layers": shape.sees_layers,
-        "num_attention_heads": shape.sees // 64,
-    }
+def _sizes(width: int, layers: int, inner: int = 0) -> dict[str, Any]:
+    heads = {"num_hidden_layers": layers, "num_attention_heads": width // 64}
+    return {"hidden_size": width, "intermediate_size": inner or 4 * width, **heads}

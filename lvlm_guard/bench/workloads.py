@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,34 +29,17 @@ def world_workloads(blocks: int, batches: Sequence[int] = (1, 8)) -> list[Worklo
     from lvlm_guard.embedded.questions import pope_set
     from lvlm_guard.embedded.world import CAPTION_PROMPT, CLASSES, question, scenes
 
-    def at(drawn: Sequence[Image.Image], batch: int, call: int) -> list[Image.Image]:
-        return [drawn[(call * batch + i) % len(drawn)] for i in range(batch)]
-
-    calls = {batch: max(1, 4 // batch) for batch in batches}
-    most = max(blocks * calls[batch] * batch for batch in batches)
+    most = max(blocks * _calls(batch) * batch for batch in batches)
     to_caption = [Image.fromarray(scene.image) for scene in scenes("test_cap", most)]
-    captions = [
-        Workload(
-            task="caption",
-            batch=batch,
-            calls=calls[batch],
-            prompts=lambda call, batch=batch: [CAPTION_PROMPT] * batch,  # type: ignore[misc]
-            pictures=lambda call, batch=batch: at(to_caption, batch, call),  # type: ignore[misc]
-            new_tokens=40,
-        )
-        for batch in batches
-    ]
+    captions = [_captions(to_caption, CAPTION_PROMPT, batch, _calls(batch), 40) for batch in batches]
     drawn, asked = pope_set("test", blocks * 18)
     # one question a scene; 7 and 18 have no common divisor, so all kinds take their turn
     each = len(asked) // len({q.scene for q in asked})
     turns = [asked[k * each + (7 * k) % each] for k in range(len(asked) // each)]
-    questions = Workload(
-        task="question",
-        batch=1,
-        calls=18,
-        prompts=lambda call: [question(CLASSES[turns[call % len(turns)].asked])],
-        pictures=lambda call: [Image.fromarray(drawn.image[turns[call % len(turns)].scene])],
-        new_tokens=4,
+    questions = _questions(
+        18,
+        lambda call: question(CLASSES[turns[call % len(turns)].asked]),
+        lambda call: Image.fromarray(drawn.image[turns[call % len(turns)].scene]),
     )
     return [*captions, questions]
 
@@ -74,29 +57,29 @@ def picture_workloads(
     if not pictures:
         raise ImageError("There is no picture to measure with: give --images a folder with picture files.")
 
-    def at(batch: int, call: int) -> list[Image.Image]:
+    def asked(call: int) -> str:
+        noun = CLASSES[(7 * call) % len(CLASSES)]
+        return QUESTION.format(noun=("an " if noun[0] in "aeiou" else "a ") + noun)
+
+    questions = _questions(6, asked, lambda call: pictures[call % len(pictures)])
+    return [*(_captions(pictures, CAPTION, batch, 1, new_tokens) for batch in batches), questions]
+
+
+def _calls(batch: int) -> int:
+    return max(1, 4 // batch)
+
+
+def _captions(pictures: Sequence[Image.Image], prompt: str, batch: int, calls: int, new_tokens: int) -> Workload:
+    """Return captions of pictures, taken in turn."""
+
+    def shown(call: int) -> list[Image.Image]:
         return [pictures[(call * batch + i) % len(pictures)] for i in range(batch)]
 
-    captions = [
-        Workload(
-            task="caption",
-            batch=batch,
-            calls=1,
-            prompts=lambda call, batch=batch: [CAPTION] * batch,  # type: ignore[misc]
-            pictures=lambda call, batch=batch: at(batch, call),  # type: ignore[misc]
-            new_tokens=new_tokens,
-        )
-        for batch in batches
-    ]
-    questions = Workload(
-        task="question",
-        batch=1,
-        calls=6,
-        prompts=lambda call: [QUESTION.format(noun=_article(CLASSES[(7 * call) % len(CLASSES)]))],
-        pictures=lambda call: at(1, call),
-        new_tokens=4,
-    )
-    return [*captions, questions]
+    return Workload("caption", batch, calls, lambda call: [prompt] * batch, shown, new_tokens)
+
+
+def _questions(calls: int, asked: Callable[[int], str], shown: Callable[[int], Image.Image]) -> Workload:
+    return Workload("question", 1, calls, lambda call: [asked(call)], lambda call: [shown(call)], new_tokens=4)
 
 
 def folder_pictures(folder: Path) -> list[Image.Image]:
@@ -118,7 +101,3 @@ def made_pictures(count: int = 32) -> list[Image.Image]:
 
     drawn = scenes("test", count).image
     return [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in drawn]
-
-
-def _article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun

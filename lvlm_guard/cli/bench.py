@@ -2,19 +2,76 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
 
-from lvlm_guard.cli.bench_server import Wanted, bench_server, loads_of
-from lvlm_guard.cli.console import out, print_json, quiet_libraries, say, usage
-from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
+from lvlm_guard.cli.console import (
+    FAILED,
+    STOPPED,
+    bullets,
+    environment,
+    err,
+    out,
+    print_json,
+    quiet_libraries,
+    say,
+    usage,
+)
+from lvlm_guard.cli.options import Device, Dtype, Json, Model, listed, method_of, numbers
+from lvlm_guard.errors import GuardError
 from lvlm_guard.progress import progress
 
 BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
+EXECUTIONS = ("auto", "lazy", "batched")
+WHOLE = "whole numbers of at least 1"
+ONLY_HERE = {"executions", "batches", "threads", "device", "dtype", "images", "shape", "peers"}
+ONLY_THERE = {"plain_server", "concurrency", "tokenizer", "records"}
+Row = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """How a table shows a metric: its head, its unit and digits, with its interval or not, and what plain has."""
+
+    head: str
+    times: float = 1
+    digits: int = 2
+    ends: bool = False
+    plain: str = "–"
+
+    def shown(self, row: Row | None, plain: bool) -> str:
+        if row is None:
+            return self.plain if plain else "–"
+        value, *ends = (
+            f"{self.times * row[part]:.{self.digits}f}" for part in ("value", "low", "high") if row[part] is not None
+        )
+        return f"{value} [{', '.join(ends)}]" if ends and self.ends else value
+
+
+HERE = {
+    "time_ratio": Column("time", ends=True, plain="1"),
+    "token_time_ratio": Column("a token"),
+    "request_ratio": Column("request", ends=True, plain="1"),
+    "seconds_per_call": Column("ms a call", 1000, 1),
+    "tokens_per_s": Column("tokens/s", 1, 0),
+    "local_forwards": Column("local fwd"),
+    "local_tokens": Column("tokens"),
+    "masks": Column("masks"),
+    "peak_memory_mib": Column("peak MiB", 1, 0),
+}
+THERE = {
+    "tokens_per_s": Column("tokens/s", 1, 0, ends=True),
+    "first_token_median_s": Column("first token ms", 1000, 1, ends=True),
+    "first_token_p95_s": Column("p95", 1000, 1, ends=True),
+    "time_ratio to guarded": Column("time / plain name", ends=True),
+    "time_ratio to plain": Column("time / ordinary vLLM", ends=True),
+}
 
 
 def bench(
@@ -60,70 +117,68 @@ def bench(
 
     [bold]Example:[/bold] lvlm-guard bench --methods agla,vcd --blocks 8 --json
     """
-    given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
+    given = {
+        param.name: param.opts[0]
+        for param in context.command.params
+        if getattr(context.get_parameter_source(param.name or ""), "name", "") != "DEFAULT"
+    }
+    others, when = (ONLY_HERE, "not for --server") if server else (ONLY_THERE, "only for --server")
+    if shape and not server and not others & given.keys():
+        others, when = {"model"}, "not for --shape"
+    if wrong := [option for name, option in given.items() if name in others]:
+        raise usage(f"{wrong[0]} is {when}: leave it out.")
+    names = [] if methods == "all" else listed(methods, ": give one or more of the methods")
     if server:
-        others = {"executions", "batches", "threads", "device", "dtype", "images", "shape", "peers"}
-        _refuse(given & others, "not for --server")
-        guards = _listed(methods, None) if "methods" in given and methods != "all" else []
-        asked = model if "model" in given else "", tuple(guards)
-        bench_server(
-            Wanted(
-                server=server,
-                plain_server=plain_server,
-                model=asked[0],
-                guards=asked[1],
-                concurrency=loads_of(concurrency),
-                blocks=blocks,
-                max_new_tokens=max_new_tokens,
-                tokenizer=tokenizer,
-                out=records,
-                json=json,
-            )
-        )
+        loads = numbers(concurrency, f"--concurrency {concurrency}: give {WHOLE}, such as 1,8,32.")
+        room = import_module("lvlm_guard.bench.server")
+        plain = model if "model" in given else ""
+        served = room.arms_of(server, plain_server, plain, names if "methods" in given else [])
+        load = room.Load(_tokenizer(tokenizer or served[0].name), tokens=max_new_tokens)
+        told = ", ".join(f"{arm.name}{' (ordinary vLLM)' * (arm.server == 'plain')}" for arm in served)
+        say(f"Measuring {told} at {server}, {blocks} blocks. Ctrl-C stops.")
+        _measure_there(room, served, load, loads, blocks, records, json)
         return
-    _refuse(given & {"plain_server", "concurrency", "tokenizer", "records"}, "only for --server")
-    sizes = sizes_of(batches)
-    chosen_executions = _listed(executions, ("auto", "lazy", "batched"))
+    sizes = numbers(batches, f"--batches {batches}: give {WHOLE}, such as 1,8.")
+    ways = listed(executions, f": give one or more of {', '.join(EXECUTIONS)}", EXECUTIONS)
     quiet_libraries()
     import torch
 
+    from lvlm_guard.bench import shapes, workloads
     from lvlm_guard.bench.measure import Arm, Bench, arms_of
     from lvlm_guard.bench.peers import peer_name, peers_of
-    from lvlm_guard.bench.shapes import random_matcher, random_pair, shape_of
-    from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
     from lvlm_guard.methods import REGISTRY
     from lvlm_guard.pretrained import EMBEDDED, dtype_of, load_model, usable_device
 
     if threads is not None:
         torch.set_num_threads(threads)
-    lacking = [name for name in REGISTRY.names() if REGISTRY.get(name).needs_statistics] if methods == "all" else []
-    names = [n for n in REGISTRY.names() if n not in lacking] if methods == "all" else _listed(methods, None)
-    if lacking:
+    if methods == "all":
+        lacking = [name for name in REGISTRY.names() if REGISTRY.get(name).needs_statistics]
+        names = [name for name in REGISTRY.names() if name not in lacking]
         say(f"Left out, since they need statistics of the model: {', '.join(lacking)}.")
     chosen = [method_of(name, None) for name in names]
-    busy = _load()
-    if model == "embedded" and images is None and not shape:
-        workloads = world_workloads(blocks, sizes)
+    busy = environment()["load"] or 0.0
+    if model == EMBEDDED and images is None and not shape:
+        asked = workloads.world_workloads(blocks, sizes)
     else:
-        workloads = picture_workloads(folder_pictures(images) if images else made_pictures(), sizes, max_new_tokens)
+        pictures = workloads.folder_pictures(images) if images else workloads.made_pictures()
+        asked = workloads.picture_workloads(pictures, sizes, max_new_tokens)
     if shape:
-        _refuse(given & {"model"}, "not for --shape")
-        where = usable_device(device)
-        model, (lvlm, processor) = shape, random_pair(shape_of(shape), dtype=dtype_of(EMBEDDED, dtype))
-        matcher = random_matcher(shape_of(shape))
+        where, sized = usable_device(device), shapes.shape_of(shape)
+        model, (lvlm, processor) = shape, shapes.random_pair(sized, dtype=dtype_of(EMBEDDED, dtype))
+        matcher = shapes.random_matcher(sized)
         lvlm.to(where)
         matcher.model.to(where)
         chosen = [replace(method, matcher=matcher) if hasattr(method, "matcher") else method for method in chosen]
     else:
         lvlm, processor = load_model(model, device=device, dtype=dtype)
-    arms = arms_of(chosen, chosen_executions)  # type: ignore[arg-type]
+    arms = arms_of(chosen, ways)  # type: ignore[arg-type]
     if peers:
         arms += [Arm(peer_name(name), peer=name) for name in peers_of(names)]
+    say(f"Measuring {len(arms)} ways to answer on {len(asked)} workloads, {blocks} blocks each. Ctrl-C stops.")
     unmeasured = 1
-    say(f"Measuring {len(arms)} ways to answer on {len(workloads)} workloads, {blocks} blocks each. Ctrl-C stops.")
-    with progress("blocks", len(workloads) * (blocks + unmeasured)) as tick:
+    with progress("blocks", len(asked) * (blocks + unmeasured)) as tick:
         measured = Bench(lvlm, processor, model, blocks=blocks, warm=unmeasured, tick=tick)
-        rows = measured.run(workloads, arms)
+        rows = measured.run(asked, arms)
     for name, error in measured.raised.items():
         say(f"{name} raised {error}")
     if busy > BUSY:
@@ -133,86 +188,83 @@ def bench(
     if json:
         print_json("bench", rows, lvlm.device)
         return
-    for workload in workloads:
-        out().print(_table(rows, workload.task, workload.batch))
+
+    def title(row: Row) -> str:
+        how = "one by one" if row["batch"] == 1 else f"{row['batch']} at once"
+        return f"{row['task']}s, {how} (n = {row['n']})"
+
+    _print(rows, title, lambda row: {"method": row["method"], "run": row["execution"]}, HERE)
     out().print(
         "[dim]time: median over blocks of guarded / plain generate(), the mask counted; request: the processor too; "
         "forwards, tokens and masks are means a call; 95 % intervals in brackets.[/]"
     )
 
 
-def _refuse(names: set[str], when: str) -> None:
-    """Raise on options that another kind of measurement has."""
-    if names:
-        name = min(names).replace("_", "-") if "records" not in names else "out"
-        raise usage(f"--{name} is {when}: leave it out.")
-
-
-def _listed(text: str, known: tuple[str, ...] | None) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    wrong = [name for name in names if known is not None and name not in known]
-    if wrong or not names:
-        raise usage(f"{text!r}: give one or more of {', '.join(known or ('the methods',))}, comma-separated.")
-    return names
-
-
-def sizes_of(text: str) -> list[int]:
-    """Read "1,8" as batch sizes."""
+def _measure_there(
+    room: Any, arms: Sequence[Any], load: Any, loads: Sequence[int], blocks: int, kept: Path | None, json: bool
+) -> None:
+    """Measure a server's names against each other, and print what came out of it, also after Ctrl-C."""
+    records: list[Row] = []
+    stopped: BaseException | None = None
     try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise usage(f"--batches {text}: give whole numbers of at least 1, such as 1,8.")
-    return sizes
-
-
-def _load() -> float:
-    import os
-
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-
-
-def _table(rows: list[dict[str, Any]], task: str, batch: int) -> Table:
-    mine = [row for row in rows if (row["task"], row["batch"]) == (task, batch)]
-    title = f"{task}s, {'one by one' if batch == 1 else f'{batch} at once'} (n = {mine[0]['n']})"
-    table = Table(title=title, title_justify="left")
-    for column in (
-        "method",
-        "run",
-        "time",
-        "a token",
-        "request",
-        "ms a call",
-        "tokens/s",
-        "local fwd",
-        "tokens",
-        "masks",
-        "peak MiB",
-    ):
-        table.add_column(column, justify="left" if column in ("method", "run") else "right", no_wrap=column == "method")
-    for method, execution in dict.fromkeys((row["method"], row["execution"]) for row in mine):
-        found = {row["metric"]: row for row in mine if (row["method"], row["execution"]) == (method, execution)}
-        table.add_row(
-            method,
-            execution,
-            _ratio(found.get("time_ratio")) if execution != "peer" else "–",
-            _mean(found.get("token_time_ratio")),
-            _ratio(found.get("request_ratio")),
-            f"{1000 * found['seconds_per_call']['value']:.1f}",
-            f"{found['tokens_per_s']['value']:.0f}",
-            *(_mean(found.get(name)) for name in ("local_forwards", "local_tokens", "masks")),
-            f"{found['peak_memory_mib']['value']:.0f}",
+        with progress("runs", len(arms) * len(loads) * (blocks + 1)) as tick:
+            records.extend(room.measure(arms, load, loads, blocks, kept, tick))
+    except (KeyboardInterrupt, GuardError) as reason:
+        if not records:
+            raise
+        stopped = reason
+    done = Counter(one["block"] for one in records)
+    whole = [one for one in records if done[one["block"]] == len(arms) * len(loads)]
+    rows = [{"model": arms[0].name, **row} for row in room.rows(whole)]
+    why = None if stopped is None else str(stopped) or "Ctrl-C; these are the blocks that were done."
+    if json:
+        print_json("bench", rows, stopped=why)
+    else:
+        _print(
+            rows,
+            lambda row: f"{row['concurrency']} in flight (n = {row['n']} each)",
+            lambda row: {"arm": row["method"] if row["server"] == "guarded" else "ordinary vLLM"},
+            THERE,
         )
-    return table
+        told = (
+            "Medians over blocks with 95 % intervals in brackets; time: of a block's requests over the same requests'."
+        )
+        bullets([told])
+    if stopped is not None:
+        err().print(f"Stopped: {why}", style="yellow", markup=False)
+        raise typer.Exit(STOPPED if isinstance(stopped, KeyboardInterrupt) else FAILED)
 
 
-def _ratio(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "1"
-    ends = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['value']:.2f}{ends}"
+def _tokenizer(name: str) -> str:
+    from lvlm_guard import embedded
+    from lvlm_guard.pretrained import EMBEDDED
+
+    return str(embedded.MODEL) if name == EMBEDDED else name
 
 
-def _mean(row: dict[str, Any] | None) -> str:
-    return "–" if row is None else f"{row['value']:.2f}"
+def _print(
+    rows: Sequence[Row],
+    title: Callable[[Row], str],
+    line: Callable[[Row], Mapping[str, str]],
+    columns: Mapping[str, Column],
+) -> None:
+    """Print a table of each workload or load, a line an arm; `line` names it by column."""
+    for mine in _grouped(rows, "task", "batch", "concurrency"):
+        table = Table(title=title(mine[0]), title_justify="left")
+        for head in line(mine[0]):
+            table.add_column(head, no_wrap=head == "method")
+        for column in columns.values():
+            table.add_column(column.head, justify="right")
+        for arm in _grouped(mine, "server", "method", "execution"):
+            found = {row["metric"] + (f" to {row['against']}" if "against" in row else ""): row for row in arm}
+            plain = arm[0].get("execution") == "plain"
+            figures = (column.shown(found.get(metric), plain) for metric, column in columns.items())
+            table.add_row(*line(arm[0]).values(), *figures)
+        out().print(table)
+
+
+def _grouped(rows: Sequence[Row], *keys: str) -> list[list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return list(groups.values())

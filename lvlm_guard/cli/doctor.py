@@ -5,23 +5,37 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lvlm_guard.cli.console import FAILED, installed, out, print_json, quiet_libraries
 from lvlm_guard.cli.options import Device, Dtype, Json
 from lvlm_guard.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 THINKS = "thinks first, and every token is guarded, of its thoughts as of its answer"
 UNTRIED = "not tried: proved at the first guard(), or refused"
 UNASKED = "its methods were not asked one by one"
+EXTRAS = {
+    "eval": "evaluation on lmms-eval",
+    "batch": "answers of whole data sets",
+    "ray": "the same on many machines",
+    "check": "checks of any endpoint's answers",
+    "serve": "the vLLM server (GPU)",
+    "serve-cpu": "the vLLM server (CPU)",
+    "quant": "quantised models, device maps",
+    "train": "adapters and training",
+    "dev": "tests and checks",
+}
 STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
 
 
@@ -61,29 +75,32 @@ def doctor(
         rows = family_rows() if model is None else [proven_row(model, device, dtype)]
         if json:
             print_json("families", rows)
-            return
-        shown = Table(box=None, pad_edge=False)
-        for column in rows[0]:
-            shown.add_column(column.replace("_", " "), overflow="fold")
-        for row in rows:
-            shown.add_row(*(escape(_shown(value)) for value in row.values()))
-        out().print(shown)
+        else:
+            _print((name.replace("_", " ") for name in rows[0]), (map(_shown, row.values()) for row in rows))
         return
     findings = list(examine())
     if json:
         print_json("doctor", [asdict(finding) for finding in findings])
     else:
-        table = Table(box=None, pad_edge=False)
-        for column in ("part", "", "found", "to do"):
-            table.add_column(column, overflow="fold")
-        for finding in findings:
-            style = STYLES[finding.state]
-            table.add_row(
-                escape(finding.part), f"[{style}]{finding.state}[/]", escape(finding.detail), escape(finding.fix)
-            )
-        out().print(table)
+        lines = ((f.part, Text(f.state, STYLES[f.state]), f.detail, f.fix) for f in findings)
+        _print(("part", "", "found", "to do"), lines)
     if any(finding.state in ("missing", "broken") for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _print(heads: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    out().print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return {True: "yes", False: "no", None: "?"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def family_rows() -> list[dict[str, Any]]:
@@ -119,7 +136,7 @@ def proven_row(name: str, device: str, dtype: str) -> dict[str, Any]:
     from lvlm_guard.errors import UnsupportedModelError
     from lvlm_guard.families.family import Family
     from lvlm_guard.pretrained import load_model
-    from lvlm_guard.proving.proofs import proven
+    from lvlm_guard.proving.proofs import proven, table
 
     model, processor = load_model(name, device=device, dtype=dtype)
     kind = model.config.model_type
@@ -128,11 +145,12 @@ def proven_row(name: str, device: str, dtype: str) -> dict[str, Any]:
         proof = proven(Family.of(model, processor), model, processor, "always").proof
     except UnsupportedModelError as error:
         return row | {"proven": False, "note": str(error)}
-    told = next((one for one in family_rows() if kind in one["model_types"]), row)
     found = f"off by {proof.error:.1g} of the logits' spread, where another picture moves them by {proof.seen:.2g}"
     without = {} if proof.hides else {"focus": proof.why.get("hides", "")}
     limits = _limits(asdict(proof), without, thinks_first(processor))
-    names = [name for name in told["methods"] or ["agla", "apc", "vote", "focus"] if name not in without]
+    names = [
+        name for name in table().get(kind, {}).get("methods") or ["agla", "apc", "vote", "focus"] if name not in without
+    ]
     return row | {"methods": names, "note": "; ".join(filter(None, [found, limits]))}
 
 
@@ -154,117 +172,78 @@ def _limits(proof: dict[str, Any], without: dict[str, str], thinks: bool) -> str
     return "; ".join([THINKS] * thinks + told)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value)
-    return {True: "yes", False: "no", None: "?"}[value] if value is None or isinstance(value, bool) else str(value)
-
-
 def examine() -> Iterator[Finding]:
     """Yield what was found, part by part."""
     yield Finding("python", "ok", sys.version.split()[0])
-    yield from _packages()
+    for one in _required():
+        version, wanted = installed(one.name), f"{one.name}{one.specifier}"
+        if version is not None and one.specifier.contains(version, prereleases=True):
+            yield Finding(one.name, "ok", version)
+        else:
+            here = "" if version is None else f"{version} is here, "
+            yield Finding(one.name, "missing", f"{here}{wanted} is needed", f"pip install '{wanted}'")
     yield _tried("device", _device)
     yield _tried("embedded model", _embedded)
     yield _tried("a guarded answer", _guarded)
     yield _tried("methods and matchers", _registered)
-    yield from _extras()
-    yield _offline()
+    for extra, does in EXTRAS.items():
+        versions = {one.name: installed(one.name) for one in _required(extra)}
+        if absent := [name for name, version in versions.items() if version is None]:
+            fix = f"pip install 'lvlm-guard[{extra}]'"
+            yield Finding(f"[{extra}] {does}", "off", f"not here: {', '.join(absent)}", fix)
+        elif versions:
+            yield Finding(f"[{extra}] {does}", "ok", ", ".join(map(" ".join, versions.items())))  # type: ignore[arg-type]
+    yield _tried("model hub", _offline)
     yield _tried("default matcher", _matcher)
 
 
-def _tried(part: str, try_it: Callable[[], Finding]) -> Finding:
+def _tried(part: str, try_it: Callable[[], Finding | tuple[str, ...]]) -> Finding:
     """Return the finding of a try: off where an optional package is not installed, else broken by what it raises."""
     try:
-        return try_it()
+        told = try_it()
+        return told if isinstance(told, Finding) else Finding(part, *told)
     except MissingExtraError as missing:
         return Finding(part, "off", str(missing))
     except Exception as error:
         return Finding(part, "broken", f"{type(error).__name__}: {error}")
 
 
-def _wanted(extra: str | None) -> list[str]:
-    """Return the requirements of the package itself, or of one of its extras."""
-    try:
-        lines = requires("lvlm-guard") or []
-    except PackageNotFoundError:
-        return []
-    mark = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
-    found = []
-    for line in lines:
-        told = mark.search(line)
-        if (told.group(1) if told else None) == extra:
-            found.append(line.split(";")[0].strip())
-    return found
-
-
-def _packages() -> Iterator[Finding]:
-    for wanted in _wanted(None):
-        name = re.split(r"[\s<>=!~\[]", wanted)[0]
-        version = installed(name)
-        if version is None:
-            yield Finding(name, "missing", f"{wanted} is needed", f"pip install '{wanted}'")
-        elif not _fits(version, wanted):
-            yield Finding(name, "missing", f"{version} is here, {wanted} is needed", f"pip install '{wanted}'")
-        else:
-            yield Finding(name, "ok", version)
-
-
-def _fits(version: str, wanted: str) -> bool:
+def _required(extra: str = "") -> list[Requirement]:
+    """Return the requirements of the package itself, or of one of its extras; none where it is not installed."""
     from packaging.requirements import Requirement
 
-    return Requirement(wanted).specifier.contains(version, prereleases=True)
+    def asked_by(one: Requirement, extra: str) -> bool:
+        return one.marker is None or one.marker.evaluate({"extra": extra})
+
+    with suppress(PackageNotFoundError):
+        found = [Requirement(line) for line in requires("lvlm-guard") or ()]
+        return [one for one in found if asked_by(one, extra) and not (extra and asked_by(one, ""))]
+    return []
 
 
-def _extras() -> Iterator[Finding]:
-    for extra, does in (
-        ("eval", "evaluation on lmms-eval"),
-        ("batch", "answers of whole data sets"),
-        ("ray", "the same on many machines"),
-        ("check", "checks of any endpoint's answers"),
-        ("serve", "the vLLM server (GPU)"),
-        ("serve-cpu", "the vLLM server (CPU)"),
-        ("quant", "quantised models, device maps"),
-        ("train", "adapters and training"),
-        ("dev", "tests and checks"),
-    ):
-        names = [re.split(r"[\s<>=!~\[]", wanted)[0] for wanted in _wanted(extra)]
-        absent = [name for name in names if installed(name) is None]
-        if not names:
-            continue
-        if absent:
-            yield Finding(
-                f"[{extra}] {does}", "off", f"not here: {', '.join(absent)}", f"pip install 'lvlm-guard[{extra}]'"
-            )
-        else:
-            yield Finding(f"[{extra}] {does}", "ok", ", ".join(f"{name} {installed(name)}" for name in names))
-
-
-def _device() -> Finding:
+def _device() -> tuple[str, ...]:
     import torch
 
     if torch.cuda.is_available():
         free, whole = torch.cuda.mem_get_info()
-        name = torch.cuda.get_device_name()
-        return Finding("device", "ok", f"{name}, {free / 2**30:.0f} of {whole / 2**30:.0f} GiB free")
+        return "ok", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {whole / 2**30:.0f} GiB free"
     if torch.backends.mps.is_available():
-        return Finding("device", "ok", "Apple GPU (mps)")
-    return Finding("device", "ok", f"CPU, {torch.get_num_threads()} threads", "a CUDA GPU for models of billions")
+        return "ok", "Apple GPU (mps)"
+    return "ok", f"CPU, {torch.get_num_threads()} threads", "a CUDA GPU for models of billions"
 
 
-def _embedded() -> Finding:
+def _embedded() -> tuple[str, ...]:
     from lvlm_guard import embedded
 
-    for folder in (embedded.MODEL, embedded.MATCHER):
-        weights = folder / "model.safetensors"
-        if not weights.is_file() or weights.stat().st_size < 100_000:
-            fix = "install the package again, or: make train-embedded"
-            return Finding("embedded model", "missing", f"no weights in embedded/{folder.name}", fix)
-    size = sum((folder / "model.safetensors").stat().st_size for folder in (embedded.MODEL, embedded.MATCHER))
-    return Finding("embedded model", "ok", f"model and matcher, {size / 1e6:.1f} MB")
+    weights = [folder / "model.safetensors" for folder in (embedded.MODEL, embedded.MATCHER)]
+    sizes = [file.stat().st_size if file.is_file() else 0 for file in weights]
+    if min(sizes) < 100_000:
+        lacking = weights[sizes.index(min(sizes))].parent.name
+        return "missing", f"no weights in embedded/{lacking}", "install the package again, or: make train-embedded"
+    return "ok", f"model and matcher, {sum(sizes) / 1e6:.1f} MB"
 
 
-def _guarded() -> Finding:
+def _guarded() -> tuple[str, ...]:
     from PIL import Image
 
     from lvlm_guard.api import guard
@@ -276,38 +255,36 @@ def _guarded() -> Finding:
     inputs = ask(processor, [[Image.fromarray(scenes("test", 1).image[0])]], [question("dog")])
     output = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
     if output.guard.masks != 1:
-        return Finding("a guarded answer", "broken", f"{output.guard.masks} second views were made instead of 1")
-    return Finding("a guarded answer", "ok", "the embedded model answered, AGLA's second view made")
+        return "broken", f"{output.guard.masks} second views were made instead of 1"
+    return "ok", "the embedded model answered, AGLA's second view made"
 
 
-def _registered() -> Finding:
+def _registered() -> tuple[str, ...]:
     from lvlm_guard.cli.methods import found
 
     rows = found()
-    told = [(row["off"], f"{row['name']} ({row['where']}): {row['error']}") for row in rows if row["error"]]
-    broken, off = ([why for is_off, why in told if is_off == kind] for kind in (False, True))
-    if broken:
-        return Finding(
-            "methods and matchers", "broken", "; ".join(broken), "update or uninstall the package it is from"
-        )
-    foreign = [row["name"] for row in rows if not row["where"].startswith("lvlm_guard.")]
-    more = f"; from other packages: {', '.join(foreign)}" if foreign else ""
-    names = ", ".join(row["name"] for row in rows if row["kind"] in ("method", "matcher") and not row["off"])
-    if off:
-        return Finding("methods and matchers", "ok", names + more + "; off: " + "; ".join(off))
-    return Finding("methods and matchers", "ok", names + more)
+    failed = {
+        off: [f"{row['name']} ({row['where']}): {row['error']}" for row in rows if row["error"] and row["off"] == off]
+        for off in (False, True)
+    }
+    if failed[False]:
+        return "broken", "; ".join(failed[False]), "update or uninstall the package it is from"
+    told = [", ".join(row["name"] for row in rows if row["kind"] in ("method", "matcher") and not row["off"])]
+    if foreign := [row["name"] for row in rows if not row["where"].startswith("lvlm_guard.")]:
+        told.append(f"from other packages: {', '.join(foreign)}")
+    if failed[True]:
+        told.append(f"off: {'; '.join(failed[True])}")
+    return "ok", "; ".join(told)
 
 
-def _offline() -> Finding:
+def _offline() -> tuple[str, ...]:
     from huggingface_hub import constants
 
-    told = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
     where = f"cache {constants.HF_HUB_CACHE}"
+    told = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
     if told:
-        return Finding(
-            "model hub", "off", f"switched off by {', '.join(told)}; {where}", f"unset {' '.join(told)} to fetch"
-        )
-    return Finding("model hub", "ok", f"may be asked (not tried); {where}")
+        return "off", f"switched off by {', '.join(told)}; {where}", f"unset {' '.join(told)} to fetch"
+    return "ok", f"may be asked (not tried); {where}"
 
 
 def _matcher() -> Finding:
@@ -315,8 +292,8 @@ def _matcher() -> Finding:
 
     from lvlm_guard.matching.blip_weights import LARGE
 
+    part = f"matcher of other models, {LARGE}"
     held: Any = [try_to_load_from_cache(LARGE, name) for name in ("model.safetensors", "pytorch_model.bin")]
     if any(isinstance(path, str) for path in held):
-        return Finding(f"matcher of other models, {LARGE}", "ok", "in the cache")
-    fix = f"hf download {LARGE}, once, with network"
-    return Finding(f"matcher of other models, {LARGE}", "off", "not in the cache; fetched on first use", fix)
+        return Finding(part, "ok", "in the cache")
+    return Finding(part, "off", "not in the cache; fetched on first use", f"hf download {LARGE}, once, with network")

@@ -68,6 +68,25 @@ def with_options_of(other: Callable[..., None]) -> Callable[[Callable[..., None]
     return widened
 
 
+def listed(text: str, complaint: str, known: Sequence[str] = ()) -> list[str]:
+    """Read "agla,vote" as names, at least one, each of the known ones if there are any."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or (known and not set(names) <= set(known)):
+        raise usage(f"{text!r}{complaint}, comma-separated.")
+    return names
+
+
+def numbers(text: str, complaint: str) -> list[int]:
+    """Read "1,8" as whole numbers of at least 1, each once."""
+    try:
+        found = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise usage(complaint)
+    return found
+
+
 def method_of(name: str, knobs: Sequence[str] | None) -> Any:
     """Return a method from its name and NAME=VALUE texts; of a combination ("agla+rudder") METHOD.NAME=VALUE.
 

@@ -10,7 +10,7 @@ import any_families
 import pytest
 
 from lvlm_guard import matching, methods
-from lvlm_guard.cli.doctor import _registered
+from lvlm_guard.cli.doctor import _registered, _tried
 from lvlm_guard.errors import MissingExtraError
 
 Run = Callable[..., Any]
@@ -119,6 +119,6 @@ def test_a_matcher_that_is_not_installed_is_off_and_one_that_fails_is_broken(
 
     monkeypatch.setitem(sys.modules, "not_here", Absent("not_here"))
     monkeypatch.setitem(matching.REGISTRY._builtin, "mine", "not_here:Matcher")
-    found = _registered()
+    found = _tried("methods and matchers", _registered)
     assert found.state == state
     assert "mine (not_here:Matcher)" in found.detail
