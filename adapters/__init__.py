@@ -40,7 +40,7 @@ class _WithPeft(MetaPathFinder):
         return spec
 
 
-if "peft" in sys.modules:
+if sys.modules.get("peft") is not None:
     import_module(TUNER)
 else:
     sys.meta_path.insert(0, _WithPeft())
