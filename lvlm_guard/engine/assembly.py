@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lvlm_guard.errors import KnobError, LogitsError
+from lvlm_guard.errors import LogitsError
 
 DEPTH = 1e4
 """How far below the survivors a rejected token ends, in nats.
@@ -24,24 +24,6 @@ DEPTH = 1e4
 exp(-DEPTH / T) is exactly 0 in float32 at any temperature T up to 96, and float32 still tells
 rejected tokens apart whose logits differ by .001.
 """
-
-
-def check_beta(beta: float) -> None:
-    """Raise `KnobError` unless 0 <= beta <= 1."""
-    if not 0 <= beta <= 1:
-        raise KnobError(
-            f"beta is {beta!r}, but it is a share of the best token's probability: give 0 (keep every token) to 1 "
-            "(keep the best alone). The paper's value for AGLA is 0.5."
-        )
-
-
-def check_alpha(alpha: float, what: str = "alpha") -> None:
-    """Raise `KnobError` unless the weight is a finite number >= 0."""
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise KnobError(
-            f"{what} is {alpha!r}, but it weighs a branch against the plain logits: give a finite number >= 0 "
-            "(0 switches the branch off; AGLA's paper has 2, VCD's 1)."
-        )
 
 
 def upcast(logits: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lvlm_guard.engine.steering import INSTEAD, Decoder, Pass
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.method import Steering
+from lvlm_guard.engine.steering import INSTEAD, Decoder, Pass, check_span, span
 from lvlm_guard.errors import UnsupportedModelError
 
 
@@ -111,6 +113,26 @@ def attending(
                 f"The attention of layer {missing} ({type(decoder.attention(missing)).__name__}) does not go through "
                 f"transformers' AttentionInterface, so its scores can't be changed. {INSTEAD}"
             )
+
+
+class Attending(Steering):
+    """A method that acts in the attention of some layers; subclasses have both fields, shares of the depth, 0 to 1."""
+
+    layers_from: float
+    layers_to: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_span(self.layers_from, self.layers_to)
+
+    def check(self, call: Call) -> None:
+        """Raise `UnsupportedModelError` where the model's layers can't be found, or have no attention."""
+        for layer in self.span(call):
+            call.decoder.attention(layer)
+
+    def span(self, call: Call) -> range:
+        """Return the layers, at least one."""
+        return span(self.layers_from, self.layers_to, len(call.decoder))
 
 
 @contextmanager

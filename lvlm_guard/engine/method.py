@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from lvlm_guard.engine import knob
 from lvlm_guard.engine.assembly import complement, contrast, cut, plausible
 from lvlm_guard.errors import KnobError
 
@@ -106,6 +107,8 @@ class Step:
 class Method(ABC):
     """Base of every decoding method. Subclasses are frozen dataclasses of their knobs.
 
+    Making one raises `KnobError` where a knob is out of range (`engine/knob.py`).
+
     Class attributes:
         name: the registered name.
         paper: where it is published, "ours" where nowhere else.
@@ -124,6 +127,9 @@ class Method(ABC):
     needs_statistics: ClassVar[bool] = False
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        knob.check(self)
 
     @property
     def executions(self) -> tuple[str, ...]:
@@ -206,32 +212,40 @@ class Method(ABC):
         return {field.name: _plain(getattr(self, field.name)) for field in fields}
 
 
-class Constrained(Method):
+class Plausible(Method):
+    """A method within the plausibility constraint; subclasses have a field `beta`, the cut."""
+
+    beta: float
+
+    def uncut(self) -> Self:
+        """Return the method with beta 0."""
+        return dataclasses.replace(self, beta=0.0)  # type: ignore[type-var]  # every method is a dataclass
+
+    def decided(self, step: Step) -> Tensor:
+        """Where one token is plausible, nothing can change it."""
+        return step.plausible(self.beta).sum(-1) == 1
+
+
+class Constrained(Plausible):
     """A method whose one branch only matters among the tokens that the plausibility constraint keeps.
 
-    Subclasses are dataclasses with the fields `alpha` (the branch's weight) and `beta` (the cut); `rule` joins the two.
+    Subclasses are dataclasses with the fields `alpha` (the branch's weight) and `beta`; `rule` joins the two. One with
+    `mode="official"` acts on the first token alone, as two published releases have it by a defect: they copy the global
+    branch's KV cache into the other one at every step, so that from the second token on both read the same picture.
     """
 
     alpha: float
-    beta: float
+    mode: str = "paper"
 
     @staticmethod
     def rule(logits: Tensor, other: Tensor, alpha: float) -> Tensor:
         """Return both branches' logits as one."""
         return contrast(logits, other, alpha)
 
-    def uncut(self) -> Constrained:
-        """Return the method with beta 0."""
-        return dataclasses.replace(self, beta=0.0)  # type: ignore[type-var]  # every method is a dataclass
-
     @property
     def first_token_only(self) -> bool:
-        """Whether the branch acts on the first token alone, as two published releases have it by a defect.
-
-        They copy the global branch's KV cache into the other one at every step, so that from the second token on both
-        read the same picture.
-        """
-        return False
+        """Whether the branch acts on the first token alone."""
+        return self.mode == "official"
 
     @property
     def executions(self) -> tuple[str, ...]:

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 Frame = Literal["auto", "squashed", "original"]
 
 
-def check_frame(frame: str) -> None:
-    """Raise `KnobError` unless the frame is one of three."""
-    if frame not in ("auto", "squashed", "original"):
-        raise KnobError(f"frame is {frame!r}: give 'auto', 'squashed' or 'original'.")
-
-
-def check_share(share: float) -> None:
+def check_share(share: float, _: str = "") -> None:
     """Raise `KnobError` unless 0 < share <= 1."""
     if not 0 < share <= 1:
         raise KnobError(

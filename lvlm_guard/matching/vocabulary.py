@@ -199,7 +199,12 @@ TEMPLATE = "is there {article} {object} in the image?"
 """The claim about an object that matchers know best; {article} is its "a" or "an"."""
 
 
-def check_template(template: str) -> None:
+def check_objects(objects: Objects, _: str = "") -> None:
+    """Raise `KnobError` where objects can't be read."""
+    Vocabulary.of(objects)
+
+
+def check_template(template: str, _: str = "") -> None:
     """Raise `KnobError` unless a claim about an object can be made of a template."""
     try:
         if "dog" not in template.format(article="a", object="dog"):

@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha
-from lvlm_guard.engine.attention import Rows, attending
+from lvlm_guard.engine.attention import Attending, Rows, attending
+from lvlm_guard.engine.knob import choice, weight
 from lvlm_guard.engine.measured import Measured, paired
-from lvlm_guard.engine.steering import Pass, check_span, span
-from lvlm_guard.errors import KnobError
+from lvlm_guard.engine.steering import Pass
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +39,7 @@ FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class AdaIAT(Measured):
+class AdaIAT(Measured, Attending):
     """Weights of the answer's own tokens times 1 + alpha * (M - 1), where a layer gives them little; no second branch.
 
     Args:
@@ -49,33 +48,23 @@ class AdaIAT(Measured):
         beta: threshold between hallucinated (0) and real mentions (1); .5 and .25.
         layers_from, layers_to: shares of the depth, 0 to 1, between which layers are steered; layers 5 to 17 of 32.
         mode: the factor, see above.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "adaiat"
     paper: ClassVar[str] = "arXiv:2603.04908"
     cost: ClassVar[str] = "rescored rows of attention, once its statistics are gathered"
     statistics: Any = None
-    alpha: float = 6.0
+    alpha: float = weight(6.0)
     beta: float = 0.5
     layers_from: float = 5 / 32
     layers_to: float = 18 / 32
-    mode: Literal["official", "paper"] = "official"
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_span(self.layers_from, self.layers_to)
-        if self.mode not in ("official", "paper"):
-            raise KnobError(f"mode is {self.mode!r}: give 'official' or 'paper'.")
+    mode: Literal["official", "paper"] = choice("official", "paper")
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
         """Raise the weights of the answer's tokens."""
         if self.alpha == 0 or passed.ids.shape[1] <= passed.prompt:
             return nullcontext()
-        found, decoder = self.measured().tensors, passed.call.decoder
-        layers = span(self.layers_from, self.layers_to, len(decoder))
+        found, layers = self.measured().tensors, self.span(passed.call)
 
         def raised(rows: Rows) -> Tensor:
             real, wrong = (found[name][layers[rows.index]].to(rows.scores) for name in ("real", "hallucinated"))
@@ -84,7 +73,7 @@ class AdaIAT(Measured):
             little = rows.paid(answered).sum(1) < threshold(real.sum(), wrong.sum(), self.beta)
             return rows.heads(rows.scores + factor * (little[:, None, :, None] & answered))
 
-        return attending(passed, decoder, layers, raised)
+        return attending(passed, passed.call.decoder, layers, raised)
 
     @classmethod
     def observe(cls, subject: Subject, picture: Image) -> dict[str, Tensor]:

@@ -13,17 +13,15 @@ arithmetic is float32. `mode="official"` reproduces the release: second token on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, complement, cut, plausible
+from lvlm_guard.engine.assembly import complement, cut, plausible
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import choice, knob, plausibility, weight
 from lvlm_guard.engine.method import Branch, Complement, Step
-from lvlm_guard.errors import KnobError
-from lvlm_guard.matching.views import Frame, check_frame, check_share, masked_view, matcher_of
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
+from lvlm_guard.matching.views import Frame, check_share, masked_view, matcher_of
 
 
 @dataclass(frozen=True)
@@ -42,35 +40,20 @@ class AGLA(Complement):
             the family's number of image tokens depends on the picture's shape.
         share: which share of the picture stays, above 0 to 1; None for the paper's rule, which keeps more of a picture
             that matches the question less (half of it or more).
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "agla"
     paper: ClassVar[str] = "arXiv:2406.12718"
     cost: ClassVar[str] = "a matcher's map, a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
-    alpha: float = 2.0
-    beta: float = 0.5
-    mode: Literal["paper", "official"] = "paper"
+    alpha: float = weight(2.0)
+    beta: float = plausibility(0.5)
+    mode: Literal["paper", "official"] = choice(
+        "paper", "official", give="'paper' or, for the published code's numbers, 'official'"
+    )
     matcher: Any = None
-    frame: Frame = "auto"
-    share: float | None = None
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_beta(self.beta)
-        if self.mode not in ("paper", "official"):
-            raise KnobError(f"mode is {self.mode!r}: give 'paper' or, for the published code's numbers, 'official'.")
-        check_frame(self.frame)
-        if self.share is not None:
-            check_share(self.share)
-
-    @property
-    def first_token_only(self) -> bool:
-        """True in official mode."""
-        return self.mode == "official"
+    frame: Frame = choice("auto", "squashed", "original")
+    share: float | None = knob(None, check_share)
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the local branch: the same prompt over the masked picture."""

@@ -8,38 +8,29 @@ APC alone reaches is no merit of a second branch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import DEPTH, check_beta
-from lvlm_guard.engine.method import Single, Step
+from lvlm_guard.engine.assembly import DEPTH
+from lvlm_guard.engine.knob import plausibility
+from lvlm_guard.engine.method import Plausible, Single, Step
 
 
 @dataclass(frozen=True)
-class APC(Single):
+class APC(Single, Plausible):
     """Keep the tokens whose probability is at least `beta` times the best one's; no second branch.
 
     Args:
         beta: share of the best token's probability, 0 to 1; .5 is what AGLA's paper combines it with.
-
-    Raises:
-        KnobError: beta is outside 0 to 1.
     """
 
     name: ClassVar[str] = "apc"
     paper: ClassVar[str] = "arXiv:2210.15097"
     cost: ClassVar[str] = "nothing"
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def uncut(self) -> APC:
-        """Return the method with beta 0, which is plain decoding."""
-        return replace(self, beta=0.0)
+    beta: float = plausibility(0.5)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the global logits with the implausible tokens pushed down."""

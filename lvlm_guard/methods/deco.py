@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, cut
+from lvlm_guard.engine.assembly import cut
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import limited, weight
 from lvlm_guard.engine.method import Method, Step
 from lvlm_guard.errors import KnobError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
@@ -36,24 +35,19 @@ class DeCo(Method):
         top_p, top_k: which tokens are candidates: the most likely ones up to this probability and number.
         layers_from, layers_to: shares of the model's depth, 0 to 1; the release reads the states after layers 20 to 28
             of 32.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "deco"
     paper: ClassVar[str] = "arXiv:2410.11779"
     cost: ClassVar[str] = "a few more heads at undecided steps"
-    alpha: float = 0.6
-    top_p: float = 0.9
-    top_k: int = 20
+    alpha: float = weight(0.6)
+    top_p: float = limited(0.9, "above 0 to 1", lambda p: 0 < p <= 1)
+    top_k: int = limited(20, "1 or more", lambda k: k >= 1)
     layers_from: float = 20 / 32
     layers_to: float = 28 / 32
 
     def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        if not (0 < self.top_p <= 1 and self.top_k >= 1):
-            raise KnobError(f"top_p is {self.top_p!r} and top_k {self.top_k!r}: give above 0 to 1, and 1 or more.")
+        super().__post_init__()
         if not 0 < self.layers_from <= self.layers_to <= 1:
             raise KnobError(
                 f"layers_from is {self.layers_from!r} and layers_to {self.layers_to!r}: give shares of the depth, "

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.knob import choice, limited, weight
 from lvlm_guard.engine.method import Single, Step
-from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.claims import pieces_of
 from lvlm_guard.matching.polling import Poll
 from lvlm_guard.matching.questions import wanted
@@ -47,24 +46,16 @@ class DLC(Single):
         top: how many tokens are looked at, 50 in the release; each costs two texts of the matcher.
         mode: "official" for the product on raw logits, "shifted" for that on what they are above the last one's.
         matcher: a registered name, a hub id or folder, a matcher, or None for the model's default; SigLIP in the paper.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "dlc"
     paper: ClassVar[str] = "arXiv:2506.21509"
     cost: ClassVar[str] = "a matcher's passes over 101 texts a token"
     asks_about_pictures: ClassVar[bool] = True
-    scale: float = 1.0
-    top: int = 50
-    mode: Literal["official", "shifted"] = "official"
+    scale: float = weight(1.0)
+    top: int = limited(50, "1 or more", lambda n: n >= 1)
+    mode: Literal["official", "shifted"] = choice("official", "shifted")
     matcher: Any = None
-
-    def __post_init__(self) -> None:
-        check_alpha(self.scale, "scale")
-        if self.top < 1 or self.mode not in ("official", "shifted"):
-            raise KnobError(f"top is {self.top!r}, mode {self.mode!r}: give 1 or more, and 'official' or 'shifted'.")
 
     def check(self, call: Call) -> None:
         """Raise where the matcher can't be loaded, or gives neither similarities nor probabilities."""

@@ -13,22 +13,21 @@ has the release's divergence, by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_beta, cut, divergence, swapped_divergence
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine.assembly import cut, divergence, swapped_divergence
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import choice, plausibility
+from lvlm_guard.engine.method import Plausible, Step
 from lvlm_guard.errors import KnobError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
-class DoLa(Method):
+class DoLa(Plausible):
     """lp - log_softmax(head(h_j)) within the plausibility constraint; one forward, no second branch.
 
     Args:
@@ -36,30 +35,14 @@ class DoLa(Method):
             short ones), or counts of layers below the state that is read, 0 for the embeddings.
         beta: plausibility cut, the release's relative_top, 0 to 1.
         mode: "paper", or "official" for the published code's choice of the layer.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "dola"
     paper: ClassVar[str] = "arXiv:2309.03883"
     cost: ClassVar[str] = "a few more heads at undecided steps"
-    candidates: Literal["low", "high"] | tuple[int, ...] = "low"
-    beta: float = 0.1
-    mode: Literal["paper", "official"] = "paper"
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.mode not in ("paper", "official"):
-            raise KnobError(f"mode is {self.mode!r}: give 'paper' or 'official'.")
-        if isinstance(self.candidates, list):
-            object.__setattr__(self, "candidates", tuple(self.candidates))
-        if not isinstance(self.candidates, tuple) and self.candidates not in ("low", "high"):
-            raise KnobError(f"candidates is {self.candidates!r}: give 'low', 'high' or counts, such as (2, 4).")
-
-    def uncut(self) -> DoLa:
-        """Return the method with beta 0."""
-        return replace(self, beta=0.0)
+    candidates: Literal["low", "high"] | tuple[int, ...] = choice("low", "high", tuples="counts, such as (2, 4)")
+    beta: float = plausibility(0.1)
+    mode: Literal["paper", "official"] = choice("paper", "official")
 
     def states(self, depth: int, tied: bool) -> list[int]:
         """Return which states are read, as counts of layers below them.
@@ -91,10 +74,6 @@ class DoLa(Method):
     def layers(self, call: Call) -> Sequence[int]:
         """Return the layers that give the candidate states."""
         return [state - 1 for state in self._states(call) if state]
-
-    def decided(self, step: Step) -> Tensor:
-        """Where one token is plausible, no early layer can change it."""
-        return step.plausible(self.beta).sum(-1) == 1
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the contrast with the chosen early layer within the constraint."""

@@ -13,45 +13,34 @@ sampling as sharp: where l still equals f, FLB is a lower temperature.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, cut
-from lvlm_guard.engine.method import Single, Step
+from lvlm_guard.engine.assembly import cut
+from lvlm_guard.engine.knob import plausibility, weight
+from lvlm_guard.engine.method import Plausible, Single, Step
 from lvlm_guard.errors import UnsupportedCallError
 
 
 @dataclass(frozen=True)
-class FLB(Single):
+class FLB(Single, Plausible):
     """l + w * f, w growing from 0 to gamma along the answer, then the plausibility cut on l; no second branch.
 
     Args:
         gamma: what the weight grows to, >= 0; .3 in the paper. 0 is the cut alone.
         lam: lambda, how fast, a token, >= 0; .05 in the paper.
         beta: plausibility cut, a share of the best token's probability, 0 to 1; .1 in the paper.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "flb"
     paper: ClassVar[str] = "arXiv:2604.00455"
     cost: ClassVar[str] = "nothing"
-    gamma: float = 0.3
-    lam: float = 0.05
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_alpha(self.gamma, "gamma")
-        check_alpha(self.lam, "lam (lambda)")
-        check_beta(self.beta)
-
-    def uncut(self) -> FLB:
-        """Return the method with beta 0."""
-        return replace(self, beta=0.0)
+    gamma: float = weight(0.3)
+    lam: float = weight(0.05)
+    beta: float = plausibility(0.1)
 
     def matched_temperature(self) -> float | None:
         """Return 1 / (1 + gamma), which it comes to where l stays f."""

@@ -13,21 +13,19 @@ it; HALC (arXiv:2403.00425) reads crops; SID (arXiv:2408.02032) keeps the *least
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import knob, plausibility, weight
 from lvlm_guard.engine.method import Branch, Complement
 from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import Attention, attended
 from lvlm_guard.matching.cells import token_relevance
 from lvlm_guard.matching.relevance import kept_tokens
 from lvlm_guard.matching.views import check_share, matcher_of, matches_of
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,6 @@ class Focus(Complement):
             captions lose none that can be told.
         matcher: what finds the relevant part: a registered name, a hub id or folder, a matcher, None for the model's
             default (`blip-itm`), or "attention" for where the model itself looks, which is measured to be worse.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "focus"
@@ -53,15 +48,10 @@ class Focus(Complement):
     cost: ClassVar[str] = "a matcher's map, the text behind the picture read again at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
     sampled: ClassVar[bool] = False
-    alpha: float = 2.0
-    beta: float = 0.5
-    share: float = 0.25
+    alpha: float = weight(2.0)
+    beta: float = plausibility(0.5)
+    share: float = knob(0.25, check_share)
     matcher: Any = None
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_beta(self.beta)
-        check_share(self.share)
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the local branch: the model's own cache without the irrelevant image tokens."""

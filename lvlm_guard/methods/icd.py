@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta
 from lvlm_guard.engine.call import replaced
+from lvlm_guard.engine.knob import choice, plausibility, weight
 from lvlm_guard.engine.method import Branch, Contrast
-from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -34,25 +33,16 @@ class ICD(Contrast):
         beta: plausibility cut, 0 to 1; .1 in the release.
         disturbance: the instruction that is added; the release has five, each a run of its own.
         place: before the whole prompt ("system", as for LLaVA), or before or behind the question ("prefix", "suffix").
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "icd"
     paper: ClassVar[str] = "arXiv:2403.18715"
     cost: ClassVar[str] = "a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
-    alpha: float = 1.0
-    beta: float = 0.1
+    alpha: float = weight(1.0)
+    beta: float = plausibility(0.1)
     disturbance: str = CONFUSED
-    place: Literal["system", "prefix", "suffix"] = "system"
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_beta(self.beta)
-        if self.place not in ("system", "prefix", "suffix"):
-            raise KnobError(f"place is {self.place!r}: give 'system', 'prefix' or 'suffix'.")
+    place: Literal["system", "prefix", "suffix"] = choice("system", "prefix", "suffix")
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the disturbed branch: the same picture under another prompt."""

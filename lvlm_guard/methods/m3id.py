@@ -12,22 +12,20 @@ Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, cut
-from lvlm_guard.engine.method import Branch, Method, Step
-from lvlm_guard.errors import KnobError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.assembly import cut
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import limited, plausibility, weight
+from lvlm_guard.engine.method import Branch, Plausible, Step
 
 
 @dataclass(frozen=True)
-class M3ID(Method):
+class M3ID(Plausible):
     """Two branches, lp + w_t * (lp - lp_text) where the model is undecided, then the plausibility cut on l.
 
     Args:
@@ -35,26 +33,17 @@ class M3ID(Method):
         gate: a token whose best probability is at least this is left alone, above 0 to 1; None: none is.
         beta: plausibility cut, 0 to 1; 0 (none) in the paper.
         first: what t is at the first token, 1 or 0.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "m3id"
     paper: ClassVar[str] = "arXiv:2403.14003"
     cost: ClassVar[str] = "a second branch where no token is likely"
-    lam: float = 0.02
-    gate: float | None = 0.3
-    beta: float = 0.0
-    first: Literal[0, 1] = 1
-
-    def __post_init__(self) -> None:
-        check_alpha(self.lam, "lam (lambda)")
-        check_beta(self.beta)
-        if self.gate is not None and not 0 < self.gate <= 1:
-            raise KnobError(f"gate is {self.gate!r}: give a probability above 0 to 1, or None for no gate.")
-        if self.first not in (0, 1):
-            raise KnobError(f"first is {self.first!r}: give 1, or 0 as re-implementations count.")
+    lam: float = weight(0.02)
+    gate: float | None = limited(
+        0.3, "a probability above 0 to 1, or None for no gate", lambda p: p is None or 0 < p <= 1
+    )
+    beta: float = plausibility(0.0)
+    first: Literal[0, 1] = limited(1, "1, or 0 as re-implementations count", lambda t: t in (0, 1))
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the text-only branch: the prompt without its picture."""
@@ -63,10 +52,6 @@ class M3ID(Method):
     def check(self, call: Call) -> None:
         """Raise `UnsupportedCallError` where the picture's tokens can't be taken out of the prompt."""
         _ = call.image_positions
-
-    def uncut(self) -> M3ID:
-        """Return the method with beta 0."""
-        return replace(self, beta=0.0)
 
     def decided(self, step: Step) -> Tensor:
         """Where the gate is closed, one token is plausible, or the text-only branch weighs nothing."""

@@ -15,21 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lvlm_guard.engine.call import replaced
+from lvlm_guard.engine.call import Call, replaced
+from lvlm_guard.engine.knob import knob, limited
 from lvlm_guard.engine.method import Branch, Method, Step
-from lvlm_guard.errors import KnobError
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.matching.views import matcher_of
-from lvlm_guard.matching.vocabulary import Objects
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
+from lvlm_guard.matching.vocabulary import Objects, check_objects
 
 
 @dataclass(frozen=True)
@@ -43,30 +40,22 @@ class MARINE(Method):
         template: what is put before the question; {objects} is the list.
         finds: a detector of the caller's own, picture -> names; then no matcher is asked.
         matcher: a registered name ("detector"), a hub id or folder, a matcher, or None for the model's default.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "marine"
     paper: ClassVar[str] = "arXiv:2402.08680"
     cost: ClassVar[str] = "a matcher over a list of objects, a second branch where any is found"
     asks_about_pictures: ClassVar[bool] = True
-    gamma: float = 0.7
-    at: float = 0.95
-    objects: Objects = None
-    template: str = "This image contains {objects}. Based on this, "
-    finds: Callable[[Image], Sequence[str]] | None = None
+    gamma: float = limited(0.7, "0 to 1", lambda share: 0 <= share <= 1)
+    at: float = limited(0.95, "above 0 to 1", lambda p: 0 < p <= 1)
+    objects: Objects = knob(None, check_objects)
+    template: str = limited(
+        "This image contains {objects}. Based on this, ",
+        "one with a place for the list, {objects}",
+        lambda template: "{objects}" in template,
+    )
+    finds: Callable[[Image], Sequence[str]] | None = limited(None, "a function or None", callable)
     matcher: Any = None
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.gamma <= 1 and 0 < self.at <= 1 and (self.finds is None or callable(self.finds))):
-            raise KnobError(f"{self.gamma=}, {self.at=}, {self.finds=}: give 0 to 1, above 0 to 1, a function or None.")
-        if "{objects}" not in self.template:
-            raise KnobError(f"The template {self.template!r} has no place for the list: give one with {{objects}}.")
-        if isinstance(self.objects, list):
-            object.__setattr__(self, "objects", tuple(self.objects))
-        Vocabulary.of(self.objects)
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the branch that is told: the same picture under a longer prompt."""

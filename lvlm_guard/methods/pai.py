@@ -15,18 +15,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, contrast, cut
+from lvlm_guard.engine.assembly import contrast, cut
 from lvlm_guard.engine.attention import Rows, attending
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import check_weight, knob, limited, plausibility, weight
 from lvlm_guard.engine.method import Branch, Constrained, Step
 from lvlm_guard.engine.steering import Pass
-from lvlm_guard.errors import KnobError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,15 @@ class PAI(Constrained):
         gamma: guidance against the text alone, >= 1; at 1 there is no text branch.
         beta: plausibility cut, 0 to 1; .1 in the release, which cuts only where gamma is above 1.
         start: first layer that is steered; 2 in the release.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "pai"
     paper: ClassVar[str] = "arXiv:2407.21771"
     cost: ClassVar[str] = "rescored rows of attention, a second branch at undecided steps"
-    alpha: float = 0.2
-    gamma: float = 1.1
-    beta: float = 0.1
-    start: int = 2
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_beta(self.beta)
-        check_alpha(self.gamma - 1, "gamma - 1")
-        if self.start < 0:
-            raise KnobError(f"start is {self.start!r}: give the number of a layer, 0 for the first.")
+    alpha: float = weight(0.2)
+    gamma: float = knob(1.1, lambda value, name: check_weight(value - 1, f"{name} - 1"))
+    beta: float = plausibility(0.1)
+    start: int = limited(2, "the number of a layer, 0 for the first", lambda layer: layer >= 0)
 
     @property
     def assembles(self) -> bool:

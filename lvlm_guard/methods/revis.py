@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.knob import limited, weight
 from lvlm_guard.engine.measured import Measured
 from lvlm_guard.engine.steering import Pass, edited
-from lvlm_guard.errors import KnobError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,24 +49,16 @@ class REVIS(Measured):
         k: share of true answers below the gate, 0 to 1; .8 in the paper.
         tau: the gate, -1 to 1; None: by `k`. At 1 nothing is moved.
         layer: which layer, negative ones from the end; None: the one that the statistics choose.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "revis"
     paper: ClassVar[str] = "arXiv:2602.11824"
     cost: ClassVar[str] = "nothing, once its statistics are gathered"
     statistics: Any = None
-    alpha: float = 1.6
-    k: float = 0.8
-    tau: float | None = None
+    alpha: float = weight(1.6)
+    k: float = limited(0.8, "a share, 0 to 1", lambda k: 0 <= k <= 1)
+    tau: float | None = limited(None, "a cosine, -1 to 1", lambda tau: -1 <= tau <= 1)
     layer: int | None = None
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        if not 0 <= self.k <= 1 or not (self.tau is None or -1 <= self.tau <= 1):
-            raise KnobError(f"k is {self.k!r} and tau {self.tau!r}: give a share, 0 to 1, and a cosine, -1 to 1.")
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
         """Move one layer's states; raises `KnobError` where there is no such layer."""

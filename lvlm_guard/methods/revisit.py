@@ -16,23 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_beta, cut, divergence, swapped_divergence
-from lvlm_guard.engine.method import Single, Step
+from lvlm_guard.engine.assembly import cut, divergence, swapped_divergence
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import choice, plausibility
+from lvlm_guard.engine.method import Plausible, Single, Step
 from lvlm_guard.engine.steering import Pass
 from lvlm_guard.errors import KnobError
 
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
-
 
 @dataclass(frozen=True)
-class ReVisiT(Single):
+class ReVisiT(Single, Plausible):
     """log p + log q of the best image token within the plausibility constraint; one forward, no second branch.
 
     Args:
@@ -40,30 +39,14 @@ class ReVisiT(Single):
             layer's and the last, for Qwen2.5-VL), or counts of layers, 1 for the output of the first.
         beta: plausibility cut, 0 to 1; 1e-5 in the release.
         mode: "paper", or "official" for the published code's divergence and reading of earlier layers.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "revisit"
     paper: ClassVar[str] = "arXiv:2506.09522"
     cost: ClassVar[str] = "a head over the image tokens, of the plausible words, at undecided steps"
-    early: Literal["last", "all"] | tuple[int, ...] = "last"
-    beta: float = 1e-5
-    mode: Literal["paper", "official"] = "paper"
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.mode not in ("paper", "official"):
-            raise KnobError(f"mode is {self.mode!r}: give 'paper' or 'official'.")
-        if isinstance(self.early, list):
-            object.__setattr__(self, "early", tuple(self.early))
-        if not isinstance(self.early, tuple) and self.early not in ("last", "all"):
-            raise KnobError(f"early is {self.early!r}: give 'last', 'all' or counts of layers, such as (16, 32).")
-
-    def uncut(self) -> ReVisiT:
-        """Return the method with beta 0."""
-        return replace(self, beta=0.0)
+    early: Literal["last", "all"] | tuple[int, ...] = choice("last", "all", tuples="counts of layers, such as (16, 32)")
+    beta: float = plausibility(1e-5)
+    mode: Literal["paper", "official"] = choice("paper", "official")
 
     def matched_temperature(self) -> float | None:
         """Return 1/2, which it comes to where the image token says what the model says."""

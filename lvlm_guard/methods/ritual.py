@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.knob import plausibility, weight
 from lvlm_guard.engine.method import Branch, Complement
 from lvlm_guard.matching.memory import digest
 
@@ -43,22 +43,15 @@ class RITUAL(Complement):
         alpha: weight of the transformed branch, >= 0; 3 in the paper.
         beta: plausibility cut, a share of the best token's probability, 0 to 1; .1 in the paper.
         seed: together with a picture's pixels it fixes that picture's transform.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "ritual"
     paper: ClassVar[str] = "arXiv:2405.17821"
     cost: ClassVar[str] = "a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
-    alpha: float = 3.0
-    beta: float = 0.1
+    alpha: float = weight(3.0)
+    beta: float = plausibility(0.1)
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_beta(self.beta)
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the transformed branch: the same prompt over another picture."""

@@ -19,19 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
-from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import limited, weight
 from lvlm_guard.engine.method import Steering
 from lvlm_guard.engine.steering import Pass, edited
-from lvlm_guard.errors import KnobError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
@@ -44,25 +41,17 @@ class RUDDER(Steering):
         k, c: slope and offset of the gate.
         floor: the gate's least value, 0 to 1; .05 in the paper.
         relative: whether alpha is a share of the mean length of the layer's outputs over the prompt.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "rudder"
     paper: ClassVar[str] = "arXiv:2511.10292"
     cost: ClassVar[str] = "nothing"
-    alpha: float = 20.0
+    alpha: float = weight(20.0)
     layer: int = -2
     k: float = 5.0
     c: float = 1.0
-    floor: float = 0.05
+    floor: float = limited(0.05, "the gate's least value, 0 to 1", lambda g: 0 <= g <= 1)
     relative: bool = False
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        if not 0 <= self.floor <= 1:
-            raise KnobError(f"floor is {self.floor!r}: give the gate's least value, 0 to 1.")
 
     def check(self, call: Call) -> None:
         """Raise `KnobError` where there is no such layer, `UnsupportedModelError` where it has no attention."""

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta
+from lvlm_guard.engine.knob import choice, limited, plausibility, weight
 from lvlm_guard.engine.method import Branch, Contrast
 from lvlm_guard.engine.pixels import noise, units
-from lvlm_guard.errors import KnobError, MissingViewError, UnsupportedCallError
+from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
 if TYPE_CHECKING:
     from lvlm_guard.engine.call import Call
@@ -46,32 +46,16 @@ class VCD(Contrast):
         noise_step: noise level on the normalised pixels, 0 (almost clean) to 999 (nearly pure noise).
         seed: seed of the noise; together with a picture's pixels it fixes that picture's noise.
         mode: "paper", or "official" for the noise on the first token only.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "vcd"
     paper: ClassVar[str] = "arXiv:2311.16922"
     cost: ClassVar[str] = "a second branch at undecided steps"
-    alpha: float = 1.0
-    beta: float = 0.1
-    noise_step: int = 500
+    alpha: float = weight(1.0)
+    beta: float = plausibility(0.1)
+    noise_step: int = limited(500, f"a whole number from 0 to {SCHEDULE - 1}", lambda step: step in range(SCHEDULE))
     seed: int = 0
-    mode: Literal["paper", "official"] = "paper"
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        check_beta(self.beta)
-        if not (isinstance(self.noise_step, int) and 0 <= self.noise_step < SCHEDULE):
-            raise KnobError(f"noise_step is {self.noise_step!r}: give a whole number from 0 to {SCHEDULE - 1}.")
-        if self.mode not in ("paper", "official"):
-            raise KnobError(f"mode is {self.mode!r}: give 'paper' or 'official'.")
-
-    @property
-    def first_token_only(self) -> bool:
-        """True in official mode."""
-        return self.mode == "official"
+    mode: Literal["paper", "official"] = choice("paper", "official")
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the noised branch: the same prompt over the noised pixels."""

@@ -20,34 +20,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lvlm_guard.engine.assembly import check_alpha
-from lvlm_guard.engine.attention import Rows, attending
-from lvlm_guard.engine.method import Steering
-from lvlm_guard.engine.steering import Pass, check_span, span
+from lvlm_guard.engine.attention import Attending, Rows, attending
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import knob, weight
+from lvlm_guard.engine.steering import Pass
 from lvlm_guard.matching.claims import first_tokens
-from lvlm_guard.matching.vocabulary import Objects, Vocabulary
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
+from lvlm_guard.matching.vocabulary import Objects, Vocabulary, check_objects
 
 
 @dataclass(frozen=True)
-class VGA(Steering):
+class VGA(Attending):
     """Heads' outputs moved towards the values of chosen image tokens; no second branch.
 
     Args:
         beta: strength, >= 0; .2 for captions and .25 for yes/no questions in the release.
         objects: what a question may name: None for COCO's 80 categories, names, or the path of a list.
         layers_from, layers_to: shares of the depth, 0 to 1; the release has layers 2 to 15 of LLaVA-1.5's 32.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "vga"
@@ -55,29 +49,21 @@ class VGA(Steering):
     cost: ClassVar[str] = "one more reading of the prompt"
     experimental: ClassVar[bool] = True
     asks_about_pictures: ClassVar[bool] = True
-    beta: float = 0.2
-    objects: Objects = None
+    beta: float = weight(0.2)
+    objects: Objects = knob(None, check_objects)
     layers_from: float = 2 / 32
     layers_to: float = 16 / 32
-
-    def __post_init__(self) -> None:
-        check_alpha(self.beta, "beta")
-        check_span(self.layers_from, self.layers_to)
-        if isinstance(self.objects, list):
-            object.__setattr__(self, "objects", tuple(self.objects))
-        Vocabulary.of(self.objects)
 
     def check(self, call: Call) -> None:
         """Raise where the picture's tokens are not known, or layers have no attention."""
         _ = call.image_positions, call.pictures
-        for layer in span(self.layers_from, self.layers_to, len(call.decoder)):
-            call.decoder.attention(layer)
+        super().check(call)
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
         """Move what the heads give."""
         if self.beta == 0:
             return nullcontext()
-        call, layers = passed.call, span(self.layers_from, self.layers_to, len(passed.call.decoder))
+        call = passed.call
         if self.name not in call.memory:
             passed.from_the_start()
             call.memory[self.name] = self._maps(call)
@@ -88,7 +74,7 @@ class VGA(Steering):
             weight = guidance[:, None, None, rows.first :].to(rows.given).masked_fill(rows.closed, 0)
             return guided(rows.given, rows.mixed(weight), self.beta * used)
 
-        return attending(passed, call.decoder, layers, moved)
+        return attending(passed, call.decoder, self.span(call), moved)
 
     def _maps(self, call: Call) -> Tensor:
         """Return G over the prompts, [B, T], 0 outside the pictures."""

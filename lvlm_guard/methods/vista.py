@@ -17,20 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import weight
 from lvlm_guard.engine.method import Steering, Step
 from lvlm_guard.engine.steering import Pass, check_span, edited
 from lvlm_guard.errors import KnobError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
-
 
 ROUNDING = 2 / 3  # power of a type's epsilon; relative differences are 2e-7 to 5e-6 unseen, 7e-3 and more seen
 
@@ -43,22 +40,19 @@ class VISTA(Steering):
         lam: strength of the steering, >= 0; .17 for captions and .01 for questions in the release.
         alpha: share of the late layers in the logits, 0 to 1; .3 in the release.
         late_from, late_to: shares of the depth where the head is read; in the release layers 25 to 30 of 32.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "vista"
     paper: ClassVar[str] = "arXiv:2502.03628"
     cost: ClassVar[str] = "two more readings of the prompt"
     asks_about_pictures: ClassVar[bool] = True
-    lam: float = 0.17
+    lam: float = weight(0.17)
     alpha: float = 0.3
     late_from: float = 25 / 32
     late_to: float = 31 / 32
 
     def __post_init__(self) -> None:
-        check_alpha(self.lam, "lam (lambda)")
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise KnobError(f"alpha is {self.alpha!r}, but it is the late layers' share of the logits: give 0 to 1.")
         check_span(self.late_from, self.late_to, "late_from, late_to")

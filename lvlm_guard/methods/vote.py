@@ -18,25 +18,23 @@ questions vote is about as good as its matcher, no better; what a matcher can't 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import check_alpha, check_beta, cut
-from lvlm_guard.engine.method import Method, Step
-from lvlm_guard.errors import KnobError
+from lvlm_guard.engine.assembly import cut
+from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.knob import knob, limited, plausibility, weight
+from lvlm_guard.engine.method import Plausible, Step
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.views import matcher_of
-from lvlm_guard.matching.vocabulary import TEMPLATE, Objects, check_template
+from lvlm_guard.matching.vocabulary import TEMPLATE, Objects, check_objects, check_template
 from lvlm_guard.matching.voting import Ballot, odds_of, undecided, voted
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
-class Vote(Method):
+class Vote(Plausible):
     """z = l + lambda * logit(p) for survivors with a claim, within the plausibility constraint.
 
     Args:
@@ -51,50 +49,28 @@ class Vote(Method):
         prefetch: ask about the whole vocabulary in one batch at the first need, for matchers on GPUs.
         claim: what a "yes" would mean, for prompts whose question is not found.
         matcher: a registered name, a hub id or folder, a matcher, or None for the model's default.
-
-    Raises:
-        KnobError: a knob is out of range, or the objects can't be read.
     """
 
     name: ClassVar[str] = "vote"
     paper: ClassVar[str] = "ours"
     cost: ClassVar[str] = "a matcher's text passes at undecided steps"
     asks_about_pictures: ClassVar[bool] = True
-    lam: float = 1.0
-    beta: float = 0.1
-    again: float = 0.5
-    ends: float = 1.0
-    objects: Objects = None
-    template: str = TEMPLATE
+    lam: float = weight(1.0)
+    beta: float = plausibility(0.1)
+    again: float = limited(0.5, "a probability, 0 to 1; .5 is no vote, 1 any vote", lambda p: 0 <= p <= 1)
+    ends: float = weight(1.0)
+    objects: Objects = knob(None, check_objects)
+    template: str = knob(TEMPLATE, check_template)
     by_word: bool = False
     prefetch: bool = False
     claim: str | None = None
     matcher: Any = None
-
-    def __post_init__(self) -> None:
-        check_alpha(self.lam, "lam (lambda)")
-        check_alpha(self.ends, "ends")
-        check_beta(self.beta)
-        if not 0 <= self.again <= 1:
-            raise KnobError(f"again is {self.again!r}: give a probability, 0 to 1; .5 is no vote, 1 any vote.")
-        if isinstance(self.objects, list):
-            object.__setattr__(self, "objects", tuple(self.objects))
-        Vocabulary.of(self.objects)
-        check_template(self.template)
 
     def check(self, call: Call) -> None:
         """Raise where a picture comes without a question, or the matcher can't be loaded or gives no probabilities."""
         if self.claim is None:
             call.require_text()
         matcher_of(call, self.matcher).require_support()
-
-    def decided(self, step: Step) -> Tensor:
-        """Where one token is plausible, no vote can change it."""
-        return step.plausible(self.beta).sum(-1) == 1
-
-    def uncut(self) -> Vote:
-        """Return the method with beta 0."""
-        return replace(self, beta=0.0)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the logits with the matcher's votes added, within the constraint."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard.engine.assembly import check_alpha
+from lvlm_guard.engine.knob import weight
 from lvlm_guard.engine.measured import Measured
 from lvlm_guard.engine.steering import Pass, edited
 
@@ -45,9 +45,6 @@ class VTI(Measured):
     Args:
         statistics: file of `lvlm-guard calibrate vti`.
         alpha: strength, >= 0, of which a tenth acts; .8 in the release, .9 in its README.
-
-    Raises:
-        KnobError: a knob is out of range.
     """
 
     name: ClassVar[str] = "vti"
@@ -55,10 +52,7 @@ class VTI(Measured):
     cost: ClassVar[str] = "nothing, once its statistics are gathered"
     wanted: ClassVar[int] = 50
     statistics: Any = None
-    alpha: float = 0.8
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
+    alpha: float = weight(0.8)
 
     def check(self, call: Call) -> None:
         """Raise where there are no statistics of this model, or layers have no MLP of their own."""
