@@ -1,4 +1,4 @@
-"""Every class of address that is no public one is refused, however it is written; nothing is connected to."""
+"""Places that pictures may come from: every address that is no public one is refused, however it is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_guard.serve.front.places import is_public
+from lvlm_guard.serve.errors import Refused, ServeError
+from lvlm_guard.serve.front.places import Hosts, Place, is_public
 
 PRIVATE = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.100.100.200", "127.0.0.1",
@@ -45,3 +46,24 @@ def test_an_ipv4_address_inside_ipv6_is_refused_whatever_it_is(address: IPv4Addr
     low = int(address)
     for high in (0, 0xFFFF << 32, 0x0064FF9B << 96, (0x2002 << 112) | (low << 80), (0x2600 << 112) | (0x5EFE << 32)):
         assert not is_public(IPv6Address(high | low))
+
+
+@pytest.mark.parametrize(
+    "entry", ["http://a.test", "A.test", "127.0.0.1", "2130706433", "*", "*.", "a.test/", "[::1]", ""]
+)
+def test_an_entry_of_the_list_that_is_no_host_stops_the_start(entry: str) -> None:
+    with pytest.raises(ServeError):
+        Hosts((entry,))
+
+
+@given(st.text(max_size=60), st.sampled_from(["http://", "https://", "http://pictures.test/", ""]))
+def test_any_text_is_a_place_with_a_plain_host_or_refused(text: str, start: str) -> None:
+    try:
+        place = Place.of(start + text)
+    except Refused:
+        return
+    assert place.host.isascii()
+    assert not set("/\\@?#% \r\n") & set(place.host)
+    assert place.target.startswith("/")
+    assert place.target.isascii()
+    assert " " not in place.target

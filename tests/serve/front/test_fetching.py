@@ -1,4 +1,4 @@
-"""Pictures of requests: resolved once, bounded, and never fetched from where only the server can go.
+"""Pictures at an address: resolved once, bounded, and never fetched from where only the server can go.
 
 Nothing here leaves the machine: names are resolved by a table, and whatever address is connected to, it is loopback.
 """
@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import io
-import struct
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpcore
-import numpy as np
 import pytest
-from front_server import data_url, picture, serving
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from front_server import picture, serving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from lvlm_guard.images import load_image
-from lvlm_guard.serve.errors import Refused, ServeError
+from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.front.fetching import Fetcher
-from lvlm_guard.serve.front.pictures import Picture, look_at, of_url
-from lvlm_guard.serve.front.places import Hosts, Place
+from lvlm_guard.serve.front.places import Hosts
 
 PUBLIC = "93.184.215.14"
 NAMES = {
@@ -275,144 +266,3 @@ def test_tls_is_checked_against_the_name_and_not_the_address() -> None:
     one = Fetcher(HOSTS, most_bytes=10, seconds=1, resolve=Table().resolve, network=Network())
     assert asyncio.run(one.fetch("https://pictures.test/a")) == b"ok"
     assert names == ["pictures.test"]
-
-
-@pytest.mark.parametrize(
-    "entry", ["http://a.test", "A.test", "127.0.0.1", "2130706433", "*", "*.", "a.test/", "[::1]", ""]
-)
-def test_an_entry_of_the_list_that_is_no_host_stops_the_start(entry: str) -> None:
-    with pytest.raises(ServeError):
-        Hosts((entry,))
-
-
-@given(st.text(max_size=60), st.sampled_from(["http://", "https://", "http://pictures.test/", ""]))
-def test_any_text_is_a_place_with_a_plain_host_or_refused(text: str, start: str) -> None:
-    try:
-        place = Place.of(start + text)
-    except Refused:
-        return
-    assert place.host.isascii()
-    assert not set("/\\@?#% \r\n") & set(place.host)
-    assert place.target.startswith("/")
-    assert place.target.isascii()
-    assert " " not in place.target
-
-
-# --- what is sent along
-
-
-def resolve(url: str, most_bytes: int = 200_000, most_pixels: int = 10_000) -> Picture:
-    return look_at(of_url(url, most_bytes), most_bytes=most_bytes, most_pixels=most_pixels)
-
-
-def bad(url: str, **limits: int) -> Refused:
-    with pytest.raises(Refused) as refusal:
-        resolve(url, **limits)
-    return refusal.value
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_plain_file_is_passed_on_as_it_came(kind: str) -> None:
-    data = picture(3, kind)
-    found = resolve(data_url(data, "image/whatever"))
-    assert (found.data, found.media, found.width, found.height) == (data, f"image/{kind.lower()}", 12, 8)
-    assert found.url.startswith(f"data:image/{kind.lower()};base64,")
-
-
-def _turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return picture(4, "JPEG", exif=exif)
-
-
-def _saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    held = io.BytesIO()
-    image.save(held, kind, **options)
-    return held.getvalue()
-
-
-def _odd_files() -> dict[str, bytes]:
-    noise = np.random.default_rng(0).integers(0, 255, (8, 12, 4), dtype=np.uint8)
-    rgb = Image.fromarray(noise[..., :3])
-    return {
-        "turned": _turned(),
-        "transparent": _saved(Image.fromarray(noise)),
-        "palette": _saved(rgb.convert("P")),
-        "sixteen bits": _saved(Image.fromarray(noise[..., 0].astype(np.uint16) * 257)),
-        "animated": _saved(rgb, "WEBP", save_all=True, append_images=[rgb.transpose(Image.Transpose.ROTATE_180)]),
-        "cmyk": _saved(rgb.convert("CMYK"), "JPEG"),
-    }
-
-
-@pytest.mark.parametrize("name", _odd_files())
-def test_a_file_that_decoders_read_differently_is_written_anew_as_lvlm_guard_reads_it(name: str) -> None:
-    data = _odd_files()[name]
-    found = resolve(data_url(data))
-    assert found.media == "image/png"
-    with Image.open(io.BytesIO(found.data)) as plain:
-        assert plain.mode == "RGB"
-        assert plain.size == (found.width, found.height)
-        np.testing.assert_array_equal(np.asarray(plain), np.asarray(load_image(data)))
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "", "x", "data:image/png;base64,", "data:image/png;base64,@@@@", "data:image/png;base64,AAAA=", "data:,hello",
-        "data:text/html;base64,AAAA", "data:image/png,AAAA", "data:image/png;base64;x,AAAA", "file:///etc/hostname",
-        "/etc/hostname", "FILE:///etc/hostname", "data:image/png;base64,é", " data:image/png;base64,AAAA",
-        "data:image/svg+xml;base64,PHN2Zy8+", "s3://bucket/key", "javascript:1",
-    ],
-)  # fmt: skip
-def test_what_is_no_picture_is_refused(url: str) -> None:
-    assert bad(url).status == 400
-
-
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PPM", "GIF", "BMP", "TIFF"])
-def test_formats_that_are_rare_or_start_programs_are_refused(kind: str) -> None:
-    assert "PNG, JPEG" in bad(data_url(_saved(Image.new("RGB", (16, 16)), kind))).message
-
-
-def test_a_file_that_is_cut_short_is_refused() -> None:
-    assert bad(data_url(picture(1, "JPEG")[:-60])).status == 400
-    assert bad(data_url(picture(1)[:-60])).status == 400
-
-
-def test_a_small_file_with_many_pixels_is_refused_before_it_is_decoded() -> None:
-    blank = _saved(Image.new("1", (6000, 6000)), "PNG")
-    assert len(blank) < 20_000
-    assert bad(data_url(blank)).status == 413
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b""))
-    )
-    assert bad(data_url(bomb)).status == 413
-
-
-def test_a_text_chunk_that_inflates_without_end_is_refused() -> None:
-    body = b"x\0\0" + zlib.compress(b"\0" * (70 << 20), 9)
-    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
-    plain = picture()
-    assert bad(data_url(plain[:33] + chunk + plain[33:])).status == 400
-
-
-def test_a_file_over_the_limit_is_refused_before_it_is_decoded_from_base64() -> None:
-    assert bad(data_url(b"\0" * 300_000)).status == 413
-    assert bad(data_url(picture()), most_bytes=10).status == 413
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    packed = picture(5, "JPEG", size=(60, 60), exif=exif)
-    assert resolve(data_url(packed)).media == "image/png"
-    assert bad(data_url(packed), most_bytes=len(packed) + 10).status == 413
-
-
-@given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 400))
-@settings(max_examples=60, deadline=None)
-def test_damage_anywhere_in_a_file_is_refused_or_still_gives_one_picture(damage: bytes, at: int, length: int) -> None:
-    data = picture(2)
-    try:
-        found = resolve(data_url((data[:at] + damage + data[at + len(damage) :])[: max(length, at)]))
-    except Refused:
-        return
-    assert found.width * found.height <= 10_000
