@@ -39,17 +39,21 @@ class Group(TyperGroup):
         if cmd_name not in names:
             self.commands = dict.fromkeys(names, self)  # typer suggests from its keys
             return None
-        name = f"{_path(ctx)}.{cmd_name}".lstrip(".")
-        try:
-            found = COMMANDS.get(name)
-        except Exception as error:  # another package's module may fail in any way; the list must still print
-            found = _broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}")
-        if not isinstance(found, typer.Typer):
-            function, found = found, typer.Typer(add_completion=False, **LOOK)
-            found.command()(reporting(function))
-        command = get_command(found)
-        command.name = cmd_name
-        return command
+        return command_of(f"{_path(ctx)}.{cmd_name}".lstrip("."))
+
+
+def command_of(name: str) -> Any:
+    """Return a registered command as typer runs it, "train.distill" for one of a group."""
+    try:
+        found = COMMANDS.get(name)
+    except Exception as error:  # another package's module may fail in any way; the list must still print
+        found = _broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}")
+    if not isinstance(found, typer.Typer):
+        function, found = found, typer.Typer(add_completion=False, **LOOK)
+        found.command()(reporting(function))
+    command = get_command(found)
+    command.name = name.rpartition(".")[2]
+    return command
 
 
 def _path(ctx: Any) -> str:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from lvlm_guard.cli.console import bullets, out, print_json, quiet_libraries
-from lvlm_guard.cli.options import Json, MaxPixels, Model, pictures_of
+from lvlm_guard.cli.options import Json, Matcher, MaxPixels, Model, pictures_of
 
 
 def mask(
@@ -17,9 +17,7 @@ def mask(
     image: Annotated[str | None, typer.Option(help="A picture file, or 'world:7'.", metavar="PATH")] = None,
     out_file: Annotated[Path, typer.Option("--out", help="PNG to write.", dir_okay=False)] = Path("mask.png"),
     model: Model = "embedded",
-    matcher: Annotated[
-        str | None, typer.Option(help="A registered matcher, a BLIP folder or hub id; default: the model's.")
-    ] = None,
+    matcher: Matcher = None,
     max_pixels: MaxPixels = None,
     json: Json = False,
 ) -> None:

@@ -43,6 +43,11 @@ Matchers = Annotated[
         metavar="NAME[=FOLDER]",
     ),
 ]
+Matcher = Annotated[
+    str | None, typer.Option(help="A registered matcher, a BLIP folder or hub id; default: the model's.")
+]
+Objects = Annotated[str | None, typer.Option(help="List of what captions may name. [default: COCO]", metavar="FILE")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")]
 MaxPixels = Annotated[
     int | None, typer.Option(help="Most pixels of a picture to accept; 0 for no limit. [default: 128 million]", min=0)
 ]

@@ -6,8 +6,10 @@ A command with a parameter of that class has these options in its place, and is 
 - `settings: Lessons` is a `Lessons`; `settings: partial[Lessons]` is one that the command completes:
   `settings(knobs={...})`.
 - Fields of one name, of several settings or of the command itself, are one option.
-- `tuple[str, ...]` is an option that can be repeated; with `COMMAS` it is one text, "agla,vote".
-- `Usual(2, embedded=24)` beside the option is a default that is another on the embedded world.
+- `tuple[str, ...]` is an option that can be repeated; with `COMMAS` each text is split, and where there is a default it
+  is one text, "agla,vote".
+- `Usual(2, embedded=24)` beside the option is a default that is another on the embedded world; `Times(1 << 20)` is the
+  unit in which a number is given.
 
 An option that is not given, and has no default, leaves its field to the dataclass.
 """
@@ -44,6 +46,13 @@ class Usual:
 
 
 @dataclass(frozen=True)
+class Times:
+    """The unit of an option, in that of its field."""
+
+    unit: int
+
+
+@dataclass(frozen=True)
 class _Setting:
     """A field that is an option: its type, what stands beside it, and its default."""
 
@@ -51,6 +60,7 @@ class _Setting:
     kind: Any
     option: ParameterInfo
     usual: Usual | None
+    unit: int
     commas: bool
     default: Any
 
@@ -61,34 +71,42 @@ class _Setting:
         if option is None:
             return None
         usual = next((mark for mark in marks if isinstance(mark, Usual)), None)
+        unit = next((mark.unit for mark in marks if isinstance(mark, Times)), 1)
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        return cls(field.name, kind, option, usual, COMMAS in marks, default)
+        return cls(field.name, kind, option, usual, unit, COMMAS in marks, default)
 
     @property
     def several(self) -> bool:
-        return get_origin(self.kind) is tuple
+        return any(get_origin(each) is tuple for each in (self.kind, *get_args(self.kind)))
 
     def parameter(self) -> Parameter:
         kind, option, default = self.kind, self.option, self.default
         if self.usual is not None:
             kind, default, option = kind | None, None, copy(option)
             option.help = f"{option.help} {self.usual}"
-        elif self.several and self.commas:
-            kind, default = str, ",".join(default)
+        elif self.commas and default != ():
+            kind, default = (str | None, None) if default is None else (str, ",".join(default))
         elif self.several:
             kind, default = list[get_args(kind)[0]] | None, list(default) or None  # type: ignore[misc]
         elif default is MISSING:
             default = Parameter.empty
+        elif self.unit != 1:
+            default //= self.unit
         return Parameter(self.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
     def given(self, value: Any, embedded: bool) -> Iterator[tuple[str, Any]]:
         """Yield the field's name and value, or nothing where the dataclass's own default holds."""
         if self.usual is not None:
             yield self.name, value if value is not None else self.usual.embedded if embedded else self.usual.elsewhere
+        elif value is None:
+            return
         elif self.commas:
-            yield self.name, tuple(part.strip() for part in value.split(",") if part.strip())
-        elif value is not None:
-            yield self.name, tuple(value) if self.several else value
+            text = value if isinstance(value, str) else ",".join(value)
+            yield self.name, tuple(part.strip() for part in text.split(",") if part.strip())
+        elif self.several:
+            yield self.name, tuple(value)
+        else:
+            yield self.name, value if self.unit == 1 else value * self.unit
 
 
 def settings_of(annotation: Any) -> tuple[Any, dict[str, _Setting]]:

@@ -26,13 +26,9 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as the matcher and the model get it.
+    """A picture as the model gets it: a PNG, JPEG or WebP file, and its size in pixels.
 
     Args:
-        data: the file, PNG, JPEG or WebP.
-        media: its media type.
-        width: in pixels.
-        height: in pixels.
         view: what the matcher is sent: the picture squashed to its square, as PNG; the file where it has no square.
     """
 

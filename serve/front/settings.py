@@ -38,8 +38,7 @@ class FrontSettings:
 
     Args:
         names: plain names of the model, as the engine serves them.
-        guards: methods that the engine was built for.
-        checks: of answers of an engine that nobody guards, instead of guards.
+        guards, checks: methods that the engine was built for; checks of answers of one that nobody guards, instead.
         upstream: of the engine: http://HOST:PORT, the path of its socket, or what `upstream.Upstream` takes.
         upstream_key: that the engine asks for.
         upstream_at_once: chats that it is asked at one time; 0 for any number.
@@ -47,13 +46,10 @@ class FrontSettings:
         image_hosts: hosts that pictures may be fetched from, as `places.Hosts` reads them.
         origins: of pages whose scripts may ask (CORS).
         most_pictures: in one request; more than 1 needs vLLM's --limit-mm-per-prompt.
-        most_body: bytes of a request's body.
-        most_bytes: of one picture's file.
-        most_pixels: of one picture.
-        most_held: bytes of all requests that are being sent, read and matched.
+        most_body, most_held: bytes of a request's body, and of all requests that are being sent, read and matched.
+        most_bytes, most_pixels: of one picture's file, and of the picture.
         most_memory: MiB that reading one request may take.
-        body_seconds: for a client to send its request.
-        fetch_seconds: for one picture from the network.
+        body_seconds, fetch_seconds: for a client to send its request, and for one picture from the network.
         maskd_seconds: for the matcher service to answer.
         reading_seconds: for a process to read a request, pictures and all; then it is killed.
         plain_at_once: requests to plain names that are prepared at one time; more are told to come back.

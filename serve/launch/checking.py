@@ -19,8 +19,9 @@ from lvlm_guard.serve.errors import MaskdError, ServeError
 from lvlm_guard.serve.front.names import Names
 from lvlm_guard.serve.launch.child import Keeper
 from lvlm_guard.serve.launch.command import FRONTS, UPSTREAM_KEY
-from lvlm_guard.serve.launch.parts import Parts, Ready, Say, ServeSettings, Signals
+from lvlm_guard.serve.launch.parts import Parts, Ready, Say, Signals
 from lvlm_guard.serve.maskd.client import MaskdClient
+from lvlm_guard.serve.settings import ServeSettings
 from lvlm_guard.serve.vote.ballot import served_vocabulary
 
 

@@ -21,7 +21,8 @@ from lvlm_guard.serve.launch.checkpoint import Checkpoint
 from lvlm_guard.serve.launch.child import Keeper
 from lvlm_guard.serve.launch.command import adapters, command, environment
 from lvlm_guard.serve.launch.installed import Installed, check_release, installed
-from lvlm_guard.serve.launch.parts import GRACE, Engine, Parts, Ready, Say, ServeSettings, Signals, Stopped, taken
+from lvlm_guard.serve.launch.parts import GRACE, Engine, Parts, Ready, Say, Signals, Stopped, taken
+from lvlm_guard.serve.settings import ServeSettings
 
 
 class Server(Parts):

@@ -10,7 +10,7 @@
 
 `mask` and `scores` are texts that `lvlm_guard.serve.wire` reads.
 
-- `asks`: what can be asked, and limits.    - `batcher`: the bounded queue, batches, deadlines.
+- `asks`: what can be asked.    - `batcher`: the bounded queue, batches, deadlines.
 - `matching`: from picture files to texts, by the matcher, in the worker thread.
 - `bodies`: a request's body, read within limits.    - `app`: routes.    - `metrics`
 - `run`: processes and sockets.    - `client`: for servers that ask.

@@ -18,12 +18,13 @@ from starlette.routing import Route
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.matching import Matcher
 from lvlm_guard.serve.errors import Refused, WireError
-from lvlm_guard.serve.maskd.asks import Ask, Kind, Limits
+from lvlm_guard.serve.maskd.asks import Ask, Kind
 from lvlm_guard.serve.maskd.batcher import Batcher
 from lvlm_guard.serve.maskd.bodies import mask_ask, scores_ask
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
 from lvlm_guard.serve.receiving import Bodies, Gone, while_there
+from lvlm_guard.serve.settings import Limits
 
 STUCK = 60.0
 """Seconds in one batch, or four deadlines if that is more, after which `/health` says that the matcher hangs."""

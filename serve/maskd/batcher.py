@@ -17,8 +17,9 @@ from itertools import islice
 from lvlm_guard.errors import GuardError
 from lvlm_guard.matching.memory import Recent
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.maskd.asks import Answer, Ask, Limits
+from lvlm_guard.serve.maskd.asks import Answer, Ask
 from lvlm_guard.serve.maskd.metrics import Metrics
+from lvlm_guard.serve.settings import Limits
 
 Outcome = Answer | Exception
 

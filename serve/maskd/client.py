@@ -28,11 +28,10 @@ _KEPT, _ENTRY = 16 << 20, 512  # bytes of answers that are remembered; of one be
 
 @dataclass(frozen=True)
 class Mask:
-    """What matters in a picture to a question.
+    """What matters in a picture to a question, and the version of the matcher that says so.
 
     Args:
         mask: text that `lvlm_guard.serve.wire.unpack_mask` reads; it was checked.
-        version: of the matcher that made it.
         note: what the matcher could not look at: a text cut short, a map that says nothing; "" for nothing.
     """
 
@@ -43,13 +42,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Scores:
-    """How far a picture supports claims.
-
-    Args:
-        scores: claim -> probability, 0 to 1; not to be changed.
-        version: of the matcher that made them.
-        note: as of `Mask`.
-    """
+    """How far a picture supports claims, claim -> probability, 0 to 1, not to be changed; the rest as of `Mask`."""
 
     scores: Mapping[str, float]
     version: str

@@ -9,7 +9,8 @@ from PIL.Image import Image
 from lvlm_guard.errors import GuardError
 from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher
-from lvlm_guard.serve.maskd.asks import FORMATS, Answer, Ask, Limits
+from lvlm_guard.serve.maskd.asks import FORMATS, Answer, Ask
+from lvlm_guard.serve.settings import Limits
 from lvlm_guard.serve.wire import pack_mask, pack_scores
 
 Outcome = Answer | Exception

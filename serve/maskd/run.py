@@ -12,7 +12,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ import httpx
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.serve.errors import ServeError
-from lvlm_guard.serve.maskd.asks import SHARED, Limits
+from lvlm_guard.serve.maskd.asks import SHARED
+from lvlm_guard.serve.settings import Limits, MatcherSettings
 from lvlm_guard.serve.sockets import bound, check_installed, run, url_of
 from lvlm_guard.serve.vote.ballot import OBJECTS, served_vocabulary
 
@@ -40,31 +41,8 @@ SIGN_OF_LIFE = 20
 _SETTINGS = "LVLM_GUARD_MASKD"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a worker process needs to know.
-
-    Args:
-        matcher: as `load_matcher` takes it: a registered name, "embedded", a folder or a hub id.
-        device: "auto" (a CUDA GPU, else the CPU) or a torch device.
-        dtype: "float32" or "bfloat16", of a BLIP.
-        objects: file of what free text may name; None for what the environment says, else COCO's 80 categories.
-        threads: of torch, in each worker; None: the cores, shared out among the workers.
-        workers: processes.
-        limits: of each worker.
-    """
-
-    matcher: str = "blip-itm"
-    device: str = "auto"
-    dtype: str = "float32"
-    objects: str | None = None
-    threads: int | None = None
-    workers: int = 1
-    limits: Limits = field(default_factory=Limits)
-
-
 def maskd(
-    settings: Settings,
+    settings: MatcherSettings,
     host: str = "127.0.0.1",
     port: int = PORT,
     ready: Callable[[str, str], None] = lambda url, version: None,
@@ -118,11 +96,11 @@ def app_of_environment() -> Starlette:
     from lvlm_guard.serve.maskd.app import create_app
 
     told = json.loads(os.environ[_SETTINGS])
-    settings = Settings(**{**told, "limits": Limits(**told["limits"])})
+    settings = MatcherSettings(**{**told, "limits": Limits(**told["limits"])})
     return create_app(lambda: load(settings), settings.limits)
 
 
-def load(settings: Settings) -> Matcher:
+def load(settings: MatcherSettings) -> Matcher:
     """Load the matcher of some settings; raises `GuardError` that says what to do where it can't be had."""
     import torch
 
@@ -139,7 +117,7 @@ def load(settings: Settings) -> Matcher:
     return load_matcher(name, device=device, dtype=DTYPES[settings.dtype])
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: MatcherSettings) -> None:
     if settings.workers < 1 or (settings.threads is not None and settings.threads < 1):
         raise KnobError(f"There are {settings.workers} workers of {settings.threads} threads: give 1 or more of each.")
     limits = asdict(settings.limits)

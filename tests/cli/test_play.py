@@ -2,7 +2,7 @@
 
 import inspect
 
-from lvlm_guard.cli.play import play
+from lvlm_guard.play.command import play
 
 
 def test_sharing_is_refused_with_the_reason(run):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import prometheus_client
 import pytest
-import typer.main
 import yaml
 
-from lvlm_guard.cli.app import app
+from lvlm_guard.cli.app import command_of
 from lvlm_guard.serve.front.metrics import FrontMetrics
 from lvlm_guard.serve.front.requests import ANSWERS
 from lvlm_guard.serve.maskd.metrics import Metrics
@@ -37,7 +36,7 @@ def services():
 @pytest.mark.parametrize("service", ["server", "maskd"])
 def test_each_service_starts_a_command_with_options_that_it_has(services, service):
     name, *words = [str(word) for word in services[service]["command"]]
-    command = typer.main.get_command(app).commands[name]
+    command = command_of(name)
     known = {option for parameter in command.params for option in parameter.opts}
     given = [word for word in words if word.startswith("--")]
     assert len(given) >= 3

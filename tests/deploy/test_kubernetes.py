@@ -7,10 +7,9 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
-import typer.main
 import yaml
 
-from lvlm_guard.cli.app import app
+from lvlm_guard.cli.app import command_of
 from lvlm_guard.serve.front.routes import OPEN
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -65,7 +64,7 @@ def test_kustomize_builds_it_and_the_overlay_needs_no_gpu(folder):
 @pytest.mark.parametrize("name", ["server", "maskd"])
 def test_each_container_starts_a_command_with_options_that_it_has(objects, name):
     command, *words = container(objects, name)["args"]
-    known = {option for part in typer.main.get_command(app).commands[command].params for option in part.opts}
+    known = {option for part in command_of(command).params for option in part.opts}
     assert {word for word in words if word.startswith("--")} <= known
     settings = documents((BASE / "kustomization.yaml").read_text())[0]["configMapGenerator"][0]["literals"]
     told = {line.partition("=")[0] for line in settings}

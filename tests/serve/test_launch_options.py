@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lvlm_guard.cli.app import app
-from lvlm_guard.cli.serve import welcome
 from lvlm_guard.errors import KnobError, MissingExtraError, WeightsError
+from lvlm_guard.serve.commands import welcome
 from lvlm_guard.serve.engine.refuse import WHY
 from lvlm_guard.serve.errors import ServeError
 from lvlm_guard.serve.front.settings import FrontSettings, limits_of

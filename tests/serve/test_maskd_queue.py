@@ -17,10 +17,11 @@ from PIL import Image
 from lvlm_guard.errors import ImageError
 from lvlm_guard.matching import Match, Matcher, load_matcher
 from lvlm_guard.serve.errors import Refused
-from lvlm_guard.serve.maskd.asks import Answer, Ask, Limits
+from lvlm_guard.serve.maskd.asks import Answer, Ask
 from lvlm_guard.serve.maskd.batcher import Batcher, Outcome
 from lvlm_guard.serve.maskd.matching import Matching
 from lvlm_guard.serve.maskd.metrics import Metrics
+from lvlm_guard.serve.settings import Limits
 from lvlm_guard.serve.wire import unpack_mask, unpack_scores
 
 

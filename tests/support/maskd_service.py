@@ -24,7 +24,7 @@ from torch import Tensor
 from lvlm_guard.embedded.world import scenes
 from lvlm_guard.matching import Match, Matcher, load_matcher
 from lvlm_guard.serve.maskd.app import create_app
-from lvlm_guard.serve.maskd.asks import Limits
+from lvlm_guard.serve.settings import Limits
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_guard.cli.console import print_json, quiet_libraries, say, usage
-from lvlm_guard.cli.options import Device, Dtype, Json, Model
+from lvlm_guard.cli.options import Device, Dtype, Json, Model, Port
 
 WHY_NOT_SHARED = (
     "--share is refused: it would send every picture and question through servers of another company, to a page "
@@ -33,7 +33,7 @@ def play(
         typer.Option(help="List of what is verified and voted on; default: the model's, else COCO's.", metavar="FILE"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 7860,
+    port: Port = 7860,
     share: Annotated[bool, typer.Option("--share", help="Refused, with the reason.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
