@@ -17,7 +17,7 @@ from front_server import MatcherStandIn, data_url, serving, turn
 from maskd_service import served
 from openai_endpoint import OpenAIEndpoint, Reply, Request, load
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from scipy.stats import mannwhitneyu
 
 from lvlm_guard.evals.tasks.world import NOUNS, world_chair
 from lvlm_guard.matching import Vocabulary, load_matcher
@@ -63,7 +63,7 @@ def site(endpoint: OpenAIEndpoint) -> Iterator[Site]:
 @pytest.mark.parametrize("pictures", [6, pytest.param(PICTURES, marks=pytest.mark.slow)])
 def test_verdicts_are_those_of_the_verifier_in_this_process_and_tell_what_is_there(site: Site, pictures: int) -> None:
     matcher, vocabulary = load_matcher("embedded"), Vocabulary.of(list(NOUNS))
-    true, p = [], []
+    present, absent = [], []
     for number in range(pictures):
         raw = site.openai.chat.completions.with_raw_response.create(
             model="embedded-verify", messages=caption(number), max_tokens=40, temperature=0
@@ -80,11 +80,13 @@ def test_verdicts_are_those_of_the_verifier_in_this_process_and_tell_what_is_the
         )
         assert raw.headers["x-check"] == f"verify; scores={matcher.version}"
         assert answer.model == "embedded-verify"
-        true += [one["object"] in SCENES.objects[number] for one in told["verdicts"]]
-        p += [one["probability"] for one in told["verdicts"]]
-    assert len(true) > 2 * pictures
+        for one in told["verdicts"]:
+            (present if one["object"] in SCENES.objects[number] else absent).append(one["probability"])
+    assert len(present) + len(absent) > 2 * pictures
     # `lvlm-guard eval verify --limit 600` prints .835 [.812, .858] for this matcher (docs/results/verify.json)
-    assert pictures < PICTURES or roc_auc_score(true, p) == pytest.approx(0.835, abs=0.05)
+    if pictures == PICTURES:
+        area = mannwhitneyu(present, absent).statistic / (len(present) * len(absent))
+        assert area == pytest.approx(0.835, abs=0.05)
 
 
 def test_the_answer_itself_is_the_upstream_s_and_the_plain_name_passes_through(
