@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.html import Html, paragraph, part
 from lvlm_guard.report.page import note, page, section
 from lvlm_guard.report.pictures import Picture, overlay, panel
 from lvlm_guard.report.tables import table
@@ -65,18 +65,21 @@ def answer_page(
         remarks: what a reader must know.
         made: how the page was made.
     """
-    guarded = answers[-1]
-    parts: list[object] = [note(*(tag("p", remark) for remark in remarks)) if remarks else None]
+    trace = answers[-1].trace
+    parts: list[object] = [note(*(paragraph(remark) for remark in remarks))] if remarks else []
     for looked in pictures:
         parts.append(panel(_views(looked)))
-        if looked.relevance is None and guarded.trace and not guarded.trace.get("masks"):
-            parts.append(tag("p", _no_view(guarded.trace), class_="note"))
-    parts.append(section("What it says", tag("div", *(_said(one, decode) for one in answers), class_="two"), legend()))
-    if guarded.trace is not None and guarded.trace.get("verdicts"):
-        parts.append(section("What the picture supports", _verdicts(guarded.trace["verdicts"][0])))
-    if guarded.trace is not None:
-        parts.append(section("What it cost", cost_table(answers), _knobs(guarded.trace)))
-    return page(prompt, *parts, lead=f"Asked of {model}, guarded by {guarded.method}.", foot=made)
+        if looked.relevance is None and trace and not trace.get("masks"):
+            parts.append(paragraph(_no_view(trace), "note"))
+    said = [(one.method, answer_strip(one, decode)) for one in answers]
+    parts.append(section("What it says", part("said", said), legend()))
+    if trace is not None:
+        if trace.get("verdicts"):
+            parts.append(section("What the picture supports", _verdicts(trace["verdicts"][0])))
+        knobs = ", ".join(f"{name} {value}" for name, value in trace["knobs"].items() if value is not None)
+        told = [paragraph(f"{trace['method']}: {knobs}", "note")] if knobs else []
+        parts.append(section("What it cost", cost_table(answers), *told))
+    return page(prompt, *parts, lead=f"Asked of {model}, guarded by {answers[-1].method}.", foot=made)
 
 
 def _views(looked: Looked) -> list[Picture]:
@@ -97,19 +100,15 @@ def _no_view(trace: Mapping[str, Any]) -> str:
     return f"{trace['method']} makes no second view of the picture."
 
 
-def _said(one: Said, decode: Callable[[Sequence[int]], str]) -> Html:
-    return tag("div", tag("h3", one.method), answer_strip(one, decode))
-
-
 def answer_strip(one: Said, decode: Callable[[Sequence[int]], str]) -> Html:
     """Return an answer with its overruled tokens marked, as far as there is a trace of them."""
     marks = token_marks(one.trace, decode) if one.trace is not None and one.trace.get("steps") else None
-    return token_strip(marks) if marks else tag("p", one.text or "(nothing)", class_="tokens")
+    return token_strip(marks) if marks else paragraph(one.text or "(nothing)", "tokens")
 
 
 def _verdicts(checked: Sequence[Mapping[str, Any]]) -> Html:
     if not checked:
-        return tag("p", "The answer names no object of the list that is verified.", class_="note")
+        return paragraph("The answer names no object of the list that is verified.", "note")
     told = {one["mention"]["object"]: one["verdict"] for one in checked}
     header = ["object", "probability that it is there", "verdict", "strongest other claim"]
     rows = [
@@ -121,26 +120,13 @@ def _verdicts(checked: Sequence[Mapping[str, Any]]) -> Html:
 
 def cost_table(answers: Sequence[Said]) -> Html:
     """Return what each answer cost."""
-    header = ["answer", "seconds", "run", "forwards", "for other branches", "their tokens", "second views"]
+    counts = {
+        "run": "execution", "forwards": "global_forwards", "for other branches": "local_forwards",
+        "their tokens": "local_tokens", "second views": "masks",
+    }  # fmt: skip
     rows = []
     for one in answers:
-        counts = one.trace or {}
-        rows.append(
-            [
-                one.method,
-                f"{one.seconds:.3f}",
-                counts.get("execution", "plain"),
-                counts.get("global_forwards"),
-                counts.get("local_forwards"),
-                counts.get("local_tokens"),
-                counts.get("masks"),
-            ]
-        )
-    return table(
-        header, rows, note="Seconds are of one call each, the first ones of their kind; lvlm-guard bench measures."
-    )
-
-
-def _knobs(trace: Mapping[str, Any]) -> Html | None:
-    knobs = ", ".join(f"{name} {value}" for name, value in trace["knobs"].items() if value is not None)
-    return tag("p", f"{trace['method']}: {knobs}", class_="note") if knobs else None
+        told = one.trace or {"execution": "plain"}
+        rows.append([one.method, f"{one.seconds:.3f}", *(told.get(name) for name in counts.values())])
+    note = "Seconds are of one call each, the first ones of their kind; lvlm-guard bench measures."
+    return table(["answer", "seconds", *counts], rows, note=note)

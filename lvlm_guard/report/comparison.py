@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.html import Html, part
 from lvlm_guard.report.page import section
 from lvlm_guard.report.plots import Interval, dot_plot
 from lvlm_guard.report.tables import table, with_interval
@@ -85,6 +85,6 @@ def comparison_section(rows: Sequence[Row], task: str, ours: str, lead: str) -> 
         f"Beside others, on held-out pictures: {task}",
         table(("", *methods), body),
         *([dot_plot(differences, **named, reference=0.0, digits=3, signed=True)] if differences else ()),
-        tag("ul", *(tag("li", line) for line in verdicts(rows))),
+        part("verdicts", verdicts(rows)),
         lead=lead,
     )

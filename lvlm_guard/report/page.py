@@ -7,17 +7,17 @@ from importlib.resources import files
 from pathlib import Path
 
 from lvlm_guard.files import whole
-from lvlm_guard.report.html import Html, join, tag
+from lvlm_guard.report.html import Html, part
 
 
 def section(title: str, *content: object, lead: object = None) -> Html:
     """Return a titled part of a page."""
-    return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, *content)
+    return part("section", title, content, lead)
 
 
 def note(*content: object) -> Html:
     """Return a framed remark that a reader must not miss."""
-    return tag("aside", *content, class_="remark")
+    return part("note", content)
 
 
 def page(title: str, *content: object, lead: object = None, foot: object = None, style: str = "") -> str:
@@ -32,29 +32,12 @@ def page(title: str, *content: object, lead: object = None, foot: object = None,
     """
     # a style sheet is raw text in HTML: escaping its quotes would change it
     rules = Html(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8") + style)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", rules),
-    )
-    body = tag(
-        "body",
-        tag(
-            "main",
-            tag("header", tag("h1", title), tag("p", lead, class_="lead") if lead else None),
-            *content,
-            tag("footer", foot) if foot else None,
-        ),
-    )
-    return join((Html("<!DOCTYPE html>\n"), tag("html", head, "\n", body, lang="en"), "\n"))
+    return part("page", title, content, lead, foot, rules) + "\n"
 
 
 def write_page(path: str | os.PathLike[str], document: str) -> Path:
     """Write a document as UTF-8, its folder made if need be; an older file goes only when all is there."""
     target = Path(path)
-    with whole(target) as part:
-        part.write_text(document, encoding="utf-8", newline="\n")
+    with whole(target) as unfinished:
+        unfinished.write_text(document, encoding="utf-8", newline="\n")
     return target

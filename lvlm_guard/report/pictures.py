@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from lvlm_guard.errors import ImageError
 from lvlm_guard.report.colour import ramp
-from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.html import Html, part
 
 SMALL, LARGE = 288, 768  # longest side in a page: the embedded world's 96 px are enlarged, photographs shrunk
 LARGE_PNG = 400 * 400  # pixels above which a picture is written as JPEG
@@ -96,17 +96,13 @@ def data_address(image: Image.Image | Path) -> str:
     The file of a PNG or JPEG picture is taken as it is.
     """
     if isinstance(image, Path):
-        kind = "png" if image.suffix == ".png" else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode('ascii')}"
-    small = fitted(image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB"))
-    buffer = io.BytesIO()
-    if small.mode == "RGB" and small.width * small.height > LARGE_PNG:
-        kind = "jpeg"
-        small.save(buffer, format=kind, quality=88, optimize=True)
+        kind, content = "png" if image.suffix == ".png" else "jpeg", image.read_bytes()
     else:
-        kind = "png"
-        small.save(buffer, format=kind, optimize=True)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+        small, buffer = fitted(image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB")), io.BytesIO()
+        kind = "jpeg" if small.mode == "RGB" and small.width * small.height > LARGE_PNG else "png"
+        small.save(buffer, format=kind, optimize=True, **({"quality": 88} if kind == "jpeg" else {}))
+        content = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -125,42 +121,30 @@ class Picture:
     caption: object = ""
     alt: str = ""
 
+    @property
+    def address(self) -> str:
+        """See `data_address`."""
+        return data_address(self.image)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height at which it is shown."""
+        if isinstance(self.image, Path):
+            with Image.open(self.image) as opened:
+                return opened.size
+        return fitted(self.image).size
+
 
 def panel(pictures: Iterable[Picture]) -> Html:
     """Return pictures in a row that wraps on narrow screens."""
-    return tag("div", *(_figure(picture) for picture in pictures), class_="panel")
-
-
-def _figure(picture: Picture) -> Html:
-    size = _shown_size(picture.image)
-    return tag(
-        "figure",
-        tag("div", picture.title, class_="figure-title"),
-        tag(
-            "img",
-            src=data_address(picture.image),
-            alt=picture.alt or picture.title,
-            width=size[0],
-            height=size[1],
-        ),
-        tag("figcaption", picture.caption) if picture.caption else None,
-    )
-
-
-def _shown_size(image: Image.Image | Path) -> tuple[int, int]:
-    if isinstance(image, Path):
-        with Image.open(image) as opened:
-            return opened.size
-    return fitted(image).size
+    return part("panel", list(pictures))
 
 
 def side_by_side(images: Sequence[Image.Image], labels: Sequence[str] = (), *, height: int = 384) -> Image.Image:
     """Return pictures beside each other on white, scaled to one height in pixels, each under its label."""
+    sizes = [(max(1, round(image.width * height / image.height)), height) for image in images]
     scaled = [
-        image.convert("RGB").resize(
-            (max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS
-        )
-        for image in images
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS) for image, size in zip(images, sizes, strict=True)
     ]
     gap, head = 12, 28 if labels else 0
     sheet = Image.new("RGB", (sum(i.width for i in scaled) + gap * (len(scaled) + 1), height + head + 2 * gap), "white")

@@ -1,21 +1,54 @@
-"""Values with their intervals, one a line, as SVG that follows the page's colours."""
+"""Plots as SVG that follows the page's colours: values with their intervals, and values over steps.
+
+Here is where things lie; `parts.html.jinja` draws them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lvlm_guard.report.html import Html, tag
+from lvlm_guard.report.html import Html, part
 from lvlm_guard.report.tables import number
 
-WIDTH, LABEL, VALUE, LINE, HEAD, FOOT = 720, 190, 60, 26, 8, 44  # units of the drawing
+# units of the drawings
+DOTS = {"width": 720, "label": 190, "line": 26, "head": 8, "foot": 44}
+VALUE = 60  # beside the dots, for the values
+LINES = {"width": 720, "height": 260}
+LEFT, RIGHT, TOP, FOOT = 60, 14, 10, 44  # margins of the lines
 NEAR = 1e-9
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where values lie in a drawing.
+
+    Args:
+        ticks: evenly spaced values, the first and the last at the axis' ends.
+        start, end: places of the two, in units of the drawing.
+    """
+
+    ticks: Sequence[float]
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return the place of a value."""
+        first, last = self.ticks[0], self.ticks[-1]
+        return round(self.start + (self.end - self.start) * (value - first) / (last - first), 2)
+
+    def labels(self) -> list[tuple[float, str]]:
+        """Return the ticks' places and texts, with as many digits as tell one from the next."""
+        step = self.ticks[1] - self.ticks[0]
+        digits = next((d for d in range(7) if abs(step - round(step, d)) < step * 1e-6), 6)
+        return [(self(tick), number(tick, digits)) for tick in self.ticks]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One line of the plot.
+    """One line of a dot plot.
 
     Args:
         label: its name.
@@ -59,58 +92,40 @@ def dot_plot(
     numbers += [] if reference is None else [reference]
     if not all(math.isfinite(x) for x in numbers):
         raise ValueError(f"A plot needs finite numbers; {title!r} got {numbers}.")
-    ticks = ticks_over(min(numbers), max(numbers))
-    left, right = ticks[0], ticks[-1]
-    bottom = HEAD + LINE * len(intervals)
-
-    def x(value: float) -> float:
-        return round(LABEL + (WIDTH - LABEL - VALUE - 16) * (value - left) / (right - left), 2)
-
-    grid: list[Html] = []
-    for tick in ticks:
-        grid.append(tag("line", x1=x(tick), x2=x(tick), y1=HEAD, y2=bottom, class_="grid"))
-        grid.append(tag("text", tick_text(tick, ticks), x=x(tick), y=bottom + 16, class_="tick"))
-    if reference is not None:
-        grid.append(tag("line", x1=x(reference), x2=x(reference), y1=HEAD, y2=bottom, class_="reference"))
-    grid.append(tag("text", axis, x=(LABEL + WIDTH - VALUE) / 2, y=bottom + 36, class_="axis"))
-    drawn = []
-    for index, item in enumerate(intervals):
-        y = HEAD + LINE * (index + 0.5)
-        parts = [tag("text", item.label, x=LABEL - 14, y=y + 4.5, class_="label")]
-        if item.low is not None and item.high is not None:
-            parts.append(tag("line", x1=x(item.low), x2=x(item.high), y1=y, y2=y, class_="whisker"))
-        parts.append(tag("circle", cx=x(item.value), cy=y, r=5))
-        parts.append(tag("text", number(item.value, digits, signed=signed), x=WIDTH - 4, y=y + 4.5, class_="number"))
-        drawn.append(tag("g", tag("title", _spoken(item, digits, signed)), *parts, class_=f"row {item.mark}".strip()))
-    picture = tag(
-        "svg",
-        tag("title", title),
-        *grid,
-        *drawn,
-        viewBox=f"0 0 {WIDTH} {bottom + FOOT}",
-        role="img",
-        aria_label=title,
-        class_="dots",
-    )
-    return titled(title, picture)
+    lines = []
+    for item in intervals:
+        value, low, high = (number(x, digits, signed=signed) for x in (item.value, item.low, item.high))
+        bounded = item.low is not None and item.high is not None
+        lines.append((item, f"{item.label}: {value}" + f", 95 % interval {low} to {high}" * bounded, value))
+    box = DOTS | {"bottom": DOTS["head"] + DOTS["line"] * len(intervals)}
+    x = Axis(ticks_over(min(numbers), max(numbers)), box["label"], box["width"] - VALUE - 16)
+    return titled(title, part("dots", title, axis, x, reference, lines, box))
 
 
-def _spoken(item: Interval, digits: int, signed: bool) -> str:
-    said = f"{item.label}: {number(item.value, digits, signed=signed)}"
-    if item.low is not None and item.high is not None:
-        low, high = (number(end, digits, signed=signed) for end in (item.low, item.high))
-        said += f", 95 % interval {low} to {high}"
-    return said
+def line_plot(lines: Mapping[str, Sequence[Point]], *, title: str, axis: str) -> Html:
+    """Draw values over steps, a line for each name.
+
+    Args:
+        lines: name -> (step, value), at least one point in all.
+        title: what the figure shows, also read out by screen readers.
+        axis: name of the horizontal axis.
+
+    Raises:
+        ValueError: there is no point.
+    """
+    points = [point for each in lines.values() for point in each]
+    if not points:
+        raise ValueError(f"There is nothing to plot in {title!r}: give at least one point.")
+    steps, values = zip(*points, strict=True)
+    x = Axis(ticks_over(0.0, max(steps)), LEFT, LINES["width"] - RIGHT)
+    y = Axis(ticks_over(min(values), max(values), aim=4), LINES["height"] - FOOT, TOP)
+    drawn = [line for line in lines.items() if line[1]]
+    return titled(title, part("lines", title, axis, x, y, drawn, LINES))
 
 
 def titled(title: str, picture: Html) -> Html:
     """Return a drawing under its title; one that is too wide for the page can be scrolled."""
-    return tag(
-        "figure",
-        tag("div", title, class_="figure-title"),
-        tag("div", picture, class_="scroll"),
-        class_="plot",
-    )
+    return part("plot", title, picture)
 
 
 def ticks_over(low: float, high: float, aim: int = 5) -> list[float]:
@@ -123,10 +138,3 @@ def ticks_over(low: float, high: float, aim: int = 5) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [round(k * step, 12) for k in range(first, last + 1)]
-
-
-def tick_text(value: float, ticks: Sequence[float]) -> str:
-    """Write a tick with as many digits as tell it from the next."""
-    step = ticks[1] - ticks[0]
-    digits = next((d for d in range(7) if abs(step - round(step, d)) < step * 1e-6), 6)
-    return number(value, digits)

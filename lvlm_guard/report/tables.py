@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lvlm_guard.report.html import Html, join, tag
+from lvlm_guard.report.html import Html, part
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,15 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
 
 
 def with_interval(
-    value: float | None,
-    low: float | None = None,
-    high: float | None = None,
-    digits: int = 3,
-    *,
-    signed: bool = False,
+    value: float | None, low: float | None = None, high: float | None = None, digits: int = 3, *, signed: bool = False
 ) -> Html:
     """Write a value and, smaller, its interval."""
-    shown = tag("span", number(value, digits, signed=signed), class_="value")
-    if low is None or high is None:
-        return shown
-    ends = f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
-    return join((shown, " ", tag("span", ends, class_="interval")))
+    shown, *ends = (number(each, digits, signed=signed) for each in (value, low, high))
+    return part("interval", shown, "" if low is None or high is None else f"[{', '.join(ends)}]")
 
 
 def table(
-    header: Sequence[object],
-    rows: Sequence[Sequence[object]],
-    *,
-    caption: object = None,
-    note: object = None,
+    header: Sequence[object], rows: Sequence[Sequence[object]], *, caption: object = None, note: object = None
 ) -> Html:
     """Return a table whose first column names the rows; the others are aligned as numbers.
 
@@ -61,24 +49,10 @@ def table(
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"The table has {len(header)} columns, but a row has {len(row)} cells: {list(row)!r}.")
-    head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = [tag("tr", tag("th", _shown(row[0]), scope="row"), *(_cell(cell) for cell in row[1:])) for row in rows]
-    whole = tag(
-        "table",
-        tag("caption", caption) if caption else None,
-        tag("thead", head),
-        tag("tbody", *body),
-    )
-    return join((tag("div", whole, class_="scroll", tabindex=0), tag("p", note, class_="note") if note else None))
+    return part("table", header, [[_shown(cell) for cell in row] for row in rows], caption, note)
 
 
-def _cell(cell: object) -> Html:
-    mark = cell.mark if isinstance(cell, Cell) else ""
-    return tag("td", _shown(cell), class_=mark or None)
-
-
-def _shown(cell: object) -> object:
-    content = cell.content if isinstance(cell, Cell) else cell
-    if content is None:
-        return "–"
-    return number(content) if isinstance(content, float) else content
+def _shown(cell: object) -> Cell:
+    cell = cell if isinstance(cell, Cell) else Cell(cell)
+    written = number(cell.content) if cell.content is None or isinstance(cell.content, float) else cell.content
+    return Cell(written, cell.mark)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lvlm_guard.report.html import Html, join, tag
+from lvlm_guard.report.html import Html, part
 from lvlm_guard.report.tables import number
 
 END = " [end]"  # how a token without text, mostly the end of the answer, is shown where it matters
@@ -33,6 +33,26 @@ class TokenMark:
     overruled: str | None = None
     claim: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """How a strip shows it."""
+        return "overruled" if self.overruled is not None else "decided" if self.decided else "weighed"
+
+    def numbers(self) -> list[str]:
+        """Return what is known of it, a line each."""
+        lines = {
+            "overruled": f"The plain model would have said “{(self.overruled or '').strip()}”.",
+            "decided": "One token was plausible: no other view could change it.",
+            "weighed": "Several tokens were plausible; the plain model's first choice stayed.",
+        }
+        told = [lines[self.kind]]
+        for branch, log_prob in self.log_prob.items():
+            p = "not run" if log_prob is None else f"p {math.exp(log_prob):.3f} (log {number(log_prob, 2)})"
+            told.append(f"{branch}: {p}")
+        if self.divergence is not None:
+            told.append(f"divergence between views: {self.divergence:.3f} nats")
+        return told + ([f"asked of the matcher: {self.claim}"] if self.claim else [])
+
 
 def token_marks(
     trace: Mapping[str, Any], decode: Callable[[Sequence[int]], str], *, row: int = 0, prefix: Sequence[int] = ()
@@ -49,84 +69,22 @@ def token_marks(
     said = list(prefix)
     marks = []
     for step in trace["steps"][row]:
-        before = decode(said)
-
-        def adds(token: int, before: str = before) -> str:
-            return decode([*said, token]).removeprefix(before)
-
-        text, over = adds(step["token"]), step.get("overruled")
-        claims = {int(token): claim for token, claim in (step.get("claims") or {}).items()}
-        said.append(step["token"])
+        before, token, over = decode(said), step["token"], step.get("overruled")
+        text, instead = (None if each is None else decode([*said, each]).removeprefix(before) for each in (token, over))
+        said.append(token)
         if not text and over is None:
             continue
-        marks.append(
-            TokenMark(
-                text=text or END,
-                log_prob=step.get("log_prob") or {},
-                divergence=step.get("divergence"),
-                decided=bool(step.get("decided")),
-                overruled=None if over is None else decode([*said[:-1], over]).removeprefix(before) or END,
-                claim=claims.get(step["token"]),
-            )
-        )
+        claims = {int(claimed): claim for claimed, claim in (step.get("claims") or {}).items()}
+        told = step.get("log_prob") or {}, step.get("divergence"), bool(step.get("decided"))
+        marks.append(TokenMark(text or END, *told, None if over is None else instead or END, claims.get(token)))
     return marks
 
 
 def token_strip(marks: Iterable[TokenMark]) -> Html:
     """Return the answer; a token shows its numbers when pointed at, tapped or reached by the keyboard."""
-    return tag("p", *(_token(mark) for mark in marks), class_="tokens")
-
-
-def _token(mark: TokenMark) -> Html:
-    kind = "overruled" if mark.overruled is not None else "decided" if mark.decided else "weighed"
-    spoken = (
-        tag("s", mark.overruled.strip() or repr(mark.overruled), class_="was") if mark.overruled is not None else None
-    )
-    return join(
-        (
-            " " if mark.text[:1].isspace() else "",
-            tag(
-                "span",
-                mark.text.strip() or repr(mark.text)[1:-1],
-                spoken,
-                tag("span", _numbers(mark), class_="tip", role="note"),
-                class_=f"token {kind}",
-                tabindex=0,
-            ),
-        )
-    )
-
-
-def _numbers(mark: TokenMark) -> Html:
-    lines: list[object] = []
-    if mark.overruled is not None:
-        lines.append(tag("b", f"The plain model would have said “{mark.overruled.strip()}”."))
-    elif mark.decided:
-        lines.append("One token was plausible: no other view could change it.")
-    else:
-        lines.append("Several tokens were plausible; the plain model's first choice stayed.")
-    for branch, log_prob in mark.log_prob.items():
-        lines.append(
-            f"{branch}: not run"
-            if log_prob is None
-            else f"{branch}: p {math.exp(log_prob):.3f} (log {number(log_prob, 2)})"
-        )
-    if mark.divergence is not None:
-        lines.append(f"divergence between views: {mark.divergence:.3f} nats")
-    if mark.claim:
-        lines.append(f"asked of the matcher: {mark.claim}")
-    return join(tag("span", line) for line in lines)
+    return part("tokens", list(marks))
 
 
 def legend() -> Html:
     """Return the key to a strip's marks."""
-    return tag(
-        "p",
-        tag("span", "word", tag("s", "other", class_="was"), class_="token overruled"),
-        " the guard chose it over the struck one; ",
-        tag("span", "word", class_="token weighed"),
-        " weighed, and the plain choice stayed; ",
-        tag("span", "word", class_="token decided"),
-        " nothing else was plausible. Point at a word for its numbers.",
-        class_="legend",
-    )
+    return part("legend")

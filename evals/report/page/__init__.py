@@ -9,14 +9,13 @@ stands where.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from lvlm_guard.evals.report import disagreement, layout
@@ -25,7 +24,7 @@ from lvlm_guard.evals.report.page import charts
 from lvlm_guard.evals.report.saved import EVIDENCE, INDEX, PICTURES, Run, read_run
 from lvlm_guard.evals.report.terminal import explained, sentences
 from lvlm_guard.evals.spec.jsonl import write_lines
-from lvlm_guard.report.html import UNWRITABLE
+from lvlm_guard.report.html import environment
 from lvlm_guard.report.pictures import Picture, panel
 
 REPORT = "report.html"
@@ -56,14 +55,7 @@ def render(run: Run) -> str:
 
 def page_environment() -> Environment:
     """Return the templates of pages, for other rooms of the evaluation too: text is escaped, nothing is undefined."""
-    made = Environment(
-        loader=PackageLoader("lvlm_guard.evals.report.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_clean,
-    )
+    made = environment("lvlm_guard.evals.report.page")
     made.globals["core_style"] = Markup(files("lvlm_guard.report").joinpath("style.css").read_text(encoding="utf-8"))
     filters = (layout.number, layout.written, layout.interval, layout.judged, layout.p_text, layout.title)
     made.filters |= {"plain": _told, **{one.__name__: one for one in filters}}
@@ -102,13 +94,6 @@ def _collected(folder: Path) -> Evidence:
         entries = {(entry["task"], entry["key"]): entry for entry in index["items"]}
         return Evidence(folder / EVIDENCE, str(index["maps"]), entries)
     return Evidence(folder / EVIDENCE)
-
-
-def _clean(value: Any) -> Any:
-    """Drop what HTML has no place for: most control characters, which a model can emit; None is nothing."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return re.sub(UNWRITABLE, "\ufffd", value)
-    return "" if value is None else value
 
 
 def _told(value: Any) -> str:
