@@ -20,7 +20,7 @@ import numpy as np
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import tokens, yes_no
-from lvlm_guard.evals.metrics.metric import Array, Direction, Items, Metric, Score, share
+from lvlm_guard.evals.metrics.metric import Array, Direction, Items, Score, TextMetric, share
 from lvlm_guard.evals.spec import jsonl
 
 BLOCKS = {
@@ -145,7 +145,7 @@ def shares(c: Array, small: float = 0.0) -> Array:
     return np.stack([chair, cover, 1 - clean, cog], axis=-1)
 
 
-class AmberCaptions(Metric):
+class AmberCaptions(TextMetric):
     """Captions of AMBER's pictures; truths are {"truth": [...], "hallu": [...]}. The task's "about" has "association"
     and "safe_words"; with "similarity" (`MODEL`, or the path of a table) the published scores stand beside ours."""
 

@@ -7,6 +7,7 @@ intervals and paired tests follow by themselves (`lvlm_guard.evals.stats`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
@@ -81,7 +82,7 @@ class Batch:
     cut_at: Sequence[Sequence[int] | None]  # characters after the first `spec.answers.LIMITS` tokens, where known
 
 
-class Metric:
+class Metric(ABC):
     """Scores the answers to one task: as `EvalTask.describe()` has it ("name", "kind", "vocabulary", "about" ...).
     Raises `DataError` (an item has no truth that answers can be held against)."""
 
@@ -92,26 +93,37 @@ class Metric:
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:
         self.task, self.items, self.name = task, items, str(task["name"])
         self.warnings: list[str] = []
-        self.cases: Places = np.arange(len(items.keys))  # [N]; equal texts to items of one case count alike
 
-    def read(self, text: str, case: int) -> Sequence[float]:
-        """Return the counts of an answer, [k], to an item of `cases`."""
-        raise NotImplementedError
-
+    @abstractmethod
     def count(self, batch: Batch) -> Array:
         """Return the counts of each answer, [B, k], in the batch's order; k is the same for every batch."""
-        asked = list(zip(batch.texts, self.cases[batch.places].tolist(), strict=True))
-        row = {answer: number for number, answer in enumerate(dict.fromkeys(asked))}
-        counts = np.array([self.read(*answer) for answer in row], np.float64)
-        return counts[[row[answer] for answer in asked]]
 
     def finish(self, sums: Array) -> Array:
         """Return what is summed over pictures, [..., P, k'], given each picture's own counts, [..., P, k]."""
         return sums
 
+    @abstractmethod
     def scores(self) -> Mapping[str, Score]:
         """Return metric -> score, once all answers were counted."""
-        raise NotImplementedError
+
+
+class TextMetric(Metric):
+    """Reads each text by itself, and equal ones once."""
+
+    def __init__(self, task: Mapping[str, Any], items: Items) -> None:
+        super().__init__(task, items)
+        self.cases: Places = np.arange(len(items.keys))  # [N]; equal texts to items of one case count alike
+
+    @abstractmethod
+    def read(self, text: str, case: int) -> Sequence[float]:
+        """Return the counts of an answer, [k], to an item of `cases`."""
+
+    def count(self, batch: Batch) -> Array:
+        """Return what `read` counts in each answer."""
+        asked = list(zip(batch.texts, self.cases[batch.places].tolist(), strict=True))
+        row = {answer: number for number, answer in enumerate(dict.fromkeys(asked))}
+        counts = np.array([self.read(*answer) for answer in row], np.float64)
+        return counts[[row[answer] for answer in asked]]
 
 
 def metric_of(kind: str) -> type[Metric]:

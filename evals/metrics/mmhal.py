@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score
+from lvlm_guard.evals.metrics.metric import Array, Batch, Columns, Items, Metric, Score, TextMetric
 from lvlm_guard.evals.spec import jsonl
 
 ITEMS, HIGHEST, HALLUCINATED_BELOW = 96, 6, 3
@@ -89,7 +89,7 @@ def counts(verdict: str) -> list[float]:
     return [1, *read, official, official < HALLUCINATED_BELOW]
 
 
-class Verdicts(Metric):
+class Verdicts(TextMetric):
     """Verdicts in the place of answers: stored ones of others, which name their judge."""
 
     def read(self, text: str, case: int) -> Sequence[float]:
@@ -99,7 +99,7 @@ class Verdicts(Metric):
         return SCORES
 
 
-class MMHal(Verdicts):
+class MMHal(Metric):
     """Answers that were judged elsewhere: the task's "about" has "verdicts", paths of `read_reply`'s files."""
 
     whole = True
@@ -125,3 +125,6 @@ class MMHal(Verdicts):
             told = f"{self.name}: nobody judged the answers with answers_sha256 {digest[:16]}, so they have no score"
             self.warnings.append(f"{told}. `lvlm-guard eval judge` writes what a judge is to be asked.")
         return found
+
+    def scores(self) -> Mapping[str, Score]:
+        return SCORES

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lvlm_guard.evals.errors import DataError
-from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Metric, Score, share
+from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Score, TextMetric, share
 from lvlm_guard.evals.metrics.objects import coco_words
 from lvlm_guard.evals.metrics.yes_no import COLUMNS, OF_READ
 
@@ -50,7 +50,7 @@ def outcomes(answers: Iterable[tuple[bool, bool]]) -> list[int]:
     return [pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))]
 
 
-class Opope(Metric):
+class Opope(TextMetric):
     """Captions asked POPE's questions: truths are kind of questions -> [object, "yes" or "no"] pairs."""
 
     def __init__(self, task: Mapping[str, Any], items: Items) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
-from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Metric, Score, share
+from lvlm_guard.evals.metrics.metric import Array, Columns, Items, Score, TextMetric, share
 from lvlm_guard.evals.metrics.ranking import one_wayness
 
 COLUMNS = Columns("tp fp tn fn n unreadable label_yes label_no")
@@ -59,7 +59,7 @@ def said_of(counts: Array) -> NDArray[np.int8]:
     return np.where(counts[:, 5] > 0, -1, counts[:, 0] + counts[:, 1]).astype(np.int8)
 
 
-class YesNo(Metric):
+class YesNo(TextMetric):
     """Questions that are answered yes or no, read by `pope.read`. An unreadable answer is wrong, and never yes."""
 
     joined = True

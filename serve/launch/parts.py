@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ class Engine(Child):
         )
 
 
-class Parts:
+class Parts(ABC):
     """What `serve` starts, in the order in which it is started.
 
     Args:
@@ -139,9 +140,9 @@ class Parts:
         if not os.environ.get(KEY) and given.host not in ("127.0.0.1", "localhost", "::1"):
             self._say(f"There is no API key: whoever reaches {given.host} is answered. Set {KEY} to ask for one.")
 
+    @abstractmethod
     def _open(self, ready: Callable[[Ready], None]) -> None:
         """Start all parts, and call `ready` once they answer."""
-        raise NotImplementedError
 
     def _objects(self, embedded: bool) -> None:
         """Settle what free text may name, for all processes alike."""

@@ -7,6 +7,7 @@ holds it) and gives one answer a mention and column, worded as `metrics.yes_no.M
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -34,7 +35,7 @@ def probable(p: float, doubtful: bool | None) -> Said:
 
 
 @dataclass(eq=False)
-class Judge:
+class Judge(ABC):
     matcher: Matcher  # that judges
     vocabulary: Vocabulary  # all that could be named; swaps are drawn from it
     place: str = ""  # registered name, folder or hub id that it is from
@@ -74,9 +75,9 @@ class Judge:
             for who in job.todo:
                 took(job, who, found[who[0]])
 
+    @abstractmethod
     def __call__(self, image: Image, items: Sequence[Item]) -> dict[str, list[Said]]:
         """Return column -> an answer for each mention of one picture."""
-        raise NotImplementedError
 
     def verdicts(self, image: Image, items: Sequence[Item], swaps: int) -> list[Said]:
         """Return the matcher's verdicts; without swaps its own probability."""
