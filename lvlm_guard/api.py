@@ -136,7 +136,7 @@ def guard(
 
 
 def _verifier(asked: Any, call: Call, method: Method) -> Callable[[int, str], list[Any]]:
-    from lvlm_guard.verify.verifier import Verifier
+    from lvlm_guard.verify.check import Verifier
 
     return Verifier.of(asked).bound(call, method)
 

@@ -29,7 +29,7 @@ from lvlm_guard.files import differing, read_json, whole, write_json
 from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
 from lvlm_guard.matching.claims import pieces_of
-from lvlm_guard.matching.vocabulary import WORD, article, named
+from lvlm_guard.matching.vocabulary import claim_about
 from lvlm_guard.progress import progress
 
 if TYPE_CHECKING:
@@ -151,12 +151,10 @@ class Subject:
         """
         pieces = pieces_of(self.processor.tokenizer)
         ends = [len(pieces.joined(answer[: end + 1])) for end in range(len(answer))]
-        text, spellings = pieces.joined(answer), self.objects.spellings()
-        words = list(WORD.finditer(text))
-        most = 1 + max(spelling.count(" ") for spelling in spellings)
-        runs = named(text, words, spellings.get, most)
-        found = [(bisect(ends, words[first].start()), min(spellings[spelling])) for first, _, spelling in runs]
-        claims = [f"is there {article(name)} {name} in the image?" for _, name in found]
+        spellings = self.objects.spellings()
+        runs = spellings.named(pieces.joined(answer))
+        found = [(bisect(ends, run.start), min(spellings[run.spelling])) for run in runs]
+        claims = [claim_about(name) for _, name in found]
         known = self.matcher.knows(claims)
         kept = [i for i, (at, _) in enumerate(found) if at > 0 and known[i]]
         support = self.matcher.support(picture, [claims[i] for i in kept]) if kept else torch.empty(0)

@@ -23,7 +23,7 @@ from lvlm_guard.families.family import Family
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.pretrained import ask, templated
-from lvlm_guard.verify.naming import mentions
+from lvlm_guard.verify.check import mentions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

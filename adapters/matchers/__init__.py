@@ -28,7 +28,7 @@ from lvlm_guard.matching.loading import device_of
 from lvlm_guard.matching.match import Match, Matcher, unaffected
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.vocabulary import Vocabulary
-from lvlm_guard.verify.naming import mentions
+from lvlm_guard.verify.check import mentions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -106,10 +106,8 @@ def _is_said_of_noun(text: str, found: Sequence[Found]) -> bool:
 
 
 def _found(text: str, bank: WordBank) -> Iterator[Found]:
-    words = list(WORD.finditer(text))
-    beside = ["", *(word.group() for word in words), ""]
-    for first, behind, spelling in named(text, words, bank.spellings.__contains__, bank.longest):
-        start, end = words[first].start(), words[behind - 1].end()
+    beside = ["", *WORD.findall(text), ""]
+    for first, behind, start, end, spelling in named(text, bank.spellings, bank.longest):
         category, value = bank.categories.get(spelling, Named()), bank.values.get(spelling, Valued())
         yield Found(start, end, text[start:end], beside[first], beside[behind + 1], category, value)
 

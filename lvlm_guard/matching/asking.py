@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from lvlm_guard.matching.vocabulary import WORD, Vocabulary, named, plural, spelled
+from lvlm_guard.matching.vocabulary import Spellings, Vocabulary, plural, spelled
 
 Kind = Literal["exists", "counts", "needs", "nothing"]
 
@@ -38,7 +38,7 @@ _COUNT = re.compile(
 LONGEST = 4
 """Words of a thing that an open-vocabulary detector is asked about."""
 
-_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBERS = {word: number for number, word in enumerate(_WORDS)} | {"zero": 0}
 
 ALIASES = {
@@ -47,13 +47,13 @@ ALIASES = {
 }  # fmt: skip
 """Labels of detectors trained by Darknet's names, and what COCO calls them."""
 
-_EQUAL = frozenset(
+_SAME = re.split(
+    r",\s+",
     """bike, automobile, motorbike, motor bike, motor cycle, plane, air plane, people, lorry, traffic signal,
     stop light, stoplight, hydrant, doggie, doggy, knapsack, purse, suit case, ski, ball, racket, doughnut, sofa,
     settee, houseplant, table, television, laptop computer, mobile phone, phone, cellphone, smartphone, fridge,
-    teddybear, hairdryer""".replace("\n", " ").split(",")
+    teddybear, hairdryer""",
 )
-_SAME = frozenset(" ".join(word.split()) for word in _EQUAL)
 """Words of COCO's list that mean no less than their object."""
 
 
@@ -84,22 +84,17 @@ def asked(text: str, known: frozenset[str], anything: bool = False) -> Asked:
         anything: whether anything of up to four words can be told, where a text asks whether, or how many, are there.
     """
     spellings = _spellings(known)
-    found = THERE.fullmatch(text)
-    if found:
+    if found := THERE.fullmatch(text):
         name, exact = _named(found["name"] or found["shown"], spellings, anything)
         if name is not None:
             return Asked("exists" if exact else "needs", (name,))
-    found = _COUNT.fullmatch(text)
-    if found and (number := _number(found["number"])) is not None:
+    if (found := _COUNT.fullmatch(text)) and (number := _number(found["number"])) is not None:
         name, exact = _named(found["name"], spellings, anything)
         if name is not None:
             rule = (found["rule"] or "").strip().lower()
-            if not exact:
-                return Asked("needs", (name,))
-            return Asked("counts", (name,), number + (rule == "more than"), bool(rule))
-    words = list(WORD.finditer(text))
-    most = 1 + max((spelling.count(" ") for spelling in spellings), default=0)
-    needed = dict.fromkeys(spellings[spelling][0] for *_, spelling in named(text, words, spellings.get, most))
+            count = Asked("counts", (name,), number + (rule == "more than"), bool(rule))
+            return count if exact else Asked("needs", (name,))
+    needed = dict.fromkeys(spellings[run.spelling][0] for run in spellings.named(text))
     return Asked("needs", tuple(needed)) if needed else Asked("nothing")
 
 
@@ -121,11 +116,11 @@ def object_of(label: str) -> str | None:
 
 
 @lru_cache(maxsize=16)
-def _spellings(known: frozenset[str]) -> Mapping[str, tuple[str, bool]]:
+def _spellings(known: frozenset[str]) -> Spellings[tuple[str, bool]]:
     """Return spelling -> the object, and whether it means no less."""
-    found: dict[str, tuple[str, bool]] = {}
+    found = Spellings[tuple[str, bool]]()
     for name in sorted(known):
-        found |= {spelled(word): (name, True) for word in (name, plural(name))}
+        found.update({spelled(word): (name, True) for word in (name, plural(name))})
     for spelling, names in Vocabulary.of(None).spellings().items():
         for name in sorted(names & known):
             exact = any(spelling in (spelled(word), spelled(plural(word))) for word in (name, *_SAME))

@@ -12,13 +12,12 @@ Names follow the longest match, as CHAIR counts them. Words of one name are join
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, joined, named
+from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,18 +25,14 @@ if TYPE_CHECKING:
 NOTHING: frozenset[str] = frozenset()
 HARD = "\n"  # what a special token reads as: no name goes across it
 BROKEN = "\ufffd"  # what decoders give for bytes of an unfinished character
-
-ENDS = (".", "!", "\u3002", "\uff01", HARD)
-"""What a piece begins with that ends a sentence, a line or, as special tokens do, the answer."""
-
-FAR = 64
-"""Tokens looked back for the start of a name."""
+ENDS = (".", "!", "\u3002", "\uff01", HARD)  # what a piece begins with that ends a sentence, a line or the answer
+FAR = 64  # tokens looked back for the start of a name
 
 _SAMPLE = 512  # pieces looked at to learn whether a tokenizer has any that goes on a word
 _REMEMBERED = 1 << 18  # answers kept of "what does this piece name after that text"
 
 
-class Pieces:
+class Pieces(dict[int, str]):
     """What each piece of a tokenizer adds to a text, leading blank included.
 
     Args:
@@ -46,22 +41,20 @@ class Pieces:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids) | {
-            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-        }
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {*tokenizer.all_special_ids, *(token for token, how in added if how.special)}
         self._anchor, self._base = self._find_anchor()
-        self._known: dict[int, str] = {}
         self._words: dict[int, int | None] = {}
-        self._after = ""
-        if not self._any_goes_on():
-            self._after = " "  # whole words: each is finished as soon as it is there
+        sample = range(0, len(tokenizer), max(1, len(tokenizer) // _SAMPLE))
+        goes_on = any(WORD.match(self._decoded([token])) for token in sample if token not in self._special)
+        self._after = "" if goes_on else " "  # whole words: each is finished as soon as it is there
 
-    def __getitem__(self, token: int) -> str:
-        text = self._known.get(token)
-        if text is None:
-            text = self._known[token] = self._read(token)
-        return text
+    def __missing__(self, token: int) -> str:
+        text = HARD if token in self._special else self._decoded([token])
+        self[token] = text + self._after if text and token not in self._special else text
+        return self[token]
 
     def words(self, token: int) -> int | None:
         """Return how many words surely begin within a piece, None where it holds a part of a character.
@@ -79,20 +72,13 @@ class Pieces:
         text = "".join(self[token] for token in tokens)
         if BROKEN not in text:
             return text
-        parts, run = [], []
-        for token in [*tokens, None]:
-            if token is not None and token not in self._special:
-                run.append(token)
+        text, run = "", list[int]()
+        for token in tokens:
+            if token in self._special:
+                text, run = text + self._decoded(run) + HARD, []
             else:
-                parts += [self._decoded(run), HARD if token is not None else ""]
-                run = []
-        return "".join(parts)
-
-    def _read(self, token: int) -> str:
-        if token in self._special:
-            return HARD
-        text = self._decoded([token])
-        return text + self._after if text else text
+                run.append(token)
+        return text + self._decoded(run)
 
     def _decoded(self, tokens: list[int]) -> str:
         both = self._decode([*self._anchor, *tokens])
@@ -105,14 +91,9 @@ class Pieces:
     def _find_anchor(self) -> tuple[list[int], str]:
         for word in ("a", "the", "0", "."):
             tokens = [t for t in self._tokenizer.encode(word, add_special_tokens=False) if t not in self._special]
-            if tokens and self._decode(tokens).strip():
-                return tokens, self._decode(tokens)
+            if tokens and (text := self._decode(tokens)).strip():
+                return tokens, text
         return [], ""
-
-    def _any_goes_on(self) -> bool:
-        size = len(self._tokenizer)
-        sample = range(0, size, max(1, size // _SAMPLE))
-        return any(WORD.match(self._decoded([token])) for token in sample if token not in self._special)
 
 
 @dataclass(frozen=True)
@@ -147,7 +128,6 @@ class ClaimFinder:
             for end in range(1, len(spelling) + 1):
                 begun.setdefault(spelling[:end], set()).update(names)
         self._begun = {start: frozenset(names) for start, names in begun.items()}
-        self._most = 1 + max(spelling.count(" ") for spelling in self._whole)
         self._dead = "0" * (1 + max(map(len, self._whole)))  # an unfinished word that no name starts with
         self._memory: dict[tuple[str, int], frozenset[str]] = {}
         self._states: dict[tuple[str, int], str] = {}
@@ -177,29 +157,23 @@ class ClaimFinder:
         return found
 
     def choice(self, prefix: Sequence[int], candidates: Sequence[int]) -> Choice:
-        """Return what candidates would do to an answer.
-
-        Args:
-            prefix: all tokens of the answer so far.
-            candidates: tokens that may come next.
-        """
+        """Return what candidates would do to an answer; arguments as in `reachable`."""
         reached = self.reachable(prefix, candidates)
         ends = tuple(token for token in candidates if self._pieces[token].lstrip(" \t").startswith(ENDS))
         if not reached and not ends:
             return Choice(reached)
         text = self._pieces.joined(prefix)
-        words = list(WORD.finditer(text))
-        found = list(named(text, words, self._whole.get, self._most))
-        behind = bool(found) and found[-1][1] == len(words) and not text[words[-1].end() :].strip(" ")
-        closed = len(words) - len(self._after(self._tail(prefix)).split())
-        said = NOTHING.union(*(self._whole[spelling] for _, end, spelling in found if end <= closed))
+        found = list(self._whole.named(text))
+        behind = bool(found) and not text[found[-1].end :].strip(" ")
+        closed = len(WORD.findall(text)) - len(self._after(self._tail(prefix)).split())
+        said = NOTHING.union(*(self._whole[run.spelling] for run in found if run.behind <= closed))
         return Choice(reached, said & NOTHING.union(*reached.values()), ends if behind else ())
 
     def _tail(self, prefix: Sequence[int]) -> list[int]:
         """Return the last tokens, as many as can hold the words of a name that is not finished."""
         words, start = 0, len(prefix)
         end = max(0, start - FAR)
-        while start > end and words < self._most:
+        while start > end and words < self._whole.most:
             start -= 1
             words += self._pieces.words(prefix[start]) or 0
         return list(prefix[start:])
@@ -220,35 +194,37 @@ class ClaimFinder:
 
     def _state(self, text: str) -> str:
         """Return the longest end of a text that a name can start with; "" for none, `_dead` within another word."""
-        text = text.lower().rstrip(BROKEN)
-        words = list(WORD.finditer(text))
-        if not words:
-            return ""
-        rest = text[words[-1].end() :]
+        spellings, rest, _ = self._last(text.lower().rstrip(BROKEN))
         if rest and not JOIN.fullmatch(rest):
             return ""
-        for spelling in _runs(text, words, self._most):
-            if spelling + (" " if rest else "") in self._begun:
-                return spelling + (" " if rest else "")
-        return "" if rest else self._dead
+        ends = (spelling + (" " if rest else "") for spelling in spellings)
+        nothing = self._dead if spellings and not rest else ""
+        return next((end for end in ends if end in self._begun), nothing)
 
     def _named(self, state: str, piece: str) -> frozenset[str]:
         """Return the objects that a piece starts or goes on after a state."""
-        text = state + piece.lower()
-        words = list(WORD.finditer(text))
-        if not words or words[-1].end() <= len(state):
+        spellings, rest, end = self._last(state + piece.lower())
+        if end <= len(state):
             return NOTHING  # no letter is new: a blank, punctuation
-        rest = text[words[-1].end() :]
-        for spelling in _runs(text, words, self._most):
-            if not rest:
-                names = self._begun.get(spelling, NOTHING)
-            elif JOIN.fullmatch(rest):
-                names = self._whole.get(spelling, NOTHING) | self._begun.get(spelling + " ", NOTHING)
-            else:
-                names = self._whole.get(spelling, NOTHING)
+        for spelling in spellings:
+            names = self._whole.get(spelling, NOTHING) if rest else self._begun.get(spelling, NOTHING)
+            if rest and JOIN.fullmatch(rest):
+                names |= self._begun.get(spelling + " ", NOTHING)
             if names:
                 return names
         return NOTHING
+
+    def _last(self, text: str) -> tuple[list[str], str, int]:
+        """Return the last words of a text as spellings, the longest first, as far back as blanks join them; what
+        stands behind the last word, and where that ends (0 without any)."""
+        words = list(WORD.finditer(text))
+        if not words:
+            return [], "", 0
+        first, end = len(words) - 1, words[-1].end()
+        while first > max(0, len(words) - self._whole.most) and joined(text, words[first - 1], words[first]):
+            first -= 1
+        spelled = [word.group() for word in words[first:]]
+        return [" ".join(spelled[start:]) for start in range(len(spelled))], text[end:], end
 
     def _across(self, tail: list[int], token: int) -> frozenset[str]:
         """As `_named`, where a character's bytes lie in several pieces."""
@@ -257,28 +233,14 @@ class ClaimFinder:
         return self._named(state, self._pieces.joined([*tail, token]).rstrip(BROKEN)[len(before) :])
 
 
-def _runs(text: str, words: list[re.Match[str]], most: int) -> Iterable[str]:
-    """Yield the last words of a text as spellings, the longest first, as far back as blanks join them."""
-    first = len(words) - 1
-    while first > max(0, len(words) - most) and joined(text, words[first - 1], words[first]):
-        first -= 1
-    for start in range(first, len(words)):
-        yield " ".join(word.group() for word in words[start:])
-
-
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> list[int]:
     """Return the token that each word begins with behind a blank, of each word once."""
     each = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in dict.fromkeys(words)]
     return [next(piece for piece in pieces if WORD.search(str(tokenizer.decode([piece])))) for pieces in each]
 
 
-@lru_cache(maxsize=8)
-def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
-    """Return the pieces of a tokenizer, read once."""
-    return Pieces(tokenizer)
+pieces_of = lru_cache(maxsize=8)(Pieces)
+"""The pieces of a tokenizer, read once."""
 
-
-@lru_cache(maxsize=32)
-def finder_of(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, by_word: bool = False) -> ClaimFinder:
-    """Return the finder for a tokenizer and a vocabulary, made once."""
-    return ClaimFinder(tokenizer, vocabulary, by_word)
+finder_of = lru_cache(maxsize=32)(ClaimFinder)
+"""The finder for a tokenizer and a vocabulary, made once."""

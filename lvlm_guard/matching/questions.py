@@ -19,8 +19,6 @@ _REQUEST = re.compile(
     r"(?!see|spot|find|notice|detect|identify|recogni|observe|tell if|tell whether)"
 )
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!]?")
-
-
 _ABOUT_THE_ANSWER = re.compile(
     r"(please )?(just |simply |only )?(answer|reply|respond)\b.*\b(yes|no|true|false|words?|phrase|briefly|shortly)\b"
 )

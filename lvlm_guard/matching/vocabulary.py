@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from lvlm_guard.errors import KnobError
 
@@ -23,6 +24,8 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W_]*)*")
 
 JOIN = re.compile(r"[ \t\u00a0\u2010\u2011-]+")
 """What may stand between the words of one name: blanks and hyphens, also those that break no line."""
+
+T = TypeVar("T")
 
 Objects = str | PathLike[str] | Sequence[str] | None
 
@@ -36,6 +39,54 @@ _VERBS = {"is": "are", "was": "were", "has": "have"}
 _SINGULAR = {"a", "an", "one", "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
 _SILENT = re.compile(r"(hour|honest|heir)")
 _SOUNDED = re.compile(r"(uni|use|euro|one\b|ewe)")
+
+
+class Run(NamedTuple):
+    """Words of a text that are a known spelling: the first, one behind the last, and the same in characters."""
+
+    first: int
+    behind: int
+    start: int
+    end: int
+    spelling: str
+
+
+def joined(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
+    """Tell whether two words of a text, one behind the other, may be of one name."""
+    return JOIN.fullmatch(text, before.end(), after.start()) is not None
+
+
+def named(text: str, known: Container[str], most: int) -> Iterator[Run]:
+    """Yield each run of words that is a known spelling, in order; of those within one another the longest.
+
+    Args:
+        text: any, in any case.
+        known: spellings, as `spelled` writes them.
+        most: words of the longest.
+    """
+    words, at = list(WORD.finditer(text)), 0
+    while at < len(words):
+        end = at + 1
+        while end < min(at + most, len(words)) and joined(text, words[end - 1], words[end]):
+            end += 1
+        lower = [word.group().lower() for word in words[at:end]]
+        size = next((size for size in range(len(lower), 0, -1) if " ".join(lower[:size]) in known), 0)
+        if size:
+            yield Run(at, at + size, words[at].start(), words[at + size - 1].end(), " ".join(lower[:size]))
+        at += max(size, 1)
+
+
+class Spellings(dict[str, T]):
+    """What each spelling names, words joined by one blank."""
+
+    @cached_property
+    def most(self) -> int:
+        """Words of the longest."""
+        return 1 + max((spelling.count(" ") for spelling in self), default=0)
+
+    def named(self, text: str) -> Iterator[Run]:
+        """Yield what a text names; see `named`."""
+        return named(text, self, self.most)
 
 
 @dataclass(frozen=True)
@@ -55,19 +106,9 @@ class Vocabulary:
         """The objects' names, in order."""
         return tuple(name for name, _ in self.objects)
 
-    def spellings(self, by_word: bool = False) -> Mapping[str, frozenset[str]]:
-        """Return what each spelling names: words joined by one blank -> names of objects.
-
-        Args:
-            by_word: name the listed word itself ("pigeon") instead of its object ("bird").
-        """
+    def spellings(self, by_word: bool = False) -> Spellings[frozenset[str]]:
+        """Return what each spelling names: names of objects, or with `by_word` the listed word itself ("pigeon")."""
         return _spellings(self, by_word)
-
-    def words_in(self, text: str) -> list[str]:
-        """Return the spellings that a text holds, in order; of those within one another the longest."""
-        known = self.spellings()
-        most = 1 + max(spelling.count(" ") for spelling in known)
-        return [spelling for *_, spelling in named(text, list(WORD.finditer(text)), known.get, most)]
 
     @classmethod
     def of(cls, objects: Objects) -> Vocabulary:
@@ -84,93 +125,58 @@ class Vocabulary:
         if objects is None or objects == "coco":
             return _coco()
         if isinstance(objects, str | PathLike):
-            return cls._from_file(Path(objects))
+            return _made(_entries(Path(objects)), repr(str(objects)))
         return _listed(tuple(tuple(entry) if isinstance(entry, list) else entry for entry in objects))
 
-    @classmethod
-    def _from_entries(cls, entries: Iterable[object], where: str) -> Vocabulary:
-        made = []
-        for entry in entries:
-            parts = [str(part) for part in entry] if isinstance(entry, list | tuple) else str(entry).split(",")
-            words = tuple(dict.fromkeys(" ".join(part.lower().split()) for part in parts if part.strip()))
-            if not words or not all(WORD.search(word) for word in words):
-                raise KnobError(
-                    f"{entry!r} in {where} names no object: give a word or words, such as 'dog' or 'couch, sofa'."
-                )
-            made.append((words[0], words))
-        if not made:
-            raise KnobError(f"There is no object in {where}: name one at least, or give None for COCO's 80 categories.")
-        return cls(tuple(made))
 
-    @classmethod
-    def _from_file(cls, path: Path) -> Vocabulary:
-        try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix == ".json":
-                read = json.loads(text)
-                entries: list[object] = (
-                    [[name, *synonyms] for name, synonyms in read.items()] if isinstance(read, dict) else list(read)
-                )
-            else:
-                entries = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        except (OSError, TypeError, ValueError) as error:
+def _entries(path: Path) -> list[object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        read = json.loads(text)
+        return [[name, *synonyms] for name, synonyms in read.items()] if isinstance(read, dict) else list(read)
+    except (OSError, TypeError, ValueError) as error:
+        raise KnobError(
+            f"The objects could not be read from {str(path)!r} ({error}). Give a text file with one object a line "
+            "('couch, sofa'), a JSON list, a tuple of names, or None for COCO's 80 categories."
+        ) from error
+
+
+def _made(entries: Iterable[object], where: str) -> Vocabulary:
+    made = []
+    for entry in entries:
+        parts = [str(part) for part in entry] if isinstance(entry, list | tuple) else str(entry).split(",")
+        words = tuple(dict.fromkeys(" ".join(part.lower().split()) for part in parts if part.strip()))
+        if not words or not all(WORD.search(word) for word in words):
             raise KnobError(
-                f"The objects could not be read from {str(path)!r} ({error}). Give a text file with one object a line "
-                "('couch, sofa'), a JSON list, a tuple of names, or None for COCO's 80 categories."
-            ) from error
-        return cls._from_entries(entries, repr(str(path)))
+                f"{entry!r} in {where} names no object: give a word or words, such as 'dog' or 'couch, sofa'."
+            )
+        made.append((words[0], words))
+    if not made:
+        raise KnobError(f"There is no object in {where}: name one at least, or give None for COCO's 80 categories.")
+    return Vocabulary(tuple(made))
 
 
 @lru_cache(maxsize=1)
 def _coco() -> Vocabulary:
     text = files("lvlm_guard.matching").joinpath("data/coco_synonyms.txt").read_text(encoding="utf-8")
-    return Vocabulary._from_entries(text.splitlines(), "COCO's categories")
+    return _made(text.splitlines(), "COCO's categories")
 
 
 @lru_cache(maxsize=32)
 def _listed(entries: tuple[object, ...]) -> Vocabulary:
-    return Vocabulary._from_entries(entries, "the list of objects")
+    return _made(entries, "the list of objects")
 
 
 @lru_cache(maxsize=32)
-def _spellings(vocabulary: Vocabulary, by_word: bool) -> Mapping[str, frozenset[str]]:
+def _spellings(vocabulary: Vocabulary, by_word: bool) -> Spellings[frozenset[str]]:
     found: dict[str, set[str]] = {}
     for name, words in vocabulary.objects:
         for word in words:
             for spelling in (word, plural(word)) if vocabulary.plurals else (word,):
                 found.setdefault(spelled(spelling), set()).add(word if by_word else name)
-    return {spelling: frozenset(names) for spelling, names in found.items()}
-
-
-def joined(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
-    """Tell whether two words of a text, one behind the other, may be of one name."""
-    return JOIN.fullmatch(text, before.end(), after.start()) is not None
-
-
-def named(
-    text: str, words: Sequence[re.Match[str]], known: Callable[[str], object], most: int
-) -> Iterator[tuple[int, int, str]]:
-    """Yield each run of words that is a known spelling, in order; of those within one another the longest.
-
-    Args:
-        text: any, in any case.
-        words: `WORD.finditer(text)`.
-        known: gives something that is true for a spelling, as `spelled` writes it.
-        most: words of the longest spelling.
-
-    Yields:
-        The run's first word, one behind its last, and its spelling.
-    """
-    at = 0
-    while at < len(words):
-        end = at + 1
-        while end < min(at + most, len(words)) and joined(text, words[end - 1], words[end]):
-            end += 1
-        lower = [word.group().lower() for word in words[at:end]]
-        end = next((at + size for size in range(len(lower), 0, -1) if known(" ".join(lower[:size]))), at)
-        if end > at:
-            yield at, end, " ".join(lower[: end - at])
-        at = max(end, at + 1)
+    return Spellings({spelling: frozenset(names) for spelling, names in found.items()})
 
 
 def spelled(text: str) -> str:

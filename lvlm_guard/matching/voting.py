@@ -1,6 +1,7 @@
-"""Votes on what an answer is about to claim: which tokens claim something, and how much each claim weighs.
+"""What a call's matcher says of texts (`Poll`), and votes by it on what an answer is about to claim.
 
-Shared by the method `vote`, which asks a matcher (`Ballot`), and its serving twin, whose requests carry the scores.
+Which tokens claim something, and how much each claim weighs, is shared by the method `vote`, which asks a matcher
+(`Ballot`), and its serving twin, whose requests carry the scores.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.matching.claims import Choice, finder_of
+from lvlm_guard.matching.loading import Spec, load_matcher
 from lvlm_guard.matching.match import ABSTAIN
 from lvlm_guard.matching.platt import log_odds
-from lvlm_guard.matching.polling import Poll
 from lvlm_guard.matching.questions import YES, wanted
-from lvlm_guard.matching.vocabulary import TEMPLATE, Vocabulary, claim_about
+from lvlm_guard.matching.vocabulary import TEMPLATE, WORD, Vocabulary, claim_about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lvlm_guard.engine.call import Call
     from lvlm_guard.engine.method import Step
-    from lvlm_guard.matching.loading import Spec
 
 QUESTION = ""
 """Stands among the objects for a yes/no question itself."""
@@ -97,6 +97,46 @@ class Naming:
         return replace(choice, reached={**choice.reached, **claimed})
 
 
+class Poll:
+    """A call's matcher and its answers. With several pictures a text holds as well as in the one that it fits best.
+
+    Args:
+        call: whose requests are asked about.
+        spec: see `load_matcher`.
+        by_similarity: whether texts are compared with the pictures where the matcher can; else how probable they are.
+    """
+
+    def __init__(self, call: Call, spec: Spec, by_similarity: bool = False) -> None:
+        self.matcher = load_matcher(spec, model=call.model)
+        self.compares = by_similarity and self.matcher.compares
+        self._pictures = [[view.image for view in row] for row in call.requests()]
+        self._said: list[dict[str, float | None]] = [{} for _ in self._pictures]
+
+    def ask(self, pairs: Iterable[tuple[int, str]]) -> None:
+        """Ask what is not known yet of (request, text), in this order; nobody is asked about a text without words."""
+        missing = [pair for pair in dict.fromkeys(pairs) if pair[1] not in self._said[pair[0]]]
+        for request, text in missing:
+            self._said[request][text] = None
+        some = [pair for pair in missing if (pair[1].strip() if self.compares else WORD.search(pair[1]))]
+        if self.compares:
+            for request in dict.fromkeys(request for request, _ in some):
+                texts = [text for of, text in some if of == request]
+                best = self.matcher.similarity(self._pictures[request], texts).amax(0).tolist()
+                self._said[request] |= dict(zip(texts, best, strict=True))
+            return
+        knows = self.matcher.knows([text for _, text in some])
+        known = [pair for pair, told in zip(some, knows, strict=True) if told]
+        asked = [(request, text, image) for request, text in known for image in self._pictures[request]]
+        if asked:
+            found = self.matcher.support_pairs([image for *_, image in asked], [text for _, text, _ in asked]).tolist()
+            for (request, text, _), p in zip(asked, found, strict=True):
+                self._said[request][text] = max(p, self._said[request][text] or 0.0)
+
+    def __call__(self, request: int, text: str) -> float | None:
+        """Return a similarity or a probability that was asked for; None where the matcher abstains."""
+        return self._said[request][text]
+
+
 class Ballot:
     """What one call knows of its requests: how claims are found, and how far each is supported.
 
@@ -130,9 +170,19 @@ class Ballot:
         self.support: list[dict[str, float]] = [{} for _ in self._seen]
 
     def choices(self, step: Step, undecided: Mapping[int, list[int]]) -> dict[int, Choice]:
-        """Return what the survivors of each undecided row would do; their claims are in `support` then."""
+        """Return what the survivors of each undecided row would do; their claims are in `support` then.
+
+        The matcher is asked for what `support` lacks, all requests in one batch.
+        """
         made = {row: self._choice(step.request[row], step.prefix(row), tokens) for row, tokens in undecided.items()}
-        self._ask([(step.request[row], choice) for row, choice in made.items()])
+        asked = {(step.request[row], name) for row, c in made.items() for names in c.reached.values() for name in names}
+        free = {request for request, _ in asked if self._wanted[request].objects}
+        asked |= {(request, name) for request in free for name in self._names}
+        missing = sorted(pair for pair in asked if pair[1] not in self.support[pair[0]])
+        self._poll.ask([(request, self.claim(request, name)) for request, name in missing])
+        for request, name in missing:
+            p = self._poll(request, self.claim(request, name))
+            self.support[request][name] = ABSTAIN if p is None else p
         return made
 
     def _choice(self, request: int, prefix: list[int], tokens: list[int]) -> Choice:
@@ -145,14 +195,3 @@ class Ballot:
     def claim(self, request: int, name: str) -> str:
         """Return what is asked about an object, or `QUESTION`."""
         return (self._wanted[request].yes or "") if name == QUESTION else claim_about(name, self._template)
-
-    def _ask(self, choices: Iterable[tuple[int, Choice]]) -> None:
-        """Ask the matcher for what these need and `support` lacks, all requests in one batch."""
-        asked = {(request, name) for request, c in choices for names in c.reached.values() for name in names}
-        free = {request for request, _ in asked if self._wanted[request].objects}
-        asked |= {(request, name) for request in free for name in self._names}
-        missing = sorted(pair for pair in asked if pair[1] not in self.support[pair[0]])
-        self._poll.ask([(request, self.claim(request, name)) for request, name in missing])
-        for request, name in missing:
-            p = self._poll(request, self.claim(request, name))
-            self.support[request][name] = ABSTAIN if p is None else p

@@ -83,7 +83,7 @@ class VGA(Attending):
         found, listed = torch.zeros(shown.shape, device=shown.device), Vocabulary.of(self.objects)
         for request, row in enumerate(call.requests()):
             if row:
-                tokens = first_tokens(call.tokenizer, listed.words_in(row[0].text))
+                tokens = first_tokens(call.tokenizer, [run.spelling for run in listed.spellings().named(row[0].text)])
                 seen = logits[request, there[request]]
                 made = torch.cat([spoken(some.float(), tokens) for some in seen.split(256)])
                 best = (made / made.sum(0)).nan_to_num().amax(-1)

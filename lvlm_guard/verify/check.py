@@ -1,33 +1,59 @@
-"""Verify one claim, or every object that an answer names."""
+"""Verify one claim, or every object that an answer names: `generate(..., verify=True)`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lvlm_guard.matching import Matcher, Vocabulary
-from lvlm_guard.matching.vocabulary import article
-from lvlm_guard.verify.naming import Mention, mentions
+from lvlm_guard.errors import KnobError
+from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
+from lvlm_guard.matching.vocabulary import TEMPLATE, Objects, claim_about
 from lvlm_guard.verify.verdict import Thresholds, Verdict, absolute, against_swaps
 
-TEMPLATE = "is there {article} {object} in the image?"
-"""The claim that an object is there, for matchers that read questions; see `Matcher.template`."""
+if TYPE_CHECKING:
+    from lvlm_guard.engine.call import Call
+    from lvlm_guard.engine.method import Method
 
 SWAPS = 8
 """Objects that a mentioned one stands against."""
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A mention and what is held of it.
+class Mention:
+    """An object that a text names.
 
     Args:
-        mention: the object, and where the answer names it.
-        verdict: whether it is in the picture.
+        object: its name in the vocabulary.
+        text: the words that name it, as written.
+        start, end: of those words in the text, in characters; the end is one behind the last.
     """
+
+    object: str
+    text: str
+    start: int
+    end: int
+
+
+def mentions(text: str, vocabulary: Vocabulary) -> list[Mention]:
+    """Return what a text names, in order; of names within one another the longest ("hot dog", no "dog").
+
+    A spelling that stands for several objects gives a mention of each.
+    """
+    spellings = vocabulary.spellings()
+    return [
+        Mention(name, text[run.start : run.end], run.start, run.end)
+        for run in spellings.named(text)
+        for name in sorted(spellings[run.spelling])
+    ]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A mention, and the verdict on whether its object is in the picture."""
 
     mention: Mention
     verdict: Verdict
@@ -112,26 +138,87 @@ def _verdicts(
     thresholds: Thresholds | None,
 ) -> list[Verdict]:
     """Return the verdict on each claim with its swaps; the matcher is asked once about each sentence."""
-    alone = [claim for claim, swaps in claims if not (swaps and matcher.compares)]
-    against = list(dict.fromkeys(s for claim, swaps in claims if swaps and matcher.compares for s in (claim, *swaps)))
-    p = dict(zip(alone, matcher.support(image, alone).tolist(), strict=True)) if alone else {}
-    unknown = {claim for claim, known in zip(alone, matcher.knows(alone), strict=True) if not known}
+    compared = {claim: swaps for claim, swaps in claims if swaps and matcher.compares}
+    against = list(dict.fromkeys(text for claim, swaps in compared.items() for text in (claim, *swaps)))
     s = dict(zip(against, matcher.similarity([image], against)[0].tolist(), strict=True)) if against else {}
-    return [
-        against_swaps(claim, s[claim], [(swap, s[swap]) for swap in swaps], matcher.temperature, thresholds)
-        if swaps and matcher.compares
-        else replace(absolute(claim, p[claim], thresholds), kind="abstained", label="unsure")
-        if claim in unknown
-        else absolute(claim, p[claim], thresholds)
-        for claim, swaps in claims
-    ]
+    alone = [claim for claim, _ in claims if claim not in compared]
+    p = dict(zip(alone, matcher.support(image, alone).tolist(), strict=True)) if alone else {}
+    known = dict(zip(alone, matcher.knows(alone), strict=True))
+
+    def verdict(claim: str) -> Verdict:
+        if claim in compared:
+            swaps = [(swap, s[swap]) for swap in compared[claim]]
+            return against_swaps(claim, s[claim], swaps, matcher.temperature, thresholds)
+        found = absolute(claim, p[claim], thresholds)
+        return found if known[claim] else replace(found, kind="abstained", label="unsure")
+
+    return [verdict(claim) for claim, _ in claims]
 
 
 def claim_of(matcher: Matcher, name: str) -> str:
     """Return the sentence that says an object is there, as a matcher knows it best."""
-    return (matcher.template or TEMPLATE).format(article=article(name), object=name)
+    return claim_about(name, matcher.template or TEMPLATE)
 
 
 def drawn(name: str, others: Sequence[str], most: int) -> list[str]:
     """Return the same few others for the same object each time, whatever else is listed before them."""
     return sorted(others, key=lambda other: hashlib.sha256(f"{name}\0{other}".encode()).digest())[:most]
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Checks each object that an answer of a guarded `generate()` names against the pictures of its prompt.
+
+    Args:
+        matcher: who judges: as `lvlm_guard.matching.load_matcher` takes it; None for the method's own.
+        objects: what is checked, as `Vocabulary.of` reads it; None for the method's own, else COCO's 80 categories.
+        thresholds: where verdicts change.
+        swaps: objects that each mentioned one stands against, for matchers that compare.
+    """
+
+    matcher: Any = None
+    objects: Objects = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    swaps: int = SWAPS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objects, list):
+            object.__setattr__(self, "objects", tuple(self.objects))
+        Vocabulary.of(self.objects)
+        if self.swaps < 0:
+            raise KnobError(f"swaps is {self.swaps}: give 0 (the matcher's own probability) or more.")
+
+    @classmethod
+    def of(cls, asked: Any) -> Verifier:
+        """Return what `verify=` stands for; raises `KnobError` where it is neither True nor a Verifier."""
+        if asked is True:
+            return cls()
+        if isinstance(asked, cls):
+            return asked
+        raise KnobError(f"verify is {asked!r}: give True, or a lvlm_guard.verify.Verifier(matcher=..., objects=...).")
+
+    def judge(self, method: Method, model: Any) -> Matcher:
+        """Return the matcher that judges a guarded model's answers; raises `WeightsError` where it can't be had."""
+        asked = self.matcher if self.matcher is not None else getattr(method, "matcher", None)
+        return load_matcher(asked, model=model)
+
+    def bound(self, call: Call, method: Method) -> Callable[[int, str], list[Checked]]:
+        """Return what checks the answers of one call: (request, text) -> verdicts; none where it has no picture.
+
+        Raises:
+            MissingViewError: the call's inputs came without their pictures.
+            WeightsError: the matcher can't be loaded.
+            UnsupportedCallError: it can't judge claims.
+        """
+        vocabulary = Vocabulary.of(self.objects or getattr(method, "objects", None))
+        requests = call.requests() if any(call.has_picture) else [[] for _ in call.has_picture]
+        matcher = self.judge(method, call.model)
+        matcher.expect(sum(map(len, requests)))
+        if not matcher.compares or not self.swaps:
+            matcher.require_support()
+
+        def check(request: int, text: str) -> list[Checked]:
+            images = [view.image for view in requests[request]]
+            return verify_answer(matcher, images, text, vocabulary, self.thresholds, self.swaps) if images else []
+
+        return check

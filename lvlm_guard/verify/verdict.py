@@ -25,23 +25,19 @@ ABSOLUTE = 0.25
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where verdicts change.
+    """Where verdicts change; raises `KnobError` where they are out of range or order.
 
     Args:
         unsupported: probability under which a claim is; None for chance, 1 / (n + 1) with n swaps, and for
             `ABSOLUTE` without any.
         supported: probability from which a claim is; between the two it is unsure.
-
-    Raises:
-        KnobError: out of range or order.
     """
 
     unsupported: float | None = None
     supported: float = 0.5
 
     def __post_init__(self) -> None:
-        low = 0.0 if self.unsupported is None else self.unsupported
-        if not 0 <= low <= self.supported <= 1:
+        if not 0 <= (self.unsupported or 0.0) <= self.supported <= 1:
             raise KnobError(
                 f"The verdicts' thresholds are {self.unsupported} and {self.supported}: give 0 <= unsupported <= "
                 "supported <= 1."
@@ -52,9 +48,7 @@ class Thresholds:
         low = self.unsupported
         if low is None:
             low = min(1 / (swaps + 1) if swaps else ABSOLUTE, self.supported)
-        if p < low:
-            return "unsupported"
-        return "supported" if p >= self.supported else "unsure"
+        return "unsupported" if p < low else "supported" if p >= self.supported else "unsure"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import anyio
 from lvlm_guard.proof import FIELD
 from lvlm_guard.serve.front.guards import Guards
 from lvlm_guard.serve.vote.ballot import served_vocabulary
-from lvlm_guard.verify.check import Checked
-from lvlm_guard.verify.naming import mentions
+from lvlm_guard.verify.check import Checked, mentions
 from lvlm_guard.verify.ranking import Candidate, rerank
 from lvlm_guard.verify.verdict import absolute
 

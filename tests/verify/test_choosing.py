@@ -9,7 +9,7 @@ from lvlm_guard.engine.trace import GuardTrace, TokenTrace
 from lvlm_guard.errors import KnobError
 from lvlm_guard.verify import ranked
 from lvlm_guard.verify.check import Checked
-from lvlm_guard.verify.choosing import sentences
+from lvlm_guard.verify.ranking import sentences
 
 IMAGE = Image.new("RGB", (8, 8))
 

@@ -14,7 +14,7 @@ from lvlm_guard.evals.infer.generate import answer_length, prepare
 from lvlm_guard.evals.metrics import chair
 from lvlm_guard.evals.spec.items import EvalTask, Item, Said
 from lvlm_guard.pretrained import spoken
-from lvlm_guard.verify.choosing import sentences
+from lvlm_guard.verify.ranking import sentences
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
