@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -18,38 +18,21 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from PIL import Image
 
 from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import TextError, WeightsError
 from lvlm_guard.matching.asking import THERE
-from lvlm_guard.matching.loading import device_of
-from lvlm_guard.matching.match import Match, Matcher, unaffected
-from lvlm_guard.matching.memory import Recent, digest
+from lvlm_guard.matching.match import Matcher, Remembering, device_of, unaffected
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.check import mentions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-AT_ONCE = 16
-"""Pairs of picture and text in one pass with gradients."""
 
-MATCH_BYTES = 64 << 20
-"""Of remembered matches."""
-
-EDGE = 1e-6
-"""Probabilities stay this far from 0 and 1."""
-
-
-class AdapterMatcher(Matcher):
-    """A matcher whose model one thread at a time may use.
-
-    Args:
-        model: that answers.
-        version: name and a digest of what was trained.
-    """
+class AdapterMatcher(Remembering):
+    """A matcher whose model one thread at a time may use."""
 
     name: ClassVar[str]
     otherwise: ClassVar[str | None] = None
@@ -57,11 +40,8 @@ class AdapterMatcher(Matcher):
     template = TEMPLATE
 
     def __init__(self, model: Any, version: str) -> None:
-        self._model, self._version = model, version
+        super().__init__(model, version)
         self._lock = RLock()  # hooks and prompts are states of the model
-        self._matches: Recent[Any, Match] = Recent(MATCH_BYTES)
-        self._seen: Recent[Any, Any]
-        """Of pictures, beside their matches."""
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Self:
@@ -88,48 +68,6 @@ class AdapterMatcher(Matcher):
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:
         """Load what the name stands for with a model; raises `WeightsError` where nothing says it."""
         return cls.from_pretrained(place_for(cls.name, model, cls.otherwise), device=device_of(model))
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        there: torch.device = self._model.device
-        return there
-
-    def forget(self) -> None:
-        """Drop the matches and what else is remembered of pictures."""
-        self._matches.clear()
-        self._seen.clear()
-
-    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with what text i asks; each distinct pair is computed once.
-
-        Raises:
-            TextError: a text is empty.
-            LogitsError: a map holds NaN.
-        """
-        asked = [(digest(image), self._asked(text)) for image, text in zip(images, texts, strict=True)]
-        pictures = dict(zip(asked, images, strict=True))
-
-        def made(missing: list[Any]) -> Iterator[Match]:
-            for start in range(0, len(missing), AT_ONCE):
-                chunk = missing[start : start + AT_ONCE]
-                yield from self._match([pictures[pair] for pair in chunk], *zip(*chunk, strict=True))
-
-        with self._alone():
-            found = self._matches.filled(pictures, made, lambda match: match.relevance.nbytes)
-        return [found[pair] for pair in asked]
-
-    @abstractmethod
-    def _asked(self, text: str) -> Any:
-        """Return what a text asks for, as the model reads it; raises `TextError` where it is empty."""
-
-    @abstractmethod
-    def _match(self, images: Sequence[Image.Image], keys: Sequence[bytes], asked: Any) -> list[Match]:
-        """Match pictures, by the keys of their contents, with what was asked."""
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lvlm_guard.adapters.backbone import Inputs, salient
-from lvlm_guard.adapters.matchers import EDGE, MATCH_BYTES, AdapterMatcher, caption_of, digested
+from lvlm_guard.adapters.matchers import AdapterMatcher, caption_of, digested
 from lvlm_guard.adapters.retrieval.claims import claimed
 from lvlm_guard.adapters.retrieval.folder import FILE, RetrieverCard, untuned
 from lvlm_guard.adapters.retrieval.model import CaptionInputs, RetrievalModel
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.errors import LogitsError, TextError, UnsupportedModelError
-from lvlm_guard.matching.match import Match
+from lvlm_guard.matching.match import EDGE, Match
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import heat_map
 from lvlm_guard.weights import how_to_fetch, read
@@ -95,7 +95,7 @@ class ClipMatcher(AdapterMatcher):
         if how not in self.maps:
             super().mapped(how)
         other = copy(self)
-        other._version, other._map, other._matches = f"{self._version}@{how}", how, Recent(MATCH_BYTES)
+        other._version, other._map, other._matches = f"{self._version}@{how}", how, Recent(self._matches.capacity)
         return other
 
     def knows(self, claims: Sequence[str]) -> list[bool]:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.adapters.matchers import EDGE, AdapterMatcher, digested, object_of, objects_in
+from lvlm_guard.adapters.matchers import AdapterMatcher, digested, object_of, objects_in
 from lvlm_guard.adapters.ranker.ranker import PATH, Ranker
 from lvlm_guard.errors import UnsupportedModelError
-from lvlm_guard.matching.match import Match
+from lvlm_guard.matching.match import EDGE, Match
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import heat_map
 from lvlm_guard.matching.vocabulary import Objects, Vocabulary
@@ -68,12 +68,8 @@ class RankerMatcher(AdapterMatcher):
 
         return cls(ranker, CLASSES)
 
-    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """See `Matcher`; claims that ask for more than an object's presence have 0.5: it has no opinion on them."""
-        return self.support_pairs([image] * len(claims), claims)
-
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
-        """Return the probability that claim i holds in image i, [n]; see `support`."""
+        """See `Matcher`; claims that ask for more than an object's presence have 0.5: it has no opinion on them."""
         keys = {id(image): digest(image) for image in images}
         asked = [(keys[id(image)], object_of(claim)) for image, claim in zip(images, claims, strict=True)]
         pictures = {pair[0]: image for pair, image in zip(asked, images, strict=True)}  # so that each is encoded once

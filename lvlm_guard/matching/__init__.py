@@ -9,11 +9,10 @@ probability that each claim holds (`vote` asks for it). Read in this order:
 - `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
 - `attention`: the model's own attention, which `focus` may take instead of a matcher.
 - `detector`, `open_detector`, `asking`: detectors of a set of labels, or of any phrase, and what a text asks of them.
-- `combined`: several matchers as one ("detector+blip-itm").
-- `foreign`: any callable of the caller's own as a matcher.
+- `combined`: several matchers as one ("detector+blip-itm"); any callable of the caller's own as a matcher.
 - `loading`: from None, a name, a folder or a hub id to a matcher that the whole process shares.
 - `vocabulary`, `claims`: which objects a half-written answer is about to name (no model, no torch).
-- `polling`: a call's matcher, asked about each text once; `voting`: what its answers weigh, here and in serving.
+- `voting`: what a call's matcher says of texts, and what its answers weigh, here and in serving.
 - `memory`: bounded caches keyed by content.
 
 Other packages bring matchers by the entry point `lvlm_guard.matchers`: a subclass of `Matcher`.

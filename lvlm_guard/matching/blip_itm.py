@@ -15,6 +15,7 @@ but the text layers above it. The map equals that of a full backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from os import PathLike
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from lvlm_guard.errors import KnobError, LogitsError
 from lvlm_guard.images import squash
 from lvlm_guard.matching.blip_weights import first_token, gradcam_layer, read_blip, version_of
-from lvlm_guard.matching.match import Match, Matcher, unaffected
+from lvlm_guard.matching.match import EDGE, Match, Matcher, Remembering, device_of
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import gradcam, heat_map, share_on_class
 from lvlm_guard.matching.text import PIECES, MatchingText, tokenise
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 TOWER_TOKENS = 16 * 577
 """Image tokens in one pass of the tower or of the text layers; 16 pictures of BLIP-large."""
 
-MATCH_BYTES, STATE_BYTES, SCORES = 64 << 20, 96 << 20, 1 << 16
-"""What is remembered: finished maps, image states (40 pictures of BLIP-large), claim scores."""
+STATE_BYTES, SCORES = 96 << 20, 1 << 16
+"""What is remembered: image states (40 pictures of BLIP-large), claim scores."""
 
 CLAIMS = 128
 """Claims about one picture in one pass."""
@@ -47,11 +48,8 @@ CLAIMS = 128
 SHARE = 4
 """Claims about one picture from which on it gets a pass of its own, which computes its keys and values once."""
 
-EDGE = 1e-6
-"""Probabilities stay this far from 0 and 1."""
 
-
-class BlipITM(Matcher):
+class BlipITM(Remembering):
     """A matcher on a `BlipForImageTextRetrieval`.
 
     Args:
@@ -61,7 +59,7 @@ class BlipITM(Matcher):
         mean, std: per channel, of pixels in [0, 1].
         layer: text layer whose cross-attention makes the map, from 0. None: the config's
             `lvlm_guard["gradcam_layer"]`, else the middle one (6 of 12, as AGLA).
-        name: what `version` calls the weights.
+        name: what `version` calls the weights, beside a digest of the heads, layer and dtype.
 
     Raises:
         KnobError: the layer is the last one, or none of the model's.
@@ -78,28 +76,25 @@ class BlipITM(Matcher):
         layer: int | None = None,
         name: str = "blip-itm",
     ) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
         config: Any = model.config
         self.layer = gradcam_layer(config, layer)
+        super().__init__(model.eval().requires_grad_(False), version_of(name, model, self.layer))
+        self.tokenizer = tokenizer
         self.side: int = config.vision_config.image_size
         self.first = first_token(tokenizer, config.text_config.vocab_size)
         self.pieces = min(PIECES, config.text_config.max_position_embeddings)
-        self._chunk = max(1, TOWER_TOKENS // (1 + (self.side // config.vision_config.patch_size) ** 2))
+        self._tokens = 1 + (self.side // config.vision_config.patch_size) ** 2
+        self.at_once = max(1, TOWER_TOKENS // self._tokens)
         self._scale = (mean, std)
         slope, offset = (getattr(config, "lvlm_guard", None) or {}).get("platt", (1.0, 0.0))
         self.platt = (float(slope), float(offset))
-        self._version = version_of(name, model, self.layer)
-        self._matches: Recent[tuple[bytes, str], Match] = Recent(MATCH_BYTES)
-        self._states: Recent[bytes, Tensor] = Recent(STATE_BYTES)
-        self._scores: Recent[tuple[bytes, str], float] = Recent(SCORES)
-        self._texts: Recent[str, Tensor] = Recent(1024)
-        self._tokenised: Recent[str, MatchingText] = Recent(4096)
+        self._seen: Recent[bytes, Tensor] = Recent(STATE_BYTES)
+        self._scores: Recent[tuple[bytes, MatchingText], float] = Recent(SCORES)
+        self._texts: Recent[MatchingText, Tensor] = Recent(1024)
+        self._tokenised = lru_cache(maxsize=4096)(partial(tokenise, tokenizer=tokenizer, pieces=self.pieces))
         self._here = local()  # threads share the model's one hook, each with an attention of its own
         attention: nn.Module = self.model.text_encoder.encoder.layer[self.layer].crossattention.self.dropout
         attention.register_forward_pre_hook(self._swap_attention)
-
-    # --- loading
 
     @classmethod
     def from_pretrained(
@@ -134,63 +129,25 @@ class BlipITM(Matcher):
     @classmethod
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:
         """Load the default weights for a model: those its config names, else Salesforce/blip-itm-large-coco."""
-        from lvlm_guard.matching.loading import default_source, device_of, shared_blip
+        from lvlm_guard.matching.loading import default_source, shared
 
-        return shared_blip(default_source(model), device_of(model))
-
-    @property
-    def version(self) -> str:
-        """Weights (by name and a digest of the heads), layer and dtype."""
-        return self._version
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
-
-    # --- what a matcher answers
+        return shared("blip-itm", default_source(model), device_of(model))
 
     def expect(self, pictures: int) -> None:
         """Make room for the states of so many pictures; 40 of BLIP-large are remembered without.
 
         They are no hundredth of what the call's own caches hold of the same pictures.
         """
-        tokens = 1 + (self.side // self.model.config.vision_config.patch_size) ** 2
         width = self.model.config.vision_config.hidden_size * self.model.dtype.itemsize
-        self._states.capacity = max(STATE_BYTES, pictures * tokens * width)
+        self._seen.capacity = max(STATE_BYTES, pictures * self._tokens * width)
 
     def forget(self) -> None:
         """Drop the matches, the encoded pictures and the scores that are remembered."""
-        for memory in (self._matches, self._states, self._scores):
-            memory.clear()
+        super().forget()
+        self._scores.clear()
 
-    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i; each distinct pair is computed once, each distinct picture encoded once.
-
-        Args:
-            images: RGB pictures of any size.
-            texts: as the user asked them; cut to 35 pieces, with a note.
-
-        Raises:
-            TextError: a text is empty.
-            LogitsError: a map holds NaN.
-        """
-        keys = [digest(image) for image in images]
-        asked = [self._tokenise(text) for text in texts]
-        pairs = {(key, text.prepared): (image, text) for key, image, text in zip(keys, images, asked, strict=True)}
-
-        def made(missing: list[tuple[bytes, str]]) -> Iterator[Match]:
-            for start in range(0, len(missing), self._chunk):
-                chunk = missing[start : start + self._chunk]
-                yield from self._match([key for key, _ in chunk], *zip(*(pairs[pair] for pair in chunk), strict=True))
-
-        with unaffected(self.device):
-            found = self._matches.filled(pairs, made, lambda match: match.relevance.nbytes)
-        return [found[key, text.prepared] for key, text in zip(keys, asked, strict=True)]
-
-    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """Return the probability that each claim holds in the picture, [n] float32 in (0, 1).
+    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
+        """Return the probability that claim i holds in image i, [n] float32 in (0, 1).
 
         It is the ITM probability p, calibrated where the config's `lvlm_guard["platt"]` holds (a, b):
         sigmoid(a * logit(p) + b). Each (picture, claim) is computed once, all new claims in batches.
@@ -198,47 +155,38 @@ class BlipITM(Matcher):
         Raises:
             TextError: a claim is empty.
         """
-        return self.support_pairs([image] * len(claims), claims)
+        keys = {id(image): digest(image) for image in {id(image): image for image in images}.values()}
+        pairs = [(keys[id(image)], self._asked(claim)) for image, claim in zip(images, claims, strict=True)]
+        pictures = dict(zip(pairs, images, strict=True))
 
-    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
-        """Return the probability that claim i holds in image i, [n] float32 in (0, 1); see `support`."""
-        keys: dict[int, bytes] = {}
-        for image in images:
-            if id(image) not in keys:
-                keys[id(image)] = digest(image)
-        asked = [self._tokenise(claim) for claim in claims]
-        pairs = {(keys[id(image)], text.prepared): (image, text) for image, text in zip(images, asked, strict=True)}
-        scores = {pair: self._scores.get(pair) for pair in pairs}
-        missing = [pair for pair, score in scores.items() if score is None]
-        with unaffected(self.device):
+        def made(missing: list[tuple[bytes, MatchingText]]) -> list[float]:
+            scores: dict[tuple[bytes, MatchingText], float] = {}
             for chunk in self._claim_chunks(missing):
-                inputs = zip(*(pairs[pair] for pair in chunk), strict=True)
-                for pair, score in zip(chunk, self._probabilities([key for key, _ in chunk], *inputs), strict=True):
-                    scores[pair] = score
-                    self._scores.put(pair, score)
-        return torch.tensor([scores[keys[id(image)], text.prepared] for image, text in zip(images, asked, strict=True)])
+                states = self._encode([key for key, _ in chunk], [pictures[pair] for pair in chunk])
+                scores |= dict(zip(chunk, self._probabilities(states, [text for _, text in chunk]), strict=True))
+            return [scores[pair] for pair in missing]
 
-    def _tokenise(self, text: str) -> MatchingText:
-        known = self._tokenised.get(text)
-        if known is None:
-            known = tokenise(text, self.tokenizer, self.pieces)
-            self._tokenised.put(text, known)
-        return known
+        with self._alone():
+            found = self._scores.filled(pairs, made)
+        return torch.tensor([found[pair] for pair in pairs])
 
-    def _claim_chunks(self, pairs: list[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
+    def _claim_chunks(self, pairs: list[tuple[bytes, Any]]) -> Iterator[list[tuple[bytes, Any]]]:
         """Cut into batches: many claims about one picture share its keys and values, few are not worth a batch."""
-        of_picture: dict[bytes, list[tuple[bytes, str]]] = {}
+        of_picture: dict[bytes, list[tuple[bytes, Any]]] = {}
         for pair in pairs:
             of_picture.setdefault(pair[0], []).append(pair)
         few = [pair for group in of_picture.values() if len(group) < SHARE for pair in group]
         for group in [few, *(group for group in of_picture.values() if len(group) >= SHARE)]:
-            size = self._chunk if group is few else CLAIMS
+            size = self.at_once if group is few else CLAIMS
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
-    # --- one chunk
+    def _asked(self, text: str) -> MatchingText:
+        return self._tokenised(text)
 
-    def _match(self, keys: list[bytes], images: Sequence[Image.Image], texts: Sequence[MatchingText]) -> list[Match]:
+    def _match(
+        self, images: Sequence[Image.Image], keys: Sequence[bytes], texts: Sequence[MatchingText]
+    ) -> list[Match]:
         states = self._encode(keys, images)
         ids, mask = self._batch(texts)
         self._here.attention = []
@@ -254,22 +202,13 @@ class BlipITM(Matcher):
         shares = share_on_class(attention, mask).tolist()
         constant = (cam.amax((-2, -1)) == cam.amin((-2, -1))).tolist()
         cosines = self._cosines(states, texts).tolist()
-        maps = heat_map(cam, self.side).cpu()
-        return [
-            # a clone, so that a match held in memory does not hold its whole batch
-            Match(
-                maps[i].clone() if len(maps) > 1 else maps[i],
-                cosines[i],
-                _note(text, shares[i], constant[i]),
-                shares[i],
-            )
-            for i, text in enumerate(texts)
-        ]
+        # clones, so that a match held in memory does not hold its whole batch
+        maps = _apart(heat_map(cam, self.side).cpu())
+        notes = map(_note, texts, shares, constant)
+        return [Match(*told) for told in zip(maps, cosines, notes, shares, strict=True)]
 
-    def _probabilities(
-        self, keys: list[bytes], images: Sequence[Image.Image], texts: Sequence[MatchingText]
-    ) -> list[float]:
-        logits = self._itm(self._encode(keys, images), *self._batch(texts)).float()
+    def _probabilities(self, states: Tensor, texts: Sequence[MatchingText]) -> list[float]:
+        logits = self._itm(states, *self._batch(texts)).float()
         if torch.isnan(logits).any():
             raise LogitsError("The matcher's logits hold NaN: its weights overflow. Load the matcher in float32.")
         slope, offset = self.platt
@@ -297,31 +236,26 @@ class BlipITM(Matcher):
 
     def _cosines(self, states: Tensor, texts: Sequence[MatchingText]) -> Tensor:
         """Return the ITC cosine of each pair, [B] in [-1, 1]; each distinct text is encoded once."""
-        distinct = {text.prepared: text for text in texts}
 
-        def made(missing: list[str]) -> Sequence[Tensor]:
-            ids, mask = self._batch([distinct[prepared] for prepared in missing])
+        def made(missing: list[MatchingText]) -> Sequence[Tensor]:
+            ids, mask = self._batch(missing)
             out = self.model.text_encoder(input_ids=ids, attention_mask=_unless_full(mask), return_dict=True)
             return nn.functional.normalize(self.model.text_proj(out.last_hidden_state[:, 0]).float(), dim=-1).unbind()
 
-        held = self._texts.filled(distinct, made)
+        held = self._texts.filled(texts, made)
         image = nn.functional.normalize(self.model.vision_proj(states[:, 0]).float(), dim=-1)
-        return (image * torch.stack([held[text.prepared] for text in texts])).sum(-1)
+        return (image * torch.stack([held[text] for text in texts])).sum(-1)
 
-    def _encode(self, keys: list[bytes], images: Sequence[Image.Image]) -> Tensor:
+    def _encode(self, keys: Sequence[bytes], images: Sequence[Image.Image]) -> Tensor:
         """Return the tower's states, [B, 1 + g*g, D]; [1, ...] where all are one picture, to be broadcast."""
-        if len(keys) > 1 and len(set(keys)) == 1:
-            keys, images = keys[:1], images[:1]
-        held = {key: self._states.get(key) for key in keys}
-        missing = {key: image for key, image in zip(keys, images, strict=True) if held[key] is None}
-        if missing:
-            made = self.model.vision_model(self._pixels(list(missing.values())), return_dict=True).last_hidden_state
-            for key, states in zip(missing, made.unbind(), strict=True):
-                held[key] = states
-                self._states.put(key, states.clone() if len(made) > 1 else states, states.nbytes)
-            if len(missing) == len(keys):
-                return made  # type: ignore[no-any-return]
-        return torch.stack([held[key] for key in keys])  # type: ignore[misc]
+        pictures = dict(zip(keys, images, strict=True))
+
+        def made(missing: list[bytes]) -> list[Tensor]:
+            pixels = self._pixels([pictures[key] for key in missing])
+            return _apart(self.model.vision_model(pixels, return_dict=True).last_hidden_state)
+
+        held = self._seen.filled(pictures, made, lambda states: states.nbytes)
+        return held[keys[0]][None] if len(held) == 1 else torch.stack([held[key] for key in keys])
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
         stacked = np.stack([np.asarray(squash(image, self.side, self.side)) for image in images])
@@ -331,11 +265,15 @@ class BlipITM(Matcher):
 
     def _batch(self, texts: Sequence[MatchingText]) -> tuple[Tensor, Tensor]:
         """Return ids and attention mask, [B, L], padded on the right."""
-        longest = max(len(text.ids) for text in texts)
-        pad = self.tokenizer.pad_token_id or 0
+        longest, pad = max(len(text.ids) for text in texts), self.tokenizer.pad_token_id or 0
         ids = [[*text.ids, *[pad] * (longest - len(text.ids))] for text in texts]
         mask = [[1] * len(text.ids) + [0] * (longest - len(text.ids)) for text in texts]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+def _apart(rows: Tensor) -> list[Tensor]:
+    """Return rows, each by itself in memory."""
+    return [row.clone() for row in rows] if len(rows) > 1 else [rows[0]]
 
 
 def _unless_full(mask: Tensor) -> Tensor | None:

@@ -1,8 +1,9 @@
-"""Several matchers as one: the mean of the log-odds of those that have an opinion.
+"""Matchers made of others: several as one (`Combined`), and any callable of the caller's own (`Foreign`).
 
-"detector+blip-itm" asks a detector and BLIP-ITM. On a claim that none of them knows it abstains, as they do. The
-map is that of the first matcher that knows what the text asks; the last one's where none does. Each should be
-calibrated: a mean of log-odds on different scales is one matcher's opinion and another's noise.
+Several are one by the mean of the log-odds of those that have an opinion. "detector+blip-itm" asks a detector and
+BLIP-ITM. On a claim that none of them knows it abstains, as they do. The map is that of the first matcher that knows
+what the text asks; the last one's where none does. Each should be calibrated: a mean of log-odds on different scales is
+one matcher's opinion and another's noise.
 
 "2*blip-itm+1*clip@saliency" weighs them: log-odds and maps are weighted means, and a part that gives maps only has no
 say in the odds.
@@ -11,8 +12,10 @@ say in the odds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -43,10 +46,8 @@ class Combined(Matcher):
     @property
     def version(self) -> str:
         """The parts' versions, with their weights."""
-        named = [part.version for part in self.parts]
-        return "+".join(
-            named if self.weights is None else [f"{w:g}*{n}" for w, n in zip(self.weights, named, strict=True)]
-        )
+        weights = [f"{weight:g}*" for weight in self.weights] if self.weights else [""] * len(self.parts)
+        return "+".join(weight + part.version for weight, part in zip(weights, self.parts, strict=True))
 
     def require_support(self) -> None:
         """Raise `UnsupportedCallError` where a part gives maps only, of weighted ones where all do."""
@@ -79,12 +80,8 @@ class Combined(Matcher):
         """Return on which claims any part has an opinion."""
         return [any(told) for told in zip(*(part.knows(claims) for part in self.parts), strict=True)]
 
-    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """Return the combined probability of each claim, [n]; `ABSTAIN` where no part knows."""
-        return self.support_pairs([image] * len(claims), claims)
-
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
-        """Return the combined probability that claim i holds in image i, [n]; a part is asked what it knows alone."""
+        """Return the combined probability that claim i holds in image i, [n]; `ABSTAIN` where no part knows."""
         odds, opinions = torch.zeros(len(claims), dtype=torch.float64), torch.zeros(len(claims), dtype=torch.float64)
         for part, weight in self._judging():
             known = [index for index, knows in enumerate(part.knows(claims)) if knows]
@@ -124,3 +121,63 @@ def _mean(found: Sequence[tuple[Match, float]]) -> Match | None:
     score = math.fsum(match.score * w for match, w in found) / total
     notes = sorted({match.note for match, _ in found if match.note})
     return Match((torch.stack(maps).sum(0) / total).float(), score, "; ".join(notes) or None)
+
+
+class Foreign(Matcher):
+    """Wraps a callable; its `support(image, claims)` is used for `vote` where it has one.
+
+    Args:
+        call: `(list of RGB pictures, list of texts) -> list`, a match each, or a map [h, w] as a tensor or an array:
+            of bools, a segmenter's mask, which stays as it is, or of numbers, more where it matters more.
+    """
+
+    def __init__(self, call: Callable[[list[Image.Image], list[str]], Sequence[Match]]) -> None:
+        self.call = call
+        self._support = getattr(call, "support", None)
+
+    @property
+    def version(self) -> str:
+        """The callable's own `version`, else its name."""
+        kind = type(self.call)
+        name = getattr(self.call, "__qualname__", kind.__qualname__)
+        return str(getattr(self.call, "version", name))
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i.
+
+        Raises:
+            KnobError: the callable gave something else than one `Match` with a map [h, w], or a map, for each picture.
+        """
+        matches = [_as_match(found) for found in self.call(list(images), list(texts))]
+        sound = all(isinstance(match, Match) and getattr(match.relevance, "ndim", 0) == 2 for match in matches)
+        if len(matches) != len(images) or not sound:
+            raise KnobError(
+                f"The matcher {self.version!r} gave {[type(match).__name__ for match in matches]} for {len(images)} "
+                "pictures: it must give a list with one lvlm_guard.matching.Match(relevance [h, w], score) each, or "
+                "one map [h, w] of finite numbers or bools."
+            )
+        return matches
+
+    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
+        """Return what the callable's own `support` gives, [n] float32; raises where it has none."""
+        self.require_support()
+        found: Any = self._support(image, list(claims))  # type: ignore[misc]  # require_support() checked
+        return torch.as_tensor(found, dtype=torch.float32)
+
+    def require_support(self) -> None:
+        """Raise `UnsupportedCallError` where the callable gives maps only."""
+        if not callable(self._support):
+            raise self._gives_maps_only()
+
+
+def _as_match(found: Any) -> Any:
+    """Return a map as a match that tells nothing of how well the text fits; all else as it is."""
+    if not isinstance(found, np.ndarray | Tensor) or found.ndim != 2 or 0 in found.shape:
+        return found
+    told = torch.as_tensor(found).detach().cpu()
+    numbers = told.float()
+    if not bool(numbers.isfinite().all()):
+        return found
+    low, span = numbers.min(), numbers.max() - numbers.min()
+    relevance = (numbers - low) / span if span > 0 else torch.ones_like(numbers)  # a constant one hides nothing
+    return Match(relevance, 0.5, share=float(numbers.mean()) or None if told.dtype == torch.bool else None)

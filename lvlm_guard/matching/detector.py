@@ -13,11 +13,12 @@ taught the very labels that POPE and CHAIR are graded by: show it alone too, and
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from lvlm_guard.errors import LogitsError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching.asking import Asked, asked, object_of
-from lvlm_guard.matching.match import ABSTAIN, Match, Matcher, unaffected
+from lvlm_guard.matching.match import ABSTAIN, EDGE, Match, Matcher, device_of, unaffected
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.platt import log_odds
 from lvlm_guard.matching.vocabulary import Vocabulary
@@ -33,25 +34,14 @@ from lvlm_guard.matching.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-USUAL = "PekingU/rtdetr_v2_r18vd"
 SIDE = 384
-LEAST = 0.02
-"""Boxes below are not kept."""
-BOXES = 16
-"""Kept of an object in a picture."""
-OVERLAP = 0.7
-"""Share of intersection over union from which two boxes are one thing."""
-MISSED = 0.05
-"""Share of present objects without a box, where none was measured."""
-CUSTOMARY = 0.5
-"""The threshold that closed-set detectors are post-processed with; without a calibration it stands for p = .5."""
-REACH = 0.05
-"""How far from a box half of the relevance is left, in shares of the picture."""
-FOUND = 0.25
-"""Probability from which an object's boxes make a map."""
-EDGE = 1e-6
-LEAST_SURE = 1e-4
-"""Scores are clipped to it before their log-odds are scaled."""
+LEAST = 0.02  # boxes below are not kept
+BOXES = 16  # kept of an object in a picture
+OVERLAP = 0.7  # share of intersection over union from which two boxes are one thing
+MISSED = 0.05  # share of present objects without a box, where none was measured
+REACH = 0.05  # how far from a box half of the relevance is left, in shares of the picture
+FOUND = 0.25  # probability from which an object's boxes make a map
+LEAST_SURE = 1e-4  # scores are clipped to it before their log-odds are scaled
 
 
 @dataclass(frozen=True)
@@ -73,18 +63,33 @@ class DetectorMatcher(Matcher):
     Args:
         model: of `AutoModelForObjectDetection`; its config may hold `lvlm_guard: {"platt": [a, b], "missed": f}`.
         processor: its image processor.
-        name: what `version` calls it.
+        name: what `version` calls it, beside a digest of weights, labels and calibration.
 
     Raises:
         UnsupportedModelError: its labels name no object.
     """
 
+    usual: ClassVar[str] = "PekingU/rtdetr_v2_r18vd"
+    kinds: ClassVar[str] = "a stock detector of transformers (RT-DETR v2, D-FINE, DETR, ...)"
+    open: ClassVar[bool] = False
+    """Whether it can be asked for what it does not know by name."""
+
     def __init__(self, model: PreTrainedModel, processor: Any, name: str = "detector") -> None:
         self.model, self.processor = model.eval(), processor
-        told = model.config.id2label or {}
-        labels = {int(index): object_of(str(label)) for index, label in told.items()}
+        labels, self.names, customary = self._told(name)
+        self.known = frozenset(self.names)
+        own = getattr(model.config, "lvlm_guard", None) or {}
+        self.platt = tuple(own.get("platt") or (1.0, -log_odds(customary, LEAST_SURE)))
+        self.missed = float(own.get("missed", MISSED))
+        self._version = f"{labels}:{_digest(model)}" + ("" if "platt" in own else ":uncalibrated")
+        self._found: Recent[bytes, Mapping[str, Boxes]] = Recent(256)
+
+    def _told(self, name: str) -> tuple[str, Sequence[str], float]:
+        """Return the version's beginning, the objects that are known by name, and the threshold that such detectors are
+        post-processed with; without a calibration it stands for p = .5."""
+        told = self.model.config.id2label or {}
         self._columns: dict[str, list[int]] = {}
-        for index, label in sorted(labels.items()):
+        for index, label in sorted((int(index), object_of(str(label))) for index, label in told.items()):
             if label is not None:
                 self._columns.setdefault(label, []).append(index)
         if not self._columns:
@@ -92,49 +97,39 @@ class DetectorMatcher(Matcher):
                 f"The labels of {name!r} ({', '.join(map(str, told.values()))[:80]}) name no object: "
                 "set config.id2label to the names that it was trained on."
             )
-        self._settle(frozenset(self._columns), name, CUSTOMARY)
-
-    def _settle(self, known: frozenset[str], name: str, customary: float) -> None:
-        self.known = known
-        own = getattr(self.model.config, "lvlm_guard", None) or {}
-        self.platt = tuple(own.get("platt") or (1.0, -log_odds(customary, LEAST_SURE)))
-        self.missed = float(own.get("missed", MISSED))
-        self._name = f"{name}:{_digest(self.model)}" + ("" if "platt" in own else ":uncalibrated")
-        self._found: Recent[bytes, Mapping[str, Boxes]] = Recent(256)
+        return name, tuple(self._columns), 0.5
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, device: str | torch.device | None = None) -> Matcher:
-        """Load a detector from a folder or the hub.
-
-        Raises:
-            WeightsError: it can't be had.
-        """
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection, RTDetrImageProcessor
-
+        """Load a detector from a folder or the hub; raises `WeightsError` where it can't be had."""
         try:
-            model = AutoModelForObjectDetection.from_pretrained(source)
+            model, processor = cls._read(source)
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"The detector {str(source)!r} can't be loaded ({error}). Give a folder or hub id of a stock detector "
-                "of transformers (RT-DETR v2, D-FINE, DETR, ...), or fetch it first: `hf download ID`."
+                f"The detector {str(source)!r} can't be loaded ({error}). Give a folder or hub id of {cls.kinds}, or "
+                "fetch it first: `hf download ID`."
             ) from error
-        try:
-            processor: Any = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError):
-            processor = RTDetrImageProcessor()  # what RT-DETR v2 and D-FINE have
         return cls(model.to(torch.device(device or "cpu")), processor)
+
+    @classmethod
+    def _read(cls, source: str | PathLike[str]) -> tuple[Any, Any]:
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection, RTDetrImageProcessor
+
+        model = AutoModelForObjectDetection.from_pretrained(source)
+        try:
+            return model, AutoImageProcessor.from_pretrained(source)
+        except (OSError, ValueError):
+            return model, RTDetrImageProcessor()  # what RT-DETR v2 and D-FINE have
 
     @classmethod
     def load(cls, model: PreTrainedModel | None = None) -> Matcher:
         """Load the usual detector, where the model is; raises `WeightsError`."""
-        from lvlm_guard.matching.loading import device_of
-
-        return cls.from_pretrained(USUAL, device=device_of(model))
+        return cls.from_pretrained(cls.usual, device=device_of(model))
 
     @property
     def version(self) -> str:
         """Name, a digest of weights, labels and calibration, and whether there is no calibration."""
-        return self._name
+        return self._version
 
     def forget(self) -> None:
         """Drop what was found in earlier pictures."""
@@ -145,28 +140,24 @@ class DetectorMatcher(Matcher):
         self._found.capacity = max(self._found.capacity, pictures)
 
     def knows(self, claims: Sequence[str]) -> list[bool]:
-        """Return for which claims it has an answer: those that name a known object."""
+        """Return for which claims it has an answer: those that name an object that it can tell."""
         return [self.asked(claim).kind != "nothing" for claim in claims]
 
     def asked(self, text: str) -> Asked:
         """Return what a text asks of it."""
-        return asked(text, self.known)
-
-    def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
-        """Return the probability that each claim holds, [n]; `ABSTAIN` where it does not know."""
-        return self.support_pairs([image] * len(claims), claims)
+        return asked(text, self.known, self.open)
 
     def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
-        """Return the probability that claim i holds in image i, [n]; one pass a distinct picture."""
+        """Return the probability that claim i holds in image i, [n]; `ABSTAIN` where it does not know."""
         wanted = [self.asked(claim) for claim in claims]
         found = self.boxes(images, [each.objects for each in wanted])
         told = [self._holds(seen, each) for seen, each in zip(found, wanted, strict=True)]
         return torch.tensor(told, dtype=torch.float32).clamp(EDGE, 1 - EDGE)
 
     def objects(self, image: Image.Image, at: float = 0.5, among: Vocabulary | None = None) -> list[str]:
-        """Return the objects that a picture holds with a probability of `at` or more; None: among all that it knows."""
-        names = self.known if among is None else self.known & {*among.names}
-        (seen,) = self.boxes([image], [tuple(names)])
+        """Return the objects that a picture holds with a probability of `at` or more; None: among all known by name."""
+        names = self.names if among is None else [name for name in among.names if self.open or name in self.known]
+        (seen,) = self.boxes([image], [names])
         return sorted(name for name in names if self.probability(seen, name) >= at)
 
     def probability(self, seen: Mapping[str, Boxes], name: str, k: int = 1) -> float:
@@ -180,15 +171,12 @@ class DetectorMatcher(Matcher):
         return max(p, self.missed / (1 + self.missed)) if k == 1 else p
 
     def _holds(self, seen: Mapping[str, Boxes], text: Asked) -> float:
-        if text.kind == "nothing":
-            return ABSTAIN
-        if text.kind == "needs":
-            return min(ABSTAIN, *(self.probability(seen, name) for name in text.objects))
+        if text.kind in ("nothing", "needs"):
+            return min([ABSTAIN, *(self.probability(seen, name) for name in text.objects)])
         (name,) = text.objects
-        if text.kind == "exists":
-            return self.probability(seen, name)
         enough = self.probability(seen, name, text.number)
-        return enough if text.at_least else enough * (1 - self.probability(seen, name, text.number + 1))
+        exactly = text.kind == "counts" and not text.at_least
+        return enough * (1 - self.probability(seen, name, text.number + 1)) if exactly else enough
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
         """Match image i with text i: the boxes of what the text asks about, the relevance falling outside them.
@@ -226,74 +214,68 @@ class DetectorMatcher(Matcher):
     def boxes(
         self, images: Sequence[Image.Image], names: Sequence[Sequence[str]] | None = None
     ) -> list[Mapping[str, Boxes]]:
-        """Return each picture's objects with their boxes; each distinct picture is looked at once.
+        """Return each picture's objects with their boxes; each is looked for once in a picture.
 
         Args:
             images: the pictures.
-            names: of each the objects that are asked for; what a closed set finds does not depend on them.
+            names: of each the objects to look for; None: all that are known by name.
 
         Raises:
             LogitsError: the detector's scores hold NaN.
         """
-        keys = [digest(image) for image in images]
-        found = {key: self._found.get(key) for key in keys}
-        for key, image in zip(keys, images, strict=True):
-            if found[key] is None:
-                found[key] = seen = self._look(image)
-                self._found.put(key, seen)
-        return [found[key] for key in keys]  # type: ignore[misc]
+        keys, found = [digest(image) for image in images], dict[bytes, dict[str, Boxes]]()
+        for key, image, wanted in zip(keys, images, names or [self.names] * len(images), strict=True):
+            held = found.setdefault(key, dict(self._found.get(key) or {}))
+            if new := [name for name in dict.fromkeys(wanted) if name not in held]:
+                with unaffected(self.model.device):
+                    held |= self._look(key, image if image.mode == "RGB" else image.convert("RGB"), new)
+                self._found.put(key, held)
+        return [found[key] for key in keys]
 
-    def _look(self, image: Image.Image) -> Mapping[str, Boxes]:
-        """Return a picture's objects. By itself: beside a picture of another shape a detector says other things."""
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        with unaffected(self.model.device):
-            inputs = self.processor(images=rgb, return_tensors="pt").to(self.model.device)
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-            out = self.model(**inputs)
-        logits, places = out.logits[0].float().cpu(), out.pred_boxes[0].float().cpu()
-        if not bool(torch.isfinite(logits).all() & torch.isfinite(places).all()):
-            raise LogitsError("The detector's scores hold NaN: its weights overflow. Load it in float32.")
+    def _look(self, key: bytes, image: Image.Image, names: Sequence[str]) -> dict[str, Boxes]:
+        """Return an RGB picture's objects, those of some names at least.
+
+        The picture is read by itself: beside one of another shape a detector says other things.
+        """
+        out = self._run(self.processor(images=image, return_tensors="pt"))
+        logits, corners = checked(out.logits[0]), corners_of(out.pred_boxes[0])
         softmax = logits.shape[-1] == self.model.config.num_labels + 1
         scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
-        corners = corners_of(places)
         return {name: best(scores[:, columns].amax(-1), corners) for name, columns in self._columns.items()}
+
+    def _run(self, read: Any) -> Any:
+        inputs = read.to(self.model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return self.model(**inputs)
+
+
+def checked(found: Tensor) -> Tensor:
+    """Return numbers as float32 on the CPU; raises `LogitsError` where they hold NaN or infinity (-inf is none)."""
+    if not bool((found.isfinite() | found.isneginf()).all()):
+        raise LogitsError("The detector's scores hold NaN: its weights overflow. Load it in float32.")
+    return found.float().cpu()
 
 
 def corners_of(places: Tensor) -> Tensor:
-    """Return left, top, right and bottom of middles and sizes, in shares of the picture, [n, 4]."""
-    middle, size = places[:, :2], places[:, 2:]
+    """Return left, top, right and bottom of middles and sizes, in shares of the picture, [n, 4]; raises as `checked`."""
+    middle, size = checked(places).split(2, -1)
     return torch.cat([middle - size / 2, middle + size / 2], -1).clamp(0, 1)
 
 
 def best(scores: Tensor, corners: Tensor) -> Boxes:
-    """Return the boxes that are kept of an object, by their scores [n] and corners [n, 4]."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= LEAST]
-    kept = order[suppressed(corners[order])[:BOXES]]
-    return Boxes(scores[kept], corners[kept])
+    """Return the boxes that are kept of an object, by their scores [n] and corners [n, 4].
 
-
-def suppressed(boxes: Tensor, overlap: float = OVERLAP) -> Tensor:
-    """Return which boxes stay of those that overlap a better one by more than a share of their union, in order.
-
-    Args:
-        boxes: the best first, corners, [n, 4].
-        overlap: the share.
+    One goes that overlaps a better one by more than `OVERLAP` of their union.
     """
-    kept: list[int] = []
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for index, box in enumerate(boxes):
-        others = boxes[kept]
-        inner = (torch.minimum(others[:, 2:], box[2:]) - torch.maximum(others[:, :2], box[:2])).clamp(min=0).prod(-1)
-        if not bool((inner > overlap * (area[kept] + area[index] - inner)).any()):
-            kept.append(index)
-    return torch.tensor(kept, dtype=torch.long)
+    from torchvision.ops import nms  # type: ignore[import-untyped]  # it has no types
+
+    (some,) = (scores >= LEAST).nonzero(as_tuple=True)
+    kept = some[nms(corners[some], scores[some], OVERLAP)[:BOXES]]
+    return Boxes(scores[kept], corners[kept])
 
 
 def _digest(model: PreTrainedModel) -> str:
     """Return what tells weights, labels and calibration: the heads of the last layers, and the config's own."""
-    import hashlib
-
     own = sorted((getattr(model.config, "lvlm_guard", None) or {}).items())  # a saved config has another order
     told = hashlib.blake2b(f"{model.config.id2label} {own}".encode(), digest_size=6)
     for name, value in sorted(model.state_dict().items()):

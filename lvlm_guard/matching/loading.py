@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from os import PathLike
@@ -14,16 +13,14 @@ from weakref import WeakKeyDictionary
 import torch
 
 from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
+from lvlm_guard.files import read_json
 from lvlm_guard.matching import REGISTRY
 from lvlm_guard.matching.blip_weights import LARGE
-from lvlm_guard.matching.combined import Combined
-from lvlm_guard.matching.foreign import Foreign
-from lvlm_guard.matching.match import Match, Matcher
+from lvlm_guard.matching.combined import Combined, Foreign
+from lvlm_guard.matching.match import Match, Matcher, device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from lvlm_guard.matching.blip_itm import BlipITM
 
 Spec = str | PathLike[str] | Matcher | Callable[[list[Any], list[str]], Sequence[Match]] | None
 
@@ -32,18 +29,19 @@ _MARKS = {"guard_dual_prompt.json": "dual-prompt", "guard_ranker.json": "ranker"
 """The file by which a folder is known, and the registered matcher that reads it; a config must be a CLIP's."""
 
 # fmt: off
-DETECTORS = frozenset(
-    ["conditional_detr", "d_fine", "deformable_detr", "deimv2", "detr", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2",
-     "table-transformer", "yolos"]
-)
+_READ_BY = {
+    "clip": "clip", "siglip": "siglip", "blip": "blip-itm",
+    # of AutoModelForZeroShotObjectDetection those that `open-detector` reads
+    **dict.fromkeys(["grounding-dino", "mm-grounding-dino", "owlv2", "owlvit"], "open-detector"),
+    # of AutoModelForObjectDetection those that answer with `logits` and `pred_boxes`
+    **dict.fromkeys(["conditional_detr", "d_fine", "deformable_detr", "deimv2", "detr", "lw_detr", "rf_detr", "rt_detr",
+                     "rt_detr_v2", "table-transformer", "yolos"], "detector"),
+}
 # fmt: on
-"""Model types of `AutoModelForObjectDetection` that answer with `logits` and `pred_boxes`."""
-
-OPEN_DETECTORS = frozenset(["grounding-dino", "mm-grounding-dino", "owlv2", "owlvit"])
-"""Model types of `AutoModelForZeroShotObjectDetection` that `open-detector` reads."""
+"""Model type -> the registered matcher that reads it."""
 
 _lock = RLock()
-_held: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Any, dict[tuple[Any, ...], Matcher]] = WeakKeyDictionary()
 """What is shared, by whom it is for: a model, and goes with it, or the whole process (`REGISTRY`)."""
 
 
@@ -76,137 +74,48 @@ def load_matcher(
     """
     if isinstance(spec, Matcher):
         return spec
-    if spec is None:
-        spec = "blip-itm"
     if callable(spec) and not isinstance(spec, type):
         return Foreign(spec)
-    if not isinstance(spec, str | PathLike):
+    if not isinstance(spec, str | PathLike | None):
         raise KnobError(
             f"matcher is {spec!r}: give a registered name ({', '.join(REGISTRY.names())}), a folder, a hub id, an "
             "instance of a subclass of lvlm_guard.matching.Matcher, or a callable (images, texts) -> list[Match]."
         )
-    text = str(spec)
-    if len(several := _combined(text)) > 1:
-        weighed = [part.rpartition("*")[::2] for part in several]
+    text = "blip-itm" if spec is None else str(spec)
+    there = Path(text).exists()
+    if "+" in text and not there:
+        weighed = [part.rpartition("*")[::2] for part in text.split("+")]
         parts = [load_matcher(name, model=model, device=device, dtype=dtype) for _, name in weighed]
         return Combined(parts, [_number(w) for w, _ in weighed] if any(w for w, _ in weighed) else None)
-    if "@" in text and not Path(text).exists():
+    if "@" in text and not there:
         name, _, how = text.rpartition("@")
         plain = load_matcher(name, model=model, device=device, dtype=dtype)
-        other: Matcher = _shared(plain, ("map", how), lambda: plain.mapped(how))
-        return other
-    if text in REGISTRY.names():
-        return _registered(text, model)
-    where = device_of(model) if device is None else device
-    if text == "embedded":
-        return shared_blip(_embedded(), where, dtype)
-    kind = held_in(text) or (_on_hub(text) if "/" in text and not Path(text).exists() else None)
-    if kind is not None and kind != "blip-itm":
-        return _shared_adapter(kind, text, where)
-    if isinstance(spec, PathLike) or "/" in text or Path(text).is_dir():
-        if Path(text).is_dir() and not any((Path(text) / mark).is_file() for mark in _MARKS):
-            raise WeightsError(
-                f"The folder {text!r} holds no matcher: one has {', '.join(_MARKS)} (of a BLIP or a CLIP). Give what "
-                "`lvlm-guard train dual-prompt` or `train ranker` wrote; of several seeds each lies in a seed-N below."
-            )
-        return shared_blip(text, where, dtype)
-    REGISTRY.where(text)  # says which names there are
-    raise AssertionError("unreachable")
+        return _shared(plain, ("map", how), lambda: plain.mapped(how))
+    if text in REGISTRY.names():  # a model that was moved has its matcher where it is now
+        return _shared(REGISTRY if model is None else model, (text, device_of(model)), lambda: _registered(text, model))
+    kind = held_in(text) or (_on_hub(text) if "/" in text and not there else None)
+    if kind is None and Path(text).is_dir() and not any((Path(text) / mark).is_file() for mark in _MARKS):
+        raise WeightsError(
+            f"The folder {text!r} holds no matcher: one has {', '.join(_MARKS)} (of a BLIP or a CLIP). Give what "
+            "`lvlm-guard train dual-prompt` or `train ranker` wrote; of several seeds each lies in a seed-N below."
+        )
+    if kind is None and not (isinstance(spec, PathLike) or "/" in text or Path(text).is_dir()):
+        REGISTRY.where(text)  # says which names there are
+    return shared(kind or "blip-itm", text, device_of(model) if device is None else device, dtype)
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text or 1)
-    except ValueError:
-        raise KnobError(f"{text!r} is no weight of a matcher: write '2*blip-itm+1*clip'.") from None
-
-
-def _combined(text: str) -> list[str]:
-    """Return what a text combines, "a+b", or the text alone."""
-    return [text] if Path(text).exists() else text.split("+")
-
-
-def held_in(place: str) -> str | None:
-    """Return the registered name of the matcher that a folder holds or an "embedded..." names; None of others.
-
-    A weight before it and a map behind it are of a combination and of a CLIP: "2*FOLDER@saliency". Of several that are
-    combined, "a+b", it is their names, "a+b", or None where one holds none.
-    """
-    if len(several := _combined(place)) > 1:
-        kinds = [part if part in REGISTRY.names() else held_in(part) for part in several]
-        return None if None in kinds else "+".join(map(str, kinds))
-    if not Path(place).exists() and ("*" in place or "@" in place):
-        place = place.rpartition("*")[2]
-        place = place.rpartition("@")[0] or place
-        return place if place in REGISTRY.names() else held_in(place)
+def shared(kind: str, place: str, device: torch.device, dtype: torch.dtype | None = None) -> Matcher:
+    """Return the one matcher of a registered kind that a folder, a hub id or an "embedded..." stands for."""
     if place == "embedded":
-        return "blip-itm"
-    if place.startswith(_EMBEDDED) and place.removeprefix(_EMBEDDED) in _MARKS.values():
-        return place.removeprefix(_EMBEDDED)
-    for mark, name in _MARKS.items():
-        if mark != "config.json" and (Path(place) / mark).is_file():
-            return name
-    try:
-        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # what reads it as a BLIP says what is amiss
-    return _read_by(config)
+        place = _embedded()
+    elif place == _EMBEDDED + kind and not Path(place).is_dir():
+        place = "embedded"
+    key = kind, str(Path(place).resolve()) if Path(place).is_dir() else place, device, dtype or torch.float32
+    how = {"dtype": dtype} if kind == "blip-itm" else {}
+    return _shared(REGISTRY, key, lambda: REGISTRY.get(kind).from_pretrained(place, device=device, **how))
 
 
-def _on_hub(place: str) -> str | None:
-    """Return the registered name of the matcher that a hub id holds; None where that can't be had."""
-    from transformers.utils.hub import cached_file
-
-    quiet = ("missing_entries", "gated_repo", "connection_errors")
-    try:
-        found = cached_file(place, "config.json", **{f"_raise_exceptions_for_{what}": False for what in quiet})
-        return None if found is None else _read_by(json.loads(Path(found).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-
-
-def _read_by(config: Any) -> str | None:
-    """Return the registered name of the matcher that reads a model by its config; None of others."""
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind in OPEN_DETECTORS:
-        return "open-detector"
-    return "detector" if kind in DETECTORS else {"clip": "clip", "siglip": "siglip", "blip": "blip-itm"}.get(str(kind))
-
-
-def _shared_adapter(name: str, text: str, device: torch.device) -> Matcher:
-    source = str(Path(text).resolve()) if Path(text).is_dir() else "embedded" if text.startswith(_EMBEDDED) else text
-    matcher: Matcher = _shared(
-        REGISTRY, (name, source, device), lambda: REGISTRY.get(name).from_pretrained(source, device=device)
-    )
-    return matcher
-
-
-def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
-    def load() -> Matcher:
-        kind = REGISTRY.get(name)
-        if not (isinstance(kind, type) and issubclass(kind, Matcher)):
-            raise UnsupportedModelError(
-                f"The matcher {name!r} ({REGISTRY.where(name)}) is no subclass of lvlm_guard.matching.Matcher: the "
-                "package that registers it must make it one."
-            )
-        return kind.load(model)
-
-    # a model that was moved has its matcher where it is now
-    matcher: Matcher = _shared(REGISTRY if model is None else model, (name, device_of(model)), load)
-    return matcher
-
-
-def shared_blip(source: str, device: torch.device, dtype: torch.dtype | None = None) -> BlipITM:
-    """Return the one BLIP matcher of this folder or hub id on this device."""
-    from lvlm_guard.matching.blip_itm import BlipITM
-
-    place = str(Path(source).resolve()) if Path(source).is_dir() else source
-    key = ("blip-itm", place, device, dtype or torch.float32)
-    matcher: BlipITM = _shared(REGISTRY, key, lambda: BlipITM.from_pretrained(source, device=device, dtype=dtype))
-    return matcher
-
-
-def _shared(owner: Any, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
+def _shared(owner: Any, key: tuple[Any, ...], load: Callable[[], Matcher]) -> Matcher:
     with _lock:
         held = _held.setdefault(owner, {})
         if key not in held:
@@ -220,10 +129,61 @@ def forget_matchers() -> None:
         _held.clear()
 
 
-def device_of(model: PreTrainedModel | None) -> torch.device:
-    """Return where the matcher of a model runs: where the model's first weights are, else the CPU."""
-    device = torch.device("cpu") if model is None else torch.device(model.device)
-    return torch.device("cpu") if device.type == "meta" else device  # weights that accelerate moves in when needed
+def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
+    kind = REGISTRY.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Matcher)):
+        raise UnsupportedModelError(
+            f"The matcher {name!r} ({REGISTRY.where(name)}) is no subclass of lvlm_guard.matching.Matcher: the "
+            "package that registers it must make it one."
+        )
+    return kind.load(model)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text or 1)
+    except ValueError:
+        raise KnobError(f"{text!r} is no weight of a matcher: write '2*blip-itm+1*clip'.") from None
+
+
+def held_in(place: str) -> str | None:
+    """Return the registered name of the matcher that a folder holds or an "embedded..." names; None of others.
+
+    A weight before it and a map behind it are of a combination and of a CLIP: "2*FOLDER@saliency". Of several that are
+    combined, "a+b", it is their names, "a+b", or None where one holds none.
+    """
+    if "+" in place and not Path(place).exists():
+        kinds = [part if part in REGISTRY.names() else held_in(part) for part in place.split("+")]
+        return None if None in kinds else "+".join(map(str, kinds))
+    if ("*" in place or "@" in place) and not Path(place).exists():
+        place = place.rpartition("*")[2]
+        place = place.rpartition("@")[0] or place
+        return place if place in REGISTRY.names() else held_in(place)
+    if place == "embedded":
+        return "blip-itm"
+    if place.startswith(_EMBEDDED) and place.removeprefix(_EMBEDDED) in _MARKS.values():
+        return place.removeprefix(_EMBEDDED)
+    for mark, name in _MARKS.items():
+        if mark != "config.json" and (Path(place) / mark).is_file():
+            return name
+    return _read_by(read_json(Path(place) / "config.json"))  # what reads it as a BLIP says what is amiss
+
+
+def _on_hub(place: str) -> str | None:
+    """Return the registered name of the matcher that a hub id holds; None where that can't be had."""
+    from transformers.utils.hub import cached_file
+
+    quiet = ("missing_entries", "gated_repo", "connection_errors")
+    try:
+        found = cached_file(place, "config.json", **{f"_raise_exceptions_for_{what}": False for what in quiet})
+        return None if found is None else _read_by(read_json(Path(found)))
+    except (OSError, ValueError):
+        return None
+
+
+def _read_by(config: Any) -> str | None:
+    """Return the registered name of the matcher that reads a model by its config; None of others."""
+    return _READ_BY.get(str(config.get("model_type"))) if isinstance(config, dict) else None
 
 
 def default_source(model: PreTrainedModel | None) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 from lvlm_guard.images import squash
+from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import keep_mask, keep_share
 from lvlm_guard.matching.vocabulary import Vocabulary, claim_about
 
@@ -31,6 +32,9 @@ Frame = Literal["squashed", "original"]
 
 ABSTAIN = 0.5 - 1e-6
 """What `support` gives where a matcher does not know: no vote, and "unsure" to a verifier."""
+
+EDGE = 1e-6
+"""Probabilities stay this far from 0 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,20 @@ class Match:
 
 
 class Matcher(ABC):
-    """Matches pictures with texts. One object serves many threads."""
+    """Matches pictures with texts. One object serves many threads.
+
+    One that gives probabilities has `support` or `support_pairs`; each falls back on the other.
+    """
+
+    side: int | None = None
+    """Pixels of the square that every picture is squashed to (`lvlm_guard.images.squash`) before anything else is done
+    with it, so that a squashed one matches the same; None: not so."""
+
+    temperature: float = 0.01
+    """Of a softmax over similarities: what a difference of 1 in `similarity` is worth, one over nats."""
+
+    template: str | None = None
+    """The sentence about an object that this matcher knows best, with {article} and {object}; None: a question."""
 
     @property
     @abstractmethod
@@ -87,7 +104,25 @@ class Matcher(ABC):
         Raises:
             UnsupportedCallError: this matcher gives maps only.
         """
-        raise self._gives_maps_only()
+        if type(self).support_pairs is Matcher.support_pairs:
+            raise self._gives_maps_only()
+        return self.support_pairs([image] * len(claims), claims)
+
+    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
+        """Return the probability that claim i holds in image i, [n]; matchers that can, batch it."""
+        each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]
+        return torch.cat(each) if each else torch.empty(0)
+
+    def require_support(self) -> None:
+        """Raise `UnsupportedCallError` where this matcher gives maps only."""
+        if type(self).support is Matcher.support and type(self).support_pairs is Matcher.support_pairs:
+            raise self._gives_maps_only()
+
+    def _gives_maps_only(self) -> UnsupportedCallError:
+        return UnsupportedCallError(
+            f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one "
+            "that has `support(image, claims)`, such as the default `blip-itm`."
+        )
 
     def knows(self, claims: Sequence[str]) -> list[bool]:
         """Return on which claims it has an opinion; on the others `support` gives `ABSTAIN`.
@@ -96,17 +131,6 @@ class Matcher(ABC):
         worse, `marine` does not list its object, and a verifier says "unsure".
         """
         return [True] * len(claims)
-
-    def require_support(self) -> None:
-        """Raise `UnsupportedCallError` where this matcher gives maps only."""
-        if type(self).support is Matcher.support:
-            raise self._gives_maps_only()
-
-    def _gives_maps_only(self) -> UnsupportedCallError:
-        return UnsupportedCallError(
-            f"The matcher {self.version!r} gives relevance maps but no probabilities, which `vote` needs. Use one "
-            "that has `support(image, claims)`, such as the default `blip-itm`."
-        )
 
     def objects(self, image: Image.Image, at: float = 0.5, among: Vocabulary | None = None) -> list[str]:
         """Return the objects of a vocabulary that a picture holds with a probability of `at` or more, by name.
@@ -124,16 +148,6 @@ class Matcher(ABC):
         p = self.support(image, known).tolist() if known else []
         return [claims[claim] for claim, held in zip(known, p, strict=True) if held >= at]
 
-    side: int | None = None
-    """Pixels of the square that every picture is squashed to (`lvlm_guard.images.squash`) before anything else is done
-    with it, so that a squashed one matches the same; None: not so."""
-
-    temperature: float = 0.01
-    """Of a softmax over similarities: what a difference of 1 in `similarity` is worth, one over nats."""
-
-    template: str | None = None
-    """The sentence about an object that this matcher knows best, with {article} and {object}; None: a question."""
-
     @property
     def compares(self) -> bool:
         """Whether it has `similarity`."""
@@ -150,17 +164,8 @@ class Matcher(ABC):
             "`dual-prompt` or `clip`, or its `support`."
         )
 
-    def support_pairs(self, images: Sequence[Image.Image], claims: Sequence[str]) -> Tensor:
-        """Return the probability that claim i holds in image i, [n]; matchers that can, batch it."""
-        each = [self.support(image, [claim]) for image, claim in zip(images, claims, strict=True)]
-        return torch.cat(each) if each else torch.empty(0)
-
     def mapped(self, how: str) -> Matcher:
-        """Return this matcher with another map, "text" or "saliency".
-
-        Raises:
-            UnsupportedCallError: it has none but its own.
-        """
+        """Return this matcher with another map, "text" or "saliency"; raises `UnsupportedCallError` without one."""
         raise UnsupportedCallError(
             f"The matcher {self.version!r} has no map {how!r}: 'text' and 'saliency' are CLIPs'."
         )
@@ -179,11 +184,86 @@ class Matcher(ABC):
         return cls()
 
 
+class Remembering(Matcher):
+    """A matcher with a model, which matches each distinct pair of picture and text once.
+
+    Args:
+        model: that answers.
+        version: see `Matcher`.
+    """
+
+    at_once = 16
+    """Pairs in one pass with gradients."""
+
+    def __init__(self, model: Any, version: str) -> None:
+        self.model, self._version = model, version
+        self._matches: Recent[Any, Match] = Recent(64 << 20)  # bytes
+        self._seen: Recent[Any, Any]
+        """Of pictures, beside their matches."""
+
+    @property
+    def version(self) -> str:
+        """Name, and a digest of what tells weights and settings."""
+        return self._version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        there: torch.device = self.model.device
+        return there
+
+    def forget(self) -> None:
+        """Drop the matches and what else is remembered of pictures."""
+        self._matches.clear()
+        self._seen.clear()
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        """Match image i with text i; each distinct pair is computed once.
+
+        Args:
+            images: RGB pictures of any size.
+            texts: as the user asked them.
+
+        Raises:
+            TextError: a text is empty.
+            LogitsError: a map holds NaN.
+        """
+        asked = [(digest(image), self._asked(text)) for image, text in zip(images, texts, strict=True)]
+        pictures = dict(zip(asked, images, strict=True))
+
+        def made(missing: list[Any]) -> Iterator[Match]:
+            for start in range(0, len(missing), self.at_once):
+                chunk = missing[start : start + self.at_once]
+                yield from self._match([pictures[pair] for pair in chunk], *zip(*chunk, strict=True))
+
+        with self._alone():
+            found = self._matches.filled(pictures, made, lambda match: match.relevance.nbytes)
+        return [found[pair] for pair in asked]
+
+    @abstractmethod
+    def _asked(self, text: str) -> Any:
+        """Return what a text asks for, as the model reads it; raises `TextError` where it is empty."""
+
+    @abstractmethod
+    def _match(self, images: Sequence[Image.Image], keys: Sequence[bytes], asked: Any) -> list[Match]:
+        """Match pictures, by the keys of their contents, with what was asked."""
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Shut out what the caller set for his own model."""
+        return unaffected(self.device)
+
+
 @contextmanager
 def unaffected(device: torch.device) -> Iterator[None]:
     """Shut out what a caller set for his own model: inference mode, gradients, autocast."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
+
+
+def device_of(model: PreTrainedModel | None) -> torch.device:
+    """Return where the matcher of a model runs: where the model's first weights are, else the CPU."""
+    device = torch.device("cpu") if model is None else torch.device(model.device)
+    return torch.device("cpu") if device.type == "meta" else device  # weights that accelerate moves in when needed
 
 
 def local_view(image: Image.Image, match: Match, frame: Frame = "squashed") -> Image.Image:

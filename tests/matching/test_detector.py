@@ -12,7 +12,7 @@ from lvlm_guard.errors import UnsupportedModelError
 from lvlm_guard.matching import load_matcher
 from lvlm_guard.matching.asking import Asked, asked, object_of
 from lvlm_guard.matching.combined import Combined
-from lvlm_guard.matching.detector import DetectorMatcher, suppressed
+from lvlm_guard.matching.detector import DetectorMatcher, best
 from lvlm_guard.matching.match import ABSTAIN
 from lvlm_guard.verify import verify
 
@@ -141,7 +141,9 @@ def test_matchers_combine_by_the_mean_of_the_log_odds_of_those_that_know():
 
 def test_suppression_is_greedy_over_better_boxes():
     corners = torch.tensor([[0.0, 0, 0.5, 0.5], [0.01, 0, 0.51, 0.5], [0.5, 0.5, 1, 1], [0, 0, 0.5, 0.3]])
-    assert suppressed(corners).tolist() == [0, 2, 3]
+    kept = best(torch.tensor([0.9, 0.8, 0.7, 0.6]), corners)
+    assert (kept.scores == torch.tensor([0.9, 0.7, 0.6])).all()
+    assert torch.equal(kept.boxes, corners[[0, 2, 3]])
 
 
 def test_labels_that_name_nothing_are_refused():

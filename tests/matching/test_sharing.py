@@ -69,7 +69,7 @@ def test_other_methods_and_questions_about_a_picture_need_the_tower_no_more(pair
 
 def test_a_batch_of_more_pictures_than_are_remembered_is_encoded_once_in_a_call(pair, tower, monkeypatch):
     monkeypatch.setattr(blip_itm, "STATE_BYTES", 1)
-    monkeypatch.setattr(load_matcher(None, model=pair[0])._states, "capacity", 1)
+    monkeypatch.setattr(load_matcher(None, model=pair[0])._seen, "capacity", 1)
     trace = answered(pair, pictures(6), world.CAPTION_PROMPT, VOTE, verify=True)
     assert trace.claims > 6
     assert sum(tower) == 6
