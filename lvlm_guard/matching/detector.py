@@ -257,7 +257,7 @@ def checked(found: Tensor) -> Tensor:
 
 
 def corners_of(places: Tensor) -> Tensor:
-    """Return left, top, right and bottom of middles and sizes, in shares of the picture, [n, 4]; raises as `checked`."""
+    """Return left, top, right and bottom of middles and sizes, in shares of the picture, [n, 4], `checked`."""
     middle, size = checked(places).split(2, -1)
     return torch.cat([middle - size / 2, middle + size / 2], -1).clamp(0, 1)
 
