@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from lvlm_guard.evals.spec.answers import Role
 from lvlm_guard.evals.spec.items import YES_NO, Item, Kind
@@ -18,7 +18,7 @@ PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 REFERENCE = "greedy"  # what every row is compared with
-PAPER = "paper-agla"  # the preset under which methods are sampled, as in the paper
+PAPER: Final = "paper-agla"  # the preset under which methods are sampled, as in the paper
 
 
 @dataclass(frozen=True)

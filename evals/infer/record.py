@@ -27,6 +27,7 @@ from lvlm_guard.evals.errors import DataError, RunError, disk_trouble
 from lvlm_guard.evals.spec.items import EvalTask
 from lvlm_guard.evals.spec.jsonl import write_lines
 from lvlm_guard.evals.spec.settings import EMBEDDED, Settings
+from lvlm_guard.files import plain
 from lvlm_guard.weights import weights_digest
 
 ASKED, ITEMS = "asked.json", "items.jsonl"
@@ -99,13 +100,13 @@ def begin(
     """Note what this run is, or find that the folder has it already; returns the note. Arguments as `infer.ask.ask`'s.
     Raises `DataError` (the folder holds another run), `RunError` (a process works in it, or the disk is full)."""
     parts = [part for task in tasks for part in task.parts()]
-    decides = _plain(
-        settings=settings.to_dict(),
-        questions={f"{part.name} {part.split}": part.digest() for part in parts},
-        code=code_digest(adapters=bool(settings.adapters or settings.matchers), beside=beside),
-        weights=weights_digest(weights_of(settings)),
-        packages=_versions(PACKAGES),
-    )
+    decides: Note = {
+        "settings": plain(settings.to_dict()),
+        "questions": {f"{part.name} {part.split}": part.digest() for part in parts},
+        "code": code_digest(adapters=bool(settings.adapters or settings.matchers), beside=beside),
+        "weights": plain(weights_digest(weights_of(settings))),
+        "packages": _versions(PACKAGES),
+    }
     with alone(folder):
         earlier = None if started_over else read_note(folder)
         if earlier is not None:
@@ -137,7 +138,7 @@ def with_answering(folder: Path, answering: Mapping[str, Any]) -> Note:
     """Note who answers too (`Prepared.describe()`), known once the model is loaded or the server was asked. It follows
     from the settings, but for what a hub's model has become since, a rank's device, or a server's knobs. Returns the
     note; raises `DataError` where answers in the folder were made by others."""
-    answering = _plain(**answering)
+    answering = plain(answering)
     with alone(folder):
         note = read_note(folder)
         if note is None:
@@ -178,11 +179,6 @@ def weights_of(settings: Settings) -> list[Path]:
 
 def _versions(names: Iterable[str]) -> dict[str, str]:
     return {name: version for name in names if (version := installed(name))}
-
-
-def _plain(**told: Any) -> Note:
-    plain: Note = json.loads(json.dumps(told, default=str))
-    return plain
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

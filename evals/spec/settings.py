@@ -1,46 +1,66 @@
-"""What decides what is asked and answered: plain data, which `asked.json` holds."""
+"""What decides what is asked and answered: plain data, which `asked.json` holds, and the options of `eval ask`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from typer import Option
+
+from lvlm_guard.cli.options import Device, Dtype, Execution, Model
+from lvlm_guard.cli.settings import COMMAS
 from lvlm_guard.evals.spec.items import Split
 
 EMBEDDED = "embedded"
+TASKS = """Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), chair, \
+opope, mme_hallucination, amber, amber_captions, dash_b, mmhal, or one of lmms-eval (mmstar, ...)."""
+QUESTIONS = "Questions: POPE's files or folder, DASH-B's, ...; a list to caption. Repeatable."
+ADAPTER = """A PEFT adapter of the model: its plain answers stand beside the methods. Several of one NAME are its \
+seeds. Repeatable."""
+
+
+PLACE: dict[str, Any] = {"parser": lambda text: str(Path(text)) if text else "", "metavar": "PATH"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the answers; how the work is spread over processes does not."""
+    """Everything that decides the answers; how the work is spread over processes does not.
 
-    model: str = EMBEDDED  # "embedded", a folder, or a hub id; with `server` the model's name there
-    tasks: tuple[str, ...] = ("world_pope", "world_chair")  # see `lvlm_guard.evals.tasks`
-    # registered names, "greedy" and "sample" among them if wished
-    methods: tuple[str, ...] = ("agla", "focus", "vote", "vcd")
+    Most fields are options, whose help says what they are; None is the task's own number.
+    """
+
+    model: Model = EMBEDDED
+    tasks: Annotated[tuple[str, ...], COMMAS, Option(help=TASKS)] = ("world_pope", "world_chair")
+    methods: Annotated[
+        tuple[str, ...], COMMAS, Option(help="Methods, comma-separated; greedy is always there.")
+    ] = ("agla", "focus", "vote", "vcd")  # fmt: skip
     knobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> its knobs
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # knob -> values: all combinations are run
-    controls: bool = True  # whether greedy, sampling, APC-only and the methods' own controls are added
-    seeds: int = 3  # runs of whatever is random
-    limit: int | None = None  # pictures of each task; None: the task's usual number
-    split: Split = "test"  # "val" is to choose settings on: a sweep needs it
+    controls: Annotated[
+        bool, Option("--controls/--no-controls", help="Sampling, APC-only, and the methods' own controls.")
+    ] = True
+    seeds: Annotated[int, Option(min=1, help="Runs of whatever is random.")] = 3
+    limit: Annotated[int | None, Option(min=1, help="Pictures of each task. [default: the task's]")] = None
+    split: Annotated[Split, Option(help="val is for choosing settings.")] = "test"
     batch: int = 1  # items of one generate() call; the unit of resuming
-    device: str = "auto"  # of the model, as the next one
-    dtype: str = "auto"
-    execution: str = "auto"  # how branches are run
-    preset: str = ""  # name of a published protocol ("paper-agla")
-    questions: tuple[str, ...] = ()  # files of questions, or folders of them
-    images: str = ""  # folder of the pictures
-    annotations: str = ""  # folder or file of COCO's annotations, or of a CHAIR ground truth; AMBER's data
-    include: tuple[str, ...] = ()  # folders with tasks of lmms-eval
-    captions: int | None = None  # pictures to caption; None: the task's usual number
-    max_new_tokens: int | None = None  # of an answer; None: the task's own number
-    server: str = ""  # address of an OpenAI-compatible endpoint; "" for a model in this process
-    revision: str = ""  # of a hub id: a branch, a tag or a commit; "" for the newest
-    # PEFT adapters whose plain answers stand beside the methods, each "NAME=FOLDER" or the folder or hub id alone;
-    # several of one name are its seeds. All other decoders run without them.
-    adapters: tuple[str, ...] = ()
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    execution: Execution = "auto"
+    preset: Annotated[Literal["", "paper-agla"], Option(help="Prompt and sampling of a publication.")] = ""
+    questions: Annotated[tuple[str, ...], Option(help=QUESTIONS, **PLACE)] = ()
+    images: Annotated[str, Option(help="Folder of the pictures.", **PLACE)] = ""
+    annotations: Annotated[str, Option(help="COCO's annotations, a CHAIR ground truth; AMBER's.", **PLACE)] = ""
+    include: Annotated[
+        tuple[str, ...], Option("--include-path", help="Folder with tasks of lmms-eval. Repeatable.", **PLACE)
+    ] = ()
+    captions: Annotated[int | None, Option(min=1, help="Pictures to caption, where other than --limit.")] = None
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Longest answer. [default: the task's]")] = None
+    server: Annotated[str, Option(help="An OpenAI-compatible endpoint that has --model.", metavar="URL")] = ""
+    revision: Annotated[str, Option(help="Of --model on the hub.")] = ""
+    # the folder or hub id alone does too; all other decoders run without them
+    adapters: Annotated[tuple[str, ...], Option("--adapter", help=ADAPTER, metavar="NAME=DIR")] = ()
     # name -> registered names or folders, one a training seed: methods that have a matcher are run with each of them
     matchers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.console import out as console
 from lvlm_guard.cli.console import print_object, quiet_libraries, say
 from lvlm_guard.cli.eval_run import show
 from lvlm_guard.cli.options import Json
@@ -41,6 +39,4 @@ def demo(
         told = {**results, "rows": values, "differences": differences, "page": str(page)}
         print_object({"command": "demo", "version": __version__, **told})
         return
-    shown = console()
-    show(results, shown)
-    shown.print(f"page  {escape(str(page))}")
+    show(results, page=page)

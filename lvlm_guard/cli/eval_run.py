@@ -1,93 +1,100 @@
-"""`lvlm-guard eval ask` and `eval run`: asking, and the three steps in one; how results are shown."""
+"""`lvlm-guard eval ask`, `run` and `score`: asking, scoring, and the steps in one; how results are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import RenderableType
 from rich.markup import escape
+from typer import Option
 
 from lvlm_guard import __version__
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, say, usage
-from lvlm_guard.cli.options import (
-    Device,
-    Dtype,
-    Execution,
-    Json,
-    Matchers,
-    Model,
-    knob_value,
-    matchers_of,
-    with_options_of,
-)
+from lvlm_guard.cli.options import Json, Matchers, knob_value, matchers_of, numbers
 from lvlm_guard.ranks import Place
 
-WORLD_TASKS, METHODS = "world_pope,world_chair", "agla,focus,vote,vcd"
+if TYPE_CHECKING:
+    from lvlm_guard.evals.spec.settings import Settings as Settings
+else:
+    Settings = import_module("lvlm_guard.evals.spec.settings").Settings
+
 QUICK = 24  # pictures of each task
 
 
-def ask(
-    model: Model = "embedded",
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated; greedy is always there.")] = METHODS,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), "
-            "chair, opope, mme_hallucination, amber, amber_captions, dash_b, mmhal, or one of lmms-eval (mmstar, ...)."
-        ),
-    ] = WORLD_TASKS,
-    out_: Annotated[Path, typer.Option("--out", help="Folder; a run goes on where it stopped.")] = Path("eval-out"),
+@dataclass(frozen=True)
+class Asking:
+    """How answers are asked for: what decides none of them, or is read into the settings."""
+
+    out: Annotated[Path, Option(help="Folder; a run goes on where it stopped.")] = Path("eval-out")
     knob: Annotated[
-        list[str] | None, typer.Option(help="A method's knob, e.g. agla.alpha=1.5. Repeatable.", metavar="M.NAME=VALUE")
-    ] = None,
+        tuple[str, ...], Option(help="A method's knob, e.g. agla.alpha=1.5. Repeatable.", metavar="M.NAME=VALUE")
+    ] = ()
     sweep: Annotated[
-        list[str] | None,
-        typer.Option(help="Values of a knob, e.g. alpha=0.5,1,2. Repeatable. On --split val only.", metavar="NAME=V,V"),
-    ] = None,
-    split: Annotated[Literal["test", "val"], typer.Option(help="val is for choosing settings.")] = "test",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of whatever is random.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each task.")] = None,
-    captions: Annotated[int | None, typer.Option(min=1, help="Pictures to caption, where other than --limit.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. [default: the task's]")] = None,
-    questions: Annotated[
-        list[Path] | None,
-        typer.Option(help="Questions: POPE's files or folder, DASH-B's, ...; a list to caption. Repeatable."),
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, a CHAIR ground truth; AMBER's.")] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A PEFT adapter of the model: its plain answers stand beside the methods. Several of one NAME are its "
-            "seeds. Repeatable.",
-            metavar="NAME=DIR",
-        ),
-    ] = None,
-    matcher: Matchers = None,
-    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with tasks of lmms-eval. Repeatable.")] = None,
-    preset: Annotated[Literal["", "paper-agla"], typer.Option(help="Prompt and sampling of a publication.")] = "",
-    controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Sampling, APC-only, and the methods' own controls.")
-    ] = True,
-    server: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint that has --model.", metavar="URL")] = "",
-    batch: Annotated[int | None, typer.Option(min=1, help="Questions at once. [default: 1; embedded 64]")] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests in flight at a server. [default: 16]")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: 1; embedded one a core]")] = None,
-    start_over: Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A few pictures, one seed: shows that it works.")] = False,
-    revision: Annotated[str, typer.Option(help="Of --model on the hub.")] = "",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    execution: Execution = "auto",
-    json: Json = False,
-) -> None:
+        tuple[str, ...],
+        Option(help="Values of a knob, e.g. alpha=0.5,1,2. Repeatable. On --split val only.", metavar="NAME=V,V"),
+    ] = ()
+    matcher: Matchers = None
+    batch: Annotated[int | None, Option(min=1, help="Questions at once. [default: 1; embedded 64]")] = None
+    concurrency: Annotated[int | None, Option(min=1, help="Requests in flight at a server. [default: 16]")] = None
+    workers: Annotated[int | None, Option(min=1, help="Processes. [default: 1; embedded one a core]")] = None
+    start_over: Annotated[bool, Option("--start-over", help="Drop what an earlier run left in --out.")] = False
+    quick: Annotated[bool, Option("--quick", help="A few pictures, one seed: shows that it works.")] = False
+
+    def ask(self, settings: Settings, command: str) -> Path:
+        """Ask what a command's options say; returns the run's folder."""
+        quiet_libraries()
+        room = import_module("lvlm_guard.evals.infer.ask")
+        if self.quick:
+            few = {"limit": settings.limit or QUICK, "captions": settings.captions or QUICK}
+            settings = replace(settings, seeds=1, **few)  # type: ignore[arg-type]
+        settings = replace(
+            settings,
+            knobs=_knobs(self.knob, settings.methods),
+            sweep=_sweep(self.sweep, settings.methods),
+            matchers=matchers_of(self.matcher),
+        )
+        how = {"workers": self.workers, "concurrency": self.concurrency, "started_over": self.start_over}
+        settings = replace(settings, batch=self.batch or room.usual_batch(settings))
+        folder: Path = room.ask(settings, self.out, echo=say, command=command, **how)
+        return folder
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How answers are scored, and what is no good end."""
+
+    allow_empty: Annotated[float, Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0
+    allow_truncated: Annotated[
+        float, Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
+    ] = 0.0
+    dialect: Annotated[
+        tuple[str, ...],
+        Option(help="How CHAIR reads: ours, pattern, wordnet (as papers since OPERA; needs NLTK's data). Repeatable."),
+    ] = ()
+    repope: Annotated[
+        str, Option(help="RePOPE's folder, or fetch: POPE's answers also by its labels.", metavar="DIR|fetch")
+    ] = ""
+    fail_if: Annotated[
+        tuple[str, ...], Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
+    ] = ()
+
+    @property
+    def allowed(self) -> Any:
+        return import_module("lvlm_guard.evals.stats.validity").Allowed(self.allow_empty, self.allow_truncated)
+
+    def score(self, folder: Path) -> dict[str, Any]:
+        """Score a run's folder."""
+        how = {"allowed": self.allowed, "repope": self.repope or None, "dialects": self.dialect}
+        results: dict[str, Any] = import_module("lvlm_guard.evals.stats.score").score(folder, **how)
+        return results
+
+
+def ask(settings: Settings, asking: Asking, json: Json = False) -> None:
     """Ask several decoders the same questions, and write their answers as one table.
 
     Greedy, sampling, controls and each method's own stand beside the methods. Answers are kept as they come, and the
@@ -98,8 +105,7 @@ def ask(
 
     [bold]Example:[/bold] lvlm-guard eval ask --methods agla,vote --out runs/first
     """
-    options = locals()
-    folder = _asked(options, "eval ask")
+    folder = asking.ask(settings, "eval ask")
     whole, total, failed, why = (folder / "answers.parquet").exists(), None, None, ""
     if whole:
         total, failed, why = import_module("lvlm_guard.evals.infer.store").failures(folder)
@@ -111,7 +117,7 @@ def ask(
         told = {"command": "eval ask", "version": __version__, "folder": str(folder), "whole": whole}
         print_object(told | {"failed": failed})
     elif whole:
-        out().print(f"answers  {escape(str(folder / 'answers.parquet'))}", soft_wrap=True)
+        tell(answers=folder / "answers.parquet")
     if failed and failed == total:
         err().print("[bold red]Void:[/] every request failed, so there is nothing to score.")
         raise typer.Exit(VOID)
@@ -119,24 +125,7 @@ def ask(
         say(f"Score them: lvlm-guard eval score {folder}")
 
 
-@with_options_of(ask)
-def run(
-    *,
-    allow_empty: Annotated[float, typer.Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0,
-    allow_truncated: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
-    ] = 0.0,
-    dialect: Annotated[
-        list[str] | None, typer.Option(help="CHAIR also as papers since OPERA read: wordnet (needs NLTK's data).")
-    ] = None,
-    repope: Annotated[
-        str, typer.Option(help="RePOPE's folder, or fetch: POPE's answers also by its labels.", metavar="DIR|fetch")
-    ] = "",
-    fail_if: Annotated[
-        list[str] | None, typer.Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
-    ] = None,
-    **options: Any,
-) -> None:
+def run(settings: Settings, asking: Asking, scoring: Scoring, json: Json = False) -> None:
     """Ask several decoders the same questions; score, test, and report them: eval ask, eval score and eval report.
 
     Writes answers.parquet, results.json and report.html; answers are kept as they come, and the same command goes on
@@ -148,82 +137,90 @@ def run(
         raise usage(
             "torchrun shares out asking alone: start `eval ask` by it, then `eval score` and `eval report` once."
         )
-    rules = rules_of(fail_if or ())
-    for name in dialect or ():  # before anything is generated
+    rules = rules_of(scoring.fail_if)
+    for name in scoring.dialect:  # before anything is generated
         import_module("lvlm_guard.evals.metrics.objects").coco_words(name)
-    if repope:
-        import_module("lvlm_guard.evals.tasks.repope").repope_labels(repope)
-    folder = _asked(options, "eval run")
-    scoring = import_module("lvlm_guard.evals.stats.score")
-    allowed = scoring.Allowed(allow_empty, allow_truncated)
-    results = scoring.score(folder, allowed=allowed, repope=repope or None, dialects=dialect or ())
+    if scoring.repope:
+        import_module("lvlm_guard.evals.tasks.repope").repope_labels(scoring.repope)
+    folder = asking.ask(settings, "eval run")
+    results = scoring.score(folder)
     told = import_module("lvlm_guard.evals.infer.record").read_note(folder)
     results["warnings"] = [*told["warnings"], *results["warnings"]]
-    results["flags"] = [*told["flags"], *_allowances(empty=allow_empty, truncated=allow_truncated)]
+    shares = {"empty": scoring.allow_empty, "truncated": scoring.allow_truncated}
+    allowances = (
+        f"--allow-{name} {share:g}: so large a share of {name} answers does not make the run void."
+        for name, share in shares.items()
+        if share
+    )
+    results["flags"] = [*told["flags"], *allowances]
     pictures = import_module("lvlm_guard.evals.report.evidence")
     if not results["void"] and not (folder / pictures.EVIDENCE / pictures.INDEX).exists():
         pictures.collect_for(folder)
     page = import_module("lvlm_guard.evals.report.page").write_report(folder)
-    if options["json"]:
-        print_results("eval run", results)
+    end("eval run", results, rules, json, report=page)
+
+
+def score(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="A run's folder; or files of answers: JSON lines (ours, lmms-eval's, OPERA's, PAI's, AGLA's), .tsv or "
+            ".xlsx (VLMEvalKit's). Each is a decoder, called as the file or as you say.",
+            metavar="DIR|[NAME=]FILE...",
+        ),
+    ],
+    scoring: Scoring,
+    task: Annotated[str, Option(help="Of files: yes-no, chair, opope, amber, mmhal.")] = "",
+    questions: Annotated[
+        list[Path] | None, Option(help="POPE's questions, where answers have no labels. Repeatable.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, Option(help="COCO's annotations, or a CHAIR ground truth; AMBER's data folder.")
+    ] = None,
+    words: Annotated[str, Option(help="Captions also cut after so many words.", metavar="N,N")] = "",
+    baseline: Annotated[str, Option(help="Whom the others are compared with. [default: the first]")] = "",
+    json: Json = False,
+) -> None:
+    """Score answers that are there, with intervals and paired tests.
+
+    Of a run's folder: what eval run does after asking, as when a scorer was mended. Of files: the same scores,
+    whoever's model answered.
+
+    [bold]Example:[/bold] lvlm-guard eval score greedy=a.jsonl opera=b.jsonl --task chair --annotations annotations
+    """
+    rules = rules_of(scoring.fail_if)
+    if len(paths) == 1 and Path(paths[0]).is_dir():
+        if task or questions or annotations or words or baseline:
+            raise usage(f"{paths[0]} is a run's folder, which knows its tasks: --task and its options are of files.")
+        found = scoring.score(Path(paths[0]))
     else:
-        shown = out()
-        show(results, shown)
-        shown.print(f"report  {escape(str(page))}", soft_wrap=True)
-    leave(results, rules)
+        room = import_module("lvlm_guard.evals.foreign.score")
+        lengths = f"--words {words!r}: give numbers of words, comma-separated, such as 16,32,64."
+        data = room.Data(
+            questions or (),
+            annotations,
+            scoring.dialect,
+            numbers(words, lengths) if words else [],
+            repope=scoring.repope,
+            baseline=baseline or None,
+        )
+        found = room.score_files(_named(paths), task, data, scoring.allowed)
+    end("eval score", found, rules, json)
 
 
-def _allowances(**shares: float) -> list[str]:
-    return [
-        f"--allow-{name} {share:g}: so large a share of {name} answers does not make the run void."
-        for name, share in shares.items()
-        if share
-    ]
-
-
-def _asked(options: Mapping[str, Any], command: str) -> Path:
-    """Ask what the options of a command say; returns the run's folder."""
-    quiet_libraries()
-    room = import_module("lvlm_guard.evals.infer.ask")
-    names, quick = _listed(options["methods"]), options["quick"]
-    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
-        tasks=_listed(options["tasks"]),
-        methods=names,
-        knobs=_knobs(options["knob"] or (), names),
-        sweep=_sweep(options["sweep"] or (), names),
-        seeds=1 if quick else options["seeds"],
-        limit=options["limit"] or (QUICK if quick else None),
-        captions=options["captions"] or (QUICK if quick else None),
-        questions=tuple(str(path) for path in options["questions"] or ()),
-        images=str(options["images"] or ""),
-        annotations=str(options["annotations"] or ""),
-        include=tuple(str(path) for path in options["include_path"] or ()),
-        adapters=tuple(options["adapter"] or ()),
-        matchers=matchers_of(options["matcher"]),
-        **{name: options[name] for name in _AS_THEY_ARE},
-    )
-    folder: Path = room.ask(
-        replace(settings, batch=options["batch"] or room.usual_batch(settings)),
-        options["out_"],
-        echo=say,
-        workers=options["workers"],
-        concurrency=options["concurrency"],
-        started_over=options["start_over"],
-        command=command,
-    )
-    return folder
-
-
-_AS_THEY_ARE = (
-    *("model", "controls", "split", "device", "dtype", "execution", "preset", "max_new_tokens", "server", "revision"),
-)
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise usage(f"{text!r} names nothing: give names, comma-separated.")
-    return names
+def _named(paths: list[str]) -> dict[str, Path]:
+    """Return the files by the names of their decoders: NAME=FILE, or the file's name up to its first dot."""
+    found: dict[str, Path] = {}
+    for text in paths:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = Path(text).name.partition(".")[0], text
+        if name in found:
+            raise usage(f"{text}: {name!r} is {found[name]} already. Name them apart: NAME=FILE.")
+        if Path(path).is_dir():
+            raise usage(f"{path} is a folder: give one run's folder alone, or files of answers.")
+        found[name] = Path(path)
+    return found
 
 
 def _knobs(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -243,30 +240,24 @@ def _knobs(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, 
 
 def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Read "alpha=0.5,1,2" and "alpha=0.5,1,beta=0.1,0.5"; a name without "=" is a further value."""
-    from lvlm_guard.errors import KnobError
+    from lvlm_guard.knobs import defaults_of, read_knob
     from lvlm_guard.methods import REGISTRY
 
     values: dict[str, list[str]] = {}
     for text in texts:
         knob = ""
         for piece in text.split(","):
-            name, equals, value = piece.partition("=")
-            if equals:
-                knob = name.strip()
-            elif not knob:
+            name, equals, value = piece.rpartition("=")
+            knob = name.strip() if equals else knob
+            if not knob:
                 raise usage(f"--sweep {text!r}: write NAME=VALUE,VALUE, such as alpha=0.5,1,2.")
-            values.setdefault(knob, []).append((value if equals else piece).strip())
-    swept: dict[str, tuple[Any, ...]] = {}
-    for knob, texts_ in values.items():
-        for method in (name for name in methods if name in REGISTRY.names()):
-            try:
-                swept[knob] = tuple(dict.fromkeys(knob_value(method, knob, text) for text in texts_))
-            except KnobError:
-                continue
-            break
-        else:
+            values.setdefault(knob, []).append(value.strip())
+    methods = [name for name in methods if name in REGISTRY.names()]
+    known = {knob: default for method in reversed(methods) for knob, default in defaults_of(method).items()}
+    for knob in values:
+        if knob not in known:
             raise usage(f"--sweep {knob}: none of --methods {','.join(methods)} has this knob.")
-    return swept
+    return {knob: tuple(dict.fromkeys(read_knob(knob, text, known[knob]) for text in values[knob])) for knob in values}
 
 
 def rules_of(texts: Sequence[str]) -> list[Any]:
@@ -279,21 +270,34 @@ def rules_of(texts: Sequence[str]) -> list[Any]:
         raise usage(f"--fail-if: {error}") from None
 
 
-def show(results: Mapping[str, Any], shown: Console) -> None:
+def tell(tables: Iterable[RenderableType] = (), sentences: Iterable[str] = (), /, **places: Path) -> None:
+    """Print tables, sentences, and where files are."""
+    shown = out()
+    for table in tables:
+        shown.print(table)
+    for sentence in sentences:
+        shown.print(escape(sentence))
+    for what, place in places.items():
+        shown.print(f"{what}  {escape(str(place))}", soft_wrap=True)
+
+
+def show(results: Mapping[str, Any], **places: Path) -> None:
     """Print a run's tables and what they say; a void run has none."""
     room = import_module("lvlm_guard.evals.report.terminal")
-    for table in room.tables(results, shown.width):
-        shown.print(table)
-    for sentence in room.sentences(results):
-        shown.print(escape(sentence))
+    tell(room.tables(results, out().width), room.sentences(results))
     for sentence in (*results["warnings"], *results.get("flags", ())):
-        shown.print(escape(f"note: {sentence}"), style="yellow")
+        out().print(escape(f"note: {sentence}"), style="yellow")
+    tell(**places)
 
 
-def print_results(command: str, results: Mapping[str, Any]) -> None:
-    """Print results as the one JSON object of a command."""
-    rows = [{"method": row["decoder"], **row} for row in results["rows"]]
-    print_object({"command": command, "version": __version__, **results, "rows": rows})
+def end(command: str, results: Mapping[str, Any], rules: Sequence[Any], json: bool, **places: Path) -> None:
+    """Print results, as the one JSON object of a command or as tables, and leave with the code that they deserve."""
+    if json:
+        rows = [{"method": row["decoder"], **row} for row in results["rows"]]
+        print_object({"command": command, "version": __version__, **results, "rows": rows})
+    else:
+        show(results, **places)
+    leave(results, rules)
 
 
 def leave(results: Mapping[str, Any], rules: Sequence[Any] = ()) -> None:

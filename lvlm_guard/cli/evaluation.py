@@ -1,30 +1,22 @@
-"""`lvlm-guard eval`: ask, score, run, verify, compare, check, report, export, localize, reproduce."""
+"""`lvlm-guard eval`: ask, run, score, judge, verify, compare, check, report, export, localize, reproduce."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
+from typer import Argument, Option
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.console import (
-    FAILED,
-    VOID,
-    bullets,
-    out,
-    print_object,
-    quiet_libraries,
-    reporting,
-    say,
-)
-from lvlm_guard.cli.eval_judge import judge
-from lvlm_guard.cli.eval_run import ask, leave, rules_of, run
-from lvlm_guard.cli.eval_score import score
-from lvlm_guard.cli.eval_verify import verify
-from lvlm_guard.cli.options import Device, Dtype, Json
+from lvlm_guard.cli.console import FAILED, VOID, bullets, out, print_object, quiet_libraries, reporting, say
+from lvlm_guard.cli.eval_run import Settings, ask, leave, rules_of, run, score, tell
+from lvlm_guard.cli.options import Json, Matchers, listed, matchers_of
+from lvlm_guard.cli.settings import Only
+from lvlm_guard.cli.trained import line
 
 evaluation = typer.Typer(
     name="eval",
@@ -35,16 +27,89 @@ evaluation = typer.Typer(
     add_completion=False,
 )
 
-Folder = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR", show_default=False)]
+VERIFIERS = {True: ("blip-itm", "clip", "dual-prompt", "ranker"), False: ("blip-itm", "clip")}  # of the embedded model
+GRID = Only(("images", "annotations", "questions", "limit", "seeds", "device", "dtype"))
+DESCRIBED = Only(
+    ("model", "images", "annotations", "questions", "split", "limit", "max_new_tokens", "revision", "device", "dtype")
+)
+
+Folder = Annotated[Path, Argument(help="Folder of a run.", metavar="DIR", show_default=False)]
+Share = Annotated[float | None, Option(min=0, max=1, help="As in eval run.")]
+
+
+def judge(
+    folder: Annotated[Path, Argument(help="A run that asked mmhal.", metavar="DIR")],
+    prompt: Annotated[
+        Path,
+        Option(help="The judge's prompt, with {image_content}, {question}, {gt_answer}, {model_answer}.", exists=True),
+    ],
+    json: Json = False,
+) -> None:
+    """Write a judge's requests: chat requests as JSON lines, a file for each decoder and seed.
+
+    No judge is built in. Its reply is a JSON file in DIR/verdicts with "judge" (model, date), "prompt_sha256" and
+    "answers_sha256" (as in the requests) and "verdicts", 96 texts or chat completions in order; eval score reads it.
+
+    [bold]Example:[/bold] lvlm-guard eval judge runs/first --prompt prompt.txt
+    """
+    text = prompt.read_text(encoding="utf-8")
+    written = import_module("lvlm_guard.evals.tasks.mmhal").write_requests(folder, text)
+    if json:
+        print_object({"command": "eval judge", "version": __version__, "requests": [str(path) for path in written]})
+        return
+    for path in written:
+        tell(requests=path)
+
+
+def verify(
+    settings: Annotated[Settings, DESCRIBED],
+    matcher: Matchers = None,
+    clip: Annotated[
+        str, Option(help="The untuned CLIP of the baselines: a folder or hub id; calibrated if it can be.")
+    ] = "clip",
+    task: Annotated[str, Option(help="world_chair, or chair (COCO). [default: as suits the model]")] = "",
+    out_: Annotated[Path, Option("--out", help="Folder; a run goes on where it stopped.")] = Path("verify-out"),
+    batch: Annotated[int | None, Option(min=1, help="Pictures at once. [default: 1; embedded 64]")] = None,
+    start_over: Annotated[bool, Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure how well verifiers tell named objects that are there from hallucinated ones.
+
+    The plain model describes pictures; every verifier is asked about each object named: the matchers, as
+    --verify asks them, beside calibrated CLIP, CLIP-guided decoding's detector, F-CLIPScore and the model's
+    own token probability. Writes answers.parquet and report.json; the same command goes on
+    after any end, and with another --matcher asks that one alone.
+
+    [bold]Example:[/bold] lvlm-guard eval verify --matcher dual-prompt=out/seed-0 --matcher dual-prompt=out/seed-1
+    """
+    quiet_libraries()
+    embedded = settings.model == "embedded"
+    matchers = matchers_of(matcher) or {name: (name,) for name in VERIFIERS[embedded]}
+    room = import_module("lvlm_guard.evals.studies.verify")
+    settings = replace(
+        settings,
+        tasks=(task or ("world_chair" if embedded else "chair"),),
+        methods=(),
+        batch=batch or import_module("lvlm_guard.evals.infer.ask").usual_batch(settings),
+        # the guard's default judge stands beside whatever is measured
+        matchers={"blip-itm": ("blip-itm",)} | matchers,
+    )
+    report = room.verify_run(settings, out_, clip, echo=say, started_over=start_over, line=line())
+    if json:
+        print_object(report)
+        return
+    tables = import_module("lvlm_guard.evals.report.terminal").tables(report, out().width)
+    tell((), room.sentences(report)[:1])
+    tell(tables, report["remarks"], report=out_ / "report.json")
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="Folder of the first run.", metavar="A", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Folder of the second; differences are B - A.", metavar="B")],
-    decoder_a: Annotated[str | None, typer.Option("--a", help="One decoder of A. [default: all in both]")] = None,
-    decoder_b: Annotated[str | None, typer.Option("--b", help="One decoder of B. [default: as --a]")] = None,
+    a: Annotated[Path, Argument(help="Folder of the first run.", metavar="A", show_default=False)],
+    b: Annotated[Path, Argument(help="Folder of the second; differences are B - A.", metavar="B")],
+    decoder_a: Annotated[str | None, Option("--a", help="One decoder of A. [default: all in both]")] = None,
+    decoder_b: Annotated[str | None, Option("--b", help="One decoder of B. [default: as --a]")] = None,
     fail_if: Annotated[
-        list[str] | None, typer.Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
+        list[str] | None, Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -60,18 +125,14 @@ def compare(
     if json:
         print_object(found.to_dict())
     else:
-        shown = out()
-        for table in room.tables(found, shown.width):
-            shown.print(table)
-        for sentence in room.remarks(found):
-            shown.print(escape(sentence))
+        tell(room.tables(found, out().width), room.remarks(found))
     leave({"rows": found.rows}, rules)
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="A run, or lmms-eval's --output_path.", metavar="DIR")],
-    allow_empty: Annotated[float | None, typer.Option(min=0, max=1, help="As in eval run.")] = None,
-    allow_truncated: Annotated[float | None, typer.Option(min=0, max=1, help="As in eval run.")] = None,
+    folder: Annotated[Path, Argument(help="A run, or lmms-eval's --output_path.", metavar="DIR")],
+    allow_empty: Share = None,
+    allow_truncated: Share = None,
     json: Json = False,
 ) -> None:
     """Compute a run again from its answers, and find answers that can't be scored.
@@ -86,8 +147,7 @@ def check(
     if json:
         print_object(found.to_dict())
     else:
-        for sentence in room.sentences(found):
-            out().print(escape(sentence))
+        tell((), room.sentences(found))
     if found.outcome != "ok":
         raise typer.Exit(VOID if found.outcome == "void" else FAILED)
 
@@ -95,7 +155,7 @@ def check(
 def report(
     folder: Folder,
     evidence: Annotated[
-        bool, typer.Option("--evidence", help="Collect pictures and relevance maps first; loads the run's model.")
+        bool, Option("--evidence", help="Collect pictures and relevance maps first; loads the run's model.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -106,14 +166,14 @@ def report(
     if evidence:
         quiet_libraries()
         import_module("lvlm_guard.evals.report.evidence").collect_for(folder)
-    _wrote("eval report", "report", import_module("lvlm_guard.evals.report.page").write_report(folder), json)
+    _wrote("eval report", json, report=import_module("lvlm_guard.evals.report.page").write_report(folder))
 
 
 def export(
     folder: Folder,
-    to: Annotated[Path, typer.Option(help="The file to write, tab-separated.", metavar="FILE")],
-    decoder: Annotated[str, typer.Option(help="Whose answers.")] = "greedy",
-    seed: Annotated[int, typer.Option(min=0, help="Which of its runs.")] = 0,
+    to: Annotated[Path, Option(help="The file to write, tab-separated.", metavar="FILE")],
+    decoder: Annotated[str, Option(help="Whose answers.")] = "greedy",
+    seed: Annotated[int, Option(min=0, help="Which of its runs.")] = 0,
     json: Json = False,
 ) -> None:
     """Write a decoder's answers as VLMEvalKit reads them.
@@ -121,15 +181,15 @@ def export(
     [bold]Example:[/bold] lvlm-guard eval export runs/first --decoder agla --to agla.tsv
     """
     room = import_module("lvlm_guard.evals.report.saved")
-    _wrote("eval export", "answers", room.export_answers(room.read_run(folder), decoder, to, seed), json)
+    _wrote("eval export", json, answers=room.export_answers(room.read_run(folder), decoder, to, seed))
 
 
 def localize(
-    task: Annotated[str, typer.Argument(help="A task of lmms-eval: pope_adv, mme, coco_cap_chair, ...")],
-    data: Annotated[Path, typer.Argument(help="POPE's question file; or JSON, JSON lines, parquet.", metavar="FILE")],
-    out_: Annotated[Path, typer.Option("--out", help="Folder for the task.")] = Path("tasks_local"),
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
-    name: Annotated[str, typer.Option(help="Of the new task. [default: TASK_local]")] = "",
+    task: Annotated[str, Argument(help="A task of lmms-eval: pope_adv, mme, coco_cap_chair, ...")],
+    data: Annotated[Path, Argument(help="POPE's question file; or JSON, JSON lines, parquet.", metavar="FILE")],
+    out_: Annotated[Path, Option("--out", help="Folder for the task.")] = Path("tasks_local"),
+    images: Annotated[Path | None, Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
+    name: Annotated[str, Option(help="Of the new task. [default: TASK_local]")] = "",
     json: Json = False,
 ) -> None:
     """Write a task for lmms-eval that asks a stock task's questions about files of one's own, offline.
@@ -147,72 +207,51 @@ def localize(
 
 
 def reproduce(
-    paper: Annotated[Literal["agla"], typer.Argument(help="Whose tables.")],
+    paper: Annotated[Literal["agla"], Argument(help="Whose tables.")],
+    settings: Annotated[Settings, GRID],
     model: Annotated[
-        str | None, typer.Option(help="One of the paper's models, a folder of one, or embedded. [default: both]")
+        str | None, Option(help="One of the paper's models, a folder of one, or embedded. [default: both]")
     ] = None,
-    only: Annotated[str, typer.Option(help="Parts of the grid: pope, chair, coco, gqa, paper, official, ...")] = "",
-    out_: Annotated[Path, typer.Option("--out", help="Folder; goes on where it stopped.")] = Path("reproduce-out"),
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.", metavar="FOLDER")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO's annotations, or a CHAIR ground truth.")] = None,
-    questions: Annotated[list[Path] | None, typer.Option(help="Question files or folders. [default: fetched]")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each run: a first look.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of whatever is sampled; the paper has 3.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List downloads, sizes and hours, and end.")] = False,
-    allow_truncated: Annotated[float, typer.Option(min=0, max=1, help="As in eval run.")] = 0.0,
-    workers: Annotated[int | None, typer.Option(min=1, help="As in eval run.")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    only: Annotated[str, Option(help="Parts of the grid: pope, chair, coco, gqa, paper, official, ...")] = "",
+    out_: Annotated[Path, Option("--out", help="Folder; goes on where it stopped.")] = Path("reproduce-out"),
+    dry_run: Annotated[bool, Option("--dry-run", help="List downloads, sizes and hours, and end.")] = False,
+    allow_truncated: Annotated[float, Option(min=0, max=1, help="As in eval run.")] = 0.0,
+    workers: Annotated[int | None, Option(min=1, help="As in eval run.")] = None,
     json: Json = False,
 ) -> None:
     """Run a paper's grid and print measured beside published.
 
     LLaVA-1.5-7B and InstructBLIP, POPE on three data sets, CHAIR, three seeds, in paper and official
-    mode. With --model embedded the same grid runs on the embedded world.
+    mode. With --model embedded the same grid runs on the embedded world. Questions that are not given are fetched.
 
     [bold]Example:[/bold] lvlm-guard eval reproduce agla --dry-run
     """
     quiet_libraries()
     room = import_module("lvlm_guard.evals.studies.reproduce")
-    base = import_module("lvlm_guard.evals.spec.settings").Settings(
-        images=str(images or ""),
-        annotations=str(annotations or ""),
-        questions=tuple(str(path) for path in questions or ()),
-        limit=limit,
-        captions=limit,
-        seeds=seeds,
-        device=device,
-        dtype=dtype,
-    )
-    parts = tuple(name.strip() for name in only.split(",") if name.strip())
-    shown = out()
+    base = replace(settings, captions=settings.limit)
+    parts = listed(only, "") if only.strip(", ") else []
     if dry_run:
         planned = room.dry_run(model, parts, base)
         if json:
             print_object(planned)
-            return
-        shown.print(room.dry_run_table(planned, shown.width))
-        for sentence in room.sentences(planned):
-            shown.print(escape(sentence))
+        else:
+            tell([room.dry_run_table(planned, out().width)], room.sentences(planned))
         return
-    allowed = import_module("lvlm_guard.evals.stats.score").Allowed(truncated=allow_truncated)
+    allowed = import_module("lvlm_guard.evals.stats.validity").Allowed(truncated=allow_truncated)
     found = room.reproduce(out_, model, parts, base, echo=say, workers=workers, allowed=allowed)
     if json:
         print_object(found)
     else:
-        for table in room.reproduce_tables(found, shown.width):
-            shown.print(table)
-        for sentence in found["notes"]:
-            shown.print(escape(sentence))
-        shown.print(f"runs  {escape(str(out_))}", soft_wrap=True)
+        tell(room.reproduce_tables(found, out().width), found["notes"], runs=out_)
     leave({"void": found["void"], "rows": found["rows"]})
 
 
-def _wrote(command: str, what: str, path: Path, json: bool) -> None:
+def _wrote(command: str, json: bool, **places: Path) -> None:
     if json:
-        print_object({"command": command, "version": __version__, what: str(path)})
+        told = {what: str(place) for what, place in places.items()}
+        print_object({"command": command, "version": __version__, **told})
     else:
-        out().print(f"{what}  {escape(str(path))}", soft_wrap=True)
+        tell(**places)
 
 
 for command in (ask, run, score, judge, verify, compare, check, report, export, localize, reproduce):

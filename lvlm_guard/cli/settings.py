@@ -5,6 +5,7 @@ A command with a parameter of that class has these options in its place, and is 
 
 - `settings: Lessons` is a `Lessons`; `settings: partial[Lessons]` is one that the command completes:
   `settings(knobs={...})`.
+- `settings: Annotated[Lessons, Only(("model", "steps"))]` are those fields alone.
 - Fields of one name, of several settings or of the command itself, are one option.
 - `tuple[str, ...]` is an option that can be repeated; with `COMMAS` each text is split, and where there is a default it
   is one text, "agla,vote".
@@ -24,10 +25,15 @@ from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from rich.markup import escape
+from typer import BadParameter
 from typer.models import ParameterInfo
 
 EMBEDDED = "embedded"
 COMMAS = object()
+
+
+class Only(tuple[str, ...]):
+    """The fields that a command has as options, where it has not all."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,10 @@ class _Setting:
             return
         elif self.commas:
             text = value if isinstance(value, str) else ",".join(value)
-            yield self.name, tuple(part.strip() for part in text.split(",") if part.strip())
+            names = tuple(part.strip() for part in text.split(",") if part.strip())
+            if text and not names:
+                raise BadParameter(f"{text!r} names nothing: give names, comma-separated.")
+            yield self.name, names
         elif self.several:
             yield self.name, tuple(value)
         else:
@@ -111,12 +120,14 @@ class _Setting:
 
 def settings_of(annotation: Any) -> tuple[Any, dict[str, _Setting]]:
     """Return the dataclass that a parameter is of, or completes, and its options; (None, {}) for other parameters."""
-    kind = get_args(annotation)[0] if get_origin(annotation) is partial else annotation
+    kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    kind = get_args(kind)[0] if get_origin(kind) is partial else kind
     if not (isinstance(kind, type) and is_dataclass(kind)):
         return None, {}
     hints = get_type_hints(kind, include_extras=True)
+    only = next((mark for mark in marks if isinstance(mark, Only)), tuple(hints))
     found = (_Setting.of(field, hints[field.name]) for field in fields(kind) if field.init)
-    return kind, {each.name: each for each in found if each is not None}
+    return kind, {one.name: one for one in found if one is not None and one.name in only}
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
