@@ -150,20 +150,26 @@ class Decoder:
         return self.part(layer, "self_attn", "attention", "attn")
 
     def tapped(self, layers: Sequence[int], see: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
-        """Show what layers give, [R, n, D], by their place in the sequence.
+        """Show what layers give, [R, n, D], by their place in the sequence; raises as `edited` does."""
+        return self.edited(layers, see)
+
+    def edited(
+        self, layers: Sequence[int], change: Callable[[int, Tensor], Tensor | None], passed: Pass | None = None
+    ) -> AbstractContextManager[None]:
+        """Change what layers give, as `edited` of modules does.
 
         In the call it raises `UnsupportedModelError` where one gives not one state a token, but several streams.
         """
 
-        def seen(index: int, found: Tensor) -> None:
+        def changed(index: int, found: Tensor) -> Tensor | None:
             if self.width not in (None, found.shape[-1]):
                 raise UnsupportedModelError(
                     f"A {type(self.layers[layers[index]]).__name__} gives {found.shape[-1]} numbers a token, not one "
                     f"state of {self.width}, so this method can't read it. Use one that reads none, such as 'agla'."
                 )
-            see(index, found)
+            return change(index, found)
 
-        return edited([self.layers[layer] for layer in layers], seen)
+        return edited([self.layers[layer] for layer in layers], changed, passed)
 
     def lens(self, hidden: Tensor, norm: bool = True) -> Tensor:
         """Return the logits that the head reads from hidden states, [..., D] -> [..., V]; raises without a head."""

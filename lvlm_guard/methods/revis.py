@@ -26,7 +26,7 @@ from torch.nn.functional import cosine_similarity
 
 from lvlm_guard.engine.knob import limited, weight
 from lvlm_guard.engine.measured import Measured
-from lvlm_guard.engine.steering import Pass, edited
+from lvlm_guard.engine.steering import Pass
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,8 +65,8 @@ class REVIS(Measured):
         found, decoder = self.measured().tensors, passed.call.decoder
         (layer,) = decoder.within([int(found["layer"]) if self.layer is None else self.layer])
         tau = float(found["risk"][:, layer].quantile(self.k)) if self.tau is None else self.tau
-        there = [decoder.layers[layer]] if self.alpha > 0 else []
-        return edited(there, lambda _, h: moved(h, found["u"][layer].to(h.device), self.alpha, tau), passed)
+        there = [layer] if self.alpha > 0 else []
+        return decoder.edited(there, lambda _, h: moved(h, found["u"][layer].to(h.device), self.alpha, tau), passed)
 
     @classmethod
     def observe(cls, subject: Subject, picture: Image) -> dict[str, Tensor]:

@@ -274,15 +274,17 @@ def test_what_cannot_be_steered_is_refused(pair):
         pair[0].generate(**inputs, **RUN, guard=made("dola", candidates=(40,)))
 
 
-@pytest.mark.parametrize("name", ["deco", "revisit", "vista"])
-def test_layers_of_several_streams_are_refused_by_who_reads_them(pair, name):
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("deco", {}), ("revisit", {}), ("vista", {}), ("revis", {"layer": -1})], ids=str
+)
+def test_layers_of_several_streams_are_refused_by_who_reads_or_moves_them(pair, name, knobs):
     """Hyper-connections, such as Qwen4Exp's, hand several states a token from layer to layer."""
     twice = (
         pair[0].get_decoder().layers[-1].register_forward_hook(lambda _module, _given, out: torch.cat([out] * 2, -1))
     )
     try:
         with pytest.raises(UnsupportedModelError, match="numbers a token, not one state"):
-            pair[0].generate(**asked(pair), **RUN, guard=made(name))
+            pair[0].generate(**asked(pair), **RUN, guard=made(name, pair, **knobs))
     finally:
         twice.remove()
 
