@@ -196,15 +196,13 @@ class Mentions(YesNo):
     def scores(self) -> dict[str, Score]:
         """Return the scores of probabilities, and of marks as signs of hallucination: NaN where nothing marks."""
         told, gaps = CLAIMS.names.index("told"), slice(len(CLAIMS.names), len(CLAIMS.names) + BINS)
+        calibration = Score(lambda c: share(np.abs(c[..., gaps]).sum(-1), c[..., told], np.nan), "lower", False)
+        recall = Score(lambda c: np.where(CLAIMS.sum(c, "n -unreadable") > 0, OF_NO["recall"].of(c), np.nan))
         return {
             "hallucinated": CLAIMS.ratio("label_no / n", "", once=True),
             "brier": CLAIMS.ratio("error / told", "lower", np.nan),
-            "calibration_error": Score(
-                lambda c: share(np.abs(c[..., gaps]).sum(-1), c[..., told], np.nan), "lower", False
-            ),
+            "calibration_error": calibration,
             "marked": CLAIMS.ratio("tn fn / n -unreadable", "", np.nan, compared=False),
             "mark_precision": CLAIMS.ratio("tn / tn fn", empty=np.nan, compared=False),
-            "mark_recall": Score(
-                lambda c: np.where(CLAIMS.sum(c, "n -unreadable") > 0, OF_NO["recall"].of(c), np.nan), compared=False
-            ),
+            "mark_recall": replace(recall, compared=False),
         }
