@@ -32,7 +32,7 @@ TRIES: dict[str, tuple[str, ...]] = {
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),
     "batch": ("lvlm-guard batch --help", IMPORTS.format("lvlm_guard.batch.run, pyarrow, openai")),
-    "ray": (IMPORTS.format("ray.data, lvlm_guard.batch.on_ray"),),
+    "ray": (IMPORTS.format("ray.data, lvlm_guard.batch.run"),),
     "check": (IMPORTS.format("lvlm_guard.serve.front.checking, lvlm_guard.serve.launch.server"),),
     "play": (IMPORTS.format("lvlm_guard.play.page"),),
     "quant": (IMPORTS.format("bitsandbytes, accelerate"),),

@@ -1,10 +1,11 @@
-"""Rows answered by a guarded model in this process; an answer is kept with the proof that it was guarded."""
+"""Rows answered by a guarded model in this process, or by a server: with the proof that an answer was guarded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.batch.plan import How
 from lvlm_guard.batch.rows import Row
-from lvlm_guard.errors import GuardError, UnprovedError
+from lvlm_guard.endpoint import Endpoint, guard_fields, question
+from lvlm_guard.errors import GuardError, ServerError, UnprovedError
+from lvlm_guard.proof import check, proof_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 """Of a trace's numbers; those behind depend on where in memory a processor's operands lie."""
+
+RETRIES = 8
+"""Tries of a server after the first; the client waits .5 s to 8 s, or as long as Retry-After says."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,17 @@ class Answered:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
+Answerer = Callable[[Sequence[Row]], list[Answered]]
+"""Returns what became of rows, in order; raises `UnprovedError` where an answer was not guarded as asked."""
+
+
+def answerer_of(how: How, device: str, at_once: int) -> Answerer:
+    """Return a server of `at_once` requests where `how` names one, else a model on a device."""
+    return Served(how, at_once) if how.server else Local(how, device)
+
+
 class Local:
-    """A guarded model.
-
-    Args:
-        how: it answers.
-        device: it runs on.
-
-    Raises:
-        GuardError: it can't be loaded or guarded.
-    """
+    """A guarded model in this process; raises `GuardError` where it can't be loaded or guarded."""
 
     def __init__(self, how: How, device: str = "auto") -> None:
         from lvlm_guard.api import guard, resolve
@@ -77,11 +84,6 @@ class Local:
         self._model, self._processor = guard(*loaded, method, execution=how.execution)
 
     def __call__(self, rows: Sequence[Row]) -> list[Answered]:
-        """Return what became of rows, in order.
-
-        Raises:
-            UnprovedError: an answer was not guarded.
-        """
         for matcher in self._matchers:  # which rows are answered before must not show, not even in a last bit
             matcher.forget()
         found: list[Answered] = [Answered(error=row.error) for row in rows]
@@ -125,17 +127,12 @@ class Local:
             raise UnprovedError(f"generate() did not guard all of {len(prompts)} answers: {trace.notes}")
         starts = [0, *accumulate(map(len, pictures))]
         start = inputs["input_ids"].shape[1]
-        return [
-            Answered(
-                spoken(self._processor, row[: len(steps)]).strip(),
-                None,
-                trace.method,
-                trace.knobs,
-                len(steps),
-                told(trace, number, range(starts[number], starts[number + 1])),
-            )
-            for number, (row, steps) in enumerate(zip(output.sequences[:, start:].tolist(), trace.steps, strict=True))
-        ]
+        answered = []
+        for number, (row, steps) in enumerate(zip(output.sequences[:, start:].tolist(), trace.steps, strict=True)):
+            text = spoken(self._processor, row[: len(steps)]).strip()
+            about = told(trace, number, range(starts[number], starts[number + 1]))
+            answered.append(Answered(text, None, trace.method, trace.knobs, len(steps), about))
+        return answered
 
 
 def told(trace: GuardTrace, number: int, pictures: range) -> dict[str, Any]:
@@ -160,3 +157,54 @@ def told(trace: GuardTrace, number: int, pictures: range) -> dict[str, Any]:
         ],
         "notes": trace.notes,
     }
+
+
+class Served:
+    """A server of guarded models, such as `lvlm-guard serve`, by its address; `how.model` is its plain name.
+
+    Args:
+        how: rows are answered; `how.server` may be the address of a balancer before many.
+        at_once: requests at one time.
+
+    Raises:
+        MissingExtraError: openai is not installed.
+    """
+
+    def __init__(self, how: How, at_once: int = 32) -> None:
+        self._how, self._endpoint = how, Endpoint(how.server, timeout=600, retries=RETRIES, extra="batch")
+        self._client = self._endpoint.client(synchronous=True)
+        self._pool = ThreadPoolExecutor(at_once)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Answered]:
+        """Also raises `ServerError` where the server is not there, or fails."""
+        return list(self._pool.map(self._answer, rows))
+
+    def _answer(self, row: Row) -> Answered:
+        how = self._how
+        if row.error:
+            return Answered(error=row.error)
+        try:  # made here, so that what is wrong with a picture costs no request
+            messages = question(row.images(), row.prompt)
+        except GuardError as error:
+            return Answered(error=str(error))
+        import openai
+
+        name = f"{how.model}-{how.method}"
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=name,
+                messages=messages,
+                max_tokens=how.max_new_tokens,
+                temperature=0,
+                extra_body=guard_fields(how.method, how.knobs),
+            )
+            answer = raw.parse()
+        except openai.OpenAIError as error:
+            if getattr(error, "status_code", None) in (400, 413, 422):  # of this row alone
+                return Answered(error=f"{type(error).__name__}: {error}")
+            raise ServerError(f"{how.server} gave no answer: {self._endpoint.reason(error)}") from error
+        proof = check(name, how.method, how.knobs, proof_of(raw.headers, answer.model_extra or {}))
+        assert proof is not None  # `check` would have raised
+        tokens = answer.usage.completion_tokens if answer.usage else 0
+        text = (answer.choices[0].message.content or "").strip()
+        return Answered(text, None, proof.method, dict(proof.knobs), tokens, {"notes": list(proof.notes)})

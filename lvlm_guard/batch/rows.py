@@ -97,10 +97,15 @@ def cut(file: str, most: int) -> Iterator[tuple[int, int, int]]:
         total = _opened(file).metadata.num_rows
         yield from ((first, min(most, total - first), 0) for first in range(0, total, most))
         return
-    first, starts = 0, (_lines(file) if kind == "jsonl" else _samples(file))
-    while piece := list(islice(starts, most)):
-        yield first, len(piece), piece[0][0]
-        first += len(piece)
+    first, starts = 0, (start for start, *_ in (_lines(file) if kind == "jsonl" else _samples(file)))
+    try:
+        while piece := list(islice(starts, most)):
+            yield first, len(piece), piece[0]
+            first += len(piece)
+    except OSError as error:
+        raise KnobError(f"{file} can't be read: {error.strerror}.") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise KnobError(f"{file} can't be read as a tar ({error}): it is damaged, or packed.") from error
 
 
 def read(piece: Piece, prompt: str = "") -> Iterator[Row]:
@@ -110,10 +115,9 @@ def read(piece: Piece, prompt: str = "") -> Iterator[Row]:
         piece: of `cut`.
         prompt: asked where a row has none.
     """
-    kind, folder = kind_of(piece.file), Path(piece.file).parent
-    found = {"jsonl": _json, "parquet": _parquet, "tar": _tar}[kind](piece)
+    found = {"jsonl": _json, "parquet": _parquet, "tar": _tar}[kind_of(piece.file)](piece)
     for index, fields in enumerate(found, piece.first):
-        yield row_of(index, fields, folder, prompt)
+        yield row_of(index, fields, Path(piece.file).parent, prompt)
 
 
 def row_of(index: int, fields: Any, folder: Path, prompt: str) -> Row:
@@ -152,28 +156,23 @@ def _picture(given: Any, folder: Path) -> str | bytes:
     return os.path.join(folder, given)
 
 
-def _lines(file: str) -> Iterator[tuple[int, bytes]]:
+def _lines(file: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that hold something, with the bytes before each."""
-    try:
-        with open(file, "rb") as opened:
-            at = 0
-            for line in opened:
-                if line.strip():
-                    yield at, line
-                at += len(line)
-    except OSError as error:
-        raise KnobError(f"{file} can't be read: {error.strerror}.") from error
+    with open(file, "rb") as opened:
+        opened.seek(start)
+        for line in opened:
+            if line.strip():
+                yield start, line
+            start += len(line)
 
 
 def _json(piece: Piece) -> Iterator[Any]:
-    with open(piece.file, "rb") as opened:
-        opened.seek(piece.start)
-        for line in islice((line for line in opened if line.strip()), piece.count):
-            try:
-                fields = json.loads(line)
-                yield fields if isinstance(fields, dict) else "The line is no JSON object."
-            except (ValueError, RecursionError) as error:
-                yield f"The line is no JSON ({error})."
+    for _, line in islice(_lines(piece.file, piece.start), piece.count):
+        try:
+            fields = json.loads(line)
+            yield fields if isinstance(fields, dict) else "The line is no JSON object."
+        except (ValueError, RecursionError) as error:
+            yield f"The line is no JSON ({error})."
 
 
 def _opened(file: str) -> Any:
@@ -204,40 +203,27 @@ def _parquet(piece: Piece) -> Iterator[Any]:
         yield from islice(rows, start, start + piece.count)
 
 
-def _members(opened: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
-    """Yield the samples of a tar as webdataset has them: neighbours whose paths are the same up to the first dot."""
-    files = (member for member in opened if member.isfile() and not Path(member.name).name.startswith("."))
-    return groupby(files, key=lambda member: _split(member.name)[0])
-
-
 def _split(name: str) -> tuple[str, str]:
     folder, _, base = name.rpartition("/")
     stem, _, end = base.partition(".")
     return f"{folder}/{stem}" if folder else stem, end.lower()
 
 
-def _samples(file: str) -> Iterator[tuple[int, str]]:
-    """Yield the samples of a tar, with the bytes before each."""
-    try:
-        with tarfile.open(file, "r:") as opened:
-            for key, members in _members(opened):
-                yield min(member.offset for member in members), key
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise KnobError(f"{file} can't be read as a tar ({error}): it is damaged, or packed.") from error
+def _samples(file: str, start: int = 0) -> Iterator[tuple[int, str, tarfile.TarFile, list[tarfile.TarInfo]]]:
+    """Yield the samples of a tar, with the bytes before each: neighbours whose paths are alike up to the first dot."""
+    with open(file, "rb") as whole:
+        whole.seek(start)
+        with tarfile.open(fileobj=whole, mode="r:") as opened:
+            files = (member for member in opened if member.isfile() and not Path(member.name).name.startswith("."))
+            for key, group in groupby(files, key=lambda member: _split(member.name)[0]):
+                members = list(group)
+                yield min(member.offset for member in members), key, opened, members
 
 
 def _tar(piece: Piece) -> Iterator[Any]:
-    with open(piece.file, "rb") as whole:
-        whole.seek(piece.start)
-        with tarfile.open(fileobj=whole, mode="r:") as opened:
-            for key, members in islice(_members(opened), piece.count):
-                parts = {_split(member.name)[1]: _bytes(opened, member) for member in members}
-                yield _sample(key, parts)
-
-
-def _bytes(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    held = opened.extractfile(member)
-    return b"" if held is None else held.read()
+    for _, key, opened, members in islice(_samples(piece.file, piece.start), piece.count):
+        held = {_split(member.name)[1]: opened.extractfile(member) for member in members}
+        yield _sample(key, {end: b"" if file is None else file.read() for end, file in held.items()})
 
 
 def _sample(key: str, parts: Mapping[str, bytes]) -> Any:

@@ -52,7 +52,7 @@ def batch(
     """
     quiet_libraries()
     from lvlm_guard.batch.plan import How, plan_of
-    from lvlm_guard.batch.run import here, run
+    from lvlm_guard.batch.run import here, on_ray, run
     from lvlm_guard.ranks import Place
 
     method_of(method, knob)  # says what is wrong before anything is written
@@ -71,8 +71,6 @@ def batch(
     )
     plan = plan_of(data, out, how, shard_rows)
     if engine == "ray":
-        from lvlm_guard.batch.on_ray import on_ray
-
         told = run(plan, out, lambda: on_ray(plan, out, workers, device, at_once), say)
     else:
         mine = Place.read(share)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lvlm_guard.engine.attention import Attending, Rows, attending
@@ -30,8 +31,6 @@ from lvlm_guard.engine.measured import Measured, paired
 from lvlm_guard.engine.steering import Pass
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lvlm_guard.calibration import Subject
 
 FEWEST = 10  # pairs of mentions as far into their answers
@@ -61,7 +60,6 @@ class AdaIAT(Measured, Attending):
     mode: Literal["official", "paper"] = choice("official", "paper")
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
-        """Raise the weights of the answer's tokens."""
         if self.alpha == 0 or passed.ids.shape[1] <= passed.prompt:
             return nullcontext()
         found, layers = self.measured().tensors, self.span(passed.call)

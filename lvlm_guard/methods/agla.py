@@ -56,11 +56,7 @@ class AGLA(Complement):
     share: float | None = knob(None, check_share)
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the local branch: the same prompt over the masked picture."""
-        return (Branch("local", pixels=self._view),)
-
-    def _view(self, call: Call) -> dict[str, Tensor]:
-        return masked_view(call, self.matcher, self.frame, self.share)
+        return (Branch("local", pixels=lambda call: masked_view(call, self.matcher, self.frame, self.share)),)
 
     def check(self, call: Call) -> None:
         """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher."""

@@ -33,7 +33,6 @@ class APC(Single, Plausible):
     beta: float = plausibility(0.5)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the global logits with the implausible tokens pushed down."""
         if self.beta == 0:
             return step.logits
         # no survivor lies lower than ln(beta) below the best, so that there is no need to look for the lowest

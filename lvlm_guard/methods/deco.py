@@ -67,11 +67,9 @@ class DeCo(Method):
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, kept)
 
     def decided(self, step: Step) -> Tensor:
-        """Where there is one candidate."""
         return self.candidates(step.logits).sum(-1) == 1
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the corrected logits on the candidates."""
         keep = self.candidates(step.logits)
         if self.alpha == 0 or bool((keep.sum(-1) == 1).all()):
             return cut(step.logits, step.logits, keep)

@@ -20,19 +20,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.knob import choice, limited, weight
 from lvlm_guard.engine.method import Single, Step
 from lvlm_guard.matching.claims import pieces_of
 from lvlm_guard.matching.questions import wanted
 from lvlm_guard.matching.views import matcher_of
 from lvlm_guard.matching.voting import Poll
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 WINDOW = 8  # tokens of the running text, and steps of its mean
 
@@ -68,7 +66,6 @@ class DLC(Single):
         return math.exp(-self.scale * 0.9**2 / 2)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the logits, the top ones multiplied where there is evidence."""
         if self.scale == 0:
             return step.logits
         memory, top = step.call.memory, step.logits.topk(min(self.top, step.logits.shape[-1]), -1)

@@ -72,11 +72,9 @@ class DoLa(Plausible):
         return self.states(len(call.decoder), tied)
 
     def layers(self, call: Call) -> Sequence[int]:
-        """Return the layers that give the candidate states."""
         return [state - 1 for state in self._states(call) if state]
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the contrast with the chosen early layer within the constraint."""
         keep = step.plausible(self.beta)
         if bool((keep.sum(-1) == 1).all()):
             return cut(step.logits, step.logits, keep)

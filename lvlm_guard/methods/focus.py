@@ -54,7 +54,6 @@ class Focus(Complement):
     matcher: Any = None
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the local branch: the model's own cache without the irrelevant image tokens."""
         return (Branch("local", hides=self._hides),)
 
     def check(self, call: Call) -> None:

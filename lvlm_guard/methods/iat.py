@@ -40,7 +40,6 @@ class IAT(Attending):
     layers_to: float = 18 / 32
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
-        """Raise the scores of the answer's tokens."""
         if self.alpha == 0 or passed.ids.shape[1] <= passed.prompt:
             return nullcontext()
 

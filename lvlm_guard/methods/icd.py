@@ -12,14 +12,11 @@ Q-Former alone, LLaVA's replaces its system prompt, which the checkpoints on the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from lvlm_guard.engine.call import replaced
+from lvlm_guard.engine.call import Call, replaced
 from lvlm_guard.engine.knob import choice, plausibility, weight
 from lvlm_guard.engine.method import Branch, Contrast
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 CONFUSED = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 
@@ -45,7 +42,6 @@ class ICD(Contrast):
     place: Literal["system", "prefix", "suffix"] = choice("system", "prefix", "suffix")
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the disturbed branch: the same picture under another prompt."""
         return (Branch("disturbed", prompt=self._prompt),)
 
     def check(self, call: Call) -> None:

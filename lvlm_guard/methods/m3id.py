@@ -46,7 +46,6 @@ class M3ID(Plausible):
     first: Literal[0, 1] = limited(1, "1, or 0 as re-implementations count", lambda t: t in (0, 1))
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the text-only branch: the prompt without its picture."""
         return (Branch("text", prompt=lambda call: call.without_pictures()),)
 
     def check(self, call: Call) -> None:

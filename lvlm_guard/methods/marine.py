@@ -58,7 +58,6 @@ class MARINE(Method):
     matcher: Any = None
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the branch that is told: the same picture under a longer prompt."""
         return (Branch("told", prompt=self._prompt),)
 
     def check(self, call: Call) -> None:
@@ -95,12 +94,10 @@ class MARINE(Method):
         return call.rewritten(told)
 
     def decided(self, step: Step) -> Tensor:
-        """Where no object is found, or the branch weighs nothing."""
         found = self.found(step.call) if self.gamma > 0 else []
         return torch.tensor([not (found and found[r]) for r in step.request], device=step.logits.device)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the mixture; the plain logits where nothing is found."""
         if branches is None or self.gamma == 0:
             return step.logits
         lp, told = step.logits.log_softmax(-1), branches[0].to(step.logits.dtype).log_softmax(-1)

@@ -48,11 +48,9 @@ class PAI(Constrained):
 
     @property
     def assembles(self) -> bool:
-        """Whether there is a text branch."""
         return self.gamma > 1
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the text-only branch, or none at gamma 1."""
         return (Branch("text", prompt=lambda call: call.without_pictures()),) if self.gamma > 1 else ()
 
     def check(self, call: Call) -> None:
@@ -61,7 +59,6 @@ class PAI(Constrained):
         call.decoder.within([self.start])
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
-        """Raise the scores of the picture's tokens."""
         if self.alpha == 0:
             return nullcontext()
         shown = passed.columns(passed.call.image_positions)
@@ -74,7 +71,6 @@ class PAI(Constrained):
         return attending(passed, decoder, range(self.start, len(decoder)), raised)
 
     def decided(self, step: Step) -> Tensor:
-        """Where one token is plausible, or there is no text branch."""
         return (self.kept(step).sum(-1) == 1) | (self.gamma == 1)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:

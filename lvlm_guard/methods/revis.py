@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -29,8 +30,6 @@ from lvlm_guard.engine.measured import Measured
 from lvlm_guard.engine.steering import Pass
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lvlm_guard.calibration import Subject
 
 REFUSALS = (

@@ -90,7 +90,6 @@ class ReVisiT(Single, Plausible):
             yield
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the product of the two readings within the constraint."""
         keep, measure = step.plausible(self.beta), swapped_divergence if self.mode == "official" else divergence
         assembled, kept = step.logits.clone(), step.call.memory[self.name]
         for row in (keep.sum(-1) > 1).nonzero().flatten().tolist():

@@ -18,19 +18,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
+from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.knob import plausibility, weight
 from lvlm_guard.engine.method import Branch, Complement
+from lvlm_guard.engine.pictures import View
 from lvlm_guard.matching.memory import digest
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
-    from lvlm_guard.engine.pictures import View
 
 TRANSFORMS = ("flipped", "upside down", "rotated", "recoloured", "blurred", "cropped")
 
@@ -54,7 +52,6 @@ class RITUAL(Complement):
     seed: int = 0
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the transformed branch: the same prompt over another picture."""
         return (Branch("transformed", pixels=self._view),)
 
     def _view(self, call: Call) -> dict[str, Tensor]:

@@ -59,7 +59,6 @@ class RUDDER(Steering):
 
     @contextmanager
     def around(self, passed: Pass) -> Iterator[None]:
-        """Learn the direction from the prompt, and steer along it."""
         memory, decoder = passed.call.memory, passed.call.decoder
         module = decoder.attention(*decoder.within([self.layer]))
         reads = self.alpha > 0 and passed.from_the_start()

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.knob import choice, limited, plausibility, weight
 from lvlm_guard.engine.method import Branch, Contrast
 from lvlm_guard.engine.pixels import noise, units
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.call import Call
 
 SCHEDULE = 1000  # diffusion steps of the noise schedule
 
@@ -58,7 +56,6 @@ class VCD(Contrast):
     mode: Literal["paper", "official"] = choice("paper", "official")
 
     def branches(self) -> tuple[Branch, ...]:
-        """Return the noised branch: the same prompt over the noised pixels."""
         return (Branch("noised", pixels=self.view),)
 
     def view(self, call: Call) -> dict[str, Tensor]:

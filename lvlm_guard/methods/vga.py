@@ -60,7 +60,6 @@ class VGA(Attending):
         super().check(call)
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
-        """Move what the heads give."""
         if self.beta == 0:
             return nullcontext()
         call = passed.call

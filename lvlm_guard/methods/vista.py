@@ -59,7 +59,6 @@ class VISTA(Steering):
 
     @property
     def assembles(self) -> bool:
-        """Whether late layers are averaged in."""
         return self.alpha > 0
 
     def check(self, call: Call) -> None:
@@ -75,7 +74,6 @@ class VISTA(Steering):
 
     @contextmanager
     def around(self, passed: Pass) -> Iterator[None]:
-        """Steer every MLP at every position."""
         decoder = passed.call.decoder
         if self.lam > 0 and "vista" not in passed.call.memory:
             passed.from_the_start()
@@ -91,7 +89,6 @@ class VISTA(Steering):
             yield
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the logits averaged with those of the late layers."""
         if self.alpha == 0:
             return step.logits
         states = torch.stack([step.hidden(layer) for layer in self.layers(step.call)])

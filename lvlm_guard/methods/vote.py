@@ -73,7 +73,6 @@ class Vote(Plausible):
         matcher_of(call, self.matcher).require_support()
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the logits with the matcher's votes added, within the constraint."""
         keep = step.plausible(self.beta)
         votes = self._votes(step, keep) if self.lam > 0 else []
         assembled = voted(step.logits, [(row, token, self.lam * odds) for row, token, odds in votes])

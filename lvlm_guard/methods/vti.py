@@ -24,18 +24,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.knob import weight
 from lvlm_guard.engine.measured import Measured
 from lvlm_guard.engine.steering import Pass, edited
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lvlm_guard.calibration import Subject
-    from lvlm_guard.engine.call import Call
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class VTI(Measured):
         call.decoder.parts("mlp")
 
     def around(self, passed: Pass) -> AbstractContextManager[None]:
-        """Turn every MLP's output at every position."""
         found, decoder = self.measured().tensors["text"], passed.call.decoder
         mlps = decoder.parts("mlp") if self.alpha > 0 else []
         return edited(mlps, lambda layer, x: turned(x, found[layer].to(x.device), self.alpha), passed, everywhere=True)

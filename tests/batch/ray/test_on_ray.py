@@ -13,9 +13,8 @@ import psutil
 import pytest
 from data_sets import answers, as_lines, as_tar, rows
 
-from lvlm_guard.batch.on_ray import on_ray
 from lvlm_guard.batch.plan import How, plan_of
-from lvlm_guard.batch.run import here
+from lvlm_guard.batch.run import here, on_ray
 from lvlm_guard.ranks import Place
 
 ray = pytest.importorskip("ray")
