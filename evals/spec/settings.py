@@ -11,9 +11,9 @@ from typer import Option
 
 from lvlm_guard.cli.options import Device, Dtype, Execution, Model
 from lvlm_guard.cli.settings import COMMAS
+from lvlm_guard.cli.settings import EMBEDDED as EMBEDDED
 from lvlm_guard.evals.spec.items import Split
 
-EMBEDDED = "embedded"
 TASKS = """Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), chair, \
 opope, mme_hallucination, amber, amber_captions, dash_b, mmhal, or one of lmms-eval (mmstar, ...)."""
 QUESTIONS = "Questions: POPE's files or folder, DASH-B's, ...; a list to caption. Repeatable."
@@ -70,9 +70,7 @@ class Settings:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Settings:
         """Return the settings of `to_dict`, read from JSON."""
-        known: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
         for name in ("sweep", "matchers"):
             known[name] = {key: tuple(values) for key, values in (data.get(name) or {}).items()}
         return cls(**known)

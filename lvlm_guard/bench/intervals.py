@@ -46,3 +46,8 @@ def interval(values: NDArray[Any], statistic: Callable[[NDArray[Any]], Any], see
 def median_interval(values: Values, seed: int = 0) -> Interval:
     """Return the median and its percentile-bootstrap interval."""
     return interval(np.asarray(values, dtype=float), lambda held: np.median(held, axis=-1), seed)
+
+
+def figure(metric: str, interval: Interval) -> dict[str, Any]:
+    """Return a metric's part of a row in long form."""
+    return {"metric": metric} | dict(zip(("value", "low", "high"), interval, strict=True))

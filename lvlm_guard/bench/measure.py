@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.bench.intervals import Interval, median_interval, median_ratio
+from lvlm_guard.bench.intervals import Interval, figure, median_interval, median_ratio
 from lvlm_guard.bench.memory import peak_meter
 from lvlm_guard.bench.peers import peer
 from lvlm_guard.errors import KnobError
@@ -108,8 +108,7 @@ class Bench:
         model: not guarded; each guarded arm has a copy of its own, which shares the weights.
         processor: likewise.
         name: of the model, in the rows.
-        blocks: repetitions that count, per workload.
-        warm: repetitions before them that do not.
+        blocks: repetitions that count, per workload; one more goes before.
         tick: told of each block done.
     """
 
@@ -118,7 +117,6 @@ class Bench:
     name: str
     _: KW_ONLY
     blocks: int = 12
-    warm: int = 1
     tick: Callable[[int], object] = lambda count: None
     raised: dict[str, str] = field(default_factory=dict, init=False)
     """What peers raised, by their arm's name; they are not measured."""
@@ -166,24 +164,16 @@ class Bench:
 
     def _rows(self, workload: Workload, arm: Arm, found: Mapping[str, Interval]) -> Iterator[Row]:
         calls = self.blocks * workload.calls
-        for metric, (value, low, high) in found.items():
-            yield {
-                "model": self.name,
-                "method": arm.name,
-                "task": workload.task,
-                "metric": metric,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": min(calls, COUNTED_CALLS) if metric in COUNTED else calls * workload.batch,
-                "batch": workload.batch,
-                "execution": arm.execution if arm.method is not None else "peer" if arm.peer else "plain",
-            }
+        execution = arm.execution if arm.method is not None else "peer" if arm.peer else "plain"
+        for metric, interval in found.items():
+            n = min(calls, COUNTED_CALLS) if metric in COUNTED else calls * workload.batch
+            head = {"model": self.name, "method": arm.name, "task": workload.task}
+            yield head | figure(metric, interval) | {"n": n, "batch": workload.batch, "execution": execution}
 
     def _time(self, workload: Workload, arms: Sequence[Arm]) -> dict[Arm, Times]:
         """Return the times of each arm, summed over each block: [blocks, 3]."""
         timed = {arm: np.zeros((self.blocks, 3)) for arm in arms}
-        for block in range(-self.warm, self.blocks):
+        for block in range(-1, self.blocks):  # the first warms up
             for offset, order in enumerate(turning(arms, workload.calls)):
                 call = (block % self.blocks) * workload.calls + offset
                 # parity goes on over blocks of an odd number of calls

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from lvlm_guard.bench.intervals import Interval, median_interval, median_ratio
+from lvlm_guard.bench.intervals import figure, median_interval, median_ratio
 from lvlm_guard.bench.measure import turning
 from lvlm_guard.errors import GuardError, MissingExtraError, UnprovedError
 from lvlm_guard.proof import FIELD
@@ -162,17 +162,13 @@ def rows(records: Sequence[Record]) -> list[Record]:
         base = {"method": guard or "greedy", "server": server, "task": "caption", "concurrency": at_once}
         base |= {"n": sum(one["completed"] for one in mine), "blocks": len(mine)}
 
-        def add(metric: str, interval: Interval, base: Record = base) -> None:
-            found.append(base | {"metric": metric} | dict(zip(("value", "low", "high"), interval, strict=True)))
-
-        for metric in _SHOWN:
-            add(metric, median_interval([one[metric] for one in mine]))
+        found += [base | figure(metric, median_interval([one[metric] for one in mine])) for metric in _SHOWN]
         for against in ("guarded", "plain"):
             other = runs.get((at_once, against, None), [])
             if server == "guarded" and (server, guard) != (against, None) and len(other) == len(mine):
                 for ratio, of in (("time_ratio", "seconds"), ("first_token_ratio", "first_token_median_s")):
-                    pairs = ([one[of] for one in mine], [one[of] for one in other])
-                    add(ratio, median_ratio(*pairs), base | {"against": against})
+                    pairs = [one[of] for one in mine], [one[of] for one in other]
+                    found.append(base | {"against": against} | figure(ratio, median_ratio(*pairs)))
     return found
 
 

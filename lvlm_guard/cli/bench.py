@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -25,6 +26,7 @@ from lvlm_guard.cli.console import (
     usage,
 )
 from lvlm_guard.cli.options import Device, Dtype, Json, Model, listed, method_of, numbers
+from lvlm_guard.cli.settings import EMBEDDED
 from lvlm_guard.errors import GuardError
 from lvlm_guard.progress import progress
 
@@ -133,7 +135,9 @@ def bench(
         room = import_module("lvlm_guard.bench.server")
         plain = model if "model" in given else ""
         served = room.arms_of(server, plain_server, plain, names if "methods" in given else [])
-        load = room.Load(_tokenizer(tokenizer or served[0].name), tokens=max_new_tokens)
+        words = tokenizer or served[0].name
+        words = str(import_module("lvlm_guard.embedded").MODEL) if words == EMBEDDED else words
+        load = room.Load(words, tokens=max_new_tokens)
         told = ", ".join(f"{arm.name}{' (ordinary vLLM)' * (arm.server == 'plain')}" for arm in served)
         say(f"Measuring {told} at {server}, {blocks} blocks. Ctrl-C stops.")
         _measure_there(room, served, load, loads, blocks, records, json)
@@ -147,7 +151,7 @@ def bench(
     from lvlm_guard.bench.measure import Arm, Bench, arms_of
     from lvlm_guard.bench.peers import peer_name, peers_of
     from lvlm_guard.methods import REGISTRY
-    from lvlm_guard.pretrained import EMBEDDED, dtype_of, load_model, usable_device
+    from lvlm_guard.pretrained import dtype_of, load_model, usable_device
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -175,9 +179,8 @@ def bench(
     if peers:
         arms += [Arm(peer_name(name), peer=name) for name in peers_of(names)]
     say(f"Measuring {len(arms)} ways to answer on {len(asked)} workloads, {blocks} blocks each. Ctrl-C stops.")
-    unmeasured = 1
-    with progress("blocks", len(asked) * (blocks + unmeasured)) as tick:
-        measured = Bench(lvlm, processor, model, blocks=blocks, warm=unmeasured, tick=tick)
+    with progress("blocks", len(asked) * (blocks + 1)) as tick:  # the first of each is not counted
+        measured = Bench(lvlm, processor, model, blocks=blocks, tick=tick)
         rows = measured.run(asked, arms)
     for name, error in measured.raised.items():
         say(f"{name} raised {error}")
@@ -193,7 +196,7 @@ def bench(
         how = "one by one" if row["batch"] == 1 else f"{row['batch']} at once"
         return f"{row['task']}s, {how} (n = {row['n']})"
 
-    _print(rows, title, lambda row: {"method": row["method"], "run": row["execution"]}, HERE)
+    _print(rows, title, {"method": itemgetter("method"), "run": itemgetter("execution")}, HERE)
     out().print(
         "[dim]time: median over blocks of guarded / plain generate(), the mask counted; request: the processor too; "
         "forwards, tokens and masks are means a call; 95 % intervals in brackets.[/]"
@@ -220,38 +223,28 @@ def _measure_there(
     if json:
         print_json("bench", rows, stopped=why)
     else:
-        _print(
-            rows,
-            lambda row: f"{row['concurrency']} in flight (n = {row['n']} each)",
-            lambda row: {"arm": row["method"] if row["server"] == "guarded" else "ordinary vLLM"},
-            THERE,
+        names = {"arm": lambda row: row["method"] if row["server"] == "guarded" else "ordinary vLLM"}
+        _print(rows, lambda row: f"{row['concurrency']} in flight (n = {row['n']} each)", names, THERE)
+        bullets(
+            [
+                "Medians over blocks with 95 % intervals in brackets; time: of a block's requests over the same requests'."
+            ]
         )
-        told = (
-            "Medians over blocks with 95 % intervals in brackets; time: of a block's requests over the same requests'."
-        )
-        bullets([told])
     if stopped is not None:
         err().print(f"Stopped: {why}", style="yellow", markup=False)
         raise typer.Exit(STOPPED if isinstance(stopped, KeyboardInterrupt) else FAILED)
 
 
-def _tokenizer(name: str) -> str:
-    from lvlm_guard import embedded
-    from lvlm_guard.pretrained import EMBEDDED
-
-    return str(embedded.MODEL) if name == EMBEDDED else name
-
-
 def _print(
     rows: Sequence[Row],
     title: Callable[[Row], str],
-    line: Callable[[Row], Mapping[str, str]],
+    names: Mapping[str, Callable[[Row], str]],
     columns: Mapping[str, Column],
 ) -> None:
-    """Print a table of each workload or load, a line an arm; `line` names it by column."""
+    """Print a table of each workload or load: an arm a line, its names and its figures."""
     for mine in _grouped(rows, "task", "batch", "concurrency"):
         table = Table(title=title(mine[0]), title_justify="left")
-        for head in line(mine[0]):
+        for head in names:
             table.add_column(head, no_wrap=head == "method")
         for column in columns.values():
             table.add_column(column.head, justify="right")
@@ -259,7 +252,7 @@ def _print(
             found = {row["metric"] + (f" to {row['against']}" if "against" in row else ""): row for row in arm}
             plain = arm[0].get("execution") == "plain"
             figures = (column.shown(found.get(metric), plain) for metric, column in columns.items())
-            table.add_row(*line(arm[0]).values(), *figures)
+            table.add_row(*(name(arm[0]) for name in names.values()), *figures)
         out().print(table)
 
 

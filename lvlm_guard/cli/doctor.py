@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 THINKS = "thinks first, and every token is guarded, of its thoughts as of its answer"
 UNTRIED = "not tried: proved at the first guard(), or refused"
-UNASKED = "its methods were not asked one by one"
 EXTRAS = {
     "eval": "evaluation on lmms-eval",
     "batch": "answers of whole data sets",
@@ -98,9 +97,8 @@ def _print(heads: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> None:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value)
-    return {True: "yes", False: "no", None: "?"}[value] if value is None or isinstance(value, bool) else str(value)
+    marks = {True: "yes", False: "no", None: "?"}
+    return ", ".join(value) if isinstance(value, list) else str(marks.get(value, value))
 
 
 def family_rows() -> list[dict[str, Any]]:
@@ -117,17 +115,13 @@ def family_rows() -> list[dict[str, Any]]:
     known = table()
     rows = []
     for kind in sorted({*NAMES, *(kind for kind in known if kind in CONFIG_MAPPING_NAMES)}):
-        told = known.get(kind, {})
-        name = str(NAMES.get(kind) or kind)
-        row: dict[str, Any] = {"family": re.sub("_?For[A-Z].*", "", name), "model_types": [kind], "proven": None}
-        row |= {"methods": [], "note": told.get("untried", UNTRIED)}
+        told, family = known.get(kind, {}), re.sub("_?For[A-Z].*", "", str(NAMES.get(kind) or kind))
         if "proof" in told:
-            limits = _limits(told["proof"], told.get("without", {}), told.get("thinks", False))
-            note = "; ".join(filter(None, (UNASKED * ("methods" not in told), limits)))
-            row |= {"proven": True, "methods": told.get("methods", []), "note": note}
-        elif "refused" in told:
-            row |= {"proven": False, "note": told["refused"]}
-        rows.append(row)
+            proven, note = True, _limits(told["proof"], told["without"], told["thinks"])
+        else:
+            proven, note = (False, told["refused"]) if "refused" in told else (None, told.get("untried", UNTRIED))
+        methods = told.get("methods", [])
+        rows.append({"family": family, "model_types": [kind], "proven": proven, "methods": methods, "note": note})
     return rows
 
 
@@ -148,10 +142,9 @@ def proven_row(name: str, device: str, dtype: str) -> dict[str, Any]:
     found = f"off by {proof.error:.1g} of the logits' spread, where another picture moves them by {proof.seen:.2g}"
     without = {} if proof.hides else {"focus": proof.why.get("hides", "")}
     limits = _limits(asdict(proof), without, thinks_first(processor))
-    names = [
-        name for name in table().get(kind, {}).get("methods") or ["agla", "apc", "vote", "focus"] if name not in without
-    ]
-    return row | {"methods": names, "note": "; ".join(filter(None, [found, limits]))}
+    asked = table().get(kind, {}).get("methods") or ("agla", "apc", "vote", "focus")
+    note = "; ".join(filter(None, [found, limits]))
+    return row | {"methods": [name for name in asked if name not in without], "note": note}
 
 
 def thinks_first(processor: Any) -> bool:
