@@ -70,7 +70,7 @@ class Settings:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Settings:
         """Return the settings of `to_dict`, read from JSON."""
-        known = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        known: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in data.items()}
         for name in ("sweep", "matchers"):
             known[name] = {key: tuple(values) for key, values in (data.get(name) or {}).items()}
         return cls(**known)

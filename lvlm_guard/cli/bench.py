@@ -225,11 +225,8 @@ def _measure_there(
     else:
         names = {"arm": lambda row: row["method"] if row["server"] == "guarded" else "ordinary vLLM"}
         _print(rows, lambda row: f"{row['concurrency']} in flight (n = {row['n']} each)", names, THERE)
-        bullets(
-            [
-                "Medians over blocks with 95 % intervals in brackets; time: of a block's requests over the same requests'."
-            ]
-        )
+        told = "Medians over blocks with 95 % intervals in brackets"
+        bullets([f"{told}; time: of a block's requests over the same requests'."])
     if stopped is not None:
         err().print(f"Stopped: {why}", style="yellow", markup=False)
         raise typer.Exit(STOPPED if isinstance(stopped, KeyboardInterrupt) else FAILED)

@@ -116,10 +116,11 @@ def family_rows() -> list[dict[str, Any]]:
     rows = []
     for kind in sorted({*NAMES, *(kind for kind in known if kind in CONFIG_MAPPING_NAMES)}):
         told, family = known.get(kind, {}), re.sub("_?For[A-Z].*", "", str(NAMES.get(kind) or kind))
-        if "proof" in told:
-            proven, note = True, _limits(told["proof"], told["without"], told["thinks"])
+        proven = True if "proof" in told else False if "refused" in told else None
+        if proven:
+            note = _limits(told["proof"], told["without"], told["thinks"])
         else:
-            proven, note = (False, told["refused"]) if "refused" in told else (None, told.get("untried", UNTRIED))
+            note = told.get("refused") or told.get("untried", UNTRIED)
         methods = told.get("methods", [])
         rows.append({"family": family, "model_types": [kind], "proven": proven, "methods": methods, "note": note})
     return rows
